@@ -1,0 +1,242 @@
+//! The vocabulary: what one log line says, before anything is put together.
+//!
+//! Takes: nothing. Gives: types that borrow from the line; no allocation.
+//! Every text field is a stranger's until proved otherwise: names and replies come from remote servers.
+//! Not here: what a line means for a count (`session`), or which year it was written in (`civil`).
+
+use std::net::IpAddr;
+
+/// One line that concerns outbound TLS, a delivery, or the life of a message.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Event<'a> {
+    /// The time in the line.
+    pub stamp: Stamp,
+    /// Who wrote it.
+    pub process: Process<'a>,
+    /// What it says.
+    pub what: What<'a>,
+}
+
+/// The time in a line, as far as the line knows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stamp {
+    /// `Nov 22 01:39:01`: no year, no zone, no fraction.
+    Civil {
+        /// 1 to 12.
+        month: u8,
+        /// 1 to 31.
+        day: u8,
+        /// 0 to 23.
+        hour: u8,
+        /// 0 to 59.
+        minute: u8,
+        /// 0 to 60.
+        second: u8,
+    },
+    /// `2026-11-22T01:46:13.565141+00:00`: seconds since 1970-01-01T00:00:00Z; the fraction is dropped.
+    Utc(i64),
+}
+
+/// The writer of a line: `postfix/relay/smtp[1234]` is instance `postfix/relay`, name `smtp`, pid 1234.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Process<'a> {
+    /// The `syslog_name`, all before the last slash.
+    pub instance: &'a [u8],
+    /// The program, after the last slash.
+    pub name: &'a [u8],
+    /// The process id.
+    pub pid: u32,
+}
+
+/// The other end of a connection, as Postfix prints it: `HOST[IP]` or `HOST[IP]:PORT`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Peer<'a> {
+    /// The host name that Postfix connected to (the MX host, not what the server calls itself).
+    pub host: &'a [u8],
+    /// Its address; `None` for a unix-domain socket.
+    pub ip: Option<IpAddr>,
+    /// The port, where the line has one.
+    pub port: Option<u16>,
+}
+
+/// What a line says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum What<'a> {
+    /// `Trusted TLS connection established to HOST[IP]:PORT: …`; with `reused`, a cached connection and no handshake.
+    Established {
+        /// The server.
+        peer: Peer<'a>,
+        /// What Postfix made of its certificate.
+        trust: Trust,
+        /// `reused` instead of `established`.
+        reused: bool,
+    },
+    /// `certificate verification failed for HOST[IP]:PORT: …`.
+    VerificationFailed {
+        /// The server.
+        peer: Peer<'a>,
+        /// Why.
+        cause: VerifyCause<'a>,
+    },
+    /// `SSL_connect error to HOST[IP]:PORT: …`.
+    HandshakeFailed {
+        /// The server.
+        peer: Peer<'a>,
+        /// `lost connection`, an errno text, or a number.
+        cause: &'a [u8],
+    },
+    /// `warning: TLS library problem: …`: the detail of the handshake failure before it.
+    LibraryProblem {
+        /// The text of the TLS library.
+        text: &'a [u8],
+    },
+    /// `HOST[IP]:PORT: re-using session with untrusted …, look for details earlier in the log`.
+    ResumedUntrusted {
+        /// The server.
+        peer: Peer<'a>,
+    },
+    /// `HOST[IP]:PORT: all TLSA records unusable[, fallback to unauthenticated TLS]`.
+    TlsaUnusable {
+        /// The server.
+        peer: Peer<'a>,
+    },
+    /// A host that policy ruled out before any connection.
+    HostRuledOut {
+        /// The next-hop destination, as in the line.
+        next_hop: &'a [u8],
+        /// The MX host.
+        host: &'a [u8],
+        /// Why.
+        why: RuledOut,
+    },
+    /// `TLSRPT: status=…`: what Postfix itself reports of a session (3.10 and later).
+    Native {
+        /// The TLSRPT policy domain.
+        domain: &'a [u8],
+        /// The server, without a port.
+        peer: Peer<'a>,
+        /// `None` is success.
+        failure: Option<NativeFailure<'a>>,
+    },
+    /// `QID: reason`: a host that was not the last one was given up.
+    HostLeft {
+        /// The message.
+        queue_id: &'a [u8],
+        /// Why.
+        reason: Reason<'a>,
+    },
+    /// `QID: to=<…>, relay=…, status=… (…)`: what became of one recipient.
+    Delivery {
+        /// The message.
+        queue_id: &'a [u8],
+        /// What stands after the last `@` of the recipient address; empty where there is none.
+        recipient_domain: &'a [u8],
+        /// The server; `None` for `relay=none` and other words that are no host.
+        relay: Option<Peer<'a>>,
+        /// `conn_use=` is there and 2 or more: a cached connection.
+        cached_connection: bool,
+        /// `status=sent`.
+        sent: bool,
+        /// The text in parentheses.
+        reason: Reason<'a>,
+    },
+    /// `QID: message-id=<…>` or `QID: resent-message-id=<…>` of cleanup(8).
+    MessageId {
+        /// The message.
+        queue_id: &'a [u8],
+        /// Without the angle brackets.
+        message_id: &'a [u8],
+    },
+    /// `QID: from=<…>, size=…, nrcpt=… (queue active)` of qmgr(8).
+    Active {
+        /// The message.
+        queue_id: &'a [u8],
+    },
+    /// `QID: removed` of qmgr(8), or of cleanup(8) for a message that never was.
+    Removed {
+        /// The message.
+        queue_id: &'a [u8],
+    },
+    /// `daemon started -- version …` of master(8).
+    Started {
+        /// For example `3.7.11`.
+        version: &'a [u8],
+    },
+}
+
+/// The first word of the TLS summary line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Trust {
+    /// No certificate.
+    Anonymous,
+    /// A chain that leads to no trusted root, or (before 3.10.4) a certificate that did not match.
+    Untrusted,
+    /// A trusted chain, the name not required or not matched.
+    Trusted,
+    /// Matched as the policy requires.
+    Verified,
+}
+
+/// Why a certificate did not pass.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum VerifyCause<'a> {
+    /// `not trusted by local or TLSA policy`.
+    NotTrusted,
+    /// `self-signed certificate`.
+    SelfSigned,
+    /// `untrusted issuer …`; the issuer's name is a stranger's text and is not kept.
+    UntrustedIssuer,
+    /// `certificate not yet valid`.
+    NotYetValid,
+    /// `certificate has expired`.
+    Expired,
+    /// `not designated for use as a … certificate`.
+    WrongPurpose,
+    /// `certificate chain longer than limit(…)`.
+    ChainTooLong,
+    /// `num=N:text`: any other X.509 verification code, the text without its spaces' meaning.
+    Code(u16, &'a [u8]),
+    /// `external policy failure (…)`: the `policy_failure` attribute of the policy table (3.10).
+    ExternalPolicy(&'a [u8]),
+}
+
+/// Why policy ruled a host out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum RuledOut {
+    /// `TLSA lookup error for …`.
+    TlsaLookupError,
+    /// `TLSA records unusable`.
+    TlsaUnusable,
+    /// `no TLSA records found`.
+    NoTlsa,
+    /// `non DNSSEC destination`.
+    NotDnssec,
+    /// `MX name '…' does not match STS MX pattern for '…'`.
+    StsMxMismatch,
+}
+
+/// What a `TLSRPT: status=failure` line says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NativeFailure<'a> {
+    /// For example `certificate_host_mismatch`, with underscores as Postfix prints it.
+    pub failure_type: &'a [u8],
+    /// For example `tls-handshake-failure`.
+    pub reason: Option<&'a [u8]>,
+}
+
+/// Why a host was left or a recipient's delivery ended, as far as TLS is concerned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reason<'a> {
+    /// `TLS is required, but host HOST[IP] refused to start TLS: …`.
+    StarttlsRefused(Peer<'a>),
+    /// `TLS is required, but was not offered by host HOST[IP]`.
+    StarttlsNotOffered(Peer<'a>),
+    /// `Cannot start TLS: handshake failure`.
+    HandshakeFailure,
+    /// `Server certificate not verified`.
+    NotVerified,
+    /// `Server certificate not trusted` (3.4 and 3.5).
+    NotTrusted,
+    /// Anything else: delivered, refused, or lost for a reason that is not TLS's.
+    Other,
+}

@@ -1,0 +1,351 @@
+//! The configuration: one commented section a module, defaults that suit a Debian host.
+//!
+//! Takes: the text of `tlswarden.toml`. Gives: [`Config`], checked; printed by `check`, it reads back equal.
+//! When it fails: one line that names file, line, key, what was found and what is allowed (exit 78).
+//! Not here: whether what it names exists on this host (`daemon`).
+
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+/// The whole file.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// Where state is kept.
+    pub store: StoreSection,
+    /// How the command line reaches the daemon.
+    pub control: ControlSection,
+    /// What is known of the Postfix that asks.
+    pub postfix: PostfixSection,
+    /// Where Postfix asks.
+    pub socketmap: SocketmapSection,
+    /// The resolver.
+    pub resolver: ResolverSection,
+    /// How policies are found and kept.
+    pub policy: PolicySection,
+    /// Reports.
+    pub report: ReportSection,
+    /// For tests in closed networks alone.
+    #[serde(skip_serializing_if = "is_default")]
+    pub closed_network: ClosedNetworkSection,
+    /// The logs that are followed.
+    #[serde(rename = "input")]
+    pub inputs: Vec<InputSection>,
+}
+
+/// `[store]`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct StoreSection {
+    /// The folder of the embedded store.
+    pub path: PathBuf,
+}
+
+/// `[control]`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ControlSection {
+    /// The control socket, mode 0600.
+    pub socket: PathBuf,
+}
+
+/// `[postfix]`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct PostfixSection {
+    /// Its version, major and minor (`postconf -h mail_version`).
+    pub version: PostfixVersion,
+    /// Its `smtp_tls_security_level`: what a destination without a policy gets.
+    pub default_level: Level,
+    /// Whether it has `smtp_dns_support_level = dnssec`; where not, no `dane*` answer is given.
+    pub dnssec: bool,
+}
+
+/// A Postfix security level that a destination without a policy can have (postconf(5), `smtp_tls_security_level`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[allow(missing_docs)]
+pub enum Level {
+    None,
+    May,
+    Encrypt,
+    Dane,
+    DaneOnly,
+    Verify,
+    Secure,
+}
+
+/// A Postfix release, `3.7`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct PostfixVersion {
+    /// Before the dot.
+    pub major: u16,
+    /// After the dot.
+    pub minor: u16,
+}
+
+/// `[socketmap]`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct SocketmapSection {
+    /// Addresses to listen on: `unix:/path` or `inet:127.0.0.1:8461`, any number.
+    pub listen: Vec<Listen>,
+}
+
+/// An address that is listened on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum Listen {
+    /// A unix-domain socket, made with mode 0666: the folder says who may.
+    Unix(PathBuf),
+    /// TCP.
+    Inet(SocketAddr),
+}
+
+/// `[resolver]`
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ResolverSection {
+    /// The validating resolver; without it the first loopback `nameserver` of `/etc/resolv.conf`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub address: Option<SocketAddr>,
+}
+
+/// `[policy]`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct PolicySection {
+    /// How long Postfix waits for a first answer at most.
+    pub answer_budget: Span,
+    /// How many domains' policies are kept.
+    pub max_domains: usize,
+}
+
+/// `[report]`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ReportSection {
+    /// `organization-name`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub organization: Option<String>,
+    /// `contact-info`: an address that a person reads.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub contact: Option<String>,
+    /// The From address; its domain is the submitter and signs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub from: Option<String>,
+    /// The envelope sender, where bounces go; without it `from`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub envelope: Option<String>,
+    /// How mail is handed over: `smtp:127.0.0.1:25` or `sendmail:/usr/sbin/sendmail`.
+    pub deliver: Deliver,
+    /// Over how long a time after midnight UTC reports are spread.
+    pub spread: Span,
+    /// How long counts and unsent reports are kept after their day.
+    pub retention: Span,
+    /// The keys that sign; every one signs every report.
+    pub dkim: Vec<DkimKey>,
+}
+
+/// `[[report.dkim]]`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DkimKey {
+    /// `s=`.
+    pub selector: String,
+    /// `d=`; without it the domain of `from`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub domain: Option<String>,
+    /// The private key, PEM: RSA of 2048 bits or more, or Ed25519.
+    pub key: PathBuf,
+}
+
+/// How report mail is handed over.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum Deliver {
+    /// SMTP without TLS to an MTA on this host.
+    Smtp(SocketAddr),
+    /// The sendmail command.
+    Sendmail(PathBuf),
+}
+
+/// `[closed_network]`: what tests in a network without the Internet need. Refused together with a public resolver.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ClosedNetworkSection {
+    /// One more root for policy hosts, PEM.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub extra_root: Option<PathBuf>,
+    /// Where every policy host is reached, in place of its own address and port 443.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub policy_hosts: Option<SocketAddr>,
+    /// Whether policy hosts and receivers may have private and loopback addresses.
+    #[serde(skip_serializing_if = "is_default")]
+    pub private_addresses: bool,
+    /// What the clock shows at start (RFC 3339).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub clock: Option<jiff::Timestamp>,
+}
+
+/// `[[input]]`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct InputSection {
+    /// The log file.
+    pub file: PathBuf,
+    /// The IANA name of the zone of its time stamps, where they have none; without it the host's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timezone: Option<String>,
+}
+
+/// A length of time, as `5s`, `4h`, `3days`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Span(pub Duration);
+
+impl Default for StoreSection {
+    fn default() -> Self {
+        StoreSection { path: "/var/lib/tlswarden".into() }
+    }
+}
+
+impl Default for ControlSection {
+    fn default() -> Self {
+        ControlSection { socket: "/run/tlswarden/control".into() }
+    }
+}
+
+impl Default for PostfixSection {
+    fn default() -> Self {
+        PostfixSection { version: PostfixVersion { major: 3, minor: 7 }, default_level: Level::May, dnssec: true }
+    }
+}
+
+impl Default for SocketmapSection {
+    fn default() -> Self {
+        SocketmapSection { listen: vec![Listen::Unix("/var/spool/postfix/tlswarden/socketmap".into())] }
+    }
+}
+
+impl Default for PolicySection {
+    fn default() -> Self {
+        PolicySection { answer_budget: Span(Duration::from_secs(5)), max_domains: 100_000 }
+    }
+}
+
+impl Default for ReportSection {
+    fn default() -> Self {
+        ReportSection {
+            organization: None,
+            contact: None,
+            from: None,
+            envelope: None,
+            deliver: Deliver::Smtp(SocketAddr::new(IpAddr::from([127, 0, 0, 1]), 25)),
+            spread: Span(Duration::from_secs(4 * 3600)),
+            retention: Span(Duration::from_secs(3 * 86_400)),
+            dkim: Vec::new(),
+        }
+    }
+}
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
+}
+
+impl TryFrom<String> for Span {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Span, String> {
+        humantime::parse_duration(&text).map(Span).map_err(|_| {
+            format!("`{text}` is no length of time; allowed: a number with s, min, h or days, such as `5s`")
+        })
+    }
+}
+
+impl From<Span> for String {
+    fn from(span: Span) -> String {
+        humantime::format_duration(span.0).to_string()
+    }
+}
+
+impl TryFrom<String> for PostfixVersion {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<PostfixVersion, String> {
+        let mut parts = text.split('.');
+        let mut number = || parts.next().and_then(|p| p.parse().ok());
+        match (number(), number()) {
+            (Some(major), Some(minor)) => Ok(PostfixVersion { major, minor }),
+            _ => Err(format!("`{text}` is no Postfix version; allowed: such as `3.7`")),
+        }
+    }
+}
+
+impl From<PostfixVersion> for String {
+    fn from(v: PostfixVersion) -> String {
+        format!("{}.{}", v.major, v.minor)
+    }
+}
+
+impl TryFrom<String> for Listen {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Listen, String> {
+        let bad = || format!("`{text}` is no address; allowed: `unix:/path` or `inet:127.0.0.1:8461`");
+        match text.split_once(':') {
+            Some(("unix", path)) if path.starts_with('/') => Ok(Listen::Unix(path.into())),
+            Some(("inet", addr)) => addr.parse().map(Listen::Inet).map_err(|_| bad()),
+            _ => Err(bad()),
+        }
+    }
+}
+
+impl fmt::Display for Listen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Listen::Unix(path) => write!(f, "unix:{}", path.display()),
+            Listen::Inet(addr) => write!(f, "inet:{addr}"),
+        }
+    }
+}
+
+impl From<Listen> for String {
+    fn from(listen: Listen) -> String {
+        listen.to_string()
+    }
+}
+
+impl TryFrom<String> for Deliver {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Deliver, String> {
+        let bad =
+            || format!("`{text}` is no way of delivery; allowed: `smtp:127.0.0.1:25` or `sendmail:/usr/sbin/sendmail`");
+        match text.split_once(':') {
+            Some(("smtp", addr)) => addr.parse().map(Deliver::Smtp).map_err(|_| bad()),
+            Some(("sendmail", path)) if path.starts_with('/') => Ok(Deliver::Sendmail(path.into())),
+            _ => Err(bad()),
+        }
+    }
+}
+
+impl fmt::Display for Deliver {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Deliver::Smtp(addr) => write!(f, "smtp:{addr}"),
+            Deliver::Sendmail(path) => write!(f, "sendmail:{}", path.display()),
+        }
+    }
+}
+
+impl From<Deliver> for String {
+    fn from(deliver: Deliver) -> String {
+        deliver.to_string()
+    }
+}

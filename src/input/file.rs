@@ -1,0 +1,1 @@
+//! Follows one log file over rotation and truncation.

@@ -1,0 +1,12 @@
+//! tlswarden: tells the MTA which TLS policy a destination published, counts how sessions ended, reports the counts.
+//!
+//! The modules, in the order the data meets them.
+
+pub mod clock;
+pub mod config;
+pub mod domain;
+pub mod metrics;
+pub mod tlsrpt;
+
+pub mod input;
+pub mod store;

@@ -1,0 +1,105 @@
+//! What the daemon knows about itself: how far each input is, and how often what happened.
+//!
+//! Takes: a note from any task. Gives: a snapshot to whoever asks. Never waits.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use parking_lot::Mutex;
+use serde::Serialize;
+
+use crate::clock::Clock;
+use crate::tlsrpt::Day;
+
+/// How long an input must have been at its end before the day behind it may close, in seconds.
+pub const IDLE: i64 = 300;
+
+/// The last errors that are kept for `status`.
+const LAST_ERRORS: usize = 16;
+
+/// The one instance, shared by all tasks.
+#[derive(Clone, Default)]
+pub struct Metrics(Arc<Inner>);
+
+#[derive(Default)]
+struct Inner {
+    counters: Mutex<BTreeMap<&'static str, Arc<AtomicU64>>>,
+    inputs: Mutex<BTreeMap<String, Progress>>,
+    errors: Mutex<Vec<(i64, String)>>,
+}
+
+/// How far an input has been read and counted.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Progress {
+    /// The time of the newest line counted, in seconds since 1970-01-01T00:00:00Z.
+    pub newest: Option<i64>,
+    /// Since when the input has been at its end with nothing to read; `None` while it is behind.
+    pub at_end_since: Option<i64>,
+    /// Octets known to be unread.
+    pub behind: u64,
+    /// Lines read.
+    pub lines: u64,
+    /// Lines that said something about a session.
+    pub used: u64,
+    /// Lines that looked ours and could not be read.
+    pub malformed: u64,
+    /// Lines over the limit, left out.
+    pub skipped: u64,
+    /// The last trouble with it, if it still stands.
+    pub trouble: Option<String>,
+}
+
+impl Metrics {
+    /// Adds to a counter, by its documented name.
+    pub fn add(&self, name: &'static str, n: u64) {
+        self.counter(name).fetch_add(n, Ordering::Relaxed);
+    }
+
+    /// A counter to hold on to, for paths where a look-up by name would show.
+    pub fn counter(&self, name: &'static str) -> Arc<AtomicU64> {
+        Arc::clone(self.0.counters.lock().entry(name).or_default())
+    }
+
+    /// All counters.
+    pub fn counters(&self) -> BTreeMap<&'static str, u64> {
+        self.0.counters.lock().iter().map(|(k, v)| (*k, v.load(Ordering::Relaxed))).collect()
+    }
+
+    /// Changes what is known of an input, making its entry if there is none.
+    pub fn input(&self, name: &str, change: impl FnOnce(&mut Progress)) {
+        let mut inputs = self.0.inputs.lock();
+        match inputs.get_mut(name) {
+            Some(progress) => change(progress),
+            None => change(inputs.entry(name.to_owned()).or_default()),
+        }
+    }
+
+    /// All inputs, by name.
+    pub fn inputs(&self) -> BTreeMap<String, Progress> {
+        self.0.inputs.lock().clone()
+    }
+
+    /// Logs one line `subject: problem: cause; consequence` and keeps it for `status`.
+    pub fn error(&self, clock: Clock, line: String) {
+        tracing::warn!("{line}");
+        let mut errors = self.0.errors.lock();
+        if errors.len() == LAST_ERRORS {
+            errors.remove(0);
+        }
+        errors.push((clock.seconds(), line));
+    }
+
+    /// The last errors, oldest first: (seconds since 1970-01-01T00:00:00Z, line).
+    pub fn errors(&self) -> Vec<(i64, String)> {
+        self.0.errors.lock().clone()
+    }
+
+    /// The inputs that keep a day open: neither read past its end, nor at their end and idle for [`IDLE`].
+    pub fn lagging(&self, day: Day, now: i64) -> Vec<String> {
+        let closed = |p: &Progress| {
+            p.newest.is_some_and(|t| t >= day.end()) || p.at_end_since.is_some_and(|t| now - t.max(day.end()) >= IDLE)
+        };
+        self.0.inputs.lock().iter().filter(|(_, p)| !closed(p)).map(|(name, _)| name.clone()).collect()
+    }
+}

@@ -1,0 +1,77 @@
+//! What outlives the process: counts, marks, cached policies, decisions, and what was sent.
+//!
+//! Takes: a [`Batch`]: counts to add, records to set or remove. Gives: the same back, after any crash.
+//! A batch is written whole or not at all, and is durable when [`Store::write`] returns.
+//! When it fails: a [`StoreError`] that says whose fault it is; nothing of the batch was kept.
+//! Not here: how a store keeps it (`store/embedded.rs`), what the bytes mean (`store/format.rs`).
+
+pub mod embedded;
+pub mod format;
+
+use crate::tlsrpt::{Day, Row, Tally};
+
+/// A kind of record, with keys of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Family {
+    /// How far an input has been counted, by input name.
+    Mark,
+    /// The open state that belongs to the mark of the same name: sessions under way, own reports, the year.
+    Open,
+    /// Cached MTA-STS policies, by domain.
+    Sts,
+    /// The history of decisions, by next-hop key and time.
+    Decision,
+    /// Reports: planned, attempted, sent, by day, domain and destination.
+    Delivery,
+    /// Single values, by name.
+    Single,
+}
+
+/// What is written together.
+#[derive(Clone, Debug, Default)]
+pub struct Batch {
+    /// Counts to add.
+    pub add: Vec<(Tally, u64)>,
+    /// Records to set (`Some`) or remove (`None`), in order.
+    pub set: Vec<(Family, Vec<u8>, Option<Vec<u8>>)>,
+}
+
+/// A record as a scan returns it: key, value.
+pub type Record = (Vec<u8>, Vec<u8>);
+
+/// The store. Calls block for as long as the disk does; call them off the answering path.
+pub trait Store: Send + Sync + 'static {
+    /// Writes a batch: atomic, and durable on return.
+    fn write(&self, batch: Batch) -> Result<(), StoreError>;
+    /// One record.
+    fn read(&self, family: Family, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError>;
+    /// All records of a family whose keys begin with `prefix`, in key order.
+    fn scan(&self, family: Family, prefix: &[u8]) -> Result<Vec<Record>, StoreError>;
+    /// The days that have counts, oldest first.
+    fn days(&self) -> Result<Vec<Day>, StoreError>;
+    /// The recipient domains that have counts on a day, sorted.
+    fn domains(&self, day: Day) -> Result<Vec<String>, StoreError>;
+    /// The counts of a day and recipient domain, sorted by policy.
+    fn rows(&self, day: Day, domain: &str) -> Result<Vec<Row>, StoreError>;
+    /// Forgets the counts of all days before `day`; returns how many records went.
+    fn drop_days_before(&self, day: Day) -> Result<u64, StoreError>;
+    /// Octets on disk.
+    fn size(&self) -> Result<u64, StoreError>;
+}
+
+/// Why the store did not do what was asked, by whose fault it is.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The administrator's: the folder, its permissions.
+    #[error("{0}")]
+    Unusable(String),
+    /// Another process has it open.
+    #[error("{0}")]
+    Locked(String),
+    /// The disk's: full, failing.
+    #[error("{0}")]
+    Io(#[from] std::io::Error),
+    /// What was read is not what was written.
+    #[error("{0}")]
+    Corrupt(String),
+}

@@ -1,0 +1,1 @@
+//! What the keys and values in the store mean.

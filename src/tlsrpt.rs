@@ -1,0 +1,284 @@
+//! The words of RFC 8460: policy types, result types, and what is counted under them.
+//!
+//! Takes: nothing. Gives: types that serialise to the names of the report schema (RFC 8460 §4.4).
+//! Not here: which session is which result (`session`), or how counts become a report (`report`).
+
+use std::fmt;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+/// What kind of policy was applied (RFC 8460 §4.4, `policy-type`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PolicyType {
+    /// DANE (RFC 7672).
+    Tlsa,
+    /// MTA-STS (RFC 8461).
+    Sts,
+    /// Neither.
+    NoPolicyFound,
+}
+
+/// Why a session failed (RFC 8460 §4.3).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ResultType {
+    /// The server did not offer STARTTLS, or refused it.
+    StarttlsNotSupported,
+    /// The certificate is for another name.
+    CertificateHostMismatch,
+    /// The certificate has expired.
+    CertificateExpired,
+    /// The certificate leads to no trusted root or matches no TLSA record.
+    CertificateNotTrusted,
+    /// What has no better word.
+    ValidationFailure,
+    /// No usable TLSA record.
+    TlsaInvalid,
+    /// A DNSSEC answer that did not validate.
+    DnssecInvalid,
+    /// DANE was required and there is none.
+    DaneRequired,
+    /// The MTA-STS document could not be fetched.
+    StsPolicyFetchError,
+    /// The MTA-STS document could not be read.
+    StsPolicyInvalid,
+    /// The policy host's own certificate did not pass.
+    StsWebpkiInvalid,
+}
+
+/// The policy that a session was held to (RFC 8460 §4.4, `policy`).
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Policy {
+    /// Its kind.
+    pub policy_type: PolicyType,
+    /// The lines of the MTA-STS document as served, or the TLSA records as `3 1 1 HEX`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub policy_string: Vec<String>,
+    /// The domain that the policy belongs to (RFC 8460 §1.1): A-label, lower case, no trailing dot.
+    pub policy_domain: String,
+    /// The `mx` patterns of the MTA-STS document.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub mx_host: Vec<String>,
+}
+
+impl Policy {
+    /// The policy of a domain that published none.
+    pub fn none(domain: &str) -> Policy {
+        Policy {
+            policy_type: PolicyType::NoPolicyFound,
+            policy_string: Vec::new(),
+            policy_domain: domain.to_owned(),
+            mx_host: Vec::new(),
+        }
+    }
+}
+
+/// One kind of failure, all but its count (RFC 8460 §4.4, `failure-details`).
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Failure {
+    /// Why.
+    pub result_type: ResultType,
+    /// Our own address on the connection.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sending_mta_ip: Option<IpAddr>,
+    /// The MX host.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub receiving_mx_hostname: Option<String>,
+    /// Its address.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub receiving_ip: Option<IpAddr>,
+    /// The cause, more finely: for example `self-signed_certificate`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failure_reason_code: Option<String>,
+}
+
+impl Failure {
+    /// A failure of which nothing but the kind is known.
+    pub fn new(result_type: ResultType, reason: Option<&str>) -> Failure {
+        Failure {
+            result_type,
+            sending_mta_ip: None,
+            receiving_mx_hostname: None,
+            receiving_ip: None,
+            failure_reason_code: reason.map(str::to_owned),
+        }
+    }
+}
+
+/// A UTC day, counted from 1970-01-01 (RFC 8460 §4.1: reports cover a day from 00:00 to 24:00 UTC).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Day(pub i32);
+
+impl Day {
+    /// Seconds in a day.
+    pub const SECONDS: i64 = 86_400;
+
+    /// The day of a moment, in seconds since 1970-01-01T00:00:00Z.
+    pub fn of(seconds: i64) -> Day {
+        Day(i32::try_from(seconds.div_euclid(Day::SECONDS)).unwrap_or(i32::MAX))
+    }
+
+    /// Its first second, since 1970-01-01T00:00:00Z.
+    pub fn start(self) -> i64 {
+        i64::from(self.0) * Day::SECONDS
+    }
+
+    /// The first second of the next day.
+    pub fn end(self) -> i64 {
+        self.start() + Day::SECONDS
+    }
+}
+
+impl fmt::Display for Day {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match jiff::Timestamp::from_second(self.start()) {
+            Ok(t) => write!(f, "{}", t.strftime("%Y-%m-%d")),
+            Err(_) => write!(f, "day {}", self.0),
+        }
+    }
+}
+
+impl std::str::FromStr for Day {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Day, String> {
+        let date: jiff::civil::Date = text.parse().map_err(|_| format!("`{text}` is no day; allowed: YYYY-MM-DD"))?;
+        let zoned = date.to_zoned(jiff::tz::TimeZone::UTC).map_err(|e| e.to_string())?;
+        Ok(Day::of(zoned.timestamp().as_second()))
+    }
+}
+
+impl Serialize for Day {
+    fn serialize<S: serde::Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        s.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Day {
+    fn deserialize<D: serde::Deserializer<'de>>(d: D) -> Result<Day, D::Error> {
+        String::deserialize(d)?.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+/// What is counted under a day, a recipient domain and a policy.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Counted {
+    /// A session that succeeded.
+    Success,
+    /// A session that failed.
+    Failure,
+    /// How: one for a failed session, and one more where the policy itself had failed.
+    Detail(Failure),
+}
+
+/// What one count is kept under.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Tally {
+    /// The UTC day.
+    pub day: Day,
+    /// The recipient domain: A-label, lower case, no trailing dot.
+    pub domain: Arc<str>,
+    /// The policy in force.
+    pub policy: Arc<Policy>,
+    /// What happened.
+    pub counted: Counted,
+}
+
+/// All counts of one day, recipient domain and policy: one element of `policies` in a report.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Row {
+    /// The UTC day.
+    pub day: Day,
+    /// The recipient domain.
+    pub domain: String,
+    /// The policy in force.
+    pub policy: Policy,
+    /// `total-successful-session-count`.
+    pub successful: u64,
+    /// `total-failure-session-count`.
+    pub failed: u64,
+    /// `failure-details` and `failed-session-count`, sorted.
+    pub details: Vec<(Failure, u64)>,
+}
+
+/// What an MTA-STS policy asks of a sender (RFC 8461 §3.2, `mode`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Mode {
+    /// Do not deliver where the policy is not met.
+    Enforce,
+    /// Deliver, and report.
+    Testing,
+    /// No policy any more.
+    None,
+}
+
+/// The policy in force: what our responder had decided for a next hop when a session began.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "kind")]
+pub enum InForce {
+    /// Nothing was published, or the destination was not asked about.
+    None,
+    /// An MTA-STS policy; its patterns are `policy.mx-host`.
+    Sts {
+        /// Enforce or testing.
+        mode: Mode,
+        /// The row that sessions are counted under.
+        policy: Arc<Policy>,
+    },
+    /// DANE: per MX host that has TLSA records, the row that its sessions are counted under.
+    /// A host that is not listed has none.
+    Dane {
+        /// (MX host, its policy), the host in lower case without a trailing dot.
+        hosts: Vec<(String, Arc<Policy>)>,
+    },
+}
+
+/// Whether an MX host is one of those that a policy's `mx` pattern allows: equal, or a `*.` in place of
+/// exactly one left-most label (RFC 8461 §4.1). Both in A-labels; case does not matter.
+pub fn mx_matches(pattern: &str, host: &str) -> bool {
+    match pattern.strip_prefix("*.") {
+        None => pattern.eq_ignore_ascii_case(host),
+        Some(parent) => {
+            host.split_once('.').is_some_and(|(label, rest)| !label.is_empty() && rest.eq_ignore_ascii_case(parent))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn wildcards_stand_for_one_label() {
+        assert!(mx_matches("*.example.com", "MX.example.com"));
+        assert!(mx_matches("mx.example.com", "mx.Example.com"));
+        for host in ["a.b.example.com", "example.com", ".example.com", "mxexample.com"] {
+            assert!(!mx_matches("*.example.com", host), "{host}");
+        }
+    }
+
+    #[test]
+    fn days_are_utc_and_read_back() {
+        let day: Day = "2026-11-22".parse().unwrap();
+        assert_eq!(day.to_string(), "2026-11-22");
+        assert_eq!(Day::of(day.end() - 1), day);
+        assert_eq!(Day::of(day.end()), Day(day.0 + 1));
+        assert_eq!(Day::of(-1), Day(-1));
+        assert!("22.11.2026".parse::<Day>().is_err());
+    }
+
+    #[test]
+    fn names_are_those_of_the_schema() {
+        let json = |t| serde_json::to_string(&t).unwrap();
+        assert_eq!(json(ResultType::StarttlsNotSupported), "\"starttls-not-supported\"");
+        assert_eq!(json(ResultType::StsWebpkiInvalid), "\"sts-webpki-invalid\"");
+        assert_eq!(serde_json::to_string(&PolicyType::NoPolicyFound).unwrap(), "\"no-policy-found\"");
+    }
+}
