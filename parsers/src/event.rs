@@ -4,7 +4,7 @@
 //! Every text field is a stranger's until proved otherwise: names and replies come from remote servers.
 //! Not here: what a line means for a count (`session`), or which year it was written in (`civil`).
 
-use std::net::IpAddr;
+use core::net::IpAddr;
 
 /// One line that concerns outbound TLS, a delivery, or the life of a message.
 #[derive(Clone, Debug, PartialEq, Eq)]
