@@ -165,6 +165,7 @@ pub enum What<'a> {
 }
 
 /// The first word of the TLS summary line.
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Trust {
     /// No certificate.
