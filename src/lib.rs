@@ -4,6 +4,7 @@
 
 pub mod clock;
 pub mod config;
+pub mod dns;
 pub mod domain;
 pub mod metrics;
 pub mod tlsrpt;
