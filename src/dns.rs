@@ -236,12 +236,12 @@ impl Resolver {
         let mut name = asked;
         let mut ttl = u32::MAX;
         let mut followed = 0;
-        while kind != RecordType::CNAME {
+        loop {
             let next = response.answers.iter().find_map(|r| match &r.data {
                 RData::CNAME(target) if r.name.eq_ignore_root(name) => Some((&target.0, r.ttl)),
                 _ => None,
             });
-            let Some((target, its_ttl)) = next else { break };
+            let Some((target, its_ttl)) = next.filter(|_| kind != RecordType::CNAME) else { break };
             followed += 1;
             if followed > MAX_CHAIN {
                 return Err(DnsError::Failed("the CNAMEs lead nowhere".into()));
