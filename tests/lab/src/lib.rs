@@ -1,0 +1,18 @@
+//! A closed mail world on loopback: everything that a mail host meets, in one process, without root.
+//!
+//! In the order in which a host meets it: [`dns`] answers its questions, [`https`] serves MTA-STS documents with
+//! certificates of [`ca`], [`smtp`] takes its mail in; [`dkim`] makes keys and verifies what was signed with them.
+//! [`world`] puts these together from a description of mail domains and writes the daemon's configuration;
+//! [`daemon`] runs the real one, [`socketmap`] asks it as Postfix does, [`report`] reads what it sends;
+//! [`play`] is `lab try`.
+
+pub mod ca;
+pub mod daemon;
+pub mod dkim;
+pub mod dns;
+pub mod https;
+pub mod play;
+pub mod report;
+pub mod smtp;
+pub mod socketmap;
+pub mod world;
