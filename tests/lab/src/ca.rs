@@ -111,7 +111,10 @@ impl Identity {
     fn new(chain: Vec<CertificateDer<'static>>, key: &KeyPair) -> Result<Identity, rcgen::Error> {
         let der = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
         let signer = provider().key_provider.load_private_key(der).map_err(|_| rcgen::Error::RemoteKeyError)?;
-        Ok(Identity { key: Arc::new(CertifiedKey::new(chain, signer)), public_key: rcgen::PublicKeyData::subject_public_key_info(key) })
+        Ok(Identity {
+            key: Arc::new(CertifiedKey::new(chain, signer)),
+            public_key: rcgen::PublicKeyData::subject_public_key_info(key),
+        })
     }
 
     /// For a TLS server that chooses among several.

@@ -4,16 +4,19 @@
 //! Limits: `START` to be ready, `STOP` to end after SIGTERM.
 //! When it fails: a text with the last lines of the daemon's log.
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Output, Stdio};
 use std::time::{Duration, Instant};
 
+use flate2::read::GzDecoder;
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::net::UnixStream;
 use tokio::process::{Child, Command};
 
+use crate::report::{self, Totals};
 use crate::world::World;
 
 /// How long the daemon may take until it answers.
@@ -112,6 +115,33 @@ impl Daemon {
     fn fault(&self, what: &str) -> String {
         format!("{what}; the end of {}:\n{}", self.log.display(), tail(&self.log))
     }
+}
+
+/// What the daemon has counted on a day, by recipient domain: for those that ask for reports (`tlswarden report`).
+pub async fn counted(program: &Program, world: &World, day: &str) -> Result<BTreeMap<String, Totals>, String> {
+    let folder = tempfile::tempdir().map_err(|e| e.to_string())?;
+    let output = program
+        .run(world, &["report", "--day", day, "--out", &folder.path().to_string_lossy()])
+        .await
+        .map_err(|e| e.to_string())?;
+    if !output.status.success() {
+        return Err(format!("tlswarden report: {}", String::from_utf8_lossy(&output.stderr)));
+    }
+    let mut counted = BTreeMap::new();
+    for file in fs::read_dir(folder.path()).map_err(|e| e.to_string())? {
+        let path = file.map_err(|e| e.to_string())?.path();
+        let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+        // RFC 8460 §5.1: submitter!policy-domain!begin!end.json.gz
+        let Some(domain) = name.split('!').nth(1).filter(|_| name.ends_with(".json.gz")) else { continue };
+        let octets = fs::read(&path).map_err(|e| e.to_string())?;
+        let report = serde_json::from_reader(GzDecoder::new(&octets[..])).map_err(|e| format!("{name}: {e}"))?;
+        let faults = report::json_faults(&report);
+        if !faults.is_empty() {
+            return Err(format!("{name}: {}", faults.join("; ")));
+        }
+        counted.insert(domain.to_owned(), report::totals(&report));
+    }
+    Ok(counted)
 }
 
 /// The last 30 lines of a file.

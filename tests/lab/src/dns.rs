@@ -148,8 +148,7 @@ impl Zone {
 
     /// Adds a TLSA record for port 25 of a host (RFC 7672 §2.2).
     pub fn tlsa(&mut self, host: &str, usage: u8, selector: u8, matching: u8, data: &[u8]) {
-        let tlsa =
-            TLSA::new(CertUsage::from(usage), Selector::from(selector), Matching::from(matching), data.to_vec());
+        let tlsa = TLSA::new(CertUsage::from(usage), Selector::from(selector), Matching::from(matching), data.to_vec());
         self.add(&format!("_25._tcp.{host}"), RData::TLSA(tlsa));
     }
 

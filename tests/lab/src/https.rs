@@ -157,7 +157,9 @@ async fn connection(stream: TcpStream, acceptor: TlsAcceptor, sites: Arc<Sites>)
         Some(Answer::MediaType(kind, body)) => head_of(200, &kind, Some(body.len()), "") + &body,
         Some(Answer::Status(status)) => head_of(status, "text/plain", Some(0), ""),
         Some(Answer::Redirect(to)) => head_of(301, "text/plain", Some(0), &format!("Location: {to}\r\n")),
-        Some(Answer::Flood(octets)) => head_of(200, "text/plain", None, "") + &"version: STSv1\n".repeat(octets / 15 + 1),
+        Some(Answer::Flood(octets)) => {
+            head_of(200, "text/plain", None, "") + &"version: STSv1\n".repeat(octets / 15 + 1)
+        }
         Some(Answer::Hang) => std::future::pending().await,
         Some(Answer::Close) => return Ok(()),
     };

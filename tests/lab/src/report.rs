@@ -59,7 +59,7 @@ pub struct Totals {
 pub fn read(message: &[u8]) -> Result<Report, Vec<String>> {
     let mut faults = Vec::new();
     let parsed = MessageParser::default().parse(message).ok_or_else(|| vec!["no message".to_owned()])?;
-    let header = |name: &str| parsed.header_raw(name).map(|v| unfold(v)).unwrap_or_default();
+    let header = |name: &str| parsed.header_raw(name).map(unfold).unwrap_or_default();
     let (domain, submitter) = (header("TLS-Report-Domain"), header("TLS-Report-Submitter"));
     let subject = parsed.subject().unwrap_or_default().to_owned();
     let begins = format!("Report Domain: {domain} Submitter: {submitter} Report-ID: <");

@@ -37,13 +37,20 @@ pub struct Options {
     /// A TCP address for the daemon's socketmap, beside the unix-domain socket.
     pub socketmap: Option<SocketAddr>,
     /// The Postfix version that the daemon is told.
-    pub postfix: &'static str,
+    pub postfix: String,
 }
 
 impl Default for Options {
     fn default() -> Options {
         let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-        Options { dns: any, policy_hosts: any, receivers: None, submission: None, socketmap: None, postfix: "3.7" }
+        Options {
+            dns: any,
+            policy_hosts: any,
+            receivers: None,
+            submission: None,
+            socketmap: None,
+            postfix: "3.7".into(),
+        }
     }
 }
 
@@ -126,8 +133,7 @@ impl Domain {
 
     /// With an MTA-STS policy of this mode that allows this MX host.
     pub fn sts(mut self, mode: &str, label: &str) -> Domain {
-        let document =
-            format!("version: STSv1\r\nmode: {mode}\r\nmx: {label}.{}\r\nmax_age: 604800\r\n", self.name);
+        let document = format!("version: STSv1\r\nmode: {mode}\r\nmx: {label}.{}\r\nmax_age: 604800\r\n", self.name);
         self.policy = Some(Policy { document, answer: None, fault: None });
         self
     }
@@ -184,8 +190,7 @@ impl World {
     /// Starts everything but the daemon.
     pub async fn start(options: Options, domains: &[Domain]) -> Result<World, String> {
         let text = |what: &str, e: &dyn std::fmt::Display| format!("{what}: {e}");
-        let folder =
-            tempfile::Builder::new().prefix("tlswarden-lab-").tempdir().map_err(|e| text("the folder", &e))?;
+        let folder = tempfile::Builder::new().prefix("tlswarden-lab-").tempdir().map_err(|e| text("the folder", &e))?;
         let dns = Dns::start(options.dns).await.map_err(|e| text("DNS", &e))?;
         let policy_hosts = PolicyHosts::start(options.policy_hosts).await.map_err(|e| text("policy hosts", &e))?;
         let submission = match options.submission {
@@ -385,18 +390,13 @@ mod tests {
     async fn a_described_world_is_published_and_configured() {
         let domains = [
             Domain::new("a.test").host("mx", Server::Sound).sts("enforce", "mx").reports_to("tlsrpt@a.test"),
-            Domain::new("d.example").signed().dane_host(
-                "mx",
-                Server::Faulty(Fault::SelfSigned),
-                Tlsa::Matching,
-            ),
+            Domain::new("d.example").signed().dane_host("mx", Server::Faulty(Fault::SelfSigned), Tlsa::Matching),
         ];
         let options = Options { receivers: Some(0), ..Options::default() };
         let world = World::start(options, &domains).await.unwrap();
-        let zone = world.dns.zone();
-        assert_eq!(zone.text("_smtp._tls.a.test").unwrap(), "v=TLSRPTv1; rua=mailto:tlsrpt@a.test");
-        assert!(zone.text("lab-rsa._domainkey.sender.test").unwrap().contains("k=rsa"));
-        drop(zone);
+        let text = |name: &str| world.dns.zone().text(name).unwrap();
+        assert_eq!(text("_smtp._tls.a.test"), "v=TLSRPTv1; rua=mailto:tlsrpt@a.test");
+        assert!(text("lab-rsa._domainkey.sender.test").contains("k=rsa"));
         crate::smtp::submit(world.receiver("mx.a.test").address(), "s@b.test", &["u@a.test"], "x").await.unwrap();
         assert_eq!(world.receiver("mx.a.test").record().mail.len(), 1);
         for clock in [None, Some("2026-11-22T01:38:50Z")] {
