@@ -176,6 +176,13 @@ impl Zone {
         })
     }
 
+    /// Whether a domain has this MX host.
+    pub fn has_mx(&self, domain: &str, host: &str) -> bool {
+        let host = name(host);
+        let mut records = self.records.get(&name(domain)).into_iter().flatten();
+        records.any(|r| matches!(r, RData::MX(mx) if mx.exchange == host))
+    }
+
     /// The apex of the zone that holds a name, and whether it is signed.
     fn apex(&self, owner: &Name) -> (Name, bool) {
         let mut at = owner.clone();

@@ -440,3 +440,25 @@ async fn counted(program: &Program, world: &World, cases: &[Case]) -> Result<BTr
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Every domain that the log delivers to is one of the world's, and its MX hosts are those of the log.
+    #[tokio::test]
+    async fn the_world_fits_the_log() {
+        let cases = cases();
+        let domains: Vec<Domain> = cases.iter().map(|c| c.domain.clone()).collect();
+        let world = World::start(Options::default(), &domains).await.unwrap();
+        let mut delivered = std::collections::BTreeSet::new();
+        for line in LOG.lines().filter(|line| line.contains(": to=<")) {
+            let domain = line.split_once('@').unwrap().1.split_once('>').unwrap().0;
+            let host = line.split_once("relay=").unwrap().1.split_once('[').unwrap().0;
+            assert!(world.dns.zone().has_mx(domain, host), "{line}");
+            delivered.insert(domain);
+        }
+        let described: std::collections::BTreeSet<&str> = domains.iter().map(Domain::name).collect();
+        assert_eq!(delivered, described);
+    }
+}

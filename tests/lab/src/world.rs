@@ -401,7 +401,10 @@ mod tests {
         assert_eq!(world.receiver("mx.a.test").record().mail.len(), 1);
         for clock in [None, Some("2026-11-22T01:38:50Z")] {
             world.configure(clock).unwrap();
-            assert!(fs::read_to_string(world.config()).unwrap().contains("[[report.dkim]]"));
+            let config = tlswarden::config::Config::load(&world.config()).unwrap();
+            assert_eq!(config.resolver.address, Some(world.dns.address()));
+            assert_eq!(config.report.dkim.len(), 2);
+            assert_eq!(config.closed_network.clock.map(|c| c.to_string()).as_deref(), clock);
         }
     }
 }
