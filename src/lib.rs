@@ -4,9 +4,13 @@
 
 pub mod clock;
 pub mod config;
+pub mod dns;
 pub mod domain;
+pub mod https;
 pub mod metrics;
 pub mod tlsrpt;
 
 pub mod input;
+pub mod policy;
+pub mod socketmap;
 pub mod store;

@@ -1,0 +1,280 @@
+//! One HTTPS client: GET without redirects, capped in time and size; the only user of reqwest.
+//!
+//! Takes: a host name and a path. Gives: the status, the media type and the body.
+//! The server must show a certificate for the host name that leads to a root of the platform (or the extra one of a
+//! closed network), TLS 1.2 or later. It is reached at the addresses that `dns` finds; private, loopback and
+//! link-local ones are left out unless the configuration allows them.
+//! Limits: the caller's time and size; 15 s to connect.
+//! When it fails: an [`HttpsError`], by fault.
+//! Not here: what a body means.
+
+use std::error::Error;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use reqwest::dns::{Addrs, Name, Resolve, Resolving};
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
+
+use crate::config::ClosedNetworkSection;
+use crate::dns::{DnsError, Resolver};
+
+/// The longest that a connection may take to stand, TLS included.
+const CONNECT_TIME: Duration = Duration::from_secs(15);
+
+/// A client. Copies share it.
+#[derive(Clone)]
+pub struct Client(reqwest::Client);
+
+/// What a server answered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Response {
+    /// The status code.
+    pub status: u16,
+    /// The media type in lower case, its parameters left out; empty where none is named.
+    pub media_type: String,
+    /// The body, as sent.
+    pub body: Vec<u8>,
+}
+
+/// Why there is no response, by fault.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum HttpsError {
+    /// The host has no address that may be used.
+    #[error("no address: {0}")]
+    NoAddress(String),
+    /// No connection, or it broke, or what came was no HTTP.
+    #[error("{0}")]
+    Connection(String),
+    /// The certificate did not pass.
+    #[error("certificate: {0}")]
+    Certificate(CertificateFault),
+    /// Not done in time.
+    #[error("not done within {} s", .0.as_secs())]
+    Timeout(Duration),
+    /// The body is larger than the caller takes.
+    #[error("larger than {0} octets")]
+    TooLarge(usize),
+}
+
+/// What is wrong with a certificate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum CertificateFault {
+    /// Its time is over, or has not begun.
+    #[error("expired or not yet valid")]
+    Expired,
+    /// It is for another name.
+    #[error("not for this host name")]
+    Name,
+    /// It leads to no trusted root, or is broken.
+    #[error("not trusted")]
+    Trust,
+}
+
+impl Client {
+    /// A client. Fails where no root certificate can be loaded (the package ca-certificates) or the extra root is none.
+    pub fn new(resolver: Resolver, closed: &ClosedNetworkSection) -> Result<Client, String> {
+        let extra = match &closed.extra_root {
+            None => Vec::new(),
+            Some(path) => CertificateDer::pem_file_iter(path)
+                .and_then(Iterator::collect)
+                .map_err(|e| format!("{}: no certificate: {e}", path.display()))?,
+        };
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let verifier = rustls_platform_verifier::Verifier::new_with_extra_roots(extra, Arc::clone(&provider))
+            .map_err(|e| format!("root certificates: {e}"))?;
+        let tls = rustls::ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .map_err(|e| e.to_string())?
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(verifier))
+            .with_no_client_auth();
+        let addresses = Addresses { resolver, fixed: closed.policy_hosts, private: closed.private_addresses };
+        reqwest::Client::builder()
+            .tls_backend_preconfigured(tls)
+            .redirect(reqwest::redirect::Policy::none())
+            .no_proxy()
+            .https_only(true)
+            .http1_only()
+            .referer(false)
+            .retry(reqwest::retry::never())
+            .connect_timeout(CONNECT_TIME)
+            .pool_max_idle_per_host(0)
+            .user_agent(concat!("tlswarden/", env!("CARGO_PKG_VERSION")))
+            .dns_resolver(Arc::new(addresses))
+            .build()
+            .map(Client)
+            .map_err(|e| trace(&e))
+    }
+
+    /// Asks for `https://HOST/PATH` (the path without its first slash) and reads the body of any status.
+    pub async fn get(&self, host: &str, path: &str, time: Duration, size: usize) -> Result<Response, HttpsError> {
+        // `timeout` of reqwest covers the body too; ours is around all of it, the resolver included.
+        tokio::time::timeout(time, self.exchange(host, path, size)).await.unwrap_or(Err(HttpsError::Timeout(time)))
+    }
+
+    async fn exchange(&self, host: &str, path: &str, size: usize) -> Result<Response, HttpsError> {
+        let sent = self.0.get(format!("https://{host}/{path}")).send().await;
+        let mut response = sent.map_err(|e| fault(&e))?;
+        let media_type = response
+            .headers()
+            .get(reqwest::header::CONTENT_TYPE)
+            .and_then(|value| value.to_str().ok())
+            .and_then(|value| value.split(';').next())
+            .map(|media| media.trim().to_ascii_lowercase())
+            .unwrap_or_default();
+        let status = response.status().as_u16();
+        let mut body = Vec::new();
+        while let Some(chunk) = response.chunk().await.map_err(|e| fault(&e))? {
+            if body.len() + chunk.len() > size {
+                return Err(HttpsError::TooLarge(size));
+            }
+            body.extend_from_slice(&chunk);
+        }
+        Ok(Response { status, media_type, body })
+    }
+}
+
+/// Finds addresses over our resolver.
+struct Addresses {
+    resolver: Resolver,
+    fixed: Option<SocketAddr>,
+    private: bool,
+}
+
+impl Resolve for Addresses {
+    fn resolve(&self, name: Name) -> Resolving {
+        let (resolver, fixed, private) = (self.resolver.clone(), self.fixed, self.private);
+        Box::pin(async move {
+            if let Some(address) = fixed {
+                return Ok(Box::new(std::iter::once(address)) as Addrs);
+            }
+            let found = resolver.addresses(name.as_str()).await.map_err(NoAddress::Dns)?;
+            let (public, other): (Vec<IpAddr>, _) = found.records.into_iter().partition(|ip| private || is_public(*ip));
+            match other.first() {
+                Some(ip) if public.is_empty() => Err(NoAddress::Private(*ip).into()),
+                // Port 0 stands for the port of the URL.
+                _ => Ok(Box::new(public.into_iter().map(|ip| SocketAddr::new(ip, 0))) as Addrs),
+            }
+        })
+    }
+}
+
+/// How [`Addresses`] fails, found again in the chain of causes.
+#[derive(Debug, thiserror::Error)]
+enum NoAddress {
+    #[error("{0}")]
+    Dns(DnsError),
+    #[error("{0} is not a public address")]
+    Private(IpAddr),
+}
+
+/// Whether an address can be that of a server on the Internet: strangers must not make us ask hosts of our own network.
+fn is_public(ip: IpAddr) -> bool {
+    match ip {
+        IpAddr::V4(ip) => is_public_v4(ip),
+        IpAddr::V6(ip) => match embedded(ip) {
+            Some(v4) => is_public_v4(v4),
+            // Global unicast is 2000::/3 (RFC 4291 §2.4); 2001:db8::/32 is documentation.
+            None => ip.segments()[0] & 0xe000 == 0x2000 && (ip.segments()[0], ip.segments()[1]) != (0x2001, 0xdb8),
+        },
+    }
+}
+
+/// The IPv4 address inside a mapped, NAT64 or 6to4 address.
+fn embedded(ip: Ipv6Addr) -> Option<Ipv4Addr> {
+    let s = ip.segments();
+    let join = |a: u16, b: u16| Ipv4Addr::from((u32::from(a) << 16) | u32::from(b));
+    match s {
+        [0x64, 0xff9b, 0, 0, 0, 0, a, b] | [0x2002, a, b, ..] => Some(join(a, b)),
+        _ => ip.to_ipv4_mapped(),
+    }
+}
+
+fn is_public_v4(ip: Ipv4Addr) -> bool {
+    let [a, b, ..] = ip.octets();
+    // Shared address space, RFC 6598; benchmarking, RFC 2544; reserved and multicast, RFC 1112.
+    let other = (a == 100 && (64..128).contains(&b)) || (a == 198 && (b == 18 || b == 19)) || a >= 224 || a == 0;
+    !(ip.is_private() || ip.is_loopback() || ip.is_link_local() || ip.is_documentation() || other)
+}
+
+fn fault(error: &reqwest::Error) -> HttpsError {
+    let mut cause: Option<&(dyn Error + 'static)> = Some(error);
+    while let Some(e) = cause {
+        if let Some(e) = e.downcast_ref::<NoAddress>() {
+            return HttpsError::NoAddress(e.to_string());
+        }
+        if let Some(e) = e.downcast_ref::<rustls::Error>() {
+            return tls_fault(e);
+        }
+        // An io::Error's `source` is that of the error inside it: step into it by hand.
+        let inside = e.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
+        cause = match inside {
+            Some(inside) => Some(inside as &(dyn Error + 'static)),
+            None => e.source(),
+        };
+    }
+    if error.is_timeout() { HttpsError::Timeout(CONNECT_TIME) } else { HttpsError::Connection(trace(error)) }
+}
+
+fn tls_fault(error: &rustls::Error) -> HttpsError {
+    use rustls::CertificateError as E;
+    let fault = match error {
+        rustls::Error::InvalidCertificate(
+            E::Expired | E::ExpiredContext { .. } | E::NotValidYet | E::NotValidYetContext { .. },
+        ) => CertificateFault::Expired,
+        rustls::Error::InvalidCertificate(E::NotValidForName | E::NotValidForNameContext { .. }) => {
+            CertificateFault::Name
+        }
+        rustls::Error::InvalidCertificate(_) | rustls::Error::NoCertificatesPresented => CertificateFault::Trust,
+        other => return HttpsError::Connection(format!("TLS: {other}")),
+    };
+    HttpsError::Certificate(fault)
+}
+
+/// The last cause, which says most.
+fn trace(error: &dyn Error) -> String {
+    let mut last = error;
+    while let Some(next) = last.source() {
+        last = next;
+    }
+    last.to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_public_addresses() {
+        for no in [
+            "10.1.2.3",
+            "172.16.0.1",
+            "192.168.1.1",
+            "127.0.0.1",
+            "169.254.169.254",
+            "100.64.0.1",
+            "0.0.0.0",
+            "224.0.0.1",
+            "255.255.255.255",
+            "198.18.0.1",
+            "192.0.2.1",
+            "::1",
+            "::",
+            "fe80::1",
+            "fc00::1",
+            "ff02::1",
+            "::ffff:10.0.0.1",
+            "64:ff9b::a00:1",
+            "2002:a00:1::",
+            "2001:db8::1",
+            "::10.0.0.1",
+        ] {
+            assert!(!is_public(no.parse().unwrap()), "{no}");
+        }
+        for yes in ["9.9.9.9", "172.32.0.1", "100.128.0.1", "2620:fe::fe", "64:ff9b::909:909", "::ffff:9.9.9.9"] {
+            assert!(is_public(yes.parse().unwrap()), "{yes}");
+        }
+    }
+}

@@ -1,0 +1,661 @@
+//! Which TLS policy is in force for a next hop: DANE before MTA-STS before none.
+//!
+//! Takes: a next hop as the MTA writes it. Gives: a [`Decision`], from memory where one stands ([`Policies::cached`]),
+//! else within `[policy] answer_budget` ([`Policies::decide`]); what takes longer goes on behind it.
+//! Never weaker than published: an unexpired enforced MTA-STS policy holds whatever fails, a failing DANE look-up is
+//! never overridden by it, and where nothing is known the answer is "ask again". A failing `_mta-sts` record or policy
+//! host never defers mail.
+//! Limits: `[policy] max_domains` decisions, the least recently asked out first (`decisions_evicted`).
+//! When it fails: [`Level::Temp`], with the cause.
+//! Not here: how an answer is worded (`socketmap/wording.rs`), sockets.
+
+pub mod dane;
+pub mod explain;
+pub mod flight;
+pub mod history;
+#[cfg(test)]
+pub(crate) mod memory_store;
+pub mod sts;
+mod throttle;
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use parking_lot::RwLock;
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use crate::clock::Clock;
+use crate::config::{Config, Level as DefaultLevel, PostfixVersion};
+use crate::dns::Resolver;
+use crate::https::Client;
+use crate::metrics::Metrics;
+use crate::store::{Store, StoreError};
+use crate::tlsrpt::{InForce, Mode, mx_matches};
+use dane::{Coverage, Verdict};
+use flight::Flights;
+use history::{History, Period};
+use sts::cache::{Cache, Cached, Domain, Known, PolicyFailure};
+use throttle::Throttle;
+
+/// How long an answer stands that was given before all was known, in seconds.
+const PROVISIONAL: i64 = 1;
+
+/// How long "ask again" stands, in seconds: a broken resolver is not asked for every message.
+const TEMP: i64 = 5;
+
+/// How soon a failed DANE look-up is tried again while an earlier verdict serves, in seconds.
+const RETRY: i64 = 30;
+
+/// How long a DANE verdict serves past its TTL while the resolver fails, in seconds.
+const STALE: i64 = 86_400;
+
+/// How long before its end a "no policy" is asked again for domains in use, in seconds.
+const AHEAD: i64 = 15;
+
+/// How many wordings of a decision are kept beside it.
+const WORDINGS: usize = 2;
+
+/// A next hop that can have a policy, in its one form.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct NextHop {
+    /// The domain or host: A-labels, lower case, no trailing dot.
+    pub domain: String,
+    /// The port of the service.
+    pub port: u16,
+    /// Whether it is subject to MX resolution; `[host]` is not.
+    pub mx: bool,
+}
+
+/// What is answered, before it is put in words.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Level {
+    /// What the host does without a policy. With a testing policy, which newer Postfixes are told.
+    Default,
+    /// The MTA-STS policy is enforced.
+    Secure,
+    /// DANE where a host has TLSA records.
+    Dane,
+    /// DANE on every host.
+    DaneOnly,
+    /// Not known; the MTA is to try again.
+    Temp(String),
+}
+
+/// What was decided for a next hop.
+#[derive(Debug)]
+pub struct Decision {
+    /// What is answered.
+    pub level: Level,
+    /// What sessions are counted under.
+    pub in_force: Arc<InForce>,
+    /// The MTA-STS policy that the answer rests on: enforced at [`Level::Secure`], or a testing one at [`Level::Default`].
+    pub sts: Option<Arc<Cached>>,
+    /// The MTA-STS document could not be had, whatever the answer rests on.
+    pub failure: Option<Arc<PolicyFailure>>,
+    worded: [OnceLock<Box<[u8]>>; WORDINGS],
+}
+
+/// All decisions, shared by everyone who asks.
+pub struct Policies {
+    entries: RwLock<HashMap<Arc<str>, Arc<Entry>>>,
+    limit: usize,
+    budget: Duration,
+    resolver: Resolver,
+    /// Whether DANE is looked at: the resolver validates and the MTA uses DNSSEC.
+    dane: bool,
+    /// Whether the MTA, told `dane`, falls back to `may` where the MX records are not signed.
+    insecure_mx_is_may: bool,
+    sts: Arc<Cache>,
+    history: Arc<History>,
+    clock: Clock,
+    metrics: Metrics,
+    throttle: Throttle,
+    decisions: Flights<Arc<Decision>>,
+    verdicts: Flights<Arc<Verdict>>,
+    nothing: Arc<Decision>,
+}
+
+/// A decision and how long it stands.
+struct Entry {
+    decision: Arc<Decision>,
+    /// It stands before this second.
+    until: i64,
+    /// From this second on it is made anew behind the answer.
+    refresh: i64,
+    refreshing: AtomicBool,
+    asked: AtomicI64,
+    domain: Arc<Domain>,
+    /// Of `domain`, when it was made.
+    version: u64,
+    held: Option<Arc<Held>>,
+    /// None for "ask again", under which there are no sessions.
+    period: Option<Arc<Period>>,
+}
+
+/// The last DANE verdict that was no failure.
+struct Held {
+    verdict: Arc<Verdict>,
+    until: i64,
+    refresh: i64,
+}
+
+/// What is known of DANE now.
+struct DaneNow {
+    coverage: Coverage,
+    /// The cause of what is not known.
+    cause: String,
+    held: Option<Arc<Held>>,
+    /// How long that stands.
+    until: i64,
+    refresh: i64,
+}
+
+/// How much there is of what, for `status`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Counts {
+    /// Next hops with a decision in memory.
+    pub decisions: usize,
+    /// Domains whose MTA-STS record is known.
+    pub domains: usize,
+    /// Unexpired MTA-STS policies.
+    pub policies: usize,
+    /// Periods of the history.
+    pub periods: usize,
+}
+
+impl Policies {
+    /// Everything that the store has, and nothing asked yet. Call it within the tokio runtime.
+    pub fn open(
+        config: &Config,
+        resolver: Resolver,
+        client: Client,
+        store: Arc<dyn Store>,
+        history: Arc<History>,
+        clock: Clock,
+        metrics: Metrics,
+    ) -> Result<Arc<Policies>, StoreError> {
+        let limit = config.policy.max_domains;
+        let sts = Cache::open(limit, resolver.clone(), client, store, clock, metrics.clone())?;
+        let version = config.postfix.version;
+        let between =
+            |a, b| (PostfixVersion { major: 3, minor: a }..=PostfixVersion { major: 3, minor: b }).contains(&version);
+        let why_no_dane = match (config.postfix.dnssec, resolver.validating()) {
+            (false, _) => Some("[postfix] dnssec is false"),
+            (true, false) => Some(
+                "no validating resolver on this host (resolv.conf names none on loopback, [resolver] address is not set)",
+            ),
+            (true, true) => None,
+        };
+        if let Some(cause) = why_no_dane {
+            tracing::info!("policy: no DANE: {cause}; MTA-STS alone is answered");
+        }
+        Ok(Arc::new(Policies {
+            entries: RwLock::default(),
+            limit: limit.max(1),
+            budget: config.policy.answer_budget.0,
+            dane: why_no_dane.is_none(),
+            insecure_mx_is_may: between(6, 9) && config.postfix.default_level != DefaultLevel::Dane,
+            resolver,
+            sts: Arc::new(sts),
+            history,
+            clock,
+            metrics,
+            throttle: Throttle::default(),
+            decisions: Flights::new(),
+            verdicts: Flights::new(),
+            nothing: Arc::new(Decision::none()),
+        }))
+    }
+
+    /// The decision that stands for a next hop as the MTA writes it; none where one must be made ([`Policies::decide`]).
+    /// What is no domain name (address literals, paths, dot-keys) has the answer "no policy" at once. Microseconds.
+    pub fn cached(self: &Arc<Self>, key: &[u8]) -> Option<Arc<Decision>> {
+        let known = std::str::from_utf8(key).ok().and_then(|key| self.entries.read().get(key).map(Arc::clone));
+        let entry = match known {
+            Some(entry) => entry,
+            None => match NextHop::parse(key) {
+                None => return Some(Arc::clone(&self.nothing)),
+                Some(hop) => {
+                    let name = hop.key();
+                    let written = name.as_bytes() != key;
+                    written.then(|| self.entries.read().get(name.as_str()).map(Arc::clone)).flatten()?
+                }
+            },
+        };
+        let now = self.clock.seconds();
+        if now >= entry.until || entry.version != entry.domain.version() {
+            return None;
+        }
+        if let Some(period) = &entry.period
+            && !self.history.touch(period, now)
+        {
+            return None;
+        }
+        if entry.asked.load(Ordering::Relaxed) != now {
+            entry.asked.store(now, Ordering::Relaxed);
+            entry.domain.touch(now);
+            if now >= entry.refresh && !entry.refreshing.swap(true, Ordering::Relaxed) {
+                self.refresh(key);
+            }
+        }
+        Some(Arc::clone(&entry.decision))
+    }
+
+    /// The decision for a next hop, made now if none stands: within the budget, once however many ask.
+    pub async fn decide(self: &Arc<Self>, key: &[u8]) -> Arc<Decision> {
+        if let Some(decision) = self.cached(key) {
+            return decision;
+        }
+        // `cached` has answered for what is none.
+        let Some(hop) = NextHop::parse(key) else { return Arc::clone(&self.nothing) };
+        let flight = self.decisions.join(&hop.key(), || {
+            let policies = Arc::clone(self);
+            async move { policies.make(hop, false).await }
+        });
+        // The work keeps the budget itself; the second is for a busy host.
+        let patience = Instant::now() + self.budget + Duration::from_secs(1);
+        flight.landed(patience).await.unwrap_or_else(|| Arc::new(Decision::temp("no answer in time".into())))
+    }
+
+    /// Keeps policies fresh and stored, until `shutdown` turns true.
+    pub async fn run(self: Arc<Self>, shutdown: watch::Receiver<bool>) {
+        Arc::clone(&self.sts).run(shutdown).await;
+        self.decisions.abort();
+        self.verdicts.abort();
+    }
+
+    /// How much there is.
+    pub fn counts(&self) -> Counts {
+        let (domains, policies) = self.sts.len();
+        Counts { decisions: self.entries.read().len(), domains, policies, periods: self.history.len() }
+    }
+
+    /// Makes a decision anew, behind the answers.
+    fn refresh(self: &Arc<Self>, key: &[u8]) {
+        if let Some(hop) = NextHop::parse(key) {
+            drop(self.decisions.join(&hop.key(), || {
+                let policies = Arc::clone(self);
+                async move { policies.make(hop, true).await }
+            }));
+        }
+    }
+
+    /// `ahead`: what ends soon is asked again now.
+    async fn make(self: Arc<Self>, hop: NextHop, ahead: bool) -> Arc<Decision> {
+        let key = hop.key();
+        let began = Instant::now();
+        let old = self.entries.read().get(key.as_str()).map(Arc::clone);
+        let held = old.as_ref().and_then(|entry| entry.held.clone());
+        let domain = self.sts.domain(&hop.domain);
+        domain.touch(self.clock.seconds());
+        let (dane, ()) = tokio::join!(self.dane(&hop, held, began, ahead), self.sts(&domain, began, ahead));
+        let now = self.clock.seconds();
+        let version = domain.version();
+        let known = domain.known(now);
+        let entry = self.settle(&hop, dane, known, now);
+        let period = match &entry.0.level {
+            Level::Temp(cause) => {
+                self.metrics.add("answers_temp", 1);
+                if self.throttle.permits("temp", now) {
+                    let line = format!("policy of {key}: not known: {cause}; mail to it is deferred until it is");
+                    self.metrics.error(self.clock, line);
+                }
+                None
+            }
+            // A refresh is no asking: the history notes what was answered.
+            _ if ahead => old.and_then(|old| old.period.clone().filter(|_| old.decision.in_force == entry.0.in_force)),
+            _ => Some(self.history.note(&hop, now, &entry.0.in_force)),
+        };
+        let (decision, until, refresh, held) = entry;
+        let decision = Arc::new(decision);
+        // A refresh that changed what is in force is noted when it is first answered: it must not answer from memory.
+        let until = if ahead && period.is_none() { now } else { until };
+        self.keep(
+            key,
+            Entry {
+                decision: Arc::clone(&decision),
+                until,
+                refresh: refresh.max(now + 1),
+                refreshing: AtomicBool::new(false),
+                asked: AtomicI64::new(now),
+                domain,
+                version,
+                held,
+                period,
+            },
+        );
+        decision
+    }
+
+    /// Waits for what MTA-STS is to know before an answer: nothing where a policy is there.
+    async fn sts(&self, domain: &Arc<Domain>, began: Instant, ahead: bool) {
+        let now = self.clock.seconds();
+        let at = if ahead { now + AHEAD } else { now };
+        let Some(flight) = self.sts.look(domain, at) else { return };
+        if ahead || domain.known(now).policy.is_none() {
+            // Who comes when it has been tried for the whole budget does not wait for it again.
+            let deadline = began.min(flight.began) + self.budget;
+            let _ = flight.landed(deadline).await;
+        }
+    }
+
+    async fn dane(&self, hop: &NextHop, held: Option<Arc<Held>>, began: Instant, ahead: bool) -> DaneNow {
+        let forever = i64::MAX;
+        if !self.dane {
+            let (coverage, cause) = (Coverage::Nothing, String::new());
+            return DaneNow { coverage, cause, held: None, until: forever, refresh: forever };
+        }
+        let now = self.clock.seconds();
+        if let Some(fresh) = held.as_ref().filter(|h| now < if ahead { h.refresh } else { h.until }) {
+            return DaneNow::of(Arc::clone(fresh));
+        }
+        let flight = self.verdicts.join(&hop.key(), || {
+            let (resolver, hop) = (self.resolver.clone(), hop.clone());
+            async move { Arc::new(dane::look(&resolver, &hop).await) }
+        });
+        let deadline = began.min(flight.began) + self.budget;
+        let verdict = flight.landed(deadline).await;
+        self.metrics.add("dane_lookups", 1);
+        let now = self.clock.seconds();
+        let cause = match verdict {
+            Some(verdict) if verdict.coverage() != Coverage::Unknown => {
+                let ttl = i64::try_from(verdict.ttl.as_secs()).unwrap_or(i64::MAX / 4);
+                return DaneNow::of(Arc::new(Held { verdict, until: now + ttl, refresh: now + ttl * 4 / 5 }));
+            }
+            Some(verdict) => verdict.failure().unwrap_or("not known").to_owned(),
+            None => format!("DNS: no answer within {} s", self.budget.as_secs()),
+        };
+        self.metrics.add("dane_lookups_failed", 1);
+        match held {
+            // Not yet at its end: nothing is lost.
+            Some(h) if now < h.until => DaneNow { refresh: now + RETRY, ..DaneNow::of(h) },
+            held => DaneNow { coverage: Coverage::Unknown, cause, held, until: now + RETRY, refresh: forever },
+        }
+    }
+
+    /// Puts together what is known: decision, until, refresh, verdict.
+    fn settle(&self, hop: &NextHop, dane: DaneNow, known: Known, now: i64) -> (Decision, i64, i64, Option<Arc<Held>>) {
+        let policy = known.policy.filter(|policy| policy.mode != Mode::None);
+        let sts_until = policy.as_ref().map_or(known.due.max(now + PROVISIONAL), |policy| policy.expires);
+        let sts_refresh = if policy.is_some() { known.due } else { known.due.saturating_sub(AHEAD) };
+        let enforced =
+            policy.as_ref().filter(|policy| policy.mode == Mode::Enforce).filter(|p| self.applies(hop, p, now));
+        let level = combine(dane.coverage, dane.held.as_deref(), enforced.is_some(), now, dane.cause);
+        let stale = dane.coverage == Coverage::Unknown && !matches!(level, Level::Temp(_));
+        if stale && self.throttle.permits("stale", now) {
+            let line = format!("DANE of {}: the look-up fails; the verdict of before serves for up to 24 h", hop.key());
+            self.metrics.error(self.clock, line);
+        }
+        let temp = matches!(level, Level::Temp(_));
+        let verdict = dane.held.as_ref().map(|held| &held.verdict);
+        let in_force = match &level {
+            Level::Secure => enforced.map(|policy| policy.in_force()),
+            Level::Dane | Level::DaneOnly => {
+                verdict.filter(|v| !self.falls_back(v, &level)).map(|v| InForce::Dane { hosts: v.rows() })
+            }
+            Level::Default => {
+                policy.as_ref().filter(|policy| policy.mode == Mode::Testing).map(|policy| policy.in_force())
+            }
+            Level::Temp(_) => None,
+        };
+        let sts = match &level {
+            Level::Secure => enforced.map(Arc::clone),
+            Level::Default => policy.filter(|policy| policy.mode == Mode::Testing),
+            Level::Dane | Level::DaneOnly | Level::Temp(_) => None,
+        };
+        let decision = Decision {
+            level,
+            in_force: Arc::new(in_force.unwrap_or(InForce::None)),
+            sts,
+            failure: known.failure,
+            worded: Default::default(),
+        };
+        let until = if temp { now + TEMP } else { sts_until.min(dane.until) };
+        (decision, until, sts_refresh.min(dane.refresh), dane.held)
+    }
+
+    /// RFC 8461 §3.4: a smart host is its own policy domain, and must itself be one of the hosts that its policy allows.
+    fn applies(&self, hop: &NextHop, policy: &Cached, now: i64) -> bool {
+        let applies = hop.mx || policy.policy.mx_host.iter().any(|pattern| mx_matches(pattern, &hop.domain));
+        if !applies && self.throttle.permits("smart-host", now) {
+            let line = format!(
+                "policy of {}: its MTA-STS policy does not allow the host itself; it is not enforced",
+                hop.key()
+            );
+            self.metrics.error(self.clock, line);
+        }
+        applies
+    }
+
+    /// Postfix 3.6 to 3.9 with another default than `dane` treats `dane` at unsigned MX records as `may`
+    /// (`smtp_tls_dane_insecure_mx_policy`): there sessions are held to nothing.
+    fn falls_back(&self, verdict: &Verdict, level: &Level) -> bool {
+        self.insecure_mx_is_may && *level == Level::Dane && verdict.mx == dane::Mx::Unsigned
+    }
+
+    fn keep(&self, key: String, entry: Entry) {
+        let mut entries = self.entries.write();
+        entries.insert(key.into(), Arc::new(entry));
+        if entries.len() <= self.limit {
+            return;
+        }
+        let mut asked: Vec<i64> = entries.values().map(|entry| entry.asked.load(Ordering::Relaxed)).collect();
+        let surplus = (entries.len() - self.limit + self.limit / 20).clamp(1, asked.len());
+        let cutoff = *asked.select_nth_unstable(surplus - 1).1;
+        let mut left = surplus;
+        entries.retain(|_, entry| {
+            let goes = left > 0 && entry.asked.load(Ordering::Relaxed) <= cutoff;
+            left -= usize::from(goes);
+            !goes
+        });
+        self.metrics.add("decisions_evicted", (surplus - left) as u64);
+    }
+}
+
+/// The answer, from what DANE covers, the verdict of before, and whether an unexpired MTA-STS policy is enforced.
+/// Where the MX records are not signed DANE cannot be asked for (`dane-only` would defer all mail): there an enforced
+/// MTA-STS policy is the stronger one whatever the TLSA records are.
+fn combine(coverage: Coverage, held: Option<&Held>, enforced: bool, now: i64, cause: String) -> Level {
+    match (coverage, enforced) {
+        (Coverage::Every, _) | (Coverage::Some, true) => Level::DaneOnly,
+        (Coverage::Some, false) => Level::Dane,
+        (Coverage::Unusable | Coverage::Unsigned, false) => Level::Dane,
+        (Coverage::Unusable | Coverage::Unsigned | Coverage::Nothing, true) => Level::Secure,
+        (Coverage::Nothing, false) => Level::Default,
+        (Coverage::Partly { .. }, false) => Level::Dane,
+        (Coverage::Partly { signed: false, .. }, true) => Level::Secure,
+        (Coverage::Partly { signed: true, usable: true }, true) => Level::DaneOnly,
+        (Coverage::Partly { signed: true, usable: false }, true) => Level::Temp(cause),
+        (Coverage::Unknown, enforced) => {
+            let before = held.filter(|held| now < held.until + STALE).map(|held| held.verdict.coverage());
+            match before {
+                None | Some(Coverage::Unknown) => Level::Temp(cause),
+                Some(Coverage::Nothing) if !enforced => Level::Temp(cause),
+                Some(before) => combine(before, None, enforced, now, cause),
+            }
+        }
+    }
+}
+
+impl DaneNow {
+    fn of(held: Arc<Held>) -> DaneNow {
+        let cause = held.verdict.failure().unwrap_or_default().to_owned();
+        let (until, refresh) = (held.until, held.refresh);
+        DaneNow { coverage: held.verdict.coverage(), cause, held: Some(held), until, refresh }
+    }
+}
+
+impl Cached {
+    fn in_force(&self) -> InForce {
+        InForce::Sts { mode: self.mode, policy: Arc::clone(&self.policy) }
+    }
+}
+
+impl Decision {
+    fn none() -> Decision {
+        Decision::bare(Level::Default)
+    }
+
+    fn temp(cause: String) -> Decision {
+        Decision::bare(Level::Temp(cause))
+    }
+
+    /// A decision as it would be made for such a policy.
+    #[cfg(test)]
+    pub(crate) fn for_tests(level: Level, sts: Option<Arc<Cached>>) -> Decision {
+        Decision { sts, ..Decision::bare(level) }
+    }
+
+    fn bare(level: Level) -> Decision {
+        Decision { level, in_force: Arc::new(InForce::None), sts: None, failure: None, worded: Default::default() }
+    }
+
+    /// The decision in words, made by `word` the first time and kept. `wording` is 0 or 1; another is made each time.
+    pub fn worded(&self, wording: usize, word: impl FnOnce(&Decision) -> Box<[u8]>, out: &mut Vec<u8>) {
+        match self.worded.get(wording) {
+            Some(slot) => out.extend_from_slice(slot.get_or_init(|| word(self))),
+            None => out.extend_from_slice(&word(self)),
+        }
+    }
+}
+
+impl NextHop {
+    /// Reads `domain`, `domain:port`, `[host]`, `[host]:port`. None for what can have no policy: address literals,
+    /// paths, dot-keys, names that are none.
+    pub fn parse(key: &[u8]) -> Option<NextHop> {
+        let key = std::str::from_utf8(key).ok().filter(|key| key.len() <= 1024)?;
+        let (host, port, mx) = match key.strip_prefix('[') {
+            Some(rest) => {
+                let (host, port) = rest.split_once(']')?;
+                (host, if port.is_empty() { None } else { Some(port.strip_prefix(':')?) }, false)
+            }
+            None => match key.split_once(':') {
+                Some((host, port)) => (host, Some(port), true),
+                None => (key, None, true),
+            },
+        };
+        let port = match port {
+            None => 25,
+            Some("smtp") => 25,
+            Some("submission") => 587,
+            Some("submissions" | "smtps") => 465,
+            Some(digits) if digits.bytes().all(|b| b.is_ascii_digit()) => {
+                digits.parse().ok().filter(|port| *port > 0)?
+            }
+            Some(_) => return None,
+        };
+        Some(NextHop { domain: crate::domain::normalise(host)?, port, mx })
+    }
+
+    /// Its one form: port 25 is left out.
+    pub fn key(&self) -> String {
+        self.to_string()
+    }
+}
+
+impl fmt::Display for NextHop {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.mx {
+            true => f.write_str(&self.domain)?,
+            false => write!(f, "[{}]", self.domain)?,
+        }
+        match self.port {
+            25 => Ok(()),
+            port => write!(f, ":{port}"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn next_hops_in_their_one_form() {
+        for (key, want) in [
+            ("example.com", Some("example.com")),
+            ("Example.COM.", Some("example.com")),
+            ("bücher.example:25", Some("xn--bcher-kva.example")),
+            ("example.com:2525", Some("example.com:2525")),
+            ("example.com:submission", Some("example.com:587")),
+            ("[mx.Example.com]", Some("[mx.example.com]")),
+            ("[mx.example.com]:587", Some("[mx.example.com]:587")),
+            ("[mx.example.com]:25", Some("[mx.example.com]")),
+            (".example.com", None),
+            ("[192.0.2.1]", None),
+            ("[192.0.2.1]:25", None),
+            ("[IPv6:2001:db8::1]", None),
+            ("[2001:db8::1]:25", None),
+            ("192.0.2.1", None),
+            ("/var/run/lmtp", None),
+            ("private/dovecot-lmtp", None),
+            ("example.com:", None),
+            ("example.com:0", None),
+            ("example.com:65536", None),
+            ("example.com:+25", None),
+            ("[mx.example.com", None),
+            ("[mx.example.com]x", None),
+            ("[mx.example.com]:", None),
+            ("", None),
+            ("*", None),
+        ] {
+            assert_eq!(NextHop::parse(key.as_bytes()).map(|hop| hop.key()).as_deref(), want, "{key}");
+        }
+        assert_eq!(NextHop::parse(&[b'a'; 10_000]), None);
+        assert_eq!(NextHop::parse(b"\xff.example"), None);
+    }
+
+    fn level(coverage: Coverage, enforced: bool) -> Level {
+        combine(coverage, None, enforced, 0, "cause".into())
+    }
+
+    #[test]
+    fn each_cell_of_the_table() {
+        let temp = Level::Temp("cause".into());
+        for (coverage, without, with) in [
+            (Coverage::Every, Level::DaneOnly, Level::DaneOnly),
+            (Coverage::Some, Level::Dane, Level::DaneOnly),
+            (Coverage::Unusable, Level::Dane, Level::Secure),
+            (Coverage::Unsigned, Level::Dane, Level::Secure),
+            (Coverage::Nothing, Level::Default, Level::Secure),
+            (Coverage::Partly { signed: true, usable: true }, Level::Dane, Level::DaneOnly),
+            (Coverage::Partly { signed: true, usable: false }, Level::Dane, temp.clone()),
+            (Coverage::Partly { signed: false, usable: true }, Level::Dane, Level::Secure),
+            (Coverage::Unknown, temp.clone(), temp.clone()),
+        ] {
+            assert_eq!(level(coverage, false), without, "{coverage:?} without an enforced policy");
+            assert_eq!(level(coverage, true), with, "{coverage:?} with an enforced policy");
+        }
+    }
+
+    #[test]
+    fn the_verdict_of_before_serves_for_a_day() {
+        let held = |mx, hosts: Vec<dane::Host>| Held {
+            verdict: Arc::new(Verdict { mx, hosts, ttl: Duration::ZERO }),
+            until: 1000,
+            refresh: 900,
+        };
+        let usable = || dane::Host {
+            name: "mx.example".into(),
+            tlsa: dane::HostTlsa::Records {
+                base: "mx.example".into(),
+                records: Arc::new(crate::tlsrpt::Policy::none("mx.example")),
+                usable: true,
+            },
+        };
+        let dane = held(dane::Mx::Signed, vec![usable()]);
+        let none = held(dane::Mx::Nowhere, Vec::new());
+        let then = |held: &Held, enforced, now| combine(Coverage::Unknown, Some(held), enforced, now, "x".into());
+        for enforced in [false, true] {
+            assert_eq!(then(&dane, enforced, 1000 + STALE - 1), Level::DaneOnly);
+            assert_eq!(then(&dane, enforced, 1000 + STALE), Level::Temp("x".into()));
+        }
+        assert_eq!(then(&none, true, 1000 + STALE - 1), Level::Secure);
+        assert_eq!(then(&none, false, 1001), Level::Temp("x".into()));
+    }
+}

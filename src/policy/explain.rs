@@ -1,0 +1,333 @@
+//! Why a next hop gets the answer that it gets, step by step: what `tlswarden policy DOMAIN` shows.
+//!
+//! Takes: a next hop. Gives: an [`Explanation`]: the answer that stands (made now if none does), and what DNS and the
+//! cache say at this moment. A fetch that backs off is not begun for it.
+//! Limits: those of `dns` and `dane`; every text of strangers is escaped and cut to [`MAX_TEXT`] characters.
+//! When it fails: a step that could not be done says so.
+//! Not here: deciding (`policy`).
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use super::dane::{self, HostTlsa, Mx, Verdict};
+use super::sts::cache::{Known, Record};
+use super::sts::record;
+use super::{Coverage, Decision, Level, NextHop, Policies};
+use crate::dns::DnsError;
+use crate::tlsrpt::{Mode, mx_matches};
+
+/// How much of a stranger's text is shown, in characters.
+pub const MAX_TEXT: usize = 300;
+
+/// The answer and its reasons.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Explanation {
+    /// What was asked.
+    pub key: String,
+    /// The reply of each map, by its name.
+    pub answers: BTreeMap<String, String>,
+    /// The reason in one sentence.
+    pub because: String,
+    /// What was found, in the order in which it is looked for.
+    pub steps: Vec<Step>,
+}
+
+/// One thing that was looked at.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Step {
+    /// What was looked at.
+    pub subject: String,
+    /// What was found.
+    pub found: String,
+    /// Whether DNSSEC proves it; nothing where that is not asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub signed: Option<bool>,
+    /// The parts of it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub details: Vec<String>,
+}
+
+impl Policies {
+    /// Explains a next hop as the MTA would write it. `answers` words a decision for each map.
+    pub async fn explain(
+        self: &Arc<Self>,
+        key: &str,
+        answers: impl FnOnce(&Decision) -> BTreeMap<String, String>,
+    ) -> Explanation {
+        let decision = self.decide(key.as_bytes()).await;
+        let mut steps = Vec::new();
+        let mut verdict = None;
+        if let Some(hop) = NextHop::parse(key.as_bytes()) {
+            if self.dane {
+                verdict = Some(self.explain_dane(&hop, &mut steps).await);
+            } else {
+                let why = "no validating resolver, or [postfix] dnssec is false";
+                steps.push(Step::new("DANE", format!("not looked at: {why}")));
+            }
+            let known = self.sts.domain(&hop.domain).known(self.clock.seconds());
+            self.explain_sts(&hop, &known, &mut steps).await;
+            if let (Some(policy), Some(verdict)) = (&known.policy, &verdict) {
+                steps.extend(patterns(&policy.policy.mx_host, verdict));
+            }
+        }
+        Explanation {
+            key: escaped(key),
+            answers: answers(&decision),
+            because: because(&decision, NextHop::parse(key.as_bytes()).is_some(), verdict.as_ref()),
+            steps,
+        }
+    }
+
+    async fn explain_dane(&self, hop: &NextHop, steps: &mut Vec<Step>) -> Verdict {
+        if hop.mx {
+            let subject = format!("MX of {}", hop.domain);
+            steps.push(match self.resolver.mx(&hop.domain).await {
+                Ok(answer) => Step {
+                    subject,
+                    found: format!("{} records, for {} s", answer.records.len(), answer.ttl.as_secs()),
+                    signed: Some(answer.secure),
+                    details: answer
+                        .records
+                        .iter()
+                        .take(dane::MAX_HOSTS)
+                        .map(|(p, host)| format!("{p} {host}"))
+                        .collect(),
+                },
+                Err(error) => Step::new(subject, nothing(&error)),
+            });
+        }
+        let verdict = dane::look(&self.resolver, hop).await;
+        for host in &verdict.hosts {
+            let subject = format!("TLSA of {}", host.name);
+            steps.push(match &host.tlsa {
+                HostTlsa::None { reason } => Step::new(subject, format!("none: {reason}")),
+                HostTlsa::Failed { cause } => Step::new(subject, format!("not known: {}", escaped(cause))),
+                HostTlsa::Records { base, usable, .. } => Step {
+                    subject,
+                    found: format!("at _{}._tcp.{base}, {}", hop.port, if *usable { "usable" } else { "none usable" }),
+                    signed: Some(true),
+                    details: self.tlsa_records(hop.port, base).await,
+                },
+            });
+        }
+        let found = match &verdict.mx {
+            Mx::Null => "a null MX: the domain takes no mail".to_owned(),
+            Mx::Nowhere => "no host with an address".to_owned(),
+            Mx::Failed(cause) => format!("not known: {}", escaped(cause)),
+            Mx::Signed | Mx::Unsigned => coverage(verdict.coverage()).to_owned(),
+        };
+        steps.push(Step::new("DANE", found));
+        verdict
+    }
+
+    async fn tlsa_records(&self, port: u16, base: &str) -> Vec<String> {
+        match self.resolver.tlsa(port, base).await {
+            Ok(answer) => answer
+                .records
+                .iter()
+                .map(|record| match dane::usability(record) {
+                    Ok(()) => format!("{}: usable", cut(&record.to_string())),
+                    Err(why) => format!("{}: unusable: {why}", cut(&record.to_string())),
+                })
+                .collect(),
+            Err(error) => vec![nothing(&error)],
+        }
+    }
+
+    async fn explain_sts(&self, hop: &NextHop, known: &Known, steps: &mut Vec<Step>) {
+        let name = format!("_mta-sts.{}", hop.domain);
+        let subject = format!("TXT of {name}");
+        steps.push(match self.resolver.txt(&name).await {
+            Ok(answer) => Step {
+                subject,
+                found: match record::id(&answer.records) {
+                    Ok(id) => format!("a policy with id {id}"),
+                    Err(reason) => format!("no policy: {reason}"),
+                },
+                signed: Some(answer.secure),
+                details: answer.records.iter().take(8).map(|text| escaped(text)).collect(),
+            },
+            Err(error) => Step::new(subject, nothing(&error)),
+        });
+        let now = self.clock.seconds();
+        let subject = "record in the cache";
+        steps.push(match &known.record {
+            None => Step::new(subject, "not yet asked"),
+            Some((record, until)) => {
+                let what = match record {
+                    Record::Id { id } => format!("id {id}"),
+                    Record::None { reason } => format!("none: {reason}"),
+                    Record::Failed { cause } => format!("not known: {}", escaped(cause)),
+                };
+                Step::new(subject, format!("{what}, for {} s more", (until - now).max(0)))
+            }
+        });
+        if let Some(failure) = &known.failure {
+            steps.push(Step {
+                subject: format!("https://mta-sts.{}/.well-known/mta-sts.txt", hop.domain),
+                found: format!(
+                    "could not be had {} s ago: {}; next try in {} s",
+                    now - failure.at,
+                    escaped(&failure.text),
+                    (failure.retry - now).max(0)
+                ),
+                signed: None,
+                details: failure.lines.iter().take(32).map(|line| escaped(line)).collect(),
+            });
+        }
+        let subject = "policy in the cache";
+        steps.push(match &known.policy {
+            None => Step::new(subject, "none"),
+            Some(policy) => Step {
+                subject: subject.into(),
+                found: format!(
+                    "id {}, fetched {} s ago, serves for {} s more",
+                    policy.id,
+                    now - policy.fetched,
+                    policy.expires - now
+                ),
+                signed: None,
+                details: policy.policy.policy_string.iter().take(64).map(|line| escaped(line)).collect(),
+            },
+        });
+    }
+}
+
+impl Step {
+    fn new(subject: impl Into<String>, found: impl Into<String>) -> Step {
+        Step { subject: subject.into(), found: found.into(), signed: None, details: Vec::new() }
+    }
+}
+
+/// Which pattern allows which host.
+fn patterns(patterns: &[String], verdict: &Verdict) -> Vec<Step> {
+    let allowed = |name: &str| match patterns.iter().find(|pattern| mx_matches(pattern, name)) {
+        Some(pattern) => format!("allowed by mx: {pattern}"),
+        None => "allowed by no mx pattern: an enforcing sender does not deliver to it".to_owned(),
+    };
+    verdict.hosts.iter().map(|host| Step::new(format!("MX host {}", host.name), allowed(&host.name))).collect()
+}
+
+fn because(decision: &Decision, is_name: bool, verdict: Option<&Verdict>) -> String {
+    if !is_name {
+        return "it is no domain name: address literals, paths and keys that begin with a dot have no policy".into();
+    }
+    match &decision.level {
+        Level::DaneOnly => "DANE comes first: usable TLSA records under signed MX records".into(),
+        Level::Dane => match verdict {
+            Some(verdict) => format!("DANE comes first: {}", coverage(verdict.coverage())),
+            None => "DANE comes first".into(),
+        },
+        Level::Secure => "an unexpired MTA-STS policy in mode enforce, and no DANE that is stronger".into(),
+        Level::Temp(cause) => {
+            format!("not known, so that nothing weaker than published is answered: {}", escaped(cause))
+        }
+        Level::Default => match &decision.sts {
+            Some(policy) if policy.mode == Mode::Testing => {
+                "an MTA-STS policy in mode testing: delivered as without a policy, and counted".into()
+            }
+            _ => match &decision.failure {
+                Some(failure) => {
+                    format!("no policy: the MTA-STS document could not be had: {}", escaped(&failure.text))
+                }
+                None => "no policy is published".into(),
+            },
+        },
+    }
+}
+
+fn coverage(coverage: Coverage) -> &'static str {
+    match coverage {
+        Coverage::Every => "signed MX records, usable TLSA records on every host",
+        Coverage::Some => "signed MX records, usable TLSA records on some hosts",
+        Coverage::Unusable => "signed MX records, TLSA records of which none is usable",
+        Coverage::Unsigned => "unsigned MX records, usable TLSA records on a signed host",
+        Coverage::Nothing => "no TLSA record that counts",
+        Coverage::Partly { .. } => "some hosts are known, others could not be asked",
+        Coverage::Unknown => "nothing could be found out",
+    }
+}
+
+fn nothing(error: &DnsError) -> String {
+    match error {
+        DnsError::NoSuchDomain { ttl } => format!("no such domain, for {} s", ttl.as_secs()),
+        DnsError::NoRecords { ttl } => format!("none, for {} s", ttl.as_secs()),
+        DnsError::Failed(cause) => format!("not known: {}", escaped(cause)),
+    }
+}
+
+/// Printable, on one line, cut.
+fn escaped(text: &str) -> String {
+    cut(text).chars().flat_map(|c| if c == '"' || c == '\'' { vec![c] } else { c.escape_debug().collect() }).collect()
+}
+
+fn cut(text: &str) -> String {
+    match text.char_indices().nth(MAX_TEXT) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text.to_owned(),
+    }
+}
+
+impl fmt::Display for Explanation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{}", self.key)?;
+        let width = self.answers.keys().map(String::len).max().unwrap_or(0);
+        for (map, answer) in &self.answers {
+            writeln!(f, "  {map:width$}  {}", answer.trim_end())?;
+        }
+        writeln!(f, "because: {}", self.because)?;
+        for step in &self.steps {
+            let signed = match step.signed {
+                None => "",
+                Some(true) => " [signed]",
+                Some(false) => " [not signed]",
+            };
+            writeln!(f, "- {}{signed}: {}", step.subject, step.found)?;
+            for detail in &step.details {
+                writeln!(f, "    {detail}")?;
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_reads_well_and_back() {
+        let explanation = Explanation {
+            key: "example.com".into(),
+            answers: [("policy".to_owned(), "NOTFOUND ".to_owned()), ("policy-tlsrpt".to_owned(), "OK may".to_owned())]
+                .into(),
+            because: "no policy is published".into(),
+            steps: vec![
+                Step {
+                    signed: Some(true),
+                    details: vec!["10 mx.example.com".into()],
+                    ..Step::new("MX of example.com", "1 records")
+                },
+                Step::new("DANE", "no TLSA record that counts"),
+            ],
+        };
+        assert_eq!(
+            explanation.to_string(),
+            "example.com\n  policy         NOTFOUND\n  policy-tlsrpt  OK may\nbecause: no policy is published\n\
+             - MX of example.com [signed]: 1 records\n    10 mx.example.com\n- DANE: no TLSA record that counts\n"
+        );
+        let json = serde_json::to_string(&explanation).unwrap();
+        assert_eq!(serde_json::from_str::<Explanation>(&json).unwrap(), explanation);
+    }
+
+    #[test]
+    fn strangers_text_is_escaped_and_cut() {
+        assert_eq!(escaped("a\n\u{1b}[1m\"b\""), "a\\n\\u{1b}[1m\"b\"");
+        assert_eq!(escaped(&"\u{fc}".repeat(1000)).chars().count(), MAX_TEXT + 1);
+    }
+}

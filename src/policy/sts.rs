@@ -1,0 +1,6 @@
+//! MTA-STS (RFC 8461): record, document, fetch and cache, in the order in which a sender meets them.
+
+pub mod cache;
+pub mod document;
+pub mod fetch;
+pub mod record;

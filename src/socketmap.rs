@@ -1,0 +1,347 @@
+//! Answers Postfix over socketmap(5), on unix-domain and TCP sockets.
+//!
+//! Takes: requests `MAP KEY` as netstrings, any number on a connection, pipelined or not. Gives: their replies in
+//! order; what can be answered at once goes out in one write.
+//! A client is never closed first while it keeps the protocol, however long it is idle: Postfix holds connections over
+//! the time that a dead MX host takes. A slow client, or one that does not read, holds up itself alone.
+//! Limits: `netstring::MAX_REQUEST` octets a request (longer ones get NOTFOUND); connections as descriptors last.
+//! When it fails: an unknown map gets PERM; text that is no netstring gets PERM and the connection ends, for nothing
+//! behind it can be found; no more descriptors: waits, and says it once a minute.
+//! Not here: what is answered (`policy`), how it is put (`wording`).
+
+pub mod netstring;
+pub mod wording;
+
+use std::io;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+use crate::config::{Level, Listen};
+use crate::metrics::Metrics;
+use crate::policy::explain::Explanation;
+use crate::policy::{Decision, Policies, flight};
+use netstring::Frame;
+use wording::Wording;
+
+/// How much is read at once, in octets: some eighty requests.
+const CHUNK: usize = 4096;
+
+/// How much of a reply batch waits for a client to read it, in octets, before no more requests of it are taken.
+const MAX_WAITING: usize = 256 * 1024;
+
+/// The capacity that an idle connection keeps, in octets.
+const IDLE_CAPACITY: usize = 1024;
+
+/// How long accepting waits when there are no descriptors left.
+const NO_DESCRIPTORS: Duration = Duration::from_millis(50);
+
+/// How long connections may go on with what they are at when the daemon ends.
+const DRAIN: Duration = Duration::from_secs(2);
+
+/// A socket that is listened on.
+#[derive(Debug)]
+pub enum Listener {
+    /// A unix-domain socket.
+    Unix(UnixListener),
+    /// TCP.
+    Tcp(TcpListener),
+}
+
+impl Listener {
+    /// Binds an address. A unix-domain socket that nobody listens on any more is replaced; it gets mode 0666.
+    /// Fails with `AddrInUse` where somebody listens, or where the path is no socket.
+    pub async fn bind(address: &Listen) -> io::Result<Listener> {
+        match address {
+            Listen::Inet(address) => TcpListener::bind(address).await.map(Listener::Tcp),
+            Listen::Unix(path) => {
+                clear(path).await?;
+                let listener = UnixListener::bind(path)?;
+                std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o666))?;
+                Ok(Listener::Unix(listener))
+            }
+        }
+    }
+
+    async fn accept(&self) -> io::Result<Stream> {
+        match self {
+            Listener::Unix(listener) => listener.accept().await.map(|(stream, _)| Stream::Unix(stream)),
+            Listener::Tcp(listener) => {
+                let (stream, _) = listener.accept().await?;
+                // Replies are small and waited for. Where it cannot be set they are only slower.
+                let _ = stream.set_nodelay(true);
+                Ok(Stream::Tcp(stream))
+            }
+        }
+    }
+}
+
+/// Removes a socket file that is left over from a process that is gone.
+async fn clear(path: &Path) -> io::Result<()> {
+    let taken = |why: &str| Err(io::Error::new(io::ErrorKind::AddrInUse, format!("{}: {why}", path.display())));
+    match std::fs::symlink_metadata(path) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(e) => Err(e),
+        Ok(file) if !file.file_type().is_socket() => taken("exists and is no socket"),
+        Ok(_) => match UnixStream::connect(path).await {
+            Err(e) if e.kind() == io::ErrorKind::ConnectionRefused => std::fs::remove_file(path),
+            Err(e) => Err(e),
+            Ok(_) => taken("another process listens on it"),
+        },
+    }
+}
+
+/// Serves everyone who connects, until `shutdown` turns true. `default` is the host's own level without a policy.
+pub async fn serve(
+    listener: Listener,
+    policies: Arc<Policies>,
+    default: Level,
+    metrics: Metrics,
+    mut shutdown: watch::Receiver<bool>,
+) {
+    let service = Arc::new(Service {
+        policies,
+        default,
+        requests: metrics.counter("socketmap_requests"),
+        malformed: metrics.counter("socketmap_malformed"),
+        unknown: metrics.counter("socketmap_unknown_map"),
+    });
+    let connections_total = metrics.counter("socketmap_connections");
+    let mut connections = JoinSet::new();
+    let mut said: Option<tokio::time::Instant> = None;
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = flight::stopped(&mut shutdown) => break,
+        };
+        while connections.try_join_next().is_some() {}
+        match accepted {
+            Ok(stream) => {
+                connections_total.fetch_add(1, Ordering::Relaxed);
+                let (service, shutdown) = (Arc::clone(&service), shutdown.clone());
+                connections.spawn(async move { service.converse(stream, shutdown).await });
+            }
+            // The client went away before it was accepted.
+            Err(e) if e.kind() == io::ErrorKind::ConnectionAborted => {}
+            Err(e) => {
+                if said.is_none_or(|at| at.elapsed() >= Duration::from_secs(60)) {
+                    tracing::warn!("socketmap: cannot accept a connection: {e}; it waits until others end");
+                    said = Some(tokio::time::Instant::now());
+                }
+                tokio::time::sleep(NO_DESCRIPTORS).await;
+            }
+        }
+    }
+    let ended = async { while connections.join_next().await.is_some() {} };
+    let _ = tokio::time::timeout(DRAIN, ended).await;
+    connections.shutdown().await;
+}
+
+/// What would be answered to a next hop, in both wordings, and why.
+pub async fn explain(policies: &Arc<Policies>, key: &str, default: Level) -> Explanation {
+    policies
+        .explain(key, |decision| {
+            Wording::ALL.iter().map(|(w, map)| ((*map).to_owned(), wording::reply(*w, decision, default))).collect()
+        })
+        .await
+}
+
+struct Service {
+    policies: Arc<Policies>,
+    default: Level,
+    requests: Arc<AtomicU64>,
+    malformed: Arc<AtomicU64>,
+    unknown: Arc<AtomicU64>,
+}
+
+/// Whether a connection goes on.
+enum Next {
+    More,
+    End,
+}
+
+impl Service {
+    async fn converse(&self, stream: Stream, mut shutdown: watch::Receiver<bool>) {
+        // What was read and is no whole request yet; mostly empty.
+        let mut rest: Vec<u8> = Vec::new();
+        let mut out: Vec<u8> = Vec::new();
+        // Octets of an over-long request still to pass over.
+        let mut skip = 0;
+        loop {
+            tokio::select! {
+                biased;
+                ready = stream.readable() => if ready.is_err() { return },
+                () = flight::stopped(&mut shutdown) => return,
+            }
+            let Some(taken) = take(&stream, &mut rest, &mut skip) else { return };
+            if !taken {
+                continue;
+            }
+            let next = self.answer(&mut rest, &mut out, &mut skip, &stream).await;
+            if write(&stream, &mut out).await.is_err() || matches!(next, Ok(Next::End) | Err(_)) {
+                return;
+            }
+            shrink(&mut rest);
+            shrink(&mut out);
+        }
+    }
+
+    /// Answers all whole requests in `rest`, and leaves there what is no whole one.
+    async fn answer(
+        &self,
+        rest: &mut Vec<u8>,
+        out: &mut Vec<u8>,
+        skip: &mut usize,
+        stream: &Stream,
+    ) -> io::Result<Next> {
+        let mut done = 0;
+        let mut answered = 0;
+        let next = loop {
+            match netstring::decode(&rest[done..]) {
+                Frame::Partial => break Next::More,
+                Frame::Whole { data, used } => {
+                    answered += 1;
+                    match self.request(data, out) {
+                        Ok(()) => {}
+                        Err((wording, hop)) => {
+                            // What is ready does not wait for what is not.
+                            write(stream, out).await?;
+                            let decision = self.policies.decide(hop).await;
+                            self.word(wording, &decision, out);
+                        }
+                    }
+                    done += used;
+                    if out.len() >= MAX_WAITING {
+                        write(stream, out).await?;
+                    }
+                }
+                Frame::TooLong { header, data } => {
+                    answered += 1;
+                    netstring::encode(b"NOTFOUND ", out);
+                    let here = (rest.len() - done).min(header + data + 1);
+                    done += here;
+                    *skip = header + data + 1 - here;
+                    if *skip > 0 {
+                        break Next::More;
+                    }
+                }
+                Frame::Malformed => {
+                    self.malformed.fetch_add(1, Ordering::Relaxed);
+                    netstring::encode(b"PERM the request is no netstring", out);
+                    break Next::End;
+                }
+            }
+        };
+        rest.drain(..done);
+        self.requests.fetch_add(answered, Ordering::Relaxed);
+        Ok(next)
+    }
+
+    /// Appends the reply, if it is known; else says for which next hop it must be made.
+    fn request<'a>(&self, data: &'a [u8], out: &mut Vec<u8>) -> Result<(), (Wording, &'a [u8])> {
+        let space = data.iter().position(|b| *b == b' ').unwrap_or(data.len());
+        let (map, key) = (&data[..space], data.get(space + 1..).unwrap_or_default());
+        let Some(wording) = Wording::of_map(map) else {
+            self.unknown.fetch_add(1, Ordering::Relaxed);
+            netstring::encode(b"PERM no such map; there are policy and policy-tlsrpt", out);
+            return Ok(());
+        };
+        match self.policies.cached(key) {
+            Some(decision) => self.word(wording, &decision, out),
+            None => return Err((wording, key)),
+        }
+        Ok(())
+    }
+
+    fn word(&self, wording: Wording, decision: &Decision, out: &mut Vec<u8>) {
+        let slot = match wording {
+            Wording::Policy => 0,
+            Wording::PolicyTlsrpt => 1,
+        };
+        let word = |decision: &Decision| {
+            let mut frame = Vec::new();
+            netstring::encode(wording::reply(wording, decision, self.default).as_bytes(), &mut frame);
+            frame.into_boxed_slice()
+        };
+        decision.worded(slot, word, out);
+    }
+}
+
+/// Reads what is there into `rest`: whether something was, or nothing at all where the client is gone.
+fn take(stream: &Stream, rest: &mut Vec<u8>, skip: &mut usize) -> Option<bool> {
+    let mut chunk = [0; CHUNK];
+    let count = match stream.try_read(&mut chunk) {
+        Ok(0) => return None,
+        Ok(count) => count,
+        Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Some(false),
+        Err(e) if e.kind() == io::ErrorKind::Interrupted => return Some(false),
+        Err(_) => return None,
+    };
+    let passed = count.min(*skip);
+    *skip -= passed;
+    rest.extend_from_slice(&chunk[passed..count]);
+    Some(true)
+}
+
+/// Writes all of it.
+async fn write(stream: &Stream, out: &mut Vec<u8>) -> io::Result<()> {
+    let mut done = 0;
+    while done < out.len() {
+        match stream.try_write(&out[done..]) {
+            Ok(count) => done += count,
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => stream.writable().await?,
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+    }
+    out.clear();
+    Ok(())
+}
+
+fn shrink(buffer: &mut Vec<u8>) {
+    if buffer.is_empty() && buffer.capacity() > IDLE_CAPACITY {
+        *buffer = Vec::new();
+    }
+}
+
+/// A connection.
+enum Stream {
+    Unix(UnixStream),
+    Tcp(TcpStream),
+}
+
+impl Stream {
+    async fn readable(&self) -> io::Result<()> {
+        match self {
+            Stream::Unix(stream) => stream.readable().await,
+            Stream::Tcp(stream) => stream.readable().await,
+        }
+    }
+
+    async fn writable(&self) -> io::Result<()> {
+        match self {
+            Stream::Unix(stream) => stream.writable().await,
+            Stream::Tcp(stream) => stream.writable().await,
+        }
+    }
+
+    fn try_read(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Stream::Unix(stream) => stream.try_read(buffer),
+            Stream::Tcp(stream) => stream.try_read(buffer),
+        }
+    }
+
+    fn try_write(&self, buffer: &[u8]) -> io::Result<usize> {
+        match self {
+            Stream::Unix(stream) => stream.try_write(buffer),
+            Stream::Tcp(stream) => stream.try_write(buffer),
+        }
+    }
+}

@@ -1,0 +1,19 @@
+//! A closed mail world on loopback: everything that a mail host meets, in one process, without root.
+//!
+//! In the order in which a host meets it: [`dns`] answers its questions, [`https`] serves MTA-STS documents with
+//! certificates of [`ca`], [`smtp`] takes its mail in; [`dkim`] makes keys and verifies what was signed with them.
+//! [`world`] puts these together from a description of mail domains and writes the daemon's configuration;
+//! [`daemon`] runs the real one, [`postfix`] the real Postfix beside it; [`socketmap`] asks the daemon as Postfix does,
+//! [`report`] reads what it sends; [`play`] is `lab try`.
+
+pub mod ca;
+pub mod daemon;
+pub mod dkim;
+pub mod dns;
+pub mod https;
+pub mod play;
+pub mod postfix;
+pub mod report;
+pub mod smtp;
+pub mod socketmap;
+pub mod world;
