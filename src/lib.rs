@@ -10,4 +10,6 @@ pub mod metrics;
 pub mod tlsrpt;
 
 pub mod input;
+pub mod own;
+pub mod report;
 pub mod store;
