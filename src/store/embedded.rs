@@ -1,1 +1,480 @@
 //! The embedded store, in sled.
+//!
+//! Takes: a folder. Gives: a [`Store`] in it, and what had to be said while opening it.
+//! Limits: one process at a time; keys of `format::KEY_LIMIT` octets; about [`CACHE`] octets of memory.
+//! When it fails: a damaged recovery snapshot is moved aside and rebuilt from the log; a damaged log is moved aside
+//! whole and the store starts empty. Both are said. After a write that failed the store refuses everything: what of
+//! it is on disk is known only after opening again.
+//! Not here: what keys and values mean (`store/format.rs`).
+
+mod open;
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::fs::File;
+use std::ops::Bound;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use parking_lot::RwLock;
+
+pub use open::Opened;
+
+use crate::clock::Clock;
+use crate::store::format::{self, CountKey, Digest, Malformed, PolicyRef, Value};
+use crate::store::{Batch, Family, Record, Store, StoreError};
+use crate::tlsrpt::{Counted, Day, Policy, Row, Tally};
+
+/// What sled may keep of the store in memory, in octets.
+pub const CACHE: u64 = 16 * 1024 * 1024;
+
+/// How many policy texts are remembered as stored, so that they are not looked up at each commit.
+const REMEMBERED: usize = 65_536;
+
+/// How many records are removed in one batch.
+const SWEEP: usize = 10_000;
+
+/// A store in a folder of this host.
+pub struct Embedded {
+    // In the order in which they are let go: sled's files before the lock on the folder.
+    state: RwLock<State>,
+    db: sled::Db,
+    log: File,
+    folder: PathBuf,
+    _lock: File,
+}
+
+/// What only a writer changes. Readers share the lock, so that they never see half of a batch.
+#[derive(Default)]
+struct State {
+    /// Why nothing is done any more.
+    broken: Option<String>,
+    /// Policy texts that are known to be in the store.
+    remembered: HashSet<(Day, Digest)>,
+}
+
+impl Embedded {
+    /// Opens the store in `folder`, which is made if it does not exist (mode 0700). `clock` dates what is moved aside.
+    pub fn open(folder: &Path, clock: Clock) -> Result<Opened, StoreError> {
+        open::open(folder, clock)
+    }
+
+    fn value(&self, key: &[u8]) -> Result<Option<sled::IVec>, StoreError> {
+        self.guarded(|| self.db.get(key))
+    }
+
+    /// Runs a call into sled, which panics over some damage that it reads; that is an error like another.
+    fn guarded<T>(&self, call: impl FnOnce() -> sled::Result<T>) -> Result<T, StoreError> {
+        guarded(&self.folder, call)
+    }
+
+    fn corrupt(&self, what: &Malformed) -> StoreError {
+        StoreError::Corrupt(format!("store: {}: {what}; it is not used", self.folder.display()))
+    }
+
+    /// The keys and values from `from` (inclusive) to `to` (exclusive), handed to `each` until it returns false.
+    fn walk(
+        &self,
+        from: Vec<u8>,
+        to: Option<Vec<u8>>,
+        mut each: impl FnMut(&[u8], &[u8]) -> Result<bool, StoreError>,
+    ) -> Result<(), StoreError> {
+        let to = to.map_or(Bound::Unbounded, Bound::Excluded);
+        let mut range = self.db.range((Bound::Included(from), to));
+        while let Some(pair) = self.guarded(|| range.next().transpose())? {
+            if !each(&pair.0, &pair.1)? {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn first_from(&self, from: Vec<u8>, to: Vec<u8>) -> Result<Option<CountKey>, StoreError> {
+        let mut found = None;
+        self.walk(from, Some(to), |key, _| {
+            found = Some(CountKey::decode(key).map_err(|e| self.corrupt(&e))?);
+            Ok(false)
+        })?;
+        Ok(found)
+    }
+
+    /// The octets of a record, put together again where they are in parts.
+    fn assemble(&self, key: &[u8], value: &[u8]) -> Result<Vec<u8>, StoreError> {
+        let (parts, length) = match Value::decode(value).map_err(|e| self.corrupt(&e))? {
+            Value::Whole(octets) => return Ok(octets.to_vec()),
+            Value::Parts { parts, length } => (parts, length),
+        };
+        let mut whole = Vec::new();
+        for number in 0..parts {
+            let Some(part) = self.value(&format::part_key(key, number))? else { break };
+            whole.extend_from_slice(&part);
+        }
+        if u64::try_from(whole.len()).ok() == Some(length) {
+            Ok(whole)
+        } else {
+            Err(self.corrupt(&Malformed(format!("a record of {length} octets has only {}", whole.len()))))
+        }
+    }
+
+    /// Adds what sets or removes a record to `changes`.
+    fn change_record(&self, changes: &mut Changes, key: Vec<u8>, value: Option<&[u8]>) -> Result<(), StoreError> {
+        if key.len() > format::KEY_LIMIT {
+            let (length, limit) = (key.len(), format::KEY_LIMIT);
+            let folder = self.folder.display();
+            return Err(StoreError::Unusable(format!(
+                "store: {folder}: a key of {length} octets: over the limit of {limit}; its batch is not written"
+            )));
+        }
+        let parts_of = |value: &[u8]| match Value::decode(value) {
+            Ok(Value::Parts { parts, .. }) => parts,
+            _ => 0,
+        };
+        let before = self.value(&key)?.map_or(0, |old| parts_of(&old));
+        let mut after = 0;
+        match value {
+            Some(octets) if octets.len() > format::PART => {
+                for part in octets.chunks(format::PART) {
+                    changes.insert(format::part_key(&key, after), Some(part.to_vec()));
+                    after += 1;
+                }
+                let length = octets.len() as u64;
+                changes.insert(key.clone(), Some(Value::Parts { parts: after, length }.encode()));
+            }
+            Some(octets) => _ = changes.insert(key.clone(), Some(Value::Whole(octets).encode())),
+            None => _ = changes.insert(key.clone(), None),
+        }
+        for number in after..before {
+            changes.insert(format::part_key(&key, number), None);
+        }
+        Ok(())
+    }
+
+    /// Adds what the tallies make of the counts that are there to `changes`.
+    fn change_counts(&self, state: &State, changes: &mut Changes, add: &[(Tally, u64)]) -> Result<New, StoreError> {
+        let mut policies: HashMap<(*const Policy, *const str), (Day, PolicyRef)> = HashMap::new();
+        let mut sums: BTreeMap<Vec<u8>, Sum> = BTreeMap::new();
+        let mut new = New::new();
+        for (tally, count) in add {
+            // Pointers are only compared: the batch keeps what they point to where it is.
+            let known = (Arc::as_ptr(&tally.policy), Arc::as_ptr(&tally.domain));
+            let policy = match policies.get(&known) {
+                Some((day, policy)) if *day == tally.day => *policy,
+                _ => {
+                    let (policy, text) = format::policy_ref(&tally.policy, &tally.domain);
+                    if let (PolicyRef::Digest(digest), Some(text)) = (policy, text)
+                        && !state.remembered.contains(&(tally.day, digest))
+                        && new.insert((tally.day, digest))
+                    {
+                        self.keep_policy(changes, tally.day, &digest, &text)?;
+                    }
+                    policies.insert(known, (tally.day, policy));
+                    policy
+                }
+            };
+            let mut key = CountKey { day: tally.day, domain: tally.domain.to_string(), policy, failure: None };
+            if let Counted::Detail(failure) = &tally.counted {
+                let text = format::failure_text(failure);
+                key.failure = Some(format::digest(&text));
+                let sum = sums.entry(key.encode()).or_insert(Sum::Detail(0, text));
+                if let Sum::Detail(n, _) = sum {
+                    *n = n.saturating_add(*count);
+                }
+            } else if let Sum::Totals(successful, failed) = sums.entry(key.encode()).or_insert(Sum::Totals(0, 0)) {
+                let n = if tally.counted == Counted::Success { successful } else { failed };
+                *n = n.saturating_add(*count);
+            }
+        }
+        for (key, sum) in sums {
+            let old = self.value(&key)?;
+            let value = sum.onto(old.as_deref()).map_err(|e| self.corrupt(&e))?;
+            changes.insert(key, Some(value));
+        }
+        Ok(new)
+    }
+
+    /// Sees to it that a policy's text is there, and is the one that its digest stands for.
+    fn keep_policy(&self, changes: &mut Changes, day: Day, digest: &Digest, text: &[u8]) -> Result<(), StoreError> {
+        let key = format::policy_key(day, digest);
+        match self.value(&key)? {
+            Some(value) if self.assemble(&key, &value)? == text => Ok(()),
+            Some(_) => Err(self.corrupt(&Malformed("a policy's text is not the one of its digest".to_owned()))),
+            None => self.change_record(changes, key, Some(text)),
+        }
+    }
+
+    /// Applies changes: all or none, and on disk when it returns.
+    fn commit(&self, state: &mut State, changes: Changes) -> Result<(), StoreError> {
+        let mut batch = sled::Batch::default();
+        for (key, value) in changes {
+            match value {
+                Some(value) => batch.insert(key, value),
+                None => batch.remove(key),
+            }
+        }
+        let written = self
+            .guarded(|| self.db.apply_batch(batch).and_then(|()| self.db.flush()))
+            // sled's flush is sync_file_range(2), which does not make the disk keep what it has taken.
+            .and_then(|_| self.log.sync_data().map_err(|e| io_fault(&self.folder, &e)));
+        if let Err(e) = &written {
+            state.broken = Some(e.to_string());
+        }
+        written
+    }
+
+    fn sound(&self, state: &State) -> Result<(), StoreError> {
+        match &state.broken {
+            None => Ok(()),
+            Some(cause) => Err(StoreError::Io(std::io::Error::other(format!(
+                "store: {}: an earlier write failed: {cause}; nothing is read or written until it is opened again",
+                self.folder.display()
+            )))),
+        }
+    }
+
+    fn remove_range(&self, state: &mut State, from: &[u8], to: &[u8]) -> Result<u64, StoreError> {
+        let mut gone = 0;
+        loop {
+            let mut changes = Changes::new();
+            self.walk(from.to_vec(), Some(to.to_vec()), |key, value| {
+                changes.insert(key.to_vec(), None);
+                if let (Some(b'p'), Ok(Value::Parts { parts, .. })) = (key.first(), Value::decode(value)) {
+                    changes.extend((0..parts).map(|number| (format::part_key(key, number), None)));
+                }
+                Ok(changes.len() < SWEEP)
+            })?;
+            if changes.is_empty() {
+                return Ok(gone);
+            }
+            gone += changes.len() as u64;
+            self.commit(state, changes)?;
+        }
+    }
+}
+
+impl Store for Embedded {
+    fn write(&self, batch: Batch) -> Result<(), StoreError> {
+        let mut state = self.state.write();
+        self.sound(&state)?;
+        let mut changes = Changes::new();
+        let new = self.change_counts(&state, &mut changes, &batch.add)?;
+        let mut last = BTreeMap::new();
+        for (family, key, value) in &batch.set {
+            last.insert(format::record_key(*family, key), value.as_deref());
+        }
+        for (key, value) in last {
+            self.change_record(&mut changes, key, value)?;
+        }
+        if changes.is_empty() {
+            return Ok(());
+        }
+        self.commit(&mut state, changes)?;
+        if state.remembered.len() + new.len() > REMEMBERED {
+            state.remembered.clear();
+        }
+        state.remembered.extend(new.into_iter().take(REMEMBERED));
+        Ok(())
+    }
+
+    fn read(&self, family: Family, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
+        let state = self.state.read();
+        self.sound(&state)?;
+        let key = format::record_key(family, key);
+        self.value(&key)?.map(|value| self.assemble(&key, &value)).transpose()
+    }
+
+    fn scan(&self, family: Family, prefix: &[u8]) -> Result<Vec<Record>, StoreError> {
+        let state = self.state.read();
+        self.sound(&state)?;
+        let prefix = format::record_key(family, prefix);
+        let mut records = Vec::new();
+        self.walk(prefix.clone(), None, |key, value| {
+            if !key.starts_with(&prefix) {
+                return Ok(false);
+            }
+            records.push((key[1..].to_vec(), self.assemble(key, value)?));
+            Ok(true)
+        })?;
+        Ok(records)
+    }
+
+    fn days(&self) -> Result<Vec<Day>, StoreError> {
+        let state = self.state.read();
+        self.sound(&state)?;
+        let (mut from, to) = format::all_counts();
+        let mut days = Vec::new();
+        while let Some(key) = self.first_from(from, to.clone())? {
+            days.push(key.day);
+            let Some(next) = key.day.0.checked_add(1) else { break };
+            from = format::day_prefix(Day(next));
+        }
+        Ok(days)
+    }
+
+    fn domains(&self, day: Day) -> Result<Vec<String>, StoreError> {
+        let state = self.state.read();
+        self.sound(&state)?;
+        let (mut from, to) = (format::day_prefix(day), day_end(day));
+        let mut domains = Vec::new();
+        while let Some(key) = self.first_from(from, to.clone())? {
+            from = format::domain_end(day, &key.domain);
+            domains.push(key.domain);
+        }
+        Ok(domains)
+    }
+
+    fn rows(&self, day: Day, domain: &str) -> Result<Vec<Row>, StoreError> {
+        let state = self.state.read();
+        self.sound(&state)?;
+        let mut rows: Vec<(PolicyRef, Row)> = Vec::new();
+        self.walk(format::domain_prefix(day, domain), Some(format::domain_end(day, domain)), |key, value| {
+            let key_of = CountKey::decode(key).map_err(|e| self.corrupt(&e))?;
+            if rows.last().is_none_or(|(policy, _)| *policy != key_of.policy) {
+                let policy = self.policy(&key_of)?;
+                let row = Row { day, domain: key_of.domain, policy, successful: 0, failed: 0, details: Vec::new() };
+                rows.push((key_of.policy, row));
+            }
+            let Some((_, row)) = rows.last_mut() else { return Ok(false) };
+            if key_of.failure.is_some() {
+                let (count, text) = format::detail_from(value).map_err(|e| self.corrupt(&e))?;
+                row.details.push((format::failure_from(text).map_err(|e| self.corrupt(&e))?, count));
+            } else {
+                (row.successful, row.failed) = format::totals_from(value).map_err(|e| self.corrupt(&e))?;
+            }
+            Ok(true)
+        })?;
+        let mut rows: Vec<Row> = rows.into_iter().map(|(_, row)| row).collect();
+        rows.sort_by(|a, b| a.policy.cmp(&b.policy));
+        rows.iter_mut().for_each(|row| row.details.sort());
+        Ok(rows)
+    }
+
+    fn drop_days_before(&self, day: Day) -> Result<u64, StoreError> {
+        let mut state = self.state.write();
+        self.sound(&state)?;
+        let (from, to) = (format::all_counts().0, format::day_prefix(day));
+        let counts = self.remove_range(&mut state, &from, &to)?;
+        // After the counts, so that no count is ever without its policy.
+        let (from, to) = format::policies_before(day);
+        let policies = self.remove_range(&mut state, &from, &to)?;
+        state.remembered.retain(|(kept, _)| *kept >= day);
+        Ok(counts + policies)
+    }
+
+    fn size(&self) -> Result<u64, StoreError> {
+        fn below(folder: &Path) -> std::io::Result<u64> {
+            let mut octets = 0;
+            for entry in std::fs::read_dir(folder)? {
+                let entry = entry?;
+                let known = match entry.file_type()?.is_dir() {
+                    true => below(&entry.path()),
+                    false => entry.metadata().map(|m| m.len()),
+                };
+                octets += match known {
+                    Ok(octets) => octets,
+                    // sled removes files as it goes.
+                    Err(e) if e.kind() == std::io::ErrorKind::NotFound => 0,
+                    Err(e) => return Err(e),
+                };
+            }
+            Ok(octets)
+        }
+        below(&self.folder).map_err(|e| io_fault(&self.folder, &e))
+    }
+}
+
+impl Embedded {
+    fn policy(&self, of: &CountKey) -> Result<Policy, StoreError> {
+        let PolicyRef::Digest(digest) = &of.policy else { return Ok(Policy::none(&of.domain)) };
+        let key = format::policy_key(of.day, digest);
+        let Some(value) = self.value(&key)? else {
+            return Err(self.corrupt(&Malformed("a count without the text of its policy".to_owned())));
+        };
+        let text = self.assemble(&key, &value)?;
+        if format::digest(&text) != *digest {
+            return Err(self.corrupt(&Malformed("a policy's text is not the one of its digest".to_owned())));
+        }
+        format::policy_from(&text).map_err(|e| self.corrupt(&e))
+    }
+}
+
+/// What is to be set or removed, by key.
+type Changes = BTreeMap<Vec<u8>, Option<Vec<u8>>>;
+
+/// Policy texts that a batch stores for the first time.
+type New = HashSet<(Day, Digest)>;
+
+/// What a batch adds under one key.
+enum Sum {
+    Totals(u64, u64),
+    Detail(u64, Vec<u8>),
+}
+
+impl Sum {
+    /// The value that stands after adding to the one that is there.
+    fn onto(self, old: Option<&[u8]>) -> Result<Vec<u8>, Malformed> {
+        match self {
+            Sum::Totals(successful, failed) => {
+                let (s, f) = old.map_or(Ok((0, 0)), format::totals_from)?;
+                Ok(format::totals(s.saturating_add(successful), f.saturating_add(failed)))
+            }
+            Sum::Detail(count, text) => match old.map(format::detail_from).transpose()? {
+                Some((_, stored)) if stored != text => {
+                    Err(Malformed("a failure's text is not the one of its digest".to_owned()))
+                }
+                Some((n, _)) => Ok(format::detail(n.saturating_add(count), &text)),
+                None => Ok(format::detail(count, &text)),
+            },
+        }
+    }
+}
+
+fn day_end(day: Day) -> Vec<u8> {
+    day.0.checked_add(1).map_or_else(|| format::all_counts().1, |next| format::day_prefix(Day(next)))
+}
+
+fn guarded<T>(folder: &Path, call: impl FnOnce() -> sled::Result<T>) -> Result<T, StoreError> {
+    match catch_unwind(AssertUnwindSafe(call)) {
+        Ok(Ok(done)) => Ok(done),
+        Ok(Err(e)) => Err(fault(folder, e)),
+        Err(panic) => {
+            let cause = panic.downcast_ref::<String>().map(String::as_str);
+            let cause = cause.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("it gave no reason");
+            let cause: String = cause.chars().take(200).collect::<String>().escape_debug().to_string();
+            Err(StoreError::Corrupt(format!("store: {}: sled gave up: {cause}; nothing is read", folder.display())))
+        }
+    }
+}
+
+/// Sorts sled's errors by fault.
+fn fault(folder: &Path, error: sled::Error) -> StoreError {
+    let shown = folder.display();
+    match error {
+        sled::Error::Io(e) => match e.kind() {
+            // sled reads only what it wrote: what is not there has been taken away.
+            std::io::ErrorKind::UnexpectedEof | std::io::ErrorKind::NotFound | std::io::ErrorKind::InvalidData => {
+                StoreError::Corrupt(format!("store: {shown}: part of it is missing: {e}; nothing is read"))
+            }
+            _ => io_fault(folder, &e),
+        },
+        sled::Error::Corruption { at: Some(at), .. } => {
+            StoreError::Corrupt(format!("store: {shown}: damaged at {at}: not what was written; nothing is read"))
+        }
+        sled::Error::Corruption { at: None, .. } => {
+            StoreError::Corrupt(format!("store: {shown}: damaged: a file is not what was written; nothing is read"))
+        }
+        sled::Error::ReportableBug(what) => {
+            StoreError::Corrupt(format!("store: {shown}: sled gave up: {what}; nothing is read"))
+        }
+        e @ (sled::Error::Unsupported(_) | sled::Error::CollectionNotFound(_)) => {
+            StoreError::Unusable(format!("store: {shown}: not usable by this version: {e}; it is left as it is"))
+        }
+    }
+}
+
+fn io_fault(folder: &Path, error: &std::io::Error) -> StoreError {
+    let text = format!("store: {}: disk error: {error}; what was not acknowledged is not kept", folder.display());
+    StoreError::Io(std::io::Error::new(error.kind(), text))
+}
+
+#[cfg(test)]
+mod tests;

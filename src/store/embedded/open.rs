@@ -1,0 +1,241 @@
+//! Opens the embedded store's folder: claims it, heals what can be healed, says what was lost.
+//!
+//! Takes: a folder, and a clock to date what is moved aside. Gives: a store, and notices.
+//! Limits: what is moved aside stays in `FOLDER/aside-DATE` until the administrator removes it.
+//! When it fails: `Locked` for a second opener, `Unusable` for a folder that cannot be used or is of a newer version.
+
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io::{Read, Write};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use parking_lot::RwLock;
+
+use super::{CACHE, Embedded, State, guarded, io_fault};
+use crate::clock::Clock;
+use crate::store::format::{self, VERSION, VERSION_KEY, Value};
+use crate::store::{Family, StoreError};
+
+/// sled's folder below ours, so that it can be moved aside where our parent is not writable.
+const FOLDER: &str = "embedded";
+
+/// The file that says who has the folder.
+const LOCK: &str = "lock";
+
+/// How often sled's own lock is tried, once ours is held: only what this process let go a moment ago can hold it.
+const TRIES: u32 = 40;
+
+/// The pause between two tries.
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// An open store.
+pub struct Opened {
+    /// The store.
+    pub store: Embedded,
+    /// What had to be said while opening it, also logged: lines `subject: problem: cause; consequence`.
+    pub notices: Vec<String>,
+    /// Where a damaged store was moved whole, if that was so: the store is empty, what was sent is not known.
+    pub lost: Option<PathBuf>,
+}
+
+pub(super) fn open(home: &Path, clock: Clock) -> Result<Opened, StoreError> {
+    let lock = claim(home)?;
+    let folder = home.join(FOLDER);
+    let mut notices = Vec::new();
+    let mut lost = None;
+    let mut say = |line: String| {
+        tracing::warn!("{line}");
+        notices.push(line);
+    };
+    let aside = Aside { home, folder: &folder, clock };
+    let shown = home.display();
+    drop_unfinished_snapshots(&folder);
+    if let Some((path, cause)) = damaged_snapshot(&folder) {
+        let to = aside.snapshots()?;
+        let (path, to) = (path.display(), to.display());
+        say(format!("store: {path}: damaged: {cause}; it was moved to {to}, all is read from the log, nothing is lost"));
+    }
+    let mut opened = start(&folder);
+    if let Err(StoreError::Corrupt(cause)) = &opened {
+        let to = aside.all()?;
+        let kept = to.display();
+        say(cause.clone());
+        say(format!("store: {shown}: LOST: damaged beyond use; it starts empty, the old one is kept in {kept}"));
+        lost = Some(to);
+        opened = start(&folder);
+    }
+    let (db, log) = opened?;
+    let store = Embedded { state: RwLock::new(State::default()), db, log, folder, _lock: lock };
+    version(&store)?;
+    Ok(Opened { store, notices, lost })
+}
+
+/// Makes the folder and takes it for this process.
+fn claim(home: &Path) -> Result<File, StoreError> {
+    let shown = home.display();
+    let unusable = |cause: &dyn std::fmt::Display| {
+        StoreError::Unusable(format!("store: {shown}: cannot be used: {cause}; nothing is counted or answered"))
+    };
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(home).map_err(|e| match home.is_file() {
+        true => unusable(&"it is a file, not a folder"),
+        false => unusable(&e),
+    })?;
+    let path = home.join(LOCK);
+    let mut lock = OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .read(true)
+        .write(true)
+        .open(&path)
+        .map_err(|e| unusable(&format_args!("{}: {e}", path.display())))?;
+    match lock.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => {
+            let mut holder = String::new();
+            let holder = match (&lock).take(20).read_to_string(&mut holder) {
+                Ok(1..) => format!("process {}", holder.trim().escape_debug()),
+                _ => "another process".to_owned(),
+            };
+            return Err(StoreError::Locked(format!(
+                "store: {shown}: in use: {holder} has it open; it is not opened a second time"
+            )));
+        }
+        Err(TryLockError::Error(e)) => return Err(unusable(&e)),
+    }
+    // For whoever finds it locked; the lock itself does not depend on it.
+    if let Err(e) = lock.set_len(0).and_then(|()| writeln!(lock, "{}", std::process::id())) {
+        return Err(unusable(&format_args!("{}: {e}", path.display())));
+    }
+    Ok(lock)
+}
+
+/// Opens sled's files and reads every record once: damage shows now, while it can be dealt with.
+fn start(folder: &Path) -> Result<(sled::Db, File), StoreError> {
+    let mut tries = 0;
+    let db = loop {
+        let config = sled::Config::new().path(folder).cache_capacity(CACHE).flush_every_ms(None);
+        match guarded(folder, || config.open()) {
+            Err(StoreError::Io(e)) if e.to_string().contains("could not acquire lock") => {
+                tries += 1;
+                if tries == TRIES {
+                    return Err(StoreError::Locked(format!(
+                        "store: {}: in use: {e}; it is not opened a second time",
+                        folder.display()
+                    )));
+                }
+                std::thread::sleep(PAUSE);
+            }
+            other => break other?,
+        }
+    };
+    let mut all = db.iter();
+    while guarded(folder, || all.next().transpose())?.is_some() {}
+    let log = File::open(folder.join("db")).map_err(|e| io_fault(folder, &e))?;
+    for entry in [Some(folder), folder.parent()].into_iter().flatten() {
+        File::open(entry).and_then(|dir| dir.sync_all()).map_err(|e| io_fault(folder, &e))?;
+    }
+    Ok((db, log))
+}
+
+/// Checks the version of the layout, or writes it into a new store.
+fn version(store: &Embedded) -> Result<(), StoreError> {
+    let shown = store.folder.display();
+    let key = format::record_key(Family::Single, VERSION_KEY);
+    let Some(value) = store.value(&key)? else {
+        if !store.db.is_empty() {
+            return Err(StoreError::Unusable(format!(
+                "store: {shown}: not ours: a sled database without our version record; it is left as it is"
+            )));
+        }
+        let changes = [(key, Some(Value::Whole(VERSION.to_string().as_bytes()).encode()))].into();
+        return store.commit(&mut store.state.write(), changes);
+    };
+    let text = store.assemble(&key, &value)?;
+    let found = std::str::from_utf8(&text).ok().and_then(|text| text.parse::<u32>().ok());
+    match found {
+        Some(VERSION) => Ok(()),
+        Some(newer) if newer > VERSION => Err(StoreError::Unusable(format!(
+            "store: {shown}: written by a newer version: format {newer}, this program knows {VERSION}; it is left as it is"
+        ))),
+        _ => Err(StoreError::Corrupt(format!(
+            "store: {shown}: no such format: `{}`, this program knows {VERSION}; it is left as it is",
+            text.escape_ascii()
+        ))),
+    }
+}
+
+/// A kill while sled writes a snapshot leaves a file that sled would take for the newest one.
+fn drop_unfinished_snapshots(folder: &Path) {
+    for path in snapshots(folder) {
+        if path.extension().is_some_and(|end| end == "generating") {
+            // What cannot be removed shows when sled opens.
+            let _ = fs::remove_file(path);
+        }
+    }
+}
+
+/// The snapshot that sled would read, if its checksum is wrong, with the reason. sled keeps in it where the pages
+/// are, to start sooner; the log alone says the same.
+fn damaged_snapshot(folder: &Path) -> Option<(PathBuf, &'static str)> {
+    let newest = snapshots(folder).into_iter().max()?;
+    // One that cannot be read at all shows when sled opens.
+    let octets = fs::read(&newest).ok()?;
+    let Some((rest, checksum)) = octets.split_last_chunk::<4>() else { return Some((newest, "empty or cut")) };
+    let Some((body, _length)) = rest.split_last_chunk::<8>() else { return Some((newest, "empty or cut")) };
+    let mut crc = flate2::Crc::new();
+    crc.update(body);
+    match !body.is_empty() && crc.sum() == u32::from_le_bytes(*checksum) {
+        true => None,
+        false => Some((newest, "cut or overwritten")),
+    }
+}
+
+fn snapshots(folder: &Path) -> Vec<PathBuf> {
+    let Ok(entries) = fs::read_dir(folder) else { return Vec::new() };
+    let is_one = |path: &PathBuf| path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"snap."));
+    entries.filter_map(Result::ok).map(|entry| entry.path()).filter(is_one).collect()
+}
+
+/// Where damaged files go.
+struct Aside<'a> {
+    home: &'a Path,
+    folder: &'a Path,
+    clock: Clock,
+}
+
+impl Aside<'_> {
+    /// Moves the snapshots aside.
+    fn snapshots(&self) -> Result<PathBuf, StoreError> {
+        let to = self.place()?;
+        for path in snapshots(self.folder) {
+            let Some(name) = path.file_name() else { continue };
+            fs::rename(&path, to.join(name)).map_err(|e| io_fault(self.folder, &e))?;
+        }
+        Ok(to)
+    }
+
+    /// Moves sled's whole folder aside.
+    fn all(&self) -> Result<PathBuf, StoreError> {
+        let to = self.place()?.join(FOLDER);
+        fs::rename(self.folder, &to).map_err(|e| io_fault(self.folder, &e))?;
+        Ok(to)
+    }
+
+    fn place(&self) -> Result<PathBuf, StoreError> {
+        let date = jiff::Timestamp::from_second(self.clock.seconds()).unwrap_or_default();
+        let date = date.strftime("%Y%m%dT%H%M%SZ").to_string();
+        let mut to = self.home.join(format!("aside-{date}"));
+        let mut number = 1;
+        loop {
+            match fs::create_dir(&to) {
+                Ok(()) => return Ok(to),
+                Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {
+                    number += 1;
+                    to = self.home.join(format!("aside-{date}-{number}"));
+                }
+                Err(e) => return Err(io_fault(self.folder, &e)),
+            }
+        }
+    }
+}

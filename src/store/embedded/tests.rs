@@ -1,0 +1,171 @@
+//! The store as others use it; crashes and damage are in `tests/store.rs`.
+
+use std::sync::Arc;
+
+use super::*;
+use crate::tlsrpt::{Failure, PolicyType, ResultType};
+
+const DAY: Day = Day(20_779);
+
+fn opened() -> (tempfile::TempDir, Embedded) {
+    let home = tempfile::tempdir().unwrap();
+    let opened = Embedded::open(home.path(), Clock::default()).unwrap();
+    assert_eq!((opened.notices, opened.lost), (vec![], None));
+    (home, opened.store)
+}
+
+fn sts(domain: &str, lines: usize) -> Arc<Policy> {
+    let line = |n| format!("mx: mx{n}.{domain}");
+    Arc::new(Policy {
+        policy_type: PolicyType::Sts,
+        policy_string: (0..lines).map(line).collect(),
+        policy_domain: domain.into(),
+        mx_host: vec![format!("*.{domain}")],
+    })
+}
+
+fn tally(day: Day, domain: &str, policy: &Arc<Policy>, counted: Counted) -> Tally {
+    Tally { day, domain: domain.into(), policy: Arc::clone(policy), counted }
+}
+
+fn expired(reason: &str) -> Failure {
+    Failure::new(ResultType::CertificateExpired, Some(reason))
+}
+
+#[test]
+fn counts_add_up_under_their_policies() {
+    let (home, store) = opened();
+    let policy = sts("b.example", 3);
+    let none = Arc::new(Policy::none("b.example"));
+    let add = vec![
+        (tally(DAY, "b.example", &policy, Counted::Success), 2),
+        (tally(DAY, "b.example", &policy, Counted::Failure), 1),
+        (tally(DAY, "b.example", &policy, Counted::Detail(expired("x"))), 1),
+        (tally(DAY, "b.example", &policy, Counted::Success), 5),
+        (tally(DAY, "b.example", &none, Counted::Success), 1),
+        (tally(DAY, "a.example", &Arc::new(Policy::none("a.example")), Counted::Failure), 4),
+        (tally(Day(DAY.0 - 1), "c.example", &policy, Counted::Success), 9),
+    ];
+    let batch = Batch { add, set: vec![] };
+    store.write(batch.clone()).unwrap();
+    store.write(batch).unwrap();
+    drop(store);
+    let store = Embedded::open(home.path(), Clock::default()).unwrap().store;
+    assert_eq!(store.days().unwrap(), [Day(DAY.0 - 1), DAY]);
+    assert_eq!(store.domains(DAY).unwrap(), ["a.example", "b.example"]);
+    let rows = store.rows(DAY, "b.example").unwrap();
+    let want = |policy: &Policy, successful, failed, details| Row {
+        day: DAY,
+        domain: "b.example".into(),
+        policy: policy.clone(),
+        successful,
+        failed,
+        details,
+    };
+    assert_eq!(rows, [want(&policy, 14, 2, vec![(expired("x"), 2)]), want(&none, 2, 0, vec![])]);
+    // A neighbour in the order of keys is not the domain itself.
+    assert_eq!(store.rows(DAY, "b.exampl").unwrap(), []);
+    assert_eq!(store.domains(Day(DAY.0 - 2)).unwrap(), [""; 0]);
+}
+
+#[test]
+fn a_domain_of_one_policy_counts_apart_from_the_policy_domain() {
+    let (_home, store) = opened();
+    // The same policy under two recipient domains (a smarthost), and one that is not the recipient's own.
+    let relay = Arc::new(Policy::none("relay.example"));
+    let add = ["x.example", "relay.example"].map(|d| (tally(DAY, d, &relay, Counted::Success), 1));
+    store.write(Batch { add: add.into(), set: vec![] }).unwrap();
+    for domain in ["x.example", "relay.example"] {
+        assert_eq!(store.rows(DAY, domain).unwrap()[0].policy, *relay, "{domain}");
+    }
+}
+
+#[test]
+fn records_are_set_removed_and_scanned() {
+    let (home, store) = opened();
+    let long = vec![7; 5 * format::PART + 1];
+    let set = vec![
+        (Family::Sts, b"a".to_vec(), Some(b"1".to_vec())),
+        (Family::Sts, b"ab".to_vec(), Some(long.clone())),
+        (Family::Sts, b"b".to_vec(), Some(vec![])),
+        (Family::Sts, b"c".to_vec(), Some(b"first".to_vec())),
+        (Family::Sts, b"c".to_vec(), Some(b"last".to_vec())),
+        (Family::Mark, b"a".to_vec(), Some(b"mark".to_vec())),
+    ];
+    store.write(Batch { add: vec![], set }).unwrap();
+    let scanned = store.scan(Family::Sts, b"a").unwrap();
+    assert_eq!(scanned, [(b"a".to_vec(), b"1".to_vec()), (b"ab".to_vec(), long)]);
+    assert_eq!(store.read(Family::Sts, b"b").unwrap(), Some(vec![]));
+    assert_eq!(store.read(Family::Sts, b"c").unwrap(), Some(b"last".to_vec()));
+    assert_eq!(store.read(Family::Mark, b"b").unwrap(), None);
+    // Shorter over longer, then gone: no part stays behind.
+    let two = vec![8; format::PART + 1];
+    store.write(Batch { add: vec![], set: vec![(Family::Sts, b"ab".to_vec(), Some(two.clone()))] }).unwrap();
+    assert_eq!(store.read(Family::Sts, b"ab").unwrap(), Some(two));
+    store.write(Batch { add: vec![], set: vec![(Family::Sts, b"ab".to_vec(), None)] }).unwrap();
+    drop(store);
+    let store = Embedded::open(home.path(), Clock::default()).unwrap().store;
+    assert_eq!(store.scan(Family::Sts, b"").unwrap().len(), 3);
+    assert_eq!(store.db.scan_prefix(b"~").count(), 0);
+}
+
+#[test]
+fn days_are_dropped_with_their_policies() {
+    let (_home, store) = opened();
+    let policy = sts("a.example", 5_000);
+    for n in 0..4 {
+        let day = Day(DAY.0 + n);
+        let add = vec![
+            (tally(day, "a.example", &policy, Counted::Success), 1),
+            (tally(day, "b.example", &Arc::new(Policy::none("b.example")), Counted::Success), 1),
+        ];
+        store.write(Batch { add, set: vec![] }).unwrap();
+    }
+    assert!(store.drop_days_before(Day(DAY.0 + 2)).unwrap() >= 6);
+    assert_eq!(store.days().unwrap(), [Day(DAY.0 + 2), Day(DAY.0 + 3)]);
+    assert_eq!(store.rows(Day(DAY.0 + 2), "a.example").unwrap()[0].policy, *policy);
+    assert_eq!(store.db.scan_prefix(b"p").count(), 2);
+    // The parts of a long policy go with it; a count of a dropped day brings its policy again.
+    store.drop_days_before(Day(DAY.0 + 4)).unwrap();
+    assert_eq!(store.db.scan_prefix(b"~").count(), 0);
+    store.write(Batch { add: vec![(tally(DAY, "a.example", &policy, Counted::Failure), 1)], set: vec![] }).unwrap();
+    assert_eq!(store.rows(DAY, "a.example").unwrap()[0].policy, *policy);
+    assert!(store.size().unwrap() > 0);
+}
+
+#[test]
+fn a_newer_or_a_strange_format_is_refused() {
+    for (version, shown) in [("2", "written by a newer version"), ("x", "no such format")] {
+        let (home, store) = opened();
+        let set = vec![(Family::Single, format::VERSION_KEY.to_vec(), Some(version.as_bytes().to_vec()))];
+        store.write(Batch { add: vec![], set }).unwrap();
+        drop(store);
+        let refused = Embedded::open(home.path(), Clock::default()).err().unwrap().to_string();
+        assert!(refused.contains(shown) && !refused.contains('\n'), "{refused}");
+    }
+    let (home, store) = opened();
+    store.db.clear().unwrap();
+    store.db.insert("theirs", "1").unwrap();
+    drop(store);
+    assert!(matches!(Embedded::open(home.path(), Clock::default()), Err(StoreError::Unusable(_))));
+}
+
+#[test]
+fn values_that_nobody_wrote_are_errors() {
+    let (_home, store) = opened();
+    let key = CountKey { day: DAY, domain: "a.example".into(), policy: PolicyRef::None, failure: None };
+    store.db.insert(key.encode(), b"\x01short").unwrap();
+    assert!(matches!(store.rows(DAY, "a.example"), Err(StoreError::Corrupt(_))));
+    let none = Arc::new(Policy::none("a.example"));
+    let add = vec![(tally(DAY, "a.example", &none, Counted::Success), 1)];
+    let set = vec![(Family::Mark, b"m".to_vec(), Some(b"later".to_vec()))];
+    assert!(matches!(store.write(Batch { add, set }), Err(StoreError::Corrupt(_))));
+    // Nothing of the refused batch was kept, and the store goes on.
+    assert_eq!(store.read(Family::Mark, b"m").unwrap(), None);
+    store.db.insert(b"c\x01", b"").unwrap();
+    assert!(matches!(store.days(), Err(StoreError::Corrupt(_))));
+    store.db.insert(b"mm", b"\x02\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff").unwrap();
+    assert!(matches!(store.read(Family::Mark, b"m"), Err(StoreError::Corrupt(_))));
+    let long = vec![(Family::Mark, vec![b'k'; format::KEY_LIMIT], Some(vec![]))];
+    assert!(matches!(store.write(Batch { add: vec![], set: long }), Err(StoreError::Unusable(_))));
+}
