@@ -143,7 +143,8 @@ mod tests {
     fn other_shapes_are_not_ours() {
         let secret = Secret::of(&[7; SECRET]);
         let tag = "0".repeat(2 * TAG);
-        for other in ["", "@", "<>", "a@b", ".@b", "CAF=x@mail.example.com", &format!(".{tag}@b"), &format!("{tag}@b")] {
+        for other in ["", "@", "<>", "a@b", ".@b", "CAF=x@mail.example.com", &format!(".{tag}@b"), &format!("{tag}@b")]
+        {
             assert!(!secret.is_ours(other.as_bytes()), "{other}");
         }
         assert!(!secret.is_ours(&vec![b'@'; 100_000]));

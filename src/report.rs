@@ -55,7 +55,9 @@ impl Identity {
             let text = value.as_deref().unwrap_or("not-set@tlswarden.invalid");
             text.parse().unwrap_or_else(|_| {
                 let found = shown(text, 80);
-                faults.push(format!("[report] {key}: `{found}` is no mail address; allowed: such as `tlsrpt@example.com`"));
+                faults.push(format!(
+                    "[report] {key}: `{found}` is no mail address; allowed: such as `tlsrpt@example.com`"
+                ));
                 Mailbox { local: String::new(), domain: String::new() }
             })
         };

@@ -183,17 +183,14 @@ fn policies(rows: &[Row]) -> Vec<PolicyResult> {
     let mut merged: BTreeMap<&Policy, (Summary, BTreeMap<&Failure, u64>)> = BTreeMap::new();
     for row in rows {
         let (summary, details) = merged.entry(&row.policy).or_default();
-        *summary = summary.plus(Summary {
-            total_successful_session_count: row.successful,
-            total_failure_session_count: row.failed,
-        });
+        *summary = summary
+            .plus(Summary { total_successful_session_count: row.successful, total_failure_session_count: row.failed });
         for (failure, count) in &row.details {
             let sum = details.entry(failure).or_default();
             *sum = sum.saturating_add(*count);
         }
     }
-    let detail =
-        |(failure, count): (&Failure, u64)| Detail { failure: failure.clone(), failed_session_count: count };
+    let detail = |(failure, count): (&Failure, u64)| Detail { failure: failure.clone(), failed_session_count: count };
     merged
         .into_iter()
         .map(|(policy, (summary, details))| PolicyResult {
@@ -262,7 +259,12 @@ pub(crate) mod tests {
             details,
         };
         vec![
-            row(sts.clone(), 5_000_000_000, 3, vec![(expired.clone(), 2), (Failure::new(ResultType::StarttlsNotSupported, None), 1)]),
+            row(
+                sts.clone(),
+                5_000_000_000,
+                3,
+                vec![(expired.clone(), 2), (Failure::new(ResultType::StarttlsNotSupported, None), 1)],
+            ),
             row(tlsa, 7, 0, vec![]),
             row(Policy::none("example.net"), 0, 1, vec![(Failure::new(ResultType::ValidationFailure, None), 1)]),
             row(sts, 1, 4, vec![(expired, 4)]),

@@ -16,11 +16,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use lettre::Address;
+use lettre::transport::smtp::Error as SmtpError;
 use lettre::transport::smtp::client::AsyncSmtpConnection;
 use lettre::transport::smtp::commands::{Data, Mail, Quit, Rcpt};
 use lettre::transport::smtp::extension::ClientId;
 use lettre::transport::smtp::response::Response;
-use lettre::transport::smtp::Error as SmtpError;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -200,13 +200,15 @@ async fn sendmail(path: &Path, letter: Letter<'_>, ended: &AtomicBool) -> Outcom
         Ok(child) => Running(child),
         Err(e) => return Outcome::Retry(shown(&format!("{}: {e}", path.display()), MAX_ANSWER)),
     };
-    let written = running.feed(letter.message, ended).await;
-    let (said, status) = tokio::join!(complaint(running.0.stderr.take()), running.0.wait());
+    let stderr = running.0.stderr.take();
+    let ((written, status), said) = tokio::join!(running.finish(letter.message, ended), complaint(stderr));
     let name = path.display();
     match (status, written) {
         (Err(e), _) => unanswered(ended, &format!("{name}: {e}")),
         (Ok(status), _) if !status.success() => by_exit_code(status, &format!("{name}: {status}: {said}"), ended),
-        (Ok(_), Err(e)) => Outcome::Unknown(shown(&format!("{name}: said yes, and did not read it all: {e}"), MAX_ANSWER)),
+        (Ok(_), Err(e)) => {
+            Outcome::Unknown(shown(&format!("{name}: said yes, and did not read it all: {e}"), MAX_ANSWER))
+        }
         (Ok(_), Ok(())) => Outcome::Accepted(shown(&format!("{name}: taken {said}"), MAX_ANSWER).trim_end().to_owned()),
     }
 }
@@ -222,6 +224,11 @@ impl Drop for Running {
 }
 
 impl Running {
+    async fn finish(&mut self, message: &[u8], ended: &AtomicBool) -> (io::Result<()>, io::Result<ExitStatus>) {
+        let written = self.feed(message, ended).await;
+        (written, self.0.wait().await)
+    }
+
     /// Writes the message, lines ended as the command wants them, and ends its input.
     async fn feed(&mut self, message: &[u8], ended: &AtomicBool) -> io::Result<()> {
         let Some(input) = self.0.stdin.as_mut() else { return Err(io::Error::other("no standard input")) };
@@ -275,5 +282,234 @@ fn by_exit_code(status: ExitStatus, text: &str, ended: &AtomicBool) -> Outcome {
         Some(_) => Outcome::Refused(shown(text, MAX_ANSWER)),
         // Killed by a signal: it may have queued the message before.
         None => unanswered(ended, text),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::future::pending;
+    use std::os::unix::fs::PermissionsExt;
+    use tokio::io::{AsyncBufReadExt, BufReader};
+    use tokio::net::TcpListener;
+    use tokio::sync::mpsc;
+
+    const MESSAGE: &[u8] = b"Subject: x\r\n\r\n.leading dot\r\n..two\r\nlast\r\n";
+
+    /// Where the server turns nasty.
+    #[derive(Clone, Copy, Debug, PartialEq)]
+    enum Turn {
+        Never,
+        /// This reply in place of the usual one to a command of this name; `.` is the final dot, `greeting` the banner.
+        Reply(&'static str, &'static str),
+        /// The connection is closed when this command came.
+        Drop(&'static str),
+        /// Nothing more is said when this command came.
+        Silence(&'static str),
+    }
+
+    /// An SMTP server on loopback; gives its address and, per message, its envelope and octets.
+    async fn server(turn: Turn) -> (SocketAddr, mpsc::UnboundedReceiver<(String, String, Vec<u8>)>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (send, taken) = mpsc::unbounded_channel();
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                tokio::spawn(serve(stream, turn, send.clone()));
+            }
+        });
+        (address, taken)
+    }
+
+    async fn serve(stream: TcpStream, turn: Turn, taken: mpsc::UnboundedSender<(String, String, Vec<u8>)>) {
+        let mut stream = BufReader::new(stream);
+        let (mut from, mut to) = (String::new(), String::new());
+        let mut verb = "greeting".to_owned();
+        let mut message = Vec::new();
+        loop {
+            match turn {
+                Turn::Drop(at) if at == verb => return,
+                Turn::Silence(at) if at == verb => return pending().await,
+                _ => {}
+            }
+            let usual = match verb.as_str() {
+                "greeting" => "220 sink.example ESMTP",
+                "EHLO" => "250 sink.example",
+                "DATA" => "354 go",
+                "QUIT" => "221 bye",
+                "." => "250 2.0.0 Ok: queued as 4Xyz12",
+                _ => "250 ok",
+            };
+            let reply = match turn {
+                Turn::Reply(at, reply) if at == verb => reply,
+                _ => usual,
+            };
+            if verb == "." && reply.starts_with('2') {
+                taken.send((from.clone(), to.clone(), std::mem::take(&mut message))).unwrap();
+            }
+            if stream.get_mut().write_all(format!("{reply}\r\n").as_bytes()).await.is_err() || verb == "QUIT" {
+                return;
+            }
+            if verb == "DATA" && reply.starts_with('3') {
+                loop {
+                    let mut line = Vec::new();
+                    if stream.read_until(b'\n', &mut line).await.unwrap_or(0) == 0 {
+                        return;
+                    }
+                    if line == b".\r\n" {
+                        break;
+                    }
+                    message.extend_from_slice(line.strip_prefix(b".").unwrap_or(&line));
+                }
+                verb = ".".into();
+                continue;
+            }
+            let mut line = String::new();
+            if stream.read_line(&mut line).await.unwrap_or(0) == 0 {
+                return;
+            }
+            verb = line.trim_end().split([' ', ':']).next().unwrap().to_owned();
+            match verb.as_str() {
+                "MAIL" => from = line.trim_end().to_owned(),
+                "RCPT" => to = line.trim_end().to_owned(),
+                _ => {}
+            }
+        }
+    }
+
+    const SHORT: Limits = Limits { before_dot: Duration::from_millis(300), after_dot: Duration::from_millis(300) };
+
+    async fn hand_over(by: &Deliver, limits: Limits) -> Outcome {
+        let from: Mailbox = "bounces@sender.example".parse().unwrap();
+        let to: Mailbox = "-odd!one@example.net".parse().unwrap();
+        deliver(by, Letter { from: &from, to: &to, message: MESSAGE }, limits, pending()).await
+    }
+
+    async fn smtp_outcome(turn: Turn) -> Outcome {
+        let (address, _taken) = server(turn).await;
+        hand_over(&Deliver::Smtp(address), SHORT).await
+    }
+
+    #[tokio::test]
+    async fn a_message_arrives_octet_for_octet() {
+        let (address, mut taken) = server(Turn::Never).await;
+        let outcome = hand_over(&Deliver::Smtp(address), Limits::default()).await;
+        assert_eq!(outcome, Outcome::Accepted("250 2.0.0 Ok: queued as 4Xyz12".into()));
+        let (from, to, message) = taken.try_recv().unwrap();
+        assert_eq!(
+            (from.as_str(), to.as_str()),
+            ("MAIL FROM:<bounces@sender.example>", "RCPT TO:<-odd!one@example.net>")
+        );
+        assert_eq!(message, MESSAGE);
+    }
+
+    #[tokio::test]
+    async fn a_no_of_five_hundred_is_for_ever_and_of_four_hundred_for_now() {
+        for at in ["greeting", "EHLO", "MAIL", "RCPT", "DATA", "."] {
+            let no = smtp_outcome(Turn::Reply(at, "550 5.7.1 no")).await;
+            assert!(matches!(&no, Outcome::Refused(text) if text.contains("no")), "{at}: {no:?}");
+            let later = smtp_outcome(Turn::Reply(at, "451 4.3.0 later")).await;
+            assert!(matches!(&later, Outcome::Retry(text) if text.contains("later")), "{at}: {later:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn before_the_final_dot_all_else_is_tried_again() {
+        for at in ["greeting", "EHLO", "MAIL", "RCPT", "DATA"] {
+            for turn in [Turn::Drop(at), Turn::Silence(at), Turn::Reply(at, "garbage")] {
+                let outcome = smtp_outcome(turn).await;
+                assert!(matches!(outcome, Outcome::Retry(_)), "{turn:?}: {outcome:?}");
+            }
+        }
+        let outcome = smtp_outcome(Turn::Reply("DATA", "250 what?")).await;
+        assert!(matches!(outcome, Outcome::Retry(_)), "{outcome:?}");
+        let closed = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+        let outcome = hand_over(&Deliver::Smtp(closed), SHORT).await;
+        assert!(matches!(outcome, Outcome::Retry(_)), "{outcome:?}");
+    }
+
+    #[tokio::test]
+    async fn after_the_final_dot_all_else_is_unknown() {
+        for turn in [Turn::Drop("."), Turn::Silence("."), Turn::Reply(".", "garbage"), Turn::Reply(".", "354 go on")] {
+            let outcome = smtp_outcome(turn).await;
+            assert!(matches!(outcome, Outcome::Unknown(_)), "{turn:?}: {outcome:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn leave_taking_does_not_matter() {
+        for turn in [Turn::Drop("QUIT"), Turn::Silence("QUIT"), Turn::Reply("QUIT", "500 no")] {
+            let (address, mut taken) = server(turn).await;
+            let outcome = hand_over(&Deliver::Smtp(address), Limits::default()).await;
+            assert!(matches!(outcome, Outcome::Accepted(_)), "{turn:?}: {outcome:?}");
+            assert!(taken.try_recv().is_ok());
+        }
+    }
+
+    #[tokio::test]
+    async fn an_end_of_the_daemon_is_told_apart_too() {
+        let from: Mailbox = "a@sender.example".parse().unwrap();
+        for (at, unknown) in [("RCPT", false), (".", true)] {
+            let (address, _taken) = server(Turn::Silence(at)).await;
+            let letter = Letter { from: &from, to: &from, message: MESSAGE };
+            let cut = tokio::time::sleep(Duration::from_millis(200));
+            let outcome = deliver(&Deliver::Smtp(address), letter, Limits::default(), cut).await;
+            assert_eq!(matches!(outcome, Outcome::Unknown(_)), unknown, "{at}: {outcome:?}");
+        }
+    }
+
+    async fn sendmail_outcome(script: &str, limits: Limits) -> (Outcome, Vec<u8>, String) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("sendmail");
+        let text = format!("#!/bin/sh\ncd {}\necho \"$@\" > args\n{script}\n", folder.path().display());
+        std::fs::write(&path, text).unwrap();
+        std::fs::set_permissions(&path, PermissionsExt::from_mode(0o755)).unwrap();
+        let outcome = hand_over(&Deliver::Sendmail(path.clone()), limits).await;
+        let read = |name: &str| std::fs::read(folder.path().join(name)).unwrap_or_default();
+        (outcome, read("message"), String::from_utf8(read("args")).unwrap())
+    }
+
+    #[tokio::test]
+    async fn sendmail_gets_local_lines_and_a_guarded_recipient() {
+        let (outcome, message, args) = sendmail_outcome("cat > message", Limits::default()).await;
+        assert!(matches!(outcome, Outcome::Accepted(_)), "{outcome:?}");
+        assert_eq!(message, b"Subject: x\n\n.leading dot\n..two\nlast\n");
+        assert_eq!(args, "-i -f bounces@sender.example -- -odd!one@example.net\n");
+    }
+
+    #[tokio::test]
+    async fn sendmail_exit_codes() {
+        for (script, retry) in [("exit 75", true), ("exit 71", true), ("exit 67", false), ("exit 1", false)] {
+            let (outcome, ..) =
+                sendmail_outcome(&format!("cat > /dev/null; echo why >&2; {script}"), Limits::default()).await;
+            match outcome {
+                Outcome::Retry(text) => assert!(retry && text.contains("why"), "{script}: {text}"),
+                Outcome::Refused(text) => assert!(!retry && text.contains("why"), "{script}: {text}"),
+                other => panic!("{script}: {other:?}"),
+            }
+        }
+        let (killed, ..) = sendmail_outcome("cat > /dev/null; kill -9 $$", Limits::default()).await;
+        assert!(matches!(killed, Outcome::Unknown(_)), "{killed:?}");
+        let limits = Limits { before_dot: Duration::from_millis(500), after_dot: Duration::from_millis(200) };
+        let (silent, ..) = sendmail_outcome("cat > /dev/null; exec sleep 60", limits).await;
+        assert!(matches!(silent, Outcome::Unknown(_)), "{silent:?}");
+        let missing = hand_over(&Deliver::Sendmail("/no/such/sendmail".into()), SHORT).await;
+        assert!(matches!(missing, Outcome::Retry(_)), "{missing:?}");
+    }
+
+    #[tokio::test]
+    async fn a_sendmail_that_does_not_read_is_killed_before_its_input_ends() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("sendmail");
+        let script = format!("#!/bin/sh\nsleep 1\ncat > {}/message\necho done > {0}/done\n", folder.path().display());
+        std::fs::write(&path, script).unwrap();
+        std::fs::set_permissions(&path, PermissionsExt::from_mode(0o755)).unwrap();
+        let from: Mailbox = "a@sender.example".parse().unwrap();
+        let large = b"0123456789\r\n".repeat(100_000);
+        let letter = Letter { from: &from, to: &from, message: &large };
+        let outcome = deliver(&Deliver::Sendmail(path), letter, SHORT, pending()).await;
+        assert!(matches!(outcome, Outcome::Retry(_)), "{outcome:?}");
+        tokio::time::sleep(Duration::from_millis(1200)).await;
+        assert!(!folder.path().join("done").exists());
     }
 }

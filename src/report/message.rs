@@ -151,7 +151,7 @@ fn for_people(identity: &Identity, report: &Report) -> String {
     let total = report.total();
     let (good, bad) = (total.total_successful_session_count, total.total_failure_session_count);
     let mut text = format!(
-        "This is the TLS report of {} about mail to {}\r\nfor {}, 00:00 to 24:00 UTC.\r\n\r\n\
+        "This is the TLS report of {}\r\nabout mail to {}\r\non {}, 00:00 to 24:00 UTC.\r\n\r\n\
          TLS sessions that succeeded: {good}\r\nTLS sessions that failed:    {bad}\r\n",
         identity.organization, report.domain, report.day
     );
@@ -359,4 +359,256 @@ fn rsa(der: PrivateKeyDer<'_>) -> Result<RsaKey<Sha256>, KeyFault> {
         text if text.contains("TooSmall") => KeyFault::TooSmall,
         text => KeyFault::Unusable(text),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::report::build::ReportId;
+    use crate::report::build::tests::{identity, rows};
+    use crate::tlsrpt::{Day, Failure, Row};
+    use mail_auth::common::cache::NoCache;
+    use mail_auth::common::parse::TxtRecordParser;
+    use mail_auth::common::verify::DomainKey;
+    use mail_auth::report::tlsrpt::TlsReport;
+    use mail_auth::{
+        AuthenticatedMessage, DkimResult, MX, MessageAuthenticator, Parameters, RecordSet, ResolverCache, Txt,
+    };
+    use mail_parser::{MessageParser, MimeHeaders};
+    use std::borrow::Borrow;
+    use std::collections::HashMap;
+    use std::hash::Hash;
+    use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+    use std::path::Path;
+    use std::sync::{Arc, Mutex};
+    use std::time::Instant;
+
+    fn key(file: &str) -> DkimKey {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/dkim").join(file);
+        DkimKey { selector: file.split('.').next().unwrap().into(), domain: None, key: path }
+    }
+
+    fn signer() -> Signer {
+        let keys = [key("rsa2048-pkcs1.pem"), key("rsa2048-pkcs8.pem"), key("ed25519.pem")];
+        Signer::load(&keys, "sender.example").unwrap()
+    }
+
+    fn report(domain: &str, rows: &[Row]) -> Report {
+        let day: Day = "2026-11-22".parse().unwrap();
+        Report::build(&identity(), day, domain, &ReportId::preview(day, "sender.example"), rows)
+    }
+
+    fn mail(report: &Report) -> Vec<u8> {
+        let to = "tls-reports@example.net".parse().unwrap();
+        message(&identity(), report, &to, "20261122-0011.abcd@sender.example", 1_795_400_000, &signer()).unwrap()
+    }
+
+    fn usual() -> Report {
+        report("example.net", &rows("2026-11-22".parse().unwrap()))
+    }
+
+    /// The published keys, as a verifier's cache has them.
+    struct Published(Mutex<HashMap<Box<str>, Txt>>);
+
+    impl Published {
+        fn new() -> Published {
+            let record = |file: &str, kind: &str| {
+                let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/dkim").join(format!("{file}.pub"));
+                let text = format!("v=DKIM1; k={kind}; s=tlsrpt; p={}", std::fs::read_to_string(path).unwrap());
+                let name: Box<str> = format!("{file}._domainkey.sender.example.").into();
+                (name, Txt::DomainKey(Arc::new(DomainKey::parse(text.as_bytes()).unwrap())))
+            };
+            let keys = [record("rsa2048-pkcs1", "rsa"), record("rsa2048-pkcs8", "rsa"), record("ed25519", "ed25519")];
+            Published(Mutex::new(keys.into()))
+        }
+    }
+
+    impl ResolverCache<Box<str>, Txt> for Published {
+        fn get<Q>(&self, name: &Q) -> Option<Txt>
+        where
+            Box<str>: Borrow<Q>,
+            Q: Hash + Eq + ?Sized,
+        {
+            self.0.lock().unwrap().get(name).cloned()
+        }
+
+        fn remove<Q>(&self, _: &Q) -> Option<Txt>
+        where
+            Box<str>: Borrow<Q>,
+            Q: Hash + Eq + ?Sized,
+        {
+            None
+        }
+
+        fn insert(&self, _: Box<str>, _: Txt, _: Instant) {}
+    }
+
+    /// How many signatures passed, of how many.
+    async fn verified(mail: &[u8]) -> (usize, usize) {
+        let parsed = AuthenticatedMessage::parse(mail).unwrap();
+        let keys = Published::new();
+        let parameters = Parameters {
+            params: &parsed,
+            cache_txt: Some(&keys),
+            cache_mx: None::<&NoCache<Box<str>, RecordSet<MX>>>,
+            cache_ptr: None::<&NoCache<IpAddr, RecordSet<Box<str>>>>,
+            cache_ipv4: None::<&NoCache<Box<str>, RecordSet<Ipv4Addr>>>,
+            cache_ipv6: None::<&NoCache<Box<str>, RecordSet<Ipv6Addr>>>,
+        };
+        let verifier = MessageAuthenticator::new_cloudflare().unwrap();
+        let results = verifier.verify_dkim(parameters).await;
+        (results.iter().filter(|r| *r.result() == DkimResult::Pass).count(), results.len())
+    }
+
+    #[tokio::test]
+    async fn every_key_signs_and_verifies() {
+        let mail = mail(&usual());
+        assert_eq!(verified(&mail).await, (3, 3), "{}", String::from_utf8_lossy(&mail));
+        let text = String::from_utf8(mail).unwrap();
+        let signatures = text.split("\r\nFrom:").next().unwrap();
+        assert!(!signatures.contains("l="), "{signatures}");
+        assert_eq!(signatures.matches("c=relaxed/relaxed").count(), 3, "{signatures}");
+        for header in ["TLS-Report-Domain", "TLS-Report-Submitter", "TLS-Required"] {
+            let unfolded = signatures.replace("\r\n\t", "");
+            assert_eq!(unfolded.matches(header).count(), 3, "{header}: {signatures}");
+        }
+    }
+
+    #[tokio::test]
+    async fn any_change_breaks_the_signatures() {
+        let text = String::from_utf8(mail(&usual())).unwrap();
+        for (was, is) in [
+            ("TLS-Report-Domain: example.net", "TLS-Report-Domain: example.org"),
+            ("TLS-Required: No", "TLS-Required: Yes"),
+            ("From: <tlsrpt@", "From: <evil@evil.example>\r\nFrom: <tlsrpt@"),
+            ("This is the TLS report", "This was the TLS report"),
+        ] {
+            let changed = text.replacen(was, is, 1);
+            assert_ne!(changed, text, "{was}");
+            assert_eq!(verified(changed.as_bytes()).await.0, 0, "{was}");
+        }
+        assert_eq!(verified(format!("{text}more\r\n").as_bytes()).await.0, 0);
+    }
+
+    #[test]
+    fn the_mail_is_a_tlsrpt_report() {
+        let report = usual();
+        let mail = mail(&report);
+        let parsed = MessageParser::new().parse(&mail).unwrap();
+        let kind = parsed.content_type().unwrap();
+        assert_eq!((kind.c_type.as_ref(), kind.subtype()), ("multipart", Some("report")));
+        assert_eq!(kind.attribute("report-type"), Some("tlsrpt"));
+        assert_eq!(parsed.subject(), Some(report.subject.as_str()));
+        assert_eq!(parsed.message_id(), Some("20261122-0011.abcd@sender.example"));
+        assert_eq!(parsed.date().unwrap().to_timestamp(), 1_795_400_000);
+        for (header, value) in [
+            ("TLS-Report-Domain", "example.net"),
+            ("TLS-Report-Submitter", "sender.example"),
+            ("TLS-Required", "No"),
+            ("Auto-Submitted", "auto-generated"),
+            ("MIME-Version", "1.0"),
+        ] {
+            assert_eq!(parsed.header_raw(header).map(str::trim), Some(value), "{header}");
+        }
+        let attachment = parsed.attachment(0).unwrap();
+        assert_eq!(attachment.content_type().unwrap().subtype(), Some("tlsrpt+gzip"));
+        assert_eq!(attachment.attachment_name(), Some(report.file_name.as_str()));
+        assert_eq!(attachment.contents(), report.gzip);
+        let people = parsed.body_text(0).unwrap();
+        for said in [
+            "Example GmbH & Söhne",
+            "succeeded: 5000000008",
+            "failed:    8",
+            "6 x certificate-expired (certificate has expired)",
+            "at mx1.example.net [2001:db8::1]",
+        ] {
+            assert!(people.contains(said), "{said}: {people}");
+        }
+    }
+
+    #[test]
+    fn another_parser_reads_the_mail() {
+        let mut rows = rows("2026-11-22".parse().unwrap());
+        rows[0].successful = 5;
+        let theirs = TlsReport::parse_rfc5322(&mail(&report("example.net", &rows)), 1 << 20).unwrap();
+        assert_eq!(theirs.policies.len(), 3);
+        assert_eq!(theirs.contact_info.as_deref(), Some("postmaster@sender.example"));
+    }
+
+    #[test]
+    fn the_longest_names_stay_in_the_lines() {
+        let domain = format!("{0}.{0}.{0}.{1}", "d".repeat(63), "e".repeat(61));
+        let day: Day = "2026-11-22".parse().unwrap();
+        let mut rows = rows(day);
+        let hostile = "x\r\n.\r\nQUIT\r\n\u{202e}".repeat(500);
+        rows[0].details.push((
+            Failure {
+                receiving_mx_hostname: Some(hostile.clone()),
+                ..Failure::new(ResultType::ValidationFailure, Some(&hostile))
+            },
+            1,
+        ));
+        let report = report(&domain, &rows);
+        let mail = mail(&report);
+        assert!(mail.split(|b| *b == b'\n').all(|line| line.len() <= MAX_LINE + 1));
+        assert!(mail.is_ascii(), "every part is encoded");
+        assert_eq!(mail.iter().filter(|b| **b == b'\n').count(), mail.windows(2).filter(|w| w == b"\r\n").count());
+        let parsed = MessageParser::new().parse(&mail).unwrap();
+        assert_eq!(parsed.attachment(0).unwrap().attachment_name(), Some(report.file_name.as_str()));
+        assert_eq!(parsed.subject(), Some(report.subject.as_str()));
+    }
+
+    #[test]
+    fn nothing_gets_into_a_header() {
+        let mut report = usual();
+        report.domain = "example.net\r\nBcc: a@b.example".into();
+        let to = "a@example.net".parse().unwrap();
+        let error = message(&identity(), &report, &to, "a@b", 0, &signer()).unwrap_err();
+        assert!(matches!(error, MessageError::BadValue("TLS-Report-Domain")), "{error}");
+        let error = message(&identity(), &usual(), &to, "a\n@b", 0, &signer()).unwrap_err();
+        assert!(matches!(error, MessageError::BadValue("Message-ID")), "{error}");
+    }
+
+    #[test]
+    fn each_bad_key_is_one_line() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("text.pem"), "no key\n").unwrap();
+        let at = |name: &str| DkimKey { selector: "s".into(), domain: None, key: folder.path().join(name) };
+        let keys = [
+            key("rsa2048-pkcs1.pem"),
+            at("missing.pem"),
+            at(""),
+            at("text.pem"),
+            key("rsa1024.pem"),
+            key("p256.pem"),
+            key("encrypted.pem"),
+            DkimKey { selector: "a b".into(), ..key("ed25519.pem") },
+        ];
+        let errors = Signer::load(&keys, "sender.example").unwrap_err();
+        let lines: Vec<_> = errors.iter().map(ToString::to_string).collect();
+        assert_eq!(lines.len(), 7, "{lines:#?}");
+        for (line, said) in lines.iter().zip([
+            "No such file",
+            "directory",
+            "no private key",
+            "less than 2048 bits",
+            "cannot be used",
+            "no private key",
+            "no selector",
+        ]) {
+            assert!(line.contains(said) && !line.contains('\n'), "{said}: {line}");
+        }
+    }
+
+    #[test]
+    fn a_key_that_others_can_read_is_warned_of() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("key.pem");
+        std::fs::copy(key("ed25519.pem").key, &path).unwrap();
+        let one = [DkimKey { selector: "s".into(), domain: None, key: path.clone() }];
+        for (mode, warnings) in [(0o640, 0), (0o644, 1)] {
+            std::fs::set_permissions(&path, PermissionsExt::from_mode(mode)).unwrap();
+            assert_eq!(Signer::load(&one, "sender.example").unwrap().warnings.len(), warnings, "{mode:o}");
+        }
+    }
 }

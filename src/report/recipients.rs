@@ -313,7 +313,8 @@ mod tests {
         let ours = "v=TLSRPTv1;rua=mailto:a@b.example";
         assert_eq!(recipients(&["v=spf1 -all", ours, "v=TLSRPTv1"]).unwrap().destinations.len(), 1);
         assert_eq!(recipients(&[ours, ours]), Err(NoRecipients::Several(2)));
-        for none in ["", "v=TLSRPTv1", "V=TLSRPTv1;rua=mailto:a@b.example", " v=TLSRPTv1;", "v=TLSRPTv2;rua=mailto:a@b"] {
+        for none in ["", "v=TLSRPTv1", "V=TLSRPTv1;rua=mailto:a@b.example", " v=TLSRPTv1;", "v=TLSRPTv2;rua=mailto:a@b"]
+        {
             assert_eq!(recipients(&[none]), Err(NoRecipients::NoRecord), "{none}");
         }
         assert_eq!(recipients(&["v=TLSRPTv1;RUA=mailto:a@b.example"]), Err(NoRecipients::NoRua));
