@@ -54,9 +54,7 @@ pub(super) fn open(home: &Path, clock: Clock) -> Result<Opened, StoreError> {
     if let Some((path, cause)) = damaged_snapshot(&folder) {
         let to = aside.snapshots()?;
         let (path, to) = (path.display(), to.display());
-        say(format!(
-            "store: {path}: damaged: {cause}; it was moved to {to}, all is read from the log, nothing is lost"
-        ));
+        say(format!("store: {path}: damaged: {cause}; it was moved to {to}, all is read from the log, nothing is lost"));
     }
     let mut opened = start(&folder);
     if let Err(StoreError::Corrupt(cause)) = &opened {
