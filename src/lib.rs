@@ -12,4 +12,5 @@ pub mod tlsrpt;
 pub mod input;
 pub mod own;
 pub mod report;
+pub mod scheduler;
 pub mod store;

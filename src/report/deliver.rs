@@ -286,7 +286,7 @@ fn by_exit_code(status: ExitStatus, text: &str, ended: &AtomicBool) -> Outcome {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use std::future::pending;
     use std::os::unix::fs::PermissionsExt;
@@ -298,7 +298,7 @@ mod tests {
 
     /// Where the server turns nasty.
     #[derive(Clone, Copy, Debug, PartialEq)]
-    enum Turn {
+    pub(crate) enum Turn {
         Never,
         /// This reply in place of the usual one to a command of this name; `.` is the final dot, `greeting` the banner.
         Reply(&'static str, &'static str),
@@ -309,7 +309,7 @@ mod tests {
     }
 
     /// An SMTP server on loopback; gives its address and, per message, its envelope and octets.
-    async fn server(turn: Turn) -> (SocketAddr, mpsc::UnboundedReceiver<(String, String, Vec<u8>)>) {
+    pub(crate) async fn server(turn: Turn) -> (SocketAddr, mpsc::UnboundedReceiver<(String, String, Vec<u8>)>) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (send, taken) = mpsc::unbounded_channel();

@@ -17,8 +17,8 @@ use crate::report::shown;
 /// The most destinations that one report goes to: who publishes more than a handful wants to flood someone (RFC 8460 §7).
 pub const MAX_DESTINATIONS: usize = 5;
 
-/// The longest URI that is read, in octets: far above any real one, and below what a log line or a header can carry.
-pub const MAX_URI: usize = 1024;
+/// The longest URI that is read, in octets: far above any real one, and below what a key of the store holds.
+pub const MAX_URI: usize = 512;
 
 /// The most reasons that are kept; what is left out above it is only counted.
 pub const MAX_SKIPPED: usize = 8;
