@@ -114,6 +114,8 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::clock::Clock;
+    use crate::store::embedded::Embedded;
 
     #[test]
     fn knows_its_own() {
@@ -156,5 +158,16 @@ mod tests {
     fn random_is_not_constant() {
         assert_ne!(random::<16>().unwrap(), random::<16>().unwrap());
         assert_eq!(hex(&[0x00, 0xab, 0xff]), "00abff");
+    }
+
+    #[test]
+    fn the_secret_is_made_once_and_kept() {
+        let folder = tempfile::tempdir().unwrap();
+        let open = || Embedded::open(folder.path(), Clock::default()).unwrap().store;
+        let id = Secret::load_or_make(&open()).unwrap().message_id("u", "example.com");
+        let store = open();
+        assert!(Secret::load_or_make(&store).unwrap().is_ours(id.as_bytes()), "after a restart");
+        store.write(Batch { add: vec![], set: vec![(Family::Single, KEY.to_vec(), Some(vec![1]))] }).unwrap();
+        assert!(matches!(Secret::load_or_make(&store), Err(StoreError::Corrupt(_))));
     }
 }

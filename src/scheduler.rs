@@ -732,6 +732,7 @@ mod tests {
     use super::*;
     use crate::config::{Deliver, DkimKey, ResolverSection, Span};
     use crate::report::deliver::tests::{Turn, server};
+    use crate::report::preview;
     use crate::store::embedded::Embedded;
     use crate::tlsrpt::{Counted, Policy, Tally};
     use std::net::SocketAddr;
@@ -834,7 +835,15 @@ mod tests {
         }
 
         fn store(&self) -> Embedded {
-            Embedded::open(self.folder.path(), Clock::default()).unwrap().store
+            // One that is just being let go is waited for.
+            for _ in 0..500 {
+                match Embedded::open(self.folder.path(), Clock::default()) {
+                    Ok(opened) => return opened.store,
+                    Err(StoreError::Locked(_)) => std::thread::sleep(Duration::from_millis(10)),
+                    Err(e) => panic!("{e}"),
+                }
+            }
+            panic!("the store is not let go");
         }
 
         fn open(&self, now: i64, lost: bool) -> Arc<Scheduler> {
@@ -869,6 +878,17 @@ mod tests {
     fn start(scheduler: &Arc<Scheduler>) -> (watch::Sender<bool>, JoinHandle<()>) {
         let (stop, stopping) = watch::channel(false);
         (stop, tokio::spawn(Arc::clone(scheduler).run(stopping)))
+    }
+
+    /// Stops everything where it is, and waits until a call that was in the store has let go of it.
+    async fn crash(scheduler: Arc<Scheduler>, task: JoinHandle<()>) {
+        let store = Arc::downgrade(&scheduler.context.store);
+        task.abort();
+        assert!(task.await.unwrap_err().is_cancelled());
+        drop(scheduler);
+        while store.strong_count() > 0 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
     }
 
     async fn until(scheduler: &Scheduler, done: impl Fn(&[Due]) -> bool) -> Vec<Due> {
@@ -989,9 +1009,7 @@ mod tests {
         let scheduler = world.open(day().end() + 60, false);
         let (_stop, task) = start(&scheduler);
         until(&scheduler, |due| states(due) == [DueState::Attempting]).await;
-        task.abort();
-        assert!(task.await.unwrap_err().is_cancelled());
-        drop(scheduler);
+        crash(scheduler, task).await;
         let (sink, mut taken) = server(Turn::Never).await;
         world.section.deliver = Deliver::Smtp(sink);
         let due = world.run(day().end() + 90_000, |due| !due.is_empty()).await;
@@ -1069,6 +1087,26 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_preview_shows_what_would_go_and_sends_nothing() {
+        let (mut world, mut taken) = World::new(vec![RECORD], Turn::Never).await;
+        count(&world.store(), day(), "silent.example");
+        world.section.organization = None;
+        let resolver = Resolver::new(&ResolverSection { address: Some(world.dns) }).unwrap();
+        let store = world.store();
+        let shown = preview(&store, &resolver, &world.section, day(), None).await.unwrap();
+        assert_eq!(shown.iter().map(|p| p.domain.as_str()).collect::<Vec<_>>(), ["example.net", "silent.example"]);
+        assert_eq!(shown[0].recipients[0].to_string(), "mailto:tls@example.net");
+        assert!(
+            shown[0].json.contains("\"total-successful-session-count\":3") && shown[0].file_name.ends_with(".json.gz")
+        );
+        assert_eq!((shown[1].recipients.len(), shown[1].why_not.as_deref()), (0, Some("no TLSRPT record")));
+        let one = preview(&store, &resolver, &world.section, day(), Some("silent.example")).await.unwrap();
+        assert_eq!(one.len(), 1);
+        assert_eq!(store.scan(Family::Delivery, b"").unwrap(), []);
+        assert!(taken.try_recv().is_err());
+    }
+
+    #[tokio::test]
     async fn moments_are_spread_and_kept() {
         let (mut world, _taken) = World::new(vec![RECORD], Turn::Never).await;
         world.section.spread = Span(Duration::from_secs(4 * 3600));
@@ -1087,5 +1125,45 @@ mod tests {
         assert!(first.iter().all(|m| (day().end()..=day().end() + 4 * 3600).contains(m)));
         assert!(first.iter().collect::<BTreeSet<_>>().len() > 40, "{first:?}");
         assert_eq!(moments(&world).await, first);
+    }
+
+    /// The records of `count` domains `dN.example`, each with one address.
+    fn many(count: usize) -> Vec<(&'static str, Option<&'static str>)> {
+        let leak = |text: String| -> &'static str { Box::leak(text.into_boxed_str()) };
+        let record =
+            |i| (leak(format!("_smtp._tls.d{i}.example")), Some(leak(format!("v=TLSRPTv1;rua=mailto:r@d{i}.example"))));
+        (0..count).map(record).collect()
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn stopped_at_any_moment_nothing_is_sent_twice() {
+        const DOMAINS: usize = 60;
+        let (world, mut taken) = World::new(many(DOMAINS), Turn::Never).await;
+        (0..DOMAINS).for_each(|i| count(&world.store(), day(), &format!("d{i}.example")));
+        for round in 0..12 {
+            let scheduler = world.open(day().end() + 60 + round, false);
+            let (_stop, task) = start(&scheduler);
+            tokio::time::sleep(Duration::from_millis(20 + 7 * u64::try_from(round).unwrap())).await;
+            crash(scheduler, task).await;
+        }
+        let over = |due: &[Due]| {
+            due.len() == DOMAINS + 1 && due.iter().all(|d| d.next.is_none() && d.state != DueState::Attempting)
+        };
+        let due = world.run(day().end() + 600, over).await;
+        let mut arrived: BTreeMap<String, usize> = BTreeMap::new();
+        while let Ok((_, to, _)) = taken.try_recv() {
+            *arrived.entry(to).or_default() += 1;
+        }
+        let mut unknown = 0;
+        for one in due.iter().filter(|d| d.destination.is_some()) {
+            let n = arrived.get(&format!("RCPT TO:<r@{}>", one.domain)).copied().unwrap_or_default();
+            match one.state {
+                DueState::Sent => assert_eq!(n, 1, "{one:?}"),
+                DueState::Unknown => unknown += 1,
+                _ => panic!("{one:?}"),
+            }
+            assert!(n <= 1, "{one:?} arrived {n} times");
+        }
+        assert!(unknown < DOMAINS, "some were sent in peace");
     }
 }
