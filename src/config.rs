@@ -4,12 +4,16 @@
 //! When it fails: one line that names file, line, key, what was found and what is allowed (exit 78).
 //! Not here: whether what it names exists on this host (`daemon`).
 
+mod load;
+
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+
+pub use load::{ConfigError, parse, time_zone};
 
 /// The whole file.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

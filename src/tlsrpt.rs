@@ -3,11 +3,13 @@
 //! Takes: nothing. Gives: types that serialise to the names of the report schema (RFC 8460 §4.4).
 //! Not here: which session is which result (`session`), or how counts become a report (`report`).
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
+pub use tlswarden_parsers::event::Trust;
 
 /// What kind of policy was applied (RFC 8460 §4.4, `policy-type`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -47,6 +49,18 @@ pub enum ResultType {
     StsPolicyInvalid,
     /// The policy host's own certificate did not pass.
     StsWebpkiInvalid,
+}
+
+impl fmt::Display for PolicyType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.serialize(f)
+    }
+}
+
+impl fmt::Display for ResultType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.serialize(f)
+    }
 }
 
 /// The policy that a session was held to (RFC 8460 §4.4, `policy`).
@@ -207,6 +221,25 @@ pub struct Row {
     pub details: Vec<(Failure, u64)>,
 }
 
+/// Puts counts together by day, recipient domain and policy; sorted so, the details as well.
+pub fn rows(counts: impl IntoIterator<Item = (Tally, u64)>) -> Vec<Row> {
+    let mut rows: BTreeMap<(Day, Arc<str>, Arc<Policy>), (u64, u64, BTreeMap<Failure, u64>)> = BTreeMap::new();
+    for (tally, n) in counts {
+        let (successful, failed, details) = rows.entry((tally.day, tally.domain, tally.policy)).or_default();
+        match tally.counted {
+            Counted::Success => *successful += n,
+            Counted::Failure => *failed += n,
+            Counted::Detail(failure) => *details.entry(failure).or_default() += n,
+        }
+    }
+    let row = |((day, domain, policy), (successful, failed, details)): (_, (u64, u64, BTreeMap<_, _>))| {
+        let (domain, policy): (Arc<str>, Arc<Policy>) = (domain, policy);
+        let policy = Arc::unwrap_or_clone(policy);
+        Row { day, domain: domain.to_string(), policy, successful, failed, details: details.into_iter().collect() }
+    };
+    rows.into_iter().map(row).collect()
+}
+
 /// What an MTA-STS policy asks of a sender (RFC 8461 §3.2, `mode`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -238,6 +271,39 @@ pub enum InForce {
         /// (MX host, its policy), the host in lower case without a trailing dot.
         hosts: Vec<(String, Arc<Policy>)>,
     },
+}
+
+/// How a session ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Verdict {
+    /// As the policy asks.
+    Success,
+    /// Not, and why: the result type and, where one is known, a reason code.
+    Failure(ResultType, Option<String>),
+}
+
+/// One session, as a log shows it, put together and ready to be counted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Outcome {
+    /// The time of its first line, in seconds since 1970-01-01T00:00:00Z: which policy was in force.
+    pub began: i64,
+    /// The time of its last line: the day that it is counted on, so that a day that is read past gets nothing more.
+    pub ended: i64,
+    /// The recipient domain, or the next hop where the MTA names it.
+    pub domain: Arc<str>,
+    /// The MX host.
+    pub mx: Option<String>,
+    /// Its address.
+    pub ip: Option<IpAddr>,
+    /// What the MTA made of the certificate, where there was a handshake and the log level shows it.
+    pub trust: Option<Trust>,
+    /// What follows from the lines.
+    pub observed: Option<Verdict>,
+    /// What the MTA itself reports.
+    pub native: Option<Verdict>,
+    /// Whether the MTA is known to have trust anchors: without, every certificate is `Untrusted`.
+    pub anchors: bool,
 }
 
 /// Whether an MX host is one of those that a policy's `mx` pattern allows: equal, or a `*.` in place of
@@ -276,9 +342,8 @@ mod tests {
 
     #[test]
     fn names_are_those_of_the_schema() {
-        let json = |t| serde_json::to_string(&t).unwrap();
-        assert_eq!(json(ResultType::StarttlsNotSupported), "\"starttls-not-supported\"");
-        assert_eq!(json(ResultType::StsWebpkiInvalid), "\"sts-webpki-invalid\"");
+        assert_eq!(ResultType::StarttlsNotSupported.to_string(), "starttls-not-supported");
+        assert_eq!(serde_json::to_string(&ResultType::StsWebpkiInvalid).unwrap(), "\"sts-webpki-invalid\"");
         assert_eq!(serde_json::to_string(&PolicyType::NoPolicyFound).unwrap(), "\"no-policy-found\"");
     }
 }

@@ -4,7 +4,7 @@
 //! Every text field is a stranger's until proved otherwise: names and replies come from remote servers.
 //! Not here: what a line means for a count (`session`), or which year it was written in (`civil`).
 
-use std::net::IpAddr;
+use core::net::IpAddr;
 
 /// One line that concerns outbound TLS, a delivery, or the life of a message.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -165,6 +165,7 @@ pub enum What<'a> {
 }
 
 /// The first word of the TLS summary line.
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Trust {
     /// No certificate.

@@ -1,9 +1,19 @@
 //! Reads the log lines of a mail transfer agent: bytes in, borrowed events out.
 //!
-//! Pure: no clock, no I/O, no allocation. In the order of the data: [`syslog`] takes the prefix off,
-//! [`postfix`] reads the text behind it, [`event`] has the words for what it says.
+//! Pure: no clock, no I/O, no allocation; the crate is `no_std` without `alloc`, so the compiler holds it to that.
+//! In the order of the data: `syslog` takes the prefix off, `postfix` reads the text behind it,
+//! [`event`] has the words for what it says.
+//!
+//! Every line is hostile input: fields stand at fixed positions of the grammar and are read there, never searched
+//! for, and what a stranger wrote (a reply, an issuer's name, an address) is never read as grammar.
+
+#![cfg_attr(not(test), no_std)]
+
+use core::{error, fmt};
 
 pub mod event;
+mod postfix;
+mod syslog;
 
 pub use event::Event;
 
@@ -13,3 +23,76 @@ pub enum Dialect {
     /// Postfix 3.4 and later, through its own `maillog_file`, rsyslog or any RFC 3339 prefix.
     Postfix,
 }
+
+/// Reads one line, given without its line feed; a carriage return at its end is let pass.
+///
+/// `Ok(None)` is a line that says nothing we count: most of a mail log.
+///
+/// # Errors
+///
+/// [`Malformed`] where the line begins like one that we count, but cannot be read to its end.
+pub fn parse<'a>(dialect: Dialect, line: &'a [u8]) -> Result<Option<Event<'a>>, Malformed> {
+    let line = line.strip_suffix(b"\r").unwrap_or(line);
+    match dialect {
+        Dialect::Postfix => postfix::parse(line).map_err(|family| Malformed { family }),
+    }
+}
+
+/// A line that begins like one of ours and cannot be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Malformed {
+    /// What it would have been.
+    pub family: Family,
+}
+
+/// The families of lines that we read, as named in [`Malformed`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Family {
+    /// The time at the front of a line that we would have used.
+    Stamp,
+    /// `… TLS connection established to …`.
+    TlsSummary,
+    /// `… certificate verification failed for …`.
+    CertificateVerification,
+    /// `SSL_connect error to …`.
+    TlsHandshake,
+    /// `TLSRPT: status=…`.
+    TlsrptStatus,
+    /// `QID: to=<…>, relay=…, status=…`.
+    Delivery,
+    /// `QID: from=<…>, size=…, nrcpt=… (queue active)`.
+    QueueActive,
+    /// `daemon started -- version …`.
+    DaemonStarted,
+}
+
+impl Family {
+    /// The name of this family in messages and counters.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Family::Stamp => "time stamp",
+            Family::TlsSummary => "TLS summary",
+            Family::CertificateVerification => "certificate verification",
+            Family::TlsHandshake => "TLS handshake",
+            Family::TlsrptStatus => "TLSRPT status",
+            Family::Delivery => "delivery",
+            Family::QueueActive => "queue active",
+            Family::DaemonStarted => "daemon started",
+        }
+    }
+}
+
+impl fmt::Display for Family {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl fmt::Display for Malformed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "unreadable {} line", self.family)
+    }
+}
+
+impl error::Error for Malformed {}

@@ -1,0 +1,298 @@
+//! Reads the lines of Postfix 3.4 to 3.12.
+//!
+//! Takes: a line without its line end. Gives: the event in it, or nothing.
+//! The program's name decides first, because seven of ten lines of a mail log end there: smtp(8) and tlsproxy(8)
+//! write about outbound TLS, smtp(8) about deliveries, cleanup(8), qmgr(8) and master(8) about the life of messages.
+//! When it fails: the name of the line family that could not be read.
+//! Not here: the prefix (`syslog`); lmtp(8), which speaks to mail stores and not to the Internet's MX hosts.
+
+use crate::{
+    Family,
+    event::{Event, Process, What},
+    syslog::{self, Entry},
+};
+
+mod delivery;
+mod peer;
+mod policy;
+mod queue;
+mod tls;
+mod tlsrpt;
+
+/// What the reader of one line family found: nothing of ours, an event, or a line that it should have understood.
+type Found<'a> = Result<Option<What<'a>>, Family>;
+
+/// Reads one line.
+pub(crate) fn parse(line: &[u8]) -> Result<Option<Event<'_>>, Family> {
+    let Some(entry) = syslog::split(line) else { return Ok(None) };
+    let Some(program) = Program::of(entry.ident) else { return Ok(None) };
+    let Some((pid, text)) = entry.body() else { return Ok(None) };
+    let found = match program {
+        Program::Smtp => smtp(text),
+        Program::Tlsproxy => tls_line(text),
+        Program::Cleanup => queue::cleanup(text),
+        Program::Qmgr => queue::qmgr(text),
+        Program::Master => queue::master(text),
+    };
+    match found? {
+        Some(what) => event(&entry, program, pid, what).map(Some),
+        None => Ok(None),
+    }
+}
+
+fn event<'a>(entry: &Entry<'a>, program: Program, pid: u32, what: What<'a>) -> Result<Event<'a>, Family> {
+    let stamp = entry.stamp().ok_or(Family::Stamp)?;
+    let (slash_instance, name) = entry.ident.split_at(entry.ident.len() - program.tag().len() + 1);
+    let instance = slash_instance.strip_suffix(b"/").unwrap_or(slash_instance);
+    Ok(Event { stamp, process: Process { instance, name, pid }, what })
+}
+
+/// The daemons whose lines we read.
+#[derive(Clone, Copy)]
+enum Program {
+    Smtp,
+    Tlsproxy,
+    Cleanup,
+    Qmgr,
+    Master,
+}
+
+impl Program {
+    /// By what follows the last slash: `syslog_name` may have slashes of its own.
+    #[inline]
+    fn of(ident: &[u8]) -> Option<Program> {
+        let program = match ident {
+            [.., b's', b'm', b't', b'p'] => Program::Smtp,
+            [.., b'q', b'm', b'g', b'r'] => Program::Qmgr,
+            [.., b'a', b'n', b'u', b'p'] => Program::Cleanup,
+            [.., b'r', b'o', b'x', b'y'] => Program::Tlsproxy,
+            [.., b's', b't', b'e', b'r'] => Program::Master,
+            _ => return None,
+        };
+        (ident.len() > program.tag().len() && ident.ends_with(program.tag())).then_some(program)
+    }
+
+    const fn tag(self) -> &'static [u8] {
+        match self {
+            Program::Smtp => b"/smtp",
+            Program::Tlsproxy => b"/tlsproxy",
+            Program::Cleanup => b"/cleanup",
+            Program::Qmgr => b"/qmgr",
+            Program::Master => b"/master",
+        }
+    }
+}
+
+/// A line of smtp(8): its TLS library's, or `QID: …`.
+fn smtp(text: &[u8]) -> Found<'_> {
+    if let Some((queue_id, text)) = queue::id(text) {
+        return delivery::parse(queue_id, text);
+    }
+    tls_line(text)
+}
+
+/// A line without a queue id, of smtp(8) or tlsproxy(8).
+fn tls_line(text: &[u8]) -> Found<'_> {
+    // The first octet tells the families apart, but for those that begin with a host name.
+    let found = match text.first() {
+        Some(b'T' | b'U' | b'V' | b'A') => match text.strip_prefix(b"TLSRPT: ") {
+            Some(status) => return tlsrpt::parse(status),
+            None => tls::summary(text),
+        },
+        Some(b'c' | b's' | b'C') => tls::verification(text),
+        Some(b'S') => tls::handshake(text),
+        Some(b'w') => match text.strip_prefix(b"warning: ") {
+            Some(text) => return warning(text),
+            None => None,
+        },
+        _ => None,
+    };
+    found.unwrap_or_else(|| Ok(tls::resumed(text)))
+}
+
+fn warning(text: &[u8]) -> Found<'_> {
+    if let Some(text) = text.strip_prefix(b"TLS library problem: ") {
+        return Ok(Some(What::LibraryProblem { text }));
+    }
+    Ok(policy::parse(text).or_else(|| tls::tlsa_unusable(text)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::event::{Reason, Stamp, Trust};
+
+    fn read(line: &str) -> Option<Event<'_>> {
+        parse(line.as_bytes()).unwrap_or_else(|family| panic!("{family}: {line}"))
+    }
+
+    #[test]
+    fn names_the_writer() {
+        for (ident, instance, name) in [
+            ("postfix/smtp", "postfix", "smtp"),
+            ("postfix/relay/smtp", "postfix/relay", "smtp"),
+            ("postfix-out/tlsproxy", "postfix-out", "tlsproxy"),
+            ("mail-out/submission/smtp", "mail-out/submission", "smtp"),
+        ] {
+            let line = format!(
+                "2026-11-22T01:46:13.565141+00:00 mta {ident}[26510]: Verified TLS connection established to \
+                 mx.a.test[192.0.2.1]:25: TLSv1.3 with cipher X (256/256 bits)"
+            );
+            let event = read(&line).expect("an event");
+            let process = Process { instance: instance.as_bytes(), name: name.as_bytes(), pid: 26510 };
+            assert_eq!((event.process, event.stamp), (process, Stamp::Utc(1_795_311_973)), "{line}");
+            assert!(matches!(event.what, What::Established { trust: Trust::Verified, reused: false, .. }), "{line}");
+        }
+    }
+
+    #[test]
+    fn leaves_other_programs_alone() {
+        for ident in [
+            "postfix/smtpd",
+            "postfix/lmtp",
+            "postfix/local",
+            "postfix/discard",
+            "postfix/bounce",
+            "postfix/smtp/smtpd",
+            "postfix/xsmtp",
+            "smtp",
+            "/smtp",
+            "postfix-smtp",
+            "opendkim",
+        ] {
+            let line = format!(
+                "Nov 22 01:42:15 mta {ident}[26510]: 5D7DBA26162: to=<user@a.test>, relay=mx.a.test[203.0.113.161]:25, \
+                 delay=0.05, delays=0/0/0/0.04, dsn=2.0.0, status=sent (250 2.0.0 Ok)"
+            );
+            assert_eq!(read(&line), None, "{line}");
+        }
+    }
+
+    #[test]
+    fn reads_each_family_behind_its_program() {
+        let kind = |line| match read(line).map(|event| event.what) {
+            None => "none",
+            Some(What::Established { .. }) => "established",
+            Some(What::VerificationFailed { .. }) => "verification failed",
+            Some(What::HandshakeFailed { .. }) => "handshake failed",
+            Some(What::LibraryProblem { .. }) => "library problem",
+            Some(What::ResumedUntrusted { .. }) => "resumed untrusted",
+            Some(What::TlsaUnusable { .. }) => "TLSA unusable",
+            Some(What::HostRuledOut { .. }) => "host ruled out",
+            Some(What::Native { .. }) => "native",
+            Some(What::HostLeft { reason: Reason::Other, .. }) => "host left",
+            Some(What::HostLeft { .. }) => "host left for TLS",
+            Some(What::Delivery { .. }) => "delivery",
+            Some(What::MessageId { .. }) => "message id",
+            Some(What::Active { .. }) => "active",
+            Some(What::Removed { .. }) => "removed",
+            Some(What::Started { .. }) => "started",
+        };
+        for (line, want) in [
+            (
+                "Nov 22 01:42:20 mta postfix/tlsproxy[24918]: server certificate verification failed for \
+                 mx.dane-reuse-mismatch.example[203.0.113.162]:25: num=65:no matching DANE TLSA records",
+                "verification failed",
+            ),
+            (
+                "Nov 22 01:41:04 mta postfix/smtp[25764]: SSL_connect error to mx.may-hangup.test[203.0.113.20]:25: lost connection",
+                "handshake failed",
+            ),
+            (
+                "Nov 22 01:39:57 mta postfix/smtp[19290]: warning: TLS library problem: error:0A000410:SSL routines::ssl/tls \
+                 alert handshake failure:../ssl/record/rec_layer_s3.c:918:SSL alert number 40:",
+                "library problem",
+            ),
+            (
+                "Nov 22 01:40:31 mta postfix/smtp[19290]: mx.sts-retry-tls12.test[203.0.113.79]:25: re-using session with \
+                 untrusted peer credential, look for details earlier in the log",
+                "resumed untrusted",
+            ),
+            // A host's name may begin like a line family.
+            (
+                "Nov 22 01:40:31 mta postfix/smtp[19290]: Trusted.test[203.0.113.79]:25: re-using session with untrusted \
+                 certificate, look for details earlier in the log",
+                "resumed untrusted",
+            ),
+            (
+                "Nov 22 01:41:59 mta postfix/smtp[26588]: warning: mx.dane-unusable-mtype.example[203.0.113.140]:25: all TLSA \
+                 records unusable, fallback to unauthenticated TLS",
+                "TLSA unusable",
+            ),
+            (
+                "Nov 22 01:42:00 mta postfix/smtp[26416]: warning: TLS policy lookup for \
+                 dane-only-unusable.example/mx.dane-only-unusable.example: TLSA records unusable",
+                "host ruled out",
+            ),
+            (
+                "Nov 22 01:42:11 mta postfix/smtp[26510]: TLSRPT: status=success, domain=dane-2mx-bogus.example, \
+                 receiving_mx=mx2.dane-2mx-bogus.example[203.0.113.156]",
+                "native",
+            ),
+            (
+                "Nov 22 01:39:20 mta postfix/smtp[19290]: B809AA26161: Cannot start TLS: handshake failure",
+                "host left for TLS",
+            ),
+            (
+                "2026-11-22T01:44:41.1+00:00 mta postfix/smtp[19290]: 4jXBhc1f2vz1WkvY: lost connection with \
+                 mx.a.test[203.0.113.27] while performing the EHLO handshake",
+                "host left",
+            ),
+            (
+                "Nov 22 01:42:29 mta postfix/smtp[25764]: F35CEA26071: to=<user@bogus-may.example>, relay=none, delay=0.01, \
+                 delays=0/0/0/0, dsn=4.4.3, status=deferred (Host or domain name not found. Name service error for \
+                 name=bogus-may.example type=MX: Host not found, try again)",
+                "delivery",
+            ),
+            (
+                "Nov 22 01:41:44 mta postfix/cleanup[26108]: 1818EA260B5: message-id=<lab143.1795311704088@mta.lab.test>",
+                "message id",
+            ),
+            (
+                "Nov 22 01:41:44 mta postfix/qmgr[19250]: 1818EA260B5: from=<tester@mta.lab.test>, size=275, nrcpt=1 (queue active)",
+                "active",
+            ),
+            ("Nov 22 01:41:44 mta postfix/qmgr[19250]: 1818EA260B5: removed", "removed"),
+            (
+                "Nov 22 01:39:01 mta postfix/master[19243]: daemon started -- version 3.10.13, configuration /etc/postfix",
+                "started",
+            ),
+            ("Nov 22 01:42:20 mta postfix/tlsproxy[24918]: CONNECT to [203.0.113.162]:25", "none"),
+            (
+                "Nov 22 01:42:20 mta postfix/smtp[24918]: connect to mx.sts-refused.test[203.0.113.62]:25: Connection refused",
+                "none",
+            ),
+            ("Nov 22 01:42:20 mta postfix/smtp[24918]: SSL_connect:SSLv3/TLS write client hello", "none"),
+            (
+                "Nov 22 01:42:20 mta postfix/smtp[24918]: mx.a.test[203.0.113.62]:25: depth=0 verify=1 subject=/CN=a",
+                "none",
+            ),
+            ("Nov 22 01:42:20 mta postfix/smtp[24918]: fatal: x: to=<a@b>", "none"),
+        ] {
+            assert_eq!(kind(line), want, "{line}");
+        }
+    }
+
+    #[test]
+    fn a_carriage_return_at_the_end_is_let_pass() {
+        let line = b"Nov 22 01:41:44 mta postfix/qmgr[19250]: 1818EA260B5: removed\r";
+        let event = crate::parse(crate::Dialect::Postfix, line).expect("well-formed").expect("an event");
+        assert_eq!(event.what, What::Removed { queue_id: b"1818EA260B5" });
+    }
+
+    #[test]
+    fn only_a_line_of_ours_needs_a_readable_stamp() {
+        let ours = b"Nov 99 01:41:44 mta postfix/qmgr[19250]: 1818EA260B5: removed";
+        assert_eq!(parse(ours), Err(Family::Stamp));
+        assert_eq!(parse(b"Nov 99 01:41:44 mta postfix/smtpd[19250]: connect from x"), Ok(None));
+    }
+
+    #[test]
+    fn octets_that_are_no_utf_8_pass() {
+        let line =
+            b"Nov 22 01:42:29 mta postfix/smtp[1]: F35CEA26071: to=<\xffser@a.test>, relay=mx.a.test[192.0.2.1]:25, \
+                     delay=0.01, delays=0/0/0/0, dsn=4.4.3, status=deferred (host said \xfe\x00)";
+        let event = parse(line).expect("well-formed").expect("an event");
+        assert!(matches!(event.what, What::Delivery { recipient_domain: b"a.test", sent: false, .. }));
+    }
+}

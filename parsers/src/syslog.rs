@@ -1,0 +1,281 @@
+//! Takes the prefix off a log line: time, host, program, process id.
+//!
+//! Takes: a line without its line end. Gives: where its parts are; the time is read only when asked for, because most
+//! lines are dropped for their program's name alone.
+//! Understood: `Nov 22 01:39:01 host ident[pid]: text` (Postfix's own `maillog_file`, traditional syslog; the day padded
+//! with a space or a zero) and `2026-11-22T01:46:13.565141+00:00 host ident[pid]: text` (RFC 3339; any offset),
+//! both with or without `<PRI>` before them.
+//! When it fails: a line of another shape is `None`: some other program's.
+//! Not here: the year of a stamp that has none.
+
+use memchr::{memchr, memchr2};
+
+use crate::event::Stamp;
+
+/// A line cut into its parts, nothing of it checked but its shape.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Entry<'a> {
+    stamp: RawStamp<'a>,
+    /// The program's tag, all before `[pid]`: `postfix/smtp`.
+    pub(crate) ident: &'a [u8],
+    /// `[pid]: text`.
+    tail: &'a [u8],
+}
+
+#[derive(Clone, Copy, Debug)]
+enum RawStamp<'a> {
+    /// Fifteen octets, `Nov 22 01:39:01`.
+    Traditional(&'a [u8]),
+    Rfc3339(&'a [u8]),
+}
+
+/// Finds the parts of a line by their position.
+#[inline]
+pub(crate) fn split(line: &[u8]) -> Option<Entry<'_>> {
+    let line = if line.first() == Some(&b'<') { without_priority(line)? } else { line };
+    let (stamp, host) = match line {
+        [_, _, _, b' ', _, _, b' ', _, _, b':', _, _, b':', _, _, b' ', host @ ..] => {
+            (RawStamp::Traditional(line.get(..15)?), host)
+        }
+        [_, _, _, _, b'-', _, _, b'-', _, _, b'T', _, _, b':', _, _, b':', _, _, zone @ ..] => {
+            let space = memchr(b' ', zone)?;
+            (RawStamp::Rfc3339(line.get(..19 + space)?), zone.get(space + 1..)?)
+        }
+        _ => return None,
+    };
+    let ident = host.get(memchr(b' ', host)? + 1..)?;
+    let bracket = memchr2(b'[', b' ', ident)?;
+    let (ident, tail) = ident.split_at_checked(bracket)?;
+    (tail.first() == Some(&b'[')).then_some(Entry { stamp, ident, tail })
+}
+
+/// `<PRI>` of RFC 3164 §4.1.1: one to three digits.
+fn without_priority(line: &[u8]) -> Option<&[u8]> {
+    let digits = line.get(1..5.min(line.len()))?;
+    let end = digits.iter().position(|&b| b == b'>')?;
+    (end > 0 && digits.iter().take(end).all(u8::is_ascii_digit)).then(|| line.get(end + 2..))?
+}
+
+impl<'a> Entry<'a> {
+    /// The process id, and the text behind the prefix.
+    #[inline]
+    pub(crate) fn body(&self) -> Option<(u32, &'a [u8])> {
+        let (pid, rest) = decimal(self.tail.get(1..)?)?;
+        Some((pid, rest.strip_prefix(b"]: ")?))
+    }
+
+    /// Reads the time; `None` if it is none.
+    pub(crate) fn stamp(&self) -> Option<Stamp> {
+        match self.stamp {
+            RawStamp::Traditional(text) => traditional(text),
+            RawStamp::Rfc3339(text) => rfc3339(text),
+        }
+    }
+}
+
+/// A run of at least one ASCII digit that fits in 32 bits, and what follows it.
+#[inline]
+pub(crate) fn decimal(text: &[u8]) -> Option<(u32, &[u8])> {
+    let mut value = 0u32;
+    let mut rest = text;
+    while let [digit @ b'0'..=b'9', after @ ..] = rest {
+        value = value.checked_mul(10)?.checked_add(u32::from(digit - b'0'))?;
+        rest = after;
+    }
+    (rest.len() < text.len()).then_some((value, rest))
+}
+
+/// `Nov 22 01:39:01`.
+fn traditional(text: &[u8]) -> Option<Stamp> {
+    let &[m0, m1, m2, _, d0, d1, _, h0, h1, _, n0, n1, _, s0, s1] = text else { return None };
+    let month = match &[m0, m1, m2] {
+        b"Jan" => 1,
+        b"Feb" => 2,
+        b"Mar" => 3,
+        b"Apr" => 4,
+        b"May" => 5,
+        b"Jun" => 6,
+        b"Jul" => 7,
+        b"Aug" => 8,
+        b"Sep" => 9,
+        b"Oct" => 10,
+        b"Nov" => 11,
+        b"Dec" => 12,
+        _ => return None,
+    };
+    let day = two_digits(if d0 == b' ' { b'0' } else { d0 }, d1)?;
+    let (hour, minute, second) = time_of_day(h0, h1, n0, n1, s0, s1)?;
+    // Without a year, February has 29 days.
+    (1..=days_in_month(2000, month)).contains(&day).then_some(Stamp::Civil { month, day, hour, minute, second })
+}
+
+/// `2026-11-22T01:46:13.565141+00:00` (RFC 3339 §5.6); the colon in the offset may be missing, as journalctl has it.
+fn rfc3339(text: &[u8]) -> Option<Stamp> {
+    let &[y0, y1, y2, y3, _, m0, m1, _, d0, d1, _, h0, h1, _, n0, n1, _, s0, s1, ref rest @ ..] = text else {
+        return None;
+    };
+    let year = u16::from(two_digits(y0, y1)?) * 100 + u16::from(two_digits(y2, y3)?);
+    let (month, day) = (two_digits(m0, m1)?, two_digits(d0, d1)?);
+    let (hour, minute, second) = time_of_day(h0, h1, n0, n1, s0, s1)?;
+    if !(1..=12).contains(&month) || !(1..=days_in_month(year, month)).contains(&day) {
+        return None;
+    }
+    let local = days_since_1970(i64::from(year), i64::from(month), i64::from(day)) * 86_400
+        + i64::from(hour) * 3600
+        + i64::from(minute) * 60
+        + i64::from(second);
+    Some(Stamp::Utc(local - offset(fraction(rest)?)?))
+}
+
+/// Skips `.565141`; a point must have digits after it.
+fn fraction(text: &[u8]) -> Option<&[u8]> {
+    let Some(mut rest) = text.strip_prefix(b".") else { return Some(text) };
+    let whole = rest.len();
+    while let [b'0'..=b'9', after @ ..] = rest {
+        rest = after;
+    }
+    (rest.len() < whole).then_some(rest)
+}
+
+/// `Z`, `+01:00`, `-0330`: seconds east of UTC.
+fn offset(text: &[u8]) -> Option<i64> {
+    let (sign, h0, h1, m0, m1) = match *text {
+        [b'Z'] => return Some(0),
+        [sign, h0, h1, b':', m0, m1] | [sign, h0, h1, m0, m1] => (sign, h0, h1, m0, m1),
+        _ => return None,
+    };
+    let (hours, minutes) = (two_digits(h0, h1)?, two_digits(m0, m1)?);
+    if hours > 23 || minutes > 59 {
+        return None;
+    }
+    let seconds = i64::from(hours) * 3600 + i64::from(minutes) * 60;
+    match sign {
+        b'+' => Some(seconds),
+        b'-' => Some(-seconds),
+        _ => None,
+    }
+}
+
+fn time_of_day(h0: u8, h1: u8, m0: u8, m1: u8, s0: u8, s1: u8) -> Option<(u8, u8, u8)> {
+    let (hour, minute, second) = (two_digits(h0, h1)?, two_digits(m0, m1)?, two_digits(s0, s1)?);
+    // A leap second is 60.
+    (hour <= 23 && minute <= 59 && second <= 60).then_some((hour, minute, second))
+}
+
+fn two_digits(tens: u8, ones: u8) -> Option<u8> {
+    (tens.is_ascii_digit() && ones.is_ascii_digit()).then(|| (tens - b'0') * 10 + (ones - b'0'))
+}
+
+fn days_in_month(year: u16, month: u8) -> u8 {
+    match month {
+        2 if year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400)) => 29,
+        2 => 28,
+        4 | 6 | 9 | 11 => 30,
+        _ => 31,
+    }
+}
+
+/// Days of the proleptic Gregorian calendar; the year begins in March here, so that the leap day comes last.
+fn days_since_1970(year: i64, month: i64, day: i64) -> i64 {
+    let (year, month) = if month > 2 { (year, month - 3) } else { (year - 1, month + 9) };
+    let leap_days = year.div_euclid(4) - year.div_euclid(100) + year.div_euclid(400);
+    // 153 days are five months from March or August on; 719_468 days lie between 0000-03-01 and 1970-01-01.
+    year * 365 + leap_days + (153 * month + 2) / 5 + day - 1 - 719_468
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn stamp(line: &str) -> Option<Stamp> {
+        split(line.as_bytes()).expect("a prefix").stamp()
+    }
+
+    fn utc(stamp_text: &str) -> Option<i64> {
+        match stamp(&format!("{stamp_text} mta postfix/smtp[7]: x")) {
+            Some(Stamp::Utc(seconds)) => Some(seconds),
+            Some(Stamp::Civil { .. }) => panic!("not a civil stamp: {stamp_text}"),
+            None => None,
+        }
+    }
+
+    #[test]
+    fn splits_the_forms_that_real_systems_write() {
+        for (line, ident, pid, text) in [
+            ("Nov 22 01:39:01 mta postfix/smtp[26096]: x y", "postfix/smtp", 26096, "x y"),
+            ("Nov  2 01:39:01 mta.example postfix-out/smtp[1]: x", "postfix-out/smtp", 1, "x"),
+            ("<22>Nov 22 01:39:01 mta postfix/relay/smtp[1]: ", "postfix/relay/smtp", 1, ""),
+            ("2026-11-22T01:46:13.565141+00:00 mta postfix/smtp[4294967295]: x", "postfix/smtp", u32::MAX, "x"),
+            ("<1>2026-11-22T01:46:13Z mta a/b[2]: x [y]: z", "a/b", 2, "x [y]: z"),
+        ] {
+            let entry = split(line.as_bytes()).unwrap_or_else(|| panic!("{line}"));
+            assert_eq!(entry.ident, ident.as_bytes(), "{line}");
+            assert_eq!(entry.body(), Some((pid, text.as_bytes())), "{line}");
+            assert!(entry.stamp().is_some(), "{line}");
+        }
+    }
+
+    #[test]
+    fn leaves_other_shapes_alone() {
+        for line in [
+            "",
+            "\r",
+            "Nov 22 01:39:01 mta",
+            "Nov 22 01:39:01 mta kernel: [12.5] x",
+            "Nov 22 01:39:01 mta dovecot: imap-login: Login: user=<a>, rip=192.0.2.1 [x]",
+            "<>Nov 22 01:39:01 mta a/b[1]: x",
+            "<1234>Nov 22 01:39:01 mta a/b[1]: x",
+            "<2x>Nov 22 01:39:01 mta a/b[1]: x",
+            "<22",
+            "2026-11-22T01:46:13",
+            " mta postfix/smtp[1]: x",
+        ] {
+            assert!(split(line.as_bytes()).is_none(), "{line}");
+        }
+    }
+
+    #[test]
+    fn a_process_id_is_a_32_bit_number() {
+        for line in ["[]: x", "[x]: y", "[1", "[1]", "[1]:x", "[4294967296]: x", "[-1]: x"] {
+            let line = format!("Nov 22 01:39:01 mta postfix/smtp{line}");
+            assert_eq!(split(line.as_bytes()).and_then(|entry| entry.body()), None, "{line}");
+        }
+    }
+
+    #[test]
+    fn reads_traditional_stamps() {
+        let want = |month, day, hour, minute, second| Some(Stamp::Civil { month, day, hour, minute, second });
+        assert_eq!(stamp("Nov 22 01:39:01 h a/b[1]: x"), want(11, 22, 1, 39, 1));
+        assert_eq!(stamp("Jan  2 23:59:60 h a/b[1]: x"), want(1, 2, 23, 59, 60));
+        assert_eq!(stamp("Feb 29 00:00:00 h a/b[1]: x"), want(2, 29, 0, 0, 0));
+        for wrong in ["Nov 00 01:39:01", "Nov 31 01:39:01", "Now 22 01:39:01", "Nov 22 24:39:01", "Nov 22 01:60:01"] {
+            assert_eq!(stamp(&format!("{wrong} h a/b[1]: x")), None, "{wrong}");
+        }
+    }
+
+    #[test]
+    fn turns_rfc_3339_into_utc() {
+        assert_eq!(utc("1970-01-01T00:00:00Z"), Some(0));
+        assert_eq!(utc("2026-11-22T01:46:13.565141+00:00"), Some(1_795_311_973));
+        assert_eq!(utc("2026-11-22T02:46:13.565141+01:00"), Some(1_795_311_973));
+        assert_eq!(utc("2026-11-21T22:16:13-0330"), Some(1_795_311_973));
+        assert_eq!(utc("2000-02-29T12:00:00Z"), Some(951_825_600));
+        assert_eq!(utc("2100-03-01T00:00:00Z"), Some(4_107_542_400));
+        assert_eq!(utc("1969-12-31T23:59:59Z"), Some(-1));
+        assert_eq!(utc("0000-01-01T00:00:00Z"), Some(-62_167_219_200));
+        for wrong in [
+            "2026-02-29T01:46:13Z",
+            "2100-02-29T01:46:13Z",
+            "2026-13-22T01:46:13Z",
+            "2026-00-22T01:46:13Z",
+            "2026-11-22T01:46:13",
+            "2026-11-22T01:46:13.Z",
+            "2026-11-22T01:46:13+24:00",
+            "2026-11-22T01:46:13*00:00",
+            "20x6-11-22T01:46:13Z",
+            "2026-11-22T25:46:13Z",
+        ] {
+            assert_eq!(utc(wrong), None, "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,219 @@
+//! From the text of the file to a checked [`Config`], and back.
+//!
+//! When it fails: a [`ConfigError`] with file, line, key, what was found and what is allowed.
+
+use std::collections::HashSet;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use jiff::tz::TimeZone;
+use serde::de::DeserializeOwned;
+
+use super::Config;
+use crate::domain;
+
+/// What is wrong with a file of configuration, in one line.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConfigError {
+    file: PathBuf,
+    line: Option<usize>,
+    problem: String,
+}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.file.display())?;
+        if let Some(line) = self.line {
+            write!(f, ":{line}")?;
+        }
+        write!(f, ": {}", self.problem)
+    }
+}
+
+impl std::error::Error for ConfigError {}
+
+impl Config {
+    /// Reads and checks a file.
+    pub fn load(path: &Path) -> Result<Config, ConfigError> {
+        let text = std::fs::read_to_string(path).map_err(|error| ConfigError {
+            file: path.to_owned(),
+            line: None,
+            problem: format!("cannot be read: {error}; nothing was started"),
+        })?;
+        let config: Config = parse(&text, path)?;
+        config.check().map_err(|(section, key, problem)| ConfigError {
+            file: path.to_owned(),
+            line: line_of(&text, section, key),
+            problem: format!("[{section}] {key}: {problem}"),
+        })?;
+        Ok(config)
+    }
+
+    /// The configuration as TOML, defaults included; it reads back equal.
+    pub fn to_toml(&self) -> String {
+        toml::to_string(self).expect("every value of the configuration has a TOML form")
+    }
+
+    /// What no single value can show; (section, key, what is wrong and what is allowed).
+    fn check(&self) -> Result<(), (&'static str, &'static str, String)> {
+        let report = &self.report;
+        for (key, value) in [("contact", &report.contact), ("from", &report.from), ("envelope", &report.envelope)] {
+            if let Some(address) = value.as_deref().filter(|address| !is_address(address)) {
+                return Err(("report", key, format!("`{address}` is no address; allowed: `name@example.com`")));
+            }
+        }
+        if report.organization.as_deref().is_some_and(|name| name.is_empty() || name.chars().any(char::is_control)) {
+            return Err(("report", "organization", "empty, or with control characters; allowed: a name".into()));
+        }
+        for key in &report.dkim {
+            if domain::normalise(&key.selector).is_none() {
+                return Err(("report.dkim", "selector", format!("`{}` is no DNS name", key.selector)));
+            }
+            if let Some(name) = key.domain.as_deref().filter(|name| domain::normalise(name).is_none()) {
+                return Err(("report.dkim", "domain", format!("`{name}` is no domain name")));
+            }
+        }
+        let budget = self.policy.answer_budget.0;
+        if !(Duration::from_millis(100)..=Duration::from_secs(60)).contains(&budget) {
+            let found = humantime::format_duration(budget);
+            return Err((
+                "policy",
+                "answer_budget",
+                format!("{found}; allowed: 100ms to 1m, for Postfix gives up at 100s"),
+            ));
+        }
+        if self.policy.max_domains == 0 {
+            return Err(("policy", "max_domains", "0; allowed: 1 or more".into()));
+        }
+        let mut files = HashSet::new();
+        for input in &self.inputs {
+            if !files.insert(&input.file) {
+                let file = input.file.display();
+                return Err(("input", "file", format!("{file} is there twice; every session would be counted twice")));
+            }
+            if let Some(name) = &input.timezone {
+                time_zone(name).map_err(|problem| ("input", "timezone", problem))?;
+            }
+        }
+        let mut sockets = HashSet::new();
+        if let Some(twice) = self.socketmap.listen.iter().map(ToString::to_string).find(|s| !sockets.insert(s.clone()))
+        {
+            return Err(("socketmap", "listen", format!("{twice} is there twice; allowed: each address once")));
+        }
+        let public = self.resolver.address.filter(|address| !address.ip().is_loopback());
+        if let (false, Some(address)) = (super::is_default(&self.closed_network), public) {
+            let problem = format!("{address} is not on this host; with [closed_network] allowed: a loopback address");
+            return Err(("resolver", "address", problem));
+        }
+        if !super::is_default(&self.closed_network) && self.resolver.address.is_none() {
+            let problem = "missing; with [closed_network] it must name a loopback address".to_owned();
+            return Err(("resolver", "address", problem));
+        }
+        Ok(())
+    }
+}
+
+/// Reads a TOML file into a type; every fault has its line and key.
+pub fn parse<T: DeserializeOwned>(text: &str, path: &Path) -> Result<T, ConfigError> {
+    toml::from_str(text).map_err(|error| {
+        let at = error.span().map(|span| span.start);
+        let key = at.and_then(|at| key_at(text, at)).map(|key| format!("{key}: ")).unwrap_or_default();
+        let line = at.map(|at| text[..at.min(text.len())].matches('\n').count() + 1);
+        let problem = format!("{key}{}", error.message().replace('\n', " "));
+        ConfigError { file: path.to_owned(), line, problem }
+    })
+}
+
+/// A zone by its IANA name; else what was found and what is allowed.
+pub fn time_zone(name: &str) -> Result<TimeZone, String> {
+    TimeZone::get(name).map_err(|_| format!("`{name}` is no time zone; allowed: an IANA name such as `Europe/Berlin`"))
+}
+
+/// The key of the line at an octet of the text, if it has one.
+fn key_at(text: &str, at: usize) -> Option<&str> {
+    let start = text.get(..at)?.rfind('\n').map_or(0, |newline| newline + 1);
+    let (key, _) = text[start..].lines().next()?.split_once('=')?;
+    let key = key.trim();
+    (!key.is_empty() && key.bytes().all(|b| b.is_ascii_alphanumeric() || b"_-.\"".contains(&b))).then_some(key)
+}
+
+/// The line of a key within a section, counted from 1; the section's own where the key is missing.
+fn line_of(text: &str, section: &str, key: &str) -> Option<usize> {
+    let mut within = false;
+    let mut head = None;
+    for (number, line) in text.lines().enumerate() {
+        let line = line.trim();
+        if line.starts_with('[') {
+            within = line.trim_matches(['[', ']']) == section;
+            if within {
+                head = Some(number + 1);
+            }
+        } else if within && line.split_once('=').is_some_and(|(k, _)| k.trim() == key) {
+            return Some(number + 1);
+        }
+    }
+    head
+}
+
+/// An address as mail headers and SMTP take it, without quoting: one `@`, a domain name, nothing that ends a header.
+fn is_address(text: &str) -> bool {
+    let local = |b: u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-/=?^_`{|}~.".contains(&b);
+    text.split_once('@').is_some_and(|(name, host)| {
+        (1..=64).contains(&name.len()) && name.bytes().all(local) && domain::normalise(host).is_some()
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(text: &str) -> Result<Config, String> {
+        let path = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(&path, text).unwrap();
+        Config::load(path.path()).map_err(|e| e.to_string().replace(path.path().to_str().unwrap(), "F"))
+    }
+
+    #[test]
+    fn what_is_printed_reads_back_equal() {
+        let config = load(
+            "[postfix]\nversion = \"3.10\"\ndefault_level = \"dane\"\n\
+             [report]\norganization = \"Example\"\nfrom = \"tlsrpt@example.com\"\nspread = \"90min\"\n\
+             [[report.dkim]]\nselector = \"s\"\nkey = \"/k\"\n\
+             [resolver]\naddress = \"127.0.0.1:5353\"\n[closed_network]\nclock = \"2026-11-22T01:38:00Z\"\n\
+             [[input]]\nfile = \"/var/log/mail.log\"\ntimezone = \"Europe/Berlin\"\n",
+        )
+        .unwrap();
+        assert_eq!(load(&config.to_toml()), Ok(config));
+        assert_eq!(load(&Config::default().to_toml()), Ok(Config::default()));
+        assert_eq!(load(""), Ok(Config::default()));
+    }
+
+    #[test]
+    fn faults_name_line_key_finding_and_what_is_allowed() {
+        for (text, want) in [
+            ("[postfix]\nversion = \"new\"\n", "F:2: version: `new` is no Postfix version; allowed: such as `3.7`"),
+            ("[report]\nfrom = \"me\"\n", "F:2: [report] from: `me` is no address; allowed: `name@example.com`"),
+            (
+                "[[input]]\nfile = \"/a\"\ntimezone = \"Mars\"\n",
+                "F:3: [input] timezone: `Mars` is no time zone; allowed: an IANA name such as `Europe/Berlin`",
+            ),
+            (
+                "[policy]\nanswer_budget = \"5\"\n",
+                "F:2: answer_budget: `5` is no length of time; allowed: a number with s, min, h or days, such as `5s`",
+            ),
+            (
+                "[policy]\nanswer_budget = \"2h\"\n",
+                "F:2: [policy] answer_budget: 2h; allowed: 100ms to 1m, for Postfix gives up at 100s",
+            ),
+            (
+                "[closed_network]\nprivate_addresses = true\n[resolver]\naddress = \"9.9.9.9:53\"\n",
+                "F:4: [resolver] address: 9.9.9.9:53 is not on this host; with [closed_network] allowed: a loopback address",
+            ),
+        ] {
+            assert_eq!(load(text).unwrap_err(), want);
+        }
+        let unknown = load("[postfix]\n\nversoin = \"3.7\"\n").unwrap_err();
+        assert!(unknown.starts_with("F:3: versoin: unknown field `versoin`, expected one of `version`"), "{unknown}");
+    }
+}

@@ -1,0 +1,349 @@
+//! The counting river: lines become events, sessions, tallies, and one commit.
+//!
+//! Takes: blocks of lines from the inputs. Gives: commits to the store: the counts, the marks of the lines that they came
+//! from, and the open state, in one batch. What is committed is counted, what is not is read again: nothing twice.
+//! Limits: a commit at most `COMMIT` after its first line, or as soon as an input is at its end.
+//! When it fails: a store that does not write is tried again, and reading waits; the log file is the queue.
+//! Not here: reading (`input`), what the store does with a batch (`store`).
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use jiff::tz::TimeZone;
+use tlswarden_parsers::{Dialect, parse};
+use tokio::runtime::Handle;
+use tokio::sync::{mpsc, watch};
+
+use crate::civil::Calendar;
+use crate::clock::Clock;
+use crate::input::{Block, Mark};
+use crate::metrics::Metrics;
+use crate::session::postfix::Sessions;
+use crate::session::{Losses, SESSION_TIMEOUT};
+use crate::store::{Batch, Family, Store, StoreError};
+use crate::tally;
+use crate::tlsrpt::{InForce, Outcome, Tally};
+
+/// How long a line may wait for its commit: few enough commits for a disk, soon enough for a report.
+const COMMIT: Duration = Duration::from_millis(250);
+
+/// How long to wait before a commit that failed is tried again.
+const RETRY: Duration = Duration::from_secs(5);
+
+/// The least time between two samples of a family of lines that cannot be read, in seconds.
+const SAMPLE_EVERY: i64 = 60;
+
+/// The policy that was in force, by recipient domain and time.
+pub trait PolicyAt {
+    /// The decision that our responder had given at `seconds`; `None` where it was not asked.
+    fn at(&self, domain: &str, seconds: i64) -> Option<InForce>;
+}
+
+/// Tells our own reports by their Message-ID.
+pub type OwnReports = Arc<dyn Fn(&[u8]) -> bool + Send + Sync>;
+
+/// Counts the lines of one input.
+pub struct Counter {
+    calendar: Calendar,
+    sessions: Sessions,
+    own: OwnReports,
+    counts: HashMap<Tally, u64>,
+    outcomes: Vec<Outcome>,
+    seen: Seen,
+    newest_stored: Option<i64>,
+    sampled: HashMap<&'static str, i64>,
+}
+
+/// What came of the lines so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Seen {
+    /// Lines read.
+    pub read: u64,
+    /// Lines that said something.
+    pub used: u64,
+    /// Lines that looked ours and could not be read.
+    pub malformed: u64,
+    /// Sessions whose destination our responder was not asked about.
+    pub not_asked: u64,
+    /// Sessions that contradict the decision.
+    pub contradicted: u64,
+}
+
+/// The record of the calendar among the open state; those of the sessions begin with other letters.
+const CALENDAR: &[u8] = b"c";
+
+impl Counter {
+    /// A counter for lines with time stamps of a zone.
+    pub fn new(zone: TimeZone, own: OwnReports) -> Counter {
+        Counter {
+            calendar: Calendar::new(zone, None),
+            sessions: Sessions::new(),
+            own,
+            counts: HashMap::new(),
+            outcomes: Vec::new(),
+            seen: Seen::default(),
+            newest_stored: None,
+            sampled: HashMap::new(),
+        }
+    }
+
+    /// Says in which year the first line was written.
+    pub fn with_first_year(mut self, year: Option<i16>) -> Counter {
+        self.calendar = self.calendar.with_first_year(year);
+        self
+    }
+
+    /// Takes back the open state; returns how many records could not be read.
+    pub fn load(mut self, zone: TimeZone, records: &[(Vec<u8>, Vec<u8>)]) -> (Counter, u64) {
+        let mut unread = 0;
+        for (key, value) in records {
+            if key == CALENDAR {
+                let newest = serde_json::from_slice(value).ok();
+                unread += u64::from(newest.is_none());
+                self.newest_stored = newest;
+                self.calendar = Calendar::new(zone.clone(), newest);
+            } else {
+                unread += u64::from(!self.sessions.load(key, value));
+            }
+        }
+        (self, unread)
+    }
+
+    /// Counts whole lines that are read at `now`.
+    pub fn lines(&mut self, lines: &[u8], now: i64, policies: &dyn PolicyAt) {
+        for line in lines.split_inclusive(|b| *b == b'\n') {
+            self.seen.read += 1;
+            let line = line.strip_suffix(b"\n").unwrap_or(line);
+            let event = match parse(Dialect::Postfix, line) {
+                Ok(None) => continue,
+                Ok(Some(event)) => event,
+                Err(malformed) => {
+                    self.malformed(malformed.family.name(), line, now);
+                    continue;
+                }
+            };
+            let Some(time) = self.calendar.resolve(event.stamp, now) else {
+                self.malformed("time stamp", line, now);
+                continue;
+            };
+            self.seen.used += 1;
+            self.sessions.event(&event, time, &*self.own, &mut self.outcomes);
+            self.tally(policies);
+        }
+    }
+
+    /// Ends the sessions that are open: there will be no more lines.
+    pub fn end(&mut self, policies: &dyn PolicyAt) {
+        self.sessions.end_all(&mut self.outcomes);
+        self.tally(policies);
+    }
+
+    /// Whether no session is open.
+    pub fn is_idle(&self) -> bool {
+        self.sessions.is_idle()
+    }
+
+    /// The time of the newest line.
+    pub fn newest(&self) -> Option<i64> {
+        self.calendar.newest()
+    }
+
+    /// What came of the lines since the last call.
+    pub fn seen(&mut self) -> (Seen, Losses) {
+        (std::mem::take(&mut self.seen), self.sessions.losses())
+    }
+
+    /// The counts since the last call.
+    pub fn counts(&mut self) -> impl Iterator<Item = (Tally, u64)> {
+        std::mem::take(&mut self.counts).into_iter()
+    }
+
+    /// The changed part of the open state since the last call.
+    pub fn changes(&mut self) -> Vec<(Vec<u8>, Option<Vec<u8>>)> {
+        let mut changes = self.sessions.changes();
+        let newest = self.calendar.newest();
+        if newest != self.newest_stored {
+            self.newest_stored = newest;
+            changes.push((CALENDAR.to_vec(), newest.map(|t| t.to_string().into_bytes())));
+        }
+        changes
+    }
+
+    fn tally(&mut self, policies: &dyn PolicyAt) {
+        for outcome in self.outcomes.drain(..) {
+            let in_force = policies.at(&outcome.domain, outcome.began);
+            let counts = tally::count(&outcome, in_force.as_ref());
+            self.seen.not_asked += u64::from(in_force.is_none());
+            self.seen.contradicted += u64::from(counts.contradicted);
+            for tally in counts.tallies {
+                *self.counts.entry(tally).or_default() += 1;
+            }
+        }
+    }
+
+    /// A line that looks ours and cannot be read may be a new version's wording: one sample a minute is shown.
+    fn malformed(&mut self, family: &'static str, line: &[u8], now: i64) {
+        self.seen.malformed += 1;
+        let last = self.sampled.entry(family).or_insert(i64::MIN);
+        if now.saturating_sub(*last) >= SAMPLE_EVERY {
+            *last = now;
+            let line = line.get(..300).unwrap_or(line).escape_ascii();
+            tracing::warn!("log line: cannot be read: {family}: \"{line}\"; not counted");
+        }
+    }
+}
+
+/// One input of the river.
+pub struct Source {
+    /// Its name, under which its mark and open state are stored.
+    pub name: String,
+    /// Its counter.
+    pub counter: Counter,
+}
+
+/// What the river writes to, and looks up.
+pub struct River {
+    /// Where commits go.
+    pub store: Arc<dyn Store>,
+    /// Which policy was in force.
+    pub policies: Box<dyn PolicyAt + Send>,
+    /// Where progress is shown.
+    pub metrics: Metrics,
+    /// The time of reading.
+    pub clock: Clock,
+}
+
+/// What is waiting for its commit.
+#[derive(Default)]
+struct Pending {
+    since: Option<Instant>,
+    marks: HashMap<usize, Mark>,
+}
+
+impl River {
+    /// Counts blocks, each with the number of its source, until the inputs have ended or `shutdown` turns true; what
+    /// was taken by then is committed. Blocks the thread that it runs on.
+    pub fn run(
+        self,
+        runtime: &Handle,
+        mut sources: Vec<Source>,
+        mut blocks: mpsc::Receiver<(usize, Block)>,
+        shutdown: watch::Receiver<bool>,
+    ) -> Result<(), StoreError> {
+        let mut pending = Pending::default();
+        loop {
+            let wait = pending.since.map_or(COMMIT, |since| COMMIT.saturating_sub(since.elapsed()));
+            let next = runtime.block_on(async { tokio::time::timeout(wait, blocks.recv()).await });
+            let ended = matches!(next, Ok(None));
+            let mut due = ended || *shutdown.borrow();
+            if let Ok(Some((number, block))) = next {
+                due |= block.at_end;
+                self.block(&mut sources[number], block, number, &mut pending);
+            } else {
+                self.idle(&mut sources, &mut pending);
+            }
+            due |= pending.since.is_some_and(|since| since.elapsed() >= COMMIT);
+            if due && pending.since.is_some() {
+                self.commit(runtime, &mut sources, &mut pending, &shutdown)?;
+            }
+            if ended || *shutdown.borrow() {
+                return Ok(());
+            }
+        }
+    }
+
+    fn block(&self, source: &mut Source, block: Block, number: usize, pending: &mut Pending) {
+        let now = self.clock.seconds();
+        source.counter.lines(&block.lines, now, &*self.policies);
+        let (seen, losses) = source.counter.seen();
+        let newest = source.counter.newest();
+        self.metrics.input(&source.name, |p| {
+            p.newest = newest;
+            p.at_end_since = block.at_end.then_some(now);
+            p.behind = block.behind;
+            p.lines += seen.read;
+            p.used += seen.used;
+            p.malformed += seen.malformed;
+            p.skipped += block.skipped;
+            p.trouble = None;
+        });
+        self.count_losses(seen, losses);
+        pending.marks.insert(number, block.mark);
+        pending.since.get_or_insert_with(Instant::now);
+    }
+
+    /// Ends the sessions of inputs that have been at their end for long.
+    fn idle(&self, sources: &mut [Source], pending: &mut Pending) {
+        let now = self.clock.seconds();
+        let inputs = self.metrics.inputs();
+        for source in sources.iter_mut().filter(|s| !s.counter.is_idle()) {
+            let since = inputs.get(&source.name).and_then(|p| p.at_end_since);
+            if since.is_some_and(|since| now - since >= SESSION_TIMEOUT) {
+                source.counter.end(&*self.policies);
+                let (seen, losses) = source.counter.seen();
+                self.count_losses(seen, losses);
+                pending.since.get_or_insert_with(Instant::now);
+            }
+        }
+    }
+
+    fn commit(
+        &self,
+        runtime: &Handle,
+        sources: &mut [Source],
+        pending: &mut Pending,
+        shutdown: &watch::Receiver<bool>,
+    ) -> Result<(), StoreError> {
+        let mut batch = Batch::default();
+        for (number, source) in sources.iter_mut().enumerate() {
+            batch.add.extend(source.counter.counts());
+            for (key, value) in source.counter.changes() {
+                batch.set.push((Family::Open, open_key(&source.name, &key), value));
+            }
+            if let Some(mark) = pending.marks.remove(&number) {
+                let mark = serde_json::to_vec(&mark).expect("plain structures always serialise");
+                batch.set.push((Family::Mark, source.name.clone().into_bytes(), Some(mark)));
+            }
+        }
+        pending.since = None;
+        loop {
+            let Err(error) = self.store.write(batch.clone()) else {
+                self.metrics.add("commits", 1);
+                return Ok(());
+            };
+            if *shutdown.borrow() {
+                return Err(error);
+            }
+            self.metrics.error(self.clock, format!("store: cannot write counts: {error}; reading waits, trying again"));
+            runtime.block_on(tokio::time::sleep(RETRY));
+        }
+    }
+
+    fn count_losses(&self, seen: Seen, losses: Losses) {
+        self.metrics.add("sessions-not-asked", seen.not_asked);
+        self.metrics.add("sessions-contradicting", seen.contradicted);
+        self.metrics.add("sessions-without-domain", losses.without_domain);
+        self.metrics.add("sessions-unmatched", losses.unmatched);
+        self.metrics.add("sessions-crowded-out", losses.crowded_out);
+        self.metrics.add("sessions-of-own-reports", losses.own_reports);
+    }
+}
+
+/// What a store keeps of an input: its mark, and the open state that belongs to it.
+pub fn restore(store: &dyn Store, name: &str) -> Result<(Option<Mark>, Vec<(Vec<u8>, Vec<u8>)>), StoreError> {
+    let mark = match store.read(Family::Mark, name.as_bytes())? {
+        None => None,
+        Some(bytes) => Some(
+            serde_json::from_slice(&bytes)
+                .map_err(|e| StoreError::Corrupt(format!("store: the mark of {name} cannot be read: {e}")))?,
+        ),
+    };
+    let prefix = open_key(name, b"");
+    let open = store.scan(Family::Open, &prefix)?;
+    Ok((mark, open.into_iter().map(|(key, value)| (key[prefix.len()..].to_vec(), value)).collect()))
+}
+
+fn open_key(name: &str, key: &[u8]) -> Vec<u8> {
+    [name.as_bytes(), b"\0", key].concat()
+}

@@ -1,0 +1,569 @@
+//! Sessions from Postfix's lines.
+//!
+//! Takes: events in the order of the log. Gives: outcomes, once a line tells the recipient domain.
+//! One smtp(8) process handles one delivery at a time, so lines are joined by (syslog name, process, PID); each new
+//! connection is an [`Attempt`], closed by `QID: reason` or by the first `to=` line, which also tells the domain.
+//! tlsproxy(8) logs a session a second time and knows no delivery: of it only verification failures are kept, by peer.
+//! Limits: the constants below. Not here: the wording of a line (`parsers`).
+
+use std::net::IpAddr;
+
+use serde::{Deserialize, Serialize};
+use tlswarden_parsers::event::{Event, Peer, Process, Reason, RuledOut, VerifyCause, What};
+
+use super::kept::{Change, Kept};
+use super::{Losses, SESSION_TIMEOUT};
+use crate::domain;
+use crate::tlsrpt::{Outcome, ResultType, Trust, Verdict};
+
+/// smtp(8) processes that have a delivery under way. Postfix's default_process_limit is 100.
+const MAX_PROCESSES: usize = 100_000;
+
+/// Connections of one delivery before its `to=` line: smtp_mx_session_limit is 2, addresses and retries come on top.
+const MAX_ATTEMPTS: usize = 64;
+
+/// Peers whose last verification failure is remembered.
+const MAX_FAILURES: usize = 100_000;
+
+/// How long a verification failure explains a later one of the same peer that has no line of its own, in seconds:
+/// smtp_tls_session_cache_timeout, for a resumed session is not verified again.
+const FAILURE_MEMORY: i64 = 3600;
+
+/// Messages that are known by their queue id, as our own reports or as answered.
+const MAX_MESSAGES: usize = 100_000;
+
+/// How long a queue id is remembered after its last line, in seconds: maximal_queue_lifetime, five days.
+const MESSAGE_MEMORY: i64 = 5 * 86_400;
+
+/// How long our own report's queue id is remembered after `removed`, in seconds: lines can be out of order.
+const REMOVED_MEMORY: i64 = 60;
+
+/// The sessions of one input.
+#[derive(Debug)]
+pub struct Sessions {
+    deliveries: Kept<Delivery>,
+    failures: Kept<(ResultType, Option<String>)>,
+    own: Kept<()>,
+    answered: Kept<Vec<String>>,
+    anchored: Kept<()>,
+    swept: i64,
+    losses: Losses,
+}
+
+/// What one smtp(8) process is doing.
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct Delivery {
+    attempts: Vec<Attempt>,
+}
+
+/// One connection that is being put together, or a host that was ruled out before any.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct Attempt {
+    began: i64,
+    host: Option<String>,
+    ip: Option<IpAddr>,
+    port: Option<u16>,
+    trust: Option<Trust>,
+    handshake_failed: bool,
+    verification: Option<(ResultType, Option<String>)>,
+    resumed_untrusted: bool,
+    tlsa_unusable: bool,
+    ruled_out: Option<(ResultType, Option<String>)>,
+    native: Option<Verdict>,
+    /// The next hop, where the line names it.
+    next_hop: Option<String>,
+    /// `QID: reason` has ended it: the message, and what follows from the reason.
+    left: Option<(String, Option<Verdict>)>,
+}
+
+impl Sessions {
+    /// No sessions.
+    pub fn new() -> Sessions {
+        Sessions {
+            deliveries: Kept::new(MAX_PROCESSES),
+            failures: Kept::new(MAX_FAILURES),
+            own: Kept::new(MAX_MESSAGES),
+            answered: Kept::new(MAX_MESSAGES),
+            anchored: Kept::new(MAX_MESSAGES),
+            swept: 0,
+            losses: Losses::default(),
+        }
+    }
+
+    /// Takes back one record of [`changes`](Self::changes); `false` if it does not read.
+    pub fn load(&mut self, key: &[u8], value: &[u8]) -> bool {
+        match key.split_first() {
+            Some((b'd', key)) => self.deliveries.load(key, value),
+            Some((b'f', key)) => self.failures.load(key, value),
+            Some((b'o', key)) => self.own.load(key, value),
+            Some((b'a', key)) => self.answered.load(key, value),
+            Some((b't', key)) => self.anchored.load(key, value),
+            _ => false,
+        }
+    }
+
+    /// The records that have changed since the last call.
+    pub fn changes(&mut self) -> Vec<Change> {
+        let mut all = Vec::new();
+        let mut add = |table: u8, changes: Vec<Change>| {
+            all.extend(changes.into_iter().map(|(key, value)| ([&[table], &key[..]].concat(), value)));
+        };
+        add(b'd', self.deliveries.changes());
+        add(b'f', self.failures.changes());
+        add(b'o', self.own.changes());
+        add(b'a', self.answered.changes());
+        add(b't', self.anchored.changes());
+        all
+    }
+
+    /// What could not be counted since the last call.
+    pub fn losses(&mut self) -> Losses {
+        std::mem::take(&mut self.losses)
+    }
+
+    /// Takes one event at its time; `own` tells whether a Message-ID is one of our reports. Outcomes go to `out`.
+    pub fn event(&mut self, event: &Event<'_>, time: i64, own: impl Fn(&[u8]) -> bool, out: &mut Vec<Outcome>) {
+        if time >= self.swept + 60 {
+            self.swept = time;
+            self.sweep(time, out);
+        }
+        let process = &event.process;
+        let delivers = process.name == b"smtp";
+        match &event.what {
+            What::VerificationFailed { peer, cause } => self.verification_failed(process, *peer, *cause, time),
+            What::MessageId { queue_id, message_id } => {
+                if own(message_id) {
+                    self.own.change(queue_id, time + MESSAGE_MEMORY, || ());
+                }
+            }
+            What::Active { queue_id } => {
+                self.answered.remove(queue_id);
+            }
+            What::Removed { queue_id } => {
+                self.answered.remove(queue_id);
+                if self.own.contains(queue_id) {
+                    self.own.change(queue_id, time + REMOVED_MEMORY, || ());
+                }
+            }
+            What::Started { .. } => {
+                self.anchored.remove(process.instance);
+            }
+            // The rest says something only where a delivery is under way: tlsproxy(8) repeats what smtp(8) logs.
+            _ if !delivers => {}
+            What::Established { reused: true, .. } => {}
+            What::Established { peer, trust, .. } => self.established(process, *peer, *trust, time),
+            What::HandshakeFailed { peer, .. } => {
+                self.attempt(process, Some(*peer), time, |a| a.finished_handshake()).handshake_failed = true;
+            }
+            What::ResumedUntrusted { peer } => {
+                self.attempt(process, Some(*peer), time, |a| a.finished_handshake()).resumed_untrusted = true;
+            }
+            What::TlsaUnusable { peer } => {
+                self.attempt(process, Some(*peer), time, |a| a.finished_handshake()).tlsa_unusable = true;
+            }
+            What::HostRuledOut { next_hop, host, why } => self.ruled_out(process, next_hop, host, *why, time),
+            What::Native { domain, peer, failure } => {
+                let verdict = match failure {
+                    None => Verdict::Success,
+                    Some(f) => native_verdict(f.failure_type, f.reason),
+                };
+                let attempt = self.attempt(process, Some(*peer), time, |a| a.native.is_some());
+                attempt.native = Some(verdict);
+                attempt.next_hop = Some(text(domain));
+            }
+            What::HostLeft { queue_id, reason } => self.left(process, queue_id, *reason, time),
+            What::Delivery { queue_id, recipient_domain, relay, reason, .. } => {
+                self.delivered(process, queue_id, recipient_domain, *relay, *reason, time, out);
+            }
+            // The detail of a handshake failure that has its own line.
+            What::LibraryProblem { .. } => {}
+        }
+    }
+
+    /// Ends what is open: the input has been at its end for [`SESSION_TIMEOUT`].
+    pub fn end_all(&mut self, out: &mut Vec<Outcome>) {
+        for delivery in self.deliveries.remove_before(i64::MAX) {
+            self.abandon(delivery, out);
+        }
+    }
+
+    /// Whether anything is open.
+    pub fn is_idle(&self) -> bool {
+        self.deliveries.is_empty()
+    }
+
+    fn established(&mut self, process: &Process<'_>, peer: Peer<'_>, trust: Trust, time: i64) {
+        if trust == Trust::Trusted && !self.anchored.contains(process.instance) {
+            self.anchored.change(process.instance, time, || ());
+        }
+        self.attempt(process, Some(peer), time, |a| a.finished_handshake()).trust = Some(trust);
+    }
+
+    fn verification_failed(&mut self, process: &Process<'_>, peer: Peer<'_>, cause: VerifyCause<'_>, time: i64) {
+        let found = verification(cause);
+        self.failures.change(&peer_key(peer), time, || found.clone()).0.clone_from(&found);
+        if process.name == b"smtp" {
+            let attempt = self.attempt(process, Some(peer), time, |a| a.finished_handshake());
+            // A chain can fail at several depths; the name counts only where nothing else is wrong (tls_verify.c).
+            let name_only =
+                attempt.verification.as_ref().is_none_or(|(t, _)| *t == ResultType::CertificateHostMismatch);
+            if name_only {
+                attempt.verification = Some(found);
+            }
+        }
+    }
+
+    fn ruled_out(&mut self, process: &Process<'_>, next_hop: &[u8], host: &[u8], why: RuledOut, time: i64) {
+        let host = text(host).to_ascii_lowercase();
+        let found = match why {
+            RuledOut::TlsaLookupError => (ResultType::DnssecInvalid, None),
+            RuledOut::TlsaUnusable => (ResultType::TlsaInvalid, Some("all-TLSA-records-unusable".to_owned())),
+            RuledOut::NoTlsa | RuledOut::NotDnssec => (ResultType::DaneRequired, None),
+            RuledOut::StsMxMismatch => (ResultType::ValidationFailure, Some(MX_MISMATCH.to_owned())),
+        };
+        let delivery = self.delivery(process, time);
+        // Each address of a host is looked up again, with the same warning.
+        if delivery.attempts.iter().any(|a| a.ruled_out.is_some() && a.host.as_deref() == Some(&*host)) {
+            return;
+        }
+        let mut attempt = Attempt::new(time, None);
+        attempt.host = Some(host);
+        attempt.ruled_out = Some(found);
+        attempt.next_hop = Some(next_hop_host(next_hop));
+        push(delivery, attempt);
+    }
+
+    fn left(&mut self, process: &Process<'_>, queue_id: &[u8], reason: Reason<'_>, time: i64) {
+        let open = |a: &Attempt| a.left.is_none() && a.ruled_out.is_none();
+        let needs_one = match reason {
+            Reason::Other | Reason::NotVerified | Reason::NotTrusted => None,
+            Reason::HandshakeFailure => Some(None),
+            Reason::StarttlsRefused(peer) | Reason::StarttlsNotOffered(peer) => Some(Some(peer)),
+        };
+        let delivery = self.delivery(process, time);
+        if !delivery.attempts.last().is_some_and(open) {
+            let Some(peer) = needs_one else {
+                self.drop_if_empty(process);
+                return;
+            };
+            push(delivery, Attempt::new(time, peer));
+        }
+        let Some(mut attempt) = delivery.attempts.pop() else { return };
+        let verdict = self.verdict(&attempt, reason, time);
+        attempt.left = Some((text(queue_id), verdict));
+        self.delivery(process, time).attempts.push(attempt);
+    }
+
+    #[allow(clippy::too_many_arguments)] // The fields of one line.
+    fn delivered(
+        &mut self,
+        process: &Process<'_>,
+        queue_id: &[u8],
+        recipient_domain: &[u8],
+        relay: Option<Peer<'_>>,
+        reason: Reason<'_>,
+        time: i64,
+        out: &mut Vec<Outcome>,
+    ) {
+        let key = process_key(process);
+        let mut delivery = self.deliveries.remove(&key).unwrap_or_default();
+        if self.own.contains(queue_id) {
+            self.losses.own_reports += delivery.attempts.len() as u64;
+            return;
+        }
+        let failed_for_tls = !matches!(reason, Reason::Other);
+        let mut open = delivery.attempts.pop_if(|a| a.left.is_none() && a.ruled_out.is_none());
+        if open.is_none() && failed_for_tls && !self.is_answered(queue_id, &key) {
+            let named = match reason {
+                Reason::StarttlsRefused(peer) | Reason::StarttlsNotOffered(peer) => Some(peer),
+                _ => None,
+            };
+            open = Some(Attempt::new(time, relay.or(named)));
+        }
+        if failed_for_tls {
+            let (seen, _) = self.answered.change(queue_id, time, Vec::new);
+            let name = String::from_utf8_lossy(&key).into_owned();
+            if !seen.contains(&name) && seen.len() < MAX_ATTEMPTS {
+                seen.push(name);
+            }
+        }
+        let domain = text(recipient_domain);
+        let queue_id = text(queue_id);
+        for mut attempt in delivery.attempts {
+            match attempt.left.take() {
+                Some((of, _)) if of != queue_id => self.losses.unmatched += 1,
+                left => self.finish(attempt, left.and_then(|(_, verdict)| verdict), &domain, time, process, out),
+            }
+        }
+        if let Some(attempt) = open {
+            if relay.is_some_and(|relay| !attempt.is_at(relay)) {
+                self.losses.unmatched += 1;
+            } else {
+                let verdict = self.verdict(&attempt, reason, time);
+                self.finish(attempt, verdict, &domain, time, process, out);
+            }
+        }
+    }
+
+    /// What the lines of an attempt and the reason of its end come to; `None` where no TLS was tried.
+    fn verdict(&self, attempt: &Attempt, reason: Reason<'_>, time: i64) -> Option<Verdict> {
+        let failure = |result: ResultType, code: Option<&str>| Some(Verdict::Failure(result, code.map(str::to_owned)));
+        match reason {
+            Reason::StarttlsRefused(_) | Reason::StarttlsNotOffered(_) => {
+                failure(ResultType::StarttlsNotSupported, None)
+            }
+            _ if attempt.handshake_failed => failure(ResultType::ValidationFailure, Some(HANDSHAKE_FAILURE)),
+            Reason::HandshakeFailure => failure(ResultType::ValidationFailure, Some(HANDSHAKE_FAILURE)),
+            _ if attempt.tlsa_unusable => failure(ResultType::TlsaInvalid, Some("all-TLSA-records-unusable")),
+            Reason::NotVerified | Reason::NotTrusted => {
+                let (result, code) = self.why_not_verified(attempt, reason, time);
+                Some(Verdict::Failure(result, code))
+            }
+            Reason::Other => attempt.trust.map(|_| Verdict::Success),
+        }
+    }
+
+    /// The cause of `Server certificate not verified`: its own line, or the last one about that peer, or what is left.
+    fn why_not_verified(&self, attempt: &Attempt, reason: Reason<'_>, time: i64) -> (ResultType, Option<String>) {
+        if let Some(found) = &attempt.verification {
+            return found.clone();
+        }
+        let remembered = self.failures.peek(&attempt.peer_key());
+        if let Some((then, found)) = remembered
+            && (attempt.resumed_untrusted || time - then <= FAILURE_MEMORY)
+        {
+            return found.clone();
+        }
+        // Postfix 3.4 and 3.5 log no line for a name that does not match: the chain is trusted, and still it says this.
+        match (reason, attempt.trust) {
+            (Reason::NotVerified, Some(Trust::Trusted)) => (ResultType::CertificateHostMismatch, None),
+            _ => (ResultType::CertificateNotTrusted, None),
+        }
+    }
+
+    fn finish(
+        &mut self,
+        attempt: Attempt,
+        verdict: Option<Verdict>,
+        recipient_domain: &str,
+        time: i64,
+        process: &Process<'_>,
+        out: &mut Vec<Outcome>,
+    ) {
+        let anchors = self.anchored.contains(process.instance);
+        self.emit(attempt, verdict, Some(recipient_domain), time, anchors, out);
+    }
+
+    fn emit(
+        &mut self,
+        attempt: Attempt,
+        verdict: Option<Verdict>,
+        recipient_domain: Option<&str>,
+        ended: i64,
+        anchors: bool,
+        out: &mut Vec<Outcome>,
+    ) {
+        let observed = attempt.ruled_out.map(|(result, code)| Verdict::Failure(result, code)).or(verdict);
+        if observed.is_none() && attempt.native.is_none() {
+            return;
+        }
+        let Some(name) = attempt.next_hop.as_deref().or(recipient_domain).and_then(domain::normalise) else {
+            self.losses.without_domain += 1;
+            return;
+        };
+        out.push(Outcome {
+            began: attempt.began,
+            ended,
+            domain: name.into(),
+            mx: attempt.host,
+            ip: attempt.ip,
+            trust: attempt.trust,
+            observed,
+            native: attempt.native,
+            anchors,
+        });
+    }
+
+    /// Ends a delivery whose `to=` line never came: what names its domain itself still counts.
+    fn abandon(&mut self, delivery: Delivery, out: &mut Vec<Outcome>) {
+        for mut attempt in delivery.attempts {
+            let verdict = match attempt.left.take() {
+                Some((_, verdict)) => verdict,
+                None => self.verdict(&attempt, Reason::Other, attempt.began),
+            };
+            let ended = attempt.began;
+            self.emit(attempt, verdict, None, ended, false, out);
+        }
+    }
+
+    fn sweep(&mut self, time: i64, out: &mut Vec<Outcome>) {
+        for delivery in self.deliveries.remove_before(time - SESSION_TIMEOUT) {
+            self.abandon(delivery, out);
+        }
+        self.failures.remove_before(time - MESSAGE_MEMORY);
+        self.answered.remove_before(time - MESSAGE_MEMORY);
+        // The time of an own report's entry is when it may go.
+        self.own.remove_before(time);
+    }
+
+    fn is_answered(&self, queue_id: &[u8], process: &[u8]) -> bool {
+        self.answered.peek(queue_id).is_some_and(|(_, seen)| seen.iter().any(|name| name.as_bytes() == process))
+    }
+
+    fn delivery(&mut self, process: &Process<'_>, time: i64) -> &mut Delivery {
+        let (delivery, crowded) = self.deliveries.change(&process_key(process), time, Delivery::default);
+        self.losses.crowded_out += u64::from(crowded);
+        delivery
+    }
+
+    fn drop_if_empty(&mut self, process: &Process<'_>) {
+        let key = process_key(process);
+        if self.deliveries.peek(&key).is_some_and(|(_, d)| d.attempts.is_empty()) {
+            self.deliveries.remove(&key);
+        }
+    }
+
+    /// The attempt that a line about `peer` belongs to: the open one at that peer, unless `done` says that it is
+    /// past such a line; else a new one.
+    fn attempt(
+        &mut self,
+        process: &Process<'_>,
+        peer: Option<Peer<'_>>,
+        time: i64,
+        done: impl Fn(&Attempt) -> bool,
+    ) -> &mut Attempt {
+        let delivery = self.delivery(process, time);
+        let same =
+            |a: &Attempt| a.left.is_none() && a.ruled_out.is_none() && peer.is_none_or(|p| a.is_at(p)) && !done(a);
+        if !delivery.attempts.last().is_some_and(same) {
+            push(delivery, Attempt::new(time, peer));
+        }
+        let attempt = delivery.attempts.last_mut().expect("the last one matched, or one was pushed");
+        if let Some(port) = peer.and_then(|p| p.port) {
+            attempt.port = Some(port);
+        }
+        attempt
+    }
+}
+
+impl Default for Sessions {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Attempt {
+    fn new(began: i64, peer: Option<Peer<'_>>) -> Attempt {
+        Attempt {
+            began,
+            host: peer.map(|p| text(p.host).to_ascii_lowercase()),
+            ip: peer.and_then(|p| p.ip),
+            port: peer.and_then(|p| p.port),
+            trust: None,
+            handshake_failed: false,
+            verification: None,
+            resumed_untrusted: false,
+            tlsa_unusable: false,
+            ruled_out: None,
+            native: None,
+            next_hop: None,
+            left: None,
+        }
+    }
+
+    fn is_at(&self, peer: Peer<'_>) -> bool {
+        self.ip == peer.ip
+            && self.host.as_deref().is_none_or(|host| host.as_bytes().eq_ignore_ascii_case(peer.host))
+            && (self.port.is_none() || peer.port.is_none() || self.port == peer.port)
+    }
+
+    /// Whether the lines of its handshake are all there: another such line is another connection's.
+    fn finished_handshake(&self) -> bool {
+        self.trust.is_some() || self.handshake_failed
+    }
+
+    fn peer_key(&self) -> Vec<u8> {
+        key_of(self.host.as_deref().unwrap_or("").as_bytes(), self.ip, self.port)
+    }
+}
+
+/// The reason code of an MX host outside an MTA-STS policy.
+pub const MX_MISMATCH: &str = "mtasts-policy-mx-mismatch";
+
+const HANDSHAKE_FAILURE: &str = "tls-handshake-failure";
+
+/// RFC 8460 §4.3's words for a verification failure: the cause goes into the reason code, in OpenSSL's words.
+fn verification(cause: VerifyCause<'_>) -> (ResultType, Option<String>) {
+    use ResultType::{CertificateExpired, CertificateHostMismatch, CertificateNotTrusted};
+    let not_trusted = |code: &str| (CertificateNotTrusted, Some(code.to_owned()));
+    match cause {
+        VerifyCause::NotTrusted => (CertificateNotTrusted, None),
+        VerifyCause::SelfSigned => not_trusted("self-signed_certificate"),
+        VerifyCause::UntrustedIssuer => not_trusted("unable_to_get_local_issuer_certificate"),
+        VerifyCause::NotYetValid => not_trusted("certificate_is_not_yet_valid"),
+        VerifyCause::Expired => (CertificateExpired, None),
+        VerifyCause::WrongPurpose => not_trusted("unsuitable_certificate_purpose"),
+        VerifyCause::ChainTooLong => not_trusted("certificate_chain_too_long"),
+        VerifyCause::Code(62, _) => (CertificateHostMismatch, None),
+        VerifyCause::Code(65, _) => not_trusted("dane-no-match"),
+        VerifyCause::Code(_, words) => not_trusted(&reason_code(words)),
+        VerifyCause::ExternalPolicy(word) => match native_verdict(word, None) {
+            Verdict::Failure(result, code) => (result, code),
+            Verdict::Success => (ResultType::ValidationFailure, None),
+        },
+    }
+}
+
+/// What Postfix itself reports, as it is: its names have underscores in the log, hyphens in the policy table.
+fn native_verdict(failure_type: &[u8], reason: Option<&[u8]>) -> Verdict {
+    let name = text(failure_type).replace('_', "-").to_ascii_lowercase();
+    let result = serde_json::from_value(serde_json::Value::String(name.clone()));
+    match result {
+        Ok(result) => Verdict::Failure(result, reason.map(reason_code)),
+        Err(_) => Verdict::Failure(ResultType::ValidationFailure, Some(reason_code(name.as_bytes()))),
+    }
+}
+
+/// Words as a reason code: spaces become underscores; at most 64 characters, for a stranger may have chosen them.
+fn reason_code(words: &[u8]) -> String {
+    let fit = |b: &u8| match b {
+        b' ' => '_',
+        b if b.is_ascii_graphic() => char::from(*b),
+        _ => '?',
+    };
+    words.iter().take(64).map(fit).collect()
+}
+
+/// The host of a next-hop destination: `[mx.example.com]:587` and `example.com:2525` without brackets and port.
+fn next_hop_host(next_hop: &[u8]) -> String {
+    let name = text(next_hop);
+    match name.strip_prefix('[') {
+        Some(rest) => rest.split(']').next().unwrap_or(rest).to_owned(),
+        None => name.split(':').next().unwrap_or(&name).to_owned(),
+    }
+}
+
+fn push(delivery: &mut Delivery, attempt: Attempt) {
+    if delivery.attempts.len() == MAX_ATTEMPTS {
+        delivery.attempts.remove(0);
+    }
+    delivery.attempts.push(attempt);
+}
+
+fn process_key(process: &Process<'_>) -> Vec<u8> {
+    [process.instance, b"/", process.name, b"\0", &process.pid.to_be_bytes()[..]].concat()
+}
+
+fn peer_key(peer: Peer<'_>) -> Vec<u8> {
+    key_of(peer.host, peer.ip, peer.port)
+}
+
+fn key_of(host: &[u8], ip: Option<IpAddr>, port: Option<u16>) -> Vec<u8> {
+    let ip = ip.map_or_else(String::new, |ip| ip.to_string());
+    let port = port.unwrap_or(25);
+    [&host.to_ascii_lowercase()[..], b"\0", ip.as_bytes(), b"\0", &port.to_be_bytes()[..]].concat()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}

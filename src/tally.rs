@@ -1,0 +1,220 @@
+//! An outcome and the policy that was in force: which count goes up.
+//!
+//! Takes: an [`Outcome`], and what our responder had decided for its domain. Gives: [`Counted`]s under a policy.
+//! Pure. RFC 8460 §4.2 to §4.4 for the words; RFC 8461 §4.1 for the patterns; RFC 7672 §2 for what DANE covers.
+//! Not here: how a session was put together (`session`), where decisions are kept (`policy::history`).
+
+use std::sync::Arc;
+
+use crate::session::postfix::MX_MISMATCH;
+use crate::tlsrpt::{
+    Counted, Day, Failure, InForce, Mode, Outcome, Policy, ResultType, Tally, Trust, Verdict, mx_matches,
+};
+
+/// What a session counts as.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Counts {
+    /// The counts to add one to.
+    pub tallies: Vec<Tally>,
+    /// The line contradicts the decision, so no policy can have been in force.
+    pub contradicted: bool,
+}
+
+/// Counts one session under the policy that was in force; `None` stands for a destination that was not asked about.
+pub fn count(outcome: &Outcome, in_force: Option<&InForce>) -> Counts {
+    let none = || Arc::new(Policy::none(&outcome.domain));
+    let (policy, verdict, contradicted) = match in_force {
+        None | Some(InForce::None) => (none(), reported(outcome), false),
+        Some(InForce::Sts { mode: Mode::None, .. }) => (none(), reported(outcome), false),
+        Some(InForce::Sts { mode: Mode::Enforce, policy }) => match enforced(outcome, policy) {
+            Some(verdict) => (Arc::clone(policy), Some(verdict), false),
+            None => (none(), reported(outcome), true),
+        },
+        Some(InForce::Sts { mode: Mode::Testing, policy }) => (Arc::clone(policy), tested(outcome, policy), false),
+        Some(InForce::Dane { hosts }) => {
+            let covers = |host: &str| hosts.iter().find(|(name, _)| name.eq_ignore_ascii_case(host));
+            match outcome.mx.as_deref().and_then(covers) {
+                Some(_) if passed_unchecked(outcome) => (none(), reported(outcome), true),
+                Some((_, policy)) => (Arc::clone(policy), reported(outcome), false),
+                None => (none(), reported(outcome), false),
+            }
+        }
+    };
+    let tally = |counted| Tally {
+        day: Day::of(outcome.ended),
+        domain: Arc::clone(&outcome.domain),
+        policy: Arc::clone(&policy),
+        counted,
+    };
+    let tallies = match verdict {
+        None => Vec::new(),
+        Some(Verdict::Success) => vec![tally(Counted::Success)],
+        Some(Verdict::Failure(result_type, failure_reason_code)) => {
+            let detail = Failure {
+                result_type,
+                sending_mta_ip: None,
+                receiving_mx_hostname: outcome.mx.clone(),
+                receiving_ip: outcome.ip,
+                failure_reason_code,
+            };
+            vec![tally(Counted::Failure), tally(Counted::Detail(detail))]
+        }
+    };
+    Counts { tallies, contradicted }
+}
+
+/// What the MTA itself reports, else what its lines come to.
+fn reported(outcome: &Outcome) -> Option<Verdict> {
+    outcome.native.clone().or_else(|| outcome.observed.clone())
+}
+
+/// Under an enforced MTA-STS policy; `None` where the session shows that it was not applied.
+fn enforced(outcome: &Outcome, policy: &Policy) -> Option<Verdict> {
+    if outcome.observed == Some(Verdict::Success) && outcome.trust.is_some_and(|trust| trust != Trust::Verified) {
+        return None;
+    }
+    match reported(outcome)? {
+        verdict if covered(outcome, policy) => Some(verdict),
+        _ => Some(mx_mismatch()),
+    }
+}
+
+/// Under an MTA-STS policy in testing mode, where nothing was required: what would have failed, failed.
+/// What the MTA itself reports is of the level that it applied, not of the policy.
+fn tested(outcome: &Outcome, policy: &Policy) -> Option<Verdict> {
+    if !covered(outcome, policy) {
+        return Some(mx_mismatch());
+    }
+    match (outcome.observed.clone(), outcome.trust) {
+        (Some(Verdict::Success), Some(Trust::Untrusted | Trust::Anonymous)) => {
+            // An MTA without trust anchors finds every certificate untrusted: then nothing is known.
+            outcome.anchors.then_some(Verdict::Failure(ResultType::CertificateNotTrusted, None))
+        }
+        (Some(observed), _) => Some(observed),
+        (None, _) => outcome.native.clone(),
+    }
+}
+
+fn covered(outcome: &Outcome, policy: &Policy) -> bool {
+    // An MX that no line names cannot be held against the patterns.
+    outcome.mx.as_deref().is_none_or(|mx| policy.mx_host.iter().any(|pattern| mx_matches(pattern, mx)))
+}
+
+/// A session that went through without the check that a DANE answer asks for. `Trusted` can be half-dane.
+fn passed_unchecked(outcome: &Outcome) -> bool {
+    outcome.observed == Some(Verdict::Success) && matches!(outcome.trust, Some(Trust::Untrusted | Trust::Anonymous))
+}
+
+fn mx_mismatch() -> Verdict {
+    Verdict::Failure(ResultType::ValidationFailure, Some(MX_MISMATCH.to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tlsrpt::PolicyType;
+
+    fn session(trust: Option<Trust>, observed: Verdict) -> Outcome {
+        Outcome {
+            began: 100,
+            ended: 200,
+            domain: "a.example".into(),
+            mx: Some("mx.a.example".into()),
+            ip: "192.0.2.1".parse().ok(),
+            trust,
+            observed: Some(observed),
+            native: None,
+            anchors: true,
+        }
+    }
+
+    fn sts(mode: Mode, pattern: &str) -> InForce {
+        let policy = Policy {
+            policy_type: PolicyType::Sts,
+            policy_string: vec!["version: STSv1".into()],
+            policy_domain: "a.example".into(),
+            mx_host: vec![pattern.into()],
+        };
+        InForce::Sts { mode, policy: Arc::new(policy) }
+    }
+
+    fn told(counts: &Counts) -> (PolicyType, Option<(ResultType, Option<&str>)>) {
+        let of = |t: &Tally| t.policy.policy_type;
+        match &counts.tallies[..] {
+            [one] if one.counted == Counted::Success => (of(one), None),
+            [failure, detail] if failure.counted == Counted::Failure => match &detail.counted {
+                Counted::Detail(f) => (of(detail), Some((f.result_type, f.failure_reason_code.as_deref()))),
+                other => panic!("{other:?}"),
+            },
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn expired() -> Verdict {
+        Verdict::Failure(ResultType::CertificateExpired, None)
+    }
+
+    const MISMATCH: (ResultType, Option<&str>) = (ResultType::ValidationFailure, Some(MX_MISMATCH));
+
+    #[test]
+    fn enforced_and_met_or_not() {
+        let enforce = sts(Mode::Enforce, "mx.a.example");
+        let met = count(&session(Some(Trust::Verified), Verdict::Success), Some(&enforce));
+        assert_eq!(told(&met), (PolicyType::Sts, None));
+        let not = count(&session(Some(Trust::Untrusted), expired()), Some(&enforce));
+        assert_eq!(told(&not), (PolicyType::Sts, Some((ResultType::CertificateExpired, None))));
+    }
+
+    #[test]
+    fn an_mx_outside_an_enforced_policy_fails_whatever_its_certificate() {
+        let enforce = sts(Mode::Enforce, "*.b.example");
+        for (trust, verdict) in [(Trust::Verified, Verdict::Success), (Trust::Untrusted, expired())] {
+            let counts = count(&session(Some(trust), verdict), Some(&enforce));
+            assert_eq!(told(&counts), (PolicyType::Sts, Some(MISMATCH)));
+        }
+    }
+
+    #[test]
+    fn delivery_over_an_untrusted_session_says_that_secure_was_not_applied() {
+        let enforce = sts(Mode::Enforce, "mx.a.example");
+        let counts = count(&session(Some(Trust::Untrusted), Verdict::Success), Some(&enforce));
+        assert_eq!((told(&counts), counts.contradicted), ((PolicyType::NoPolicyFound, None), true));
+    }
+
+    #[test]
+    fn testing_mode_fails_what_enforce_would_have_failed_and_ignores_native() {
+        let testing = sts(Mode::Testing, "mx.a.example");
+        let mut untrusted = session(Some(Trust::Untrusted), Verdict::Success);
+        untrusted.native = Some(Verdict::Success);
+        let failed = count(&untrusted, Some(&testing));
+        assert_eq!(told(&failed), (PolicyType::Sts, Some((ResultType::CertificateNotTrusted, None))));
+        untrusted.anchors = false;
+        assert_eq!(count(&untrusted, Some(&testing)).tallies, []);
+        let elsewhere = sts(Mode::Testing, "mx.b.example");
+        let outside = count(&session(Some(Trust::Trusted), Verdict::Success), Some(&elsewhere));
+        assert_eq!(told(&outside), (PolicyType::Sts, Some(MISMATCH)));
+    }
+
+    #[test]
+    fn dane_is_of_the_hosts_that_have_records() {
+        let policy = Policy {
+            policy_type: PolicyType::Tlsa,
+            policy_string: vec!["3 1 1 AB".into()],
+            policy_domain: "mx.a.example".into(),
+            mx_host: vec![],
+        };
+        let dane = |host: &str| InForce::Dane { hosts: vec![(host.into(), Arc::new(policy.clone()))] };
+        let verified = session(Some(Trust::Verified), Verdict::Success);
+        assert_eq!(told(&count(&verified, Some(&dane("MX.a.example")))), (PolicyType::Tlsa, None));
+        assert_eq!(told(&count(&verified, Some(&dane("mx2.a.example")))), (PolicyType::NoPolicyFound, None));
+        let untrusted = count(&session(Some(Trust::Untrusted), Verdict::Success), Some(&dane("mx.a.example")));
+        assert_eq!((told(&untrusted), untrusted.contradicted), ((PolicyType::NoPolicyFound, None), true));
+    }
+
+    #[test]
+    fn what_the_mta_reports_passes_as_it_is() {
+        let mut both = session(Some(Trust::Trusted), expired());
+        both.native = Some(Verdict::Success);
+        assert_eq!(told(&count(&both, None)), (PolicyType::NoPolicyFound, None));
+    }
+}
