@@ -306,6 +306,8 @@ pub(crate) mod tests {
         Drop(&'static str),
         /// Nothing more is said when this command came.
         Silence(&'static str),
+        /// The message is taken, and the reply to the final dot comes this much later.
+        Slow(Duration),
     }
 
     /// An SMTP server on loopback; gives its address and, per message, its envelope and octets.
@@ -346,6 +348,9 @@ pub(crate) mod tests {
             };
             if verb == "." && reply.starts_with('2') {
                 taken.send((from.clone(), to.clone(), std::mem::take(&mut message))).unwrap();
+                if let Turn::Slow(by) = turn {
+                    tokio::time::sleep(by).await;
+                }
             }
             if stream.get_mut().write_all(format!("{reply}\r\n").as_bytes()).await.is_err() || verb == "QUIT" {
                 return;
