@@ -5,7 +5,7 @@
 //! is believed, silence after it is `Unknown` and never tried again, for the message may have been taken.
 //! Limits: [`Limits`]; no wait is without one. One recipient a message, one message a connection.
 //! When it fails: never; a failure is an outcome.
-//! Not here: when to try again (`scheduler`), https (issue of its own: [`Outcome::Refused`] says so).
+//! Not here: when to try again, and what is said of https destinations, which are not served yet (`scheduler`).
 
 use std::future::Future;
 use std::io;
