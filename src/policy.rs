@@ -34,7 +34,7 @@ use crate::dns::Resolver;
 use crate::https::Client;
 use crate::metrics::Metrics;
 use crate::store::{Store, StoreError};
-use crate::tlsrpt::{InForce, Mode, mx_matches};
+use crate::tlsrpt::{Failure, InForce, Mode, Policy, PolicyType, mx_matches};
 use dane::{Coverage, Verdict};
 use flight::Flights;
 use history::{History, Period};
@@ -394,13 +394,16 @@ impl Policies {
         let temp = matches!(level, Level::Temp(_));
         let verdict = dane.held.as_ref().map(|held| &held.verdict);
         let in_force = match &level {
-            Level::Secure => enforced.map(|policy| policy.in_force()),
+            Level::Secure => enforced.map(|policy| policy.in_force(known.failure.as_deref())),
             Level::Dane | Level::DaneOnly => {
                 verdict.filter(|v| !self.falls_back(v, &level)).map(|v| InForce::Dane { hosts: v.rows() })
             }
-            Level::Default => {
-                policy.as_ref().filter(|policy| policy.mode == Mode::Testing).map(|policy| policy.in_force())
-            }
+            Level::Default => match policy.as_ref().filter(|policy| policy.mode == Mode::Testing) {
+                Some(policy) => Some(policy.in_force(known.failure.as_deref())),
+                None => {
+                    known.failure.as_ref().filter(|_| policy.is_none()).map(|failure| failure.in_force(&hop.domain))
+                }
+            },
             Level::Temp(_) => None,
         };
         let sts = match &level {
@@ -491,8 +494,27 @@ impl DaneNow {
 }
 
 impl Cached {
-    fn in_force(&self) -> InForce {
-        InForce::Sts { mode: self.mode, policy: Arc::clone(&self.policy) }
+    /// This policy, though a newer document could perhaps not be had.
+    fn in_force(&self, failure: Option<&PolicyFailure>) -> InForce {
+        let told = |failure: &PolicyFailure| {
+            let reason = format!("{}+fallback-to-cached-policy", failure.reason);
+            Arc::new(Failure::new(failure.result_type, Some(&reason)))
+        };
+        InForce::Sts { mode: self.mode, policy: Arc::clone(&self.policy), failure: failure.map(told) }
+    }
+}
+
+impl PolicyFailure {
+    /// No policy, because the document could not be had: the sessions are counted under what was served of it.
+    fn in_force(&self, domain: &str) -> InForce {
+        let policy = Policy {
+            policy_type: PolicyType::Sts,
+            policy_string: self.lines.clone(),
+            policy_domain: domain.to_owned(),
+            mx_host: Vec::new(),
+        };
+        let failure = Arc::new(Failure::new(self.result_type, Some(&self.reason)));
+        InForce::Sts { mode: Mode::None, policy: Arc::new(policy), failure: Some(failure) }
     }
 }
 

@@ -25,12 +25,13 @@ pub fn count(outcome: &Outcome, in_force: Option<&InForce>) -> Counts {
     let none = || Arc::new(Policy::none(&outcome.domain));
     let (policy, verdict, contradicted) = match in_force {
         None | Some(InForce::None) => (none(), reported(outcome), false),
-        Some(InForce::Sts { mode: Mode::None, .. }) => (none(), reported(outcome), false),
-        Some(InForce::Sts { mode: Mode::Enforce, policy }) => match enforced(outcome, policy) {
+        Some(InForce::Sts { mode: Mode::None, failure: None, .. }) => (none(), reported(outcome), false),
+        Some(InForce::Sts { mode: Mode::None, policy, .. }) => (Arc::clone(policy), reported(outcome), false),
+        Some(InForce::Sts { mode: Mode::Enforce, policy, .. }) => match enforced(outcome, policy) {
             Some(verdict) => (Arc::clone(policy), Some(verdict), false),
             None => (none(), reported(outcome), true),
         },
-        Some(InForce::Sts { mode: Mode::Testing, policy }) => (Arc::clone(policy), tested(outcome, policy), false),
+        Some(InForce::Sts { mode: Mode::Testing, policy, .. }) => (Arc::clone(policy), tested(outcome, policy), false),
         Some(InForce::Dane { hosts }) => {
             let covers = |host: &str| hosts.iter().find(|(name, _)| name.eq_ignore_ascii_case(host));
             match outcome.mx.as_deref().and_then(covers) {
@@ -46,7 +47,7 @@ pub fn count(outcome: &Outcome, in_force: Option<&InForce>) -> Counts {
         policy: Arc::clone(&policy),
         counted,
     };
-    let tallies = match verdict {
+    let mut tallies = match verdict {
         None => Vec::new(),
         Some(Verdict::Success) => vec![tally(Counted::Success)],
         Some(Verdict::Failure(result_type, failure_reason_code)) => {
@@ -60,6 +61,13 @@ pub fn count(outcome: &Outcome, in_force: Option<&InForce>) -> Counts {
             vec![tally(Counted::Failure), tally(Counted::Detail(detail))]
         }
     };
+    // The policy's own failure is told once a session, and changes no summary.
+    if let Some(InForce::Sts { failure: Some(failure), .. }) = in_force
+        && !contradicted
+        && !tallies.is_empty()
+    {
+        tallies.push(tally(Counted::Detail(Failure::clone(failure))));
+    }
     Counts { tallies, contradicted }
 }
 
@@ -135,7 +143,7 @@ mod tests {
             policy_domain: "a.example".into(),
             mx_host: vec![pattern.into()],
         };
-        InForce::Sts { mode, policy: Arc::new(policy) }
+        InForce::Sts { mode, policy: Arc::new(policy), failure: None }
     }
 
     fn told(counts: &Counts) -> (PolicyType, Option<(ResultType, Option<&str>)>) {
@@ -193,6 +201,21 @@ mod tests {
         let elsewhere = sts(Mode::Testing, "mx.b.example");
         let outside = count(&session(Some(Trust::Trusted), Verdict::Success), Some(&elsewhere));
         assert_eq!(told(&outside), (PolicyType::Sts, Some(MISMATCH)));
+    }
+
+    #[test]
+    fn a_policy_failure_is_one_more_detail_and_no_failed_session() {
+        let failure = Failure::new(ResultType::StsPolicyFetchError, Some("status-404"));
+        let policy = Policy { policy_type: PolicyType::Sts, ..Policy::none("a.example") };
+        let unfetched = InForce::Sts {
+            mode: Mode::None,
+            policy: Arc::new(policy.clone()),
+            failure: Some(Arc::new(failure.clone())),
+        };
+        let counts = count(&session(Some(Trust::Untrusted), Verdict::Success), Some(&unfetched));
+        let counted: Vec<_> = counts.tallies.iter().map(|t| (t.policy.policy_type, t.counted.clone())).collect();
+        let want = [(PolicyType::Sts, Counted::Success), (PolicyType::Sts, Counted::Detail(failure))];
+        assert_eq!(counted, want);
     }
 
     #[test]

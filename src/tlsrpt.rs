@@ -260,10 +260,13 @@ pub enum InForce {
     None,
     /// An MTA-STS policy; its patterns are `policy.mx-host`.
     Sts {
-        /// Enforce or testing.
+        /// What was asked of the MTA: [`Mode::None`] where there is no policy, be it that none could be fetched.
         mode: Mode,
         /// The row that sessions are counted under.
         policy: Arc<Policy>,
+        /// The policy failure: what went wrong with the document. One more detail on each session (RFC 8460 §4.3.2.2).
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        failure: Option<Arc<Failure>>,
     },
     /// DANE: per MX host that has TLSA records, the row that its sessions are counted under.
     /// A host that is not listed has none.

@@ -23,6 +23,7 @@ use crate::pipeline;
 use crate::policy::Policies;
 use crate::policy::explain::Explanation;
 use crate::policy::history::History;
+use crate::report::build::gzip;
 use crate::scheduler::{Context, Scheduler, Setup};
 use crate::store::embedded::Embedded;
 use crate::store::{Store, StoreError};
@@ -59,10 +60,10 @@ pub fn report(config: &Config, day: Option<Day>, domain: Option<String>, out: Op
             match out {
                 None => text.push_str(&format!("{}\n", report.json)),
                 Some(folder) => {
-                    let file = folder.join(report.file_name.trim_end_matches(".gz"));
+                    let file = folder.join(&report.file_name);
                     let failed = |e| Fault::new(IO, format!("{}: cannot be written: {e}; stopped", file.display()));
                     std::fs::create_dir_all(folder)
-                        .and_then(|()| std::fs::write(&file, &report.json))
+                        .and_then(|()| std::fs::write(&file, gzip(report.json.as_bytes())))
                         .map_err(failed)?;
                     text.push_str(&format!("  {}\n", file.display()));
                 }

@@ -274,7 +274,7 @@ fn sts_policy(domain: &str, document: document::Document) -> InForce {
         policy_domain: domain.to_owned(),
         mx_host: document.mx,
     };
-    InForce::Sts { mode: document.mode, policy: Arc::new(policy) }
+    InForce::Sts { mode: document.mode, policy: Arc::new(policy), failure: None }
 }
 
 fn tlsa_host((host, records): (&String, &Vec<String>)) -> (String, Arc<Policy>) {

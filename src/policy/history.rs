@@ -328,7 +328,7 @@ mod tests {
     use crate::tlsrpt::{Mode, Policy};
 
     fn sts(mode: Mode) -> Arc<InForce> {
-        Arc::new(InForce::Sts { mode, policy: Arc::new(Policy::none("example.com")) })
+        Arc::new(InForce::Sts { mode, policy: Arc::new(Policy::none("example.com")), failure: None })
     }
 
     fn hop(key: &str) -> NextHop {

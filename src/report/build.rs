@@ -206,7 +206,8 @@ fn octets(document: &Document) -> Vec<u8> {
     serde_json::to_vec(document).expect("a document of strings and numbers")
 }
 
-fn gzip(octets: &[u8]) -> Vec<u8> {
+/// Compressed, the same octets always giving the same: no name, no time.
+pub fn gzip(octets: &[u8]) -> Vec<u8> {
     let mut encoder = GzBuilder::new().mtime(0).write(Vec::new(), Compression::default());
     // Writing into a Vec does not fail.
     encoder.write_all(octets).and_then(|()| encoder.finish()).expect("room in memory")

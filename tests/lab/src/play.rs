@@ -22,7 +22,7 @@ use crate::{dkim, socketmap};
 
 const LOG: &str = include_str!("../fixtures/postfix-3.7.11.log");
 /// The one line that is ours: the queue manager takes up a deferred message just after midnight, as it would have.
-const NEXT_DAY: &str = "Nov 23 00:00:05 mta postfix/qmgr[19241]: 39D819F6BB6: from=<tester@mta.lab.test>, size=273, \
+const NEXT_DAY: &str = "Nov 23 00:01:00 mta postfix/qmgr[19241]: 39D819F6BB6: from=<tester@mta.lab.test>, size=273, \
                         nrcpt=1 (queue active)\n";
 /// Shortly before the first line.
 const MORNING: &str = "2026-11-22T01:38:50Z";
