@@ -16,7 +16,7 @@ exit code: 0 every check held, 1 one did not, 2 the world could not be built, 64
 fn main() -> ExitCode {
     let mut arguments = std::env::args_os().skip(1);
     match arguments.next().as_deref().and_then(|first| first.to_str()) {
-        Some("daemon") => todo_daemon(arguments),
+        Some("daemon") => tlswarden::cli::run(arguments),
         Some("try") => try_it(),
         Some("help" | "--help" | "-h") => {
             print!("{HELP}");
@@ -42,7 +42,4 @@ fn try_it() -> ExitCode {
             ExitCode::from(2)
         }
     }
-}
-fn todo_daemon(_: impl Iterator<Item = std::ffi::OsString>) -> ExitCode {
-    ExitCode::SUCCESS
 }
