@@ -6,7 +6,7 @@
 //! Limits: Postfix cuts a line at 2000 octets; the reason may end anywhere.
 //! When it fails: [`Family::Delivery`], for a line that ends before its status.
 
-use memchr::{memchr, memmem, memrchr};
+use memchr::{memchr, memchr_iter, memrchr};
 
 use super::{Found, peer};
 use crate::{
@@ -70,7 +70,7 @@ fn delivery<'a>(queue_id: &'a [u8], text: &'a [u8]) -> Option<What<'a>> {
 /// over. The first `>, ` must go on as Postfix does; beyond it, nothing is looked for.
 fn address(text: &[u8]) -> Option<(&[u8], &[u8])> {
     let start = quoted_string(text).unwrap_or(0);
-    let end = start + memmem::find(text.get(start..)?, b">, ")?;
+    let end = memchr_iter(b'>', text).find(|&end| end >= start && text.get(end + 1..end + 3) == Some(b", "))?;
     let (address, rest) = text.split_at_checked(end)?;
     let rest = rest.get(b">, ".len()..)?;
     (rest.starts_with(b"relay=") || rest.starts_with(b"orig_to=<")).then_some((address, rest))
