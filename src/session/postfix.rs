@@ -44,7 +44,7 @@ pub struct Sessions {
     deliveries: Kept<Delivery>,
     failures: Kept<(ResultType, Option<String>)>,
     own: Kept<()>,
-    answered: Kept<Vec<String>>,
+    answered: Kept<Vec<Vec<u8>>>,
     anchored: Kept<()>,
     swept: i64,
     losses: Losses,
@@ -282,9 +282,8 @@ impl Sessions {
         }
         if failed_for_tls {
             let (seen, _) = self.answered.change(queue_id, time, Vec::new);
-            let name = String::from_utf8_lossy(&key).into_owned();
-            if !seen.contains(&name) && seen.len() < MAX_ATTEMPTS {
-                seen.push(name);
+            if !seen.contains(&key) && seen.len() < MAX_ATTEMPTS {
+                seen.push(key.clone());
             }
         }
         let domain = text(recipient_domain);
@@ -407,7 +406,7 @@ impl Sessions {
     }
 
     fn is_answered(&self, queue_id: &[u8], process: &[u8]) -> bool {
-        self.answered.peek(queue_id).is_some_and(|(_, seen)| seen.iter().any(|name| name.as_bytes() == process))
+        self.answered.peek(queue_id).is_some_and(|(_, seen)| seen.iter().any(|name| name == process))
     }
 
     fn delivery(&mut self, process: &Process<'_>, time: i64) -> &mut Delivery {
