@@ -1,21 +1,35 @@
 //! A bounded table that knows which of its entries have changed since they were last stored.
 //!
 //! Takes: entries by key, with the time of their last line. Gives: them back, and the changes for a commit.
-//! Limits: `limit` entries; the one that was touched longest ago gives way to a new one.
+//! Limits: `limit` entries; when it is full, the sixteenth part that was touched longest ago gives way.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::HashMap;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+
+/// The part of a full table that gives way at once: looking for the oldest costs a pass over all.
+const GIVES_WAY: usize = 16;
 
 /// See the head of this file.
 #[derive(Debug)]
 pub struct Kept<V> {
     limit: usize,
-    entries: HashMap<Box<[u8]>, (i64, V)>,
-    by_age: BTreeSet<(i64, Box<[u8]>)>,
-    dirty: HashSet<Box<[u8]>>,
-    stored: HashSet<Box<[u8]>>,
+    entries: HashMap<Box<[u8]>, Entry<V>>,
+    /// Keys of entries that are new or changed; one that has gone since is passed over.
+    changed: Vec<Box<[u8]>>,
+    /// Keys that the store has and the table has not.
+    gone: Vec<Box<[u8]>>,
+}
+
+#[derive(Debug)]
+struct Entry<V> {
+    time: i64,
+    value: V,
+    /// Its key is among `changed`.
+    dirty: bool,
+    /// The store has it, as it is or as it was.
+    stored: bool,
 }
 
 /// One change for the store: a key, and the value to set or `None` to remove it.
@@ -24,21 +38,19 @@ pub type Change = (Vec<u8>, Option<Vec<u8>>);
 impl<V: Serialize + DeserializeOwned> Kept<V> {
     /// An empty table.
     pub fn new(limit: usize) -> Kept<V> {
-        Kept { limit, entries: HashMap::new(), by_age: BTreeSet::new(), dirty: HashSet::new(), stored: HashSet::new() }
+        Kept { limit, entries: HashMap::new(), changed: Vec::new(), gone: Vec::new() }
     }
 
     /// Takes back an entry that was stored; one that does not read is left out, and `false` says so.
     pub fn load(&mut self, key: &[u8], stored: &[u8]) -> bool {
-        let Ok((time, value)) = serde_json::from_slice::<(i64, V)>(stored) else { return false };
-        self.by_age.insert((time, key.into()));
-        self.entries.insert(key.into(), (time, value));
-        self.stored.insert(key.into());
+        let Ok((time, value)) = serde_json::from_slice(stored) else { return false };
+        self.entries.insert(key.into(), Entry { time, value, dirty: false, stored: true });
         true
     }
 
-    /// The entry, unchanged.
+    /// The entry and its time, unchanged.
     pub fn peek(&self, key: &[u8]) -> Option<(i64, &V)> {
-        self.entries.get(key).map(|(time, value)| (*time, value))
+        self.entries.get(key).map(|entry| (entry.time, &entry.value))
     }
 
     /// Whether there is such an entry.
@@ -51,77 +63,79 @@ impl<V: Serialize + DeserializeOwned> Kept<V> {
         self.entries.is_empty()
     }
 
-    /// The entry to change, made by `new` if there is none; `true` if another had to give way.
-    pub fn change(&mut self, key: &[u8], time: i64, new: impl FnOnce() -> V) -> (&mut V, bool) {
-        let mut crowded = false;
-        match self.entries.get_mut(key) {
-            Some((then, _)) => {
-                if *then != time {
-                    self.by_age.remove(&(*then, Box::from(key)));
-                    self.by_age.insert((time, key.into()));
-                    *then = time;
-                }
+    /// The entry to change, made by `new` if there is none, and how many had to give way for it.
+    pub fn change(&mut self, key: &[u8], time: i64, new: impl FnOnce() -> V) -> (&mut V, u64) {
+        let mut crowded_out = 0;
+        if !self.entries.contains_key(key) {
+            if self.entries.len() >= self.limit {
+                crowded_out = self.give_way();
             }
-            None => {
-                if self.entries.len() >= self.limit {
-                    crowded = self.give_way();
-                }
-                self.by_age.insert((time, key.into()));
-                self.entries.insert(key.into(), (time, new()));
-            }
+            self.entries.insert(key.into(), Entry { time, value: new(), dirty: false, stored: false });
         }
-        if !self.dirty.contains(key) {
-            self.dirty.insert(key.into());
+        let entry = self.entries.get_mut(key).expect("it was there, or was put there above");
+        entry.time = time;
+        if !entry.dirty {
+            entry.dirty = true;
+            self.changed.push(key.into());
         }
-        let (_, value) = self.entries.get_mut(key).expect("the entry was found or made above");
-        (value, crowded)
+        (&mut entry.value, crowded_out)
     }
 
     /// Takes an entry out.
     pub fn remove(&mut self, key: &[u8]) -> Option<V> {
-        let (time, value) = self.entries.remove(key)?;
-        self.by_age.remove(&(time, Box::from(key)));
-        if !self.dirty.contains(key) {
-            self.dirty.insert(key.into());
+        let (key, entry) = self.entries.remove_entry(key)?;
+        if entry.stored {
+            self.gone.push(key);
         }
-        Some(value)
+        Some(entry.value)
     }
 
     /// Takes out the entries that were last touched before `time`.
     pub fn remove_before(&mut self, time: i64) -> Vec<V> {
-        let mut gone = Vec::new();
-        while let Some((oldest, key)) = self.by_age.first() {
-            if *oldest >= time {
-                break;
+        let mut out = Vec::new();
+        for (key, entry) in self.entries.extract_if(|_, entry| entry.time < time) {
+            if entry.stored {
+                self.gone.push(key);
             }
-            let key = key.clone();
-            gone.extend(self.remove(&key));
+            out.push(entry.value);
         }
-        gone
+        out
     }
 
     /// What has changed since the last call.
     pub fn changes(&mut self) -> Vec<Change> {
-        let mut changes = Vec::with_capacity(self.dirty.len());
-        for key in self.dirty.drain() {
-            match self.entries.get(&key) {
-                Some(entry) => {
-                    let value = serde_json::to_vec(entry).expect("plain structures always serialise");
-                    changes.push((key.to_vec(), Some(value)));
-                    self.stored.insert(key);
-                }
-                None if self.stored.remove(&key) => changes.push((key.to_vec(), None)),
-                None => {}
+        let mut changes = Vec::new();
+        for key in self.gone.drain(..) {
+            if !self.entries.contains_key(&key) {
+                changes.push((key.into_vec(), None));
             }
+        }
+        for key in self.changed.drain(..) {
+            let Some(entry) = self.entries.get_mut(&key).filter(|entry| entry.dirty) else { continue };
+            entry.dirty = false;
+            entry.stored = true;
+            let value = serde_json::to_vec(&(entry.time, &entry.value)).expect("plain structures always serialise");
+            changes.push((key.into_vec(), Some(value)));
         }
         changes
     }
 
-    fn give_way(&mut self) -> bool {
-        match self.by_age.first().map(|(_, key)| key.clone()) {
-            Some(oldest) => self.remove(&oldest).is_some(),
-            None => false,
-        }
+    fn give_way(&mut self) -> u64 {
+        let mut times: Vec<i64> = self.entries.values().map(|entry| entry.time).collect();
+        let part = (times.len() / GIVES_WAY).max(1);
+        let (_, last, _) = times.select_nth_unstable(part - 1);
+        let last = *last;
+        let older = self.remove_before(last).len();
+        // Of those touched in the same second as the last one, as many as are still to go.
+        let same: Vec<Box<[u8]>> = self
+            .entries
+            .iter()
+            .filter(|(_, e)| e.time == last)
+            .take(part - older)
+            .map(|(key, _)| key.clone())
+            .collect();
+        same.iter().for_each(|key| drop(self.remove(key)));
+        part as u64
     }
 }
 
@@ -136,7 +150,7 @@ mod tests {
         *table.change(b"b", 2, || 0).0 += 1;
         *table.change(b"a", 3, || 0).0 += 1;
         let (_, crowded) = table.change(b"c", 4, || 9);
-        assert!(crowded);
+        assert_eq!(crowded, 1);
         assert!(!table.contains(b"b"));
         assert_eq!(table.peek(b"a"), Some((3, &2)));
         let mut told = table.changes();
@@ -145,6 +159,32 @@ mod tests {
         assert_eq!(table.changes(), []);
         assert_eq!(table.remove_before(4), [2]);
         assert_eq!(table.changes(), [(b"a".to_vec(), None)]);
+    }
+
+    #[test]
+    fn an_entry_that_comes_and_goes_between_commits_is_never_told_unless_the_store_has_it() {
+        let mut table: Kept<u32> = Kept::new(9);
+        table.change(b"a", 1, || 1);
+        table.remove(b"a");
+        assert_eq!(table.changes(), []);
+        table.change(b"a", 1, || 2);
+        assert_eq!(table.changes().len(), 1);
+        table.remove(b"a");
+        table.change(b"a", 2, || 3);
+        assert_eq!(table.changes(), [(b"a".to_vec(), Some(b"[2,3]".to_vec()))]);
+        table.remove(b"a");
+        table.change(b"a", 3, || 4);
+        table.remove(b"a");
+        assert_eq!(table.changes(), [(b"a".to_vec(), None)]);
+    }
+
+    #[test]
+    fn a_sixteenth_gives_way_at_once() {
+        let mut table: Kept<u32> = Kept::new(32);
+        (0..32u8).for_each(|n| drop(table.change(&[n], i64::from(n / 4), || 0)));
+        assert_eq!(table.change(b"new", 99, || 0).1, 2);
+        assert_eq!(table.entries.values().filter(|e| e.time == 0).count(), 2);
+        assert!(table.contains(b"new") && table.entries.len() == 31);
     }
 
     #[test]

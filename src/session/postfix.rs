@@ -411,7 +411,7 @@ impl Sessions {
 
     fn delivery(&mut self, process: &Process<'_>, time: i64) -> &mut Delivery {
         let (delivery, crowded) = self.deliveries.change(&process_key(process), time, Delivery::default);
-        self.losses.crowded_out += u64::from(crowded);
+        self.losses.crowded_out += crowded;
         delivery
     }
 
