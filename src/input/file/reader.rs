@@ -45,8 +45,8 @@ enum Next {
     None,
     /// Another file, but this one may still grow.
     Later,
-    /// This file, now.
-    File(PathBuf),
+    /// This file, now: its path, device and inode.
+    File(PathBuf, (u64, u64)),
 }
 
 impl Reader {
@@ -89,7 +89,7 @@ impl Reader {
                 Next::None if self.told_end => return Ok(Step::Wait(POLL)),
                 Next::None => return self.hand_out(Vec::new(), 0),
                 Next::Later => return Ok(Step::Wait(self.quiet / 4)),
-                Next::File(path) => {
+                Next::File(path, identity) => {
                     let Some(source) = &mut self.source else { return Ok(Step::Wait(POLL)) };
                     let last = source.last_line();
                     if let Some((lines, skipped)) = last.map_err(|e| unreadable(&self.path, &e))? {
@@ -99,15 +99,28 @@ impl Reader {
                         let what = format!("is damaged: {}: {e}; the rest of it is not counted", source.path.display());
                         self.say(what, true);
                     }
-                    match Source::open(&path) {
-                        Ok(next) => self.take(next)?,
-                        // Renamed since it was listed.
-                        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Step::Wait(POLL)),
-                        Err(e) => return Err(unreadable(&path, &e)),
+                    if !self.go_on(&path, identity)? {
+                        return Ok(Step::Wait(Duration::ZERO));
                     }
                 }
             }
         }
+    }
+
+    /// Goes on with the next file. False where names changed while we looked: a folder that is read during a rotation
+    /// may show one file under two names, or not at all, so that a second look must agree with the first.
+    fn go_on(&mut self, path: &Path, identity: (u64, u64)) -> Result<bool, InputError> {
+        let next = match Source::open(path) {
+            Ok(next) => next,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(false),
+            Err(e) => return Err(unreadable(path, &e)),
+        };
+        let agreed = matches!(self.next()?, Next::File(_, again) if again == identity);
+        if agreed && (next.device, next.inode) == identity {
+            self.take(next)?;
+            return Ok(true);
+        }
+        Ok(false)
     }
 
     fn hand_out(&mut self, lines: Vec<u8>, skipped: u64) -> Result<Step, InputError> {
@@ -226,18 +239,17 @@ impl Reader {
                 &[]
             }
         };
-        let next = later.iter().find(|sibling| sibling.length > 0).map(|sibling| sibling.path.clone());
-        let next = match next {
-            Some(next) => Some(next),
+        let next = match later.iter().find(|sibling| sibling.length > 0) {
+            Some(next) => Some((next.path.clone(), (next.device, next.inode))),
             None => match std::fs::metadata(&self.path) {
-                Ok(meta) => (meta.len() > 0).then(|| self.path.clone()),
+                Ok(meta) => (meta.len() > 0).then(|| (self.path.clone(), (meta.dev(), meta.ino()))),
                 Err(e) if e.kind() == io::ErrorKind::NotFound => None,
                 Err(e) => return Err(self.unreadable(&e)),
             },
         };
         Ok(match next {
             None => Next::None,
-            Some(path) if source.is_quiet(self.quiet) => Next::File(path),
+            Some((path, identity)) if source.is_quiet(self.quiet) => Next::File(path, identity),
             Some(_) => Next::Later,
         })
     }

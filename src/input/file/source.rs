@@ -164,18 +164,18 @@ impl Source {
 
     /// The line that has no end, once nobody will write it any more: with `\n`, or skipped where it is too long.
     pub fn last_line(&mut self) -> io::Result<Option<(Vec<u8>, u64)>> {
+        if self.searched > self.offset {
+            self.pass_to(self.searched);
+            return Ok(Some((Vec::new(), 1)));
+        }
         let mut line = Vec::new();
-        self.content.read_at(self.offset, MAX_LINE + 1, &mut line)?;
-        let found = match line.len() {
-            0 => return Ok(None),
-            n if n > MAX_LINE => (Vec::new(), 1),
-            _ => {
-                line.push(b'\n');
-                (line, 0)
-            }
-        };
-        self.pass_to(self.length);
-        Ok(Some(found))
+        self.content.read_at(self.offset, MAX_LINE, &mut line)?;
+        if line.is_empty() {
+            return Ok(None);
+        }
+        self.pass_to(self.offset + line.len() as u64);
+        line.push(b'\n');
+        Ok(Some((line, 0)))
     }
 
     /// Whether no whole line is left in what was last seen.
