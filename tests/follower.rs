@@ -423,3 +423,165 @@ fn every_line_is_counted_once_and_in_order() {
     let (lines, rotations) = totals.into_inner().unwrap();
     println!("{} sequences, {lines} lines, {rotations} rotations, {:.1?}", to - from, began.elapsed());
 }
+
+/// The lines up to the end, and the mark there.
+async fn to_the_end(follower: &mut Follower) -> (String, Mark) {
+    let mut text = Vec::new();
+    loop {
+        let block = follower.next().await.unwrap();
+        text.extend_from_slice(&block.lines);
+        if block.at_end {
+            return (String::from_utf8(text).unwrap(), block.mark);
+        }
+    }
+}
+
+async fn nothing_comes(follower: &mut Follower) {
+    let next = tokio::time::timeout(Duration::from_millis(600), follower.next()).await;
+    assert!(next.is_err(), "{next:?}");
+}
+
+fn append(path: &Path, text: &str) {
+    OpenOptions::new().create(true).append(true).open(path).unwrap().write_all(text.as_bytes()).unwrap();
+}
+
+#[tokio::test]
+async fn a_file_is_waited_for_and_its_end_told_once() {
+    let home = tempfile::tempdir().unwrap();
+    let path = home.path().join("mail.log");
+    let mut follower = Follower::new(&path, None);
+    nothing_comes(&mut follower).await;
+    append(&path, "one\ntw");
+    assert_eq!(to_the_end(&mut follower).await.0, "one\n");
+    nothing_comes(&mut follower).await;
+    append(&path, "o\n");
+    let (text, mark) = to_the_end(&mut follower).await;
+    assert_eq!(text, "two\n");
+    drop(follower);
+    // After a restart the end is told again, with nothing before it.
+    let mut follower = Follower::new(&path, Some(mark.clone()));
+    let block = follower.next().await.unwrap();
+    assert_eq!((block.lines.len(), block.at_end, block.behind, block.mark), (0, true, 0, mark));
+}
+
+#[tokio::test]
+async fn what_cannot_be_read_is_one_error_that_names_it() {
+    let home = tempfile::tempdir().unwrap();
+    let folder = home.path().join("folder");
+    fs::create_dir(&folder).unwrap();
+    let fifo = home.path().join("fifo");
+    assert!(std::process::Command::new("mkfifo").arg(&fifo).status().unwrap().success());
+    let file = home.path().join("file");
+    append(&file, "");
+    let below = file.join("below");
+    for (path, cause) in [(&folder, "a directory"), (&fifo, "a FIFO"), (&below, "Not a directory")] {
+        let mut follower = Follower::new(path, None);
+        let line = follower.next().await.unwrap_err().to_string();
+        assert!(line.contains(path.to_str().unwrap()) && line.contains(cause) && !line.contains('\n'), "{line}");
+        nothing_comes(&mut follower).await;
+    }
+    // And it is read as soon as it can be.
+    let mut follower = Follower::new(&folder, None);
+    follower.next().await.unwrap_err();
+    fs::remove_dir(&folder).unwrap();
+    append(&folder, "one\n");
+    assert_eq!(to_the_end(&mut follower).await.0, "one\n");
+}
+
+#[tokio::test]
+async fn a_writer_that_closes_the_old_file_late_loses_nothing() {
+    let home = tempfile::tempdir().unwrap();
+    let (path, rotated) = (home.path().join("mail.log"), home.path().join("mail.log.1"));
+    append(&path, "one\n");
+    let mut follower = Follower::new(&path, None);
+    assert_eq!(to_the_end(&mut follower).await.0, "one\n");
+    fs::rename(&path, &rotated).unwrap();
+    append(&path, "four\n");
+    append(&rotated, "two\n");
+    let mut text = String::from_utf8(follower.next().await.unwrap().lines).unwrap();
+    // Well after the new file has lines.
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    append(&rotated, "three");
+    while !text.ends_with("four\n") {
+        text.push_str(&String::from_utf8(follower.next().await.unwrap().lines).unwrap());
+    }
+    assert_eq!(text, "two\nthree\nfour\n");
+}
+
+#[tokio::test]
+async fn a_file_that_is_gone_is_given_up_for_the_one_that_is_there() {
+    let home = tempfile::tempdir().unwrap();
+    let path = home.path().join("mail.log");
+    append(&path, "one\n");
+    let (_, mark) = to_the_end(&mut Follower::new(&path, None)).await;
+    fs::remove_file(&path).unwrap();
+    append(&path, "two, longer than the first\n");
+    let mut follower = Follower::new(&path, Some(mark));
+    assert_eq!(to_the_end(&mut follower).await.0, "two, longer than the first\n");
+}
+
+#[tokio::test]
+async fn a_cut_gzip_file_gives_what_is_left_of_it() {
+    let home = tempfile::tempdir().unwrap();
+    let (path, packed) = (home.path().join("mail.log"), home.path().join("mail.log.1.gz"));
+    append(&path, "line 0\n");
+    let (_, mark) = to_the_end(&mut Follower::new(&path, None)).await;
+    let content: String = (0..200_000).map(|n| format!("line {n}\n")).collect();
+    let mut pack = GzEncoder::new(Vec::new(), Compression::fast());
+    pack.write_all(content.as_bytes()).unwrap();
+    let mut octets = pack.finish().unwrap();
+    octets.truncate(octets.len() / 2);
+    fs::write(&packed, octets).unwrap();
+    fs::write(&path, "the next day\n").unwrap();
+    let (text, _) = to_the_end(&mut Follower::new(&path, Some(mark))).await;
+    let rest = text.strip_suffix("the next day\n").unwrap();
+    assert!(
+        rest.len() > 100_000 && rest.ends_with('\n') && content["line 0\n".len()..].starts_with(rest),
+        "{} octets",
+        rest.len()
+    );
+}
+
+/// How fast a file in the page cache is read, beside reading it alone.
+#[tokio::test]
+#[ignore = "measures"]
+async fn measure() {
+    let home = tempfile::tempdir().unwrap();
+    let path = home.path().join("mail.log");
+    let line = "Nov 22 01:02:03 host postfix/smtp[1234]: 4XyZ12AbCd: to=<someone@example.com>, relay=mx.example.com[192.0.2.1]:25, delay=1.2, status=sent (250 2.0.0 Ok)\n";
+    fs::write(&path, line.repeat((1 << 30) / line.len())).unwrap();
+    for _ in 0..3 {
+        let mut alone = File::open(&path).unwrap();
+        let mut buffer = vec![0; BLOCK];
+        let began = Instant::now();
+        let mut read = 0;
+        while let Ok(n @ 1..) = std::io::Read::read(&mut alone, &mut buffer) {
+            read += n;
+        }
+        let alone = began.elapsed();
+        let mut follower = Follower::new(&path, None);
+        let began = Instant::now();
+        let mut octets = 0;
+        loop {
+            let block = follower.next().await.unwrap();
+            octets += block.lines.len();
+            if block.at_end {
+                break;
+            }
+        }
+        let speed = |octets: usize, took: Duration| octets as f64 / took.as_secs_f64() / 1e6;
+        println!("read(2) {:.0} MB/s, followed {:.0} MB/s", speed(read, alone), speed(octets, began.elapsed()));
+    }
+    let mut follower = Follower::new(&path, None);
+    while !follower.next().await.unwrap().at_end {}
+    let mut times = Vec::new();
+    for _ in 0..50 {
+        tokio::time::sleep(Duration::from_millis(40)).await;
+        append(&path, line);
+        let began = Instant::now();
+        assert!(!follower.next().await.unwrap().lines.is_empty());
+        times.push(began.elapsed());
+    }
+    times.sort();
+    println!("a line is seen after {:.1?} (median), {:.1?} (most)", times[25], times[49]);
+}

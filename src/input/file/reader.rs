@@ -15,6 +15,10 @@ use super::siblings::{self, Sibling};
 use super::source::{Found, Source};
 use crate::input::{Block, InputError, Mark};
 
+/// How long no name in the folder must have changed before what is read of it is believed: more than the grain of the
+/// time stamps that the kernel gives it.
+const AT_REST: Duration = Duration::from_millis(30);
+
 /// What one look came to.
 pub(super) enum Step {
     /// Lines, or the news that the end is reached.
@@ -100,23 +104,27 @@ impl Reader {
                         self.say(what, true);
                     }
                     if !self.go_on(&path, identity)? {
-                        return Ok(Step::Wait(Duration::ZERO));
+                        return Ok(Step::Wait(AT_REST));
                     }
                 }
             }
         }
     }
 
-    /// Goes on with the next file. False where names changed while we looked: a folder that is read during a rotation
-    /// may show one file under two names, or not at all, so that a second look must agree with the first.
+    /// Goes on with the next file. False where names change just now: a folder that is read during a rotation may show
+    /// a file twice, or not at all, so that only what a folder at rest shows is believed.
     fn go_on(&mut self, path: &Path, identity: (u64, u64)) -> Result<bool, InputError> {
         let next = match Source::open(path) {
             Ok(next) => next,
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(false),
             Err(e) => return Err(unreadable(path, &e)),
         };
+        let changed = siblings::changed(&self.path).map_err(|e| self.unreadable(&e))?;
+        // Where the clock went back, only that nothing changed meanwhile can be told.
+        let at_rest = changed.elapsed().map_or(true, |since| since >= AT_REST);
         let agreed = matches!(self.next()?, Next::File(_, again) if again == identity);
-        if agreed && (next.device, next.inode) == identity {
+        let unchanged = siblings::changed(&self.path).is_ok_and(|again| again == changed);
+        if at_rest && agreed && unchanged && (next.device, next.inode) == identity {
             self.take(next)?;
             return Ok(true);
         }
@@ -239,7 +247,14 @@ impl Reader {
                 &[]
             }
         };
-        let next = match later.iter().find(|sibling| sibling.length > 0) {
+        // A copy of the file at the path is not finished (copytruncate), or nobody needs it: the path is read, and what
+        // is left of the copy once the path is truncated.
+        let current = if later.is_empty() { None } else { Source::open(&self.path).ok() };
+        let is_copy = |sibling: &Sibling| {
+            let current = current.as_ref().filter(|current| current.inode != sibling.inode);
+            current.is_some_and(|current| Source::open(&sibling.path).is_ok_and(|other| other.is_copy_of(current)))
+        };
+        let next = match later.iter().find(|sibling| sibling.length > 0 && !is_copy(sibling)) {
             Some(next) => Some((next.path.clone(), (next.device, next.inode))),
             None => match std::fs::metadata(&self.path) {
                 Ok(meta) => (meta.len() > 0).then(|| (self.path.clone(), (meta.dev(), meta.ino()))),

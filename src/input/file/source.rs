@@ -162,7 +162,8 @@ impl Source {
         }
     }
 
-    /// The line that has no end, once nobody will write it any more: with `\n`, or skipped where it is too long.
+    /// The line that has no end, once nobody will write it any more: with `\n`, or skipped where it is too long. One
+    /// that damage has cut is none.
     pub fn last_line(&mut self) -> io::Result<Option<(Vec<u8>, u64)>> {
         if self.searched > self.offset {
             self.pass_to(self.searched);
@@ -170,10 +171,10 @@ impl Source {
         }
         let mut line = Vec::new();
         self.content.read_at(self.offset, MAX_LINE, &mut line)?;
-        if line.is_empty() {
+        self.pass_to(self.offset + line.len() as u64);
+        if line.is_empty() || self.damage().is_some() {
             return Ok(None);
         }
-        self.pass_to(self.offset + line.len() as u64);
         line.push(b'\n');
         Ok(Some((line, 0)))
     }
@@ -222,6 +223,14 @@ impl Source {
         let Mark::File { fingerprint: wanted, covers, .. } = mark;
         let covered = usize::try_from(*covers).ok().and_then(|covers| self.head.get(..covers));
         covered.is_some_and(|head| fingerprint(head) == *wanted)
+    }
+
+    /// Whether it is a copy of `log`, perhaps an unfinished one: never longer, and as far as it is known the same.
+    pub fn is_copy_of(&self, log: &Source) -> bool {
+        match self.content {
+            Content::Plain(_) => self.length <= log.length && !self.head.is_empty() && log.head.starts_with(&self.head),
+            Content::Gzip { .. } => self.head.len() == HEAD && self.head == log.head,
+        }
     }
 
     /// Whether it can be as long as `offset`; of gzip nobody knows before it is unpacked.
