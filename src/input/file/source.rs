@@ -33,6 +33,8 @@ pub(super) struct Source {
     pub head: Vec<u8>,
     /// Its length when last seen; for gzip, as far as it has been unpacked.
     pub length: u64,
+    /// Whether the last reading reached that length.
+    saw_end: bool,
     /// When it was last seen to have grown.
     grew: Instant,
     content: Content,
@@ -86,6 +88,7 @@ impl Source {
             head_at,
             head,
             length: if packed { 0 } else { meta.len() },
+            saw_end: false,
             grew: now.checked_sub(idle).unwrap_or(now),
             content,
         })
@@ -124,8 +127,9 @@ impl Source {
                 return Ok(Found::Replaced);
             }
             let end = from + octets.len() as u64;
-            if let Content::Gzip { .. } = self.content {
-                self.length = self.length.max(end);
+            match self.content {
+                Content::Plain(_) => self.saw_end = end >= self.length,
+                Content::Gzip { .. } => self.length = self.length.max(end),
             }
             if from > self.offset {
                 // Within an over-long line.
@@ -179,12 +183,9 @@ impl Source {
         Ok(Some((line, 0)))
     }
 
-    /// Whether no whole line is left in what was last seen.
+    /// Whether no whole line is left in what was last seen; of gzip nobody knows before the next reading.
     pub fn is_at_end(&self) -> bool {
-        match self.content {
-            Content::Plain(_) => self.length - self.offset <= MAX_LINE as u64 || self.searched == self.length,
-            Content::Gzip { .. } => false,
-        }
+        self.saw_end
     }
 
     /// Why a gzip file could not be unpacked to its end.
