@@ -231,6 +231,7 @@ fn damage_is_said_never_a_panic_never_half_a_batch() {
         for file in &files[round % 2] {
             fs::copy(file, folder.join(file.file_name().unwrap())).unwrap();
         }
+        fs::copy(pristine[round % 2].path().join("acknowledged"), home.path().join("acknowledged")).unwrap();
         let log = fs::OpenOptions::new().write(true).open(folder.join("db")).unwrap();
         let length = log.metadata().unwrap().len();
         match dice.roll(8) {
@@ -254,14 +255,20 @@ fn damage_is_said_never_a_panic_never_half_a_batch() {
                 assert!(kept.join("db").is_file() && opened.notices.len() == 2, "{:?}", opened.notices);
                 lost += 1;
             }
-            (None, 400) => unharmed += 1,
-            (None, _) => earlier += 1,
+            (None, 400) => {
+                assert_eq!((&opened.notices[..], opened.missing_commits), (&[][..], 0));
+                unharmed += 1;
+            }
+            (None, _) => {
+                assert_eq!((opened.notices.len(), opened.missing_commits), (1, 400 - n));
+                earlier += 1;
+            }
             (Some(_), n) => panic!("lost, but stands at {n}"),
         }
         opened.store.write(batch(n + 1)).unwrap();
         assert_eq!(stands_at(&opened.store), n + 1);
     }
-    println!("unharmed {unharmed}, at an earlier batch {earlier}, lost and said {lost}, refused {refused}");
+    println!("unharmed {unharmed}, went back and said {earlier}, lost and said {lost}, refused {refused}");
     assert_eq!(refused, 0);
     assert!(lost > 0);
 }

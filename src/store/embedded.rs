@@ -3,7 +3,7 @@
 //! Takes: a folder. Gives: a [`Store`] in it, and what had to be said while opening it.
 //! Limits: one process at a time; keys of `format::KEY_LIMIT` octets; about [`CACHE`] octets of memory.
 //! When it fails: a damaged recovery snapshot is moved aside and rebuilt from the log; a damaged log is moved aside
-//! whole and the store starts empty. Both are said. After a write that failed the store refuses everything: what of
+//! whole and the store starts empty; acknowledged commits that are missing are counted. All is said. After a write that failed the store refuses everything: what of
 //! it is on disk is known only after opening again.
 //! Not here: what keys and values mean (`store/format.rs`).
 
@@ -12,6 +12,7 @@ mod open;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::File;
 use std::ops::Bound;
+use std::os::unix::fs::FileExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -40,6 +41,9 @@ pub struct Embedded {
     state: RwLock<State>,
     db: sled::Db,
     log: File,
+    /// The number of the last commit that was acknowledged: without it, a log whose end is damaged looks like one
+    /// whose last commit was under way when the host went down.
+    acknowledged: File,
     folder: PathBuf,
     _lock: File,
 }
@@ -51,6 +55,8 @@ struct State {
     broken: Option<String>,
     /// Policy texts that are known to be in the store.
     remembered: HashSet<(Day, Digest)>,
+    /// How many commits the store has taken.
+    commits: u64,
 }
 
 impl Embedded {
@@ -205,6 +211,8 @@ impl Embedded {
     /// Applies changes: all or none, and on disk when it returns.
     fn commit(&self, state: &mut State, changes: Changes) -> Result<(), StoreError> {
         let mut batch = sled::Batch::default();
+        let number = (state.commits + 1).to_be_bytes();
+        batch.insert(format::record_key(Family::Single, format::COMMITS_KEY), Value::Whole(&number).encode());
         for (key, value) in changes {
             match value {
                 Some(value) => batch.insert(key, value),
@@ -214,9 +222,12 @@ impl Embedded {
         let written = self
             .guarded(|| self.db.apply_batch(batch).and_then(|()| self.db.flush()))
             // sled's flush is sync_file_range(2), which does not make the disk keep what it has taken.
-            .and_then(|_| self.log.sync_data().map_err(|e| io_fault(&self.folder, &e)));
-        if let Err(e) = &written {
-            state.broken = Some(e.to_string());
+            .and_then(|_| self.log.sync_data().map_err(|e| io_fault(&self.folder, &e)))
+            // Not synced: if it is lost, an older number stands there, and that is no false alarm.
+            .and_then(|()| self.acknowledged.write_all_at(&number, 0).map_err(|e| io_fault(&self.folder, &e)));
+        match &written {
+            Ok(()) => state.commits += 1,
+            Err(e) => state.broken = Some(e.to_string()),
         }
         written
     }

@@ -25,6 +25,9 @@ pub const VERSION: u32 = 1;
 /// Where the version stands, in [`Family::Single`].
 pub const VERSION_KEY: &[u8] = b"store-format";
 
+/// Where the number of commits stands, in [`Family::Single`].
+pub const COMMITS_KEY: &[u8] = b"store-commits";
+
 /// The longest key that is kept, in octets: an index page holds 256 of them and must stay under half a mebibyte.
 pub const KEY_LIMIT: usize = 1024;
 

@@ -15,6 +15,10 @@ use super::siblings::{self, Sibling};
 use super::source::{Found, Source};
 use crate::input::{Block, InputError, Mark};
 
+/// How long no name in the folder must have changed before what is read of it is believed: more than the grain of the
+/// time stamps that the kernel gives it.
+const AT_REST: Duration = Duration::from_millis(30);
+
 /// What one look came to.
 pub(super) enum Step {
     /// Lines, or the news that the end is reached.
@@ -45,8 +49,8 @@ enum Next {
     None,
     /// Another file, but this one may still grow.
     Later,
-    /// This file, now.
-    File(PathBuf),
+    /// This file, now: its path, device and inode.
+    File(PathBuf, (u64, u64)),
 }
 
 impl Reader {
@@ -89,7 +93,7 @@ impl Reader {
                 Next::None if self.told_end => return Ok(Step::Wait(POLL)),
                 Next::None => return self.hand_out(Vec::new(), 0),
                 Next::Later => return Ok(Step::Wait(self.quiet / 4)),
-                Next::File(path) => {
+                Next::File(path, identity) => {
                     let Some(source) = &mut self.source else { return Ok(Step::Wait(POLL)) };
                     let last = source.last_line();
                     if let Some((lines, skipped)) = last.map_err(|e| unreadable(&self.path, &e))? {
@@ -99,15 +103,32 @@ impl Reader {
                         let what = format!("is damaged: {}: {e}; the rest of it is not counted", source.path.display());
                         self.say(what, true);
                     }
-                    match Source::open(&path) {
-                        Ok(next) => self.take(next)?,
-                        // Renamed since it was listed.
-                        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Step::Wait(POLL)),
-                        Err(e) => return Err(unreadable(&path, &e)),
+                    if !self.go_on(&path, identity)? {
+                        return Ok(Step::Wait(AT_REST));
                     }
                 }
             }
         }
+    }
+
+    /// Goes on with the next file. False where names change just now: a folder that is read during a rotation may show
+    /// a file twice, or not at all, so that only what a folder at rest shows is believed.
+    fn go_on(&mut self, path: &Path, identity: (u64, u64)) -> Result<bool, InputError> {
+        let next = match Source::open(path) {
+            Ok(next) => next,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(false),
+            Err(e) => return Err(unreadable(path, &e)),
+        };
+        let changed = siblings::changed(&self.path).map_err(|e| self.unreadable(&e))?;
+        // Where the clock went back, only that nothing changed meanwhile can be told.
+        let at_rest = changed.elapsed().map_or(true, |since| since >= AT_REST);
+        let agreed = matches!(self.next()?, Next::File(_, again) if again == identity);
+        let unchanged = siblings::changed(&self.path).is_ok_and(|again| again == changed);
+        if at_rest && agreed && unchanged && (next.device, next.inode) == identity {
+            self.take(next)?;
+            return Ok(true);
+        }
+        Ok(false)
     }
 
     fn hand_out(&mut self, lines: Vec<u8>, skipped: u64) -> Result<Step, InputError> {
@@ -226,18 +247,24 @@ impl Reader {
                 &[]
             }
         };
-        let next = later.iter().find(|sibling| sibling.length > 0).map(|sibling| sibling.path.clone());
-        let next = match next {
-            Some(next) => Some(next),
+        // A copy of the file at the path is not finished (copytruncate), or nobody needs it: the path is read, and what
+        // is left of the copy once the path is truncated.
+        let current = if later.is_empty() { None } else { Source::open(&self.path).ok() };
+        let is_copy = |sibling: &Sibling| {
+            let current = current.as_ref().filter(|current| current.inode != sibling.inode);
+            current.is_some_and(|current| Source::open(&sibling.path).is_ok_and(|other| other.is_copy_of(current)))
+        };
+        let next = match later.iter().find(|sibling| sibling.length > 0 && !is_copy(sibling)) {
+            Some(next) => Some((next.path.clone(), (next.device, next.inode))),
             None => match std::fs::metadata(&self.path) {
-                Ok(meta) => (meta.len() > 0).then(|| self.path.clone()),
+                Ok(meta) => (meta.len() > 0).then(|| (self.path.clone(), (meta.dev(), meta.ino()))),
                 Err(e) if e.kind() == io::ErrorKind::NotFound => None,
                 Err(e) => return Err(self.unreadable(&e)),
             },
         };
         Ok(match next {
             None => Next::None,
-            Some(path) if source.is_quiet(self.quiet) => Next::File(path),
+            Some((path, identity)) if source.is_quiet(self.quiet) => Next::File(path, identity),
             Some(_) => Next::Later,
         })
     }

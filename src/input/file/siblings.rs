@@ -37,10 +37,7 @@ enum Rank {
 /// The rotated files of `log`, oldest first.
 pub(super) fn of(log: &Path) -> io::Result<Vec<Sibling>> {
     let Some(name) = log.file_name() else { return Ok(Vec::new()) };
-    let folder = match log.parent() {
-        Some(parent) if parent != Path::new("") => parent,
-        _ => Path::new("."),
-    };
+    let folder = folder(log);
     let mut found = Vec::new();
     for entry in folder.read_dir()? {
         let entry = entry?;
@@ -64,6 +61,18 @@ pub(super) fn of(log: &Path) -> io::Result<Vec<Sibling>> {
     found.retain(|sibling| !sibling.packed || !plain.contains(&sibling.rank));
     found.drain(..found.len().saturating_sub(MOST));
     Ok(found)
+}
+
+/// When a name in the folder of `log` was last made, changed or removed.
+pub(super) fn changed(log: &Path) -> io::Result<SystemTime> {
+    folder(log).metadata()?.modified()
+}
+
+fn folder(log: &Path) -> &Path {
+    match log.parent() {
+        Some(parent) if parent != Path::new("") => parent,
+        _ => Path::new("."),
+    }
 }
 
 /// By one measure for all, so that it is an order: their names where they are of one kind, else their last change.

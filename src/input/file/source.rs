@@ -33,6 +33,8 @@ pub(super) struct Source {
     pub head: Vec<u8>,
     /// Its length when last seen; for gzip, as far as it has been unpacked.
     pub length: u64,
+    /// Whether the last reading reached that length.
+    saw_end: bool,
     /// When it was last seen to have grown.
     grew: Instant,
     content: Content,
@@ -86,6 +88,7 @@ impl Source {
             head_at,
             head,
             length: if packed { 0 } else { meta.len() },
+            saw_end: false,
             grew: now.checked_sub(idle).unwrap_or(now),
             content,
         })
@@ -124,8 +127,9 @@ impl Source {
                 return Ok(Found::Replaced);
             }
             let end = from + octets.len() as u64;
-            if let Content::Gzip { .. } = self.content {
-                self.length = self.length.max(end);
+            match self.content {
+                Content::Plain(_) => self.saw_end = end >= self.length,
+                Content::Gzip { .. } => self.length = self.length.max(end),
             }
             if from > self.offset {
                 // Within an over-long line.
@@ -162,28 +166,26 @@ impl Source {
         }
     }
 
-    /// The line that has no end, once nobody will write it any more: with `\n`, or skipped where it is too long.
+    /// The line that has no end, once nobody will write it any more: with `\n`, or skipped where it is too long. One
+    /// that damage has cut is none.
     pub fn last_line(&mut self) -> io::Result<Option<(Vec<u8>, u64)>> {
+        if self.searched > self.offset {
+            self.pass_to(self.searched);
+            return Ok(Some((Vec::new(), 1)));
+        }
         let mut line = Vec::new();
-        self.content.read_at(self.offset, MAX_LINE + 1, &mut line)?;
-        let found = match line.len() {
-            0 => return Ok(None),
-            n if n > MAX_LINE => (Vec::new(), 1),
-            _ => {
-                line.push(b'\n');
-                (line, 0)
-            }
-        };
-        self.pass_to(self.length);
-        Ok(Some(found))
+        self.content.read_at(self.offset, MAX_LINE, &mut line)?;
+        self.pass_to(self.offset + line.len() as u64);
+        if line.is_empty() || self.damage().is_some() {
+            return Ok(None);
+        }
+        line.push(b'\n');
+        Ok(Some((line, 0)))
     }
 
-    /// Whether no whole line is left in what was last seen.
+    /// Whether no whole line is left in what was last seen; of gzip nobody knows before the next reading.
     pub fn is_at_end(&self) -> bool {
-        match self.content {
-            Content::Plain(_) => self.length - self.offset <= MAX_LINE as u64 || self.searched == self.length,
-            Content::Gzip { .. } => false,
-        }
+        self.saw_end
     }
 
     /// Why a gzip file could not be unpacked to its end.
@@ -222,6 +224,14 @@ impl Source {
         let Mark::File { fingerprint: wanted, covers, .. } = mark;
         let covered = usize::try_from(*covers).ok().and_then(|covers| self.head.get(..covers));
         covered.is_some_and(|head| fingerprint(head) == *wanted)
+    }
+
+    /// Whether it is a copy of `log`, perhaps an unfinished one: never longer, and as far as it is known the same.
+    pub fn is_copy_of(&self, log: &Source) -> bool {
+        match self.content {
+            Content::Plain(_) => self.length <= log.length && !self.head.is_empty() && log.head.starts_with(&self.head),
+            Content::Gzip { .. } => self.head.len() == HEAD && self.head == log.head,
+        }
     }
 
     /// Whether it can be as long as `offset`; of gzip nobody knows before it is unpacked.

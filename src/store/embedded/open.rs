@@ -6,7 +6,7 @@
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{Read, Write};
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, FileExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -23,6 +23,9 @@ const FOLDER: &str = "embedded";
 /// The file that says who has the folder.
 const LOCK: &str = "lock";
 
+/// The file with the number of the last acknowledged commit.
+const ACKNOWLEDGED: &str = "acknowledged";
+
 /// How often sled's own lock is tried, once ours is held: only what this process let go a moment ago can hold it.
 const TRIES: u32 = 40;
 
@@ -37,6 +40,9 @@ pub struct Opened {
     pub notices: Vec<String>,
     /// Where a damaged store was moved whole, if that was so: the store is empty, what was sent is not known.
     pub lost: Option<PathBuf>,
+    /// How many acknowledged commits a damaged log has lost at its end. The store is as it was before them: counts and
+    /// marks agree, and what was sent since is not known.
+    pub missing_commits: u64,
 }
 
 pub(super) fn open(home: &Path, clock: Clock) -> Result<Opened, StoreError> {
@@ -68,9 +74,39 @@ pub(super) fn open(home: &Path, clock: Clock) -> Result<Opened, StoreError> {
         opened = start(&folder);
     }
     let (db, log) = opened?;
-    let store = Embedded { state: RwLock::new(State::default()), db, log, folder, _lock: lock };
+    let (acknowledged, number) = acknowledged(home)?;
+    let store = Embedded { state: RwLock::new(State::default()), db, log, acknowledged, folder, _lock: lock };
     version(&store)?;
-    Ok(Opened { store, notices, lost })
+    let commits = commits(&store)?;
+    store.state.write().commits = commits;
+    let missing_commits = if lost.is_some() { 0 } else { number.saturating_sub(commits) };
+    if missing_commits > 0 {
+        say(format!(
+            "store: {shown}: went back: {missing_commits} commits are missing at its damaged end; what they counted is \
+             counted again from their marks, what was sent since may be sent again"
+        ));
+    }
+    store.acknowledged.write_all_at(&commits.to_be_bytes(), 0).map_err(|e| io_fault(home, &e))?;
+    Ok(Opened { store, notices, lost, missing_commits })
+}
+
+/// The file with the number of the last acknowledged commit, and that number; none counts as 0.
+fn acknowledged(home: &Path) -> Result<(File, u64), StoreError> {
+    let path = home.join(ACKNOWLEDGED);
+    let file = OpenOptions::new().create(true).truncate(false).read(true).write(true).open(path);
+    let file = file.map_err(|e| io_fault(home, &e))?;
+    let mut number = [0; 8];
+    let whole = file.read_exact_at(&mut number, 0).is_ok();
+    Ok((file, if whole { u64::from_be_bytes(number) } else { 0 }))
+}
+
+/// How many commits the store has taken.
+fn commits(store: &Embedded) -> Result<u64, StoreError> {
+    let key = format::record_key(Family::Single, format::COMMITS_KEY);
+    let Some(value) = store.value(&key)? else { return Ok(0) };
+    let octets = store.assemble(&key, &value)?;
+    let wrong = || store.corrupt(&format::Malformed("its number of commits is none".to_owned()));
+    Ok(u64::from_be_bytes(octets.try_into().map_err(|_| wrong())?))
 }
 
 /// Makes the folder and takes it for this process.

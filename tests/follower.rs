@@ -1,0 +1,587 @@
+//! The follower against a model: random sequences of writing, rotating, packing, stopping, killing and starting again.
+//!
+//! A writer and a rotating administrator work on real files while a follower reads them and commits at random blocks.
+//! The model says which lines must have been counted: each once, in order, over-long ones left out and counted.
+//! What copytruncate itself loses (lines written between its copy and its truncation) does not happen here.
+//! `TLSWARDEN_SEEDS=from..to` chooses the sequences; a failure names its seed.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::Write;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use flate2::{Compression, write::GzEncoder};
+use tlswarden::input::file::Follower;
+use tlswarden::input::{BLOCK, MAX_LINE, Mark};
+
+/// How long a writer may keep on writing to a rotated file: here it does not at all once the new one has lines.
+const QUIET: Duration = Duration::from_millis(20);
+
+/// Numbers that are the same in each run: splitmix64.
+struct Dice(u64);
+
+impl Dice {
+    fn roll(&mut self, below: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (z ^ (z >> 31)) % below
+    }
+}
+
+/// What was counted, and what of it has been committed.
+#[derive(Default)]
+struct Counted {
+    lines: Vec<u8>,
+    skipped: u64,
+    committed: (usize, u64, Option<Mark>),
+}
+
+/// The log, its writer, its rotation, and what must be counted of it.
+struct World {
+    home: tempfile::TempDir,
+    dice: Dice,
+    /// Names: numbered or dated.
+    dated: bool,
+    /// Whether the writer opens with O_APPEND; one that does not leaves a hole under copytruncate.
+    appends: bool,
+    out: File,
+    position: u64,
+    /// What the file that is written to holds after its last `\n`.
+    partial: Vec<u8>,
+    wanted: Vec<u8>,
+    wanted_skipped: u64,
+    written: u64,
+    rotations: u64,
+    story: Vec<String>,
+}
+
+impl World {
+    fn new(seed: u64) -> World {
+        let home = tempfile::tempdir().unwrap();
+        let mut dice = Dice(seed);
+        let (dated, appends) = (dice.roll(2) == 0, dice.roll(4) > 0);
+        let out = open(&home.path().join("mail.log"), appends);
+        World {
+            home,
+            dice,
+            dated,
+            appends,
+            out,
+            position: 0,
+            partial: Vec::new(),
+            wanted: Vec::new(),
+            wanted_skipped: 0,
+            written: 0,
+            rotations: 0,
+            story: Vec::new(),
+        }
+    }
+
+    fn log(&self) -> PathBuf {
+        self.home.path().join("mail.log")
+    }
+
+    fn write(&mut self, octets: &[u8]) {
+        match self.appends {
+            true => self.out.write_all(octets).unwrap(),
+            false => self.out.write_all_at(octets, self.position).unwrap(),
+        }
+        self.position += octets.len() as u64;
+        self.partial.extend_from_slice(octets);
+        if let Some(end) = memchr::memrchr(b'\n', &self.partial) {
+            let rest = self.partial.split_off(end + 1);
+            let whole = std::mem::replace(&mut self.partial, rest);
+            for line in whole.split_inclusive(|octet| *octet == b'\n') {
+                self.want(line);
+            }
+        }
+    }
+
+    fn want(&mut self, line: &[u8]) {
+        // NULs before a line are a hole, not text.
+        let nuls = line.iter().take_while(|octet| **octet == 0).count();
+        match line.len() - nuls > MAX_LINE + 1 {
+            true => self.wanted_skipped += 1,
+            false => self.wanted.extend_from_slice(&line[nuls..]),
+        }
+    }
+
+    /// What the file that is left ends with is a line, whatever follows elsewhere.
+    fn leave_partial(&mut self) {
+        let mut line = std::mem::take(&mut self.partial);
+        if !line.is_empty() {
+            line.push(b'\n');
+            self.want(&line);
+        }
+    }
+
+    /// Text of all kinds, each another one and none the beginning of another: a file is known by how it begins.
+    fn text(&mut self) -> Vec<u8> {
+        self.written += 1;
+        let mut line =
+            format!("Nov 22 01:02:03 host postfix/smtp[{}]: line {:06}", self.dice.roll(9), self.written).into_bytes();
+        match self.dice.roll(40) {
+            0 => line.resize(MAX_LINE + self.dice.roll(3) as usize - 1, b'x'),
+            1 => line.resize(MAX_LINE * (1 + self.dice.roll(4) as usize), b'y'),
+            2 => line.extend((0..50).map(|n| if n == 10 { 0xff } else { n })),
+            3 => line.extend_from_slice(b"\n\n"),
+            4 => line.splice(0..0, [0; 5]).for_each(drop),
+            _ => {}
+        }
+        line
+    }
+
+    fn lines(&mut self, many: u64) {
+        let mut octets = Vec::new();
+        for _ in 0..many {
+            octets.extend_from_slice(&self.text());
+            octets.push(b'\n');
+        }
+        self.write(&octets);
+    }
+
+    /// The rotated files, newest first: (path, packed).
+    fn rotated(&self) -> Vec<(PathBuf, bool)> {
+        let names = fs::read_dir(self.home.path()).unwrap().map(|entry| entry.unwrap().path());
+        let mut found: Vec<(u64, PathBuf, bool)> = names
+            .filter_map(|path| {
+                let name = path.file_name()?.to_str()?.to_owned();
+                let plain = name.strip_suffix(".gz").unwrap_or(&name);
+                let number = plain.strip_prefix("mail.log")?.get(1..)?.parse().ok()?;
+                Some((number, path, name.ends_with(".gz")))
+            })
+            .collect();
+        found.sort();
+        if self.dated {
+            found.reverse();
+        }
+        found.into_iter().map(|(_, path, packed)| (path, packed)).collect()
+    }
+
+    /// Makes room for a newly rotated file and names it.
+    fn next_name(&mut self) -> PathBuf {
+        self.rotations += 1;
+        if self.dated {
+            return self.home.path().join(format!("mail.log-{}", 20_261_100 + self.rotations));
+        }
+        for (path, packed) in self.rotated().iter().rev() {
+            let end = if *packed { ".gz" } else { "" };
+            let name = path.file_name().unwrap().to_str().unwrap().trim_end_matches(".gz");
+            let number: u64 = name["mail.log.".len()..].parse().unwrap();
+            fs::rename(path, self.home.path().join(format!("mail.log.{}{end}", number + 1))).unwrap();
+        }
+        self.home.path().join("mail.log.1")
+    }
+
+    fn rename_rotate(&mut self) {
+        let name = self.next_name();
+        fs::rename(self.log(), name).unwrap();
+        let created = self.dice.roll(2) == 0;
+        if created {
+            File::create(self.log()).unwrap();
+        }
+        // The writer goes on in the old file until it is told to open the new one.
+        for _ in 0..self.dice.roll(3) {
+            self.lines(1);
+            self.pause(10);
+        }
+        if self.dice.roll(3) == 0 {
+            let cut = self.text();
+            self.write(&cut);
+        }
+        self.leave_partial();
+        self.out = open(&self.log(), self.appends);
+        self.position = 0;
+    }
+
+    fn copy_truncate(&mut self) {
+        let name = self.next_name();
+        fs::copy(self.log(), name).unwrap();
+        // Its length goes, and with O_APPEND the writer's place.
+        OpenOptions::new().write(true).open(self.log()).unwrap().set_len(0).unwrap();
+        self.leave_partial();
+    }
+
+    /// Packs a rotated file as logrotate does: a new file, then the old one goes.
+    fn pack(&mut self, spare_newest: bool) {
+        let plain: Vec<PathBuf> =
+            self.rotated().into_iter().filter(|(_, packed)| !packed).map(|(path, _)| path).collect();
+        for path in plain.iter().skip(usize::from(spare_newest)) {
+            let packed = PathBuf::from(format!("{}.gz", path.display()));
+            let mut pack = GzEncoder::new(File::create(&packed).unwrap(), Compression::fast());
+            let content = fs::read(path).unwrap();
+            let (head, tail) = content.split_at(content.len() / 2);
+            pack.write_all(head).unwrap();
+            pack.flush().unwrap();
+            self.pause(3);
+            pack.write_all(tail).unwrap();
+            pack.finish().unwrap();
+            fs::remove_file(path).unwrap();
+        }
+    }
+
+    fn pause(&mut self, most: u64) {
+        let pause = self.dice.roll(most + 1);
+        if pause > 1 {
+            std::thread::sleep(Duration::from_millis(pause));
+        }
+    }
+
+    /// One random deed; `reading` says whether somebody follows meanwhile.
+    fn act(&mut self, reading: bool) {
+        let deed = self.dice.roll(20);
+        let (before, wanted) = (self.written, self.wanted.len());
+        let name = match deed {
+            0..=6 => {
+                let many = 1 + self.dice.roll(30);
+                self.lines(many);
+                "lines"
+            }
+            7..=9 => {
+                let text = self.text();
+                let cut = self.dice.roll(text.len() as u64 + 1) as usize;
+                self.write(&text[..cut]);
+                self.pause(10);
+                self.write(&text[cut..]);
+                self.pause(10);
+                if self.dice.roll(2) == 0 {
+                    self.write(b"\n");
+                }
+                "pieces"
+            }
+            10 if self.dice.roll(3) == 0 => {
+                let most = self.dice.roll(3) as usize * BLOCK;
+                let mut many = Vec::new();
+                while many.len() <= most {
+                    self.written += 1;
+                    writeln!(many, "line {} of a long block", self.written).unwrap();
+                }
+                self.write(&many);
+                "megabytes"
+            }
+            10..=13 => {
+                self.rename_rotate();
+                "rename"
+            }
+            14..=15 => {
+                self.copy_truncate();
+                "copytruncate"
+            }
+            16..=17 => {
+                // While somebody writes to or reads the newest one, only the older ones are packed (delaycompress).
+                let spare = reading || self.dice.roll(2) == 0;
+                self.pack(spare);
+                "pack"
+            }
+            _ => {
+                self.pause(40);
+                "pause"
+            }
+        };
+        let wrote = (self.written - before, self.wanted.len() - wanted);
+        self.story.push(format!("{name}: {} lines, {} octets wanted", wrote.0, wrote.1));
+    }
+}
+
+fn open(path: &Path, appends: bool) -> File {
+    let mut options = OpenOptions::new();
+    options.create(true).append(appends).write(true).truncate(false).open(path).unwrap()
+}
+
+/// Reads and commits at random, until it is killed.
+async fn follow(path: PathBuf, counted: Arc<Mutex<Counted>>, seed: u64) {
+    let mut dice = Dice(seed);
+    let mark = counted.lock().unwrap().committed.2.clone();
+    let mut follower = Follower::with_quiet(path, mark, QUIET);
+    loop {
+        // Dropped at any moment, it must lose nothing.
+        let patience = Duration::from_micros(200 + dice.roll(50_000));
+        let Ok(next) = tokio::time::timeout(patience, follower.next()).await else { continue };
+        let block = next.unwrap();
+        assert!(block.lines.len() <= BLOCK && block.lines.last().is_none_or(|octet| *octet == b'\n'));
+        let mut counted = counted.lock().unwrap();
+        counted.lines.extend_from_slice(&block.lines);
+        counted.skipped += block.skipped;
+        if dice.roll(3) == 0 {
+            counted.committed = (counted.lines.len(), counted.skipped, Some(block.mark));
+        }
+    }
+}
+
+/// One sequence. Says what went wrong.
+fn sequence(seed: u64) -> Result<(u64, u64), String> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let mut world = World::new(seed);
+    let counted = Arc::new(Mutex::new(Counted::default()));
+    // What is promised begins with the first commit.
+    world.lines(1);
+    runtime.block_on(async {
+        let block = Follower::new(world.log(), None).next().await.unwrap();
+        assert!(block.at_end && block.behind == 0, "{block:?}");
+        let mut counted = counted.lock().unwrap();
+        counted.lines = block.lines;
+        counted.skipped = block.skipped;
+        counted.committed = (counted.lines.len(), counted.skipped, Some(block.mark));
+    });
+    let mut runs = 0;
+    for _ in 0..1 + world.dice.roll(4) {
+        for _ in 0..world.dice.roll(8) {
+            world.act(false);
+        }
+        runs += 1;
+        let task = runtime.spawn(follow(world.log(), Arc::clone(&counted), seed ^ runs));
+        world.story.push("start".to_owned());
+        for _ in 0..world.dice.roll(12) {
+            world.act(true);
+            world.pause(30);
+        }
+        task.abort();
+        if let Err(e) = runtime.block_on(task)
+            && e.is_panic()
+        {
+            return Err(format!("the follower panicked: {e}\n{}", world.story.join("\n")));
+        }
+        let mut counted = counted.lock().unwrap();
+        let (lines, skipped, _) = counted.committed;
+        counted.lines.truncate(lines);
+        counted.skipped = skipped;
+        world.story.push(format!("kill -9; committed are {lines} octets"));
+    }
+    // The last lines are written, and everything must be there in the end, and stay so.
+    world.write(b"\n");
+    world.lines(3);
+    let task = runtime.spawn(follow(world.log(), Arc::clone(&counted), seed ^ 99));
+    let began = Instant::now();
+    let same = |counted: &Counted| (&counted.lines, counted.skipped) == (&world.wanted, world.wanted_skipped);
+    while !same(&counted.lock().unwrap()) && began.elapsed() < Duration::from_secs(5) && !task.is_finished() {
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    std::thread::sleep(Duration::from_millis(30));
+    task.abort();
+    let ended = runtime.block_on(task);
+    let counted = counted.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    if ended.is_err_and(|e| e.is_panic()) || !same(&counted) {
+        let common = counted.lines.iter().zip(&world.wanted).take_while(|(a, b)| a == b).count();
+        let show = |octets: &[u8]| octets[common..octets.len().min(common + 300)].escape_ascii().to_string();
+        return Err(format!(
+            "seed {seed} (dated {}, appends {}): counted {} octets and {} over-long lines, wanted {} and {}; equal up to \
+             {common}\n  counted: …{}\n  wanted:  …{}\n{}",
+            world.dated,
+            world.appends,
+            counted.lines.len(),
+            counted.skipped,
+            world.wanted.len(),
+            world.wanted_skipped,
+            show(&counted.lines),
+            show(&world.wanted),
+            world.story.join("\n")
+        ));
+    }
+    Ok((world.written, world.rotations))
+}
+
+#[test]
+fn every_line_is_counted_once_and_in_order() {
+    let (from, to) = match std::env::var("TLSWARDEN_SEEDS") {
+        Ok(range) => {
+            let (from, to) = range.split_once("..").unwrap();
+            (from.parse().unwrap(), to.parse().unwrap())
+        }
+        Err(_) => (0, 200),
+    };
+    let began = Instant::now();
+    let next = AtomicU64::new(from);
+    let totals = Mutex::new((0, 0));
+    let failures = Mutex::new(Vec::new());
+    // They mostly wait.
+    std::thread::scope(|scope| {
+        for _ in 0..12 {
+            scope.spawn(|| {
+                loop {
+                    let seed = next.fetch_add(1, Ordering::Relaxed);
+                    if seed >= to || failures.lock().unwrap().len() >= 3 {
+                        break;
+                    }
+                    match sequence(seed) {
+                        Ok((lines, rotations)) => {
+                            let mut totals = totals.lock().unwrap();
+                            *totals = (totals.0 + lines, totals.1 + rotations);
+                        }
+                        Err(failure) => failures.lock().unwrap().push(failure),
+                    }
+                }
+            });
+        }
+    });
+    let failures = failures.into_inner().unwrap();
+    assert!(failures.is_empty(), "{}", failures.join("\n\n"));
+    let (lines, rotations) = totals.into_inner().unwrap();
+    println!("{} sequences, {lines} lines, {rotations} rotations, {:.1?}", to - from, began.elapsed());
+}
+
+/// The lines up to the end, and the mark there.
+async fn to_the_end(follower: &mut Follower) -> (String, Mark) {
+    let mut text = Vec::new();
+    loop {
+        let block = follower.next().await.unwrap();
+        text.extend_from_slice(&block.lines);
+        if block.at_end {
+            return (String::from_utf8(text).unwrap(), block.mark);
+        }
+    }
+}
+
+async fn nothing_comes(follower: &mut Follower) {
+    let next = tokio::time::timeout(Duration::from_millis(600), follower.next()).await;
+    assert!(next.is_err(), "{next:?}");
+}
+
+fn append(path: &Path, text: &str) {
+    OpenOptions::new().create(true).append(true).open(path).unwrap().write_all(text.as_bytes()).unwrap();
+}
+
+#[tokio::test]
+async fn a_file_is_waited_for_and_its_end_told_once() {
+    let home = tempfile::tempdir().unwrap();
+    let path = home.path().join("mail.log");
+    let mut follower = Follower::new(&path, None);
+    nothing_comes(&mut follower).await;
+    append(&path, "one\ntw");
+    assert_eq!(to_the_end(&mut follower).await.0, "one\n");
+    nothing_comes(&mut follower).await;
+    append(&path, "o\n");
+    let (text, mark) = to_the_end(&mut follower).await;
+    assert_eq!(text, "two\n");
+    drop(follower);
+    // After a restart the end is told again, with nothing before it.
+    let mut follower = Follower::new(&path, Some(mark.clone()));
+    let block = follower.next().await.unwrap();
+    assert_eq!((block.lines.len(), block.at_end, block.behind, block.mark), (0, true, 0, mark));
+}
+
+#[tokio::test]
+async fn what_cannot_be_read_is_one_error_that_names_it() {
+    let home = tempfile::tempdir().unwrap();
+    let folder = home.path().join("folder");
+    fs::create_dir(&folder).unwrap();
+    let fifo = home.path().join("fifo");
+    assert!(std::process::Command::new("mkfifo").arg(&fifo).status().unwrap().success());
+    let file = home.path().join("file");
+    append(&file, "");
+    let below = file.join("below");
+    for (path, cause) in [(&folder, "a directory"), (&fifo, "a FIFO"), (&below, "Not a directory")] {
+        let mut follower = Follower::new(path, None);
+        let line = follower.next().await.unwrap_err().to_string();
+        assert!(line.contains(path.to_str().unwrap()) && line.contains(cause) && !line.contains('\n'), "{line}");
+        nothing_comes(&mut follower).await;
+    }
+    // And it is read as soon as it can be.
+    let mut follower = Follower::new(&folder, None);
+    follower.next().await.unwrap_err();
+    fs::remove_dir(&folder).unwrap();
+    append(&folder, "one\n");
+    assert_eq!(to_the_end(&mut follower).await.0, "one\n");
+}
+
+#[tokio::test]
+async fn a_writer_that_closes_the_old_file_late_loses_nothing() {
+    let home = tempfile::tempdir().unwrap();
+    let (path, rotated) = (home.path().join("mail.log"), home.path().join("mail.log.1"));
+    append(&path, "one\n");
+    let mut follower = Follower::new(&path, None);
+    assert_eq!(to_the_end(&mut follower).await.0, "one\n");
+    fs::rename(&path, &rotated).unwrap();
+    append(&path, "four\n");
+    append(&rotated, "two\n");
+    let mut text = String::from_utf8(follower.next().await.unwrap().lines).unwrap();
+    // Well after the new file has lines.
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    append(&rotated, "three");
+    while !text.ends_with("four\n") {
+        text.push_str(&String::from_utf8(follower.next().await.unwrap().lines).unwrap());
+    }
+    assert_eq!(text, "two\nthree\nfour\n");
+}
+
+#[tokio::test]
+async fn a_file_that_is_gone_is_given_up_for_the_one_that_is_there() {
+    let home = tempfile::tempdir().unwrap();
+    let path = home.path().join("mail.log");
+    append(&path, "one\n");
+    let (_, mark) = to_the_end(&mut Follower::new(&path, None)).await;
+    fs::remove_file(&path).unwrap();
+    append(&path, "two, longer than the first\n");
+    let mut follower = Follower::new(&path, Some(mark));
+    assert_eq!(to_the_end(&mut follower).await.0, "two, longer than the first\n");
+}
+
+#[tokio::test]
+async fn a_cut_gzip_file_gives_what_is_left_of_it() {
+    let home = tempfile::tempdir().unwrap();
+    let (path, packed) = (home.path().join("mail.log"), home.path().join("mail.log.1.gz"));
+    append(&path, "line 0\n");
+    let (_, mark) = to_the_end(&mut Follower::new(&path, None)).await;
+    let content: String = (0..200_000).map(|n| format!("line {n}\n")).collect();
+    let mut pack = GzEncoder::new(Vec::new(), Compression::fast());
+    pack.write_all(content.as_bytes()).unwrap();
+    let mut octets = pack.finish().unwrap();
+    octets.truncate(octets.len() / 2);
+    fs::write(&packed, octets).unwrap();
+    fs::write(&path, "the next day\n").unwrap();
+    let (text, _) = to_the_end(&mut Follower::new(&path, Some(mark))).await;
+    let rest = text.strip_suffix("the next day\n").unwrap();
+    assert!(
+        rest.len() > 100_000 && rest.ends_with('\n') && content["line 0\n".len()..].starts_with(rest),
+        "{} octets",
+        rest.len()
+    );
+}
+
+/// How fast a file in the page cache is read, beside reading it alone.
+#[tokio::test]
+#[ignore = "measures"]
+async fn measure() {
+    let home = tempfile::tempdir().unwrap();
+    let path = home.path().join("mail.log");
+    let line = "Nov 22 01:02:03 host postfix/smtp[1234]: 4XyZ12AbCd: to=<someone@example.com>, relay=mx.example.com[192.0.2.1]:25, delay=1.2, status=sent (250 2.0.0 Ok)\n";
+    fs::write(&path, line.repeat((1 << 30) / line.len())).unwrap();
+    for _ in 0..3 {
+        let mut alone = File::open(&path).unwrap();
+        let mut buffer = vec![0; BLOCK];
+        let began = Instant::now();
+        let mut read = 0;
+        while let Ok(n @ 1..) = std::io::Read::read(&mut alone, &mut buffer) {
+            read += n;
+        }
+        let alone = began.elapsed();
+        let mut follower = Follower::new(&path, None);
+        let began = Instant::now();
+        let mut octets = 0;
+        loop {
+            let block = follower.next().await.unwrap();
+            octets += block.lines.len();
+            if block.at_end {
+                break;
+            }
+        }
+        let speed = |octets: usize, took: Duration| octets as f64 / took.as_secs_f64() / 1e6;
+        println!("read(2) {:.0} MB/s, followed {:.0} MB/s", speed(read, alone), speed(octets, began.elapsed()));
+    }
+    let mut follower = Follower::new(&path, None);
+    while !follower.next().await.unwrap().at_end {}
+    let mut times = Vec::new();
+    for _ in 0..50 {
+        tokio::time::sleep(Duration::from_millis(40)).await;
+        append(&path, line);
+        let began = Instant::now();
+        assert!(!follower.next().await.unwrap().lines.is_empty());
+        times.push(began.elapsed());
+    }
+    times.sort();
+    println!("a line is seen after {:.1?} (median), {:.1?} (most)", times[25], times[49]);
+}
