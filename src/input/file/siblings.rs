@@ -7,7 +7,10 @@
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
 use std::time::SystemTime;
+
+use regex::bytes::Regex;
 
 /// The most rotated files that are looked at; the newest are kept.
 const MOST: usize = 1000;
@@ -99,18 +102,20 @@ fn rank(log: &[u8], name: &[u8]) -> Option<Rank> {
     })
 }
 
-/// Reads `.1`, `-20261122`, `-20261122-1795305600`, `.2026-11-22_05:00`.
+/// What a rotated file's name has more: `.1`, `-20261122`, `-20261122-1795305600`, `.2026-11-22_05:00`.
+static ADDED: LazyLock<Regex> = LazyLock::new(|| {
+    Regex::new(r"^[._-](?:(?<number>[0-9]{1,5})|(?<date>[0-9][0-9_:T.-]{7,40}))$")
+        .expect("a constant that a test reads")
+});
+
 fn added(text: &[u8]) -> Option<Rank> {
-    let [b'.' | b'-' | b'_', rest @ ..] = text else { return None };
-    if !rest.iter().all(|octet| octet.is_ascii_digit() || b"-_:T.".contains(octet)) {
-        return None;
+    let found = ADDED.captures(text)?;
+    if let Some(number) = found.name("number") {
+        return str::from_utf8(number.as_bytes()).ok()?.parse().ok().map(Rank::Number);
     }
-    let digits: String = rest.iter().filter(|octet| octet.is_ascii_digit()).map(|octet| char::from(*octet)).collect();
-    match digits.len() {
-        1..=5 if digits.len() == rest.len() => digits.parse().ok().map(Rank::Number),
-        8..=24 => Some(Rank::Date(digits)),
-        _ => None,
-    }
+    let date = found.name("date")?.as_bytes();
+    let digits: String = date.iter().filter(|octet| octet.is_ascii_digit()).map(|octet| char::from(*octet)).collect();
+    (8..=24).contains(&digits.len()).then_some(Rank::Date(digits))
 }
 
 #[cfg(test)]
