@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Output, Stdio};
 use std::time::{Duration, Instant};
 
+use flate2::read::GzDecoder;
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::net::UnixStream;
 use tokio::process::{Child, Command};
@@ -130,12 +131,12 @@ pub async fn counted(program: &Program, world: &World, day: &str) -> Result<BTre
     for file in fs::read_dir(folder.path()).map_err(|e| e.to_string())? {
         let path = file.map_err(|e| e.to_string())?.path();
         let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
-        // RFC 8460 §5.1: submitter!policy-domain!begin!end.json
-        let Some(domain) = name.split('!').nth(1).filter(|_| name.ends_with(".json")) else {
+        // RFC 8460 §5.1: submitter!policy-domain!begin!end!unique.json.gz
+        let Some(domain) = name.split('!').nth(1).filter(|_| name.ends_with(".json.gz")) else {
             return Err(format!("tlswarden report wrote `{name}`, which is no name of a report"));
         };
         let octets = fs::read(&path).map_err(|e| e.to_string())?;
-        let report = serde_json::from_slice(&octets).map_err(|e| format!("{name}: {e}"))?;
+        let report = serde_json::from_reader(GzDecoder::new(&octets[..])).map_err(|e| format!("{name}: {e}"))?;
         let faults = report::json_faults(&report);
         if !faults.is_empty() {
             return Err(format!("{name}: {}", faults.join("; ")));

@@ -159,10 +159,10 @@ fn cases() -> Vec<Case> {
             domain("may-selfsigned.test").host("mx", faulty(Fault::SelfSigned)).sts_answer(Answer::Status(404)),
             "announces an MTA-STS policy, but its policy host answers 404",
             "NOTFOUND",
-            none,
+            sts,
             1,
             0,
-            &[],
+            &[("sts-policy-fetch-error", 1)],
         ),
         case(
             enforce("verify-selfsigned.test", faulty(Fault::SelfSigned)),
