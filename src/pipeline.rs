@@ -20,10 +20,11 @@ use crate::clock::Clock;
 use crate::input::{Block, Mark};
 use crate::metrics::Metrics;
 use crate::policy::history::History;
+use crate::session::kept::Change;
 use crate::session::postfix::Sessions;
 use crate::session::{Losses, SESSION_TIMEOUT};
 use crate::shutdown::stopped;
-use crate::store::{Batch, Family, Store, StoreError};
+use crate::store::{Batch, Family, Record, Store, StoreError};
 use crate::tally;
 use crate::tlsrpt::{InForce, Outcome, Tally};
 
@@ -105,7 +106,7 @@ impl Counter {
     }
 
     /// Takes back the open state; returns how many records could not be read.
-    pub fn load(mut self, zone: TimeZone, records: &[(Vec<u8>, Vec<u8>)]) -> (Counter, u64) {
+    pub fn load(mut self, zone: TimeZone, records: &[Record]) -> (Counter, u64) {
         let mut unread = 0;
         for (key, value) in records {
             if key == CALENDAR {
@@ -170,7 +171,7 @@ impl Counter {
     }
 
     /// The changed part of the open state since the last call.
-    pub fn changes(&mut self) -> Vec<(Vec<u8>, Option<Vec<u8>>)> {
+    pub fn changes(&mut self) -> Vec<Change> {
         let mut changes = self.sessions.changes();
         let newest = self.calendar.newest();
         if newest != self.newest_stored {
@@ -343,7 +344,7 @@ impl River {
 }
 
 /// What a store keeps of an input: its mark, and the open state that belongs to it.
-pub fn restore(store: &dyn Store, name: &str) -> Result<(Option<Mark>, Vec<(Vec<u8>, Vec<u8>)>), StoreError> {
+pub fn restore(store: &dyn Store, name: &str) -> Result<(Option<Mark>, Vec<Record>), StoreError> {
     let mark = match store.read(Family::Mark, name.as_bytes())? {
         None => None,
         Some(bytes) => Some(

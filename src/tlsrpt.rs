@@ -223,19 +223,28 @@ pub struct Row {
 
 /// Puts counts together by day, recipient domain and policy; sorted so, the details as well.
 pub fn rows(counts: impl IntoIterator<Item = (Tally, u64)>) -> Vec<Row> {
-    let mut rows: BTreeMap<(Day, Arc<str>, Arc<Policy>), (u64, u64, BTreeMap<Failure, u64>)> = BTreeMap::new();
+    #[derive(Default)]
+    struct Sums {
+        successful: u64,
+        failed: u64,
+        details: BTreeMap<Failure, u64>,
+    }
+    let mut rows: BTreeMap<(Day, Arc<str>, Arc<Policy>), Sums> = BTreeMap::new();
     for (tally, n) in counts {
-        let (successful, failed, details) = rows.entry((tally.day, tally.domain, tally.policy)).or_default();
+        let sums = rows.entry((tally.day, tally.domain, tally.policy)).or_default();
         match tally.counted {
-            Counted::Success => *successful += n,
-            Counted::Failure => *failed += n,
-            Counted::Detail(failure) => *details.entry(failure).or_default() += n,
+            Counted::Success => sums.successful += n,
+            Counted::Failure => sums.failed += n,
+            Counted::Detail(failure) => *sums.details.entry(failure).or_default() += n,
         }
     }
-    let row = |((day, domain, policy), (successful, failed, details)): (_, (u64, u64, BTreeMap<_, _>))| {
-        let (domain, policy): (Arc<str>, Arc<Policy>) = (domain, policy);
-        let policy = Arc::unwrap_or_clone(policy);
-        Row { day, domain: domain.to_string(), policy, successful, failed, details: details.into_iter().collect() }
+    let row = |((day, domain, policy), sums): ((Day, Arc<str>, Arc<Policy>), Sums)| Row {
+        day,
+        domain: domain.to_string(),
+        policy: Arc::unwrap_or_clone(policy),
+        successful: sums.successful,
+        failed: sums.failed,
+        details: sums.details.into_iter().collect(),
     };
     rows.into_iter().map(row).collect()
 }

@@ -42,8 +42,7 @@ pub fn policy(config: &Config, next_hop: &str, json: bool) -> Result<(), Fault> 
 
 pub fn report(config: &Config, day: Option<Day>, domain: Option<String>, out: Option<&Path>) -> Result<(), Fault> {
     let question = Question::Report { day, domain: domain.clone() };
-    let days: Vec<DayPreview> =
-        answer(config, &question, async |desk| desk.report(day, domain.as_deref()).await.map_err(String::from))?;
+    let days: Vec<DayPreview> = answer(config, &question, async |desk| desk.report(day, domain.as_deref()).await)?;
     let mut text = String::new();
     for DayPreview { day, reports } in &days {
         for report in reports {
