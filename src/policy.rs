@@ -13,8 +13,6 @@ pub mod dane;
 pub mod explain;
 pub mod flight;
 pub mod history;
-#[cfg(test)]
-pub(crate) mod memory_store;
 pub mod sts;
 mod throttle;
 
