@@ -45,3 +45,17 @@ pub enum Mark {
         offset: u64,
     },
 }
+
+/// Why an input cannot be read now, by whose fault it is. Asking again tries again.
+#[derive(Debug, thiserror::Error)]
+pub enum InputError {
+    /// The administrator's: what the path names is no log file.
+    #[error("{0}")]
+    NotAFile(String),
+    /// The administrator's or the disk's: it cannot be opened or read.
+    #[error("{0}")]
+    Unreadable(String),
+    /// The daemon is ending.
+    #[error("{0}")]
+    Stopped(String),
+}

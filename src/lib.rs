@@ -11,6 +11,9 @@ pub mod metrics;
 pub mod tlsrpt;
 
 pub mod input;
+pub mod own;
 pub mod policy;
+pub mod report;
+pub mod scheduler;
 pub mod socketmap;
 pub mod store;

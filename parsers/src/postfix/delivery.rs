@@ -6,7 +6,7 @@
 //! Limits: Postfix cuts a line at 2000 octets; the reason may end anywhere.
 //! When it fails: [`Family::Delivery`], for a line that ends before its status.
 
-use memchr::{memchr, memchr_iter, memrchr};
+use memchr::{memchr, memmem, memrchr};
 
 use super::{Found, peer};
 use crate::{
@@ -66,15 +66,14 @@ fn delivery<'a>(queue_id: &'a [u8], text: &'a [u8]) -> Option<What<'a>> {
 /// An address behind its `<`, and what follows `>, `.
 ///
 /// Since 3.5 the local part is quoted where it has to be (`info_log_address_format = external`), so that the quoted string
-/// is passed over and the next `>` is the end. Postfix 3.4 does not quote: there the end is the first `>` that goes on as
-/// only Postfix does, and a sender who imitates that deceives about their own recipient only.
+/// is passed over and the next `>` is the end. Postfix 3.4 does not quote: there a `>` that no comma follows is passed
+/// over. The first `>, ` must go on as Postfix does; beyond it, nothing is looked for.
 fn address(text: &[u8]) -> Option<(&[u8], &[u8])> {
     let start = quoted_string(text).unwrap_or(0);
-    memchr_iter(b'>', text.get(start..)?).find_map(|end| {
-        let (address, rest) = text.split_at_checked(start + end)?;
-        let rest = rest.strip_prefix(b">, ")?;
-        (rest.starts_with(b"relay=") || rest.starts_with(b"orig_to=<")).then_some((address, rest))
-    })
+    let end = start + memmem::find(text.get(start..)?, b">, ")?;
+    let (address, rest) = text.split_at_checked(end)?;
+    let rest = rest.get(b">, ".len()..)?;
+    (rest.starts_with(b"relay=") || rest.starts_with(b"orig_to=<")).then_some((address, rest))
 }
 
 /// The length of a quoted string (RFC 5321 §4.1.2) at the front that ends before an `@` or the end of the address.
@@ -243,6 +242,17 @@ mod tests {
             assert_eq!(gist(&text), Some((domain, Some("mx.b.test"), true)), "{text}");
             let text = format!("to=<{address}>, orig_to=<{address}>, {end}");
             assert_eq!(gist(&text), Some((domain, Some("mx.b.test"), true)), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_follows_an_address_is_not_searched_for() {
+        for address in ["a>, b@b.test", "a@b.test>, new=field"] {
+            let text = format!(
+                "to=<{address}>, relay=none, delay=1, delays=0/0/0/1, dsn=4.2.0, status=deferred (said <x>, relay=none, \
+                 status=sent (x))"
+            );
+            assert_eq!(gist(&text), None, "{text}");
         }
     }
 

@@ -76,7 +76,7 @@ fn cause(text: &[u8]) -> Option<VerifyCause<'_>> {
         b"self-signed certificate" => VerifyCause::SelfSigned,
         b"certificate not yet valid" => VerifyCause::NotYetValid,
         b"certificate has expired" => VerifyCause::Expired,
-        _ if text.starts_with(b"untrusted issuer ") => VerifyCause::UntrustedIssuer,
+        _ if text.starts_with(b"untrusted issuer") => VerifyCause::UntrustedIssuer,
         _ if text.starts_with(b"not designated for use as a ") => VerifyCause::WrongPurpose,
         _ if text.starts_with(b"certificate chain longer than limit(") => VerifyCause::ChainTooLong,
         _ => return code(text).or_else(|| external_policy(text)),

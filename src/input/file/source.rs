@@ -1,0 +1,489 @@
+//! One file's content: whole lines from an offset on, and the first octets that it is known by.
+//!
+//! Takes: an open file, plain or gzip. Gives: lines, what was skipped, and whether it still is the same file.
+//! Limits: `HEAD` octets to know it by; one block in memory; an over-long line is searched through, never held.
+//! When it fails: an I/O error; nothing was consumed.
+
+use std::fs::{File, Metadata};
+use std::io::{self, Read, Seek};
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant, SystemTime};
+
+use flate2::read::MultiGzDecoder;
+use memchr::{memchr, memrchr};
+
+use crate::input::{BLOCK, MAX_LINE, Mark};
+
+/// How many of its first octets a file is known by, at most.
+pub(super) const HEAD: usize = 1024;
+
+/// A file that is read, and where.
+pub(super) struct Source {
+    pub path: PathBuf,
+    pub device: u64,
+    pub inode: u64,
+    /// Where the next line begins.
+    pub offset: u64,
+    /// How far there is known to be no end of that line; not before `offset`.
+    searched: u64,
+    /// Where its content begins: behind the NULs of the hole that truncation leaves under a writer that does not append.
+    head_at: u64,
+    /// The first octets from there, up to [`HEAD`].
+    pub head: Vec<u8>,
+    /// Its length when last seen; for gzip, as far as it has been unpacked.
+    pub length: u64,
+    /// When it was last seen to have grown.
+    grew: Instant,
+    content: Content,
+}
+
+enum Content {
+    Plain(File),
+    /// `kept` are the octets before `position` that may be asked for again; nothing is unpacked behind damage.
+    Gzip {
+        unpack: Box<MultiGzDecoder<File>>,
+        position: u64,
+        kept: Vec<u8>,
+        damage: Option<io::Error>,
+    },
+}
+
+/// What there is to read.
+pub(super) enum Found {
+    /// Whole lines, perhaps none where only over-long ones were passed.
+    Lines { lines: Vec<u8>, skipped: u64 },
+    /// No whole line.
+    Nothing,
+    /// The content is another one: it was truncated.
+    Replaced,
+}
+
+impl Source {
+    /// Opens a regular file at its start.
+    pub fn open(path: &Path) -> io::Result<Source> {
+        // Looked at first: to open a FIFO would wait for its writer.
+        regular(&std::fs::metadata(path)?)?;
+        let file = File::open(path)?;
+        let meta = file.metadata()?;
+        regular(&meta)?;
+        let packed = path.extension().is_some_and(|end| end == "gz");
+        let mut content = Content::of(file.try_clone()?, packed);
+        let (head_at, head) = content.head(0)?;
+        if packed {
+            // From its start again: what was unpacked is gone.
+            (&file).rewind()?;
+            content = Content::of(file, packed);
+        }
+        let idle = meta.modified().ok().and_then(|at| SystemTime::now().duration_since(at).ok()).unwrap_or_default();
+        let now = Instant::now();
+        Ok(Source {
+            path: path.to_owned(),
+            device: meta.dev(),
+            inode: meta.ino(),
+            offset: 0,
+            searched: 0,
+            head_at,
+            head,
+            length: if packed { 0 } else { meta.len() },
+            grew: now.checked_sub(idle).unwrap_or(now),
+            content,
+        })
+    }
+
+    /// Goes to `offset`, or to the end where that comes first.
+    pub fn go_to(&mut self, offset: u64) -> io::Result<()> {
+        if let Content::Gzip { .. } = self.content {
+            let mut passed = Vec::new();
+            while self.length < offset {
+                let limit = usize::try_from(offset - self.length).map_or(BLOCK, |n| n.min(BLOCK));
+                passed.clear();
+                self.content.read_at(self.length, limit, &mut passed)?;
+                if passed.is_empty() {
+                    break;
+                }
+                self.length += passed.len() as u64;
+            }
+        }
+        self.offset = offset.min(self.length);
+        self.searched = self.offset;
+        Ok(())
+    }
+
+    /// Reads on: up to `BLOCK` octets of whole lines.
+    pub fn read(&mut self) -> io::Result<Found> {
+        let mut skipped = 0;
+        let mut octets = Vec::new();
+        loop {
+            octets.clear();
+            let from = self.searched;
+            let Some(limit) = self.unread(from)? else { return Ok(Found::Replaced) };
+            self.content.read_at(from, limit, &mut octets)?;
+            // After the reading: content that has the same beginning now had it then.
+            if !self.is_same()? {
+                return Ok(Found::Replaced);
+            }
+            let end = from + octets.len() as u64;
+            if let Content::Gzip { .. } = self.content {
+                self.length = self.length.max(end);
+            }
+            if from > self.offset {
+                // Within an over-long line.
+                match memchr(b'\n', &octets) {
+                    Some(at) => {
+                        self.pass_to(from + at as u64 + 1);
+                        skipped += 1;
+                        continue;
+                    }
+                    None if octets.is_empty() => break,
+                    None => self.searched = end,
+                }
+                continue;
+            }
+            let whole = memrchr(b'\n', &octets).map_or(0, |at| at + 1);
+            let rest = &octets[whole..];
+            let nuls = rest.iter().take_while(|octet| **octet == 0).count();
+            self.pass_to(self.offset + (whole + nuls) as u64);
+            if rest.len() - nuls > MAX_LINE {
+                self.searched = end;
+            }
+            if whole > 0 {
+                octets.truncate(whole);
+                skipped += tidy(&mut octets);
+                return Ok(Found::Lines { lines: octets, skipped });
+            }
+            if nuls == 0 && self.searched == from {
+                break;
+            }
+        }
+        match skipped {
+            0 => Ok(Found::Nothing),
+            _ => Ok(Found::Lines { lines: Vec::new(), skipped }),
+        }
+    }
+
+    /// The line that has no end, once nobody will write it any more: with `\n`, or skipped where it is too long.
+    pub fn last_line(&mut self) -> io::Result<Option<(Vec<u8>, u64)>> {
+        let mut line = Vec::new();
+        self.content.read_at(self.offset, MAX_LINE + 1, &mut line)?;
+        let found = match line.len() {
+            0 => return Ok(None),
+            n if n > MAX_LINE => (Vec::new(), 1),
+            _ => {
+                line.push(b'\n');
+                (line, 0)
+            }
+        };
+        self.pass_to(self.length);
+        Ok(Some(found))
+    }
+
+    /// Whether no whole line is left in what was last seen.
+    pub fn is_at_end(&self) -> bool {
+        match self.content {
+            Content::Plain(_) => self.length - self.offset <= MAX_LINE as u64 || self.searched == self.length,
+            Content::Gzip { .. } => false,
+        }
+    }
+
+    /// Why a gzip file could not be unpacked to its end.
+    pub fn damage(&self) -> Option<&io::Error> {
+        match &self.content {
+            Content::Plain(_) => None,
+            Content::Gzip { damage, .. } => damage.as_ref(),
+        }
+    }
+
+    /// Octets seen and not yet read.
+    pub fn behind(&self) -> u64 {
+        self.length.saturating_sub(self.offset)
+    }
+
+    /// Whether it has not grown for `quiet`. A gzip file never does.
+    pub fn is_quiet(&self, quiet: Duration) -> bool {
+        match self.content {
+            Content::Plain(_) => self.grew.elapsed() >= quiet,
+            Content::Gzip { .. } => true,
+        }
+    }
+
+    /// Where reading goes on after what was read.
+    pub fn mark(&self) -> Mark {
+        Mark::File {
+            fingerprint: fingerprint(&self.head),
+            covers: self.head.len() as u64,
+            inode: self.inode,
+            offset: self.offset,
+        }
+    }
+
+    /// Whether its first octets are those of the mark.
+    pub fn begins_as(&self, mark: &Mark) -> bool {
+        let Mark::File { fingerprint: wanted, covers, .. } = mark;
+        let covered = usize::try_from(*covers).ok().and_then(|covers| self.head.get(..covers));
+        covered.is_some_and(|head| fingerprint(head) == *wanted)
+    }
+
+    /// Whether it can be as long as `offset`; of gzip nobody knows before it is unpacked.
+    pub fn reaches(&self, offset: u64) -> bool {
+        match self.content {
+            Content::Plain(_) => self.length >= offset,
+            Content::Gzip { .. } => true,
+        }
+    }
+
+    fn pass_to(&mut self, offset: u64) {
+        self.offset = offset;
+        self.searched = offset;
+    }
+
+    /// How much to read from `from` on; `None` where the file has become shorter than what was read of it.
+    fn unread(&mut self, from: u64) -> io::Result<Option<usize>> {
+        let Content::Plain(file) = &self.content else { return Ok(Some(BLOCK)) };
+        let length = file.metadata()?.len();
+        if length != self.length {
+            self.length = length;
+            self.grew = Instant::now();
+        }
+        let unread = length.checked_sub(from);
+        Ok(unread.map(|unread| usize::try_from(unread).map_or(BLOCK, |unread| unread.min(BLOCK))))
+    }
+
+    /// Whether it still begins as it did; learns more of its beginning while it is short.
+    fn is_same(&mut self) -> io::Result<bool> {
+        let Content::Plain(_) = &self.content else { return Ok(true) };
+        let (head_at, head) = self.content.head(self.head_at)?;
+        let same = self.head.is_empty() || (head_at == self.head_at && head.starts_with(&self.head));
+        if same {
+            (self.head_at, self.head) = (head_at, head);
+        }
+        Ok(same)
+    }
+}
+
+impl Content {
+    fn of(file: File, packed: bool) -> Content {
+        match packed {
+            false => Content::Plain(file),
+            true => {
+                let unpack = Box::new(MultiGzDecoder::new(file));
+                Content::Gzip { unpack, position: 0, kept: Vec::new(), damage: None }
+            }
+        }
+    }
+
+    /// The first octets that are not NUL from `at` on, up to [`HEAD`], and where they begin.
+    fn head(&mut self, mut at: u64) -> io::Result<(u64, Vec<u8>)> {
+        let mut limit = HEAD;
+        loop {
+            let mut head = Vec::new();
+            self.read_at(at, limit, &mut head)?;
+            match head.iter().position(|octet| *octet != 0) {
+                Some(0) => {
+                    head.truncate(HEAD);
+                    return Ok((at, head));
+                }
+                Some(nuls) => (at, limit) = (at + nuls as u64, HEAD),
+                None if head.is_empty() => return Ok((at, head)),
+                None => (at, limit) = (at + head.len() as u64, BLOCK),
+            }
+        }
+    }
+
+    /// Appends up to `limit` octets from `offset` on; fewer only at the end. For gzip, `offset` may go back only as
+    /// far as the last call's.
+    fn read_at(&mut self, offset: u64, limit: usize, into: &mut Vec<u8>) -> io::Result<()> {
+        let before = into.len();
+        match self {
+            Content::Plain(file) => {
+                into.resize(before + limit, 0);
+                let mut filled = before;
+                while filled < into.len() {
+                    match file.read_at(&mut into[filled..], offset + (filled - before) as u64) {
+                        Ok(0) => break,
+                        Ok(n) => filled += n,
+                        Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                        Err(e) => return Err(e),
+                    }
+                }
+                into.truncate(filled);
+            }
+            Content::Gzip { unpack, position, kept, damage } => {
+                let first = *position - kept.len() as u64;
+                let passed = offset.checked_sub(first).and_then(|n| usize::try_from(n).ok());
+                let passed = passed.filter(|n| *n <= kept.len()).ok_or(io::ErrorKind::InvalidInput)?;
+                kept.drain(..passed);
+                let had = kept.len();
+                if damage.is_none() && had < limit {
+                    let unpacked = unpack.by_ref().take((limit - had) as u64).read_to_end(kept);
+                    *position += (kept.len() - had) as u64;
+                    match unpacked {
+                        Ok(_) => {}
+                        Err(e) if is_damage(&e) => *damage = Some(e),
+                        Err(e) => return Err(e),
+                    }
+                }
+                into.extend_from_slice(&kept[..kept.len().min(limit)]);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What flate2 says of octets that are no gzip, or of gzip that is cut.
+fn is_damage(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof)
+}
+
+fn regular(meta: &Metadata) -> io::Result<()> {
+    use std::os::unix::fs::FileTypeExt;
+    let kind = meta.file_type();
+    let what = match () {
+        () if kind.is_file() => return Ok(()),
+        () if kind.is_dir() => "a directory",
+        () if kind.is_fifo() => "a FIFO",
+        () if kind.is_socket() => "a socket",
+        () => "a device",
+    };
+    Err(io::Error::new(io::ErrorKind::Unsupported, what))
+}
+
+/// FNV-1a, 64 bits: the same in every build and on every host, as a stored mark needs.
+pub(super) fn fingerprint(octets: &[u8]) -> u64 {
+    octets.iter().fold(0xcbf2_9ce4_8422_2325, |hash, octet| (hash ^ u64::from(*octet)).wrapping_mul(0x0100_0000_01b3))
+}
+
+/// Takes over-long lines, and NULs before a line, out of whole lines; returns how many over-long ones went.
+fn tidy(lines: &mut Vec<u8>) -> u64 {
+    if memchr(0, lines).is_none() && !has_long_line(lines) {
+        return 0;
+    }
+    let (mut read, mut kept, mut skipped) = (0, 0, 0);
+    while read < lines.len() {
+        read += lines[read..].iter().take_while(|octet| **octet == 0).count();
+        let Some(end) = memchr(b'\n', &lines[read..]).map(|at| read + at + 1) else { break };
+        if end - read - 1 > MAX_LINE {
+            skipped += 1;
+        } else {
+            lines.copy_within(read..end, kept);
+            kept += end - read;
+        }
+        read = end;
+    }
+    lines.truncate(kept);
+    skipped
+}
+
+/// Whether a line is longer than `MAX_LINE`, by looking at a few octets of each 16 KiB.
+fn has_long_line(lines: &[u8]) -> bool {
+    let mut begin = 0;
+    while lines.len() - begin > MAX_LINE {
+        match memrchr(b'\n', &lines[begin..=begin + MAX_LINE]) {
+            Some(at) => begin += at + 1,
+            None => return true,
+        }
+    }
+    false
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use flate2::{Compression, write::GzEncoder};
+
+    use super::*;
+
+    fn all(source: &mut Source) -> (Vec<u8>, u64) {
+        let (mut text, mut long) = (Vec::new(), 0);
+        while let Found::Lines { lines, skipped } = source.read().unwrap() {
+            assert!(lines.len() <= BLOCK && lines.last().is_none_or(|octet| *octet == b'\n'));
+            text.extend_from_slice(&lines);
+            long += skipped;
+        }
+        (text, long)
+    }
+
+    /// Lines about the limits, over several blocks, an unfinished one at the end: (content, wanted lines, over-long).
+    fn awkward() -> (Vec<u8>, Vec<u8>, u64) {
+        let (mut content, mut wanted, mut long) = (vec![0; 3 * MAX_LINE], Vec::new(), 0);
+        for n in 0..400 {
+            let length = match n % 7 {
+                0 => MAX_LINE,
+                1 => MAX_LINE + 1,
+                2 if n % 3 == 0 => 3 * BLOCK / 2,
+                3 => 0,
+                _ => n * 37 % 5_000,
+            };
+            let nuls = if n % 11 == 0 { n * 1_000 } else { 0 };
+            let line = [vec![b'a' + (n % 26) as u8; length], b"\n".to_vec()].concat();
+            content.extend_from_slice(&vec![0; nuls]);
+            content.extend_from_slice(&line);
+            match length > MAX_LINE {
+                true => long += 1,
+                false => wanted.extend_from_slice(&line),
+            }
+        }
+        content.extend_from_slice(b"unfinished");
+        (content, wanted, long)
+    }
+
+    #[test]
+    fn lines_are_whole_short_and_without_nuls_plain_or_packed() {
+        let (content, wanted, long) = awkward();
+        let home = tempfile::tempdir().unwrap();
+        let plain = home.path().join("mail.log");
+        std::fs::write(&plain, &content).unwrap();
+        let packed = home.path().join("mail.log.1.gz");
+        let mut pack = GzEncoder::new(File::create(&packed).unwrap(), Compression::fast());
+        pack.write_all(&content).unwrap();
+        pack.finish().unwrap();
+        for path in [plain, packed] {
+            let mut source = Source::open(&path).unwrap();
+            assert_eq!(all(&mut source), (wanted.clone(), long), "{}", path.display());
+            assert_eq!(source.offset, content.len() as u64 - 10);
+            let mark = source.mark();
+            assert_eq!(source.last_line().unwrap().unwrap(), (b"unfinished\n".to_vec(), 0));
+            assert!(source.last_line().unwrap().is_none());
+            let mut again = Source::open(&path).unwrap();
+            assert!(again.begins_as(&mark));
+            again.go_to(content.len() as u64 - 13).unwrap();
+            assert!(all(&mut again).0.ends_with(b"\n"));
+            again.go_to(u64::MAX).unwrap();
+            assert_eq!(again.offset, content.len() as u64);
+        }
+    }
+
+    #[test]
+    fn an_over_long_line_is_passed_when_its_end_comes() {
+        let home = tempfile::tempdir().unwrap();
+        let path = home.path().join("mail.log");
+        let mut file = File::create(&path).unwrap();
+        file.write_all(b"one\n").unwrap();
+        let mut source = Source::open(&path).unwrap();
+        assert_eq!(all(&mut source), (b"one\n".to_vec(), 0));
+        for _ in 0..3 {
+            file.write_all(&vec![b'x'; MAX_LINE]).unwrap();
+            assert_eq!(all(&mut source), (vec![], 0));
+            assert_eq!(source.offset, 4, "the mark stays before a line that is not over");
+        }
+        file.write_all(b"x\ntwo\nthr").unwrap();
+        assert_eq!(all(&mut source), (b"two\n".to_vec(), 1));
+        file.write_all(b"ee\n").unwrap();
+        assert_eq!(all(&mut source), (b"three\n".to_vec(), 0));
+    }
+
+    #[test]
+    fn another_content_under_the_same_inode_is_noticed() {
+        let home = tempfile::tempdir().unwrap();
+        let path = home.path().join("mail.log");
+        for content in ["", "shorter\n", "o", "another line that is longer\n"] {
+            std::fs::write(&path, "one line\n").unwrap();
+            let mut source = Source::open(&path).unwrap();
+            assert_eq!(all(&mut source).0, b"one line\n");
+            std::fs::write(&path, content).unwrap();
+            // "o" is a beginning of the old content, but shorter than what was read.
+            assert!(matches!(source.read().unwrap(), Found::Replaced), "{content}");
+        }
+    }
+}

@@ -1,0 +1,173 @@
+//! Our own reports, known by their Message-ID and by nobody forged: the sessions that carried them are not counted.
+//!
+//! Takes: a unique word and a domain. Gives: a Message-ID that carries a tag of a secret, and the answer whether a Message-ID
+//! in a log is one of those. The counting river needs no word with the reporting one for that, and no list that grows.
+//! Limits: [`MAX_ID`] octets; anything longer is not ours. The tag has 128 bits.
+//! When it fails: the store's own errors, at start alone.
+//! Not here: which queue ids carry the message (`session`).
+
+use std::fmt;
+use std::io;
+
+use ring::hmac;
+use ring::rand::{SecureRandom, SystemRandom};
+
+use crate::store::{Batch, Family, Store, StoreError};
+
+/// Where the secret is kept in the store.
+const KEY: &[u8] = b"own-message-id-secret";
+
+/// Octets of the secret.
+const SECRET: usize = 32;
+
+/// Octets of the tag: 128 bits are beyond guessing, and the header stays on one line.
+const TAG: usize = 16;
+
+/// The longest Message-ID that is looked at, in octets.
+pub const MAX_ID: usize = 512;
+
+/// What tells our Message-IDs from all others.
+#[derive(Clone)]
+pub struct Secret(hmac::Key);
+
+impl Secret {
+    /// Reads the secret from the store, or makes one there at the first start.
+    pub fn load_or_make(store: &dyn Store) -> Result<Secret, StoreError> {
+        match store.read(Family::Single, KEY)? {
+            Some(bytes) if bytes.len() == SECRET => Ok(Secret::of(&bytes)),
+            Some(bytes) => Err(StoreError::Corrupt(format!("the Message-ID secret has {} octets", bytes.len()))),
+            None => {
+                let bytes = random::<SECRET>()?;
+                store.write(Batch {
+                    add: Vec::new(),
+                    set: vec![(Family::Single, KEY.to_vec(), Some(bytes.to_vec()))],
+                })?;
+                Ok(Secret::of(&bytes))
+            }
+        }
+    }
+
+    /// A secret made of these octets.
+    pub fn of(bytes: &[u8]) -> Secret {
+        Secret(hmac::Key::new(hmac::HMAC_SHA256, bytes))
+    }
+
+    /// The Message-ID, without angle brackets, of a message that is `unique` (letters, digits and hyphens) at `domain`.
+    pub fn message_id(&self, unique: &str, domain: &str) -> String {
+        let tag = self.tag(unique.as_bytes(), domain.as_bytes());
+        format!("{unique}.{}@{domain}", hex(&tag))
+    }
+
+    /// Whether we made this Message-ID; it may stand in angle brackets.
+    pub fn is_ours(&self, message_id: &[u8]) -> bool {
+        let id = message_id.strip_prefix(b"<").and_then(|id| id.strip_suffix(b">")).unwrap_or(message_id);
+        let Some((unique, tag, domain)) = parts(id) else { return false };
+        let wanted = hex(&self.tag(unique, domain));
+        // Every octet is compared, so that the time taken tells nothing.
+        wanted.as_bytes().iter().zip(tag).fold(0, |differ, (a, b)| differ | (a ^ b)) == 0
+    }
+
+    fn tag(&self, unique: &[u8], domain: &[u8]) -> [u8; TAG] {
+        let mut context = hmac::Context::with_key(&self.0);
+        context.update(unique);
+        context.update(b"@");
+        context.update(domain);
+        let full = context.sign();
+        let mut tag = [0; TAG];
+        tag.iter_mut().zip(full.as_ref()).for_each(|(to, from)| *to = *from);
+        tag
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret")
+    }
+}
+
+/// `unique.tag@domain`, where it has that shape; most Message-IDs of others fall out here.
+fn parts(id: &[u8]) -> Option<(&[u8], &[u8], &[u8])> {
+    if id.len() > MAX_ID {
+        return None;
+    }
+    let at = id.iter().position(|b| *b == b'@')?;
+    let (left, domain) = (&id[..at], &id[at + 1..]);
+    let dot = left.len().checked_sub(2 * TAG + 1)?;
+    let (unique, tag) = (&left[..dot], &left[dot + 1..]);
+    let shaped = left[dot] == b'.' && !unique.is_empty() && tag.iter().all(u8::is_ascii_hexdigit);
+    shaped.then_some((unique, tag, domain))
+}
+
+/// Octets that nobody can guess, from the operating system.
+pub(crate) fn random<const N: usize>() -> io::Result<[u8; N]> {
+    let mut bytes = [0; N];
+    SystemRandom::new().fill(&mut bytes).map_err(|_| io::Error::other("the system gave no random octets"))?;
+    Ok(bytes)
+}
+
+/// Lower-case hexadecimal digits.
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    bytes.iter().flat_map(|b| [b >> 4, b & 15]).map(|d| char::from(DIGITS[usize::from(d)])).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::Clock;
+    use crate::store::embedded::Embedded;
+
+    #[test]
+    fn knows_its_own() {
+        let secret = Secret::of(&[7; SECRET]);
+        let id = secret.message_id("20261122-0123456789abcdef", "example.com");
+        assert!(secret.is_ours(id.as_bytes()));
+        assert!(secret.is_ours(format!("<{id}>").as_bytes()));
+        assert!(!Secret::of(&[8; SECRET]).is_ours(id.as_bytes()), "another secret");
+    }
+
+    #[test]
+    fn any_change_shows() {
+        let secret = Secret::of(&[7; SECRET]);
+        let id = secret.message_id("20261122-0123456789abcdef", "example.com").into_bytes();
+        for at in 0..id.len() {
+            for flip in [1, 0x20, 0x80] {
+                let mut other = id.clone();
+                other[at] ^= flip;
+                assert!(!secret.is_ours(&other), "{}", String::from_utf8_lossy(&other));
+            }
+            assert!(!secret.is_ours(&id[..at]));
+            assert!(!secret.is_ours(&id[at + 1..]));
+        }
+    }
+
+    #[test]
+    fn other_shapes_are_not_ours() {
+        let secret = Secret::of(&[7; SECRET]);
+        let tag = "0".repeat(2 * TAG);
+        for other in ["", "@", "<>", "a@b", ".@b", "CAF=x@mail.example.com", &format!(".{tag}@b"), &format!("{tag}@b")]
+        {
+            assert!(!secret.is_ours(other.as_bytes()), "{other}");
+        }
+        assert!(!secret.is_ours(&vec![b'@'; 100_000]));
+        assert!(!secret.is_ours(format!("{}.{tag}@b", "a".repeat(MAX_ID)).as_bytes()));
+        assert!(!secret.is_ours(&[0xff; 64]));
+    }
+
+    #[test]
+    fn random_is_not_constant() {
+        assert_ne!(random::<16>().unwrap(), random::<16>().unwrap());
+        assert_eq!(hex(&[0x00, 0xab, 0xff]), "00abff");
+    }
+
+    #[test]
+    fn the_secret_is_made_once_and_kept() {
+        let folder = tempfile::tempdir().unwrap();
+        let open = || Embedded::open(folder.path(), Clock::default()).unwrap().store;
+        let id = Secret::load_or_make(&open()).unwrap().message_id("u", "example.com");
+        let store = open();
+        assert!(Secret::load_or_make(&store).unwrap().is_ours(id.as_bytes()), "after a restart");
+        store.write(Batch { add: vec![], set: vec![(Family::Single, KEY.to_vec(), Some(vec![1]))] }).unwrap();
+        assert!(matches!(Secret::load_or_make(&store), Err(StoreError::Corrupt(_))));
+    }
+}

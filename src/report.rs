@@ -1,0 +1,246 @@
+//! One closed day of one domain, from its counts to a message that is handed over.
+//!
+//! Takes: the `[report]` section, the rows of a day. Gives: [`Sending`], what every report needs; [`preview`], what would go.
+//! When it fails: one line a fault, in the words of the configuration.
+//! Not here: when what goes (`scheduler`).
+
+pub mod build;
+pub mod deliver;
+pub mod message;
+pub mod recipients;
+
+use serde::Serialize;
+
+use crate::config::{Deliver, ReportSection};
+use crate::dns::{DnsError, Resolver};
+use crate::store::{Store, StoreError};
+use crate::tlsrpt::Day;
+use build::{Report, ReportId};
+use message::Signer;
+use recipients::{Destination, Mailbox, NoRecipients, Recipients};
+
+/// The longest `organization`, in octets: it must fit in a line of mail.
+pub const MAX_ORGANIZATION: usize = 200;
+
+/// What has to be set before any report is sent, and is not. Empty when all is there.
+pub fn missing_identity(section: &ReportSection) -> Vec<&'static str> {
+    let unset = [
+        ("organization", section.organization.is_none()),
+        ("contact", section.contact.is_none()),
+        ("from", section.from.is_none()),
+        ("dkim", section.dkim.is_empty()),
+    ];
+    unset.into_iter().filter_map(|(name, missing)| missing.then_some(name)).collect()
+}
+
+/// Who reports.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// `organization-name`.
+    pub organization: String,
+    /// `contact-info`; its domain is the submitter, as RFC 8460 §5.3 demands.
+    pub contact: Mailbox,
+    /// The From address.
+    pub from: Mailbox,
+    /// The envelope sender.
+    pub envelope: Mailbox,
+}
+
+impl Identity {
+    /// The identity that `[report]` names; one line for each value that cannot be used. What is unset stands as
+    /// a name under `.invalid` (RFC 2606 §2), for previews.
+    pub fn read(section: &ReportSection) -> Result<Identity, Vec<String>> {
+        let mut faults = Vec::new();
+        let mut address = |key: &str, value: &Option<String>| {
+            let text = value.as_deref().unwrap_or("not-set@tlswarden.invalid");
+            text.parse().unwrap_or_else(|_| {
+                let found = shown(text, 80);
+                faults.push(format!(
+                    "[report] {key}: `{found}` is no mail address; allowed: such as `tlsrpt@example.com`"
+                ));
+                Mailbox { local: String::new(), domain: String::new() }
+            })
+        };
+        let contact = address("contact", &section.contact);
+        let from: Mailbox = address("from", &section.from);
+        let envelope = match &section.envelope {
+            None => from.clone(),
+            set => address("envelope", set),
+        };
+        let organization = section.organization.clone().unwrap_or_else(|| "(not set)".to_owned());
+        if organization.trim().is_empty()
+            || organization.len() > MAX_ORGANIZATION
+            || organization.chars().any(char::is_control)
+        {
+            let found = shown(&organization, 80);
+            faults.push(format!(
+                "[report] organization: `{found}` is no name; allowed: 1 to {MAX_ORGANIZATION} octets without control characters"
+            ));
+        }
+        if faults.is_empty() { Ok(Identity { organization, contact, from, envelope }) } else { Err(faults) }
+    }
+
+    /// The submitter: the domain of `contact-info` (RFC 8460 §5.3).
+    pub fn submitter(&self) -> &str {
+        &self.contact.domain
+    }
+}
+
+/// All that sending needs.
+#[derive(Debug)]
+pub struct Sending {
+    /// Who reports.
+    pub identity: Identity,
+    /// The DKIM keys.
+    pub signer: Signer,
+    /// How mail is handed over.
+    pub deliver: Deliver,
+}
+
+impl Sending {
+    /// Reads addresses and keys; nothing while [`missing_identity`] names something. Fails with one line a fault.
+    pub fn load(section: &ReportSection) -> Result<Option<Sending>, Vec<String>> {
+        if !missing_identity(section).is_empty() {
+            return Ok(None);
+        }
+        let identity = Identity::read(section)?;
+        let signer = Signer::load(&section.dkim, &identity.from.domain)
+            .map_err(|keys| keys.iter().map(ToString::to_string).collect::<Vec<_>>())?;
+        Ok(Some(Sending { identity, signer, deliver: section.deliver.clone() }))
+    }
+}
+
+/// Why a domain's recipients are not known.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum LookupError {
+    /// It wants no report, or none that can be sent.
+    #[error("{0}")]
+    None(#[from] NoRecipients),
+    /// It may say otherwise next time.
+    #[error("_smtp._tls look-up: {0}")]
+    Temporary(String),
+}
+
+/// Asks where a domain wants its reports.
+pub async fn look_up(resolver: &Resolver, domain: &str) -> Result<Recipients, LookupError> {
+    match resolver.txt(&format!("_smtp._tls.{domain}")).await {
+        Ok(answer) => Ok(recipients::recipients(&answer.records)?),
+        Err(DnsError::NoSuchDomain { .. } | DnsError::NoRecords { .. }) => Err(NoRecipients::NoRecord.into()),
+        Err(DnsError::Failed(why)) => Err(LookupError::Temporary(why)),
+    }
+}
+
+/// A report as it would go.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Preview {
+    /// The recipient domain.
+    pub domain: String,
+    /// Where it would go.
+    pub recipients: Vec<Destination>,
+    /// What of `rua` is left out.
+    pub skipped: Vec<recipients::Skipped>,
+    /// Why it would not go anywhere.
+    pub why_not: Option<String>,
+    /// The name of the attached file.
+    pub file_name: String,
+    /// The JSON, as it would be compressed.
+    pub json: String,
+}
+
+/// The reports of a day as they would go now, for one domain or all that have counts. Sends nothing, changes nothing.
+/// The report-id is not the one that a sent report has. Blocks for as long as the store does.
+pub async fn preview(
+    store: &dyn Store,
+    resolver: &Resolver,
+    section: &ReportSection,
+    day: Day,
+    domain: Option<&str>,
+) -> Result<Vec<Preview>, PreviewError> {
+    let identity = Identity::read(section).map_err(PreviewError::Identity)?;
+    let domains = match domain {
+        Some(one) => vec![one.to_owned()],
+        None => store.domains(day)?,
+    };
+    let mut previews = Vec::new();
+    for domain in domains {
+        let rows = store.rows(day, &domain)?;
+        if rows.is_empty() {
+            continue;
+        }
+        let id = ReportId::preview(day, identity.submitter());
+        let report = Report::build(&identity, day, &domain, &id, &rows);
+        let found = look_up(resolver, &domain).await;
+        let why_not = found.as_ref().err().map(ToString::to_string);
+        let Recipients { destinations, skipped, .. } = found.unwrap_or_default();
+        let (file_name, json) = (report.file_name.clone(), String::from_utf8_lossy(&report.json).into_owned());
+        previews.push(Preview { domain, recipients: destinations, skipped, why_not, file_name, json });
+    }
+    Ok(previews)
+}
+
+/// Why there is no preview.
+#[derive(Debug, thiserror::Error)]
+pub enum PreviewError {
+    /// The store's fault.
+    #[error("{0}")]
+    Store(#[from] StoreError),
+    /// The configuration's, one line a fault.
+    #[error("{}", .0.join("; "))]
+    Identity(Vec<String>),
+}
+
+/// A stranger's text, fit for a line of log or mail: printable ASCII, `max` characters at most.
+pub(crate) fn shown(text: &str, max: usize) -> String {
+    let mut out = String::new();
+    for c in text.chars() {
+        let plain = c.is_ascii_graphic() || c == ' ';
+        let escaped = if plain { c.to_string() } else { c.escape_default().to_string() };
+        if out.len() + escaped.len() > max {
+            out.push_str("...");
+            break;
+        }
+        out.push_str(&escaped);
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn says_what_is_missing_and_what_is_wrong() {
+        let mut section = ReportSection::default();
+        assert_eq!(missing_identity(&section), ["organization", "contact", "from", "dkim"]);
+        assert!(Sending::load(&section).unwrap().is_none());
+        section.organization = Some("Example\r\nBcc: a@b.example".into());
+        section.contact = Some("postmaster".into());
+        section.from = Some("tlsrpt@example.com".into());
+        section.envelope = Some("<>".into());
+        let faults = Identity::read(&section).unwrap_err();
+        assert_eq!(faults.len(), 3, "{faults:?}");
+        assert!(faults.iter().all(|f| !f.contains(['\r', '\n'])), "{faults:?}");
+    }
+
+    #[test]
+    fn the_envelope_is_from_unless_set() {
+        let mut section = ReportSection {
+            organization: Some("Example".into()),
+            contact: Some("postmaster@Example.com".into()),
+            from: Some("tlsrpt@mail.example.com".into()),
+            ..ReportSection::default()
+        };
+        let identity = Identity::read(&section).unwrap();
+        assert_eq!(identity.envelope, identity.from);
+        assert_eq!(identity.submitter(), "example.com");
+        section.envelope = Some("bounces@example.com".into());
+        assert_eq!(Identity::read(&section).unwrap().envelope.to_string(), "bounces@example.com");
+    }
+
+    #[test]
+    fn strangers_text_is_escaped_and_cut() {
+        assert_eq!(shown("a\r\nb\u{202e}", 40), "a\\r\\nb\\u{202e}");
+        assert_eq!(shown("abcdef", 3), "abc...");
+    }
+}

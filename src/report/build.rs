@@ -1,0 +1,373 @@
+//! The report itself: one domain's counts of one day as RFC 8460 §4.4 wants them, and gzipped.
+//!
+//! Takes: who reports, the day, the domain, the report-id, the rows. Gives: the document, its JSON, the gzip, file name, Subject.
+//! The same input gives the same octets: everything is sorted, equal details are merged, the gzip has no time in it.
+//! Limits: none of its own; counts have 64 bits.
+//! Not here: the mail around it (`report::message`).
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::io::{self, Write};
+
+use flate2::{Compression, GzBuilder};
+use serde::{Deserialize, Serialize};
+
+use crate::own;
+use crate::report::Identity;
+use crate::tlsrpt::{Day, Failure, Policy, Row};
+
+/// A report, ready to be put into a message.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Report {
+    /// The day.
+    pub day: Day,
+    /// The domain that it is about.
+    pub domain: String,
+    /// What the JSON says.
+    pub document: Document,
+    /// The JSON.
+    pub json: Vec<u8>,
+    /// The JSON, gzipped.
+    pub gzip: Vec<u8>,
+    /// The file name (RFC 8460 §5.1).
+    pub file_name: String,
+    /// The Subject (RFC 8460 §5.3).
+    pub subject: String,
+}
+
+/// The report as JSON has it (RFC 8460 §4.4).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Document {
+    /// Who reports.
+    pub organization_name: String,
+    /// The day.
+    pub date_range: DateRange,
+    /// Whom to ask.
+    pub contact_info: String,
+    /// The identifier.
+    pub report_id: String,
+    /// One element a policy.
+    pub policies: Vec<PolicyResult>,
+}
+
+/// `date-range`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct DateRange {
+    /// The first second, RFC 3339.
+    pub start_datetime: String,
+    /// The last second.
+    pub end_datetime: String,
+}
+
+/// An element of `policies`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct PolicyResult {
+    /// The policy.
+    pub policy: Policy,
+    /// Its sessions.
+    pub summary: Summary,
+    /// How they failed; left out when none did, as the large senders do.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub failure_details: Vec<Detail>,
+}
+
+/// `summary`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Summary {
+    /// Sessions that succeeded.
+    pub total_successful_session_count: u64,
+    /// Sessions that failed.
+    pub total_failure_session_count: u64,
+}
+
+/// An element of `failure-details`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Detail {
+    /// What is common to them.
+    #[serde(flatten)]
+    pub failure: Failure,
+    /// How many.
+    pub failed_session_count: u64,
+}
+
+/// A `report-id`: `day.unique@submitter`, the form that the Subject wants (RFC 5322 §3.6.4).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct ReportId(String);
+
+impl ReportId {
+    /// A new one. Fails where the system has no random octets.
+    pub fn make(day: Day, submitter: &str) -> io::Result<ReportId> {
+        Ok(ReportId::of(day, &own::hex(&own::random::<8>()?), submitter))
+    }
+
+    /// One that no report is sent under.
+    pub fn preview(day: Day, submitter: &str) -> ReportId {
+        ReportId::of(day, "preview", submitter)
+    }
+
+    fn of(day: Day, unique: &str, submitter: &str) -> ReportId {
+        ReportId(format!("{}.{unique}@{submitter}", day.to_string().replace('-', "")))
+    }
+
+    /// The text between the angle brackets.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// The `unique-id` of the file name: letters and digits.
+    fn unique(&self) -> &str {
+        let left = self.0.split('@').next().unwrap_or_default();
+        left.rsplit('.').next().unwrap_or_default()
+    }
+}
+
+impl fmt::Display for ReportId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl Report {
+    /// Puts the rows of a day and domain together.
+    pub fn build(identity: &Identity, day: Day, domain: &str, id: &ReportId, rows: &[Row]) -> Report {
+        let document = Document {
+            organization_name: identity.organization.clone(),
+            date_range: DateRange {
+                start_datetime: format!("{day}T00:00:00Z"),
+                end_datetime: format!("{day}T23:59:59Z"),
+            },
+            contact_info: identity.contact.to_string(),
+            report_id: id.to_string(),
+            policies: policies(rows),
+        };
+        let json = octets(&document);
+        let submitter = identity.submitter();
+        Report {
+            day,
+            domain: domain.to_owned(),
+            gzip: gzip(&json),
+            json,
+            file_name: format!("{submitter}!{domain}!{}!{}!{}.json.gz", day.start(), day.end() - 1, id.unique()),
+            subject: format!("Report Domain: {domain} Submitter: {submitter} Report-ID: <{id}>"),
+            document,
+        }
+    }
+
+    /// All policies' sessions together.
+    pub fn total(&self) -> Summary {
+        self.document.policies.iter().fold(Summary::default(), |sum, p| sum.plus(p.summary))
+    }
+}
+
+impl Summary {
+    fn plus(self, other: Summary) -> Summary {
+        let add = u64::saturating_add;
+        Summary {
+            total_successful_session_count: add(
+                self.total_successful_session_count,
+                other.total_successful_session_count,
+            ),
+            total_failure_session_count: add(self.total_failure_session_count, other.total_failure_session_count),
+        }
+    }
+}
+
+/// Rows of equal policy become one element; details that are equal but for the count become one.
+fn policies(rows: &[Row]) -> Vec<PolicyResult> {
+    let mut merged: BTreeMap<&Policy, (Summary, BTreeMap<&Failure, u64>)> = BTreeMap::new();
+    for row in rows {
+        let (summary, details) = merged.entry(&row.policy).or_default();
+        *summary = summary
+            .plus(Summary { total_successful_session_count: row.successful, total_failure_session_count: row.failed });
+        for (failure, count) in &row.details {
+            let sum = details.entry(failure).or_default();
+            *sum = sum.saturating_add(*count);
+        }
+    }
+    let detail = |(failure, count): (&Failure, u64)| Detail { failure: failure.clone(), failed_session_count: count };
+    merged
+        .into_iter()
+        .map(|(policy, (summary, details))| PolicyResult {
+            policy: policy.clone(),
+            summary,
+            failure_details: details.into_iter().map(detail).collect(),
+        })
+        .collect()
+}
+
+fn octets(document: &Document) -> Vec<u8> {
+    // serde_json fails on maps whose keys are no strings and on types that refuse; the document has neither.
+    serde_json::to_vec(document).expect("a document of strings and numbers")
+}
+
+fn gzip(octets: &[u8]) -> Vec<u8> {
+    let mut encoder = GzBuilder::new().mtime(0).write(Vec::new(), Compression::default());
+    // Writing into a Vec does not fail.
+    encoder.write_all(octets).and_then(|()| encoder.finish()).expect("room in memory")
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use crate::config::ReportSection;
+    use crate::tlsrpt::{PolicyType, ResultType};
+    use flate2::read::GzDecoder;
+    use mail_auth::report::tlsrpt::{PolicyType as TheirType, TlsReport};
+    use std::io::Read;
+
+    pub(crate) fn identity() -> Identity {
+        Identity::read(&ReportSection {
+            organization: Some("Example GmbH & Söhne".into()),
+            contact: Some("postmaster@sender.example".into()),
+            from: Some("tlsrpt@sender.example".into()),
+            ..ReportSection::default()
+        })
+        .unwrap()
+    }
+
+    pub(crate) fn rows(day: Day) -> Vec<Row> {
+        let sts = Policy {
+            policy_type: PolicyType::Sts,
+            policy_string: vec!["version: STSv1".into(), "mode: enforce".into(), "mx: *.example.net".into()],
+            policy_domain: "example.net".into(),
+            mx_host: vec!["*.example.net".into()],
+        };
+        let tlsa = Policy {
+            policy_type: PolicyType::Tlsa,
+            policy_string: vec!["3 1 1 00ff".into()],
+            policy_domain: "mx1.example.net".into(),
+            mx_host: Vec::new(),
+        };
+        let expired = Failure {
+            receiving_mx_hostname: Some("mx1.example.net".into()),
+            receiving_ip: Some("2001:db8::1".parse().unwrap()),
+            sending_mta_ip: Some("192.0.2.1".parse().unwrap()),
+            ..Failure::new(ResultType::CertificateExpired, Some("certificate has expired"))
+        };
+        let row = |policy, successful, failed, details| Row {
+            day,
+            domain: "example.net".into(),
+            policy,
+            successful,
+            failed,
+            details,
+        };
+        vec![
+            row(
+                sts.clone(),
+                5_000_000_000,
+                3,
+                vec![(expired.clone(), 2), (Failure::new(ResultType::StarttlsNotSupported, None), 1)],
+            ),
+            row(tlsa, 7, 0, vec![]),
+            row(Policy::none("example.net"), 0, 1, vec![(Failure::new(ResultType::ValidationFailure, None), 1)]),
+            row(sts, 1, 4, vec![(expired, 4)]),
+        ]
+    }
+
+    fn day() -> Day {
+        "2026-11-22".parse().unwrap()
+    }
+
+    fn report(rows: &[Row]) -> Report {
+        let id = ReportId::of(day(), "00112233aabbccdd", "sender.example");
+        Report::build(&identity(), day(), "example.net", &id, rows)
+    }
+
+    #[test]
+    fn the_document_is_that_of_the_rfc() {
+        let report = report(&rows(day()));
+        let json: serde_json::Value = serde_json::from_slice(&report.json).unwrap();
+        assert_eq!(
+            json,
+            serde_json::json!({
+                "organization-name": "Example GmbH & Söhne",
+                "date-range": {"start-datetime": "2026-11-22T00:00:00Z", "end-datetime": "2026-11-22T23:59:59Z"},
+                "contact-info": "postmaster@sender.example",
+                "report-id": "20261122.00112233aabbccdd@sender.example",
+                "policies": [
+                    {
+                        "policy": {"policy-type": "tlsa", "policy-string": ["3 1 1 00ff"], "policy-domain": "mx1.example.net"},
+                        "summary": {"total-successful-session-count": 7, "total-failure-session-count": 0}
+                    },
+                    {
+                        "policy": {
+                            "policy-type": "sts",
+                            "policy-string": ["version: STSv1", "mode: enforce", "mx: *.example.net"],
+                            "policy-domain": "example.net",
+                            "mx-host": ["*.example.net"]
+                        },
+                        "summary": {"total-successful-session-count": 5_000_000_001_u64, "total-failure-session-count": 7},
+                        "failure-details": [
+                            {"result-type": "starttls-not-supported", "failed-session-count": 1},
+                            {
+                                "result-type": "certificate-expired",
+                                "sending-mta-ip": "192.0.2.1",
+                                "receiving-mx-hostname": "mx1.example.net",
+                                "receiving-ip": "2001:db8::1",
+                                "failure-reason-code": "certificate has expired",
+                                "failed-session-count": 6
+                            }
+                        ]
+                    },
+                    {
+                        "policy": {"policy-type": "no-policy-found", "policy-domain": "example.net"},
+                        "summary": {"total-successful-session-count": 0, "total-failure-session-count": 1},
+                        "failure-details": [{"result-type": "validation-failure", "failed-session-count": 1}]
+                    }
+                ]
+            })
+        );
+        assert_eq!(serde_json::from_slice::<Document>(&report.json).unwrap(), report.document);
+        assert_eq!(report.total().total_failure_session_count, 8);
+    }
+
+    #[test]
+    fn names_follow_the_abnf() {
+        let report = report(&rows(day()));
+        assert_eq!(report.file_name, "sender.example!example.net!1795305600!1795391999!00112233aabbccdd.json.gz");
+        assert_eq!(
+            report.subject,
+            "Report Domain: example.net Submitter: sender.example Report-ID: <20261122.00112233aabbccdd@sender.example>"
+        );
+        let made = ReportId::make(day(), "sender.example").unwrap();
+        assert!(made.unique().bytes().all(|b| b.is_ascii_alphanumeric()), "{made}");
+        assert_ne!(made, ReportId::make(day(), "sender.example").unwrap());
+    }
+
+    #[test]
+    fn the_order_of_the_rows_changes_no_octet() {
+        let mut rows = rows(day());
+        let one = report(&rows);
+        rows.reverse();
+        for row in &mut rows {
+            row.details.reverse();
+        }
+        let other = report(&rows);
+        assert_eq!(one.gzip, other.gzip);
+        assert_eq!(&one.gzip[4..8], [0; 4], "no time in the gzip header");
+        let mut unpacked = Vec::new();
+        GzDecoder::new(&one.gzip[..]).read_to_end(&mut unpacked).unwrap();
+        assert_eq!(unpacked, one.json);
+    }
+
+    #[test]
+    fn another_parser_reads_it_equal() {
+        let mut rows = rows(day());
+        rows[0].successful = 5; // that parser's counts have 32 bits
+        let theirs = TlsReport::parse_json(&report(&rows).json).unwrap();
+        assert_eq!(theirs.report_id, "20261122.00112233aabbccdd@sender.example");
+        assert_eq!(theirs.policies.len(), 3);
+        assert_eq!(theirs.policies[1].policy.policy_type, TheirType::Sts);
+        assert_eq!(theirs.policies[1].policy.policy_string, ["version: STSv1", "mode: enforce", "mx: *.example.net"]);
+        assert_eq!(theirs.policies[1].summary.total_success, 6);
+        assert_eq!(theirs.policies[1].failure_details[1].failed_session_count, 6);
+        assert_eq!(theirs.policies[0].failure_details, []);
+    }
+}

@@ -1,0 +1,520 @@
+//! Hands a report to the MTA of this host, by SMTP or by the sendmail command. The only user of lettre.
+//!
+//! Takes: one message for one recipient. Gives: an [`Outcome`] that says whether it may be tried again.
+//! The line between them is the final dot (the end of sendmail's input): an error before it is tried again, a reply after it
+//! is believed, silence after it is `Unknown` and never tried again, for the message may have been taken.
+//! Limits: [`Limits`]; no wait is without one. One recipient a message, one message a connection.
+//! When it fails: never; a failure is an outcome.
+//! Not here: when to try again, and what is said of https destinations, which are not served yet (`scheduler`).
+
+use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::{ExitStatus, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use lettre::Address;
+use lettre::transport::smtp::Error as SmtpError;
+use lettre::transport::smtp::client::AsyncSmtpConnection;
+use lettre::transport::smtp::commands::{Data, Mail, Quit, Rcpt};
+use lettre::transport::smtp::extension::ClientId;
+use lettre::transport::smtp::response::Response;
+use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::process::{Child, Command};
+
+use crate::config::Deliver;
+use crate::report::recipients::Mailbox;
+use crate::report::shown;
+
+/// How much of an answer is kept, in characters.
+const MAX_ANSWER: usize = 300;
+
+/// A message on its way.
+#[derive(Clone, Copy, Debug)]
+pub struct Letter<'a> {
+    /// The envelope sender.
+    pub from: &'a Mailbox,
+    /// The one recipient.
+    pub to: &'a Mailbox,
+    /// The octets, CRLF at the end of each line.
+    pub message: &'a [u8],
+}
+
+/// What became of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "outcome", content = "answer")]
+pub enum Outcome {
+    /// It was taken; what the receiver said.
+    Accepted(String),
+    /// It will never be taken.
+    Refused(String),
+    /// It was certainly not taken this time, and may be later.
+    Retry(String),
+    /// It may have been taken.
+    Unknown(String),
+}
+
+/// How long is waited.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// From the connect to the final dot.
+    pub before_dot: Duration,
+    /// For the reply to it (RFC 5321 §4.5.3.2.6: 10 minutes, so that slow content filters make no duplicates).
+    pub after_dot: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Limits { before_dot: Duration::from_secs(120), after_dot: Duration::from_secs(600) }
+    }
+}
+
+/// Delivers one message. When `cut` resolves (the daemon ends), no longer waits: the outcome is what is certain by then.
+pub async fn deliver(by: &Deliver, letter: Letter<'_>, limits: Limits, cut: impl Future<Output = ()>) -> Outcome {
+    let ended = AtomicBool::new(false);
+    let handing = async {
+        match by {
+            Deliver::Smtp(address) => smtp(*address, letter, &ended).await,
+            Deliver::Sendmail(path) => sendmail(path, letter, &ended).await,
+        }
+    };
+    // Two limits in one: the first one's end is no end when the final dot had gone by then.
+    let limit = async {
+        tokio::time::sleep(limits.before_dot).await;
+        if ended.load(Ordering::Relaxed) {
+            tokio::time::sleep(limits.after_dot).await;
+        }
+        "no answer in time"
+    };
+    let cut = async {
+        cut.await;
+        "stopped while it was under way"
+    };
+    tokio::select! {
+        outcome = handing => outcome,
+        why = limit => unanswered(&ended, why),
+        why = cut => unanswered(&ended, why),
+    }
+}
+
+/// What is certain when there was no answer.
+fn unanswered(ended: &AtomicBool, why: &str) -> Outcome {
+    let why = shown(why, MAX_ANSWER);
+    if ended.load(Ordering::Relaxed) { Outcome::Unknown(why) } else { Outcome::Retry(why) }
+}
+
+async fn smtp(address: SocketAddr, letter: Letter<'_>, ended: &AtomicBool) -> Outcome {
+    match converse(address, letter, ended).await {
+        Ok(reply) if reply.has_code(250) => Outcome::Accepted(text_of(&reply)),
+        // RFC 5321 §4.2.1: what begins with 2 is a yes, whatever follows.
+        Ok(reply) if u16::from(reply.code()) / 100 == 2 => Outcome::Accepted(text_of(&reply)),
+        Ok(reply) => unanswered(ended, &text_of(&reply)),
+        Err(Stop::Io(e)) => unanswered(ended, &format!("{address}: {e}")),
+        Err(Stop::Reply(reply)) => Outcome::Retry(shown(&format!("{address}: {reply}"), MAX_ANSWER)),
+        // A 4xx or 5xx is the server's word that it did not take it, before the dot and after.
+        Err(Stop::Smtp(e)) if e.is_permanent() => Outcome::Refused(text_of_error(&e)),
+        Err(Stop::Smtp(e)) if e.is_transient() => Outcome::Retry(text_of_error(&e)),
+        Err(Stop::Smtp(e)) => unanswered(ended, &format!("{address}: {}", text_of_error(&e))),
+    }
+}
+
+/// Why the conversation ended early.
+enum Stop {
+    Io(io::Error),
+    Smtp(SmtpError),
+    /// A positive reply that is none of those that may come here.
+    Reply(String),
+}
+
+impl From<SmtpError> for Stop {
+    fn from(e: SmtpError) -> Stop {
+        Stop::Smtp(e)
+    }
+}
+
+async fn converse(address: SocketAddr, letter: Letter<'_>, ended: &AtomicBool) -> Result<Response, Stop> {
+    let stream = TcpStream::connect(address).await.map_err(Stop::Io)?;
+    // Many small writes, each waited for: with Nagle's algorithm every message takes 40 ms.
+    stream.set_nodelay(true).map_err(Stop::Io)?;
+    let mut server = AsyncSmtpConnection::connect_with_transport(Box::new(stream), &ClientId::default()).await?;
+    server.command(Mail::new(Some(lettre_address(letter.from)), vec![])).await?;
+    server.command(Rcpt::new(lettre_address(letter.to), vec![])).await?;
+    let go = server.command(Data).await?;
+    if !go.has_code(354) {
+        return Err(Stop::Reply(format!("DATA answered with {}", text_of(&go))));
+    }
+    let reply = server.message_iter(Parts { message: Some(body(letter.message)), ended }).await?;
+    // The message is theirs; how they take leave changes nothing and is not waited for long.
+    let _ = tokio::time::timeout(Duration::from_millis(500), server.command(Quit)).await;
+    Ok(reply)
+}
+
+/// The message without its final CRLF, which the dot brings along.
+fn body(message: &[u8]) -> &[u8] {
+    message.strip_suffix(b"\r\n").unwrap_or(message)
+}
+
+/// The message in one part. Asked for another, it notes that the final dot comes next: until then nothing can have been taken.
+struct Parts<'a> {
+    message: Option<&'a [u8]>,
+    ended: &'a AtomicBool,
+}
+
+impl<'a> Iterator for Parts<'a> {
+    type Item = &'a [u8];
+
+    fn next(&mut self) -> Option<&'a [u8]> {
+        if self.message.is_none() {
+            self.ended.store(true, Ordering::Relaxed);
+        }
+        self.message.take()
+    }
+}
+
+/// The address for lettre: a [`Mailbox`] is of the plain form that needs no further check.
+fn lettre_address(mailbox: &Mailbox) -> Address {
+    Address::new_dangerous(&mailbox.local, &mailbox.domain)
+}
+
+fn text_of(reply: &Response) -> String {
+    let text: Vec<_> = reply.message().collect();
+    shown(&format!("{} {}", reply.code(), text.join(" ")), MAX_ANSWER)
+}
+
+fn text_of_error(error: &SmtpError) -> String {
+    shown(&error.to_string(), MAX_ANSWER)
+}
+
+async fn sendmail(path: &Path, letter: Letter<'_>, ended: &AtomicBool) -> Outcome {
+    let spawned = Command::new(path)
+        .args(["-i", "-f", &letter.from.to_string(), "--", &letter.to.to_string()])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn();
+    let mut running = match spawned {
+        Ok(child) => Running(child),
+        Err(e) => return Outcome::Retry(shown(&format!("{}: {e}", path.display()), MAX_ANSWER)),
+    };
+    let stderr = running.0.stderr.take();
+    let ((written, status), said) = tokio::join!(running.finish(letter.message, ended), complaint(stderr));
+    let name = path.display();
+    match (status, written) {
+        (Err(e), _) => unanswered(ended, &format!("{name}: {e}")),
+        (Ok(status), _) if !status.success() => by_exit_code(status, &format!("{name}: {status}: {said}"), ended),
+        (Ok(_), Err(e)) => {
+            Outcome::Unknown(shown(&format!("{name}: said yes, and did not read it all: {e}"), MAX_ANSWER))
+        }
+        (Ok(_), Ok(())) => Outcome::Accepted(shown(&format!("{name}: taken {said}"), MAX_ANSWER).trim_end().to_owned()),
+    }
+}
+
+/// The command. Dropped early, it is killed before its input ends: it would take the half for the whole.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // Fails only where it has ended already.
+        let _ = self.0.start_kill();
+    }
+}
+
+impl Running {
+    async fn finish(&mut self, message: &[u8], ended: &AtomicBool) -> (io::Result<()>, io::Result<ExitStatus>) {
+        let written = self.feed(message, ended).await;
+        (written, self.0.wait().await)
+    }
+
+    /// Writes the message, lines ended as the command wants them, and ends its input.
+    async fn feed(&mut self, message: &[u8], ended: &AtomicBool) -> io::Result<()> {
+        let Some(input) = self.0.stdin.as_mut() else { return Err(io::Error::other("no standard input")) };
+        let written = async {
+            input.write_all(&local_lines(message)).await?;
+            input.flush().await
+        }
+        .await;
+        // After an error too: the command must not wait for more.
+        ended.store(written.is_ok(), Ordering::Relaxed);
+        self.0.stdin = None;
+        written
+    }
+}
+
+/// sendmail's input has the line ends of the host.
+fn local_lines(message: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(message.len());
+    for line in message.split_inclusive(|b| *b == b'\n') {
+        match line.strip_suffix(b"\r\n") {
+            Some(text) => {
+                out.extend_from_slice(text);
+                out.push(b'\n');
+            }
+            None => out.extend_from_slice(line),
+        }
+    }
+    out
+}
+
+/// The first of what the command said on standard error.
+async fn complaint(stderr: Option<tokio::process::ChildStderr>) -> String {
+    let Some(mut stderr) = stderr else { return String::new() };
+    let mut said = Vec::new();
+    let mut chunk = [0; 1024];
+    // All is read, so that the command is not stopped by a full pipe; little is kept.
+    while let Ok(n @ 1..) = stderr.read(&mut chunk).await {
+        if said.len() < MAX_ANSWER {
+            said.extend_from_slice(&chunk[..n]);
+        }
+    }
+    shown(String::from_utf8_lossy(&said).trim(), MAX_ANSWER)
+}
+
+/// What sendmail's exit code means (sysexits(3)). An exit is an answer, as a reply is: it was not taken.
+fn by_exit_code(status: ExitStatus, text: &str, ended: &AtomicBool) -> Outcome {
+    /// EX_SOFTWARE, EX_OSERR, EX_CANTCREAT, EX_IOERR, EX_TEMPFAIL: the host's trouble, which may pass.
+    const PASSING: [i32; 5] = [70, 71, 73, 74, 75];
+    match status.code() {
+        Some(code) if PASSING.contains(&code) => Outcome::Retry(shown(text, MAX_ANSWER)),
+        Some(_) => Outcome::Refused(shown(text, MAX_ANSWER)),
+        // Killed by a signal: it may have queued the message before.
+        None => unanswered(ended, text),
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use std::future::pending;
+    use std::os::unix::fs::PermissionsExt;
+    use tokio::io::{AsyncBufReadExt, BufReader};
+    use tokio::net::TcpListener;
+    use tokio::sync::mpsc;
+
+    const MESSAGE: &[u8] = b"Subject: x\r\n\r\n.leading dot\r\n..two\r\nlast\r\n";
+
+    /// Where the server turns nasty.
+    #[derive(Clone, Copy, Debug, PartialEq)]
+    pub(crate) enum Turn {
+        Never,
+        /// This reply in place of the usual one to a command of this name; `.` is the final dot, `greeting` the banner.
+        Reply(&'static str, &'static str),
+        /// The connection is closed when this command came.
+        Drop(&'static str),
+        /// Nothing more is said when this command came.
+        Silence(&'static str),
+        /// The message is taken, and the reply to the final dot comes this much later.
+        Slow(Duration),
+    }
+
+    /// An SMTP server on loopback; gives its address and, per message, its envelope and octets.
+    pub(crate) async fn server(turn: Turn) -> (SocketAddr, mpsc::UnboundedReceiver<(String, String, Vec<u8>)>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (send, taken) = mpsc::unbounded_channel();
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                tokio::spawn(serve(stream, turn, send.clone()));
+            }
+        });
+        (address, taken)
+    }
+
+    async fn serve(stream: TcpStream, turn: Turn, taken: mpsc::UnboundedSender<(String, String, Vec<u8>)>) {
+        let mut stream = BufReader::new(stream);
+        let (mut from, mut to) = (String::new(), String::new());
+        let mut verb = "greeting".to_owned();
+        let mut message = Vec::new();
+        loop {
+            match turn {
+                Turn::Drop(at) if at == verb => return,
+                Turn::Silence(at) if at == verb => return pending().await,
+                _ => {}
+            }
+            let usual = match verb.as_str() {
+                "greeting" => "220 sink.example ESMTP",
+                "EHLO" => "250 sink.example",
+                "DATA" => "354 go",
+                "QUIT" => "221 bye",
+                "." => "250 2.0.0 Ok: queued as 4Xyz12",
+                _ => "250 ok",
+            };
+            let reply = match turn {
+                Turn::Reply(at, reply) if at == verb => reply,
+                _ => usual,
+            };
+            if verb == "." && reply.starts_with('2') {
+                taken.send((from.clone(), to.clone(), std::mem::take(&mut message))).unwrap();
+                if let Turn::Slow(by) = turn {
+                    tokio::time::sleep(by).await;
+                }
+            }
+            if stream.get_mut().write_all(format!("{reply}\r\n").as_bytes()).await.is_err() || verb == "QUIT" {
+                return;
+            }
+            if verb == "DATA" && reply.starts_with('3') {
+                loop {
+                    let mut line = Vec::new();
+                    if stream.read_until(b'\n', &mut line).await.unwrap_or(0) == 0 {
+                        return;
+                    }
+                    if line == b".\r\n" {
+                        break;
+                    }
+                    message.extend_from_slice(line.strip_prefix(b".").unwrap_or(&line));
+                }
+                verb = ".".into();
+                continue;
+            }
+            let mut line = String::new();
+            if stream.read_line(&mut line).await.unwrap_or(0) == 0 {
+                return;
+            }
+            verb = line.trim_end().split([' ', ':']).next().unwrap().to_owned();
+            match verb.as_str() {
+                "MAIL" => from = line.trim_end().to_owned(),
+                "RCPT" => to = line.trim_end().to_owned(),
+                _ => {}
+            }
+        }
+    }
+
+    const SHORT: Limits = Limits { before_dot: Duration::from_millis(300), after_dot: Duration::from_millis(300) };
+
+    async fn hand_over(by: &Deliver, limits: Limits) -> Outcome {
+        let from: Mailbox = "bounces@sender.example".parse().unwrap();
+        let to: Mailbox = "-odd!one@example.net".parse().unwrap();
+        deliver(by, Letter { from: &from, to: &to, message: MESSAGE }, limits, pending()).await
+    }
+
+    async fn smtp_outcome(turn: Turn) -> Outcome {
+        let (address, _taken) = server(turn).await;
+        hand_over(&Deliver::Smtp(address), SHORT).await
+    }
+
+    #[tokio::test]
+    async fn a_message_arrives_octet_for_octet() {
+        let (address, mut taken) = server(Turn::Never).await;
+        let outcome = hand_over(&Deliver::Smtp(address), Limits::default()).await;
+        assert_eq!(outcome, Outcome::Accepted("250 2.0.0 Ok: queued as 4Xyz12".into()));
+        let (from, to, message) = taken.try_recv().unwrap();
+        assert_eq!(
+            (from.as_str(), to.as_str()),
+            ("MAIL FROM:<bounces@sender.example>", "RCPT TO:<-odd!one@example.net>")
+        );
+        assert_eq!(message, MESSAGE);
+    }
+
+    #[tokio::test]
+    async fn a_no_of_five_hundred_is_for_ever_and_of_four_hundred_for_now() {
+        for at in ["greeting", "EHLO", "MAIL", "RCPT", "DATA", "."] {
+            let no = smtp_outcome(Turn::Reply(at, "550 5.7.1 no")).await;
+            assert!(matches!(&no, Outcome::Refused(text) if text.contains("no")), "{at}: {no:?}");
+            let later = smtp_outcome(Turn::Reply(at, "451 4.3.0 later")).await;
+            assert!(matches!(&later, Outcome::Retry(text) if text.contains("later")), "{at}: {later:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn before_the_final_dot_all_else_is_tried_again() {
+        for at in ["greeting", "EHLO", "MAIL", "RCPT", "DATA"] {
+            for turn in [Turn::Drop(at), Turn::Silence(at), Turn::Reply(at, "garbage")] {
+                let outcome = smtp_outcome(turn).await;
+                assert!(matches!(outcome, Outcome::Retry(_)), "{turn:?}: {outcome:?}");
+            }
+        }
+        let outcome = smtp_outcome(Turn::Reply("DATA", "250 what?")).await;
+        assert!(matches!(outcome, Outcome::Retry(_)), "{outcome:?}");
+        let closed = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+        let outcome = hand_over(&Deliver::Smtp(closed), SHORT).await;
+        assert!(matches!(outcome, Outcome::Retry(_)), "{outcome:?}");
+    }
+
+    #[tokio::test]
+    async fn after_the_final_dot_all_else_is_unknown() {
+        for turn in [Turn::Drop("."), Turn::Silence("."), Turn::Reply(".", "garbage"), Turn::Reply(".", "354 go on")] {
+            let outcome = smtp_outcome(turn).await;
+            assert!(matches!(outcome, Outcome::Unknown(_)), "{turn:?}: {outcome:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn leave_taking_does_not_matter() {
+        for turn in [Turn::Drop("QUIT"), Turn::Silence("QUIT"), Turn::Reply("QUIT", "500 no")] {
+            let (address, mut taken) = server(turn).await;
+            let outcome = hand_over(&Deliver::Smtp(address), Limits::default()).await;
+            assert!(matches!(outcome, Outcome::Accepted(_)), "{turn:?}: {outcome:?}");
+            assert!(taken.try_recv().is_ok());
+        }
+    }
+
+    #[tokio::test]
+    async fn an_end_of_the_daemon_is_told_apart_too() {
+        let from: Mailbox = "a@sender.example".parse().unwrap();
+        for (at, unknown) in [("RCPT", false), (".", true)] {
+            let (address, _taken) = server(Turn::Silence(at)).await;
+            let letter = Letter { from: &from, to: &from, message: MESSAGE };
+            let cut = tokio::time::sleep(Duration::from_millis(200));
+            let outcome = deliver(&Deliver::Smtp(address), letter, Limits::default(), cut).await;
+            assert_eq!(matches!(outcome, Outcome::Unknown(_)), unknown, "{at}: {outcome:?}");
+        }
+    }
+
+    async fn sendmail_outcome(script: &str, limits: Limits) -> (Outcome, Vec<u8>, String) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("sendmail");
+        let text = format!("#!/bin/sh\ncd {}\necho \"$@\" > args\n{script}\n", folder.path().display());
+        std::fs::write(&path, text).unwrap();
+        std::fs::set_permissions(&path, PermissionsExt::from_mode(0o755)).unwrap();
+        let outcome = hand_over(&Deliver::Sendmail(path.clone()), limits).await;
+        let read = |name: &str| std::fs::read(folder.path().join(name)).unwrap_or_default();
+        (outcome, read("message"), String::from_utf8(read("args")).unwrap())
+    }
+
+    #[tokio::test]
+    async fn sendmail_gets_local_lines_and_a_guarded_recipient() {
+        let (outcome, message, args) = sendmail_outcome("cat > message", Limits::default()).await;
+        assert!(matches!(outcome, Outcome::Accepted(_)), "{outcome:?}");
+        assert_eq!(message, b"Subject: x\n\n.leading dot\n..two\nlast\n");
+        assert_eq!(args, "-i -f bounces@sender.example -- -odd!one@example.net\n");
+    }
+
+    #[tokio::test]
+    async fn sendmail_exit_codes() {
+        for (script, retry) in [("exit 75", true), ("exit 71", true), ("exit 67", false), ("exit 1", false)] {
+            let (outcome, ..) =
+                sendmail_outcome(&format!("cat > /dev/null; echo why >&2; {script}"), Limits::default()).await;
+            match outcome {
+                Outcome::Retry(text) => assert!(retry && text.contains("why"), "{script}: {text}"),
+                Outcome::Refused(text) => assert!(!retry && text.contains("why"), "{script}: {text}"),
+                other => panic!("{script}: {other:?}"),
+            }
+        }
+        let (killed, ..) = sendmail_outcome("cat > /dev/null; kill -9 $$", Limits::default()).await;
+        assert!(matches!(killed, Outcome::Unknown(_)), "{killed:?}");
+        let limits = Limits { before_dot: Duration::from_millis(500), after_dot: Duration::from_millis(200) };
+        let (silent, ..) = sendmail_outcome("cat > /dev/null; exec sleep 60", limits).await;
+        assert!(matches!(silent, Outcome::Unknown(_)), "{silent:?}");
+        let missing = hand_over(&Deliver::Sendmail("/no/such/sendmail".into()), SHORT).await;
+        assert!(matches!(missing, Outcome::Retry(_)), "{missing:?}");
+    }
+
+    #[tokio::test]
+    async fn a_sendmail_that_does_not_read_is_killed_before_its_input_ends() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("sendmail");
+        let script = format!("#!/bin/sh\nsleep 1\ncat > {}/message\necho done > {0}/done\n", folder.path().display());
+        std::fs::write(&path, script).unwrap();
+        std::fs::set_permissions(&path, PermissionsExt::from_mode(0o755)).unwrap();
+        let from: Mailbox = "a@sender.example".parse().unwrap();
+        let large = b"0123456789\r\n".repeat(100_000);
+        let letter = Letter { from: &from, to: &from, message: &large };
+        let outcome = deliver(&Deliver::Sendmail(path), letter, SHORT, pending()).await;
+        assert!(matches!(outcome, Outcome::Retry(_)), "{outcome:?}");
+        tokio::time::sleep(Duration::from_millis(1200)).await;
+        assert!(!folder.path().join("done").exists());
+    }
+}

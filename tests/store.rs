@@ -1,0 +1,333 @@
+//! The embedded store over `kill -9` and damage on disk: what was acknowledged is there, whole, or its loss is said.
+//!
+//! `cargo test --release --test store -- --ignored --nocapture` measures it.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tlswarden::clock::Clock;
+use tlswarden::store::embedded::{Embedded, Opened};
+use tlswarden::store::{Batch, Family, Store, StoreError};
+use tlswarden::tlsrpt::{Counted, Day, Failure, Policy, PolicyType, ResultType, Tally};
+
+const DAY: Day = Day(20_779);
+const DOMAINS: u64 = 20;
+const WRITER: &str = "TLSWARDEN_TEST_WRITER";
+
+/// Numbers that are the same in each run: splitmix64.
+struct Dice(u64);
+
+impl Dice {
+    fn roll(&mut self, below: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (z ^ (z >> 31)) % below
+    }
+}
+
+/// Batch number `n`: one more everywhere, and records that say `n`.
+fn batch(n: u64) -> Batch {
+    let mut add = Vec::new();
+    for d in 0..DOMAINS {
+        let domain: Arc<str> = format!("d{d}.example").into();
+        let policy = Arc::new(Policy {
+            policy_type: PolicyType::Sts,
+            policy_string: vec![format!("of day {}", n / 50)],
+            policy_domain: domain.to_string(),
+            mx_host: vec![],
+        });
+        let failure = Failure::new(ResultType::CertificateExpired, Some("certificate has expired"));
+        for counted in [Counted::Success, Counted::Failure, Counted::Detail(failure)] {
+            add.push((Tally { day: DAY, domain: Arc::clone(&domain), policy: Arc::clone(&policy), counted }, 1));
+        }
+    }
+    // Short, long, and longer than one piece, in turns.
+    let open = [n.to_be_bytes()].iter().cycle().take(1 + 3_000 * (n % 3) as usize).flatten().copied().collect();
+    let set = vec![
+        (Family::Mark, b"log".to_vec(), Some(n.to_string().into_bytes())),
+        (Family::Open, b"log".to_vec(), Some(open)),
+        (Family::Decision, format!("{:03}", n % 100).into_bytes(), Some(n.to_string().into_bytes())),
+        (Family::Decision, format!("{:03}", (n + 50) % 100).into_bytes(), None),
+    ];
+    Batch { add, set }
+}
+
+/// Which batch the store stands at, after checking that it has all of it and nothing of the next.
+fn stands_at(store: &Embedded) -> u64 {
+    let number = |octets: Option<Vec<u8>>| octets.map_or(0, |o| String::from_utf8(o).unwrap().parse().unwrap());
+    let n: u64 = number(store.read(Family::Mark, b"log").unwrap());
+    if n == 0 {
+        assert_eq!(store.days().unwrap(), []);
+        return 0;
+    }
+    assert_eq!(store.domains(DAY).unwrap().len() as u64, DOMAINS);
+    for d in 0..DOMAINS {
+        let rows = store.rows(DAY, &format!("d{d}.example")).unwrap();
+        let successful: u64 = rows.iter().map(|row| row.successful).sum();
+        let failed: u64 = rows.iter().map(|row| row.failed).sum();
+        let details: u64 = rows.iter().flat_map(|row| &row.details).map(|(_, count)| count).sum();
+        assert_eq!((successful, failed, details), (n, n, n), "d{d}.example at batch {n}");
+    }
+    let open = store.read(Family::Open, b"log").unwrap().unwrap();
+    let same = Batch { add: vec![], ..batch(n) }.set[1].2.clone().unwrap();
+    assert_eq!(open, same, "the open state of batch {n}");
+    let decisions = store.scan(Family::Decision, b"").unwrap();
+    assert_eq!(decisions.len() as u64, n.min(50));
+    assert_eq!(decisions.iter().map(|(_, v)| number(Some(v.clone()))).max(), Some(n));
+    n
+}
+
+fn open(home: &Path) -> Opened {
+    Embedded::open(home, Clock::default()).unwrap()
+}
+
+/// Not a test by itself: the process that is killed. Writes batches and acknowledges each on standard output.
+#[test]
+fn writer() {
+    let Some(home) = std::env::var_os(WRITER) else { return };
+    let store = open(Path::new(&home)).store;
+    let mut n = stands_at(&store);
+    let mut out = std::io::stdout().lock();
+    loop {
+        n += 1;
+        store.write(batch(n)).unwrap();
+        writeln!(out, "acknowledged {n}").unwrap();
+        out.flush().unwrap();
+    }
+}
+
+#[test]
+fn kill_9_loses_and_tears_nothing() {
+    let began = Instant::now();
+    let home = tempfile::tempdir().unwrap();
+    let mut dice = Dice(1);
+    let (mut acknowledged, mut one_more, mut rounds) = (0, 0, 0);
+    while rounds < 50 {
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "writer", "--nocapture"])
+            .env(WRITER, home.path())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let output = child.stdout.take().unwrap();
+        let reader = std::thread::spawn(move || {
+            let lines = BufReader::new(output).lines().map_while(Result::ok);
+            lines.filter_map(|line| line.strip_prefix("acknowledged ")?.parse::<u64>().ok()).last()
+        });
+        std::thread::sleep(Duration::from_millis(5 + dice.roll(250)));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        acknowledged = reader.join().unwrap().unwrap_or(acknowledged);
+        let opened = open(home.path());
+        assert_eq!(opened.notices, [""; 0]);
+        let n = stands_at(&opened.store);
+        // What was written when the kill came may be there, whole, though nobody was told.
+        assert!(n == acknowledged || n == acknowledged + 1, "stands at {n}, {acknowledged} were acknowledged");
+        one_more += n - acknowledged;
+        acknowledged = n;
+        rounds += 1;
+    }
+    assert!(acknowledged > rounds, "only {acknowledged} batches were written");
+    println!(
+        "{rounds} kills, {acknowledged} batches, {one_more} kept that were not acknowledged, {:?}",
+        began.elapsed()
+    );
+}
+
+fn written_once(batches: u64) -> tempfile::TempDir {
+    let home = tempfile::tempdir().unwrap();
+    let store = open(home.path()).store;
+    (1..=batches).for_each(|n| store.write(batch(n)).unwrap());
+    home
+}
+
+fn written(batches: u64) -> tempfile::TempDir {
+    let home = written_once(batches);
+    // Opened once more, so that sled's snapshot covers it.
+    assert_eq!(stands_at(&open(home.path()).store), batches);
+    home
+}
+
+fn sled_files(home: &Path, begin: &str) -> Vec<std::path::PathBuf> {
+    let all = fs::read_dir(home.join("embedded")).unwrap().map(|entry| entry.unwrap().path());
+    all.filter(|path| path.file_name().unwrap().to_str().unwrap().starts_with(begin)).collect()
+}
+
+#[test]
+fn a_cut_snapshot_is_rebuilt_and_said() {
+    for cut in [0.0, 0.01, 0.5, 0.99] {
+        let home = written(120);
+        let [snapshot] = &sled_files(home.path(), "snap.")[..] else { panic!("one snapshot") };
+        let length = fs::metadata(snapshot).unwrap().len();
+        fs::OpenOptions::new().write(true).open(snapshot).unwrap().set_len((length as f64 * cut) as u64).unwrap();
+        let opened = open(home.path());
+        assert_eq!((opened.notices.len(), &opened.lost), (1, &None), "{:?}", opened.notices);
+        assert!(opened.notices[0].contains("snap.") && opened.notices[0].contains("aside-"), "{:?}", opened.notices);
+        assert_eq!(stands_at(&opened.store), 120);
+        opened.store.write(batch(121)).unwrap();
+        drop(opened);
+        let again = open(home.path());
+        assert_eq!(again.notices, [""; 0]);
+        assert_eq!(stands_at(&again.store), 121);
+    }
+}
+
+#[test]
+fn an_unfinished_snapshot_is_nothing_to_speak_of() {
+    let home = written(10);
+    let snapshot = sled_files(home.path(), "snap.").pop().unwrap();
+    let mut unfinished = snapshot.into_os_string();
+    unfinished.push("0.generating");
+    fs::write(&unfinished, "cut").unwrap();
+    let opened = open(home.path());
+    assert_eq!((opened.notices, opened.lost), (vec![], None));
+    assert_eq!(stands_at(&opened.store), 10);
+}
+
+#[test]
+fn a_second_opener_is_told_who_has_it() {
+    let home = written(1);
+    let first = open(home.path());
+    let Err(StoreError::Locked(line)) = Embedded::open(home.path(), Clock::default()).map(|_| ()) else {
+        panic!("opened twice")
+    };
+    assert!(line.contains(&format!("process {}", std::process::id())) && !line.contains('\n'), "{line}");
+    drop(first);
+    assert_eq!(stands_at(&open(home.path()).store), 1);
+}
+
+#[test]
+fn a_folder_that_is_none_is_the_administrators() {
+    let home = tempfile::tempdir().unwrap();
+    let file = home.path().join("file");
+    fs::write(&file, "").unwrap();
+    for path in [file.clone(), file.join("below"), "/proc/self/below".into()] {
+        let Err(StoreError::Unusable(line)) = Embedded::open(&path, Clock::default()).map(|_| ()) else {
+            panic!("opened {}", path.display())
+        };
+        assert!(line.contains(path.to_str().unwrap()) && !line.contains('\n'), "{line}");
+    }
+}
+
+#[test]
+fn damage_is_said_never_a_panic_never_half_a_batch() {
+    // With a snapshot of all of it, and with one of nothing: then all is read from the log when it is opened.
+    let pristine = [written(400), written_once(400)];
+    let files_of = |home| sled_files(home, "").into_iter().filter(|path| path.is_file()).collect();
+    let files: [Vec<_>; 2] = pristine.each_ref().map(|home| files_of(home.path()));
+    let mut dice = Dice(2);
+    let (mut unharmed, mut earlier, mut lost, mut refused) = (0, 0, 0, 0);
+    for round in 0..80 {
+        let home = tempfile::tempdir().unwrap();
+        let folder = home.path().join("embedded");
+        fs::create_dir_all(folder.join("blobs")).unwrap();
+        for file in &files[round % 2] {
+            fs::copy(file, folder.join(file.file_name().unwrap())).unwrap();
+        }
+        let log = fs::OpenOptions::new().write(true).open(folder.join("db")).unwrap();
+        let length = log.metadata().unwrap().len();
+        match dice.roll(8) {
+            0 => log.set_len(dice.roll(length)).unwrap(),
+            _ => {
+                let garbage: Vec<u8> = (0..1 + dice.roll(4096)).map(|_| dice.roll(256) as u8).collect();
+                log.write_all_at(&garbage, dice.roll(length - garbage.len() as u64)).unwrap();
+            }
+        }
+        let opened = match Embedded::open(home.path(), Clock::default()) {
+            Ok(opened) => opened,
+            Err(e) => {
+                println!("refused: {e}");
+                refused += 1;
+                continue;
+            }
+        };
+        let n = stands_at(&opened.store);
+        match (&opened.lost, n) {
+            (Some(kept), 0) => {
+                assert!(kept.join("db").is_file() && opened.notices.len() == 2, "{:?}", opened.notices);
+                lost += 1;
+            }
+            (None, 400) => unharmed += 1,
+            (None, _) => earlier += 1,
+            (Some(_), n) => panic!("lost, but stands at {n}"),
+        }
+        opened.store.write(batch(n + 1)).unwrap();
+        assert_eq!(stands_at(&opened.store), n + 1);
+    }
+    println!("unharmed {unharmed}, at an earlier batch {earlier}, lost and said {lost}, refused {refused}");
+    assert_eq!(refused, 0);
+    assert!(lost > 0);
+}
+
+#[test]
+fn damage_under_an_open_store_is_an_error() {
+    let home = written(400);
+    let opened = open(home.path());
+    let log = fs::OpenOptions::new().write(true).open(home.path().join("embedded/db")).unwrap();
+    let length = log.metadata().unwrap().len() as usize;
+    log.write_all_at(&vec![0x55; length], 0).unwrap();
+    // What is in sled's cache may still be read; nothing may panic.
+    for d in 0..DOMAINS {
+        if let Err(e) = opened.store.rows(DAY, &format!("d{d}.example")) {
+            assert!(matches!(e, StoreError::Corrupt(_)), "{e}");
+        }
+    }
+    let _ = opened.store.scan(Family::Decision, b"");
+    let _ = opened.store.write(batch(401));
+}
+
+/// What a commit costs, by how much is in it.
+#[test]
+#[ignore = "measures"]
+fn measure() {
+    let home = tempfile::tempdir().unwrap();
+    let store = open(home.path()).store;
+    let mut dice = Dice(3);
+    println!("{:>6} {:>9} {:>9} {:>9} {:>9}", "counts", "commits/s", "counts/s", "median", "99 %");
+    for counts in [1, 100, 300, 1_000, 3_000, 10_000] {
+        let mut times = Vec::new();
+        let began = Instant::now();
+        while began.elapsed() < Duration::from_secs(3) {
+            let add = (0..counts)
+                .map(|_| {
+                    let domain: Arc<str> = format!("d{}.example", dice.roll(20_000)).into();
+                    let policy = Arc::new(Policy::none(&domain));
+                    (Tally { day: DAY, domain, policy, counted: Counted::Success }, 1)
+                })
+                .collect();
+            let set = vec![
+                (Family::Mark, b"log".to_vec(), Some(vec![1; 60])),
+                (Family::Open, b"log".to_vec(), Some(vec![2; 10_000])),
+            ];
+            let one = Instant::now();
+            store.write(Batch { add, set }).unwrap();
+            times.push(one.elapsed());
+        }
+        times.sort();
+        let total: f64 = times.iter().map(Duration::as_secs_f64).sum();
+        println!(
+            "{counts:>6} {:>9.0} {:>9.0} {:>9.2?} {:>9.2?}",
+            times.len() as f64 / total,
+            (times.len() * counts) as f64 / total,
+            times[times.len() / 2],
+            times[times.len() * 99 / 100]
+        );
+    }
+    let size = store.size().unwrap();
+    let began = Instant::now();
+    drop(store);
+    let shut = began.elapsed();
+    let began = Instant::now();
+    let store = open(home.path()).store;
+    println!("{} MiB on disk, closed in {shut:.0?}, opened in {:.0?}", size >> 20, began.elapsed());
+    let began = Instant::now();
+    let domains = store.domains(DAY).unwrap().len();
+    println!("{domains} domains listed in {:.0?}", began.elapsed());
+}
