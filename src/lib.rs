@@ -8,12 +8,21 @@ pub mod dns;
 pub mod domain;
 pub mod https;
 pub mod metrics;
+pub mod shutdown;
 pub mod tlsrpt;
 
+pub mod civil;
 pub mod input;
 pub mod own;
+pub mod pipeline;
 pub mod policy;
 pub mod report;
 pub mod scheduler;
+pub mod session;
 pub mod socketmap;
 pub mod store;
+pub mod tally;
+
+pub mod cli;
+pub mod control;
+pub mod daemon;

@@ -1,2 +1,7 @@
-//! x
-fn main() {}
+//! The program: arguments to the library, its answer to the shell.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    tlswarden::cli::run(std::env::args_os().skip(1))
+}

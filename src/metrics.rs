@@ -7,13 +7,16 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::clock::Clock;
 use crate::tlsrpt::Day;
 
 /// How long an input must have been at its end before the day behind it may close, in seconds.
 pub const IDLE: i64 = 300;
+
+/// How far an input must be read past a day's end, in seconds: lines of different processes may be out of order.
+pub const OUT_OF_ORDER: i64 = 10;
 
 /// The last errors that are kept for `status`.
 const LAST_ERRORS: usize = 16;
@@ -30,7 +33,8 @@ struct Inner {
 }
 
 /// How far an input has been read and counted.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub struct Progress {
     /// The time of the newest line counted, in seconds since 1970-01-01T00:00:00Z.
     pub newest: Option<i64>,
@@ -75,6 +79,17 @@ impl Metrics {
         }
     }
 
+    /// Says which inputs there are, each with its newest line as far as it is known; the others are forgotten.
+    pub fn only_inputs<'a>(&self, inputs: impl Iterator<Item = (&'a str, Option<i64>)>) {
+        let mut known = self.0.inputs.lock();
+        let entry = |(name, newest): (&str, Option<i64>)| {
+            let progress = known.remove(name).unwrap_or_default();
+            (name.to_owned(), Progress { newest, at_end_since: None, trouble: None, ..progress })
+        };
+        let inputs = inputs.map(entry).collect();
+        *known = inputs;
+    }
+
     /// All inputs, by name.
     pub fn inputs(&self) -> BTreeMap<String, Progress> {
         self.0.inputs.lock().clone()
@@ -98,8 +113,26 @@ impl Metrics {
     /// The inputs that keep a day open: neither read past its end, nor at their end and idle for [`IDLE`].
     pub fn lagging(&self, day: Day, now: i64) -> Vec<String> {
         let closed = |p: &Progress| {
-            p.newest.is_some_and(|t| t >= day.end()) || p.at_end_since.is_some_and(|t| now - t.max(day.end()) >= IDLE)
+            p.newest.is_some_and(|t| t >= day.end() + OUT_OF_ORDER)
+                || p.at_end_since.is_some_and(|t| now - t.max(day.end()) >= IDLE)
         };
         self.0.inputs.lock().iter().filter(|(_, p)| !closed(p)).map(|(name, _)| name.clone()).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_day_waits_for_every_input() {
+        let metrics = Metrics::default();
+        let day = Day(100);
+        metrics.input("read past", |p| p.newest = Some(day.end() + OUT_OF_ORDER));
+        metrics.input("idle", |p| p.at_end_since = Some(day.end() - 7));
+        assert_eq!(metrics.lagging(day, day.end() + IDLE - 1), ["idle"]);
+        assert!(metrics.lagging(day, day.end() + IDLE).is_empty());
+        metrics.input("behind", |p| p.newest = Some(day.end() + OUT_OF_ORDER - 1));
+        assert_eq!(metrics.lagging(day, day.end() + IDLE), ["behind"]);
     }
 }

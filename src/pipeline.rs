@@ -19,8 +19,10 @@ use crate::civil::Calendar;
 use crate::clock::Clock;
 use crate::input::{Block, Mark};
 use crate::metrics::Metrics;
+use crate::policy::history::History;
 use crate::session::postfix::Sessions;
 use crate::session::{Losses, SESSION_TIMEOUT};
+use crate::shutdown::stopped;
 use crate::store::{Batch, Family, Store, StoreError};
 use crate::tally;
 use crate::tlsrpt::{InForce, Outcome, Tally};
@@ -28,8 +30,9 @@ use crate::tlsrpt::{InForce, Outcome, Tally};
 /// How long a line may wait for its commit: few enough commits for a disk, soon enough for a report.
 const COMMIT: Duration = Duration::from_millis(250);
 
-/// How long to wait before a commit that failed is tried again.
-const RETRY: Duration = Duration::from_secs(5);
+/// How long to wait before a commit that failed is tried again; twice as long each time, up to the second figure.
+const RETRY: Duration = Duration::from_secs(1);
+const RETRY_AT_MOST: Duration = Duration::from_secs(60);
 
 /// The least time between two samples of a family of lines that cannot be read, in seconds.
 const SAMPLE_EVERY: i64 = 60;
@@ -38,6 +41,13 @@ const SAMPLE_EVERY: i64 = 60;
 pub trait PolicyAt {
     /// The decision that our responder had given at `seconds`; `None` where it was not asked.
     fn at(&self, domain: &str, seconds: i64) -> Option<InForce>;
+}
+
+impl PolicyAt for Arc<History> {
+    fn at(&self, domain: &str, seconds: i64) -> Option<InForce> {
+        let found = History::at(self, domain, seconds);
+        found.asked.then_some(found.in_force)
+    }
 }
 
 /// Tells our own reports by their Message-ID.
@@ -229,7 +239,7 @@ impl River {
         runtime: &Handle,
         mut sources: Vec<Source>,
         mut blocks: mpsc::Receiver<(usize, Block)>,
-        shutdown: watch::Receiver<bool>,
+        mut shutdown: watch::Receiver<bool>,
     ) -> Result<(), StoreError> {
         let mut pending = Pending::default();
         loop {
@@ -245,7 +255,7 @@ impl River {
             }
             due |= pending.since.is_some_and(|since| since.elapsed() >= COMMIT);
             if due && pending.since.is_some() {
-                self.commit(runtime, &mut sources, &mut pending, &shutdown)?;
+                self.commit(runtime, &mut sources, &mut pending, &mut shutdown)?;
             }
             if ended || *shutdown.borrow() {
                 return Ok(());
@@ -293,7 +303,7 @@ impl River {
         runtime: &Handle,
         sources: &mut [Source],
         pending: &mut Pending,
-        shutdown: &watch::Receiver<bool>,
+        shutdown: &mut watch::Receiver<bool>,
     ) -> Result<(), StoreError> {
         let mut batch = Batch::default();
         for (number, source) in sources.iter_mut().enumerate() {
@@ -307,6 +317,7 @@ impl River {
             }
         }
         pending.since = None;
+        let mut wait = RETRY;
         loop {
             let Err(error) = self.store.write(batch.clone()) else {
                 self.metrics.add("commits", 1);
@@ -316,7 +327,8 @@ impl River {
                 return Err(error);
             }
             self.metrics.error(self.clock, format!("store: cannot write counts: {error}; reading waits, trying again"));
-            runtime.block_on(tokio::time::sleep(RETRY));
+            let _ = runtime.block_on(async { tokio::time::timeout(wait, stopped(shutdown)).await });
+            wait = (wait * 2).min(RETRY_AT_MOST);
         }
     }
 
@@ -344,6 +356,137 @@ pub fn restore(store: &dyn Store, name: &str) -> Result<(Option<Mark>, Vec<(Vec<
     Ok((mark, open.into_iter().map(|(key, value)| (key[prefix.len()..].to_vec(), value)).collect()))
 }
 
+/// The time of the newest line that was counted of an input.
+pub fn newest(store: &dyn Store, name: &str) -> Result<Option<i64>, StoreError> {
+    let stored = store.read(Family::Open, &open_key(name, CALENDAR))?;
+    Ok(stored.and_then(|bytes| serde_json::from_slice(&bytes).ok()))
+}
+
 fn open_key(name: &str, key: &[u8]) -> Vec<u8> {
     [name.as_bytes(), b"\0", key].concat()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::tlsrpt::rows;
+
+    struct NotAsked;
+
+    impl PolicyAt for NotAsked {
+        fn at(&self, _: &str, _: i64) -> Option<InForce> {
+            None
+        }
+    }
+
+    const NOW: i64 = 1_795_400_000;
+
+    fn fresh() -> Counter {
+        Counter::new(TimeZone::UTC, Arc::new(|id: &[u8]| id.starts_with(b"ours.")))
+    }
+
+    fn counted(lines: &str) -> Vec<(String, u64, u64)> {
+        let mut counter = fresh();
+        counter.lines(lines.as_bytes(), NOW, &NotAsked);
+        rows(counter.counts()).into_iter().map(|row| (row.domain, row.successful, row.failed)).collect()
+    }
+
+    /// A restart after any line of any real log: what was open is taken back from what was stored, and nothing changes.
+    #[test]
+    fn a_restart_after_every_line_changes_nothing() {
+        for folder in ["postfix-3.7.11", "postfix-3.10.13"] {
+            let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures").join(folder);
+            for entry in std::fs::read_dir(folder).unwrap() {
+                let path = entry.unwrap().path();
+                if path.extension().is_none_or(|e| e != "log") {
+                    continue;
+                }
+                let log = std::fs::read(&path).unwrap();
+                let mut whole = fresh();
+                whole.lines(&log, NOW, &NotAsked);
+                let mut stored: BTreeMap<Vec<u8>, Vec<u8>> = BTreeMap::new();
+                let mut counts: HashMap<Tally, u64> = HashMap::new();
+                for line in log.split_inclusive(|b| *b == b'\n') {
+                    let records: Vec<_> = stored.clone().into_iter().collect();
+                    let (mut counter, unread) = fresh().load(TimeZone::UTC, &records);
+                    assert_eq!(unread, 0);
+                    counter.lines(line, NOW, &NotAsked);
+                    for (tally, n) in counter.counts() {
+                        *counts.entry(tally).or_default() += n;
+                    }
+                    for (key, value) in counter.changes() {
+                        match value {
+                            Some(value) => drop(stored.insert(key, value)),
+                            None => drop(stored.remove(&key)),
+                        }
+                    }
+                }
+                assert_eq!(rows(counts), rows(whole.counts()), "{}", path.display());
+            }
+        }
+    }
+
+    const TLS: &str =
+        "Trusted TLS connection established to mx.a.test[192.0.2.1]:25: TLSv1.3 with cipher X (256/256 bits)";
+    const TO: &str = "relay=mx.a.test[192.0.2.1]:25, delay=1, delays=0/0/0/1";
+
+    #[test]
+    fn our_own_report_is_not_counted_even_if_it_is_removed_first() {
+        let log = |id: &str| {
+            format!(
+                "Nov 22 01:00:00 h postfix/cleanup[1]: 4AB0CDEF12: message-id=<{id}>\n\
+                 Nov 22 01:00:00 h postfix/smtp[2]: {TLS}\n\
+                 Nov 22 01:00:01 h postfix/qmgr[3]: 4AB0CDEF12: removed\n\
+                 Nov 22 01:00:01 h postfix/smtp[2]: 4AB0CDEF12: to=<r@a.test>, {TO}, dsn=2.0.0, status=sent (250 ok)\n"
+            )
+        };
+        assert_eq!(counted(&log("theirs.1@h")), [("a.test".to_owned(), 1, 0)]);
+        assert_eq!(counted(&log("ours.1@h")), []);
+    }
+
+    #[test]
+    fn several_recipients_without_tls_are_one_session_and_a_retry_is_another() {
+        let refused = |second: u32| {
+            let to = |name: &str| {
+                format!(
+                    "Nov 22 01:00:{second:02} h postfix/smtp[2]: 4AB0CDEF12: to=<{name}@a.test>, {TO}, dsn=4.7.4, \
+                     status=deferred (TLS is required, but was not offered by host mx.a.test[192.0.2.1])\n"
+                )
+            };
+            format!(
+                "Nov 22 01:00:{second:02} h postfix/qmgr[3]: 4AB0CDEF12: from=<s@h>, size=1, nrcpt=2 (queue active)\n{}{}",
+                to("one"),
+                to("two")
+            )
+        };
+        assert_eq!(counted(&refused(1)), [("a.test".to_owned(), 0, 1)]);
+        assert_eq!(counted(&(refused(1) + &refused(2))), [("a.test".to_owned(), 0, 2)]);
+    }
+
+    #[test]
+    fn postfix_3_5_logs_no_line_for_a_name_that_does_not_match() {
+        let mut counter = fresh();
+        let log = format!(
+            "Nov 22 01:00:00 h postfix/smtp[2]: {TLS}\n\
+             Nov 22 01:00:01 h postfix/smtp[2]: 4AB0CDEF12: to=<r@a.test>, {TO}, dsn=4.7.5, \
+             status=deferred (Server certificate not verified)\n"
+        );
+        counter.lines(log.as_bytes(), NOW, &NotAsked);
+        let rows = rows(counter.counts());
+        assert_eq!(rows[0].details[0].0.result_type, crate::tlsrpt::ResultType::CertificateHostMismatch);
+    }
+
+    #[test]
+    fn a_session_whose_delivery_never_comes_is_lost_and_said() {
+        let mut counter = fresh();
+        counter.lines(format!("Nov 22 01:00:00 h postfix/smtp[2]: {TLS}\n").as_bytes(), NOW, &NotAsked);
+        assert!(!counter.is_idle());
+        let later = "Nov 22 03:00:00 h postfix/qmgr[3]: 4AB0CDEF12: removed\n";
+        counter.lines(later.as_bytes(), NOW, &NotAsked);
+        assert!(counter.is_idle());
+        assert_eq!(counter.seen().1.without_domain, 1);
+        assert_eq!(counter.counts().count(), 0);
+    }
 }

@@ -153,7 +153,7 @@ struct DaneNow {
 }
 
 /// How much there is of what, for `status`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct Counts {
     /// Next hops with a decision in memory.

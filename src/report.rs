@@ -9,7 +9,7 @@ pub mod deliver;
 pub mod message;
 pub mod recipients;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::config::{Deliver, ReportSection};
 use crate::dns::{DnsError, Resolver};
@@ -131,7 +131,7 @@ pub async fn look_up(resolver: &Resolver, domain: &str) -> Result<Recipients, Lo
 }
 
 /// A report as it would go.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct Preview {
     /// The recipient domain.

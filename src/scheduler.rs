@@ -28,6 +28,7 @@ use crate::own::{self, Secret};
 use crate::report::deliver::Limits;
 use crate::report::recipients::Destination;
 use crate::report::{Sending, shown};
+use crate::shutdown::stopped;
 use crate::store::{Batch, Family, Store, StoreError};
 use crate::tlsrpt::Day;
 use record::{DeliveryState, Entries, Entry, Plan, PlanState, delivery_key, octets, plan_key};
@@ -167,6 +168,12 @@ pub enum DueState {
     Expired,
 }
 
+impl std::fmt::Display for DueState {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.serialize(f)
+    }
+}
+
 impl From<DeliveryState> for DueState {
     fn from(state: DeliveryState) -> DueState {
         match state {
@@ -254,7 +261,7 @@ impl Scheduler {
             }
             tokio::select! {
                 biased;
-                _ = shutdown.wait_for(|stop| *stop) => break,
+                () = stopped(&mut shutdown) => break,
                 Some(ended) = under_way.join_next() => self.ended(ended),
                 () = tokio::time::sleep(SOONEST) => {}
             }

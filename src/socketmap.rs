@@ -26,7 +26,8 @@ use tokio::task::JoinSet;
 use crate::config::{Level, Listen};
 use crate::metrics::Metrics;
 use crate::policy::explain::Explanation;
-use crate::policy::{Decision, Policies, flight};
+use crate::policy::{Decision, Policies};
+use crate::shutdown::stopped;
 use netstring::Frame;
 use wording::Wording;
 
@@ -118,7 +119,7 @@ pub async fn serve(
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
-            () = flight::stopped(&mut shutdown) => break,
+            () = stopped(&mut shutdown) => break,
         };
         while connections.try_join_next().is_some() {}
         match accepted {
@@ -177,7 +178,7 @@ impl Service {
             tokio::select! {
                 biased;
                 ready = stream.readable() => if ready.is_err() { return },
-                () = flight::stopped(&mut shutdown) => return,
+                () = stopped(&mut shutdown) => return,
             }
             let Some(taken) = take(&stream, &mut rest, &mut skip) else { return };
             if !taken {

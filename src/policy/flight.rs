@@ -90,12 +90,6 @@ impl<T: Clone> Flight<T> {
     }
 }
 
-/// Waits until the daemon ends: the value turns true, or its sender is gone.
-pub async fn stopped(shutdown: &mut watch::Receiver<bool>) {
-    // The guard of the value must not live over what the caller does next.
-    drop(shutdown.wait_for(|stop| *stop).await);
-}
-
 /// Frees the key when the work ends, however it ends.
 struct End<T> {
     table: Table<T>,

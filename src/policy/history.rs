@@ -18,10 +18,10 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, watch};
 
 use super::NextHop;
-use super::flight;
 use super::throttle::Throttle;
 use crate::clock::Clock;
 use crate::metrics::Metrics;
+use crate::shutdown::stopped;
 use crate::store::{Batch, Family, Store, StoreError};
 use crate::tlsrpt::InForce;
 
@@ -223,7 +223,7 @@ impl History {
             tokio::select! {
                 () = self.wake.notified() => tokio::time::sleep(BEHIND).await,
                 _ = tick.tick() => {}
-                () = flight::stopped(&mut shutdown) => break,
+                () = stopped(&mut shutdown) => break,
             }
             self.write(&store, STEP).await;
         }

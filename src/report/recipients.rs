@@ -6,6 +6,7 @@
 //! When it fails: [`NoRecipients`] says why the domain gets no report.
 //! Not here: the DNS question (`dns`), sending (`report::deliver`).
 
+use std::borrow::Cow;
 use std::fmt;
 use std::str::FromStr;
 
@@ -54,12 +55,12 @@ pub struct Recipients {
 }
 
 /// A URI that gets no report.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Skipped {
     /// The URI, escaped and cut.
     pub uri: String,
     /// Why.
-    pub why: &'static str,
+    pub why: Cow<'static, str>,
 }
 
 /// Why a domain gets no report.
@@ -121,7 +122,7 @@ impl Recipients {
 
     fn skip(&mut self, uri: &str, why: &'static str) {
         if self.skipped.len() < MAX_SKIPPED {
-            self.skipped.push(Skipped { uri: shown(uri, 80), why });
+            self.skipped.push(Skipped { uri: shown(uri, 80), why: why.into() });
         } else {
             self.more_skipped += 1;
         }
@@ -282,9 +283,9 @@ mod tests {
         recipients(&[record]).unwrap().destinations.iter().map(ToString::to_string).collect()
     }
 
-    fn why(uri: &str) -> &'static str {
+    fn why(uri: &str) -> String {
         match recipients(&[format!("v=TLSRPTv1;rua={uri}")]) {
-            Err(NoRecipients::NoneUsable(skipped)) => skipped[0].why,
+            Err(NoRecipients::NoneUsable(skipped)) => skipped[0].why.to_string(),
             other => panic!("{uri}: {other:?}"),
         }
     }
@@ -342,7 +343,7 @@ mod tests {
     fn an_unknown_scheme_skips_that_uri_alone() {
         let found = recipients(&["v=TLSRPTv1;rua=ftp://x.example/,mailto:a@b.example,gopher:x"]).unwrap();
         assert_eq!(found.destinations.len(), 1);
-        assert_eq!(found.skipped.iter().map(|s| s.why).collect::<Vec<_>>(), ["unknown scheme"; 2]);
+        assert_eq!(found.skipped.iter().map(|s| &*s.why).collect::<Vec<_>>(), ["unknown scheme"; 2]);
     }
 
     #[test]

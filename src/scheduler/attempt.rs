@@ -172,7 +172,7 @@ impl Scheduler {
         }
         let Some(sending) = &setup.sending else { return };
         let letter = Letter { from: &sending.identity.envelope, to, message: &octets };
-        let outcome = deliver(&sending.deliver, letter, self.limits, stopped(shutdown)).await;
+        let outcome = deliver(&sending.deliver, letter, self.limits, patience(shutdown)).await;
         self.note(&key, destination, &mut delivery, outcome).await;
     }
 
@@ -282,9 +282,8 @@ enum Hindrance {
 }
 
 /// Resolves a while after the daemon was told to end.
-async fn stopped(mut shutdown: watch::Receiver<bool>) {
-    // An error means that the sender is gone, which is an end too.
-    let _ = shutdown.wait_for(|stop| *stop).await;
+async fn patience(mut shutdown: watch::Receiver<bool>) {
+    crate::shutdown::stopped(&mut shutdown).await;
     tokio::time::sleep(GRACE).await;
 }
 

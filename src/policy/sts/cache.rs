@@ -27,8 +27,9 @@ use crate::clock::Clock;
 use crate::dns::{DnsError, Resolver};
 use crate::https::Client;
 use crate::metrics::Metrics;
-use crate::policy::flight::{self, Flight, Flights};
+use crate::policy::flight::{Flight, Flights};
 use crate::policy::throttle::Throttle;
+use crate::shutdown::stopped;
 use crate::store::{Batch, Family, Store, StoreError};
 use crate::tlsrpt::{Mode, Policy, PolicyType, ResultType};
 
@@ -265,7 +266,7 @@ impl Cache {
                     self.sweep();
                     self.write().await;
                 }
-                () = flight::stopped(&mut shutdown) => break,
+                () = stopped(&mut shutdown) => break,
             }
         }
         self.flights.abort();

@@ -1,0 +1,141 @@
+//! How fast the counting river is, commits included, beside floors that run in the same process, in turn with it.
+//!
+//! `cargo bench --bench river`. A log of which 70 % is other mail, then lines/s of
+//! - `newlines`: counting `\n`: no reader of lines can be faster;
+//! - `counting`: parsers, sessions and tallies, without a store;
+//! - `river`: all of it, with commits to the embedded store on this disk.
+//!
+//! Median, and slowest to fastest, of `RUNS` runs; ends with an error if the river did not count what `counting` did.
+//! Without `--bench` (`cargo test --benches`) the log is short and runs once.
+
+#[path = "../parsers/benches/mix.rs"]
+#[allow(dead_code)] // The parsers' own benchmark uses the rest.
+mod mix;
+
+use std::hint::black_box;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Instant;
+
+use jiff::tz::TimeZone;
+use mix::{Mix, Stamps};
+use tlswarden::clock::Clock;
+use tlswarden::input::{BLOCK, Block, Mark};
+use tlswarden::metrics::Metrics;
+use tlswarden::pipeline::{Counter, PolicyAt, River, Source};
+use tlswarden::store::Store;
+use tlswarden::store::embedded::Embedded;
+use tlswarden::tlsrpt::{InForce, rows};
+use tokio::sync::{mpsc, watch};
+
+/// Octets of the log: about a million lines.
+const OCTETS: usize = 150 << 20;
+const RUNS: usize = 5;
+
+struct NoPolicy;
+
+impl PolicyAt for NoPolicy {
+    fn at(&self, _: &str, _: i64) -> Option<InForce> {
+        Some(InForce::None)
+    }
+}
+
+fn main() -> ExitCode {
+    let (octets, runs) = if std::env::args().any(|arg| arg == "--bench") { (OCTETS, RUNS) } else { (2 << 20, 1) };
+    let mut log = Vec::with_capacity(octets + 4096);
+    let mut mix = Mix::new(1, Stamps::Traditional);
+    mix.write(&mut log, octets);
+    mix.finish(&mut log);
+    let lines = mix.lines();
+    println!("{lines} lines, {} octets, {} outbound TLS sessions", log.len(), mix.sessions());
+    let (mut floor, mut counting, mut river) = (Vec::new(), Vec::new(), Vec::new());
+    let mut same = true;
+    for _ in 0..runs {
+        floor.push(timed(|| black_box(black_box(&log).iter().filter(|b| **b == b'\n').count())).0);
+        let (seconds, without) = timed(|| count(&log));
+        counting.push(seconds);
+        let (seconds, with) = timed(|| flow(&log));
+        river.push(seconds);
+        same &= with == without;
+    }
+    let base = median(&mut floor);
+    for (what, mut seconds) in [("newlines", floor), ("counting", counting), ("river", river)] {
+        let rate = |seconds: f64| lines as f64 / seconds / 1e6;
+        let middle = median(&mut seconds);
+        let (slowest, fastest) = (rate(seconds[seconds.len() - 1]), rate(seconds[0]));
+        println!(
+            "  {what:8} {:8.2} M lines/s   ({slowest:.2} to {fastest:.2})   {:.3} of the floor",
+            rate(middle),
+            base / middle
+        );
+    }
+    if !same {
+        println!("the river did not count what counting without a store did");
+    }
+    if same { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn timed<T>(work: impl FnOnce() -> T) -> (f64, T) {
+    let start = Instant::now();
+    let result = work();
+    (start.elapsed().as_secs_f64(), result)
+}
+
+fn median(seconds: &mut [f64]) -> f64 {
+    seconds.sort_by(f64::total_cmp);
+    seconds[seconds.len() / 2]
+}
+
+fn counter() -> Counter {
+    Counter::new(TimeZone::UTC, Arc::new(|_| false))
+}
+
+/// Sessions counted: (successful, failed).
+type Sessions = (u64, u64);
+
+fn count(log: &[u8]) -> Sessions {
+    let mut counter = counter();
+    counter.lines(log, Clock::default().seconds(), &NoPolicy);
+    rows(counter.counts()).iter().fold((0, 0), |sum, row| (sum.0 + row.successful, sum.1 + row.failed))
+}
+
+fn flow(log: &[u8]) -> Sessions {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let store: Arc<dyn Store> = Arc::new(Embedded::open(folder.path(), Clock::default()).unwrap().store);
+    let river = River {
+        store: Arc::clone(&store),
+        policies: Box::new(NoPolicy),
+        metrics: Metrics::default(),
+        clock: Clock::default(),
+    };
+    let sources = vec![Source { name: "log".into(), counter: counter() }];
+    let (sender, blocks) = mpsc::channel(2);
+    let (_stop, shutdown) = watch::channel(false);
+    std::thread::scope(|threads| {
+        threads.spawn(move || {
+            let mut rest = log;
+            while !rest.is_empty() {
+                let reach = rest.len().min(BLOCK);
+                let end = rest[..reach].iter().rposition(|b| *b == b'\n').unwrap() + 1;
+                let offset = (log.len() - rest.len() + end) as u64;
+                let mark = Mark::File { fingerprint: 1, covers: 1, inode: 1, offset };
+                let (lines, after) = rest.split_at(end);
+                let at_end = after.is_empty();
+                let block = Block { lines: lines.to_vec(), mark, skipped: 0, behind: after.len() as u64, at_end };
+                sender.blocking_send((0, block)).unwrap();
+                rest = after;
+            }
+        });
+        river.run(runtime.handle(), sources, blocks, shutdown).unwrap();
+    });
+    let mut sum = (0, 0);
+    for day in store.days().unwrap() {
+        for domain in store.domains(day).unwrap() {
+            for row in store.rows(day, &domain).unwrap() {
+                sum = (sum.0 + row.successful, sum.1 + row.failed);
+            }
+        }
+    }
+    sum
+}

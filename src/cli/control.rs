@@ -1,0 +1,225 @@
+//! `tlswarden status`, `policy` and `report`: asked of the running daemon; where none runs, of the store itself.
+//!
+//! The embedded store has one owner, so the store is opened only where nobody listens on the control socket.
+
+use std::os::unix::fs::{MetadataExt, chown};
+use std::path::Path;
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::table::table;
+use super::{CONFIG, Fault, IO, SOFTWARE, UNAVAILABLE, print};
+use crate::clock::Clock;
+use crate::config::Config;
+use crate::control::{AskError, DayPreview, Desk, Question, Status, ask};
+use crate::dns::Resolver;
+use crate::https;
+use crate::metrics::Metrics;
+use crate::own::Secret;
+use crate::pipeline;
+use crate::policy::Policies;
+use crate::policy::explain::Explanation;
+use crate::policy::history::History;
+use crate::scheduler::{Context, Scheduler, Setup};
+use crate::store::embedded::Embedded;
+use crate::store::{Store, StoreError};
+use crate::tlsrpt::Day;
+
+pub fn status(config: &Config, json: bool) -> Result<(), Fault> {
+    let status: Status = answer(config, &Question::Status, async |desk| Ok(desk.status()))?;
+    if json { print(&pretty(&status)) } else { print(&people(&status)) }
+}
+
+pub fn policy(config: &Config, next_hop: &str, json: bool) -> Result<(), Fault> {
+    let question = Question::Policy { next_hop: next_hop.to_owned() };
+    let explanation: Explanation = answer(config, &question, async |desk| Ok(desk.policy(next_hop).await))?;
+    if json { print(&pretty(&explanation)) } else { print(&explanation.to_string()) }
+}
+
+pub fn report(config: &Config, day: Option<Day>, domain: Option<String>, out: Option<&Path>) -> Result<(), Fault> {
+    let question = Question::Report { day, domain: domain.clone() };
+    let days: Vec<DayPreview> =
+        answer(config, &question, async |desk| desk.report(day, domain.as_deref()).await.map_err(String::from))?;
+    let mut text = String::new();
+    for DayPreview { day, reports } in &days {
+        for report in reports {
+            let to: Vec<String> = report.recipients.iter().map(ToString::to_string).collect();
+            let to = match &report.why_not {
+                Some(why) => format!("would not be sent: {why}"),
+                None => format!("to {}", to.join(", ")),
+            };
+            text.push_str(&format!("{day} {}: {to}\n", report.domain));
+            report
+                .skipped
+                .iter()
+                .for_each(|skipped| text.push_str(&format!("  left out: {}: {}\n", skipped.uri, skipped.why)));
+            match out {
+                None => text.push_str(&format!("{}\n", report.json)),
+                Some(folder) => {
+                    let file = folder.join(report.file_name.trim_end_matches(".gz"));
+                    let failed = |e| Fault::new(IO, format!("{}: cannot be written: {e}; stopped", file.display()));
+                    std::fs::create_dir_all(folder)
+                        .and_then(|()| std::fs::write(&file, &report.json))
+                        .map_err(failed)?;
+                    text.push_str(&format!("  {}\n", file.display()));
+                }
+            }
+        }
+    }
+    if days.iter().all(|day| day.reports.is_empty()) {
+        text.push_str("nothing was counted that a report could say\n");
+    }
+    print(&text)
+}
+
+/// Asks the daemon, or does what it would do.
+fn answer<T: DeserializeOwned>(
+    config: &Config,
+    question: &Question,
+    here: impl AsyncFnOnce(&Desk) -> Result<T, String>,
+) -> Result<T, Fault> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    let runtime = runtime.map_err(|e| Fault::new(SOFTWARE, format!("runtime: cannot start: {e}; nothing is shown")))?;
+    let result = runtime.block_on(async {
+        match ask(&config.control.socket, question).await {
+            Ok(answer) => Ok(answer),
+            Err(AskError::Failed(line)) => Err(Fault::new(UNAVAILABLE, line)),
+            Err(AskError::NobodyThere) => {
+                let desk = without_daemon(config)?;
+                here(&desk).await.map_err(|line| Fault::new(CONFIG, line))
+            }
+        }
+    });
+    runtime.shutdown_timeout(std::time::Duration::from_millis(100));
+    if let Err(error) = give_back(&config.store.path) {
+        tracing::debug!("store: owner not set: {error}");
+    }
+    result
+}
+
+/// What the daemon would answer from, without it.
+fn without_daemon(config: &Config) -> Result<Desk, Fault> {
+    if !config.store.path.exists() {
+        let (socket, store) = (config.control.socket.display(), config.store.path.display());
+        let line = format!("no daemon answers at {socket}, and there is no store at {store}; nothing is shown");
+        return Err(Fault::new(UNAVAILABLE, line));
+    }
+    let clock = config.closed_network.clock.map_or_else(Clock::default, |t| Clock::starting_at(t.as_second()));
+    let stored = |error: StoreError| {
+        let status = if matches!(error, StoreError::Locked(_)) { UNAVAILABLE } else { IO };
+        Fault::new(status, error.to_string())
+    };
+    let host = |what: &str, error: String| Fault::new(IO, format!("{what}: cannot be used: {error}; nothing is shown"));
+    let store: Arc<dyn Store> = Arc::new(Embedded::open(&config.store.path, clock).map_err(stored)?.store);
+    let metrics = Metrics::default();
+    let resolver = Resolver::new(&config.resolver).map_err(|e| host("resolver", e.to_string()))?;
+    let client = https::Client::new(resolver.clone(), &config.closed_network).map_err(|e| host("https", e))?;
+    let history = Arc::new(History::open(&*store, clock, metrics.clone()).map_err(stored)?);
+    let policies =
+        Policies::open(config, resolver.clone(), client, Arc::clone(&store), history, clock, metrics.clone())
+            .map_err(stored)?;
+    let mut newest = Vec::new();
+    for input in &config.inputs {
+        let name = input.file.display().to_string();
+        newest.push((name.clone(), pipeline::newest(&*store, &name).map_err(stored)?));
+    }
+    metrics.only_inputs(newest.iter().map(|(name, newest)| (name.as_str(), *newest)));
+    let own = Secret::load_or_make(&*store).map_err(stored)?;
+    let setup = Setup::load(&config.report).map_err(|lines| Fault::new(CONFIG, lines.join("; ")))?;
+    let context =
+        Context { store: Arc::clone(&store), resolver: resolver.clone(), metrics: metrics.clone(), clock, own };
+    let scheduler = Scheduler::open(context, setup, false).map_err(stored)?;
+    Ok(Desk { config: config.clone(), running: false, store, resolver, policies, scheduler, metrics, clock })
+}
+
+/// Gives what root has made in the store to the store's owner: the daemon must be able to open it.
+fn give_back(folder: &Path) -> std::io::Result<()> {
+    let owner = std::fs::metadata(folder)?;
+    let mut folders = vec![folder.to_owned()];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder)? {
+            let entry = entry?;
+            let found = entry.metadata()?;
+            if found.uid() != owner.uid() {
+                chown(entry.path(), Some(owner.uid()), Some(owner.gid()))?;
+            }
+            if found.is_dir() {
+                folders.push(entry.path());
+            }
+        }
+    }
+    Ok(())
+}
+
+fn pretty(value: &impl Serialize) -> String {
+    serde_json::to_string_pretty(value).expect("plain structures always serialise") + "\n"
+}
+
+fn people(status: &Status) -> String {
+    let mut text = String::new();
+    let mut say = |line: String| {
+        text.push_str(&line);
+        text.push('\n');
+    };
+    say(format!("tlswarden {}, {}", status.version, if status.running { "running" } else { "not running" }));
+    if !status.missing_identity.is_empty() {
+        say(format!("no report is sent: [report] lacks {}", status.missing_identity.join(", ")));
+    }
+    let validates = if status.validating { "validates" } else { "does not validate: no DANE" };
+    say(format!("resolver {} {validates}", status.resolver));
+    let policies = &status.policies;
+    say(format!(
+        "policies: {} MTA-STS policies in force, {} domains known, {} decisions in memory, {} periods of history",
+        policies.policies, policies.domains, policies.decisions, policies.periods
+    ));
+    say(format!("store: {} octets", status.store_size));
+    say(String::new());
+    let inputs: Vec<Vec<String>> = status
+        .inputs
+        .iter()
+        .map(|(name, p)| {
+            let lag = match (&p.trouble, p.at_end_since) {
+                (Some(trouble), _) => trouble.clone(),
+                (None, Some(_)) => "at its end".to_owned(),
+                (None, None) if status.running => format!("{} octets behind", p.behind),
+                (None, None) => "not followed now".to_owned(),
+            };
+            let newest = p.newest.map_or_else(|| "-".to_owned(), moment);
+            vec![name.clone(), lag, newest, p.lines.to_string(), p.used.to_string(), p.malformed.to_string()]
+        })
+        .collect();
+    say(table(&["input", "how far", "newest line", "lines", "used", "unreadable"], &inputs));
+    let due: Vec<Vec<String>> = status
+        .due
+        .iter()
+        .map(|due| {
+            let to = due.destination.as_ref().map_or_else(|| "-".to_owned(), ToString::to_string);
+            let next = due.next.map_or_else(|| "-".to_owned(), moment);
+            vec![
+                due.day.to_string(),
+                due.domain.clone(),
+                to,
+                due.state.to_string(),
+                next,
+                due.last.clone().unwrap_or_default(),
+            ]
+        })
+        .collect();
+    say(if due.is_empty() {
+        "reports: none due".to_owned()
+    } else {
+        table(&["day", "report for", "to", "state", "next", "last answer"], &due)
+    });
+    if !status.errors.is_empty() {
+        say("last errors:".to_owned());
+        status.errors.iter().for_each(|(at, line)| say(format!("  {} {line}", moment(*at))));
+    }
+    text
+}
+
+fn moment(seconds: i64) -> String {
+    Timestamp::from_second(seconds).map_or_else(|_| seconds.to_string(), |t| t.to_string())
+}

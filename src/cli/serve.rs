@@ -1,0 +1,39 @@
+//! `tlswarden serve`: logging to standard error, then the daemon until it is told to end.
+
+use std::io::IsTerminal;
+use std::path::Path;
+
+use tracing_subscriber::EnvFilter;
+
+use super::{CONFIG, Fault, IO, NO_INPUT, SOFTWARE, UNAVAILABLE};
+use crate::daemon::{self, DaemonError};
+use crate::store::StoreError;
+
+pub fn serve(config: &Path) -> Result<(), Fault> {
+    // systemd's journal has the time of each line already.
+    let in_journal = std::env::var_os("JOURNAL_STREAM").is_some();
+    let filter = EnvFilter::try_from_env("TLSWARDEN_LOG").unwrap_or_else(|_| EnvFilter::new("info,sled=warn"));
+    let lines = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_target(false);
+    if in_journal {
+        lines.without_time().init();
+    } else {
+        lines.init();
+    }
+    daemon::run(config).map_err(fault)
+}
+
+fn fault(error: DaemonError) -> Fault {
+    let status = match &error {
+        DaemonError::Config(_) | DaemonError::Keys(_) => CONFIG,
+        DaemonError::Input(_) => NO_INPUT,
+        DaemonError::Store(StoreError::Locked(_)) => UNAVAILABLE,
+        DaemonError::Store(StoreError::Unusable(_)) => CONFIG,
+        DaemonError::Store(StoreError::Io(_) | StoreError::Corrupt(_)) | DaemonError::Socket(_) => IO,
+        DaemonError::Host(_) | DaemonError::Task(_) => SOFTWARE,
+    };
+    Fault::new(status, error.to_string())
+}

@@ -1,0 +1,253 @@
+//! The control socket: what the command line asks a running daemon.
+//!
+//! Takes: one connection a question: a line of JSON ([`Question`]). Gives: one JSON value ([`Reply`]), then the end.
+//! Limits: [`MAX_QUESTION`] octets within [`PATIENCE`]; [`MAX_ANSWER`] octets. Only the daemon's user and root get there.
+//! The same [`Desk`] answers where no daemon runs: the command line opens the store itself then.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::unix::net::UnixListener;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::UnixStream;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+use crate::clock::Clock;
+use crate::config::Config;
+use crate::dns::Resolver;
+use crate::domain;
+use crate::metrics::{Metrics, Progress};
+use crate::policy::Policies;
+use crate::policy::explain::Explanation;
+use crate::report::{self, Preview, missing_identity};
+use crate::scheduler::{Due, Scheduler};
+use crate::shutdown::stopped;
+use crate::socketmap;
+use crate::store::Store;
+use crate::tlsrpt::Day;
+
+/// The longest question, in octets: a next hop of any length that Postfix would ask for.
+const MAX_QUESTION: u64 = 16 * 1024;
+
+/// The longest answer that is read, in octets: the reports of a day of a large host.
+const MAX_ANSWER: u64 = 1 << 30;
+
+/// How long a question may take to arrive.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// What can be asked.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "ask")]
+pub enum Question {
+    /// How things stand: [`Status`].
+    Status,
+    /// What Postfix would be answered: [`Explanation`].
+    Policy {
+        /// As Postfix would write it.
+        next_hop: String,
+    },
+    /// What would be sent: `Vec<DayPreview>`.
+    Report {
+        /// One day; without it all that have counts.
+        day: Option<Day>,
+        /// One recipient domain; without it all.
+        domain: Option<String>,
+    },
+}
+
+/// What is answered.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum Reply<T> {
+    /// The answer.
+    Answer(T),
+    /// One line that says why there is none.
+    Fault(String),
+}
+
+/// How things stand.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Status {
+    /// The version of the program.
+    pub version: String,
+    /// Whether a daemon answers, or the store was looked at without one.
+    pub running: bool,
+    /// The time, in seconds since 1970-01-01T00:00:00Z.
+    pub now: i64,
+    /// Each input, by name, and how far it is.
+    pub inputs: BTreeMap<String, Progress>,
+    /// The resolver that is asked.
+    pub resolver: String,
+    /// Whether it validates: without, there is no DANE.
+    pub validating: bool,
+    /// How much is known.
+    pub policies: crate::policy::Counts,
+    /// What `[report]` lacks; until it is there no report is sent.
+    pub missing_identity: Vec<String>,
+    /// What is due when, and what became of it.
+    pub due: Vec<Due>,
+    /// What happened how often, since the daemon started.
+    pub counters: BTreeMap<String, u64>,
+    /// The last errors, oldest first, with their times.
+    pub errors: Vec<(i64, String)>,
+    /// Octets of the store on disk.
+    pub store_size: u64,
+}
+
+/// The reports of one day.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct DayPreview {
+    /// The UTC day.
+    pub day: Day,
+    /// One for each recipient domain.
+    pub reports: Vec<Preview>,
+}
+
+/// Where questions are answered: everything that can be looked at.
+pub struct Desk {
+    /// The configuration in force.
+    pub config: Config,
+    /// Whether this is the daemon.
+    pub running: bool,
+    /// Counts and records.
+    pub store: Arc<dyn Store>,
+    /// The resolver.
+    pub resolver: Resolver,
+    /// The decisions.
+    pub policies: Arc<Policies>,
+    /// What is due.
+    pub scheduler: Arc<Scheduler>,
+    /// Progress, counters, errors.
+    pub metrics: Metrics,
+    /// The time.
+    pub clock: Clock,
+}
+
+impl Desk {
+    /// How things stand.
+    pub fn status(&self) -> Status {
+        Status {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            running: self.running,
+            now: self.clock.seconds(),
+            inputs: self.metrics.inputs(),
+            resolver: self.resolver.server().to_string(),
+            validating: self.resolver.validating(),
+            policies: self.policies.counts(),
+            missing_identity: missing_identity(&self.config.report).into_iter().map(str::to_owned).collect(),
+            due: self.scheduler.due(),
+            counters: self.metrics.counters().into_iter().map(|(name, n)| (name.to_owned(), n)).collect(),
+            errors: self.metrics.errors(),
+            store_size: self.store.size().unwrap_or(0),
+        }
+    }
+
+    /// What Postfix would be answered, and why.
+    pub async fn policy(&self, next_hop: &str) -> Explanation {
+        socketmap::explain(&self.policies, next_hop, self.config.postfix.default_level).await
+    }
+
+    /// What would be sent. Fails with one line.
+    pub async fn report(&self, day: Option<Day>, domain: Option<&str>) -> Result<Vec<DayPreview>, String> {
+        let domain = match domain {
+            Some(name) => Some(domain::normalise(name).ok_or_else(|| format!("`{name}` is no domain name"))?),
+            None => None,
+        };
+        let days = match day {
+            Some(day) => vec![day],
+            None => self.store.days().map_err(|e| e.to_string())?,
+        };
+        let mut previews = Vec::new();
+        for day in days {
+            let reports = report::preview(&*self.store, &self.resolver, &self.config.report, day, domain.as_deref());
+            previews.push(DayPreview { day, reports: reports.await.map_err(|e| e.to_string())? });
+        }
+        Ok(previews)
+    }
+
+    async fn answer(&self, question: &[u8]) -> Vec<u8> {
+        match serde_json::from_slice(question) {
+            Ok(Question::Status) => octets(&Reply::Answer(self.status())),
+            Ok(Question::Policy { next_hop }) => octets(&Reply::Answer(self.policy(&next_hop).await)),
+            Ok(Question::Report { day, domain }) => octets(&match self.report(day, domain.as_deref()).await {
+                Ok(previews) => Reply::Answer(previews),
+                Err(line) => Reply::Fault(line),
+            }),
+            Err(error) => octets(&Reply::<()>::Fault(format!("control: no question: {error}; nothing was done"))),
+        }
+    }
+
+    async fn converse(&self, stream: UnixStream) -> io::Result<()> {
+        let mut stream = BufReader::new(stream);
+        let mut question = Vec::new();
+        tokio::time::timeout(PATIENCE, (&mut stream).take(MAX_QUESTION).read_until(b'\n', &mut question)).await??;
+        let answer = self.answer(&question).await;
+        stream.get_mut().write_all(&answer).await?;
+        stream.get_mut().shutdown().await
+    }
+}
+
+/// Answers whoever connects, until `shutdown` turns true.
+pub async fn serve(listener: UnixListener, desk: Arc<Desk>, mut shutdown: watch::Receiver<bool>) -> io::Result<()> {
+    let listener = tokio::net::UnixListener::from_std(listener)?;
+    let mut conversations = JoinSet::new();
+    loop {
+        tokio::select! {
+            accepted = listener.accept() => match accepted {
+                Ok((stream, _)) => {
+                    let desk = Arc::clone(&desk);
+                    // Who asks and goes away is nobody's fault.
+                    conversations.spawn(async move { drop(desk.converse(stream).await) });
+                }
+                Err(error) => {
+                    tracing::warn!("control: cannot accept a connection: {error}; trying again");
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+            },
+            Some(_) = conversations.join_next() => {}
+            () = stopped(&mut shutdown) => return Ok(()),
+        }
+    }
+}
+
+/// Why a daemon gave no answer.
+#[derive(Debug)]
+pub enum AskError {
+    /// Nobody listens: no daemon runs.
+    NobodyThere,
+    /// One line.
+    Failed(String),
+}
+
+/// Asks the daemon behind a control socket.
+pub async fn ask<T: DeserializeOwned>(socket: &Path, question: &Question) -> Result<T, AskError> {
+    let failed = |problem: &dyn std::fmt::Display| {
+        AskError::Failed(format!("{}: the daemon did not answer: {problem}; nothing is shown", socket.display()))
+    };
+    let mut stream = UnixStream::connect(socket).await.map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => AskError::NobodyThere,
+        _ => failed(&error),
+    })?;
+    let mut line = octets(question);
+    line.push(b'\n');
+    stream.write_all(&line).await.map_err(|e| failed(&e))?;
+    let mut answer = Vec::new();
+    stream.take(MAX_ANSWER).read_to_end(&mut answer).await.map_err(|e| failed(&e))?;
+    match serde_json::from_slice(&answer) {
+        Ok(Reply::Answer(answer)) => Ok(answer),
+        Ok(Reply::Fault(line)) => Err(AskError::Failed(line)),
+        Err(error) => Err(failed(&error)),
+    }
+}
+
+fn octets(value: &impl Serialize) -> Vec<u8> {
+    serde_json::to_vec(value).expect("plain structures always serialise")
+}

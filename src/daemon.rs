@@ -1,0 +1,440 @@
+//! The only wiring: load, check, open, bind, spawn, say ready, wait, drain.
+//!
+//! Takes: the path of the configuration. Gives: a running host, until SIGTERM or SIGINT, or until a task ends by itself,
+//! which is an error. SIGHUP rereads the configuration: what runs is drained and started anew on the same store and the
+//! same sockets, so that connections wait and none is refused; a configuration that does not pass changes nothing.
+//! When it fails at start: a [`DaemonError`], before anything was answered, counted or sent.
+
+mod sockets;
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::tz::TimeZone;
+use tokio::runtime::Handle;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, watch};
+use tokio::task::{Id, JoinError, JoinSet};
+
+pub use sockets::SocketError;
+use sockets::{Bound, Sockets};
+
+use crate::clock::Clock;
+use crate::config::{Config, ConfigError, Listen, time_zone};
+use crate::control::{self, Desk};
+use crate::dns::Resolver;
+use crate::https;
+use crate::input::file::Follower;
+use crate::input::{Block, InputError};
+use crate::metrics::Metrics;
+use crate::own::Secret;
+use crate::pipeline::{self, Counter, River, Source};
+use crate::policy::Policies;
+use crate::policy::history::History;
+use crate::report::missing_identity;
+use crate::scheduler::{Context, Scheduler, Setup};
+use crate::shutdown::stopped;
+use crate::socketmap::{self, Listener};
+use crate::store::embedded::Embedded;
+use crate::store::{Store, StoreError};
+
+/// How long the tasks have to end what they are at.
+const DEADLINE: Duration = Duration::from_secs(15);
+
+/// Blocks that wait between the inputs and the counting: reading is never far ahead of what is counted.
+const BLOCKS: usize = 4;
+
+/// Why the daemon did not start, or ended.
+#[derive(Debug, thiserror::Error)]
+pub enum DaemonError {
+    /// The file.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// Addresses and keys that the file names.
+    #[error("{}", .0.join("; "))]
+    Keys(Vec<String>),
+    /// A log that cannot be read.
+    #[error("{0}")]
+    Input(String),
+    /// The store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// A socket.
+    #[error(transparent)]
+    Socket(#[from] SocketError),
+    /// Something that every host should have: threads, signals, the platform's roots.
+    #[error("{0}")]
+    Host(String),
+    /// A task that ended by itself.
+    #[error("{0}")]
+    Task(String),
+}
+
+/// Runs until it is told to end.
+pub fn run(path: &Path) -> Result<(), DaemonError> {
+    let prepared = Prepared::load(path)?;
+    let host = |e: io::Error| DaemonError::Host(format!("runtime: cannot start: {e}; not started"));
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(host)?;
+    let ended = runtime.block_on(serve(path, prepared));
+    // What still runs has had its time.
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    ended
+}
+
+/// A configuration and what it names, all of it there.
+struct Prepared {
+    config: Config,
+    setup: Setup,
+    zones: Vec<TimeZone>,
+}
+
+impl Prepared {
+    fn load(path: &Path) -> Result<Prepared, DaemonError> {
+        let config = Config::load(path)?;
+        let setup = Setup::load(&config.report).map_err(DaemonError::Keys)?;
+        let zone = |name: &Option<String>| name.as_deref().map_or(Ok(TimeZone::system()), time_zone);
+        let zones = config.inputs.iter().map(|input| zone(&input.timezone)).collect::<Result<_, _>>();
+        let zones = zones.map_err(|problem| DaemonError::Keys(vec![problem]))?;
+        for input in &config.inputs {
+            readable(&input.file)?;
+        }
+        Ok(Prepared { config, setup, zones })
+    }
+}
+
+/// A log may be missing as yet; one that is there must be one that can be read.
+fn readable(path: &Path) -> Result<(), DaemonError> {
+    let problem = match File::open(path).and_then(|file| file.metadata()) {
+        Ok(found) if found.is_file() => return Ok(()),
+        Ok(_) => "it is no file".to_owned(),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => error.to_string(),
+    };
+    Err(DaemonError::Input(format!("{}: cannot be read: {problem}; not started", path.display())))
+}
+
+/// What outlives a reload.
+struct House {
+    store: Arc<dyn Store>,
+    folder: PathBuf,
+    lost: bool,
+    sockets: Sockets,
+    clock: Clock,
+    metrics: Metrics,
+}
+
+async fn serve(path: &Path, mut prepared: Prepared) -> Result<(), DaemonError> {
+    let clock = prepared.config.closed_network.clock.map_or_else(Clock::default, |t| Clock::starting_at(t.as_second()));
+    let folder = prepared.config.store.path.clone();
+    let opened = Embedded::open(&folder, clock)?;
+    let mut house = House {
+        store: Arc::new(opened.store),
+        folder,
+        lost: opened.lost.is_some(),
+        sockets: Sockets::from_systemd(),
+        clock,
+        metrics: Metrics::default(),
+    };
+    let mut signals = Signals::listen()?;
+    loop {
+        let mut tasks = Tasks::start(&mut house, prepared)?;
+        house.lost = false;
+        notify(sd_notify::NotifyState::Ready);
+        let next = loop {
+            match tasks.wait(&mut signals).await {
+                Wake::End => break None,
+                Wake::Ended(problem) => {
+                    tasks.drain().await;
+                    return Err(DaemonError::Task(problem));
+                }
+                Wake::Reload => match reload(path, &house) {
+                    Ok(next) => break Some(next),
+                    Err(error) => {
+                        let line =
+                            format!("reload: the configuration was not taken: {error}; going on with the old one");
+                        house.metrics.error(house.clock, line);
+                    }
+                },
+            }
+        };
+        if next.is_none() {
+            notify(sd_notify::NotifyState::Stopping);
+        }
+        tasks.drain().await;
+        match next {
+            Some(next) => prepared = next,
+            None => return Ok(()),
+        }
+    }
+}
+
+fn reload(path: &Path, house: &House) -> Result<Prepared, DaemonError> {
+    let next = Prepared::load(path)?;
+    if next.config.store.path != house.folder {
+        let problem = "[store] path: changes only with a restart".to_owned();
+        return Err(DaemonError::Keys(vec![problem]));
+    }
+    tracing::info!("reload: {}: taken", path.display());
+    Ok(next)
+}
+
+fn notify(state: sd_notify::NotifyState<'_>) {
+    if let Err(error) = sd_notify::notify(&[state]) {
+        tracing::warn!("systemd: not told: {error}; going on");
+    }
+}
+
+struct Signals {
+    end: [tokio::signal::unix::Signal; 2],
+    reload: tokio::signal::unix::Signal,
+}
+
+impl Signals {
+    fn listen() -> Result<Signals, DaemonError> {
+        let on =
+            |kind| signal(kind).map_err(|e| DaemonError::Host(format!("signals: cannot listen: {e}; not started")));
+        Ok(Signals {
+            end: [on(SignalKind::terminate())?, on(SignalKind::interrupt())?],
+            reload: on(SignalKind::hangup())?,
+        })
+    }
+}
+
+enum Wake {
+    End,
+    Reload,
+    Ended(String),
+}
+
+/// Everything that runs, until it is drained.
+struct Tasks {
+    stop: watch::Sender<bool>,
+    set: JoinSet<Result<(), String>>,
+    names: HashMap<Id, String>,
+}
+
+impl Tasks {
+    fn start(house: &mut House, prepared: Prepared) -> Result<Tasks, DaemonError> {
+        let Prepared { config, setup, zones } = prepared;
+        let (store, metrics, clock) = (Arc::clone(&house.store), house.metrics.clone(), house.clock);
+        // Everything that can fail comes first: no half start.
+        let control = house.sockets.control(&config.control.socket)?;
+        let open = |address| house.sockets.open_to_all(address);
+        let listeners = config.socketmap.listen.iter().map(open).collect::<Result<Vec<_>, _>>()?;
+        let mut keep = config.socketmap.listen.clone();
+        keep.push(Listen::Unix(config.control.socket.clone()));
+        house.sockets.close_others(&keep);
+        let listeners: Vec<(Listen, Listener)> = config
+            .socketmap
+            .listen
+            .iter()
+            .cloned()
+            .zip(
+                listeners
+                    .into_iter()
+                    .map(into_listener)
+                    .collect::<io::Result<Vec<_>>>()
+                    .map_err(|e| DaemonError::Host(format!("socketmap: cannot listen: {e}; not started")))?,
+            )
+            .collect();
+        let resolver = Resolver::new(&config.resolver)
+            .map_err(|e| DaemonError::Host(format!("resolver: cannot be used: {e}; not started")))?;
+        let client = https::Client::new(resolver.clone(), &config.closed_network)
+            .map_err(|e| DaemonError::Host(format!("https: cannot be used: {e}; not started")))?;
+        let own = Secret::load_or_make(&*store)?;
+        let history = Arc::new(History::open(&*store, clock, metrics.clone())?);
+        let policies = Policies::open(
+            &config,
+            resolver.clone(),
+            client,
+            Arc::clone(&store),
+            Arc::clone(&history),
+            clock,
+            metrics.clone(),
+        )?;
+        let sources = sources(&config, &zones, &*store, &own, &metrics, clock)?;
+        if let Some(sending) = &setup.sending {
+            sending.signer.warnings.iter().for_each(|line| tracing::warn!("{line}"));
+        }
+        let context =
+            Context { store: Arc::clone(&store), resolver: resolver.clone(), metrics: metrics.clone(), clock, own };
+        let scheduler = Scheduler::open(context, setup, house.lost)?;
+        say(&config, &listeners);
+
+        let (stop, shutdown) = watch::channel(false);
+        let mut tasks = Tasks { stop, set: JoinSet::new(), names: HashMap::new() };
+        let (sender, blocks) = mpsc::channel(BLOCKS);
+        let mut river_sources = Vec::new();
+        for (number, (source, follower)) in sources.into_iter().enumerate() {
+            let name = format!("input {}", source.name);
+            let task = follow(number, source.name.clone(), follower, sender.clone(), metrics.clone(), clock);
+            tasks.spawn(name, until(shutdown.clone(), task));
+            river_sources.push(source);
+        }
+        // With no input at all the river has nothing to do, and waits to be told so.
+        let idle = sender.clone();
+        tasks.spawn("idle".into(), until(shutdown.clone(), async move { idle.closed().await }));
+        drop(sender);
+        let river = River {
+            store: Arc::clone(&store),
+            policies: Box::new(Arc::clone(&history)),
+            metrics: metrics.clone(),
+            clock,
+        };
+        let (runtime, stopping) = (Handle::current(), shutdown.clone());
+        let id = tasks
+            .set
+            .spawn_blocking(move || river.run(&runtime, river_sources, blocks, stopping).map_err(|e| e.to_string()))
+            .id();
+        tasks.names.insert(id, "counting".into());
+        tasks.spawn("history".into(), done(Arc::clone(&history).run(Arc::clone(&store), shutdown.clone())));
+        tasks.spawn("policies".into(), done(Arc::clone(&policies).run(shutdown.clone())));
+        tasks.spawn("scheduler".into(), done(Arc::clone(&scheduler).run(shutdown.clone())));
+        let level = config.postfix.default_level;
+        for (address, listener) in listeners {
+            let task = socketmap::serve(listener, Arc::clone(&policies), level, metrics.clone(), shutdown.clone());
+            tasks.spawn(format!("socketmap {address}"), done(task));
+        }
+        let desk = Desk { config, running: true, store, resolver, policies, scheduler, metrics, clock };
+        let task = control::serve(control, Arc::new(desk), shutdown);
+        tasks.spawn("control".into(), async move { task.await.map_err(|e| e.to_string()) });
+        Ok(tasks)
+    }
+
+    fn spawn(&mut self, name: String, task: impl Future<Output = Result<(), String>> + Send + 'static) {
+        let id = self.set.spawn(task).id();
+        self.names.insert(id, name);
+    }
+
+    async fn wait(&mut self, signals: &mut Signals) -> Wake {
+        let [terminate, interrupt] = &mut signals.end;
+        tokio::select! {
+            _ = terminate.recv() => Wake::End,
+            _ = interrupt.recv() => Wake::End,
+            _ = signals.reload.recv() => Wake::Reload,
+            Some(ended) = self.set.join_next_with_id() => {
+                let (name, why) = self.ended(ended);
+                Wake::Ended(format!("{name}: ended by itself: {why}; the daemon ends"))
+            }
+        }
+    }
+
+    fn ended(&mut self, ended: Result<(Id, Result<(), String>), JoinError>) -> (String, String) {
+        let (id, why) = match ended {
+            Ok((id, Ok(()))) => (id, "no reason given".to_owned()),
+            Ok((id, Err(why))) => (id, why),
+            Err(error) => (error.id(), error.to_string()),
+        };
+        (self.names.remove(&id).unwrap_or_default(), why)
+    }
+
+    /// Tells everybody to end, and waits until they have, or until the deadline.
+    async fn drain(mut self) {
+        let _ = self.stop.send(true);
+        let all = async {
+            while let Some(ended) = self.set.join_next_with_id().await {
+                if !matches!(ended, Ok((_, Ok(())))) {
+                    let (name, why) = self.ended(ended);
+                    tracing::warn!("{name}: did not end well: {why}; going on with the others");
+                }
+            }
+        };
+        if tokio::time::timeout(DEADLINE, all).await.is_err() {
+            let names: Vec<&str> = self.names.values().map(String::as_str).collect();
+            tracing::warn!("{}: still busy after {} s; ended", names.join(", "), DEADLINE.as_secs());
+        }
+    }
+}
+
+async fn done(task: impl Future<Output = ()>) -> Result<(), String> {
+    task.await;
+    Ok(())
+}
+
+async fn until(mut shutdown: watch::Receiver<bool>, task: impl Future<Output = ()>) -> Result<(), String> {
+    tokio::select! {
+        () = task => Ok(()),
+        () = stopped(&mut shutdown) => Ok(()),
+    }
+}
+
+fn into_listener(bound: Bound) -> io::Result<Listener> {
+    Ok(match bound {
+        Bound::Unix(listener) => Listener::Unix(tokio::net::UnixListener::from_std(listener)?),
+        Bound::Inet(listener) => Listener::Tcp(tokio::net::TcpListener::from_std(listener)?),
+    })
+}
+
+/// Each input with its counter where the store left it, and its follower at its mark.
+fn sources(
+    config: &Config,
+    zones: &[TimeZone],
+    store: &dyn Store,
+    own: &Secret,
+    metrics: &Metrics,
+    clock: Clock,
+) -> Result<Vec<(Source, Follower)>, DaemonError> {
+    let mut sources = Vec::new();
+    for (input, zone) in config.inputs.iter().zip(zones) {
+        let name = input.file.display().to_string();
+        let (mark, open) = pipeline::restore(store, &name)?;
+        let secret = own.clone();
+        let counter = Counter::new(zone.clone(), Arc::new(move |id: &[u8]| secret.is_ours(id)));
+        let (counter, unread) = counter.load(zone.clone(), &open);
+        if unread > 0 {
+            let line = format!("input {name}: {unread} records of open sessions cannot be read; those are not counted");
+            metrics.error(clock, line);
+        }
+        sources.push((Source { name, counter }, Follower::new(&input.file, mark)));
+    }
+    metrics.only_inputs(sources.iter().map(|(source, _)| (source.name.as_str(), source.counter.newest())));
+    Ok(sources)
+}
+
+/// Reads one input for as long as somebody takes its blocks.
+async fn follow(
+    number: usize,
+    name: String,
+    mut follower: Follower,
+    blocks: mpsc::Sender<(usize, Block)>,
+    metrics: Metrics,
+    clock: Clock,
+) {
+    loop {
+        match follower.next().await {
+            Ok(block) => {
+                if blocks.send((number, block)).await.is_err() {
+                    return;
+                }
+            }
+            Err(InputError::Stopped(_)) => return,
+            Err(error @ (InputError::NotAFile(_) | InputError::Unreadable(_))) => {
+                let line = error.to_string();
+                metrics.input(&name, |p| p.trouble = Some(line.clone()));
+                metrics.error(clock, line);
+            }
+        }
+    }
+}
+
+/// What was understood, one line each.
+fn say(config: &Config, listeners: &[(Listen, Listener)]) {
+    for (address, _) in listeners {
+        tracing::info!("socketmap: listening on {address}");
+    }
+    for input in &config.inputs {
+        tracing::info!("input: following {}", input.file.display());
+    }
+    if config.inputs.is_empty() {
+        tracing::warn!("input: none configured: no [[input]]; nothing is counted or reported");
+    }
+    let missing = missing_identity(&config.report);
+    if !missing.is_empty() {
+        let missing = missing.join(", ");
+        tracing::warn!("report: no report is sent: [report] lacks {missing}; the days wait within retention");
+    }
+}

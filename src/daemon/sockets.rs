@@ -1,0 +1,194 @@
+//! The sockets that are listened on: bound here, or taken from systemd.
+//!
+//! Takes: addresses. Gives: listeners that do not block, kept over a reload of the configuration so that no connection
+//! is refused in between. A unix socket that nobody answers on is a leftover and is replaced; one that somebody answers
+//! on is taken, and that is an error.
+//! When it fails: [`SocketError`], one line, before anything was started.
+
+use std::io;
+use std::net::TcpListener;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+
+use listenfd::ListenFd;
+
+use crate::config::Listen;
+
+/// Anybody may connect: the folder says who gets there. smtp(8) runs as user postfix.
+const OPEN_TO_ALL: u32 = 0o666;
+
+/// Only the daemon's user and root may command it.
+const OWNER_ONLY: u32 = 0o600;
+
+/// A socket that cannot be listened on.
+#[derive(Debug, thiserror::Error)]
+#[error("{address}: cannot listen: {problem}; not started")]
+pub struct SocketError {
+    address: String,
+    problem: String,
+}
+
+/// A listening socket.
+pub enum Bound {
+    /// A unix-domain socket.
+    Unix(UnixListener),
+    /// TCP.
+    Inet(TcpListener),
+}
+
+impl Bound {
+    /// Another handle of the same socket.
+    pub fn share(&self) -> io::Result<Bound> {
+        Ok(match self {
+            Bound::Unix(listener) => Bound::Unix(listener.try_clone()?),
+            Bound::Inet(listener) => Bound::Inet(listener.try_clone()?),
+        })
+    }
+
+    fn address(&self) -> Option<Listen> {
+        match self {
+            Bound::Unix(listener) => listener.local_addr().ok()?.as_pathname().map(|p| Listen::Unix(p.to_owned())),
+            Bound::Inet(listener) => listener.local_addr().ok().map(Listen::Inet),
+        }
+    }
+}
+
+/// All listening sockets of the daemon, by address.
+pub struct Sockets {
+    bound: Vec<(Listen, Bound, Origin)>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Origin {
+    Systemd,
+    Own,
+}
+
+impl Sockets {
+    /// Takes the sockets that systemd passed, if any.
+    pub fn from_systemd() -> Sockets {
+        let mut passed = ListenFd::from_env();
+        let mut bound = Vec::new();
+        for number in 0..passed.len() {
+            let unix = passed.take_unix_listener(number).ok().flatten().map(Bound::Unix);
+            let socket = unix.or_else(|| passed.take_tcp_listener(number).ok().flatten().map(Bound::Inet));
+            match socket.and_then(|socket| Some((socket.address()?, socket))) {
+                Some((address, socket)) => bound.push((address, socket, Origin::Systemd)),
+                None => tracing::warn!("systemd: socket {number}: neither a unix nor a TCP listener; not used"),
+            }
+        }
+        Sockets { bound }
+    }
+
+    /// A handle of the control socket, mode 0600.
+    pub fn control(&mut self, path: &Path) -> Result<UnixListener, SocketError> {
+        match self.handle(&Listen::Unix(path.to_owned()), OWNER_ONLY)? {
+            Bound::Unix(listener) => Ok(listener),
+            Bound::Inet(_) => unreachable!("a unix address gives a unix listener"),
+        }
+    }
+
+    /// A handle of a socket that the MTA asks on; unix sockets get mode 0666.
+    pub fn open_to_all(&mut self, address: &Listen) -> Result<Bound, SocketError> {
+        self.handle(address, OPEN_TO_ALL)
+    }
+
+    /// Closes and removes the sockets that `keep` does not name; those of systemd stay systemd's.
+    pub fn close_others(&mut self, keep: &[Listen]) {
+        self.bound.retain(|(address, _, origin)| {
+            let stays = *origin == Origin::Systemd || keep.contains(address);
+            if let (false, Listen::Unix(path)) = (stays, address) {
+                remove(path);
+            }
+            stays
+        });
+    }
+
+    fn handle(&mut self, address: &Listen, mode: u32) -> Result<Bound, SocketError> {
+        let failed = |problem: String| SocketError { address: address.to_string(), problem };
+        if !self.bound.iter().any(|(bound, _, _)| bound == address) {
+            let socket = bind(address, mode).map_err(failed)?;
+            self.bound.push((address.clone(), socket, Origin::Own));
+        }
+        let (_, socket, _) = self.bound.iter().find(|(bound, _, _)| bound == address).expect("found or bound above");
+        socket.share().and_then(nonblocking).map_err(|e| failed(e.to_string()))
+    }
+}
+
+impl Drop for Sockets {
+    fn drop(&mut self) {
+        self.close_others(&[]);
+    }
+}
+
+fn nonblocking(socket: Bound) -> io::Result<Bound> {
+    match &socket {
+        Bound::Unix(listener) => listener.set_nonblocking(true)?,
+        Bound::Inet(listener) => listener.set_nonblocking(true)?,
+    }
+    Ok(socket)
+}
+
+fn bind(address: &Listen, mode: u32) -> Result<Bound, String> {
+    match address {
+        Listen::Inet(address) => TcpListener::bind(address).map(Bound::Inet).map_err(|e| e.to_string()),
+        Listen::Unix(path) => {
+            clear(path)?;
+            let listener = UnixListener::bind(path).map_err(|e| match (e.kind(), path.parent()) {
+                (io::ErrorKind::NotFound, Some(folder)) => format!("the folder {} is missing", folder.display()),
+                _ => e.to_string(),
+            })?;
+            std::fs::set_permissions(path, PermissionsExt::from_mode(mode)).map_err(|e| e.to_string())?;
+            Ok(Bound::Unix(listener))
+        }
+    }
+}
+
+/// Removes a leftover socket; what is no socket, and what somebody answers on, is not touched.
+fn clear(path: &Path) -> Result<(), String> {
+    match std::fs::symlink_metadata(path) {
+        Err(_) => Ok(()),
+        Ok(found) if !found.file_type().is_socket() => Err("there is something that is no socket".into()),
+        Ok(_) => match UnixStream::connect(path) {
+            Ok(_) => Err("another process answers there".into()),
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+                std::fs::remove_file(path).map_err(|e| format!("a leftover cannot be removed: {e}"))
+            }
+            Err(error) => Err(error.to_string()),
+        },
+    }
+}
+
+fn remove(path: &PathBuf) {
+    // A socket file that stays is replaced at the next start.
+    let _ = std::fs::remove_file(path);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_leftover_is_replaced_and_what_is_taken_is_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("s");
+        drop(UnixListener::bind(&path).unwrap());
+        let mut sockets = Sockets { bound: Vec::new() };
+        let first = sockets.control(&path).unwrap();
+        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        let mut others = Sockets { bound: Vec::new() };
+        let taken = others.control(&path).unwrap_err().to_string();
+        assert_eq!(
+            taken,
+            format!("unix:{}: cannot listen: another process answers there; not started", path.display())
+        );
+        drop(first);
+        sockets.close_others(&[]);
+        assert!(!path.exists());
+        std::fs::write(&path, "").unwrap();
+        assert!(others.control(&path).unwrap_err().to_string().contains("no socket"));
+        let nowhere = others.control(&folder.path().join("no/s")).unwrap_err().to_string();
+        assert!(nowhere.contains("is missing"), "{nowhere}");
+    }
+}

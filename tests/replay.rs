@@ -1,0 +1,100 @@
+//! Real logs in, counts out: every `fixtures/<mta>-<version>/<case>.log` beside its wanted `<case>.json`.
+//!
+//! The logs are of real MTAs that sent into a closed network; the counts were held to what the receiving servers recorded.
+//! `TLSWARDEN_REWRITE=1 cargo test --test replay` writes the wanted side anew, for a change that is meant.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+const BINARY: &str = env!("CARGO_BIN_EXE_tlswarden");
+
+fn replay(arguments: &[&str], log: &Path) -> Output {
+    Command::new(BINARY).arg("replay").args(arguments).arg(log).output().unwrap()
+}
+
+fn logs(folder: &str) -> Vec<PathBuf> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures").join(folder);
+    let mut logs: Vec<PathBuf> = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+    logs.retain(|path| path.extension().is_some_and(|e| e == "log"));
+    logs.sort();
+    logs
+}
+
+/// Line by line, so that a difference shows where it is.
+fn pretty(json: &[u8]) -> String {
+    let value: serde_json::Value = serde_json::from_slice(json).unwrap();
+    serde_json::to_string_pretty(&value).unwrap() + "\n"
+}
+
+fn holds(folder: &str, least: usize) {
+    let mut wrong = Vec::new();
+    let logs = logs(folder);
+    assert!(logs.len() >= least, "{folder}: only {} logs", logs.len());
+    for log in logs {
+        let stem = log.with_extension("");
+        let mut arguments = vec!["--mta", "postfix", "--year", "2026", "--timezone", "UTC", "--json"];
+        // `case.iso.log` has the policies of `case`.
+        let case = stem.to_str().unwrap().trim_end_matches(".iso").trim_end_matches(".trad");
+        let policies = format!("{case}.policies.toml");
+        if Path::new(&policies).exists() {
+            arguments.extend(["--policies", &policies]);
+        }
+        let output = replay(&arguments, &log);
+        assert!(output.status.success(), "{}: {}", log.display(), String::from_utf8_lossy(&output.stderr));
+        let got = pretty(&output.stdout);
+        let wanted = format!("{}.json", stem.display());
+        if std::env::var_os("TLSWARDEN_REWRITE").is_some() {
+            std::fs::write(&wanted, &got).unwrap();
+        } else if std::fs::read_to_string(&wanted).unwrap_or_default() != got {
+            wrong.push(format!("{wanted}: got\n{got}"));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn postfix_3_7() {
+    holds("postfix-3.7.11", 100);
+}
+
+#[test]
+fn postfix_3_10() {
+    holds("postfix-3.10.13", 100);
+}
+
+#[test]
+fn several_logs_are_one_stream_and_gz_is_unpacked() {
+    let folder = tempfile::tempdir().unwrap();
+    let log = &logs("postfix-3.7.11")[0];
+    let whole = replay(&["--timezone", "UTC", "--year", "2026", "--json"], log).stdout;
+    let text = std::fs::read(log).unwrap();
+    let cut = text.iter().position(|b| *b == b'\n').unwrap() + 1;
+    let (first, second) = (folder.path().join("mail.log.1.gz"), folder.path().join("mail.log"));
+    let mut gz = flate2::write::GzEncoder::new(std::fs::File::create(&first).unwrap(), flate2::Compression::fast());
+    std::io::Write::write_all(&mut gz, &text[..cut]).unwrap();
+    gz.finish().unwrap();
+    std::fs::write(&second, &text[cut..]).unwrap();
+    let arguments = ["--timezone", "UTC", "--year", "2026", "--json", first.to_str().unwrap()];
+    assert_eq!(pretty(&replay(&arguments, &second).stdout), pretty(&whole));
+}
+
+#[test]
+fn faults_are_one_line_with_a_status() {
+    let folder = tempfile::tempdir().unwrap();
+    let other = folder.path().join("other.log");
+    std::fs::write(&other, "not a mail log\n".repeat(1001)).unwrap();
+    let missing = folder.path().join("missing");
+    for (arguments, log, status, text) in [
+        (&["--mta", "postfix"][..], &missing, 66, "cannot be read: No such file"),
+        (&["--mta", "exim"], &other, 64, "not supported yet"),
+        (&["--mta", "auto"], &other, 64, "no line of Postfix's in the first 1000"),
+        (&["--timezone", "Mars"], &other, 64, "`Mars` is no time zone"),
+        (&["--policies", missing.to_str().unwrap()], &other, 66, "cannot be read"),
+    ] {
+        let output = replay(arguments, log);
+        let error = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(status), "{error}");
+        assert!(error.contains(text) && error.lines().count() == 1, "{error}");
+        assert!(output.stdout.is_empty());
+    }
+}

@@ -1,0 +1,81 @@
+//! The sample configuration is what the code reads: as it is, and with every option uncommented.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::process::Command;
+
+use tlswarden::config::{Config, InputSection};
+
+const SAMPLE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/packaging/config.toml");
+
+/// The sample with each `#key = …` and `#[section]` in force.
+fn uncommented() -> String {
+    let sample = std::fs::read_to_string(SAMPLE).unwrap();
+    let option = |line: &str| {
+        line.strip_prefix('#')
+            .filter(|rest| rest.starts_with(|c: char| c == '[' || c.is_ascii_lowercase()))
+            .map(str::to_owned)
+    };
+    sample.lines().map(|line| option(line).unwrap_or_else(|| line.to_owned()) + "\n").collect()
+}
+
+fn keys(text: &str) -> BTreeSet<String> {
+    fn walk(at: &str, value: &toml::Value, keys: &mut BTreeSet<String>) {
+        match value {
+            toml::Value::Table(table) => {
+                table.iter().for_each(|(key, value)| walk(&format!("{at}.{key}"), value, keys))
+            }
+            toml::Value::Array(items) if items.iter().all(toml::Value::is_table) => {
+                items.iter().for_each(|item| walk(at, item, keys));
+            }
+            _ => drop(keys.insert(at.to_owned())),
+        }
+    }
+    let mut found = BTreeSet::new();
+    walk("", &toml::Value::Table(text.parse().unwrap()), &mut found);
+    found
+}
+
+#[test]
+fn as_shipped_it_is_the_defaults_and_one_log() {
+    let input = InputSection { file: "/var/log/mail.log".into(), timezone: None };
+    let defaults = Config { inputs: vec![input], ..Config::default() };
+    assert_eq!(Config::load(Path::new(SAMPLE)).unwrap(), defaults);
+}
+
+#[test]
+fn every_option_is_in_it_and_nothing_else() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("all.toml");
+    std::fs::write(&path, uncommented()).unwrap();
+    let all = Config::load(&path).unwrap();
+    let printed = keys(&all.to_toml());
+    let mut sample = keys(&uncommented());
+    // A default is not printed where its section is for closed networks.
+    assert!(sample.remove(".closed_network.private_addresses"));
+    assert_eq!(sample, printed);
+}
+
+#[test]
+fn check_prints_what_reads_back() {
+    let output = Command::new(env!("CARGO_BIN_EXE_tlswarden")).args(["check", "--config", SAMPLE]).output().unwrap();
+    assert!(output.status.success());
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("printed.toml");
+    std::fs::write(&path, &output.stdout).unwrap();
+    assert_eq!(Config::load(&path).unwrap(), Config::load(Path::new(SAMPLE)).unwrap());
+}
+
+#[test]
+fn a_fault_is_one_line_and_status_78() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("bad.toml");
+    std::fs::write(&path, "[postfix]\nversion = 3.7\n").unwrap();
+    let output = Command::new(env!("CARGO_BIN_EXE_tlswarden")).args(["check", "--config"]).arg(&path).output().unwrap();
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(78), "{error}");
+    assert!(
+        error.starts_with(&format!("tlswarden: {}:2: version: ", path.display())) && error.lines().count() == 1,
+        "{error}"
+    );
+}
