@@ -515,6 +515,8 @@ async fn a_changed_id_replaces_the_policy_behind_the_answer() {
     assert_eq!(daemon.level("changes.test").await, Level::Secure);
     daemon.end().await;
     world.sts("changes.test", "2", &document("testing", "mx.changes.test", 10 * DAY));
+    // Late, so that the first answer is surely given before the new policy is there.
+    world.dns.change().fault("_mta-sts.changes.test", Some(dns::Fault::Late(Duration::from_secs(1))));
     let daemon = world.daemon(100);
     assert_eq!(daemon.level("changes.test").await, Level::Secure, "the cached policy serves");
     daemon.becomes("changes.test", &Level::Default).await;
