@@ -13,8 +13,6 @@ pub mod dane;
 pub mod explain;
 pub mod flight;
 pub mod history;
-#[cfg(test)]
-pub(crate) mod memory_store;
 pub mod sts;
 mod throttle;
 
@@ -56,6 +54,9 @@ const STALE: i64 = 86_400;
 /// How long before its end a "no policy" is asked again for domains in use, in seconds.
 const AHEAD: i64 = 15;
 
+/// How many parts the decisions are kept in.
+const SHARDS: usize = 64;
+
 /// How many wordings of a decision are kept beside it.
 const WORDINGS: usize = 2;
 
@@ -96,12 +97,11 @@ pub struct Decision {
     pub sts: Option<Arc<Cached>>,
     /// The MTA-STS document could not be had, whatever the answer rests on.
     pub failure: Option<Arc<PolicyFailure>>,
-    worded: [OnceLock<Box<[u8]>>; WORDINGS],
 }
 
 /// All decisions, shared by everyone who asks.
 pub struct Policies {
-    entries: RwLock<HashMap<Arc<str>, Arc<Entry>>>,
+    entries: [Shard; SHARDS],
     limit: usize,
     budget: Duration,
     resolver: Resolver,
@@ -116,8 +116,12 @@ pub struct Policies {
     throttle: Throttle,
     decisions: Flights<Arc<Decision>>,
     verdicts: Flights<Arc<Verdict>>,
-    nothing: Arc<Decision>,
+    /// For what is no domain name.
+    nothing: Entry,
 }
+
+/// A part of all entries, so that those who ask meet seldom.
+type Shard = RwLock<HashMap<Box<[u8]>, Arc<Entry>>>;
 
 /// A decision and how long it stands.
 struct Entry {
@@ -134,6 +138,7 @@ struct Entry {
     held: Option<Arc<Held>>,
     /// None for "ask again", under which there are no sessions.
     period: Option<Arc<Period>>,
+    worded: [OnceLock<Box<[u8]>>; WORDINGS],
 }
 
 /// The last DANE verdict that was no failure.
@@ -195,7 +200,7 @@ impl Policies {
             tracing::info!("policy: no DANE: {cause}; MTA-STS alone is answered");
         }
         Ok(Arc::new(Policies {
-            entries: RwLock::default(),
+            entries: std::array::from_fn(|_| Shard::default()),
             limit: limit.max(1),
             budget: config.policy.answer_budget.0,
             dane: why_no_dane.is_none(),
@@ -208,42 +213,76 @@ impl Policies {
             throttle: Throttle::default(),
             decisions: Flights::new(),
             verdicts: Flights::new(),
-            nothing: Arc::new(Decision::none()),
+            nothing: Entry::nothing(),
         }))
     }
 
     /// The decision that stands for a next hop as the MTA writes it; none where one must be made ([`Policies::decide`]).
-    /// What is no domain name (address literals, paths, dot-keys) has the answer "no policy" at once. Microseconds.
     pub fn cached(self: &Arc<Self>, key: &[u8]) -> Option<Arc<Decision>> {
-        let known = std::str::from_utf8(key).ok().and_then(|key| self.entries.read().get(key).map(Arc::clone));
-        let entry = match known {
-            Some(entry) => entry,
-            None => match NextHop::parse(key) {
-                None => return Some(Arc::clone(&self.nothing)),
-                Some(hop) => {
-                    let name = hop.key();
-                    let written = name.as_bytes() != key;
-                    written.then(|| self.entries.read().get(name.as_str()).map(Arc::clone)).flatten()?
-                }
-            },
-        };
+        self.with_entry(key, |entry| Arc::clone(&entry.decision))
+    }
+
+    /// Appends the answer that stands for a next hop as the MTA writes it, in the words of `word`, which are kept:
+    /// `wording` tells them apart. False where an answer must be made ([`Policies::decide`]). What is no domain name
+    /// (address literals, paths, dot-keys) has the answer "no policy" at once. A microsecond or less.
+    pub fn say(
+        self: &Arc<Self>,
+        key: &[u8],
+        wording: usize,
+        word: impl Fn(&Decision) -> Box<[u8]>,
+        out: &mut Vec<u8>,
+    ) -> bool {
+        let said = self.with_entry(key, |entry| match entry.worded.get(wording) {
+            Some(slot) => out.extend_from_slice(slot.get_or_init(|| word(&entry.decision))),
+            None => out.extend_from_slice(&word(&entry.decision)),
+        });
+        said.is_some()
+    }
+
+    /// Does something with the entry of a next hop, if its decision stands. `then` must not wait.
+    fn with_entry<R>(self: &Arc<Self>, key: &[u8], then: impl FnOnce(&Entry) -> R) -> Option<R> {
+        let entries = self.shard(key).read();
+        if let Some(entry) = entries.get(key) {
+            return self.stands(key, entry).then(|| then(entry));
+        }
+        drop(entries);
+        let Some(hop) = NextHop::parse(key) else { return Some(then(&self.nothing)) };
+        let key = hop.key().into_bytes();
+        let entries = self.shard(&key).read();
+        let entry = entries.get(key.as_slice())?;
+        self.stands(&key, entry).then(|| then(entry))
+    }
+
+    /// Whether an entry's decision still stands; notes that it was asked about.
+    fn stands(self: &Arc<Self>, key: &[u8], entry: &Entry) -> bool {
         let now = self.clock.seconds();
         if now >= entry.until || entry.version != entry.domain.version() {
-            return None;
-        }
-        if let Some(period) = &entry.period
-            && !self.history.touch(period, now)
-        {
-            return None;
+            return false;
         }
         if entry.asked.load(Ordering::Relaxed) != now {
+            if let Some(period) = &entry.period
+                && !self.history.touch(period, now)
+            {
+                return false;
+            }
             entry.asked.store(now, Ordering::Relaxed);
             entry.domain.touch(now);
             if now >= entry.refresh && !entry.refreshing.swap(true, Ordering::Relaxed) {
                 self.refresh(key);
             }
         }
-        Some(Arc::clone(&entry.decision))
+        true
+    }
+
+    fn shard(&self, key: &[u8]) -> &Shard {
+        // FNV-1a over the beginning of the name, where names differ most, and its length: it only spreads.
+        let mix = |hash: u32, octet: &u8| (hash ^ u32::from(*octet)).wrapping_mul(0x0100_0193);
+        let hash = key.iter().take(24).fold(0x811c_9dc5 ^ key.len() as u32, mix);
+        &self.entries[(hash >> 16) as usize % SHARDS]
+    }
+
+    fn entry(&self, key: &str) -> Option<Arc<Entry>> {
+        self.shard(key.as_bytes()).read().get(key.as_bytes()).map(Arc::clone)
     }
 
     /// The decision for a next hop, made now if none stands: within the budget, once however many ask.
@@ -252,7 +291,7 @@ impl Policies {
             return decision;
         }
         // `cached` has answered for what is none.
-        let Some(hop) = NextHop::parse(key) else { return Arc::clone(&self.nothing) };
+        let Some(hop) = NextHop::parse(key) else { return Arc::clone(&self.nothing.decision) };
         let flight = self.decisions.join(&hop.key(), || {
             let policies = Arc::clone(self);
             async move { policies.make(hop, false).await }
@@ -272,7 +311,12 @@ impl Policies {
     /// How much there is.
     pub fn counts(&self) -> Counts {
         let (domains, policies) = self.sts.len();
-        Counts { decisions: self.entries.read().len(), domains, policies, periods: self.history.len() }
+        Counts {
+            decisions: self.entries.iter().map(|shard| shard.read().len()).sum(),
+            domains,
+            policies,
+            periods: self.history.len(),
+        }
     }
 
     /// Makes a decision anew, behind the answers.
@@ -289,7 +333,7 @@ impl Policies {
     async fn make(self: Arc<Self>, hop: NextHop, ahead: bool) -> Arc<Decision> {
         let key = hop.key();
         let began = Instant::now();
-        let old = self.entries.read().get(key.as_str()).map(Arc::clone);
+        let old = self.entry(&key);
         let held = old.as_ref().and_then(|entry| entry.held.clone());
         let domain = self.sts.domain(&hop.domain);
         domain.touch(self.clock.seconds());
@@ -327,6 +371,7 @@ impl Policies {
                 version,
                 held,
                 period,
+                worded: Default::default(),
             },
         );
         decision
@@ -411,13 +456,8 @@ impl Policies {
             Level::Default => policy.filter(|policy| policy.mode == Mode::Testing),
             Level::Dane | Level::DaneOnly | Level::Temp(_) => None,
         };
-        let decision = Decision {
-            level,
-            in_force: Arc::new(in_force.unwrap_or(InForce::None)),
-            sts,
-            failure: known.failure,
-            worded: Default::default(),
-        };
+        let decision =
+            Decision { level, in_force: Arc::new(in_force.unwrap_or(InForce::None)), sts, failure: known.failure };
         let until = if temp { now + TEMP } else { sts_until.min(dane.until) };
         (decision, until, sts_refresh.min(dane.refresh), dane.held)
     }
@@ -442,13 +482,15 @@ impl Policies {
     }
 
     fn keep(&self, key: String, entry: Entry) {
-        let mut entries = self.entries.write();
-        entries.insert(key.into(), Arc::new(entry));
-        if entries.len() <= self.limit {
+        let mut entries = self.shard(key.as_bytes()).write();
+        entries.insert(key.into_bytes().into(), Arc::new(entry));
+        // Each shard has its part of the limit, and some room, for names do not spread evenly.
+        let limit = (self.limit / SHARDS * 5 / 4).max(16);
+        if entries.len() <= limit {
             return;
         }
         let mut asked: Vec<i64> = entries.values().map(|entry| entry.asked.load(Ordering::Relaxed)).collect();
-        let surplus = (entries.len() - self.limit + self.limit / 20).clamp(1, asked.len());
+        let surplus = (entries.len() - limit + limit / 20).clamp(1, asked.len());
         let cutoff = *asked.select_nth_unstable(surplus - 1).1;
         let mut left = surplus;
         entries.retain(|_, entry| {
@@ -481,6 +523,23 @@ fn combine(coverage: Coverage, held: Option<&Held>, enforced: bool, now: i64, ca
                 Some(Coverage::Nothing) if !enforced => Level::Temp(cause),
                 Some(before) => combine(before, None, enforced, now, cause),
             }
+        }
+    }
+}
+
+impl Entry {
+    fn nothing() -> Entry {
+        Entry {
+            decision: Arc::new(Decision::none()),
+            until: i64::MAX,
+            refresh: i64::MAX,
+            refreshing: AtomicBool::new(false),
+            asked: AtomicI64::new(0),
+            domain: Arc::new(Domain::new("".into(), 0)),
+            version: 0,
+            held: None,
+            period: None,
+            worded: Default::default(),
         }
     }
 }
@@ -534,15 +593,7 @@ impl Decision {
     }
 
     fn bare(level: Level) -> Decision {
-        Decision { level, in_force: Arc::new(InForce::None), sts: None, failure: None, worded: Default::default() }
-    }
-
-    /// The decision in words, made by `word` the first time and kept. `wording` is 0 or 1; another is made each time.
-    pub fn worded(&self, wording: usize, word: impl FnOnce(&Decision) -> Box<[u8]>, out: &mut Vec<u8>) {
-        match self.worded.get(wording) {
-            Some(slot) => out.extend_from_slice(slot.get_or_init(|| word(self))),
-            None => out.extend_from_slice(&word(self)),
-        }
+        Decision { level, in_force: Arc::new(InForce::None), sts: None, failure: None }
     }
 }
 

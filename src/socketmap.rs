@@ -12,13 +12,18 @@
 pub mod netstring;
 pub mod wording;
 
+use std::future::poll_fn;
 use std::io;
+use std::mem::MaybeUninit;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::Path;
+use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -109,6 +114,7 @@ pub async fn serve(
     let service = Arc::new(Service {
         policies,
         default,
+        waiting: AtomicUsize::new(0),
         requests: metrics.counter("socketmap_requests"),
         malformed: metrics.counter("socketmap_malformed"),
         unknown: metrics.counter("socketmap_unknown_map"),
@@ -125,8 +131,13 @@ pub async fn serve(
         match accepted {
             Ok(stream) => {
                 connections_total.fetch_add(1, Ordering::Relaxed);
-                let (service, shutdown) = (Arc::clone(&service), shutdown.clone());
-                connections.spawn(async move { service.converse(stream, shutdown).await });
+                let service = Arc::clone(&service);
+                connections.spawn(async move {
+                    match stream {
+                        Stream::Unix(stream) => service.converse(stream).await,
+                        Stream::Tcp(stream) => service.converse(stream).await,
+                    }
+                });
             }
             // The client went away before it was accepted.
             Err(e) if e.kind() == io::ErrorKind::ConnectionAborted => {}
@@ -139,8 +150,11 @@ pub async fn serve(
             }
         }
     }
-    let ended = async { while connections.join_next().await.is_some() {} };
-    let _ = tokio::time::timeout(DRAIN, ended).await;
+    // A warm answer is given without a pause between reading and writing: only those that wait for one are waited for.
+    let until = tokio::time::Instant::now() + DRAIN;
+    while service.waiting.load(Ordering::Relaxed) > 0 && tokio::time::Instant::now() < until {
+        tokio::time::sleep(DRAIN / 100).await;
+    }
     connections.shutdown().await;
 }
 
@@ -156,6 +170,8 @@ pub async fn explain(policies: &Arc<Policies>, key: &str, default: Level) -> Exp
 struct Service {
     policies: Arc<Policies>,
     default: Level,
+    /// Connections that wait for an answer to be made.
+    waiting: AtomicUsize,
     requests: Arc<AtomicU64>,
     malformed: Arc<AtomicU64>,
     unknown: Arc<AtomicU64>,
@@ -168,24 +184,19 @@ enum Next {
 }
 
 impl Service {
-    async fn converse(&self, stream: Stream, mut shutdown: watch::Receiver<bool>) {
+    async fn converse<S: AsyncRead + AsyncWrite + Unpin>(&self, mut stream: S) {
         // What was read and is no whole request yet; mostly empty.
         let mut rest: Vec<u8> = Vec::new();
         let mut out: Vec<u8> = Vec::new();
         // Octets of an over-long request still to pass over.
         let mut skip = 0;
         loop {
-            tokio::select! {
-                biased;
-                ready = stream.readable() => if ready.is_err() { return },
-                () = stopped(&mut shutdown) => return,
+            match poll_fn(|cx| poll_read(&mut stream, &mut rest, &mut skip, cx)).await {
+                Ok(true) => {}
+                Ok(false) | Err(_) => return,
             }
-            let Some(taken) = take(&stream, &mut rest, &mut skip) else { return };
-            if !taken {
-                continue;
-            }
-            let next = self.answer(&mut rest, &mut out, &mut skip, &stream).await;
-            if write(&stream, &mut out).await.is_err() || matches!(next, Ok(Next::End) | Err(_)) {
+            let next = self.answer(&mut rest, &mut out, &mut skip, &mut stream).await;
+            if matches!(next, Err(_) | Ok(Next::End)) {
                 return;
             }
             shrink(&mut rest);
@@ -194,12 +205,12 @@ impl Service {
     }
 
     /// Answers all whole requests in `rest`, and leaves there what is no whole one.
-    async fn answer(
+    async fn answer<S: AsyncWrite + Unpin>(
         &self,
         rest: &mut Vec<u8>,
         out: &mut Vec<u8>,
         skip: &mut usize,
-        stream: &Stream,
+        stream: &mut S,
     ) -> io::Result<Next> {
         let mut done = 0;
         let mut answered = 0;
@@ -208,14 +219,13 @@ impl Service {
                 Frame::Partial => break Next::More,
                 Frame::Whole { data, used } => {
                     answered += 1;
-                    match self.request(data, out) {
-                        Ok(()) => {}
-                        Err((wording, hop)) => {
-                            // What is ready does not wait for what is not.
-                            write(stream, out).await?;
-                            let decision = self.policies.decide(hop).await;
-                            self.word(wording, &decision, out);
-                        }
+                    if let Err((wording, hop)) = self.request(data, out) {
+                        let _waiting = Waiting::new(&self.waiting);
+                        // What is ready does not wait for what is not.
+                        write(stream, out).await?;
+                        let decision = self.policies.decide(hop).await;
+                        out.extend_from_slice(&self.word(wording, &decision));
+                        write(stream, out).await?;
                     }
                     done += used;
                     if out.len() >= MAX_WAITING {
@@ -241,6 +251,7 @@ impl Service {
         };
         rest.drain(..done);
         self.requests.fetch_add(answered, Ordering::Relaxed);
+        write(stream, out).await?;
         Ok(next)
     }
 
@@ -253,55 +264,64 @@ impl Service {
             netstring::encode(b"PERM no such map; there are policy and policy-tlsrpt", out);
             return Ok(());
         };
-        match self.policies.cached(key) {
-            Some(decision) => self.word(wording, &decision, out),
-            None => return Err((wording, key)),
-        }
-        Ok(())
-    }
-
-    fn word(&self, wording: Wording, decision: &Decision, out: &mut Vec<u8>) {
         let slot = match wording {
             Wording::Policy => 0,
             Wording::PolicyTlsrpt => 1,
         };
-        let word = |decision: &Decision| {
-            let mut frame = Vec::new();
-            netstring::encode(wording::reply(wording, decision, self.default).as_bytes(), &mut frame);
-            frame.into_boxed_slice()
-        };
-        decision.worded(slot, word, out);
+        match self.policies.say(key, slot, |decision| self.word(wording, decision), out) {
+            true => Ok(()),
+            false => Err((wording, key)),
+        }
+    }
+
+    /// A whole frame.
+    fn word(&self, wording: Wording, decision: &Decision) -> Box<[u8]> {
+        let mut frame = Vec::new();
+        netstring::encode(wording::reply(wording, decision, self.default).as_bytes(), &mut frame);
+        frame.into_boxed_slice()
     }
 }
 
-/// Reads what is there into `rest`: whether something was, or nothing at all where the client is gone.
-fn take(stream: &Stream, rest: &mut Vec<u8>, skip: &mut usize) -> Option<bool> {
-    let mut chunk = [0; CHUNK];
-    let count = match stream.try_read(&mut chunk) {
-        Ok(0) => return None,
-        Ok(count) => count,
-        Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Some(false),
-        Err(e) if e.kind() == io::ErrorKind::Interrupted => return Some(false),
-        Err(_) => return None,
-    };
-    let passed = count.min(*skip);
+/// Counts who waits for an answer that is being made.
+struct Waiting<'a>(&'a AtomicUsize);
+
+impl<'a> Waiting<'a> {
+    fn new(count: &'a AtomicUsize) -> Waiting<'a> {
+        count.fetch_add(1, Ordering::Relaxed);
+        Waiting(count)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Reads what is there into `rest`; false where the client is gone. The buffer is on the stack, so that an idle
+/// connection has none.
+fn poll_read<S: AsyncRead + Unpin>(
+    stream: &mut S,
+    rest: &mut Vec<u8>,
+    skip: &mut usize,
+    cx: &mut Context<'_>,
+) -> Poll<io::Result<bool>> {
+    let mut chunk = [const { MaybeUninit::uninit() }; CHUNK];
+    let mut chunk = ReadBuf::uninit(&mut chunk);
+    ready!(Pin::new(stream).poll_read(cx, &mut chunk))?;
+    let read = chunk.filled();
+    let passed = read.len().min(*skip);
     *skip -= passed;
-    rest.extend_from_slice(&chunk[passed..count]);
-    Some(true)
+    rest.extend_from_slice(&read[passed..]);
+    Poll::Ready(Ok(!read.is_empty()))
 }
 
 /// Writes all of it.
-async fn write(stream: &Stream, out: &mut Vec<u8>) -> io::Result<()> {
-    let mut done = 0;
-    while done < out.len() {
-        match stream.try_write(&out[done..]) {
-            Ok(count) => done += count,
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock => stream.writable().await?,
-            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-            Err(e) => return Err(e),
-        }
+async fn write<S: AsyncWrite + Unpin>(stream: &mut S, out: &mut Vec<u8>) -> io::Result<()> {
+    if !out.is_empty() {
+        stream.write_all(out).await?;
+        out.clear();
     }
-    out.clear();
     Ok(())
 }
 
@@ -315,34 +335,4 @@ fn shrink(buffer: &mut Vec<u8>) {
 enum Stream {
     Unix(UnixStream),
     Tcp(TcpStream),
-}
-
-impl Stream {
-    async fn readable(&self) -> io::Result<()> {
-        match self {
-            Stream::Unix(stream) => stream.readable().await,
-            Stream::Tcp(stream) => stream.readable().await,
-        }
-    }
-
-    async fn writable(&self) -> io::Result<()> {
-        match self {
-            Stream::Unix(stream) => stream.writable().await,
-            Stream::Tcp(stream) => stream.writable().await,
-        }
-    }
-
-    fn try_read(&self, buffer: &mut [u8]) -> io::Result<usize> {
-        match self {
-            Stream::Unix(stream) => stream.try_read(buffer),
-            Stream::Tcp(stream) => stream.try_read(buffer),
-        }
-    }
-
-    fn try_write(&self, buffer: &[u8]) -> io::Result<usize> {
-        match self {
-            Stream::Unix(stream) => stream.try_write(buffer),
-            Stream::Tcp(stream) => stream.try_write(buffer),
-        }
-    }
 }

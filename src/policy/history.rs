@@ -324,7 +324,7 @@ fn oldest(periods: &Periods, nth: usize) -> i64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::policy::memory_store::MemoryStore;
+    use crate::store::embedded::Embedded;
     use crate::tlsrpt::{Mode, Policy};
 
     fn sts(mode: Mode) -> Arc<InForce> {
@@ -335,8 +335,14 @@ mod tests {
         NextHop::parse(key.as_bytes()).unwrap()
     }
 
+    fn store() -> (tempfile::TempDir, Arc<dyn Store>) {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Embedded::open(folder.path(), Clock::default()).unwrap().store;
+        (folder, Arc::new(store))
+    }
+
     fn empty() -> History {
-        History::open(&MemoryStore::default(), Clock::default(), Metrics::default()).unwrap()
+        History::open(&*store().1, Clock::default(), Metrics::default()).unwrap()
     }
 
     #[test]
@@ -382,7 +388,7 @@ mod tests {
 
     #[tokio::test]
     async fn it_is_kept_and_pruned_in_the_store() {
-        let store: Arc<dyn Store> = Arc::new(MemoryStore::default());
+        let (_folder, store) = store();
         let open = || Arc::new(History::open(&*store, Clock::default(), Metrics::default()).unwrap());
         let history = open();
         history.note(&hop("example.com"), 1000, &sts(Mode::Testing));
@@ -407,7 +413,7 @@ mod tests {
 
     #[tokio::test]
     async fn the_task_writes_at_once_and_at_the_end() {
-        let store: Arc<dyn Store> = Arc::new(MemoryStore::default());
+        let (_folder, store) = store();
         let history = Arc::new(History::open(&*store, Clock::default(), Metrics::default()).unwrap());
         let (stop, stopped) = watch::channel(false);
         let task = tokio::spawn(Arc::clone(&history).run(Arc::clone(&store), stopped));

@@ -393,7 +393,8 @@ impl Cache {
 }
 
 impl Domain {
-    fn new(name: Arc<str>, used: i64) -> Domain {
+    /// A domain of which nothing is known.
+    pub fn new(name: Arc<str>, used: i64) -> Domain {
         Domain { name, version: AtomicU64::new(0), used: AtomicI64::new(used), state: Mutex::default() }
     }
 

@@ -1,0 +1,659 @@
+//! The policies and the socketmap server against real DNS, HTTPS and sockets, with the embedded store.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use hickory_proto::rr::RecordType;
+use lab::ca::{self, Authority};
+use lab::dns::{self, Dns, Zone};
+use lab::https::{Answer, PolicyHosts, Site};
+use tlswarden::clock::Clock;
+use tlswarden::config::{Config, Level as Default_, Listen, PostfixVersion, Span};
+use tlswarden::dns::Resolver;
+use tlswarden::https::Client;
+use tlswarden::metrics::Metrics;
+use tlswarden::policy::history::History;
+use tlswarden::policy::{Level, Policies};
+use tlswarden::socketmap::{self, Listener};
+use tlswarden::store::Store;
+use tlswarden::store::embedded::Embedded;
+use tlswarden::tlsrpt::{InForce, Mode, ResultType};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpStream, UnixStream};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+const DAY: i64 = 86_400;
+const DIGEST: [u8; 32] = [7; 32];
+
+/// DNS, policy hosts, a folder and the configuration that joins them.
+struct World {
+    dns: Dns,
+    hosts: PolicyHosts,
+    authority: Authority,
+    folder: tempfile::TempDir,
+    config: Config,
+}
+
+/// What a daemon has of it.
+struct Daemon {
+    policies: Arc<Policies>,
+    history: Arc<History>,
+    metrics: Metrics,
+    stop: watch::Sender<bool>,
+    tasks: JoinSet<()>,
+}
+
+impl World {
+    async fn new() -> World {
+        // Another test of this process may have installed it.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        let dns = Dns::start(any).await.unwrap();
+        let hosts = PolicyHosts::start(any).await.unwrap();
+        let authority = Authority::generate().unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path().join("root.pem");
+        std::fs::write(&root, authority.pem()).unwrap();
+        let mut config = Config::default();
+        config.resolver.address = Some(dns.address());
+        config.closed_network.extra_root = Some(root);
+        config.closed_network.policy_hosts = Some(hosts.address());
+        config.closed_network.private_addresses = true;
+        config.policy.answer_budget = Span(Duration::from_secs(2));
+        World { dns, hosts, authority, folder, config }
+    }
+
+    /// A domain with `hosts` below it, in a signed zone or not.
+    fn domain(&self, name: &str, signed: bool, hosts: &[&str]) {
+        let mut zone = self.dns.change();
+        zone.cut(name, signed);
+        for (n, host) in hosts.iter().enumerate() {
+            zone.mx(name, u16::try_from(n * 10).unwrap(), &format!("{host}.{name}"));
+            zone.address(&format!("{host}.{name}"), Ipv4Addr::LOCALHOST.into());
+        }
+    }
+
+    /// Its MTA-STS policy.
+    fn sts(&self, name: &str, id: &str, document: &str) {
+        self.site(name, None, Answer::Document(document.into()));
+        self.dns.change().txt(&format!("_mta-sts.{name}"), &format!("v=STSv1; id={id};"));
+    }
+
+    fn site(&self, name: &str, fault: Option<ca::Fault>, answer: Answer) {
+        let identity = self.authority.certify(&format!("mta-sts.{name}"), fault).unwrap();
+        self.hosts.set(name, Site { identity, answer });
+    }
+
+    /// Starts what the daemon would start, with a clock that shows `ahead` seconds more.
+    fn daemon(&self, ahead: i64) -> Daemon {
+        let clock = Clock::starting_at(Clock::default().seconds() + ahead);
+        let metrics = Metrics::default();
+        let store: Arc<dyn Store> = Arc::new(Embedded::open(&self.folder.path().join("store"), clock).unwrap().store);
+        let resolver = Resolver::new(&self.config.resolver).unwrap();
+        let client = Client::new(resolver.clone(), &self.config.closed_network).unwrap();
+        let history = Arc::new(History::open(&*store, clock, metrics.clone()).unwrap());
+        let (stop, stopped) = watch::channel(false);
+        let policies = Policies::open(
+            &self.config,
+            resolver,
+            client,
+            Arc::clone(&store),
+            Arc::clone(&history),
+            clock,
+            metrics.clone(),
+        )
+        .unwrap();
+        let mut tasks = JoinSet::new();
+        tasks.spawn(Arc::clone(&policies).run(stopped.clone()));
+        tasks.spawn(Arc::clone(&history).run(store, stopped));
+        Daemon { policies, history, metrics, stop, tasks }
+    }
+}
+
+impl Daemon {
+    async fn level(&self, key: &str) -> Level {
+        self.policies.decide(key.as_bytes()).await.level.clone()
+    }
+
+    /// Waits until the level is another, asking as Postfix would.
+    async fn becomes(&self, key: &str, want: &Level) {
+        let until = Instant::now() + Duration::from_secs(20);
+        loop {
+            let level = self.level(key).await;
+            if level == *want {
+                return;
+            }
+            assert!(Instant::now() < until, "{key} stays {level:?}");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    async fn listen(&mut self, address: Listen) -> SocketAddr {
+        let listener = Listener::bind(&address).await.unwrap();
+        let at = match &listener {
+            Listener::Tcp(tcp) => tcp.local_addr().unwrap(),
+            Listener::Unix(_) => SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
+        };
+        let (policies, metrics, stopped) = (Arc::clone(&self.policies), self.metrics.clone(), self.stop.subscribe());
+        self.tasks.spawn(socketmap::serve(listener, policies, Default_::May, metrics, stopped));
+        at
+    }
+
+    async fn end(mut self) {
+        self.stop.send_replace(true);
+        while let Some(ended) = self.tasks.join_next().await {
+            ended.unwrap();
+        }
+    }
+}
+
+fn document(mode: &str, mx: &str, max_age: i64) -> String {
+    format!("version: STSv1\r\nmode: {mode}\r\nmx: {mx}\r\nmax_age: {max_age}\r\n")
+}
+
+fn tlsa(zone: &mut Zone, host: &str) {
+    zone.tlsa(host, 3, 1, 1, &DIGEST);
+}
+
+async fn ask(stream: &mut (impl AsyncReadExt + AsyncWriteExt + Unpin), request: &str) -> String {
+    stream.write_all(format!("{}:{request},", request.len()).as_bytes()).await.unwrap();
+    reply(stream).await
+}
+
+async fn reply(stream: &mut (impl AsyncReadExt + Unpin)) -> String {
+    let mut length = 0;
+    loop {
+        match stream.read_u8().await.unwrap() {
+            b':' => break,
+            digit => length = length * 10 + usize::from(digit - b'0'),
+        }
+    }
+    let mut data = vec![0; length + 1];
+    stream.read_exact(&mut data).await.unwrap();
+    assert_eq!(data.pop(), Some(b','));
+    String::from_utf8(data).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_enforced_policy_in_both_wordings_over_both_sockets() {
+    let world = World::new().await;
+    world.domain("enforced.test", false, &["mx1"]);
+    world.sts("enforced.test", "1", &document("enforce", "*.enforced.test", 10 * DAY));
+    let mut daemon = world.daemon(0);
+    let path = world.folder.path().join("socket");
+    daemon.listen(Listen::Unix(path.clone())).await;
+    let at = daemon.listen(Listen::Inet((Ipv4Addr::LOCALHOST, 0).into())).await;
+    let mut unix = UnixStream::connect(&path).await.unwrap();
+    let mut tcp = TcpStream::connect(at).await.unwrap();
+    let plain = "OK secure match=.enforced.test servername=hostname";
+    assert_eq!(ask(&mut unix, "policy Enforced.test").await, plain);
+    assert_eq!(ask(&mut tcp, "QUERY enforced.test").await, plain);
+    assert_eq!(ask(&mut unix, "postfix enforced.test.").await, plain);
+    let newer = ask(&mut tcp, "policy-tlsrpt enforced.test").await;
+    assert!(newer.starts_with(&format!("{plain} policy_type=sts policy_domain=enforced.test mx_host_pattern=*.")));
+    assert_eq!(ask(&mut unix, "QUERYwithTLSRPT enforced.test").await, newer);
+    for none in ["policy .enforced.test", "policy [192.0.2.1]", "policy /run/lmtp", "policy ", "policy a b", "policy"] {
+        assert_eq!(ask(&mut unix, none).await, "NOTFOUND ", "{none}");
+    }
+    assert_eq!(ask(&mut unix, "policy nowhere.test").await, "NOTFOUND ");
+    assert!(ask(&mut unix, "other enforced.test").await.starts_with("PERM "));
+    assert_eq!(world.hosts.requests("enforced.test"), 1);
+    let mode = std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(&path).unwrap().permissions());
+    assert_eq!(mode & 0o777, 0o666);
+    let now = Clock::default().seconds();
+    let found = daemon.history.at("enforced.test", now);
+    assert!(found.asked && matches!(found.in_force, InForce::Sts { mode: Mode::Enforce, .. }), "{found:?}");
+    assert!(!daemon.history.at("enforced.test", now - 100).asked);
+    daemon.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_fetch_however_many_ask() {
+    let world = World::new().await;
+    world.domain("busy.test", true, &["mx1"]);
+    world.sts("busy.test", "1", &document("enforce", "mx1.busy.test", DAY));
+    let daemon = world.daemon(0);
+    let mut askers = JoinSet::new();
+    for _ in 0..500 {
+        let policies = Arc::clone(&daemon.policies);
+        askers.spawn(async move { policies.decide(b"busy.test").await.level.clone() });
+    }
+    while let Some(level) = askers.join_next().await {
+        assert_eq!(level.unwrap(), Level::Secure);
+    }
+    assert_eq!(world.hosts.requests("busy.test"), 1);
+    assert_eq!(world.dns.zone().asked("_mta-sts.busy.test", RecordType::TXT), 1);
+    assert_eq!(world.dns.zone().asked("busy.test", RecordType::MX), 1);
+    daemon.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn dane_before_mta_sts_and_never_weaker() {
+    let world = World::new().await;
+    let enforce = |name: &str| world.sts(name, "1", &document("enforce", &format!("*.{name}"), DAY));
+    // Each with and without an enforced MTA-STS policy: the table.
+    for (kind, signed, without, with) in [
+        ("every", true, Level::DaneOnly, Level::DaneOnly),
+        ("some", true, Level::Dane, Level::DaneOnly),
+        ("unusable", true, Level::Dane, Level::Secure),
+        ("unsigned", false, Level::Dane, Level::Secure),
+        ("none", true, Level::Default, Level::Secure),
+        ("partly", true, Level::Dane, Level::DaneOnly),
+    ] {
+        for (name, sts) in [(format!("{kind}.test"), false), (format!("{kind}-sts.test"), true)] {
+            world.domain(&name, signed, &["mx1", "mx2"]);
+            if sts {
+                enforce(&name);
+            }
+            let mut zone = world.dns.change();
+            let (one, two) = (format!("mx1.{name}"), format!("mx2.{name}"));
+            match kind {
+                "every" => [&one, &two].into_iter().for_each(|host| tlsa(&mut zone, host)),
+                "some" => tlsa(&mut zone, &one),
+                "unusable" => zone.tlsa(&one, 1, 1, 1, &DIGEST),
+                "unsigned" => {
+                    zone.cut(&one, true);
+                    tlsa(&mut zone, &one);
+                }
+                "partly" => {
+                    tlsa(&mut zone, &one);
+                    zone.fault(&format!("_25._tcp.{two}"), Some(dns::Fault::ServFail));
+                }
+                _ => {}
+            }
+            drop(zone);
+            let daemon = world.daemon(0);
+            let want = if sts { &with } else { &without };
+            assert_eq!(daemon.level(&name).await, *want, "{name}");
+            if matches!(want, Level::Dane | Level::DaneOnly) {
+                let found = daemon.history.at(&name, Clock::default().seconds()).in_force;
+                match (kind, found) {
+                    // Postfix 3.7 at default `may` does not follow TLSA records under unsigned MX records.
+                    ("unsigned", found) => assert_eq!(found, InForce::None),
+                    (_, InForce::Dane { hosts }) => {
+                        assert_eq!(hosts[0].0, one);
+                        let want = if kind == "unusable" { "1 1 1 0707" } else { "3 1 1 0707" };
+                        assert!(hosts[0].1.policy_string[0].starts_with(want));
+                        assert_eq!(hosts.len(), if kind == "every" { 2 } else { 1 });
+                    }
+                    (_, found) => panic!("{name}: {found:?}"),
+                }
+            }
+            daemon.end().await;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bogus_zone_defers_and_heals() {
+    let world = World::new().await;
+    world.domain("bogus.test", true, &["mx1"]);
+    world.sts("bogus.test", "1", &document("enforce", "mx1.bogus.test", DAY));
+    tlsa(&mut world.dns.change(), "mx1.bogus.test");
+    world.dns.change().fault("_25._tcp.mx1.bogus.test", Some(dns::Fault::ServFail));
+    let daemon = world.daemon(0);
+    assert!(matches!(daemon.level("bogus.test").await, Level::Temp(cause) if cause.contains("SERVFAIL")));
+    assert!(!daemon.history.at("bogus.test", Clock::default().seconds()).asked);
+    world.dns.change().fault("_25._tcp.mx1.bogus.test", None);
+    daemon.becomes("bogus.test", &Level::DaneOnly).await;
+    // The MX itself: nothing is known.
+    world.domain("bogusmx.test", true, &["mx1"]);
+    world.dns.change().fault("bogusmx.test", Some(dns::Fault::ServFail));
+    assert!(matches!(daemon.level("bogusmx.test").await, Level::Temp(_)));
+    daemon.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn aliases_implicit_mx_and_smart_hosts() {
+    let world = World::new().await;
+    {
+        let mut zone = world.dns.change();
+        let local = Ipv4Addr::LOCALHOST.into();
+        // No MX records: the name itself, signed if its addresses are.
+        for (name, signed) in [("implicit.test", true), ("implicit-unsigned.test", false)] {
+            zone.cut(name, signed);
+            zone.address(name, local);
+            tlsa(&mut zone, name);
+        }
+        // A null MX, and a domain that is not there.
+        zone.cut("null.test", true);
+        zone.mx("null.test", 0, ".");
+        // TLSA at the name that the alias leads to, and at the alias alone where its target is not signed.
+        zone.cut("alias.test", true);
+        zone.cut("target.test", true);
+        zone.cut("plain.test", false);
+        zone.mx("alias.test", 10, "mx.alias.test");
+        zone.cname("mx.alias.test", "mx.target.test");
+        zone.address("mx.target.test", local);
+        tlsa(&mut zone, "mx.target.test");
+        zone.cut("half.test", true);
+        zone.mx("half.test", 10, "mx.half.test");
+        zone.cname("mx.half.test", "mx.plain.test");
+        zone.address("mx.plain.test", local);
+        tlsa(&mut zone, "mx.half.test");
+        // A host that is reached by name alone, at another port.
+        zone.cut("smart.test", true);
+        zone.address("relay.smart.test", local);
+        zone.add(
+            "_587._tcp.relay.smart.test",
+            hickory_proto::rr::RData::TLSA(hickory_proto::rr::rdata::TLSA::new(
+                3.into(),
+                1.into(),
+                1.into(),
+                DIGEST.to_vec(),
+            )),
+        );
+        // Its addresses are not signed: it is not asked for TLSA records, which may break there.
+        zone.cut("broken-tlsa.test", false);
+        zone.mx("broken-tlsa.test", 10, "mx.broken-tlsa.test");
+        zone.address("mx.broken-tlsa.test", local);
+        zone.fault("_25._tcp.mx.broken-tlsa.test", Some(dns::Fault::Silence));
+    }
+    world.domain("gateway.test", false, &[]);
+    world.dns.change().address("in.gateway.test", Ipv4Addr::LOCALHOST.into());
+    world.dns.change().address("out.gateway.test", Ipv4Addr::LOCALHOST.into());
+    for (host, allowed) in [("in.gateway.test", "in.gateway.test"), ("out.gateway.test", "elsewhere.test")] {
+        world.sts(host, "1", &document("enforce", allowed, DAY));
+    }
+    let daemon = world.daemon(0);
+    for (key, want) in [
+        ("implicit.test", Level::DaneOnly),
+        ("implicit-unsigned.test", Level::Default),
+        ("null.test", Level::Default),
+        ("nowhere.test", Level::Default),
+        ("alias.test", Level::DaneOnly),
+        ("half.test", Level::DaneOnly),
+        ("[relay.smart.test]:587", Level::DaneOnly),
+        ("[relay.smart.test]", Level::Default),
+        ("broken-tlsa.test", Level::Default),
+        ("[in.gateway.test]", Level::Secure),
+        ("[out.gateway.test]:25", Level::Default),
+    ] {
+        assert_eq!(daemon.level(key).await, want, "{key}");
+    }
+    assert_eq!(world.dns.zone().asked("_25._tcp.mx.broken-tlsa.test", RecordType::TLSA), 0);
+    let found = daemon.history.at("alias.test", Clock::default().seconds()).in_force;
+    let InForce::Dane { hosts } = found else { panic!("{found:?}") };
+    assert_eq!((hosts[0].0.as_str(), hosts[0].1.policy_domain.as_str()), ("mx.alias.test", "mx.target.test"));
+    daemon.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_dane_where_the_mta_has_no_dnssec() {
+    let mut world = World::new().await;
+    world.domain("signed.test", true, &["mx1"]);
+    tlsa(&mut world.dns.change(), "mx1.signed.test");
+    world.config.postfix.dnssec = false;
+    let daemon = world.daemon(0);
+    assert_eq!(daemon.level("signed.test").await, Level::Default);
+    assert_eq!(world.dns.zone().asked("signed.test", RecordType::MX), 0);
+    daemon.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn faults_of_the_policy_host_are_told_apart() {
+    let world = World::new().await;
+    let sound = document("enforce", "mx.test", DAY);
+    let serve = |body: &str| Answer::Document(body.into());
+    let fetch = ResultType::StsPolicyFetchError;
+    let invalid = ResultType::StsPolicyInvalid;
+    let webpki = ResultType::StsWebpkiInvalid;
+    let cases = [
+        ("status", None, Answer::Status(404), fetch, "http-status-404"),
+        ("redirect", None, Answer::Redirect("https://mta-sts.status.test/".into()), fetch, "redirect"),
+        ("media", None, Answer::MediaType("text/html".into(), sound.clone()), fetch, "media-type"),
+        ("flood", None, Answer::Flood(64 * 1024 + 1), fetch, "too-large"),
+        ("close", None, Answer::Close, fetch, "connection-failed"),
+        ("html", None, serve("<html></html>"), invalid, "malformed-line"),
+        ("nomx", None, serve("version: STSv1\nmode: enforce\nnmx: a.test\nmax_age: 1\n"), invalid, "missing-mx"),
+        ("literal", None, serve(&document("enforce", "192.0.2.1", DAY)), invalid, "invalid-mx"),
+        ("expired", Some(ca::Fault::Expired), serve(&sound), webpki, "certificate-expired"),
+        ("notyet", Some(ca::Fault::NotYetValid), serve(&sound), webpki, "certificate-expired"),
+        ("name", Some(ca::Fault::WrongName), serve(&sound), webpki, "certificate-host-mismatch"),
+        ("self", Some(ca::Fault::SelfSigned), serve(&sound), webpki, "certificate-not-trusted"),
+        ("other", Some(ca::Fault::OtherAuthority), serve(&sound), webpki, "certificate-not-trusted"),
+    ];
+    let daemon = world.daemon(0);
+    for (name, fault, answer, result_type, reason) in cases {
+        let domain = format!("{name}.test");
+        world.domain(&domain, false, &["mx"]);
+        world.sts(&domain, "1", "");
+        world.site(&domain, fault, answer);
+        let decision = daemon.policies.decide(domain.as_bytes()).await;
+        assert_eq!(decision.level, Level::Default, "{domain}");
+        let failure = decision.failure.clone().unwrap_or_else(|| panic!("{domain}: no failure"));
+        assert_eq!((failure.result_type, failure.reason.as_str()), (result_type, reason), "{domain}: {}", failure.text);
+        assert_eq!(failure.retry - failure.at, 300);
+    }
+    // A media type with parameters, and in capitals, is one.
+    world.domain("charset.test", false, &["mx"]);
+    world.sts("charset.test", "1", "");
+    world.site("charset.test", None, Answer::MediaType("Text/Plain; charset=utf-8; x=y".into(), sound));
+    assert_eq!(daemon.level("charset.test").await, Level::Secure);
+    daemon.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn patience_ends_with_the_budget_and_the_fetch_goes_on() {
+    let mut world = World::new().await;
+    world.config.policy.answer_budget = Span(Duration::from_millis(500));
+    world.domain("hang.test", false, &["mx"]);
+    world.sts("hang.test", "1", "");
+    world.site("hang.test", None, Answer::Hang);
+    // Nothing of MTA-STS defers mail: a silent `_mta-sts`, a broken one.
+    world.domain("silent-txt.test", false, &["mx"]);
+    world.dns.change().fault("_mta-sts.silent-txt.test", Some(dns::Fault::Silence));
+    world.domain("broken-txt.test", false, &["mx"]);
+    world.dns.change().fault("_mta-sts.broken-txt.test", Some(dns::Fault::ServFail));
+    // Slow DNS is waited for behind the answer too.
+    world.domain("late.test", false, &["mx"]);
+    world.sts("late.test", "1", &document("enforce", "mx.late.test", DAY));
+    world.dns.change().fault("_mta-sts.late.test", Some(dns::Fault::Late(Duration::from_millis(1200))));
+    world.domain("silent.test", true, &["mx"]);
+    world.dns.change().fault("silent.test", Some(dns::Fault::Silence));
+    let daemon = world.daemon(0);
+    let timed = async |key: &str| {
+        let began = Instant::now();
+        let level = daemon.level(key).await;
+        assert!(began.elapsed() < Duration::from_millis(900), "{key}: {:?}", began.elapsed());
+        (level, began.elapsed())
+    };
+    for key in ["hang.test", "silent-txt.test", "broken-txt.test", "late.test"] {
+        assert_eq!(timed(key).await.0, Level::Default, "{key}");
+    }
+    assert!(matches!(timed("silent.test").await.0, Level::Temp(_)));
+    // Who comes next does not wait for the same again.
+    let (level, took) = timed("hang.test").await;
+    assert_eq!(level, Level::Default);
+    assert!(took < Duration::from_millis(100), "{took:?}");
+    daemon.becomes("late.test", &Level::Secure).await;
+    daemon.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_policy_serves_whatever_fails_until_it_expires() {
+    let world = World::new().await;
+    world.domain("kept.test", false, &["mx"]);
+    world.sts("kept.test", "1", &document("enforce", "mx.kept.test", 10 * DAY));
+    let daemon = world.daemon(0);
+    assert_eq!(daemon.level("kept.test").await, Level::Secure);
+    // Killed, not ended: what was answered from is in the store.
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    let mut tasks = daemon.tasks;
+    tasks.shutdown().await;
+    drop((tasks, daemon.policies, daemon.history));
+    // The record is gone, and later the policy host too.
+    world.dns.change().remove("_mta-sts.kept.test", RecordType::TXT);
+    let daemon = world.daemon(DAY);
+    assert_eq!(daemon.level("kept.test").await, Level::Secure);
+    daemon.end().await;
+    world.sts("kept.test", "2", "");
+    world.site("kept.test", None, Answer::Status(500));
+    let daemon = world.daemon(2 * DAY);
+    assert_eq!(daemon.level("kept.test").await, Level::Secure);
+    let until = Instant::now() + Duration::from_secs(10);
+    while daemon.policies.decide(b"kept.test").await.failure.is_none() {
+        assert!(Instant::now() < until, "the new id is not fetched");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!(daemon.level("kept.test").await, Level::Secure);
+    assert_eq!(world.hosts.requests("kept.test"), 2);
+    daemon.end().await;
+    let daemon = world.daemon(10 * DAY + 1);
+    assert_eq!(daemon.level("kept.test").await, Level::Default);
+    daemon.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_changed_id_replaces_the_policy_behind_the_answer() {
+    let world = World::new().await;
+    world.domain("changes.test", false, &["mx"]);
+    world.sts("changes.test", "1", &document("enforce", "mx.changes.test", 10 * DAY));
+    let daemon = world.daemon(0);
+    assert_eq!(daemon.level("changes.test").await, Level::Secure);
+    daemon.end().await;
+    world.sts("changes.test", "2", &document("testing", "mx.changes.test", 10 * DAY));
+    // Late, so that the first answer is surely given before the new policy is there.
+    world.dns.change().fault("_mta-sts.changes.test", Some(dns::Fault::Late(Duration::from_secs(1))));
+    let daemon = world.daemon(100);
+    assert_eq!(daemon.level("changes.test").await, Level::Secure, "the cached policy serves");
+    daemon.becomes("changes.test", &Level::Default).await;
+    assert_eq!(daemon.policies.decide(b"changes.test").await.sts.as_ref().unwrap().mode, Mode::Testing);
+    let now = Clock::default().seconds() + 100;
+    assert!(matches!(daemon.history.at("changes.test", now).in_force, InForce::Sts { mode: Mode::Testing, .. }));
+    daemon.end().await;
+    world.sts("changes.test", "3", "version: STSv1\nmode: none\nmax_age: 86400\n");
+    let daemon = world.daemon(200);
+    let until = Instant::now() + Duration::from_secs(10);
+    while daemon.policies.decide(b"changes.test").await.sts.is_some() {
+        assert!(Instant::now() < until, "mode none does not replace");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    daemon.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cached_answer_stands_while_dns_is_down() {
+    let world = World::new().await;
+    world.domain("down.test", true, &["mx"]);
+    world.sts("down.test", "1", &document("enforce", "mx.down.test", 10 * DAY));
+    let daemon = world.daemon(0);
+    assert_eq!(daemon.level("down.test").await, Level::Secure);
+    for name in ["down.test", "mx.down.test", "_25._tcp.mx.down.test", "_mta-sts.down.test"] {
+        world.dns.change().fault(name, Some(dns::Fault::ServFail));
+    }
+    assert_eq!(daemon.level("down.test").await, Level::Secure);
+    // Another port is another verdict, and nothing is known of it.
+    assert!(matches!(daemon.level("down.test:587").await, Level::Temp(_)));
+    daemon.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_history_outlives_a_restart() {
+    let world = World::new().await;
+    world.domain("asked.test", false, &["mx"]);
+    world.sts("asked.test", "1", &document("testing", "mx.asked.test", DAY));
+    let daemon = world.daemon(0);
+    let now = Clock::default().seconds();
+    daemon.level("asked.test").await;
+    daemon.end().await;
+    let daemon = world.daemon(5000);
+    let found = daemon.history.at("asked.test", now + 1);
+    assert!(found.asked && matches!(found.in_force, InForce::Sts { mode: Mode::Testing, .. }), "{found:?}");
+    daemon.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn clients_that_misbehave_hold_up_themselves_alone() {
+    let world = World::new().await;
+    world.domain("plain.test", false, &["mx"]);
+    world.domain("hang.test", false, &["mx"]);
+    world.sts("hang.test", "1", "");
+    world.site("hang.test", None, Answer::Hang);
+    let mut daemon = world.daemon(0);
+    let path = world.folder.path().join("socket");
+    daemon.listen(Listen::Unix(path.clone())).await;
+    let connect = async || UnixStream::connect(&path).await.unwrap();
+    // Half a request, an endless pipeline that is never read, a first look-up that takes its time.
+    let mut half = connect().await;
+    half.write_all(b"17:policy pl").await.unwrap();
+    let deaf = connect().await;
+    while deaf.try_write(&b"17:policy plain.test,".repeat(200)).is_ok() {
+        tokio::task::yield_now().await;
+    }
+    let mut waiting = connect().await;
+    waiting.write_all(b"16:policy hang.test,17:policy plain.test,").await.unwrap();
+    let mut idle = Vec::new();
+    for _ in 0..300 {
+        idle.push(connect().await);
+    }
+    let mut quick = connect().await;
+    let began = Instant::now();
+    assert_eq!(ask(&mut quick, "policy plain.test").await, "NOTFOUND ");
+    assert!(began.elapsed() < Duration::from_millis(500));
+    half.write_all(b"ain.test,").await.unwrap();
+    assert_eq!(reply(&mut half).await, "NOTFOUND ");
+    assert_eq!(reply(&mut waiting).await, "NOTFOUND ");
+    assert_eq!(reply(&mut waiting).await, "NOTFOUND ");
+    for stream in &mut idle {
+        assert_eq!(ask(stream, "policy plain.test").await, "NOTFOUND ");
+    }
+    // Too long for a next hop: read and answered. No netstring: answered and closed.
+    let mut long = connect().await;
+    for size in [10_000, 12_000, 12_001, 200_000] {
+        assert_eq!(ask(&mut long, &format!("policy {}", "a".repeat(size - 7))).await, "NOTFOUND ", "{size}");
+    }
+    assert_eq!(ask(&mut long, "policy plain.test").await, "NOTFOUND ");
+    for bad in ["GET / HTTP/1.1\r\n\r\n", "99999999:", "17:policy plain.test;", ":", "1000001:"] {
+        let mut stream = connect().await;
+        stream.write_all(bad.as_bytes()).await.unwrap();
+        assert!(reply(&mut stream).await.starts_with("PERM "), "{bad}");
+        assert_eq!(stream.read(&mut [0; 8]).await.unwrap(), 0);
+    }
+    // Many at once, in one write: as many answers, in order.
+    let mut pipeline = connect().await;
+    pipeline.write_all(&b"17:policy plain.test,5:a b c,".repeat(1000)).await.unwrap();
+    for _ in 0..1000 {
+        assert_eq!(reply(&mut pipeline).await, "NOTFOUND ");
+        assert!(reply(&mut pipeline).await.starts_with("PERM "));
+    }
+    drop(deaf);
+    // A second process on the path is refused; what a dead one left is replaced.
+    let taken = Listener::bind(&Listen::Unix(path.clone())).await.unwrap_err();
+    assert_eq!(taken.kind(), std::io::ErrorKind::AddrInUse);
+    daemon.end().await;
+    Listener::bind(&Listen::Unix(path.clone())).await.unwrap();
+    std::fs::remove_file(&path).unwrap();
+    std::fs::write(&path, "a file").unwrap();
+    assert!(Listener::bind(&Listen::Unix(path)).await.is_err());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_is_explained() {
+    let mut world = World::new().await;
+    world.config.postfix.version = PostfixVersion { major: 3, minor: 10 };
+    world.domain("told.test", true, &["mx1", "mx2"]);
+    world.sts("told.test", "20260101", &document("enforce", "mx1.told.test", 10 * DAY));
+    world.dns.change().tlsa("mx1.told.test", 1, 1, 1, &DIGEST);
+    let daemon = world.daemon(0);
+    let told = socketmap::explain(&daemon.policies, "told.test", Default_::May).await;
+    let text = told.to_string();
+    for want in [
+        "policy         OK secure match=mx1.told.test servername=hostname\n",
+        "- MX of told.test [signed]: 2 records, for 60 s\n    0 mx1.told.test\n    10 mx2.told.test\n",
+        "- TLSA of mx1.told.test [signed]: at _25._tcp.mx1.told.test, none usable\n",
+        ": unusable: usages 0 and 1 are not for SMTP",
+        "- TLSA of mx2.told.test: none: there is none\n",
+        "- TXT of _mta-sts.told.test [signed]: a policy with id 20260101\n    v=STSv1; id=20260101;\n",
+        "    mode: enforce\n",
+        "- MX host mx1.told.test: allowed by mx: mx1.told.test\n",
+        "- MX host mx2.told.test: allowed by no mx pattern",
+    ] {
+        assert!(text.contains(want), "missing {want:?} in\n{text}");
+    }
+    let told = socketmap::explain(&daemon.policies, ".told.test", Default_::May).await;
+    assert_eq!(told.answers["policy"], "NOTFOUND ");
+    daemon.end().await;
+}
