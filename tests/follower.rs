@@ -120,11 +120,10 @@ impl World {
         }
     }
 
-    /// Text of all kinds, each another one and none the beginning of another: a file is known by how it begins.
+    /// Text of all kinds, each known by its first six octets: a file is known by how it begins.
     fn text(&mut self) -> Vec<u8> {
         self.written += 1;
-        let mut line =
-            format!("Nov 22 01:02:03 host postfix/smtp[{}]: line {:06}", self.dice.roll(9), self.written).into_bytes();
+        let mut line = format!("{:06} host postfix/smtp[{}]: text", self.written, self.dice.roll(9)).into_bytes();
         match self.dice.roll(40) {
             0 => line.resize(MAX_LINE + self.dice.roll(3) as usize - 1, b'x'),
             1 => line.resize(MAX_LINE * (1 + self.dice.roll(4) as usize), b'y'),
@@ -244,7 +243,7 @@ impl World {
             }
             7..=9 => {
                 let text = self.text();
-                let cut = self.dice.roll(text.len() as u64 + 1) as usize;
+                let cut = 6 + self.dice.roll(text.len() as u64 - 5) as usize;
                 self.write(&text[..cut]);
                 self.pause(10);
                 self.write(&text[cut..]);
@@ -259,7 +258,7 @@ impl World {
                 let mut many = Vec::new();
                 while many.len() <= most {
                     self.written += 1;
-                    writeln!(many, "line {} of a long block", self.written).unwrap();
+                    writeln!(many, "{:06} of a long block", self.written).unwrap();
                 }
                 self.write(&many);
                 "megabytes"

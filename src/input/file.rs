@@ -7,6 +7,7 @@
 //! When it fails: a missing file is waited for, and said once; one that cannot be read is an error that names it.
 //! What was rotated away while nobody looked is found by inode or by its first octets among the files beside it
 //! (`mail.log.1`, `mail.log-20261122.gz`, …); what is not found is said, and the file that is there is read.
+//! A file of which no more is there than how each line begins is not told from another one in its place.
 //! Not here: files rotated into another folder or packed otherwise than by gzip; what a line means (`parsers`).
 
 mod reader;

@@ -22,7 +22,7 @@ use parking_lot::RwLock;
 pub use open::Opened;
 
 use crate::clock::Clock;
-use crate::store::format::{self, CountKey, Digest, Malformed, PolicyRef, Value};
+use crate::store::format::{self, CountKey, Digest, Malformed, PolicyRef, Seal, Value};
 use crate::store::{Batch, Family, Record, Store, StoreError};
 use crate::tlsrpt::{Counted, Day, Policy, Row, Tally};
 
@@ -55,8 +55,8 @@ struct State {
     broken: Option<String>,
     /// Policy texts that are known to be in the store.
     remembered: HashSet<(Day, Digest)>,
-    /// How many commits the store has taken.
-    commits: u64,
+    /// How many commits the store has taken, and what they come to.
+    seal: Seal,
 }
 
 impl Embedded {
@@ -122,6 +122,12 @@ impl Embedded {
         }
     }
 
+    fn change(&self, changes: &mut Changes, key: Vec<u8>, new: Option<Vec<u8>>) -> Result<(), StoreError> {
+        let old = self.value(&key)?;
+        changes.insert(key, Change { old, new });
+        Ok(())
+    }
+
     /// Adds what sets or removes a record to `changes`.
     fn change_record(&self, changes: &mut Changes, key: Vec<u8>, value: Option<&[u8]>) -> Result<(), StoreError> {
         if key.len() > format::KEY_LIMIT {
@@ -135,22 +141,26 @@ impl Embedded {
             Ok(Value::Parts { parts, .. }) => parts,
             _ => 0,
         };
-        let before = self.value(&key)?.map_or(0, |old| parts_of(&old));
+        let old = self.value(&key)?;
+        let before = old.as_deref().map_or(0, parts_of);
         let mut after = 0;
         match value {
             Some(octets) if octets.len() > format::PART => {
                 for part in octets.chunks(format::PART) {
-                    changes.insert(format::part_key(&key, after), Some(part.to_vec()));
+                    self.change(changes, format::part_key(&key, after), Some(part.to_vec()))?;
                     after += 1;
                 }
                 let length = octets.len() as u64;
-                changes.insert(key.clone(), Some(Value::Parts { parts: after, length }.encode()));
+                let new = Some(Value::Parts { parts: after, length }.encode());
+                changes.insert(key.clone(), Change { old, new });
             }
-            Some(octets) => _ = changes.insert(key.clone(), Some(Value::Whole(octets).encode())),
-            None => _ = changes.insert(key.clone(), None),
+            _ => {
+                let new = value.map(|octets| Value::Whole(octets).encode());
+                changes.insert(key.clone(), Change { old, new });
+            }
         }
         for number in after..before {
-            changes.insert(format::part_key(&key, number), None);
+            self.change(changes, format::part_key(&key, number), None)?;
         }
         Ok(())
     }
@@ -193,7 +203,7 @@ impl Embedded {
         for (key, sum) in sums {
             let old = self.value(&key)?;
             let value = sum.onto(old.as_deref()).map_err(|e| self.corrupt(&e))?;
-            changes.insert(key, Some(value));
+            changes.insert(key, Change { old, new: Some(value) });
         }
         Ok(new)
     }
@@ -211,22 +221,30 @@ impl Embedded {
     /// Applies changes: all or none, and on disk when it returns.
     fn commit(&self, state: &mut State, changes: Changes) -> Result<(), StoreError> {
         let mut batch = sled::Batch::default();
-        let number = (state.commits + 1).to_be_bytes();
-        batch.insert(format::record_key(Family::Single, format::COMMITS_KEY), Value::Whole(&number).encode());
-        for (key, value) in changes {
-            match value {
-                Some(value) => batch.insert(key, value),
+        let mut seal = Seal { commits: state.seal.commits + 1, sum: state.seal.sum };
+        for (key, change) in changes {
+            if let Some(old) = change.old {
+                seal.sum = seal.sum.wrapping_sub(format::checksum(&key, &old));
+            }
+            match change.new {
+                Some(new) => {
+                    seal.sum = seal.sum.wrapping_add(format::checksum(&key, &new));
+                    batch.insert(key, new);
+                }
                 None => batch.remove(key),
             }
         }
+        batch.insert(format::seal_key(), seal.encode().to_vec());
         let written = self
             .guarded(|| self.db.apply_batch(batch).and_then(|()| self.db.flush()))
             // sled's flush is sync_file_range(2), which does not make the disk keep what it has taken.
             .and_then(|_| self.log.sync_data().map_err(|e| io_fault(&self.folder, &e)))
             // Not synced: if it is lost, an older number stands there, and that is no false alarm.
-            .and_then(|()| self.acknowledged.write_all_at(&number, 0).map_err(|e| io_fault(&self.folder, &e)));
+            .and_then(|()| {
+                self.acknowledged.write_all_at(&seal.commits.to_be_bytes(), 0).map_err(|e| io_fault(&self.folder, &e))
+            });
         match &written {
-            Ok(()) => state.commits += 1,
+            Ok(()) => state.seal = seal,
             Err(e) => state.broken = Some(e.to_string()),
         }
         written
@@ -247,9 +265,11 @@ impl Embedded {
         loop {
             let mut changes = Changes::new();
             self.walk(from.to_vec(), Some(to.to_vec()), |key, value| {
-                changes.insert(key.to_vec(), None);
+                changes.insert(key.to_vec(), Change { old: Some(value.into()), new: None });
                 if let (Some(b'p'), Ok(Value::Parts { parts, .. })) = (key.first(), Value::decode(value)) {
-                    changes.extend((0..parts).map(|number| (format::part_key(key, number), None)));
+                    for number in 0..parts {
+                        self.change(&mut changes, format::part_key(key, number), None)?;
+                    }
                 }
                 Ok(changes.len() < SWEEP)
             })?;
@@ -409,7 +429,13 @@ impl Embedded {
 }
 
 /// What is to be set or removed, by key.
-type Changes = BTreeMap<Vec<u8>, Option<Vec<u8>>>;
+type Changes = BTreeMap<Vec<u8>, Change>;
+
+/// What stands under a key, and what shall.
+struct Change {
+    old: Option<sled::IVec>,
+    new: Option<Vec<u8>>,
+}
 
 /// Policy texts that a batch stores for the first time.
 type New = HashSet<(Day, Digest)>;

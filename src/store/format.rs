@@ -11,6 +11,7 @@
 //! 'p' DAY DIGEST                         record:  policy as JSON, once a day however often it is counted
 //! 'm' 'o' 's' 'd' 'r' '1'  KEY           record of a family (mark, open, sts, decision, delivery, single)
 //! '~' LENGTH KEY NUMBER                  one part of a long record
+//! '!'                                    seal: COMMITS SUM
 //! record value: 01 OCTETS, or 02 PARTS LENGTH
 //! DAY: 4 octets, sign flipped; POLICY: 00 (none, of the recipient domain) or 01 DIGEST
 //! ```
@@ -24,9 +25,6 @@ pub const VERSION: u32 = 1;
 
 /// Where the version stands, in [`Family::Single`].
 pub const VERSION_KEY: &[u8] = b"store-format";
-
-/// Where the number of commits stands, in [`Family::Single`].
-pub const COMMITS_KEY: &[u8] = b"store-commits";
 
 /// The longest key that is kept, in octets: an index page holds 256 of them and must stay under half a mebibyte.
 pub const KEY_LIMIT: usize = 1024;
@@ -46,6 +44,7 @@ pub struct Malformed(pub String);
 const COUNT: u8 = b'c';
 const POLICY: u8 = b'p';
 const PARTS: u8 = b'~';
+const SEAL: u8 = b'!';
 const VALUE: u8 = 1;
 const VALUE_IN_PARTS: u8 = 2;
 const NO_POLICY: u8 = 0;
@@ -107,6 +106,42 @@ impl Value<'_> {
             _ => Err(malformed("value", octets)),
         }
     }
+}
+
+/// What stands beside all else and is written with each commit: a store in which it does not add up is damaged.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Seal {
+    /// How many commits the store has taken.
+    pub commits: u64,
+    /// The sum of the checksums of all keys and values but this one's.
+    pub sum: u64,
+}
+
+impl Seal {
+    /// Its octets.
+    pub fn encode(self) -> [u8; 16] {
+        (u128::from(self.commits) << 64 | u128::from(self.sum)).to_be_bytes()
+    }
+
+    /// Reads it back.
+    pub fn decode(octets: &[u8]) -> Result<Seal, Malformed> {
+        let both = u128::from_be_bytes(octets.try_into().map_err(|_| malformed("seal", octets))?);
+        Ok(Seal { commits: (both >> 64) as u64, sum: both as u64 })
+    }
+}
+
+/// The key of the seal.
+pub fn seal_key() -> Vec<u8> {
+    vec![SEAL]
+}
+
+/// What a key and its value add to the seal's sum.
+pub fn checksum(key: &[u8], value: &[u8]) -> u64 {
+    let mut crc = flate2::Crc::new();
+    crc.update(key);
+    let of_key = crc.sum();
+    crc.update(value);
+    u64::from(of_key) << 32 | u64::from(crc.sum())
 }
 
 /// Which policy a count belongs to.
@@ -367,6 +402,9 @@ mod tests {
         #[test]
         fn counts_read_back(a: u64, b: u64, text: Vec<u8>) {
             prop_assert_eq!(totals_from(&totals(a, b)).unwrap(), (a, b));
+            let seal = Seal { commits: a, sum: b };
+            prop_assert_eq!(Seal::decode(&seal.encode()).unwrap(), seal);
+            prop_assert!(Seal::decode(&seal.encode()[1..]).is_err());
             let value = detail(a, &text);
             prop_assert_eq!(detail_from(&value).unwrap(), (a, &text[..]));
         }

@@ -247,11 +247,14 @@ impl Source {
         self.searched = offset;
     }
 
-    /// How much to read from `from` on; `None` where the file has become shorter than what was read of it.
+    /// How much to read from `from` on; `None` where the file has become shorter than it was.
     fn unread(&mut self, from: u64) -> io::Result<Option<usize>> {
         let Content::Plain(file) = &self.content else { return Ok(Some(BLOCK)) };
         let length = file.metadata()?.len();
-        if length != self.length {
+        if length < self.length {
+            return Ok(None);
+        }
+        if length > self.length {
             self.length = length;
             self.grew = Instant::now();
         }

@@ -12,9 +12,9 @@ use std::time::Duration;
 
 use parking_lot::RwLock;
 
-use super::{CACHE, Embedded, State, guarded, io_fault};
+use super::{CACHE, Change, Embedded, State, guarded, io_fault};
 use crate::clock::Clock;
-use crate::store::format::{self, VERSION, VERSION_KEY, Value};
+use crate::store::format::{self, Seal, VERSION, VERSION_KEY, Value};
 use crate::store::{Family, StoreError};
 
 /// sled's folder below ours, so that it can be moved aside where our parent is not writable.
@@ -73,12 +73,12 @@ pub(super) fn open(home: &Path, clock: Clock) -> Result<Opened, StoreError> {
         lost = Some(to);
         opened = start(&folder);
     }
-    let (db, log) = opened?;
+    let (db, log, seal) = opened?;
     let (acknowledged, number) = acknowledged(home)?;
-    let store = Embedded { state: RwLock::new(State::default()), db, log, acknowledged, folder, _lock: lock };
+    let state = RwLock::new(State { seal, ..State::default() });
+    let store = Embedded { state, db, log, acknowledged, folder, _lock: lock };
     version(&store)?;
-    let commits = commits(&store)?;
-    store.state.write().commits = commits;
+    let commits = store.state.read().seal.commits;
     let missing_commits = if lost.is_some() { 0 } else { number.saturating_sub(commits) };
     if missing_commits > 0 {
         say(format!(
@@ -98,15 +98,6 @@ fn acknowledged(home: &Path) -> Result<(File, u64), StoreError> {
     let mut number = [0; 8];
     let whole = file.read_exact_at(&mut number, 0).is_ok();
     Ok((file, if whole { u64::from_be_bytes(number) } else { 0 }))
-}
-
-/// How many commits the store has taken.
-fn commits(store: &Embedded) -> Result<u64, StoreError> {
-    let key = format::record_key(Family::Single, format::COMMITS_KEY);
-    let Some(value) = store.value(&key)? else { return Ok(0) };
-    let octets = store.assemble(&key, &value)?;
-    let wrong = || store.corrupt(&format::Malformed("its number of commits is none".to_owned()));
-    Ok(u64::from_be_bytes(octets.try_into().map_err(|_| wrong())?))
 }
 
 /// Makes the folder and takes it for this process.
@@ -148,8 +139,9 @@ fn claim(home: &Path) -> Result<File, StoreError> {
     Ok(lock)
 }
 
-/// Opens sled's files and reads every record once: damage shows now, while it can be dealt with.
-fn start(folder: &Path) -> Result<(sled::Db, File), StoreError> {
+/// Opens sled's files and reads every record once: damage shows now, while it can be dealt with. sled itself may put
+/// pages of several commits together where part of its log is gone; then the seal does not add up.
+fn start(folder: &Path) -> Result<(sled::Db, File, Seal), StoreError> {
     let mut tries = 0;
     let db = loop {
         let config = sled::Config::new().path(folder).cache_capacity(CACHE).flush_every_ms(None);
@@ -167,13 +159,27 @@ fn start(folder: &Path) -> Result<(sled::Db, File), StoreError> {
             other => break other?,
         }
     };
+    let (mut seal, mut sum) = (Seal::default(), 0_u64);
     let mut all = db.iter();
-    while guarded(folder, || all.next().transpose())?.is_some() {}
+    while let Some((key, value)) = guarded(folder, || all.next().transpose())? {
+        if *key == *format::seal_key() {
+            let wrong = |e| StoreError::Corrupt(format!("store: {}: {e}; nothing is read", folder.display()));
+            seal = Seal::decode(&value).map_err(wrong)?;
+        } else {
+            sum = sum.wrapping_add(format::checksum(&key, &value));
+        }
+    }
+    if sum != seal.sum {
+        let shown = folder.display();
+        return Err(StoreError::Corrupt(format!(
+            "store: {shown}: damaged: what it holds does not add up; nothing is read"
+        )));
+    }
     let log = File::open(folder.join("db")).map_err(|e| io_fault(folder, &e))?;
     for entry in [Some(folder), folder.parent()].into_iter().flatten() {
         File::open(entry).and_then(|dir| dir.sync_all()).map_err(|e| io_fault(folder, &e))?;
     }
-    Ok((db, log))
+    Ok((db, log, seal))
 }
 
 /// Checks the version of the layout, or writes it into a new store.
@@ -181,13 +187,8 @@ fn version(store: &Embedded) -> Result<(), StoreError> {
     let shown = store.folder.display();
     let key = format::record_key(Family::Single, VERSION_KEY);
     let Some(value) = store.value(&key)? else {
-        if !store.db.is_empty() {
-            return Err(StoreError::Unusable(format!(
-                "store: {shown}: not ours: a sled database without our version record; it is left as it is"
-            )));
-        }
-        let changes = [(key, Some(Value::Whole(VERSION.to_string().as_bytes()).encode()))].into();
-        return store.commit(&mut store.state.write(), changes);
+        let new = Some(Value::Whole(VERSION.to_string().as_bytes()).encode());
+        return store.commit(&mut store.state.write(), [(key, Change { old: None, new })].into());
     };
     let text = store.assemble(&key, &value)?;
     let found = std::str::from_utf8(&text).ok().and_then(|text| text.parse::<u32>().ok());
