@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tlswarden::clock::Clock;
-use tlswarden::config::{Config, Level, Listen};
+use tlswarden::config::Config;
 use tlswarden::dns::Resolver;
 use tlswarden::https::Client;
 use tlswarden::metrics::Metrics;
@@ -140,12 +140,11 @@ async fn daemon(folder: &Path, keys: &[String]) -> (Target, usize, u128) {
     }
     let each = began.elapsed().as_nanos() / (20 * keys.len()) as u128;
     let unix = folder.join("ours");
-    let tcp = Listener::bind(&Listen::Inet((Ipv4Addr::LOCALHOST, 0).into())).await.expect("bound");
-    let Listener::Tcp(socket) = &tcp else { unreachable!("bound as TCP") };
-    let at = socket.local_addr().expect("bound");
-    for listener in [tcp, Listener::bind(&Listen::Unix(unix.clone())).await.expect("bound")] {
+    let tcp = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("bound");
+    let at = tcp.local_addr().expect("bound");
+    for listener in [Listener::Tcp(tcp), Listener::Unix(UnixListener::bind(&unix).expect("bound"))] {
         let (policies, metrics) = (Arc::clone(&policies), metrics.clone());
-        tokio::spawn(socketmap::serve(listener, policies, Level::May, metrics, stopped.clone()));
+        tokio::spawn(socketmap::serve(listener, policies, config.postfix.clone(), metrics, stopped.clone()));
     }
     let mut probe = UnixStream::connect(&unix).await.expect("connected");
     probe.write_all(&request(&keys[0])).await.expect("asked");

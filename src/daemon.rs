@@ -294,9 +294,10 @@ impl Tasks {
         tasks.spawn("history".into(), done(Arc::clone(&history).run(Arc::clone(&store), shutdown.clone())));
         tasks.spawn("policies".into(), done(Arc::clone(&policies).run(shutdown.clone())));
         tasks.spawn("scheduler".into(), done(Arc::clone(&scheduler).run(shutdown.clone())));
-        let level = config.postfix.default_level;
+        let postfix = &config.postfix;
         for (address, listener) in listeners {
-            let task = socketmap::serve(listener, Arc::clone(&policies), level, metrics.clone(), shutdown.clone());
+            let task =
+                socketmap::serve(listener, Arc::clone(&policies), postfix.clone(), metrics.clone(), shutdown.clone());
             tasks.spawn(format!("socketmap {address}"), done(task));
         }
         let desk = Desk { config, running: true, store, resolver, policies, scheduler, metrics, clock };

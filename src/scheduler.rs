@@ -469,6 +469,7 @@ mod tests {
     use super::record::Delivery;
     use super::*;
     use crate::config::{Deliver, DkimKey, ResolverSection, Span};
+    use crate::metrics::OUT_OF_ORDER;
     use crate::report::deliver::tests::{Turn, server};
     use crate::report::preview;
     use crate::store::embedded::Embedded;
@@ -564,7 +565,7 @@ mod tests {
         ) -> (World, UnboundedReceiver<(String, String, Vec<u8>)>) {
             let (sink, taken) = server(turn).await;
             let metrics = Metrics::default();
-            metrics.input("maillog", |input| input.newest = Some(day().end()));
+            metrics.input("maillog", |input| input.newest = Some(day().end() + OUT_OF_ORDER));
             let folder = tempfile::tempdir().unwrap();
             let world =
                 World { folder, dns: name_server(records).await, section: section(Deliver::Smtp(sink)), metrics };

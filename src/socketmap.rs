@@ -15,8 +15,6 @@ pub mod wording;
 use std::future::poll_fn;
 use std::io;
 use std::mem::MaybeUninit;
-use std::os::unix::fs::{FileTypeExt, PermissionsExt};
-use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -28,13 +26,16 @@ use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use crate::config::{Level, Listen};
+use crate::config::{Level, PostfixSection, PostfixVersion};
 use crate::metrics::Metrics;
 use crate::policy::explain::Explanation;
 use crate::policy::{Decision, Policies};
 use crate::shutdown::stopped;
 use netstring::Frame;
 use wording::Wording;
+
+/// The first Postfix that knows the `policy_*` attributes.
+const ATTRIBUTES_SINCE: PostfixVersion = PostfixVersion { major: 3, minor: 10 };
 
 /// How much is read at once, in octets: some eighty requests.
 const CHUNK: usize = 4096;
@@ -61,20 +62,6 @@ pub enum Listener {
 }
 
 impl Listener {
-    /// Binds an address. A unix-domain socket that nobody listens on any more is replaced; it gets mode 0666.
-    /// Fails with `AddrInUse` where somebody listens, or where the path is no socket.
-    pub async fn bind(address: &Listen) -> io::Result<Listener> {
-        match address {
-            Listen::Inet(address) => TcpListener::bind(address).await.map(Listener::Tcp),
-            Listen::Unix(path) => {
-                clear(path).await?;
-                let listener = UnixListener::bind(path)?;
-                std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o666))?;
-                Ok(Listener::Unix(listener))
-            }
-        }
-    }
-
     async fn accept(&self) -> io::Result<Stream> {
         match self {
             Listener::Unix(listener) => listener.accept().await.map(|(stream, _)| Stream::Unix(stream)),
@@ -88,32 +75,19 @@ impl Listener {
     }
 }
 
-/// Removes a socket file that is left over from a process that is gone.
-async fn clear(path: &Path) -> io::Result<()> {
-    let taken = |why: &str| Err(io::Error::new(io::ErrorKind::AddrInUse, format!("{}: {why}", path.display())));
-    match std::fs::symlink_metadata(path) {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(e) => Err(e),
-        Ok(file) if !file.file_type().is_socket() => taken("exists and is no socket"),
-        Ok(_) => match UnixStream::connect(path).await {
-            Err(e) if e.kind() == io::ErrorKind::ConnectionRefused => std::fs::remove_file(path),
-            Err(e) => Err(e),
-            Ok(_) => taken("another process listens on it"),
-        },
-    }
-}
-
-/// Serves everyone who connects, until `shutdown` turns true. `default` is the host's own level without a policy.
+/// Serves everyone who connects, until `shutdown` turns true. `postfix` is what is known of who asks: its own level
+/// without a policy, and whether its version knows the attributes of `policy-tlsrpt`; where not, it is not given any.
 pub async fn serve(
     listener: Listener,
     policies: Arc<Policies>,
-    default: Level,
+    postfix: PostfixSection,
     metrics: Metrics,
     mut shutdown: watch::Receiver<bool>,
 ) {
     let service = Arc::new(Service {
         policies,
-        default,
+        default: postfix.default_level,
+        attributes: postfix.version >= ATTRIBUTES_SINCE,
         waiting: AtomicUsize::new(0),
         requests: metrics.counter("socketmap_requests"),
         malformed: metrics.counter("socketmap_malformed"),
@@ -170,6 +144,8 @@ pub async fn explain(policies: &Arc<Policies>, key: &str, default: Level) -> Exp
 struct Service {
     policies: Arc<Policies>,
     default: Level,
+    /// Whether Postfix knows the `policy_*` attributes.
+    attributes: bool,
     /// Connections that wait for an answer to be made.
     waiting: AtomicUsize,
     requests: Arc<AtomicU64>,
@@ -264,6 +240,8 @@ impl Service {
             netstring::encode(b"PERM no such map; there are policy and policy-tlsrpt", out);
             return Ok(());
         };
+        // An attribute that the asking Postfix does not know makes it defer the mail.
+        let wording = if self.attributes { wording } else { Wording::Policy };
         let slot = match wording {
             Wording::Policy => 0,
             Wording::PolicyTlsrpt => 1,
