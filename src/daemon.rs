@@ -108,11 +108,14 @@ impl Prepared {
 
 /// A log may be missing as yet; one that is there must be one that can be read.
 fn readable(path: &Path) -> Result<(), DaemonError> {
-    let problem = match File::open(path).and_then(|file| file.metadata()) {
-        Ok(found) if found.is_file() => return Ok(()),
-        Ok(_) => "it is no file".to_owned(),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(error) => error.to_string(),
+    // Opening a fifo would wait for its writer.
+    let problem = match std::fs::metadata(path) {
+        Ok(found) if !found.is_file() => "it is no file".to_owned(),
+        found => match found.and_then(|_| File::open(path)) {
+            Ok(_) => return Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(error) => error.to_string(),
+        },
     };
     Err(DaemonError::Input(format!("{}: cannot be read: {problem}; not started", path.display())))
 }
@@ -134,7 +137,8 @@ async fn serve(path: &Path, mut prepared: Prepared) -> Result<(), DaemonError> {
     let mut house = House {
         store: Arc::new(opened.store),
         folder,
-        lost: opened.lost.is_some(),
+        // What was sent under commits that are gone is not known, and nothing is sent twice.
+        lost: opened.lost.is_some() || opened.missing_commits > 0,
         sockets: Sockets::from_systemd(),
         clock,
         metrics: Metrics::default(),
