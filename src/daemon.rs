@@ -397,6 +397,10 @@ fn sources(
         sources.push((Source { name, counter }, Follower::new(&input.file, mark)));
     }
     metrics.only_inputs(sources.iter().map(|(source, _)| (source.name.as_str(), source.counter.newest())));
+    for input in config.inputs.iter().filter(|input| !input.file.exists()) {
+        let missing = Some("does not exist; it is waited for".to_owned());
+        metrics.input(&input.file.display().to_string(), |p| p.trouble = missing);
+    }
     Ok(sources)
 }
 
