@@ -155,7 +155,7 @@ async fn serve(path: &Path, mut prepared: Prepared) -> Result<(), DaemonError> {
                     tasks.drain().await;
                     return Err(DaemonError::Task(problem));
                 }
-                Wake::Reload => match reload(path, &house) {
+                Wake::Reload => match reload(path, &mut house) {
                     Ok(next) => break Some(next),
                     Err(error) => {
                         let line =
@@ -168,22 +168,39 @@ async fn serve(path: &Path, mut prepared: Prepared) -> Result<(), DaemonError> {
         if next.is_none() {
             notify(sd_notify::NotifyState::Stopping);
         }
-        tasks.drain().await;
-        match next {
-            Some(next) => prepared = next,
-            None => return Ok(()),
+        let drained = tasks.drain().await;
+        match (next, drained) {
+            (None, _) => return Ok(()),
+            (Some(next), true) => prepared = next,
+            // What still counts would go on beside its successor, from the same mark: everything twice.
+            (Some(_), false) => {
+                let problem = "reload: not done: what ran before did not end in time; the daemon ends".to_owned();
+                return Err(DaemonError::Task(problem));
+            }
         }
     }
 }
 
-fn reload(path: &Path, house: &House) -> Result<Prepared, DaemonError> {
+fn reload(path: &Path, house: &mut House) -> Result<Prepared, DaemonError> {
     let next = Prepared::load(path)?;
     if next.config.store.path != house.folder {
         let problem = "[store] path: changes only with a restart".to_owned();
         return Err(DaemonError::Keys(vec![problem]));
     }
+    // What can fail is tried while the old configuration still runs: a start that fails would end the daemon.
+    doors(&next.config)?;
+    house.sockets.add(&next.config.control.socket, &next.config.socketmap.listen)?;
     tracing::info!("reload: {}: taken", path.display());
     Ok(next)
+}
+
+/// The resolver and the HTTPS client that the configuration names.
+fn doors(config: &Config) -> Result<(Resolver, https::Client), DaemonError> {
+    let resolver = Resolver::new(&config.resolver)
+        .map_err(|e| DaemonError::Host(format!("resolver: cannot be used: {e}; not started")))?;
+    let client = https::Client::new(resolver.clone(), &config.closed_network)
+        .map_err(|e| DaemonError::Host(format!("https: cannot be used: {e}; not started")))?;
+    Ok((resolver, client))
 }
 
 fn notify(state: sd_notify::NotifyState<'_>) {
@@ -245,10 +262,7 @@ impl Tasks {
                     .map_err(|e| DaemonError::Host(format!("socketmap: cannot listen: {e}; not started")))?,
             )
             .collect();
-        let resolver = Resolver::new(&config.resolver)
-            .map_err(|e| DaemonError::Host(format!("resolver: cannot be used: {e}; not started")))?;
-        let client = https::Client::new(resolver.clone(), &config.closed_network)
-            .map_err(|e| DaemonError::Host(format!("https: cannot be used: {e}; not started")))?;
+        let (resolver, client) = doors(&config)?;
         let own = Secret::load_or_make(&*store)?;
         let history = Arc::new(History::open(&*store, clock, metrics.clone())?);
         let policies = Policies::open(
@@ -337,13 +351,14 @@ impl Tasks {
         (self.names.remove(&id).unwrap_or_default(), why)
     }
 
-    /// Tells everybody to end, and waits until they have, or until the deadline.
-    async fn drain(mut self) {
+    /// Tells everybody to end, and waits until they have, or until the deadline; whether they have.
+    async fn drain(mut self) -> bool {
         let _ = self.stop.send(true);
         let all = async {
             while let Some(ended) = self.set.join_next_with_id().await {
-                if !matches!(ended, Ok((_, Ok(())))) {
-                    let (name, why) = self.ended(ended);
+                let well = matches!(ended, Ok((_, Ok(()))));
+                let (name, why) = self.ended(ended);
+                if !well {
                     tracing::warn!("{name}: did not end well: {why}; going on with the others");
                 }
             }
@@ -352,6 +367,7 @@ impl Tasks {
             let names: Vec<&str> = self.names.values().map(String::as_str).collect();
             tracing::warn!("{}: still busy after {} s; ended", names.join(", "), DEADLINE.as_secs());
         }
+        self.names.is_empty()
     }
 }
 
