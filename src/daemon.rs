@@ -124,7 +124,6 @@ fn readable(path: &Path) -> Result<(), DaemonError> {
 struct House {
     store: Arc<dyn Store>,
     folder: PathBuf,
-    lost: bool,
     sockets: Sockets,
     clock: Clock,
     metrics: Metrics,
@@ -134,19 +133,14 @@ async fn serve(path: &Path, mut prepared: Prepared) -> Result<(), DaemonError> {
     let clock = prepared.config.closed_network.clock.map_or_else(Clock::default, |t| Clock::starting_at(t.as_second()));
     let folder = prepared.config.store.path.clone();
     let opened = Embedded::open(&folder, clock)?;
-    let mut house = House {
-        store: Arc::new(opened.store),
-        folder,
-        // What was sent under commits that are gone is not known, and nothing is sent twice.
-        lost: opened.lost.is_some() || opened.missing_commits > 0,
-        sockets: Sockets::from_systemd(),
-        clock,
-        metrics: Metrics::default(),
-    };
+    let metrics = Metrics::default();
+    if opened.went_back() {
+        Scheduler::note_loss(&opened.store, clock, &metrics)?;
+    }
+    let mut house = House { store: Arc::new(opened.store), folder, sockets: Sockets::from_systemd(), clock, metrics };
     let mut signals = Signals::listen()?;
     loop {
         let mut tasks = Tasks::start(&mut house, prepared)?;
-        house.lost = false;
         notify(sd_notify::NotifyState::Ready);
         let next = loop {
             match tasks.wait(&mut signals).await {
@@ -280,7 +274,7 @@ impl Tasks {
         }
         let context =
             Context { store: Arc::clone(&store), resolver: resolver.clone(), metrics: metrics.clone(), clock, own };
-        let scheduler = Scheduler::open(context, setup, house.lost)?;
+        let scheduler = Scheduler::open(context, setup)?;
         say(&config, &listeners);
 
         let (stop, shutdown) = watch::channel(false);

@@ -113,8 +113,13 @@ fn without_daemon(config: &Config) -> Result<Desk, Fault> {
         Fault::new(status, error.to_string())
     };
     let host = |what: &str, error: String| Fault::new(IO, format!("{what}: cannot be used: {error}; nothing is shown"));
-    let store: Arc<dyn Store> = Arc::new(Embedded::open(&config.store.path, clock).map_err(stored)?.store);
+    let opened = Embedded::open(&config.store.path, clock).map_err(stored)?;
     let metrics = Metrics::default();
+    // What this finds damaged and sets aside, the daemon finds new and whole.
+    if opened.went_back() {
+        Scheduler::note_loss(&opened.store, clock, &metrics).map_err(stored)?;
+    }
+    let store: Arc<dyn Store> = Arc::new(opened.store);
     let resolver = Resolver::new(&config.resolver).map_err(|e| host("resolver", e.to_string()))?;
     let client = https::Client::new(resolver.clone(), &config.closed_network).map_err(|e| host("https", e))?;
     let history = Arc::new(History::open(&*store, clock, metrics.clone()).map_err(stored)?);
@@ -131,7 +136,7 @@ fn without_daemon(config: &Config) -> Result<Desk, Fault> {
     let setup = Setup::load(&config.report).map_err(|lines| Fault::new(CONFIG, lines.join("; ")))?;
     let context =
         Context { store: Arc::clone(&store), resolver: resolver.clone(), metrics: metrics.clone(), clock, own };
-    let scheduler = Scheduler::open(context, setup, false).map_err(stored)?;
+    let scheduler = Scheduler::open(context, setup).map_err(stored)?;
     Ok(Desk { config: config.clone(), running: false, store, resolver, policies, scheduler, metrics, clock })
 }
 
