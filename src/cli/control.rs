@@ -2,7 +2,7 @@
 //!
 //! The embedded store has one owner, so the store is opened only where nobody listens on the control socket.
 
-use std::os::unix::fs::{MetadataExt, chown};
+use std::os::unix::fs::{MetadataExt, lchown};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -83,18 +83,20 @@ fn answer<T: DeserializeOwned>(
 ) -> Result<T, Fault> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     let runtime = runtime.map_err(|e| Fault::new(SOFTWARE, format!("runtime: cannot start: {e}; nothing is shown")))?;
+    let mut opened_here = false;
     let result = runtime.block_on(async {
         match ask(&config.control.socket, question).await {
             Ok(answer) => Ok(answer),
             Err(AskError::Failed(line)) => Err(Fault::new(UNAVAILABLE, line)),
             Err(AskError::NobodyThere) => {
+                opened_here = true;
                 let desk = without_daemon(config)?;
                 here(&desk).await.map_err(|line| Fault::new(CONFIG, line))
             }
         }
     });
     runtime.shutdown_timeout(std::time::Duration::from_millis(100));
-    if let Err(error) = give_back(&config.store.path) {
+    if opened_here && let Err(error) = give_back(&config.store.path) {
         tracing::debug!("store: owner not set: {error}");
     }
     result
@@ -149,7 +151,8 @@ fn give_back(folder: &Path) -> std::io::Result<()> {
             let entry = entry?;
             let found = entry.metadata()?;
             if found.uid() != owner.uid() {
-                chown(entry.path(), Some(owner.uid()), Some(owner.gid()))?;
+                // Never through a link: the folder is not root's.
+                lchown(entry.path(), Some(owner.uid()), Some(owner.gid()))?;
             }
             if found.is_dir() {
                 folders.push(entry.path());
