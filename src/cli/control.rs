@@ -11,11 +11,12 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::table::table;
-use super::{CONFIG, Fault, IO, SOFTWARE, UNAVAILABLE, print};
+use super::{CONFIG, Fault, IO, SOFTWARE, UNAVAILABLE, USAGE, print};
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::control::{AskError, DayPreview, Desk, Question, Status, ask};
 use crate::dns::Resolver;
+use crate::domain;
 use crate::https;
 use crate::metrics::Metrics;
 use crate::own::Secret;
@@ -41,6 +42,9 @@ pub fn policy(config: &Config, next_hop: &str, json: bool) -> Result<(), Fault> 
 }
 
 pub fn report(config: &Config, day: Option<Day>, domain: Option<String>, out: Option<&Path>) -> Result<(), Fault> {
+    if let Some(name) = domain.as_deref().filter(|name| domain::normalise(name).is_none()) {
+        return Err(Fault::new(USAGE, format!("--domain: `{name}` is no domain name; nothing is shown")));
+    }
     let question = Question::Report { day, domain: domain.clone() };
     let days: Vec<DayPreview> = answer(config, &question, async |desk| desk.report(day, domain.as_deref()).await)?;
     let mut text = String::new();
