@@ -243,6 +243,9 @@ impl Tasks {
         let mut keep = config.socketmap.listen.clone();
         keep.push(Listen::Unix(config.control.socket.clone()));
         house.sockets.close_others(&keep);
+        for address in house.sockets.unused(&keep) {
+            tracing::warn!("systemd: {address}: not in [socketmap] listen; nobody is answered there");
+        }
         let listeners: Vec<(Listen, Listener)> = config
             .socketmap
             .listen

@@ -107,6 +107,13 @@ impl Sockets {
         added
     }
 
+    /// The sockets of systemd that `used` does not name: whoever connects there waits for ever.
+    pub fn unused<'a>(&'a self, used: &'a [Listen]) -> impl Iterator<Item = &'a Listen> {
+        let idle =
+            |(address, _, origin): &&(Listen, Bound, Origin)| *origin == Origin::Systemd && !used.contains(address);
+        self.bound.iter().filter(idle).map(|(address, _, _)| address)
+    }
+
     /// Closes and removes the sockets that `keep` does not name; those of systemd stay systemd's.
     pub fn close_others(&mut self, keep: &[Listen]) {
         self.bound.retain(|(address, _, origin)| {
