@@ -250,8 +250,10 @@ impl Scheduler {
         loop {
             if Instant::now() >= next_scan {
                 let started = Instant::now();
-                self.keep_days().await;
-                next_scan = Instant::now() + (started.elapsed() * SHARE).clamp(SOONEST, LATEST);
+                let kept = self.keep_days().await;
+                let pause = (started.elapsed() * SHARE).clamp(SOONEST, LATEST);
+                // What failed is not said every second: a full disk must not be filled with it.
+                next_scan = Instant::now() + if kept { pause } else { LATEST };
             }
             if queue.is_empty() {
                 queue.extend(self.ready(QUEUE));
@@ -308,8 +310,8 @@ impl Scheduler {
         due
     }
 
-    /// Drops the days past retention and plans the days that have ended.
-    async fn keep_days(&self) {
+    /// Drops the days past retention and plans the days that have ended; whether that went well.
+    async fn keep_days(&self) -> bool {
         let now = self.context.clock.seconds();
         let setup = Arc::clone(&self.setup.read());
         let oldest = Day::of(now.saturating_sub(setup.retention));
@@ -317,9 +319,11 @@ impl Scheduler {
             self.drop_before(oldest).await?;
             self.plan_between(oldest, Day::of(now), setup.spread).await
         };
-        if let Err(e) = kept.await {
-            self.error(format!("report: planning failed: {e}; it is tried again within a minute"));
+        let kept = kept.await;
+        if let Err(e) = &kept {
+            self.error(format!("report: planning failed: {e}; it is tried again in a minute"));
         }
+        kept.is_ok()
     }
 
     async fn drop_before(&self, oldest: Day) -> Result<(), StoreError> {
