@@ -116,7 +116,7 @@ pub enum Listen {
 #[serde(default, deny_unknown_fields)]
 pub struct ResolverSection {
     /// The validating resolver; without it the first loopback `nameserver` of `/etc/resolv.conf`.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "load::address")]
     pub address: Option<SocketAddr>,
 }
 
@@ -187,7 +187,7 @@ pub struct ClosedNetworkSection {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub extra_root: Option<PathBuf>,
     /// Where every policy host is reached, in place of its own address and port 443.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "load::address")]
     pub policy_hosts: Option<SocketAddr>,
     /// Whether policy hosts and receivers may have private and loopback addresses.
     #[serde(skip_serializing_if = "is_default")]

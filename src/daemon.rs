@@ -124,7 +124,6 @@ fn readable(path: &Path) -> Result<(), DaemonError> {
 struct House {
     store: Arc<dyn Store>,
     folder: PathBuf,
-    lost: bool,
     sockets: Sockets,
     clock: Clock,
     metrics: Metrics,
@@ -134,19 +133,14 @@ async fn serve(path: &Path, mut prepared: Prepared) -> Result<(), DaemonError> {
     let clock = prepared.config.closed_network.clock.map_or_else(Clock::default, |t| Clock::starting_at(t.as_second()));
     let folder = prepared.config.store.path.clone();
     let opened = Embedded::open(&folder, clock)?;
-    let mut house = House {
-        store: Arc::new(opened.store),
-        folder,
-        // What was sent under commits that are gone is not known, and nothing is sent twice.
-        lost: opened.lost.is_some() || opened.missing_commits > 0,
-        sockets: Sockets::from_systemd(),
-        clock,
-        metrics: Metrics::default(),
-    };
+    let metrics = Metrics::default();
+    if opened.went_back() {
+        Scheduler::note_loss(&opened.store, clock, &metrics)?;
+    }
+    let mut house = House { store: Arc::new(opened.store), folder, sockets: Sockets::from_systemd(), clock, metrics };
     let mut signals = Signals::listen()?;
     loop {
         let mut tasks = Tasks::start(&mut house, prepared)?;
-        house.lost = false;
         notify(sd_notify::NotifyState::Ready);
         let next = loop {
             match tasks.wait(&mut signals).await {
@@ -155,7 +149,7 @@ async fn serve(path: &Path, mut prepared: Prepared) -> Result<(), DaemonError> {
                     tasks.drain().await;
                     return Err(DaemonError::Task(problem));
                 }
-                Wake::Reload => match reload(path, &house) {
+                Wake::Reload => match reload(path, &mut house) {
                     Ok(next) => break Some(next),
                     Err(error) => {
                         let line =
@@ -168,22 +162,39 @@ async fn serve(path: &Path, mut prepared: Prepared) -> Result<(), DaemonError> {
         if next.is_none() {
             notify(sd_notify::NotifyState::Stopping);
         }
-        tasks.drain().await;
-        match next {
-            Some(next) => prepared = next,
-            None => return Ok(()),
+        let drained = tasks.drain().await;
+        match (next, drained) {
+            (None, _) => return Ok(()),
+            (Some(next), true) => prepared = next,
+            // What still counts would go on beside its successor, from the same mark: everything twice.
+            (Some(_), false) => {
+                let problem = "reload: not done: what ran before did not end in time; the daemon ends".to_owned();
+                return Err(DaemonError::Task(problem));
+            }
         }
     }
 }
 
-fn reload(path: &Path, house: &House) -> Result<Prepared, DaemonError> {
+fn reload(path: &Path, house: &mut House) -> Result<Prepared, DaemonError> {
     let next = Prepared::load(path)?;
     if next.config.store.path != house.folder {
         let problem = "[store] path: changes only with a restart".to_owned();
         return Err(DaemonError::Keys(vec![problem]));
     }
+    // What can fail is tried while the old configuration still runs: a start that fails would end the daemon.
+    doors(&next.config)?;
+    house.sockets.add(&next.config.control.socket, &next.config.socketmap.listen)?;
     tracing::info!("reload: {}: taken", path.display());
     Ok(next)
+}
+
+/// The resolver and the HTTPS client that the configuration names.
+fn doors(config: &Config) -> Result<(Resolver, https::Client), DaemonError> {
+    let resolver = Resolver::new(&config.resolver)
+        .map_err(|e| DaemonError::Host(format!("resolver: cannot be used: {e}; not started")))?;
+    let client = https::Client::new(resolver.clone(), &config.closed_network)
+        .map_err(|e| DaemonError::Host(format!("https: cannot be used: {e}; not started")))?;
+    Ok((resolver, client))
 }
 
 fn notify(state: sd_notify::NotifyState<'_>) {
@@ -232,6 +243,9 @@ impl Tasks {
         let mut keep = config.socketmap.listen.clone();
         keep.push(Listen::Unix(config.control.socket.clone()));
         house.sockets.close_others(&keep);
+        for address in house.sockets.unused(&keep) {
+            tracing::warn!("systemd: {address}: not in [socketmap] listen; nobody is answered there");
+        }
         let listeners: Vec<(Listen, Listener)> = config
             .socketmap
             .listen
@@ -245,10 +259,7 @@ impl Tasks {
                     .map_err(|e| DaemonError::Host(format!("socketmap: cannot listen: {e}; not started")))?,
             )
             .collect();
-        let resolver = Resolver::new(&config.resolver)
-            .map_err(|e| DaemonError::Host(format!("resolver: cannot be used: {e}; not started")))?;
-        let client = https::Client::new(resolver.clone(), &config.closed_network)
-            .map_err(|e| DaemonError::Host(format!("https: cannot be used: {e}; not started")))?;
+        let (resolver, client) = doors(&config)?;
         let own = Secret::load_or_make(&*store)?;
         let history = Arc::new(History::open(&*store, clock, metrics.clone())?);
         let policies = Policies::open(
@@ -266,7 +277,7 @@ impl Tasks {
         }
         let context =
             Context { store: Arc::clone(&store), resolver: resolver.clone(), metrics: metrics.clone(), clock, own };
-        let scheduler = Scheduler::open(context, setup, house.lost)?;
+        let scheduler = Scheduler::open(context, setup)?;
         say(&config, &listeners);
 
         let (stop, shutdown) = watch::channel(false);
@@ -337,13 +348,14 @@ impl Tasks {
         (self.names.remove(&id).unwrap_or_default(), why)
     }
 
-    /// Tells everybody to end, and waits until they have, or until the deadline.
-    async fn drain(mut self) {
+    /// Tells everybody to end, and waits until they have, or until the deadline; whether they have.
+    async fn drain(mut self) -> bool {
         let _ = self.stop.send(true);
         let all = async {
             while let Some(ended) = self.set.join_next_with_id().await {
-                if !matches!(ended, Ok((_, Ok(())))) {
-                    let (name, why) = self.ended(ended);
+                let well = matches!(ended, Ok((_, Ok(()))));
+                let (name, why) = self.ended(ended);
+                if !well {
                     tracing::warn!("{name}: did not end well: {why}; going on with the others");
                 }
             }
@@ -352,6 +364,7 @@ impl Tasks {
             let names: Vec<&str> = self.names.values().map(String::as_str).collect();
             tracing::warn!("{}: still busy after {} s; ended", names.join(", "), DEADLINE.as_secs());
         }
+        self.names.is_empty()
     }
 }
 

@@ -95,6 +95,13 @@ impl Metrics {
         self.0.inputs.lock().clone()
     }
 
+    /// Until when every input has been read, at most `now`; nothing while one has not said where it is.
+    pub fn read_until(&self, now: i64) -> Option<i64> {
+        let inputs = self.0.inputs.lock();
+        let read = |p: &Progress| p.newest.max(p.at_end_since);
+        inputs.values().map(read).try_fold(now, |least, read| read.map(|read| least.min(read)))
+    }
+
     /// Logs one line `subject: problem: cause; consequence` and keeps it for `status`.
     pub fn error(&self, clock: Clock, line: String) {
         tracing::warn!("{line}");
@@ -134,5 +141,16 @@ mod tests {
         assert!(metrics.lagging(day, day.end() + IDLE).is_empty());
         metrics.input("behind", |p| p.newest = Some(day.end() + OUT_OF_ORDER - 1));
         assert_eq!(metrics.lagging(day, day.end() + IDLE), ["behind"]);
+    }
+
+    #[test]
+    fn all_is_read_until_where_the_last_input_is() {
+        let metrics = Metrics::default();
+        assert_eq!(metrics.read_until(500), Some(500));
+        metrics.input("behind", |p| p.newest = Some(100));
+        metrics.input("at its end", |p| (p.newest, p.at_end_since) = (Some(50), Some(400)));
+        assert_eq!(metrics.read_until(500), Some(100));
+        metrics.input("missing", |_| {});
+        assert_eq!(metrics.read_until(500), None);
     }
 }

@@ -188,10 +188,21 @@ impl From<DeliveryState> for DueState {
 }
 
 impl Scheduler {
-    /// Reads what the store holds; tries that were under way when the last process ended become unknown. `lost` says that
-    /// the store is new because the old one was damaged: days until now are not reported then, for they may have been.
+    /// Notes that the store is new because the old one was damaged: days before today are not reported then, for they may
+    /// have been. To be called as soon as the store is open: a start that fails after it must not forget it.
+    pub fn note_loss(store: &dyn Store, clock: Clock, metrics: &Metrics) -> Result<(), StoreError> {
+        let today = Day::of(clock.seconds());
+        let set = vec![(Family::Single, NOT_BEFORE.to_vec(), Some(octets(&today)))];
+        store.write(Batch { add: Vec::new(), set })?;
+        metrics.error(clock, format!(
+            "report: days before {today}: not reported: the store was lost, so what was sent is not known; reports go on with {today}"
+        ));
+        Ok(())
+    }
+
+    /// Reads what the store holds; tries that were under way when the last process ended become unknown.
     /// Blocks for as long as the store does.
-    pub fn open(context: Context, setup: Setup, lost: bool) -> Result<Arc<Scheduler>, StoreError> {
+    pub fn open(context: Context, setup: Setup) -> Result<Arc<Scheduler>, StoreError> {
         let (mut entries, bad) = record::entries(context.store.scan(Family::Delivery, b"")?);
         let error = |line: String| context.metrics.error(context.clock, line);
         for key in bad {
@@ -213,16 +224,7 @@ impl Scheduler {
                 }
             }
         }
-        let mut not_before =
-            context.store.read(Family::Single, NOT_BEFORE)?.and_then(|b| serde_json::from_slice(&b).ok());
-        if lost {
-            let today = Day::of(context.clock.seconds());
-            not_before = Some(today);
-            batch.set.push((Family::Single, NOT_BEFORE.to_vec(), Some(octets(&today))));
-            error(format!(
-                "report: days before {today}: not reported: the store was lost, so what was sent is not known; reports go on with {today}"
-            ));
-        }
+        let not_before = context.store.read(Family::Single, NOT_BEFORE)?.and_then(|b| serde_json::from_slice(&b).ok());
         if !batch.set.is_empty() {
             context.store.write(batch)?;
         }
@@ -248,8 +250,10 @@ impl Scheduler {
         loop {
             if Instant::now() >= next_scan {
                 let started = Instant::now();
-                self.keep_days().await;
-                next_scan = Instant::now() + (started.elapsed() * SHARE).clamp(SOONEST, LATEST);
+                let kept = self.keep_days().await;
+                let pause = (started.elapsed() * SHARE).clamp(SOONEST, LATEST);
+                // What failed is not said every second: a full disk must not be filled with it.
+                next_scan = Instant::now() + if kept { pause } else { LATEST };
             }
             if queue.is_empty() {
                 queue.extend(self.ready(QUEUE));
@@ -306,8 +310,8 @@ impl Scheduler {
         due
     }
 
-    /// Drops the days past retention and plans the days that have ended.
-    async fn keep_days(&self) {
+    /// Drops the days past retention and plans the days that have ended; whether that went well.
+    async fn keep_days(&self) -> bool {
         let now = self.context.clock.seconds();
         let setup = Arc::clone(&self.setup.read());
         let oldest = Day::of(now.saturating_sub(setup.retention));
@@ -315,9 +319,11 @@ impl Scheduler {
             self.drop_before(oldest).await?;
             self.plan_between(oldest, Day::of(now), setup.spread).await
         };
-        if let Err(e) = kept.await {
-            self.error(format!("report: planning failed: {e}; it is tried again within a minute"));
+        let kept = kept.await;
+        if let Err(e) = &kept {
+            self.error(format!("report: planning failed: {e}; it is tried again in a minute"));
         }
+        kept.is_ok()
     }
 
     async fn drop_before(&self, oldest: Day) -> Result<(), StoreError> {
@@ -585,7 +591,7 @@ mod tests {
             panic!("the store is not let go");
         }
 
-        fn open(&self, now: i64, lost: bool) -> Arc<Scheduler> {
+        fn open(&self, now: i64) -> Arc<Scheduler> {
             let context = Context {
                 store: Arc::new(self.store()),
                 resolver: Resolver::new(&ResolverSection { address: Some(self.dns) }).unwrap(),
@@ -593,7 +599,7 @@ mod tests {
                 clock: Clock::starting_at(now),
                 own: Secret::of(&SECRET),
             };
-            let mut scheduler = Scheduler::open(context, Setup::load(&self.section).unwrap(), lost).unwrap();
+            let mut scheduler = Scheduler::open(context, Setup::load(&self.section).unwrap()).unwrap();
             let short = Duration::from_millis(500);
             Arc::get_mut(&mut scheduler).unwrap().limits = Limits { before_dot: short, after_dot: short };
             scheduler
@@ -601,7 +607,7 @@ mod tests {
 
         /// Runs a scheduler from `now` until `done`, then stops it in order and gives what it held then.
         async fn run(&self, now: i64, done: impl Fn(&[Due]) -> bool) -> Vec<Due> {
-            let scheduler = self.open(now, false);
+            let scheduler = self.open(now);
             let (stop, task) = start(&scheduler);
             let due = until(&scheduler, done).await;
             stop.send(true).unwrap();
@@ -674,7 +680,7 @@ mod tests {
     async fn a_day_stays_open_while_an_input_lags_and_not_for_ever() {
         let (world, mut taken) = World::new(vec![RECORD], Turn::Never).await;
         world.metrics.input("maillog", |input| input.newest = Some(day().end() - 1));
-        let scheduler = world.open(day().end() + 60, false);
+        let scheduler = world.open(day().end() + 60);
         let (stop, task) = start(&scheduler);
         until(&scheduler, |due| states(due) == [DueState::Waiting]).await;
         tokio::time::sleep(Duration::from_millis(1500)).await;
@@ -691,7 +697,7 @@ mod tests {
     async fn no_input_that_has_begun_keeps_all_days_open() {
         let (mut world, _taken) = World::new(vec![RECORD], Turn::Never).await;
         world.metrics = Metrics::default();
-        let scheduler = world.open(day().end() + 60, false);
+        let scheduler = world.open(day().end() + 60);
         scheduler.keep_days().await;
         assert!(scheduler.ready(8).is_empty());
         assert_eq!(states(&scheduler.due()), [DueState::Waiting]);
@@ -745,7 +751,7 @@ mod tests {
     #[tokio::test]
     async fn a_try_that_a_crash_cut_off_is_unknown() {
         let (mut world, _taken) = World::new(vec![RECORD], Turn::Silence(".")).await;
-        let scheduler = world.open(day().end() + 60, false);
+        let scheduler = world.open(day().end() + 60);
         let (_stop, task) = start(&scheduler);
         until(&scheduler, |due| states(due) == [DueState::Attempting]).await;
         crash(scheduler, task).await;
@@ -789,7 +795,7 @@ mod tests {
         let (mut world, mut taken) = World::new(vec![RECORD], Turn::Never).await;
         let complete = world.section.clone();
         world.section.contact = None;
-        let scheduler = world.open(day().end() + 60, false);
+        let scheduler = world.open(day().end() + 60);
         let (stop, task) = start(&scheduler);
         until(&scheduler, |due| states(due) == [DueState::Waiting]).await;
         tokio::time::sleep(Duration::from_millis(1500)).await;
@@ -814,13 +820,15 @@ mod tests {
     #[tokio::test]
     async fn after_a_lost_store_old_days_are_not_reported() {
         let (world, _taken) = World::new(vec![RECORD], Turn::Never).await;
-        for lost in [true, false] {
-            let scheduler = world.open(day().end() + 60, lost);
+        // A start that fails comes between the loss and the first scheduler.
+        Scheduler::note_loss(&world.store(), Clock::starting_at(day().end() + 60), &world.metrics).unwrap();
+        for _ in 0..2 {
+            let scheduler = world.open(day().end() + 60);
             scheduler.keep_days().await;
             assert_eq!(scheduler.due(), []);
         }
         count(&world.store(), Day(day().0 + 1), "example.net");
-        let scheduler = world.open(day().end() + Day::SECONDS + 60, false);
+        let scheduler = world.open(day().end() + Day::SECONDS + 60);
         scheduler.keep_days().await;
         assert_eq!(scheduler.due().len(), 1);
     }
@@ -853,7 +861,7 @@ mod tests {
             count(&world.store(), day(), &format!("d{i}.example"));
         }
         let moments = |world: &World| {
-            let scheduler = world.open(day().end() + 1, false);
+            let scheduler = world.open(day().end() + 1);
             async move {
                 scheduler.keep_days().await;
                 scheduler.due().iter().map(|d| d.next.unwrap()).collect::<Vec<_>>()
@@ -880,7 +888,7 @@ mod tests {
         let (world, mut taken) = World::new(many(DOMAINS), Turn::Slow(Duration::from_millis(10))).await;
         (0..DOMAINS).for_each(|i| count(&world.store(), day(), &format!("d{i}.example")));
         for round in 0..12 {
-            let scheduler = world.open(day().end() + 60 + round, false);
+            let scheduler = world.open(day().end() + 60 + round);
             let (_stop, task) = start(&scheduler);
             let stage = |due: &[Due]| {
                 due.iter().any(|d| d.state == DueState::Attempting) || due.iter().all(|d| d.next.is_none())

@@ -2,7 +2,7 @@
 //!
 //! The embedded store has one owner, so the store is opened only where nobody listens on the control socket.
 
-use std::os::unix::fs::{MetadataExt, chown};
+use std::os::unix::fs::{MetadataExt, lchown};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -11,11 +11,12 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::table::table;
-use super::{CONFIG, Fault, IO, SOFTWARE, UNAVAILABLE, print};
+use super::{CONFIG, Fault, IO, SOFTWARE, UNAVAILABLE, USAGE, print};
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::control::{AskError, DayPreview, Desk, Question, Status, ask};
 use crate::dns::Resolver;
+use crate::domain;
 use crate::https;
 use crate::metrics::Metrics;
 use crate::own::Secret;
@@ -41,6 +42,9 @@ pub fn policy(config: &Config, next_hop: &str, json: bool) -> Result<(), Fault> 
 }
 
 pub fn report(config: &Config, day: Option<Day>, domain: Option<String>, out: Option<&Path>) -> Result<(), Fault> {
+    if let Some(name) = domain.as_deref().filter(|name| domain::normalise(name).is_none()) {
+        return Err(Fault::new(USAGE, format!("--domain: `{name}` is no domain name; nothing is shown")));
+    }
     let question = Question::Report { day, domain: domain.clone() };
     let days: Vec<DayPreview> = answer(config, &question, async |desk| desk.report(day, domain.as_deref()).await)?;
     let mut text = String::new();
@@ -83,18 +87,20 @@ fn answer<T: DeserializeOwned>(
 ) -> Result<T, Fault> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     let runtime = runtime.map_err(|e| Fault::new(SOFTWARE, format!("runtime: cannot start: {e}; nothing is shown")))?;
+    let mut opened_here = false;
     let result = runtime.block_on(async {
         match ask(&config.control.socket, question).await {
             Ok(answer) => Ok(answer),
             Err(AskError::Failed(line)) => Err(Fault::new(UNAVAILABLE, line)),
             Err(AskError::NobodyThere) => {
+                opened_here = true;
                 let desk = without_daemon(config)?;
                 here(&desk).await.map_err(|line| Fault::new(CONFIG, line))
             }
         }
     });
     runtime.shutdown_timeout(std::time::Duration::from_millis(100));
-    if let Err(error) = give_back(&config.store.path) {
+    if opened_here && let Err(error) = give_back(&config.store.path) {
         tracing::debug!("store: owner not set: {error}");
     }
     result
@@ -113,8 +119,13 @@ fn without_daemon(config: &Config) -> Result<Desk, Fault> {
         Fault::new(status, error.to_string())
     };
     let host = |what: &str, error: String| Fault::new(IO, format!("{what}: cannot be used: {error}; nothing is shown"));
-    let store: Arc<dyn Store> = Arc::new(Embedded::open(&config.store.path, clock).map_err(stored)?.store);
+    let opened = Embedded::open(&config.store.path, clock).map_err(stored)?;
     let metrics = Metrics::default();
+    // What this finds damaged and sets aside, the daemon finds new and whole.
+    if opened.went_back() {
+        Scheduler::note_loss(&opened.store, clock, &metrics).map_err(stored)?;
+    }
+    let store: Arc<dyn Store> = Arc::new(opened.store);
     let resolver = Resolver::new(&config.resolver).map_err(|e| host("resolver", e.to_string()))?;
     let client = https::Client::new(resolver.clone(), &config.closed_network).map_err(|e| host("https", e))?;
     let history = Arc::new(History::open(&*store, clock, metrics.clone()).map_err(stored)?);
@@ -131,7 +142,7 @@ fn without_daemon(config: &Config) -> Result<Desk, Fault> {
     let setup = Setup::load(&config.report).map_err(|lines| Fault::new(CONFIG, lines.join("; ")))?;
     let context =
         Context { store: Arc::clone(&store), resolver: resolver.clone(), metrics: metrics.clone(), clock, own };
-    let scheduler = Scheduler::open(context, setup, false).map_err(stored)?;
+    let scheduler = Scheduler::open(context, setup).map_err(stored)?;
     Ok(Desk { config: config.clone(), running: false, store, resolver, policies, scheduler, metrics, clock })
 }
 
@@ -144,7 +155,8 @@ fn give_back(folder: &Path) -> std::io::Result<()> {
             let entry = entry?;
             let found = entry.metadata()?;
             if found.uid() != owner.uid() {
-                chown(entry.path(), Some(owner.uid()), Some(owner.gid()))?;
+                // Never through a link: the folder is not root's.
+                lchown(entry.path(), Some(owner.uid()), Some(owner.gid()))?;
             }
             if found.is_dir() {
                 folders.push(entry.path());

@@ -177,11 +177,12 @@ impl Lines {
         loop {
             let filled = buffer.len();
             buffer.resize(BLOCK, 0);
-            let read = match source.read(&mut buffer[filled..]) {
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => 0,
+            let read = source.read(&mut buffer[filled..]);
+            buffer.truncate(filled + read.as_ref().map_or(0, |read| *read));
+            let read = match read {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 other => other.map_err(LinesError::Io)?,
             };
-            buffer.truncate(filled + read);
             if read == 0 {
                 // A last line that nobody ended.
                 if !too_long {

@@ -4,14 +4,19 @@
 
 use std::collections::HashSet;
 use std::fmt;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use jiff::tz::TimeZone;
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, Error};
+use serde::{Deserialize, Deserializer};
 
 use super::Config;
 use crate::domain;
+
+/// The time between two reports to a domain, and how long one is tried (RFC 8460 §5.5).
+const DAY: Duration = Duration::from_secs(86_400);
 
 /// What is wrong with a file of configuration, in one line.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -74,6 +79,16 @@ impl Config {
                 return Err(("report.dkim", "domain", format!("`{name}` is no domain name")));
             }
         }
+        let (spread, retention) = (report.spread.0, report.retention.0);
+        if spread > DAY {
+            let found = humantime::format_duration(spread);
+            return Err(("report", "spread", format!("{found}; allowed: at most 24h, the time to the next report")));
+        }
+        if retention < spread + DAY {
+            let found = humantime::format_duration(retention);
+            let problem = format!("{found}; allowed: a day more than spread, or longer: later tries need it");
+            return Err(("report", "retention", problem));
+        }
         let budget = self.policy.answer_budget.0;
         if !(Duration::from_millis(100)..=Duration::from_secs(60)).contains(&budget) {
             let found = humantime::format_duration(budget);
@@ -128,6 +143,13 @@ pub fn parse<T: DeserializeOwned>(text: &str, path: &Path) -> Result<T, ConfigEr
 /// A zone by its IANA name; else what was found and what is allowed.
 pub fn time_zone(name: &str) -> Result<TimeZone, String> {
     TimeZone::get(name).map_err(|_| format!("`{name}` is no time zone; allowed: an IANA name such as `Europe/Berlin`"))
+}
+
+/// An address with its port; else what was found and what is allowed.
+pub(super) fn address<'de, D: Deserializer<'de>>(from: D) -> Result<Option<SocketAddr>, D::Error> {
+    let text = String::deserialize(from)?;
+    let bad = |_| Error::custom(format!("`{text}` is no address with a port; allowed: such as `127.0.0.1:53`"));
+    text.parse().map(Some).map_err(bad)
 }
 
 /// The key of the line at an octet of the text, if it has one.
@@ -205,6 +227,18 @@ mod tests {
             (
                 "[policy]\nanswer_budget = \"2h\"\n",
                 "F:2: [policy] answer_budget: 2h; allowed: 100ms to 1m, for Postfix gives up at 100s",
+            ),
+            (
+                "[report]\nspread = \"2days\"\n",
+                "F:2: [report] spread: 2days; allowed: at most 24h, the time to the next report",
+            ),
+            (
+                "[report]\nretention = \"0s\"\n",
+                "F:2: [report] retention: 0s; allowed: a day more than spread, or longer: later tries need it",
+            ),
+            (
+                "[resolver]\naddress = \"127.0.0.1\"\n",
+                "F:2: address: `127.0.0.1` is no address with a port; allowed: such as `127.0.0.1:53`",
             ),
             (
                 "[closed_network]\nprivate_addresses = true\n[resolver]\naddress = \"9.9.9.9:53\"\n",

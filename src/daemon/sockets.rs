@@ -94,6 +94,26 @@ impl Sockets {
         self.handle(address, OPEN_TO_ALL)
     }
 
+    /// Binds what is not bound yet of a new configuration: all of it, or nothing.
+    pub fn add(&mut self, control: &Path, listen: &[Listen]) -> Result<(), SocketError> {
+        let before: Vec<Listen> = self.bound.iter().map(|(address, _, _)| address.clone()).collect();
+        let added = self
+            .control(control)
+            .map(drop)
+            .and_then(|()| listen.iter().try_for_each(|address| self.open_to_all(address).map(drop)));
+        if added.is_err() {
+            self.close_others(&before);
+        }
+        added
+    }
+
+    /// The sockets of systemd that `used` does not name: whoever connects there waits for ever.
+    pub fn unused<'a>(&'a self, used: &'a [Listen]) -> impl Iterator<Item = &'a Listen> {
+        let idle =
+            |(address, _, origin): &&(Listen, Bound, Origin)| *origin == Origin::Systemd && !used.contains(address);
+        self.bound.iter().filter(idle).map(|(address, _, _)| address)
+    }
+
     /// Closes and removes the sockets that `keep` does not name; those of systemd stay systemd's.
     pub fn close_others(&mut self, keep: &[Listen]) {
         self.bound.retain(|(address, _, origin)| {
@@ -190,5 +210,19 @@ mod tests {
         assert!(others.control(&path).unwrap_err().to_string().contains("no socket"));
         let nowhere = others.control(&folder.path().join("no/s")).unwrap_err().to_string();
         assert!(nowhere.contains("is missing"), "{nowhere}");
+    }
+
+    #[test]
+    fn a_new_configuration_is_bound_whole_or_not_at_all() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        let mut sockets = Sockets { bound: Vec::new() };
+        let old = [Listen::Unix(at("old"))];
+        sockets.add(&at("control"), &old).unwrap();
+        let failed = sockets.add(&at("control"), &[Listen::Unix(at("new")), Listen::Unix(at("no/s"))]).unwrap_err();
+        assert!(failed.to_string().contains("is missing"), "{failed}");
+        assert!(at("control").exists() && at("old").exists() && !at("new").exists());
+        sockets.add(&at("control"), &[Listen::Unix(at("new"))]).unwrap();
+        assert!(at("old").exists() && at("new").exists(), "what runs keeps its sockets until it has ended");
     }
 }

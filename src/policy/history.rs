@@ -4,6 +4,7 @@
 //! One decision that is asked about again and again is one [`Period`], from its first to its last asking; a pause of
 //! [`ASKED`] or another decision begins a new one. Kept in the store: a new period within [`BEHIND`], its last asking
 //! within [`STEP`] seconds.
+//! Forgotten two days after every input has been read past it.
 //! Limits: [`MAX_PERIODS`]; beyond, the longest past go first and are counted (`decisions_dropped`).
 //! When it fails: what cannot be written stays in memory and is written with the next attempt.
 //! Not here: deciding (`policy`), reading logs.
@@ -39,6 +40,12 @@ pub const MAX_PERIODS: usize = 500_000;
 
 /// How often last askings are looked through.
 const TICK: Duration = Duration::from_secs(1);
+
+/// How often periods that no line can be about any more are looked for, in seconds.
+const PRUNE: i64 = 3600;
+
+/// How long a period is kept beyond the last line of every input, in seconds: sessions take hours, and a clock may be off.
+const KEPT: i64 = 2 * 86_400;
 
 /// One decision, as long as it was asked about without a pause.
 #[derive(Debug)]
@@ -195,10 +202,13 @@ impl History {
     }
 
     /// Forgets what ended before a moment (seconds) that every input has been read past.
-    pub fn prune_before(&self, seconds: i64) {
+    fn prune_before(&self, seconds: i64) {
         let mut periods = self.periods.write();
-        let removed = self.remove(&mut periods, |p| p.last.load(Ordering::Relaxed) + ASKED < seconds);
+        let past = |p: &Arc<Period>| p.last.load(Ordering::Relaxed) + ASKED < seconds;
+        let removed = self.remove(&mut periods, past);
         *self.count.lock() -= removed;
+        // What waits to be written would come back.
+        self.queue.lock().retain(|period| !past(period));
         drop(periods);
         if removed > 0 {
             self.wake.notify_one();
@@ -219,11 +229,19 @@ impl History {
     pub async fn run(self: Arc<Self>, store: Arc<dyn Store>, mut shutdown: watch::Receiver<bool>) {
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut pruned = i64::MIN;
         loop {
             tokio::select! {
                 () = self.wake.notified() => tokio::time::sleep(BEHIND).await,
                 _ = tick.tick() => {}
                 () = stopped(&mut shutdown) => break,
+            }
+            let now = self.clock.seconds();
+            if now >= pruned.saturating_add(PRUNE) {
+                pruned = now;
+                if let Some(read) = self.metrics.read_until(now) {
+                    self.prune_before(read - KEPT);
+                }
             }
             self.write(&store, STEP).await;
         }
@@ -412,9 +430,27 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn the_task_forgets_what_every_input_is_past() {
+        for (newest, kept) in [(2000 + ASKED + KEPT, 1), (2000 + ASKED + KEPT + 1, 0)] {
+            let (_folder, store) = store();
+            let (metrics, clock) = (Metrics::default(), Clock::starting_at(2000 + 2 * KEPT));
+            metrics.input("maillog", |input| input.newest = Some(newest));
+            let history = Arc::new(History::open(&*store, clock, metrics).unwrap());
+            history.note(&hop("example.com"), 2000, &sts(Mode::Testing));
+            let (stop, stopped) = watch::channel(false);
+            let task = tokio::spawn(Arc::clone(&history).run(Arc::clone(&store), stopped));
+            tokio::time::sleep(BEHIND * 10).await;
+            stop.send(true).unwrap();
+            task.await.unwrap();
+            assert_eq!(history.len(), kept);
+            assert_eq!(store.scan(Family::Decision, b"").unwrap().len(), kept);
+        }
+    }
+
+    #[tokio::test]
     async fn the_task_writes_at_once_and_at_the_end() {
         let (_folder, store) = store();
-        let history = Arc::new(History::open(&*store, Clock::default(), Metrics::default()).unwrap());
+        let history = Arc::new(History::open(&*store, Clock::starting_at(1000), Metrics::default()).unwrap());
         let (stop, stopped) = watch::channel(false);
         let task = tokio::spawn(Arc::clone(&history).run(Arc::clone(&store), stopped));
         let period = history.note(&hop("example.com"), 1000, &sts(Mode::Testing));

@@ -45,6 +45,13 @@ pub struct Opened {
     pub missing_commits: u64,
 }
 
+impl Opened {
+    /// Whether commits are gone: what was sent under them is not known, and nothing is sent twice.
+    pub fn went_back(&self) -> bool {
+        self.lost.is_some() || self.missing_commits > 0
+    }
+}
+
 pub(super) fn open(home: &Path, clock: Clock) -> Result<Opened, StoreError> {
     let lock = claim(home)?;
     let folder = home.join(FOLDER);
