@@ -80,7 +80,7 @@ enum Command {
     ///
     /// SIGTERM and SIGINT end it in order; SIGHUP rereads the configuration. It logs to standard error.
     Serve(ConfigFile),
-    /// Checks the configuration and prints it as it was understood, defaults included.
+    /// Checks the configuration and what it names, and prints it as it was understood, defaults included.
     Check(ConfigFile),
     /// Shows each input and how far it is behind its log, the policies, what is due when, and the last errors.
     Status {
@@ -145,7 +145,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     };
     let result = match arguments.command {
         Command::Serve(config) => serve::serve(&config.config),
-        Command::Check(config) => config.load().and_then(|config| check::check(&config)),
+        Command::Check(config) => check::check(&config.config),
         Command::Status { config, json } => config.load().and_then(|config| control::status(&config, json)),
         Command::Policy { domain, config, json } => {
             config.load().and_then(|config| control::policy(&config, &domain, json))

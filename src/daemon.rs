@@ -85,6 +85,11 @@ pub fn run(path: &Path) -> Result<(), DaemonError> {
     ended
 }
 
+/// The configuration, if the daemon would start with it: what it names is there and can be read by this user.
+pub fn check(path: &Path) -> Result<Config, DaemonError> {
+    Prepared::load(path).map(|prepared| prepared.config)
+}
+
 /// A configuration and what it names, all of it there.
 struct Prepared {
     config: Config,
@@ -101,6 +106,10 @@ impl Prepared {
         let zones = zones.map_err(|problem| DaemonError::Keys(vec![problem]))?;
         for input in &config.inputs {
             readable(&input.file)?;
+        }
+        if let Some(root) = &config.closed_network.extra_root {
+            let unread = |e| format!("{}: the extra root cannot be read: {e}; not started", root.display());
+            std::fs::read(root).map_err(|e| DaemonError::Keys(vec![unread(e)]))?;
         }
         Ok(Prepared { config, setup, zones })
     }

@@ -79,6 +79,8 @@ pub struct Seen {
     pub not_asked: u64,
     /// Sessions that contradict the decision.
     pub contradicted: u64,
+    /// Sessions of which nothing is known, for the MTA has not shown that it has trust anchors.
+    pub without_anchors: u64,
 }
 
 /// The record of the calendar among the open state; those of the sessions begin with other letters.
@@ -144,9 +146,9 @@ impl Counter {
         }
     }
 
-    /// Ends the sessions that are open: there will be no more lines.
-    pub fn end(&mut self, policies: &dyn PolicyAt) {
-        self.sessions.end_all(&mut self.outcomes);
+    /// Ends the sessions that are open at `now`: there will be no more lines.
+    pub fn end(&mut self, now: i64, policies: &dyn PolicyAt) {
+        self.sessions.end_all(now, &mut self.outcomes);
         self.tally(policies);
     }
 
@@ -187,6 +189,7 @@ impl Counter {
             let counts = tally::count(&outcome, in_force.as_ref());
             self.seen.not_asked += u64::from(in_force.is_none());
             self.seen.contradicted += u64::from(counts.contradicted);
+            self.seen.without_anchors += u64::from(counts.without_anchors);
             for tally in counts.tallies {
                 *self.counts.entry(tally).or_default() += 1;
             }
@@ -291,7 +294,7 @@ impl River {
         for source in sources.iter_mut().filter(|s| !s.counter.is_idle()) {
             let since = inputs.get(&source.name).and_then(|p| p.at_end_since);
             if since.is_some_and(|since| now - since >= SESSION_TIMEOUT) {
-                source.counter.end(&*self.policies);
+                source.counter.end(now, &*self.policies);
                 let (seen, losses) = source.counter.seen();
                 self.count_losses(seen, losses);
                 pending.since.get_or_insert_with(Instant::now);
@@ -336,6 +339,7 @@ impl River {
     fn count_losses(&self, seen: Seen, losses: Losses) {
         self.metrics.add("sessions-not-asked", seen.not_asked);
         self.metrics.add("sessions-contradicting", seen.contradicted);
+        self.metrics.add("sessions-without-trust-anchors", seen.without_anchors);
         self.metrics.add("sessions-without-domain", losses.without_domain);
         self.metrics.add("sessions-unmatched", losses.unmatched);
         self.metrics.add("sessions-crowded-out", losses.crowded_out);
@@ -372,7 +376,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
-    use crate::tlsrpt::rows;
+    use crate::tlsrpt::{ResultType, rows};
 
     struct NotAsked;
 
@@ -467,16 +471,45 @@ mod tests {
     }
 
     #[test]
+    fn another_delivery_of_the_message_by_the_same_process_is_to_another_host() {
+        let refused = |domain: &str, ip: &str| {
+            format!(
+                "Nov 22 01:00:01 h postfix/smtp[2]: 4AB0CDEF12: to=<r@{domain}>, relay=mx.{domain}[{ip}]:25, delay=1, \
+                 delays=0/0/0/1, dsn=4.7.4, status=deferred (TLS is required, but was not offered by host mx.{domain}[{ip}])\n"
+            )
+        };
+        let log = refused("a.test", "192.0.2.1") + &refused("a.test", "192.0.2.1") + &refused("b.test", "192.0.2.2");
+        assert_eq!(counted(&log), [("a.test".to_owned(), 0, 1), ("b.test".to_owned(), 0, 1)]);
+    }
+
+    #[test]
+    fn a_session_whose_end_is_missing_is_said_to_be_lost() {
+        let mut counter = fresh();
+        let other = TLS.replace("mx.a.test[192.0.2.1]", "mx.b.test[192.0.2.2]");
+        let log = format!(
+            "Nov 22 01:00:00 h postfix/smtp[2]: {other}\nNov 22 01:00:01 h postfix/smtp[2]: {TLS}\n\
+             Nov 22 01:00:01 h postfix/smtp[2]: 4AB0CDEF12: to=<r@a.test>, {TO}, dsn=2.0.0, status=sent (250 ok)\n"
+        );
+        counter.lines(log.as_bytes(), NOW, &NotAsked);
+        assert_eq!(counter.seen().1.unmatched, 1);
+        assert_eq!(rows(counter.counts()).len(), 1);
+    }
+
+    #[test]
     fn postfix_3_5_logs_no_line_for_a_name_that_does_not_match() {
         let mut counter = fresh();
         let log = format!(
-            "Nov 22 01:00:00 h postfix/smtp[2]: {TLS}\n\
+            "Nov 22 00:59:00 h postfix/smtp[2]: server certificate verification failed for mx.a.test[192.0.2.1]:25: \
+             certificate has expired\nNov 22 00:59:01 h postfix/smtp[2]: 4AB0CDEF11: to=<r@a.test>, {TO}, dsn=4.7.5, \
+             status=deferred (Server certificate not verified)\n\
+             Nov 22 01:00:00 h postfix/smtp[2]: {TLS}\n\
              Nov 22 01:00:01 h postfix/smtp[2]: 4AB0CDEF12: to=<r@a.test>, {TO}, dsn=4.7.5, \
              status=deferred (Server certificate not verified)\n"
         );
         counter.lines(log.as_bytes(), NOW, &NotAsked);
         let rows = rows(counter.counts());
-        assert_eq!(rows[0].details[0].0.result_type, crate::tlsrpt::ResultType::CertificateHostMismatch);
+        let told: Vec<_> = rows[0].details.iter().map(|(failure, n)| (failure.result_type, *n)).collect();
+        assert_eq!(told, [(ResultType::CertificateHostMismatch, 1), (ResultType::CertificateExpired, 1)]);
     }
 
     #[test]

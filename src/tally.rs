@@ -18,6 +18,8 @@ pub struct Counts {
     pub tallies: Vec<Tally>,
     /// The line contradicts the decision, so no policy can have been in force.
     pub contradicted: bool,
+    /// Nothing is known, for the MTA has not shown that it has trust anchors: a loss.
+    pub without_anchors: bool,
 }
 
 /// Counts one session under the policy that was in force; `None` stands for a destination that was not asked about.
@@ -47,6 +49,7 @@ pub fn count(outcome: &Outcome, in_force: Option<&InForce>) -> Counts {
         policy: Arc::clone(&policy),
         counted,
     };
+    let without_anchors = verdict.is_none() && outcome.observed.is_some();
     let mut tallies = match verdict {
         None => Vec::new(),
         Some(Verdict::Success) => vec![tally(Counted::Success)],
@@ -68,7 +71,7 @@ pub fn count(outcome: &Outcome, in_force: Option<&InForce>) -> Counts {
     {
         tallies.push(tally(Counted::Detail(Failure::clone(failure))));
     }
-    Counts { tallies, contradicted }
+    Counts { tallies, contradicted, without_anchors }
 }
 
 /// What the MTA itself reports, else what its lines come to.
@@ -197,7 +200,8 @@ mod tests {
         let failed = count(&untrusted, Some(&testing));
         assert_eq!(told(&failed), (PolicyType::Sts, Some((ResultType::CertificateNotTrusted, None))));
         untrusted.anchors = false;
-        assert_eq!(count(&untrusted, Some(&testing)).tallies, []);
+        let unknown = count(&untrusted, Some(&testing));
+        assert_eq!((unknown.tallies, unknown.without_anchors), (vec![], true));
         let elsewhere = sts(Mode::Testing, "mx.b.example");
         let outside = count(&session(Some(Trust::Trusted), Verdict::Success), Some(&elsewhere));
         assert_eq!(told(&outside), (PolicyType::Sts, Some(MISMATCH)));

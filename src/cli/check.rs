@@ -1,9 +1,11 @@
 //! `tlswarden check`: the configuration as it was understood.
 
-use super::{Fault, print};
-use crate::config::Config;
+use std::path::Path;
 
-/// Prints a configuration that has passed its checks; what is printed reads back equal.
-pub fn check(config: &Config) -> Result<(), Fault> {
-    print(&config.to_toml())
+use super::{Fault, print};
+use crate::daemon;
+
+/// Prints the configuration if the daemon would start with it; what is printed reads back equal.
+pub fn check(path: &Path) -> Result<(), Fault> {
+    print(&daemon::check(path)?.to_toml())
 }

@@ -109,7 +109,7 @@ pub fn replay(options: &Options) -> Result<(), Fault> {
             ),
         })?;
     }
-    counter.end(&policies);
+    counter.end(counter.newest().unwrap_or(now), &policies);
     let (seen, losses) = counter.seen();
     let rows = rows(counter.counts());
     if options.json {
@@ -135,6 +135,12 @@ pub fn replay(options: &Options) -> Result<(), Fault> {
     if losses.without_domain + losses.unmatched > 0 {
         let lost = losses.without_domain + losses.unmatched;
         text.push_str(&format!("{lost} sessions whose delivery is not in these logs were not counted\n"));
+    }
+    if seen.without_anchors > 0 {
+        text.push_str(&format!(
+            "{} sessions under a policy in testing mode were not counted: Postfix has not shown that it has trust anchors\n",
+            seen.without_anchors
+        ));
     }
     if seen.contradicted > 0 {
         text.push_str(&format!(

@@ -23,17 +23,22 @@ pub fn serve(config: &Path) -> Result<(), Fault> {
     } else {
         lines.init();
     }
-    daemon::run(config).map_err(fault)
+    Ok(daemon::run(config)?)
 }
 
-fn fault(error: DaemonError) -> Fault {
-    let status = match &error {
+impl From<DaemonError> for Fault {
+    fn from(error: DaemonError) -> Fault {
+        Fault::new(status(&error), error.to_string())
+    }
+}
+
+fn status(error: &DaemonError) -> u8 {
+    match error {
         DaemonError::Config(_) | DaemonError::Keys(_) => CONFIG,
         DaemonError::Input(_) => NO_INPUT,
         DaemonError::Store(StoreError::Locked(_)) => UNAVAILABLE,
         DaemonError::Store(StoreError::Unusable(_)) => CONFIG,
         DaemonError::Store(StoreError::Io(_) | StoreError::Corrupt(_)) | DaemonError::Socket(_) => IO,
         DaemonError::Host(_) | DaemonError::Task(_) => SOFTWARE,
-    };
-    Fault::new(status, error.to_string())
+    }
 }

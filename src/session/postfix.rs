@@ -54,6 +54,9 @@ pub struct Sessions {
 #[derive(Debug, Default, Serialize, Deserialize)]
 struct Delivery {
     attempts: Vec<Attempt>,
+    /// Attempts that gave way to newer ones.
+    #[serde(default)]
+    crowded_out: u64,
 }
 
 /// One connection that is being put together, or a host that was ruled out before any.
@@ -134,6 +137,9 @@ impl Sessions {
             What::MessageId { queue_id, message_id } => {
                 if own(message_id) {
                     self.own.change(queue_id, time + MESSAGE_MEMORY, || ());
+                } else {
+                    // A queue id can come again.
+                    self.own.remove(queue_id);
                 }
             }
             What::Active { queue_id } => {
@@ -180,10 +186,10 @@ impl Sessions {
         }
     }
 
-    /// Ends what is open: the input has been at its end for [`SESSION_TIMEOUT`].
-    pub fn end_all(&mut self, out: &mut Vec<Outcome>) {
+    /// Ends what is open at `now`: the input has been at its end for [`SESSION_TIMEOUT`].
+    pub fn end_all(&mut self, now: i64, out: &mut Vec<Outcome>) {
         for delivery in self.deliveries.remove_before(i64::MAX) {
-            self.abandon(delivery, out);
+            self.abandon(delivery, now, out);
         }
     }
 
@@ -267,23 +273,27 @@ impl Sessions {
     ) {
         let key = process_key(process);
         let mut delivery = self.deliveries.remove(&key).unwrap_or_default();
+        self.losses.crowded_out += delivery.crowded_out;
         if self.own.contains(queue_id) {
             self.losses.own_reports += delivery.attempts.len() as u64;
             return;
         }
         let failed_for_tls = !matches!(reason, Reason::Other);
         let mut open = delivery.attempts.pop_if(|a| a.left.is_none() && a.ruled_out.is_none());
-        if open.is_none() && failed_for_tls && !self.is_answered(queue_id, &key) {
+        if failed_for_tls {
             let named = match reason {
                 Reason::StarttlsRefused(peer) | Reason::StarttlsNotOffered(peer) => Some(peer),
                 _ => None,
             };
-            open = Some(Attempt::new(time, relay.or(named)));
-        }
-        if failed_for_tls {
-            let (seen, _) = self.answered.change(queue_id, time, Vec::new);
-            if !seen.contains(&key) && seen.len() < MAX_ATTEMPTS {
-                seen.push(key.clone());
+            let peer = relay.or(named);
+            // The other recipients of this delivery have the same line; another delivery of the message by the same
+            // process is to another host.
+            let answer = [&key[..], b"\0", &peer.map(peer_key).unwrap_or_default()].concat();
+            let (seen, crowded) = self.answered.change(queue_id, time, Vec::new);
+            self.losses.crowded_out += crowded;
+            if !seen.contains(&answer) && seen.len() < MAX_ATTEMPTS {
+                seen.push(answer);
+                open = open.or_else(|| Some(Attempt::new(time, peer)));
             }
         }
         let domain = text(recipient_domain);
@@ -291,6 +301,8 @@ impl Sessions {
         for mut attempt in delivery.attempts {
             match attempt.left.take() {
                 Some((of, _)) if of != queue_id => self.losses.unmatched += 1,
+                // Neither given up nor the last: the line that ended it is missing.
+                None if attempt.ruled_out.is_none() => self.losses.unmatched += 1,
                 left => self.finish(attempt, left.and_then(|(_, verdict)| verdict), &domain, time, process, out),
             }
         }
@@ -327,17 +339,17 @@ impl Sessions {
         if let Some(found) = &attempt.verification {
             return found.clone();
         }
+        // Postfix 3.4 and 3.5 log no line for a name that does not match: the chain is trusted, and still it says this.
+        if (reason, attempt.trust) == (Reason::NotVerified, Some(Trust::Trusted)) {
+            return (ResultType::CertificateHostMismatch, None);
+        }
         let remembered = self.failures.peek(&attempt.peer_key());
         if let Some((then, found)) = remembered
             && (attempt.resumed_untrusted || time - then <= FAILURE_MEMORY)
         {
             return found.clone();
         }
-        // Postfix 3.4 and 3.5 log no line for a name that does not match: the chain is trusted, and still it says this.
-        match (reason, attempt.trust) {
-            (Reason::NotVerified, Some(Trust::Trusted)) => (ResultType::CertificateHostMismatch, None),
-            _ => (ResultType::CertificateNotTrusted, None),
-        }
+        (ResultType::CertificateNotTrusted, None)
     }
 
     fn finish(
@@ -384,29 +396,24 @@ impl Sessions {
     }
 
     /// Ends a delivery whose `to=` line never came: what names its domain itself still counts.
-    fn abandon(&mut self, delivery: Delivery, out: &mut Vec<Outcome>) {
+    fn abandon(&mut self, delivery: Delivery, ended: i64, out: &mut Vec<Outcome>) {
         for mut attempt in delivery.attempts {
             let verdict = match attempt.left.take() {
                 Some((_, verdict)) => verdict,
                 None => self.verdict(&attempt, Reason::Other, attempt.began),
             };
-            let ended = attempt.began;
             self.emit(attempt, verdict, None, ended, false, out);
         }
     }
 
     fn sweep(&mut self, time: i64, out: &mut Vec<Outcome>) {
         for delivery in self.deliveries.remove_before(time - SESSION_TIMEOUT) {
-            self.abandon(delivery, out);
+            self.abandon(delivery, time, out);
         }
         self.failures.remove_before(time - MESSAGE_MEMORY);
         self.answered.remove_before(time - MESSAGE_MEMORY);
         // The time of an own report's entry is when it may go.
         self.own.remove_before(time);
-    }
-
-    fn is_answered(&self, queue_id: &[u8], process: &[u8]) -> bool {
-        self.answered.peek(queue_id).is_some_and(|(_, seen)| seen.iter().any(|name| name == process))
     }
 
     fn delivery(&mut self, process: &Process<'_>, time: i64) -> &mut Delivery {
@@ -545,6 +552,7 @@ fn next_hop_host(next_hop: &[u8]) -> String {
 fn push(delivery: &mut Delivery, attempt: Attempt) {
     if delivery.attempts.len() == MAX_ATTEMPTS {
         delivery.attempts.remove(0);
+        delivery.crowded_out += 1;
     }
     delivery.attempts.push(attempt);
 }
