@@ -13,6 +13,7 @@ pub mod dane;
 pub mod explain;
 pub mod flight;
 pub mod history;
+pub mod ledger;
 pub mod sts;
 mod throttle;
 
@@ -37,6 +38,7 @@ use dane::{Coverage, Verdict};
 use flight::Flights;
 use history::{History, Period};
 use sts::cache::{Cache, Cached, Domain, Known, PolicyFailure};
+use sts::fetch;
 use throttle::Throttle;
 
 /// How long an answer stands that was given before all was known, in seconds.
@@ -146,6 +148,17 @@ struct Held {
     verdict: Arc<Verdict>,
     until: i64,
     refresh: i64,
+}
+
+/// Why a decision is made.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Urge {
+    /// It was asked for, and none stands.
+    Asked,
+    /// What ends soon is asked again now, behind the answers.
+    Ahead,
+    /// An administrator wants everything looked at again.
+    Told,
 }
 
 /// What is known of DANE now.
@@ -294,7 +307,7 @@ impl Policies {
         let Some(hop) = NextHop::parse(key) else { return Arc::clone(&self.nothing.decision) };
         let flight = self.decisions.join(&hop.key(), || {
             let policies = Arc::clone(self);
-            async move { policies.make(hop, false).await }
+            async move { policies.make(hop, Urge::Asked).await }
         });
         // The work keeps the budget itself; the second is for a busy host.
         let patience = Instant::now() + self.budget + Duration::from_secs(1);
@@ -324,20 +337,21 @@ impl Policies {
         if let Some(hop) = NextHop::parse(key) {
             drop(self.decisions.join(&hop.key(), || {
                 let policies = Arc::clone(self);
-                async move { policies.make(hop, true).await }
+                async move { policies.make(hop, Urge::Ahead).await }
             }));
         }
     }
 
-    /// `ahead`: what ends soon is asked again now.
-    async fn make(self: Arc<Self>, hop: NextHop, ahead: bool) -> Arc<Decision> {
+    async fn make(self: Arc<Self>, hop: NextHop, urge: Urge) -> Arc<Decision> {
         let key = hop.key();
         let began = Instant::now();
         let old = self.entry(&key);
         let held = old.as_ref().and_then(|entry| entry.held.clone());
         let domain = self.sts.domain(&hop.domain);
-        domain.touch(self.clock.seconds());
-        let (dane, ()) = tokio::join!(self.dane(&hop, held, began, ahead), self.sts(&domain, began, ahead));
+        if urge != Urge::Told {
+            domain.touch(self.clock.seconds());
+        }
+        let (dane, ()) = tokio::join!(self.dane(&hop, held, began, urge), self.sts(&domain, began, urge));
         let now = self.clock.seconds();
         let version = domain.version();
         let known = domain.known(now);
@@ -352,13 +366,15 @@ impl Policies {
                 None
             }
             // A refresh is no asking: the history notes what was answered.
-            _ if ahead => old.and_then(|old| old.period.clone().filter(|_| old.decision.in_force == entry.0.in_force)),
+            _ if urge != Urge::Asked => {
+                old.and_then(|old| old.period.clone().filter(|_| old.decision.in_force == entry.0.in_force))
+            }
             _ => Some(self.history.note(&hop, now, &entry.0.in_force)),
         };
         let (decision, until, refresh, held) = entry;
         let decision = Arc::new(decision);
         // A refresh that changed what is in force is noted when it is first answered: it must not answer from memory.
-        let until = if ahead && period.is_none() { now } else { until };
+        let until = if urge != Urge::Asked && period.is_none() { now } else { until };
         self.keep(
             key,
             Entry {
@@ -378,25 +394,33 @@ impl Policies {
     }
 
     /// Waits for what MTA-STS is to know before an answer: nothing where a policy is there.
-    async fn sts(&self, domain: &Arc<Domain>, began: Instant, ahead: bool) {
+    async fn sts(&self, domain: &Arc<Domain>, began: Instant, urge: Urge) {
         let now = self.clock.seconds();
-        let at = if ahead { now + AHEAD } else { now };
+        let at = if urge == Urge::Ahead { now + AHEAD } else { now };
         let Some(flight) = self.sts.look(domain, at) else { return };
-        if ahead || domain.known(now).policy.is_none() {
+        if urge != Urge::Asked || domain.known(now).policy.is_none() {
             // Who comes when it has been tried for the whole budget does not wait for it again.
-            let deadline = began.min(flight.began) + self.budget;
+            let deadline = match urge {
+                Urge::Told => began + self.budget + fetch::FETCH_TIME,
+                Urge::Asked | Urge::Ahead => began.min(flight.began) + self.budget,
+            };
             let _ = flight.landed(deadline).await;
         }
     }
 
-    async fn dane(&self, hop: &NextHop, held: Option<Arc<Held>>, began: Instant, ahead: bool) -> DaneNow {
+    async fn dane(&self, hop: &NextHop, held: Option<Arc<Held>>, began: Instant, urge: Urge) -> DaneNow {
         let forever = i64::MAX;
         if !self.dane {
             let (coverage, cause) = (Coverage::Nothing, String::new());
             return DaneNow { coverage, cause, held: None, until: forever, refresh: forever };
         }
         let now = self.clock.seconds();
-        if let Some(fresh) = held.as_ref().filter(|h| now < if ahead { h.refresh } else { h.until }) {
+        let fresh = |h: &&Arc<Held>| match urge {
+            Urge::Asked => now < h.until,
+            Urge::Ahead => now < h.refresh,
+            Urge::Told => false,
+        };
+        if let Some(fresh) = held.as_ref().filter(fresh) {
             return DaneNow::of(Arc::clone(fresh));
         }
         let flight = self.verdicts.join(&hop.key(), || {

@@ -241,7 +241,7 @@ fn because(decision: &Decision, is_name: bool, verdict: Option<&Verdict>) -> Str
     }
 }
 
-fn coverage(coverage: Coverage) -> &'static str {
+pub(super) fn coverage(coverage: Coverage) -> &'static str {
     match coverage {
         Coverage::Every => "signed MX records, usable TLSA records on every host",
         Coverage::Some => "signed MX records, usable TLSA records on some hosts",

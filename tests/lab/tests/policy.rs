@@ -14,7 +14,7 @@ use tlswarden::dns::Resolver;
 use tlswarden::https::Client;
 use tlswarden::metrics::Metrics;
 use tlswarden::policy::history::History;
-use tlswarden::policy::{Level, Policies};
+use tlswarden::policy::{Level, NextHop, Policies};
 use tlswarden::socketmap::{self, Listener};
 use tlswarden::store::Store;
 use tlswarden::store::embedded::Embedded;
@@ -656,5 +656,43 @@ async fn an_answer_is_explained() {
     }
     let told = socketmap::explain(&daemon.policies, ".told.test", Default_::May).await;
     assert_eq!(told.answers["policy"], "NOTFOUND ");
+    daemon.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_administrator_looks_again_and_forgets() {
+    let world = World::new().await;
+    world.domain("told.test", true, &["mx1"]);
+    world.sts("told.test", "1", &document("enforce", "mx1.told.test", 10 * DAY));
+    world.site("told.test", None, Answer::Status(500));
+    let daemon = world.daemon(0);
+    let hop = NextHop::parse(b"told.test").unwrap();
+    assert!(daemon.policies.show(&hop).is_none());
+    assert_eq!(daemon.level("told.test").await, Level::Default);
+    assert_eq!(daemon.policies.show(&hop).unwrap().failure.unwrap().reason, "http-status-500");
+    // It backs off, but for who is told to look.
+    world.site("told.test", None, Answer::Document(document("enforce", "mx1.told.test", 10 * DAY)));
+    let found = daemon.policies.look_again(&hop).await.unwrap().unwrap();
+    assert_eq!((found.answer.as_str(), found.failure), ("secure", None));
+    assert_eq!(found.sts.unwrap().document.len(), 4);
+    assert_eq!(daemon.level("told.test").await, Level::Secure);
+    let asked = world.dns.zone().asked("told.test", RecordType::MX);
+    // A changed document under the same id, and a DANE verdict that still holds: both are asked for again.
+    world.site("told.test", None, Answer::Document(document("testing", "mx1.told.test", 10 * DAY)));
+    tlsa(&mut world.dns.change(), "mx1.told.test");
+    let found = daemon.policies.look_again(&hop).await.unwrap().unwrap();
+    assert_eq!((found.answer.as_str(), found.sts.unwrap().mode), ("dane-only", Mode::Testing));
+    assert_eq!(world.dns.zone().asked("told.test", RecordType::MX), asked + 1);
+    assert_eq!(daemon.level("told.test").await, Level::DaneOnly);
+    // What cannot be had anew stays.
+    world.site("told.test", None, Answer::Close);
+    world.dns.change().fault("told.test", Some(dns::Fault::ServFail));
+    let found = daemon.policies.look_again(&hop).await.unwrap().unwrap();
+    assert_eq!((found.answer.as_str(), found.sts.unwrap().mode), ("dane-only", Mode::Testing));
+    assert_eq!(daemon.level("told.test").await, Level::DaneOnly);
+    // Forgotten: as if it had never been asked about.
+    assert_eq!(daemon.policies.purge(Some("told.test")).await, Ok(1));
+    assert_eq!(daemon.policies.purge(Some("told.test")).await, Ok(0));
+    assert!(matches!(daemon.level("told.test").await, Level::Temp(_)));
     daemon.end().await;
 }
