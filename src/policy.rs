@@ -14,6 +14,7 @@ pub mod explain;
 pub mod flight;
 pub mod history;
 pub mod ledger;
+pub mod overrides;
 pub mod sts;
 mod throttle;
 
@@ -37,6 +38,7 @@ use crate::tlsrpt::{Failure, InForce, Mode, Policy, PolicyType, mx_matches};
 use dane::{Coverage, Verdict};
 use flight::Flights;
 use history::{History, Period};
+use overrides::{Overrides, Rule};
 use sts::cache::{Cache, Cached, Domain, Known, PolicyFailure};
 use sts::fetch;
 use throttle::Throttle;
@@ -84,6 +86,8 @@ pub enum Level {
     Dane,
     /// DANE on every host.
     DaneOnly,
+    /// What the administrator has set, in the words of Postfix.
+    Fixed(Arc<str>),
     /// Not known; the MTA is to try again.
     Temp(String),
 }
@@ -111,6 +115,7 @@ pub struct Policies {
     dane: bool,
     /// Whether the MTA, told `dane`, falls back to `may` where the MX records are not signed.
     insecure_mx_is_may: bool,
+    overrides: Overrides,
     sts: Arc<Cache>,
     history: Arc<History>,
     clock: Clock,
@@ -218,6 +223,7 @@ impl Policies {
             budget: config.policy.answer_budget.0,
             dane: why_no_dane.is_none(),
             insecure_mx_is_may: between(6, 9) && config.postfix.default_level != DefaultLevel::Dane,
+            overrides: Overrides::new(&config.policy.overrides),
             resolver,
             sts: Arc::new(sts),
             history,
@@ -347,15 +353,37 @@ impl Policies {
         let began = Instant::now();
         let old = self.entry(&key);
         let held = old.as_ref().and_then(|entry| entry.held.clone());
-        let domain = self.sts.domain(&hop.domain);
+        let rule = self.overrides.of(&hop.domain);
+        let domain = match rule {
+            // It is not looked at.
+            Some(Rule::Fixed(_) | Rule::None | Rule::SkipSts) => Arc::new(Domain::new(hop.domain.as_str().into(), 0)),
+            Some(Rule::SkipDane) | None => self.sts.domain(&hop.domain),
+        };
         if urge != Urge::Told {
             domain.touch(self.clock.seconds());
         }
-        let (dane, ()) = tokio::join!(self.dane(&hop, held, began, urge), self.sts(&domain, began, urge));
+        let dane = async {
+            match rule {
+                Some(Rule::Fixed(_) | Rule::None | Rule::SkipDane) => DaneNow::skipped(),
+                Some(Rule::SkipSts) | None => self.dane(&hop, held, began, urge).await,
+            }
+        };
+        let sts = async {
+            if matches!(rule, Some(Rule::SkipDane) | None) {
+                self.sts(&domain, began, urge).await;
+            }
+        };
+        let (dane, ()) = tokio::join!(dane, sts);
         let now = self.clock.seconds();
         let version = domain.version();
-        let known = domain.known(now);
-        let entry = self.settle(&hop, dane, known, now);
+        let known = match rule {
+            Some(Rule::Fixed(_) | Rule::None | Rule::SkipSts) => Known { due: i64::MAX, ..Known::default() },
+            Some(Rule::SkipDane) | None => domain.known(now),
+        };
+        let mut entry = self.settle(&hop, dane, known, now);
+        if let Some(Rule::Fixed(answer)) = rule {
+            entry.0.level = Level::Fixed(Arc::clone(answer));
+        }
         let period = match &entry.0.level {
             Level::Temp(cause) => {
                 self.metrics.add("answers_temp", 1);
@@ -409,10 +437,8 @@ impl Policies {
     }
 
     async fn dane(&self, hop: &NextHop, held: Option<Arc<Held>>, began: Instant, urge: Urge) -> DaneNow {
-        let forever = i64::MAX;
         if !self.dane {
-            let (coverage, cause) = (Coverage::Nothing, String::new());
-            return DaneNow { coverage, cause, held: None, until: forever, refresh: forever };
+            return DaneNow::skipped();
         }
         let now = self.clock.seconds();
         let fresh = |h: &&Arc<Held>| match urge {
@@ -443,7 +469,7 @@ impl Policies {
         match held {
             // Not yet at its end: nothing is lost.
             Some(h) if now < h.until => DaneNow { refresh: now + RETRY, ..DaneNow::of(h) },
-            held => DaneNow { coverage: Coverage::Unknown, cause, held, until: now + RETRY, refresh: forever },
+            held => DaneNow { coverage: Coverage::Unknown, cause, held, until: now + RETRY, refresh: i64::MAX },
         }
     }
 
@@ -473,12 +499,12 @@ impl Policies {
                     known.failure.as_ref().filter(|_| policy.is_none()).map(|failure| failure.in_force(&hop.domain))
                 }
             },
-            Level::Temp(_) => None,
+            Level::Fixed(_) | Level::Temp(_) => None,
         };
         let sts = match &level {
             Level::Secure => enforced.map(Arc::clone),
             Level::Default => policy.filter(|policy| policy.mode == Mode::Testing),
-            Level::Dane | Level::DaneOnly | Level::Temp(_) => None,
+            Level::Dane | Level::DaneOnly | Level::Fixed(_) | Level::Temp(_) => None,
         };
         let decision =
             Decision { level, in_force: Arc::new(in_force.unwrap_or(InForce::None)), sts, failure: known.failure };
@@ -569,6 +595,12 @@ impl Entry {
 }
 
 impl DaneNow {
+    /// DANE is not looked at.
+    fn skipped() -> DaneNow {
+        let (coverage, cause) = (Coverage::Nothing, String::new());
+        DaneNow { coverage, cause, held: None, until: i64::MAX, refresh: i64::MAX }
+    }
+
     fn of(held: Arc<Held>) -> DaneNow {
         let cause = held.verdict.failure().unwrap_or_default().to_owned();
         let (until, refresh) = (held.until, held.refresh);

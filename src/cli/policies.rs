@@ -27,7 +27,7 @@ pub struct Options {
     #[arg(long, value_enum, default_value_t = Sort::Domain)]
     sort: Sort,
     /// Lists only what fits; several must all fit. `domain=TEXT` (part of the name; `.example.com`: what is below it),
-    /// `mode=enforce|testing|none`, `answer=dane-only|dane|secure|default|temp`, `failing` (the document cannot be had).
+    /// `mode=enforce|testing|none`, `answer=dane-only|dane|secure|default|fixed|temp`, `failing` (the document cannot be had).
     #[arg(long, value_name = "FILTER")]
     filter: Vec<Filter>,
     /// Lists domains without any policy too.
@@ -262,11 +262,11 @@ impl FromStr for Filter {
             Some(("mode", "enforce")) => Ok(Filter::Mode(Mode::Enforce)),
             Some(("mode", "testing")) => Ok(Filter::Mode(Mode::Testing)),
             Some(("mode", "none")) => Ok(Filter::Mode(Mode::None)),
-            Some(("answer", level @ ("dane-only" | "dane" | "secure" | "default" | "temp"))) => {
+            Some(("answer", level @ ("dane-only" | "dane" | "secure" | "default" | "fixed" | "temp"))) => {
                 Ok(Filter::Answer(level.to_owned()))
             }
             _ => Err(
-                "allowed: domain=TEXT, mode=enforce|testing|none, answer=dane-only|dane|secure|default|temp, failing"
+                "allowed: domain=TEXT, mode=enforce|testing|none, answer=dane-only|dane|secure|default|fixed|temp, failing"
                     .into(),
             ),
         }

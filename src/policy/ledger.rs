@@ -6,12 +6,13 @@
 //! When it fails: the store that cannot be written, by its cause; memory is changed all the same.
 //! Not here: how an entry is shown (`cli/policies.rs`), why an answer is given (`explain`).
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use serde::{Deserialize, Serialize};
 
+use super::overrides::Rule;
 use super::sts::cache::{Known, PolicyFailure, Record};
 use super::{Coverage, Decision, Entry, Level, NextHop, Policies, STALE, Urge, combine};
 use crate::tlsrpt::{Mode, mx_matches};
@@ -22,7 +23,8 @@ use crate::tlsrpt::{Mode, mx_matches};
 pub struct Listed {
     /// In its one form.
     pub next_hop: String,
-    /// What is answered: `dane-only`, `dane`, `secure`, `default` (no policy), `temp` (not known).
+    /// What is answered: `dane-only`, `dane`, `secure`, `default` (no policy), `fixed` (by the configuration), `temp`
+    /// (not known).
     pub answer: String,
     /// The DANE verdict, if there is one.
     pub dane: Option<ListedDane>,
@@ -124,7 +126,9 @@ impl Policies {
     /// Asks DNS and the policy host again, whatever is cached and whatever failed before; takes up to a minute more
     /// than an answer. What cannot be had anew stays as it was. Fails where the store cannot be written.
     pub async fn look_again(self: &Arc<Self>, hop: &NextHop) -> Result<Option<Listed>, String> {
-        self.sts.domain(&hop.domain).look_again(self.clock.seconds(), true);
+        if matches!(self.overrides.of(&hop.domain), Some(Rule::SkipDane) | None) {
+            self.sts.domain(&hop.domain).look_again(self.clock.seconds(), true);
+        }
         Arc::clone(self).make(hop.clone(), Urge::Told).await;
         self.flush().await?;
         Ok(self.show(hop))
@@ -164,7 +168,11 @@ impl Policies {
             let decision = self.standing(hop, self.entry(&hop.key()).as_deref(), &known, now);
             Some((hop.key(), word(&decision)?))
         };
-        self.hops().iter().filter_map(line).collect()
+        let mut lines: BTreeMap<String, String> = self.hops().iter().filter_map(line).collect();
+        for (name, answer) in self.overrides.fixed() {
+            lines.insert(name.to_owned(), answer.to_owned());
+        }
+        lines.into_iter().collect()
     }
 
     /// Writes what has changed.
@@ -182,12 +190,20 @@ impl Policies {
 
     /// What follows from what is known, without asking anybody.
     fn standing(&self, hop: &NextHop, entry: Option<&Entry>, known: &Known, now: i64) -> Decision {
-        let policy = known.policy.as_ref();
+        let rule = self.overrides.of(&hop.domain);
+        match rule {
+            Some(Rule::Fixed(answer)) => return Decision::bare(Level::Fixed(Arc::clone(answer))),
+            Some(Rule::None) => return Decision::none(),
+            Some(Rule::SkipDane | Rule::SkipSts) | None => {}
+        }
+        let policy = known.policy.as_ref().filter(|_| rule != Some(&Rule::SkipSts));
         let enforced = policy
             .filter(|policy| policy.mode == Mode::Enforce)
             .filter(|policy| hop.mx || policy.policy.mx_host.iter().any(|pattern| mx_matches(pattern, &hop.domain)));
         // Past its TTL it is asked again with the next mail, and serves if that fails: it is what is known.
-        let held = entry.and_then(|entry| entry.held.as_deref()).filter(|held| now < held.until + STALE);
+        let held = entry
+            .and_then(|entry| entry.held.as_deref())
+            .filter(|held| now < held.until + STALE && rule != Some(&Rule::SkipDane));
         let level = match (held, entry.map(|entry| &entry.decision.level)) {
             (Some(held), _) => {
                 let cause = held.verdict.failure().unwrap_or_default().to_owned();
@@ -200,7 +216,7 @@ impl Policies {
         let sts = match &level {
             Level::Secure => enforced.map(Arc::clone),
             Level::Default => policy.filter(|policy| policy.mode == Mode::Testing).map(Arc::clone),
-            Level::Dane | Level::DaneOnly | Level::Temp(_) => None,
+            Level::Dane | Level::DaneOnly | Level::Fixed(_) | Level::Temp(_) => None,
         };
         Decision { sts, failure: known.failure.clone(), ..Decision::bare(level) }
     }
@@ -214,6 +230,7 @@ impl Level {
             Level::Secure => "secure",
             Level::Dane => "dane",
             Level::DaneOnly => "dane-only",
+            Level::Fixed(_) => "fixed",
             Level::Temp(_) => "temp",
         }
     }

@@ -44,6 +44,8 @@ pub fn reply(wording: Wording, decision: &Decision, default: DefaultLevel) -> St
     match (&decision.level, &decision.sts, wording) {
         (Level::DaneOnly, ..) => "OK dane-only".into(),
         (Level::Dane, ..) => "OK dane".into(),
+        // Checked at load against the grammar of the Postfix that asks.
+        (Level::Fixed(answer), ..) => format!("OK {answer}"),
         (Level::Temp(cause), ..) => format!("TEMP {}", one_line(cause)),
         (Level::Secure, Some(policy), wording) => secure(wording, policy),
         (Level::Default, Some(policy), Wording::PolicyTlsrpt) => testing(policy, default),

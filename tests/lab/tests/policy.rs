@@ -9,7 +9,9 @@ use lab::ca::{self, Authority};
 use lab::dns::{self, Dns, Zone};
 use lab::https::{Answer, PolicyHosts, Site};
 use tlswarden::clock::Clock;
-use tlswarden::config::{Config, Level as Default_, Listen, PostfixSection, PostfixVersion, Span};
+use tlswarden::config::{
+    Config, Level as Default_, Listen, OverrideSection, PostfixSection, PostfixVersion, Skip, Span,
+};
 use tlswarden::dns::Resolver;
 use tlswarden::https::Client;
 use tlswarden::metrics::Metrics;
@@ -694,5 +696,68 @@ async fn an_administrator_looks_again_and_forgets() {
     assert_eq!(daemon.policies.purge(Some("told.test")).await, Ok(1));
     assert_eq!(daemon.policies.purge(Some("told.test")).await, Ok(0));
     assert!(matches!(daemon.level("told.test").await, Level::Temp(_)));
+    daemon.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn overrides_go_before_what_is_published() {
+    let mut world = World::new().await;
+    let rule = |domain: &str, answer: Option<&str>, skip: Option<Skip>| OverrideSection {
+        domain: domain.into(),
+        answer: answer.map(str::to_owned),
+        skip,
+        none: answer.is_none() && skip.is_none(),
+    };
+    world.config.policy.overrides = vec![
+        rule("fixed.test", Some("encrypt ciphers=high"), None),
+        rule("none.test", None, None),
+        rule("nodane.test", None, Some(Skip::Dane)),
+        rule("nosts.test", None, Some(Skip::Sts)),
+        rule(".below.test", Some("may"), None),
+    ];
+    for name in ["fixed.test", "none.test", "nodane.test", "nosts.test", "a.below.test", "below.test"] {
+        world.domain(name, true, &["mx1"]);
+        world.sts(name, "1", &document("enforce", &format!("mx1.{name}"), 10 * DAY));
+        // DANE that is broken: whoever looks at it can only say that nothing is known.
+        if !matches!(name, "nosts.test" | "below.test") {
+            world.dns.change().fault(name, Some(dns::Fault::ServFail));
+        }
+    }
+    let mut daemon = world.daemon(0);
+    let at = daemon.listen(Listen::Inet((Ipv4Addr::LOCALHOST, 0).into()), PostfixSection::default()).await;
+    let mut tcp = TcpStream::connect(at).await.unwrap();
+    for (key, want) in [
+        ("fixed.test", "OK encrypt ciphers=high"),
+        ("[fixed.test]:587", "OK encrypt ciphers=high"),
+        ("none.test", "NOTFOUND "),
+        ("nodane.test", "OK secure match=mx1.nodane.test servername=hostname"),
+        ("nosts.test", "NOTFOUND "),
+        ("a.below.test", "OK may"),
+        ("below.test", "OK secure match=mx1.below.test servername=hostname"),
+    ] {
+        for _ in 0..2 {
+            assert_eq!(ask(&mut tcp, &format!("policy {key}")).await, want, "{key}");
+        }
+    }
+    for quiet in ["fixed.test", "none.test", "nosts.test", "a.below.test"] {
+        assert_eq!(world.dns.zone().asked(&format!("_mta-sts.{quiet}"), RecordType::TXT), 0, "{quiet}");
+        assert_eq!(daemon.history.at(quiet, Clock::default().seconds()).in_force, InForce::None, "{quiet}");
+    }
+    assert_eq!(world.dns.zone().asked("fixed.test", RecordType::MX), 0);
+    let table = socketmap::table(&daemon.policies, Default_::May);
+    let table: Vec<String> = table.into_iter().map(|(key, answer)| format!("{key} {answer}")).collect();
+    assert_eq!(
+        table,
+        [
+            ".below.test may",
+            "[fixed.test]:587 encrypt ciphers=high",
+            "a.below.test may",
+            "below.test secure match=mx1.below.test servername=hostname",
+            "fixed.test encrypt ciphers=high",
+            "nodane.test secure match=mx1.nodane.test servername=hostname",
+        ]
+    );
+    let because = socketmap::explain(&daemon.policies, "fixed.test", Default_::May).await.because;
+    assert_eq!(because, "the configuration says so ([[policy.override]])");
     daemon.end().await;
 }
