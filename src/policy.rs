@@ -15,6 +15,7 @@ pub mod flight;
 pub mod history;
 pub mod ledger;
 pub mod overrides;
+mod shelf;
 pub mod sts;
 mod throttle;
 
@@ -33,12 +34,14 @@ use crate::config::{Config, Level as DefaultLevel, PostfixVersion};
 use crate::dns::Resolver;
 use crate::https::Client;
 use crate::metrics::Metrics;
+use crate::shutdown::stopped;
 use crate::store::{Store, StoreError};
 use crate::tlsrpt::{Failure, InForce, Mode, Policy, PolicyType, mx_matches};
 use dane::{Coverage, Verdict};
 use flight::Flights;
 use history::{History, Period};
 use overrides::{Overrides, Rule};
+use shelf::Shelf;
 use sts::cache::{Cache, Cached, Domain, Known, PolicyFailure};
 use sts::fetch;
 use throttle::Throttle;
@@ -57,6 +60,9 @@ const STALE: i64 = 86_400;
 
 /// How long before its end a "no policy" is asked again for domains in use, in seconds.
 const AHEAD: i64 = 15;
+
+/// Time between two looks for verdicts that may serve no longer.
+const SWEEP: Duration = Duration::from_secs(600);
 
 /// How many parts the decisions are kept in.
 const SHARDS: usize = 64;
@@ -116,6 +122,7 @@ pub struct Policies {
     /// Whether the MTA, told `dane`, falls back to `may` where the MX records are not signed.
     insecure_mx_is_may: bool,
     overrides: Overrides,
+    shelf: Shelf,
     sts: Arc<Cache>,
     history: Arc<History>,
     clock: Clock,
@@ -149,6 +156,7 @@ struct Entry {
 }
 
 /// The last DANE verdict that was no failure.
+#[derive(Debug)]
 struct Held {
     verdict: Arc<Verdict>,
     until: i64,
@@ -203,6 +211,7 @@ impl Policies {
         metrics: Metrics,
     ) -> Result<Arc<Policies>, StoreError> {
         let limit = config.policy.max_domains;
+        let shelf = Shelf::new(Arc::clone(&store));
         let sts = Cache::open(limit, resolver.clone(), client, store, clock, metrics.clone())?;
         let version = config.postfix.version;
         let between =
@@ -217,7 +226,8 @@ impl Policies {
         if let Some(cause) = why_no_dane {
             tracing::info!("policy: no DANE: {cause}; MTA-STS alone is answered");
         }
-        Ok(Arc::new(Policies {
+        let held = if why_no_dane.is_none() { shelf.load(clock.seconds(), limit)? } else { Vec::new() };
+        let policies = Policies {
             entries: std::array::from_fn(|_| Shard::default()),
             limit: limit.max(1),
             budget: config.policy.answer_budget.0,
@@ -233,7 +243,13 @@ impl Policies {
             decisions: Flights::new(),
             verdicts: Flights::new(),
             nothing: Entry::nothing(),
-        }))
+            shelf,
+        };
+        for (key, held) in held {
+            let entry = Entry::before(Domain::new(key.as_str().into(), 0), held);
+            policies.shard(key.as_bytes()).write().insert(key.into_bytes().into(), Arc::new(entry));
+        }
+        Ok(Arc::new(policies))
     }
 
     /// The decision that stands for a next hop as the MTA writes it; none where one must be made ([`Policies::decide`]).
@@ -322,9 +338,46 @@ impl Policies {
 
     /// Keeps policies fresh and stored, until `shutdown` turns true.
     pub async fn run(self: Arc<Self>, shutdown: watch::Receiver<bool>) {
-        Arc::clone(&self.sts).run(shutdown).await;
+        tokio::join!(Arc::clone(&self.sts).run(shutdown.clone()), self.keep_verdicts(shutdown));
         self.decisions.abort();
         self.verdicts.abort();
+    }
+
+    /// Writes verdicts behind, and lets go of those that may serve no longer.
+    async fn keep_verdicts(&self, mut shutdown: watch::Receiver<bool>) {
+        let mut sweep = tokio::time::interval(SWEEP);
+        sweep.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                () = self.shelf.wake.notified() => tokio::time::sleep(shelf::BEHIND).await,
+                _ = sweep.tick() => self.sweep(self.clock.seconds()),
+                () = stopped(&mut shutdown) => break,
+            }
+            self.write_verdicts().await;
+        }
+        self.write_verdicts().await;
+    }
+
+    async fn write_verdicts(&self) {
+        if let Err(error) = self.shelf.write().await
+            && self.throttle.permits("store", self.clock.seconds())
+        {
+            let line = format!("store: cannot write DANE verdicts: {error}; they serve from memory until it can");
+            self.metrics.error(self.clock, line);
+        }
+    }
+
+    fn sweep(&self, now: i64) {
+        for shard in &self.entries {
+            shard.write().retain(|key, entry| {
+                let ended = entry.held.as_ref().is_some_and(|held| held.until.saturating_add(STALE) < now);
+                let goes = ended && entry.asked.load(Ordering::Relaxed) + STALE < now;
+                if goes && let Ok(key) = std::str::from_utf8(key) {
+                    self.shelf.remove(key.to_owned());
+                }
+                !goes
+            });
+        }
     }
 
     /// How much there is.
@@ -460,7 +513,9 @@ impl Policies {
         let cause = match verdict {
             Some(verdict) if verdict.coverage() != Coverage::Unknown => {
                 let ttl = i64::try_from(verdict.ttl.as_secs()).unwrap_or(i64::MAX / 4);
-                return DaneNow::of(Arc::new(Held { verdict, until: now + ttl, refresh: now + ttl * 4 / 5 }));
+                let held = Arc::new(Held { verdict, until: now + ttl, refresh: now + ttl * 4 / 5 });
+                self.shelf.put(hop.key(), &held);
+                return DaneNow::of(held);
             }
             Some(verdict) => verdict.failure().unwrap_or("not known").to_owned(),
             None => format!("DNS: no answer within {} s", self.budget.as_secs()),
@@ -543,9 +598,15 @@ impl Policies {
         let surplus = (entries.len() - limit + limit / 20).clamp(1, asked.len());
         let cutoff = *asked.select_nth_unstable(surplus - 1).1;
         let mut left = surplus;
-        entries.retain(|_, entry| {
+        entries.retain(|key, entry| {
             let goes = left > 0 && entry.asked.load(Ordering::Relaxed) <= cutoff;
             left -= usize::from(goes);
+            if goes
+                && entry.held.is_some()
+                && let Ok(key) = std::str::from_utf8(key)
+            {
+                self.shelf.remove(key.to_owned());
+            }
             !goes
         });
         self.metrics.add("decisions_evicted", (surplus - left) as u64);
@@ -578,6 +639,12 @@ fn combine(coverage: Coverage, held: Option<&Held>, enforced: bool, now: i64, ca
 }
 
 impl Entry {
+    /// What was known before a restart: a decision is made from it when it is asked for.
+    fn before(domain: Domain, held: Arc<Held>) -> Entry {
+        let asked = AtomicI64::new(held.refresh);
+        Entry { until: i64::MIN, domain: Arc::new(domain), held: Some(held), asked, ..Entry::nothing() }
+    }
+
     fn nothing() -> Entry {
         Entry {
             decision: Arc::new(Decision::none()),

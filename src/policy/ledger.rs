@@ -151,6 +151,9 @@ impl Policies {
             shard.write().retain(|key, _| {
                 let hop = NextHop::parse(key);
                 let goes = domain.is_none_or(|name| hop.as_ref().is_some_and(|hop| hop.domain == name));
+                if goes && let Ok(key) = std::str::from_utf8(key) {
+                    self.shelf.remove(key.to_owned());
+                }
                 gone.extend(hop.filter(|_| goes).map(|hop| hop.domain));
                 !goes
             });
@@ -177,7 +180,8 @@ impl Policies {
 
     /// Writes what has changed.
     async fn flush(&self) -> Result<(), String> {
-        self.sts.write().await
+        self.sts.write().await?;
+        self.shelf.write().await
     }
 
     fn hops(&self) -> Vec<NextHop> {

@@ -761,3 +761,53 @@ async fn overrides_go_before_what_is_published() {
     assert_eq!(because, "the configuration says so ([[policy.override]])");
     daemon.end().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn verdicts_outlive_a_restart_and_serve_for_a_day_while_dns_fails() {
+    let world = World::new().await;
+    for name in ["dane.test", "none.test", "none-sts.test"] {
+        world.domain(name, true, &["mx1"]);
+    }
+    tlsa(&mut world.dns.change(), "mx1.dane.test");
+    world.sts("none-sts.test", "1", &document("enforce", "mx1.none-sts.test", 10 * DAY));
+    let names = [("dane.test", Level::DaneOnly), ("none.test", Level::Default), ("none-sts.test", Level::Secure)];
+    let daemon = world.daemon(0);
+    for (name, level) in &names {
+        assert_eq!(daemon.level(name).await, *level, "{name}");
+    }
+    daemon.end().await;
+    // Within the TTL nothing is asked again.
+    let asked = |name: &str| world.dns.zone().asked(name, RecordType::MX);
+    let daemon = world.daemon(10);
+    for (name, level) in &names {
+        assert_eq!(daemon.level(name).await, *level, "{name}");
+        assert_eq!(asked(name), 1, "{name}");
+    }
+    daemon.end().await;
+    for (name, _) in &names {
+        world.dns.change().fault(name, Some(dns::Fault::ServFail));
+    }
+    // Past the TTL: a DANE verdict serves, and "none" together with an enforced policy alone.
+    let daemon = world.daemon(DAY - 60);
+    assert_eq!(daemon.level("dane.test").await, Level::DaneOnly);
+    assert!(matches!(daemon.level("none.test").await, Level::Temp(_)));
+    assert_eq!(daemon.level("none-sts.test").await, Level::Secure);
+    assert!(asked("dane.test") > 1);
+    daemon.end().await;
+    let daemon = world.daemon(3 * DAY);
+    for (name, _) in &names {
+        assert!(matches!(daemon.level(name).await, Level::Temp(_)), "{name}");
+    }
+    daemon.end().await;
+    // What was forgotten stays so.
+    world.dns.change().fault("dane.test", None);
+    let daemon = world.daemon(0);
+    assert_eq!(daemon.level("dane.test").await, Level::DaneOnly);
+    // The policy of none-sts.test and what was just asked; the verdicts that ended are gone already.
+    assert_eq!(daemon.policies.purge(None).await, Ok(2));
+    daemon.end().await;
+    world.dns.change().fault("dane.test", Some(dns::Fault::ServFail));
+    let daemon = world.daemon(0);
+    assert!(matches!(daemon.level("dane.test").await, Level::Temp(_)));
+    daemon.end().await;
+}
