@@ -6,6 +6,7 @@
 
 mod check;
 mod control;
+mod policies;
 mod replay;
 mod serve;
 mod table;
@@ -100,6 +101,8 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Lists the cached policies; shows, refreshes or forgets one; writes them as a table for Postfix.
+    Policies(policies::Options),
     /// Shows what logs would have been counted as; sends and stores nothing.
     #[command(after_help = replay::HELP)]
     Replay(replay::Options),
@@ -122,7 +125,7 @@ enum Command {
 #[derive(Args)]
 struct ConfigFile {
     /// The configuration file.
-    #[arg(long, value_name = "FILE", default_value = "/etc/tlswarden/tlswarden.toml")]
+    #[arg(long, value_name = "FILE", global = true, default_value = "/etc/tlswarden/tlswarden.toml")]
     config: PathBuf,
 }
 
@@ -150,6 +153,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Policy { domain, config, json } => {
             config.load().and_then(|config| control::policy(&config, &domain, json))
         }
+        Command::Policies(options) => policies::policies(&options),
         Command::Replay(options) => replay::replay(&options),
         Command::Report { day, domain, out, config } => {
             config.load().and_then(|config| control::report(&config, day, domain, out.as_deref()))

@@ -4,6 +4,7 @@
 //! When it fails: one line that names file, line, key, what was found and what is allowed (exit 78).
 //! Not here: whether what it names exists on this host (`daemon`).
 
+mod answer;
 mod load;
 
 use std::fmt;
@@ -128,6 +129,37 @@ pub struct PolicySection {
     pub answer_budget: Span,
     /// How many domains' policies are kept.
     pub max_domains: usize,
+    /// What is said about single domains.
+    #[serde(rename = "override")]
+    pub overrides: Vec<OverrideSection>,
+}
+
+/// `[[policy.override]]`: one of `answer`, `skip` and `none`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OverrideSection {
+    /// A domain, or `.example.com` for all that is below it; the nearest counts. The name of a smart host in brackets
+    /// is written without them.
+    pub domain: String,
+    /// A fixed answer, in the words of `smtp_tls_policy_maps`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub answer: Option<String>,
+    /// What is not looked at.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub skip: Option<Skip>,
+    /// No policy: the host's own default.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub none: bool,
+}
+
+/// What an override leaves out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Skip {
+    /// DANE: MTA-STS alone counts.
+    Dane,
+    /// MTA-STS: DANE alone counts.
+    Sts,
 }
 
 /// `[report]`
@@ -239,7 +271,7 @@ impl Default for SocketmapSection {
 
 impl Default for PolicySection {
     fn default() -> Self {
-        PolicySection { answer_budget: Span(Duration::from_secs(5)), max_domains: 100_000 }
+        PolicySection { answer_budget: Span(Duration::from_secs(5)), max_domains: 100_000, overrides: Vec::new() }
     }
 }
 

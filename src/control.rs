@@ -23,8 +23,9 @@ use crate::config::Config;
 use crate::dns::Resolver;
 use crate::domain;
 use crate::metrics::{Metrics, Progress};
-use crate::policy::Policies;
 use crate::policy::explain::Explanation;
+use crate::policy::ledger::Listed;
+use crate::policy::{NextHop, Policies};
 use crate::report::{self, Preview, missing_identity};
 use crate::scheduler::{Due, Scheduler};
 use crate::shutdown::stopped;
@@ -59,6 +60,25 @@ pub enum Question {
         /// One recipient domain; without it all.
         domain: Option<String>,
     },
+    /// What is known of each next hop: `Vec<Listed>`.
+    Policies,
+    /// What is known of one: `Option<Listed>`, with its document.
+    PoliciesShow {
+        /// As Postfix would write it.
+        next_hop: String,
+    },
+    /// The same, after DNS and the policy host have been asked again.
+    PoliciesRefresh {
+        /// As Postfix would write it.
+        next_hop: String,
+    },
+    /// Forgets, and says how many domains were forgotten: `usize`.
+    PoliciesPurge {
+        /// One domain; without it all.
+        domain: Option<String>,
+    },
+    /// Each next hop that has a policy and its answer: `Vec<(String, String)>`.
+    PoliciesExport,
 }
 
 /// What is answered.
@@ -173,14 +193,33 @@ impl Desk {
         Ok(previews)
     }
 
+    /// What is known of a next hop; with `refresh` after everything has been asked again. Fails with one line.
+    pub async fn show(&self, next_hop: &str, refresh: bool) -> Result<Option<Listed>, String> {
+        let hop = hop(next_hop)?;
+        if refresh { self.policies.look_again(&hop).await.map_err(unwritten) } else { Ok(self.policies.show(&hop)) }
+    }
+
+    /// Forgets a domain, or all; returns how many. Fails with one line.
+    pub async fn purge(&self, domain: Option<&str>) -> Result<usize, String> {
+        let domain = domain.map(|name| hop(name).map(|hop| hop.domain)).transpose()?;
+        self.policies.purge(domain.as_deref()).await.map_err(unwritten)
+    }
+
+    /// Each next hop that has a policy, and its answer.
+    pub fn export(&self) -> Vec<(String, String)> {
+        socketmap::table(&self.policies, self.config.postfix.default_level)
+    }
+
     async fn answer(&self, question: &[u8]) -> Vec<u8> {
         match serde_json::from_slice(question) {
             Ok(Question::Status) => octets(&Reply::Answer(self.status())),
             Ok(Question::Policy { next_hop }) => octets(&Reply::Answer(self.policy(&next_hop).await)),
-            Ok(Question::Report { day, domain }) => octets(&match self.report(day, domain.as_deref()).await {
-                Ok(previews) => Reply::Answer(previews),
-                Err(line) => Reply::Fault(line),
-            }),
+            Ok(Question::Report { day, domain }) => octets(&reply(self.report(day, domain.as_deref()).await)),
+            Ok(Question::Policies) => octets(&Reply::Answer(self.policies.listed())),
+            Ok(Question::PoliciesShow { next_hop }) => octets(&reply(self.show(&next_hop, false).await)),
+            Ok(Question::PoliciesRefresh { next_hop }) => octets(&reply(self.show(&next_hop, true).await)),
+            Ok(Question::PoliciesPurge { domain }) => octets(&reply(self.purge(domain.as_deref()).await)),
+            Ok(Question::PoliciesExport) => octets(&Reply::Answer(self.export())),
             Err(error) => octets(&Reply::<()>::Fault(format!("control: no question: {error}; nothing was done"))),
         }
     }
@@ -246,6 +285,19 @@ pub async fn ask<T: DeserializeOwned>(socket: &Path, question: &Question) -> Res
         Ok(Reply::Fault(line)) => Err(AskError::Failed(line)),
         Err(error) => Err(failed(&error)),
     }
+}
+
+fn reply<T>(result: Result<T, String>) -> Reply<T> {
+    result.map_or_else(Reply::Fault, Reply::Answer)
+}
+
+fn hop(text: &str) -> Result<NextHop, String> {
+    NextHop::parse(text.as_bytes())
+        .ok_or_else(|| format!("`{}` is no next hop that can have a policy", text.escape_debug()))
+}
+
+fn unwritten(cause: String) -> String {
+    format!("store: cannot write policies: {cause}; changed in memory alone")
 }
 
 fn octets(value: &impl Serialize) -> Vec<u8> {

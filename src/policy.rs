@@ -13,6 +13,9 @@ pub mod dane;
 pub mod explain;
 pub mod flight;
 pub mod history;
+pub mod ledger;
+pub mod overrides;
+mod shelf;
 pub mod sts;
 mod throttle;
 
@@ -31,12 +34,16 @@ use crate::config::{Config, Level as DefaultLevel, PostfixVersion};
 use crate::dns::Resolver;
 use crate::https::Client;
 use crate::metrics::Metrics;
+use crate::shutdown::stopped;
 use crate::store::{Store, StoreError};
 use crate::tlsrpt::{Failure, InForce, Mode, Policy, PolicyType, mx_matches};
 use dane::{Coverage, Verdict};
 use flight::Flights;
 use history::{History, Period};
+use overrides::{Overrides, Rule};
+use shelf::Shelf;
 use sts::cache::{Cache, Cached, Domain, Known, PolicyFailure};
+use sts::fetch;
 use throttle::Throttle;
 
 /// How long an answer stands that was given before all was known, in seconds.
@@ -53,6 +60,9 @@ const STALE: i64 = 86_400;
 
 /// How long before its end a "no policy" is asked again for domains in use, in seconds.
 const AHEAD: i64 = 15;
+
+/// Time between two looks for verdicts that may serve no longer.
+const SWEEP: Duration = Duration::from_secs(600);
 
 /// How many parts the decisions are kept in.
 const SHARDS: usize = 64;
@@ -82,6 +92,8 @@ pub enum Level {
     Dane,
     /// DANE on every host.
     DaneOnly,
+    /// What the administrator has set, in the words of Postfix.
+    Fixed(Arc<str>),
     /// Not known; the MTA is to try again.
     Temp(String),
 }
@@ -109,6 +121,8 @@ pub struct Policies {
     dane: bool,
     /// Whether the MTA, told `dane`, falls back to `may` where the MX records are not signed.
     insecure_mx_is_may: bool,
+    overrides: Overrides,
+    shelf: Shelf,
     sts: Arc<Cache>,
     history: Arc<History>,
     clock: Clock,
@@ -142,10 +156,22 @@ struct Entry {
 }
 
 /// The last DANE verdict that was no failure.
+#[derive(Debug)]
 struct Held {
     verdict: Arc<Verdict>,
     until: i64,
     refresh: i64,
+}
+
+/// Why a decision is made.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Urge {
+    /// It was asked for, and none stands.
+    Asked,
+    /// What ends soon is asked again now, behind the answers.
+    Ahead,
+    /// An administrator wants everything looked at again.
+    Told,
 }
 
 /// What is known of DANE now.
@@ -185,6 +211,7 @@ impl Policies {
         metrics: Metrics,
     ) -> Result<Arc<Policies>, StoreError> {
         let limit = config.policy.max_domains;
+        let shelf = Shelf::new(Arc::clone(&store));
         let sts = Cache::open(limit, resolver.clone(), client, store, clock, metrics.clone())?;
         let version = config.postfix.version;
         let between =
@@ -199,12 +226,14 @@ impl Policies {
         if let Some(cause) = why_no_dane {
             tracing::info!("policy: no DANE: {cause}; MTA-STS alone is answered");
         }
-        Ok(Arc::new(Policies {
+        let held = if why_no_dane.is_none() { shelf.load(clock.seconds(), limit)? } else { Vec::new() };
+        let policies = Policies {
             entries: std::array::from_fn(|_| Shard::default()),
             limit: limit.max(1),
             budget: config.policy.answer_budget.0,
             dane: why_no_dane.is_none(),
             insecure_mx_is_may: between(6, 9) && config.postfix.default_level != DefaultLevel::Dane,
+            overrides: Overrides::new(&config.policy.overrides),
             resolver,
             sts: Arc::new(sts),
             history,
@@ -214,7 +243,13 @@ impl Policies {
             decisions: Flights::new(),
             verdicts: Flights::new(),
             nothing: Entry::nothing(),
-        }))
+            shelf,
+        };
+        for (key, held) in held {
+            let entry = Entry::before(Domain::new(key.as_str().into(), 0), held);
+            policies.shard(key.as_bytes()).write().insert(key.into_bytes().into(), Arc::new(entry));
+        }
+        Ok(Arc::new(policies))
     }
 
     /// The decision that stands for a next hop as the MTA writes it; none where one must be made ([`Policies::decide`]).
@@ -294,7 +329,7 @@ impl Policies {
         let Some(hop) = NextHop::parse(key) else { return Arc::clone(&self.nothing.decision) };
         let flight = self.decisions.join(&hop.key(), || {
             let policies = Arc::clone(self);
-            async move { policies.make(hop, false).await }
+            async move { policies.make(hop, Urge::Asked).await }
         });
         // The work keeps the budget itself; the second is for a busy host.
         let patience = Instant::now() + self.budget + Duration::from_secs(1);
@@ -303,9 +338,46 @@ impl Policies {
 
     /// Keeps policies fresh and stored, until `shutdown` turns true.
     pub async fn run(self: Arc<Self>, shutdown: watch::Receiver<bool>) {
-        Arc::clone(&self.sts).run(shutdown).await;
+        tokio::join!(Arc::clone(&self.sts).run(shutdown.clone()), self.keep_verdicts(shutdown));
         self.decisions.abort();
         self.verdicts.abort();
+    }
+
+    /// Writes verdicts behind, and lets go of those that may serve no longer.
+    async fn keep_verdicts(&self, mut shutdown: watch::Receiver<bool>) {
+        let mut sweep = tokio::time::interval(SWEEP);
+        sweep.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                () = self.shelf.wake.notified() => tokio::time::sleep(shelf::BEHIND).await,
+                _ = sweep.tick() => self.sweep(self.clock.seconds()),
+                () = stopped(&mut shutdown) => break,
+            }
+            self.write_verdicts().await;
+        }
+        self.write_verdicts().await;
+    }
+
+    async fn write_verdicts(&self) {
+        if let Err(error) = self.shelf.write().await
+            && self.throttle.permits("store", self.clock.seconds())
+        {
+            let line = format!("store: cannot write DANE verdicts: {error}; they serve from memory until it can");
+            self.metrics.error(self.clock, line);
+        }
+    }
+
+    fn sweep(&self, now: i64) {
+        for shard in &self.entries {
+            shard.write().retain(|key, entry| {
+                let ended = entry.held.as_ref().is_some_and(|held| held.until.saturating_add(STALE) < now);
+                let goes = ended && entry.asked.load(Ordering::Relaxed) + STALE < now;
+                if goes && let Ok(key) = std::str::from_utf8(key) {
+                    self.shelf.remove(key.to_owned());
+                }
+                !goes
+            });
+        }
     }
 
     /// How much there is.
@@ -324,24 +396,47 @@ impl Policies {
         if let Some(hop) = NextHop::parse(key) {
             drop(self.decisions.join(&hop.key(), || {
                 let policies = Arc::clone(self);
-                async move { policies.make(hop, true).await }
+                async move { policies.make(hop, Urge::Ahead).await }
             }));
         }
     }
 
-    /// `ahead`: what ends soon is asked again now.
-    async fn make(self: Arc<Self>, hop: NextHop, ahead: bool) -> Arc<Decision> {
+    async fn make(self: Arc<Self>, hop: NextHop, urge: Urge) -> Arc<Decision> {
         let key = hop.key();
         let began = Instant::now();
         let old = self.entry(&key);
         let held = old.as_ref().and_then(|entry| entry.held.clone());
-        let domain = self.sts.domain(&hop.domain);
-        domain.touch(self.clock.seconds());
-        let (dane, ()) = tokio::join!(self.dane(&hop, held, began, ahead), self.sts(&domain, began, ahead));
+        let rule = self.overrides.of(&hop.domain);
+        let domain = match rule {
+            // It is not looked at.
+            Some(Rule::Fixed(_) | Rule::None | Rule::SkipSts) => Arc::new(Domain::new(hop.domain.as_str().into(), 0)),
+            Some(Rule::SkipDane) | None => self.sts.domain(&hop.domain),
+        };
+        if urge != Urge::Told {
+            domain.touch(self.clock.seconds());
+        }
+        let dane = async {
+            match rule {
+                Some(Rule::Fixed(_) | Rule::None | Rule::SkipDane) => DaneNow::skipped(),
+                Some(Rule::SkipSts) | None => self.dane(&hop, held, began, urge).await,
+            }
+        };
+        let sts = async {
+            if matches!(rule, Some(Rule::SkipDane) | None) {
+                self.sts(&domain, began, urge).await;
+            }
+        };
+        let (dane, ()) = tokio::join!(dane, sts);
         let now = self.clock.seconds();
         let version = domain.version();
-        let known = domain.known(now);
-        let entry = self.settle(&hop, dane, known, now);
+        let known = match rule {
+            Some(Rule::Fixed(_) | Rule::None | Rule::SkipSts) => Known { due: i64::MAX, ..Known::default() },
+            Some(Rule::SkipDane) | None => domain.known(now),
+        };
+        let mut entry = self.settle(&hop, dane, known, now);
+        if let Some(Rule::Fixed(answer)) = rule {
+            entry.0.level = Level::Fixed(Arc::clone(answer));
+        }
         let period = match &entry.0.level {
             Level::Temp(cause) => {
                 self.metrics.add("answers_temp", 1);
@@ -352,13 +447,15 @@ impl Policies {
                 None
             }
             // A refresh is no asking: the history notes what was answered.
-            _ if ahead => old.and_then(|old| old.period.clone().filter(|_| old.decision.in_force == entry.0.in_force)),
+            _ if urge != Urge::Asked => {
+                old.and_then(|old| old.period.clone().filter(|_| old.decision.in_force == entry.0.in_force))
+            }
             _ => Some(self.history.note(&hop, now, &entry.0.in_force)),
         };
         let (decision, until, refresh, held) = entry;
         let decision = Arc::new(decision);
         // A refresh that changed what is in force is noted when it is first answered: it must not answer from memory.
-        let until = if ahead && period.is_none() { now } else { until };
+        let until = if urge != Urge::Asked && period.is_none() { now } else { until };
         self.keep(
             key,
             Entry {
@@ -378,25 +475,31 @@ impl Policies {
     }
 
     /// Waits for what MTA-STS is to know before an answer: nothing where a policy is there.
-    async fn sts(&self, domain: &Arc<Domain>, began: Instant, ahead: bool) {
+    async fn sts(&self, domain: &Arc<Domain>, began: Instant, urge: Urge) {
         let now = self.clock.seconds();
-        let at = if ahead { now + AHEAD } else { now };
+        let at = if urge == Urge::Ahead { now + AHEAD } else { now };
         let Some(flight) = self.sts.look(domain, at) else { return };
-        if ahead || domain.known(now).policy.is_none() {
+        if urge != Urge::Asked || domain.known(now).policy.is_none() {
             // Who comes when it has been tried for the whole budget does not wait for it again.
-            let deadline = began.min(flight.began) + self.budget;
+            let deadline = match urge {
+                Urge::Told => began + self.budget + fetch::FETCH_TIME,
+                Urge::Asked | Urge::Ahead => began.min(flight.began) + self.budget,
+            };
             let _ = flight.landed(deadline).await;
         }
     }
 
-    async fn dane(&self, hop: &NextHop, held: Option<Arc<Held>>, began: Instant, ahead: bool) -> DaneNow {
-        let forever = i64::MAX;
+    async fn dane(&self, hop: &NextHop, held: Option<Arc<Held>>, began: Instant, urge: Urge) -> DaneNow {
         if !self.dane {
-            let (coverage, cause) = (Coverage::Nothing, String::new());
-            return DaneNow { coverage, cause, held: None, until: forever, refresh: forever };
+            return DaneNow::skipped();
         }
         let now = self.clock.seconds();
-        if let Some(fresh) = held.as_ref().filter(|h| now < if ahead { h.refresh } else { h.until }) {
+        let fresh = |h: &&Arc<Held>| match urge {
+            Urge::Asked => now < h.until,
+            Urge::Ahead => now < h.refresh,
+            Urge::Told => false,
+        };
+        if let Some(fresh) = held.as_ref().filter(fresh) {
             return DaneNow::of(Arc::clone(fresh));
         }
         let flight = self.verdicts.join(&hop.key(), || {
@@ -410,7 +513,9 @@ impl Policies {
         let cause = match verdict {
             Some(verdict) if verdict.coverage() != Coverage::Unknown => {
                 let ttl = i64::try_from(verdict.ttl.as_secs()).unwrap_or(i64::MAX / 4);
-                return DaneNow::of(Arc::new(Held { verdict, until: now + ttl, refresh: now + ttl * 4 / 5 }));
+                let held = Arc::new(Held { verdict, until: now + ttl, refresh: now + ttl * 4 / 5 });
+                self.shelf.put(hop.key(), &held);
+                return DaneNow::of(held);
             }
             Some(verdict) => verdict.failure().unwrap_or("not known").to_owned(),
             None => format!("DNS: no answer within {} s", self.budget.as_secs()),
@@ -419,7 +524,7 @@ impl Policies {
         match held {
             // Not yet at its end: nothing is lost.
             Some(h) if now < h.until => DaneNow { refresh: now + RETRY, ..DaneNow::of(h) },
-            held => DaneNow { coverage: Coverage::Unknown, cause, held, until: now + RETRY, refresh: forever },
+            held => DaneNow { coverage: Coverage::Unknown, cause, held, until: now + RETRY, refresh: i64::MAX },
         }
     }
 
@@ -449,12 +554,12 @@ impl Policies {
                     known.failure.as_ref().filter(|_| policy.is_none()).map(|failure| failure.in_force(&hop.domain))
                 }
             },
-            Level::Temp(_) => None,
+            Level::Fixed(_) | Level::Temp(_) => None,
         };
         let sts = match &level {
             Level::Secure => enforced.map(Arc::clone),
             Level::Default => policy.filter(|policy| policy.mode == Mode::Testing),
-            Level::Dane | Level::DaneOnly | Level::Temp(_) => None,
+            Level::Dane | Level::DaneOnly | Level::Fixed(_) | Level::Temp(_) => None,
         };
         let decision =
             Decision { level, in_force: Arc::new(in_force.unwrap_or(InForce::None)), sts, failure: known.failure };
@@ -493,9 +598,15 @@ impl Policies {
         let surplus = (entries.len() - limit + limit / 20).clamp(1, asked.len());
         let cutoff = *asked.select_nth_unstable(surplus - 1).1;
         let mut left = surplus;
-        entries.retain(|_, entry| {
+        entries.retain(|key, entry| {
             let goes = left > 0 && entry.asked.load(Ordering::Relaxed) <= cutoff;
             left -= usize::from(goes);
+            if goes
+                && entry.held.is_some()
+                && let Ok(key) = std::str::from_utf8(key)
+            {
+                self.shelf.remove(key.to_owned());
+            }
             !goes
         });
         self.metrics.add("decisions_evicted", (surplus - left) as u64);
@@ -528,6 +639,12 @@ fn combine(coverage: Coverage, held: Option<&Held>, enforced: bool, now: i64, ca
 }
 
 impl Entry {
+    /// What was known before a restart: a decision is made from it when it is asked for.
+    fn before(domain: Domain, held: Arc<Held>) -> Entry {
+        let asked = AtomicI64::new(held.refresh);
+        Entry { until: i64::MIN, domain: Arc::new(domain), held: Some(held), asked, ..Entry::nothing() }
+    }
+
     fn nothing() -> Entry {
         Entry {
             decision: Arc::new(Decision::none()),
@@ -545,6 +662,12 @@ impl Entry {
 }
 
 impl DaneNow {
+    /// DANE is not looked at.
+    fn skipped() -> DaneNow {
+        let (coverage, cause) = (Coverage::Nothing, String::new());
+        DaneNow { coverage, cause, held: None, until: i64::MAX, refresh: i64::MAX }
+    }
+
     fn of(held: Arc<Held>) -> DaneNow {
         let cause = held.verdict.failure().unwrap_or_default().to_owned();
         let (until, refresh) = (held.until, held.refresh);

@@ -141,6 +141,14 @@ pub async fn explain(policies: &Arc<Policies>, key: &str, default: Level) -> Exp
         .await
 }
 
+/// Every next hop that has a policy, with the answer in the words that every Postfix knows: a table for a day without
+/// the daemon. A testing policy has none, for it asks for nothing.
+pub fn table(policies: &Policies, default: Level) -> Vec<(String, String)> {
+    let word =
+        |decision: &Decision| wording::reply(Wording::Policy, decision, default).strip_prefix("OK ").map(str::to_owned);
+    policies.table(word)
+}
+
 struct Service {
     policies: Arc<Policies>,
     default: Level,

@@ -19,6 +19,8 @@ pub enum Family {
     Open,
     /// Cached MTA-STS policies, by domain.
     Sts,
+    /// DANE verdicts, by next hop.
+    Dane,
     /// The history of decisions, by next-hop key and time.
     Decision,
     /// Reports: planned, attempted, sent, by day, domain and destination.

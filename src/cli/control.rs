@@ -80,7 +80,7 @@ pub fn report(config: &Config, day: Option<Day>, domain: Option<String>, out: Op
 }
 
 /// Asks the daemon, or does what it would do.
-fn answer<T: DeserializeOwned>(
+pub(super) fn answer<T: DeserializeOwned>(
     config: &Config,
     question: &Question,
     here: impl AsyncFnOnce(&Desk) -> Result<T, String>,
@@ -166,7 +166,7 @@ fn give_back(folder: &Path) -> std::io::Result<()> {
     Ok(())
 }
 
-fn pretty(value: &impl Serialize) -> String {
+pub(super) fn pretty(value: &impl Serialize) -> String {
     serde_json::to_string_pretty(value).expect("plain structures always serialise") + "\n"
 }
 
@@ -232,6 +232,6 @@ fn people(status: &Status) -> String {
     text
 }
 
-fn moment(seconds: i64) -> String {
+pub(super) fn moment(seconds: i64) -> String {
     Timestamp::from_second(seconds).map_or_else(|_| seconds.to_string(), |t| t.to_string())
 }

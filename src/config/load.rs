@@ -49,8 +49,13 @@ impl Config {
         let config: Config = parse(&text, path)?;
         config.check().map_err(|(section, key, problem)| ConfigError {
             file: path.to_owned(),
-            line: line_of(&text, section, key),
+            line: line_of(&text, section, 0, key),
             problem: format!("[{section}] {key}: {problem}"),
+        })?;
+        config.check_overrides().map_err(|(nth, key, problem)| ConfigError {
+            file: path.to_owned(),
+            line: line_of(&text, "policy.override", nth, key),
+            problem: format!("[[policy.override]] {key}: {problem}"),
         })?;
         Ok(config)
     }
@@ -129,6 +134,36 @@ impl Config {
     }
 }
 
+impl Config {
+    /// Which override, counted from 0, is wrong; its key, and what is wrong and what is allowed.
+    fn check_overrides(&self) -> Result<(), (usize, &'static str, String)> {
+        let mut domains = HashSet::new();
+        for (nth, section) in self.policy.overrides.iter().enumerate() {
+            let text = &section.domain;
+            let (dot, name) = text.strip_prefix('.').map_or(("", text.as_str()), |parent| (".", parent));
+            let Some(name) = domain::normalise(name) else {
+                let problem =
+                    format!("`{}` is no domain name; allowed: `example.com` or `.example.com`", text.escape_debug());
+                return Err((nth, "domain", problem));
+            };
+            if !domains.insert(format!("{dot}{name}")) {
+                return Err((nth, "domain", format!("{dot}{name} is there twice; allowed: each once")));
+            }
+            let said = [section.answer.is_some(), section.skip.is_some(), section.none];
+            if said.into_iter().filter(|said| *said).count() != 1 {
+                let problem = format!("{dot}{name}: allowed: one of `answer`, `skip` and `none = true`");
+                return Err((nth, "domain", problem));
+            }
+            if let Some(answer) = &section.answer {
+                let postfix = &self.postfix;
+                let checked = super::answer::check(answer, postfix.version, postfix.dnssec);
+                checked.map_err(|problem| (nth, "answer", format!("{dot}{name}: {problem}")))?;
+            }
+        }
+        Ok(())
+    }
+}
+
 /// Reads a TOML file into a type; every fault has its line and key.
 pub fn parse<T: DeserializeOwned>(text: &str, path: &Path) -> Result<T, ConfigError> {
     toml::from_str(text).map_err(|error| {
@@ -160,14 +195,21 @@ fn key_at(text: &str, at: usize) -> Option<&str> {
     (!key.is_empty() && key.bytes().all(|b| b.is_ascii_alphanumeric() || b"_-.\"".contains(&b))).then_some(key)
 }
 
-/// The line of a key within a section, counted from 1; the section's own where the key is missing.
-fn line_of(text: &str, section: &str, key: &str) -> Option<usize> {
+/// The line of a key within a section, counted from 1; the section's own where the key is missing. `nth`, from 0, is
+/// which of several sections of that name.
+fn line_of(text: &str, section: &str, nth: usize, key: &str) -> Option<usize> {
     let mut within = false;
     let mut head = None;
+    let mut heads = 0;
     for (number, line) in text.lines().enumerate() {
         let line = line.trim();
         if line.starts_with('[') {
-            within = line.trim_matches(['[', ']']) == section;
+            let here = line.trim_matches(['[', ']']) == section;
+            within = here && heads >= nth;
+            heads += usize::from(here);
+            if within && head.is_some() && nth > 0 {
+                return head;
+            }
             if within {
                 head = Some(number + 1);
             }
@@ -203,6 +245,9 @@ mod tests {
              [report]\norganization = \"Example\"\nfrom = \"tlsrpt@example.com\"\nspread = \"90min\"\n\
              [[report.dkim]]\nselector = \"s\"\nkey = \"/k\"\n\
              [resolver]\naddress = \"127.0.0.1:5353\"\n[closed_network]\nclock = \"2026-11-22T01:38:00Z\"\n\
+             [[policy.override]]\ndomain = \"a.example\"\nnone = true\n\
+             [[policy.override]]\ndomain = \".a.example\"\nskip = \"sts\"\n\
+             [[policy.override]]\ndomain = \"b.example\"\nanswer = \"encrypt\"\n\
              [[input]]\nfile = \"/var/log/mail.log\"\ntimezone = \"Europe/Berlin\"\n",
         )
         .unwrap();
@@ -243,6 +288,25 @@ mod tests {
             (
                 "[closed_network]\nprivate_addresses = true\n[resolver]\naddress = \"9.9.9.9:53\"\n",
                 "F:4: [resolver] address: 9.9.9.9:53 is not on this host; with [closed_network] allowed: a loopback address",
+            ),
+            (
+                "[[policy.override]]\ndomain = \"a.example\"\nanswer = \"may\"\n[[policy.override]]\n\
+                 domain = \"b.example\"\nanswer = \"may enable_rpk=yes\"\n",
+                "F:6: [[policy.override]] answer: b.example: `enable_rpk` is known from Postfix 3.9 on, and [postfix] \
+                 version is 3.7",
+            ),
+            (
+                "[[policy.override]]\ndomain = \".a.example\"\n",
+                "F:2: [[policy.override]] domain: .a.example: allowed: one of `answer`, `skip` and `none = true`",
+            ),
+            (
+                "[[policy.override]]\ndomain = \"A.example\"\nnone = true\n[[policy.override]]\ndomain = \"a.example.\"\n\
+                 skip = \"dane\"\n",
+                "F:5: [[policy.override]] domain: a.example is there twice; allowed: each once",
+            ),
+            (
+                "[[policy.override]]\ndomain = \"*.a.example\"\nnone = true\n",
+                "F:2: [[policy.override]] domain: `*.a.example` is no domain name; allowed: `example.com` or `.example.com`",
             ),
         ] {
             assert_eq!(load(text).unwrap_err(), want);

@@ -5,10 +5,11 @@
 //! When it fails: the part that could not be found out is marked so; what was found out stands.
 //! Not here: what is answered to the MTA (`policy`), matching certificates (the MTA does).
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use tokio::task::JoinSet;
 
 use super::NextHop;
@@ -28,7 +29,7 @@ const MIN_TTL: Duration = Duration::from_secs(10);
 const FAILED_TTL: Duration = Duration::from_secs(30);
 
 /// What is known of a next hop.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct Verdict {
     /// Its MX records.
@@ -41,7 +42,7 @@ pub struct Verdict {
 }
 
 /// What the MX records are.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", tag = "kind", content = "cause")]
 pub enum Mx {
     /// Validated; or there are none, and the name's own addresses are; or none are wanted (`[host]`).
@@ -57,7 +58,7 @@ pub enum Mx {
 }
 
 /// One MX host.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct Host {
     /// Its name, as in the MX record.
@@ -67,7 +68,7 @@ pub struct Host {
 }
 
 /// What TLSA records a host has.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", tag = "kind")]
 pub enum HostTlsa {
     /// Validated ones, at this TLSA base domain; usable if one of them is.
@@ -82,7 +83,7 @@ pub enum HostTlsa {
     /// None, or none that is validated; the reason for people.
     None {
         /// For people.
-        reason: &'static str,
+        reason: Cow<'static, str>,
     },
     /// Not known.
     Failed {
@@ -163,7 +164,9 @@ async fn by_mx(
         hosts.extend(one.tlsa.map(|tlsa| Host { name, tlsa }));
     }
     let beyond = names.into_iter().skip(MAX_HOSTS);
-    hosts.extend(beyond.map(|name| Host { name, tlsa: HostTlsa::None { reason: "too many MX hosts: not asked" } }));
+    hosts.extend(
+        beyond.map(|name| Host { name, tlsa: HostTlsa::None { reason: "too many MX hosts: not asked".into() } }),
+    );
     let mx = match (hosts.is_empty(), secure) {
         (true, _) => Mx::Nowhere,
         (_, true) => Mx::Signed,
@@ -225,7 +228,11 @@ async fn host(resolver: &Resolver, name: &str, port: u16) -> Found {
     }
     let mut ttl = addresses.ttl;
     if bases.is_empty() {
-        return Found { tlsa: Some(HostTlsa::None { reason: "its addresses are not signed" }), signed: false, ttl };
+        return Found {
+            tlsa: Some(HostTlsa::None { reason: "its addresses are not signed".into() }),
+            signed: false,
+            ttl,
+        };
     }
     let mut reason = "there is none";
     for base in bases {
@@ -246,7 +253,7 @@ async fn host(resolver: &Resolver, name: &str, port: u16) -> Found {
             Err(none) => ttl = ttl.min(none.negative_ttl().unwrap_or(ttl)),
         }
     }
-    Found { tlsa: Some(HostTlsa::None { reason }), signed: true, ttl }
+    Found { tlsa: Some(HostTlsa::None { reason: reason.into() }), signed: true, ttl }
 }
 
 /// The row that sessions with a host are counted under.
@@ -370,7 +377,7 @@ mod tests {
         let host = |kind: char| match kind {
             'u' => HostTlsa::Records { base: "a".into(), records: Arc::new(Policy::none("a")), usable: true },
             'x' => HostTlsa::Records { base: "a".into(), records: Arc::new(Policy::none("a")), usable: false },
-            'n' => HostTlsa::None { reason: "" },
+            'n' => HostTlsa::None { reason: "".into() },
             _ => HostTlsa::Failed { cause: "SERVFAIL".into() },
         };
         let hosts = hosts.chars().map(|kind| Host { name: "mx.example".into(), tlsa: host(kind) }).collect();
@@ -401,6 +408,15 @@ mod tests {
             (Mx::Nowhere, "", Coverage::Nothing),
         ] {
             assert_eq!(verdict(mx.clone(), hosts).coverage(), want, "{mx:?} {hosts}");
+        }
+    }
+
+    #[test]
+    fn a_verdict_reads_back_from_the_store() {
+        for mx in [Mx::Signed, Mx::Unsigned, Mx::Null, Mx::Nowhere, Mx::Failed("SERVFAIL".into())] {
+            let kept = Verdict { ttl: Duration::ZERO, ..verdict(mx, "uxnf") };
+            let text = serde_json::to_string(&kept).unwrap();
+            assert_eq!(serde_json::from_str::<Verdict>(&text).unwrap(), kept, "{text}");
         }
     }
 

@@ -13,6 +13,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::dane::{self, HostTlsa, Mx, Verdict};
+use super::overrides::Rule;
 use super::sts::cache::{Known, Record};
 use super::sts::record;
 use super::{Coverage, Decision, Level, NextHop, Policies};
@@ -63,6 +64,16 @@ impl Policies {
         let mut steps = Vec::new();
         let mut verdict = None;
         if let Some(hop) = NextHop::parse(key.as_bytes()) {
+            let rule = self.overrides.of(&hop.domain);
+            if let Some(rule) = rule {
+                let said = match rule {
+                    Rule::Fixed(answer) => format!("a fixed answer: {answer}; what follows is not looked at"),
+                    Rule::None => "no policy; what follows is not looked at".to_owned(),
+                    Rule::SkipDane => "DANE is not looked at".to_owned(),
+                    Rule::SkipSts => "MTA-STS is not looked at".to_owned(),
+                };
+                steps.push(Step::new("[[policy.override]]", said));
+            }
             if self.dane {
                 verdict = Some(self.explain_dane(&hop, &mut steps).await);
             } else {
@@ -78,7 +89,12 @@ impl Policies {
         Explanation {
             key: escaped(key),
             answers: answers(&decision),
-            because: because(&decision, NextHop::parse(key.as_bytes()).is_some(), verdict.as_ref()),
+            because: match NextHop::parse(key.as_bytes()).and_then(|hop| self.overrides.of(&hop.domain)) {
+                Some(Rule::Fixed(_) | Rule::None) => "the configuration says so ([[policy.override]])".into(),
+                Some(Rule::SkipDane | Rule::SkipSts) | None => {
+                    because(&decision, NextHop::parse(key.as_bytes()).is_some(), verdict.as_ref())
+                }
+            },
             steps,
         }
     }
@@ -227,6 +243,7 @@ fn because(decision: &Decision, is_name: bool, verdict: Option<&Verdict>) -> Str
         Level::Temp(cause) => {
             format!("not known, so that nothing weaker than published is answered: {}", escaped(cause))
         }
+        Level::Fixed(_) => "the configuration says so".into(),
         Level::Default => match &decision.sts {
             Some(policy) if policy.mode == Mode::Testing => {
                 "an MTA-STS policy in mode testing: delivered as without a policy, and counted".into()
@@ -241,7 +258,7 @@ fn because(decision: &Decision, is_name: bool, verdict: Option<&Verdict>) -> Str
     }
 }
 
-fn coverage(coverage: Coverage) -> &'static str {
+pub(super) fn coverage(coverage: Coverage) -> &'static str {
     match coverage {
         Coverage::Every => "signed MX records, usable TLSA records on every host",
         Coverage::Some => "signed MX records, usable TLSA records on some hosts",

@@ -44,6 +44,8 @@ pub fn reply(wording: Wording, decision: &Decision, default: DefaultLevel) -> St
     match (&decision.level, &decision.sts, wording) {
         (Level::DaneOnly, ..) => "OK dane-only".into(),
         (Level::Dane, ..) => "OK dane".into(),
+        // Checked at load against the grammar of the Postfix that asks.
+        (Level::Fixed(answer), ..) => format!("OK {answer}"),
         (Level::Temp(cause), ..) => format!("TEMP {}", one_line(cause)),
         (Level::Secure, Some(policy), wording) => secure(wording, policy),
         (Level::Default, Some(policy), Wording::PolicyTlsrpt) => testing(policy, default),
@@ -116,9 +118,13 @@ fn one_line(cause: &str) -> String {
 }
 
 #[cfg(test)]
+mod model;
+
+#[cfg(test)]
 mod tests {
     use std::sync::Arc;
 
+    use super::model::{accepted, postfix};
     use super::*;
     use crate::policy::sts::document;
     use crate::tlsrpt::{Mode, Policy, PolicyType};
@@ -221,57 +227,6 @@ mod tests {
         assert_eq!(large.matches("mx_host_pattern=").count(), 1800);
         let (plain, largest) = with(900, 50);
         assert_eq!(plain, largest);
-    }
-
-    /// A model of Postfix's own parser (mystrtokq, extpar, split_nameval): level, then attributes.
-    fn postfix(text: &str) -> Result<(String, Vec<(String, String)>), String> {
-        let mut tokens = Vec::new();
-        let mut token = String::new();
-        let mut depth = 0;
-        for c in text.chars() {
-            match c {
-                '{' => depth += 1,
-                '}' if depth > 0 => depth -= 1,
-                ',' | ' ' | '\t' | '\r' | '\n' if depth == 0 => {
-                    tokens.extend((!token.is_empty()).then(|| std::mem::take(&mut token)));
-                    continue;
-                }
-                _ => {}
-            }
-            token.push(c);
-        }
-        tokens.extend((!token.is_empty()).then_some(token));
-        let mut tokens = tokens.into_iter();
-        let level = tokens.next().ok_or("empty")?;
-        let mut attributes = Vec::new();
-        for token in tokens {
-            let inside = match token.strip_prefix('{') {
-                Some(rest) => rest.strip_suffix('}').ok_or(format!("missing brace: {token}"))?.trim().to_owned(),
-                None => token,
-            };
-            let (name, value) = inside.split_once('=').ok_or(format!("missing '=': {inside}"))?;
-            let (name, value) = (name.trim().to_ascii_lowercase(), value.trim().to_owned());
-            if name.is_empty() || name.contains(' ') {
-                return Err(format!("bad name: {inside}"));
-            }
-            attributes.push((name, value));
-        }
-        Ok((level, attributes))
-    }
-
-    fn accepted(level: &str, attributes: &[(String, String)], newer: bool) -> Result<(), String> {
-        let count = |name: &str| attributes.iter().filter(|(n, _)| n == name).count();
-        for (name, value) in attributes {
-            match name.as_str() {
-                "match" if matches!(level, "verify" | "secure") && !value.is_empty() => {}
-                "servername" if count(name) == 1 && !value.is_empty() => {}
-                "policy_type" if newer && count(name) == 1 && value == "sts" => {}
-                "policy_domain" if newer && count(name) == 1 && crate::domain::normalise(value).is_some() => {}
-                "policy_string" | "mx_host_pattern" if newer && count("policy_type") == 1 => {}
-                _ => return Err(format!("{level}: {name}={value}")),
-            }
-        }
-        Ok(())
     }
 
     proptest::proptest! {

@@ -56,6 +56,7 @@ pub fn record_key(family: Family, key: &[u8]) -> Vec<u8> {
         Family::Mark => b'm',
         Family::Open => b'o',
         Family::Sts => b's',
+        Family::Dane => b't',
         Family::Decision => b'd',
         Family::Delivery => b'r',
         Family::Single => b'1',

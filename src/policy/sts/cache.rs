@@ -78,7 +78,7 @@ pub struct Cached {
 }
 
 /// A document that could not be had.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct PolicyFailure {
     /// The `id` of the record that led to it.
@@ -98,7 +98,7 @@ pub struct PolicyFailure {
 }
 
 /// What is known of a domain's record.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", tag = "kind")]
 pub enum Record {
     /// It has one.
@@ -125,6 +125,8 @@ pub struct Known {
     pub policy: Option<Arc<Cached>>,
     /// Its record, and until when that holds.
     pub record: Option<(Record, i64)>,
+    /// When the record was last asked, in seconds since 1970-01-01T00:00:00Z.
+    pub checked: Option<i64>,
     /// Why the document that the record names is not the policy.
     pub failure: Option<Arc<PolicyFailure>>,
     /// When something is to be asked again; a past moment where something is to be asked now.
@@ -146,7 +148,10 @@ pub struct Domain {
 struct State {
     policy: Option<Arc<Cached>>,
     record: Option<(Record, i64)>,
+    checked: Option<i64>,
     failure: Option<Arc<PolicyFailure>>,
+    /// The document is to be fetched, whatever the times say.
+    told: bool,
 }
 
 /// All of them.
@@ -172,6 +177,8 @@ struct Stored {
     id: String,
     fetched: i64,
     used: i64,
+    #[serde(default)]
+    checked: Option<i64>,
     lines: Vec<String>,
 }
 
@@ -192,11 +199,11 @@ impl Cache {
             let Ok(name) = String::from_utf8(key) else { continue };
             let name: Arc<str> = name.into();
             let stored: Option<Stored> = serde_json::from_slice(&value).ok();
-            let found = stored.and_then(|stored| Some((stored.used, restore(&name, stored)?)));
+            let found = stored.and_then(|stored| Some((stored.used, stored.checked, restore(&name, stored)?)));
             match found {
-                Some((used, policy)) if policy.expires > now => {
+                Some((used, checked, policy)) if policy.expires > now => {
                     let domain = Domain::new(Arc::clone(&name), used);
-                    domain.state.lock().policy = Some(Arc::new(policy));
+                    *domain.state.lock() = State { policy: Some(Arc::new(policy)), checked, ..State::default() };
                     domains.insert(name, Arc::new(domain));
                 }
                 _ => drop(dirty.insert(name)),
@@ -234,6 +241,24 @@ impl Cache {
         domain
     }
 
+    /// The domain of that name, if it has been asked about.
+    pub fn known(&self, name: &str) -> Option<Arc<Domain>> {
+        self.domains.read().get(name).map(Arc::clone)
+    }
+
+    /// All domains that have been asked about.
+    pub fn all(&self) -> Vec<Arc<Domain>> {
+        self.domains.read().values().map(Arc::clone).collect()
+    }
+
+    /// Forgets what is known of a domain; whether there was anything. The store forgets it with the next write.
+    pub fn forget(&self, domain: &Domain) -> bool {
+        let state = std::mem::take(&mut *domain.state.lock());
+        domain.version.fetch_add(1, Ordering::Release);
+        self.changed(&domain.name);
+        state.policy.is_some() || state.record.is_some() || state.failure.is_some()
+    }
+
     /// How many domains are known, and how many of them have an unexpired policy.
     pub fn len(&self) -> (usize, usize) {
         let now = self.clock.seconds();
@@ -260,17 +285,17 @@ impl Cache {
             tokio::select! {
                 () = self.wake.notified() => {
                     tokio::time::sleep(BEHIND / 2).await;
-                    self.write().await;
+                    let _ = self.write().await;
                 }
                 _ = sweep.tick() => {
                     self.sweep();
-                    self.write().await;
+                    let _ = self.write().await;
                 }
                 () = stopped(&mut shutdown) => break,
             }
         }
         self.flights.abort();
-        self.write().await;
+        let _ = self.write().await;
     }
 
     async fn find_out(&self, domain: &Arc<Domain>, at: i64) {
@@ -365,11 +390,12 @@ impl Cache {
         self.metrics.add("sts_domains_evicted", surplus as u64);
     }
 
-    /// Writes what has changed; what could not be written is tried again with the next change or sweep.
-    async fn write(&self) {
+    /// Writes what has changed; what could not be written is tried again with the next change or sweep. Fails with
+    /// the cause.
+    pub async fn write(&self) -> Result<(), String> {
         let names: Vec<Arc<str>> = std::mem::take(&mut *self.dirty.lock()).into_iter().collect();
         if names.is_empty() {
-            return;
+            return Ok(());
         }
         let mut batch = Batch::default();
         for name in &names {
@@ -380,7 +406,7 @@ impl Cache {
         let store = Arc::clone(&self.store);
         let written = tokio::task::spawn_blocking(move || store.write(batch)).await;
         let error = match written {
-            Ok(Ok(())) => return,
+            Ok(Ok(())) => return Ok(()),
             Ok(Err(error)) => error.to_string(),
             Err(error) => error.to_string(),
         };
@@ -389,6 +415,7 @@ impl Cache {
             let line = format!("store: cannot write MTA-STS policies: {error}; they serve from memory until it can");
             self.metrics.error(self.clock, line);
         }
+        Err(error)
     }
 }
 
@@ -410,6 +437,20 @@ impl Domain {
         }
     }
 
+    /// When it was last asked about, in seconds since 1970-01-01T00:00:00Z.
+    pub fn used(&self) -> i64 {
+        self.used.load(Ordering::Relaxed)
+    }
+
+    /// Makes the record due at `now`, as if its TTL had run out; with `fetch` also the document, whatever failed before.
+    pub fn look_again(&self, now: i64, fetch: bool) {
+        let mut state = self.state.lock();
+        if let Some((_, until)) = &mut state.record {
+            *until = now.min(*until);
+        }
+        state.told |= fetch;
+    }
+
     /// What is known at a moment.
     pub fn known(&self, now: i64) -> Known {
         let state = self.state.lock();
@@ -420,6 +461,7 @@ impl Domain {
         Known {
             policy: state.unexpired(now).map(Arc::clone),
             record: state.record.clone(),
+            checked: state.checked,
             failure,
             due: state.due(now),
         }
@@ -442,6 +484,7 @@ impl Domain {
             Err(none) => (Record::None { reason: none.to_string() }, clamp(none.negative_ttl().unwrap_or_default())),
         };
         state.record = Some((record, now + holds));
+        state.checked = Some(now);
         drop(state);
         self.version.fetch_add(1, Ordering::Release);
     }
@@ -451,6 +494,7 @@ impl Domain {
         let mut state = self.state.lock();
         state.policy = Some(Arc::new(policy));
         state.failure = None;
+        state.told = false;
         drop(state);
         self.version.fetch_add(1, Ordering::Release);
     }
@@ -469,6 +513,7 @@ impl Domain {
         };
         let failure = Arc::new(PolicyFailure { id, result_type, reason, text, lines, at: now, retry: now + wait });
         state.failure = Some(Arc::clone(&failure));
+        state.told = false;
         let cached = state.unexpired(now).map(Arc::clone);
         drop(state);
         self.version.fetch_add(1, Ordering::Release);
@@ -476,11 +521,15 @@ impl Domain {
     }
 
     fn stored(&self) -> Option<Vec<u8>> {
-        let policy = self.state.lock().policy.clone()?;
+        let (policy, checked) = {
+            let state = self.state.lock();
+            (state.policy.clone()?, state.checked)
+        };
         let stored = Stored {
             id: policy.id.clone(),
             fetched: policy.fetched,
             used: self.used.load(Ordering::Relaxed),
+            checked,
             lines: policy.policy.policy_string.clone(),
         };
         serde_json::to_vec(&stored).ok()
@@ -504,6 +553,9 @@ impl State {
 
     /// When the document of `id` is to be fetched.
     fn fetch_at(&self, id: &str, now: i64) -> i64 {
+        if self.told {
+            return i64::MIN;
+        }
         let wanted = match self.unexpired(now) {
             Some(policy) if policy.id == id => policy.refresh.min(policy.expires),
             _ => i64::MIN,

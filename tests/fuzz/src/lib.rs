@@ -3,10 +3,23 @@
 //! Takes: the fuzzer's bytes. Gives: nothing.
 //! Not here: the programs (`fuzz_targets/`, a line each), how they are run (`run`).
 
+use std::sync::Arc;
+
+use tlswarden::config::Level as DefaultLevel;
+use tlswarden::domain;
+use tlswarden::policy::sts::cache::Cached;
+use tlswarden::policy::sts::{document, record};
+use tlswarden::policy::{Decision, Level, NextHop};
+use tlswarden::report::recipients::{Destination, MAX_DESTINATIONS, MAX_SKIPPED, recipients};
+use tlswarden::socketmap::netstring::{self, Frame};
+use tlswarden::socketmap::wording::{self, MAX_REPLY, Wording};
+use tlswarden::tlsrpt::{InForce, Mode, Policy, PolicyType};
 use tlswarden_parsers::{Dialect, parse};
 
 #[path = "../../../parsers/tests/borrowed/mod.rs"]
 mod borrowed;
+#[path = "../../../src/socketmap/wording/model.rs"]
+mod model;
 
 /// A log of Postfix: no line panics, and whatever an event borrows lies in its line.
 pub fn parse_postfix(data: &[u8]) {
@@ -15,6 +28,132 @@ pub fn parse_postfix(data: &[u8]) {
             for text in borrowed::texts(&event) {
                 assert!(borrowed::lies_in(text, line), "{event:?}");
             }
+        }
+    }
+}
+
+/// What a socketmap client sends: a frame is within its limits and its octets, is not whole before its last octet is
+/// there, and what is written reads back.
+pub fn netstring(data: &[u8]) {
+    let mut rest = data;
+    loop {
+        match netstring::decode(rest) {
+            Frame::Whole { data: request, used } => {
+                assert!(request.len() <= netstring::MAX_REQUEST && used > request.len() && used <= rest.len());
+                assert_eq!(netstring::decode(&rest[..used - 1]), Frame::Partial);
+                let mut again = Vec::new();
+                netstring::encode(request, &mut again);
+                assert_eq!(again, rest[..used]);
+                rest = &rest[used..];
+            }
+            Frame::TooLong { header, data } => {
+                assert!((netstring::MAX_REQUEST + 1..=netstring::MAX_SKIP).contains(&data) && header <= rest.len());
+                rest = rest.get(header + data + 1..).unwrap_or_default();
+            }
+            Frame::Partial => {
+                // It may yet become whole: it is bounded.
+                assert!(rest.len() <= netstring::MAX_REQUEST + 8);
+                return;
+            }
+            Frame::Malformed => return,
+        }
+    }
+}
+
+/// TXT records of `_mta-sts`, one a line: an id is 1 to 32 letters and digits, and stands in the one record that counts.
+pub fn sts_record(data: &[u8]) {
+    let text = String::from_utf8_lossy(data);
+    let records: Vec<&str> = text.split('\n').collect();
+    if let Ok(id) = record::id(&records) {
+        assert!((1..=32).contains(&id.len()) && id.bytes().all(|b| b.is_ascii_alphanumeric()));
+        let ours = records.iter().filter(|r| r.starts_with("v=STSv1")).filter(|r| r.contains(&format!("id={id}")));
+        assert!(ours.count() >= 1, "{records:?}");
+    }
+}
+
+/// An MTA-STS document: what is handed on are host names or wildcards of such, the age is bounded, and the stored lines
+/// read back equal, for the cache is kept as lines.
+pub fn sts_document(data: &[u8]) {
+    let _ = document::lines(data);
+    let Ok(found) = document::parse(data) else { return };
+    for mx in &found.mx {
+        let name = mx.strip_prefix("*.").unwrap_or(mx);
+        assert_eq!(domain::normalise(name).as_deref(), Some(name));
+    }
+    assert!(found.max_age <= document::MAX_AGE);
+    assert!(found.mode == Mode::None || !found.mx.is_empty());
+    assert_eq!(document::parse(found.lines.join("\n").as_bytes()).as_ref(), Ok(&found));
+}
+
+/// TXT records of `_smtp._tls`, one a line: what is sent to is bounded, and reads back from its text form.
+pub fn tlsrpt_record(data: &[u8]) {
+    let text = String::from_utf8_lossy(data);
+    let records: Vec<&str> = text.split('\n').collect();
+    let Ok(found) = recipients(&records) else { return };
+    assert!((1..=MAX_DESTINATIONS).contains(&found.destinations.len()) && found.skipped.len() <= MAX_SKIPPED);
+    for destination in &found.destinations {
+        let text = destination.to_string();
+        assert!(text.bytes().all(|b| b.is_ascii_graphic()), "{text:?}");
+        assert_eq!(Destination::try_from(text).as_ref().ok(), Some(destination));
+    }
+}
+
+/// The key of a look-up: its one form is its own one form, and names a host.
+pub fn next_hop(data: &[u8]) {
+    let Some(hop) = NextHop::parse(data) else { return };
+    assert_eq!(domain::normalise(&hop.domain).as_deref(), Some(hop.domain.as_str()));
+    assert!(hop.port > 0);
+    assert_eq!(NextHop::parse(hop.key().as_bytes()), Some(hop));
+}
+
+/// The answer that rests on a document, as Postfix reads it: it takes every attribute, matches the hosts that the
+/// document names and no others, and no served text becomes an attribute of its own. The first octet is the host's own
+/// level.
+pub fn answer(data: &[u8]) {
+    use DefaultLevel as D;
+    let Some((first, served)) = data.split_first() else { return };
+    let Ok(found) = document::parse(&served[..served.len().min(document::MAX_DOCUMENT)]) else { return };
+    let default = [D::None, D::May, D::Encrypt, D::Dane, D::DaneOnly, D::Verify, D::Secure][usize::from(first % 7)];
+    let level = match found.mode {
+        Mode::Enforce => Level::Secure,
+        Mode::Testing => Level::Default,
+        Mode::None => return,
+    };
+    let policy = Policy {
+        policy_type: PolicyType::Sts,
+        policy_string: found.lines,
+        policy_domain: "example.com".into(),
+        mx_host: found.mx,
+    };
+    let policy = Arc::new(policy);
+    let cached =
+        Cached { id: "1".into(), mode: found.mode, policy: Arc::clone(&policy), fetched: 0, expires: 1, refresh: 1 };
+    let decision = Decision { level, in_force: Arc::new(InForce::None), sts: Some(Arc::new(cached)), failure: None };
+    for (wording, _) in Wording::ALL {
+        let said = wording::reply(wording, &decision, default);
+        assert!(said.len() <= MAX_REPLY);
+        let Some(words) = said.strip_prefix("OK ") else {
+            assert!(said == "NOTFOUND " && found.mode == Mode::Testing);
+            continue;
+        };
+        let (level, attributes) = model::postfix(words).unwrap_or_else(|e| panic!("{e}: {said}"));
+        model::accepted(&level, &attributes, wording == Wording::PolicyTlsrpt)
+            .unwrap_or_else(|e| panic!("{e}: {said}"));
+        let values =
+            |name: &str| attributes.iter().filter(|(n, _)| n == name).map(|(_, v)| v.as_str()).collect::<Vec<_>>();
+        if found.mode == Mode::Enforce {
+            let wanted: Vec<&str> = policy.mx_host.iter().map(|mx| mx.strip_prefix('*').unwrap_or(mx)).collect();
+            assert_eq!((level.as_str(), values("match")), ("secure", vec![wanted.join(":").as_str()]));
+        } else {
+            assert!(values("match").is_empty());
+            let level_of_the_host = serde_json::to_value(default).ok().and_then(|v| Some(v.as_str()?.to_owned()));
+            assert_eq!(Some(level), level_of_the_host);
+        }
+        for pattern in values("mx_host_pattern") {
+            assert!(policy.mx_host.iter().any(|mx| mx == pattern));
+        }
+        for line in values("policy_string") {
+            assert!(policy.policy_string.iter().any(|l| l.trim() == line), "{line}");
         }
     }
 }

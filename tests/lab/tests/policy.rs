@@ -9,12 +9,14 @@ use lab::ca::{self, Authority};
 use lab::dns::{self, Dns, Zone};
 use lab::https::{Answer, PolicyHosts, Site};
 use tlswarden::clock::Clock;
-use tlswarden::config::{Config, Level as Default_, Listen, PostfixSection, PostfixVersion, Span};
+use tlswarden::config::{
+    Config, Level as Default_, Listen, OverrideSection, PostfixSection, PostfixVersion, Skip, Span,
+};
 use tlswarden::dns::Resolver;
 use tlswarden::https::Client;
 use tlswarden::metrics::Metrics;
 use tlswarden::policy::history::History;
-use tlswarden::policy::{Level, Policies};
+use tlswarden::policy::{Level, NextHop, Policies};
 use tlswarden::socketmap::{self, Listener};
 use tlswarden::store::Store;
 use tlswarden::store::embedded::Embedded;
@@ -656,5 +658,156 @@ async fn an_answer_is_explained() {
     }
     let told = socketmap::explain(&daemon.policies, ".told.test", Default_::May).await;
     assert_eq!(told.answers["policy"], "NOTFOUND ");
+    daemon.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_administrator_looks_again_and_forgets() {
+    let world = World::new().await;
+    world.domain("told.test", true, &["mx1"]);
+    world.sts("told.test", "1", &document("enforce", "mx1.told.test", 10 * DAY));
+    world.site("told.test", None, Answer::Status(500));
+    let daemon = world.daemon(0);
+    let hop = NextHop::parse(b"told.test").unwrap();
+    assert!(daemon.policies.show(&hop).is_none());
+    assert_eq!(daemon.level("told.test").await, Level::Default);
+    assert_eq!(daemon.policies.show(&hop).unwrap().failure.unwrap().reason, "http-status-500");
+    // It backs off, but for who is told to look.
+    world.site("told.test", None, Answer::Document(document("enforce", "mx1.told.test", 10 * DAY)));
+    let found = daemon.policies.look_again(&hop).await.unwrap().unwrap();
+    assert_eq!((found.answer.as_str(), found.failure), ("secure", None));
+    assert_eq!(found.sts.unwrap().document.len(), 4);
+    assert_eq!(daemon.level("told.test").await, Level::Secure);
+    let asked = world.dns.zone().asked("told.test", RecordType::MX);
+    // A changed document under the same id, and a DANE verdict that still holds: both are asked for again.
+    world.site("told.test", None, Answer::Document(document("testing", "mx1.told.test", 10 * DAY)));
+    tlsa(&mut world.dns.change(), "mx1.told.test");
+    let found = daemon.policies.look_again(&hop).await.unwrap().unwrap();
+    assert_eq!((found.answer.as_str(), found.sts.unwrap().mode), ("dane-only", Mode::Testing));
+    assert_eq!(world.dns.zone().asked("told.test", RecordType::MX), asked + 1);
+    assert_eq!(daemon.level("told.test").await, Level::DaneOnly);
+    // What cannot be had anew stays.
+    world.site("told.test", None, Answer::Close);
+    world.dns.change().fault("told.test", Some(dns::Fault::ServFail));
+    let found = daemon.policies.look_again(&hop).await.unwrap().unwrap();
+    assert_eq!((found.answer.as_str(), found.sts.unwrap().mode), ("dane-only", Mode::Testing));
+    assert_eq!(daemon.level("told.test").await, Level::DaneOnly);
+    // Forgotten: as if it had never been asked about.
+    assert_eq!(daemon.policies.purge(Some("told.test")).await, Ok(1));
+    assert_eq!(daemon.policies.purge(Some("told.test")).await, Ok(0));
+    assert!(matches!(daemon.level("told.test").await, Level::Temp(_)));
+    daemon.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn overrides_go_before_what_is_published() {
+    let mut world = World::new().await;
+    let rule = |domain: &str, answer: Option<&str>, skip: Option<Skip>| OverrideSection {
+        domain: domain.into(),
+        answer: answer.map(str::to_owned),
+        skip,
+        none: answer.is_none() && skip.is_none(),
+    };
+    world.config.policy.overrides = vec![
+        rule("fixed.test", Some("encrypt ciphers=high"), None),
+        rule("none.test", None, None),
+        rule("nodane.test", None, Some(Skip::Dane)),
+        rule("nosts.test", None, Some(Skip::Sts)),
+        rule(".below.test", Some("may"), None),
+    ];
+    for name in ["fixed.test", "none.test", "nodane.test", "nosts.test", "a.below.test", "below.test"] {
+        world.domain(name, true, &["mx1"]);
+        world.sts(name, "1", &document("enforce", &format!("mx1.{name}"), 10 * DAY));
+        // DANE that is broken: whoever looks at it can only say that nothing is known.
+        if !matches!(name, "nosts.test" | "below.test") {
+            world.dns.change().fault(name, Some(dns::Fault::ServFail));
+        }
+    }
+    let mut daemon = world.daemon(0);
+    let at = daemon.listen(Listen::Inet((Ipv4Addr::LOCALHOST, 0).into()), PostfixSection::default()).await;
+    let mut tcp = TcpStream::connect(at).await.unwrap();
+    for (key, want) in [
+        ("fixed.test", "OK encrypt ciphers=high"),
+        ("[fixed.test]:587", "OK encrypt ciphers=high"),
+        ("none.test", "NOTFOUND "),
+        ("nodane.test", "OK secure match=mx1.nodane.test servername=hostname"),
+        ("nosts.test", "NOTFOUND "),
+        ("a.below.test", "OK may"),
+        ("below.test", "OK secure match=mx1.below.test servername=hostname"),
+    ] {
+        for _ in 0..2 {
+            assert_eq!(ask(&mut tcp, &format!("policy {key}")).await, want, "{key}");
+        }
+    }
+    for quiet in ["fixed.test", "none.test", "nosts.test", "a.below.test"] {
+        assert_eq!(world.dns.zone().asked(&format!("_mta-sts.{quiet}"), RecordType::TXT), 0, "{quiet}");
+        assert_eq!(daemon.history.at(quiet, Clock::default().seconds()).in_force, InForce::None, "{quiet}");
+    }
+    assert_eq!(world.dns.zone().asked("fixed.test", RecordType::MX), 0);
+    let table = socketmap::table(&daemon.policies, Default_::May);
+    let table: Vec<String> = table.into_iter().map(|(key, answer)| format!("{key} {answer}")).collect();
+    assert_eq!(
+        table,
+        [
+            ".below.test may",
+            "[fixed.test]:587 encrypt ciphers=high",
+            "a.below.test may",
+            "below.test secure match=mx1.below.test servername=hostname",
+            "fixed.test encrypt ciphers=high",
+            "nodane.test secure match=mx1.nodane.test servername=hostname",
+        ]
+    );
+    let because = socketmap::explain(&daemon.policies, "fixed.test", Default_::May).await.because;
+    assert_eq!(because, "the configuration says so ([[policy.override]])");
+    daemon.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn verdicts_outlive_a_restart_and_serve_for_a_day_while_dns_fails() {
+    let world = World::new().await;
+    for name in ["dane.test", "none.test", "none-sts.test"] {
+        world.domain(name, true, &["mx1"]);
+    }
+    tlsa(&mut world.dns.change(), "mx1.dane.test");
+    world.sts("none-sts.test", "1", &document("enforce", "mx1.none-sts.test", 10 * DAY));
+    let names = [("dane.test", Level::DaneOnly), ("none.test", Level::Default), ("none-sts.test", Level::Secure)];
+    let daemon = world.daemon(0);
+    for (name, level) in &names {
+        assert_eq!(daemon.level(name).await, *level, "{name}");
+    }
+    daemon.end().await;
+    // Within the TTL nothing is asked again.
+    let asked = |name: &str| world.dns.zone().asked(name, RecordType::MX);
+    let daemon = world.daemon(10);
+    for (name, level) in &names {
+        assert_eq!(daemon.level(name).await, *level, "{name}");
+        assert_eq!(asked(name), 1, "{name}");
+    }
+    daemon.end().await;
+    for (name, _) in &names {
+        world.dns.change().fault(name, Some(dns::Fault::ServFail));
+    }
+    // Past the TTL: a DANE verdict serves, and "none" together with an enforced policy alone.
+    let daemon = world.daemon(DAY - 60);
+    assert_eq!(daemon.level("dane.test").await, Level::DaneOnly);
+    assert!(matches!(daemon.level("none.test").await, Level::Temp(_)));
+    assert_eq!(daemon.level("none-sts.test").await, Level::Secure);
+    assert!(asked("dane.test") > 1);
+    daemon.end().await;
+    let daemon = world.daemon(3 * DAY);
+    for (name, _) in &names {
+        assert!(matches!(daemon.level(name).await, Level::Temp(_)), "{name}");
+    }
+    daemon.end().await;
+    // What was forgotten stays so.
+    world.dns.change().fault("dane.test", None);
+    let daemon = world.daemon(0);
+    assert_eq!(daemon.level("dane.test").await, Level::DaneOnly);
+    // The policy of none-sts.test and what was just asked; the verdicts that ended are gone already.
+    assert_eq!(daemon.policies.purge(None).await, Ok(2));
+    daemon.end().await;
+    world.dns.change().fault("dane.test", Some(dns::Fault::ServFail));
+    let daemon = world.daemon(0);
+    assert!(matches!(daemon.level("dane.test").await, Level::Temp(_)));
     daemon.end().await;
 }

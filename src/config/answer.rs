@@ -1,0 +1,236 @@
+//! Whether a fixed answer is one that a Postfix of this version takes (`smtp_tls_policy_maps`, postconf(5)).
+//!
+//! Takes: the text of `[[policy.override]] answer`, the version. Gives: nothing, or what is wrong and what is allowed.
+//! An attribute that Postfix does not know, or takes at another level alone, would defer all mail to the domain.
+//! Limits: [`MAX_ANSWER`] octets of printable ASCII. `policy_failure` is refused: it makes an enforced delivery fail.
+
+use super::PostfixVersion;
+use crate::domain;
+
+/// The longest fixed answer, in octets: far below what Postfix takes, far above what anybody writes.
+const MAX_ANSWER: usize = 10_000;
+
+/// An attribute: its name, the version that it came with, how often it may stand.
+struct Attribute {
+    name: &'static str,
+    since: (u16, u16),
+    once: bool,
+}
+
+const ATTRIBUTES: [Attribute; 13] = [
+    Attribute { name: "ciphers", since: (2, 3), once: true },
+    Attribute { name: "protocols", since: (2, 3), once: true },
+    Attribute { name: "match", since: (2, 3), once: false },
+    Attribute { name: "exclude", since: (2, 6), once: true },
+    Attribute { name: "tafile", since: (2, 11), once: false },
+    Attribute { name: "servername", since: (3, 4), once: true },
+    Attribute { name: "connection_reuse", since: (3, 4), once: false },
+    Attribute { name: "enable_rpk", since: (3, 9), once: false },
+    Attribute { name: "policy_type", since: (3, 10), once: true },
+    Attribute { name: "policy_domain", since: (3, 10), once: true },
+    Attribute { name: "policy_string", since: (3, 10), once: false },
+    Attribute { name: "mx_host_pattern", since: (3, 10), once: false },
+    Attribute { name: "policy_ttl", since: (3, 10), once: true },
+];
+
+const LEVELS: [&str; 8] = ["none", "may", "encrypt", "fingerprint", "dane", "dane-only", "verify", "secure"];
+
+/// Checks an answer; fails with the problem and what is allowed.
+pub fn check(answer: &str, version: PostfixVersion, dnssec: bool) -> Result<(), String> {
+    if answer.len() > MAX_ANSWER || !answer.bytes().all(|b| (b' '..=b'~').contains(&b)) {
+        return Err(format!("longer than {MAX_ANSWER} octets, or not printable ASCII on one line"));
+    }
+    let tokens = tokens(answer);
+    let Some((level, attributes)) = tokens.split_first() else {
+        return Err("empty; allowed: a level and attributes, such as `encrypt`".into());
+    };
+    if !LEVELS.contains(level) {
+        return Err(format!("`{level}` is no level; allowed: {}", LEVELS.join(", ")));
+    }
+    if level.starts_with("dane") && !dnssec {
+        return Err(format!("`{level}` needs [postfix] dnssec; without it Postfix defers the mail"));
+    }
+    if *level == "none" && !attributes.is_empty() {
+        return Err("level `none` takes no attributes".into());
+    }
+    let mut seen = Vec::new();
+    for token in attributes {
+        let (name, value) = split(token, version)?;
+        let known = ATTRIBUTES.iter().find(|a| a.name == name);
+        let Some(attribute) = known.filter(|a| (version.major, version.minor) >= a.since) else {
+            return Err(unknown(&name, known, version));
+        };
+        if attribute.once && seen.contains(&attribute.name) {
+            return Err(format!("`{name}` is there twice"));
+        }
+        seen.push(attribute.name);
+        takes(level, attribute.name, value, version)
+            .map_err(|allowed| format!("`{name}={value}`; allowed: {allowed}"))?;
+    }
+    let of_policy = |name: &&&str| name.starts_with("policy_") || **name == "mx_host_pattern";
+    match seen.iter().find(of_policy) {
+        Some(name) if !seen.contains(&"policy_type") => Err(format!("`{name}` needs `policy_type`")),
+        _ => Ok(()),
+    }
+}
+
+/// What stands between commas and blanks; braces keep together what is within them.
+fn tokens(answer: &str) -> Vec<&str> {
+    let mut depth = 0usize;
+    let ends = |c: char| {
+        match c {
+            '{' => depth += 1,
+            '}' => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+        depth == 0 && matches!(c, ' ' | ',')
+    };
+    answer.split(ends).filter(|token| !token.is_empty()).collect()
+}
+
+fn split(token: &str, version: PostfixVersion) -> Result<(String, &str), String> {
+    let braces = PostfixVersion { major: 3, minor: 10 };
+    let inside = match token.strip_prefix('{') {
+        Some(_) if version < braces => return Err(format!("`{token}`: braces are known from Postfix 3.10 on")),
+        Some(rest) => rest.strip_suffix('}').ok_or(format!("`{token}` has no closing brace at its end"))?,
+        None => token,
+    };
+    let (name, value) = inside.split_once('=').ok_or(format!("`{token}` is no `name=value`"))?;
+    Ok((name.trim().to_ascii_lowercase(), value.trim()))
+}
+
+fn unknown(name: &str, known: Option<&Attribute>, version: PostfixVersion) -> String {
+    let PostfixVersion { major, minor } = version;
+    match known {
+        Some(Attribute { since: (a, b), .. }) => {
+            format!("`{name}` is known from Postfix {a}.{b} on, and [postfix] version is {major}.{minor}")
+        }
+        None if name == "policy_failure" => "`policy_failure` makes an enforced delivery fail; leave it out".into(),
+        None => format!("`{name}` is no attribute that Postfix knows"),
+    }
+}
+
+/// Whether a value can stand at a level; fails with what is allowed.
+fn takes(level: &str, name: &str, value: &str, version: PostfixVersion) -> Result<(), &'static str> {
+    let ok = |good: bool, allowed: &'static str| if good { Ok(()) } else { Err(allowed) };
+    let hostname = |name: &str| domain::normalise(name).is_some() && name.is_ascii();
+    match name {
+        "match" if level == "fingerprint" => {
+            let digest = |d: &str| !d.is_empty() && d.bytes().all(|b| b.is_ascii_hexdigit() || b == b':');
+            ok(value.split('|').all(digest), "fingerprints in hexadecimal, with `|` between them")
+        }
+        "match" if matches!(level, "verify" | "secure") => {
+            let name = |n: &str| {
+                matches!(n, "nexthop" | "dot-nexthop" | "hostname") || hostname(n.strip_prefix('.').unwrap_or(n))
+            };
+            ok(value.split(':').all(name), "nexthop, dot-nexthop, hostname, names, `.name`, with `:` between them")
+        }
+        "match" => Err("`match` at fingerprint, verify and secure alone"),
+        "tafile" => ok(
+            matches!(level, "verify" | "secure") && value.starts_with('/'),
+            "at verify and secure, the path of a file",
+        ),
+        "servername" => {
+            ok(matches!(value, "hostname" | "nexthop") || hostname(value), "hostname, nexthop, or a host name")
+        }
+        "ciphers" => {
+            ok(["export", "low", "medium", "high", "null"].contains(&value), "export, low, medium, high, null")
+        }
+        "protocols" => ok(!value.is_empty() && value.split(':').all(|p| protocol(p, version)), {
+            "such as `!SSLv3:!TLSv1`, or from Postfix 3.6 on `>=TLSv1.2`, with `:` between them"
+        }),
+        "connection_reuse" | "enable_rpk" => ok(matches!(value, "yes" | "no"), "yes, no"),
+        "policy_type" => ok(matches!(value, "sts" | "no-policy-found"), "sts, no-policy-found"),
+        "policy_domain" => ok(hostname(value), "a domain name"),
+        "policy_ttl" => ok(!value.is_empty() && value.bytes().all(|b| b.is_ascii_digit()), "digits"),
+        // exclude, policy_string, mx_host_pattern
+        _ => ok(!value.is_empty() && !value.contains(['{', '}']), "text without braces"),
+    }
+}
+
+fn protocol(text: &str, version: PostfixVersion) -> bool {
+    let bounds = version >= PostfixVersion { major: 3, minor: 6 };
+    let bound = text.strip_prefix(">=").or_else(|| text.strip_prefix("<=")).filter(|_| bounds);
+    let name = bound.or_else(|| text.strip_prefix('!')).unwrap_or(text);
+    ["SSLv2", "SSLv3", "TLSv1", "TLSv1.1", "TLSv1.2", "TLSv1.3"].iter().any(|known| known.eq_ignore_ascii_case(name))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn says(answer: &str, minor: u16) -> Result<(), String> {
+        check(answer, PostfixVersion { major: 3, minor }, true)
+    }
+
+    #[test]
+    fn what_postfix_takes() {
+        for answer in [
+            "none",
+            "may",
+            "encrypt",
+            "encrypt protocols=!SSLv3:!TLSv1,ciphers=high, exclude=aNULL",
+            "dane-only",
+            "secure",
+            "secure match=mx.example.com:.example.net:nexthop:dot-nexthop servername=hostname",
+            "verify MATCH=hostname tafile=/etc/ssl/one.pem tafile=/etc/ssl/two.pem",
+            "fingerprint match=3D:95|AB:CD match=00",
+            "may connection_reuse=no servername=mx.example.com",
+        ] {
+            assert_eq!(says(answer, 4), Ok(()), "{answer}");
+        }
+        for (answer, since) in [
+            ("encrypt protocols=>=TLSv1.2", 6),
+            ("encrypt protocols=>=TLSv1.2:<=TLSv1.3", 6),
+            ("may enable_rpk=yes", 9),
+            (
+                "may policy_type=sts policy_domain=a.example { policy_string = mode: testing } mx_host_pattern=*.a.example",
+                10,
+            ),
+            ("encrypt { protocols = !TLSv1 }", 10),
+        ] {
+            assert_eq!(says(answer, since), Ok(()), "{answer}");
+            assert!(says(answer, since - 1).is_err(), "{answer}");
+        }
+    }
+
+    #[test]
+    fn what_would_defer_the_mail() {
+        for (answer, want) in [
+            ("", "empty; allowed: a level and attributes, such as `encrypt`"),
+            (
+                "Secure",
+                "`Secure` is no level; allowed: none, may, encrypt, fingerprint, dane, dane-only, verify, secure",
+            ),
+            (
+                "half dane",
+                "`half` is no level; allowed: none, may, encrypt, fingerprint, dane, dane-only, verify, secure",
+            ),
+            ("none ciphers=high", "level `none` takes no attributes"),
+            ("encrypt match=nexthop", "`match=nexthop`; allowed: `match` at fingerprint, verify and secure alone"),
+            (
+                "secure match=",
+                "`match=`; allowed: nexthop, dot-nexthop, hostname, names, `.name`, with `:` between them",
+            ),
+            (
+                "secure match=a.example::b.example",
+                "`match=a.example::b.example`; allowed: nexthop, dot-nexthop, hostname, names, `.name`, with `:` between them",
+            ),
+            ("encrypt tafile=/x", "`tafile=/x`; allowed: at verify and secure, the path of a file"),
+            ("may servername=a servername=b", "`servername` is there twice"),
+            ("may enable_rpk=yes", "`enable_rpk` is known from Postfix 3.9 on, and [postfix] version is 3.7"),
+            ("may { ciphers = high }", "`{ ciphers = high }`: braces are known from Postfix 3.10 on"),
+            ("may nonsense", "`nonsense` is no `name=value`"),
+            ("may enforce_mx=yes", "`enforce_mx` is no attribute that Postfix knows"),
+            ("may policy_failure=sts-policy-invalid", "`policy_failure` makes an enforced delivery fail; leave it out"),
+            ("may connection_reuse=maybe", "`connection_reuse=maybe`; allowed: yes, no"),
+            ("may ciphers=strong", "`ciphers=strong`; allowed: export, low, medium, high, null"),
+            ("secure match=b\u{fc}cher.example", "longer than 10000 octets, or not printable ASCII on one line"),
+        ] {
+            assert_eq!(says(answer, 7), Err(want.to_owned()), "{answer}");
+        }
+        assert_eq!(says("may mx_host_pattern=a.example", 10), Err("`mx_host_pattern` needs `policy_type`".into()));
+        assert!(says("may policy_type=sts { policy_string = a } b }", 10).is_err());
+        assert!(check("dane", PostfixVersion { major: 3, minor: 7 }, false).is_err());
+    }
+}

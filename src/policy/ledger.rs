@@ -1,0 +1,241 @@
+//! What is known of every next hop, for an administrator: listed, looked at again, forgotten, written as a table.
+//!
+//! Takes: nothing, or a next hop. Gives: [`Listed`] entries from memory, without a question to DNS or a policy host but in
+//! [`Policies::look_again`].
+//! Limits: as many entries as `[policy] max_domains` next hops.
+//! When it fails: the store that cannot be written, by its cause; memory is changed all the same.
+//! Not here: how an entry is shown (`cli/policies.rs`), why an answer is given (`explain`).
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use serde::{Deserialize, Serialize};
+
+use super::overrides::Rule;
+use super::sts::cache::{Known, PolicyFailure, Record};
+use super::{Coverage, Decision, Entry, Level, NextHop, Policies, STALE, Urge, combine};
+use crate::tlsrpt::{Mode, mx_matches};
+
+/// A next hop and what is known of it. Times are seconds since 1970-01-01T00:00:00Z.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Listed {
+    /// In its one form.
+    pub next_hop: String,
+    /// What is answered: `dane-only`, `dane`, `secure`, `default` (no policy), `fixed` (by the configuration), `temp`
+    /// (not known).
+    pub answer: String,
+    /// The DANE verdict, if there is one.
+    pub dane: Option<ListedDane>,
+    /// The MTA-STS policy, if there is an unexpired one.
+    pub sts: Option<ListedPolicy>,
+    /// Its record, if it was asked.
+    pub record: Option<Record>,
+    /// When the record was last asked.
+    pub checked: Option<i64>,
+    /// When the next hop was last asked about.
+    pub used: i64,
+    /// Why the document that the record names could not be had.
+    pub failure: Option<PolicyFailure>,
+}
+
+/// A DANE verdict.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct ListedDane {
+    /// What it comes to, in words.
+    pub found: String,
+    /// Until when it holds.
+    pub until: i64,
+}
+
+/// An MTA-STS policy.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct ListedPolicy {
+    /// The `id` of the record that led to it.
+    pub id: String,
+    /// What it asks of senders.
+    pub mode: Mode,
+    /// Its patterns.
+    pub mx: Vec<String>,
+    /// When it was fetched.
+    pub fetched: i64,
+    /// When it ends.
+    pub expires: i64,
+    /// When it is to be fetched anew.
+    pub refresh: i64,
+    /// The document as served; left out in lists.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub document: Vec<String>,
+}
+
+impl Listed {
+    /// Whether anything is published, or failed: what a list shows unless it is asked for all.
+    pub fn says_something(&self) -> bool {
+        self.sts.is_some() || self.failure.is_some() || self.answer != "default"
+    }
+}
+
+impl Policies {
+    /// Everything that is known, sorted by next hop, without the documents.
+    pub fn listed(&self) -> Vec<Listed> {
+        let mut all: Vec<Listed> = self.hops().iter().filter_map(|hop| self.show(hop)).collect();
+        for listed in &mut all {
+            listed.sts.iter_mut().for_each(|policy| policy.document.clear());
+        }
+        all
+    }
+
+    /// What is known of a next hop; nothing where it was never asked about.
+    pub fn show(&self, hop: &NextHop) -> Option<Listed> {
+        let now = self.clock.seconds();
+        let entry = self.entry(&hop.key());
+        let domain = self.sts.known(&hop.domain);
+        if entry.is_none() && domain.is_none() {
+            return None;
+        }
+        let known = domain.as_ref().map(|d| d.known(now)).unwrap_or_default();
+        let decision = self.standing(hop, entry.as_deref(), &known, now);
+        let asked = entry.as_ref().map_or(0, |entry| entry.asked.load(Ordering::Relaxed));
+        let held = entry.as_ref().and_then(|entry| entry.held.as_ref());
+        Some(Listed {
+            next_hop: hop.key(),
+            answer: decision.level.name().to_owned(),
+            dane: held.map(|held| ListedDane {
+                found: super::explain::coverage(held.verdict.coverage()).to_owned(),
+                until: held.until,
+            }),
+            sts: known.policy.map(|policy| ListedPolicy {
+                id: policy.id.clone(),
+                mode: policy.mode,
+                mx: policy.policy.mx_host.clone(),
+                fetched: policy.fetched,
+                expires: policy.expires,
+                refresh: policy.refresh,
+                document: policy.policy.policy_string.clone(),
+            }),
+            record: known.record.map(|(record, _)| record),
+            checked: known.checked,
+            used: asked.max(domain.map_or(0, |d| d.used())),
+            failure: known.failure.as_deref().cloned(),
+        })
+    }
+
+    /// Asks DNS and the policy host again, whatever is cached and whatever failed before; takes up to a minute more
+    /// than an answer. What cannot be had anew stays as it was. Fails where the store cannot be written.
+    pub async fn look_again(self: &Arc<Self>, hop: &NextHop) -> Result<Option<Listed>, String> {
+        if matches!(self.overrides.of(&hop.domain), Some(Rule::SkipDane) | None) {
+            self.sts.domain(&hop.domain).look_again(self.clock.seconds(), true);
+        }
+        Arc::clone(self).make(hop.clone(), Urge::Told).await;
+        self.flush().await?;
+        Ok(self.show(hop))
+    }
+
+    /// Forgets a domain with all its next hops, or all domains; returns how many there were. Until they are asked about
+    /// again nothing is known of them. Fails where the store cannot be written.
+    pub async fn purge(&self, domain: Option<&str>) -> Result<usize, String> {
+        let mut gone = BTreeSet::new();
+        let domains = match domain {
+            Some(name) => self.sts.known(name).into_iter().collect(),
+            None => self.sts.all(),
+        };
+        for known in domains {
+            if self.sts.forget(&known) {
+                gone.insert(known.name.to_string());
+            }
+        }
+        for shard in &self.entries {
+            shard.write().retain(|key, _| {
+                let hop = NextHop::parse(key);
+                let goes = domain.is_none_or(|name| hop.as_ref().is_some_and(|hop| hop.domain == name));
+                if goes && let Ok(key) = std::str::from_utf8(key) {
+                    self.shelf.remove(key.to_owned());
+                }
+                gone.extend(hop.filter(|_| goes).map(|hop| hop.domain));
+                !goes
+            });
+        }
+        self.flush().await?;
+        Ok(gone.len())
+    }
+
+    /// Every next hop that has a policy, with what `word` makes of the decision. From memory: what was never asked about
+    /// is not in it.
+    pub fn table(&self, word: impl Fn(&Decision) -> Option<String>) -> Vec<(String, String)> {
+        let now = self.clock.seconds();
+        let line = |hop: &NextHop| {
+            let known = self.sts.known(&hop.domain).map(|domain| domain.known(now)).unwrap_or_default();
+            let decision = self.standing(hop, self.entry(&hop.key()).as_deref(), &known, now);
+            Some((hop.key(), word(&decision)?))
+        };
+        let mut lines: BTreeMap<String, String> = self.hops().iter().filter_map(line).collect();
+        for (name, answer) in self.overrides.fixed() {
+            lines.insert(name.to_owned(), answer.to_owned());
+        }
+        lines.into_iter().collect()
+    }
+
+    /// Writes what has changed.
+    async fn flush(&self) -> Result<(), String> {
+        self.sts.write().await?;
+        self.shelf.write().await
+    }
+
+    fn hops(&self) -> Vec<NextHop> {
+        let mut keys: BTreeSet<Vec<u8>> = self.sts.all().iter().map(|domain| domain.name.as_bytes().to_vec()).collect();
+        for shard in &self.entries {
+            keys.extend(shard.read().keys().map(|key| key.to_vec()));
+        }
+        keys.iter().filter_map(|key| NextHop::parse(key)).collect()
+    }
+
+    /// What follows from what is known, without asking anybody.
+    fn standing(&self, hop: &NextHop, entry: Option<&Entry>, known: &Known, now: i64) -> Decision {
+        let rule = self.overrides.of(&hop.domain);
+        match rule {
+            Some(Rule::Fixed(answer)) => return Decision::bare(Level::Fixed(Arc::clone(answer))),
+            Some(Rule::None) => return Decision::none(),
+            Some(Rule::SkipDane | Rule::SkipSts) | None => {}
+        }
+        let policy = known.policy.as_ref().filter(|_| rule != Some(&Rule::SkipSts));
+        let enforced = policy
+            .filter(|policy| policy.mode == Mode::Enforce)
+            .filter(|policy| hop.mx || policy.policy.mx_host.iter().any(|pattern| mx_matches(pattern, &hop.domain)));
+        // Past its TTL it is asked again with the next mail, and serves if that fails: it is what is known.
+        let held = entry
+            .and_then(|entry| entry.held.as_deref())
+            .filter(|held| now < held.until + STALE && rule != Some(&Rule::SkipDane));
+        let level = match (held, entry.map(|entry| &entry.decision.level)) {
+            (Some(held), _) => {
+                let cause = held.verdict.failure().unwrap_or_default().to_owned();
+                combine(held.verdict.coverage(), None, enforced.is_some(), now, cause)
+            }
+            (None, Some(temp @ Level::Temp(_))) => temp.clone(),
+            // DANE is not looked at, or was not yet: what the policy says stands.
+            (None, _) => combine(Coverage::Nothing, None, enforced.is_some(), now, String::new()),
+        };
+        let sts = match &level {
+            Level::Secure => enforced.map(Arc::clone),
+            Level::Default => policy.filter(|policy| policy.mode == Mode::Testing).map(Arc::clone),
+            Level::Dane | Level::DaneOnly | Level::Fixed(_) | Level::Temp(_) => None,
+        };
+        Decision { sts, failure: known.failure.clone(), ..Decision::bare(level) }
+    }
+}
+
+impl Level {
+    /// The word that lists show.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Level::Default => "default",
+            Level::Secure => "secure",
+            Level::Dane => "dane",
+            Level::DaneOnly => "dane-only",
+            Level::Fixed(_) => "fixed",
+            Level::Temp(_) => "temp",
+        }
+    }
+}

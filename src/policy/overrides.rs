@@ -1,0 +1,97 @@
+//! What the administrator has said about single domains (`[[policy.override]]`).
+//!
+//! Takes: the configuration, checked. Gives: the rule of a domain: its own, else that of the longest `.suffix`.
+//! Not here: whether a fixed answer is one that Postfix takes (`config`), what a rule changes (`policy`).
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use crate::config::{OverrideSection, Skip};
+use crate::domain;
+
+/// What is said about a domain.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Rule {
+    /// This answer, whatever is published.
+    Fixed(Arc<str>),
+    /// No policy, whatever is published.
+    None,
+    /// DANE is not looked at.
+    SkipDane,
+    /// MTA-STS is not looked at.
+    SkipSts,
+}
+
+/// All rules.
+#[derive(Debug, Default)]
+pub struct Overrides(HashMap<String, Rule>);
+
+impl Overrides {
+    /// The rules of a configuration that has passed its checks; a suffix keeps its dot.
+    pub fn new(sections: &[OverrideSection]) -> Overrides {
+        let rule = |section: &OverrideSection| {
+            let name = match section.domain.strip_prefix('.') {
+                Some(parent) => format!(".{}", domain::normalise(parent)?),
+                None => domain::normalise(&section.domain)?,
+            };
+            let rule = match (&section.answer, section.skip) {
+                (Some(answer), _) => Rule::Fixed(answer.as_str().into()),
+                (None, Some(Skip::Dane)) => Rule::SkipDane,
+                (None, Some(Skip::Sts)) => Rule::SkipSts,
+                (None, None) => Rule::None,
+            };
+            Some((name, rule))
+        };
+        Overrides(sections.iter().filter_map(rule).collect())
+    }
+
+    /// The rule of a domain in its one form.
+    pub fn of(&self, domain: &str) -> Option<&Rule> {
+        if self.0.is_empty() {
+            return None;
+        }
+        let suffixes = domain.match_indices('.').map(|(at, _)| &domain[at..]);
+        std::iter::once(domain).chain(suffixes).find_map(|name| self.0.get(name))
+    }
+
+    /// The fixed answers, by domain or `.suffix`.
+    pub fn fixed(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.0.iter().filter_map(|(name, rule)| match rule {
+            Rule::Fixed(answer) => Some((name.as_str(), &**answer)),
+            Rule::None | Rule::SkipDane | Rule::SkipSts => None,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_nearest_rule_counts() {
+        let section = |domain: &str, answer: Option<&str>, skip| OverrideSection {
+            domain: domain.into(),
+            answer: answer.map(str::to_owned),
+            skip,
+            none: answer.is_none() && skip.is_none(),
+        };
+        let rules = Overrides::new(&[
+            section("Example.com", None, None),
+            section(".example.com", Some("encrypt"), None),
+            section(".deep.example.com.", None, Some(Skip::Dane)),
+            section("bücher.example", None, Some(Skip::Sts)),
+        ]);
+        for (domain, want) in [
+            ("example.com", Some(Rule::None)),
+            ("a.example.com", Some(Rule::Fixed("encrypt".into()))),
+            ("deep.example.com", Some(Rule::Fixed("encrypt".into()))),
+            ("a.deep.example.com", Some(Rule::SkipDane)),
+            ("xn--bcher-kva.example", Some(Rule::SkipSts)),
+            ("aexample.com", None),
+            ("com", None),
+        ] {
+            assert_eq!(rules.of(domain), want.as_ref(), "{domain}");
+        }
+        assert_eq!(rules.fixed().collect::<Vec<_>>(), [(".example.com", "encrypt")]);
+    }
+}

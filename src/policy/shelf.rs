@@ -1,0 +1,102 @@
+//! The DANE verdicts in the store: what was known before a restart serves after it, while DNS is not asked or fails.
+//!
+//! Takes: each verdict that was found, by next hop. Gives: those that the store has; written behind within [`BEHIND`].
+//! Limits: one record a next hop; those that ended longer ago than they may serve are removed.
+//! When it fails: what cannot be written waits for the next attempt; verdicts serve from memory.
+//! Not here: how long a verdict serves (`policy`), finding it (`dane`).
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
+use tokio::sync::Notify;
+
+use super::dane::Verdict;
+use super::{Held, STALE};
+use crate::store::{Batch, Family, Store, StoreError};
+
+/// How long after it was found a verdict is in the store, while the disk keeps up: many go into one write.
+pub const BEHIND: Duration = Duration::from_millis(250);
+
+/// The store, and what waits to be written there.
+pub struct Shelf {
+    store: Arc<dyn Store>,
+    /// What to set, or to remove.
+    dirty: Mutex<HashMap<String, Option<Arc<Held>>>>,
+    /// Something waits.
+    pub wake: Notify,
+}
+
+/// The form in the store.
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+struct Stored {
+    verdict: Verdict,
+    until: i64,
+    refresh: i64,
+}
+
+impl Shelf {
+    /// An empty list of changes for a store.
+    pub fn new(store: Arc<dyn Store>) -> Shelf {
+        Shelf { store, dirty: Mutex::default(), wake: Notify::new() }
+    }
+
+    /// The verdicts that may still serve at `now` (seconds), at most `limit`; the others are removed.
+    pub fn load(&self, now: i64, limit: usize) -> Result<Vec<(String, Arc<Held>)>, StoreError> {
+        let mut found = Vec::new();
+        for (key, value) in self.store.scan(Family::Dane, b"")? {
+            let Ok(key) = String::from_utf8(key) else { continue };
+            let stored: Option<Stored> = serde_json::from_slice(&value).ok();
+            match stored.filter(|stored| now < stored.until.saturating_add(STALE) && found.len() < limit) {
+                Some(Stored { verdict, until, refresh }) => {
+                    found.push((key, Arc::new(Held { verdict: Arc::new(verdict), until, refresh })));
+                }
+                None => self.remove(key),
+            }
+        }
+        Ok(found)
+    }
+
+    /// Keeps a verdict.
+    pub fn put(&self, key: String, held: &Arc<Held>) {
+        self.dirty.lock().insert(key, Some(Arc::clone(held)));
+        self.wake.notify_one();
+    }
+
+    /// Lets go of a verdict.
+    pub fn remove(&self, key: String) {
+        self.dirty.lock().insert(key, None);
+        self.wake.notify_one();
+    }
+
+    /// Writes what has changed. Fails with the cause; it is tried again with the next call.
+    pub async fn write(&self) -> Result<(), String> {
+        let changes = std::mem::take(&mut *self.dirty.lock());
+        if changes.is_empty() {
+            return Ok(());
+        }
+        let mut batch = Batch::default();
+        for (key, held) in &changes {
+            let value = held.as_ref().and_then(|held| {
+                let stored = Stored { verdict: (*held.verdict).clone(), until: held.until, refresh: held.refresh };
+                serde_json::to_vec(&stored).ok()
+            });
+            batch.set.push((Family::Dane, key.clone().into_bytes(), value));
+        }
+        let store = Arc::clone(&self.store);
+        let error = match tokio::task::spawn_blocking(move || store.write(batch)).await {
+            Ok(Ok(())) => return Ok(()),
+            Ok(Err(error)) => error.to_string(),
+            Err(error) => error.to_string(),
+        };
+        let mut dirty = self.dirty.lock();
+        for (key, held) in changes {
+            // What came meanwhile is newer.
+            dirty.entry(key).or_insert(held);
+        }
+        Err(error)
+    }
+}
