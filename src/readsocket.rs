@@ -11,8 +11,8 @@
 //! - `mode=defer cause="…"`: not known; the mail is to wait. Whatever else a router reads means the same.
 //!
 //! What was answered is noted as the policy in force, as for Postfix.
-//! Limits: [`MAX_REQUEST`] octets; [`REQUEST`] for a client to ask, `[policy] answer_budget` and a second for the answer,
-//! [`READING`] for the client to take it. A slow client holds up itself alone.
+//! Limits: [`MAX_REQUEST`] octets; [`REQUEST`] for a client to ask, `[policy] answer_budget` and a second for the
+//! answer, [`READING`] for the client to take it. A slow client holds up itself alone.
 //! When it fails: text that is no request gets `mode=defer`; who does not ask in time is closed without an answer, and
 //! an empty answer defers too.
 //! Not here: what is decided (`policy`), the routers and the transport that hold Exim to it (`packaging/exim.example`).

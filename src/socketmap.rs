@@ -4,7 +4,8 @@
 //! order; what can be answered at once goes out in one write.
 //! A client is never closed first while it keeps the protocol, however long it is idle: Postfix holds connections over
 //! the time that a dead MX host takes. A slow client, or one that does not read, holds up itself alone.
-//! Limits: `netstring::MAX_REQUEST` octets a request (longer ones get NOTFOUND); connections as descriptors last (`listener`).
+//! Limits: `netstring::MAX_REQUEST` octets a request (longer ones get NOTFOUND); connections as
+//! descriptors last (`listener`).
 //! When it fails: an unknown map gets PERM; text that is no netstring gets PERM and the connection ends, for nothing
 //! behind it can be found.
 //! Not here: what is answered (`policy`), how it is put (`wording`).

@@ -11,7 +11,8 @@ use std::process::Command;
 /// Tells the process inside the namespaces that it is.
 const INSIDE: &str = "TLSWARDEN_LAB_INSIDE";
 
-/// Whether this is the process inside the namespaces. Outside it runs itself again in new ones, and holds it to its result.
+/// Whether this is the process inside the namespaces. Outside it runs itself again in new ones, and holds it to its
+/// result.
 pub fn inside(test: &str) -> bool {
     if std::env::var_os(INSIDE).is_some() {
         run("ip", &["link", "set", "lo", "up"]);

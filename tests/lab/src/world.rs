@@ -278,7 +278,8 @@ impl World {
         }
         let mut text = format!(
             "[store]\npath = {}\n\n[control]\nsocket = {}\n\n[postfix]\nversion = \"{}\"\n\n\
-             [socketmap]\nlisten = [{listen}]\n\n[readsocket]\nlisten = [\"unix:{}\"]\n\n[resolver]\naddress = \"{}\"\n\n\
+             [socketmap]\nlisten = [{listen}]\n\n[readsocket]\nlisten = [\"unix:{}\"]\n\n\
+             [resolver]\naddress = \"{}\"\n\n\
              [report]\norganization = \"Closed World\"\ncontact = \"postmaster@{SENDER}\"\n\
              from = \"tlsrpt@{SENDER}\"\nenvelope = \"tlsrpt-bounces@{SENDER}\"\n\
              deliver = \"smtp:{submission}\"\nspread = \"0s\"\n\n",

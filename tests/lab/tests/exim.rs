@@ -104,6 +104,28 @@ fn cases() -> Vec<Case> {
             &["(-37)"],
             1,
         ),
+        case(
+            Domain::new("dane-plain.example").signed().dane_host("mx", Server::Plain, Tlsa::Matching),
+            false,
+            "mx.dane-plain.example",
+            &["(-38)"],
+            1,
+        ),
+        // TLSA records that SMTP cannot use hold nobody; an MTA-STS policy beside them does.
+        case(
+            Domain::new("unusable.example").signed().host("mx", own),
+            true,
+            "mx.unusable.example",
+            &[" X=TLS", " CV=no "],
+            1,
+        ),
+        case(
+            Domain::new("unusable-sts.example").signed().host("mx", own).sts("enforce", "mx"),
+            false,
+            "mx.unusable-sts.example",
+            &["(-37)"],
+            1,
+        ),
         // Its MTA-STS policy does not override DANE: a sound certificate does not help.
         case(
             Domain::new("dane-sts.example")
@@ -171,6 +193,10 @@ async fn deliveries() {
         let mut zone = world.dns.change();
         // Nothing is published here, and the host is that of a domain with a policy.
         zone.mx(SAME_HOST, 10, "mx.wrong-name.test");
+        // PKIX-TA (RFC 7672 section 3.1.3).
+        for host in ["mx.unusable.example", "mx.unusable-sts.example"] {
+            zone.tlsa(host, 0, 0, 1, &[0xAA; 32]);
+        }
         // DNSSEC proves nothing of these hosts' addresses.
         zone.cut("b.some-unsigned.example", false);
         zone.cut("a.first-unsigned.example", false);
@@ -221,7 +247,8 @@ fn keeps_domains_apart(world: &World, exim: &Exim) {
     let last = |recipient: &str| exim.deliveries(recipient, from).last().cloned().unwrap_or_default();
     assert!(last(&open).contains(" => ") && last(held).contains(" == "), "{}\n{}", last(&open), last(held));
     let mail = world.receiver("mx.wrong-name.test").record().mail;
-    assert!(mail.len() == 1 && mail[0].to == [open], "{mail:?}");
+    let to: Vec<&String> = mail.iter().flat_map(|mail| &mail.to).collect();
+    assert_eq!(to, [&open]);
 }
 
 /// The daemon cannot know: the mail waits, and the log says why; healed, it goes out.
