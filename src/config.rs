@@ -28,6 +28,8 @@ pub struct Config {
     pub postfix: PostfixSection,
     /// Where Postfix asks.
     pub socketmap: SocketmapSection,
+    /// Where Exim asks.
+    pub readsocket: ReadsocketSection,
     /// The resolver.
     pub resolver: ResolverSection,
     /// How policies are found and kept.
@@ -99,6 +101,14 @@ pub struct PostfixVersion {
 #[serde(default, deny_unknown_fields)]
 pub struct SocketmapSection {
     /// Addresses to listen on: `unix:/path` or `inet:127.0.0.1:8461`, any number.
+    pub listen: Vec<Listen>,
+}
+
+/// `[readsocket]`
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ReadsocketSection {
+    /// Addresses to listen on: `unix:/path` or `inet:127.0.0.1:8462`, any number.
     pub listen: Vec<Listen>,
 }
 

@@ -35,6 +35,7 @@ use crate::own::Secret;
 use crate::pipeline::{self, Counter, River, Source};
 use crate::policy::Policies;
 use crate::policy::history::History;
+use crate::readsocket;
 use crate::report::missing_identity;
 use crate::scheduler::{Context, Scheduler, Setup};
 use crate::shutdown::stopped;
@@ -192,9 +193,14 @@ fn reload(path: &Path, house: &mut House) -> Result<Prepared, DaemonError> {
     }
     // What can fail is tried while the old configuration still runs: a start that fails would end the daemon.
     doors(&next.config)?;
-    house.sockets.add(&next.config.control.socket, &next.config.socketmap.listen)?;
+    house.sockets.add(&next.config.control.socket, &asked_on(&next.config))?;
     tracing::info!("reload: {}: taken", path.display());
     Ok(next)
+}
+
+/// All sockets that an MTA asks on.
+fn asked_on(config: &Config) -> Vec<Listen> {
+    [config.socketmap.listen.as_slice(), &config.readsocket.listen].concat()
 }
 
 /// The resolver and the HTTPS client that the configuration names.
@@ -247,27 +253,15 @@ impl Tasks {
         let (store, metrics, clock) = (Arc::clone(&house.store), house.metrics.clone(), house.clock);
         // Everything that can fail comes first: no half start.
         let control = house.sockets.control(&config.control.socket)?;
-        let open = |address| house.sockets.open_to_all(address);
-        let listeners = config.socketmap.listen.iter().map(open).collect::<Result<Vec<_>, _>>()?;
-        let mut keep = config.socketmap.listen.clone();
+        let (postfix_asks, exim_asks) = (&config.socketmap.listen, &config.readsocket.listen);
+        let mut keep = asked_on(&config);
         keep.push(Listen::Unix(config.control.socket.clone()));
+        let socketmaps = listen(&mut house.sockets, "socketmap", postfix_asks)?;
+        let readsockets = listen(&mut house.sockets, "readsocket", exim_asks)?;
         house.sockets.close_others(&keep);
         for address in house.sockets.unused(&keep) {
-            tracing::warn!("systemd: {address}: not in [socketmap] listen; nobody is answered there");
+            tracing::warn!("systemd: {address}: in no `listen`; nobody is answered there");
         }
-        let listeners: Vec<(Listen, Listener)> = config
-            .socketmap
-            .listen
-            .iter()
-            .cloned()
-            .zip(
-                listeners
-                    .into_iter()
-                    .map(into_listener)
-                    .collect::<io::Result<Vec<_>>>()
-                    .map_err(|e| DaemonError::Host(format!("socketmap: cannot listen: {e}; not started")))?,
-            )
-            .collect();
         let (resolver, client) = doors(&config)?;
         let own = Secret::load_or_make(&*store)?;
         let history = Arc::new(History::open(&*store, clock, metrics.clone())?);
@@ -287,7 +281,7 @@ impl Tasks {
         let context =
             Context { store: Arc::clone(&store), resolver: resolver.clone(), metrics: metrics.clone(), clock, own };
         let scheduler = Scheduler::open(context, setup)?;
-        say(&config, &listeners);
+        say(&config);
 
         let (stop, shutdown) = watch::channel(false);
         let mut tasks = Tasks { stop, set: JoinSet::new(), names: HashMap::new() };
@@ -319,10 +313,14 @@ impl Tasks {
         tasks.spawn("policies".into(), done(Arc::clone(&policies).run(shutdown.clone())));
         tasks.spawn("scheduler".into(), done(Arc::clone(&scheduler).run(shutdown.clone())));
         let postfix = &config.postfix;
-        for (address, listener) in listeners {
+        for (address, listener) in socketmaps {
             let task =
                 socketmap::serve(listener, Arc::clone(&policies), postfix.clone(), metrics.clone(), shutdown.clone());
             tasks.spawn(format!("socketmap {address}"), done(task));
+        }
+        for (address, listener) in readsockets {
+            let task = readsocket::serve(listener, Arc::clone(&policies), metrics.clone(), shutdown.clone());
+            tasks.spawn(format!("readsocket {address}"), done(task));
         }
         let desk = Desk { config, running: true, store, resolver, policies, scheduler, metrics, clock };
         let task = control::serve(control, Arc::new(desk), shutdown);
@@ -389,6 +387,14 @@ async fn until(mut shutdown: watch::Receiver<bool>, task: impl Future<Output = (
     }
 }
 
+/// Binds what is not bound yet. `subject` is who listens.
+fn listen(sockets: &mut Sockets, subject: &str, at: &[Listen]) -> Result<Vec<(Listen, Listener)>, DaemonError> {
+    let failed = |e: io::Error| DaemonError::Host(format!("{subject}: cannot listen: {e}; not started"));
+    at.iter()
+        .map(|address| Ok((address.clone(), into_listener(sockets.open_to_all(address)?).map_err(failed)?)))
+        .collect()
+}
+
 fn into_listener(bound: Bound) -> io::Result<Listener> {
     Ok(match bound {
         Bound::Unix(listener) => Listener::Unix(tokio::net::UnixListener::from_std(listener)?),
@@ -453,9 +459,12 @@ async fn follow(
 }
 
 /// What was understood, one line each.
-fn say(config: &Config, listeners: &[(Listen, Listener)]) {
-    for (address, _) in listeners {
+fn say(config: &Config) {
+    for address in &config.socketmap.listen {
         tracing::info!("socketmap: listening on {address}");
+    }
+    for address in &config.readsocket.listen {
+        tracing::info!("readsocket: listening on {address}");
     }
     for input in &config.inputs {
         tracing::info!("input: following {}", input.file.display());

@@ -4,9 +4,10 @@
 //! order; what can be answered at once goes out in one write.
 //! A client is never closed first while it keeps the protocol, however long it is idle: Postfix holds connections over
 //! the time that a dead MX host takes. A slow client, or one that does not read, holds up itself alone.
-//! Limits: `netstring::MAX_REQUEST` octets a request (longer ones get NOTFOUND); connections as descriptors last.
+//! Limits: `netstring::MAX_REQUEST` octets a request (longer ones get NOTFOUND); connections as
+//! descriptors last (`listener`).
 //! When it fails: an unknown map gets PERM; text that is no netstring gets PERM and the connection ends, for nothing
-//! behind it can be found; no more descriptors: waits, and says it once a minute.
+//! behind it can be found.
 //! Not here: what is answered (`policy`), how it is put (`wording`).
 
 pub mod netstring;
@@ -22,15 +23,14 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
-use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::watch;
-use tokio::task::JoinSet;
 
 use crate::config::{Level, PostfixSection, PostfixVersion};
+pub use crate::listener::Listener;
+use crate::listener::Stream;
 use crate::metrics::Metrics;
 use crate::policy::explain::Explanation;
 use crate::policy::{Decision, Policies};
-use crate::shutdown::stopped;
 use netstring::Frame;
 use wording::Wording;
 
@@ -46,34 +46,8 @@ const MAX_WAITING: usize = 256 * 1024;
 /// The capacity that an idle connection keeps, in octets.
 const IDLE_CAPACITY: usize = 1024;
 
-/// How long accepting waits when there are no descriptors left.
-const NO_DESCRIPTORS: Duration = Duration::from_millis(50);
-
 /// How long connections may go on with what they are at when the daemon ends.
 const DRAIN: Duration = Duration::from_secs(2);
-
-/// A socket that is listened on.
-#[derive(Debug)]
-pub enum Listener {
-    /// A unix-domain socket.
-    Unix(UnixListener),
-    /// TCP.
-    Tcp(TcpListener),
-}
-
-impl Listener {
-    async fn accept(&self) -> io::Result<Stream> {
-        match self {
-            Listener::Unix(listener) => listener.accept().await.map(|(stream, _)| Stream::Unix(stream)),
-            Listener::Tcp(listener) => {
-                let (stream, _) = listener.accept().await?;
-                // Replies are small and waited for. Where it cannot be set they are only slower.
-                let _ = stream.set_nodelay(true);
-                Ok(Stream::Tcp(stream))
-            }
-        }
-    }
-}
 
 /// Serves everyone who connects, until `shutdown` turns true. `postfix` is what is known of who asks: its own level
 /// without a policy, and whether its version knows the attributes of `policy-tlsrpt`; where not, it is not given any.
@@ -94,36 +68,17 @@ pub async fn serve(
         unknown: metrics.counter("socketmap_unknown_map"),
     });
     let connections_total = metrics.counter("socketmap_connections");
-    let mut connections = JoinSet::new();
-    let mut said: Option<tokio::time::Instant> = None;
-    loop {
-        let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
-            () = stopped(&mut shutdown) => break,
-        };
-        while connections.try_join_next().is_some() {}
-        match accepted {
-            Ok(stream) => {
-                connections_total.fetch_add(1, Ordering::Relaxed);
-                let service = Arc::clone(&service);
-                connections.spawn(async move {
-                    match stream {
-                        Stream::Unix(stream) => service.converse(stream).await,
-                        Stream::Tcp(stream) => service.converse(stream).await,
-                    }
-                });
-            }
-            // The client went away before it was accepted.
-            Err(e) if e.kind() == io::ErrorKind::ConnectionAborted => {}
-            Err(e) => {
-                if said.is_none_or(|at| at.elapsed() >= Duration::from_secs(60)) {
-                    tracing::warn!("socketmap: cannot accept a connection: {e}; it waits until others end");
-                    said = Some(tokio::time::Instant::now());
-                }
-                tokio::time::sleep(NO_DESCRIPTORS).await;
+    let begin = |stream| {
+        connections_total.fetch_add(1, Ordering::Relaxed);
+        let service = Arc::clone(&service);
+        async move {
+            match stream {
+                Stream::Unix(stream) => service.converse(stream).await,
+                Stream::Tcp(stream) => service.converse(stream).await,
             }
         }
-    }
+    };
+    let mut connections = listener.accept_all("socketmap", &mut shutdown, begin).await;
     // A warm answer is given without a pause between reading and writing: only those that wait for one are waited for.
     let until = tokio::time::Instant::now() + DRAIN;
     while service.waiting.load(Ordering::Relaxed) > 0 && tokio::time::Instant::now() < until {
@@ -315,10 +270,4 @@ fn shrink(buffer: &mut Vec<u8>) {
     if buffer.is_empty() && buffer.capacity() > IDLE_CAPACITY {
         *buffer = Vec::new();
     }
-}
-
-/// A connection.
-enum Stream {
-    Unix(UnixStream),
-    Tcp(TcpStream),
 }

@@ -25,7 +25,7 @@ fn keys(text: &str) -> BTreeSet<String> {
             toml::Value::Table(table) => {
                 table.iter().for_each(|(key, value)| walk(&format!("{at}.{key}"), value, keys))
             }
-            toml::Value::Array(items) if items.iter().all(toml::Value::is_table) => {
+            toml::Value::Array(items) if items.iter().any(toml::Value::is_table) => {
                 items.iter().for_each(|item| walk(at, item, keys));
             }
             _ => drop(keys.insert(at.to_owned())),

@@ -117,9 +117,10 @@ impl Config {
             }
         }
         let mut sockets = HashSet::new();
-        if let Some(twice) = self.socketmap.listen.iter().map(ToString::to_string).find(|s| !sockets.insert(s.clone()))
-        {
-            return Err(("socketmap", "listen", format!("{twice} is there twice; allowed: each address once")));
+        for (section, listen) in [("socketmap", &self.socketmap.listen), ("readsocket", &self.readsocket.listen)] {
+            if let Some(twice) = listen.iter().map(ToString::to_string).find(|s| !sockets.insert(s.clone())) {
+                return Err((section, "listen", format!("{twice} is there twice; allowed: each address once")));
+            }
         }
         let public = self.resolver.address.filter(|address| !address.ip().is_loopback());
         if let (false, Some(address)) = (super::is_default(&self.closed_network), public) {
@@ -264,6 +265,10 @@ mod tests {
             (
                 "[[input]]\nfile = \"/a\"\ntimezone = \"Mars\"\n",
                 "F:3: [input] timezone: `Mars` is no time zone; allowed: an IANA name such as `Europe/Berlin`",
+            ),
+            (
+                "[socketmap]\nlisten = [\"unix:/a\"]\n[readsocket]\nlisten = [\"unix:/b\", \"unix:/a\"]\n",
+                "F:4: [readsocket] listen: unix:/a is there twice; allowed: each address once",
             ),
             (
                 "[policy]\nanswer_budget = \"5\"\n",

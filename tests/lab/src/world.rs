@@ -248,6 +248,11 @@ impl World {
         self.folder().join("socketmap")
     }
 
+    /// The daemon's unix-domain readsocket socket.
+    pub fn readsocket(&self) -> PathBuf {
+        self.folder().join("readsocket")
+    }
+
     /// The root certificate that the world trusts.
     pub fn ca_file(&self) -> PathBuf {
         self.folder().join("ca.pem")
@@ -273,13 +278,15 @@ impl World {
         }
         let mut text = format!(
             "[store]\npath = {}\n\n[control]\nsocket = {}\n\n[postfix]\nversion = \"{}\"\n\n\
-             [socketmap]\nlisten = [{listen}]\n\n[resolver]\naddress = \"{}\"\n\n\
+             [socketmap]\nlisten = [{listen}]\n\n[readsocket]\nlisten = [\"unix:{}\"]\n\n\
+             [resolver]\naddress = \"{}\"\n\n\
              [report]\norganization = \"Closed World\"\ncontact = \"postmaster@{SENDER}\"\n\
              from = \"tlsrpt@{SENDER}\"\nenvelope = \"tlsrpt-bounces@{SENDER}\"\n\
              deliver = \"smtp:{submission}\"\nspread = \"0s\"\n\n",
             quoted(self.folder().join("store")),
             quoted(self.folder().join("control")),
             self.options.postfix,
+            self.readsocket().display(),
             self.dns.address(),
         );
         for key in &self.keys {

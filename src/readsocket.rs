@@ -1,0 +1,470 @@
+//! Answers Exim's `${readsocket{…}{policy DOMAIN\n}…}`, on unix-domain and TCP sockets.
+//!
+//! Takes: one request a connection, `policy NEXTHOP`, ended by a line end or by the client's half-close; a next hop is
+//! written as for Postfix: `domain`, `domain:port`, `[host]`, `[host]:port`. Gives: one line, and closes:
+//!
+//! - `mode=enforce dane=no mx="mx.example.com,*.example.net"`: an MTA-STS policy is enforced
+//! - `mode=testing dane=no mx="…"`: one in testing mode; delivered as without
+//! - `mode=none dane=no`: nothing was published
+//! - `mode=none dane=try`: DANE where a host has TLSA records, as Exim does by itself
+//! - `mode=none dane=require`: TLS on every host, by TLSA records or else by the host's certificate
+//! - `mode=defer cause="…"`: not known; the mail is to wait. Whatever else a router reads means the same.
+//!
+//! What was answered is noted as the policy in force, as for Postfix.
+//! Limits: [`MAX_REQUEST`] octets; [`REQUEST`] for a client to ask, `[policy] answer_budget` and a second for the
+//! answer, [`READING`] for the client to take it. A slow client holds up itself alone.
+//! When it fails: text that is no request gets `mode=defer`; who does not ask in time is closed without an answer, and
+//! an empty answer defers too.
+//! Not here: what is decided (`policy`), the routers and the transport that hold Exim to it (`packaging/exim.example`).
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::sync::watch;
+use tokio::time::timeout;
+
+use crate::listener::{Listener, Stream};
+use crate::metrics::Metrics;
+use crate::policy::sts::cache::Cached;
+use crate::policy::{Decision, Level, Policies};
+
+/// The longest request, in octets: longer than any domain name can be.
+pub const MAX_REQUEST: usize = 1100;
+
+/// How long a client may take to ask. Exim asks at once.
+pub const REQUEST: Duration = Duration::from_secs(5);
+
+/// How long a client may take to read its answer. Exim's own limit for the whole is 5 s if not told otherwise.
+pub const READING: Duration = Duration::from_secs(5);
+
+/// How much behind a request is passed over, in octets.
+const MAX_BEHIND: u64 = 64 * 1024;
+
+/// How long connections may go on when the daemon ends.
+const DRAIN: Duration = Duration::from_secs(2);
+
+/// How much of a cause is told, in characters: it becomes a line of Exim's log.
+const MAX_CAUSE: usize = 200;
+
+/// What stands before a next hop.
+const COMMAND: &[u8] = b"policy ";
+
+/// Serves everyone who connects, until `shutdown` turns true.
+pub async fn serve(listener: Listener, policies: Arc<Policies>, metrics: Metrics, mut shutdown: watch::Receiver<bool>) {
+    let service = Arc::new(Service {
+        policies,
+        requests: metrics.counter("readsocket_requests"),
+        malformed: metrics.counter("readsocket_malformed"),
+        slow: metrics.counter("readsocket_slow_clients"),
+    });
+    let connections_total = metrics.counter("readsocket_connections");
+    let begin = |stream| {
+        connections_total.fetch_add(1, Ordering::Relaxed);
+        let service = Arc::clone(&service);
+        async move {
+            match stream {
+                Stream::Unix(stream) => service.converse(stream).await,
+                Stream::Tcp(stream) => service.converse(stream).await,
+            }
+        }
+    };
+    let mut connections = listener.accept_all("readsocket", &mut shutdown, begin).await;
+    // Whoever is not answered by then reads an empty answer, and its mail waits.
+    let _ = timeout(DRAIN, async { while connections.join_next().await.is_some() {} }).await;
+    connections.shutdown().await;
+}
+
+/// What was read so far.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Request<'a> {
+    /// No whole request yet.
+    Partial,
+    /// The policy of a next hop is asked for. What stands there may be none.
+    Policy(&'a [u8]),
+    /// Longer than any next hop.
+    TooLong,
+    /// Something else.
+    Malformed,
+}
+
+/// Reads what a client has sent; `ended`: it sends no more. What stands behind the first line is not looked at.
+pub fn request(octets: &[u8], ended: bool) -> Request<'_> {
+    let line = match octets.iter().position(|b| *b == b'\n') {
+        Some(end) => &octets[..end],
+        None if octets.len() >= MAX_REQUEST && octets.starts_with(COMMAND) => return Request::TooLong,
+        None if !ended && octets.len() < MAX_REQUEST => return Request::Partial,
+        None => octets,
+    };
+    match line.strip_prefix(COMMAND).map(<[u8]>::trim_ascii) {
+        Some(key) if !key.is_empty() => Request::Policy(key),
+        _ => Request::Malformed,
+    }
+}
+
+/// A decision in the words that a router reads, without a line end. Names are those of `policy`, letters, digits and
+/// `-_.*` alone: nothing in them ends the quotes.
+pub fn answer(decision: &Decision) -> String {
+    match (&decision.level, &decision.sts) {
+        (Level::Temp(cause), _) => defer(cause),
+        (Level::DaneOnly, _) => "mode=none dane=require".into(),
+        (Level::Dane, _) => "mode=none dane=try".into(),
+        (Level::Secure, Some(policy)) => sts("enforce", policy),
+        (Level::Default, Some(policy)) => sts("testing", policy),
+        (Level::Default, None) => NONE.into(),
+        // `policy` gives every enforced decision its policy.
+        (Level::Secure, None) => defer("the policy is missing"),
+    }
+}
+
+const NONE: &str = "mode=none dane=no";
+
+fn sts(mode: &str, policy: &Cached) -> String {
+    format!("mode={mode} dane=no mx=\"{}\"", policy.policy.mx_host.join(","))
+}
+
+/// Causes come from DNS: printable, one line, short, and nothing that Exim reads as the end of the value.
+fn defer(cause: &str) -> String {
+    let plain = |c: char| if (c.is_ascii_graphic() || c == ' ') && c != '"' && c != '\\' { c } else { '?' };
+    let cause: String = cause.chars().take(MAX_CAUSE).map(plain).collect();
+    format!("mode=defer cause=\"{cause}\"")
+}
+
+struct Service {
+    policies: Arc<Policies>,
+    requests: Arc<AtomicU64>,
+    malformed: Arc<AtomicU64>,
+    slow: Arc<AtomicU64>,
+}
+
+impl Service {
+    async fn converse<S: AsyncRead + AsyncWrite + Unpin>(&self, mut stream: S) {
+        let (octets, ended) = match timeout(REQUEST, read(&mut stream)).await {
+            Ok(Ok(read)) => read,
+            Ok(Err(_)) => return,
+            Err(_) => return self.slow(),
+        };
+        if octets.is_empty() {
+            // It only looked whether somebody answers.
+            return;
+        }
+        let mut line = self.line(request(&octets, ended)).await;
+        line.push('\n');
+        let taken = timeout(READING, async {
+            stream.write_all(line.as_bytes()).await?;
+            stream.shutdown().await?;
+            // What was sent behind the request is passed over: closing on it would be an error at the client's end.
+            tokio::io::copy(&mut (&mut stream).take(MAX_BEHIND), &mut tokio::io::sink()).await
+        });
+        if taken.await.is_err() {
+            self.slow();
+        }
+    }
+
+    async fn line(&self, request: Request<'_>) -> String {
+        self.requests.fetch_add(1, Ordering::Relaxed);
+        match request {
+            Request::Policy(key) => answer(&*self.policies.decide(key).await),
+            // No name is so long, and what is no name has no policy.
+            Request::TooLong => NONE.into(),
+            Request::Partial | Request::Malformed => {
+                self.malformed.fetch_add(1, Ordering::Relaxed);
+                defer("the request is not: policy DOMAIN")
+            }
+        }
+    }
+
+    fn slow(&self) {
+        self.slow.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// Reads until there is a request or the client sends no more; and whether it sends no more.
+async fn read<S: AsyncRead + Unpin>(stream: &mut S) -> io::Result<(Vec<u8>, bool)> {
+    let mut octets = Vec::new();
+    loop {
+        let room = MAX_REQUEST - octets.len();
+        let ended = (&mut *stream).take(room as u64).read_buf(&mut octets).await? == 0;
+        if ended || request(&octets, false) != Request::Partial {
+            return Ok((octets, ended));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::{Path, PathBuf};
+
+    use tokio::net::{UnixListener, UnixStream};
+    use tokio::task::JoinSet;
+    use tokio::time::Instant;
+
+    use super::*;
+    use crate::clock::Clock;
+    use crate::config::Config;
+    use crate::dns::Resolver;
+    use crate::https::Client;
+    use crate::policy::history::History;
+    use crate::policy::sts::document;
+    use crate::store::Store;
+    use crate::store::embedded::Embedded;
+    use crate::tlsrpt::{InForce, Policy, PolicyType};
+
+    /// A daemon without DNS: names that are none have no policy at once, others are not known within 300 ms.
+    struct Daemon {
+        folder: tempfile::TempDir,
+        history: Arc<History>,
+        metrics: Metrics,
+        stop: watch::Sender<bool>,
+        tasks: JoinSet<()>,
+    }
+
+    fn start() -> Daemon {
+        let folder = tempfile::tempdir().unwrap();
+        let (clock, metrics) = (Clock::default(), Metrics::default());
+        let store: Arc<dyn Store> = Arc::new(Embedded::open(&folder.path().join("store"), clock).unwrap().store);
+        let silent = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        let config = format!(
+            "[policy]\nanswer_budget = \"300ms\"\n[resolver]\naddress = \"{}\"\n",
+            silent.local_addr().unwrap()
+        );
+        let config: Config = crate::config::parse(&config, Path::new("F")).unwrap();
+        let resolver = Resolver::new(&config.resolver).unwrap();
+        let client = Client::new(resolver.clone(), &config.closed_network).unwrap();
+        let history = Arc::new(History::open(&*store, clock, metrics.clone()).unwrap());
+        let policies =
+            Policies::open(&config, resolver, client, store, Arc::clone(&history), clock, metrics.clone()).unwrap();
+        let listener = UnixListener::bind(folder.path().join("exim")).unwrap();
+        let (stop, shutdown) = watch::channel(false);
+        let mut tasks = JoinSet::new();
+        tasks.spawn(serve(Listener::Unix(listener), policies, metrics.clone(), shutdown));
+        // Nobody answers there for as long as the test runs.
+        tasks.spawn(async move {
+            let _silent = silent;
+            std::future::pending::<()>().await
+        });
+        Daemon { folder, history, metrics, stop, tasks }
+    }
+
+    impl Daemon {
+        fn path(&self) -> PathBuf {
+            self.folder.path().join("exim")
+        }
+
+        async fn connect(&self) -> UnixStream {
+            UnixStream::connect(self.path()).await.unwrap()
+        }
+
+        /// As Exim asks: all at once, half-close, read to the end.
+        async fn ask(&self, request: &[u8]) -> String {
+            let mut stream = self.connect().await;
+            stream.write_all(request).await.unwrap();
+            stream.shutdown().await.unwrap();
+            rest(stream).await
+        }
+
+        fn count(&self, name: &'static str) -> u64 {
+            self.metrics.counters().get(name).copied().unwrap_or_default()
+        }
+    }
+
+    async fn rest(mut stream: UnixStream) -> String {
+        let mut answer = String::new();
+        timeout(Duration::from_secs(20), stream.read_to_string(&mut answer)).await.unwrap().unwrap();
+        answer
+    }
+
+    #[tokio::test]
+    async fn one_line_and_the_end() {
+        let daemon = start();
+        for request in ["policy [192.0.2.1]\n", "policy [192.0.2.1]", "policy  [192.0.2.1] \r\n", "policy .a.b\nmore\n"]
+        {
+            assert_eq!(daemon.ask(request.as_bytes()).await, "mode=none dane=no\n", "{request:?}");
+        }
+        assert_eq!(daemon.ask(&[b"policy ".as_slice(), &[b'a'; 10_000]].concat()).await, "mode=none dane=no\n");
+        for request in ["policy\n", "policy \n", "\n", "POLICY a.b\n", "mode=none", "\u{0}\u{ff}"] {
+            let want = "mode=defer cause=\"the request is not: policy DOMAIN\"\n";
+            assert_eq!(daemon.ask(request.as_bytes()).await, want, "{request:?}");
+        }
+        assert_eq!(daemon.ask(&[b'x'; 5000]).await, "mode=defer cause=\"the request is not: policy DOMAIN\"\n");
+        assert_eq!(daemon.ask(b"").await, "");
+        let counts =
+            ["readsocket_connections", "readsocket_requests", "readsocket_malformed", "readsocket_slow_clients"];
+        assert_eq!(counts.map(|name| daemon.count(name)), [13, 12, 7, 0]);
+    }
+
+    #[tokio::test]
+    async fn a_client_that_does_not_half_close_is_answered_and_closed() {
+        let daemon = start();
+        let mut stream = daemon.connect().await;
+        for part in ["pol", "icy [192.0", ".2.1]", "\n"] {
+            stream.write_all(part.as_bytes()).await.unwrap();
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        assert_eq!(rest(stream).await, "mode=none dane=no\n");
+    }
+
+    #[tokio::test]
+    async fn what_is_not_known_defers_within_the_budget_and_is_not_noted() {
+        let daemon = start();
+        let begin = Instant::now();
+        let answer = daemon.ask(b"policy example.com\n").await;
+        assert!(answer.starts_with("mode=defer cause=\"") && answer.ends_with("\"\n"), "{answer}");
+        assert!(begin.elapsed() < Duration::from_millis(1500), "{:?}", begin.elapsed());
+        assert!(daemon.history.is_empty());
+    }
+
+    #[tokio::test]
+    async fn slow_clients_are_closed_and_hold_up_nobody() {
+        let daemon = start();
+        let mut slow = Vec::new();
+        for number in 0..200 {
+            let mut stream = daemon.connect().await;
+            stream.write_all(&b"policy example.com"[..number % 18]).await.unwrap();
+            slow.push(stream);
+        }
+        let begin = Instant::now();
+        assert_eq!(daemon.ask(b"policy [192.0.2.1]\n").await, "mode=none dane=no\n");
+        assert!(begin.elapsed() < Duration::from_secs(1), "{:?}", begin.elapsed());
+        for stream in slow {
+            assert_eq!(rest(stream).await, "");
+        }
+        assert!((REQUEST..REQUEST + Duration::from_secs(3)).contains(&begin.elapsed()), "{:?}", begin.elapsed());
+        assert_eq!(daemon.count("readsocket_slow_clients"), 200);
+    }
+
+    #[tokio::test]
+    async fn many_at_once() {
+        let daemon = Arc::new(start());
+        let mut asking = JoinSet::new();
+        for _ in 0..500 {
+            let daemon = Arc::clone(&daemon);
+            asking.spawn(async move { daemon.ask(b"policy [192.0.2.1]\n").await });
+        }
+        while let Some(answer) = asking.join_next().await {
+            assert_eq!(answer.unwrap(), "mode=none dane=no\n");
+        }
+        assert_eq!(daemon.count("readsocket_requests"), 500);
+    }
+
+    #[tokio::test]
+    async fn at_the_end_who_has_not_asked_is_closed() {
+        let mut daemon = start();
+        let idle = daemon.connect().await;
+        assert_eq!(daemon.ask(b"policy [192.0.2.1]\n").await, "mode=none dane=no\n");
+        daemon.stop.send_replace(true);
+        assert_eq!(rest(idle).await, "");
+        timeout(DRAIN * 2, daemon.tasks.join_next()).await.unwrap().unwrap().unwrap();
+    }
+
+    fn decided(level: Level, document: &str) -> Decision {
+        let sts = document::parse(document.as_bytes()).ok().map(|document| {
+            Arc::new(Cached {
+                id: "1".into(),
+                mode: document.mode,
+                policy: Arc::new(Policy {
+                    policy_type: PolicyType::Sts,
+                    policy_string: document.lines,
+                    policy_domain: "example.com".into(),
+                    mx_host: document.mx,
+                }),
+                fetched: 0,
+                expires: 1,
+                refresh: 1,
+            })
+        });
+        Decision { level, in_force: Arc::new(InForce::None), sts, failure: None }
+    }
+
+    const DOCUMENT: &str = "version: STSv1\nmode: enforce\nmx: mx.example.com\nmx: *.example.net\nmax_age: 604800\n";
+
+    #[test]
+    fn each_decision_in_words() {
+        let patterns = "mx=\"mx.example.com,*.example.net\"";
+        for (level, document, want) in [
+            (Level::Secure, DOCUMENT, format!("mode=enforce dane=no {patterns}")),
+            (Level::Default, DOCUMENT, format!("mode=testing dane=no {patterns}")),
+            (Level::Default, "", "mode=none dane=no".into()),
+            (Level::Dane, "", "mode=none dane=try".into()),
+            (Level::DaneOnly, "", "mode=none dane=require".into()),
+            (Level::Secure, "", "mode=defer cause=\"the policy is missing\"".into()),
+            (
+                Level::Temp("a \"b\" \\N\nmode=none \u{e9}".into()),
+                "",
+                "mode=defer cause=\"a ?b? ?N?mode=none ?\"".into(),
+            ),
+            (Level::Temp("x".repeat(1000)), "", format!("mode=defer cause=\"{}\"", "x".repeat(MAX_CAUSE))),
+        ] {
+            assert_eq!(answer(&decided(level, document)), want);
+        }
+    }
+
+    #[test]
+    fn a_request_is_a_line_or_all_there_is() {
+        let long = [b"policy ".as_slice(), &[b'a'; MAX_REQUEST]].concat();
+        for (octets, open, ended) in [
+            (b"".as_slice(), Request::Partial, Request::Malformed),
+            (b"policy a.b", Request::Partial, Request::Policy(b"a.b")),
+            (b"policy a.b\n", Request::Policy(b"a.b"), Request::Policy(b"a.b")),
+            (b"policy a.b\r\nx", Request::Policy(b"a.b"), Request::Policy(b"a.b")),
+            (b"policies a.b\n", Request::Malformed, Request::Malformed),
+            (&long, Request::TooLong, Request::TooLong),
+            (&long[7..], Request::Malformed, Request::Malformed),
+        ] {
+            assert_eq!(request(octets, false), open, "{octets:?}");
+            assert_eq!(request(octets, true), ended, "{octets:?}");
+        }
+    }
+
+    /// A model of Exim's `${extract{KEY}{TEXT}}`: `key=value` or `key="value"`, spaces between.
+    fn extract(text: &str, key: &str) -> Option<String> {
+        let mut rest = text.trim_start();
+        while let Some((name, after)) = rest.split_once('=') {
+            let (value, behind) = match after.strip_prefix('"') {
+                Some(quoted) => quoted.split_once('"')?,
+                None => after.split_once(' ').unwrap_or((after, "")),
+            };
+            if name.trim() == key {
+                return Some(value.to_owned());
+            }
+            rest = behind.trim_start();
+        }
+        None
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn any_octets_in_any_pieces(octets in proptest::collection::vec(proptest::num::u8::ANY, 0..1300), cut in 0..1300usize) {
+            let mut octets = octets;
+            if cut % 2 == 0 {
+                octets.splice(0..0, b"policy ".iter().copied());
+            }
+            let cut = cut.min(octets.len());
+            let early = request(&octets[..cut], false);
+            if early != Request::Partial && cut < MAX_REQUEST {
+                assert_eq!(early, request(&octets, false));
+            }
+            assert_ne!(request(&octets, true), Request::Partial);
+            if let Request::Policy(key) = request(&octets, true) {
+                assert!(!key.is_empty() && !key.contains(&b'\n'));
+            }
+        }
+
+        #[test]
+        fn served_text_cannot_break_out(cause in ".{0,300}", mx in proptest::collection::vec("[ -~\u{e9}]{0,30}", 0..5), mode in 0..2) {
+            let told = answer(&decided(Level::Temp(cause), ""));
+            assert_eq!(extract(&told, "mode").as_deref(), Some("defer"));
+            assert!(!told.contains('\n') && told.is_ascii());
+            let (mode, level) = [("enforce", Level::Secure), ("testing", Level::Default)][mode as usize].clone();
+            let mx: String = mx.iter().map(|mx| format!("mx: {mx}\n")).collect();
+            let decision = decided(level, &format!("version: STSv1\nmode: {mode}\nmax_age: 1\nmx: a.example\n{mx}"));
+            let told = answer(&decision);
+            assert_eq!(extract(&told, "mode").as_deref(), Some(mode));
+            assert_eq!(extract(&told, "dane").as_deref(), Some("no"));
+            let patterns = extract(&told, "mx").unwrap();
+            assert_eq!(patterns.split(',').collect::<Vec<_>>(), decision.sts.unwrap().policy.mx_host);
+        }
+    }
+}
