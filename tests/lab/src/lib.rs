@@ -3,13 +3,14 @@
 //! In the order in which a host meets it: [`dns`] answers its questions, [`https`] serves MTA-STS documents with
 //! certificates of [`ca`], [`smtp`] takes its mail in; [`dkim`] makes keys and verifies what was signed with them.
 //! [`world`] puts these together from a description of mail domains and writes the daemon's configuration;
-//! [`daemon`] runs the real one, [`postfix`] the real Postfix beside it; [`socketmap`] asks the daemon as Postfix does,
+//! [`daemon`] runs the real one, [`postfix`] the real Postfix beside it on a [`host`] of its own; [`socketmap`] asks the daemon as Postfix does,
 //! [`report`] reads what it sends; [`play`] is `lab try`.
 
 pub mod ca;
 pub mod daemon;
 pub mod dkim;
 pub mod dns;
+pub mod host;
 pub mod https;
 pub mod play;
 pub mod postfix;
