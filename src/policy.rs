@@ -337,6 +337,10 @@ impl Policies {
         let held = old.as_ref().and_then(|entry| entry.held.clone());
         let domain = self.sts.domain(&hop.domain);
         domain.touch(self.clock.seconds());
+        if old.as_ref().is_some_and(|old| matches!(old.decision.level, Level::Temp(_))) {
+            // DNS failed as a whole: the deferred mail must not go out as if there were no record.
+            domain.forget_failed_record();
+        }
         let (dane, ()) = tokio::join!(self.dane(&hop, held, began, ahead), self.sts(&domain, began, ahead));
         let now = self.clock.seconds();
         let version = domain.version();
