@@ -78,6 +78,9 @@ impl Installation {
     /// That in a root folder; an error says that there is none.
     pub fn at(root: &Path) -> Result<Installation, String> {
         let mut installation = Installation { root: root.to_owned(), version: String::new() };
+        if !installation.is_this_host() && !rustix::process::geteuid().is_root() {
+            return Err(format!("needs root: a Postfix in the chroot {}", root.display()));
+        }
         let output = installation
             .command("postconf")
             .args(["-d", "-h", "mail_version"])
