@@ -415,6 +415,10 @@ impl Policies {
         if urge != Urge::Told {
             domain.touch(self.clock.seconds());
         }
+        if old.as_ref().is_some_and(|old| matches!(old.decision.level, Level::Temp(_))) {
+            // DNS failed as a whole: the deferred mail must not go out as if there were no record.
+            domain.forget_failed_record();
+        }
         let dane = async {
             match rule {
                 Some(Rule::Fixed(_) | Rule::None | Rule::SkipDane) => DaneNow::skipped(),

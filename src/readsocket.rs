@@ -109,6 +109,11 @@ pub fn request(octets: &[u8], ended: bool) -> Request<'_> {
 pub fn answer(decision: &Decision) -> String {
     match (&decision.level, &decision.sts) {
         (Level::Temp(cause), _) => defer(cause),
+        // In Postfix's words: those that ask for nothing are the same here, the others must not be lost.
+        (Level::Fixed(answer), _) => match answer.split([' ', ',']).next() {
+            Some("none" | "may") => NONE.into(),
+            _ => defer("the answer that is configured for this domain is Postfix's alone"),
+        },
         (Level::DaneOnly, _) => "mode=none dane=require".into(),
         (Level::Dane, _) => "mode=none dane=try".into(),
         (Level::Secure, Some(policy)) => sts("enforce", policy),

@@ -467,6 +467,14 @@ impl Domain {
         }
     }
 
+    /// A record that could not be asked is asked at the next look, not only when its time has come.
+    pub fn forget_failed_record(&self) {
+        let mut state = self.state.lock();
+        if matches!(state.record, Some((Record::Failed { .. }, _))) {
+            state.record = None;
+        }
+    }
+
     fn learn_record(&self, found: Result<crate::dns::Answer<String>, DnsError>, now: i64) {
         let clamp =
             |ttl: Duration| i64::try_from(ttl.as_secs()).unwrap_or(RECORD_TTL.1).clamp(RECORD_TTL.0, RECORD_TTL.1);

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use flate2::read::GzDecoder;
 use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
 use tokio::net::UnixStream;
 use tokio::process::{Child, Command};
 
@@ -119,6 +120,12 @@ impl Daemon {
 
 /// What the daemon has counted on a day, by recipient domain (`tlswarden report --out`).
 pub async fn counted(program: &Program, world: &World, day: &str) -> Result<BTreeMap<String, Totals>, String> {
+    let reports = reports(program, world, day).await?;
+    Ok(reports.into_iter().map(|(domain, report)| (domain, report::totals(&report))).collect())
+}
+
+/// The report that the daemon would send of a day now, by recipient domain; one with a fault is an error.
+pub async fn reports(program: &Program, world: &World, day: &str) -> Result<BTreeMap<String, Value>, String> {
     let folder = tempfile::tempdir().map_err(|e| e.to_string())?;
     let output = program
         .run(world, &["report", "--day", day, "--out", &folder.path().to_string_lossy()])
@@ -127,7 +134,7 @@ pub async fn counted(program: &Program, world: &World, day: &str) -> Result<BTre
     if !output.status.success() {
         return Err(format!("tlswarden report: {}", String::from_utf8_lossy(&output.stderr)));
     }
-    let mut counted = BTreeMap::new();
+    let mut reports = BTreeMap::new();
     for file in fs::read_dir(folder.path()).map_err(|e| e.to_string())? {
         let path = file.map_err(|e| e.to_string())?.path();
         let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
@@ -141,9 +148,9 @@ pub async fn counted(program: &Program, world: &World, day: &str) -> Result<BTre
         if !faults.is_empty() {
             return Err(format!("{name}: {}", faults.join("; ")));
         }
-        counted.insert(domain.to_owned(), report::totals(&report));
+        reports.insert(domain.to_owned(), report);
     }
-    Ok(counted)
+    Ok(reports)
 }
 
 /// The last 30 lines of a file.

@@ -23,7 +23,7 @@ use tokio::task::JoinSet;
 /// Aliases that are followed for one question.
 const MAX_CHAIN: usize = 8;
 
-/// The time to live of every record, in seconds.
+/// The time to live of every record until another is set, in seconds.
 const TTL: u32 = 60;
 
 /// The largest answer over UDP to a query without EDNS, in octets (RFC 1035 §4.2.1).
@@ -49,6 +49,9 @@ pub struct Zone {
     /// Zone cuts, and whether the zone below is signed.
     cuts: BTreeMap<Name, bool>,
     faults: BTreeMap<Name, Fault>,
+    /// What goes wrong for every name.
+    outage: Option<Fault>,
+    ttl: Option<u32>,
     asked: BTreeMap<(Name, RecordType), u64>,
 }
 
@@ -160,6 +163,16 @@ impl Zone {
         };
     }
 
+    /// Sets what goes wrong for every name, or mends it.
+    pub fn outage(&mut self, fault: Option<Fault>) {
+        self.outage = fault;
+    }
+
+    /// Sets the time to live of all answers from now on, in seconds.
+    pub fn ttl(&mut self, seconds: u32) {
+        self.ttl = Some(seconds);
+    }
+
     /// How often a question was asked.
     pub fn asked(&self, owner: &str, kind: RecordType) -> u64 {
         self.asked.get(&(name(owner), kind)).copied().unwrap_or(0)
@@ -204,6 +217,7 @@ impl Zone {
 
     /// Fills in the answer to the message's question. Its AD bit says that every part of the answer is signed.
     fn answer(&self, owner: &Name, kind: RecordType, response: &mut Message) {
+        let ttl = self.ttl.unwrap_or(TTL);
         let mut at = owner.clone();
         let mut signed = true;
         let mut seen = BTreeSet::new();
@@ -213,7 +227,7 @@ impl Zone {
             let here = self.records.get(&at).map_or(&[][..], Vec::as_slice);
             let wanted: Vec<&RData> = here.iter().filter(|r| r.record_type() == kind).collect();
             if !wanted.is_empty() {
-                response.add_answers(wanted.into_iter().map(|r| Record::from_rdata(at.clone(), TTL, r.clone())));
+                response.add_answers(wanted.into_iter().map(|r| Record::from_rdata(at.clone(), ttl, r.clone())));
                 break;
             }
             let alias = here.iter().find_map(|r| match r {
@@ -222,15 +236,15 @@ impl Zone {
             });
             match alias {
                 Some(target) => {
-                    response.add_answer(Record::from_rdata(at, TTL, RData::CNAME(CNAME(target.clone()))));
+                    response.add_answer(Record::from_rdata(at, ttl, RData::CNAME(CNAME(target.clone()))));
                     at = target;
                 }
                 None => {
                     if !self.exists(&at) {
                         response.metadata.response_code = ResponseCode::NXDomain;
                     }
-                    let soa = SOA::new(apex.clone(), name("hostmaster.root-servers.test"), 1, 3600, 600, 86_400, TTL);
-                    response.add_authority(Record::from_rdata(apex, TTL, RData::SOA(soa)));
+                    let soa = SOA::new(apex.clone(), name("hostmaster.root-servers.test"), 1, 3600, 600, 86_400, ttl);
+                    response.add_authority(Record::from_rdata(apex, ttl, RData::SOA(soa)));
                     break;
                 }
             }
@@ -268,7 +282,8 @@ fn reply(zone: &RwLock<Zone>, query: &[u8], over_udp: bool) -> Option<Reply> {
     }
     let mut zone = zone.write().unwrap_or_else(PoisonError::into_inner);
     *zone.asked.entry((owner.clone(), question.query_type())).or_default() += 1;
-    match zone.faults.get(&owner) {
+    let fault = zone.outage.or_else(|| zone.faults.get(&owner).copied());
+    match fault {
         Some(Fault::Silence) => return Some(Reply::Never),
         Some(Fault::ServFail) => {
             response.metadata.response_code = ResponseCode::ServFail;
@@ -279,8 +294,8 @@ fn reply(zone: &RwLock<Zone>, query: &[u8], over_udp: bool) -> Option<Reply> {
     }
     zone.answer(&owner, question.query_type(), &mut response);
     response.metadata.authentic_data &= wants_verdict;
-    Some(match zone.faults.get(&owner) {
-        Some(Fault::Late(wait)) => Reply::Later(*wait, response),
+    Some(match fault {
+        Some(Fault::Late(wait)) => Reply::Later(wait, response),
         _ => Reply::Now(response),
     })
 }
@@ -482,7 +497,11 @@ mod tests {
         assert_eq!(ask_tcp(&dns, "plain.test", RecordType::MX).await.answers.len(), 1);
         dns.change().fault("plain.test", None);
         assert_eq!(ask(&dns, "plain.test", RecordType::MX, true).await.unwrap().answers.len(), 1);
-        assert_eq!(dns.zone().asked("plain.test", RecordType::MX), 5);
+        dns.change().outage(Some(Fault::ServFail));
+        assert_eq!(ask(&dns, "plain.test", RecordType::MX, true).await.unwrap().code, ResponseCode::ServFail);
+        dns.change().outage(None);
+        assert_eq!(ask(&dns, "plain.test", RecordType::MX, true).await.unwrap().code, ResponseCode::NoError);
+        assert_eq!(dns.zone().asked("plain.test", RecordType::MX), 7);
     }
 
     #[tokio::test]

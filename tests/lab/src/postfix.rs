@@ -1,17 +1,18 @@
 //! A real Postfix with folders of its own, that asks the world's daemon and sends into the world.
 //!
-//! Takes: a world whose resolver is the host's. Gives: a running instance with the lines for main.cf that the README
-//! names, and nothing beside them that touches TLS; its log is the world's.
-//! Limits: root, and an installed Postfix. It listens on 127.0.0.1:25, so it wants a network of its own.
+//! Takes: an [`Installation`], of this host or in a chroot, and a world whose resolver is the host's. Gives: a running
+//! instance with the lines for main.cf that the README names, and nothing beside them that touches TLS; its log is the world's.
+//! Limits: root. It listens on 127.0.0.1:25, so it wants a network of its own; a chroot also wants mounts of its own (`host`).
 //! When it fails: a text that says what is missing, or what `postfix start` said.
 
 use std::fs;
 use std::net::SocketAddr;
-use std::path::PathBuf;
-use std::process::{Command, Output};
+use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use crate::daemon::tail;
+use crate::host::run;
 use crate::world::World;
 
 /// How long Postfix may take until it answers.
@@ -38,46 +39,164 @@ discard   unix  -       -       n       -       -       discard
 postlog   unix-dgram n  -       n       -       1       postlogd
 ";
 
+/// Where Debian's Postfix has its programs.
+const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// An installed Postfix.
+#[derive(Clone, Debug)]
+pub struct Installation {
+    /// `/`, or the folder of a chroot.
+    root: PathBuf,
+    version: String,
+}
+
 /// A running Postfix. It is stopped when it is dropped.
 #[derive(Debug)]
 pub struct Postfix {
+    installation: Installation,
     folder: PathBuf,
     log: PathBuf,
 }
 
-/// The version of the installed Postfix, such as `3.7.11`; an error says that there is none.
-pub fn version() -> Result<String, String> {
-    let output = Command::new("postconf")
-        .args(["-d", "-h", "mail_version"])
-        .output()
-        .map_err(|e| format!("Postfix is not installed (postconf: {e}); try: apt-get install postfix"))?;
-    Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
-}
+impl Installation {
+    /// That of this host.
+    pub fn of_this_host() -> Result<Installation, String> {
+        Installation::at(Path::new("/"))
+    }
 
-/// The map that this version asks: the attributes for TLSRPT are known from 3.10 on.
-pub fn map_name(version: &str) -> &'static str {
-    let mut parts = version.split('.').map(|p| p.parse::<u32>().unwrap_or(0));
-    if (parts.next(), parts.next()) >= (Some(3), Some(10)) { "policy-tlsrpt" } else { "policy" }
+    /// That of another Debian release, which `tests/chroot RELEASE` has made.
+    pub fn of_release(release: &str) -> Result<Installation, String> {
+        let chroots = std::env::var_os("TLSWARDEN_CHROOTS").unwrap_or_else(|| "/var/cache/tlswarden-tests".into());
+        let root = Path::new(&chroots).join(release);
+        // Written last.
+        if !root.join(".recipe").exists() {
+            return Err(format!("no chroot in {}; make it with: tests/chroot {release}", root.display()));
+        }
+        Installation::at(&root)
+    }
+
+    /// That in a root folder; an error says that there is none.
+    pub fn at(root: &Path) -> Result<Installation, String> {
+        let mut installation = Installation { root: root.to_owned(), version: String::new() };
+        if !installation.is_this_host() && !rustix::process::geteuid().is_root() {
+            return Err(format!("needs root: a Postfix in the chroot {}", root.display()));
+        }
+        let output = installation
+            .command("postconf")
+            .args(["-d", "-h", "mail_version"])
+            .output()
+            .map_err(|e| format!("Postfix is not installed (postconf: {e}); try: apt-get install postfix"))?;
+        installation.version = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+        if output.status.success() && installation.numbers().is_some() {
+            Ok(installation)
+        } else {
+            let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+            Err(format!("Postfix in {}: postconf: {}: {errors}", root.display(), output.status))
+        }
+    }
+
+    /// Its root folder, by which [`Installation::at`] finds it again.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// Its version, such as `3.7.11`.
+    pub fn version(&self) -> &str {
+        &self.version
+    }
+
+    /// The first two numbers of its version, as the daemon is told them: `3.7`.
+    pub fn short_version(&self) -> String {
+        self.version.split('.').take(2).collect::<Vec<_>>().join(".")
+    }
+
+    /// Whether it knows the attributes for TLSRPT: from 3.10 on.
+    pub fn knows_attributes(&self) -> bool {
+        self.numbers() >= Some((3, 10))
+    }
+
+    /// The map that it is to ask.
+    pub fn map(&self) -> &'static str {
+        if self.knows_attributes() { "policy-tlsrpt" } else { "policy" }
+    }
+
+    fn numbers(&self) -> Option<(u32, u32)> {
+        let mut numbers = self.version.split('.').map(|part| part.parse().ok());
+        Some((numbers.next()??, numbers.next()??))
+    }
+
+    /// One of its programs.
+    fn command(&self, program: &str) -> Command {
+        let mut command = if self.is_this_host() {
+            Command::new(program)
+        } else {
+            let mut command = Command::new("chroot");
+            command.arg(&self.root).arg(program);
+            command
+        };
+        // Another MAIL_CONFIG or time zone in the environment must not reach Postfix.
+        command.env("PATH", PATH).env_remove("MAIL_CONFIG").env("TZ", "UTC");
+        command
+    }
+
+    fn is_this_host(&self) -> bool {
+        self.root == Path::new("/")
+    }
+
+    /// Lets a chroot see the world's folder, under its own name, and the resolver that the host has now.
+    fn open(&self, folder: &Path) -> Result<(), String> {
+        if self.is_this_host() {
+            return Ok(());
+        }
+        let within = |path: &Path| self.root.join(path.strip_prefix("/").unwrap_or(path));
+        let text = |path: &Path| path.to_string_lossy().into_owned();
+        run("mount", &["-t", "proc", "proc", &text(&within(Path::new("/proc")))])?;
+        // The folders that are made for mounts are gone with it.
+        run("mount", &["-t", "tmpfs", "tmpfs", &text(&within(Path::new("/tmp")))])?;
+        // A copy: the host's may itself be a mount of a file that is gone, which cannot be mounted again.
+        let (resolver, copy) = (Path::new("/etc/resolv.conf"), folder.join("resolv.conf"));
+        fs::copy(resolver, &copy).map_err(|e| format!("{}: {e}", resolver.display()))?;
+        run("mount", &["--bind", &text(&copy), &text(&within(resolver))])?;
+        fs::create_dir_all(within(folder)).map_err(|e| format!("{}: {e}", within(folder).display()))?;
+        run("mount", &["--bind", &text(folder), &text(&within(folder))])
+    }
 }
 
 impl Postfix {
     /// Where it takes mail from this host.
     pub const SMTPD: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 25);
 
-    /// Starts it and waits until it takes mail.
-    pub fn start(world: &World) -> Result<Postfix, String> {
-        let map = map_name(&version()?);
+    /// Starts it, with this `smtp_tls_security_level`, and waits until it takes mail. What an earlier one left in the
+    /// queue is still there. Once a world for an installation in a chroot: see [`Postfix::restart`].
+    pub fn start(world: &World, installation: &Installation, level: &str) -> Result<Postfix, String> {
+        installation.open(world.folder())?;
         let folder = world.folder().join("postfix");
         let text = |e: std::io::Error| format!("{}: {e}", folder.display());
         for part in ["queue", "data"] {
             fs::create_dir_all(folder.join(part)).map_err(text)?;
         }
-        // The owner of Postfix's own data is the user `postfix` (mail_owner).
-        run("chown", &["postfix", &folder.join("data").to_string_lossy()])?;
-        let (here, world_folder) = (folder.display(), world.folder().display());
+        let postfix = Postfix { installation: installation.clone(), folder, log: world.log() };
+        // The owner of Postfix's own data is the user `postfix` (mail_owner), whose number is the installation's.
+        postfix.succeeds(installation.command("chown").arg("postfix").arg(postfix.folder.join("data")))?;
+        postfix.configure(world, level)?;
+        postfix.run()?;
+        Ok(postfix)
+    }
+
+    /// Stops it and starts it with another `smtp_tls_security_level`.
+    pub fn restart(&self, world: &World, level: &str) -> Result<(), String> {
+        self.succeeds(&mut self.command("postfix", &["stop"]))?;
+        self.configure(world, level)?;
+        self.run()
+    }
+
+    fn configure(&self, world: &World, level: &str) -> Result<(), String> {
+        let map = self.installation.map();
+        let text = |e: std::io::Error| format!("{}: {e}", self.folder.display());
+        let (here, world_folder) = (self.folder.display(), world.folder().display());
         let main_cf = format!(
             "smtp_tls_policy_maps = socketmap:unix:{}:{map}\n\
-             smtp_tls_security_level = may\n\
+             smtp_tls_security_level = {level}\n\
              smtp_dns_support_level = dnssec\n\
              smtp_tls_CAfile = {}\n\
              smtp_tls_loglevel = 1\n\
@@ -101,32 +220,37 @@ impl Postfix {
             world.ca_file().display(),
             world.log().display(),
         );
-        fs::write(folder.join("main.cf"), main_cf).map_err(text)?;
-        fs::write(folder.join("master.cf"), MASTER_CF).map_err(text)?;
-        let postfix = Postfix { folder, log: world.log() };
-        let started = postfix.command("postfix", &["start"])?;
-        if !started.status.success() {
-            return Err(postfix.fault(&format!("postfix start: {}", String::from_utf8_lossy(&started.stderr))));
-        }
+        fs::write(self.folder.join("main.cf"), main_cf).map_err(text)?;
+        fs::write(self.folder.join("master.cf"), MASTER_CF).map_err(text)
+    }
+
+    fn run(&self) -> Result<(), String> {
+        self.succeeds(&mut self.command("postfix", &["start"]))?;
         let begin = Instant::now();
         while std::net::TcpStream::connect(Postfix::SMTPD).is_err() {
             if begin.elapsed() > START {
-                return Err(postfix.fault("Postfix does not answer"));
+                return Err(self.fault("Postfix does not answer"));
             }
             std::thread::sleep(Duration::from_millis(50));
         }
-        Ok(postfix)
+        Ok(())
     }
 
     /// Tries all deferred mail again.
     pub fn flush(&self) -> Result<(), String> {
-        let output = self.command("postqueue", &["-f"])?;
-        if output.status.success() { Ok(()) } else { Err(String::from_utf8_lossy(&output.stderr).into_owned()) }
+        self.succeeds(&mut self.command("postqueue", &["-f"]))
+    }
+
+    /// Tries one deferred message again: the one that a delivery line is about.
+    pub fn flush_one(&self, line: &str) -> Result<(), String> {
+        let before = line.split(": to=<").next().unwrap_or_default();
+        let queue_id = before.rsplit(' ').next().unwrap_or_default();
+        self.succeeds(&mut self.command("postqueue", &["-i", queue_id]))
     }
 
     /// `postmap -q KEY TABLE`: the value, or nothing where the table has none.
     pub fn postmap(&self, table: &str, key: &str) -> Result<Option<String>, String> {
-        let output = self.command("postmap", &["-q", key, table])?;
+        let output = self.command("postmap", &["-q", key, table]).output().map_err(|e| format!("postmap: {e}"))?;
         let errors = String::from_utf8_lossy(&output.stderr);
         match output.status.code() {
             Some(0) => Ok(Some(String::from_utf8_lossy(&output.stdout).trim_end_matches('\n').to_owned())),
@@ -160,11 +284,18 @@ impl Postfix {
         fs::metadata(&self.log).map_or(0, |m| usize::try_from(m.len()).unwrap_or(usize::MAX))
     }
 
-    fn command(&self, program: &str, arguments: &[&str]) -> Result<Output, String> {
-        // Another MAIL_CONFIG or time zone in the environment must not reach Postfix.
-        let mut command = Command::new(program);
-        command.env_remove("MAIL_CONFIG").env("TZ", "UTC").arg("-c").arg(&self.folder).args(arguments);
-        command.output().map_err(|e| format!("{program}: {e}"))
+    fn command(&self, program: &str, arguments: &[&str]) -> Command {
+        let mut command = self.installation.command(program);
+        command.arg("-c").arg(&self.folder).args(arguments);
+        command
+    }
+
+    fn succeeds(&self, command: &mut Command) -> Result<(), String> {
+        let output = command.output().map_err(|e| format!("{command:?}: {e}"))?;
+        if output.status.success() {
+            return Ok(());
+        }
+        Err(self.fault(&format!("{command:?}: {}: {}", output.status, String::from_utf8_lossy(&output.stderr))))
     }
 
     fn fault(&self, what: &str) -> String {
@@ -174,29 +305,21 @@ impl Postfix {
 
 impl Drop for Postfix {
     fn drop(&mut self) {
-        let _ = self.command("postfix", &["stop"]);
-    }
-}
-
-fn run(program: &str, arguments: &[&str]) -> Result<(), String> {
-    let output = Command::new(program).args(arguments).output().map_err(|e| format!("{program}: {e}"))?;
-    if output.status.success() {
-        Ok(())
-    } else {
-        Err(format!("{program} {}: {}", arguments.join(" "), String::from_utf8_lossy(&output.stderr)))
+        let _ = self.command("postfix", &["stop"]).output();
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::map_name;
+    use super::*;
 
     #[test]
     fn newer_versions_get_the_attributes() {
         for (version, map) in
             [("3.7.11", "policy"), ("3.9.1", "policy"), ("3.10.0", "policy-tlsrpt"), ("4.0", "policy-tlsrpt")]
         {
-            assert_eq!(map_name(version), map, "{version}");
+            let installation = Installation { root: "/".into(), version: version.into() };
+            assert_eq!(installation.map(), map, "{version}");
         }
     }
 }

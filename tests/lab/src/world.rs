@@ -38,6 +38,8 @@ pub struct Options {
     pub socketmap: Option<SocketAddr>,
     /// The Postfix version that the daemon is told.
     pub postfix: String,
+    /// The security level that the host has without a policy, as the daemon is told it.
+    pub default_level: &'static str,
 }
 
 impl Default for Options {
@@ -50,6 +52,7 @@ impl Default for Options {
             submission: None,
             socketmap: None,
             postfix: "3.7".into(),
+            default_level: "may",
         }
     }
 }
@@ -268,6 +271,11 @@ impl World {
         self.submission.as_ref().unwrap_or_else(|| panic!("a real MTA takes the reports in this world"))
     }
 
+    /// Tells the daemon another default level, from the next [`World::configure`] on.
+    pub fn set_default_level(&mut self, level: &'static str) {
+        self.options.default_level = level;
+    }
+
     /// Writes the daemon's configuration; its clock shows `clock` (RFC 3339) at start, or the host's time.
     pub fn configure(&self, clock: Option<&str>) -> std::io::Result<()> {
         let quoted = |path: PathBuf| serde_json::Value::from(path.to_string_lossy()).to_string();
@@ -277,7 +285,8 @@ impl World {
             let _ = write!(listen, ", \"inet:{address}\"");
         }
         let mut text = format!(
-            "[store]\npath = {}\n\n[control]\nsocket = {}\n\n[postfix]\nversion = \"{}\"\n\n\
+            "[store]\npath = {}\n\n[control]\nsocket = {}\n\n[postfix]\nversion = \"{}\"\n\
+             default_level = \"{}\"\n\n\
              [socketmap]\nlisten = [{listen}]\n\n[readsocket]\nlisten = [\"unix:{}\"]\n\n\
              [resolver]\naddress = \"{}\"\n\n\
              [report]\norganization = \"Closed World\"\ncontact = \"postmaster@{SENDER}\"\n\
@@ -286,6 +295,7 @@ impl World {
             quoted(self.folder().join("store")),
             quoted(self.folder().join("control")),
             self.options.postfix,
+            self.options.default_level,
             self.readsocket().display(),
             self.dns.address(),
         );

@@ -560,6 +560,27 @@ async fn a_cached_answer_stands_while_dns_is_down() {
     daemon.end().await;
 }
 
+/// Mail that was deferred because DNS failed as a whole does not go out without its policy when DNS is back.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_record_that_failed_with_all_of_dns_is_asked_with_the_next_answer() {
+    let world = World::new().await;
+    world.domain("back.test", false, &["mx"]);
+    world.sts("back.test", "1", &document("enforce", "mx.back.test", DAY));
+    world.dns.change().outage(Some(dns::Fault::ServFail));
+    let daemon = world.daemon(0);
+    assert!(matches!(daemon.level("back.test").await, Level::Temp(_)));
+    world.dns.change().outage(None);
+    let until = Instant::now() + Duration::from_secs(20);
+    loop {
+        match daemon.level("back.test").await {
+            Level::Temp(_) => assert!(Instant::now() < until, "does not heal"),
+            level => break assert_eq!(level, Level::Secure),
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    daemon.end().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn the_history_outlives_a_restart() {
     let world = World::new().await;

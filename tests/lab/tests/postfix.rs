@@ -1,30 +1,47 @@
-//! The real Postfix of this host sends through the world: it asks our responder, writes the log that we follow and takes our reports.
+//! A real Postfix sends through the world for a day: it asks our responder, writes the log that we follow and takes our reports.
 //!
-//! Needs root (network and mount namespaces, Postfix's own users), an installed Postfix, `ip`, `mount` and `unshare`.
-//! Where one is missing the test fails and says which. Nothing outside the namespaces and the temporary folder is touched.
+//! Needs root (network and mount namespaces, Postfix's own users), an installed Postfix, a second, newer one in a chroot
+//! (`tests/chroot trixie`), `ip`, `mount` and `unshare`. Where one is missing the test fails and says which.
+//! Nothing outside the namespaces and the temporary folder is touched.
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::Write as _;
 use std::net::SocketAddr;
-use std::process::Command;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::path::Path;
+use std::time::{Duration, Instant};
 
 use lab::ca::Fault;
 use lab::daemon::{Daemon, Program, counted};
-use lab::postfix::{Postfix, map_name, version};
+use lab::host::{self, DAY, seconds, stamp, today};
+use lab::postfix::{Installation, Postfix};
 use lab::report::{self, Totals};
 use lab::smtp::{Mail, Record, submit};
 use lab::world::{Domain, Options, Server, Tlsa, World};
 use lab::{dkim, socketmap};
 
 const SOCKETMAP: &str = "127.0.0.1:8461";
-const DAY: u64 = 86_400;
 
 #[test]
 fn a_day_with_the_real_postfix() {
-    if inside("a_day_with_the_real_postfix") {
-        tokio::runtime::Runtime::new().unwrap().block_on(day());
+    play("a_day_with_the_real_postfix", Installation::of_this_host);
+}
+
+#[test]
+fn a_day_with_a_newer_postfix() {
+    play("a_day_with_a_newer_postfix", || Installation::of_release("trixie"));
+}
+
+fn play(test: &str, installation: impl FnOnce() -> Result<Installation, String>) {
+    match host::inside() {
+        Some(root) => {
+            let installation = Installation::at(Path::new(&root)).unwrap();
+            tokio::runtime::Runtime::new().unwrap().block_on(day(&installation));
+        }
+        None => {
+            let root = installation().unwrap_or_else(|e| panic!("{e}")).root().to_owned();
+            host::run_inside(test, &root).unwrap_or_else(|e| panic!("{e}"));
+        }
     }
 }
 
@@ -115,31 +132,31 @@ fn cases() -> Vec<Case> {
     ]
 }
 
-async fn day() {
-    wait_for_room_before_midnight();
+async fn day(installation: &Installation) {
+    host::wait_for_room_before_midnight(Duration::from_secs(180));
     let cases = cases();
     let mut domains: Vec<Domain> = cases.iter().map(|c| c.domain.clone()).collect();
     // Where most reports go: it asks for reports itself, so a report about our reports would show.
     domains.push(
         Domain::new("reports.test").host("mx", Server::Sound).sts("enforce", "mx").reports_to("tlsrpt@reports.test"),
     );
-    let postfix_version = version().unwrap();
     let options = Options {
         dns: ([127, 0, 0, 1], 53).into(),
         policy_hosts: ([127, 0, 0, 1], 443).into(),
         receivers: Some(25),
         submission: Some(Postfix::SMTPD),
         socketmap: Some(SOCKETMAP.parse::<SocketAddr>().unwrap()),
-        postfix: postfix_version.split('.').take(2).collect::<Vec<_>>().join("."),
+        postfix: installation.short_version(),
+        ..Options::default()
     };
     let world = World::start(options, &domains).await.unwrap();
     let program = Program::lab(env!("CARGO_BIN_EXE_lab"));
     // The log does not exist yet: the daemon waits for it.
     let daemon = Daemon::start(&program, &world).await.unwrap();
-    let postfix = Postfix::start(&world).unwrap();
-    println!("Postfix {postfix_version}; the world is in {}", world.folder().display());
+    let postfix = Postfix::start(&world, installation, "may").unwrap();
+    println!("Postfix {}; the world is in {}", installation.version(), world.folder().display());
 
-    asks_with_postmap(&world, &postfix, &cases, map_name(&postfix_version));
+    asks_with_postmap(&world, &postfix, &cases, installation.map());
     delivers_as_the_policies_say(&world, &postfix, &cases).await;
     let today = today();
     counts_what_the_servers_saw(&program, &world, &cases, &today).await;
@@ -293,62 +310,7 @@ async fn reports_through_the_same_postfix(
     daemon.stop().await.unwrap();
 }
 
-/// The stamps in Postfix's log are the host's: the test must not run over a day's end.
-fn wait_for_room_before_midnight() {
-    let left = DAY - seconds() % DAY;
-    if left < 180 {
-        println!("it is {left} s before midnight UTC: waiting");
-        std::thread::sleep(Duration::from_secs(left + 1));
-    }
-}
-
-fn seconds() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs()
-}
-
-/// RFC 3339.
-fn stamp(seconds: u64) -> String {
-    jiff::Timestamp::from_second(seconds as i64).unwrap().to_string()
-}
-
 /// As in a Postfix log.
 fn civil(seconds: u64) -> String {
     jiff::Timestamp::from_second(seconds as i64).unwrap().strftime("%b %d %H:%M:%S").to_string()
-}
-
-fn today() -> String {
-    stamp(seconds())[..10].to_owned()
-}
-
-/// Whether this is the process inside the namespaces. Outside it runs itself again in new ones, and holds it to its result.
-fn inside(test: &str) -> bool {
-    const INSIDE: &str = "TLSWARDEN_LAB_INSIDE";
-    if std::env::var_os(INSIDE).is_some() {
-        set_up_the_host();
-        return true;
-    }
-    assert!(rustix::process::geteuid().is_root(), "needs root: network namespaces and a Postfix of its own");
-    version().unwrap();
-    let status = Command::new("unshare")
-        .args(["--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "--"])
-        .arg(std::env::current_exe().unwrap())
-        .args(["--exact", test, "--nocapture"])
-        .env(INSIDE, "1")
-        .status()
-        .expect("needs unshare (util-linux)");
-    assert!(status.success(), "inside the namespaces: {status} (unshare needs CAP_SYS_ADMIN; see above)");
-    false
-}
-
-/// Loopback up, and the world's DNS as the host's trusted resolver.
-fn set_up_the_host() {
-    let run = |program: &str, arguments: &[&str]| {
-        let status = Command::new(program).args(arguments).status().unwrap_or_else(|e| panic!("needs {program}: {e}"));
-        assert!(status.success(), "{program} {}: {status}", arguments.join(" "));
-    };
-    run("ip", &["link", "set", "lo", "up"]);
-    let file = std::env::temp_dir().join(format!("tlswarden-lab-resolv-{}.conf", seconds()));
-    fs::write(&file, "nameserver 127.0.0.1\noptions trust-ad edns0\n").unwrap();
-    run("mount", &["--bind", &file.to_string_lossy(), "/etc/resolv.conf"]);
-    fs::remove_file(&file).unwrap();
 }

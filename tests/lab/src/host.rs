@@ -1,0 +1,92 @@
+//! The host that a test plays with a real MTA: namespaces of its own, and the world's DNS as its trusted resolver.
+//!
+//! Takes: the name of a test, which runs itself again inside. Gives: a network with loopback alone, mounts and processes
+//! that end with the test; nothing of the real host is touched.
+//! Limits: root with CAP_SYS_ADMIN; `unshare`, `mount` and `ip`.
+//! When it fails: a text that says what is missing, or what went wrong inside.
+//! Not here: the MTA (`postfix`).
+
+use std::ffi::OsStr;
+use std::fs;
+use std::process::Command;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+/// Seconds of a UTC day.
+pub const DAY: u64 = 86_400;
+
+/// Set in the process inside, to what it is to play.
+const INSIDE: &str = "TLSWARDEN_LAB_INSIDE";
+
+/// In the process inside: what it is to play, once the host is set up. None outside.
+pub fn inside() -> Option<String> {
+    let play = std::env::var(INSIDE).ok()?;
+    set_up().unwrap_or_else(|e| panic!("{e}"));
+    Some(play)
+}
+
+/// Runs one test of this test program again, inside, to play `play`; what it prints goes where ours goes.
+pub fn run_inside(test: &str, play: &(impl AsRef<OsStr> + ?Sized)) -> Result<(), String> {
+    if !rustix::process::geteuid().is_root() {
+        return Err("needs root: network namespaces and a Postfix of its own".into());
+    }
+    let itself = std::env::current_exe().map_err(|e| e.to_string())?;
+    let status = Command::new("unshare")
+        .args(["--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "--"])
+        .arg(itself)
+        .args(["--exact", test, "--nocapture"])
+        .env(INSIDE, play)
+        .status()
+        .map_err(|e| format!("needs unshare (util-linux): {e}"))?;
+    if status.success() {
+        Ok(())
+    } else {
+        Err(format!("inside the namespaces: {status} (unshare needs CAP_SYS_ADMIN; see above)"))
+    }
+}
+
+/// Loopback up, and the world's DNS as the host's trusted resolver.
+fn set_up() -> Result<(), String> {
+    run("ip", &["link", "set", "lo", "up"])?;
+    let file = tempfile::NamedTempFile::new().map_err(|e| format!("the folder for temporary files: {e}"))?;
+    fs::write(file.path(), "nameserver 127.0.0.1\noptions trust-ad edns0\n").map_err(|e| e.to_string())?;
+    // Other users of the host read it too.
+    let everybody = std::os::unix::fs::PermissionsExt::from_mode(0o644);
+    fs::set_permissions(file.path(), everybody).map_err(|e| e.to_string())?;
+    run("mount", &["--bind", &file.path().to_string_lossy(), "/etc/resolv.conf"])
+}
+
+/// Runs a program to its end; an error says what it said.
+pub(crate) fn run(program: &str, arguments: &[&str]) -> Result<(), String> {
+    let output = Command::new(program).args(arguments).output().map_err(|e| format!("needs {program}: {e}"))?;
+    if output.status.success() {
+        Ok(())
+    } else {
+        let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+        Err(format!("{program} {}: {}: {errors}", arguments.join(" "), output.status))
+    }
+}
+
+/// The stamps in an MTA's log are the host's: waits until `room` is left of the UTC day, for a test that must not run
+/// over its end.
+pub fn wait_for_room_before_midnight(room: Duration) {
+    let left = DAY - seconds() % DAY;
+    if left < room.as_secs() {
+        println!("it is {left} s before midnight UTC: waiting");
+        std::thread::sleep(Duration::from_secs(left + 1));
+    }
+}
+
+/// The host's clock, in seconds since 1970.
+pub fn seconds() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
+}
+
+/// The same as RFC 3339 has it.
+pub fn stamp(seconds: u64) -> String {
+    jiff::Timestamp::from_second(i64::try_from(seconds).unwrap_or(0)).unwrap_or_default().to_string()
+}
+
+/// Today, UTC: `2026-11-22`.
+pub fn today() -> String {
+    stamp(seconds())[..10].to_owned()
+}
