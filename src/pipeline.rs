@@ -18,7 +18,7 @@ use tokio::sync::{mpsc, watch};
 use crate::civil::Calendar;
 use crate::clock::Clock;
 use crate::input::{Block, Mark};
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, Progress};
 use crate::policy::history::History;
 use crate::session::kept::Change;
 use crate::session::postfix::Sessions;
@@ -38,6 +38,16 @@ const RETRY_AT_MOST: Duration = Duration::from_secs(60);
 /// The least time between two samples of a family of lines that cannot be read, in seconds.
 const SAMPLE_EVERY: i64 = 60;
 
+/// How often the history is told how far all inputs have been read, and hints are given: seconds.
+const READ_PAST_EVERY: i64 = 60;
+
+/// How far behind the slowest input the history is still kept, in seconds: a session looks up the decision that stood
+/// before its first line, and time stamps of several processes are out of order.
+const OPEN: i64 = 3600;
+
+/// How long the history is kept at least, in seconds.
+const KEPT: i64 = 86_400;
+
 /// How old a line may be at most for its failure to be a hint, in seconds: what a log says of yesterday is no news.
 const NEWS: i64 = 3600;
 
@@ -48,12 +58,19 @@ const HINTS: usize = 256;
 pub trait PolicyAt {
     /// The decision that our responder had given at `seconds`; `None` where it was not asked.
     fn at(&self, domain: &str, seconds: i64) -> Option<InForce>;
+
+    /// Every input has been read past `seconds`: no session that began before will be asked about.
+    fn read_past(&self, _seconds: i64) {}
 }
 
 impl PolicyAt for Arc<History> {
     fn at(&self, domain: &str, seconds: i64) -> Option<InForce> {
         let found = History::at(self, domain, seconds);
         found.asked.then_some(found.in_force)
+    }
+
+    fn read_past(&self, seconds: i64) {
+        self.prune_before(seconds);
     }
 }
 
@@ -269,7 +286,13 @@ impl River {
         mut shutdown: watch::Receiver<bool>,
     ) -> Result<(), StoreError> {
         let mut pending = Pending::default();
+        let mut told = i64::MIN;
         loop {
+            let now = self.clock.seconds();
+            if now.saturating_sub(told) >= READ_PAST_EVERY {
+                told = now;
+                self.read_past(now);
+            }
             let wait = pending.since.map_or(COMMIT, |since| COMMIT.saturating_sub(since.elapsed()));
             let next = runtime.block_on(async { tokio::time::timeout(wait, blocks.recv()).await });
             let ended = matches!(next, Ok(None));
@@ -287,6 +310,17 @@ impl River {
             if ended || *shutdown.borrow() {
                 return Ok(());
             }
+        }
+    }
+
+    /// Says how far every input has been read: one that is at its end has been read to now.
+    fn read_past(&self, now: i64) {
+        let to = |p: &Progress| if p.at_end_since.is_some() { Some(now) } else { p.newest };
+        let inputs = self.metrics.inputs();
+        // An input of which nothing has been read holds everything.
+        let slowest = inputs.values().map(to).min().unwrap_or(Some(now));
+        if let Some(slowest) = slowest {
+            self.policies.read_past((slowest - OPEN).min(now - KEPT));
         }
     }
 
@@ -550,6 +584,44 @@ mod tests {
             TLS.replace("Trusted", "Verified")
         );
         assert_eq!(hints(at + 60, &sent, &sts(Mode::Enforce)), [""; 0]);
+    }
+
+    /// Keeps what it is told.
+    struct Told(Arc<parking_lot::Mutex<Vec<i64>>>);
+
+    impl PolicyAt for Told {
+        fn at(&self, _: &str, _: i64) -> Option<InForce> {
+            None
+        }
+
+        fn read_past(&self, seconds: i64) {
+            self.0.lock().push(seconds);
+        }
+    }
+
+    #[test]
+    fn the_slowest_input_says_how_far_all_are_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let clock = Clock::default();
+        let told = Arc::<parking_lot::Mutex<Vec<i64>>>::default();
+        let river = River {
+            store: Arc::new(crate::store::embedded::Embedded::open(folder.path(), clock).unwrap().store),
+            policies: Box::new(Told(Arc::clone(&told))),
+            hints: mpsc::channel(1).0,
+            metrics: Metrics::default(),
+            clock,
+        };
+        let says = || {
+            river.read_past(NOW);
+            told.lock().pop()
+        };
+        assert_eq!(says(), Some(NOW - KEPT));
+        river.metrics.input("at its end", |p| p.at_end_since = Some(NOW - 7));
+        assert_eq!(says(), Some(NOW - KEPT));
+        river.metrics.input("behind", |p| p.newest = Some(NOW - 2 * KEPT));
+        assert_eq!(says(), Some(NOW - 2 * KEPT - OPEN));
+        river.metrics.input("nothing read yet", |_| {});
+        assert_eq!(says(), None);
     }
 
     #[test]
