@@ -106,6 +106,7 @@ fn flow(log: &[u8]) -> Sessions {
     let river = River {
         store: Arc::clone(&store),
         policies: Box::new(NoPolicy),
+        hints: mpsc::channel(1).0,
         metrics: Metrics::default(),
         clock: Clock::default(),
     };

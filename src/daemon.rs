@@ -49,6 +49,9 @@ const DEADLINE: Duration = Duration::from_secs(15);
 /// Blocks that wait between the inputs and the counting: reading is never far ahead of what is counted.
 const BLOCKS: usize = 4;
 
+/// Hints that wait between the counting and the policies: more than that in a moment is a host in trouble of its own.
+const HINTS: usize = 1024;
+
 /// Why the daemon did not start, or ended.
 #[derive(Debug, thiserror::Error)]
 pub enum DaemonError {
@@ -297,9 +300,11 @@ impl Tasks {
         let idle = sender.clone();
         tasks.spawn("idle".into(), until(shutdown.clone(), async move { idle.closed().await }));
         drop(sender);
+        let (hints, failed) = mpsc::channel(HINTS);
         let river = River {
             store: Arc::clone(&store),
             policies: Box::new(Arc::clone(&history)),
+            hints,
             metrics: metrics.clone(),
             clock,
         };
@@ -310,6 +315,8 @@ impl Tasks {
             .id();
         tasks.names.insert(id, "counting".into());
         tasks.spawn("history".into(), done(Arc::clone(&history).run(Arc::clone(&store), shutdown.clone())));
+        let task = heal(Arc::clone(&policies), failed);
+        tasks.spawn("hints".into(), until(shutdown.clone(), task));
         tasks.spawn("policies".into(), done(Arc::clone(&policies).run(shutdown.clone())));
         tasks.spawn("scheduler".into(), done(Arc::clone(&scheduler).run(shutdown.clone())));
         let postfix = &config.postfix;
@@ -373,6 +380,15 @@ impl Tasks {
         }
         self.names.is_empty()
     }
+}
+
+/// Looks for newer policies of domains to which sessions failed.
+async fn heal(policies: Arc<Policies>, mut failed: mpsc::Receiver<Arc<str>>) {
+    while let Some(domain) = failed.recv().await {
+        policies.hint(&domain);
+    }
+    // The counting has ended, and says why itself.
+    std::future::pending().await
 }
 
 async fn done(task: impl Future<Output = ()>) -> Result<(), String> {

@@ -26,7 +26,7 @@ use crate::session::{Losses, SESSION_TIMEOUT};
 use crate::shutdown::stopped;
 use crate::store::{Batch, Family, Record, Store, StoreError};
 use crate::tally;
-use crate::tlsrpt::{InForce, Outcome, Tally};
+use crate::tlsrpt::{Counted, InForce, Mode, Outcome, Tally};
 
 /// How long a line may wait for its commit: few enough commits for a disk, soon enough for a report.
 const COMMIT: Duration = Duration::from_millis(250);
@@ -37,6 +37,12 @@ const RETRY_AT_MOST: Duration = Duration::from_secs(60);
 
 /// The least time between two samples of a family of lines that cannot be read, in seconds.
 const SAMPLE_EVERY: i64 = 60;
+
+/// How old a line may be at most for its failure to be a hint, in seconds: what a log says of yesterday is no news.
+const NEWS: i64 = 3600;
+
+/// Hints that wait between two blocks; more of them are dropped, for a hint is no more than that.
+const HINTS: usize = 256;
 
 /// The policy that was in force, by recipient domain and time.
 pub trait PolicyAt {
@@ -61,6 +67,7 @@ pub struct Counter {
     own: OwnReports,
     counts: HashMap<Tally, u64>,
     outcomes: Vec<Outcome>,
+    failed: Vec<Arc<str>>,
     seen: Seen,
     newest_stored: Option<i64>,
     sampled: HashMap<&'static str, i64>,
@@ -95,6 +102,7 @@ impl Counter {
             own,
             counts: HashMap::new(),
             outcomes: Vec::new(),
+            failed: Vec::new(),
             seen: Seen::default(),
             newest_stored: None,
             sampled: HashMap::new(),
@@ -142,14 +150,15 @@ impl Counter {
             };
             self.seen.used += 1;
             self.sessions.event(&event, time, &*self.own, &mut self.outcomes);
-            self.tally(policies);
+            self.tally(policies, now);
         }
     }
 
     /// Ends the sessions that are open at `now`: there will be no more lines.
     pub fn end(&mut self, now: i64, policies: &dyn PolicyAt) {
         self.sessions.end_all(now, &mut self.outcomes);
-        self.tally(policies);
+        // What ends by waiting is no news.
+        self.tally(policies, i64::MAX);
     }
 
     /// Whether no session is open.
@@ -183,13 +192,27 @@ impl Counter {
         changes
     }
 
-    fn tally(&mut self, policies: &dyn PolicyAt) {
+    /// The domains to which a session failed under an MTA-STS policy within the last hour, since the last call.
+    pub fn failed(&mut self) -> Vec<Arc<str>> {
+        std::mem::take(&mut self.failed)
+    }
+
+    fn tally(&mut self, policies: &dyn PolicyAt, now: i64) {
         for outcome in self.outcomes.drain(..) {
             let in_force = policies.at(&outcome.domain, outcome.began);
             let counts = tally::count(&outcome, in_force.as_ref());
             self.seen.not_asked += u64::from(in_force.is_none());
             self.seen.contradicted += u64::from(counts.contradicted);
             self.seen.without_anchors += u64::from(counts.without_anchors);
+            let under_sts = matches!(&in_force, Some(InForce::Sts { mode: Mode::Enforce | Mode::Testing, .. }));
+            if under_sts
+                && now.saturating_sub(outcome.ended) <= NEWS
+                && self.failed.len() < HINTS
+                && counts.tallies.iter().any(|tally| tally.counted == Counted::Failure)
+                && !self.failed.contains(&outcome.domain)
+            {
+                self.failed.push(Arc::clone(&outcome.domain));
+            }
             for tally in counts.tallies {
                 *self.counts.entry(tally).or_default() += 1;
             }
@@ -222,6 +245,9 @@ pub struct River {
     pub store: Arc<dyn Store>,
     /// Which policy was in force.
     pub policies: Box<dyn PolicyAt + Send>,
+    /// Where the domains go to which a session failed under an MTA-STS policy: perhaps a newer one is published
+    /// (RFC 8461 §5.1). Never waited for: what does not fit is left out.
+    pub hints: mpsc::Sender<Arc<str>>,
     /// Where progress is shown.
     pub metrics: Metrics,
     /// The time of reading.
@@ -270,6 +296,11 @@ impl River {
     fn block(&self, source: &mut Source, block: Block, number: usize, pending: &mut Pending) {
         let now = self.clock.seconds();
         source.counter.lines(&block.lines, now, &*self.policies);
+        for domain in source.counter.failed() {
+            if self.hints.try_send(domain).is_err() {
+                self.metrics.add("hints-dropped", 1);
+            }
+        }
         let (seen, losses) = source.counter.seen();
         let newest = source.counter.newest();
         self.metrics.input(&source.name, |p| {
@@ -510,6 +541,48 @@ mod tests {
         let rows = rows(counter.counts());
         let told: Vec<_> = rows[0].details.iter().map(|(failure, n)| (failure.result_type, *n)).collect();
         assert_eq!(told, [(ResultType::CertificateHostMismatch, 1), (ResultType::CertificateExpired, 1)]);
+    }
+
+    struct Always(InForce);
+
+    impl PolicyAt for Always {
+        fn at(&self, _: &str, _: i64) -> Option<InForce> {
+            Some(self.0.clone())
+        }
+    }
+
+    #[test]
+    fn a_fresh_failure_under_an_mta_sts_policy_is_a_hint() {
+        let log = |domain: &str| {
+            format!(
+                "Nov 22 01:00:00 h postfix/smtp[2]: {TLS}\nNov 22 01:00:01 h postfix/smtp[2]: 4AB0CDEF12: \
+                 to=<r@{domain}>, {TO}, dsn=4.7.5, status=deferred (Server certificate not verified)\n"
+            )
+        };
+        let policy = || {
+            Arc::new(crate::tlsrpt::Policy {
+                mx_host: vec!["mx.a.test".into()],
+                ..crate::tlsrpt::Policy::none("a.test")
+            })
+        };
+        let sts = |mode| Always(InForce::Sts { mode, policy: policy(), failure: None });
+        let hints = |now: i64, lines: &str, policies: &dyn PolicyAt| {
+            let mut counter = fresh();
+            counter.lines(lines.as_bytes(), now, policies);
+            counter.failed().iter().map(|d| d.to_string()).collect::<Vec<_>>()
+        };
+        let at = 1_795_309_201; // 2026-11-22T01:00:01Z
+        let failed = log("a.test") + &log("b.test") + &log("a.test");
+        assert_eq!(hints(at + 60, &failed, &sts(Mode::Enforce)), ["a.test", "b.test"]);
+        assert_eq!(hints(at + 2 * NEWS, &failed, &sts(Mode::Enforce)), [""; 0]);
+        assert_eq!(hints(at + 60, &failed, &sts(Mode::None)), [""; 0]);
+        assert_eq!(hints(at + 60, &failed, &NotAsked), [""; 0]);
+        let sent = format!(
+            "Nov 22 01:00:00 h postfix/smtp[2]: {}\nNov 22 01:00:01 h postfix/smtp[2]: 4AB0CDEF12: to=<r@a.test>, {TO}, \
+             dsn=2.0.0, status=sent (250 ok)\n",
+            TLS.replace("Trusted", "Verified")
+        );
+        assert_eq!(hints(at + 60, &sent, &sts(Mode::Enforce)), [""; 0]);
     }
 
     #[test]

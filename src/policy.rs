@@ -61,6 +61,9 @@ const STALE: i64 = 86_400;
 /// How long before its end a "no policy" is asked again for domains in use, in seconds.
 const AHEAD: i64 = 15;
 
+/// How often a failing delivery makes a record be asked again at most, in seconds.
+const HINT: i64 = 60;
+
 /// Time between two looks for verdicts that may serve no longer.
 const SWEEP: Duration = Duration::from_secs(600);
 
@@ -341,6 +344,20 @@ impl Policies {
         tokio::join!(Arc::clone(&self.sts).run(shutdown.clone()), self.keep_verdicts(shutdown));
         self.decisions.abort();
         self.verdicts.abort();
+    }
+
+    /// A session to a domain failed under its MTA-STS policy: looks at its record now, in the background, for perhaps a
+    /// newer policy is published (RFC 8461 §5.1). At most once in [`HINT`] a domain, and only where a policy is cached.
+    pub fn hint(&self, domain: &str) {
+        let now = self.clock.seconds();
+        let Some(domain) = self.sts.known(domain) else { return };
+        let known = domain.known(now);
+        if known.policy.is_none() || known.checked.is_some_and(|checked| (0..HINT).contains(&(now - checked))) {
+            return;
+        }
+        self.metrics.add("sts_records_hinted", 1);
+        domain.look_again(now, false);
+        drop(self.sts.look(&domain, now));
     }
 
     /// Writes verdicts behind, and lets go of those that may serve no longer.

@@ -832,3 +832,36 @@ async fn verdicts_outlive_a_restart_and_serve_for_a_day_while_dns_fails() {
     assert!(matches!(daemon.level("dane.test").await, Level::Temp(_)));
     daemon.end().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failed_delivery_brings_the_newer_policy() {
+    let world = World::new().await;
+    world.domain("moved.test", false, &["mx1", "mx2"]);
+    world.sts("moved.test", "1", &document("enforce", "mx1.moved.test", 10 * DAY));
+    let daemon = world.daemon(0);
+    assert_eq!(daemon.level("moved.test").await, Level::Secure);
+    daemon.end().await;
+    world.site("moved.test", None, Answer::Document(document("enforce", "mx2.moved.test", 10 * DAY)));
+    world.dns.change().txt("_mta-sts.moved.test", "v=STSv1; id=2;");
+    // The record holds for its TTL: nothing is asked within it without a hint, and within a minute not even with one.
+    let asked = || world.dns.zone().asked("_mta-sts.moved.test", RecordType::TXT);
+    let daemon = world.daemon(30);
+    daemon.policies.hint("moved.test");
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert_eq!(asked(), 1);
+    daemon.end().await;
+    let daemon = world.daemon(100);
+    for _ in 0..100 {
+        daemon.policies.hint("moved.test");
+        daemon.policies.hint("never-asked.test");
+    }
+    let hop = NextHop::parse(b"moved.test").unwrap();
+    let until = Instant::now() + Duration::from_secs(20);
+    while daemon.policies.show(&hop).unwrap().sts.unwrap().mx != ["mx2.moved.test"] {
+        assert!(Instant::now() < until);
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!(asked(), 2);
+    assert_eq!(world.dns.zone().asked("_mta-sts.never-asked.test", RecordType::TXT), 0);
+    daemon.end().await;
+}
