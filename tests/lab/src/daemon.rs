@@ -65,6 +65,13 @@ pub struct Daemon {
 impl Daemon {
     /// Starts `serve` and waits until its socketmap takes connections.
     pub async fn start(program: &Program, world: &World) -> Result<Daemon, String> {
+        let mut daemon = Daemon::spawn(program, world)?;
+        daemon.ready(world).await?;
+        Ok(daemon)
+    }
+
+    /// Starts `serve` and waits for nothing.
+    pub fn spawn(program: &Program, world: &World) -> Result<Daemon, String> {
         let log = world.folder().join("daemon.log");
         let file = fs::OpenOptions::new().create(true).append(true).open(&log).map_err(|e| e.to_string())?;
         let errors = file.try_clone().map_err(|e| e.to_string())?;
@@ -78,18 +85,22 @@ impl Daemon {
             .stderr(errors)
             .spawn()
             .map_err(|e| format!("{}: {e}", program.path.display()))?;
-        let mut daemon = Daemon { child, log };
+        Ok(Daemon { child, log })
+    }
+
+    /// Waits until its socketmap takes connections.
+    pub async fn ready(&mut self, world: &World) -> Result<(), String> {
         let begin = Instant::now();
         while UnixStream::connect(world.socketmap()).await.is_err() {
-            if let Some(status) = daemon.child.try_wait().map_err(|e| e.to_string())? {
-                return Err(daemon.fault(&format!("the daemon ended at start: {status}")));
+            if let Some(status) = self.child.try_wait().map_err(|e| e.to_string())? {
+                return Err(self.fault(&format!("the daemon ended at start: {status}")));
             }
             if begin.elapsed() > START {
-                return Err(daemon.fault("the daemon does not answer"));
+                return Err(self.fault("the daemon does not answer"));
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
-        Ok(daemon)
+        Ok(())
     }
 
     /// Ends it with SIGTERM; an exit code other than 0 is an error.
