@@ -66,6 +66,13 @@ pub struct Daemon {
 impl Daemon {
     /// Starts `serve` and waits until its socketmap takes connections.
     pub async fn start(program: &Program, world: &World) -> Result<Daemon, String> {
+        let mut daemon = Daemon::spawn(program, world)?;
+        daemon.ready(world).await?;
+        Ok(daemon)
+    }
+
+    /// Starts `serve` and waits for nothing.
+    pub fn spawn(program: &Program, world: &World) -> Result<Daemon, String> {
         let log = world.folder().join("daemon.log");
         let file = fs::OpenOptions::new().create(true).append(true).open(&log).map_err(|e| e.to_string())?;
         let errors = file.try_clone().map_err(|e| e.to_string())?;
@@ -79,24 +86,32 @@ impl Daemon {
             .stderr(errors)
             .spawn()
             .map_err(|e| format!("{}: {e}", program.path.display()))?;
-        let mut daemon = Daemon { child, log };
+        Ok(Daemon { child, log })
+    }
+
+    /// Waits until its socketmap takes connections.
+    pub async fn ready(&mut self, world: &World) -> Result<(), String> {
         let begin = Instant::now();
         while UnixStream::connect(world.socketmap()).await.is_err() {
-            if let Some(status) = daemon.child.try_wait().map_err(|e| e.to_string())? {
-                return Err(daemon.fault(&format!("the daemon ended at start: {status}")));
+            if let Some(status) = self.child.try_wait().map_err(|e| e.to_string())? {
+                return Err(self.fault(&format!("the daemon ended at start: {status}")));
             }
             if begin.elapsed() > START {
-                return Err(daemon.fault("the daemon does not answer"));
+                return Err(self.fault("the daemon does not answer"));
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
-        Ok(daemon)
+        Ok(())
+    }
+
+    /// Its process id, until it has been waited for.
+    pub fn id(&self) -> Option<Pid> {
+        self.child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw)
     }
 
     /// Ends it with SIGTERM; an exit code other than 0 is an error.
     pub async fn stop(mut self) -> Result<(), String> {
-        let id = self.child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw);
-        if let Some(pid) = id {
+        if let Some(pid) = self.id() {
             kill_process(pid, Signal::TERM).map_err(|e| e.to_string())?;
         }
         match tokio::time::timeout(STOP, self.child.wait()).await {
