@@ -135,7 +135,7 @@ fn readable(path: &Path) -> Result<(), DaemonError> {
 
 /// What outlives a reload.
 struct House {
-    store: Arc<dyn Store>,
+    store: Arc<Embedded>,
     folder: PathBuf,
     sockets: Sockets,
     clock: Clock,
@@ -155,9 +155,15 @@ async fn serve(path: &Path, mut prepared: Prepared) -> Result<(), DaemonError> {
     loop {
         let mut tasks = Tasks::start(&mut house, prepared)?;
         notify(sd_notify::NotifyState::Ready);
+        let mut damaged = false;
         let next = loop {
-            match tasks.wait(&mut signals).await {
+            match tasks.wait(&mut signals, &house.store).await {
                 Wake::End => break None,
+                // What runs remembers more than is stored: it starts anew, as after a restart.
+                Wake::Damaged => {
+                    damaged = true;
+                    break Some(Prepared::load(path)?);
+                }
                 Wake::Ended(problem) => {
                     tasks.drain().await;
                     return Err(DaemonError::Task(problem));
@@ -176,12 +182,19 @@ async fn serve(path: &Path, mut prepared: Prepared) -> Result<(), DaemonError> {
             notify(sd_notify::NotifyState::Stopping);
         }
         let drained = tasks.drain().await;
+        if damaged && drained {
+            let store = Arc::clone(&house.store);
+            let went_back = tokio::task::spawn_blocking(move || store.recover()).await;
+            if went_back.map_err(|e| DaemonError::Task(format!("store: not recovered: {e}; the daemon ends")))?? {
+                Scheduler::note_loss(&*house.store, clock, &house.metrics)?;
+            }
+        }
         match (next, drained) {
             (None, _) => return Ok(()),
             (Some(next), true) => prepared = next,
             // What still counts would go on beside its successor, from the same mark: everything twice.
             (Some(_), false) => {
-                let problem = "reload: not done: what ran before did not end in time; the daemon ends".to_owned();
+                let problem = "start anew: not done: what ran before did not end in time; the daemon ends".to_owned();
                 return Err(DaemonError::Task(problem));
             }
         }
@@ -240,6 +253,7 @@ impl Signals {
 enum Wake {
     End,
     Reload,
+    Damaged,
     Ended(String),
 }
 
@@ -253,7 +267,8 @@ struct Tasks {
 impl Tasks {
     fn start(house: &mut House, prepared: Prepared) -> Result<Tasks, DaemonError> {
         let Prepared { config, setup, zones } = prepared;
-        let (store, metrics, clock) = (Arc::clone(&house.store), house.metrics.clone(), house.clock);
+        let store: Arc<dyn Store> = Arc::<Embedded>::clone(&house.store);
+        let (metrics, clock) = (house.metrics.clone(), house.clock);
         // Everything that can fail comes first: no half start.
         let control = house.sockets.control(&config.control.socket)?;
         let (postfix_asks, exim_asks) = (&config.socketmap.listen, &config.readsocket.listen);
@@ -340,12 +355,13 @@ impl Tasks {
         self.names.insert(id, name);
     }
 
-    async fn wait(&mut self, signals: &mut Signals) -> Wake {
+    async fn wait(&mut self, signals: &mut Signals, store: &Embedded) -> Wake {
         let [terminate, interrupt] = &mut signals.end;
         tokio::select! {
             _ = terminate.recv() => Wake::End,
             _ = interrupt.recv() => Wake::End,
             _ = signals.reload.recv() => Wake::Reload,
+            () = store.damaged() => Wake::Damaged,
             Some(ended) = self.set.join_next_with_id() => {
                 let (name, why) = self.ended(ended);
                 Wake::Ended(format!("{name}: ended by itself: {why}; the daemon ends"))

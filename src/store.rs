@@ -2,7 +2,8 @@
 //!
 //! Takes: a [`Batch`]: counts to add, records to set or remove. Gives: the same back, after any crash.
 //! A batch is written whole or not at all, and is durable when [`Store::write`] returns.
-//! When it fails: a [`StoreError`] that says whose fault it is; nothing of the batch was kept.
+//! When it fails: a [`StoreError`] that says whose fault it is; nothing of the batch was kept, or, where the disk cannot
+//! be asked, that is not known until it can: then the same batch, written again, is counted once.
 //! Not here: how a store keeps it (`store/embedded.rs`), what the bytes mean (`store/format.rs`).
 
 pub mod embedded;
@@ -43,7 +44,8 @@ pub type Record = (Vec<u8>, Vec<u8>);
 
 /// The store. Calls block for as long as the disk does; call them off the answering path.
 pub trait Store: Send + Sync + 'static {
-    /// Writes a batch: atomic, and durable on return.
+    /// Writes a batch: atomic, and durable on return. After an error, one that adds counts is written again as it is,
+    /// before any other that adds counts: it is applied exactly once, even if it was on disk already.
     fn write(&self, batch: Batch) -> Result<(), StoreError>;
     /// One record.
     fn read(&self, family: Family, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError>;

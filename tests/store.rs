@@ -18,6 +18,8 @@ use tlswarden::tlsrpt::{Counted, Day, Failure, Policy, PolicyType, ResultType, T
 const DAY: Day = Day(20_779);
 const DOMAINS: u64 = 20;
 const WRITER: &str = "TLSWARDEN_TEST_WRITER";
+const FULL_DISK: &str = "TLSWARDEN_TEST_FULL_DISK";
+const ROUNDS: u32 = 6;
 
 /// Numbers that are the same in each run: splitmix64.
 struct Dice(u64);
@@ -288,6 +290,90 @@ fn damage_under_an_open_store_is_an_error() {
     }
     let _ = opened.store.scan(Family::Decision, b"");
     let _ = opened.store.write(batch(401));
+}
+
+/// Writes batch `n` until the store takes it, after `free` has made room; says how often it was refused.
+fn until_written(store: &Embedded, n: u64, limit: Duration) -> u32 {
+    let began = Instant::now();
+    let mut refused = 0;
+    while let Err(e) = store.write(batch(n)) {
+        assert!(matches!(e, StoreError::Io(_)), "batch {n}: {e:?}");
+        assert!(began.elapsed() < limit, "batch {n} is refused for {limit:?}: {e}");
+        refused += 1;
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    refused
+}
+
+/// Not a test by itself: has a small file system, fills and frees it in turns, and writes all the while. Others read.
+#[test]
+fn writer_on_a_full_disk() {
+    let Some(room) = std::env::var_os(FULL_DISK) else { return };
+    let (home, ballast) = (Path::new(&room).join("store"), Path::new(&room).join("ballast"));
+    let store = open(&home).store;
+    let (mut n, mut dice, mut refused) = (0, Dice(4), 0);
+    for round in 0..ROUNDS {
+        for _ in 0..dice.roll(20) {
+            n += 1;
+            store.write(batch(n)).unwrap();
+        }
+        let mut file = fs::File::create(&ballast).unwrap();
+        // To the last octet, or but for some that sled gets through with for a while.
+        while file.write(&[1; 4096]).is_ok_and(|octets| octets > 0) {}
+        let length = file.metadata().unwrap().len();
+        file.set_len(length.saturating_sub(dice.roll(40) * 4096)).unwrap();
+        drop(file);
+        let failed = loop {
+            n += 1;
+            let Err(e) = store.write(batch(n)) else { continue };
+            break e;
+        };
+        println!("round {round}: batch {n}: {failed}");
+        std::thread::scope(|threads| {
+            let reader = threads.spawn(|| {
+                let (mut read, began) = (0, Instant::now());
+                while began.elapsed() < Duration::from_secs(6) {
+                    // An error, or what is right.
+                    read += u64::from(store.days().is_ok_and(|days| days == [DAY]));
+                    std::thread::sleep(Duration::from_millis(20));
+                }
+                read
+            });
+            // Some are tried again while there is no room yet.
+            for _ in 0..dice.roll(3) {
+                refused += u32::from(store.write(batch(n)).is_err());
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            fs::remove_file(&ballast).unwrap();
+            refused += until_written(&store, n, Duration::from_secs(20));
+            assert!(reader.join().unwrap() > 0);
+        });
+        assert_eq!(stands_at(&store), n);
+    }
+    drop(store);
+    let opened = open(&home);
+    assert_eq!((opened.notices, opened.missing_commits), (vec![], 0));
+    assert_eq!(stands_at(&opened.store), n);
+    println!("{ROUNDS} times full, {n} batches, refused {refused} times more");
+}
+
+#[test]
+fn a_full_disk_that_is_freed_is_written_again_and_each_batch_counts_once() {
+    let room = tempfile::tempdir().unwrap();
+    // Mounted in a namespace of its own: gone with the process.
+    let mounted =
+        "mount -t tmpfs -o size=6m tmpfs \"$1\" || exit 77; exec \"$0\" --exact writer_on_a_full_disk --nocapture";
+    let done = Command::new("unshare")
+        .args(["--map-root-user", "--mount", "sh", "-c", mounted])
+        .args([std::env::current_exe().unwrap().as_path(), room.path()])
+        .env(FULL_DISK, room.path())
+        .output()
+        .unwrap_or_else(|e| panic!("this test needs unshare(1) of util-linux: {e}"));
+    let said = String::from_utf8_lossy(&done.stdout).into_owned() + &String::from_utf8_lossy(&done.stderr);
+    let may = done.status.code() != Some(77) && !said.contains("unshare: ");
+    assert!(may, "this test must be allowed to mount a tmpfs in a namespace of its own (or run as root): {said}");
+    assert!(done.status.success() && said.contains("times full"), "{said}");
+    println!("{said}");
 }
 
 /// What a commit costs, by how much is in it.

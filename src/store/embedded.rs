@@ -3,11 +3,12 @@
 //! Takes: a folder. Gives: a [`Store`] in it, and what had to be said while opening it.
 //! Limits: one process at a time; keys of `format::KEY_LIMIT` octets; about [`CACHE`] octets of memory.
 //! When it fails: a damaged recovery snapshot is moved aside and rebuilt from the log; a damaged log is moved aside
-//! whole and the store starts empty; acknowledged commits that are missing are counted. All is said. After a write that failed the store refuses everything: what of
-//! it is on disk is known only after opening again.
+//! whole and the store starts empty; acknowledged commits that are missing are counted. All is said. After a write that failed it is
+//! opened again, which tells what of it is on disk (`reopen.rs`).
 //! Not here: what keys and values mean (`store/format.rs`).
 
 mod open;
+mod reopen;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::File;
@@ -16,10 +17,14 @@ use std::os::unix::fs::FileExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Instant;
 
-use parking_lot::RwLock;
+use parking_lot::{MappedRwLockReadGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+use tokio::sync::Notify;
 
 pub use open::Opened;
+use reopen::{Failed, Trouble};
 
 use crate::clock::Clock;
 use crate::store::format::{self, CountKey, Digest, Malformed, PolicyRef, Seal, Value};
@@ -39,24 +44,35 @@ const SWEEP: usize = 10_000;
 pub struct Embedded {
     // In the order in which they are let go: sled's files before the lock on the folder.
     state: RwLock<State>,
-    db: sled::Db,
-    log: File,
     /// The number of the last commit that was acknowledged: without it, a log whose end is damaged looks like one
     /// whose last commit was under way when the host went down.
     acknowledged: File,
+    home: PathBuf,
     folder: PathBuf,
+    clock: Clock,
+    damage: Notify,
     _lock: File,
 }
 
 /// What only a writer changes. Readers share the lock, so that they never see half of a batch.
-#[derive(Default)]
 struct State {
-    /// Why nothing is done any more.
-    broken: Option<String>,
+    /// sled's files, or why they are closed.
+    files: Result<Files, Trouble>,
     /// Policy texts that are known to be in the store.
     remembered: HashSet<(Day, Digest)>,
     /// How many commits the store has taken, and what they come to.
     seal: Seal,
+    /// When it was last tried to open the files again.
+    tried: Option<Instant>,
+    /// A batch that turned out to be on disk after its writer was told that this is not known.
+    kept: Option<Batch>,
+}
+
+/// sled's files, open.
+struct Files {
+    db: sled::Db,
+    log: File,
+    folder: PathBuf,
 }
 
 impl Embedded {
@@ -65,6 +81,61 @@ impl Embedded {
         open::open(folder, clock)
     }
 
+    /// The files for reading, opened again if need be.
+    fn reading(&self) -> Result<MappedRwLockReadGuard<'_, Files>, StoreError> {
+        let mut state = self.state.read();
+        if state.files.is_err() {
+            drop(state);
+            state = RwLockWriteGuard::downgrade(self.writing()?);
+        }
+        RwLockReadGuard::try_map(state, |state| state.files.as_ref().ok()).map_err(|state| self.closed(&state))
+    }
+
+    /// The state for writing, its files opened again if need be.
+    fn writing(&self) -> Result<RwLockWriteGuard<'_, State>, StoreError> {
+        let mut state = self.state.write();
+        self.settle(&mut state)?;
+        Ok(state)
+    }
+
+    /// Applies changes: all or none, and on disk when it returns. An error with the files open says that nothing was
+    /// kept; with the files closed it is not known.
+    fn commit(&self, state: &mut State, changes: Changes) -> Result<(), StoreError> {
+        let seal = match &state.files {
+            Ok(files) => match files.commit(&self.acknowledged, state.seal, changes) {
+                Ok(seal) => seal,
+                Err(failed) => return self.settle_failed(state, failed),
+            },
+            Err(_) => return Err(self.closed(state)),
+        };
+        state.seal = seal;
+        Ok(())
+    }
+
+    fn remove_range(&self, state: &mut State, from: &[u8], to: &[u8]) -> Result<u64, StoreError> {
+        let mut gone = 0;
+        loop {
+            let Ok(files) = &state.files else { return Err(self.closed(state)) };
+            let mut changes = Changes::new();
+            files.walk(from.to_vec(), Some(to.to_vec()), |key, value| {
+                changes.insert(key.to_vec(), Change { old: Some(value.into()), new: None });
+                if let (Some(b'p'), Ok(Value::Parts { parts, .. })) = (key.first(), Value::decode(value)) {
+                    for number in 0..parts {
+                        files.change(&mut changes, format::part_key(key, number), None)?;
+                    }
+                }
+                Ok(changes.len() < SWEEP)
+            })?;
+            if changes.is_empty() {
+                return Ok(gone);
+            }
+            gone += changes.len() as u64;
+            self.commit(state, changes)?;
+        }
+    }
+}
+
+impl Files {
     fn value(&self, key: &[u8]) -> Result<Option<sled::IVec>, StoreError> {
         self.guarded(|| self.db.get(key))
     }
@@ -166,7 +237,12 @@ impl Embedded {
     }
 
     /// Adds what the tallies make of the counts that are there to `changes`.
-    fn change_counts(&self, state: &State, changes: &mut Changes, add: &[(Tally, u64)]) -> Result<New, StoreError> {
+    fn change_counts(
+        &self,
+        remembered: &HashSet<(Day, Digest)>,
+        changes: &mut Changes,
+        add: &[(Tally, u64)],
+    ) -> Result<New, StoreError> {
         let mut policies: HashMap<(*const Policy, *const str), (Day, PolicyRef)> = HashMap::new();
         let mut sums: BTreeMap<Vec<u8>, Sum> = BTreeMap::new();
         let mut new = New::new();
@@ -178,7 +254,7 @@ impl Embedded {
                 _ => {
                     let (policy, text) = format::policy_ref(&tally.policy, &tally.domain);
                     if let (PolicyRef::Digest(digest), Some(text)) = (policy, text)
-                        && !state.remembered.contains(&(tally.day, digest))
+                        && !remembered.contains(&(tally.day, digest))
                         && new.insert((tally.day, digest))
                     {
                         self.keep_policy(changes, tally.day, &digest, &text)?;
@@ -218,10 +294,10 @@ impl Embedded {
         }
     }
 
-    /// Applies changes: all or none, and on disk when it returns.
-    fn commit(&self, state: &mut State, changes: Changes) -> Result<(), StoreError> {
+    /// Applies changes that follow upon `last`: all or none, and on disk when it returns their seal.
+    fn commit(&self, acknowledged: &File, last: Seal, changes: Changes) -> Result<Seal, Failed> {
         let mut batch = sled::Batch::default();
-        let mut seal = Seal { commits: state.seal.commits + 1, sum: state.seal.sum };
+        let mut seal = Seal { commits: last.commits + 1, sum: last.sum };
         for (key, change) in changes {
             if let Some(old) = change.old {
                 seal.sum = seal.sum.wrapping_sub(format::checksum(&key, &old));
@@ -235,70 +311,49 @@ impl Embedded {
             }
         }
         batch.insert(format::seal_key(), seal.encode().to_vec());
+        let mut handed_over = false;
         let written = self
             .guarded(|| self.db.apply_batch(batch).and_then(|()| self.db.flush()))
             // sled's flush is sync_file_range(2), which does not make the disk keep what it has taken.
-            .and_then(|_| self.log.sync_data().map_err(|e| io_fault(&self.folder, &e)))
+            .and_then(|_| {
+                handed_over = true;
+                self.log.sync_data().map_err(|e| io_fault(&self.folder, &e))
+            })
             // Not synced: if it is lost, an older number stands there, and that is no false alarm.
-            .and_then(|()| {
-                self.acknowledged.write_all_at(&seal.commits.to_be_bytes(), 0).map_err(|e| io_fault(&self.folder, &e))
-            });
-        match &written {
-            Ok(()) => state.seal = seal,
-            Err(e) => state.broken = Some(e.to_string()),
-        }
-        written
-    }
-
-    fn sound(&self, state: &State) -> Result<(), StoreError> {
-        match &state.broken {
-            None => Ok(()),
-            Some(cause) => Err(StoreError::Io(std::io::Error::other(format!(
-                "store: {}: an earlier write failed: {cause}; nothing is read or written until it is opened again",
-                self.folder.display()
-            )))),
-        }
-    }
-
-    fn remove_range(&self, state: &mut State, from: &[u8], to: &[u8]) -> Result<u64, StoreError> {
-        let mut gone = 0;
-        loop {
-            let mut changes = Changes::new();
-            self.walk(from.to_vec(), Some(to.to_vec()), |key, value| {
-                changes.insert(key.to_vec(), Change { old: Some(value.into()), new: None });
-                if let (Some(b'p'), Ok(Value::Parts { parts, .. })) = (key.first(), Value::decode(value)) {
-                    for number in 0..parts {
-                        self.change(&mut changes, format::part_key(key, number), None)?;
-                    }
-                }
-                Ok(changes.len() < SWEEP)
-            })?;
-            if changes.is_empty() {
-                return Ok(gone);
-            }
-            gone += changes.len() as u64;
-            self.commit(state, changes)?;
-        }
+            .and_then(|()| acknowledge(acknowledged, seal).map_err(|e| io_fault(&self.folder, &e)));
+        written.map(|()| seal).map_err(|error| Failed { error, seal, handed_over })
     }
 }
 
 impl Store for Embedded {
     fn write(&self, batch: Batch) -> Result<(), StoreError> {
-        let mut state = self.state.write();
-        self.sound(&state)?;
+        let mut state = self.writing()?;
+        if state.kept.as_ref().is_some_and(|kept| kept.add == batch.add && kept.set == batch.set) {
+            state.kept = None;
+            return Ok(());
+        }
+        let Ok(files) = &state.files else { return Err(self.closed(&state)) };
         let mut changes = Changes::new();
-        let new = self.change_counts(&state, &mut changes, &batch.add)?;
+        let new = files.change_counts(&state.remembered, &mut changes, &batch.add)?;
         let mut last = BTreeMap::new();
         for (family, key, value) in &batch.set {
             last.insert(format::record_key(*family, key), value.as_deref());
         }
         for (key, value) in last {
-            self.change_record(&mut changes, key, value)?;
+            files.change_record(&mut changes, key, value)?;
         }
         if changes.is_empty() {
             return Ok(());
         }
-        self.commit(&mut state, changes)?;
+        if let Err(error) = self.commit(&mut state, changes) {
+            // Records that are set twice are set; counts must not be added twice.
+            if let Err(trouble) = &mut state.files
+                && !batch.add.is_empty()
+            {
+                trouble.batch = Some(batch);
+            }
+            return Err(error);
+        }
         if state.remembered.len() + new.len() > REMEMBERED {
             state.remembered.clear();
         }
@@ -307,33 +362,30 @@ impl Store for Embedded {
     }
 
     fn read(&self, family: Family, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
-        let state = self.state.read();
-        self.sound(&state)?;
+        let files = self.reading()?;
         let key = format::record_key(family, key);
-        self.value(&key)?.map(|value| self.assemble(&key, &value)).transpose()
+        files.value(&key)?.map(|value| files.assemble(&key, &value)).transpose()
     }
 
     fn scan(&self, family: Family, prefix: &[u8]) -> Result<Vec<Record>, StoreError> {
-        let state = self.state.read();
-        self.sound(&state)?;
+        let files = self.reading()?;
         let prefix = format::record_key(family, prefix);
         let mut records = Vec::new();
-        self.walk(prefix.clone(), None, |key, value| {
+        files.walk(prefix.clone(), None, |key, value| {
             if !key.starts_with(&prefix) {
                 return Ok(false);
             }
-            records.push((key[1..].to_vec(), self.assemble(key, value)?));
+            records.push((key[1..].to_vec(), files.assemble(key, value)?));
             Ok(true)
         })?;
         Ok(records)
     }
 
     fn days(&self) -> Result<Vec<Day>, StoreError> {
-        let state = self.state.read();
-        self.sound(&state)?;
+        let files = self.reading()?;
         let (mut from, to) = format::all_counts();
         let mut days = Vec::new();
-        while let Some(key) = self.first_from(from, to.clone())? {
+        while let Some(key) = files.first_from(from, to.clone())? {
             days.push(key.day);
             let Some(next) = key.day.0.checked_add(1) else { break };
             from = format::day_prefix(Day(next));
@@ -342,11 +394,10 @@ impl Store for Embedded {
     }
 
     fn domains(&self, day: Day) -> Result<Vec<String>, StoreError> {
-        let state = self.state.read();
-        self.sound(&state)?;
+        let files = self.reading()?;
         let (mut from, to) = (format::day_prefix(day), day_end(day));
         let mut domains = Vec::new();
-        while let Some(key) = self.first_from(from, to.clone())? {
+        while let Some(key) = files.first_from(from, to.clone())? {
             from = format::domain_end(day, &key.domain);
             domains.push(key.domain);
         }
@@ -354,22 +405,21 @@ impl Store for Embedded {
     }
 
     fn rows(&self, day: Day, domain: &str) -> Result<Vec<Row>, StoreError> {
-        let state = self.state.read();
-        self.sound(&state)?;
+        let files = self.reading()?;
         let mut rows: Vec<(PolicyRef, Row)> = Vec::new();
-        self.walk(format::domain_prefix(day, domain), Some(format::domain_end(day, domain)), |key, value| {
-            let key_of = CountKey::decode(key).map_err(|e| self.corrupt(&e))?;
+        files.walk(format::domain_prefix(day, domain), Some(format::domain_end(day, domain)), |key, value| {
+            let key_of = CountKey::decode(key).map_err(|e| files.corrupt(&e))?;
             if rows.last().is_none_or(|(policy, _)| *policy != key_of.policy) {
-                let policy = self.policy(&key_of)?;
+                let policy = files.policy(&key_of)?;
                 let row = Row { day, domain: key_of.domain, policy, successful: 0, failed: 0, details: Vec::new() };
                 rows.push((key_of.policy, row));
             }
             let Some((_, row)) = rows.last_mut() else { return Ok(false) };
             if key_of.failure.is_some() {
-                let (count, text) = format::detail_from(value).map_err(|e| self.corrupt(&e))?;
-                row.details.push((format::failure_from(text).map_err(|e| self.corrupt(&e))?, count));
+                let (count, text) = format::detail_from(value).map_err(|e| files.corrupt(&e))?;
+                row.details.push((format::failure_from(text).map_err(|e| files.corrupt(&e))?, count));
             } else {
-                (row.successful, row.failed) = format::totals_from(value).map_err(|e| self.corrupt(&e))?;
+                (row.successful, row.failed) = format::totals_from(value).map_err(|e| files.corrupt(&e))?;
             }
             Ok(true)
         })?;
@@ -380,8 +430,7 @@ impl Store for Embedded {
     }
 
     fn drop_days_before(&self, day: Day) -> Result<u64, StoreError> {
-        let mut state = self.state.write();
-        self.sound(&state)?;
+        let mut state = self.writing()?;
         let (from, to) = (format::all_counts().0, format::day_prefix(day));
         let counts = self.remove_range(&mut state, &from, &to)?;
         // After the counts, so that no count is ever without its policy.
@@ -413,7 +462,7 @@ impl Store for Embedded {
     }
 }
 
-impl Embedded {
+impl Files {
     fn policy(&self, of: &CountKey) -> Result<Policy, StoreError> {
         let PolicyRef::Digest(digest) = &of.policy else { return Ok(Policy::none(&of.domain)) };
         let key = format::policy_key(of.day, digest);
@@ -506,6 +555,11 @@ fn fault(folder: &Path, error: sled::Error) -> StoreError {
             StoreError::Unusable(format!("store: {shown}: not usable by this version: {e}; it is left as it is"))
         }
     }
+}
+
+/// Notes that a commit was acknowledged.
+fn acknowledge(file: &File, seal: Seal) -> std::io::Result<()> {
+    file.write_all_at(&seal.commits.to_be_bytes(), 0)
 }
 
 fn io_fault(folder: &Path, error: &std::io::Error) -> StoreError {

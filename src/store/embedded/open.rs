@@ -4,6 +4,7 @@
 //! Limits: what is moved aside stays in `FOLDER/aside-DATE` until the administrator removes it.
 //! When it fails: `Locked` for a second opener, `Unusable` for a folder that cannot be used or is of a newer version.
 
+use std::collections::HashSet;
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{Read, Write};
 use std::os::unix::fs::{DirBuilderExt, FileExt};
@@ -11,8 +12,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use parking_lot::RwLock;
+use tokio::sync::Notify;
 
-use super::{CACHE, Change, Embedded, State, guarded, io_fault};
+use super::{CACHE, Change, Embedded, Files, State, acknowledge, guarded, io_fault};
 use crate::clock::Clock;
 use crate::store::format::{self, Seal, VERSION, VERSION_KEY, Value};
 use crate::store::{Family, StoreError};
@@ -54,6 +56,32 @@ impl Opened {
 
 pub(super) fn open(home: &Path, clock: Clock) -> Result<Opened, StoreError> {
     let lock = claim(home)?;
+    let (acknowledged, number) = acknowledged(home)?;
+    let Found { files, seal, notices, lost, missing_commits } = find(home, clock, &acknowledged, number)?;
+    let state = State { files: Ok(files), remembered: HashSet::new(), seal, tried: None, kept: None };
+    let store = Embedded {
+        state: RwLock::new(state),
+        acknowledged,
+        home: home.to_owned(),
+        folder: home.join(FOLDER),
+        clock,
+        damage: Notify::new(),
+        _lock: lock,
+    };
+    Ok(Opened { store, notices, lost, missing_commits })
+}
+
+/// What a folder that is claimed holds.
+pub(super) struct Found {
+    pub files: Files,
+    pub seal: Seal,
+    notices: Vec<String>,
+    pub lost: Option<PathBuf>,
+    pub missing_commits: u64,
+}
+
+/// Opens what the folder holds, where `number` commits were acknowledged; what is damaged beyond use is moved aside.
+pub(super) fn find(home: &Path, clock: Clock, acknowledged: &File, number: u64) -> Result<Found, StoreError> {
     let folder = home.join(FOLDER);
     let mut notices = Vec::new();
     let mut lost = None;
@@ -61,44 +89,49 @@ pub(super) fn open(home: &Path, clock: Clock) -> Result<Opened, StoreError> {
         tracing::warn!("{line}");
         notices.push(line);
     };
-    let aside = Aside { home, folder: &folder, clock };
     let shown = home.display();
-    drop_unfinished_snapshots(&folder);
-    if let Some((path, cause)) = damaged_snapshot(&folder) {
-        let to = aside.snapshots()?;
-        let (path, to) = (path.display(), to.display());
-        say(format!(
-            "store: {path}: damaged: {cause}; it was moved to {to}, all is read from the log, nothing is lost"
-        ));
-    }
-    let mut opened = start(&folder);
+    let mut opened = start_from_log(home, clock, &mut say);
     if let Err(StoreError::Corrupt(cause)) = &opened {
-        let to = aside.all()?;
+        let to = Aside { home, folder: &folder, clock }.all()?;
         let kept = to.display();
         say(cause.clone());
         say(format!("store: {shown}: LOST: damaged beyond use; it starts empty, the old one is kept in {kept}"));
         lost = Some(to);
         opened = start(&folder);
     }
-    let (db, log, seal) = opened?;
-    let (acknowledged, number) = acknowledged(home)?;
-    let state = RwLock::new(State { seal, ..State::default() });
-    let store = Embedded { state, db, log, acknowledged, folder, _lock: lock };
-    version(&store)?;
-    let commits = store.state.read().seal.commits;
-    let missing_commits = if lost.is_some() { 0 } else { number.saturating_sub(commits) };
+    let (files, seal) = opened?;
+    let seal = version(&files, acknowledged, seal)?;
+    let missing_commits = if lost.is_some() { 0 } else { number.saturating_sub(seal.commits) };
     if missing_commits > 0 {
         say(format!(
             "store: {shown}: went back: {missing_commits} commits are missing at its damaged end; what they counted is \
              counted again from their marks, what was sent since may be sent again"
         ));
     }
-    store.acknowledged.write_all_at(&commits.to_be_bytes(), 0).map_err(|e| io_fault(home, &e))?;
-    Ok(Opened { store, notices, lost, missing_commits })
+    acknowledge(acknowledged, seal).map_err(|e| io_fault(home, &e))?;
+    Ok(Found { files, seal, notices, lost, missing_commits })
+}
+
+/// Opens sled's files. A damaged snapshot is moved aside, for the log says all; nothing else is.
+pub(super) fn start_from_log(
+    home: &Path,
+    clock: Clock,
+    mut say: impl FnMut(String),
+) -> Result<(Files, Seal), StoreError> {
+    let folder = home.join(FOLDER);
+    drop_unfinished_snapshots(&folder);
+    if let Some((path, cause)) = damaged_snapshot(&folder) {
+        let to = Aside { home, folder: &folder, clock }.snapshots()?;
+        let (path, to) = (path.display(), to.display());
+        say(format!(
+            "store: {path}: damaged: {cause}; it was moved to {to}, all is read from the log, nothing is lost"
+        ));
+    }
+    start(&folder)
 }
 
 /// The file with the number of the last acknowledged commit, and that number; none counts as 0.
-fn acknowledged(home: &Path) -> Result<(File, u64), StoreError> {
+pub(super) fn acknowledged(home: &Path) -> Result<(File, u64), StoreError> {
     let path = home.join(ACKNOWLEDGED);
     let file = OpenOptions::new().create(true).truncate(false).read(true).write(true).open(path);
     let file = file.map_err(|e| io_fault(home, &e))?;
@@ -148,7 +181,7 @@ fn claim(home: &Path) -> Result<File, StoreError> {
 
 /// Opens sled's files and reads every record once: damage shows now, while it can be dealt with. sled itself may put
 /// pages of several commits together where part of its log is gone; then the seal does not add up.
-fn start(folder: &Path) -> Result<(sled::Db, File, Seal), StoreError> {
+fn start(folder: &Path) -> Result<(Files, Seal), StoreError> {
     let mut tries = 0;
     let db = loop {
         let config = sled::Config::new().path(folder).cache_capacity(CACHE).flush_every_ms(None);
@@ -183,24 +216,27 @@ fn start(folder: &Path) -> Result<(sled::Db, File, Seal), StoreError> {
         )));
     }
     let log = File::open(folder.join("db")).map_err(|e| io_fault(folder, &e))?;
+    // What was read may be in the host's memory only.
+    log.sync_data().map_err(|e| io_fault(folder, &e))?;
     for entry in [Some(folder), folder.parent()].into_iter().flatten() {
         File::open(entry).and_then(|dir| dir.sync_all()).map_err(|e| io_fault(folder, &e))?;
     }
-    Ok((db, log, seal))
+    Ok((Files { db, log, folder: folder.to_owned() }, seal))
 }
 
-/// Checks the version of the layout, or writes it into a new store.
-fn version(store: &Embedded) -> Result<(), StoreError> {
-    let shown = store.folder.display();
+/// Checks the version of the layout, or writes it into a new store; gives the seal that stands then.
+fn version(files: &Files, acknowledged: &File, seal: Seal) -> Result<Seal, StoreError> {
+    let shown = files.folder.display();
     let key = format::record_key(Family::Single, VERSION_KEY);
-    let Some(value) = store.value(&key)? else {
+    let Some(value) = files.value(&key)? else {
         let new = Some(Value::Whole(VERSION.to_string().as_bytes()).encode());
-        return store.commit(&mut store.state.write(), [(key, Change { old: None, new })].into());
+        let changes = [(key, Change { old: None, new })].into();
+        return files.commit(acknowledged, seal, changes).map_err(|failed| failed.error);
     };
-    let text = store.assemble(&key, &value)?;
+    let text = files.assemble(&key, &value)?;
     let found = std::str::from_utf8(&text).ok().and_then(|text| text.parse::<u32>().ok());
     match found {
-        Some(VERSION) => Ok(()),
+        Some(VERSION) => Ok(seal),
         Some(newer) if newer > VERSION => Err(StoreError::Unusable(format!(
             "store: {shown}: written by a newer version: format {newer}, this program knows {VERSION}; it is left as it is"
         ))),

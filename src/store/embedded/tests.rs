@@ -14,6 +14,10 @@ fn opened() -> (tempfile::TempDir, Embedded) {
     (home, opened.store)
 }
 
+fn files(store: &Embedded) -> MappedRwLockReadGuard<'_, Files> {
+    store.reading().unwrap()
+}
+
 fn sts(domain: &str, lines: usize) -> Arc<Policy> {
     let line = |n| format!("mx: mx{n}.{domain}");
     Arc::new(Policy {
@@ -106,7 +110,7 @@ fn records_are_set_removed_and_scanned() {
     drop(store);
     let store = Embedded::open(home.path(), Clock::default()).unwrap().store;
     assert_eq!(store.scan(Family::Sts, b"").unwrap().len(), 3);
-    assert_eq!(store.db.scan_prefix(b"~").count(), 0);
+    assert_eq!(files(&store).db.scan_prefix(b"~").count(), 0);
 }
 
 #[test]
@@ -124,10 +128,10 @@ fn days_are_dropped_with_their_policies() {
     assert!(store.drop_days_before(Day(DAY.0 + 2)).unwrap() >= 6);
     assert_eq!(store.days().unwrap(), [Day(DAY.0 + 2), Day(DAY.0 + 3)]);
     assert_eq!(store.rows(Day(DAY.0 + 2), "a.example").unwrap()[0].policy, *policy);
-    assert_eq!(store.db.scan_prefix(b"p").count(), 2);
+    assert_eq!(files(&store).db.scan_prefix(b"p").count(), 2);
     // The parts of a long policy go with it; a count of a dropped day brings its policy again.
     store.drop_days_before(Day(DAY.0 + 4)).unwrap();
-    assert_eq!(store.db.scan_prefix(b"~").count(), 0);
+    assert_eq!(files(&store).db.scan_prefix(b"~").count(), 0);
     store.write(Batch { add: vec![(tally(DAY, "a.example", &policy, Counted::Failure), 1)], set: vec![] }).unwrap();
     assert_eq!(store.rows(DAY, "a.example").unwrap()[0].policy, *policy);
     assert!(store.size().unwrap() > 0);
@@ -149,7 +153,7 @@ fn a_newer_or_a_strange_format_is_refused() {
 fn values_that_nobody_wrote_are_errors() {
     let (_home, store) = opened();
     let key = CountKey { day: DAY, domain: "a.example".into(), policy: PolicyRef::None, failure: None };
-    store.db.insert(key.encode(), b"\x01short").unwrap();
+    files(&store).db.insert(key.encode(), b"\x01short").unwrap();
     assert!(matches!(store.rows(DAY, "a.example"), Err(StoreError::Corrupt(_))));
     let none = Arc::new(Policy::none("a.example"));
     let add = vec![(tally(DAY, "a.example", &none, Counted::Success), 1)];
@@ -157,9 +161,9 @@ fn values_that_nobody_wrote_are_errors() {
     assert!(matches!(store.write(Batch { add, set }), Err(StoreError::Corrupt(_))));
     // Nothing of the refused batch was kept, and the store goes on.
     assert_eq!(store.read(Family::Mark, b"m").unwrap(), None);
-    store.db.insert(b"c\x01", b"").unwrap();
+    files(&store).db.insert(b"c\x01", b"").unwrap();
     assert!(matches!(store.days(), Err(StoreError::Corrupt(_))));
-    store.db.insert(b"mm", b"\x02\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff").unwrap();
+    files(&store).db.insert(b"mm", b"\x02\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff").unwrap();
     assert!(matches!(store.read(Family::Mark, b"m"), Err(StoreError::Corrupt(_))));
     let long = vec![(Family::Mark, vec![b'k'; format::KEY_LIMIT], Some(vec![]))];
     assert!(matches!(store.write(Batch { add: vec![], set: long }), Err(StoreError::Unusable(_))));
