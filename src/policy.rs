@@ -10,9 +10,11 @@
 //! Not here: how an answer is worded (`socketmap/wording.rs`), sockets.
 
 pub mod dane;
+mod decision;
 pub mod explain;
 pub mod flight;
 pub mod history;
+mod hop;
 pub mod ledger;
 pub mod overrides;
 mod shelf;
@@ -20,7 +22,6 @@ pub mod sts;
 mod throttle;
 
 use std::collections::HashMap;
-use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -36,13 +37,16 @@ use crate::https::Client;
 use crate::metrics::Metrics;
 use crate::shutdown::stopped;
 use crate::store::{Store, StoreError};
-use crate::tlsrpt::{Failure, InForce, Mode, Policy, PolicyType, mx_matches};
+use crate::tlsrpt::{InForce, Mode, mx_matches};
 use dane::{Coverage, Verdict};
+use decision::combine;
+pub use decision::{Decision, Level};
 use flight::Flights;
 use history::{History, Period};
+pub use hop::NextHop;
 use overrides::{Overrides, Rule};
 use shelf::Shelf;
-use sts::cache::{Cache, Cached, Domain, Known, PolicyFailure};
+use sts::cache::{Cache, Cached, Domain, Known};
 use sts::fetch;
 use throttle::Throttle;
 
@@ -72,47 +76,6 @@ const SHARDS: usize = 64;
 
 /// How many wordings of a decision are kept beside it.
 const WORDINGS: usize = 2;
-
-/// A next hop that can have a policy, in its one form.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct NextHop {
-    /// The domain or host: A-labels, lower case, no trailing dot.
-    pub domain: String,
-    /// The port of the service.
-    pub port: u16,
-    /// Whether it is subject to MX resolution; `[host]` is not.
-    pub mx: bool,
-}
-
-/// What is answered, before it is put in words.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Level {
-    /// What the host does without a policy. With a testing policy, which newer Postfixes are told.
-    Default,
-    /// The MTA-STS policy is enforced.
-    Secure,
-    /// DANE where a host has TLSA records.
-    Dane,
-    /// DANE on every host.
-    DaneOnly,
-    /// What the administrator has set, in the words of Postfix.
-    Fixed(Arc<str>),
-    /// Not known; the MTA is to try again.
-    Temp(String),
-}
-
-/// What was decided for a next hop.
-#[derive(Debug)]
-pub struct Decision {
-    /// What is answered.
-    pub level: Level,
-    /// What sessions are counted under.
-    pub in_force: Arc<InForce>,
-    /// The MTA-STS policy that the answer rests on: enforced at [`Level::Secure`], or a testing one at [`Level::Default`].
-    pub sts: Option<Arc<Cached>>,
-    /// The MTA-STS document could not be had, whatever the answer rests on.
-    pub failure: Option<Arc<PolicyFailure>>,
-}
 
 /// All decisions, shared by everyone who asks.
 pub struct Policies {
@@ -634,31 +597,6 @@ impl Policies {
     }
 }
 
-/// The answer, from what DANE covers, the verdict of before, and whether an unexpired MTA-STS policy is enforced.
-/// Where the MX records are not signed DANE cannot be asked for (`dane-only` would defer all mail): there an enforced
-/// MTA-STS policy is the stronger one whatever the TLSA records are.
-fn combine(coverage: Coverage, held: Option<&Held>, enforced: bool, now: i64, cause: String) -> Level {
-    match (coverage, enforced) {
-        (Coverage::Every, _) | (Coverage::Some, true) => Level::DaneOnly,
-        (Coverage::Some, false) => Level::Dane,
-        (Coverage::Unusable | Coverage::Unsigned, false) => Level::Dane,
-        (Coverage::Unusable | Coverage::Unsigned | Coverage::Nothing, true) => Level::Secure,
-        (Coverage::Nothing, false) => Level::Default,
-        (Coverage::Partly { .. }, false) => Level::Dane,
-        (Coverage::Partly { signed: false, .. }, true) => Level::Secure,
-        (Coverage::Partly { signed: true, usable: true }, true) => Level::DaneOnly,
-        (Coverage::Partly { signed: true, usable: false }, true) => Level::Temp(cause),
-        (Coverage::Unknown, enforced) => {
-            let before = held.filter(|held| now < held.until + STALE).map(|held| held.verdict.coverage());
-            match before {
-                None | Some(Coverage::Unknown) => Level::Temp(cause),
-                Some(Coverage::Nothing) if !enforced => Level::Temp(cause),
-                Some(before) => combine(before, None, enforced, now, cause),
-            }
-        }
-    }
-}
-
 impl Entry {
     /// What was known before a restart: a decision is made from it when it is asked for.
     fn before(domain: Domain, held: Arc<Held>) -> Entry {
@@ -693,186 +631,5 @@ impl DaneNow {
         let cause = held.verdict.failure().unwrap_or_default().to_owned();
         let (until, refresh) = (held.until, held.refresh);
         DaneNow { coverage: held.verdict.coverage(), cause, held: Some(held), until, refresh }
-    }
-}
-
-impl Cached {
-    /// This policy, though a newer document could perhaps not be had.
-    fn in_force(&self, failure: Option<&PolicyFailure>) -> InForce {
-        let told = |failure: &PolicyFailure| {
-            let reason = format!("{}+fallback-to-cached-policy", failure.reason);
-            Arc::new(Failure::new(failure.result_type, Some(&reason)))
-        };
-        InForce::Sts { mode: self.mode, policy: Arc::clone(&self.policy), failure: failure.map(told) }
-    }
-}
-
-impl PolicyFailure {
-    /// No policy, because the document could not be had: the sessions are counted under what was served of it.
-    fn in_force(&self, domain: &str) -> InForce {
-        let policy = Policy {
-            policy_type: PolicyType::Sts,
-            policy_string: self.lines.clone(),
-            policy_domain: domain.to_owned(),
-            mx_host: Vec::new(),
-        };
-        let failure = Arc::new(Failure::new(self.result_type, Some(&self.reason)));
-        InForce::Sts { mode: Mode::None, policy: Arc::new(policy), failure: Some(failure) }
-    }
-}
-
-impl Decision {
-    fn none() -> Decision {
-        Decision::bare(Level::Default)
-    }
-
-    fn temp(cause: String) -> Decision {
-        Decision::bare(Level::Temp(cause))
-    }
-
-    /// A decision as it would be made for such a policy.
-    #[cfg(test)]
-    pub(crate) fn for_tests(level: Level, sts: Option<Arc<Cached>>) -> Decision {
-        Decision { sts, ..Decision::bare(level) }
-    }
-
-    fn bare(level: Level) -> Decision {
-        Decision { level, in_force: Arc::new(InForce::None), sts: None, failure: None }
-    }
-}
-
-impl NextHop {
-    /// Reads `domain`, `domain:port`, `[host]`, `[host]:port`. None for what can have no policy: address literals,
-    /// paths, dot-keys, names that are none.
-    pub fn parse(key: &[u8]) -> Option<NextHop> {
-        let key = std::str::from_utf8(key).ok().filter(|key| key.len() <= 1024)?;
-        let (host, port, mx) = match key.strip_prefix('[') {
-            Some(rest) => {
-                let (host, port) = rest.split_once(']')?;
-                (host, if port.is_empty() { None } else { Some(port.strip_prefix(':')?) }, false)
-            }
-            None => match key.split_once(':') {
-                Some((host, port)) => (host, Some(port), true),
-                None => (key, None, true),
-            },
-        };
-        let port = match port {
-            None => 25,
-            Some("smtp") => 25,
-            Some("submission") => 587,
-            Some("submissions" | "smtps") => 465,
-            Some(digits) if digits.bytes().all(|b| b.is_ascii_digit()) => {
-                digits.parse().ok().filter(|port| *port > 0)?
-            }
-            Some(_) => return None,
-        };
-        Some(NextHop { domain: crate::domain::normalise(host)?, port, mx })
-    }
-
-    /// Its one form: port 25 is left out.
-    pub fn key(&self) -> String {
-        self.to_string()
-    }
-}
-
-impl fmt::Display for NextHop {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.mx {
-            true => f.write_str(&self.domain)?,
-            false => write!(f, "[{}]", self.domain)?,
-        }
-        match self.port {
-            25 => Ok(()),
-            port => write!(f, ":{port}"),
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn next_hops_in_their_one_form() {
-        for (key, want) in [
-            ("example.com", Some("example.com")),
-            ("Example.COM.", Some("example.com")),
-            ("bücher.example:25", Some("xn--bcher-kva.example")),
-            ("example.com:2525", Some("example.com:2525")),
-            ("example.com:submission", Some("example.com:587")),
-            ("[mx.Example.com]", Some("[mx.example.com]")),
-            ("[mx.example.com]:587", Some("[mx.example.com]:587")),
-            ("[mx.example.com]:25", Some("[mx.example.com]")),
-            (".example.com", None),
-            ("[192.0.2.1]", None),
-            ("[192.0.2.1]:25", None),
-            ("[IPv6:2001:db8::1]", None),
-            ("[2001:db8::1]:25", None),
-            ("192.0.2.1", None),
-            ("/var/run/lmtp", None),
-            ("private/dovecot-lmtp", None),
-            ("example.com:", None),
-            ("example.com:0", None),
-            ("example.com:65536", None),
-            ("example.com:+25", None),
-            ("[mx.example.com", None),
-            ("[mx.example.com]x", None),
-            ("[mx.example.com]:", None),
-            ("", None),
-            ("*", None),
-        ] {
-            assert_eq!(NextHop::parse(key.as_bytes()).map(|hop| hop.key()).as_deref(), want, "{key}");
-        }
-        assert_eq!(NextHop::parse(&[b'a'; 10_000]), None);
-        assert_eq!(NextHop::parse(b"\xff.example"), None);
-    }
-
-    fn level(coverage: Coverage, enforced: bool) -> Level {
-        combine(coverage, None, enforced, 0, "cause".into())
-    }
-
-    #[test]
-    fn each_cell_of_the_table() {
-        let temp = Level::Temp("cause".into());
-        for (coverage, without, with) in [
-            (Coverage::Every, Level::DaneOnly, Level::DaneOnly),
-            (Coverage::Some, Level::Dane, Level::DaneOnly),
-            (Coverage::Unusable, Level::Dane, Level::Secure),
-            (Coverage::Unsigned, Level::Dane, Level::Secure),
-            (Coverage::Nothing, Level::Default, Level::Secure),
-            (Coverage::Partly { signed: true, usable: true }, Level::Dane, Level::DaneOnly),
-            (Coverage::Partly { signed: true, usable: false }, Level::Dane, temp.clone()),
-            (Coverage::Partly { signed: false, usable: true }, Level::Dane, Level::Secure),
-            (Coverage::Unknown, temp.clone(), temp.clone()),
-        ] {
-            assert_eq!(level(coverage, false), without, "{coverage:?} without an enforced policy");
-            assert_eq!(level(coverage, true), with, "{coverage:?} with an enforced policy");
-        }
-    }
-
-    #[test]
-    fn the_verdict_of_before_serves_for_a_day() {
-        let held = |mx, hosts: Vec<dane::Host>| Held {
-            verdict: Arc::new(Verdict { mx, hosts, ttl: Duration::ZERO }),
-            until: 1000,
-            refresh: 900,
-        };
-        let usable = || dane::Host {
-            name: "mx.example".into(),
-            tlsa: dane::HostTlsa::Records {
-                base: "mx.example".into(),
-                records: Arc::new(crate::tlsrpt::Policy::none("mx.example")),
-                usable: true,
-            },
-        };
-        let dane = held(dane::Mx::Signed, vec![usable()]);
-        let none = held(dane::Mx::Nowhere, Vec::new());
-        let then = |held: &Held, enforced, now| combine(Coverage::Unknown, Some(held), enforced, now, "x".into());
-        for enforced in [false, true] {
-            assert_eq!(then(&dane, enforced, 1000 + STALE - 1), Level::DaneOnly);
-            assert_eq!(then(&dane, enforced, 1000 + STALE), Level::Temp("x".into()));
-        }
-        assert_eq!(then(&none, true, 1000 + STALE - 1), Level::Secure);
-        assert_eq!(then(&none, false, 1001), Level::Temp("x".into()));
     }
 }

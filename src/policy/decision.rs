@@ -1,0 +1,168 @@
+//! What is answered for a next hop, and what its sessions are counted under.
+//!
+//! Takes: what DANE covers, the MTA-STS policy, what failed. Gives: a [`Level`] by the order DANE, MTA-STS, none, and the
+//! policy in force. Pure. Not here: looking anything up, or for how long a decision stands (`policy`).
+
+use std::sync::Arc;
+
+use super::dane::Coverage;
+use super::sts::cache::{Cached, PolicyFailure};
+use super::{Held, STALE};
+use crate::tlsrpt::{Failure, InForce, Mode, Policy, PolicyType};
+
+/// What is answered, before it is put in words.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Level {
+    /// What the host does without a policy. With a testing policy, which newer Postfixes are told.
+    Default,
+    /// The MTA-STS policy is enforced.
+    Secure,
+    /// DANE where a host has TLSA records.
+    Dane,
+    /// DANE on every host.
+    DaneOnly,
+    /// What the administrator has set, in the words of Postfix.
+    Fixed(Arc<str>),
+    /// Not known; the MTA is to try again.
+    Temp(String),
+}
+
+/// What was decided for a next hop.
+#[derive(Debug)]
+pub struct Decision {
+    /// What is answered.
+    pub level: Level,
+    /// What sessions are counted under.
+    pub in_force: Arc<InForce>,
+    /// The MTA-STS policy that the answer rests on: enforced at [`Level::Secure`], or a testing one at [`Level::Default`].
+    pub sts: Option<Arc<Cached>>,
+    /// The MTA-STS document could not be had, whatever the answer rests on.
+    pub failure: Option<Arc<PolicyFailure>>,
+}
+
+/// The answer, from what DANE covers, the verdict of before, and whether an unexpired MTA-STS policy is enforced.
+/// Where the MX records are not signed DANE cannot be asked for (`dane-only` would defer all mail): there an enforced
+/// MTA-STS policy is the stronger one whatever the TLSA records are.
+pub(super) fn combine(coverage: Coverage, held: Option<&Held>, enforced: bool, now: i64, cause: String) -> Level {
+    match (coverage, enforced) {
+        (Coverage::Every, _) | (Coverage::Some, true) => Level::DaneOnly,
+        (Coverage::Some, false) => Level::Dane,
+        (Coverage::Unusable | Coverage::Unsigned, false) => Level::Dane,
+        (Coverage::Unusable | Coverage::Unsigned | Coverage::Nothing, true) => Level::Secure,
+        (Coverage::Nothing, false) => Level::Default,
+        (Coverage::Partly { .. }, false) => Level::Dane,
+        (Coverage::Partly { signed: false, .. }, true) => Level::Secure,
+        (Coverage::Partly { signed: true, usable: true }, true) => Level::DaneOnly,
+        (Coverage::Partly { signed: true, usable: false }, true) => Level::Temp(cause),
+        (Coverage::Unknown, enforced) => {
+            let before = held.filter(|held| now < held.until + STALE).map(|held| held.verdict.coverage());
+            match before {
+                None | Some(Coverage::Unknown) => Level::Temp(cause),
+                Some(Coverage::Nothing) if !enforced => Level::Temp(cause),
+                Some(before) => combine(before, None, enforced, now, cause),
+            }
+        }
+    }
+}
+
+impl Cached {
+    /// This policy, though a newer document could perhaps not be had.
+    pub(super) fn in_force(&self, failure: Option<&PolicyFailure>) -> InForce {
+        let told = |failure: &PolicyFailure| {
+            let reason = format!("{}+fallback-to-cached-policy", failure.reason);
+            Arc::new(Failure::new(failure.result_type, Some(&reason)))
+        };
+        InForce::Sts { mode: self.mode, policy: Arc::clone(&self.policy), failure: failure.map(told) }
+    }
+}
+
+impl PolicyFailure {
+    /// No policy, because the document could not be had: the sessions are counted under what was served of it.
+    pub(super) fn in_force(&self, domain: &str) -> InForce {
+        let policy = Policy {
+            policy_type: PolicyType::Sts,
+            policy_string: self.lines.clone(),
+            policy_domain: domain.to_owned(),
+            mx_host: Vec::new(),
+        };
+        let failure = Arc::new(Failure::new(self.result_type, Some(&self.reason)));
+        InForce::Sts { mode: Mode::None, policy: Arc::new(policy), failure: Some(failure) }
+    }
+}
+
+impl Decision {
+    pub(super) fn none() -> Decision {
+        Decision::bare(Level::Default)
+    }
+
+    pub(super) fn temp(cause: String) -> Decision {
+        Decision::bare(Level::Temp(cause))
+    }
+
+    /// A decision as it would be made for such a policy.
+    #[cfg(test)]
+    pub(crate) fn for_tests(level: Level, sts: Option<Arc<Cached>>) -> Decision {
+        Decision { sts, ..Decision::bare(level) }
+    }
+
+    pub(super) fn bare(level: Level) -> Decision {
+        Decision { level, in_force: Arc::new(InForce::None), sts: None, failure: None }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::super::dane::{self, Verdict};
+    use super::*;
+
+    fn level(coverage: Coverage, enforced: bool) -> Level {
+        combine(coverage, None, enforced, 0, "cause".into())
+    }
+
+    #[test]
+    fn each_cell_of_the_table() {
+        let temp = Level::Temp("cause".into());
+        for (coverage, without, with) in [
+            (Coverage::Every, Level::DaneOnly, Level::DaneOnly),
+            (Coverage::Some, Level::Dane, Level::DaneOnly),
+            (Coverage::Unusable, Level::Dane, Level::Secure),
+            (Coverage::Unsigned, Level::Dane, Level::Secure),
+            (Coverage::Nothing, Level::Default, Level::Secure),
+            (Coverage::Partly { signed: true, usable: true }, Level::Dane, Level::DaneOnly),
+            (Coverage::Partly { signed: true, usable: false }, Level::Dane, temp.clone()),
+            (Coverage::Partly { signed: false, usable: true }, Level::Dane, Level::Secure),
+            (Coverage::Unknown, temp.clone(), temp.clone()),
+        ] {
+            assert_eq!(level(coverage, false), without, "{coverage:?} without an enforced policy");
+            assert_eq!(level(coverage, true), with, "{coverage:?} with an enforced policy");
+        }
+    }
+
+    #[test]
+    fn the_verdict_of_before_serves_for_a_day() {
+        let held = |mx, hosts: Vec<dane::Host>| Held {
+            verdict: Arc::new(Verdict { mx, hosts, ttl: Duration::ZERO }),
+            until: 1000,
+            refresh: 900,
+        };
+        let usable = || dane::Host {
+            name: "mx.example".into(),
+            tlsa: dane::HostTlsa::Records {
+                base: "mx.example".into(),
+                records: Arc::new(crate::tlsrpt::Policy::none("mx.example")),
+                usable: true,
+            },
+        };
+        let dane = held(dane::Mx::Signed, vec![usable()]);
+        let none = held(dane::Mx::Nowhere, Vec::new());
+        let then = |held: &Held, enforced, now| combine(Coverage::Unknown, Some(held), enforced, now, "x".into());
+        for enforced in [false, true] {
+            assert_eq!(then(&dane, enforced, 1000 + STALE - 1), Level::DaneOnly);
+            assert_eq!(then(&dane, enforced, 1000 + STALE), Level::Temp("x".into()));
+        }
+        assert_eq!(then(&none, true, 1000 + STALE - 1), Level::Secure);
+        assert_eq!(then(&none, false, 1001), Level::Temp("x".into()));
+    }
+}
