@@ -4,6 +4,7 @@
 //! them with the real Postfix.
 
 use std::collections::BTreeMap;
+use std::fs;
 use std::time::{Duration, Instant};
 
 use hickory_proto::rr::RecordType;
@@ -134,6 +135,52 @@ async fn a_changed_id_replaces_a_wrong_policy() {
     daemon.stop().await.unwrap();
     let daemon = Daemon::start(&program(), &world).await.unwrap();
     becomes(&world, "moved.test", "OK secure match=new.moved.test servername=hostname").await;
+    daemon.stop().await.unwrap();
+}
+
+/// An administrator who knows that a cached policy is wrong, though its id has not changed, has the one domain forgotten.
+/// (postfix-tlspol#139, postfix-mta-sts-resolver#113)
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wrong_policy_is_purged_for_one_domain_alone() {
+    let wrong = Domain::new("moved.test").host("new", Server::Sound).sts("enforce", "old");
+    let (world, daemon) = start("3.7", &[wrong, enforce("other.test")]).await;
+    assert_eq!(ask(&world, "moved.test").await, "OK secure match=old.moved.test servername=hostname");
+    assert_eq!(ask(&world, "other.test").await, secure("other.test"));
+    let right = "version: STSv1\nmode: enforce\nmx: new.moved.test\nmax_age: 604800\n";
+    world.policy_hosts.answer("moved.test", Answer::Document(right.into()));
+    let purged = program().run(&world, &["policies", "purge", "moved.test"]).await.unwrap();
+    assert!(purged.status.success(), "{}", String::from_utf8_lossy(&purged.stderr));
+    assert_eq!(ask(&world, "moved.test").await, "OK secure match=new.moved.test servername=hostname");
+    assert_eq!(ask(&world, "other.test").await, secure("other.test"));
+    assert_eq!(world.policy_hosts.requests("other.test"), 1);
+    daemon.stop().await.unwrap();
+}
+
+/// A domain that is known to publish what it does not keep gets an answer of the administrator's own; its neighbours do
+/// not. (postfix-tlspol#60, postfix-tlspol#178)
+#[tokio::test(flavor = "multi_thread")]
+async fn the_administrator_decides_for_single_domains() {
+    let dane = |name: &str| Domain::new(name).signed().dane_host("mx", Server::Sound, Tlsa::Matching);
+    let both = dane("both.example").sts("enforce", "mx");
+    let domains = [enforce("fixed.test"), enforce("left.test"), both, dane("a.partner.example"), enforce("plain.test")];
+    let options = Options { postfix: "3.7".into(), ..Options::default() };
+    let world = World::start(options, &domains).await.unwrap();
+    let rules = "\n[[policy.override]]\ndomain = \"fixed.test\"\nanswer = \"encrypt\"\n\
+                 [[policy.override]]\ndomain = \"left.test\"\nnone = true\n\
+                 [[policy.override]]\ndomain = \"both.example\"\nskip = \"dane\"\n\
+                 [[policy.override]]\ndomain = \".partner.example\"\nskip = \"dane\"\n";
+    let text = fs::read_to_string(world.config()).unwrap();
+    fs::write(world.config(), text + rules).unwrap();
+    let daemon = Daemon::start(&program(), &world).await.unwrap();
+    for (name, want) in [
+        ("fixed.test", "OK encrypt".to_owned()),
+        ("left.test", NONE.into()),
+        ("both.example", secure("both.example")),
+        ("a.partner.example", NONE.into()),
+        ("plain.test", secure("plain.test")),
+    ] {
+        assert_eq!(ask(&world, name).await, want, "{name}");
+    }
     daemon.stop().await.unwrap();
 }
 
