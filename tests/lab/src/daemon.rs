@@ -103,10 +103,14 @@ impl Daemon {
         Ok(())
     }
 
+    /// Its process id, until it has been waited for.
+    pub fn id(&self) -> Option<Pid> {
+        self.child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw)
+    }
+
     /// Ends it with SIGTERM; an exit code other than 0 is an error.
     pub async fn stop(mut self) -> Result<(), String> {
-        let id = self.child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw);
-        if let Some(pid) = id {
+        if let Some(pid) = self.id() {
             kill_process(pid, Signal::TERM).map_err(|e| e.to_string())?;
         }
         match tokio::time::timeout(STOP, self.child.wait()).await {

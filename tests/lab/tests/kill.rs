@@ -1,8 +1,9 @@
 //! `kill -9` of the daemon at 50 random moments, and the counts of one undisturbed run.
 //!
 //! A log of 200,000 lines is written in bursts, rotated (rename + create, copytruncate) and packed; the policies of its
-//! domains change six times, the last three after midnight; the daemon is killed while it reads, commits, starts, or
-//! learns a new policy, and comes back at once or when much is unread. The test knows what each line brings
+//! domains change five times, once at midnight; the daemon is killed while it reads, commits, starts, or
+//! learns a new policy, and comes back at once or when much is unread; about half of the kills wait for the next write to the
+//! store, for a commit is short. The test knows what each line brings
 //! (`kill/script.rs`): after each kill, the store must hold exactly the counts of the lines up to its mark, and at the
 //! end those of all lines, which are also what a second daemon comes to that reads the same log undisturbed.
 //! `KILL_SEED=n` repeats a run (the moments of the kills are the host's); even seeds number the rotated files, odd ones
@@ -30,6 +31,9 @@ use tokio::sync::oneshot;
 use tokio::task::{JoinSet, spawn_blocking};
 
 use log::{Order, Rotation, Time, Written};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::inotify;
+use rustix::process::{Signal, kill_process};
 use script::{Dice, Kind, Ledger, Place, Published};
 
 #[path = "kill/log.rs"]
@@ -84,7 +88,8 @@ async fn kill_9_loses_nothing_and_counts_nothing_twice() {
     run.same("the killed daemon", &model, &disturbed);
 
     let mut calm = Run::start("undisturbed", seed).await;
-    calm.undisturbed(&written.text.lock().unwrap().clone()).await;
+    let text = written.text.lock().unwrap().clone();
+    calm.undisturbed(&text).await;
     calm.same("the undisturbed daemon", &model, &calm.counts());
     calm.same("the killed daemon beside the undisturbed one", &calm.counts(), &disturbed);
     for run in [run, calm] {
@@ -176,7 +181,10 @@ impl Run {
             let left = over.saturating_sub(u64::try_from(begun.elapsed().as_millis()).unwrap());
             let moment = self.dice.roll(left + 1);
             tokio::time::sleep(Duration::from_millis(moment)).await;
-            self.kill().await;
+            match self.dice.roll(2) {
+                0 => self.kill().await,
+                _ => self.kill_at_a_write().await,
+            }
             match self.dice.roll(6) {
                 // Packed while nobody reads; much is unread at the start.
                 0..=2 => {
@@ -287,9 +295,33 @@ impl Run {
         self.daemon = Some(Daemon::spawn(&self.program, &self.world).unwrap());
     }
 
-    /// Kills the daemon, and has its store looked at as it is on the disk.
+    /// Kills the daemon.
     async fn kill(&mut self) {
         let written = self.written.octets.load(Ordering::SeqCst);
+        self.killed(written).await;
+    }
+
+    /// Kills the daemon just when it has begun to write to its store: few moments last so short and matter so much.
+    async fn kill_at_a_write(&mut self) {
+        let (id, store, all) = (self.daemon().id(), self.world.folder().join("store"), Arc::clone(&self.written));
+        let id = id.expect("it has not been waited for");
+        let delay = Duration::from_micros(self.dice.roll(300));
+        let written = spawn_blocking(move || {
+            wait_for_write(&store);
+            let since = Instant::now();
+            while since.elapsed() < delay {
+                std::hint::spin_loop();
+            }
+            let written = all.octets.load(Ordering::SeqCst);
+            kill_process(id, Signal::KILL).expect("it can be killed");
+            written
+        });
+        let written = written.await.unwrap();
+        self.killed(written).await;
+    }
+
+    /// Has the store of a killed daemon looked at as it is on the disk.
+    async fn killed(&mut self, written: u64) {
         self.daemon.take().expect("it runs").kill().await.unwrap();
         self.kills += 1;
         let (number, store, all) = (self.kills, self.world.folder().join("store"), Arc::clone(&self.written));
@@ -314,6 +346,10 @@ impl Run {
         let unread = unread.unwrap_or_else(|e| panic!("{e}"));
         self.hits += u64::from(unread > 0);
         self.unread.push(unread);
+    }
+
+    fn daemon(&mut self) -> &mut Daemon {
+        self.daemon.as_mut().expect("it runs")
     }
 
     fn asked(&self) -> impl Iterator<Item = &Place> {
@@ -484,6 +520,14 @@ fn look(folder: &Path, written: &Written) -> Result<u64, String> {
         None => Ok(position),
         Some(difference) => Err(format!("the mark is at octet {position}, and the counts are not:\n{difference}")),
     }
+}
+
+/// Waits until something is written in the store, or a while.
+fn wait_for_write(store: &Path) {
+    let watch = inotify::init(inotify::CreateFlags::CLOEXEC).unwrap();
+    inotify::add_watch(&watch, store.join("embedded"), inotify::WatchFlags::MODIFY).unwrap();
+    let mut ready = [PollFd::new(&watch, PollFlags::IN)];
+    poll(&mut ready, Some(&Timespec { tv_sec: 1, tv_nsec: 0 })).unwrap();
 }
 
 /// Files only: a store's folder has folders of blobs at most.
