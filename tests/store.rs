@@ -292,7 +292,7 @@ fn damage_under_an_open_store_is_an_error() {
     let _ = opened.store.write(batch(401));
 }
 
-/// Writes batch `n` until the store takes it, after `free` has made room; says how often it was refused.
+/// Writes batch `n` until the store takes it, once there is room again; says how often it was refused.
 fn until_written(store: &Embedded, n: u64, limit: Duration) -> u32 {
     let began = Instant::now();
     let mut refused = 0;

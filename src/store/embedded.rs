@@ -37,6 +37,9 @@ pub const CACHE: u64 = 16 * 1024 * 1024;
 /// How many policy texts are remembered as stored, so that they are not looked up at each commit.
 const REMEMBERED: usize = 65_536;
 
+/// What an error of the disk ends with, where that is known.
+const NOT_KEPT: &str = "; what was not acknowledged is not kept";
+
 /// How many records are removed in one batch.
 const SWEEP: usize = 10_000;
 
@@ -563,7 +566,7 @@ fn acknowledge(file: &File, seal: Seal) -> std::io::Result<()> {
 }
 
 fn io_fault(folder: &Path, error: &std::io::Error) -> StoreError {
-    let text = format!("store: {}: disk error: {error}; what was not acknowledged is not kept", folder.display());
+    let text = format!("store: {}: disk error: {error}{NOT_KEPT}", folder.display());
     StoreError::Io(std::io::Error::new(error.kind(), text))
 }
 

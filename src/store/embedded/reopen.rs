@@ -14,7 +14,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use super::open::{acknowledged, find, start_from_log};
-use super::{Embedded, Files, State, acknowledge, guarded, io_fault};
+use super::{Embedded, Files, NOT_KEPT, State, acknowledge, guarded, io_fault};
 use crate::store::format::Seal;
 use crate::store::{Batch, StoreError};
 
@@ -74,7 +74,7 @@ impl Embedded {
     pub(super) fn settle_failed(&self, state: &mut State, failed: Failed) -> Result<(), StoreError> {
         let Failed { error, seal, handed_over } = failed;
         let trouble = Trouble {
-            cause: error.to_string(),
+            cause: error.to_string().trim_end_matches(NOT_KEPT).to_owned(),
             seal,
             batch: None,
             unwritten: handed_over || !refused(&error),
@@ -88,7 +88,9 @@ impl Embedded {
             Ok(()) if state.seal == seal => Ok(()),
             Ok(()) => Err(error),
             Err(_) => {
-                let error = format!("{error}, or is: that is known when it can be opened again");
+                let error = error.to_string();
+                let cause = error.trim_end_matches(NOT_KEPT);
+                let error = format!("{cause}; whether this write is kept is known when the store can be opened again");
                 Err(StoreError::Io(std::io::Error::other(error)))
             }
         }
@@ -120,7 +122,7 @@ impl Embedded {
                 // Once may be the disk's trouble that shows as damage.
                 trouble.given_up = found && trouble.damaged;
                 trouble.damaged = found;
-                trouble.cause = error.to_string();
+                trouble.cause = error.to_string().trim_end_matches(NOT_KEPT).to_owned();
                 if trouble.given_up {
                     self.damage.notify_one();
                 }

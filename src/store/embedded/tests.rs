@@ -168,3 +168,100 @@ fn values_that_nobody_wrote_are_errors() {
     let long = vec![(Family::Mark, vec![b'k'; format::KEY_LIMIT], Some(vec![]))];
     assert!(matches!(store.write(Batch { add: vec![], set: long }), Err(StoreError::Unusable(_))));
 }
+
+/// A store whose next commit gets onto the disk, but cannot be acknowledged, nor can it be opened again.
+fn in_doubt(home: &std::path::Path, store: &mut Embedded, batch: &Batch) {
+    store.acknowledged = File::options().write(true).open("/dev/full").unwrap();
+    store.state.write().tried = None;
+    assert!(matches!(store.write(batch.clone()), Err(StoreError::Io(_))));
+    store.acknowledged = File::options().write(true).open(home.join("acknowledged")).unwrap();
+    assert!(store.days().is_err() && store.write(batch.clone()).is_err(), "tried again at once");
+    store.state.write().tried = None;
+}
+
+#[test]
+fn a_batch_that_was_on_disk_all_the_same_counts_once() {
+    let (home, mut store) = opened();
+    let policy = sts("a.example", 1);
+    let batch = |n: u64| Batch {
+        add: vec![(tally(DAY, "a.example", &policy, Counted::Success), n)],
+        set: vec![(Family::Mark, b"log".to_vec(), Some(vec![1]))],
+    };
+    let other = Batch { add: vec![], set: vec![(Family::Sts, b"a".to_vec(), Some(vec![2]))] };
+    let counted = |store: &Embedded| store.rows(DAY, "a.example").unwrap()[0].successful;
+    store.write(batch(1)).unwrap();
+    in_doubt(home.path(), &mut store, &batch(10));
+    // Others come in between: readers, and a writer who had no part in it.
+    assert_eq!(counted(&store), 11);
+    store.write(other.clone()).unwrap();
+    store.write(batch(10)).unwrap();
+    assert_eq!(counted(&store), 11);
+    // Only the repetition is left out, not what comes to the same later.
+    store.write(batch(10)).unwrap();
+    assert_eq!(counted(&store), 21);
+    // Its writer may have given up: the next batch is another one.
+    in_doubt(home.path(), &mut store, &batch(100));
+    store.write(batch(1000)).unwrap();
+    assert_eq!(counted(&store), 1121);
+    // Records that are set are set again.
+    in_doubt(home.path(), &mut store, &other);
+    store.write(other).unwrap();
+    drop(store);
+    let opened = Embedded::open(home.path(), Clock::default()).unwrap();
+    assert_eq!((opened.notices, opened.missing_commits), (vec![], 0));
+    assert_eq!(counted(&opened.store), 1121);
+}
+
+#[test]
+fn a_failed_commit_is_settled_before_its_writer_is_told() {
+    let (_home, store) = opened();
+    let failed = |seal| Failed { error: StoreError::Io(std::io::ErrorKind::Other.into()), seal, handed_over: true };
+    let mut state = store.writing().unwrap();
+    let last = state.seal;
+    let set =
+        [(format::record_key(Family::Mark, b"log"), Change { old: None, new: Some(Value::Whole(b"1").encode()) })];
+    let Ok(Ok(seal)) = state.files.as_ref().map(|files| files.commit(&store.acknowledged, last, set.into())) else {
+        panic!("not committed")
+    };
+    store.settle_failed(&mut state, failed(seal)).unwrap();
+    assert_eq!(state.seal, seal);
+    state.tried = None;
+    // One that did not get there.
+    let next = Seal { commits: seal.commits + 1, sum: 7 };
+    assert!(store.settle_failed(&mut state, failed(next)).is_err());
+    assert!(state.files.is_ok() && state.seal == seal);
+    drop(state);
+    assert_eq!(store.read(Family::Mark, b"log").unwrap(), Some(b"1".to_vec()));
+}
+
+#[test]
+fn damage_found_when_opening_again_waits_until_nobody_is_at_work() {
+    for cut in [true, false] {
+        let (home, mut store) = opened();
+        let policy = sts("a.example", 1);
+        let batch = Batch { add: vec![(tally(DAY, "a.example", &policy, Counted::Success), 1)], set: vec![] };
+        (0..200).for_each(|_| store.write(batch.clone()).unwrap());
+        in_doubt(home.path(), &mut store, &batch);
+        let log = File::options().write(true).open(home.path().join("embedded/db")).unwrap();
+        match cut {
+            true => log.set_len(0).unwrap(),
+            false => log.write_all_at(&[0x55; 4096], 20_000).unwrap(),
+        }
+        for _ in 0..2 {
+            store.state.write().tried = None;
+            assert!(store.write(batch.clone()).is_err());
+        }
+        store.state.write().tried = None;
+        assert!(matches!(store.days(), Err(StoreError::Corrupt(_))));
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        runtime.block_on(store.damaged());
+        assert!(store.recover().unwrap());
+        let mut names = std::fs::read_dir(home.path()).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap());
+        assert!(names.any(|name| name.starts_with("aside-")));
+        let before: u64 = store.rows(DAY, "a.example").unwrap().iter().map(|row| row.successful).sum();
+        store.write(batch.clone()).unwrap();
+        assert_eq!(store.rows(DAY, "a.example").unwrap()[0].successful, before + 1);
+        drop(store);
+        assert_eq!(Embedded::open(home.path(), Clock::default()).unwrap().notices, [""; 0]);
+    }
+}
