@@ -126,7 +126,7 @@ impl Run {
     async fn start(what: &str, seed: u64) -> Run {
         let places = Arc::new(script::places());
         let domains: Vec<Domain> = places.iter().filter(|p| p.kind != Kind::Unasked).map(domain).collect();
-        let mut world = World::start(Options::default(), &domains).await.unwrap();
+        let mut world = World::start(Options { postfix: "3.10".into(), ..Options::default() }, &domains).await.unwrap();
         // Removed at the end, if all is well.
         world.keep_folder();
         println!("{what}: {}", world.folder().display());
