@@ -683,6 +683,43 @@ async fn an_answer_is_explained() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn who_has_an_answer_explained_has_not_asked() {
+    let world = World::new().await;
+    world.domain("told.test", false, &["mx1"]);
+    world.sts("told.test", "1", &document("enforce", "mx1.told.test", 10 * DAY));
+    world.domain("asked.test", false, &["mx1"]);
+    world.sts("asked.test", "1", &document("enforce", "mx1.asked.test", 10 * DAY));
+    let daemon = world.daemon(0);
+    let explain = async |daemon: &Daemon, name: &str| {
+        let told = socketmap::explain(&daemon.policies, name, Default_::May).await;
+        let want = format!("OK secure match=mx1.{name} servername=hostname");
+        assert_eq!(told.answers["policy"], want);
+    };
+    let now = Clock::default().seconds();
+    // No mail is held to it, while it looks and when it is known.
+    for _ in 0..2 {
+        explain(&daemon, "told.test").await;
+        assert!(!daemon.history.at("told.test", Clock::default().seconds()).asked);
+    }
+    assert_eq!(world.hosts.requests("told.test"), 1);
+    // Who asks then is noted; so is who asks while another has it explained.
+    assert_eq!(daemon.level("told.test").await, Level::Secure);
+    assert!(daemon.history.at("told.test", Clock::default().seconds()).asked);
+    world.dns.change().fault("_mta-sts.asked.test", Some(dns::Fault::Late(Duration::from_millis(300))));
+    let (_, level) = tokio::join!(explain(&daemon, "asked.test"), daemon.level("asked.test"));
+    assert_eq!(level, Level::Secure);
+    assert!(daemon.history.at("asked.test", Clock::default().seconds()).asked);
+    daemon.end().await;
+    // Nor is it an asking that goes on: ten minutes later, and 25 after the mail.
+    let daemon = world.daemon(600);
+    explain(&daemon, "told.test").await;
+    explain(&daemon, "told.test").await;
+    assert!(daemon.history.at("told.test", now + 600).asked);
+    assert!(!daemon.history.at("told.test", now + 1500).asked);
+    daemon.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_administrator_looks_again_and_forgets() {
     let world = World::new().await;
     world.domain("told.test", true, &["mx1"]);
