@@ -666,6 +666,7 @@ async fn an_answer_is_explained() {
     let text = told.to_string();
     for want in [
         "policy         OK secure match=mx1.told.test servername=hostname\n",
+        "exim           mode=enforce dane=no mx=\"mx1.told.test\"\n",
         "- MX of told.test [signed]: 2 records, for 60 s\n    0 mx1.told.test\n    10 mx2.told.test\n",
         "- TLSA of mx1.told.test [signed]: at _25._tcp.mx1.told.test, none usable\n",
         ": unusable: usages 0 and 1 are not for SMTP",
