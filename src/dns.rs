@@ -233,6 +233,10 @@ impl Resolver {
         response: DnsResponse,
         read: impl Fn(&RData) -> Option<T>,
     ) -> Result<Answer<T>, DnsError> {
+        if !response.answers.is_empty() && !response.answers.iter().any(|r| r.name.eq_ignore_root(asked)) {
+            // Not "there is none": nothing was said of this name.
+            return Err(DnsError::Failed("the answer is about another name".into()));
+        }
         let mut name = asked;
         let mut ttl = u32::MAX;
         let mut followed = 0;

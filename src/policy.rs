@@ -41,7 +41,7 @@ use crate::tlsrpt::{InForce, Mode, mx_matches};
 use dane::{Coverage, Verdict};
 use decision::combine;
 pub use decision::{Decision, Level};
-use flight::Flights;
+use flight::{Flight, Flights};
 use history::{History, Period};
 pub use hop::NextHop;
 use overrides::{Overrides, Rule};
@@ -130,7 +130,7 @@ struct Held {
 }
 
 /// Why a decision is made.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Urge {
     /// It was asked for, and none stands.
     Asked,
@@ -138,6 +138,15 @@ enum Urge {
     Ahead,
     /// An administrator wants everything looked at again.
     Told,
+    /// An administrator wants to know what would be answered: no mail is held to it, so that it is noted nowhere.
+    Explained,
+}
+
+impl Urge {
+    /// Whether mail is behind it: the MTA asked, now or a little before.
+    fn is_mail(self) -> bool {
+        matches!(self, Urge::Asked | Urge::Ahead)
+    }
 }
 
 /// What is known of DANE now.
@@ -293,13 +302,35 @@ impl Policies {
         }
         // `cached` has answered for what is none.
         let Some(hop) = NextHop::parse(key) else { return Arc::clone(&self.nothing.decision) };
-        let flight = self.decisions.join(&hop.key(), || {
-            let policies = Arc::clone(self);
-            async move { policies.make(hop, Urge::Asked).await }
-        });
+        self.fly(hop, Urge::Asked).await
+    }
+
+    /// What [`Policies::decide`] would give, noted nowhere: no session is held to it.
+    async fn peek(self: &Arc<Self>, hop: &NextHop) -> Arc<Decision> {
+        let now = self.clock.seconds();
+        match self.entry(&hop.key()) {
+            Some(entry) if now < entry.until && entry.version == entry.domain.version() => Arc::clone(&entry.decision),
+            _ => self.fly(hop.clone(), Urge::Explained).await,
+        }
+    }
+
+    async fn fly(self: &Arc<Self>, hop: NextHop, urge: Urge) -> Arc<Decision> {
+        let flight = self.begin(hop, urge);
         // The work keeps the budget itself; the second is for a busy host.
         let patience = Instant::now() + self.budget + Duration::from_secs(1);
         flight.landed(patience).await.unwrap_or_else(|| Arc::new(Decision::temp("no answer in time".into())))
+    }
+
+    /// Who asks does not share the work of who does not: that would be an answer which is not noted.
+    fn begin(self: &Arc<Self>, hop: NextHop, urge: Urge) -> Flight<Arc<Decision>> {
+        let key = match urge {
+            Urge::Asked => hop.key(),
+            Urge::Ahead | Urge::Told | Urge::Explained => format!("{urge:?} {}", hop.key()),
+        };
+        self.decisions.join(&key, || {
+            let policies = Arc::clone(self);
+            async move { policies.make(hop, urge).await }
+        })
     }
 
     /// Keeps policies fresh and stored, until `shutdown` turns true.
@@ -374,10 +405,7 @@ impl Policies {
     /// Makes a decision anew, behind the answers.
     fn refresh(self: &Arc<Self>, key: &[u8]) {
         if let Some(hop) = NextHop::parse(key) {
-            drop(self.decisions.join(&hop.key(), || {
-                let policies = Arc::clone(self);
-                async move { policies.make(hop, Urge::Ahead).await }
-            }));
+            drop(self.begin(hop, Urge::Ahead));
         }
     }
 
@@ -392,7 +420,7 @@ impl Policies {
             Some(Rule::Fixed(_) | Rule::None | Rule::SkipSts) => Arc::new(Domain::new(hop.domain.as_str().into(), 0)),
             Some(Rule::SkipDane) | None => self.sts.domain(&hop.domain),
         };
-        if urge != Urge::Told {
+        if urge.is_mail() {
             domain.touch(self.clock.seconds());
         }
         if old.as_ref().is_some_and(|old| matches!(old.decision.level, Level::Temp(_))) {
@@ -423,8 +451,8 @@ impl Policies {
         }
         let period = match &entry.0.level {
             Level::Temp(cause) => {
-                self.metrics.add("answers_temp", 1);
-                if self.throttle.permits("temp", now) {
+                self.metrics.add("answers_temp", u64::from(urge.is_mail()));
+                if urge.is_mail() && self.throttle.permits("temp", now) {
                     let line = format!("policy of {key}: not known: {cause}; mail to it is deferred until it is");
                     self.metrics.error(self.clock, line);
                 }
@@ -432,7 +460,8 @@ impl Policies {
             }
             // A refresh is no asking: the history notes what was answered.
             _ if urge != Urge::Asked => {
-                old.and_then(|old| old.period.clone().filter(|_| old.decision.in_force == entry.0.in_force))
+                let same = |old: &&Arc<Entry>| old.decision.in_force == entry.0.in_force;
+                old.as_ref().filter(same).and_then(|old| old.period.clone())
             }
             _ => Some(self.history.note(&hop, now, &entry.0.in_force)),
         };
@@ -440,6 +469,7 @@ impl Policies {
         let decision = Arc::new(decision);
         // A refresh that changed what is in force is noted when it is first answered: it must not answer from memory.
         let until = if urge != Urge::Asked && period.is_none() { now } else { until };
+        let asked = if urge.is_mail() { now } else { old.map_or(0, |old| old.asked.load(Ordering::Relaxed)) };
         self.keep(
             key,
             Entry {
@@ -447,7 +477,7 @@ impl Policies {
                 until,
                 refresh: refresh.max(now + 1),
                 refreshing: AtomicBool::new(false),
-                asked: AtomicI64::new(now),
+                asked: AtomicI64::new(asked),
                 domain,
                 version,
                 held,
@@ -463,11 +493,12 @@ impl Policies {
         let now = self.clock.seconds();
         let at = if urge == Urge::Ahead { now + AHEAD } else { now };
         let Some(flight) = self.sts.look(domain, at) else { return };
-        if urge != Urge::Asked || domain.known(now).policy.is_none() {
+        let behind = matches!(urge, Urge::Asked | Urge::Explained) && domain.known(now).policy.is_some();
+        if !behind {
             // Who comes when it has been tried for the whole budget does not wait for it again.
             let deadline = match urge {
                 Urge::Told => began + self.budget + fetch::FETCH_TIME,
-                Urge::Asked | Urge::Ahead => began.min(flight.began) + self.budget,
+                Urge::Asked | Urge::Ahead | Urge::Explained => began.min(flight.began) + self.budget,
             };
             let _ = flight.landed(deadline).await;
         }
@@ -479,7 +510,7 @@ impl Policies {
         }
         let now = self.clock.seconds();
         let fresh = |h: &&Arc<Held>| match urge {
-            Urge::Asked => now < h.until,
+            Urge::Asked | Urge::Explained => now < h.until,
             Urge::Ahead => now < h.refresh,
             Urge::Told => false,
         };

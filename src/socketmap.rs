@@ -31,6 +31,7 @@ use crate::listener::Stream;
 use crate::metrics::Metrics;
 use crate::policy::explain::Explanation;
 use crate::policy::{Decision, Policies};
+use crate::readsocket;
 use netstring::Frame;
 use wording::Wording;
 
@@ -87,11 +88,13 @@ pub async fn serve(
     connections.shutdown().await;
 }
 
-/// What would be answered to a next hop, in both wordings, and why.
+/// What would be answered to a next hop, in Postfix's two wordings and in Exim's, and why.
 pub async fn explain(policies: &Arc<Policies>, key: &str, default: Level) -> Explanation {
     policies
         .explain(key, |decision| {
-            Wording::ALL.iter().map(|(w, map)| ((*map).to_owned(), wording::reply(*w, decision, default))).collect()
+            let postfix =
+                Wording::ALL.iter().map(|(w, map)| ((*map).to_owned(), wording::reply(*w, decision, default)));
+            postfix.chain([("exim".to_owned(), readsocket::answer(decision))]).collect()
         })
         .await
 }

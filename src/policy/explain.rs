@@ -1,7 +1,8 @@
 //! Why a next hop gets the answer that it gets, step by step: what `tlswarden policy DOMAIN` shows.
 //!
 //! Takes: a next hop. Gives: an [`Explanation`]: the answer that stands (made now if none does), and what DNS and the
-//! cache say at this moment. A fetch that backs off is not begun for it.
+//! cache say at this moment. A fetch that backs off is not begun for it. It is no asking: the history does not know of it,
+//! and a policy is not in use by it.
 //! Limits: those of `dns` and `dane`; every text of strangers is escaped and cut to [`MAX_TEXT`] characters.
 //! When it fails: a step that could not be done says so.
 //! Not here: deciding (`policy`).
@@ -60,10 +61,14 @@ impl Policies {
         key: &str,
         answers: impl FnOnce(&Decision) -> BTreeMap<String, String>,
     ) -> Explanation {
-        let decision = self.decide(key.as_bytes()).await;
+        let hop = NextHop::parse(key.as_bytes());
+        let decision = match &hop {
+            Some(hop) => self.peek(hop).await,
+            None => Arc::clone(&self.nothing.decision),
+        };
         let mut steps = Vec::new();
         let mut verdict = None;
-        if let Some(hop) = NextHop::parse(key.as_bytes()) {
+        if let Some(hop) = &hop {
             let rule = self.overrides.of(&hop.domain);
             if let Some(rule) = rule {
                 let said = match rule {
@@ -75,13 +80,13 @@ impl Policies {
                 steps.push(Step::new("[[policy.override]]", said));
             }
             if self.dane {
-                verdict = Some(self.explain_dane(&hop, &mut steps).await);
+                verdict = Some(self.explain_dane(hop, &mut steps).await);
             } else {
                 let why = "no validating resolver, or [postfix] dnssec is false";
                 steps.push(Step::new("DANE", format!("not looked at: {why}")));
             }
             let known = self.sts.domain(&hop.domain).known(self.clock.seconds());
-            self.explain_sts(&hop, &known, &mut steps).await;
+            self.explain_sts(hop, &known, &mut steps).await;
             if let (Some(policy), Some(verdict)) = (&known.policy, &verdict) {
                 steps.extend(patterns(&policy.policy.mx_host, verdict));
             }
@@ -89,11 +94,9 @@ impl Policies {
         Explanation {
             key: escaped(key),
             answers: answers(&decision),
-            because: match NextHop::parse(key.as_bytes()).and_then(|hop| self.overrides.of(&hop.domain)) {
+            because: match hop.as_ref().and_then(|hop| self.overrides.of(&hop.domain)) {
                 Some(Rule::Fixed(_) | Rule::None) => "the configuration says so ([[policy.override]])".into(),
-                Some(Rule::SkipDane | Rule::SkipSts) | None => {
-                    because(&decision, NextHop::parse(key.as_bytes()).is_some(), verdict.as_ref())
-                }
+                Some(Rule::SkipDane | Rule::SkipSts) | None => because(&decision, hop.is_some(), verdict.as_ref()),
             },
             steps,
         }

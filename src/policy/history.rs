@@ -248,8 +248,10 @@ impl History {
         self.write(&store, 1).await;
     }
 
-    /// Writes what is new, and what was asked about `step` seconds or more after what is stored.
+    /// Writes what is new, what was asked about `step` seconds or more after what is stored, and what was last asked about
+    /// so long ago.
     async fn write(&self, store: &Arc<dyn Store>, step: i64) {
+        let now = self.clock.seconds();
         let removed = std::mem::take(&mut *self.removed.lock());
         let queue = std::mem::take(&mut *self.queue.lock());
         let mut batch = Batch::default();
@@ -257,7 +259,9 @@ impl History {
         let (mut writing, mut waiting) = (Vec::new(), Vec::new());
         for period in queue {
             let last = period.last.load(Ordering::Relaxed);
-            if last < period.written.load(Ordering::Relaxed).saturating_add(step) {
+            let written = period.written.load(Ordering::Relaxed);
+            // One that is asked about often waits for its step. One that is not any more is written and leaves the queue.
+            if last < written.saturating_add(step) && now < last.saturating_add(step) {
                 waiting.push(period);
                 continue;
             }
@@ -407,7 +411,8 @@ mod tests {
     #[tokio::test]
     async fn it_is_kept_and_pruned_in_the_store() {
         let (_folder, store) = store();
-        let open = || Arc::new(History::open(&*store, Clock::default(), Metrics::default()).unwrap());
+        let clock = Clock::starting_at(2000);
+        let open = || Arc::new(History::open(&*store, clock, Metrics::default()).unwrap());
         let history = open();
         history.note(&hop("example.com"), 1000, &sts(Mode::Testing));
         let period = history.note(&hop("example.com"), 2000, &sts(Mode::Enforce));
@@ -427,6 +432,22 @@ mod tests {
         again.prune_before(2000 + STEP + ASKED);
         again.write(&store, STEP).await;
         assert_eq!((again.len(), open().len()), (2, 2));
+    }
+
+    #[tokio::test]
+    async fn a_last_asking_is_written_once_nobody_asks_any_more() {
+        let (_folder, store) = store();
+        let mut history = History::open(&*store, Clock::starting_at(1000), Metrics::default()).unwrap();
+        let period = history.note(&hop("example.com"), 1000, &sts(Mode::Testing));
+        history.write(&store, STEP).await;
+        history.touch(&period, 1003);
+        let stored = || History::open(&*store, Clock::default(), Metrics::default()).unwrap();
+        for (seconds, left, kept) in [(1003, 1, false), (1003 + STEP - 2, 1, false), (1003 + STEP, 0, true)] {
+            history.clock = Clock::starting_at(seconds);
+            history.write(&store, STEP).await;
+            assert_eq!(history.queue.lock().len(), left, "{seconds}");
+            assert_eq!(stored().at("example.com", 1003 + ASKED).asked, kept, "{seconds}");
+        }
     }
 
     #[tokio::test]

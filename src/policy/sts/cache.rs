@@ -5,7 +5,7 @@
 //! not end it, a document with `mode: none` does. The record is asked again when its TTL has run out, in the
 //! background; a changed id fetches; a policy in use is fetched anew once a day. It is kept in the store, written
 //! behind within [`BEHIND`].
-//! Limits: `[policy] max_domains` domains, the least recently used out first and unexpired enforced policies last;
+//! Limits: of a document that is no policy, 8 KiB; `[policy] max_domains` domains, the least recently used out first and unexpired enforced policies last;
 //! [`MAX_FETCHES`] fetches at once.
 //! When it fails: a fetch is tried again after [`FIRST_RETRY`], doubling up to [`LAST_RETRY`]; a new id is tried at once.
 //! Not here: DANE and the answer (`policy`).
@@ -56,6 +56,13 @@ const REFRESH: i64 = 86_400;
 
 /// The shortest that a policy serves, in seconds: a `max_age` of 0 must not mean a fetch per message.
 const MIN_AGE: i64 = 60;
+
+/// How much of a document that is no policy is kept for the report, in octets, [`LINE`] more for each line: its author
+/// knows it by that, and a hundred thousand of them fit into memory.
+const FAULTY: usize = 8 * 1024;
+
+/// What a line takes besides its text, in octets.
+const LINE: usize = 48;
 
 /// Time between two looks at what is due without being asked.
 const SWEEP: Duration = Duration::from_secs(30);
@@ -516,7 +523,7 @@ impl Domain {
         let text = fault.to_string();
         let (result_type, reason) = (fault.result_type(), fault.reason());
         let lines = match fault {
-            FetchFault::Invalid(_, lines) => lines,
+            FetchFault::Invalid(_, lines) => beginning(lines),
             _ => Vec::new(),
         };
         let failure = Arc::new(PolicyFailure { id, result_type, reason, text, lines, at: now, retry: now + wait });
@@ -580,6 +587,21 @@ impl State {
             Some((_, until)) => *until,
         }
     }
+}
+
+/// The first lines, as much as is kept of a document that is no policy.
+fn beginning(lines: Vec<String>) -> Vec<String> {
+    let mut left = FAULTY;
+    let mut kept = Vec::new();
+    for mut line in lines {
+        let Some(room) = left.checked_sub(LINE).filter(|room| *room > 0) else { break };
+        line.truncate(line.floor_char_boundary(room));
+        line.shrink_to_fit();
+        left = room - line.len();
+        kept.push(line);
+    }
+    kept.shrink_to_fit();
+    kept
 }
 
 fn keep(name: &str, id: String, document: Document, fetched: i64) -> Cached {
@@ -679,6 +701,21 @@ mod tests {
         assert_eq!(due(&d, at).1.as_deref(), Some("2"), "a new id is tried at once");
         assert!(d.known(at).failure.is_none());
         assert_eq!(d.learn_failure("2".into(), FetchFault::Status(500), at).0.retry, at + 300);
+    }
+
+    #[test]
+    fn of_a_document_that_is_no_policy_the_beginning_is_kept() {
+        let page = |lines: Vec<String>| {
+            let fault = FetchFault::Invalid(document::Invalid::Line(1), lines);
+            domain().learn_failure("1".into(), fault, 0).0.lines.clone()
+        };
+        let short: Vec<String> = vec!["<html>".into(), "<body>\u{fc}</body>".into()];
+        assert_eq!(page(short.clone()), short);
+        let one = page(vec!["\u{fc}".repeat(30_000)]);
+        assert!(one.len() == 1 && (FAULTY - LINE - 1..=FAULTY).contains(&one[0].len()), "{}", one[0].len());
+        let many = page(vec!["x".into(); 32_000]);
+        assert!((150..=FAULTY / LINE).contains(&many.len()), "{}", many.len());
+        assert!(many.iter().map(|line| line.capacity() + LINE).sum::<usize>() <= FAULTY);
     }
 
     #[test]

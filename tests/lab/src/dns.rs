@@ -40,6 +40,8 @@ pub enum Fault {
     Truncate,
     /// The answer comes this late.
     Late(Duration),
+    /// The records are there, under another name than was asked for.
+    WrongOwner,
 }
 
 /// All names of the world.
@@ -290,10 +292,13 @@ fn reply(zone: &RwLock<Zone>, query: &[u8], over_udp: bool) -> Option<Reply> {
             return Some(Reply::Now(response));
         }
         Some(Fault::Truncate) if over_udp => return Some(Reply::Now(response.truncate())),
-        Some(Fault::Truncate | Fault::Late(_)) | None => {}
+        Some(Fault::Truncate | Fault::Late(_) | Fault::WrongOwner) | None => {}
     }
     zone.answer(&owner, question.query_type(), &mut response);
     response.metadata.authentic_data &= wants_verdict;
+    if fault == Some(Fault::WrongOwner) {
+        response.answers.iter_mut().for_each(|record| record.name = name("somebody.else.test"));
+    }
     Some(match fault {
         Some(Fault::Late(wait)) => Reply::Later(wait, response),
         _ => Reply::Now(response),
@@ -495,13 +500,20 @@ mod tests {
         let cut = ask(&dns, "plain.test", RecordType::MX, true).await.unwrap();
         assert!(cut.truncated && cut.answers.is_empty());
         assert_eq!(ask_tcp(&dns, "plain.test", RecordType::MX).await.answers.len(), 1);
+        dns.change().fault("plain.test", Some(Fault::WrongOwner));
+        let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let octets = query("plain.test", RecordType::MX, true).to_vec().unwrap();
+        socket.send_to(&octets, dns.address()).await.unwrap();
+        let mut buffer = [0; 4096];
+        let length = socket.recv(&mut buffer).await.unwrap();
+        assert_eq!(Message::from_vec(&buffer[..length]).unwrap().answers[0].name, name("somebody.else.test"));
         dns.change().fault("plain.test", None);
         assert_eq!(ask(&dns, "plain.test", RecordType::MX, true).await.unwrap().answers.len(), 1);
         dns.change().outage(Some(Fault::ServFail));
         assert_eq!(ask(&dns, "plain.test", RecordType::MX, true).await.unwrap().code, ResponseCode::ServFail);
         dns.change().outage(None);
         assert_eq!(ask(&dns, "plain.test", RecordType::MX, true).await.unwrap().code, ResponseCode::NoError);
-        assert_eq!(dns.zone().asked("plain.test", RecordType::MX), 7);
+        assert_eq!(dns.zone().asked("plain.test", RecordType::MX), 8);
     }
 
     #[tokio::test]

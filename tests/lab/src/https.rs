@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
@@ -40,6 +41,17 @@ pub enum Answer {
     Hang,
     /// The connection is closed without an answer.
     Close,
+    /// These octets as they are, and the end.
+    Raw(Vec<u8>),
+    /// `head`, and then `part` again and again without an end, this long apart.
+    Endless {
+        /// Sent once.
+        head: String,
+        /// Sent again and again.
+        part: String,
+        /// Between two parts.
+        pause: Duration,
+    },
 }
 
 /// One policy host.
@@ -162,6 +174,18 @@ async fn connection(stream: TcpStream, acceptor: TlsAcceptor, sites: Arc<Sites>)
         }
         Some(Answer::Hang) => std::future::pending().await,
         Some(Answer::Close) => return Ok(()),
+        Some(Answer::Raw(octets)) => {
+            stream.write_all(&octets).await?;
+            return stream.shutdown().await;
+        }
+        Some(Answer::Endless { head, part, pause }) => {
+            stream.write_all(head.as_bytes()).await?;
+            loop {
+                stream.write_all(part.as_bytes()).await?;
+                stream.flush().await?;
+                tokio::time::sleep(pause).await;
+            }
+        }
     };
     stream.write_all(response.as_bytes()).await?;
     stream.shutdown().await
@@ -182,7 +206,6 @@ mod tests {
     use super::*;
     use crate::ca::{Authority, Fault, client_config};
     use rustls::pki_types::ServerName;
-    use std::time::Duration;
     use tokio_rustls::TlsConnector;
 
     async fn get(hosts: &PolicyHosts, authority: &Authority, host: &str, path: &str) -> io::Result<String> {

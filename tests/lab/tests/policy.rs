@@ -343,6 +343,21 @@ async fn aliases_implicit_mx_and_smart_hosts() {
         zone.cname("mx.half.test", "mx.plain.test");
         zone.address("mx.plain.test", local);
         tlsa(&mut zone, "mx.half.test");
+        // TLSA at the alias alone, though the name that it leads to is signed as well: looked for there second.
+        zone.cut("second.test", true);
+        zone.mx("second.test", 10, "mx.second.test");
+        zone.cname("mx.second.test", "other.target.test");
+        zone.address("other.target.test", local);
+        tlsa(&mut zone, "mx.second.test");
+        // Anybody could have forged the alias: what it leads to does not count.
+        zone.cut("forged.test", false);
+        zone.mx("forged.test", 10, "mx.forged.test");
+        zone.cname("mx.forged.test", "mx.target.test");
+        // The domain itself is an alias of one with MX records.
+        for (name, signed) in [("www.test", true), ("www-unsigned.test", false)] {
+            zone.cut(name, signed);
+            zone.cname(name, "alias.test");
+        }
         // A host that is reached by name alone, at another port.
         zone.cut("smart.test", true);
         zone.address("relay.smart.test", local);
@@ -375,6 +390,10 @@ async fn aliases_implicit_mx_and_smart_hosts() {
         ("nowhere.test", Level::Default),
         ("alias.test", Level::DaneOnly),
         ("half.test", Level::DaneOnly),
+        ("second.test", Level::DaneOnly),
+        ("forged.test", Level::Default),
+        ("www.test", Level::DaneOnly),
+        ("www-unsigned.test", Level::Dane),
         ("[relay.smart.test]:587", Level::DaneOnly),
         ("[relay.smart.test]", Level::Default),
         ("broken-tlsa.test", Level::Default),
@@ -399,6 +418,129 @@ async fn no_dane_where_the_mta_has_no_dnssec() {
     let daemon = world.daemon(0);
     assert_eq!(daemon.level("signed.test").await, Level::Default);
     assert_eq!(world.dns.zone().asked("signed.test", RecordType::MX), 0);
+    let told = socketmap::explain(&daemon.policies, "signed.test", Default_::May).await.to_string();
+    assert!(told.contains("- DANE: not looked at: no validating resolver, or [postfix] dnssec is false\n"), "{told}");
+    daemon.end().await;
+}
+
+/// `smtp_tls_dane_insecure_mx_policy`: which Postfix follows TLSA records under unsigned MX records, and which sends as
+/// if there were none, so that its sessions are held to nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_an_unsigned_mx_with_dane_is_counted_under_depends_on_the_postfix() {
+    let mut world = World::new().await;
+    for (minor, default_level, followed) in [
+        (5, Default_::May, true),
+        (6, Default_::May, false),
+        (9, Default_::Encrypt, false),
+        (9, Default_::Dane, true),
+        (10, Default_::May, true),
+    ] {
+        let name = format!("unsigned{minor}-{followed}.test");
+        world.domain(&name, false, &["mx"]);
+        world.dns.change().cut(&format!("mx.{name}"), true);
+        tlsa(&mut world.dns.change(), &format!("mx.{name}"));
+        world.config.postfix.version = PostfixVersion { major: 3, minor };
+        world.config.postfix.default_level = default_level;
+        let daemon = world.daemon(0);
+        assert_eq!(daemon.level(&name).await, Level::Dane, "{name}");
+        let found = daemon.history.at(&name, Clock::default().seconds());
+        assert!(found.asked);
+        assert_eq!(matches!(found.in_force, InForce::Dane { .. }), followed, "{name}: {:?}", found.in_force);
+        assert_eq!(matches!(found.in_force, InForce::None), !followed, "{name}: {:?}", found.in_force);
+        daemon.end().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn verdicts_hold_for_their_ttl_and_are_asked_again_before_it_ends() {
+    let world = World::new().await;
+    world.domain("used.test", true, &["mx"]);
+    tlsa(&mut world.dns.change(), "mx.used.test");
+    let asked = |name: &str| world.dns.zone().asked(name, RecordType::MX);
+    let daemon = world.daemon(0);
+    assert_eq!(daemon.level("used.test").await, Level::DaneOnly);
+    // "No such domain" holds as long as the SOA record says (RFC 2308 §5).
+    world.dns.change().ttl(1200);
+    assert_eq!(daemon.level("absent.test").await, Level::Default);
+    daemon.end().await;
+    // Of its 60 s the verdict has ten left: it answers, and is asked for behind the answer, as it is in use.
+    world.dns.change().ttl(60);
+    world.dns.change().fault("used.test", Some(dns::Fault::Late(Duration::from_secs(1))));
+    let daemon = world.daemon(50);
+    let until = Instant::now() + Duration::from_secs(10);
+    while asked("used.test") < 2 {
+        let began = Instant::now();
+        assert_eq!(daemon.level("used.test").await, Level::DaneOnly);
+        assert!(began.elapsed() < Duration::from_millis(500), "{:?}", began.elapsed());
+        assert!(Instant::now() < until, "it is not asked again");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    daemon.end().await;
+    for (ahead, want) in [(1150, 1), (1300, 2)] {
+        let daemon = world.daemon(ahead);
+        daemon.level("absent.test").await;
+        assert_eq!(asked("absent.test"), want, "after {ahead} s");
+        daemon.end().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_policy_host_at_a_private_address_is_not_asked() {
+    let mut world = World::new().await;
+    world.config.closed_network.policy_hosts = None;
+    world.config.closed_network.private_addresses = false;
+    let addresses = ["127.0.0.1", "10.0.0.1", "169.254.1.1", "::1", "fe80::1", "fd00::1", "::ffff:127.0.0.1"];
+    let daemon = world.daemon(0);
+    for (n, address) in addresses.into_iter().enumerate() {
+        let name = format!("private{n}.test");
+        world.domain(&name, false, &["mx"]);
+        world.sts(&name, "1", &document("enforce", &format!("mx.{name}"), DAY));
+        world.dns.change().address(&format!("mta-sts.{name}"), address.parse().unwrap());
+        let decision = daemon.policies.decide(name.as_bytes()).await;
+        assert_eq!(decision.level, Level::Default, "{address}");
+        assert_eq!(decision.failure.as_ref().map(|f| f.reason.as_str()), Some("no-address"), "{address}");
+        assert_eq!(world.hosts.handshakes(&name), 0);
+    }
+    daemon.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_record_behind_an_alias_is_the_domains_own() {
+    let world = World::new().await;
+    world.domain("hosted.test", false, &["mx"]);
+    world.site("hosted.test", None, Answer::Document(document("enforce", "mx.hosted.test", DAY)));
+    world.dns.change().cname("_mta-sts.hosted.test", "_mta-sts.provider.test");
+    world.dns.change().txt("_mta-sts.provider.test", "v=STSv1; id=1;");
+    let daemon = world.daemon(0);
+    assert_eq!(daemon.level("hosted.test").await, Level::Secure);
+    daemon.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_least_recently_used_go_first_and_enforced_policies_last() {
+    let mut world = World::new().await;
+    world.config.policy.max_domains = 20;
+    for (name, mode) in [("enforced.test", "enforce"), ("tried.test", "testing")] {
+        world.domain(name, false, &["mx"]);
+        world.sts(name, "1", &document(mode, &format!("mx.{name}"), 10 * DAY));
+    }
+    let daemon = world.daemon(0);
+    assert_eq!(daemon.level("enforced.test").await, Level::Secure);
+    assert_eq!(daemon.level("tried.test").await, Level::Default);
+    // Later than both, to the second.
+    tokio::time::sleep(Duration::from_millis(1100)).await;
+    for n in 0..60 {
+        assert_eq!(daemon.level(&format!("absent{n}.test")).await, Level::Default);
+        assert!(daemon.policies.counts().domains <= 20);
+    }
+    assert!(daemon.metrics.counters()["sts_domains_evicted"] >= 42);
+    assert_eq!(daemon.policies.counts().policies, 1);
+    daemon.end().await;
+    // In the store as well: nobody is asked for it again.
+    world.site("enforced.test", None, Answer::Close);
+    let daemon = world.daemon(10);
+    assert_eq!(daemon.policies.counts().policies, 1);
+    assert_eq!(daemon.level("enforced.test").await, Level::Secure);
     daemon.end().await;
 }
 
@@ -666,6 +808,7 @@ async fn an_answer_is_explained() {
     let text = told.to_string();
     for want in [
         "policy         OK secure match=mx1.told.test servername=hostname\n",
+        "exim           mode=enforce dane=no mx=\"mx1.told.test\"\n",
         "- MX of told.test [signed]: 2 records, for 60 s\n    0 mx1.told.test\n    10 mx2.told.test\n",
         "- TLSA of mx1.told.test [signed]: at _25._tcp.mx1.told.test, none usable\n",
         ": unusable: usages 0 and 1 are not for SMTP",
@@ -679,6 +822,43 @@ async fn an_answer_is_explained() {
     }
     let told = socketmap::explain(&daemon.policies, ".told.test", Default_::May).await;
     assert_eq!(told.answers["policy"], "NOTFOUND ");
+    daemon.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_has_an_answer_explained_has_not_asked() {
+    let world = World::new().await;
+    world.domain("told.test", false, &["mx1"]);
+    world.sts("told.test", "1", &document("enforce", "mx1.told.test", 10 * DAY));
+    world.domain("asked.test", false, &["mx1"]);
+    world.sts("asked.test", "1", &document("enforce", "mx1.asked.test", 10 * DAY));
+    let daemon = world.daemon(0);
+    let explain = async |daemon: &Daemon, name: &str| {
+        let told = socketmap::explain(&daemon.policies, name, Default_::May).await;
+        let want = format!("OK secure match=mx1.{name} servername=hostname");
+        assert_eq!(told.answers["policy"], want);
+    };
+    let now = Clock::default().seconds();
+    // No mail is held to it, while it looks and when it is known.
+    for _ in 0..2 {
+        explain(&daemon, "told.test").await;
+        assert!(!daemon.history.at("told.test", Clock::default().seconds()).asked);
+    }
+    assert_eq!(world.hosts.requests("told.test"), 1);
+    // Who asks then is noted; so is who asks while another has it explained.
+    assert_eq!(daemon.level("told.test").await, Level::Secure);
+    assert!(daemon.history.at("told.test", Clock::default().seconds()).asked);
+    world.dns.change().fault("_mta-sts.asked.test", Some(dns::Fault::Late(Duration::from_millis(300))));
+    let (_, level) = tokio::join!(explain(&daemon, "asked.test"), daemon.level("asked.test"));
+    assert_eq!(level, Level::Secure);
+    assert!(daemon.history.at("asked.test", Clock::default().seconds()).asked);
+    daemon.end().await;
+    // Nor is it an asking that goes on: ten minutes later, and 25 after the mail.
+    let daemon = world.daemon(600);
+    explain(&daemon, "told.test").await;
+    explain(&daemon, "told.test").await;
+    assert!(daemon.history.at("told.test", now + 600).asked);
+    assert!(!daemon.history.at("told.test", now + 1500).asked);
     daemon.end().await;
 }
 
