@@ -214,7 +214,8 @@ impl Zone {
 
     /// Whether a name exists, with records of its own or only above others (RFC 8020).
     fn exists(&self, owner: &Name) -> bool {
-        self.records.keys().any(|n| owner.zone_of(n))
+        // The order of names is canonical (RFC 4034 §6.1): what is below a name follows it.
+        self.records.range(owner..).next().is_some_and(|(n, _)| owner.zone_of(n))
     }
 
     /// Fills in the answer to the message's question. Its AD bit says that every part of the answer is signed.
