@@ -43,8 +43,9 @@ mod script;
 
 const LINES: u64 = 200_000;
 const KILLS: u64 = 50;
-/// How many of them must have hit while lines were unread or uncommitted, in percent.
-const HITS: u64 = 50;
+/// How many must have hit while lines were unread or uncommitted, in percent of these. A host that reads faster than the
+/// kills come gets more of them, up to twice as many.
+const HITS: u64 = 80;
 
 const PHASES: usize = 6;
 /// When the first phase begins; the fourth begins at midnight.
@@ -79,7 +80,7 @@ async fn kill_9_loses_nothing_and_counts_nothing_twice() {
         written.files(),
         begun.elapsed().as_secs()
     );
-    assert_eq!(done, kills);
+    assert!(done >= kills);
     assert!(hits * 100 >= kills * HITS, "only {hits} of {kills} kills hit the reading: the test shows too little");
     let total = written.octets.load(Ordering::SeqCst);
     let model = flat(written.ledger.lock().unwrap().until(total));
@@ -116,6 +117,8 @@ struct Run {
     written: Arc<Written>,
     daemon: Option<Daemon>,
     kills: u64,
+    /// Kills that were planned so far; more follow where they hit nothing.
+    planned: u64,
     hits: u64,
     /// Octets that were unread or uncommitted, by kill.
     unread: Vec<u64>,
@@ -142,6 +145,7 @@ impl Run {
             written,
             daemon: None,
             kills: 0,
+            planned: 0,
             hits: 0,
             unread: Vec::new(),
             looks: JoinSet::new(),
@@ -154,6 +158,7 @@ impl Run {
         self.time.set(begin(phase));
         self.order(Order::Phase(phase));
         let last = self.kills + kills;
+        self.planned += kills;
         if phase > 0 {
             // While it learns the new policies and reads what was left unread of the phase before.
             self.spawn();
@@ -164,8 +169,8 @@ impl Run {
         self.spawn();
         self.ask_until(phase).await;
         tokio::time::sleep(DURABLE).await;
-        while self.kills < last {
-            let over = self.write_on(quota, last - self.kills).await;
+        while self.short_of(last).await {
+            let over = self.write_on(quota, last.saturating_sub(self.kills)).await;
             let begun = Instant::now();
             if self.daemon.is_none() {
                 self.spawn();
@@ -204,6 +209,17 @@ impl Run {
         }
         self.order(Order::UpTo(quota));
         self.lines().await;
+    }
+
+    /// Whether more kills are wanted: up to `last`, and beyond it while too few have hit.
+    async fn short_of(&mut self, last: u64) -> bool {
+        if self.kills < last {
+            return true;
+        }
+        while let Some(look) = self.looks.join_next().await {
+            self.hit(look.unwrap());
+        }
+        self.hits * 100 < self.planned * HITS && self.kills < 2 * self.planned
     }
 
     /// Orders the lines until the next kill, some of them about a rotation. Returns how long they take, in milliseconds.
