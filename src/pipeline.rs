@@ -356,6 +356,7 @@ impl River {
         loop {
             let Err(error) = self.store.write(batch.clone()) else {
                 self.metrics.add("commits", 1);
+                self.metrics.counted(&batch.add);
                 return Ok(());
             };
             if *shutdown.borrow() {
