@@ -448,7 +448,7 @@ fn sources(
         let name = input.file.display().to_string();
         let (mark, open) = pipeline::restore(store, &name)?;
         let secret = own.clone();
-        let counter = Counter::new(zone.clone(), Arc::new(move |id: &[u8]| secret.is_ours(id)));
+        let counter = Counter::new(input.mta, zone.clone(), Arc::new(move |id: &[u8]| secret.is_ours(id)));
         let (counter, unread) = counter.load(zone.clone(), &open);
         if unread > 0 {
             let line = format!("input {name}: {unread} records of open sessions cannot be read; those are not counted");

@@ -21,8 +21,7 @@ use crate::input::{Block, Mark};
 use crate::metrics::Metrics;
 use crate::policy::history::History;
 use crate::session::kept::Change;
-use crate::session::postfix::Sessions;
-use crate::session::{Losses, SESSION_TIMEOUT};
+use crate::session::{Losses, SESSION_TIMEOUT, Sessions};
 use crate::shutdown::stopped;
 use crate::store::{Batch, Family, Record, Store, StoreError};
 use crate::tally;
@@ -62,6 +61,7 @@ pub type OwnReports = Arc<dyn Fn(&[u8]) -> bool + Send + Sync>;
 
 /// Counts the lines of one input.
 pub struct Counter {
+    dialect: Dialect,
     calendar: Calendar,
     sessions: Sessions,
     own: OwnReports,
@@ -94,11 +94,12 @@ pub struct Seen {
 const CALENDAR: &[u8] = b"c";
 
 impl Counter {
-    /// A counter for lines with time stamps of a zone.
-    pub fn new(zone: TimeZone, own: OwnReports) -> Counter {
+    /// A counter for lines of an MTA, with time stamps of a zone.
+    pub fn new(mta: Dialect, zone: TimeZone, own: OwnReports) -> Counter {
         Counter {
+            dialect: mta,
             calendar: Calendar::new(zone, None),
-            sessions: Sessions::new(),
+            sessions: Sessions::new(mta),
             own,
             counts: HashMap::new(),
             outcomes: Vec::new(),
@@ -136,7 +137,7 @@ impl Counter {
         for line in lines.split_inclusive(|b| *b == b'\n') {
             self.seen.read += 1;
             let line = line.strip_suffix(b"\n").unwrap_or(line);
-            let event = match parse(Dialect::Postfix, line) {
+            let event = match parse(self.dialect, line) {
                 Ok(None) => continue,
                 Ok(Some(event)) => event,
                 Err(malformed) => {
@@ -201,7 +202,7 @@ impl Counter {
         for outcome in self.outcomes.drain(..) {
             let in_force = policies.at(&outcome.domain, outcome.began);
             let counts = tally::count(&outcome, in_force.as_ref());
-            self.seen.not_asked += u64::from(in_force.is_none());
+            self.seen.not_asked += u64::from(in_force.is_none() && !outcome.clear);
             self.seen.contradicted += u64::from(counts.contradicted);
             self.seen.without_anchors += u64::from(counts.without_anchors);
             let under_sts = matches!(&in_force, Some(InForce::Sts { mode: Mode::Enforce | Mode::Testing, .. }));
@@ -420,7 +421,7 @@ mod tests {
     const NOW: i64 = 1_795_400_000;
 
     fn fresh() -> Counter {
-        Counter::new(TimeZone::UTC, Arc::new(|id: &[u8]| id.starts_with(b"ours.")))
+        Counter::new(Dialect::Postfix, TimeZone::UTC, Arc::new(|id: &[u8]| id.starts_with(b"ours.")))
     }
 
     fn counted(lines: &str) -> Vec<(String, u64, u64)> {

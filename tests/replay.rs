@@ -87,8 +87,7 @@ fn faults_are_one_line_with_a_status() {
     let missing = folder.path().join("missing");
     for (arguments, log, status, text) in [
         (&["--mta", "postfix"][..], &missing, 66, "cannot be read: No such file"),
-        (&["--mta", "exim"], &other, 64, "not supported yet"),
-        (&["--mta", "auto"], &other, 64, "no line of Postfix's in the first 1000"),
+        (&["--mta", "auto"], &other, 64, "no line of Postfix's or Exim's in the first 1000"),
         (&["--timezone", "Mars"], &other, 64, "`Mars` is no time zone"),
         (&["--policies", missing.to_str().unwrap()], &other, 66, "cannot be read"),
     ] {
