@@ -129,7 +129,7 @@ fn flow(log: &[u8]) -> Sessions {
                 rest = after;
             }
         });
-        river.run(runtime.handle(), sources, blocks, shutdown).unwrap();
+        river.run(runtime.handle(), sources, blocks, mpsc::channel(1).1, shutdown).unwrap();
     });
     let mut sum = (0, 0);
     for day in store.days().unwrap() {

@@ -13,13 +13,14 @@ use std::time::{Duration, Instant};
 use jiff::tz::TimeZone;
 use tlswarden_parsers::{Dialect, parse};
 use tokio::runtime::Handle;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::civil::Calendar;
 use crate::clock::Clock;
 use crate::input::{Block, Mark};
 use crate::metrics::Metrics;
 use crate::policy::history::History;
+use crate::session::exim::Told;
 use crate::session::kept::Change;
 use crate::session::{Losses, SESSION_TIMEOUT, Sessions};
 use crate::shutdown::stopped;
@@ -155,6 +156,16 @@ impl Counter {
         }
     }
 
+    /// Takes a failed session that Exim told outside the log.
+    pub fn told(&mut self, told: &Told) {
+        self.sessions.told(told);
+    }
+
+    /// Whose lines it counts.
+    pub fn dialect(&self) -> Dialect {
+        self.dialect
+    }
+
     /// Ends the sessions that are open at `now`: there will be no more lines.
     pub fn end(&mut self, now: i64, policies: &dyn PolicyAt) {
         self.sessions.end_all(now, &mut self.outcomes);
@@ -240,6 +251,10 @@ pub struct Source {
     pub counter: Counter,
 }
 
+/// A failed session that Exim told, and whom to say when it is committed: Exim waits until then, so that `kill -9` loses
+/// none that was answered.
+pub type Telling = (Told, oneshot::Sender<()>);
+
 /// What the river writes to, and looks up.
 pub struct River {
     /// Where commits go.
@@ -260,6 +275,7 @@ pub struct River {
 struct Pending {
     since: Option<Instant>,
     marks: HashMap<usize, Mark>,
+    told: Vec<oneshot::Sender<()>>,
 }
 
 impl River {
@@ -270,12 +286,25 @@ impl River {
         runtime: &Handle,
         mut sources: Vec<Source>,
         mut blocks: mpsc::Receiver<(usize, Block)>,
+        mut tellings: mpsc::Receiver<Telling>,
         mut shutdown: watch::Receiver<bool>,
     ) -> Result<(), StoreError> {
         let mut pending = Pending::default();
         loop {
             let wait = pending.since.map_or(COMMIT, |since| COMMIT.saturating_sub(since.elapsed()));
-            let next = runtime.block_on(async { tokio::time::timeout(wait, blocks.recv()).await });
+            let next = runtime.block_on(async {
+                tokio::select! {
+                    next = tokio::time::timeout(wait, blocks.recv()) => Ok(next),
+                    Some(telling) = tellings.recv() => Err(telling),
+                }
+            });
+            let next = match next {
+                Ok(next) => next,
+                Err(telling) => {
+                    self.told(&mut sources, telling, &mut pending);
+                    continue;
+                }
+            };
             let ended = matches!(next, Ok(None));
             let mut due = ended || *shutdown.borrow();
             if let Ok(Some((number, block))) = next {
@@ -291,6 +320,20 @@ impl River {
             if ended || *shutdown.borrow() {
                 return Ok(());
             }
+        }
+    }
+
+    /// Hands what Exim told to the sessions of its log, where it is kept and held against the lines.
+    fn told(&self, sources: &mut [Source], (told, committed): Telling, pending: &mut Pending) {
+        let mut exim = sources.iter_mut().filter(|source| source.counter.dialect() == Dialect::Exim);
+        match (exim.next(), exim.next()) {
+            (Some(source), None) => {
+                source.counter.told(&told);
+                pending.told.push(committed);
+                pending.since.get_or_insert_with(Instant::now);
+            }
+            // Without its log nothing is known of the same message, and of two logs not which is its own.
+            _ => self.metrics.add("exim-told-without-log", 1),
         }
     }
 
@@ -357,6 +400,10 @@ impl River {
         loop {
             let Err(error) = self.store.write(batch.clone()) else {
                 self.metrics.add("commits", 1);
+                for committed in pending.told.drain(..) {
+                    // Who asked may have gone.
+                    let _ = committed.send(());
+                }
                 return Ok(());
             };
             if *shutdown.borrow() {

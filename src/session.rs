@@ -83,6 +83,14 @@ impl Sessions {
         }
     }
 
+    /// Takes a failed session that Exim told outside the log; of no other MTA.
+    pub fn told(&mut self, told: &exim::Told) {
+        match self {
+            Sessions::Postfix(_) => {}
+            Sessions::Exim(sessions) => sessions.told(told),
+        }
+    }
+
     /// Ends what is open at `now`: the input has been at its end for [`SESSION_TIMEOUT`].
     pub fn end_all(&mut self, now: i64, out: &mut Vec<Outcome>) {
         match self {

@@ -22,6 +22,8 @@ mod delivery;
 mod fields;
 mod tls;
 
+pub(crate) use tls::problem;
+
 /// What the reader of one line family found: nothing of ours, an event, or a line that it should have understood.
 type Found<'a> = Result<Option<Says<'a>>, Family>;
 

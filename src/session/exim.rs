@@ -5,6 +5,10 @@
 //! has no recipient. Then the message's delivery process says what became of each recipient, and of the last host: lines
 //! about one host and domain are a [`Group`], one session. `=>` begins a transaction, and without `*` a connection; `->` is
 //! of the same one. A recipient that comes again is of the next delivery attempt.
+//! Exim can be made to tell a trouble as it happens ([`Told`]), with its domain: the log leaves out a host where required TLS
+//! failed and the next one took the mail. It is one more trouble then, and whatever the log says of the same host of the
+//! same message is the same session, be it before or after: the log counts, what is told fills in. So nothing hangs on who
+//! comes first, on a daemon that was down (the log is what it was), or on lines that are read late.
 //! The host of a trouble tells whose it is, where it is the recipient's, or a neighbour of the recipient's; else the
 //! first recipient that follows does, once the message is done with or nothing was logged of it for [`SESSION_TIMEOUT`].
 //! Limits: the constants below. Not here: the wording of a line (`parsers`).
@@ -16,9 +20,12 @@ use serde::{Deserialize, Serialize};
 use tlswarden_parsers::event::exim::{Became, Checked, Line, Problem, Recipient, Says};
 use tlswarden_parsers::event::{Event, Peer, What};
 
+mod told;
+
 use super::kept::{Change, Kept};
 use super::postfix::{HANDSHAKE_FAILURE, MX_MISMATCH, reason_code, text, verification};
 use super::{Cause, Losses, SESSION_TIMEOUT};
+pub use self::told::Told;
 use crate::domain;
 use crate::tlsrpt::{Outcome, ResultType, Trust, Verdict};
 
@@ -39,6 +46,9 @@ const MAX_CAUSES: usize = 64;
 
 /// How far apart the lines of one session's recipients may be, in seconds: they are written in one go.
 const ONE_GO: i64 = 60;
+
+/// How far a line may be from what was told of the same attempt, in seconds: Exim writes a line as soon as it knows.
+const ORDER_SLACK: i64 = 1;
 
 /// How long our own report's id is remembered after its last line, in seconds: Exim gives up after four days (its
 /// default retry rule), and a host that is down for a day more is no reason to forget.
@@ -81,6 +91,9 @@ struct Trouble {
     ip: Option<IpAddr>,
     why: Cause,
     kind: Kind,
+    /// The recipient domain, where Exim told it.
+    #[serde(default)]
+    domain: Option<String>,
     /// The domain of the first recipient that followed.
     next: Option<String>,
 }
@@ -206,12 +219,37 @@ impl Sessions {
         if message.troubles.iter_mut().rfind(known).is_some() {
             return;
         }
-        let trouble = Trouble { began: time, host, ip: peer.ip, why, kind, next: None };
+        let trouble = Trouble { began: time, host, ip: peer.ip, why, kind, domain: None, next: None };
+        self.keep(id, trouble);
+    }
+
+    /// Takes a failed session that Exim told by its event action, outside the log.
+    pub fn told(&mut self, told: &Told) {
+        let Some(why) = told.why.clone() else { return };
+        let id = told.id.as_bytes();
+        let message = self.message(id, told.time);
+        let domain = Some(told.domain.clone());
+        // The log may have been read further already: what it says of that host is the same session.
+        let same = |t: &&mut Trouble| t.kind == Kind::Session && (&t.host, t.ip) == (&told.host, Some(told.ip));
+        if let Some(known) = message.troubles.iter_mut().rfind(same).filter(|t| t.domain.is_none()) {
+            known.domain = domain;
+            return;
+        }
+        let recent = |g: &Group| (0..=ORDER_SLACK).contains(&(g.last - told.time)) && g.settled;
+        if message.groups.iter().any(|g| recent(g) && (&g.host, g.ip) == (&told.host, Some(told.ip))) {
+            return;
+        }
+        let (host, ip) = (told.host.clone(), Some(told.ip));
+        self.keep(id, Trouble { began: told.time, host, ip, why, kind: Kind::Session, domain, next: None });
+    }
+
+    fn keep(&mut self, id: &[u8], trouble: Trouble) {
+        let message = self.message(id, trouble.began);
         if message.troubles.len() >= MAX_TROUBLES {
             message.troubles.remove(0);
             self.losses.crowded_out += 1;
         }
-        self.message(id, time).troubles.push(trouble);
+        self.message(id, trouble.began).troubles.push(trouble);
     }
 
     fn recipient(&mut self, id: &[u8], line: &Recipient<'_>, pid: u32, time: i64, out: &mut Vec<Outcome>) {
@@ -231,7 +269,7 @@ impl Sessions {
         let domain = text(line.domain);
         let mut found = Vec::new();
         let message = self.message(id, time);
-        message.settle_troubles(line, &domain, &mut found);
+        message.settle_troubles(line, &domain, time, &mut found);
         let group = message.group(line, &domain, pid, time);
         if !group.settled {
             let began = time;
@@ -302,7 +340,7 @@ impl Sessions {
             if trouble.kind == Kind::NoLookup {
                 continue;
             }
-            let domain = trouble.next.clone().unwrap_or_default();
+            let domain = trouble.domain.clone().or_else(|| trouble.next.clone()).unwrap_or_default();
             self.emit(trouble.found(), &domain, ended, anchors, out);
         }
     }
@@ -384,6 +422,9 @@ impl Trouble {
 
     /// Whether a recipient's line is about this host, or about one beside it.
     fn belongs_to(&self, line: &Recipient<'_>, domain: &str) -> bool {
+        if let Some(told) = &self.domain {
+            return told.eq_ignore_ascii_case(domain);
+        }
         let Some(peer) = line.peer else {
             return is_below(&self.host, domain);
         };
@@ -399,9 +440,14 @@ impl Trouble {
 
 impl Message {
     /// The troubles that a recipient's line belongs to; the others keep its domain, if they have none.
-    fn settle_troubles(&mut self, line: &Recipient<'_>, domain: &str, found: &mut Vec<Found>) {
+    fn settle_troubles(&mut self, line: &Recipient<'_>, domain: &str, time: i64, found: &mut Vec<Found>) {
         let mut waiting = Vec::new();
         for mut trouble in std::mem::take(&mut self.troubles) {
+            // Told of a later attempt than the line is of: the log is being read up.
+            if trouble.began > time + ORDER_SLACK {
+                waiting.push(trouble);
+                continue;
+            }
             let belongs = trouble.belongs_to(line, domain);
             match trouble.kind {
                 Kind::NoLookup if line.problem == Problem::TlsaLookup => found.push(trouble.found()),
@@ -409,7 +455,9 @@ impl Message {
                 Kind::NoLookup if belongs => {}
                 Kind::Session | Kind::RuledOut if belongs => found.push(trouble.found()),
                 _ => {
-                    trouble.next.get_or_insert_with(|| domain.to_owned());
+                    if trouble.domain.is_none() {
+                        trouble.next.get_or_insert_with(|| domain.to_owned());
+                    }
                     waiting.push(trouble);
                 }
             }
@@ -467,30 +515,32 @@ impl Message {
         self.causes.iter().find(|(known, _)| Some(*known) == ip).map(|(_, cause)| cause.clone())
     }
 
-    /// RFC 8460 §4.3's words for a problem.
     fn why(&self, problem: Problem<'_>, ip: Option<IpAddr>) -> Cause {
-        use ResultType::{
-            CertificateHostMismatch, CertificateNotTrusted, DaneRequired, DnssecInvalid, StarttlsNotSupported,
-            TlsaInvalid, ValidationFailure,
-        };
-        let with = |result: ResultType, code: &str| (result, Some(code.to_owned()));
-        let no_usable_tlsa = || with(TlsaInvalid, "all-TLSA-records-unusable");
-        match problem {
-            Problem::StarttlsNotOffered | Problem::StarttlsRefused => (StarttlsNotSupported, None),
-            Problem::Handshake(_) | Problem::CertificateRejected if self.no_usable_tlsa => no_usable_tlsa(),
-            Problem::Handshake(_) | Problem::Local | Problem::Other => with(ValidationFailure, HANDSHAKE_FAILURE),
-            Problem::CertificateRejected | Problem::CertificateInvalid => {
-                self.cause(ip).unwrap_or((CertificateNotTrusted, None))
-            }
-            Problem::CertificateName => (CertificateHostMismatch, None),
-            Problem::CertificateRevoked => with(ValidationFailure, "certificate-revoked"),
-            Problem::CertificateMissing => with(ValidationFailure, "certificate-not-supplied"),
-            Problem::DaneMismatch(words) => (CertificateNotTrusted, Some(dane_mismatch(words))),
-            Problem::TlsaUnusable => no_usable_tlsa(),
-            Problem::TlsaLookup => (DnssecInvalid, None),
-            Problem::DaneRequired => (DaneRequired, None),
-            Problem::StsMxMismatch => with(ValidationFailure, MX_MISMATCH),
-        }
+        why(problem, self.cause(ip), self.no_usable_tlsa)
+    }
+}
+
+/// RFC 8460 §4.3's words for a problem; `cause`: what the TLS library said of that server's certificate.
+fn why(problem: Problem<'_>, cause: Option<Cause>, no_usable_tlsa: bool) -> Cause {
+    use ResultType::{
+        CertificateHostMismatch, CertificateNotTrusted, DaneRequired, DnssecInvalid, StarttlsNotSupported, TlsaInvalid,
+        ValidationFailure,
+    };
+    let with = |result: ResultType, code: &str| (result, Some(code.to_owned()));
+    let tlsa_invalid = || with(TlsaInvalid, "all-TLSA-records-unusable");
+    match problem {
+        Problem::StarttlsNotOffered | Problem::StarttlsRefused => (StarttlsNotSupported, None),
+        Problem::Handshake(_) | Problem::CertificateRejected if no_usable_tlsa => tlsa_invalid(),
+        Problem::Handshake(_) | Problem::Local | Problem::Other => with(ValidationFailure, HANDSHAKE_FAILURE),
+        Problem::CertificateRejected | Problem::CertificateInvalid => cause.unwrap_or((CertificateNotTrusted, None)),
+        Problem::CertificateName => (CertificateHostMismatch, None),
+        Problem::CertificateRevoked => with(ValidationFailure, "certificate-revoked"),
+        Problem::CertificateMissing => with(ValidationFailure, "certificate-not-supplied"),
+        Problem::DaneMismatch(words) => (CertificateNotTrusted, Some(dane_mismatch(words))),
+        Problem::TlsaUnusable => tlsa_invalid(),
+        Problem::TlsaLookup => (DnssecInvalid, None),
+        Problem::DaneRequired => (DaneRequired, None),
+        Problem::StsMxMismatch => with(ValidationFailure, MX_MISMATCH),
     }
 }
 

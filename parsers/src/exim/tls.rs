@@ -104,7 +104,7 @@ fn cause(error: &[u8]) -> VerifyCause<'_> {
 }
 
 /// Why a host was given up, from the message of `H=…:`, `==` or `**`.
-pub(super) fn problem(message: &[u8]) -> Problem<'_> {
+pub(crate) fn problem(message: &[u8]) -> Problem<'_> {
     if let Some(said) = message.strip_prefix(b"TLS session: ") {
         return session(said);
     }
