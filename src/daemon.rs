@@ -330,7 +330,9 @@ impl Tasks {
         let (runtime, stopping) = (Handle::current(), shutdown.clone());
         let id = tasks
             .set
-            .spawn_blocking(move || river.run(&runtime, river_sources, blocks, tellings, stopping).map_err(|e| e.to_string()))
+            .spawn_blocking(move || {
+                river.run(&runtime, river_sources, blocks, tellings, stopping).map_err(|e| e.to_string())
+            })
             .id();
         tasks.names.insert(id, "counting".into());
         tasks.spawn("history".into(), done(Arc::clone(&history).run(Arc::clone(&store), shutdown.clone())));
@@ -345,7 +347,8 @@ impl Tasks {
             tasks.spawn(format!("socketmap {address}"), done(task));
         }
         for (address, listener) in readsockets {
-            let task = readsocket::serve(listener, Arc::clone(&policies), tell.clone(), metrics.clone(), shutdown.clone());
+            let task =
+                readsocket::serve(listener, Arc::clone(&policies), tell.clone(), metrics.clone(), shutdown.clone());
             tasks.spawn(format!("readsocket {address}"), done(task));
         }
         let desk = Desk { config, running: true, store, resolver, policies, scheduler, metrics, clock };

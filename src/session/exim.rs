@@ -22,10 +22,10 @@ use tlswarden_parsers::event::{Event, Peer, What};
 
 mod told;
 
+pub use self::told::Told;
 use super::kept::{Change, Kept};
 use super::postfix::{HANDSHAKE_FAILURE, MX_MISMATCH, reason_code, text, verification};
 use super::{Cause, Losses, SESSION_TIMEOUT};
-pub use self::told::Told;
 use crate::domain;
 use crate::tlsrpt::{Outcome, ResultType, Trust, Verdict};
 
