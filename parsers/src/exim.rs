@@ -39,7 +39,7 @@ pub(crate) fn parse(line: &[u8]) -> Result<Option<Event<'_>>, Family> {
     };
     let Some(says) = found? else { return Ok(None) };
     let stamp = prefix.stamp.ok_or(Family::Stamp)?;
-    let process = Process { instance: prefix.ident, name: b"exim", pid: prefix.pid };
+    let process = Process { instance: b"", name: prefix.ident, pid: prefix.pid };
     Ok(Some(Event { stamp, process, what: What::Exim(Line { id, says }) }))
 }
 

@@ -230,7 +230,7 @@ mod tests {
     fn utc(stamp_text: &str) -> Option<i64> {
         match stamp(&format!("{stamp_text} mta postfix/smtp[7]: x")) {
             Some(Stamp::Utc(seconds)) => Some(seconds),
-            Some(Stamp::Civil { .. }) => panic!("not a civil stamp: {stamp_text}"),
+            Some(Stamp::Civil { .. } | Stamp::Local(_)) => panic!("not a civil stamp: {stamp_text}"),
             None => None,
         }
     }

@@ -71,8 +71,8 @@ fn verification(text: &[u8]) -> Found<'_> {
     let Some((address, rest)) = memchr(b']', rest).and_then(|end| rest.split_at_checked(end)) else { return Ok(None) };
     let Some(rest) = rest.strip_prefix(b"] SSL verify error: ") else { return Ok(None) };
     let ip = fields::ip(address).ok_or(Family::EximVerification)?;
-    if rest.starts_with(b"certificate name mismatch: ") {
-        return Ok(Some(Says::VerifyError { ip, cause: VerifyCause::Code(62, b"hostname mismatch") }));
+    if let Some(words) = rest.get(..25).filter(|words| *words == b"certificate name mismatch") {
+        return Ok(Some(Says::VerifyError { ip, cause: VerifyCause::Code(62, words) }));
     }
     if rest == b"internal error" {
         return Ok(None);
