@@ -468,7 +468,11 @@ mod tests {
     const NOW: i64 = 1_795_400_000;
 
     fn fresh() -> Counter {
-        Counter::new(Dialect::Postfix, TimeZone::UTC, Arc::new(|id: &[u8]| id.starts_with(b"ours.")))
+        of(Dialect::Postfix)
+    }
+
+    fn of(mta: Dialect) -> Counter {
+        Counter::new(mta, TimeZone::UTC, Arc::new(|id: &[u8]| id.starts_with(b"ours.")))
     }
 
     fn counted(lines: &str) -> Vec<(String, u64, u64)> {
@@ -480,7 +484,8 @@ mod tests {
     /// A restart after any line of any real log: what was open is taken back from what was stored, and nothing changes.
     #[test]
     fn a_restart_after_every_line_changes_nothing() {
-        for folder in ["postfix-3.7.11", "postfix-3.10.13"] {
+        for folder in ["postfix-3.7.11", "postfix-3.10.13", "exim-4.96", "exim-4.98.2"] {
+            let mta = if folder.starts_with("exim") { Dialect::Exim } else { Dialect::Postfix };
             let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures").join(folder);
             for entry in std::fs::read_dir(folder).unwrap() {
                 let path = entry.unwrap().path();
@@ -488,13 +493,13 @@ mod tests {
                     continue;
                 }
                 let log = std::fs::read(&path).unwrap();
-                let mut whole = fresh();
+                let mut whole = of(mta);
                 whole.lines(&log, NOW, &NotAsked);
                 let mut stored: BTreeMap<Vec<u8>, Vec<u8>> = BTreeMap::new();
                 let mut counts: HashMap<Tally, u64> = HashMap::new();
                 for line in log.split_inclusive(|b| *b == b'\n') {
                     let records: Vec<_> = stored.clone().into_iter().collect();
-                    let (mut counter, unread) = fresh().load(TimeZone::UTC, &records);
+                    let (mut counter, unread) = of(mta).load(TimeZone::UTC, &records);
                     assert_eq!(unread, 0);
                     counter.lines(line, NOW, &NotAsked);
                     for (tally, n) in counter.counts() {

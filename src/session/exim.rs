@@ -573,3 +573,164 @@ fn push<T>(list: &mut Vec<T>, limit: usize, item: T) {
     }
     list.push(item);
 }
+
+#[cfg(test)]
+mod tests {
+    use tlswarden_parsers::event::Stamp;
+    use tlswarden_parsers::{Dialect, parse};
+
+    use super::*;
+
+    const ID: &str = "1xUwYd-0005p2-2C";
+    const TLS: &str = "X=TLS1.3:X:256 CV=yes C=\"250 ok\"";
+    const BAD: &str = "TLS session: (certificate verification failed)";
+
+    /// What lines come to: `domain ok`, `domain failed: …`, `domain clear`. Each is written `SECOND TEXT`, of the message
+    /// [`ID`]; `!` begins what Exim tells.
+    fn come_to(lines: &[&str]) -> Vec<String> {
+        let (mut sessions, mut out) = (Sessions::new(), Vec::new());
+        for line in lines {
+            if let Some(told) = line.strip_prefix('!') {
+                sessions.told(&Told::parse(told.as_bytes()).unwrap());
+                continue;
+            }
+            let (second, text) = line.split_once(' ').unwrap();
+            let line = format!(
+                "1970-01-01 00:{:02}:{:02} {ID} {text}",
+                second.parse::<u32>().unwrap() / 60,
+                second.parse::<u32>().unwrap() % 60
+            );
+            let event = parse(Dialect::Exim, line.as_bytes()).unwrap().unwrap_or_else(|| panic!("{line}"));
+            let Stamp::Local(time) = event.stamp else { panic!("{line}") };
+            sessions.event(&event, time, |id| id.starts_with(b"ours."), &mut out);
+        }
+        sessions.end_all(9999, &mut out);
+        out.iter()
+            .map(|o| match &o.observed {
+                None => format!("{} clear", o.domain),
+                Some(Verdict::Success) => format!("{} ok", o.domain),
+                Some(Verdict::Failure(result, _)) => {
+                    format!("{} failed at {}: {result}", o.domain, o.mx.as_deref().unwrap_or("-"))
+                }
+            })
+            .collect()
+    }
+
+    fn sent(arrow: &str, to: &str, host: &str, rest: &str) -> String {
+        format!("{arrow} {to} R=r T=t H={host} [192.0.2.1] {rest}")
+    }
+
+    fn deferred(to: &str, host: &str) -> String {
+        format!("== {to} R=r T=t defer (-37) H={host} [192.0.2.1]: {BAD}")
+    }
+
+    #[test]
+    fn several_recipients_are_one_session_and_another_transaction_without_an_asterisk_is_another() {
+        let first = sent("1 =>", "u@a.test", "mx.a.test", TLS);
+        let too = sent("1 ->", "v@a.test", "mx.a.test", TLS);
+        assert_eq!(come_to(&[&first, &too]), ["a.test ok"]);
+        let again = sent("2 =>", "w@a.test", "mx.a.test", TLS);
+        assert_eq!(come_to(&[&first, &too, &again]), ["a.test ok", "a.test ok"]);
+        let on = again.replace("[192.0.2.1]", "[192.0.2.1]*");
+        assert_eq!(come_to(&[&first, &too, &on]), ["a.test ok"]);
+        // Of several domains in one transaction the first one counts it.
+        assert_eq!(come_to(&[&first, &sent("1 ->", "v@b.test", "mx.a.test", TLS)]), ["a.test ok"]);
+        // A refused one before it, and one that is put off, are of the same session.
+        let refused = "1 ** x@a.test R=r T=t H=mx.a.test [192.0.2.1] X=TLS1.3:X:256 CV=yes: SMTP error: 550 no";
+        let put_off = "1 == y@a.test R=r T=t defer (-44) H=mx.a.test [192.0.2.1]: SMTP error: 450 no";
+        assert_eq!(come_to(&[refused, put_off, &first, &too]), ["a.test ok"]);
+        assert_eq!(come_to(&[put_off]), [""; 0]);
+    }
+
+    #[test]
+    fn the_same_recipient_again_is_another_attempt() {
+        let failed = |second: u32| {
+            [deferred("u@a.test", "mx.a.test"), deferred("v@a.test", "mx.a.test")].map(|l| format!("{second} {l}"))
+        };
+        let ([a, b], [c, d]) = (failed(1), failed(2));
+        let once = "a.test failed at mx.a.test: certificate-host-mismatch";
+        assert_eq!(come_to(&[&a, &b]), [once]);
+        assert_eq!(come_to(&[&a, &b, &c, &d]), [once, once]);
+        // Where the addresses are not tried again, neither is their session.
+        let not_yet = "3 == u@a.test R=r T=t defer (-54): retry time not reached for any host for 'a.test'";
+        assert_eq!(come_to(&[&a, &b, not_yet]), [once]);
+    }
+
+    #[test]
+    fn a_failed_session_and_then_clear_text_is_one_that_failed() {
+        let failed = "1 TLS session: (gnutls_handshake): timed out: delivering unencrypted to H=mx.a.test [192.0.2.1] (not in hosts_require_tls)";
+        let clear = sent("2 =>", "u@a.test", "mx.a.test", "C=\"250 ok\"");
+        assert_eq!(come_to(&[failed, &clear]), ["a.test failed at mx.a.test: validation-failure"]);
+        // Without `X=` anywhere before, the selector may be off.
+        assert_eq!(come_to(&[&clear]), [""; 0]);
+        let other = sent("1 =>", "u@b.test", "mx.b.test", TLS);
+        assert_eq!(come_to(&[&other, &clear]), ["b.test ok", "a.test clear"]);
+    }
+
+    #[test]
+    fn a_host_is_its_domain_s_whatever_comes_first() {
+        let dane = "1 DANE attempt failed; TLS connection to mx1.a.test [192.0.2.7]: (certificate verification failed): Verification failed. The certificate differs. ";
+        let (b, a) = (sent("2 =>", "u@b.test", "mx.b.test", TLS), sent("2 =>", "u@a.test", "mx2.a.test", TLS));
+        let failed = "a.test failed at mx1.a.test: certificate-not-trusted";
+        assert_eq!(come_to(&[dane, &b, &a, "2 Completed"]), ["b.test ok", failed, "a.test ok"]);
+        // Hosts of a provider, beside each other.
+        let (dane, hosted) = (dane.replace("mx1.a.test", "mx1.mail.test"), a.replace("mx2.a.test", "mx2.mail.test"));
+        let failed = "a.test failed at mx1.mail.test: certificate-not-trusted";
+        assert_eq!(come_to(&[&dane, &b, &hosted, "2 Completed"]), ["b.test ok", failed, "a.test ok"]);
+        // Nothing tells: the first recipient's, at the end.
+        let failed = "b.test failed at mx1.mail.test: certificate-not-trusted";
+        assert_eq!(come_to(&[&dane, &b, &a, "2 Completed"]), ["b.test ok", "a.test ok", failed]);
+    }
+
+    #[test]
+    fn what_exim_tells_fills_in_what_its_log_leaves_out_and_nothing_else() {
+        let told = |second: u32, host: &str, ip: &str| format!("!{second} {ID} {host} {ip} 25 a.test {BAD}");
+        let first = told(1, "mx1.a.test", "192.0.2.7");
+        let second = sent("2 =>", "u@a.test", "mx2.a.test", TLS);
+        let failed = |host: &str| format!("a.test failed at {host}: certificate-host-mismatch");
+        assert_eq!(come_to(&[&first, &second]), [failed("mx1.a.test"), "a.test ok".into()]);
+        // The log says it of the last host: before, after, and of another recipient of the same.
+        let (last, line) = (told(1, "mx2.a.test", "192.0.2.1"), format!("2 {}", deferred("u@a.test", "mx2.a.test")));
+        let too = format!("2 {}", deferred("v@a.test", "mx2.a.test"));
+        let both = [failed("mx1.a.test"), failed("mx2.a.test")];
+        assert_eq!(come_to(&[&first, &last, &line, &too]), both);
+        let late = told(2, "mx2.a.test", "192.0.2.1");
+        assert_eq!(come_to(&[&first, &line, &late, &too]), both);
+        // DANE's own line, and the one about clear text.
+        let dane = format!(
+            "1 DANE attempt failed; TLS connection to mx1.a.test [192.0.2.7]: (certificate verification failed)"
+        );
+        let clear = format!("1 {BAD}: delivering unencrypted to H=mx1.a.test [192.0.2.7] (not in hosts_require_tls)");
+        for line in [&dane, &clear] {
+            assert_eq!(come_to(&[line, &first, &second]), [failed("mx1.a.test"), "a.test ok".into()]);
+            assert_eq!(come_to(&[&first, line, &second]), [failed("mx1.a.test"), "a.test ok".into()]);
+        }
+        // Lines of an earlier attempt, read late, take nothing of a later one.
+        let later = told(600, "mx1.a.test", "192.0.2.7");
+        let again = sent("601 =>", "u@a.test", "mx2.a.test", TLS);
+        let all = [failed("mx2.a.test"), failed("mx1.a.test"), "a.test ok".into()];
+        assert_eq!(come_to(&[&later, &line, &again]), all);
+        // Of a message that its log never names again.
+        assert_eq!(come_to(&[&first]), [failed("mx1.a.test")]);
+    }
+
+    #[test]
+    fn our_own_report_is_not_counted() {
+        let arrived = "1 <= s@h.test U=u P=local S=9 id=ours.1@h.test";
+        let dane = "1 DANE attempt failed; TLS connection to mx1.a.test [192.0.2.7]: (certificate verification failed)";
+        let sent = sent("2 =>", "u@a.test", "mx2.a.test", TLS);
+        assert_eq!(come_to(&[arrived, dane, &sent, "2 Completed"]), [""; 0]);
+        assert_eq!(come_to(&[&arrived.replace("ours", "theirs"), &sent]), ["a.test ok"]);
+    }
+
+    #[test]
+    fn tlsa_records_that_cannot_be_looked_up_count_where_the_mail_waits() {
+        let line = |host: &str, ip: &str| format!("1 H={host} [{ip}]: DANE error: tlsa lookup DEFER");
+        let (one, two) = (line("mx1.a.test", "192.0.2.7"), line("mx2.a.test", "192.0.2.8"));
+        let waits = "2 == u@a.test R=r T=t defer (-36): DANE error: tlsa lookup DEFER";
+        let failed = |host: &str| format!("a.test failed at {host}: dnssec-invalid");
+        assert_eq!(come_to(&[&one, &two, waits]), [failed("mx1.a.test"), failed("mx2.a.test")]);
+        assert_eq!(come_to(&[waits]), [failed("-")]);
+        assert_eq!(come_to(&[&one, &sent("2 =>", "u@a.test", "mx2.a.test", TLS), "3 Completed"]), ["a.test ok"]);
+    }
+}
