@@ -13,6 +13,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use tlswarden_parsers::Dialect;
 
 pub use load::{ConfigError, parse, time_zone};
 
@@ -255,6 +256,9 @@ pub struct ClosedNetworkSection {
 pub struct InputSection {
     /// The log file.
     pub file: PathBuf,
+    /// Whose log it is.
+    #[serde(default)]
+    pub mta: Dialect,
     /// The IANA name of the zone of its time stamps, where they have none; without it the host's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timezone: Option<String>,
