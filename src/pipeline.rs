@@ -201,6 +201,14 @@ impl Counter {
         for outcome in self.outcomes.drain(..) {
             let in_force = policies.at(&outcome.domain, outcome.began);
             let counts = tally::count(&outcome, in_force.as_ref());
+            if counts.anchored
+                && let Some(instance) = &outcome.shows_anchors
+            {
+                self.sessions.has_anchors(instance, outcome.ended);
+            }
+            if outcome.clear_text && counts.tallies.is_empty() {
+                continue;
+            }
             self.seen.not_asked += u64::from(in_force.is_none());
             self.seen.contradicted += u64::from(counts.contradicted);
             self.seen.without_anchors += u64::from(counts.without_anchors);

@@ -20,6 +20,8 @@ pub struct Counts {
     pub contradicted: bool,
     /// Nothing is known, for the MTA has not shown that it has trust anchors: a loss.
     pub without_anchors: bool,
+    /// The certificate was held to trust anchors and passed, as MTA-STS asks; with DANE it may need none.
+    pub anchored: bool,
 }
 
 /// Counts one session under the policy that was in force; `None` stands for a destination that was not asked about.
@@ -71,7 +73,9 @@ pub fn count(outcome: &Outcome, in_force: Option<&InForce>) -> Counts {
     {
         tallies.push(tally(Counted::Detail(Failure::clone(failure))));
     }
-    Counts { tallies, contradicted, without_anchors }
+    let enforced = matches!(in_force, Some(InForce::Sts { mode: Mode::Enforce, .. }));
+    let anchored = enforced && !contradicted && outcome.trust == Some(Trust::Verified);
+    Counts { tallies, contradicted, without_anchors, anchored }
 }
 
 /// What the MTA itself reports, else what its lines come to.
@@ -81,7 +85,7 @@ fn reported(outcome: &Outcome) -> Option<Verdict> {
 
 /// Under an enforced MTA-STS policy; `None` where the session shows that it was not applied.
 fn enforced(outcome: &Outcome, policy: &Policy) -> Option<Verdict> {
-    if outcome.observed == Some(Verdict::Success) && outcome.trust.is_some_and(|trust| trust != Trust::Verified) {
+    if outcome.observed == Some(Verdict::Success) && outcome.trust != Some(Trust::Verified) {
         return None;
     }
     match reported(outcome)? {
@@ -96,11 +100,16 @@ fn tested(outcome: &Outcome, policy: &Policy) -> Option<Verdict> {
     if !covered(outcome, policy) {
         return Some(mx_mismatch());
     }
+    if outcome.clear_text {
+        return Some(Verdict::Failure(ResultType::StarttlsNotSupported, None));
+    }
     match (outcome.observed.clone(), outcome.trust) {
         (Some(Verdict::Success), Some(Trust::Untrusted | Trust::Anonymous)) => {
             // An MTA without trust anchors finds every certificate untrusted: then nothing is known.
             outcome.anchors.then_some(Verdict::Failure(ResultType::CertificateNotTrusted, None))
         }
+        // The log level hides what was made of the certificate.
+        (Some(Verdict::Success), None) => outcome.native.clone(),
         (Some(observed), _) => Some(observed),
         (None, _) => outcome.native.clone(),
     }
@@ -113,7 +122,8 @@ fn covered(outcome: &Outcome, policy: &Policy) -> bool {
 
 /// A session that went through without the check that a DANE answer asks for. `Trusted` can be half-dane.
 fn passed_unchecked(outcome: &Outcome) -> bool {
-    outcome.observed == Some(Verdict::Success) && matches!(outcome.trust, Some(Trust::Untrusted | Trust::Anonymous))
+    outcome.observed == Some(Verdict::Success)
+        && matches!(outcome.trust, None | Some(Trust::Untrusted | Trust::Anonymous))
 }
 
 fn mx_mismatch() -> Verdict {
@@ -135,7 +145,9 @@ mod tests {
             trust,
             observed: Some(observed),
             native: None,
+            clear_text: false,
             anchors: true,
+            shows_anchors: None,
         }
     }
 
@@ -165,13 +177,14 @@ mod tests {
         Verdict::Failure(ResultType::CertificateExpired, None)
     }
 
+    const MISMATCH_UNDER_STS: (PolicyType, Option<(ResultType, Option<&str>)>) = (PolicyType::Sts, Some(MISMATCH));
     const MISMATCH: (ResultType, Option<&str>) = (ResultType::ValidationFailure, Some(MX_MISMATCH));
 
     #[test]
     fn enforced_and_met_or_not() {
         let enforce = sts(Mode::Enforce, "mx.a.example");
         let met = count(&session(Some(Trust::Verified), Verdict::Success), Some(&enforce));
-        assert_eq!(told(&met), (PolicyType::Sts, None));
+        assert_eq!((told(&met), met.anchored), ((PolicyType::Sts, None), true));
         let not = count(&session(Some(Trust::Untrusted), expired()), Some(&enforce));
         assert_eq!(told(&not), (PolicyType::Sts, Some((ResultType::CertificateExpired, None))));
     }
@@ -205,6 +218,29 @@ mod tests {
         let elsewhere = sts(Mode::Testing, "mx.b.example");
         let outside = count(&session(Some(Trust::Trusted), Verdict::Success), Some(&elsewhere));
         assert_eq!(told(&outside), (PolicyType::Sts, Some(MISMATCH)));
+    }
+
+    #[test]
+    fn in_testing_mode_clear_text_fails_and_elsewhere_it_is_no_session() {
+        let mut plain = session(None, Verdict::Success);
+        (plain.observed, plain.clear_text) = (None, true);
+        let testing = sts(Mode::Testing, "mx.a.example");
+        let missing = (PolicyType::Sts, Some((ResultType::StarttlsNotSupported, None)));
+        assert_eq!(told(&count(&plain, Some(&testing))), missing);
+        let outside = sts(Mode::Testing, "mx.b.example");
+        assert_eq!(told(&count(&plain, Some(&outside))), MISMATCH_UNDER_STS);
+        for in_force in [None, Some(InForce::None), Some(sts(Mode::Enforce, "mx.a.example"))] {
+            assert_eq!(count(&plain, in_force.as_ref()).tallies, []);
+        }
+    }
+
+    #[test]
+    fn a_session_of_which_only_the_level_is_known() {
+        let hidden = session(None, Verdict::Success);
+        assert_eq!(told(&count(&hidden, None)), (PolicyType::NoPolicyFound, None));
+        let testing = count(&hidden, Some(&sts(Mode::Testing, "mx.a.example")));
+        assert_eq!((testing.tallies, testing.without_anchors), (vec![], true));
+        assert!(count(&hidden, Some(&sts(Mode::Enforce, "mx.a.example"))).contradicted);
     }
 
     #[test]

@@ -312,10 +312,14 @@ pub struct Outcome {
     pub trust: Option<Trust>,
     /// What follows from the lines.
     pub observed: Option<Verdict>,
+    /// There was no TLS at all, and the log proves it. This counts where a policy in testing mode wanted some.
+    pub clear_text: bool,
     /// What the MTA itself reports.
     pub native: Option<Verdict>,
     /// Whether the MTA is known to have trust anchors: without, every certificate is `Untrusted`.
     pub anchors: bool,
+    /// Of a `Verified` session of an MTA that is not known to have trust anchors: the MTA. It has some if it was no DANE.
+    pub shows_anchors: Option<Box<[u8]>>,
 }
 
 /// Whether an MX host is one of those that a policy's `mx` pattern allows: equal, or a `*.` in place of

@@ -36,14 +36,16 @@ pub fn texts<'a>(event: &Event<'a>) -> Vec<&'a [u8]> {
             texts.push(queue_id);
             texts.extend(reason_host(reason));
         }
-        What::Delivery { queue_id, recipient_domain, relay, cached_connection: _, sent: _, reason } => {
+        What::Delivery { queue_id, recipient_domain, relay, cached_connection: _, tls, sent: _, reason } => {
             texts.extend([queue_id, recipient_domain]);
+            texts.extend(tls.iter().flat_map(|tls| [tls.asked, tls.reached]));
             texts.extend(relay.as_ref().map(host));
             texts.extend(reason_host(reason));
         }
         What::MessageId { queue_id, message_id } => texts.extend([queue_id, message_id]),
         What::Active { queue_id } | What::Removed { queue_id } => texts.push(queue_id),
         What::Started { version } => texts.push(version),
+        What::Reloaded | What::Proxied => {}
     }
     texts
 }
