@@ -440,7 +440,7 @@ mod tests {
     /// A restart after any line of any real log: what was open is taken back from what was stored, and nothing changes.
     #[test]
     fn a_restart_after_every_line_changes_nothing() {
-        for folder in ["postfix-3.7.11", "postfix-3.10.13"] {
+        for folder in ["postfix-3.5.25", "postfix-3.7.11", "postfix-3.10.13", "postfix-3.11.7"] {
             let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures").join(folder);
             for entry in std::fs::read_dir(folder).unwrap() {
                 let path = entry.unwrap().path();

@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use crate::session::postfix::MX_MISMATCH;
+use crate::session::postfix::{DANE_NO_MATCH, MX_MISMATCH};
 use crate::tlsrpt::{
     Counted, Day, Failure, InForce, Mode, Outcome, Policy, ResultType, Tally, Trust, Verdict, mx_matches,
 };
@@ -40,7 +40,9 @@ pub fn count(outcome: &Outcome, in_force: Option<&InForce>) -> Counts {
             let covers = |host: &str| hosts.iter().find(|(name, _)| name.eq_ignore_ascii_case(host));
             match outcome.mx.as_deref().and_then(covers) {
                 Some(_) if passed_unchecked(outcome) => (none(), reported(outcome), true),
-                Some((_, policy)) => (Arc::clone(policy), reported(outcome), false),
+                Some((_, policy)) => {
+                    (Arc::clone(policy), reported(outcome).map(|verdict| by_key(verdict, policy)), false)
+                }
                 None => (none(), reported(outcome), false),
             }
         }
@@ -124,6 +126,18 @@ fn covered(outcome: &Outcome, policy: &Policy) -> bool {
 fn passed_unchecked(outcome: &Outcome) -> bool {
     outcome.observed == Some(Verdict::Success)
         && matches!(outcome.trust, None | Some(Trust::Untrusted | Trust::Anonymous))
+}
+
+/// Where all records are DANE-EE, no name is checked (RFC 7672 §3.1.1): it was the key. Postfix 3.4 and 3.5 log only that
+/// the certificate was not verified.
+fn by_key(verdict: Verdict, policy: &Policy) -> Verdict {
+    let keys_alone = || policy.policy_string.iter().all(|record| record.starts_with("3 "));
+    match verdict {
+        Verdict::Failure(ResultType::CertificateHostMismatch, _) if keys_alone() => {
+            Verdict::Failure(ResultType::CertificateNotTrusted, Some(DANE_NO_MATCH.to_owned()))
+        }
+        verdict => verdict,
+    }
 }
 
 fn mx_mismatch() -> Verdict {
@@ -270,6 +284,9 @@ mod tests {
         let verified = session(Some(Trust::Verified), Verdict::Success);
         assert_eq!(told(&count(&verified, Some(&dane("MX.a.example")))), (PolicyType::Tlsa, None));
         assert_eq!(told(&count(&verified, Some(&dane("mx2.a.example")))), (PolicyType::NoPolicyFound, None));
+        let name = session(Some(Trust::Trusted), Verdict::Failure(ResultType::CertificateHostMismatch, None));
+        let key = (PolicyType::Tlsa, Some((ResultType::CertificateNotTrusted, Some(DANE_NO_MATCH))));
+        assert_eq!(told(&count(&name, Some(&dane("mx.a.example")))), key);
         let untrusted = count(&session(Some(Trust::Untrusted), Verdict::Success), Some(&dane("mx.a.example")));
         assert_eq!((told(&untrusted), untrusted.contradicted), ((PolicyType::NoPolicyFound, None), true));
     }

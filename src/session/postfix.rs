@@ -296,8 +296,9 @@ impl Sessions {
     fn left(&mut self, process: &Process<'_>, queue_id: &[u8], reason: Reason<'_>, time: i64) {
         let open = |a: &Attempt| a.left.is_none() && a.ruled_out.is_none();
         let needs_one = match reason {
-            Reason::Other | Reason::NotVerified | Reason::NotTrusted => None,
-            Reason::HandshakeFailure => Some(None),
+            Reason::Other => None,
+            // At log level 0 Postfix 3.4 and 3.5 say no more of a certificate than this.
+            Reason::HandshakeFailure | Reason::NotVerified | Reason::NotTrusted => Some(None),
             Reason::StarttlsRefused(peer) | Reason::StarttlsNotOffered(peer) => Some(Some(peer)),
         };
         let delivery = self.delivery(process, time);
@@ -427,6 +428,10 @@ impl Sessions {
             && (attempt.resumed_untrusted || time - then <= FAILURE_MEMORY)
         {
             return found.clone();
+        }
+        // At log level 0 they do not say so either; newer ones log the cause at every level.
+        if (reason, attempt.trust, attempt.resumed_untrusted) == (Reason::NotVerified, None, false) {
+            return (ResultType::CertificateHostMismatch, None);
         }
         (ResultType::CertificateNotTrusted, None)
     }
@@ -607,6 +612,9 @@ impl Attempt {
 /// The reason code of an MX host outside an MTA-STS policy.
 pub const MX_MISMATCH: &str = "mtasts-policy-mx-mismatch";
 
+/// The reason code of a certificate that no TLSA record fits.
+pub const DANE_NO_MATCH: &str = "dane-no-match";
+
 const HANDSHAKE_FAILURE: &str = "tls-handshake-failure";
 
 /// RFC 8460 §4.3's words for a verification failure: the cause goes into the reason code, in OpenSSL's words.
@@ -622,7 +630,7 @@ fn verification(cause: VerifyCause<'_>) -> (ResultType, Option<String>) {
         VerifyCause::WrongPurpose => not_trusted("unsuitable_certificate_purpose"),
         VerifyCause::ChainTooLong => not_trusted("certificate_chain_too_long"),
         VerifyCause::Code(62, _) => (CertificateHostMismatch, None),
-        VerifyCause::Code(65, _) => not_trusted("dane-no-match"),
+        VerifyCause::Code(65, _) => not_trusted(DANE_NO_MATCH),
         VerifyCause::Code(_, words) => not_trusted(&reason_code(words)),
         VerifyCause::ExternalPolicy(word) => match native_verdict(word, None) {
             Verdict::Failure(result, code) => (result, code),
