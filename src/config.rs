@@ -37,6 +37,8 @@ pub struct Config {
     pub policy: PolicySection,
     /// Reports.
     pub report: ReportSection,
+    /// Where the daemon shows its metrics.
+    pub status: StatusSection,
     /// For tests in closed networks alone.
     #[serde(skip_serializing_if = "is_default")]
     pub closed_network: ClosedNetworkSection,
@@ -220,6 +222,14 @@ pub enum Deliver {
     Smtp(SocketAddr),
     /// The sendmail command.
     Sendmail(PathBuf),
+}
+
+/// `[status]`
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct StatusSection {
+    /// Addresses where `/metrics` is served: `inet:127.0.0.1:9845` or `unix:/path`, any number; none by default.
+    pub listen: Vec<Listen>,
 }
 
 /// `[closed_network]`: what tests in a network without the Internet need. Refused together with a public resolver.

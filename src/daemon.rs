@@ -40,6 +40,7 @@ use crate::report::missing_identity;
 use crate::scheduler::{Context, Scheduler, Setup};
 use crate::shutdown::stopped;
 use crate::socketmap::{self, Listener};
+use crate::status;
 use crate::store::embedded::Embedded;
 use crate::store::{Store, StoreError};
 
@@ -212,14 +213,14 @@ fn reload(path: &Path, house: &mut House) -> Result<Prepared, DaemonError> {
     }
     // What can fail is tried while the old configuration still runs: a start that fails would end the daemon.
     doors(&next.config)?;
-    house.sockets.add(&next.config.control.socket, &asked_on(&next.config))?;
+    house.sockets.add(&next.config.control.socket, &open_sockets(&next.config))?;
     tracing::info!("reload: {}: taken", path.display());
     Ok(next)
 }
 
-/// All sockets that an MTA asks on.
-fn asked_on(config: &Config) -> Vec<Listen> {
-    [config.socketmap.listen.as_slice(), &config.readsocket.listen].concat()
+/// All sockets but the control socket.
+fn open_sockets(config: &Config) -> Vec<Listen> {
+    [config.socketmap.listen.as_slice(), &config.readsocket.listen, &config.status.listen].concat()
 }
 
 /// The resolver and the HTTPS client that the configuration names.
@@ -275,10 +276,11 @@ impl Tasks {
         // Everything that can fail comes first: no half start.
         let control = house.sockets.control(&config.control.socket)?;
         let (postfix_asks, exim_asks) = (&config.socketmap.listen, &config.readsocket.listen);
-        let mut keep = asked_on(&config);
+        let mut keep = open_sockets(&config);
         keep.push(Listen::Unix(config.control.socket.clone()));
         let socketmaps = listen(&mut house.sockets, "socketmap", postfix_asks)?;
         let readsockets = listen(&mut house.sockets, "readsocket", exim_asks)?;
+        let statuses = listen(&mut house.sockets, "status", &config.status.listen)?;
         house.sockets.close_others(&keep);
         for address in house.sockets.unused(&keep) {
             tracing::warn!("systemd: {address}: in no `listen`; nobody is answered there");
@@ -351,8 +353,12 @@ impl Tasks {
                 readsocket::serve(listener, Arc::clone(&policies), tell.clone(), metrics.clone(), shutdown.clone());
             tasks.spawn(format!("readsocket {address}"), done(task));
         }
-        let desk = Desk { config, running: true, store, resolver, policies, scheduler, metrics, clock };
-        let task = control::serve(control, Arc::new(desk), shutdown);
+        let desk = Arc::new(Desk { config, running: true, store, resolver, policies, scheduler, metrics, clock });
+        for (address, listener) in statuses {
+            let task = status::serve(listener, Arc::clone(&desk), shutdown.clone());
+            tasks.spawn(format!("status {address}"), done(task));
+        }
+        let task = control::serve(control, desk, shutdown);
         tasks.spawn("control".into(), async move { task.await.map_err(|e| e.to_string()) });
         Ok(tasks)
     }
@@ -504,6 +510,9 @@ fn say(config: &Config) {
     }
     for address in &config.readsocket.listen {
         tracing::info!("readsocket: listening on {address}");
+    }
+    for address in &config.status.listen {
+        tracing::info!("status: metrics at {address}");
     }
     for input in &config.inputs {
         tracing::info!("input: following {}", input.file.display());

@@ -333,7 +333,8 @@ impl River {
                 pending.since.get_or_insert_with(Instant::now);
             }
             // Without its log nothing is known of the same message, and of two logs not which is its own.
-            _ => self.metrics.add("exim-told-without-log", 1),
+            // It is said to be lost where it came in.
+            _ => drop(committed),
         }
     }
 
@@ -400,6 +401,7 @@ impl River {
         loop {
             let Err(error) = self.store.write(batch.clone()) else {
                 self.metrics.add("commits", 1);
+                self.metrics.counted(&batch.add);
                 for committed in pending.told.drain(..) {
                     // Who asked may have gone.
                     let _ = committed.send(());

@@ -214,6 +214,25 @@ mod tests {
     }
 
     #[test]
+    fn clear_text_fails_a_policy_in_testing_mode_alone() {
+        let clear = Outcome { observed: None, clear: true, ..session(None, Verdict::Success) };
+        let testing = count(&clear, Some(&sts(Mode::Testing, "mx.a.example")));
+        assert_eq!(told(&testing), (PolicyType::Sts, Some((ResultType::StarttlsNotSupported, None))));
+        assert_eq!(count(&clear, None).tallies, []);
+        let enforced = count(&clear, Some(&sts(Mode::Enforce, "mx.a.example")));
+        assert_eq!((enforced.tallies, enforced.contradicted), (vec![], true));
+    }
+
+    #[test]
+    fn testing_mode_says_why_where_the_mta_does() {
+        let testing = sts(Mode::Testing, "mx.a.example");
+        let mut untrusted = session(Some(Trust::Untrusted), Verdict::Success);
+        untrusted.cause = Some((ResultType::CertificateExpired, None));
+        let failed = count(&untrusted, Some(&testing));
+        assert_eq!(told(&failed), (PolicyType::Sts, Some((ResultType::CertificateExpired, None))));
+    }
+
+    #[test]
     fn a_policy_failure_is_one_more_detail_and_no_failed_session() {
         let failure = Failure::new(ResultType::StsPolicyFetchError, Some("status-404"));
         let policy = Policy { policy_type: PolicyType::Sts, ..Policy::none("a.example") };
@@ -242,6 +261,10 @@ mod tests {
         assert_eq!(told(&count(&verified, Some(&dane("mx2.a.example")))), (PolicyType::NoPolicyFound, None));
         let untrusted = count(&session(Some(Trust::Untrusted), Verdict::Success), Some(&dane("mx.a.example")));
         assert_eq!((told(&untrusted), untrusted.contradicted), ((PolicyType::NoPolicyFound, None), true));
+        // Verified by its chain, where the MTA says that no TLSA record did.
+        let by_chain = Outcome { dane: Some(false), ..verified };
+        let counts = count(&by_chain, Some(&dane("mx.a.example")));
+        assert_eq!((told(&counts), counts.contradicted), ((PolicyType::NoPolicyFound, None), true));
     }
 
     #[test]
