@@ -219,13 +219,15 @@ fn asked_on(config: &Config) -> Vec<Listen> {
     [config.socketmap.listen.as_slice(), &config.readsocket.listen].concat()
 }
 
-/// The resolver and the HTTPS client that the configuration names.
-fn doors(config: &Config) -> Result<(Resolver, https::Client), DaemonError> {
+/// The resolver that the configuration names, and the HTTPS clients for policy hosts and for receivers of reports.
+fn doors(config: &Config) -> Result<(Resolver, https::Client, https::Client), DaemonError> {
     let resolver = Resolver::new(&config.resolver)
         .map_err(|e| DaemonError::Host(format!("resolver: cannot be used: {e}; not started")))?;
-    let client = https::Client::new(resolver.clone(), &config.closed_network)
-        .map_err(|e| DaemonError::Host(format!("https: cannot be used: {e}; not started")))?;
-    Ok((resolver, client))
+    let host = |e| DaemonError::Host(format!("https: cannot be used: {e}; not started"));
+    let closed = &config.closed_network;
+    let client = https::Client::new(resolver.clone(), closed).map_err(host)?;
+    let reports = https::Client::for_reports(resolver.clone(), closed, config.report.https_certificates);
+    Ok((resolver, client, reports.map_err(host)?))
 }
 
 fn notify(state: sd_notify::NotifyState<'_>) {
@@ -280,7 +282,7 @@ impl Tasks {
         for address in house.sockets.unused(&keep) {
             tracing::warn!("systemd: {address}: in no `listen`; nobody is answered there");
         }
-        let (resolver, client) = doors(&config)?;
+        let (resolver, client, https) = doors(&config)?;
         let own = Secret::load_or_make(&*store)?;
         let history = Arc::new(History::open(&*store, clock, metrics.clone())?);
         let policies = Policies::open(
@@ -296,8 +298,14 @@ impl Tasks {
         if let Some(sending) = &setup.sending {
             sending.signer.warnings.iter().for_each(|line| tracing::warn!("{line}"));
         }
-        let context =
-            Context { store: Arc::clone(&store), resolver: resolver.clone(), metrics: metrics.clone(), clock, own };
+        let context = Context {
+            store: Arc::clone(&store),
+            resolver: resolver.clone(),
+            https,
+            metrics: metrics.clone(),
+            clock,
+            own,
+        };
         let scheduler = Scheduler::open(context, setup)?;
         say(&config);
 

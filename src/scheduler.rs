@@ -23,6 +23,7 @@ use tokio::task::JoinSet;
 use crate::clock::Clock;
 use crate::config::ReportSection;
 use crate::dns::Resolver;
+use crate::https;
 use crate::metrics::Metrics;
 use crate::own::{self, Secret};
 use crate::report::deliver::Limits;
@@ -66,6 +67,8 @@ pub struct Context {
     pub store: Arc<dyn Store>,
     /// For `_smtp._tls` records.
     pub resolver: Resolver,
+    /// For receivers by https.
+    pub https: https::Client,
     /// How far the inputs are; every input must have its entry before [`Scheduler::run`].
     pub metrics: Metrics,
     /// The time.
@@ -474,7 +477,7 @@ mod tests {
     use super::attempt::pause;
     use super::record::Delivery;
     use super::*;
-    use crate::config::{Deliver, DkimKey, ResolverSection, Span};
+    use crate::config::{Certificates, ClosedNetworkSection, Deliver, Dkim, DkimKey, ResolverSection, Span};
     use crate::metrics::OUT_OF_ORDER;
     use crate::report::deliver::tests::{Turn, server};
     use crate::report::preview;
@@ -542,11 +545,11 @@ mod tests {
             envelope: Some("bounces@sender.example".into()),
             deliver,
             spread: Span(Duration::ZERO),
-            dkim: vec![DkimKey {
+            dkim: Dkim::Keys(vec![DkimKey {
                 selector: "ed".into(),
                 domain: None,
                 key: Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/dkim/ed25519.pem"),
-            }],
+            }]),
             ..ReportSection::default()
         }
     }
@@ -592,9 +595,12 @@ mod tests {
         }
 
         fn open(&self, now: i64) -> Arc<Scheduler> {
+            let resolver = Resolver::new(&ResolverSection { address: Some(self.dns) }).unwrap();
+            let closed = ClosedNetworkSection::default();
             let context = Context {
                 store: Arc::new(self.store()),
-                resolver: Resolver::new(&ResolverSection { address: Some(self.dns) }).unwrap(),
+                https: https::Client::for_reports(resolver.clone(), &closed, Certificates::Ignore).unwrap(),
+                resolver,
                 metrics: self.metrics.clone(),
                 clock: Clock::starting_at(now),
                 own: Secret::of(&SECRET),

@@ -395,7 +395,7 @@ mod tests {
 
     fn report(domain: &str, rows: &[Row]) -> Report {
         let day: Day = "2026-11-22".parse().unwrap();
-        Report::build(&identity(), day, domain, &ReportId::preview(day, "sender.example"), rows)
+        Report::build(&identity(), day, domain, &ReportId::preview(day, "sender.example"), rows, 10_000_000)
     }
 
     fn mail(report: &Report) -> Vec<u8> {

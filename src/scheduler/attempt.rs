@@ -16,18 +16,14 @@ use super::record::{Delivery, DeliveryState, Entry, PlanState, delivery_key, pla
 use super::{FIRST_PAUSE, Job, LAST_PAUSE, RETRY_FOR, Scheduler, Setup, put, within};
 use crate::own;
 use crate::report::build::{Report, ReportId};
-use crate::report::deliver::{Letter, Outcome, deliver};
-use crate::report::message::message;
-use crate::report::recipients::{Destination, Mailbox, NoRecipients, Recipients};
-use crate::report::{LookupError, Sending, look_up, shown};
+use crate::report::deliver::Outcome;
+use crate::report::recipients::{About, Destination, NoRecipients, Recipients};
+use crate::report::{LookupError, Sending, has_failures, look_up, shown};
 use crate::store::{Batch, StoreError};
 use crate::tlsrpt::Day;
 
 /// How long a try may go on when the daemon ends.
 const GRACE: Duration = Duration::from_secs(5);
-
-/// What is said of an https destination.
-const NO_HTTPS: &str = "this version does not deliver by https";
 
 impl Scheduler {
     pub(super) async fn work(self: Arc<Self>, job: Job, shutdown: watch::Receiver<bool>) {
@@ -46,7 +42,25 @@ impl Scheduler {
         let Some(sending) = &setup.sending else { return };
         let key = (day, domain.to_owned());
         let Some(mut plan) = self.board.lock().entries.get(&key).map(|entry| entry.plan.clone()) else { return };
-        let found = look_up(&self.context.resolver, domain).await;
+        let about = About::Domain(domain.to_owned());
+        let failures = match sending.audience.only_failures() {
+            false => Ok(true),
+            true => {
+                let domain = domain.to_owned();
+                self.blocking(move |store| store.rows(day, &domain).map(|rows| has_failures(&rows))).await
+            }
+        };
+        let failures = match failures {
+            Ok(failures) => failures,
+            Err(e) => {
+                self.postpone(&key, None);
+                return self.error(format!("report {day} {domain}: not planned: {e}; it is tried again"));
+            }
+        };
+        let found = match sending.audience.wants(&about, day, failures) {
+            Ok(()) => look_up(&self.context.resolver, &sending.audience, &about, day).await,
+            Err(unwanted) => Err(unwanted.into()),
+        };
         let now = self.context.clock.seconds();
         let first = *plan.first.get_or_insert(now);
         plan.attempts += 1;
@@ -107,7 +121,7 @@ impl Scheduler {
         let mut deliveries = BTreeMap::new();
         for (i, destination) in found.destinations.iter().enumerate() {
             let unique = format!("{}-{}", day.to_string().replace('-', ""), own::hex(&own::random::<8>()?));
-            let mut delivery = Delivery {
+            let delivery = Delivery {
                 state: DeliveryState::Planned,
                 next: if i == 0 { now } else { now + within(left) },
                 first: None,
@@ -116,9 +130,6 @@ impl Scheduler {
                 message_id: self.context.own.message_id(&unique, &identity.from.domain),
                 last: None,
             };
-            if let Destination::Https(_) = destination {
-                (delivery.state, delivery.last) = (DeliveryState::Refused, Some(NO_HTTPS.to_owned()));
-            }
             deliveries.insert(destination.clone(), delivery);
         }
         Ok(deliveries)
@@ -131,11 +142,6 @@ impl Scheduler {
         if found.more_skipped > 0 {
             tracing::info!("report {day} {domain}: {} more URIs left out: too many", found.more_skipped);
         }
-        for destination in &found.destinations {
-            if let Destination::Https(_) = destination {
-                self.error(format!("report {day} {domain} to {destination}: refused: {NO_HTTPS}; it gets no report"));
-            }
-        }
     }
 
     /// One try: builds the report, stores the intent, hands it over, stores the outcome.
@@ -147,11 +153,10 @@ impl Scheduler {
         setup: Arc<Setup>,
         shutdown: watch::Receiver<bool>,
     ) {
-        let Destination::Mail(to) = destination else { return };
         let key = (day, domain.to_owned());
         let planned = self.board.lock().entries.get(&key).and_then(|entry| entry.deliveries.get(destination).cloned());
         let Some(mut delivery) = planned else { return };
-        let octets = match self.compose(day, domain, to, &delivery, Arc::clone(&setup)).await {
+        let octets = match self.compose(day, domain, destination, &delivery, Arc::clone(&setup)).await {
             Ok(octets) => octets,
             Err(Hindrance::Store(e)) => {
                 self.postpone(&key, Some(destination));
@@ -171,8 +176,7 @@ impl Scheduler {
             return self.error(format!("report {day} {domain} to {destination}: not sent: {e}; it is tried again"));
         }
         let Some(sending) = &setup.sending else { return };
-        let letter = Letter { from: &sending.identity.envelope, to, message: &octets };
-        let outcome = deliver(&sending.deliver, letter, self.limits, patience(shutdown)).await;
+        let outcome = sending.deliver(&self.context.https, destination, &octets, self.limits, patience(shutdown)).await;
         self.note(&key, destination, &mut delivery, outcome).await;
     }
 
@@ -181,7 +185,7 @@ impl Scheduler {
         &self,
         day: Day,
         domain: &str,
-        to: &Mailbox,
+        to: &Destination,
         delivery: &Delivery,
         setup: Arc<Setup>,
     ) -> Result<Vec<u8>, Hindrance> {
@@ -195,9 +199,14 @@ impl Scheduler {
             let Some(sending) = setup.sending.as_ref().filter(|_| !rows.is_empty()) else {
                 return Err(Hindrance::Report("its counts are gone".to_owned()));
             };
-            let report = Report::build(&sending.identity, day, &domain, &delivery.report_id, &rows);
-            message(&sending.identity, &report, &to, &delivery.message_id, now, &sending.signer)
-                .map_err(|e| Hindrance::Report(e.to_string()))
+            let report = Report::build(&sending.identity, day, &domain, &delivery.report_id, &rows, sending.max_size);
+            if report.left_out > 0 {
+                tracing::warn!(
+                    "report {day} {domain}: too large: {} kinds of failure left out; sent so",
+                    report.left_out
+                );
+            }
+            sending.octets(&report, &to, &delivery.message_id, now).map_err(|e| Hindrance::Report(e.to_string()))
         })
         .await
     }
