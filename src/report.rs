@@ -6,6 +6,7 @@
 
 pub mod build;
 pub mod deliver;
+pub mod keys;
 pub mod message;
 pub mod recipients;
 
