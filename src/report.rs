@@ -118,17 +118,18 @@ impl Sending {
         Ok(Some(Sending { identity, signer, audience, way, max_size: section.max_size }))
     }
 
-    /// The octets that go to a destination: a signed message, or the gzip alone for a POST. `message_id` has no angle
-    /// brackets, `now` is in seconds since 1970-01-01T00:00:00Z. Compresses nothing and signs, so not for a task's thread.
+    /// The octets that go to a destination: a signed message, or the gzip alone for a POST. `identity` is who reported,
+    /// `message_id` has no angle brackets, `now` is in seconds since 1970-01-01T00:00:00Z. It signs: not for a task's thread.
     pub fn octets(
         &self,
+        identity: &Identity,
         report: &Report,
         to: &Destination,
         message_id: &str,
         now: i64,
     ) -> Result<Vec<u8>, MessageError> {
         match to {
-            Destination::Mail(to) => message::message(&self.identity, report, to, message_id, now, &self.signer),
+            Destination::Mail(to) => message::message(identity, report, to, message_id, now, &self.signer),
             Destination::Https(_) => Ok(report.gzip.clone()),
         }
     }
