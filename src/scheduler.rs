@@ -12,6 +12,7 @@
 
 mod attempt;
 mod due;
+mod hosts;
 mod journal;
 mod pick;
 mod plan;
@@ -124,6 +125,8 @@ pub struct Scheduler {
     journal: Journal,
     /// Something new was planned.
     planned: Notify,
+    /// Held by who plans reports about MX hosts.
+    planning_hosts: tokio::sync::Mutex<()>,
     at_the_mta: Semaphore,
     limits: Limits,
 }
@@ -189,6 +192,7 @@ impl Scheduler {
             board: Mutex::new(Board { not_before, ..Board::default() }),
             journal,
             planned: Notify::new(),
+            planning_hosts: tokio::sync::Mutex::new(()),
             at_the_mta: Semaphore::new(HANDED_OVER),
             limits: Limits::default(),
         }))

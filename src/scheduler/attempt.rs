@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
+use super::hosts::Told;
 use super::plan;
 use super::record::{Delivery, DeliveryState, Plan, PlanState, Which, delivery_key};
 use super::said::{self, Said};
@@ -22,9 +23,13 @@ use crate::report::recipients::{About, Destination, NoRecipients, Recipients};
 use crate::report::{LookupError, Sending, has_failures, look_up, shown};
 use crate::shutdown::stopped;
 use crate::store::{Batch, Family, StoreError};
+use crate::tlsrpt::Row;
 
 /// How long a try may go on when the daemon ends.
 const GRACE: Duration = Duration::from_secs(5);
+
+/// How long a report about an MX host waits for one about a recipient domain that is not looked up yet, in seconds.
+const WAIT_FOR_DOMAINS: i64 = 5;
 
 /// How long it is until an outcome that could not be stored is stored again, at first and at most.
 const STORE_AGAIN: Duration = Duration::from_secs(1);
@@ -64,9 +69,12 @@ impl Scheduler {
                 return None;
             }
         };
-        let found = match self.wanted(which, sending).await {
-            Ok(Ok(about)) => look_up(&self.context.resolver, &sending.audience, &about, which.day).await,
-            Ok(Err(unwanted)) => Err(unwanted.into()),
+        if let Err(e) = self.plan_hosts(which, setup.spread).await {
+            hindered(e);
+            return None;
+        }
+        let (found, told) = match self.where_to(which, sending).await {
+            Ok(found) => found,
             Err(e) => {
                 hindered(e.to_string());
                 return None;
@@ -77,10 +85,16 @@ impl Scheduler {
         let mut batch = Batch::default();
         let mut at_once = None;
         match found {
+            Ok(_) if told.as_ref().is_some_and(|told| told.open) => {
+                plan = Plan { next: now + WAIT_FOR_DOMAINS, ..before.clone() };
+            }
             Ok(found) => {
                 self.say_skipped(which, &found);
                 let settled = match ReportId::make(which.day, sending.identity.submitter()) {
-                    Ok(report_id) => self.settle(which, report_id, sending).await.map_err(|e| e.to_string()),
+                    Ok(report_id) => self
+                        .settle(which, report_id, sending, told.map(|told| told.rows))
+                        .await
+                        .map_err(|e| e.to_string()),
                     Err(e) => Err(e.to_string()),
                 };
                 let deliveries = match settled {
@@ -145,29 +159,50 @@ impl Scheduler {
         }
     }
 
-    /// Whom the report is about, or why the administrator does not want it.
-    async fn wanted(&self, which: &Which, sending: &Sending) -> Result<Result<About, NoRecipients>, StoreError> {
-        let about = which.about();
-        let mut failures = true;
-        if sending.audience.only_failures() {
-            let of = which.clone();
-            failures = self.blocking(move |store| store.rows(of.day, &of.domain)).await.map(|r| has_failures(&r))?;
+    /// Where the report goes; about a host also what it says.
+    async fn where_to(
+        &self,
+        which: &Which,
+        sending: &Sending,
+    ) -> Result<(Result<Recipients, LookupError>, Option<Told>), StoreError> {
+        let (about, audience) = (which.about(), &sending.audience);
+        let failures = match &about {
+            _ if !audience.only_failures() => true,
+            About::Domain(_) => {
+                let of = which.clone();
+                self.blocking(move |store| store.rows(of.day, &of.domain)).await.map(|rows| has_failures(&rows))?
+            }
+            About::Host(host) => has_failures(&self.told_of(which.day, host).await?.rows),
+        };
+        if let Err(unwanted) = audience.wants(&about, which.day, failures) {
+            return Ok((Err(unwanted.into()), None));
         }
-        Ok(sending.audience.wants(&about, which.day, failures).map(|()| about))
+        let found = look_up(&self.context.resolver, audience, &about, which.day).await;
+        match (&about, found) {
+            // Only now: few hosts have a record, and it takes a look at all rows of the day.
+            (About::Host(host), Ok(found)) => {
+                let told = self.told_of(which.day, host).await?;
+                let found = if told.open { Ok(found) } else { told.narrow(found).map_err(LookupError::None) };
+                Ok((found, Some(told)))
+            }
+            (_, found) => Ok((found, None)),
+        }
     }
 
-    /// What the report says: all counts of the day and domain, or, for a supplement, what the first one does not say.
+    /// What the report says: all counts of the day and domain, those of a host, or, for a supplement, what the first one does
+    /// not say.
     /// With it the sum of all counts that have their place then. Nothing where there are none.
     async fn settle(
         &self,
         which: &Which,
         report_id: ReportId,
         sending: &Sending,
+        of_host: Option<Vec<Row>>,
     ) -> Result<Option<(Said, u64)>, StoreError> {
         let (of, organization) = (which.clone(), sending.identity.organization.clone());
         let contact = sending.identity.contact.to_string();
         self.blocking(move |store| {
-            let mut rows = store.rows(of.day, &of.domain)?;
+            let mut rows = of_host.map_or_else(|| store.rows(of.day, &of.domain), Ok)?;
             let counted = said::sum(&rows);
             if of.supplement {
                 let first = store.read(Family::Said, &Which { supplement: false, ..of }.key())?;
