@@ -112,8 +112,9 @@ impl Sending {
             return Ok(None);
         }
         let identity = Identity::read(section)?;
-        let signer = Signer::load(section.dkim.keys(), &identity.from.domain)
+        let mut signer = Signer::load(section.dkim.keys(), &identity.from.domain)
             .map_err(|keys| keys.iter().map(ToString::to_string).collect::<Vec<_>>())?;
+        signer.warnings.extend(deliver::readable_by_others(section));
         let way = Way::load(section)?;
         Ok(Some(Sending { identity, signer, audience, way, max_size: section.max_size }))
     }
