@@ -6,6 +6,7 @@
 
 mod check;
 mod control;
+mod dkim_key;
 mod policies;
 mod replay;
 mod reports;
@@ -126,6 +127,8 @@ enum Command {
         #[command(flatten)]
         config: ConfigFile,
     },
+    /// Makes a key pair that signs reports, and prints its DNS record; never overwrites a file.
+    DkimKey(dkim_key::Options),
 }
 
 #[derive(Args)]
@@ -166,6 +169,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Report { day, domain, out, config } => {
             config.load().and_then(|config| control::report(&config, day, domain, out.as_deref()))
         }
+        Command::DkimKey(options) => dkim_key::dkim_key(&options),
     };
     match result {
         Ok(()) => ExitCode::from(OK),

@@ -29,6 +29,7 @@ use tokio::task::{JoinError, JoinSet};
 use crate::clock::Clock;
 use crate::config::ReportSection;
 use crate::dns::Resolver;
+use crate::https;
 use crate::metrics::Metrics;
 use crate::own::{self, Secret};
 use crate::report::Sending;
@@ -82,6 +83,8 @@ pub struct Context {
     pub store: Arc<dyn Store>,
     /// For `_smtp._tls` records.
     pub resolver: Resolver,
+    /// For receivers by https.
+    pub https: https::Client,
     /// How far the inputs are; every input must have its entry before [`Scheduler::run`].
     pub metrics: Metrics,
     /// The time.
@@ -122,6 +125,8 @@ pub struct Scheduler {
     /// Something new was planned.
     planned: Notify,
     at_the_mta: Semaphore,
+    /// One for each core: more threads than that would sign no faster, and each keeps memory of its own.
+    threads: Semaphore,
     limits: Limits,
 }
 
@@ -187,6 +192,7 @@ impl Scheduler {
             journal,
             planned: Notify::new(),
             at_the_mta: Semaphore::new(HANDED_OVER),
+            threads: Semaphore::new(std::thread::available_parallelism().map_or(1, usize::from)),
             limits: Limits::default(),
         }))
     }
@@ -258,6 +264,8 @@ impl Scheduler {
     /// Runs a call that blocks where that holds up nobody.
     async fn blocking<T: Send + 'static>(&self, call: impl FnOnce(&dyn Store) -> T + Send + 'static) -> T {
         let store = Arc::clone(&self.context.store);
+        // Never closed, so always given.
+        let _turn = self.threads.acquire().await;
         match tokio::task::spawn_blocking(move || call(&*store)).await {
             Ok(value) => value,
             // The call does not get cancelled; a panic in it goes on here, as if it had been called here.

@@ -2,10 +2,12 @@
 //!
 //! Takes: who reports, the day, the domain, the report-id, the rows. Gives: the document, its JSON, the gzip, file name, Subject.
 //! The same input gives the same octets: everything is sorted, equal details are merged, the gzip has no time in it.
-//! Limits: none of its own; counts have 64 bits.
+//! Limits: the caller's size. Of a report that is larger the rarest kinds of failure are put together, by policy and result
+//! type: every count stays right, and a detail says how many kinds it stands for. Counts have 64 bits.
 //! Not here: the mail around it (`report::message`).
 
-use std::collections::BTreeMap;
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, HashSet};
 use std::fmt;
 use std::io::{self, Write};
 
@@ -14,7 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::own;
 use crate::report::Identity;
-use crate::tlsrpt::{Day, Failure, Policy, Row};
+use crate::tlsrpt::{Day, Failure, Policy, ResultType, Row};
 
 /// A report, ready to be put into a message.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,7 +35,15 @@ pub struct Report {
     pub file_name: String,
     /// The Subject (RFC 8460 §5.3).
     pub subject: String,
+    /// How many kinds of failure are not told apart in it, so that it fits.
+    pub left_out: usize,
 }
+
+/// The most octets that the headers and the part for people need in a message.
+const AROUND: usize = 300_000;
+
+/// The largest JSON, in octets before it is compressed: receivers limit what they unpack (mox at 20 MiB).
+const MAX_JSON: usize = 20_000_000;
 
 /// The report as JSON has it (RFC 8460 §4.4).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -134,9 +144,9 @@ impl fmt::Display for ReportId {
 }
 
 impl Report {
-    /// Puts the rows of a day and domain together.
-    pub fn build(identity: &Identity, day: Day, domain: &str, id: &ReportId, rows: &[Row]) -> Report {
-        let document = Document {
+    /// Puts the rows of a day and domain (or MX host) together. `max_size`: the octets that it may have as a message.
+    pub fn build(identity: &Identity, day: Day, domain: &str, id: &ReportId, rows: &[Row], max_size: usize) -> Report {
+        let mut document = Document {
             organization_name: identity.organization.clone(),
             date_range: DateRange {
                 start_datetime: format!("{day}T00:00:00Z"),
@@ -146,16 +156,17 @@ impl Report {
             report_id: id.to_string(),
             policies: policies(rows),
         };
-        let json = octets(&document);
+        let (json, gzip, left_out) = fit(&mut document, max_size);
         let submitter = identity.submitter();
         Report {
             day,
             domain: domain.to_owned(),
-            gzip: gzip(&json),
+            gzip,
             json,
             file_name: format!("{submitter}!{domain}!{}!{}!{}.json.gz", day.start(), day.end() - 1, id.unique()),
             subject: format!("Report Domain: {domain} Submitter: {submitter} Report-ID: <{id}>"),
             document,
+            left_out,
         }
     }
 
@@ -201,6 +212,60 @@ fn policies(rows: &[Row]) -> Vec<PolicyResult> {
         .collect()
 }
 
+/// JSON and gzip of the document within the limit, and how many details were put together for that.
+fn fit(document: &mut Document, max_size: usize) -> (Vec<u8>, Vec<u8>, usize) {
+    // 57 octets of gzip are a line of 76 characters and CRLF (RFC 2045 §6.8).
+    let limit = max_size.saturating_sub(AROUND) / 78 * 57;
+    let packed = |document: &Document| {
+        let json = octets(document);
+        let compressed = gzip(&json);
+        (json, compressed)
+    };
+    let (mut json, mut compressed) = packed(document);
+    if compressed.len() <= limit && json.len() <= MAX_JSON {
+        return (json, compressed, 0);
+    }
+    let whole = document.policies.clone();
+    let all: usize = whole.iter().map(|p| p.failure_details.len()).sum();
+    let mut kept = all;
+    // Each turn keeps at least a tenth less. With none kept there is one detail a policy and result type, and no smaller form.
+    while (compressed.len() > limit || json.len() > MAX_JSON) && kept > 0 {
+        let share = (limit * 100 / compressed.len()).min(MAX_JSON * 100 / json.len()).min(90);
+        kept = kept * share / 100;
+        document.policies = with_most_frequent(&whole, kept);
+        (json, compressed) = packed(document);
+    }
+    (json, compressed, all - kept)
+}
+
+/// The policies with so many details, those of the highest counts (of equal counts the first), the others put together.
+fn with_most_frequent(whole: &[PolicyResult], kept: usize) -> Vec<PolicyResult> {
+    let all = whole.iter().flat_map(|p| p.failure_details.iter().map(|d| d.failed_session_count));
+    let mut counts: Vec<(Reverse<u64>, usize)> = all.zip(0..).map(|(count, nth)| (Reverse(count), nth)).collect();
+    counts.sort_unstable();
+    let rare: HashSet<usize> = counts.into_iter().skip(kept).map(|(_, nth)| nth).collect();
+    let mut nth = 0..;
+    let mut fewer = |policy: &PolicyResult| {
+        let mut rest: BTreeMap<ResultType, (usize, u64)> = BTreeMap::new();
+        let mut failure_details = policy.failure_details.clone();
+        failure_details.retain(|detail| {
+            let rare = nth.next().is_some_and(|nth| rare.contains(&nth));
+            if rare {
+                let (kinds, sessions) = rest.entry(detail.failure.result_type).or_default();
+                *kinds += 1;
+                *sessions = sessions.saturating_add(detail.failed_session_count);
+            }
+            !rare
+        });
+        failure_details.extend(rest.into_iter().map(|(result_type, (kinds, sessions))| {
+            let said = format!("{kinds} kinds of failure in one, for the size of the report");
+            Detail { failure: Failure::new(result_type, Some(&said)), failed_session_count: sessions }
+        }));
+        PolicyResult { policy: policy.policy.clone(), summary: policy.summary, failure_details }
+    };
+    whole.iter().map(&mut fewer).collect()
+}
+
 fn octets(document: &Document) -> Vec<u8> {
     // serde_json fails on maps whose keys are no strings and on types that refuse; the document has neither.
     serde_json::to_vec(document).expect("a document of strings and numbers")
@@ -217,7 +282,7 @@ pub fn gzip(octets: &[u8]) -> Vec<u8> {
 pub(crate) mod tests {
     use super::*;
     use crate::config::ReportSection;
-    use crate::tlsrpt::{PolicyType, ResultType};
+    use crate::tlsrpt::PolicyType;
     use flate2::read::GzDecoder;
     use mail_auth::report::tlsrpt::{PolicyType as TheirType, TlsReport};
     use std::io::Read;
@@ -278,7 +343,7 @@ pub(crate) mod tests {
 
     fn report(rows: &[Row]) -> Report {
         let id = ReportId::of(day(), "00112233aabbccdd", "sender.example");
-        Report::build(&identity(), day(), "example.net", &id, rows)
+        Report::build(&identity(), day(), "example.net", &id, rows, 10_000_000)
     }
 
     #[test]

@@ -17,10 +17,9 @@ use super::record::{Delivery, DeliveryState, Plan, PlanState, Which, delivery_ke
 use super::said::{self, Said};
 use super::{FIRST_PAUSE, Job, LAST_PAUSE, RETRY_FOR, Scheduler, Setup, within};
 use crate::report::build::{Report, ReportId};
-use crate::report::deliver::{Letter, Outcome, deliver};
-use crate::report::message::message;
-use crate::report::recipients::{Destination, Mailbox, NoRecipients, Recipients};
-use crate::report::{LookupError, Sending, look_up, shown};
+use crate::report::deliver::Outcome;
+use crate::report::recipients::{Destination, NoRecipients, Recipients};
+use crate::report::{LookupError, Sending, has_failures, look_up, shown};
 use crate::shutdown::stopped;
 use crate::store::{Batch, Family, StoreError};
 
@@ -30,9 +29,6 @@ const GRACE: Duration = Duration::from_secs(5);
 /// How long it is until an outcome that could not be stored is stored again, at first and at most.
 const STORE_AGAIN: Duration = Duration::from_secs(1);
 const STORE_AGAIN_AT_MOST: Duration = Duration::from_secs(60);
-
-/// What is said of an https destination.
-const NO_HTTPS: &str = "this version does not deliver by https";
 
 impl Scheduler {
     pub(super) async fn work(self: Arc<Self>, job: Job, shutdown: watch::Receiver<bool>) {
@@ -68,42 +64,43 @@ impl Scheduler {
                 return None;
             }
         };
-        let found = look_up(&self.context.resolver, &which.domain).await;
+        let settled = match ReportId::make(which.day, sending.identity.submitter()) {
+            Ok(report_id) => self.settle(which, report_id, sending).await.map_err(|e| e.to_string()),
+            Err(e) => Err(e.to_string()),
+        };
+        let (said, counted) = match settled {
+            Ok(settled) => settled,
+            Err(e) => {
+                hindered(e);
+                return None;
+            }
+        };
+        let found = match sending.audience.wants(&which.about, which.day, has_failures(&said.rows)) {
+            Ok(()) => look_up(&self.context.resolver, &sending.audience, &which.about, which.day).await,
+            Err(unwanted) => Err(unwanted.into()),
+        };
         let now = self.context.clock.seconds();
         let mut plan = Plan { attempts: before.attempts + 1, first: before.first.or(Some(now)), ..before.clone() };
         let mut batch = Batch::default();
         let mut at_once = None;
         match found {
+            Ok(_) if said.rows.is_empty() => {
+                (plan.state, plan.last) = (PlanState::Nothing, Some("nothing was counted".to_owned()));
+            }
             Ok(found) => {
                 self.say_skipped(which, &found);
-                let settled = match ReportId::make(which.day, sending.identity.submitter()) {
-                    Ok(report_id) => self.settle(which, report_id, sending).await.map_err(|e| e.to_string()),
-                    Err(e) => Err(e.to_string()),
-                };
-                let deliveries = match settled {
-                    Ok(Some((said, counted))) => {
-                        plan.counted = counted;
-                        batch.set.push((Family::Said, which.key(), Some(said.pack())));
-                        self.deliveries(which, &said.report_id, &found, sending, now, setup.spread)
-                            .map_err(|e| e.to_string())
-                    }
-                    Ok(None) => {
-                        plan.last = Some("nothing was counted".to_owned());
-                        Ok(Vec::new())
-                    }
-                    Err(e) => Err(e),
-                };
-                let deliveries = match deliveries {
+                let deliveries = match self.deliveries(which, &said.report_id, &found, sending, now, setup.spread) {
                     Ok(deliveries) => deliveries,
                     Err(e) => {
-                        hindered(e);
+                        hindered(e.to_string());
                         return None;
                     }
                 };
-                plan.state = if deliveries.is_empty() { PlanState::Nothing } else { PlanState::Planned };
+                batch.set.push((Family::Said, which.key(), Some(said.pack())));
+                (plan.state, plan.last, plan.counted) = (PlanState::Planned, None, counted);
                 for (to, delivery) in deliveries {
                     delivery.put(&mut batch, which, &to, None);
-                    if delivery.state == DeliveryState::Planned && delivery.next <= now && at_once.is_none() {
+                    if delivery.next <= now && at_once.is_none() {
                         at_once = Some(to);
                     }
                 }
@@ -112,6 +109,10 @@ impl Scheduler {
                 match why {
                     NoRecipients::NoRecord => tracing::debug!("report {which}: none: {why}"),
                     _ => tracing::info!("report {which}: none: {why}; the domain gets no report"),
+                }
+                if let NoRecipients::Unwanted(_) = why {
+                    // What fails later makes a report: its supplement, which is the whole of it then.
+                    plan.counted = counted;
                 }
                 (plan.state, plan.last) = (PlanState::Nothing, Some(why.to_string()));
             }
@@ -143,17 +144,12 @@ impl Scheduler {
     }
 
     /// What the report says: all counts of the day and domain, or, for a supplement, what the first one does not say.
-    /// With it the sum of all counts that have their place then. Nothing where there are none.
-    async fn settle(
-        &self,
-        which: &Which,
-        report_id: ReportId,
-        sending: &Sending,
-    ) -> Result<Option<(Said, u64)>, StoreError> {
+    /// With it the sum of all counts that have their place then.
+    async fn settle(&self, which: &Which, report_id: ReportId, sending: &Sending) -> Result<(Said, u64), StoreError> {
         let (of, organization) = (which.clone(), sending.identity.organization.clone());
         let contact = sending.identity.contact.to_string();
         self.blocking(move |store| {
-            let mut rows = store.rows(of.day, &of.domain)?;
+            let mut rows = store.rows(of.day, &of.name())?;
             let counted = said::sum(&rows);
             if of.supplement {
                 let first = store.read(Family::Said, &Which { supplement: false, ..of }.key())?;
@@ -161,8 +157,7 @@ impl Scheduler {
                 let first = first.map_err(|e| StoreError::Corrupt(format!("what was said cannot be read: {e}")))?;
                 rows = said::since(rows, first.as_ref().map_or(&[], |first| &first.rows));
             }
-            let said = (!rows.is_empty()).then_some(Said { report_id, organization, contact, rows });
-            Ok(said.map(|said| (said, counted)))
+            Ok((Said { report_id, organization, contact, rows }, counted))
         })
         .await
     }
@@ -180,7 +175,7 @@ impl Scheduler {
         let left = (which.day.end() + spread - now).max(0);
         let mut deliveries = Vec::new();
         for (i, destination) in found.destinations.iter().enumerate() {
-            let mut delivery = Delivery {
+            let delivery = Delivery {
                 state: DeliveryState::Planned,
                 next: if i == 0 { now } else { now + within(left) },
                 first: None,
@@ -190,9 +185,6 @@ impl Scheduler {
                 message_id: self.message_id(which.day, sending)?,
                 last: None,
             };
-            if let Destination::Https(_) = destination {
-                (delivery.state, delivery.last) = (DeliveryState::Refused, Some(NO_HTTPS.to_owned()));
-            }
             deliveries.push((destination.clone(), delivery));
         }
         Ok(deliveries)
@@ -205,16 +197,11 @@ impl Scheduler {
         if found.more_skipped > 0 {
             tracing::info!("report {which}: {} more URIs left out: too many", found.more_skipped);
         }
-        for destination in &found.destinations {
-            if let Destination::Https(_) = destination {
-                self.error(format!("report {which} to {destination}: refused: {NO_HTTPS}; it gets no report"));
-            }
-        }
     }
 
     /// One try: builds the report, stores the intent, hands it over, stores the outcome.
     async fn send(&self, which: &Which, to: &Destination, setup: &Arc<Setup>, shutdown: watch::Receiver<bool>) {
-        let (Some(sending), Destination::Mail(mailbox)) = (&setup.sending, to) else { return };
+        let Some(sending) = &setup.sending else { return };
         let hindered = |e: String| {
             self.rest();
             self.error(format!("report {which} to {to}: not sent: {e}; it is tried again"));
@@ -228,7 +215,7 @@ impl Scheduler {
         if before.state != DeliveryState::Planned {
             return;
         }
-        let octets = match self.compose(which, mailbox, &before, Arc::clone(setup)).await {
+        let octets = match self.compose(which, to, &before, Arc::clone(setup)).await {
             Ok(octets) => octets,
             Err(Hindrance::Store(e)) => return hindered(e.to_string()),
             Err(Hindrance::Report(why)) => {
@@ -248,17 +235,17 @@ impl Scheduler {
         if let Err(e) = self.store_delivery(which, to, &before, &delivery).await {
             return hindered(e);
         }
-        let letter = Letter { from: &sending.identity.envelope, to: mailbox, message: &octets };
-        let outcome = deliver(&sending.deliver, letter, self.limits, patience(shutdown.clone())).await;
+        let cut = patience(shutdown.clone());
+        let outcome = sending.deliver(&self.context.https, to, &octets, self.limits, cut).await;
         drop(turn);
         self.note(which, to, delivery.clone(), delivery, outcome, shutdown).await;
     }
 
-    /// The octets of one message. Reads the store, compresses and signs, so not on the tasks' threads.
+    /// The octets of one report on its way. Reads the store, compresses and signs, so not on the tasks' threads.
     async fn compose(
         &self,
         which: &Which,
-        to: &Mailbox,
+        to: &Destination,
         delivery: &Delivery,
         setup: Arc<Setup>,
     ) -> Result<Vec<u8>, Hindrance> {
@@ -271,9 +258,13 @@ impl Scheduler {
             let packed = packed.ok_or_else(|| gone("is not kept"))?;
             let said = Said::unpack(&packed).map_err(|e| gone(&format!("cannot be read: {e}")))?;
             let identity = said.identity(&sending.identity);
-            let report = Report::build(&identity, which.day, &which.domain, &said.report_id, &said.rows);
-            message(&identity, &report, &to, &message_id, now, &sending.signer)
-                .map_err(|e| Hindrance::Report(e.to_string()))
+            let report =
+                Report::build(&identity, which.day, which.about.name(), &said.report_id, &said.rows, sending.max_size);
+            if report.left_out > 0 {
+                tracing::warn!("report {which}: too large: {} kinds of failure left out; sent so", report.left_out);
+            }
+            let octets = sending.octets(&identity, &report, &to, &message_id, now);
+            octets.map_err(|e| Hindrance::Report(e.to_string()))
         })
         .await
     }
