@@ -26,7 +26,7 @@ use tlswarden::tlsrpt::{Counted, Day, Policy, Tally};
 use tokio::task::spawn_blocking;
 
 const KILLS: u64 = 100;
-const DOMAINS: u64 = 6000;
+const DOMAINS: u64 = 4000;
 /// How many of the kills must have come while reports went out, in percent.
 const HITS: u64 = 80;
 
