@@ -128,6 +128,8 @@ pub struct Scheduler {
     /// Held by who plans reports about MX hosts.
     planning_hosts: tokio::sync::Mutex<()>,
     at_the_mta: Semaphore,
+    /// One for each core: more threads than that would sign no faster, and each keeps memory of its own.
+    threads: Semaphore,
     limits: Limits,
 }
 
@@ -194,6 +196,7 @@ impl Scheduler {
             planned: Notify::new(),
             planning_hosts: tokio::sync::Mutex::new(()),
             at_the_mta: Semaphore::new(HANDED_OVER),
+            threads: Semaphore::new(std::thread::available_parallelism().map_or(1, usize::from)),
             limits: Limits::default(),
         }))
     }
@@ -265,6 +268,8 @@ impl Scheduler {
     /// Runs a call that blocks where that holds up nobody.
     async fn blocking<T: Send + 'static>(&self, call: impl FnOnce(&dyn Store) -> T + Send + 'static) -> T {
         let store = Arc::clone(&self.context.store);
+        // Never closed, so always given.
+        let _turn = self.threads.acquire().await;
         match tokio::task::spawn_blocking(move || call(&*store)).await {
             Ok(value) => value,
             // The call does not get cancelled; a panic in it goes on here, as if it had been called here.

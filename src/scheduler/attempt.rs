@@ -69,14 +69,14 @@ impl Scheduler {
                 return None;
             }
         };
-        if let Err(e) = self.plan_hosts(which, setup.spread).await {
-            hindered(e);
-            return None;
-        }
-        let (found, told) = match self.where_to(which, sending).await {
-            Ok(found) => found,
+        let sought = match ReportId::make(which.day, sending.identity.submitter()) {
+            Ok(report_id) => self.seek(which, report_id, sending, setup.spread).await,
+            Err(e) => Err(e.to_string()),
+        };
+        let Sought { found, said, counted, open } = match sought {
+            Ok(sought) => sought,
             Err(e) => {
-                hindered(e.to_string());
+                hindered(e);
                 return None;
             }
         };
@@ -85,42 +85,24 @@ impl Scheduler {
         let mut batch = Batch::default();
         let mut at_once = None;
         match found {
-            Ok(_) if told.as_ref().is_some_and(|told| told.open) => {
-                plan = Plan { next: now + WAIT_FOR_DOMAINS, ..before.clone() };
+            Ok(_) if open => plan = Plan { next: now + WAIT_FOR_DOMAINS, ..before.clone() },
+            Ok(_) if said.rows.is_empty() => {
+                (plan.state, plan.last) = (PlanState::Nothing, Some("nothing was counted".to_owned()));
             }
             Ok(found) => {
                 self.say_skipped(which, &found);
-                let settled = match ReportId::make(which.day, sending.identity.submitter()) {
-                    Ok(report_id) => self
-                        .settle(which, report_id, sending, told.map(|told| told.rows))
-                        .await
-                        .map_err(|e| e.to_string()),
-                    Err(e) => Err(e.to_string()),
-                };
-                let deliveries = match settled {
-                    Ok(Some((said, counted))) => {
-                        plan.counted = counted;
-                        batch.set.push((Family::Said, which.key(), Some(said.pack())));
-                        self.deliveries(which, &said.report_id, &found, sending, now, setup.spread)
-                            .map_err(|e| e.to_string())
-                    }
-                    Ok(None) => {
-                        plan.last = Some("nothing was counted".to_owned());
-                        Ok(Vec::new())
-                    }
-                    Err(e) => Err(e),
-                };
-                let deliveries = match deliveries {
+                let deliveries = match self.deliveries(which, &said.report_id, &found, sending, now, setup.spread) {
                     Ok(deliveries) => deliveries,
                     Err(e) => {
-                        hindered(e);
+                        hindered(e.to_string());
                         return None;
                     }
                 };
-                plan.state = if deliveries.is_empty() { PlanState::Nothing } else { PlanState::Planned };
+                batch.set.push((Family::Said, which.key(), Some(said.pack())));
+                (plan.state, plan.last, plan.counted) = (PlanState::Planned, None, counted);
                 for (to, delivery) in deliveries {
                     delivery.put(&mut batch, which, &to, None);
-                    if delivery.state == DeliveryState::Planned && delivery.next <= now && at_once.is_none() {
+                    if delivery.next <= now && at_once.is_none() {
                         at_once = Some(to);
                     }
                 }
@@ -129,6 +111,10 @@ impl Scheduler {
                 match why {
                     NoRecipients::NoRecord => tracing::debug!("report {which}: none: {why}"),
                     _ => tracing::info!("report {which}: none: {why}; the domain gets no report"),
+                }
+                if let NoRecipients::Unwanted(_) = why {
+                    // What fails later makes a report: its supplement, which is the whole of it then.
+                    plan.counted = counted;
                 }
                 (plan.state, plan.last) = (PlanState::Nothing, Some(why.to_string()));
             }
@@ -159,50 +145,44 @@ impl Scheduler {
         }
     }
 
-    /// Where the report goes; about a host also what it says.
-    async fn where_to(
-        &self,
-        which: &Which,
-        sending: &Sending,
-    ) -> Result<(Result<Recipients, LookupError>, Option<Told>), StoreError> {
-        let (about, audience) = (which.about(), &sending.audience);
-        let failures = match &about {
-            _ if !audience.only_failures() => true,
-            About::Domain(_) => {
-                let of = which.clone();
-                self.blocking(move |store| store.rows(of.day, &of.domain)).await.map(|rows| has_failures(&rows))?
+    /// Where the report goes and what it says.
+    async fn seek(&self, which: &Which, report_id: ReportId, sending: &Sending, spread: i64) -> Result<Sought, String> {
+        let (about, audience, day) = (&which.about, &sending.audience, which.day);
+        let ask = || look_up(&self.context.resolver, audience, about, day);
+        let About::Host(host) = about else {
+            let (said, counted) = self.settle(which, report_id, sending).await.map_err(|e| e.to_string())?;
+            if !which.supplement {
+                self.plan_hosts(day, &said.rows, spread).await?;
             }
-            About::Host(host) => has_failures(&self.told_of(which.day, host).await?.rows),
+            let found = match audience.wants(about, day, has_failures(&said.rows)) {
+                Ok(()) => ask().await,
+                Err(unwanted) => Err(unwanted.into()),
+            };
+            return Ok(Sought { found, said, counted, open: false });
         };
-        if let Err(unwanted) = audience.wants(&about, which.day, failures) {
-            return Ok((Err(unwanted.into()), None));
-        }
-        let found = look_up(&self.context.resolver, audience, &about, which.day).await;
-        match (&about, found) {
-            // Only now: few hosts have a record, and it takes a look at all rows of the day.
-            (About::Host(host), Ok(found)) => {
-                let told = self.told_of(which.day, host).await?;
-                let found = if told.open { Ok(found) } else { told.narrow(found).map_err(LookupError::None) };
-                Ok((found, Some(told)))
-            }
-            (_, found) => Ok((found, None)),
-        }
+        let mut said = said_of(report_id, sending, Vec::new());
+        // First the record: few hosts have one, and what is said of a host takes a look at all rows of the day.
+        let found = match audience.wants(about, day, true) {
+            Ok(()) => ask().await,
+            Err(unwanted) => Err(unwanted.into()),
+        };
+        let Ok(found) = found else { return Ok(Sought { found, said, counted: 0, open: false }) };
+        let Told { rows, to, open } = self.told_of(day, host).await.map_err(|e| e.to_string())?;
+        let found = match audience.wants(about, day, has_failures(&rows)) {
+            Ok(()) if open => Ok(found),
+            Ok(()) => found.without(&to).map_err(LookupError::None),
+            Err(unwanted) => Err(unwanted.into()),
+        };
+        said.rows = rows;
+        Ok(Sought { found, counted: said::sum(&said.rows), said, open })
     }
 
-    /// What the report says: all counts of the day and domain, those of a host, or, for a supplement, what the first one does
-    /// not say.
-    /// With it the sum of all counts that have their place then. Nothing where there are none.
-    async fn settle(
-        &self,
-        which: &Which,
-        report_id: ReportId,
-        sending: &Sending,
-        of_host: Option<Vec<Row>>,
-    ) -> Result<Option<(Said, u64)>, StoreError> {
-        let (of, organization) = (which.clone(), sending.identity.organization.clone());
-        let contact = sending.identity.contact.to_string();
+    /// What the report says: all counts of the day and domain, or, for a supplement, what the first one does not say.
+    /// With it the sum of all counts that have their place then.
+    async fn settle(&self, which: &Which, report_id: ReportId, sending: &Sending) -> Result<(Said, u64), StoreError> {
+        let (of, mut said) = (which.clone(), said_of(report_id, sending, Vec::new()));
         self.blocking(move |store| {
-            let mut rows = of_host.map_or_else(|| store.rows(of.day, &of.domain), Ok)?;
+            let mut rows = store.rows(of.day, &of.name())?;
             let counted = said::sum(&rows);
             if of.supplement {
                 let first = store.read(Family::Said, &Which { supplement: false, ..of }.key())?;
@@ -210,8 +190,8 @@ impl Scheduler {
                 let first = first.map_err(|e| StoreError::Corrupt(format!("what was said cannot be read: {e}")))?;
                 rows = said::since(rows, first.as_ref().map_or(&[], |first| &first.rows));
             }
-            let said = (!rows.is_empty()).then_some(Said { report_id, organization, contact, rows });
-            Ok(said.map(|said| (said, counted)))
+            said.rows = rows;
+            Ok((said, counted))
         })
         .await
     }
@@ -295,7 +275,7 @@ impl Scheduler {
         self.note(which, to, delivery.clone(), delivery, outcome, shutdown).await;
     }
 
-    /// The octets of one message. Reads the store, compresses and signs, so not on the tasks' threads.
+    /// The octets of one report on its way. Reads the store, compresses and signs, so not on the tasks' threads.
     async fn compose(
         &self,
         which: &Which,
@@ -312,13 +292,16 @@ impl Scheduler {
             let packed = packed.ok_or_else(|| gone("is not kept"))?;
             let said = Said::unpack(&packed).map_err(|e| gone(&format!("cannot be read: {e}")))?;
             let identity = said.identity(&sending.identity);
-            let (id, rows) = (&said.report_id, &said.rows);
-            let report = Report::build(&identity, which.day, which.about().name(), id, rows, sending.max_size);
+            let report =
+                Report::build(&identity, which.day, which.about.name(), &said.report_id, &said.rows, sending.max_size);
             if report.left_out > 0 {
-                let merged = report.left_out;
-                tracing::warn!("report {which}: too large: {merged} kinds of failure are told as one each result type");
+                tracing::warn!(
+                    "report {which}: too large: {} kinds of failure are told as one each result type",
+                    report.left_out
+                );
             }
-            sending.octets(&identity, &report, &to, &message_id, now).map_err(|e| Hindrance::Report(e.to_string()))
+            let octets = sending.octets(&identity, &report, &to, &message_id, now);
+            octets.map_err(|e| Hindrance::Report(e.to_string()))
         })
         .await
     }
@@ -386,6 +369,21 @@ impl Scheduler {
         delivery.put(&mut batch, which, to, Some(before));
         self.journal.write(batch).await
     }
+}
+
+/// What a look-up came to.
+struct Sought {
+    found: Result<Recipients, LookupError>,
+    said: Said,
+    /// The sum of all counts that have their place then.
+    counted: u64,
+    /// A recipient domain of the host is not looked up yet: it is too early.
+    open: bool,
+}
+
+fn said_of(report_id: ReportId, sending: &Sending, rows: Vec<Row>) -> Said {
+    let identity = &sending.identity;
+    Said { report_id, organization: identity.organization.clone(), contact: identity.contact.to_string(), rows }
 }
 
 /// Why a message was not made.

@@ -28,7 +28,7 @@ const PAGE: usize = 1000;
 pub struct Due {
     /// The UTC day.
     pub day: Day,
-    /// The recipient domain.
+    /// The recipient domain; `mx:` and its name for an MX host.
     pub domain: String,
     /// Whether it is about what was counted after the day's first report was settled.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
@@ -129,8 +129,8 @@ impl Scheduler {
         let said =
             Said::unpack(&packed).map_err(|e| format!("report {which}: cannot be read: {e}; nothing is shown"))?;
         let identity = said.identity(&sending.identity);
-        let (about, id, rows) = (which.about(), &said.report_id, &said.rows);
-        let report = Report::build(&identity, which.day, about.name(), id, rows, sending.max_size);
+        let report =
+            Report::build(&identity, which.day, which.about.name(), &said.report_id, &said.rows, sending.max_size);
         let deliveries = deliveries.iter().map(|(to, delivery)| delivered(&which, to, delivery)).collect();
         Ok(Kept { file_name: report.file_name, json: String::from_utf8_lossy(&report.json).into_owned(), deliveries })
     }
@@ -224,7 +224,7 @@ fn line(key: &[u8], value: &[u8]) -> Option<Due> {
             };
             Some(Due {
                 day: which.day,
-                domain: which.domain,
+                domain: which.name(),
                 supplement: which.supplement,
                 destination: None,
                 report_id: None,
@@ -241,7 +241,7 @@ fn line(key: &[u8], value: &[u8]) -> Option<Due> {
 fn delivered(which: &Which, to: &Destination, delivery: &Delivery) -> Due {
     Due {
         day: which.day,
-        domain: which.domain.clone(),
+        domain: which.name(),
         supplement: which.supplement,
         destination: Some(to.clone()),
         report_id: Some(delivery.report_id.to_string()),

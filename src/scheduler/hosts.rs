@@ -12,7 +12,7 @@ use std::collections::BTreeSet;
 use super::plan;
 use super::record::{Named, Plan, PlanState, Which, delivery_key};
 use super::{Scheduler, within};
-use crate::report::recipients::{About, Destination, NoRecipients, Recipients};
+use crate::report::recipients::{About, Destination};
 use crate::report::rows_of_host;
 use crate::store::{Batch, Family, Store, StoreError};
 use crate::tlsrpt::{Day, PolicyType, Row};
@@ -30,33 +30,22 @@ pub(super) struct Told {
     pub open: bool,
 }
 
-impl Told {
-    /// Leaves out where all of it goes already.
-    pub fn narrow(&self, found: Recipients) -> Result<Recipients, NoRecipients> {
-        let told: Vec<&[Destination]> = self.to.iter().map(Vec::as_slice).collect();
-        found.without(&told)
-    }
-}
-
 impl Scheduler {
-    /// Plans the reports about the hosts of a recipient domain that have no plan yet.
-    pub(super) async fn plan_hosts(&self, which: &Which, spread: i64) -> Result<(), String> {
-        if which.supplement || matches!(which.about(), About::Host(_)) {
-            return Ok(());
-        }
-        let of = which.clone();
-        let unplanned = self.blocking(move |store| unplanned(store, &of)).await.map_err(|e| e.to_string())?;
-        if unplanned.is_empty() {
+    /// Plans the reports about the hosts that a recipient domain's rows name and that have no plan yet.
+    pub(super) async fn plan_hosts(&self, day: Day, rows: &[Row], spread: i64) -> Result<(), String> {
+        let own = rows.iter().filter(|row| row.policy.policy_type == PolicyType::Tlsa);
+        let hosts: BTreeSet<String> = own.map(|row| row.policy.policy_domain.clone()).collect();
+        let hosts: Vec<Which> = hosts.into_iter().map(|host| Which::first(day, About::Host(host))).collect();
+        let hosts = self.blocking(move |store| unplanned(store, hosts)).await.map_err(|e| e.to_string())?;
+        if hosts.is_empty() {
             return Ok(());
         }
         // One at a time: what another look-up has planned meanwhile may be sent already, and must not begin anew.
         let _turn = self.planning_hosts.lock().await;
-        let of = which.clone();
-        let unplanned = self.blocking(move |store| self::unplanned(store, &of)).await.map_err(|e| e.to_string())?;
+        let hosts = self.blocking(move |store| unplanned(store, hosts)).await.map_err(|e| e.to_string())?;
         let mut batch = Batch::default();
-        for host in unplanned {
-            let moment = which.day.end() + spread + within(spread);
-            Plan::at(moment).put(&mut batch, &host, None);
+        for host in hosts {
+            Plan::at(day.end() + spread + within(spread)).put(&mut batch, &host, None);
         }
         if batch.set.is_empty() { Ok(()) } else { self.journal.write(batch).await }
     }
@@ -68,19 +57,14 @@ impl Scheduler {
     }
 }
 
-/// The hosts of a recipient domain without a plan.
-fn unplanned(store: &dyn Store, which: &Which) -> Result<Vec<Which>, StoreError> {
-    let rows = store.rows(which.day, &which.domain)?;
-    let own = rows.iter().filter(|row| row.policy.policy_type == PolicyType::Tlsa);
-    let hosts: BTreeSet<&str> = own.map(|row| row.policy.policy_domain.as_str()).collect();
-    let mut unplanned = Vec::new();
+fn unplanned(store: &dyn Store, hosts: Vec<Which>) -> Result<Vec<Which>, StoreError> {
+    let mut without = Vec::new();
     for host in hosts {
-        let host = Which::first(which.day, About::Host(host.to_owned()).to_string());
         if plan::read(store, &host)?.is_none() {
-            unplanned.push(host);
+            without.push(host);
         }
     }
-    Ok(unplanned)
+    Ok(without)
 }
 
 fn told(store: &dyn Store, day: Day, host: &str) -> Result<Told, StoreError> {
@@ -96,7 +80,8 @@ fn told(store: &dyn Store, day: Day, host: &str) -> Result<Told, StoreError> {
                 continue;
             }
             told.rows.extend(rows);
-            let which = Which::first(day, domain);
+            let Ok(about) = domain.parse() else { continue };
+            let which = Which::first(day, about);
             // A domain whose look-up fails for the time being is not waited for.
             told.open |= plan::read(store, &which)?.is_none_or(|p| p.state == PlanState::Waiting && p.attempts == 0);
             told.to.push(destinations(store, &which)?);

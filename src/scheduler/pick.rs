@@ -36,7 +36,7 @@ impl Scheduler {
         for day in (Day::of(now.saturating_sub(setup.retention)).0..=Day::of(now).0).map(Day) {
             wanted.push((day, self.reached(day, now, &setup)));
         }
-        let jobs = match self.blocking(move |store| pick(store, &wanted, &busy, room)).await {
+        let mut jobs = match self.blocking(move |store| pick(store, &wanted, &busy, room)).await {
             Ok(jobs) => jobs,
             Err(e) => {
                 self.rest();
@@ -44,9 +44,10 @@ impl Scheduler {
                 return Vec::new();
             }
         };
+        // What became busy while the store was read is not picked once more; what has ended meanwhile finds its record
+        // done.
+        jobs.retain(|job| self.board.lock().busy.insert(job.clone()));
         self.say_forced(&jobs, now);
-        let mut board = self.board.lock();
-        board.busy.extend(jobs.iter().cloned());
         jobs
     }
 

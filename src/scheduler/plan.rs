@@ -91,9 +91,11 @@ impl Scheduler {
                 let last = sums.last().map(|(domain, _)| domain.clone());
                 let mut dropped = 0_u64;
                 for (domain, sum) in sums {
-                    if store.read(Family::Delivery, &Which::first(day, domain).key())?.is_none() {
-                        dropped = dropped.saturating_add(sum);
-                    }
+                    let planned = match domain.parse() {
+                        Ok(about) => store.read(Family::Delivery, &Which::first(day, about).key())?.is_some(),
+                        Err(_) => false,
+                    };
+                    dropped = dropped.saturating_add(if planned { 0 } else { sum });
                 }
                 Ok((last, dropped))
             };
@@ -155,13 +157,15 @@ fn plan_page(store: &dyn Store, day: Day, after: Option<&str>, now: i64, spread:
     let mut page = Page::default();
     for (domain, sum) in store.sums(day, after, PAGE)? {
         page.last = Some(domain.clone());
-        let which = Which::first(day, domain);
+        // What is no domain name gets no report, and is counted when it is dropped.
+        let Ok(about) = domain.parse() else { continue };
+        let which = Which::first(day, about);
         let Some(plan) = read(store, &which)? else {
             Plan::at(day.end() + within(spread)).put(&mut page.batch, &which, None);
             continue;
         };
-        // What was settled at the first look-up has its place; before it, all has.
-        if plan.state != PlanState::Planned || sum <= plan.counted {
+        // What was settled at the look-up has its place; before it, all has; where nobody wants a report, nothing has.
+        if plan.state == PlanState::Waiting || plan.counted == 0 || sum <= plan.counted {
             continue;
         }
         let which = which.supplement();

@@ -17,8 +17,8 @@ use crate::tlsrpt::Day;
 pub struct Which {
     /// The UTC day.
     pub day: Day,
-    /// The recipient domain, or the MX host, in the text form of [`About`].
-    pub domain: String,
+    /// The recipient domain or MX host.
+    pub about: About,
     /// Whether it is the second one.
     pub supplement: bool,
 }
@@ -125,13 +125,13 @@ pub enum Named {
 
 impl Which {
     /// The first report of a day and domain.
-    pub fn first(day: Day, domain: impl Into<String>) -> Which {
-        Which { day, domain: domain.into(), supplement: false }
+    pub fn first(day: Day, about: About) -> Which {
+        Which { day, about, supplement: false }
     }
 
-    /// Whom it is about.
-    pub fn about(&self) -> About {
-        self.domain.parse().unwrap_or_else(|_| About::Domain(self.domain.clone()))
+    /// Under what its counts stand in the store.
+    pub fn name(&self) -> String {
+        self.about.to_string()
     }
 
     /// What was counted after the first one was settled.
@@ -146,14 +146,14 @@ impl Which {
 
     fn text(&self) -> String {
         // No domain has a tilde, and it sorts behind the slash.
-        format!("{}/{}{}", self.day, self.domain, if self.supplement { "~" } else { "" })
+        format!("{}/{}{}", self.day, self.about, if self.supplement { "~" } else { "" })
     }
 }
 
 impl std::fmt::Display for Which {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let supplement = if self.supplement { " (supplement)" } else { "" };
-        write!(f, "{} {}{supplement}", self.day, self.domain)
+        write!(f, "{} {}{supplement}", self.day, self.about)
     }
 }
 
@@ -224,9 +224,9 @@ impl Named {
     /// What a key of [`Family::Delivery`] is of.
     pub fn read(key: &[u8]) -> Option<Named> {
         let mut parts = std::str::from_utf8(key).ok()?.splitn(3, '/');
-        let (day, domain) = (parts.next()?.parse().ok()?, parts.next()?);
-        let supplement = domain.ends_with('~');
-        let which = Which { day, domain: domain.trim_end_matches('~').to_owned(), supplement };
+        let (day, about) = (parts.next()?.parse().ok()?, parts.next()?);
+        let supplement = about.ends_with('~');
+        let which = Which { day, about: about.trim_end_matches('~').parse().ok()?, supplement };
         Some(match parts.next() {
             None => Named::Plan(which),
             Some(uri) => Named::Delivery(which, Destination::try_from(uri.to_owned()).ok()?),
@@ -294,8 +294,9 @@ mod tests {
     #[test]
     fn keys_read_back() {
         let to = Destination::try_from("https://r.example/a/b?c=d".to_owned()).unwrap();
-        let first = Which::first(day(), "a.example");
-        for which in [first.clone(), first.supplement()] {
+        let first = Which::first(day(), About::Domain("a.example".into()));
+        let host = Which::first(day(), About::Host("mx.a.example".into()));
+        for which in [first.clone(), first.supplement(), host.supplement(), host] {
             assert_eq!(Named::read(&which.key()), Some(Named::Plan(which.clone())));
             let named = Named::Delivery(which.clone(), to.clone());
             assert_eq!(Named::read(&delivery_key(&which, &to)), Some(named.clone()));
@@ -318,7 +319,10 @@ mod tests {
 
     #[test]
     fn what_is_done_has_no_place_and_what_moves_has_one() {
-        let (which, to) = (Which::first(day(), "a.example"), Destination::try_from("mailto:a@b.example".to_owned()));
+        let (which, to) = (
+            Which::first(day(), About::Domain("a.example".into())),
+            Destination::try_from("mailto:a@b.example".to_owned()),
+        );
         let to = to.unwrap();
         let due = |batch: &Batch| -> Vec<bool> {
             batch.set.iter().filter(|(family, ..)| *family == Family::Due).map(|(.., v)| v.is_some()).collect()

@@ -4,7 +4,7 @@
 //! certificates of [`ca`], [`smtp`] takes its mail in; [`dkim`] makes keys and verifies what was signed with them.
 //! [`world`] puts these together from a description of mail domains and writes the daemon's configuration;
 //! [`daemon`] runs the real one, [`postfix`] and [`exim`] the real MTAs beside it, on a [`host`] or in a [`namespace`] of
-//! their own; [`socketmap`] asks the daemon as Postfix does,
+//! their own, whose log [`timeshift`] carries over into other days; [`socketmap`] asks the daemon as Postfix does,
 //! [`report`] reads what it sends, and programs of others do ([`second`]); [`play`] is `lab try`.
 
 pub mod ca;
@@ -21,4 +21,5 @@ pub mod report;
 pub mod second;
 pub mod smtp;
 pub mod socketmap;
+pub mod timeshift;
 pub mod world;
