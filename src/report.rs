@@ -112,14 +112,15 @@ impl Sending {
             return Ok(None);
         }
         let identity = Identity::read(section)?;
-        let signer = Signer::load(section.dkim.keys(), &identity.from.domain)
+        let mut signer = Signer::load(section.dkim.keys(), &identity.from.domain)
             .map_err(|keys| keys.iter().map(ToString::to_string).collect::<Vec<_>>())?;
+        signer.warnings.extend(deliver::readable_by_others(section));
         let way = Way::load(section)?;
         Ok(Some(Sending { identity, signer, audience, way, max_size: section.max_size }))
     }
 
-    /// The octets that go to a destination: a signed message, or the gzip alone for a POST. `identity`: who the report says reports. `message_id` has no angle
-    /// brackets, `now` is in seconds since 1970-01-01T00:00:00Z. Compresses nothing and signs, so not for a task's thread.
+    /// The octets that go to a destination: a signed message, or the gzip alone for a POST. `identity` is who reported,
+    /// `message_id` has no angle brackets, `now` is in seconds since 1970-01-01T00:00:00Z. It signs: not for a task's thread.
     pub fn octets(
         &self,
         identity: &Identity,

@@ -12,6 +12,7 @@
 
 mod attempt;
 mod due;
+mod hosts;
 mod journal;
 mod pick;
 mod plan;
@@ -124,6 +125,8 @@ pub struct Scheduler {
     journal: Journal,
     /// Something new was planned.
     planned: Notify,
+    /// Held by who plans reports about MX hosts.
+    planning_hosts: tokio::sync::Mutex<()>,
     at_the_mta: Semaphore,
     /// One for each core: more threads than that would sign no faster, and each keeps memory of its own.
     threads: Semaphore,
@@ -191,6 +194,7 @@ impl Scheduler {
             board: Mutex::new(Board { not_before, ..Board::default() }),
             journal,
             planned: Notify::new(),
+            planning_hosts: tokio::sync::Mutex::new(()),
             at_the_mta: Semaphore::new(HANDED_OVER),
             threads: Semaphore::new(std::thread::available_parallelism().map_or(1, usize::from)),
             limits: Limits::default(),

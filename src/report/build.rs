@@ -285,6 +285,7 @@ pub(crate) mod tests {
     use crate::tlsrpt::PolicyType;
     use flate2::read::GzDecoder;
     use mail_auth::report::tlsrpt::{PolicyType as TheirType, TlsReport};
+    use proptest::prelude::*;
     use std::io::Read;
 
     pub(crate) fn identity() -> Identity {
@@ -435,5 +436,100 @@ pub(crate) mod tests {
         assert_eq!(theirs.policies[1].summary.total_success, 6);
         assert_eq!(theirs.policies[1].failure_details[1].failed_session_count, 6);
         assert_eq!(theirs.policies[0].failure_details, []);
+    }
+
+    /// Failures that nothing compresses, each with another count.
+    fn many(kinds: u32) -> Vec<Row> {
+        let mut rows = rows(day());
+        rows[0].details = (0..kinds)
+            .map(|n| {
+                let noise = ring::digest::digest(&ring::digest::SHA256, &n.to_be_bytes());
+                let kind = if n % 2 == 0 { ResultType::CertificateExpired } else { ResultType::CertificateNotTrusted };
+                (Failure::new(kind, Some(&own::hex(noise.as_ref()))), u64::from(n) + 1)
+            })
+            .collect();
+        rows
+    }
+
+    fn by_type(document: &Document) -> BTreeMap<ResultType, u64> {
+        let mut sums = BTreeMap::new();
+        for detail in document.policies.iter().flat_map(|p| &p.failure_details) {
+            *sums.entry(detail.failure.result_type).or_default() += detail.failed_session_count;
+        }
+        sums
+    }
+
+    #[test]
+    fn a_report_that_is_too_large_tells_the_rarest_failures_as_one() {
+        let rows = many(40_000);
+        let id = ReportId::of(day(), "00112233aabbccdd", "sender.example");
+        let whole = Report::build(&identity(), day(), "example.net", &id, &rows, 10_000_000);
+        assert_eq!(whole.left_out, 0);
+        let cut = Report::build(&identity(), day(), "example.net", &id, &rows, 1_000_000);
+        assert!(cut.gzip.len() / 57 * 78 + AROUND <= 1_000_000, "{}", cut.gzip.len());
+        assert!((10_000..40_000).contains(&cut.left_out), "{}", cut.left_out);
+        assert_eq!(cut.total(), whole.total());
+        assert_eq!(by_type(&cut.document), by_type(&whole.document));
+        let details = &cut.document.policies.iter().find(|p| p.failure_details.len() > 2).unwrap().failure_details;
+        let merged: Vec<&Detail> = details
+            .iter()
+            .filter(|d| d.failure.failure_reason_code.as_deref().is_some_and(|r| r.contains("kinds of failure")))
+            .collect();
+        assert_eq!(merged.len(), 2, "one a result type");
+        let rarest = details.iter().filter(|d| !merged.contains(d)).map(|d| d.failed_session_count).min().unwrap();
+        assert!(rarest > cut.left_out as u64 - 10, "the most frequent are told apart: {rarest}");
+        let again = Report::build(&identity(), day(), "example.net", &id, &rows, 1_000_000);
+        assert_eq!(again.gzip, cut.gzip);
+    }
+
+    fn failures() -> impl Strategy<Value = (Failure, u64)> {
+        let kind = prop::sample::select(vec![
+            ResultType::StarttlsNotSupported,
+            ResultType::ValidationFailure,
+            ResultType::StsPolicyFetchError,
+        ]);
+        let text = || prop::option::of("\\PC{0,20}");
+        let ip = || prop::option::of(any::<std::net::IpAddr>());
+        (kind, text(), text(), ip(), any::<u64>()).prop_map(|(kind, reason, host, receiving_ip, count)| {
+            let receiving_mx_hostname = host;
+            (Failure { receiving_mx_hostname, receiving_ip, ..Failure::new(kind, reason.as_deref()) }, count)
+        })
+    }
+
+    fn any_row() -> impl Strategy<Value = Row> {
+        let policy_type = prop::sample::select(vec![PolicyType::Sts, PolicyType::Tlsa, PolicyType::NoPolicyFound]);
+        let texts = || prop::collection::vec("\\PC{0,20}", 0..3);
+        let details = prop::collection::vec(failures(), 0..5);
+        (policy_type, texts(), texts(), "[a-z]{1,3}", any::<u64>(), any::<u64>(), details).prop_map(
+            |(policy_type, policy_string, mx_host, policy_domain, successful, failed, details)| Row {
+                day: day(),
+                domain: "example.net".into(),
+                policy: Policy { policy_type, policy_string, policy_domain, mx_host },
+                successful,
+                failed,
+                details,
+            },
+        )
+    }
+
+    proptest! {
+        #[test]
+        fn the_json_reads_back_equal_and_has_no_null(rows in prop::collection::vec(any_row(), 0..6)) {
+            let report = report(&rows);
+            prop_assert_eq!(&serde_json::from_slice::<Document>(&report.json).unwrap(), &report.document);
+            let value: serde_json::Value = serde_json::from_slice(&report.json).unwrap();
+            fn has_null(value: &serde_json::Value) -> bool {
+                match value {
+                    serde_json::Value::Null => true,
+                    serde_json::Value::Array(all) => all.iter().any(has_null),
+                    serde_json::Value::Object(all) => all.values().any(has_null),
+                    _ => false,
+                }
+            }
+            prop_assert!(!has_null(&value));
+            let sum = |of: fn(&Row) -> u64| rows.iter().fold(0_u64, |sum, row| sum.saturating_add(of(row)));
+            prop_assert_eq!(report.total().total_successful_session_count, sum(|row| row.successful));
+            prop_assert_eq!(report.total().total_failure_session_count, sum(|row| row.failed));
+        }
     }
 }

@@ -14,6 +14,7 @@ use std::fs::File;
 use std::future::Future;
 use std::io::{self, Read};
 use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::sync::Arc;
@@ -27,6 +28,8 @@ use lettre::transport::smtp::client::{AsyncSmtpConnection, Certificate, TlsParam
 use lettre::transport::smtp::commands::{Data, Mail, Quit, Rcpt};
 use lettre::transport::smtp::extension::ClientId;
 use lettre::transport::smtp::response::Response;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, ToSocketAddrs};
@@ -75,8 +78,7 @@ impl Way {
         let mut faults = Vec::new();
         let mut tls = TlsParameters::builder(host.clone());
         if let Some(path) = &section.ca_file {
-            let root = read(path).map_err(|e| e.to_string());
-            match root.and_then(|pem| Certificate::from_pem(&pem).map_err(|_| "no certificate in PEM".to_owned())) {
+            match read(path).map_err(|e| e.to_string()).and_then(|pem| root(&pem)) {
                 Ok(root) => tls = tls.add_root_certificate(root),
                 Err(why) => faults.push(format!("[report] ca_file: {}: {why}; not started", path.display())),
             }
@@ -111,6 +113,26 @@ impl fmt::Debug for Way {
             Way::Sendmail(path) => write!(f, "sendmail:{}", path.display()),
             Way::Submission(server) => write!(f, "submission to {}:{}", server.host, server.port),
         }
+    }
+}
+
+/// One line where others than the daemon's user can read the password.
+pub fn readable_by_others(section: &ReportSection) -> Option<String> {
+    let path = section.password.as_ref()?;
+    let mode = std::fs::metadata(path).ok()?.permissions().mode();
+    let shown = path.display();
+    (mode & 0o007 != 0).then(|| {
+        format!(
+            "[report] password: {shown}: others may read or write it (mode {:04o}); they can send as us",
+            mode & 0o7777
+        )
+    })
+}
+
+fn root(pem: &[u8]) -> Result<Certificate, String> {
+    match (CertificateDer::pem_slice_iter(pem).next(), Certificate::from_pem(pem)) {
+        (Some(Ok(_)), Ok(root)) => Ok(root),
+        _ => Err("no certificate in it; allowed: PEM".to_owned()),
     }
 }
 
@@ -474,7 +496,6 @@ fn by_exit_code(status: ExitStatus, text: &str, ended: &AtomicBool) -> Outcome {
 pub(crate) mod tests {
     use super::*;
     use std::future::pending;
-    use std::os::unix::fs::PermissionsExt;
     use tokio::io::{AsyncBufReadExt, BufReader};
     use tokio::net::TcpListener;
     use tokio::sync::mpsc;

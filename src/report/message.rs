@@ -219,7 +219,7 @@ impl fmt::Display for Word {
 /// The keys that sign every report.
 pub struct Signer {
     keys: Vec<Key>,
-    /// What is unwise about the keys and no reason to refuse them, one line each.
+    /// What is unwise about keys (and the password) and no reason to refuse them, one line each.
     pub warnings: Vec<String>,
     /// Their public halves.
     pub published: Vec<Public>,

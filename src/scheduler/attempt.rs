@@ -12,19 +12,24 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
+use super::hosts::Told;
 use super::plan;
 use super::record::{Delivery, DeliveryState, Plan, PlanState, Which, delivery_key};
 use super::said::{self, Said};
 use super::{FIRST_PAUSE, Job, LAST_PAUSE, RETRY_FOR, Scheduler, Setup, within};
 use crate::report::build::{Report, ReportId};
 use crate::report::deliver::Outcome;
-use crate::report::recipients::{Destination, NoRecipients, Recipients};
+use crate::report::recipients::{About, Destination, NoRecipients, Recipients};
 use crate::report::{LookupError, Sending, has_failures, look_up, shown};
 use crate::shutdown::stopped;
 use crate::store::{Batch, Family, StoreError};
+use crate::tlsrpt::Row;
 
 /// How long a try may go on when the daemon ends.
 const GRACE: Duration = Duration::from_secs(5);
+
+/// How long a report about an MX host waits for one about a recipient domain that is not looked up yet, in seconds.
+const WAIT_FOR_DOMAINS: i64 = 5;
 
 /// How long it is until an outcome that could not be stored is stored again, at first and at most.
 const STORE_AGAIN: Duration = Duration::from_secs(1);
@@ -68,22 +73,34 @@ impl Scheduler {
             Ok(report_id) => self.settle(which, report_id, sending).await.map_err(|e| e.to_string()),
             Err(e) => Err(e.to_string()),
         };
-        let (said, counted) = match settled {
-            Ok(settled) => settled,
+        let planned = match settled {
+            Ok((said, counted)) => self.plan_hosts(which, &said.rows, setup.spread).await.map(|()| (said, counted)),
+            Err(e) => Err(e),
+        };
+        let (mut said, mut counted) = match planned {
+            Ok(planned) => planned,
             Err(e) => {
                 hindered(e);
                 return None;
             }
         };
-        let found = match sending.audience.wants(&which.about, which.day, has_failures(&said.rows)) {
-            Ok(()) => look_up(&self.context.resolver, &sending.audience, &which.about, which.day).await,
-            Err(unwanted) => Err(unwanted.into()),
+        let (found, told) = match self.where_to(which, &said.rows, sending).await {
+            Ok(found) => found,
+            Err(e) => {
+                hindered(e.to_string());
+                return None;
+            }
         };
+        let open = told.as_ref().is_some_and(|told| told.open);
+        if let Some(told) = told {
+            (counted, said.rows) = (said::sum(&told.rows), told.rows);
+        }
         let now = self.context.clock.seconds();
         let mut plan = Plan { attempts: before.attempts + 1, first: before.first.or(Some(now)), ..before.clone() };
         let mut batch = Batch::default();
         let mut at_once = None;
         match found {
+            Ok(_) if open => plan = Plan { next: now + WAIT_FOR_DOMAINS, ..before.clone() },
             Ok(_) if said.rows.is_empty() => {
                 (plan.state, plan.last) = (PlanState::Nothing, Some("nothing was counted".to_owned()));
             }
@@ -143,8 +160,36 @@ impl Scheduler {
         }
     }
 
+    /// Where the report goes; about a host also what it says. `rows`: what one about a domain says.
+    async fn where_to(
+        &self,
+        which: &Which,
+        rows: &[Row],
+        sending: &Sending,
+    ) -> Result<(Result<Recipients, LookupError>, Option<Told>), StoreError> {
+        let (about, audience) = (&which.about, &sending.audience);
+        let failures = match about {
+            _ if !audience.only_failures() => true,
+            About::Domain(_) => has_failures(rows),
+            About::Host(host) => has_failures(&self.told_of(which.day, host).await?.rows),
+        };
+        if let Err(unwanted) = audience.wants(about, which.day, failures) {
+            return Ok((Err(unwanted.into()), None));
+        }
+        let found = look_up(&self.context.resolver, audience, about, which.day).await;
+        match (about, found) {
+            // Only now: few hosts have a record, and it takes a look at all rows of the day.
+            (About::Host(host), Ok(found)) => {
+                let told = self.told_of(which.day, host).await?;
+                let found = if told.open { Ok(found) } else { told.narrow(found).map_err(LookupError::None) };
+                Ok((found, Some(told)))
+            }
+            (_, found) => Ok((found, None)),
+        }
+    }
+
     /// What the report says: all counts of the day and domain, or, for a supplement, what the first one does not say.
-    /// With it the sum of all counts that have their place then.
+    /// With it the sum of all counts that have their place then. Nothing for a host, which has no counts of its own.
     async fn settle(&self, which: &Which, report_id: ReportId, sending: &Sending) -> Result<(Said, u64), StoreError> {
         let (of, organization) = (which.clone(), sending.identity.organization.clone());
         let contact = sending.identity.contact.to_string();
@@ -258,13 +303,13 @@ impl Scheduler {
             let packed = packed.ok_or_else(|| gone("is not kept"))?;
             let said = Said::unpack(&packed).map_err(|e| gone(&format!("cannot be read: {e}")))?;
             let identity = said.identity(&sending.identity);
-            let report =
-                Report::build(&identity, which.day, which.about.name(), &said.report_id, &said.rows, sending.max_size);
+            let (id, rows) = (&said.report_id, &said.rows);
+            let report = Report::build(&identity, which.day, which.about.name(), id, rows, sending.max_size);
             if report.left_out > 0 {
-                tracing::warn!("report {which}: too large: {} kinds of failure left out; sent so", report.left_out);
+                let merged = report.left_out;
+                tracing::warn!("report {which}: too large: {merged} kinds of failure are told as one each result type");
             }
-            let octets = sending.octets(&identity, &report, &to, &message_id, now);
-            octets.map_err(|e| Hindrance::Report(e.to_string()))
+            sending.octets(&identity, &report, &to, &message_id, now).map_err(|e| Hindrance::Report(e.to_string()))
         })
         .await
     }

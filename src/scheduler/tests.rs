@@ -8,7 +8,8 @@ use crate::metrics::OUT_OF_ORDER;
 use crate::report::deliver::tests::{Turn, server};
 use crate::report::preview;
 use crate::store::embedded::Embedded;
-use crate::tlsrpt::{Counted, Policy, Tally};
+use crate::tlsrpt::{Counted, Failure, Policy, PolicyType, ResultType, Tally};
+use mail_auth::report::tlsrpt::TlsReport;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::Path;
@@ -621,4 +622,57 @@ async fn missed_days_are_sent_late_and_the_oldest_first() {
     }
     let newer = days.iter().position(|day| day == "2026-11-23").unwrap();
     assert!(newer >= DOMAINS - UNDER_WAY, "{newer}");
+}
+
+/// A session with a detail under the TLSA records of an MX host, counted for a recipient domain.
+fn count_dane(store: &dyn Store, domain: &str, host: &str, named: &str) {
+    let policy = Policy { policy_type: PolicyType::Tlsa, policy_string: vec!["3 1 1 00".into()], ..Policy::none(host) };
+    let failure = Failure {
+        receiving_mx_hostname: Some(named.into()),
+        ..Failure::new(ResultType::CertificateNotTrusted, Some("dane-no-match"))
+    };
+    let tally = |counted| Tally { day: day(), domain: domain.into(), policy: policy.clone().into(), counted };
+    let add = [Counted::Success, Counted::Failure, Counted::Detail(failure)].map(|counted| (tally(counted), 1));
+    store.write(Batch { add: add.to_vec(), set: Vec::new() }).unwrap();
+}
+
+#[tokio::test]
+async fn an_mx_host_gets_a_report_of_its_own_that_names_no_recipient_domain() {
+    let records = vec![
+        ("_smtp._tls.one.example", Some("v=TLSRPTv1; rua=mailto:r@provider.example")),
+        ("_smtp._tls.mx.provider.example", Some("v=TLSRPTv1; rua=mailto:r@provider.example")),
+        ("_smtp._tls.mx.told.example", Some("v=TLSRPTv1; rua=mailto:r@provider.example")),
+    ];
+    let (world, mut taken) = World::new(records, Turn::Never).await;
+    let store = world.store();
+    count_dane(&store, "one.example", "mx.provider.example", "mx.provider.example");
+    count_dane(&store, "two.example", "mx.provider.example", "mail.two.example");
+    count_dane(&store, "one.example", "mx.told.example", "mx.told.example");
+    drop(store);
+    let done =
+        |due: &[Due]| due.len() == 5 && due.iter().all(|d| matches!(d.state, DueState::Sent | DueState::Nothing));
+    let due = world.run(day().end() + 60, done).await;
+    let told = due.iter().find(|d| d.domain == "mx:mx.told.example").unwrap();
+    assert!(told.last.as_ref().unwrap().contains("went to the same destinations"), "{told:?}");
+    let mut mails = Vec::new();
+    while let Ok((_, _, message)) = taken.try_recv() {
+        mails.push(TlsReport::parse_rfc5322(&message, 1 << 20).map(|report| (report, message)).unwrap());
+    }
+    assert_eq!(mails.len(), 2);
+    let about = |name: &str| {
+        let header = format!("TLS-Report-Domain: {name}\r\n");
+        mails.iter().find(|(_, m)| String::from_utf8_lossy(m).contains(&header)).unwrap()
+    };
+    let (domain, _) = about("one.example");
+    assert_eq!(domain.policies.len(), 2);
+    let (host, message) = about("mx.provider.example");
+    assert_eq!(host.policies.len(), 1);
+    assert_eq!(host.policies[0].policy.policy_domain, "mx.provider.example");
+    assert_eq!((host.policies[0].summary.total_success, host.policies[0].summary.total_failure), (2, 2));
+    let text = format!("{host:?}{}", String::from_utf8_lossy(message));
+    assert!(!text.contains("one.example") && !text.contains("two.example"), "{text}");
+    assert!(text.contains("!mx.provider.example!"), "{text}");
+    // A restart plans nothing anew.
+    world.run(day().end() + 7200, done).await;
+    assert!(taken.try_recv().is_err());
 }

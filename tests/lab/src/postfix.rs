@@ -300,6 +300,23 @@ impl Postfix {
         Ok(())
     }
 
+    /// Gives reports the transport of `packaging/postfix.example`.
+    pub fn set_up_reports(&self, envelope: &str) -> Result<(), String> {
+        let example = include_str!("../../../packaging/postfix.example").replace("tlsrpt@example.com", envelope);
+        let part = |file: &str| {
+            let begin = format!("# ---- {file}: ");
+            let text = example.split("# ---- ").map(|part| format!("# ---- {part}")).find(|p| p.starts_with(&begin));
+            text.ok_or_else(|| format!("packaging/postfix.example has no part `{begin}`"))
+        };
+        for file in ["main.cf", "master.cf"] {
+            let path = self.folder.join(file);
+            let before = fs::read_to_string(&path).map_err(|e| format!("{}: {e}", path.display()))?;
+            fs::write(&path, before + &part(file)?).map_err(|e| format!("{}: {e}", path.display()))?;
+        }
+        self.succeeds(&mut self.command("postfix", &["check"]))?;
+        self.succeeds(&mut self.command("postfix", &["reload"]))
+    }
+
     /// Tries all deferred mail again.
     pub fn flush(&self) -> Result<(), String> {
         self.succeeds(&mut self.command("postqueue", &["-f"]))
