@@ -69,17 +69,32 @@ impl Scheduler {
                 return None;
             }
         };
-        let sought = match ReportId::make(which.day, sending.identity.submitter()) {
-            Ok(report_id) => self.seek(which, report_id, sending, setup.spread).await,
+        let settled = match ReportId::make(which.day, sending.identity.submitter()) {
+            Ok(report_id) => self.settle(which, report_id, sending).await.map_err(|e| e.to_string()),
             Err(e) => Err(e.to_string()),
         };
-        let Sought { found, said, counted, open } = match sought {
-            Ok(sought) => sought,
+        let planned = match settled {
+            Ok((said, counted)) => self.plan_hosts(which, &said.rows, setup.spread).await.map(|()| (said, counted)),
+            Err(e) => Err(e),
+        };
+        let (mut said, mut counted) = match planned {
+            Ok(planned) => planned,
             Err(e) => {
                 hindered(e);
                 return None;
             }
         };
+        let (found, told) = match self.where_to(which, &said.rows, sending).await {
+            Ok(found) => found,
+            Err(e) => {
+                hindered(e.to_string());
+                return None;
+            }
+        };
+        let open = told.as_ref().is_some_and(|told| told.open);
+        if let Some(told) = told {
+            (counted, said.rows) = (said::sum(&told.rows), told.rows);
+        }
         let now = self.context.clock.seconds();
         let mut plan = Plan { attempts: before.attempts + 1, first: before.first.or(Some(now)), ..before.clone() };
         let mut batch = Batch::default();
@@ -145,42 +160,39 @@ impl Scheduler {
         }
     }
 
-    /// Where the report goes and what it says.
-    async fn seek(&self, which: &Which, report_id: ReportId, sending: &Sending, spread: i64) -> Result<Sought, String> {
-        let (about, audience, day) = (&which.about, &sending.audience, which.day);
-        let ask = || look_up(&self.context.resolver, audience, about, day);
-        let About::Host(host) = about else {
-            let (said, counted) = self.settle(which, report_id, sending).await.map_err(|e| e.to_string())?;
-            if !which.supplement {
-                self.plan_hosts(day, &said.rows, spread).await?;
+    /// Where the report goes; about a host also what it says. `rows`: what one about a domain says.
+    async fn where_to(
+        &self,
+        which: &Which,
+        rows: &[Row],
+        sending: &Sending,
+    ) -> Result<(Result<Recipients, LookupError>, Option<Told>), StoreError> {
+        let (about, audience) = (&which.about, &sending.audience);
+        let failures = match about {
+            _ if !audience.only_failures() => true,
+            About::Domain(_) => has_failures(rows),
+            About::Host(host) => has_failures(&self.told_of(which.day, host).await?.rows),
+        };
+        if let Err(unwanted) = audience.wants(about, which.day, failures) {
+            return Ok((Err(unwanted.into()), None));
+        }
+        let found = look_up(&self.context.resolver, audience, about, which.day).await;
+        match (about, found) {
+            // Only now: few hosts have a record, and it takes a look at all rows of the day.
+            (About::Host(host), Ok(found)) => {
+                let told = self.told_of(which.day, host).await?;
+                let found = if told.open { Ok(found) } else { told.narrow(found).map_err(LookupError::None) };
+                Ok((found, Some(told)))
             }
-            let found = match audience.wants(about, day, has_failures(&said.rows)) {
-                Ok(()) => ask().await,
-                Err(unwanted) => Err(unwanted.into()),
-            };
-            return Ok(Sought { found, said, counted, open: false });
-        };
-        let mut said = said_of(report_id, sending, Vec::new());
-        // First the record: few hosts have one, and what is said of a host takes a look at all rows of the day.
-        let found = match audience.wants(about, day, true) {
-            Ok(()) => ask().await,
-            Err(unwanted) => Err(unwanted.into()),
-        };
-        let Ok(found) = found else { return Ok(Sought { found, said, counted: 0, open: false }) };
-        let Told { rows, to, open } = self.told_of(day, host).await.map_err(|e| e.to_string())?;
-        let found = match audience.wants(about, day, has_failures(&rows)) {
-            Ok(()) if open => Ok(found),
-            Ok(()) => found.without(&to).map_err(LookupError::None),
-            Err(unwanted) => Err(unwanted.into()),
-        };
-        said.rows = rows;
-        Ok(Sought { found, counted: said::sum(&said.rows), said, open })
+            (_, found) => Ok((found, None)),
+        }
     }
 
     /// What the report says: all counts of the day and domain, or, for a supplement, what the first one does not say.
-    /// With it the sum of all counts that have their place then.
+    /// With it the sum of all counts that have their place then. Nothing for a host, which has no counts of its own.
     async fn settle(&self, which: &Which, report_id: ReportId, sending: &Sending) -> Result<(Said, u64), StoreError> {
-        let (of, mut said) = (which.clone(), said_of(report_id, sending, Vec::new()));
+        let (of, organization) = (which.clone(), sending.identity.organization.clone());
+        let contact = sending.identity.contact.to_string();
         self.blocking(move |store| {
             let mut rows = store.rows(of.day, &of.name())?;
             let counted = said::sum(&rows);
@@ -190,8 +202,7 @@ impl Scheduler {
                 let first = first.map_err(|e| StoreError::Corrupt(format!("what was said cannot be read: {e}")))?;
                 rows = said::since(rows, first.as_ref().map_or(&[], |first| &first.rows));
             }
-            said.rows = rows;
-            Ok((said, counted))
+            Ok((Said { report_id, organization, contact, rows }, counted))
         })
         .await
     }
@@ -292,16 +303,13 @@ impl Scheduler {
             let packed = packed.ok_or_else(|| gone("is not kept"))?;
             let said = Said::unpack(&packed).map_err(|e| gone(&format!("cannot be read: {e}")))?;
             let identity = said.identity(&sending.identity);
-            let report =
-                Report::build(&identity, which.day, which.about.name(), &said.report_id, &said.rows, sending.max_size);
+            let (id, rows) = (&said.report_id, &said.rows);
+            let report = Report::build(&identity, which.day, which.about.name(), id, rows, sending.max_size);
             if report.left_out > 0 {
-                tracing::warn!(
-                    "report {which}: too large: {} kinds of failure are told as one each result type",
-                    report.left_out
-                );
+                let merged = report.left_out;
+                tracing::warn!("report {which}: too large: {merged} kinds of failure are told as one each result type");
             }
-            let octets = sending.octets(&identity, &report, &to, &message_id, now);
-            octets.map_err(|e| Hindrance::Report(e.to_string()))
+            sending.octets(&identity, &report, &to, &message_id, now).map_err(|e| Hindrance::Report(e.to_string()))
         })
         .await
     }
@@ -369,21 +377,6 @@ impl Scheduler {
         delivery.put(&mut batch, which, to, Some(before));
         self.journal.write(batch).await
     }
-}
-
-/// What a look-up came to.
-struct Sought {
-    found: Result<Recipients, LookupError>,
-    said: Said,
-    /// The sum of all counts that have their place then.
-    counted: u64,
-    /// A recipient domain of the host is not looked up yet: it is too early.
-    open: bool,
-}
-
-fn said_of(report_id: ReportId, sending: &Sending, rows: Vec<Row>) -> Said {
-    let identity = &sending.identity;
-    Said { report_id, organization: identity.organization.clone(), contact: identity.contact.to_string(), rows }
 }
 
 /// Why a message was not made.

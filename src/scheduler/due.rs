@@ -129,8 +129,8 @@ impl Scheduler {
         let said =
             Said::unpack(&packed).map_err(|e| format!("report {which}: cannot be read: {e}; nothing is shown"))?;
         let identity = said.identity(&sending.identity);
-        let report =
-            Report::build(&identity, which.day, which.about.name(), &said.report_id, &said.rows, sending.max_size);
+        let (about, id, rows) = (&which.about, &said.report_id, &said.rows);
+        let report = Report::build(&identity, which.day, about.name(), id, rows, sending.max_size);
         let deliveries = deliveries.iter().map(|(to, delivery)| delivered(&which, to, delivery)).collect();
         Ok(Kept { file_name: report.file_name, json: String::from_utf8_lossy(&report.json).into_owned(), deliveries })
     }

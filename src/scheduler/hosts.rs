@@ -1,6 +1,6 @@
 //! Reports about MX hosts (RFC 8460 §1.1: under DANE the policy domain is the TLSA base domain).
 //!
-//! Takes: the rows of a recipient domain, when its report is settled. Gives: a plan for each MX host that has sessions under
+//! Takes: the rows of a recipient domain, when its record is looked up. Gives: a plan for each MX host that has sessions under
 //! its own TLSA records, due after those of the recipient domains; and what a report about the host says, out of all of them.
 //! Limits: one plan a day and host. Only of a host that publishes a TLSRPT record all rows of the day are read, a page of
 //! domains at a time. A host gets no supplement: what comes late is in those of the recipient domains.
@@ -12,7 +12,7 @@ use std::collections::BTreeSet;
 use super::plan;
 use super::record::{Named, Plan, PlanState, Which, delivery_key};
 use super::{Scheduler, within};
-use crate::report::recipients::{About, Destination};
+use crate::report::recipients::{About, Destination, NoRecipients, Recipients};
 use crate::report::rows_of_host;
 use crate::store::{Batch, Family, Store, StoreError};
 use crate::tlsrpt::{Day, PolicyType, Row};
@@ -30,22 +30,29 @@ pub(super) struct Told {
     pub open: bool,
 }
 
+impl Told {
+    /// Leaves out where all of it goes already.
+    pub fn narrow(&self, found: Recipients) -> Result<Recipients, NoRecipients> {
+        found.without(&self.to)
+    }
+}
+
 impl Scheduler {
-    /// Plans the reports about the hosts that a recipient domain's rows name and that have no plan yet.
-    pub(super) async fn plan_hosts(&self, day: Day, rows: &[Row], spread: i64) -> Result<(), String> {
+    /// Plans the reports about the hosts of a recipient domain that have no plan yet.
+    pub(super) async fn plan_hosts(&self, which: &Which, rows: &[Row], spread: i64) -> Result<(), String> {
         let own = rows.iter().filter(|row| row.policy.policy_type == PolicyType::Tlsa);
         let hosts: BTreeSet<String> = own.map(|row| row.policy.policy_domain.clone()).collect();
-        let hosts: Vec<Which> = hosts.into_iter().map(|host| Which::first(day, About::Host(host))).collect();
-        let hosts = self.blocking(move |store| unplanned(store, hosts)).await.map_err(|e| e.to_string())?;
-        if hosts.is_empty() {
+        if which.supplement || hosts.is_empty() {
             return Ok(());
         }
         // One at a time: what another look-up has planned meanwhile may be sent already, and must not begin anew.
         let _turn = self.planning_hosts.lock().await;
-        let hosts = self.blocking(move |store| unplanned(store, hosts)).await.map_err(|e| e.to_string())?;
+        let day = which.day;
+        let unplanned = self.blocking(move |store| unplanned(store, day, hosts)).await.map_err(|e| e.to_string())?;
         let mut batch = Batch::default();
-        for host in hosts {
-            Plan::at(day.end() + spread + within(spread)).put(&mut batch, &host, None);
+        for host in unplanned {
+            let moment = which.day.end() + spread + within(spread);
+            Plan::at(moment).put(&mut batch, &host, None);
         }
         if batch.set.is_empty() { Ok(()) } else { self.journal.write(batch).await }
     }
@@ -57,14 +64,16 @@ impl Scheduler {
     }
 }
 
-fn unplanned(store: &dyn Store, hosts: Vec<Which>) -> Result<Vec<Which>, StoreError> {
-    let mut without = Vec::new();
+/// Those of the hosts that have no plan.
+fn unplanned(store: &dyn Store, day: Day, hosts: BTreeSet<String>) -> Result<Vec<Which>, StoreError> {
+    let mut unplanned = Vec::new();
     for host in hosts {
+        let host = Which::first(day, About::Host(host));
         if plan::read(store, &host)?.is_none() {
-            without.push(host);
+            unplanned.push(host);
         }
     }
-    Ok(without)
+    Ok(unplanned)
 }
 
 fn told(store: &dyn Store, day: Day, host: &str) -> Result<Told, StoreError> {

@@ -191,9 +191,10 @@ impl Role {
     /// What it adds to main.cf and master.cf.
     fn lines(&self) -> (String, String) {
         let (mut main, mut master) = (String::new(), String::new());
-        if let Some(chain) = &self.chain {
-            main += &format!("smtpd_tls_security_level = may\nsmtpd_tls_chain_files = {}\n", chain.display());
-        }
+        main += &match &self.chain {
+            None => "smtpd_tls_security_level = none\n".to_owned(),
+            Some(chain) => format!("smtpd_tls_security_level = may\nsmtpd_tls_chain_files = {}\n", chain.display()),
+        };
         if let Some(domain) = &self.receives {
             main += &format!("transport_maps = inline:{{ {{ {domain} = discard: }} }}\nrelay_domains = {domain}\n");
         }
@@ -270,8 +271,7 @@ impl Postfix {
              mynetworks = 127.0.0.0/8\n\
              inet_interfaces = {}\n\
              inet_protocols = ipv4\n\
-             notify_classes =\n\
-             smtpd_tls_security_level = none\n",
+             notify_classes =\n",
             world.socketmap().display(),
             world.ca_file().display(),
             world.log().display(),

@@ -23,7 +23,7 @@ use lab::world::{Domain, Options, Server, Tlsa, World};
 use lab::{dkim, host};
 use serde_json::Value;
 
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(30);
 
 fn play(test: &str, inside: impl AsyncFnOnce(Installation)) {
     match host::inside() {
@@ -135,7 +135,8 @@ impl Host {
     }
 
     fn log(&self) -> String {
-        lab::daemon::tail(&self.world.folder().join("daemon.log"))
+        let tail = lab::daemon::tail;
+        format!("{}\n{}", tail(&self.world.folder().join("daemon.log")), tail(&self.world.log()))
     }
 }
 
@@ -280,6 +281,11 @@ async fn three_days(installation: Installation) {
 }
 
 async fn two_hosts(installation: Installation) {
+    // Postfix listens only where an interface has the address.
+    for address in ["127.0.0.2/8", "127.0.0.3/8"] {
+        let added = std::process::Command::new("ip").args(["addr", "add", address, "dev", "lo"]).status();
+        assert!(added.is_ok_and(|status| status.success()), "needs ip (iproute2)");
+    }
     let dns = ([127, 0, 0, 1], 53).into();
     let options = |dns, address: [u8; 4]| Options {
         dns,
@@ -331,10 +337,11 @@ async fn two_hosts(installation: Installation) {
     let mut sent = (0, 0);
     for (number, day) in ["22", "23", "24", "25", "26"].into_iter().enumerate() {
         let time = format!("2026-11-{day}T12:00:00Z");
-        for host in [&mut a, &mut b] {
+        // The one with the filter first: what it takes while its daemon is away, its Postfix defers before the filter.
+        for host in [&mut b, &mut a] {
             host.goes_on_at(&time).await;
-            host.something_else_happens(&time);
         }
+        [&a, &b].map(|host| host.something_else_happens(&time));
         // Mail on the first and the third day; on the others nothing but what the reports do.
         if [0, 2].contains(&number) {
             a.sends(&["one@b.test", "two@b.test"]).await;
@@ -343,7 +350,7 @@ async fn two_hosts(installation: Installation) {
         }
         // On the day after mail there is one report each.
         let reports = (number + 1) / 2;
-        until("the reports", &a, async || (got(&a, "a.test") >= reports && got(&b, "b.test") >= reports).then_some(()))
+        until("the reports", &b, async || (got(&a, "a.test") >= reports && got(&b, "b.test") >= reports).then_some(()))
             .await;
         tokio::time::sleep(Duration::from_secs(3)).await;
         let counted =
