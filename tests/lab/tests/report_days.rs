@@ -341,7 +341,7 @@ async fn two_hosts(installation: Installation) {
         for host in [&mut b, &mut a] {
             host.goes_on_at(&time).await;
         }
-        [&a, &b].map(|host| host.something_else_happens(&time));
+        [&a, &b].into_iter().for_each(|host| host.something_else_happens(&time));
         // Mail on the first and the third day; on the others nothing but what the reports do.
         if [0, 2].contains(&number) {
             a.sends(&["one@b.test", "two@b.test"]).await;
@@ -349,7 +349,7 @@ async fn two_hosts(installation: Installation) {
             sent = (sent.0 + 2, sent.1 + 3);
         }
         // On the day after mail there is one report each.
-        let reports = (number + 1) / 2;
+        let reports = number.div_ceil(2);
         until("the reports", &b, async || (got(&a, "a.test") >= reports && got(&b, "b.test") >= reports).then_some(()))
             .await;
         tokio::time::sleep(Duration::from_secs(3)).await;
