@@ -169,6 +169,11 @@ pub const CATALOGUE: &[Family] = &[
             ("reports_expired", "state=\"expired\""),
         ],
     },
+    one(
+        "tlswarden_late_counts_dropped_total",
+        &[("late-counts-dropped", "")],
+        "Counts in no report: they came after the supplement of their day had gone, or after retention.",
+    ),
 ];
 
 /// Whether there is such a counter.
