@@ -102,17 +102,16 @@ fn tested(outcome: &Outcome, policy: &Policy) -> Option<Verdict> {
     if !covered(outcome, policy) {
         return Some(mx_mismatch());
     }
-    if outcome.clear_text {
-        return Some(Verdict::Failure(ResultType::StarttlsNotSupported, None));
-    }
     match (outcome.observed.clone(), outcome.trust) {
         (Some(Verdict::Success), Some(Trust::Untrusted | Trust::Anonymous)) => {
             // An MTA without trust anchors finds every certificate untrusted: then nothing is known.
-            outcome.anchors.then_some(Verdict::Failure(ResultType::CertificateNotTrusted, None))
+            let (result, code) = outcome.cause.clone().unwrap_or((ResultType::CertificateNotTrusted, None));
+            outcome.anchors.then_some(Verdict::Failure(result, code))
         }
         // The log level hides what was made of the certificate.
         (Some(Verdict::Success), None) => outcome.native.clone(),
         (Some(observed), _) => Some(observed),
+        (None, _) if outcome.clear => Some(Verdict::Failure(ResultType::StarttlsNotSupported, None)),
         (None, _) => outcome.native.clone(),
     }
 }
@@ -124,8 +123,9 @@ fn covered(outcome: &Outcome, policy: &Policy) -> bool {
 
 /// A session that went through without the check that a DANE answer asks for. `Trusted` can be half-dane.
 fn passed_unchecked(outcome: &Outcome) -> bool {
-    outcome.observed == Some(Verdict::Success)
-        && matches!(outcome.trust, None | Some(Trust::Untrusted | Trust::Anonymous))
+    let unchecked =
+        matches!(outcome.trust, None | Some(Trust::Untrusted | Trust::Anonymous)) || outcome.dane == Some(false);
+    outcome.observed == Some(Verdict::Success) && unchecked
 }
 
 /// Where all records are DANE-EE, no name is checked (RFC 7672 §3.1.1): it was the key. Postfix 3.4 and 3.5 log only that
@@ -158,8 +158,10 @@ mod tests {
             ip: "192.0.2.1".parse().ok(),
             trust,
             observed: Some(observed),
+            dane: None,
             native: None,
-            clear_text: false,
+            cause: None,
+            clear: false,
             anchors: true,
             shows_anchors: None,
         }
@@ -237,7 +239,7 @@ mod tests {
     #[test]
     fn in_testing_mode_clear_text_fails_and_elsewhere_it_is_no_session() {
         let mut plain = session(None, Verdict::Success);
-        (plain.observed, plain.clear_text) = (None, true);
+        (plain.observed, plain.clear) = (None, true);
         let testing = sts(Mode::Testing, "mx.a.example");
         let missing = (PolicyType::Sts, Some((ResultType::StarttlsNotSupported, None)));
         assert_eq!(told(&count(&plain, Some(&testing))), missing);

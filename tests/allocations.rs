@@ -44,7 +44,7 @@ fn a_line_that_is_not_used_costs_no_allocation() {
         let unused: Vec<u8> =
             lines().filter(|line| matches!(parse(Dialect::Postfix, line), Ok(None))).flatten().copied().collect();
         let many = unused.split(|b| *b == b'\n').count();
-        let mut counter = Counter::new(TimeZone::UTC, Arc::new(|_| false));
+        let mut counter = Counter::new(Dialect::Postfix, TimeZone::UTC, Arc::new(|_| false));
         let counting = measure(|| counter.lines(&unused, 1_795_400_000, &NotAsked));
         assert_eq!((counting.count_total, many > 10_000), (0, true), "unused lines allocate: {counting:?}");
 

@@ -10,6 +10,7 @@ use proptest::sample::select;
 use proptest::test_runner::FileFailurePersistence;
 use tlswarden::pipeline::{Counter, PolicyAt};
 use tlswarden::tlsrpt::{InForce, Row, rows};
+use tlswarden_parsers::Dialect;
 
 /// Longer texts are cut by Postfix (MSG_SYSLOG_RECLEN), in octets.
 const RECORD: usize = 2000;
@@ -40,7 +41,7 @@ static LOGS: LazyLock<Vec<(String, Vec<Row>)>> = LazyLock::new(|| {
 
 /// What is counted, and how many lines looked like ours and could not be read.
 fn counted(log: &str) -> (Vec<Row>, u64) {
-    let mut counter = Counter::new(TimeZone::UTC, Arc::new(|_| false));
+    let mut counter = Counter::new(Dialect::Postfix, TimeZone::UTC, Arc::new(|_| false));
     let now = 1_795_400_000;
     counter.lines(log.as_bytes(), now, &NotAsked);
     counter.end(now, &NotAsked);

@@ -191,6 +191,7 @@ mod tests {
             Some(What::Started { .. }) => "started",
             Some(What::Reloaded) => "reloaded",
             Some(What::Proxied) => "proxied",
+            Some(What::Exim(_)) => "Exim",
         };
         for (line, want) in [
             (

@@ -230,8 +230,8 @@ impl Sessions {
                 let end = End { relay: *relay, new: !cached_connection, tls: *tls, sent: *sent, reason: *reason };
                 self.delivered(process, queue_id, recipient_domain, &end, time, out);
             }
-            // The detail of a handshake failure that has its own line.
-            What::LibraryProblem { .. } => {}
+            // The detail of a handshake failure that has its own line; another MTA's line.
+            What::LibraryProblem { .. } | What::Exim(_) => {}
         }
     }
 
@@ -463,8 +463,8 @@ impl Sessions {
         out: &mut Vec<Outcome>,
     ) {
         let observed = attempt.ruled_out.map(|(result, code)| Verdict::Failure(result, code)).or(verdict);
-        let clear_text = attempt.unlogged == Some(Unlogged::ClearText);
-        if observed.is_none() && attempt.native.is_none() && !clear_text {
+        let clear = attempt.unlogged == Some(Unlogged::ClearText);
+        if observed.is_none() && attempt.native.is_none() && !clear {
             return;
         }
         let Some(name) = attempt.next_hop.as_deref().or(recipient_domain).and_then(domain::normalise) else {
@@ -481,9 +481,11 @@ impl Sessions {
                 Some(Unlogged::Encrypted(trust)) => trust,
                 _ => attempt.trust,
             },
+            dane: None,
             observed,
             native: attempt.native,
-            clear_text,
+            cause: None,
+            clear,
             anchors,
             shows_anchors: None,
         });
@@ -616,10 +618,11 @@ pub const MX_MISMATCH: &str = "mtasts-policy-mx-mismatch";
 /// The reason code of a certificate that no TLSA record fits.
 pub const DANE_NO_MATCH: &str = "dane-no-match";
 
-const HANDSHAKE_FAILURE: &str = "tls-handshake-failure";
+/// The reason code of a handshake that failed.
+pub(super) const HANDSHAKE_FAILURE: &str = "tls-handshake-failure";
 
 /// RFC 8460 §4.3's words for a verification failure: the cause goes into the reason code, in OpenSSL's words.
-fn verification(cause: VerifyCause<'_>) -> (ResultType, Option<String>) {
+pub(super) fn verification(cause: VerifyCause<'_>) -> (ResultType, Option<String>) {
     use ResultType::{CertificateExpired, CertificateHostMismatch, CertificateNotTrusted};
     let not_trusted = |code: &str| (CertificateNotTrusted, Some(code.to_owned()));
     match cause {
@@ -651,7 +654,7 @@ fn native_verdict(failure_type: &[u8], reason: Option<&[u8]>) -> Verdict {
 }
 
 /// Words as a reason code: spaces become underscores; at most 64 characters, for a stranger may have chosen them.
-fn reason_code(words: &[u8]) -> String {
+pub(super) fn reason_code(words: &[u8]) -> String {
     let fit = |b: &u8| match b {
         b' ' => '_',
         b if b.is_ascii_graphic() => char::from(*b),
@@ -717,7 +720,7 @@ fn lower_case(name: &[u8]) -> String {
     name
 }
 
-fn text(bytes: &[u8]) -> String {
+pub(super) fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 

@@ -24,6 +24,7 @@ use scenarios::{Counts, Scenario};
 use serde_json::Value;
 use tlswarden::pipeline::{Counter, PolicyAt};
 use tlswarden::tlsrpt::{Failure, InForce, ResultType, rows};
+use tlswarden_parsers::Dialect;
 
 #[path = "accuracy/scenarios.rs"]
 mod scenarios;
@@ -250,7 +251,7 @@ fn ours(log: &[u8], scenarios: &[Scenario]) -> BTreeMap<String, Told> {
         .copied()
         .collect();
     let decisions = Decisions(scenarios.iter().map(|s| (s.domain.name().to_owned(), s.in_force())).collect());
-    let mut counter = Counter::new(TimeZone::UTC, Arc::new(|_| false));
+    let mut counter = Counter::new(Dialect::Postfix, TimeZone::UTC, Arc::new(|_| false));
     let now = i64::try_from(host::seconds()).unwrap();
     counter.lines(&lines, now, &decisions);
     counter.end(now, &decisions);
