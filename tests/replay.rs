@@ -66,12 +66,12 @@ fn holds(mta: &str, folder: &str, least: usize) {
 
 #[test]
 fn postfix_3_5() {
-    holds("postfix-3.5.25", 4);
+    holds("postfix", "postfix-3.5.25", 4);
 }
 
 #[test]
 fn postfix_3_11() {
-    holds("postfix-3.11.7", 4);
+    holds("postfix", "postfix-3.11.7", 4);
 }
 
 #[test]
