@@ -223,7 +223,7 @@ impl Counter {
             {
                 self.sessions.has_anchors(instance, outcome.ended);
             }
-            if outcome.clear && counts.tallies.is_empty() {
+            if outcome.clear_text && counts.tallies.is_empty() {
                 continue;
             }
             self.seen.not_asked += u64::from(in_force.is_none());

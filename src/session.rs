@@ -83,19 +83,19 @@ impl Sessions {
         }
     }
 
-    /// A Postfix has found a certificate trusted, which its lines alone could not tell.
-    pub fn has_anchors(&mut self, instance: &[u8], time: i64) {
-        match self {
-            Sessions::Postfix(sessions) => sessions.has_anchors(instance, time),
-            Sessions::Exim(_) => {}
-        }
-    }
-
     /// Takes a failed session that Exim told outside the log; of no other MTA.
     pub fn told(&mut self, told: &exim::Told) {
         match self {
             Sessions::Postfix(_) => {}
             Sessions::Exim(sessions) => sessions.told(told),
+        }
+    }
+
+    /// An instance has found a certificate trusted, which a line alone could not tell. Exim's lines tell it themselves.
+    pub fn has_anchors(&mut self, instance: &[u8], time: i64) {
+        match self {
+            Sessions::Postfix(sessions) => sessions.has_anchors(instance, time),
+            Sessions::Exim(_) => {}
         }
     }
 

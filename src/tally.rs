@@ -102,6 +102,9 @@ fn tested(outcome: &Outcome, policy: &Policy) -> Option<Verdict> {
     if !covered(outcome, policy) {
         return Some(mx_mismatch());
     }
+    if outcome.clear_text {
+        return Some(Verdict::Failure(ResultType::StarttlsNotSupported, None));
+    }
     match (outcome.observed.clone(), outcome.trust) {
         (Some(Verdict::Success), Some(Trust::Untrusted | Trust::Anonymous)) => {
             // An MTA without trust anchors finds every certificate untrusted: then nothing is known.
@@ -111,7 +114,6 @@ fn tested(outcome: &Outcome, policy: &Policy) -> Option<Verdict> {
         // The log level hides what was made of the certificate.
         (Some(Verdict::Success), None) => outcome.native.clone(),
         (Some(observed), _) => Some(observed),
-        (None, _) if outcome.clear => Some(Verdict::Failure(ResultType::StarttlsNotSupported, None)),
         (None, _) => outcome.native.clone(),
     }
 }
@@ -123,8 +125,10 @@ fn covered(outcome: &Outcome, policy: &Policy) -> bool {
 
 /// A session that went through without the check that a DANE answer asks for. `Trusted` can be half-dane.
 fn passed_unchecked(outcome: &Outcome) -> bool {
-    let unchecked =
-        matches!(outcome.trust, None | Some(Trust::Untrusted | Trust::Anonymous)) || outcome.dane == Some(false);
+    let unchecked = match outcome.dane {
+        Some(dane) => !dane,
+        None => matches!(outcome.trust, None | Some(Trust::Untrusted | Trust::Anonymous)),
+    };
     outcome.observed == Some(Verdict::Success) && unchecked
 }
 
@@ -161,7 +165,7 @@ mod tests {
             dane: None,
             native: None,
             cause: None,
-            clear: false,
+            clear_text: false,
             anchors: true,
             shows_anchors: None,
         }
@@ -239,7 +243,7 @@ mod tests {
     #[test]
     fn in_testing_mode_clear_text_fails_and_elsewhere_it_is_no_session() {
         let mut plain = session(None, Verdict::Success);
-        (plain.observed, plain.clear) = (None, true);
+        (plain.observed, plain.clear_text) = (None, true);
         let testing = sts(Mode::Testing, "mx.a.example");
         let missing = (PolicyType::Sts, Some((ResultType::StarttlsNotSupported, None)));
         assert_eq!(told(&count(&plain, Some(&testing))), missing);

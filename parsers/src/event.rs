@@ -168,12 +168,12 @@ pub enum What<'a> {
         /// For example `3.7.11`.
         version: &'a [u8],
     },
+    /// A line of Exim's.
+    Exim(exim::Line<'a>),
     /// `reload -- version …` of master(8): from here on another configuration may be in force.
     Reloaded,
     /// `CONNECT to [IP]:PORT` of tlsproxy(8): smtp(8) will log the session whatever its log level is.
     Proxied,
-    /// A line of Exim's.
-    Exim(exim::Line<'a>),
 }
 
 /// The first part of `tls=`, which is about the security level; `may:none` was asked as `may` and came to `none`.

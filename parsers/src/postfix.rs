@@ -189,9 +189,9 @@ mod tests {
             Some(What::Active { .. }) => "active",
             Some(What::Removed { .. }) => "removed",
             Some(What::Started { .. }) => "started",
+            Some(What::Exim(_)) => "Exim",
             Some(What::Reloaded) => "reloaded",
             Some(What::Proxied) => "proxied",
-            Some(What::Exim(_)) => "Exim",
         };
         for (line, want) in [
             (

@@ -463,8 +463,8 @@ impl Sessions {
         out: &mut Vec<Outcome>,
     ) {
         let observed = attempt.ruled_out.map(|(result, code)| Verdict::Failure(result, code)).or(verdict);
-        let clear = attempt.unlogged == Some(Unlogged::ClearText);
-        if observed.is_none() && attempt.native.is_none() && !clear {
+        let clear_text = attempt.unlogged == Some(Unlogged::ClearText);
+        if observed.is_none() && attempt.native.is_none() && !clear_text {
             return;
         }
         let Some(name) = attempt.next_hop.as_deref().or(recipient_domain).and_then(domain::normalise) else {
@@ -485,7 +485,7 @@ impl Sessions {
             observed,
             native: attempt.native,
             cause: None,
-            clear,
+            clear_text,
             anchors,
             shows_anchors: None,
         });

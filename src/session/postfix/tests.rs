@@ -31,7 +31,7 @@ fn sent(queue_id: &str, tls: &str) -> String {
 
 /// (success, trust, clear text) of each.
 fn gist(outcomes: &[Outcome]) -> Vec<(bool, Option<Trust>, bool)> {
-    outcomes.iter().map(|o| (o.observed == Some(Verdict::Success), o.trust, o.clear)).collect()
+    outcomes.iter().map(|o| (o.observed == Some(Verdict::Success), o.trust, o.clear_text)).collect()
 }
 
 #[test]
@@ -80,7 +80,7 @@ fn clear_text_is_proved_by_a_log_level_that_shows_every_session() {
     let established = format!("smtp[2]: {TRUSTED}");
     let clear = |lines: &[&str]| {
         let all = outcomes(&mut Sessions::new(), lines);
-        all.iter().filter(|o| o.clear).count()
+        all.iter().filter(|o| o.clear_text).count()
     };
     assert_eq!(clear(&[&plain]), 0);
     assert_eq!(clear(&[&established, &first, &plain]), 1);
