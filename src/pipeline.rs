@@ -10,7 +10,9 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use foldhash::quality::RandomState;
 use jiff::tz::TimeZone;
+use memchr::memchr;
 use tlswarden_parsers::{Dialect, parse};
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -66,7 +68,7 @@ pub struct Counter {
     calendar: Calendar,
     sessions: Sessions,
     own: OwnReports,
-    counts: HashMap<Tally, u64>,
+    counts: HashMap<Tally, u64, RandomState>,
     outcomes: Vec<Outcome>,
     failed: Vec<Arc<str>>,
     seen: Seen,
@@ -102,7 +104,7 @@ impl Counter {
             calendar: Calendar::new(zone, None),
             sessions: Sessions::new(mta),
             own,
-            counts: HashMap::new(),
+            counts: HashMap::default(),
             outcomes: Vec::new(),
             failed: Vec::new(),
             seen: Seen::default(),
@@ -135,9 +137,12 @@ impl Counter {
 
     /// Counts whole lines that are read at `now`.
     pub fn lines(&mut self, lines: &[u8], now: i64, policies: &dyn PolicyAt) {
-        for line in lines.split_inclusive(|b| *b == b'\n') {
+        let mut rest = lines;
+        while !rest.is_empty() {
             self.seen.read += 1;
-            let line = line.strip_suffix(b"\n").unwrap_or(line);
+            let end = memchr(b'\n', rest).unwrap_or(rest.len());
+            let line = &rest[..end];
+            rest = rest.get(end + 1..).unwrap_or_default();
             let event = match parse(self.dialect, line) {
                 Ok(None) => continue,
                 Ok(Some(event)) => event,

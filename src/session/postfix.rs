@@ -9,6 +9,7 @@
 use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
+use smallvec::SmallVec;
 use tlswarden_parsers::event::{Event, Peer, Process, Reason, RuledOut, TlsFeature, TlsState, VerifyCause, What};
 
 use super::kept::{Change, Kept};
@@ -274,7 +275,7 @@ impl Sessions {
     }
 
     fn ruled_out(&mut self, process: &Process<'_>, next_hop: &[u8], host: &[u8], why: RuledOut, time: i64) {
-        let host = text(host).to_ascii_lowercase();
+        let host = lower_case(host);
         let found = match why {
             RuledOut::TlsaLookupError => (ResultType::DnssecInvalid, None),
             RuledOut::TlsaUnusable => (ResultType::TlsaInvalid, Some("all-TLSA-records-unusable".to_owned())),
@@ -344,7 +345,7 @@ impl Sessions {
             let peer = relay.or(named);
             // The other recipients of this delivery have the same line; another delivery of the message by the same
             // process is to another host.
-            let answer = [&key[..], b"\0", &peer.map(peer_key).unwrap_or_default()].concat();
+            let answer = [&key[..], b"\0", &peer.map(peer_key).unwrap_or_default()[..]].concat();
             let (seen, crowded) = self.answered.change(queue_id, time, Vec::new);
             self.losses.crowded_out += crowded;
             if !seen.contains(&answer) && seen.len() < MAX_ATTEMPTS {
@@ -571,7 +572,7 @@ impl Attempt {
     fn new(began: i64, peer: Option<Peer<'_>>) -> Attempt {
         Attempt {
             began,
-            host: peer.map(|p| text(p.host).to_ascii_lowercase()),
+            host: peer.map(|p| lower_case(p.host)),
             ip: peer.and_then(|p| p.ip),
             port: peer.and_then(|p| p.port),
             trust: None,
@@ -606,7 +607,7 @@ impl Attempt {
         self.trust.is_some() || self.handshake_failed
     }
 
-    fn peer_key(&self) -> Vec<u8> {
+    fn peer_key(&self) -> Key {
         key_of(self.host.as_deref().unwrap_or("").as_bytes(), self.ip, self.port)
     }
 }
@@ -684,18 +685,39 @@ fn is_of(instance: &[u8], master: &[u8]) -> bool {
     instance.strip_prefix(master).is_some_and(|rest| rest.is_empty() || rest.starts_with(b"/"))
 }
 
-fn process_key(process: &Process<'_>) -> Vec<u8> {
-    [process.instance, b"/", process.name, b"\0", &process.pid.to_be_bytes()[..]].concat()
+/// A key of a table: on the stack where it is as short as usual.
+type Key = SmallVec<[u8; 96]>;
+
+fn key(parts: &[&[u8]]) -> Key {
+    let mut key = Key::new();
+    parts.iter().for_each(|part| key.extend_from_slice(part));
+    key
 }
 
-fn peer_key(peer: Peer<'_>) -> Vec<u8> {
+fn process_key(process: &Process<'_>) -> Key {
+    key(&[process.instance, b"/", process.name, b"\0", &process.pid.to_be_bytes()])
+}
+
+fn peer_key(peer: Peer<'_>) -> Key {
     key_of(peer.host, peer.ip, peer.port)
 }
 
-fn key_of(host: &[u8], ip: Option<IpAddr>, port: Option<u16>) -> Vec<u8> {
-    let ip = ip.map_or_else(String::new, |ip| ip.to_string());
-    let port = port.unwrap_or(25);
-    [&host.to_ascii_lowercase()[..], b"\0", ip.as_bytes(), b"\0", &port.to_be_bytes()[..]].concat()
+/// The host in lower case, its address and port.
+fn key_of(host: &[u8], ip: Option<IpAddr>, port: Option<u16>) -> Key {
+    let port = port.unwrap_or(SMTP_PORT).to_be_bytes();
+    let mut key = match ip {
+        Some(IpAddr::V4(ip)) => key(&[host, b"\0", &ip.octets(), &port]),
+        Some(IpAddr::V6(ip)) => key(&[host, b"\0", &ip.octets(), &port]),
+        None => key(&[host, b"\0", &port]),
+    };
+    key[..host.len()].make_ascii_lowercase();
+    key
+}
+
+fn lower_case(name: &[u8]) -> String {
+    let mut name = text(name);
+    name.make_ascii_lowercase();
+    name
 }
 
 pub(super) fn text(bytes: &[u8]) -> String {

@@ -362,6 +362,12 @@ impl Postfix {
         self.succeeds(&mut self.command("postfix", &["reload"]))
     }
 
+    /// Changes one setting of the running Postfix.
+    pub fn set(&self, name: &str, value: &str) -> Result<(), String> {
+        self.succeeds(&mut self.command("postconf", &["-e", &format!("{name}={value}")]))?;
+        self.succeeds(&mut self.command("postfix", &["reload"]))
+    }
+
     /// Tries all deferred mail again.
     pub fn flush(&self) -> Result<(), String> {
         self.succeeds(&mut self.command("postqueue", &["-f"]))
