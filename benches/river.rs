@@ -22,7 +22,7 @@ use mix::{Mix, Stamps};
 use tlswarden::clock::Clock;
 use tlswarden::input::{BLOCK, Block, Mark};
 use tlswarden::metrics::Metrics;
-use tlswarden::pipeline::{Counter, PolicyAt, River, Source};
+use tlswarden::pipeline::{Counter, Fed, PolicyAt, River, Source};
 use tlswarden::store::Store;
 use tlswarden::store::embedded::Embedded;
 use tlswarden::tlsrpt::{InForce, rows};
@@ -107,14 +107,16 @@ fn flow(log: &[u8]) -> Sessions {
         store: Arc::clone(&store),
         policies: Box::new(NoPolicy),
         hints: mpsc::channel(1).0,
+        datagrams: Arc::default(),
         metrics: Metrics::default(),
         clock: Clock::default(),
     };
-    let sources = vec![Source { name: "log".into(), counter: counter() }];
+    let source = Source { name: "log".into(), counter: counter() };
     let (sender, blocks) = mpsc::channel(2);
     let (_stop, shutdown) = watch::channel(false);
     std::thread::scope(|threads| {
         threads.spawn(move || {
+            sender.blocking_send(Fed::Source(0, Box::new(source))).unwrap();
             let mut rest = log;
             while !rest.is_empty() {
                 let reach = rest.len().min(BLOCK);
@@ -124,11 +126,11 @@ fn flow(log: &[u8]) -> Sessions {
                 let (lines, after) = rest.split_at(end);
                 let at_end = after.is_empty();
                 let block = Block { lines: lines.to_vec(), mark, skipped: 0, behind: after.len() as u64, at_end };
-                sender.blocking_send((0, block)).unwrap();
+                sender.blocking_send(Fed::Block(0, block)).unwrap();
                 rest = after;
             }
         });
-        river.run(runtime.handle(), sources, blocks, shutdown).unwrap();
+        river.run(runtime.handle(), blocks, shutdown).unwrap();
     });
     let mut sum = (0, 0);
     for day in store.days().unwrap() {

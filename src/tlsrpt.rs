@@ -103,9 +103,15 @@ pub struct Failure {
     /// The MX host.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub receiving_mx_hostname: Option<String>,
+    /// What that host called itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub receiving_mx_helo: Option<String>,
     /// Its address.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub receiving_ip: Option<IpAddr>,
+    /// Where more is said of it: a text, most often a URI.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub additional_information: Option<String>,
     /// The cause, more finely: for example `self-signed_certificate`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failure_reason_code: Option<String>,
@@ -118,7 +124,9 @@ impl Failure {
             result_type,
             sending_mta_ip: None,
             receiving_mx_hostname: None,
+            receiving_mx_helo: None,
             receiving_ip: None,
+            additional_information: None,
             failure_reason_code: reason.map(str::to_owned),
         }
     }
@@ -316,6 +324,10 @@ pub struct Outcome {
     pub native: Option<Verdict>,
     /// Whether the MTA is known to have trust anchors: without, every certificate is `Untrusted`.
     pub anchors: bool,
+    /// Whether the MTA has named `domain` as its next hop.
+    pub named: bool,
+    /// Whether the MTA reports sessions to this destination by itself, and its report of this one was not lost.
+    pub reported: bool,
 }
 
 /// Whether an MX host is one of those that a policy's `mx` pattern allows: equal, or a `*.` in place of

@@ -38,7 +38,7 @@ fn keys(text: &str) -> BTreeSet<String> {
 
 #[test]
 fn as_shipped_it_is_the_defaults_and_one_log() {
-    let input = InputSection { file: "/var/log/mail.log".into(), timezone: None };
+    let input = InputSection::file("/var/log/mail.log");
     let defaults = Config { inputs: vec![input], ..Config::default() };
     assert_eq!(Config::load(Path::new(SAMPLE)).unwrap(), defaults);
 }

@@ -1,6 +1,6 @@
 //! `tlswarden replay`: what logs would have been counted as.
 //!
-//! Takes: log files (`.gz` too, `-` for standard input), in the order given. Gives: the rows of RFC 8460, as JSON or as a
+//! Takes: log files (`.gz` too, `-` for standard input), in the order given, or what `journalctl -o json` prints. Gives: the rows of RFC 8460, as JSON or as a
 //! table. Sends and stores nothing, asks no network.
 
 use std::collections::{BTreeMap, HashMap};
@@ -13,15 +13,16 @@ use clap::{Args, ValueEnum};
 use flate2::read::MultiGzDecoder;
 use jiff::tz::TimeZone;
 use serde::{Deserialize, Serialize};
-use tlswarden_parsers::{Dialect, parse};
+use tlswarden_parsers::Dialect;
 
 use super::table::table;
 use super::{CONFIG, Fault, NO_INPUT, USAGE, print};
 use crate::clock::Clock;
 use crate::config;
 use crate::domain;
-use crate::input::{BLOCK, MAX_LINE};
-use crate::pipeline::{Counter, PolicyAt};
+use crate::input::BLOCK;
+use crate::input::journald::MAX_ENTRY as MAX_LINE;
+use crate::pipeline::{Counter, PolicyAt, is_of};
 use crate::policy::sts::document;
 use crate::tlsrpt::{Failure, InForce, Policy, PolicyType, Row, rows};
 
@@ -60,7 +61,7 @@ pub struct Options {
     /// As JSON, with the names of RFC 8460.
     #[arg(long)]
     json: bool,
-    /// Log files, oldest first; `-` is standard input, `.gz` is unpacked.
+    /// Log files, oldest first; `-` is standard input, `.gz` is unpacked; `journalctl -o json` output is read too.
     #[arg(required = true, value_name = "LOG")]
     logs: Vec<PathBuf>,
 }
@@ -223,7 +224,7 @@ impl Lines {
                 break;
             }
             self.looked_at += 1;
-            self.known = matches!(parse(Dialect::Postfix, line), Ok(Some(_)));
+            self.known = is_of(Dialect::Postfix, line);
         }
         if !self.known && self.looked_at >= AUTO_LINES { Err(LinesError::NoLog) } else { Ok(()) }
     }

@@ -29,6 +29,13 @@ const MAX_FAILURES: usize = 100_000;
 /// smtp_tls_session_cache_timeout, for a resumed session is not verified again.
 const FAILURE_MEMORY: i64 = 3600;
 
+/// Destinations that Postfix reports on by itself; beyond, those that mail went to longest ago count from the log.
+const MAX_DESTINATIONS: usize = 100_000;
+
+/// How long a destination is known as one that Postfix reports on, in seconds: it looks for the record at each delivery,
+/// and who has taken it away gets no report of the day either.
+const REPORTED_MEMORY: i64 = 86_400;
+
 /// Messages that are known by their queue id, as our own reports or as answered.
 const MAX_MESSAGES: usize = 100_000;
 
@@ -46,6 +53,8 @@ pub struct Sessions {
     own: Kept<()>,
     answered: Kept<Vec<Vec<u8>>>,
     anchored: Kept<()>,
+    reported: Kept<()>,
+    reporting: Kept<String>,
     swept: i64,
     losses: Losses,
 }
@@ -73,6 +82,9 @@ struct Attempt {
     tlsa_unusable: bool,
     ruled_out: Option<(ResultType, Option<String>)>,
     native: Option<Verdict>,
+    /// Postfix's own report of it was not sent.
+    #[serde(default)]
+    unsent: bool,
     /// The next hop, where the line names it.
     next_hop: Option<String>,
     /// `QID: reason` has ended it: the message, and what follows from the reason.
@@ -88,6 +100,8 @@ impl Sessions {
             own: Kept::new(MAX_MESSAGES),
             answered: Kept::new(MAX_MESSAGES),
             anchored: Kept::new(MAX_MESSAGES),
+            reported: Kept::new(MAX_DESTINATIONS),
+            reporting: Kept::new(MAX_PROCESSES),
             swept: 0,
             losses: Losses::default(),
         }
@@ -101,6 +115,8 @@ impl Sessions {
             Some((b'o', key)) => self.own.load(key, value),
             Some((b'a', key)) => self.answered.load(key, value),
             Some((b't', key)) => self.anchored.load(key, value),
+            Some((b'n', key)) => self.reported.load(key, value),
+            Some((b'p', key)) => self.reporting.load(key, value),
             _ => false,
         }
     }
@@ -116,6 +132,8 @@ impl Sessions {
         add(b'o', self.own.changes());
         add(b'a', self.answered.changes());
         add(b't', self.anchored.changes());
+        add(b'n', self.reported.changes());
+        add(b'p', self.reporting.changes());
         all
     }
 
@@ -154,6 +172,18 @@ impl Sessions {
             What::Started { .. } => {
                 self.anchored.remove(process.instance);
             }
+            What::Native { domain, .. } if !delivers => {
+                if let Some(name) = self.reports(domain, time) {
+                    let key = process_key(process);
+                    self.reporting.change(&key, time, String::new).0.clone_from(&name);
+                }
+            }
+            What::NativeUnsent if !delivers => {
+                // The session is in smtp(8)'s lines as well, and counts from there.
+                if let Some(name) = self.reporting.remove(&process_key(process)) {
+                    self.reported.remove(name.as_bytes());
+                }
+            }
             // The rest says something only where a delivery is under way: tlsproxy(8) repeats what smtp(8) logs.
             _ if !delivers => {}
             What::Established { reused: true, .. } => {}
@@ -173,9 +203,16 @@ impl Sessions {
                     None => Verdict::Success,
                     Some(f) => native_verdict(f.failure_type, f.reason),
                 };
+                self.reports(domain, time);
                 let attempt = self.attempt(process, Some(*peer), time, |a| a.native.is_some());
                 attempt.native = Some(verdict);
                 attempt.next_hop = Some(text(domain));
+            }
+            What::NativeUnsent => {
+                let last = self.deliveries.peek(&process_key(process)).is_some_and(|(_, d)| !d.attempts.is_empty());
+                if last && let Some(attempt) = self.delivery(process, time).attempts.last_mut() {
+                    attempt.unsent = attempt.native.is_some();
+                }
             }
             What::HostLeft { queue_id, reason } => self.left(process, queue_id, *reason, time),
             What::Delivery { queue_id, recipient_domain, relay, reason, .. } => {
@@ -196,6 +233,14 @@ impl Sessions {
     /// Whether anything is open.
     pub fn is_idle(&self) -> bool {
         self.deliveries.is_empty()
+    }
+
+    /// Notes that Postfix reports sessions to a destination by itself: it has one TLSRPT record.
+    fn reports(&mut self, domain: &[u8], time: i64) -> Option<String> {
+        let name = domain::normalise(&text(domain))?;
+        let (_, crowded) = self.reported.change(name.as_bytes(), time, || ());
+        self.losses.crowded_out += crowded;
+        Some(name)
     }
 
     fn established(&mut self, process: &Process<'_>, peer: Peer<'_>, trust: Trust, time: i64) {
@@ -374,6 +419,7 @@ impl Sessions {
         anchors: bool,
         out: &mut Vec<Outcome>,
     ) {
+        let ruled_out = attempt.ruled_out.is_some();
         let observed = attempt.ruled_out.map(|(result, code)| Verdict::Failure(result, code)).or(verdict);
         if observed.is_none() && attempt.native.is_none() {
             return;
@@ -382,6 +428,7 @@ impl Sessions {
             self.losses.without_domain += 1;
             return;
         };
+        let reported = self.reported.contains(name.as_bytes());
         out.push(Outcome {
             began: attempt.began,
             ended,
@@ -392,6 +439,9 @@ impl Sessions {
             observed,
             native: attempt.native,
             anchors,
+            named: attempt.next_hop.is_some(),
+            // Postfix reports nothing of a host that it does not connect to.
+            reported: !ruled_out && !attempt.unsent && reported,
         });
     }
 
@@ -412,6 +462,8 @@ impl Sessions {
         }
         self.failures.remove_before(time - MESSAGE_MEMORY);
         self.answered.remove_before(time - MESSAGE_MEMORY);
+        self.reported.remove_before(time - REPORTED_MEMORY);
+        self.reporting.remove_before(time - SESSION_TIMEOUT);
         // The time of an own report's entry is when it may go.
         self.own.remove_before(time);
     }
@@ -472,6 +524,7 @@ impl Attempt {
             tlsa_unusable: false,
             ruled_out: None,
             native: None,
+            unsent: false,
             next_hop: None,
             left: None,
         }
