@@ -7,6 +7,7 @@
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
@@ -15,12 +16,20 @@ use parking_lot::Mutex;
 use crate::config::{Config, NextHopSection, Source, Tlsrpt, local_networks};
 use crate::domain;
 use crate::policy::NextHop;
+use crate::session::datagram::Reported;
+use crate::tlsrpt::{InForce, Mode, Outcome, Policy};
 
 /// Destinations whose source address is remembered; when full, all are forgotten: asking again costs microseconds.
 const MAX_SOURCES: usize = 10_000;
 
 /// How long a source address is remembered: routes change.
 const REMEMBERED: Duration = Duration::from_secs(600);
+
+/// Destinations that datagrams tell of; beyond, those of the last hour are kept.
+const MAX_NATIVE: usize = 100_000;
+
+/// How long one is known after its last datagram, in seconds.
+const NATIVE_MEMORY: i64 = 86_400;
 
 /// The port that a route is asked for; nothing is sent there.
 const SMTP: u16 = 25;
@@ -35,6 +44,16 @@ pub struct Rules {
     local: Vec<IpNet>,
     next_hops: NextHops,
     sending: Option<Sending>,
+    /// The destinations that datagrams tell of.
+    native: Mutex<HashMap<Arc<str>, Native>>,
+}
+
+#[derive(Debug)]
+struct Native {
+    /// When the last one came.
+    last: i64,
+    /// The MTA-STS policy in testing mode that it named: no log says it.
+    tested: Option<Arc<Policy>>,
 }
 
 impl Default for Rules {
@@ -46,6 +65,7 @@ impl Default for Rules {
             local: local_networks(),
             next_hops: NextHops::default(),
             sending: None,
+            native: Mutex::default(),
         }
     }
 }
@@ -64,7 +84,43 @@ impl Rules {
                 configured: config.count.sending_addresses.clone(),
                 found: Mutex::new(HashMap::new()),
             }),
+            native: Mutex::default(),
         }
+    }
+
+    /// Notes that datagrams tell of a destination, the last one received at `at`, and whether its policy is in testing mode.
+    pub fn note_reported(&self, session: &Reported, at: i64) {
+        let mut native = self.native.lock();
+        if native.len() >= MAX_NATIVE && !native.contains_key(&session.domain) {
+            native.retain(|_, known| at - known.last < NATIVE_MEMORY / 24);
+            if native.len() >= MAX_NATIVE {
+                return;
+            }
+        }
+        let tested = session.testing.then(|| Arc::clone(&session.policy));
+        native.insert(Arc::clone(&session.domain), Native { last: at, tested });
+    }
+
+    /// Whether a session in the log is one that Postfix's own datagrams count: the log says so itself, or, where it never
+    /// shows what Postfix reports, there are datagrams of that destination.
+    pub fn is_native(&self, outcome: &Outcome) -> bool {
+        let known = || {
+            let native = self.native.lock();
+            native.get(&outcome.domain).is_some_and(|known| (outcome.ended - known.last).abs() < NATIVE_MEMORY)
+        };
+        outcome.reported.unwrap_or_else(known)
+    }
+
+    /// The policy in force for a session that began at `at`: our own decision, or, where we were not asked, a policy in
+    /// testing mode that datagrams tell of.
+    pub fn in_force(&self, decided: Option<InForce>, domain: &str, at: i64) -> Option<InForce> {
+        if decided.is_some() || self.tlsrpt != Tlsrpt::Datagrams {
+            return decided;
+        }
+        let native = self.native.lock();
+        let known = native.get(domain).filter(|known| (at - known.last).abs() < NATIVE_MEMORY)?;
+        let policy = known.tested.as_ref()?;
+        Some(InForce::Sts { mode: Mode::Testing, policy: Arc::clone(policy), failure: None })
     }
 
     /// Whether a host is not of the world: its sessions do not count.

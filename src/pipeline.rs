@@ -232,7 +232,9 @@ impl Counter {
         self.seen.used += 1;
         for mut session in sessions {
             self.bound_helos(&mut session);
+            self.rules.note_reported(&session, at);
             let in_force = policies.at(&session.domain, at);
+            let in_force = self.rules.in_force(in_force, &session.domain, at);
             let tallies = tally::count_reported(&session, at, in_force.as_ref(), self.rules.logs);
             self.seen.left_to_log += u64::from(tallies.is_empty());
             let under_sts = session.policy.policy_type == PolicyType::Sts;
@@ -361,10 +363,11 @@ impl Counter {
                 outcome.domain = hop.into();
             }
             let in_force = policies.at(&outcome.domain, outcome.began);
+            let in_force = self.rules.in_force(in_force, &outcome.domain, outcome.began);
             let tested = matches!(in_force, Some(InForce::Sts { mode: Mode::Testing, .. }));
             match self.rules.tlsrpt {
                 Tlsrpt::Off => outcome.native = None,
-                Tlsrpt::Datagrams if outcome.reported && !tested => {
+                Tlsrpt::Datagrams if !tested && self.rules.is_native(&outcome) => {
                     self.seen.left_to_native += 1;
                     continue;
                 }
@@ -507,6 +510,9 @@ impl River {
             let ended = matches!(next, Next::Fed(None));
             let ending = ended || *shutdown.borrow();
             let mut due = ending;
+            // First, for a datagram is sent before the log has the delivery.
+            taken = self.datagrams.take(taken);
+            self.received(&mut inputs, &taken, &mut pending);
             match next {
                 Next::Fed(Some(fed)) => due |= self.fed(&mut inputs, fed, &mut pending),
                 Next::Fed(None) | Next::Datagrams => {}
@@ -515,13 +521,13 @@ impl River {
             if ending {
                 // What is on its way has left its source, and may be nowhere else.
                 self.datagrams.close();
+                taken = self.datagrams.take(taken);
+                self.received(&mut inputs, &taken, &mut pending);
                 feed.close();
                 while let Some(fed) = runtime.block_on(feed.recv()) {
                     self.fed(&mut inputs, fed, &mut pending);
                 }
             }
-            taken = self.datagrams.take(taken);
-            self.received(&mut inputs, &taken, &mut pending);
             due |= pending.since.is_some_and(|since| since.elapsed() >= COMMIT);
             if due && pending.since.is_some() {
                 self.commit(runtime, &mut inputs.sources, &mut pending, &mut shutdown)?;

@@ -174,7 +174,7 @@ mod tests {
             native: None,
             anchors: true,
             named: false,
-            reported: false,
+            reported: None,
         }
     }
 

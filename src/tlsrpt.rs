@@ -326,8 +326,9 @@ pub struct Outcome {
     pub anchors: bool,
     /// Whether the MTA has named `domain` as its next hop.
     pub named: bool,
-    /// Whether the MTA reports sessions to this destination by itself, and its report of this one was not lost.
-    pub reported: bool,
+    /// Whether the MTA has reported this session by itself, and the report was not lost on its way; `None` where nothing
+    /// shows that it reports on this destination at all.
+    pub reported: Option<bool>,
 }
 
 /// Whether an MX host is one of those that a policy's `mx` pattern allows: equal, or a `*.` in place of

@@ -54,7 +54,8 @@ pub struct Sessions {
     answered: Kept<Vec<Vec<u8>>>,
     anchored: Kept<()>,
     reported: Kept<()>,
-    reporting: Kept<String>,
+    proxied: Kept<u32>,
+    reporting: Kept<Vec<u8>>,
     swept: i64,
     losses: Losses,
 }
@@ -101,6 +102,7 @@ impl Sessions {
             answered: Kept::new(MAX_MESSAGES),
             anchored: Kept::new(MAX_MESSAGES),
             reported: Kept::new(MAX_DESTINATIONS),
+            proxied: Kept::new(MAX_FAILURES),
             reporting: Kept::new(MAX_PROCESSES),
             swept: 0,
             losses: Losses::default(),
@@ -116,6 +118,7 @@ impl Sessions {
             Some((b'a', key)) => self.answered.load(key, value),
             Some((b't', key)) => self.anchored.load(key, value),
             Some((b'n', key)) => self.reported.load(key, value),
+            Some((b'q', key)) => self.proxied.load(key, value),
             Some((b'p', key)) => self.reporting.load(key, value),
             _ => false,
         }
@@ -133,6 +136,7 @@ impl Sessions {
         add(b'a', self.answered.changes());
         add(b't', self.anchored.changes());
         add(b'n', self.reported.changes());
+        add(b'q', self.proxied.changes());
         add(b'p', self.reporting.changes());
         all
     }
@@ -172,16 +176,15 @@ impl Sessions {
             What::Started { .. } => {
                 self.anchored.remove(process.instance);
             }
-            What::Native { domain, .. } if !delivers => {
-                if let Some(name) = self.reports(domain, time) {
-                    let key = process_key(process);
-                    self.reporting.change(&key, time, String::new).0.clone_from(&name);
-                }
+            What::Native { domain, peer, .. } if !delivers => {
+                self.reports(domain, time);
+                let peer = host_key(&text(peer.host), peer.ip);
+                *self.proxied.change(&peer, time, || 0).0 += 1;
+                *self.reporting.change(&process_key(process), time, Vec::new).0 = peer;
             }
             What::NativeUnsent if !delivers => {
-                // The session is in smtp(8)'s lines as well, and counts from there.
-                if let Some(name) = self.reporting.remove(&process_key(process)) {
-                    self.reported.remove(name.as_bytes());
+                if let Some(peer) = self.reporting.remove(&process_key(process)) {
+                    self.was_proxied(&peer);
                 }
             }
             // The rest says something only where a delivery is under way: tlsproxy(8) repeats what smtp(8) logs.
@@ -236,11 +239,22 @@ impl Sessions {
     }
 
     /// Notes that Postfix reports sessions to a destination by itself: it has one TLSRPT record.
-    fn reports(&mut self, domain: &[u8], time: i64) -> Option<String> {
-        let name = domain::normalise(&text(domain))?;
-        let (_, crowded) = self.reported.change(name.as_bytes(), time, || ());
-        self.losses.crowded_out += crowded;
-        Some(name)
+    fn reports(&mut self, domain: &[u8], time: i64) {
+        if let Some(name) = domain::normalise(&text(domain)) {
+            let (_, crowded) = self.reported.change(name.as_bytes(), time, || ());
+            self.losses.crowded_out += crowded;
+        }
+    }
+
+    /// Whether tlsproxy(8) has reported a session with a peer that no session of smtp(8)'s has been taken for yet.
+    fn was_proxied(&mut self, peer: &[u8]) -> bool {
+        let Some((time, left)) = self.proxied.peek(peer).map(|(time, left)| (time, *left)) else { return false };
+        if left > 1 {
+            *self.proxied.change(peer, time, || 0).0 = left - 1;
+        } else {
+            self.proxied.remove(peer);
+        }
+        true
     }
 
     fn established(&mut self, process: &Process<'_>, peer: Peer<'_>, trust: Trust, time: i64) {
@@ -428,7 +442,16 @@ impl Sessions {
             self.losses.without_domain += 1;
             return;
         };
-        let reported = self.reported.contains(name.as_bytes());
+        let peer = host_key(attempt.host.as_deref().unwrap_or(""), attempt.ip);
+        let reported = if ruled_out {
+            // Postfix reports nothing of a host that it does not connect to.
+            Some(false)
+        } else if self.reported.contains(name.as_bytes()) {
+            let told = attempt.native.is_some() && !attempt.unsent;
+            Some(told || attempt.native.is_none() && observed != Some(Verdict::Success) && self.was_proxied(&peer))
+        } else {
+            None
+        };
         out.push(Outcome {
             began: attempt.began,
             ended,
@@ -440,8 +463,7 @@ impl Sessions {
             native: attempt.native,
             anchors,
             named: attempt.next_hop.is_some(),
-            // Postfix reports nothing of a host that it does not connect to.
-            reported: !ruled_out && !attempt.unsent && reported,
+            reported,
         });
     }
 
@@ -463,6 +485,7 @@ impl Sessions {
         self.failures.remove_before(time - MESSAGE_MEMORY);
         self.answered.remove_before(time - MESSAGE_MEMORY);
         self.reported.remove_before(time - REPORTED_MEMORY);
+        self.proxied.remove_before(time - SESSION_TIMEOUT);
         self.reporting.remove_before(time - SESSION_TIMEOUT);
         // The time of an own report's entry is when it may go.
         self.own.remove_before(time);
@@ -616,6 +639,11 @@ fn process_key(process: &Process<'_>) -> Vec<u8> {
 
 fn peer_key(peer: Peer<'_>) -> Vec<u8> {
     key_of(peer.host, peer.ip, peer.port)
+}
+
+/// A host and its address, of any port.
+fn host_key(host: &str, ip: Option<IpAddr>) -> Vec<u8> {
+    key_of(host.as_bytes(), ip, None)
 }
 
 fn key_of(host: &[u8], ip: Option<IpAddr>, port: Option<u16>) -> Vec<u8> {

@@ -220,8 +220,21 @@ impl Postfix {
             world.ca_file().display(),
             world.log().display(),
         );
-        fs::write(self.folder.join("main.cf"), main_cf).map_err(text)?;
-        fs::write(self.folder.join("master.cf"), MASTER_CF).map_err(text)
+        if !world.is_native() {
+            fs::write(self.folder.join("main.cf"), main_cf).map_err(text)?;
+            return fs::write(self.folder.join("master.cf"), MASTER_CF).map_err(text);
+        }
+        let native = format!(
+            "{main_cf}smtp_tls_policy_maps = socketmap:unix:tlswarden/socketmap:{map}\n\
+             smtp_tlsrpt_enable = yes\nsmtp_tlsrpt_socket_name = tlswarden/tlsrpt\n"
+        );
+        fs::write(self.folder.join("main.cf"), native).map_err(text)?;
+        let chrooted = MASTER_CF.replace("smtp      unix  -       -       n ", "smtp      unix  -       -       y ");
+        fs::write(self.folder.join("master.cf"), chrooted).map_err(text)?;
+        // All that a chrooted smtp(8) needs of /etc to ask the resolver.
+        let etc = self.folder.join("queue/etc");
+        fs::create_dir_all(&etc).map_err(text)?;
+        fs::copy("/etc/resolv.conf", etc.join("resolv.conf")).map(drop).map_err(text)
     }
 
     fn run(&self) -> Result<(), String> {
