@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
+use tlswarden_parsers::Dialect;
 
 pub use load::{ConfigError, parse, time_zone};
 
@@ -316,6 +317,8 @@ pub struct InputSection {
     /// Its mode, in octal; without it 0666: the folder says who may.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mode: Option<String>,
+    /// Whose log it is.
+    pub mta: Dialect,
     /// The IANA name of the zone of its time stamps, where they have none; without it the host's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub timezone: Option<String>,

@@ -52,6 +52,9 @@ const BLOCKS: usize = 4;
 /// Hints that wait between the counting and the policies: more than that in a moment is a host in trouble of its own.
 const HINTS: usize = 1024;
 
+/// Failed sessions that Exim told and that wait for the counting: more at once than Exim has processes.
+const TELLINGS: usize = 1024;
+
 /// Why the daemon did not start, or ended.
 #[derive(Debug, thiserror::Error)]
 pub enum DaemonError {
@@ -302,6 +305,7 @@ impl Tasks {
         tasks.spawn("idle".into(), until(shutdown.clone(), async move { idle.closed().await }));
         drop(feed);
         let (hints, failed) = mpsc::channel(HINTS);
+        let (tell, tellings) = mpsc::channel(TELLINGS);
         let river = River {
             store: Arc::clone(&store),
             policies: Box::new(Arc::clone(&history)),
@@ -311,7 +315,10 @@ impl Tasks {
             clock,
         };
         let (runtime, stopping) = (Handle::current(), shutdown.clone());
-        let id = tasks.set.spawn_blocking(move || river.run(&runtime, fed, stopping).map_err(|e| e.to_string())).id();
+        let id = tasks
+            .set
+            .spawn_blocking(move || river.run(&runtime, fed, tellings, stopping).map_err(|e| e.to_string()))
+            .id();
         tasks.names.insert(id, "counting".into());
         tasks.spawn("history".into(), done(Arc::clone(&history).run(Arc::clone(&store), shutdown.clone())));
         let task = heal(Arc::clone(&policies), failed);
@@ -325,7 +332,8 @@ impl Tasks {
             tasks.spawn(format!("socketmap {address}"), done(task));
         }
         for (address, listener) in readsockets {
-            let task = readsocket::serve(listener, Arc::clone(&policies), metrics.clone(), shutdown.clone());
+            let task =
+                readsocket::serve(listener, Arc::clone(&policies), tell.clone(), metrics.clone(), shutdown.clone());
             tasks.spawn(format!("readsocket {address}"), done(task));
         }
         let desk = Arc::new(Desk { config, running: true, store, resolver, policies, scheduler, metrics, clock });

@@ -15,7 +15,7 @@ use jiff::tz::TimeZone;
 use tlswarden_parsers::event::{Stamp, What};
 use tlswarden_parsers::{Dialect, Event, Malformed, parse};
 use tokio::runtime::Handle;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::civil::Calendar;
 use crate::clock::Clock;
@@ -26,9 +26,9 @@ use crate::input::{Block, Mark, journald as journal};
 use crate::metrics::{Metrics, Progress};
 use crate::policy::history::History;
 use crate::session::datagram::{self, Reported};
+use crate::session::exim::Told;
 use crate::session::kept::Change;
-use crate::session::postfix::Sessions;
-use crate::session::{Losses, SESSION_TIMEOUT};
+use crate::session::{Losses, SESSION_TIMEOUT, Sessions};
 use crate::shutdown::stopped;
 use crate::store::{Batch, Family, Record, Store, StoreError};
 use crate::tally;
@@ -89,6 +89,7 @@ pub type OwnReports = Arc<dyn Fn(&[u8]) -> bool + Send + Sync>;
 
 /// Counts the lines of one input.
 pub struct Counter {
+    dialect: Dialect,
     calendar: Calendar,
     sessions: Sessions,
     own: OwnReports,
@@ -133,11 +134,12 @@ pub struct Seen {
 const CALENDAR: &[u8] = b"c";
 
 impl Counter {
-    /// A counter for lines with time stamps of a zone.
-    pub fn new(zone: TimeZone, own: OwnReports) -> Counter {
+    /// A counter for lines of an MTA, with time stamps of a zone.
+    pub fn new(mta: Dialect, zone: TimeZone, own: OwnReports) -> Counter {
         Counter {
+            dialect: mta,
             calendar: Calendar::new(zone, None),
-            sessions: Sessions::new(),
+            sessions: Sessions::new(mta),
             own,
             counts: HashMap::new(),
             outcomes: Vec::new(),
@@ -190,11 +192,14 @@ impl Counter {
             if is_journal(line) {
                 match journal::entry(line) {
                     Ok(None) => {}
-                    Ok(Some(entry)) => self.line(&entry.text, entry.parse(Dialect::Postfix), now, policies),
+                    Ok(Some(entry)) => {
+                        let read = entry.parse(self.dialect);
+                        self.line(&entry.text, read, now, policies);
+                    }
                     Err(family) => self.malformed(family, line, now),
                 }
             } else {
-                self.line(line, parse(Dialect::Postfix, line), now, policies);
+                self.line(line, parse(self.dialect, line), now, policies);
             }
         }
     }
@@ -308,6 +313,16 @@ impl Counter {
         std::mem::take(&mut self.delivered)
     }
 
+    /// Takes a failed session that Exim told outside the log.
+    pub fn told(&mut self, told: &Told) {
+        self.sessions.told(told);
+    }
+
+    /// Whose lines it counts.
+    pub fn dialect(&self) -> Dialect {
+        self.dialect
+    }
+
     /// Ends the sessions that are open at `now`: there will be no more lines.
     pub fn end(&mut self, now: i64, policies: &dyn PolicyAt) {
         self.sessions.end_all(now, &mut self.outcomes);
@@ -374,7 +389,7 @@ impl Counter {
                 Tlsrpt::Log | Tlsrpt::Datagrams => {}
             }
             let counts = tally::count(&outcome, in_force.as_ref());
-            self.seen.not_asked += u64::from(in_force.is_none());
+            self.seen.not_asked += u64::from(in_force.is_none() && !outcome.clear);
             self.seen.contradicted += u64::from(counts.contradicted);
             self.seen.without_anchors += u64::from(counts.without_anchors);
             let under_sts = matches!(&in_force, Some(InForce::Sts { mode: Mode::Enforce | Mode::Testing, .. }));
@@ -437,6 +452,9 @@ pub enum Fed {
     /// What it has read.
     Block(usize, Block),
 }
+/// A failed session that Exim told, and whom to say when it is committed: Exim waits until then, so that `kill -9` loses
+/// none that was answered.
+pub type Telling = (Told, oneshot::Sender<()>);
 
 /// What the river writes to, and looks up.
 pub struct River {
@@ -460,6 +478,7 @@ pub struct River {
 struct Pending {
     since: Option<Instant>,
     marks: HashMap<usize, Mark>,
+    told: Vec<oneshot::Sender<()>>,
 }
 
 /// The inputs, and what has been noticed of them.
@@ -486,10 +505,12 @@ impl River {
         self,
         runtime: &Handle,
         mut feed: mpsc::Receiver<Fed>,
+        mut tellings: mpsc::Receiver<Telling>,
         mut shutdown: watch::Receiver<bool>,
     ) -> Result<(), StoreError> {
         enum Next {
             Fed(Option<Fed>),
+            Told(Telling),
             Datagrams,
             Nothing,
         }
@@ -504,6 +525,7 @@ impl River {
                 tokio::select! {
                     () = self.datagrams.ready() => Next::Datagrams,
                     fed = feed.recv() => Next::Fed(fed),
+                    Some(telling) = tellings.recv() => Next::Told(telling),
                     () = tokio::time::sleep(wait) => Next::Nothing,
                 }
             });
@@ -515,6 +537,7 @@ impl River {
             self.received(&mut inputs, &taken, &mut pending);
             match next {
                 Next::Fed(Some(fed)) => due |= self.fed(&mut inputs, fed, &mut pending),
+                Next::Told(telling) => self.told(&mut inputs, telling, &mut pending),
                 Next::Fed(None) | Next::Datagrams => {}
                 Next::Nothing => self.idle(&mut inputs, &mut pending),
             }
@@ -535,6 +558,20 @@ impl River {
             if ending {
                 return Ok(());
             }
+        }
+    }
+
+    /// Hands what Exim told to the sessions of its log, where it is kept and held against the lines.
+    fn told(&self, inputs: &mut Inputs, (told, committed): Telling, pending: &mut Pending) {
+        let mut exim = inputs.sources.values_mut().filter(|source| source.counter.dialect() == Dialect::Exim);
+        match (exim.next(), exim.next()) {
+            (Some(source), None) => {
+                source.counter.told(&told);
+                pending.told.push(committed);
+                pending.since.get_or_insert_with(Instant::now);
+            }
+            // Without its log nothing is known of the same message, and of two logs not which is its own.
+            _ => self.metrics.add("exim-told-without-log", 1),
         }
     }
 
@@ -689,6 +726,10 @@ impl River {
             let Err(error) = self.store.write(batch.clone()) else {
                 self.metrics.add("commits", 1);
                 self.metrics.counted(&batch.add);
+                for committed in pending.told.drain(..) {
+                    // Who asked may have gone.
+                    let _ = committed.send(());
+                }
                 return Ok(());
             };
             if *shutdown.borrow() {
@@ -799,7 +840,11 @@ mod tests {
     const NOW: i64 = 1_795_400_000;
 
     fn fresh() -> Counter {
-        Counter::new(TimeZone::UTC, Arc::new(|id: &[u8]| id.starts_with(b"ours.")))
+        of(Dialect::Postfix)
+    }
+
+    fn of(mta: Dialect) -> Counter {
+        Counter::new(mta, TimeZone::UTC, Arc::new(|id: &[u8]| id.starts_with(b"ours.")))
     }
 
     fn counted(lines: &str) -> Vec<(String, u64, u64)> {
@@ -811,7 +856,8 @@ mod tests {
     /// A restart after any line of any real log: what was open is taken back from what was stored, and nothing changes.
     #[test]
     fn a_restart_after_every_line_changes_nothing() {
-        for folder in ["postfix-3.7.11", "postfix-3.10.13"] {
+        for folder in ["postfix-3.7.11", "postfix-3.10.13", "exim-4.96", "exim-4.98.2"] {
+            let mta = if folder.starts_with("exim") { Dialect::Exim } else { Dialect::Postfix };
             let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures").join(folder);
             for entry in std::fs::read_dir(folder).unwrap() {
                 let path = entry.unwrap().path();
@@ -819,13 +865,13 @@ mod tests {
                     continue;
                 }
                 let log = std::fs::read(&path).unwrap();
-                let mut whole = fresh();
+                let mut whole = of(mta);
                 whole.lines(&log, NOW, &NotAsked);
                 let mut stored: BTreeMap<Vec<u8>, Vec<u8>> = BTreeMap::new();
                 let mut counts: HashMap<Tally, u64> = HashMap::new();
                 for line in log.split_inclusive(|b| *b == b'\n') {
                     let records: Vec<_> = stored.clone().into_iter().collect();
-                    let (mut counter, unread) = fresh().load(TimeZone::UTC, &records);
+                    let (mut counter, unread) = of(mta).load(TimeZone::UTC, &records);
                     assert_eq!(unread, 0);
                     counter.lines(line, NOW, &NotAsked);
                     for (tally, n) in counter.counts() {

@@ -14,6 +14,7 @@ use tlswarden::input::Mark;
 use tlswarden::input::journald::{Follower, Journal, Next, entry};
 use tlswarden::pipeline::{Counter, PolicyAt};
 use tlswarden::tlsrpt::{InForce, rows};
+use tlswarden_parsers::Dialect;
 
 const REMOTE: &str = "/lib/systemd/systemd-journal-remote";
 
@@ -150,7 +151,7 @@ async fn identifiers_and_units_choose_and_the_counts_are_those_of_the_log() {
         (of(&["nobody"], &[]), 0, 0),
     ] {
         let mut follower = Follower::new(journal.clone(), None);
-        let mut counter = Counter::new(TimeZone::UTC, Arc::new(|_: &[u8]| false));
+        let mut counter = Counter::new(Dialect::Postfix, TimeZone::UTC, Arc::new(|_: &[u8]| false));
         let begin = Instant::now();
         let mut read = 0;
         while begin.elapsed() < Duration::from_secs(20) {

@@ -130,3 +130,18 @@ fn nothing_else_is_there_and_nobody_is_held_up() {
     assert!(request(folder.path(), "GET /metrics").0.starts_with("HTTP/1.1 200 "));
     drop(idle);
 }
+
+#[test]
+fn alerts_and_board_name_what_there_is() {
+    let known: BTreeSet<&str> =
+        SNAPSHOT.iter().map(|shown| shown.metric).chain(CATALOGUE.iter().map(|family| family.metric)).collect();
+    for file in ["alerts.yml", "grafana.json"] {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("packaging/prometheus").join(file);
+        let text = fs::read_to_string(path).unwrap();
+        let words = text.split(|c: char| !c.is_ascii_lowercase() && c != '_');
+        let named: BTreeSet<&str> = words.filter(|word| word.starts_with("tlswarden_")).collect();
+        assert!(named.len() > 5, "{file}: {named:?}");
+        let unknown: Vec<&&str> = named.difference(&known).collect();
+        assert!(unknown.is_empty(), "{file}: {unknown:?}");
+    }
+}

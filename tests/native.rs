@@ -11,6 +11,7 @@ use tlswarden::config::{self, Config};
 use tlswarden::count::Rules;
 use tlswarden::pipeline::{Counter, PolicyAt};
 use tlswarden::tlsrpt::{InForce, rows};
+use tlswarden_parsers::Dialect;
 
 /// 2026-11-23, for time stamps without a year.
 const NOW: i64 = 1_795_400_000;
@@ -35,7 +36,7 @@ fn rules(tlsrpt: &str) -> Arc<Rules> {
 }
 
 fn counter(rules: &Arc<Rules>) -> Counter {
-    Counter::new(TimeZone::UTC, Arc::new(|_: &[u8]| false)).under(Arc::clone(rules))
+    Counter::new(Dialect::Postfix, TimeZone::UTC, Arc::new(|_: &[u8]| false)).under(Arc::clone(rules))
 }
 
 fn totals(counters: &mut [&mut Counter]) -> Totals {

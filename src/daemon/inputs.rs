@@ -15,6 +15,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use jiff::tz::TimeZone;
+use tlswarden_parsers::Dialect;
 use tokio::sync::{Mutex, mpsc, watch};
 
 use super::{DaemonError, House, Tasks, until};
@@ -93,10 +94,10 @@ pub struct Makes {
 
 impl Makes {
     /// An input's counter where the store left it, and its mark.
-    fn source(&self, name: &str, zone: TimeZone) -> Result<Restored, StoreError> {
+    fn source(&self, name: &str, mta: Dialect, zone: TimeZone) -> Result<Restored, StoreError> {
         let (mark, open) = pipeline::restore(&*self.store, name)?;
         let secret = self.own.clone();
-        let counter = Counter::new(zone.clone(), Arc::new(move |id: &[u8]| secret.is_ours(id)));
+        let counter = Counter::new(mta, zone.clone(), Arc::new(move |id: &[u8]| secret.is_ours(id)));
         let (counter, unread) = counter.under(Arc::clone(&self.rules)).load(zone, &open);
         if unread > 0 {
             let line = format!("input {name}: {unread} records of open sessions cannot be read; those are not counted");
@@ -120,7 +121,7 @@ struct Restored {
 pub struct Inputs {
     makes: Makes,
     each: Vec<One>,
-    patterns: Vec<(PathBuf, TimeZone)>,
+    patterns: Vec<(PathBuf, Dialect, TimeZone)>,
     queue: Arc<Queue>,
 }
 
@@ -143,10 +144,10 @@ pub fn open(house: &mut House, config: &Config, zones: Vec<TimeZone>, makes: Mak
         // Invariant: the configuration has been checked.
         let Some(named) = input.source() else { continue };
         let name = named.to_string();
-        let restored = |zone| inputs.makes.source(&name, zone);
+        let restored = |zone| inputs.makes.source(&name, input.mta, zone);
         let (restored, reads) = match named {
             Named::Files(pattern) => {
-                inputs.patterns.push((pattern.to_owned(), zone));
+                inputs.patterns.push((pattern.to_owned(), input.mta, zone));
                 continue;
             }
             Named::File(path) => {
@@ -230,10 +231,10 @@ impl Inputs {
                 }
             }
         }
-        for (pattern, zone) in self.patterns {
+        for (pattern, mta, zone) in self.patterns {
             let title = format!("input {}", pattern.display());
             let task = Feeding { number: 0, feed: feed.clone(), makes: self.makes.clone() };
-            tasks.spawn(title, until(shutdown.clone(), task.pattern(pattern, zone, Arc::clone(&numbers))));
+            tasks.spawn(title, until(shutdown.clone(), task.pattern(pattern, mta, zone, Arc::clone(&numbers))));
         }
         self.queue
     }
@@ -335,7 +336,7 @@ impl Feeding {
     }
 
     /// Looks for the files of a pattern, and reads each as an input of its own.
-    async fn pattern(self, pattern: PathBuf, zone: TimeZone, numbers: Arc<AtomicUsize>) {
+    async fn pattern(self, pattern: PathBuf, mta: Dialect, zone: TimeZone, numbers: Arc<AtomicUsize>) {
         let mut known: BTreeSet<PathBuf> = BTreeSet::new();
         let mut readers = tokio::task::JoinSet::new();
         let name = pattern.display().to_string();
@@ -357,7 +358,7 @@ impl Feeding {
                     break;
                 }
                 let file = path.display().to_string();
-                match self.makes.source(&file, zone.clone()) {
+                match self.makes.source(&file, mta, zone.clone()) {
                     Ok(Restored { source, mark }) => {
                         tracing::info!("input: following {file}");
                         let number = numbers.fetch_add(1, Ordering::Relaxed);

@@ -42,6 +42,8 @@ pub struct Options {
     pub default_level: &'static str,
     /// Whether Postfix's smtp(8) is chrooted in its queue directory and sends TLSRPT datagrams to the daemon.
     pub native: bool,
+    /// Whether the log that is followed is that of an [`Exim`](crate::exim::Exim), and not Postfix's.
+    pub exim: bool,
 }
 
 impl Default for Options {
@@ -56,6 +58,7 @@ impl Default for Options {
             postfix: "3.7".into(),
             default_level: "may",
             native: false,
+            exim: false,
         }
     }
 }
@@ -315,13 +318,17 @@ impl World {
             let _ = write!(text, "[[report.dkim]]\nselector = \"{}\"\nkey = {path}\n\n", key.selector);
         }
         let clock = clock.map(|clock| format!("clock = \"{clock}\"\n")).unwrap_or_default();
+        let (log, mta) = match self.options.exim {
+            false => (self.log(), "postfix"),
+            true => (crate::exim::log(self.folder()), "exim"),
+        };
         let _ = write!(
             text,
             "[closed_network]\nextra_root = {}\npolicy_hosts = \"{}\"\nprivate_addresses = true\n{clock}\n\
-             [[input]]\nfile = {}\ntimezone = \"UTC\"\n{native}",
+             [[input]]\nfile = {}\nmta = \"{mta}\"\ntimezone = \"UTC\"\n{native}",
             quoted(self.ca_file()),
             self.policy_hosts.address(),
-            quoted(self.log()),
+            quoted(log),
         );
         fs::write(self.config(), text)
     }
