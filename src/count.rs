@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use ipnet::IpNet;
 use parking_lot::Mutex;
 
-use crate::config::{Config, NextHopSection, Source, Tlsrpt, local_networks};
+use crate::config::{Config, NextHopSection, Source, Tlsrpt};
 use crate::domain;
 use crate::policy::NextHop;
 use crate::session::datagram::Reported;
@@ -57,12 +57,12 @@ struct Native {
 }
 
 impl Default for Rules {
-    /// Without a configuration, as for another host's log: local networks left out, no sending address.
+    /// Without a configuration, as for another host's log: every host is of the world, no sending address.
     fn default() -> Rules {
         Rules {
             tlsrpt: Tlsrpt::Log,
             logs: true,
-            local: local_networks(),
+            local: Vec::new(),
             next_hops: NextHops::default(),
             sending: None,
             native: Mutex::default(),
@@ -221,6 +221,7 @@ fn source_address(host: IpAddr) -> Option<IpAddr> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::local_networks;
 
     #[test]
     fn the_nearest_next_hop_counts() {
@@ -245,7 +246,7 @@ mod tests {
 
     #[test]
     fn loopback_and_private_hosts_are_not_the_world() {
-        let rules = Rules::default();
+        let rules = Rules { local: local_networks(), ..Rules::default() };
         for local in ["127.0.0.1", "::1", "10.1.2.3", "192.168.1.1", "172.31.0.1", "fd00::1", "::ffff:127.0.0.1"] {
             assert!(rules.is_local(local.parse().unwrap()), "{local}");
         }

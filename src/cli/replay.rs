@@ -42,7 +42,8 @@ A policies file gives the policies in force, as the daemon's own decisions would
   domain = \"example.net\"
   tlsa = { \"mx.example.net\" = [\"3 1 1 0C72AC70…\"] }
 
-Sessions that carried the daemon's own reports are counted here: only the daemon can tell them.";
+Sessions that carried the daemon's own reports are counted here, for only the daemon can tell them, and so are those to hosts of
+local networks.";
 
 #[derive(Args)]
 pub struct Options {
