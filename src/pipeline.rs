@@ -291,7 +291,7 @@ impl Counter {
             (event.process.pid, queue_id, recipient_domain).hash(&mut hasher);
             self.delivered.push(hasher.finish());
         }
-        if self.outcomes.iter().any(|outcome| outcome.trust.is_some()) {
+        if self.outcomes.iter().any(|outcome| outcome.trust.is_some() || outcome.observed.is_some()) {
             (self.bare, self.shows_tls, self.hides_tls) = (0, true, false);
             return;
         }
@@ -389,7 +389,15 @@ impl Counter {
                 Tlsrpt::Log | Tlsrpt::Datagrams => {}
             }
             let counts = tally::count(&outcome, in_force.as_ref());
-            self.seen.not_asked += u64::from(in_force.is_none() && !outcome.clear);
+            if counts.anchored
+                && let Some(instance) = &outcome.shows_anchors
+            {
+                self.sessions.has_anchors(instance, outcome.ended);
+            }
+            if outcome.clear_text && counts.tallies.is_empty() {
+                continue;
+            }
+            self.seen.not_asked += u64::from(in_force.is_none());
             self.seen.contradicted += u64::from(counts.contradicted);
             self.seen.without_anchors += u64::from(counts.without_anchors);
             let under_sts = matches!(&in_force, Some(InForce::Sts { mode: Mode::Enforce | Mode::Testing, .. }));
@@ -856,7 +864,9 @@ mod tests {
     /// A restart after any line of any real log: what was open is taken back from what was stored, and nothing changes.
     #[test]
     fn a_restart_after_every_line_changes_nothing() {
-        for folder in ["postfix-3.7.11", "postfix-3.10.13", "exim-4.96", "exim-4.98.2"] {
+        for folder in
+            ["postfix-3.5.25", "postfix-3.7.11", "postfix-3.10.13", "postfix-3.11.7", "exim-4.96", "exim-4.98.2"]
+        {
             let mta = if folder.starts_with("exim") { Dialect::Exim } else { Dialect::Postfix };
             let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures").join(folder);
             for entry in std::fs::read_dir(folder).unwrap() {

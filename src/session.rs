@@ -92,6 +92,14 @@ impl Sessions {
         }
     }
 
+    /// An instance has found a certificate trusted, which a line alone could not tell. Exim's lines tell it themselves.
+    pub fn has_anchors(&mut self, instance: &[u8], time: i64) {
+        match self {
+            Sessions::Postfix(sessions) => sessions.has_anchors(instance, time),
+            Sessions::Exim(_) => {}
+        }
+    }
+
     /// Ends what is open at `now`: the input has been at its end for [`SESSION_TIMEOUT`].
     pub fn end_all(&mut self, now: i64, out: &mut Vec<Outcome>) {
         match self {

@@ -322,12 +322,13 @@ pub struct Outcome {
     pub dane: Option<bool>,
     /// What follows from the lines.
     pub observed: Option<Verdict>,
+    /// Delivered in clear text without a try at TLS, and the log proves it: no session, but a failure where a policy in
+    /// testing mode wanted one.
+    pub clear_text: bool,
     /// What the MTA itself reports.
     pub native: Option<Verdict>,
     /// What the MTA found wrong with a certificate that did not have to pass.
     pub cause: Option<(ResultType, Option<String>)>,
-    /// Delivered in clear text, and TLS was not tried: not a session, but a failure where a policy asks for TLS.
-    pub clear: bool,
     /// Whether the MTA is known to have trust anchors: without, every certificate is `Untrusted`.
     pub anchors: bool,
     /// Whether the MTA has named `domain` as its next hop.
@@ -335,6 +336,8 @@ pub struct Outcome {
     /// Whether the MTA has reported this session by itself, and the report was not lost on its way; `None` where nothing
     /// shows that it reports on this destination at all.
     pub reported: Option<bool>,
+    /// Of a `Verified` session of an MTA that is not known to have trust anchors: the MTA. It has some if it was no DANE.
+    pub shows_anchors: Option<Box<[u8]>>,
 }
 
 /// Whether an MX host is one of those that a policy's `mx` pattern allows: equal, or a `*.` in place of

@@ -65,6 +65,16 @@ fn holds(mta: &str, folder: &str, least: usize) {
 }
 
 #[test]
+fn postfix_3_5() {
+    holds("postfix", "postfix-3.5.25", 4);
+}
+
+#[test]
+fn postfix_3_11() {
+    holds("postfix", "postfix-3.11.7", 4);
+}
+
+#[test]
 fn postfix_3_7() {
     holds("postfix", "postfix-3.7.11", 100);
 }

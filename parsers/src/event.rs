@@ -142,6 +142,8 @@ pub enum What<'a> {
         relay: Option<Peer<'a>>,
         /// `conn_use=` is there and 2 or more: a cached connection.
         cached_connection: bool,
+        /// `tls=` (3.11, `smtp_log_tls_feature_status`).
+        tls: Option<TlsFeature<'a>>,
         /// `status=sent`.
         sent: bool,
         /// The text in parentheses.
@@ -171,6 +173,32 @@ pub enum What<'a> {
     },
     /// A line of Exim's.
     Exim(exim::Line<'a>),
+    /// `reload -- version …` of master(8): from here on another configuration may be in force.
+    Reloaded,
+    /// `CONNECT to [IP]:PORT` of tlsproxy(8): smtp(8) will log the session whatever its log level is.
+    Proxied,
+}
+
+/// The first part of `tls=`, which is about the security level; `may:none` was asked as `may` and came to `none`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TlsFeature<'a> {
+    /// The level that was wanted of the destination: `may`, `dane-only`, …; `unknown` where the policy look-up failed.
+    pub asked: &'a [u8],
+    /// The level that came of it; the same where nothing was downgraded.
+    pub reached: &'a [u8],
+    /// Whether that was as the policy asks.
+    pub state: TlsState,
+}
+
+/// The mark at a feature of `tls=`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TlsState {
+    /// No mark.
+    Met,
+    /// `!`: the policy was not met, and nothing was sent.
+    Violated,
+    /// `?`: not decided, for the connection was lost before or is a cached one.
+    Undecided,
 }
 
 /// The first word of the TLS summary line.

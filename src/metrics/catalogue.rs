@@ -139,6 +139,16 @@ pub const CATALOGUE: &[Family] = &[
             ("readsocket_slow_clients", "protocol=\"readsocket\",cause=\"slow\""),
         ],
     },
+    one(
+        "tlswarden_exim_told_total",
+        &[("readsocket_told", "")],
+        "Outcomes that Exim's event action told over readsocket.",
+    ),
+    Family {
+        metric: "tlswarden_exim_told_lost_total",
+        help: "Outcomes that Exim's event action told and that were not counted, by cause.",
+        samples: &[("readsocket_told_lost", "cause=\"not-taken\""), ("exim-told-without-log", "cause=\"no-exim-log\"")],
+    },
     one("tlswarden_answers_temp_total", &[("answers_temp", "")], "Decisions that defer mail, for nothing is known."),
     one("tlswarden_dane_lookups_total", &[("dane_lookups", "")], "DANE look-ups."),
     one("tlswarden_dane_lookups_failed_total", &[("dane_lookups_failed", "")], "DANE look-ups that failed."),

@@ -281,7 +281,7 @@ impl Sessions {
                 dane,
                 observed,
                 cause: None,
-                clear: false,
+                clear_text: false,
             };
             if line.continued {
                 group.settled = true;
@@ -314,7 +314,7 @@ impl Sessions {
                 group.settled = true;
                 let failed_first = found.iter().any(|f| f.ip == line.peer.and_then(|peer| peer.ip));
                 if shows_tls && !failed_first {
-                    found.push(Found { clear: true, ..ended(None, None, None) });
+                    found.push(Found { clear_text: true, ..ended(None, None, None) });
                 }
             }
         }
@@ -361,10 +361,11 @@ impl Sessions {
             observed: found.observed,
             native: None,
             cause: found.cause,
-            clear: found.clear,
+            clear_text: found.clear_text,
             anchors,
             named: false,
             reported: None,
+            shows_anchors: None,
         });
     }
 
@@ -404,7 +405,7 @@ struct Found {
     dane: Option<bool>,
     observed: Option<Verdict>,
     cause: Option<Cause>,
-    clear: bool,
+    clear_text: bool,
 }
 
 impl Trouble {
@@ -418,7 +419,7 @@ impl Trouble {
             dane: None,
             observed: Some(Verdict::Failure(result, code)),
             cause: None,
-            clear: false,
+            clear_text: false,
         }
     }
 

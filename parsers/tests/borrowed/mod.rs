@@ -28,8 +28,9 @@ pub fn texts<'a>(event: &Event<'a>) -> Vec<&'a [u8]> {
             texts.push(queue_id);
             texts.extend(reason_host(reason));
         }
-        What::Delivery { queue_id, recipient_domain, relay, cached_connection: _, sent: _, reason } => {
+        What::Delivery { queue_id, recipient_domain, relay, cached_connection: _, tls, sent: _, reason } => {
             texts.extend([queue_id, recipient_domain]);
+            texts.extend(tls.iter().flat_map(|tls| [tls.asked, tls.reached]));
             texts.extend(relay.as_ref().map(host));
             texts.extend(reason_host(reason));
         }
@@ -38,6 +39,7 @@ pub fn texts<'a>(event: &Event<'a>) -> Vec<&'a [u8]> {
         What::Started { version } => texts.push(version),
         What::NativeUnsent => {}
         What::Exim(line) => exim(line, &mut texts),
+        What::Reloaded | What::Proxied => {}
     }
     texts
 }

@@ -94,6 +94,10 @@ pub enum Server {
     Refuses,
     /// The connection is closed at the ClientHello.
     HangsUp,
+    /// The ClientHello is answered with these octets.
+    Says(&'static [u8]),
+    /// The ClientHello is not answered.
+    Stalls,
 }
 
 /// What the TLSA record of an MX host says.
@@ -170,6 +174,16 @@ impl Domain {
     /// Its name.
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// The names of its MX hosts.
+    pub fn hosts(&self) -> impl Iterator<Item = &str> {
+        self.hosts.iter().map(|host| host.name.as_str())
+    }
+
+    /// Those that have a TLSA record.
+    pub fn dane_hosts(&self) -> impl Iterator<Item = &str> {
+        self.hosts.iter().filter(|host| host.tlsa.is_some()).map(|host| host.name.as_str())
     }
 
     /// The address that it wants its reports at.
@@ -375,7 +389,9 @@ impl World {
         let address = IpAddr::V4(Ipv4Addr::new(127, 0, 1, last));
         let fault = match host.server {
             Server::Faulty(fault) => Some(fault),
-            Server::Sound | Server::Plain | Server::Refuses | Server::HangsUp => None,
+            Server::Sound | Server::Plain | Server::Refuses | Server::HangsUp | Server::Says(_) | Server::Stalls => {
+                None
+            }
         };
         let identity: Identity = self.authority.certify(&host.name, fault).map_err(|e| e.to_string())?;
         {
@@ -395,6 +411,8 @@ impl World {
             Server::Plain => Kind::Plain,
             Server::Refuses => Kind::Refuses,
             Server::HangsUp => Kind::HangsUp,
+            Server::Says(octets) => Kind::Says(octets),
+            Server::Stalls => Kind::Stalls,
         };
         let sink = Sink::start(&host.name, SocketAddr::new(address, port), kind)
             .await
