@@ -187,8 +187,8 @@ impl Config {
                     format!("{} is no pattern: {error}; allowed: `*`, `?`, `[…]`", pattern.display()),
                 );
             }
-            let of_the_journal = matches!(source, Source::Journal(_));
-            if !of_the_journal && !(input.identifiers.is_empty() && input.units.is_empty()) {
+            let chooses = !input.identifiers.is_empty() || !input.units.is_empty();
+            if chooses && !matches!(source, Source::Journal(_)) {
                 return fault("identifiers", "allowed with `journal` alone, as `units` is".into());
             }
             let wrong = |name: &&String| name.is_empty() || name.starts_with('-') || name.contains('\0');

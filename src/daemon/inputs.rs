@@ -132,7 +132,7 @@ struct One {
 
 enum Reads {
     File(file::Follower),
-    Journal(journald::Follower),
+    Journal(Box<journald::Follower>),
     Stdin(SharedStdin),
     Datagrams(UnixDatagram),
 }
@@ -163,7 +163,7 @@ pub fn open(house: &mut House, config: &Config, zones: Vec<TimeZone>, makes: Mak
                     units: input.units.clone(),
                 };
                 let follower = journald::Follower::new(journal, restored.mark.take());
-                (restored, Reads::Journal(follower))
+                (restored, Reads::Journal(Box::new(follower)))
             }
             Named::Stdin => {
                 let stdin = match &house.stdin {
@@ -271,7 +271,7 @@ impl Feeding {
         }
     }
 
-    async fn journal(self, source: Source, mut follower: journald::Follower) {
+    async fn journal(self, source: Source, mut follower: Box<journald::Follower>) {
         let name = source.name.clone();
         if self.feed.send(Fed::Source(self.number, Box::new(source))).await.is_err() {
             return self.ended().await;
