@@ -25,7 +25,7 @@ use mix::{Mix, Stamps};
 use tlswarden::clock::Clock;
 use tlswarden::input::{BLOCK, Block, Mark};
 use tlswarden::metrics::Metrics;
-use tlswarden::pipeline::{Counter, PolicyAt, River, Source};
+use tlswarden::pipeline::{Counter, Fed, PolicyAt, River, Source};
 use tlswarden::store::Store;
 use tlswarden::store::embedded::Embedded;
 use tlswarden::tlsrpt::{InForce, rows};
@@ -174,23 +174,25 @@ fn through_the_river(mut next: impl FnMut() -> Option<(Vec<u8>, usize)> + Send) 
         store: Arc::clone(&store),
         policies: Box::new(NoPolicy),
         hints: mpsc::channel(1).0,
+        datagrams: Arc::default(),
         metrics: Metrics::default(),
         clock: Clock::default(),
     };
-    let sources = vec![Source { name: "log".into(), counter: counter() }];
+    let source = Source { name: "log".into(), counter: counter() };
     let (sender, blocks) = mpsc::channel(2);
     let (_stop, shutdown) = watch::channel(false);
     std::thread::scope(|threads| {
         threads.spawn(move || {
+            sender.blocking_send(Fed::Source(0, Box::new(source))).unwrap();
             let mut offset = 0;
             while let Some((lines, behind)) = next() {
                 offset += lines.len() as u64;
                 let mark = Mark::File { fingerprint: 1, covers: 1, inode: 1, offset };
                 let block = Block { lines, mark, skipped: 0, behind: behind as u64, at_end: behind == 0 };
-                sender.blocking_send((0, block)).unwrap();
+                sender.blocking_send(Fed::Block(0, block)).unwrap();
             }
         });
-        river.run(runtime.handle(), sources, blocks, mpsc::channel(1).1, shutdown).unwrap();
+        river.run(runtime.handle(), blocks, mpsc::channel(1).1, shutdown).unwrap();
     });
     let mut sum = (0, 0);
     for day in store.days().unwrap() {

@@ -13,6 +13,7 @@ pub mod shutdown;
 pub mod tlsrpt;
 
 pub mod civil;
+pub mod count;
 pub mod input;
 pub mod own;
 pub mod pipeline;

@@ -82,6 +82,7 @@ pub const CATALOGUE: &[Family] = &[
             ("sessions-crowded-out", "cause=\"table-full\""),
             ("sessions-without-trust-anchors", "cause=\"no-trust-anchors\""),
             ("sessions-of-own-reports", "cause=\"own-report\""),
+            ("sessions-local", "cause=\"local-network\""),
         ],
     },
     Family {
@@ -92,6 +93,21 @@ pub const CATALOGUE: &[Family] = &[
             ("sessions-contradicting", "cause=\"contradicts-decision\""),
         ],
     },
+    one(
+        "tlswarden_sessions_left_to_datagrams_total",
+        &[("sessions-left-to-datagrams", "")],
+        "Sessions in the log that Postfix's own datagrams count.",
+    ),
+    Family {
+        metric: "tlswarden_datagrams_left_out_total",
+        help: "TLSRPT datagrams that were not counted, by cause; unreadable ones are among tlswarden_lines_malformed_total.",
+        samples: &[("datagrams-left-to-log", "cause=\"testing-mode\""), ("datagrams-lost", "cause=\"no-room\"")],
+    },
+    one(
+        "tlswarden_journal_gaps_total",
+        &[("journal-gaps", "")],
+        "Times that the journal's last counted entry was gone, so that entries may be missing.",
+    ),
     one(
         "tlswarden_hints_dropped_total",
         &[("hints-dropped", "")],

@@ -30,6 +30,13 @@ const MAX_FAILURES: usize = 100_000;
 /// smtp_tls_session_cache_timeout, for a resumed session is not verified again.
 const FAILURE_MEMORY: i64 = 3600;
 
+/// Destinations that Postfix reports on by itself; beyond, those that mail went to longest ago count from the log.
+const MAX_DESTINATIONS: usize = 100_000;
+
+/// How long a destination is known as one that Postfix reports on, in seconds: it looks for the record at each delivery,
+/// and who has taken it away gets no report of the day either.
+const REPORTED_MEMORY: i64 = 86_400;
+
 /// Messages that are known by their queue id, as our own reports or as answered.
 const MAX_MESSAGES: usize = 100_000;
 
@@ -52,6 +59,9 @@ pub struct Sessions {
     failures: Kept<(ResultType, Option<String>)>,
     own: Kept<()>,
     answered: Kept<Vec<Vec<u8>>>,
+    reported: Kept<()>,
+    proxied: Kept<u32>,
+    reporting: Kept<Vec<u8>>,
     instances: Kept<Instance>,
     swept: i64,
     losses: Losses,
@@ -91,6 +101,9 @@ struct Attempt {
     tlsa_unusable: bool,
     ruled_out: Option<(ResultType, Option<String>)>,
     native: Option<Verdict>,
+    /// Postfix's own report of it was not sent.
+    #[serde(default)]
+    unsent: bool,
     /// The next hop, where the line names it.
     next_hop: Option<String>,
     /// There is no line about it but the delivery's.
@@ -127,6 +140,9 @@ impl Sessions {
             failures: Kept::new(MAX_FAILURES),
             own: Kept::new(MAX_MESSAGES),
             answered: Kept::new(MAX_MESSAGES),
+            reported: Kept::new(MAX_DESTINATIONS),
+            proxied: Kept::new(MAX_FAILURES),
+            reporting: Kept::new(MAX_PROCESSES),
             instances: Kept::new(MAX_INSTANCES),
             swept: 0,
             losses: Losses::default(),
@@ -140,6 +156,9 @@ impl Sessions {
             Some((b'f', key)) => self.failures.load(key, value),
             Some((b'o', key)) => self.own.load(key, value),
             Some((b'a', key)) => self.answered.load(key, value),
+            Some((b'n', key)) => self.reported.load(key, value),
+            Some((b'q', key)) => self.proxied.load(key, value),
+            Some((b'p', key)) => self.reporting.load(key, value),
             Some((b't', key)) => self.instances.load(key, value),
             _ => false,
         }
@@ -155,6 +174,9 @@ impl Sessions {
         add(b'f', self.failures.changes());
         add(b'o', self.own.changes());
         add(b'a', self.answered.changes());
+        add(b'n', self.reported.changes());
+        add(b'q', self.proxied.changes());
+        add(b'p', self.reporting.changes());
         add(b't', self.instances.changes());
         all
     }
@@ -202,6 +224,17 @@ impl Sessions {
             What::Established { reused: false, .. } if process.name == b"tlsproxy" => {
                 self.instance(process.instance, time, |i| i.shows_all = true);
             }
+            What::Native { domain, peer, .. } if !delivers => {
+                self.reports(domain, time);
+                let peer = host_key(&text(peer.host), peer.ip);
+                *self.proxied.change(&peer, time, || 0).0 += 1;
+                *self.reporting.change(&process_key(process), time, Vec::new).0 = peer.to_vec();
+            }
+            What::NativeUnsent if !delivers => {
+                if let Some(peer) = self.reporting.remove(&process_key(process)) {
+                    self.was_proxied(&peer);
+                }
+            }
             // The rest says something only where a delivery is under way: tlsproxy(8) repeats what smtp(8) logs.
             _ if !delivers => {}
             What::Established { reused: true, .. } => {}
@@ -221,9 +254,16 @@ impl Sessions {
                     None => Verdict::Success,
                     Some(f) => native_verdict(f.failure_type, f.reason),
                 };
+                self.reports(domain, time);
                 let attempt = self.attempt(process, Some(*peer), time, |a| a.native.is_some());
                 attempt.native = Some(verdict);
                 attempt.next_hop = Some(text(domain));
+            }
+            What::NativeUnsent => {
+                let last = self.deliveries.peek(&process_key(process)).is_some_and(|(_, d)| !d.attempts.is_empty());
+                if last && let Some(attempt) = self.delivery(process, time).attempts.last_mut() {
+                    attempt.unsent = attempt.native.is_some();
+                }
             }
             What::HostLeft { queue_id, reason } => self.left(process, queue_id, *reason, time),
             What::Delivery { queue_id, recipient_domain, relay, cached_connection, tls, sent, reason } => {
@@ -250,6 +290,25 @@ impl Sessions {
     /// Whether anything is open.
     pub fn is_idle(&self) -> bool {
         self.deliveries.is_empty()
+    }
+
+    /// Notes that Postfix reports sessions to a destination by itself: it has one TLSRPT record.
+    fn reports(&mut self, domain: &[u8], time: i64) {
+        if let Some(name) = domain::normalise(&text(domain)) {
+            let (_, crowded) = self.reported.change(name.as_bytes(), time, || ());
+            self.losses.crowded_out += crowded;
+        }
+    }
+
+    /// Whether tlsproxy(8) has reported a session with a peer that no session of smtp(8)'s has been taken for yet.
+    fn was_proxied(&mut self, peer: &[u8]) -> bool {
+        let Some((time, left)) = self.proxied.peek(peer).map(|(time, left)| (time, *left)) else { return false };
+        if left > 1 {
+            *self.proxied.change(peer, time, || 0).0 = left - 1;
+        } else {
+            self.proxied.remove(peer);
+        }
+        true
     }
 
     fn established(&mut self, process: &Process<'_>, peer: Peer<'_>, trust: Trust, time: i64) {
@@ -462,6 +521,7 @@ impl Sessions {
         anchors: bool,
         out: &mut Vec<Outcome>,
     ) {
+        let ruled_out = attempt.ruled_out.is_some();
         let observed = attempt.ruled_out.map(|(result, code)| Verdict::Failure(result, code)).or(verdict);
         let clear_text = attempt.unlogged == Some(Unlogged::ClearText);
         if observed.is_none() && attempt.native.is_none() && !clear_text {
@@ -470,6 +530,16 @@ impl Sessions {
         let Some(name) = attempt.next_hop.as_deref().or(recipient_domain).and_then(domain::normalise) else {
             self.losses.without_domain += 1;
             return;
+        };
+        let peer = host_key(attempt.host.as_deref().unwrap_or(""), attempt.ip);
+        let reported = if ruled_out {
+            // Postfix reports nothing of a host that it does not connect to.
+            Some(false)
+        } else if self.reported.contains(name.as_bytes()) {
+            let told = attempt.native.is_some() && !attempt.unsent;
+            Some(told || attempt.native.is_none() && observed != Some(Verdict::Success) && self.was_proxied(&peer))
+        } else {
+            None
         };
         out.push(Outcome {
             began: attempt.began,
@@ -487,6 +557,8 @@ impl Sessions {
             cause: None,
             clear_text,
             anchors,
+            named: attempt.next_hop.is_some(),
+            reported,
             shows_anchors: None,
         });
     }
@@ -508,6 +580,9 @@ impl Sessions {
         }
         self.failures.remove_before(time - MESSAGE_MEMORY);
         self.answered.remove_before(time - MESSAGE_MEMORY);
+        self.reported.remove_before(time - REPORTED_MEMORY);
+        self.proxied.remove_before(time - SESSION_TIMEOUT);
+        self.reporting.remove_before(time - SESSION_TIMEOUT);
         // The time of an own report's entry is when it may go.
         self.own.remove_before(time);
     }
@@ -582,6 +657,7 @@ impl Attempt {
             tlsa_unusable: false,
             ruled_out: None,
             native: None,
+            unsent: false,
             next_hop: None,
             unlogged: None,
             left: None,
@@ -718,6 +794,11 @@ fn lower_case(name: &[u8]) -> String {
     let mut name = text(name);
     name.make_ascii_lowercase();
     name
+}
+
+/// A host and its address, of any port.
+fn host_key(host: &str, ip: Option<IpAddr>) -> Key {
+    key_of(host.as_bytes(), ip, None)
 }
 
 pub(super) fn text(bytes: &[u8]) -> String {

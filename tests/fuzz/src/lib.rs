@@ -7,12 +7,13 @@ use std::sync::Arc;
 
 use tlswarden::config::Level as DefaultLevel;
 use tlswarden::domain;
+use tlswarden::input::journald;
 use tlswarden::policy::sts::cache::Cached;
 use tlswarden::policy::sts::{document, record};
 use tlswarden::policy::{Decision, Level, NextHop};
 use tlswarden::report::recipients::{Destination, MAX_READ, MAX_SKIPPED, recipients};
-use tlswarden::session::Sessions;
 use tlswarden::session::exim::Told;
+use tlswarden::session::{Sessions, datagram as session};
 use tlswarden::socketmap::netstring::{self, Frame};
 use tlswarden::socketmap::wording::{self, MAX_REPLY, Wording};
 use tlswarden::tlsrpt::{InForce, Mode, Policy, PolicyType};
@@ -64,6 +65,35 @@ fn borrows(dialect: Dialect, data: &[u8]) {
         if let Ok(Some(event)) = parse(dialect, line) {
             for text in borrowed::texts(&event) {
                 assert!(borrowed::lies_in(text, line), "{event:?}");
+            }
+        }
+    }
+}
+
+/// A datagram of libtlsrpt: what is read has names, is bounded, and its texts are printable.
+pub fn datagram(data: &[u8]) {
+    let Ok(sessions) = session::decode(data) else { return };
+    assert!(sessions.len() <= session::MAX_POLICIES);
+    for one in sessions {
+        assert_eq!(domain::normalise(&one.domain).as_deref(), Some(&*one.domain));
+        assert_eq!(domain::normalise(&one.policy.policy_domain).as_deref(), Some(&*one.policy.policy_domain));
+        assert!(one.failures.len() <= session::MAX_FAILURES && one.policy.policy_string.len() <= session::MAX_STRINGS);
+        for failure in one.failures {
+            let texts = [failure.receiving_mx_helo, failure.additional_information, failure.failure_reason_code];
+            for text in texts.into_iter().flatten() {
+                assert!(text.chars().count() <= 256 && !text.chars().any(char::is_control));
+            }
+        }
+    }
+}
+
+/// What `journalctl -o json` prints: no entry panics, and its event lies in its fields.
+pub fn journal(data: &[u8]) {
+    for line in data.split(|&b| b == b'\n') {
+        let Ok(Some(entry)) = journald::entry(line) else { continue };
+        if let Ok(Some(event)) = entry.parse(Dialect::Postfix) {
+            for text in borrowed::texts(&event) {
+                assert!(borrowed::lies_in(text, &entry.text) || borrowed::lies_in(text, &entry.ident), "{event:?}");
             }
         }
     }

@@ -216,7 +216,7 @@ async fn send(postfix: &Postfix, scenarios: &[Scenario], from: usize) {
         }
     }
     // Messages that are older than this go on in clear text; until here none did, however slow the host is.
-    postfix.set("minimal_backoff_time", "1s").unwrap();
+    postfix.set("minimal_backoff_time = 1s").unwrap();
     tokio::time::sleep(Duration::from_secs(2)).await;
     for scenario in scenarios.iter().filter(|s| s.retried) {
         let recipient = format!("u@{}", scenario.domain.name());
