@@ -84,12 +84,14 @@ impl Client {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let verifier = rustls_platform_verifier::Verifier::new_with_extra_roots(extra, Arc::clone(&provider))
             .map_err(|e| format!("root certificates: {e}"))?;
-        let tls = rustls::ClientConfig::builder_with_provider(provider)
+        let mut tls = rustls::ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
             .map_err(|e| e.to_string())?
             .dangerous()
             .with_custom_certificate_verifier(Arc::new(verifier))
             .with_no_client_auth();
+        // A policy host is asked once a day: what would be kept of a session is never used.
+        tls.resumption = rustls::client::Resumption::disabled();
         let addresses = Addresses { resolver, fixed: closed.policy_hosts, private: closed.private_addresses };
         reqwest::Client::builder()
             .tls_backend_preconfigured(tls)
