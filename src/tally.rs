@@ -99,9 +99,11 @@ fn tested(outcome: &Outcome, policy: &Policy) -> Option<Verdict> {
     match (outcome.observed.clone(), outcome.trust) {
         (Some(Verdict::Success), Some(Trust::Untrusted | Trust::Anonymous)) => {
             // An MTA without trust anchors finds every certificate untrusted: then nothing is known.
-            outcome.anchors.then_some(Verdict::Failure(ResultType::CertificateNotTrusted, None))
+            let (result, code) = outcome.cause.clone().unwrap_or((ResultType::CertificateNotTrusted, None));
+            outcome.anchors.then_some(Verdict::Failure(result, code))
         }
         (Some(observed), _) => Some(observed),
+        (None, _) if outcome.clear => Some(Verdict::Failure(ResultType::StarttlsNotSupported, None)),
         (None, _) => outcome.native.clone(),
     }
 }
@@ -113,7 +115,8 @@ fn covered(outcome: &Outcome, policy: &Policy) -> bool {
 
 /// A session that went through without the check that a DANE answer asks for. `Trusted` can be half-dane.
 fn passed_unchecked(outcome: &Outcome) -> bool {
-    outcome.observed == Some(Verdict::Success) && matches!(outcome.trust, Some(Trust::Untrusted | Trust::Anonymous))
+    let unchecked = matches!(outcome.trust, Some(Trust::Untrusted | Trust::Anonymous)) || outcome.dane == Some(false);
+    outcome.observed == Some(Verdict::Success) && unchecked
 }
 
 fn mx_mismatch() -> Verdict {
@@ -134,7 +137,10 @@ mod tests {
             ip: "192.0.2.1".parse().ok(),
             trust,
             observed: Some(observed),
+            dane: None,
             native: None,
+            cause: None,
+            clear: false,
             anchors: true,
         }
     }

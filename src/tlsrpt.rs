@@ -310,10 +310,16 @@ pub struct Outcome {
     pub ip: Option<IpAddr>,
     /// What the MTA made of the certificate, where there was a handshake and the log level shows it.
     pub trust: Option<Trust>,
+    /// Whether a TLSA record is what verified the certificate, where the MTA says which it was.
+    pub dane: Option<bool>,
     /// What follows from the lines.
     pub observed: Option<Verdict>,
     /// What the MTA itself reports.
     pub native: Option<Verdict>,
+    /// What the MTA found wrong with a certificate that did not have to pass.
+    pub cause: Option<(ResultType, Option<String>)>,
+    /// Delivered in clear text, and TLS was not tried: not a session, but a failure where a policy asks for TLS.
+    pub clear: bool,
     /// Whether the MTA is known to have trust anchors: without, every certificate is `Untrusted`.
     pub anchors: bool,
 }

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::process::Command;
 
 use tlswarden::config::{Config, InputSection};
+use tlswarden_parsers::Dialect;
 
 const SAMPLE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/packaging/config.toml");
 
@@ -38,7 +39,7 @@ fn keys(text: &str) -> BTreeSet<String> {
 
 #[test]
 fn as_shipped_it_is_the_defaults_and_one_log() {
-    let input = InputSection { file: "/var/log/mail.log".into(), timezone: None };
+    let input = InputSection { file: "/var/log/mail.log".into(), mta: Dialect::Postfix, timezone: None };
     let defaults = Config { inputs: vec![input], ..Config::default() };
     assert_eq!(Config::load(Path::new(SAMPLE)).unwrap(), defaults);
 }

@@ -6,6 +6,8 @@
 
 use core::net::IpAddr;
 
+pub mod exim;
+
 /// One line that concerns outbound TLS, a delivery, or the life of a message.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Event<'a> {
@@ -35,6 +37,8 @@ pub enum Stamp {
     },
     /// `2026-11-22T01:46:13.565141+00:00`: seconds since 1970-01-01T00:00:00Z; the fraction is dropped.
     Utc(i64),
+    /// Exim's `2026-11-22 01:40:29`, without a zone: what `Utc` would be if the zone were UTC.
+    Local(i64),
 }
 
 /// The writer of a line: `postfix/relay/smtp[1234]` is instance `postfix/relay`, name `smtp`, pid 1234.
@@ -162,6 +166,8 @@ pub enum What<'a> {
         /// For example `3.7.11`.
         version: &'a [u8],
     },
+    /// A line of Exim's.
+    Exim(exim::Line<'a>),
 }
 
 /// The first word of the TLS summary line.

@@ -187,6 +187,7 @@ mod tests {
             Some(What::Active { .. }) => "active",
             Some(What::Removed { .. }) => "removed",
             Some(What::Started { .. }) => "started",
+            Some(What::Exim(_)) => "Exim",
         };
         for (line, want) in [
             (

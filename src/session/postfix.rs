@@ -181,8 +181,8 @@ impl Sessions {
             What::Delivery { queue_id, recipient_domain, relay, reason, .. } => {
                 self.delivered(process, queue_id, recipient_domain, *relay, *reason, time, out);
             }
-            // The detail of a handshake failure that has its own line.
-            What::LibraryProblem { .. } => {}
+            // The detail of a handshake failure that has its own line; another MTA's line.
+            What::LibraryProblem { .. } | What::Exim(_) => {}
         }
     }
 
@@ -389,8 +389,11 @@ impl Sessions {
             mx: attempt.host,
             ip: attempt.ip,
             trust: attempt.trust,
+            dane: None,
             observed,
             native: attempt.native,
+            cause: None,
+            clear: false,
             anchors,
         });
     }
@@ -496,10 +499,11 @@ impl Attempt {
 /// The reason code of an MX host outside an MTA-STS policy.
 pub const MX_MISMATCH: &str = "mtasts-policy-mx-mismatch";
 
-const HANDSHAKE_FAILURE: &str = "tls-handshake-failure";
+/// The reason code of a handshake that failed.
+pub(super) const HANDSHAKE_FAILURE: &str = "tls-handshake-failure";
 
 /// RFC 8460 §4.3's words for a verification failure: the cause goes into the reason code, in OpenSSL's words.
-fn verification(cause: VerifyCause<'_>) -> (ResultType, Option<String>) {
+pub(super) fn verification(cause: VerifyCause<'_>) -> (ResultType, Option<String>) {
     use ResultType::{CertificateExpired, CertificateHostMismatch, CertificateNotTrusted};
     let not_trusted = |code: &str| (CertificateNotTrusted, Some(code.to_owned()));
     match cause {
@@ -531,7 +535,7 @@ fn native_verdict(failure_type: &[u8], reason: Option<&[u8]>) -> Verdict {
 }
 
 /// Words as a reason code: spaces become underscores; at most 64 characters, for a stranger may have chosen them.
-fn reason_code(words: &[u8]) -> String {
+pub(super) fn reason_code(words: &[u8]) -> String {
     let fit = |b: &u8| match b {
         b' ' => '_',
         b if b.is_ascii_graphic() => char::from(*b),
@@ -571,6 +575,6 @@ fn key_of(host: &[u8], ip: Option<IpAddr>, port: Option<u16>) -> Vec<u8> {
     [&host.to_ascii_lowercase()[..], b"\0", ip.as_bytes(), b"\0", &port.to_be_bytes()[..]].concat()
 }
 
-fn text(bytes: &[u8]) -> String {
+pub(super) fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }

@@ -306,6 +306,7 @@ impl Cache {
     }
 
     /// Where there is too much, lets go of a twentieth, the least recently used first, unexpired enforced policies last.
+    #[allow(clippy::mutable_key_type)] // Names alone are compared, and they do not change.
     fn evict(&self, domains: &mut Domains, spare: &Arc<Domain>, now: i64) {
         let most = self.limit * OCTETS_EACH;
         let (full, heavy) = (domains.len() > self.limit, self.size() > most);

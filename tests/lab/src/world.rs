@@ -40,6 +40,8 @@ pub struct Options {
     pub postfix: String,
     /// The security level that the host has without a policy, as the daemon is told it.
     pub default_level: &'static str,
+    /// Whether the log that is followed is that of an [`Exim`](crate::exim::Exim), and not Postfix's.
+    pub exim: bool,
 }
 
 impl Default for Options {
@@ -53,6 +55,7 @@ impl Default for Options {
             socketmap: None,
             postfix: "3.7".into(),
             default_level: "may",
+            exim: false,
         }
     }
 }
@@ -304,13 +307,17 @@ impl World {
             let _ = write!(text, "[[report.dkim]]\nselector = \"{}\"\nkey = {path}\n\n", key.selector);
         }
         let clock = clock.map(|clock| format!("clock = \"{clock}\"\n")).unwrap_or_default();
+        let (log, mta) = match self.options.exim {
+            false => (self.log(), "postfix"),
+            true => (crate::exim::log(self.folder()), "exim"),
+        };
         let _ = write!(
             text,
             "[closed_network]\nextra_root = {}\npolicy_hosts = \"{}\"\nprivate_addresses = true\n{clock}\n\
-             [[input]]\nfile = {}\ntimezone = \"UTC\"\n",
+             [[input]]\nfile = {}\nmta = \"{mta}\"\ntimezone = \"UTC\"\n",
             quoted(self.ca_file()),
             self.policy_hosts.address(),
-            quoted(self.log()),
+            quoted(log),
         );
         fs::write(self.config(), text)
     }
