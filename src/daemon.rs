@@ -85,12 +85,22 @@ pub enum DaemonError {
 /// Runs until it is told to end.
 pub fn run(path: &Path) -> Result<(), DaemonError> {
     let prepared = Prepared::load(path)?;
+    descriptors();
     let host = |e: io::Error| DaemonError::Host(format!("runtime: cannot start: {e}; not started"));
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(host)?;
     let ended = runtime.block_on(serve(path, prepared));
     // What still runs has had its time.
     runtime.shutdown_timeout(Duration::from_secs(1));
     ended
+}
+
+/// Allows this process as many descriptors as the host lets it have: each client takes one, and the common limit of
+/// 1,024 is there for programs that use select(2).
+fn descriptors() {
+    match rlimit::increase_nofile_limit(u64::MAX) {
+        Ok(limit) => tracing::debug!("descriptors: {limit}"),
+        Err(error) => tracing::warn!("descriptors: the limit stays as it is: {error}; clients beyond it wait"),
+    }
 }
 
 /// The configuration, if the daemon would start with it: what it names is there and can be read by this user.
@@ -305,6 +315,7 @@ impl Tasks {
             own,
         };
         let scheduler = Scheduler::open(context, setup)?;
+        house.store.started();
         say(&config);
 
         let (stop, shutdown) = watch::channel(false);

@@ -121,12 +121,14 @@ impl Client {
             Certificates::Check => Arc::new(verifier),
             Certificates::Ignore => Arc::new(Lenient(verifier)),
         };
-        let tls = rustls::ClientConfig::builder_with_provider(provider)
+        let mut tls = rustls::ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
             .map_err(|e| e.to_string())?
             .dangerous()
             .with_custom_certificate_verifier(verifier)
             .with_no_client_auth();
+        // A policy host is asked once a day: what would be kept of a session is never used.
+        tls.resumption = rustls::client::Resumption::disabled();
         let addresses = Addresses { resolver, fixed, private: closed.private_addresses };
         reqwest::Client::builder()
             .tls_backend_preconfigured(tls)

@@ -8,6 +8,7 @@ pub mod dns;
 pub mod domain;
 pub mod https;
 pub mod listener;
+pub mod memory;
 pub mod metrics;
 pub mod shutdown;
 pub mod tlsrpt;

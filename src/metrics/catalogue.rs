@@ -169,6 +169,16 @@ pub const CATALOGUE: &[Family] = &[
             ("decisions_dropped", "table=\"history\""),
         ],
     },
+    Family {
+        metric: "tlswarden_look_ups_put_off_total",
+        help: "What was not looked up because much was being looked up already, by kind.",
+        samples: &[
+            ("sts_looks_postponed", "kind=\"sts\""),
+            ("refreshes_postponed", "kind=\"refresh\""),
+            ("decisions_refused", "kind=\"decision\""),
+            ("dane_lookups_refused", "kind=\"dane\""),
+        ],
+    },
     one(
         "tlswarden_decisions_unreadable_total",
         &[("decisions_unreadable", "")],

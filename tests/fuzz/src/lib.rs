@@ -8,7 +8,7 @@ use std::sync::Arc;
 use tlswarden::config::Level as DefaultLevel;
 use tlswarden::domain;
 use tlswarden::input::journald;
-use tlswarden::policy::sts::cache::Cached;
+use tlswarden::policy::sts::cached::Cached;
 use tlswarden::policy::sts::{document, record};
 use tlswarden::policy::{Decision, Level, NextHop};
 use tlswarden::report::recipients::{Destination, MAX_READ, MAX_SKIPPED, recipients};
@@ -16,7 +16,7 @@ use tlswarden::session::exim::Told;
 use tlswarden::session::{Sessions, datagram as session};
 use tlswarden::socketmap::netstring::{self, Frame};
 use tlswarden::socketmap::wording::{self, MAX_REPLY, Wording};
-use tlswarden::tlsrpt::{InForce, Mode, Policy, PolicyType};
+use tlswarden::tlsrpt::Mode;
 use tlswarden_parsers::{Dialect, parse};
 
 #[path = "../../../parsers/tests/borrowed/mod.rs"]
@@ -186,16 +186,12 @@ pub fn answer(data: &[u8]) {
         Mode::Testing => Level::Default,
         Mode::None => return,
     };
-    let policy = Policy {
-        policy_type: PolicyType::Sts,
-        policy_string: found.lines,
-        policy_domain: "example.com".into(),
-        mx_host: found.mx,
-    };
-    let policy = Arc::new(policy);
-    let cached =
-        Cached { id: "1".into(), mode: found.mode, policy: Arc::clone(&policy), fetched: 0, expires: 1, refresh: 1 };
-    let decision = Decision { level, in_force: Arc::new(InForce::None), sts: Some(Arc::new(cached)), failure: None };
+    let cached = Arc::new(Cached::of("example.com", "1", &found, 0));
+    // What is kept of a document says what the document says.
+    assert_eq!(cached.document("example.com").mx, found.mx);
+    let policy = cached.policy("example.com");
+    assert_eq!(policy.policy_string, found.lines);
+    let decision = Decision { domain: "example.com".into(), level, sts: Some(cached), failure: None };
     for (wording, _) in Wording::ALL {
         let said = wording::reply(wording, &decision, default);
         assert!(said.len() <= MAX_REPLY);

@@ -3,7 +3,7 @@
 //! In the order in which a host meets it: [`dns`] answers its questions, [`https`] serves MTA-STS documents with
 //! certificates of [`ca`], [`smtp`] takes its mail in; [`dkim`] makes keys and verifies what was signed with them.
 //! [`world`] puts these together from a description of mail domains and writes the daemon's configuration;
-//! [`daemon`] runs the real one, [`postfix`] and [`exim`] the real MTAs beside it, on a [`host`] or in a [`namespace`] of
+//! [`daemon`] runs the real one, [`postfix`] and [`exim`] the real MTAs beside it, on a [`host`] of
 //! their own, whose log [`timeshift`] carries over into other days; [`socketmap`] asks the daemon as Postfix does,
 //! [`report`] reads what it sends, and programs of others do ([`second`]); [`play`] is `lab try`.
 
@@ -14,7 +14,6 @@ pub mod dns;
 pub mod exim;
 pub mod host;
 pub mod https;
-pub mod namespace;
 pub mod play;
 pub mod postfix;
 pub mod report;
