@@ -14,6 +14,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
+use rustls::client::danger::ServerCertVerifier;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 
@@ -75,20 +76,13 @@ pub enum CertificateFault {
 impl Client {
     /// A client. Fails where no root certificate can be loaded (the package ca-certificates) or the extra root is none.
     pub fn new(resolver: Resolver, closed: &ClosedNetworkSection) -> Result<Client, String> {
-        let extra = match &closed.extra_root {
-            None => Vec::new(),
-            Some(path) => CertificateDer::pem_file_iter(path)
-                .and_then(Iterator::collect)
-                .map_err(|e| format!("{}: no certificate: {e}", path.display()))?,
-        };
         let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let verifier = rustls_platform_verifier::Verifier::new_with_extra_roots(extra, Arc::clone(&provider))
-            .map_err(|e| format!("root certificates: {e}"))?;
+        let verifier = verifier(closed)?;
         let tls = rustls::ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
             .map_err(|e| e.to_string())?
             .dangerous()
-            .with_custom_certificate_verifier(Arc::new(verifier))
+            .with_custom_certificate_verifier(verifier)
             .with_no_client_auth();
         let addresses = Addresses { resolver, fixed: closed.policy_hosts, private: closed.private_addresses };
         reqwest::Client::builder()
@@ -136,6 +130,19 @@ impl Client {
     }
 }
 
+/// What judges certificates: the roots of the platform, and the extra one of a closed network.
+pub fn verifier(closed: &ClosedNetworkSection) -> Result<Arc<dyn ServerCertVerifier>, String> {
+    let extra = match &closed.extra_root {
+        None => Vec::new(),
+        Some(path) => CertificateDer::pem_file_iter(path)
+            .and_then(Iterator::collect)
+            .map_err(|e| format!("{}: no certificate: {e}", path.display()))?,
+    };
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let verifier = rustls_platform_verifier::Verifier::new_with_extra_roots(extra, provider);
+    Ok(Arc::new(verifier.map_err(|e| format!("root certificates: {e}"))?))
+}
+
 /// Finds addresses over our resolver.
 struct Addresses {
     resolver: Resolver,
@@ -171,7 +178,7 @@ enum NoAddress {
 }
 
 /// Whether an address can be that of a server on the Internet: strangers must not make us ask hosts of our own network.
-fn is_public(ip: IpAddr) -> bool {
+pub fn is_public(ip: IpAddr) -> bool {
     match ip {
         IpAddr::V4(ip) => is_public_v4(ip),
         IpAddr::V6(ip) => match embedded(ip) {
@@ -219,18 +226,25 @@ fn fault(error: &reqwest::Error) -> HttpsError {
 }
 
 fn tls_fault(error: &rustls::Error) -> HttpsError {
+    match certificate_fault(error) {
+        Some(fault) => HttpsError::Certificate(fault),
+        None => HttpsError::Connection(format!("TLS: {error}")),
+    }
+}
+
+/// What is wrong with a certificate; nothing where the error is about something else.
+pub fn certificate_fault(error: &rustls::Error) -> Option<CertificateFault> {
     use rustls::CertificateError as E;
-    let fault = match error {
+    match error {
         rustls::Error::InvalidCertificate(
             E::Expired | E::ExpiredContext { .. } | E::NotValidYet | E::NotValidYetContext { .. },
-        ) => CertificateFault::Expired,
+        ) => Some(CertificateFault::Expired),
         rustls::Error::InvalidCertificate(E::NotValidForName | E::NotValidForNameContext { .. }) => {
-            CertificateFault::Name
+            Some(CertificateFault::Name)
         }
-        rustls::Error::InvalidCertificate(_) | rustls::Error::NoCertificatesPresented => CertificateFault::Trust,
-        other => return HttpsError::Connection(format!("TLS: {other}")),
-    };
-    HttpsError::Certificate(fault)
+        rustls::Error::InvalidCertificate(_) | rustls::Error::NoCertificatesPresented => Some(CertificateFault::Trust),
+        _ => None,
+    }
 }
 
 /// The last cause, which says most.
