@@ -502,6 +502,15 @@ pub fn local_networks() -> Vec<IpNet> {
     LOCAL.iter().filter_map(|network| network.parse().ok()).collect()
 }
 
+impl PostfixSection {
+    /// Whether this Postfix, told `dane`, falls back to `may` where the MX records are not signed: the default of
+    /// `smtp_tls_dane_insecure_mx_policy` from 3.6 to 3.9.
+    pub fn takes_insecure_mx_for_may(&self) -> bool {
+        let of = |minor| PostfixVersion { major: 3, minor };
+        (of(6)..=of(9)).contains(&self.version) && self.default_level != Level::Dane
+    }
+}
+
 impl Default for SocketmapSection {
     fn default() -> Self {
         SocketmapSection { listen: vec![Listen::Unix("/var/spool/postfix/tlswarden/socketmap".into())] }

@@ -123,7 +123,7 @@ impl Resolver {
             None => {
                 let path = "/etc/resolv.conf";
                 let text = std::fs::read_to_string(path).map_err(|e| DnsError::Failed(format!("{path}: {e}")))?;
-                let ip = choose(&text);
+                let ip = choose(&nameservers(&text));
                 (SocketAddr::new(ip, 53), ip.is_loopback())
             }
         };
@@ -214,6 +214,13 @@ impl Resolver {
         .await
     }
 
+    /// Whether the resolver shows that it validates: the NS records of the root are signed for whoever looks
+    /// (Postfix's `dnssec_probe` asks for the same). Whether it is to be believed is [`Resolver::validating`].
+    pub async fn validates(&self) -> Result<bool, DnsError> {
+        let found = self.ask(".", RecordType::NS, |data| matches!(data, RData::NS(_)).then_some(())).await?;
+        Ok(found.secure)
+    }
+
     async fn ask<T>(
         &self,
         name: &str,
@@ -289,15 +296,16 @@ impl fmt::Display for Tlsa {
 }
 
 /// The first `nameserver` on loopback, else the first, else 127.0.0.1, as resolv.conf(5) has it.
-fn choose(resolv_conf: &str) -> IpAddr {
-    let servers: Vec<IpAddr> = resolv_conf
-        .lines()
-        .filter_map(|line| line.trim_start().strip_prefix("nameserver"))
-        .filter(|rest| rest.starts_with([' ', '\t']))
-        .filter_map(|rest| rest.split_whitespace().next()?.parse().ok())
-        .collect();
+fn choose(servers: &[IpAddr]) -> IpAddr {
     let loopback = servers.iter().find(|ip| ip.is_loopback());
     loopback.or(servers.first()).copied().unwrap_or(Ipv4Addr::LOCALHOST.into())
+}
+
+/// The `nameserver` lines of a resolv.conf(5).
+pub fn nameservers(resolv_conf: &str) -> Vec<IpAddr> {
+    let lines = resolv_conf.lines().filter_map(|line| line.trim_start().strip_prefix("nameserver"));
+    let values = lines.filter(|rest| rest.starts_with([' ', '\t']));
+    values.filter_map(|rest| rest.split_whitespace().next()?.parse().ok()).collect()
 }
 
 fn connect(server: SocketAddr) -> Result<RetryDnsHandle<NameServerPool<TokioRuntimeProvider>>, DnsError> {
@@ -366,7 +374,7 @@ mod tests {
 
     #[test]
     fn a_loopback_resolver_is_preferred() {
-        let ip = |text| choose(text).to_string();
+        let ip = |text| choose(&nameservers(text)).to_string();
         assert_eq!(ip("nameserver 192.0.2.1\nnameserver 127.0.0.1\n"), "127.0.0.1");
         assert_eq!(ip("# nameserver 127.0.0.1\nnameserver\t192.0.2.1 # x\n"), "192.0.2.1");
         assert_eq!(ip("nameserver 192.0.2.1\nnameserver ::1"), "::1");

@@ -108,15 +108,8 @@ impl Client {
         fixed: Option<SocketAddr>,
         certificates: Certificates,
     ) -> Result<Client, String> {
-        let extra = match &closed.extra_root {
-            None => Vec::new(),
-            Some(path) => CertificateDer::pem_file_iter(path)
-                .and_then(Iterator::collect)
-                .map_err(|e| format!("{}: no certificate: {e}", path.display()))?,
-        };
         let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let verifier = Verifier::new_with_extra_roots(extra, Arc::clone(&provider))
-            .map_err(|e| format!("root certificates: {e}"))?;
+        let verifier = platform(closed)?;
         let verifier: Arc<dyn ServerCertVerifier> = match certificates {
             Certificates::Check => Arc::new(verifier),
             Certificates::Ignore => Arc::new(Lenient(verifier)),
@@ -263,6 +256,22 @@ impl ServerCertVerifier for Lenient {
     }
 }
 
+/// What judges certificates: the roots of the platform, and the extra one of a closed network. Fails as [`Client::new`].
+pub fn verifier(closed: &ClosedNetworkSection) -> Result<Arc<dyn ServerCertVerifier>, String> {
+    Ok(Arc::new(platform(closed)?))
+}
+
+fn platform(closed: &ClosedNetworkSection) -> Result<Verifier, String> {
+    let extra = match &closed.extra_root {
+        None => Vec::new(),
+        Some(path) => CertificateDer::pem_file_iter(path)
+            .and_then(Iterator::collect)
+            .map_err(|e| format!("{}: no certificate: {e}", path.display()))?,
+    };
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    Verifier::new_with_extra_roots(extra, provider).map_err(|e| format!("root certificates: {e}"))
+}
+
 /// Finds addresses over our resolver.
 struct Addresses {
     resolver: Resolver,
@@ -298,7 +307,7 @@ enum NoAddress {
 }
 
 /// Whether an address can be that of a server on the Internet: strangers must not make us ask hosts of our own network.
-fn is_public(ip: IpAddr) -> bool {
+pub fn is_public(ip: IpAddr) -> bool {
     match ip {
         IpAddr::V4(ip) => is_public_v4(ip),
         IpAddr::V6(ip) => match embedded(ip) {
@@ -348,18 +357,25 @@ fn fault(error: &reqwest::Error) -> HttpsError {
 }
 
 fn tls_fault(error: &rustls::Error) -> HttpsError {
+    match certificate_fault(error) {
+        Some(fault) => HttpsError::Certificate(fault),
+        None => HttpsError::Connection(format!("TLS: {error}")),
+    }
+}
+
+/// What is wrong with a certificate; nothing where the error is about something else.
+pub fn certificate_fault(error: &rustls::Error) -> Option<CertificateFault> {
     use rustls::CertificateError as E;
-    let fault = match error {
+    match error {
         rustls::Error::InvalidCertificate(
             E::Expired | E::ExpiredContext { .. } | E::NotValidYet | E::NotValidYetContext { .. },
-        ) => CertificateFault::Expired,
+        ) => Some(CertificateFault::Expired),
         rustls::Error::InvalidCertificate(E::NotValidForName | E::NotValidForNameContext { .. }) => {
-            CertificateFault::Name
+            Some(CertificateFault::Name)
         }
-        rustls::Error::InvalidCertificate(_) | rustls::Error::NoCertificatesPresented => CertificateFault::Trust,
-        other => return HttpsError::Connection(format!("TLS: {other}")),
-    };
-    HttpsError::Certificate(fault)
+        rustls::Error::InvalidCertificate(_) | rustls::Error::NoCertificatesPresented => Some(CertificateFault::Trust),
+        _ => None,
+    }
 }
 
 /// The last cause, which says most.

@@ -34,7 +34,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::clock::Clock;
-use crate::config::{Config, Level as DefaultLevel, PostfixVersion};
+use crate::config::Config;
 use crate::dns::Resolver;
 use crate::https::Client;
 use crate::metrics::Metrics;
@@ -115,9 +115,6 @@ impl Policies {
         let limit = config.policy.max_domains;
         let shelf = Shelf::new(Arc::clone(&store));
         let sts = Cache::open(limit, resolver.clone(), client, store, &history, clock, metrics.clone())?;
-        let version = config.postfix.version;
-        let between =
-            |a, b| (PostfixVersion { major: 3, minor: a }..=PostfixVersion { major: 3, minor: b }).contains(&version);
         let why_no_dane = match (config.postfix.dnssec, resolver.validating()) {
             (false, _) => Some("[postfix] dnssec is false"),
             (true, false) => Some(
@@ -133,7 +130,7 @@ impl Policies {
             entries: Entries::new(limit),
             budget: config.policy.answer_budget.0,
             dane: why_no_dane.is_none(),
-            insecure_mx_is_may: between(6, 9) && config.postfix.default_level != DefaultLevel::Dane,
+            insecure_mx_is_may: config.postfix.takes_insecure_mx_for_may(),
             overrides: Overrides::new(&config.policy.overrides),
             resolver,
             sts: Arc::new(sts),

@@ -13,7 +13,7 @@ use serde::de::value::SeqAccessDeserializer;
 use serde::de::{DeserializeOwned, Error, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serializer};
 
-use super::{Config, Deliver, Dkim, DkimKey, ReportSection, Source, Tlsrpt};
+use super::{Config, Deliver, Dkim, DkimKey, InputSection, ReportSection, Source, Tlsrpt};
 use crate::domain;
 use crate::policy::NextHop;
 
@@ -162,6 +162,19 @@ fn check_delivery(report: &ReportSection) -> Result<(), (&'static str, &'static 
 
 /// The smallest `max_size`, in octets: headers, the part for people and every summary fit.
 const MIN_SIZE: usize = 1_000_000;
+
+impl InputSection {
+    /// The log files that it reads now: the one that is named, be it there or not, or those that the pattern finds.
+    pub fn log_files(&self) -> Vec<PathBuf> {
+        match self.source() {
+            Some(Source::File(path)) => vec![path.to_owned()],
+            Some(Source::Files(pattern)) => {
+                glob::glob(&pattern.to_string_lossy()).map_or_else(|_| Vec::new(), |found| found.flatten().collect())
+            }
+            _ => Vec::new(),
+        }
+    }
+}
 
 impl Dkim {
     /// The keys; none where the MTA signs.

@@ -5,12 +5,15 @@
 
 use std::sync::Arc;
 
+use rustls_pki_types::{CertificateDer, UnixTime};
 use tlswarden::config::Level as DefaultLevel;
+use tlswarden::dns::Tlsa;
 use tlswarden::domain;
 use tlswarden::input::journald;
 use tlswarden::policy::sts::cached::Cached;
 use tlswarden::policy::sts::{document, record};
 use tlswarden::policy::{Decision, Level, NextHop};
+use tlswarden::receiving::{certificate as server_certificate, smtp};
 use tlswarden::report::recipients::{Destination, MAX_READ, MAX_SKIPPED, recipients};
 use tlswarden::session::exim::Told;
 use tlswarden::session::{Sessions, datagram as session};
@@ -219,4 +222,38 @@ pub fn answer(data: &[u8]) {
             assert!(policy.policy_string.iter().any(|l| l.trim() == line), "{line}");
         }
     }
+}
+
+/// The replies of an SMTP server: each is within its limits, is not whole before its last octet is there, and what waits
+/// for more is bounded.
+pub fn smtp_reply(data: &[u8]) {
+    let mut rest = data;
+    loop {
+        match smtp::parse(rest) {
+            smtp::Parsed::Whole(reply, used) => {
+                assert!((200..600).contains(&reply.code) && used > 3 && used <= rest.len());
+                assert!((1..=smtp::MAX_LINES).contains(&reply.lines.len()));
+                assert!(reply.lines.iter().all(|line| !line.contains('\n')));
+                assert_eq!(smtp::parse(&rest[..used - 1]), smtp::Parsed::Partial);
+                rest = &rest[used..];
+            }
+            smtp::Parsed::Partial => return assert!(rest.len() <= smtp::MAX_LINE * (smtp::MAX_LINES + 1)),
+            smtp::Parsed::Malformed => return,
+        }
+    }
+}
+
+/// A server's certificate: what is shown is printable and bounded, and it fits no record of another key. The first octet
+/// chooses the record.
+pub fn certificate(data: &[u8]) {
+    let Some((first, der)) = data.split_first() else { return };
+    if let Some(facts) = server_certificate::facts(der) {
+        assert!(facts.names.len() <= server_certificate::MAX_NAMES && facts.tlsa_3_1_1.len() == 64);
+        let texts = facts.names.iter().chain([&facts.subject, &facts.issuer]);
+        texts.for_each(|text| assert!(!text.chars().any(char::is_control), "{text:?}"));
+    }
+    let chain = [CertificateDer::from(der), CertificateDer::from(der)];
+    let record = Tlsa { usage: first % 4, selector: first / 4 % 2, matching: first / 8 % 3, data: vec![7; 32] };
+    let time = UnixTime::since_unix_epoch(std::time::Duration::from_secs(1_795_600_000));
+    assert_eq!(server_certificate::fitting(&[record], &chain, &["mx.example.com"], time), None);
 }

@@ -86,6 +86,11 @@ impl Exim {
         Ok(exim)
     }
 
+    /// Its configuration file.
+    pub fn config(&self) -> PathBuf {
+        self.folder.join("exim.conf")
+    }
+
     /// The version, such as `4.96`.
     pub fn version(&self) -> Result<String, String> {
         let output = self.run(&["-bV"], "")?;

@@ -373,6 +373,12 @@ impl Postfix {
         self.succeeds(&mut self.command("postfix", &["reload"]))
     }
 
+    /// Changes main.cf or master.cf as an administrator does, with `postconf`, and has it read by what runs.
+    pub fn postconf(&self, arguments: &[&str]) -> Result<(), String> {
+        self.succeeds(&mut self.command("postconf", arguments))?;
+        self.succeeds(&mut self.command("postfix", &["reload"]))
+    }
+
     /// Tries all deferred mail again.
     pub fn flush(&self) -> Result<(), String> {
         self.succeeds(&mut self.command("postqueue", &["-f"]))
