@@ -23,6 +23,9 @@ const MAX_HOSTS: usize = 254;
 /// The domain that reports come from.
 pub const SENDER: &str = "sender.test";
 
+/// The address that its mail comes from, as the reports name it.
+pub const SENDING: IpAddr = IpAddr::V4(Ipv4Addr::new(198, 51, 100, 25));
+
 /// Where things listen, and what the daemon is told.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -319,7 +322,8 @@ impl World {
              [resolver]\naddress = \"{}\"\n\n\
              [report]\norganization = \"Closed World\"\ncontact = \"postmaster@{SENDER}\"\n\
              from = \"tlsrpt@{SENDER}\"\nenvelope = \"tlsrpt-bounces@{SENDER}\"\n\
-             deliver = \"smtp:{submission}\"\nspread = \"0s\"\n\n",
+             deliver = \"smtp:{submission}\"\nspread = \"0s\"\n\n\
+             [count]\nsending_addresses = [\"{SENDING}\"]\n\n",
             quoted(self.folder().join("store")),
             quoted(self.folder().join("control")),
             self.options.postfix,
