@@ -529,6 +529,10 @@ fn counted(place: &Place, session: &Session, day: Day) -> Vec<Tally> {
                 policy.policy_domain.clone_from(&session.host);
                 let digest: String = digest.iter().map(|octet| format!("{octet:02x}")).collect();
                 policy.policy_string = vec![format!("3 1 1 {digest}")];
+                // Under DANE-EE no name is checked: it was the key (RFC 7672 §3.1.1).
+                if failure.is_some_and(|(result, _)| result == ResultType::CertificateHostMismatch) {
+                    failure = Some((ResultType::CertificateNotTrusted, Some("dane-no-match")));
+                }
             }
         }
     }
