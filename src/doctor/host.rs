@@ -13,7 +13,7 @@ use std::time::{Duration, SystemTime};
 use tokio::process::Command;
 
 use super::reach::{Obstacle, Person, Wish};
-use crate::config::{ClosedNetworkSection, Config, InputSection};
+use crate::config::{ClosedNetworkSection, Config, InputSection, Source};
 use crate::dns::{DnsError, Resolver, nameservers};
 use crate::finding::{Finding, Findings, Weight};
 
@@ -37,6 +37,9 @@ pub fn logs(config: &Config, found: &mut Findings) {
         let finding = Finding::new(Weight::Warning, "no-input", "tlswarden.toml", "there is no [[input]]", why);
         found.push(finding.fix("tlswarden.toml: [[input]] file = \"/var/log/mail.log\""));
     }
+    if config.inputs.iter().any(|input| input.source() == Some(Source::Journal(None))) {
+        journal(reader.as_ref(), found);
+    }
     for path in &config.inputs.iter().flat_map(InputSection::log_files).collect::<Vec<_>>() {
         let shown = path.display().to_string();
         let say = |weight, name: &str, what: String, why: &str| Finding::new(weight, name, shown.clone(), what, why);
@@ -46,7 +49,7 @@ pub fn logs(config: &Config, found: &mut Findings) {
                 let why =
                     "No session is counted. Without rsyslog, Debian 12 and later have their log in the journal alone.";
                 let finding = say(Weight::Error, "log-missing", "it does not exist".into(), why);
-                found.push(finding.fix("apt-get install rsyslog"));
+                found.push(finding.fix("tlswarden.toml: [[input]] journal = true   # or: apt-get install rsyslog"));
                 continue;
             }
             Err(error) => {
@@ -74,6 +77,18 @@ pub fn logs(config: &Config, found: &mut Findings) {
             found.push(say(Weight::Note, "log-silent", what, "This host may send no mail, or log elsewhere."));
         }
     }
+}
+
+/// Whether the daemon's user may read the host's journal: its files are open to these groups (journalctl(1)).
+fn journal(reader: Option<&Person>, found: &mut Findings) {
+    let Some(reader) = reader else { return };
+    if reader.is_in(&["systemd-journal", "adm", "wheel"]) {
+        found.looked_at.push("the journal".into());
+        return;
+    }
+    let what = format!("{} may not read the journal: it is not in the group systemd-journal", reader.name);
+    let finding = Finding::new(Weight::Error, "log-denied", "journal", what, "No session is counted.");
+    found.push(finding.fix(format!("usermod -aG systemd-journal {} && systemctl restart tlswarden", reader.name)));
 }
 
 /// The daemon's user: the owner of its store; where there is none yet, the user of that name.

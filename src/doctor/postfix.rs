@@ -14,9 +14,8 @@ use tlswarden_parsers::Dialect;
 
 use super::postconf::{Instance, Service, words};
 use super::reach::{Obstacle, Person, Wish};
-use crate::config::{Config, InputSection, Level, Listen, PostfixVersion};
+use crate::config::{Config, InputSection, Level, Listen, PostfixVersion, Source, Tlsrpt};
 use crate::finding::{Finding, Weight};
-use crate::report::missing_identity;
 use crate::socketmap::ATTRIBUTES_SINCE;
 use crate::socketmap::wording::{MAX_REPLY, Wording};
 
@@ -388,7 +387,8 @@ impl View<'_> {
 
     fn log_level(&self, found: &mut Vec<Finding>) {
         const NAME: &str = "smtp_tls_loglevel";
-        if postfix_logs(self.config).next().is_none() {
+        let datagrams = self.config.postfix.tlsrpt == Tlsrpt::Datagrams && self.get("smtp_tlsrpt_enable") == "yes";
+        if !reads_a_log(self.config) || datagrams {
             return;
         }
         let level = self.get(NAME);
@@ -529,13 +529,58 @@ impl View<'_> {
         }
     }
 
+    /// Postfix's own TLSRPT results, from 3.10 on: they are wanted, or another program takes them.
     fn native_reports(&self, found: &mut Vec<Finding>) {
         const NAME: &str = "smtp_tlsrpt_enable";
-        if self.get(NAME) == "yes" && postfix_logs(self.config).next().is_some() {
-            let socket = self.get("smtp_tlsrpt_socket_name");
-            let what = format!("Postfix hands its own counts to `{socket}`, and the daemon counts from the log");
-            let why = "Where another program reads there, every domain gets two reports of the same sessions.";
-            found.push(self.find(Weight::Warning, "reported-twice", NAME, what, why).fix(self.set(NAME, "no")));
+        let on = self.get(NAME) == "yes";
+        match (self.config.postfix.tlsrpt, on) {
+            (Tlsrpt::Datagrams, _) => self.datagrams(on, found),
+            (Tlsrpt::Log | Tlsrpt::Off, true) => {
+                let Some(socket) = self.tlsrpt_socket().filter(|socket| socket.exists()) else { return };
+                let what = format!("another program takes Postfix's own counts at {}", socket.display());
+                let why = "Where it reports too, every domain gets two reports of the same sessions.";
+                let finding = self.find(Weight::Warning, "reported-twice", NAME, what, why);
+                found.push(finding.fix(self.set("smtp_tlsrpt_socket_name", "")));
+            }
+            (Tlsrpt::Log | Tlsrpt::Off, false) => {}
+        }
+    }
+
+    fn datagrams(&self, on: bool, found: &mut Vec<Finding>) {
+        const NAME: &str = "smtp_tlsrpt_socket_name";
+        let why = "With [postfix] tlsrpt = \"datagrams\" its sessions are counted from those.";
+        let ours = self.config.inputs.iter().find_map(|input| match input.source() {
+            Some(Source::Datagrams(path)) => Some(path),
+            _ => None,
+        });
+        let queue = Path::new(self.instance.get("queue_directory"));
+        let way = |path: &Path| path.strip_prefix(queue).unwrap_or(path).display().to_string();
+        let theirs = self.tlsrpt_socket();
+        if !self.instance.knows(NAME) {
+            let what = format!("Postfix {} sends no TLSRPT datagrams", self.instance.get("mail_version"));
+            let finding = self.find(Weight::Error, "no-datagrams", NAME, what, why);
+            found.push(finding.fix("tlswarden.toml: [postfix] tlsrpt = \"log\", and an [[input]] with its log"));
+        } else if !on {
+            let what = "Postfix does not send TLSRPT datagrams".to_owned();
+            let finding = self.find(Weight::Error, "no-datagrams", "smtp_tlsrpt_enable", what, why);
+            found.push(finding.fix(self.set("smtp_tlsrpt_enable", "yes")));
+        } else if let Some(ours) = ours
+            && !theirs.as_ref().is_some_and(|theirs| same_file(ours, theirs))
+        {
+            let theirs = theirs.map_or_else(|| "nowhere".to_owned(), |path| path.display().to_string());
+            let what = format!("Postfix sends its datagrams to {theirs}; the daemon takes them at {}", ours.display());
+            found
+                .push(self.find(Weight::Error, "datagrams-elsewhere", NAME, what, why).fix(self.set(NAME, &way(ours))));
+        }
+    }
+
+    /// Where it sends its datagrams, from its own root folder.
+    fn tlsrpt_socket(&self) -> Option<PathBuf> {
+        let queue = Path::new(self.instance.get("queue_directory"));
+        match self.get("smtp_tlsrpt_socket_name") {
+            "" => None,
+            path if self.service.chroot => Some(queue.join(path.trim_start_matches('/'))),
+            path => Some(queue.join(path)),
         }
     }
 
@@ -550,11 +595,12 @@ impl View<'_> {
 
     fn others(&self, found: &mut Vec<Finding>) {
         let relay = self.get("relayhost");
-        if !relay.is_empty() && missing_identity(&self.config.report).is_empty() {
-            let what = format!("all mail goes to {relay}, and reports are sent");
-            let why = "Sessions with the relay host would be reported to the recipient domains, which are not theirs.";
+        if !relay.is_empty() && !self.config.next_hops.iter().any(|rule| rule.domain == "*") {
+            let what = format!("all mail goes to {relay}, which the log does not say");
+            let why =
+                "Sessions with the relay host are counted under the recipient domains, which they do not belong to.";
             let finding = self.find(Weight::Warning, "relayhost", "relayhost", what, why);
-            found.push(finding.fix("tlswarden.toml: [report] with organization, contact and from commented out"));
+            found.push(finding.fix(format!("tlswarden.toml: [[nexthop]] domain = \"*\", nexthop = \"{relay}\"")));
         }
         const SIZE: &str = "socketmap_max_reply_size";
         if self.instance.get(SIZE).parse::<usize>().is_ok_and(|size| size < MAX_REPLY) {
@@ -570,6 +616,12 @@ impl View<'_> {
 /// The logs of Postfix that are followed.
 fn postfix_logs(config: &Config) -> impl Iterator<Item = PathBuf> {
     config.inputs.iter().filter(|input| input.mta == Dialect::Postfix).flat_map(InputSection::log_files)
+}
+
+/// Whether a log of Postfix is read; its datagrams are none.
+fn reads_a_log(config: &Config) -> bool {
+    let is_log = |input: &InputSection| !matches!(input.source(), None | Some(Source::Datagrams(_)));
+    config.inputs.iter().any(|input| input.mta == Dialect::Postfix && is_log(input))
 }
 
 /// Where Postfix writes its log itself, that is the file to follow.

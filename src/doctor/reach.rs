@@ -16,6 +16,7 @@ pub struct Person {
     pub name: String,
     uid: u32,
     gids: Vec<u32>,
+    groups: Vec<String>,
 }
 
 /// What is in the way.
@@ -47,10 +48,19 @@ impl Person {
             let numbers: Vec<u32> = numbers.split_whitespace().filter_map(|n| n.parse().ok()).collect();
             if numbers.is_empty() { Err(format!("the host has no user `{name}`")) } else { Ok(numbers) }
         };
-        let known = Command::new("id").args(["-nu", "--", name]).output().map_err(|e| format!("id: {e}"))?;
-        let known = String::from_utf8_lossy(&known.stdout).trim().to_owned();
+        let words = |option: &str| {
+            let output = Command::new("id").args([option, "--", name]).output().map_err(|e| format!("id: {e}"))?;
+            Ok::<String, String>(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+        };
+        let known = words("-nu")?;
+        let groups = words("-nG")?.split_whitespace().map(str::to_owned).collect();
         let shown = if known.is_empty() { name.to_owned() } else { known };
-        Ok(Person { name: shown, uid: id("-u")?[0], gids: id("-G")? })
+        Ok(Person { name: shown, uid: id("-u")?[0], gids: id("-G")?, groups })
+    }
+
+    /// Whether it is in one of these groups, or root.
+    pub fn is_in(&self, groups: &[&str]) -> bool {
+        self.uid == 0 || self.groups.iter().any(|group| groups.contains(&group.as_str()))
     }
 
     /// What keeps it from a path, if it begins in the folder `from`; symbolic links are followed.
@@ -99,10 +109,10 @@ mod tests {
 
     #[test]
     fn the_first_class_that_fits_decides() {
-        let person = Person { name: "p".into(), uid: 7, gids: vec![8, 9] };
+        let person = Person { name: "p".into(), uid: 7, gids: vec![8, 9], groups: Vec::new() };
         assert!(person.may(0o750, 0, 9, 0o1) && person.may(0o666, 0, 0, 0o2) && person.may(0o400, 7, 0, 0o4));
         assert!(!person.may(0o750, 0, 1, 0o1) && !person.may(0o607, 1, 8, 0o4) && !person.may(0o077, 7, 8, 0o1));
-        let root = Person { name: "root".into(), uid: 0, gids: vec![0] };
+        let root = Person { name: "root".into(), uid: 0, gids: vec![0], groups: Vec::new() };
         assert!(root.may(0, 7, 7, 0o2));
     }
 

@@ -286,7 +286,10 @@ impl Signer {
         let domain = domain::normalise(wanted).ok_or_else(bad_name)?;
         domain::normalise(&name).ok_or_else(bad_name)?;
 
-        let (der, mode) = read_key(key)?;
+        let file = File::open(&key.key).map_err(KeyFault::Unreadable)?;
+        let mode = file.metadata().map_err(KeyFault::Unreadable)?.permissions().mode();
+        let mut pem = Vec::new();
+        file.take(MAX_KEY_FILE).read_to_end(&mut pem).map_err(KeyFault::Unreadable)?;
         if mode & 0o007 != 0 {
             self.warnings.push(format!(
                 "[[report.dkim]] {}: {}: others may read or write it (mode {:04o}); anyone on this host can sign as {domain}",
@@ -295,6 +298,7 @@ impl Signer {
                 mode & 0o7777
             ));
         }
+        let der = PrivateKeyDer::from_pem_slice(&pem).map_err(|_| KeyFault::NoKey)?;
         match ed25519(&der) {
             Some(result) => {
                 let signing = result?;
@@ -339,32 +343,6 @@ impl Key {
             Key::Ed25519(signer) => &signer.template.s,
         }
     }
-}
-
-/// The public half of a key, as its DNS record has it.
-pub enum PublicKey {
-    /// RSAPublicKey in DER (RFC 8017 §A.1.1), without the SubjectPublicKeyInfo around it.
-    Rsa(Vec<u8>),
-    /// 32 octets (RFC 8463 §4).
-    Ed25519(Vec<u8>),
-}
-
-/// The public half of a key that signs.
-pub fn public_key(key: &DkimKey) -> Result<PublicKey, KeyFault> {
-    let (der, _) = read_key(key)?;
-    match ed25519(&der) {
-        Some(result) => result.map(|k| PublicKey::Ed25519(k.public_key())),
-        None => rsa(der).map(|k| PublicKey::Rsa(k.public_key())),
-    }
-}
-
-/// The private key in a file, and the file's mode.
-fn read_key(key: &DkimKey) -> Result<(PrivateKeyDer<'static>, u32), KeyFault> {
-    let file = File::open(&key.key).map_err(KeyFault::Unreadable)?;
-    let mode = file.metadata().map_err(KeyFault::Unreadable)?.permissions().mode();
-    let mut pem = Vec::new();
-    file.take(MAX_KEY_FILE).read_to_end(&mut pem).map_err(KeyFault::Unreadable)?;
-    Ok((PrivateKeyDer::from_pem_slice(&pem).map_err(|_| KeyFault::NoKey)?, mode))
 }
 
 fn bind<K: SigningKey>(key: K, domain: &str, selector: &str) -> DkimSigner<K, Done> {

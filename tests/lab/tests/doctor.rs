@@ -8,6 +8,7 @@ use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant, SystemTime};
@@ -562,11 +563,16 @@ async fn play_newer() {
         &[&["-e", &format!("smtp_tls_policy_maps = {table}")]],
         &["warning attributes-missing"],
     );
+    let socket = postfix.folder().join("queue/run/tlsrpt");
+    fs::create_dir_all(socket.parent().unwrap()).unwrap();
+    let collector = UnixDatagram::bind(&socket).unwrap();
     host.postfix(
-        "Postfix reports by itself, too",
+        "another program takes Postfix's own TLSRPT results",
         &[&["-e", "smtp_tlsrpt_enable = yes", "smtp_tlsrpt_socket_name = run/tlsrpt"]],
         &["warning reported-twice"],
     );
+    drop(collector);
+    datagrams(&mut host);
     host.postfix(
         "MX hosts outside the policy are not skipped",
         &[&["-e", "smtp_tls_enforce_sts_mx_patterns = no"]],
@@ -600,6 +606,29 @@ async fn play_newer() {
     daemon.stop().await.unwrap();
     drop(postfix);
     host.end();
+}
+
+/// What counting from Postfix's datagrams needs.
+fn datagrams(host: &mut Host) {
+    let ours = host.world.folder().join("datagrams");
+    let config = host.edited(&[
+        ("tlsrpt = \"log\"", "tlsrpt = \"datagrams\""),
+        ("[[input]]", &format!("[[input]]\ndatagrams = \"{}\"\n\n[[input]]", ours.display())),
+    ]);
+    let name = format!("smtp_tlsrpt_socket_name = {}", ours.display());
+    host.postfix_and("datagrams are waited for, and not sent", &[&["-e", &name]], &config, &["error no-datagrams"]);
+    host.postfix_and(
+        "datagrams are sent elsewhere",
+        &[&["-e", "smtp_tlsrpt_enable = yes", "smtp_tlsrpt_socket_name = run/tlsrpt"]],
+        &config,
+        &["error datagrams-elsewhere"],
+    );
+    host.postfix_and(
+        "datagrams, and smtp_tls_loglevel = 0, which they do not need",
+        &[&["-e", "smtp_tlsrpt_enable = yes", &name, "smtp_tls_loglevel = 0"]],
+        &config,
+        &[],
+    );
 }
 
 #[test]
