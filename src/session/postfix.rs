@@ -394,8 +394,8 @@ impl Sessions {
         }
         let mut open = delivery.attempts.pop_if(|a| a.left.is_none() && a.ruled_out.is_none());
         let unlogged = if open.is_some() { None } else { self.unlogged(process, end, &delivery) };
-        // The lines of the other recipients are alike, and without a session before them look like clear text.
-        let told = open.is_some();
+        // The lines of the other recipients are alike, and without what was before them look like clear text.
+        let told = open.is_some() || !delivery.attempts.is_empty();
         if !matches!(reason, Reason::Other) || unlogged.is_some() || told {
             let named = match reason {
                 Reason::StarttlsRefused(peer) | Reason::StarttlsNotOffered(peer) => Some(peer),

@@ -117,6 +117,26 @@ fn clear_text_after_a_failed_handshake_is_the_same_session() {
 }
 
 #[test]
+fn further_recipients_of_a_session_are_no_clear_text() {
+    let (one, two) = (
+        delivery("4AB0CDEF12", "one", "", "status=sent (250 ok)"),
+        delivery("4AB0CDEF12", "two", "", "status=sent (250 ok)"),
+    );
+    let established = format!("smtp[2]: {TRUSTED}");
+    let told = outcomes(&mut Sessions::new(), &[&established, &one, &two]);
+    assert_eq!(gist(&told), [(true, Some(Trust::Trusted), false)]);
+    // After a handshake that failed the same message goes on in clear text: one session, whatever the recipients.
+    let failed = [
+        "smtp[2]: SSL_connect error to mx.a.test[192.0.2.1]:25: -1",
+        "smtp[2]: 4AB0CDEF12: Cannot start TLS: handshake failure",
+    ];
+    let mut sessions = Sessions::new();
+    outcomes(&mut sessions, &[&established, &sent("4AB0CDEF11", "")]);
+    let told = outcomes(&mut sessions, &[failed[0], failed[1], &one, &two]);
+    assert_eq!(gist(&told), [(false, None, false)]);
+}
+
+#[test]
 fn a_services_own_name_belongs_to_its_master() {
     let mut sessions = Sessions::new();
     outcomes(&mut sessions, &[&format!("relay/smtp[2]: {TRUSTED}")]);
