@@ -60,16 +60,36 @@ pub struct ControlSection {
     pub socket: PathBuf,
 }
 
-/// `[postfix]`
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// `[postfix]`; what is not said here is asked of Postfix when the daemon starts (`detect`).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct PostfixSection {
     /// Its version, major and minor (`postconf -h mail_version`).
-    pub version: PostfixVersion,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub version: Option<PostfixVersion>,
     /// Its `smtp_tls_security_level`: what a destination without a policy gets.
-    pub default_level: Level,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub default_level: Option<Level>,
     /// Whether it has `smtp_dns_support_level = dnssec`; where not, no `dane*` answer is given.
-    pub dnssec: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dnssec: Option<bool>,
+}
+
+impl PostfixSection {
+    /// Its version; where nothing is known the oldest that is supported, which knows the fewest attributes.
+    pub fn version(&self) -> PostfixVersion {
+        self.version.unwrap_or(PostfixVersion { major: 3, minor: 7 })
+    }
+
+    /// Its own level; where nothing is known `may`.
+    pub fn default_level(&self) -> Level {
+        self.default_level.unwrap_or(Level::May)
+    }
+
+    /// Whether it does DNSSEC; where nothing is known it is taken to.
+    pub fn dnssec(&self) -> bool {
+        self.dnssec.unwrap_or(true)
+    }
 }
 
 /// A Postfix security level that a destination without a policy can have (postconf(5), `smtp_tls_security_level`).
@@ -264,12 +284,6 @@ impl Default for StoreSection {
 impl Default for ControlSection {
     fn default() -> Self {
         ControlSection { socket: "/run/tlswarden/control".into() }
-    }
-}
-
-impl Default for PostfixSection {
-    fn default() -> Self {
-        PostfixSection { version: PostfixVersion { major: 3, minor: 7 }, default_level: Level::May, dnssec: true }
     }
 }
 

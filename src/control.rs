@@ -172,7 +172,7 @@ impl Desk {
 
     /// What Postfix would be answered, and why.
     pub async fn policy(&self, next_hop: &str) -> Explanation {
-        socketmap::explain(&self.policies, next_hop, self.config.postfix.default_level).await
+        socketmap::explain(&self.policies, next_hop, self.config.postfix.default_level()).await
     }
 
     /// What would be sent. Fails with one line.
@@ -207,7 +207,7 @@ impl Desk {
 
     /// Each next hop that has a policy, and its answer.
     pub fn export(&self) -> Vec<(String, String)> {
-        socketmap::table(&self.policies, self.config.postfix.default_level)
+        socketmap::table(&self.policies, self.config.postfix.default_level())
     }
 
     async fn answer(&self, question: &[u8]) -> Vec<u8> {

@@ -26,6 +26,7 @@ use sockets::{Bound, Sockets};
 use crate::clock::Clock;
 use crate::config::{Config, ConfigError, Listen, time_zone};
 use crate::control::{self, Desk};
+use crate::detect;
 use crate::dns::Resolver;
 use crate::https;
 use crate::input::file::Follower;
@@ -90,8 +91,9 @@ pub fn run(path: &Path) -> Result<(), DaemonError> {
 }
 
 /// The configuration, if the daemon would start with it: what it names is there and can be read by this user.
-pub fn check(path: &Path) -> Result<Config, DaemonError> {
-    Prepared::load(path).map(|prepared| prepared.config)
+/// Beside it what was found out about the host, one line each.
+pub fn check(path: &Path) -> Result<(Config, Vec<String>), DaemonError> {
+    Prepared::load(path).map(|prepared| (prepared.config, prepared.found))
 }
 
 /// A configuration and what it names, all of it there.
@@ -99,11 +101,14 @@ struct Prepared {
     config: Config,
     setup: Setup,
     zones: Vec<TimeZone>,
+    /// What was found out about the host, one line each.
+    found: Vec<String>,
 }
 
 impl Prepared {
     fn load(path: &Path) -> Result<Prepared, DaemonError> {
-        let config = Config::load(path)?;
+        let mut found = Vec::new();
+        let config = Config::load_and(path, |config| found = detect::complete(config))?;
         let setup = Setup::load(&config.report).map_err(DaemonError::Keys)?;
         let zone = |name: &Option<String>| name.as_deref().map_or(Ok(TimeZone::system()), time_zone);
         let zones = config.inputs.iter().map(|input| zone(&input.timezone)).collect::<Result<_, _>>();
@@ -115,7 +120,7 @@ impl Prepared {
             let unread = |e| format!("{}: the extra root cannot be read: {e}; not started", root.display());
             std::fs::read(root).map_err(|e| DaemonError::Keys(vec![unread(e)]))?;
         }
-        Ok(Prepared { config, setup, zones })
+        Ok(Prepared { config, setup, zones, found })
     }
 }
 
@@ -266,7 +271,7 @@ struct Tasks {
 
 impl Tasks {
     fn start(house: &mut House, prepared: Prepared) -> Result<Tasks, DaemonError> {
-        let Prepared { config, setup, zones } = prepared;
+        let Prepared { config, setup, zones, found } = prepared;
         let store: Arc<dyn Store> = Arc::<Embedded>::clone(&house.store);
         let (metrics, clock) = (house.metrics.clone(), house.clock);
         // Everything that can fail comes first: no half start.
@@ -299,6 +304,7 @@ impl Tasks {
         let context =
             Context { store: Arc::clone(&store), resolver: resolver.clone(), metrics: metrics.clone(), clock, own };
         let scheduler = Scheduler::open(context, setup)?;
+        found.iter().for_each(|line| tracing::info!("{line}"));
         say(&config);
 
         let (stop, shutdown) = watch::channel(false);

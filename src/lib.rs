@@ -28,3 +28,4 @@ pub mod tally;
 pub mod cli;
 pub mod control;
 pub mod daemon;
+pub mod detect;

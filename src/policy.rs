@@ -188,10 +188,10 @@ impl Policies {
         let limit = config.policy.max_domains;
         let shelf = Shelf::new(Arc::clone(&store));
         let sts = Cache::open(limit, resolver.clone(), client, store, clock, metrics.clone())?;
-        let version = config.postfix.version;
+        let version = config.postfix.version();
         let between =
             |a, b| (PostfixVersion { major: 3, minor: a }..=PostfixVersion { major: 3, minor: b }).contains(&version);
-        let why_no_dane = match (config.postfix.dnssec, resolver.validating()) {
+        let why_no_dane = match (config.postfix.dnssec(), resolver.validating()) {
             (false, _) => Some("[postfix] dnssec is false"),
             (true, false) => Some(
                 "no validating resolver on this host (resolv.conf names none on loopback, [resolver] address is not set)",
@@ -207,7 +207,7 @@ impl Policies {
             limit: limit.max(1),
             budget: config.policy.answer_budget.0,
             dane: why_no_dane.is_none(),
-            insecure_mx_is_may: between(6, 9) && config.postfix.default_level != DefaultLevel::Dane,
+            insecure_mx_is_may: between(6, 9) && config.postfix.default_level() != DefaultLevel::Dane,
             overrides: Overrides::new(&config.policy.overrides),
             resolver,
             sts: Arc::new(sts),

@@ -61,8 +61,8 @@ pub async fn serve(
 ) {
     let service = Arc::new(Service {
         policies,
-        default: postfix.default_level,
-        attributes: postfix.version >= ATTRIBUTES_SINCE,
+        default: postfix.default_level(),
+        attributes: postfix.version() >= ATTRIBUTES_SINCE,
         waiting: AtomicUsize::new(0),
         requests: metrics.counter("socketmap_requests"),
         malformed: metrics.counter("socketmap_malformed"),

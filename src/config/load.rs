@@ -12,7 +12,7 @@ use jiff::tz::TimeZone;
 use serde::de::{DeserializeOwned, Error};
 use serde::{Deserialize, Deserializer};
 
-use super::Config;
+use super::{Config, PostfixVersion};
 use crate::domain;
 
 /// The time between two reports to a domain, and how long one is tried (RFC 8460 §5.5).
@@ -39,14 +39,20 @@ impl fmt::Display for ConfigError {
 impl std::error::Error for ConfigError {}
 
 impl Config {
-    /// Reads and checks a file.
+    /// Reads and checks a file. What it does not say of Postfix is not known then.
     pub fn load(path: &Path) -> Result<Config, ConfigError> {
+        Config::load_and(path, |_| ())
+    }
+
+    /// Reads a file, lets `complete` fill in what it does not say, and checks the whole.
+    pub fn load_and(path: &Path, complete: impl FnOnce(&mut Config)) -> Result<Config, ConfigError> {
         let text = std::fs::read_to_string(path).map_err(|error| ConfigError {
             file: path.to_owned(),
             line: None,
             problem: format!("cannot be read: {error}; nothing was started"),
         })?;
-        let config: Config = parse(&text, path)?;
+        let mut config: Config = parse(&text, path)?;
+        complete(&mut config);
         config.check().map_err(|(section, key, problem)| ConfigError {
             file: path.to_owned(),
             line: line_of(&text, section, 0, key),
@@ -157,7 +163,9 @@ impl Config {
             }
             if let Some(answer) = &section.answer {
                 let postfix = &self.postfix;
-                let checked = super::answer::check(answer, postfix.version, postfix.dnssec);
+                // Where the version is not known yet nothing is too new.
+                let version = postfix.version.unwrap_or(PostfixVersion { major: u16::MAX, minor: 0 });
+                let checked = super::answer::check(answer, version, postfix.dnssec());
                 checked.map_err(|problem| (nth, "answer", format!("{dot}{name}: {problem}")))?;
             }
         }
@@ -295,9 +303,9 @@ mod tests {
                 "F:4: [resolver] address: 9.9.9.9:53 is not on this host; with [closed_network] allowed: a loopback address",
             ),
             (
-                "[[policy.override]]\ndomain = \"a.example\"\nanswer = \"may\"\n[[policy.override]]\n\
-                 domain = \"b.example\"\nanswer = \"may enable_rpk=yes\"\n",
-                "F:6: [[policy.override]] answer: b.example: `enable_rpk` is known from Postfix 3.9 on, and [postfix] \
+                "[postfix]\nversion = \"3.7\"\n[[policy.override]]\ndomain = \"a.example\"\nanswer = \"may\"\n\
+                 [[policy.override]]\ndomain = \"b.example\"\nanswer = \"may enable_rpk=yes\"\n",
+                "F:8: [[policy.override]] answer: b.example: `enable_rpk` is known from Postfix 3.9 on, and [postfix] \
                  version is 3.7",
             ),
             (

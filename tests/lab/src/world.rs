@@ -286,7 +286,7 @@ impl World {
         }
         let mut text = format!(
             "[store]\npath = {}\n\n[control]\nsocket = {}\n\n[postfix]\nversion = \"{}\"\n\
-             default_level = \"{}\"\n\n\
+             default_level = \"{}\"\ndnssec = true\n\n\
              [socketmap]\nlisten = [{listen}]\n\n[readsocket]\nlisten = [\"unix:{}\"]\n\n\
              [resolver]\naddress = \"{}\"\n\n\
              [report]\norganization = \"Closed World\"\ncontact = \"postmaster@{SENDER}\"\n\
