@@ -4,6 +4,7 @@
 //! The exit statuses are those of sysexits(3), listed in `--help`.
 //! Not here: what a subcommand does (`cli/*.rs`).
 
+mod backup;
 mod check;
 mod control;
 mod policies;
@@ -80,7 +81,7 @@ enum Command {
     /// Runs the daemon in the foreground: answers Postfix, follows its log, sends the reports.
     ///
     /// SIGTERM and SIGINT end it in order; SIGHUP rereads the configuration. It logs to standard error.
-    Serve(ConfigFile),
+    Serve(serve::Options),
     /// Checks the configuration and what it names, and prints it as it was understood, defaults included.
     Check(ConfigFile),
     /// Shows each input and how far it is behind its log, the policies, what is due when, and the last errors.
@@ -103,6 +104,13 @@ enum Command {
     },
     /// Lists the cached policies; shows, refreshes or forgets one; writes them as a table for Postfix.
     Policies(policies::Options),
+    /// Copies the store into a new folder, while the daemon runs or without it; put back in place it is the store.
+    Backup {
+        /// The folder; it must not exist, or be empty.
+        dir: PathBuf,
+        #[command(flatten)]
+        config: ConfigFile,
+    },
     /// Shows what logs would have been counted as; sends and stores nothing.
     #[command(after_help = replay::HELP)]
     Replay(replay::Options),
@@ -147,12 +155,13 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         }
     };
     let result = match arguments.command {
-        Command::Serve(config) => serve::serve(&config.config),
+        Command::Serve(options) => serve::serve(&options),
         Command::Check(config) => check::check(&config.config),
         Command::Status { config, json } => config.load().and_then(|config| control::status(&config, json)),
         Command::Policy { domain, config, json } => {
             config.load().and_then(|config| control::policy(&config, &domain, json))
         }
+        Command::Backup { dir, config } => config.load().and_then(|config| backup::backup(&config, &dir)),
         Command::Policies(options) => policies::policies(&options),
         Command::Replay(options) => replay::replay(&options),
         Command::Report { day, domain, out, config } => {

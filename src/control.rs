@@ -7,8 +7,9 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::os::unix::net::UnixListener;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use serde::de::DeserializeOwned;
@@ -31,6 +32,7 @@ use crate::scheduler::{Due, Scheduler};
 use crate::shutdown::stopped;
 use crate::socketmap;
 use crate::store::Store;
+use crate::store::embedded::BACKUP;
 use crate::tlsrpt::Day;
 
 /// The longest question, in octets: a next hop of any length that Postfix would ask for.
@@ -79,6 +81,8 @@ pub enum Question {
     },
     /// Each next hop that has a policy and its answer: `Vec<(String, String)>`.
     PoliciesExport,
+    /// Copies the store within its own folder, and says where: `PathBuf`. Whoever asked fetches it from there.
+    Backup,
 }
 
 /// What is answered.
@@ -210,6 +214,17 @@ impl Desk {
         socketmap::table(&self.policies, self.config.postfix.default_level())
     }
 
+    /// Copies the store within its own folder; the folder of the copy. Fails with one line.
+    pub async fn backup(&self) -> Result<PathBuf, String> {
+        static NUMBER: AtomicU64 = AtomicU64::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let to = self.config.store.path.join(format!("{BACKUP}{}-{number}", std::process::id()));
+        let (store, folder) = (Arc::clone(&self.store), to.clone());
+        let copied = tokio::task::spawn_blocking(move || store.copy(&folder)).await;
+        copied.map_err(|e| format!("store: not copied: {e}; there is no backup"))?.map_err(|e| e.to_string())?;
+        Ok(to)
+    }
+
     async fn answer(&self, question: &[u8]) -> Vec<u8> {
         match serde_json::from_slice(question) {
             Ok(Question::Status) => octets(&Reply::Answer(self.status())),
@@ -220,6 +235,7 @@ impl Desk {
             Ok(Question::PoliciesRefresh { next_hop }) => octets(&reply(self.show(&next_hop, true).await)),
             Ok(Question::PoliciesPurge { domain }) => octets(&reply(self.purge(domain.as_deref()).await)),
             Ok(Question::PoliciesExport) => octets(&Reply::Answer(self.export())),
+            Ok(Question::Backup) => octets(&reply(self.backup().await)),
             Err(error) => octets(&Reply::<()>::Fault(format!("control: no question: {error}; nothing was done"))),
         }
     }

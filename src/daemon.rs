@@ -43,6 +43,7 @@ use crate::shutdown::stopped;
 use crate::socketmap::{self, Listener};
 use crate::store::embedded::Embedded;
 use crate::store::{Store, StoreError};
+use crate::watchdog;
 
 /// How long the tasks have to end what they are at.
 const DEADLINE: Duration = Duration::from_secs(15);
@@ -157,6 +158,9 @@ async fn serve(path: &Path, mut prepared: Prepared) -> Result<(), DaemonError> {
     }
     let mut house = House { store: Arc::new(opened.store), folder, sockets: Sockets::from_systemd(), clock, metrics };
     let mut signals = Signals::listen()?;
+    // Ends with this function.
+    let mut feeding = JoinSet::new();
+    feeding.spawn(watchdog::feed(house.metrics.clone()));
     loop {
         let mut tasks = Tasks::start(&mut house, prepared)?;
         notify(sd_notify::NotifyState::Ready);
@@ -186,6 +190,7 @@ async fn serve(path: &Path, mut prepared: Prepared) -> Result<(), DaemonError> {
         if next.is_none() {
             notify(sd_notify::NotifyState::Stopping);
         }
+        house.metrics.expect_alive([]);
         let drained = tasks.drain().await;
         if damaged && drained {
             let store = Arc::clone(&house.store);
@@ -281,6 +286,9 @@ impl Tasks {
         keep.push(Listen::Unix(config.control.socket.clone()));
         let socketmaps = listen(&mut house.sockets, "socketmap", postfix_asks)?;
         let readsockets = listen(&mut house.sockets, "readsocket", exim_asks)?;
+        let who = |subject: &'static str| move |(_, listener): &(Listen, Listener)| listener.name(subject);
+        let answering = socketmaps.iter().map(who("socketmap")).chain(readsockets.iter().map(who("readsocket")));
+        let answering: Vec<_> = answering.map(|name| (name, watchdog::ANSWERING)).collect();
         house.sockets.close_others(&keep);
         for address in house.sockets.unused(&keep) {
             tracing::warn!("systemd: {address}: in no `listen`; nobody is answered there");
@@ -350,6 +358,8 @@ impl Tasks {
             let task = readsocket::serve(listener, Arc::clone(&policies), metrics.clone(), shutdown.clone());
             tasks.spawn(format!("readsocket {address}"), done(task));
         }
+        let writing = ["counting", "scheduler"].map(|name| (name.to_owned(), watchdog::DISK));
+        metrics.expect_alive(writing.into_iter().chain(answering));
         let desk = Desk { config, running: true, store, resolver, policies, scheduler, metrics, clock };
         let task = control::serve(control, Arc::new(desk), shutdown);
         tasks.spawn("control".into(), async move { task.await.map_err(|e| e.to_string()) });

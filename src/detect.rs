@@ -136,9 +136,12 @@ impl Host {
 
     /// The log of the MTA that is here, and why this one.
     fn log(&self) -> (Log, &'static str) {
-        let set = self.postconf.as_ref().and_then(|said| said.as_ref().ok()).and_then(|text| value(text, "maillog_file"));
+        let set =
+            self.postconf.as_ref().and_then(|said| said.as_ref().ok()).and_then(|text| value(text, "maillog_file"));
         match set {
-            Some(file) if file.starts_with('/') && !file.starts_with("/dev/") => (Log::File(file.into()), "Postfix's maillog_file"),
+            Some(file) if file.starts_with('/') && !file.starts_with("/dev/") => {
+                (Log::File(file.into()), "Postfix's maillog_file")
+            }
             // Exim writes its log itself.
             _ if self.exim && self.postconf.is_none() => (Log::Exim(EXIM_LOG.into()), "Exim's log"),
             _ if self.syslog => (Log::File(MAIL_LOG.into()), "a syslog daemon is installed"),
@@ -171,7 +174,8 @@ fn fill(section: &mut PostfixSection, text: &str, lines: &mut Vec<String>) {
                 found.push(format!("smtp_tls_security_level {name}"));
             }
             None => lines.push(
-                "postfix: smtp_tls_security_level: not one that a host can have without policies; taken to be may".into(),
+                "postfix: smtp_tls_security_level: not one that a host can have without policies; taken to be may"
+                    .into(),
             ),
         }
     }
@@ -254,7 +258,10 @@ fn postconf(program: &Path) -> Result<String, String> {
         Ok(text)
     } else {
         let first = errors.lines().next().unwrap_or_default();
-        Err(format!("{shown}: {}", if first.is_empty() { status.to_string() } else { first.escape_debug().to_string() }))
+        Err(format!(
+            "{shown}: {}",
+            if first.is_empty() { status.to_string() } else { first.escape_debug().to_string() }
+        ))
     }
 }
 
@@ -278,10 +285,13 @@ mod tests {
         assert_eq!(postfix.version, Some(PostfixVersion { major: 3, minor: 10 }));
         assert_eq!((postfix.default_level, postfix.dnssec), (Some(Level::Dane), Some(true)));
         assert_eq!(config.inputs, [InputSection { file: MAIL_LOG.into(), timezone: None }]);
-        assert_eq!(lines, [
-            "postfix: found: version 3.10, smtp_tls_security_level dane, smtp_dns_support_level dnssec",
-            "input: found: /var/log/mail.log (a syslog daemon is installed)",
-        ]);
+        assert_eq!(
+            lines,
+            [
+                "postfix: found: version 3.10, smtp_tls_security_level dane, smtp_dns_support_level dnssec",
+                "input: found: /var/log/mail.log (a syslog daemon is installed)",
+            ]
+        );
         // What is complete stays as it is.
         let complete = config.clone();
         assert!(host(&POSTFIX.replace("dane", "none")).complete(&mut config).is_empty());

@@ -24,6 +24,7 @@ pub mod session;
 pub mod socketmap;
 pub mod store;
 pub mod tally;
+pub mod watchdog;
 
 pub mod cli;
 pub mod control;

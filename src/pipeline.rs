@@ -6,6 +6,8 @@
 //! When it fails: a store that does not write is tried again, and reading waits; the log file is the queue.
 //! Not here: reading (`input`), what the store does with a batch (`store`).
 
+mod failing;
+
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -27,6 +29,7 @@ use crate::shutdown::stopped;
 use crate::store::{Batch, Family, Record, Store, StoreError};
 use crate::tally;
 use crate::tlsrpt::{Counted, InForce, Mode, Outcome, Tally};
+use failing::Failing;
 
 /// How long a line may wait for its commit: few enough commits for a disk, soon enough for a report.
 const COMMIT: Duration = Duration::from_millis(250);
@@ -259,6 +262,7 @@ pub struct River {
 struct Pending {
     since: Option<Instant>,
     marks: HashMap<usize, Mark>,
+    failing: Failing,
 }
 
 impl River {
@@ -273,6 +277,7 @@ impl River {
     ) -> Result<(), StoreError> {
         let mut pending = Pending::default();
         loop {
+            self.metrics.alive("counting");
             let wait = pending.since.map_or(COMMIT, |since| COMMIT.saturating_sub(since.elapsed()));
             let next = runtime.block_on(async { tokio::time::timeout(wait, blocks.recv()).await });
             let ended = matches!(next, Ok(None));
@@ -352,8 +357,12 @@ impl River {
             }
         }
         pending.since = None;
+        for line in pending.failing.lines(&batch.add, self.clock.seconds()) {
+            tracing::warn!("{line}");
+        }
         let mut wait = RETRY;
         loop {
+            self.metrics.alive("counting");
             let Err(error) = self.store.write(batch.clone()) else {
                 self.metrics.add("commits", 1);
                 return Ok(());

@@ -71,7 +71,7 @@ pub async fn serve(listener: Listener, policies: Arc<Policies>, metrics: Metrics
             }
         }
     };
-    let mut connections = listener.accept_all("readsocket", &mut shutdown, begin).await;
+    let mut connections = listener.accept_all("readsocket", &metrics, &mut shutdown, begin).await;
     // Whoever is not answered by then reads an empty answer, and its mail waits.
     let _ = timeout(DRAIN, async { while connections.join_next().await.is_some() {} }).await;
     connections.shutdown().await;

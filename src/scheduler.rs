@@ -248,6 +248,7 @@ impl Scheduler {
         let mut queue = VecDeque::new();
         let mut next_scan = Instant::now();
         loop {
+            self.context.metrics.alive("scheduler");
             if Instant::now() >= next_scan {
                 let started = Instant::now();
                 let kept = self.keep_days().await;

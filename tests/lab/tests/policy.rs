@@ -191,7 +191,8 @@ async fn an_enforced_policy_in_both_wordings_over_both_sockets() {
     world.sts("enforced.test", "1", &document("enforce", "*.enforced.test", 10 * DAY));
     let mut daemon = world.daemon(0);
     let path = world.folder.path().join("socket");
-    let postfix = |minor| PostfixSection { version: Some(PostfixVersion { major: 3, minor }), ..PostfixSection::default() };
+    let postfix =
+        |minor| PostfixSection { version: Some(PostfixVersion { major: 3, minor }), ..PostfixSection::default() };
     daemon.listen(Listen::Unix(path.clone()), postfix(10)).await;
     let at = daemon.listen(Listen::Inet((Ipv4Addr::LOCALHOST, 0).into()), postfix(10)).await;
     let older = daemon.listen(Listen::Inet((Ipv4Addr::LOCALHOST, 0).into()), postfix(9)).await;
