@@ -29,6 +29,7 @@ impl Embedded {
 
 /// The same of files that nobody else has yet.
 pub(super) fn copy(files: &Files, to: &Path) -> Result<(), StoreError> {
+    fs::DirBuilder::new().mode(0o700).create(to).map_err(|e| io_fault(to, &e))?;
     let copied = write(files, to);
     if copied.is_err() {
         // What is left of it is of no use, and a disk may be full.
@@ -39,7 +40,6 @@ pub(super) fn copy(files: &Files, to: &Path) -> Result<(), StoreError> {
 
 fn write(files: &Files, to: &Path) -> Result<(), StoreError> {
     let failed = |e: std::io::Error| io_fault(to, &e);
-    fs::DirBuilder::new().mode(0o700).create(to).map_err(failed)?;
     let folder = to.join(FOLDER);
     let (mut seal, mut sum, mut version) = (Seal::default(), 0_u64, None);
     {
