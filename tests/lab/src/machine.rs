@@ -40,7 +40,11 @@ rm -f etc/resolv.conf
 printf 'nameserver 127.0.0.1\noptions trust-ad edns0\n' >etc/resolv.conf
 echo machine >etc/hostname
 hostname machine
-exec env -i container=lab PATH=/usr/sbin:/usr/bin:/sbin:/bin chroot . /lib/systemd/systemd --system
+# As a container's manager leaves it to systemd: the root of its namespace, shared, so that credentials are seen.
+mkdir .host
+pivot_root . .host
+exec env -i container=lab PATH=/usr/sbin:/usr/bin:/sbin:/bin chroot . \
+    sh -c 'umount -l /.host && rmdir /.host && mount --make-rshared / && exec /lib/systemd/systemd --system'
 "#;
 
 /// A booted machine. It is gone when it is dropped.
