@@ -26,6 +26,7 @@ use tlswarden::pipeline::{Counter, PolicyAt, River, Source};
 use tlswarden::store::Store;
 use tlswarden::store::embedded::Embedded;
 use tlswarden::tlsrpt::{InForce, rows};
+use tlswarden_parsers::Dialect;
 use tokio::sync::{mpsc, watch};
 
 /// Octets of the log: about a million lines.
@@ -87,7 +88,7 @@ fn median(seconds: &mut [f64]) -> f64 {
 }
 
 fn counter() -> Counter {
-    Counter::new(TimeZone::UTC, Arc::new(|_| false))
+    Counter::new(Dialect::Postfix, TimeZone::UTC, Arc::new(|_| false))
 }
 
 /// Sessions counted: (successful, failed).
@@ -128,7 +129,7 @@ fn flow(log: &[u8]) -> Sessions {
                 rest = after;
             }
         });
-        river.run(runtime.handle(), sources, blocks, shutdown).unwrap();
+        river.run(runtime.handle(), sources, blocks, mpsc::channel(1).1, shutdown).unwrap();
     });
     let mut sum = (0, 0);
     for day in store.days().unwrap() {

@@ -24,6 +24,8 @@ pub struct Calendar {
     first_year: Option<i16>,
     newest: Option<i64>,
     hour: Option<Hour>,
+    /// The same for stamps with a year: the hour, counted as if the zone were UTC, and its start in UTC.
+    local_hour: Option<(i64, i64)>,
 }
 
 /// An hour without a change of offset: the common case, resolved once.
@@ -38,7 +40,7 @@ struct Hour {
 impl Calendar {
     /// A calendar for time stamps of a zone, going on after `newest`, the newest line that was read before.
     pub fn new(zone: TimeZone, newest: Option<i64>) -> Calendar {
-        Calendar { zone, first_year: None, newest, hour: None }
+        Calendar { zone, first_year: None, newest, hour: None, local_hour: None }
     }
 
     /// Says in which year the first line was written.
@@ -56,6 +58,7 @@ impl Calendar {
     pub fn resolve(&mut self, stamp: Stamp, now: i64) -> Option<i64> {
         let time = match stamp {
             Stamp::Utc(seconds) => seconds,
+            Stamp::Local(seconds) => self.local(seconds)?,
             Stamp::Civil { month, day, hour, minute, second } => {
                 let within = i64::from(minute) * 60 + i64::from(second);
                 match self.hour {
@@ -69,6 +72,27 @@ impl Calendar {
             self.newest = Some(time);
         }
         Some(time)
+    }
+
+    /// A time with a year in the input's zone. `seconds` are those that it would have in UTC.
+    fn local(&mut self, seconds: i64) -> Option<i64> {
+        let hour = seconds.div_euclid(3600);
+        if let Some((_, start)) = self.local_hour.filter(|(known, _)| *known == hour) {
+            return Some(start + seconds.rem_euclid(3600));
+        }
+        let civil = |seconds: i64| Some(Offset::UTC.to_datetime(Timestamp::from_second(seconds).ok()?));
+        let ends =
+            [hour * 3600, hour * 3600 + 3599].map(|end| match self.zone.to_ambiguous_timestamp(civil(end)?).offset() {
+                AmbiguousOffset::Unambiguous { offset } => Some(end - i64::from(offset.seconds())),
+                AmbiguousOffset::Gap { .. } | AmbiguousOffset::Fold { .. } => None,
+            });
+        match ends {
+            [Some(start), Some(end)] if end - start == 3599 => {
+                self.local_hour = Some((hour, start));
+                Some(start + seconds.rem_euclid(3600))
+            }
+            _ => self.zoned(civil(seconds)?),
+        }
     }
 
     fn civil(&mut self, month: u8, day: u8, hour: u8, within: i64, now: i64) -> Option<i64> {

@@ -16,7 +16,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand};
 
 use crate::config::{Config, ConfigError};
 use crate::tlsrpt::Day;
@@ -141,6 +141,11 @@ impl ConfigFile {
     fn load(&self) -> Result<Config, Fault> {
         Ok(Config::load(&self.config)?)
     }
+}
+
+/// The grammar of the command line, for who writes it down: the manual, the completions of shells.
+pub fn command() -> clap::Command {
+    Arguments::command()
 }
 
 /// Runs the program with the arguments that follow its name; `main` and the tests' own binaries call it.

@@ -13,6 +13,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use tlswarden_parsers::Dialect;
 
 pub use load::{ConfigError, parse, time_zone};
 
@@ -36,6 +37,8 @@ pub struct Config {
     pub policy: PolicySection,
     /// Reports.
     pub report: ReportSection,
+    /// Where the daemon shows its metrics.
+    pub status: StatusSection,
     /// For tests in closed networks alone.
     #[serde(skip_serializing_if = "is_default")]
     pub closed_network: ClosedNetworkSection,
@@ -241,6 +244,14 @@ pub enum Deliver {
     Sendmail(PathBuf),
 }
 
+/// `[status]`
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct StatusSection {
+    /// Addresses where `/metrics` is served: `inet:127.0.0.1:9845` or `unix:/path`, any number; none by default.
+    pub listen: Vec<Listen>,
+}
+
 /// `[closed_network]`: what tests in a network without the Internet need. Refused together with a public resolver.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -265,6 +276,9 @@ pub struct ClosedNetworkSection {
 pub struct InputSection {
     /// The log file.
     pub file: PathBuf,
+    /// Whose log it is.
+    #[serde(default)]
+    pub mta: Dialect,
     /// The IANA name of the zone of its time stamps, where they have none; without it the host's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timezone: Option<String>,

@@ -41,6 +41,7 @@ use crate::report::missing_identity;
 use crate::scheduler::{Context, Scheduler, Setup};
 use crate::shutdown::stopped;
 use crate::socketmap::{self, Listener};
+use crate::status;
 use crate::store::embedded::Embedded;
 use crate::store::{Store, StoreError};
 use crate::watchdog;
@@ -53,6 +54,9 @@ const BLOCKS: usize = 4;
 
 /// Hints that wait between the counting and the policies: more than that in a moment is a host in trouble of its own.
 const HINTS: usize = 1024;
+
+/// Failed sessions that Exim told and that wait for the counting: more at once than Exim has processes.
+const TELLINGS: usize = 1024;
 
 /// Why the daemon did not start, or ended.
 #[derive(Debug, thiserror::Error)]
@@ -219,14 +223,14 @@ fn reload(path: &Path, house: &mut House) -> Result<Prepared, DaemonError> {
     }
     // What can fail is tried while the old configuration still runs: a start that fails would end the daemon.
     doors(&next.config)?;
-    house.sockets.add(&next.config.control.socket, &asked_on(&next.config))?;
+    house.sockets.add(&next.config.control.socket, &open_sockets(&next.config))?;
     tracing::info!("reload: {}: taken", path.display());
     Ok(next)
 }
 
-/// All sockets that an MTA asks on.
-fn asked_on(config: &Config) -> Vec<Listen> {
-    [config.socketmap.listen.as_slice(), &config.readsocket.listen].concat()
+/// All sockets but the control socket.
+fn open_sockets(config: &Config) -> Vec<Listen> {
+    [config.socketmap.listen.as_slice(), &config.readsocket.listen, &config.status.listen].concat()
 }
 
 /// The resolver and the HTTPS client that the configuration names.
@@ -282,10 +286,11 @@ impl Tasks {
         // Everything that can fail comes first: no half start.
         let control = house.sockets.control(&config.control.socket)?;
         let (postfix_asks, exim_asks) = (&config.socketmap.listen, &config.readsocket.listen);
-        let mut keep = asked_on(&config);
+        let mut keep = open_sockets(&config);
         keep.push(Listen::Unix(config.control.socket.clone()));
         let socketmaps = listen(&mut house.sockets, "socketmap", postfix_asks)?;
         let readsockets = listen(&mut house.sockets, "readsocket", exim_asks)?;
+        let statuses = listen(&mut house.sockets, "status", &config.status.listen)?;
         let who = |subject: &'static str| move |(_, listener): &(Listen, Listener)| listener.name(subject);
         let answering = socketmaps.iter().map(who("socketmap")).chain(readsockets.iter().map(who("readsocket")));
         let answering: Vec<_> = answering.map(|name| (name, watchdog::ANSWERING)).collect();
@@ -330,6 +335,7 @@ impl Tasks {
         tasks.spawn("idle".into(), until(shutdown.clone(), async move { idle.closed().await }));
         drop(sender);
         let (hints, failed) = mpsc::channel(HINTS);
+        let (tell, tellings) = mpsc::channel(TELLINGS);
         let river = River {
             store: Arc::clone(&store),
             policies: Box::new(Arc::clone(&history)),
@@ -340,7 +346,9 @@ impl Tasks {
         let (runtime, stopping) = (Handle::current(), shutdown.clone());
         let id = tasks
             .set
-            .spawn_blocking(move || river.run(&runtime, river_sources, blocks, stopping).map_err(|e| e.to_string()))
+            .spawn_blocking(move || {
+                river.run(&runtime, river_sources, blocks, tellings, stopping).map_err(|e| e.to_string())
+            })
             .id();
         tasks.names.insert(id, "counting".into());
         tasks.spawn("history".into(), done(Arc::clone(&history).run(Arc::clone(&store), shutdown.clone())));
@@ -355,13 +363,18 @@ impl Tasks {
             tasks.spawn(format!("socketmap {address}"), done(task));
         }
         for (address, listener) in readsockets {
-            let task = readsocket::serve(listener, Arc::clone(&policies), metrics.clone(), shutdown.clone());
+            let task =
+                readsocket::serve(listener, Arc::clone(&policies), tell.clone(), metrics.clone(), shutdown.clone());
             tasks.spawn(format!("readsocket {address}"), done(task));
         }
         let writing = ["counting", "scheduler"].map(|name| (name.to_owned(), watchdog::DISK));
         metrics.expect_alive(writing.into_iter().chain(answering));
-        let desk = Desk { config, running: true, store, resolver, policies, scheduler, metrics, clock };
-        let task = control::serve(control, Arc::new(desk), shutdown);
+        let desk = Arc::new(Desk { config, running: true, store, resolver, policies, scheduler, metrics, clock });
+        for (address, listener) in statuses {
+            let task = status::serve(listener, Arc::clone(&desk), shutdown.clone());
+            tasks.spawn(format!("status {address}"), done(task));
+        }
+        let task = control::serve(control, desk, shutdown);
         tasks.spawn("control".into(), async move { task.await.map_err(|e| e.to_string()) });
         Ok(tasks)
     }
@@ -464,7 +477,7 @@ fn sources(
         let name = input.file.display().to_string();
         let (mark, open) = pipeline::restore(store, &name)?;
         let secret = own.clone();
-        let counter = Counter::new(zone.clone(), Arc::new(move |id: &[u8]| secret.is_ours(id)));
+        let counter = Counter::new(input.mta, zone.clone(), Arc::new(move |id: &[u8]| secret.is_ours(id)));
         let (counter, unread) = counter.load(zone.clone(), &open);
         if unread > 0 {
             let line = format!("input {name}: {unread} records of open sessions cannot be read; those are not counted");
@@ -513,6 +526,9 @@ fn say(config: &Config) {
     }
     for address in &config.readsocket.listen {
         tracing::info!("readsocket: listening on {address}");
+    }
+    for address in &config.status.listen {
+        tracing::info!("status: metrics at {address}");
     }
     for input in &config.inputs {
         tracing::info!("input: following {}", input.file.display());

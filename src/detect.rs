@@ -12,6 +12,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use tlswarden_parsers::Dialect;
+
 use crate::config::{Config, InputSection, Level, Listen, PostfixSection, SocketmapSection};
 
 /// How long `postconf` may take.
@@ -153,8 +155,9 @@ impl Host {
 /// The input that follows a log, where this version can.
 fn section(log: &Log) -> Option<InputSection> {
     match log {
-        Log::File(file) => Some(InputSection { file: file.clone(), timezone: None }),
-        Log::Exim(_) | Log::Journal => None,
+        Log::File(file) => Some(InputSection { file: file.clone(), mta: Dialect::Postfix, timezone: None }),
+        Log::Exim(file) => Some(InputSection { file: file.clone(), mta: Dialect::Exim, timezone: None }),
+        Log::Journal => None,
     }
 }
 
@@ -284,7 +287,7 @@ mod tests {
         let postfix = &config.postfix;
         assert_eq!(postfix.version, Some(PostfixVersion { major: 3, minor: 10 }));
         assert_eq!((postfix.default_level, postfix.dnssec), (Some(Level::Dane), Some(true)));
-        assert_eq!(config.inputs, [InputSection { file: MAIL_LOG.into(), timezone: None }]);
+        assert_eq!(config.inputs, [InputSection { file: MAIL_LOG.into(), mta: Dialect::Postfix, timezone: None }]);
         assert_eq!(
             lines,
             [
@@ -302,7 +305,7 @@ mod tests {
     fn what_is_said_stands() {
         let mut config = Config::default();
         config.postfix.default_level = Some(Level::Secure);
-        config.inputs = vec![InputSection { file: "/other.log".into(), timezone: None }];
+        config.inputs = vec![InputSection { file: "/other.log".into(), mta: Dialect::Postfix, timezone: None }];
         let lines = host(POSTFIX).complete(&mut config);
         assert_eq!(config.postfix.default_level, Some(Level::Secure));
         assert_eq!(config.inputs.len(), 1);

@@ -22,6 +22,7 @@ pub mod report;
 pub mod scheduler;
 pub mod session;
 pub mod socketmap;
+pub mod status;
 pub mod store;
 pub mod tally;
 pub mod watchdog;

@@ -1,6 +1,9 @@
 //! What the daemon knows about itself: how far each input is, and how often what happened.
 //!
 //! Takes: a note from any task. Gives: a snapshot to whoever asks. Never waits.
+//! Not here: how it is shown (`status`).
+
+pub mod catalogue;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -11,7 +14,7 @@ use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
 use crate::clock::Clock;
-use crate::tlsrpt::Day;
+use crate::tlsrpt::{Counted, Day, PolicyType, ResultType, Tally};
 
 /// How long an input must have been at its end before the day behind it may close, in seconds.
 pub const IDLE: i64 = 300;
@@ -29,10 +32,20 @@ pub struct Metrics(Arc<Inner>);
 #[derive(Default)]
 struct Inner {
     counters: Mutex<BTreeMap<&'static str, Arc<AtomicU64>>>,
+    sessions: Mutex<BTreeMap<Counting, u64>>,
     inputs: Mutex<BTreeMap<String, Progress>>,
     errors: Mutex<Vec<(i64, String)>>,
     /// When each task that must not stand still got on last, and how long it may take.
     alive: Mutex<BTreeMap<String, (Instant, Duration)>>,
+}
+
+/// What sessions are shown under: all labels are of fixed sets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Counting {
+    /// Sessions, whether they succeeded.
+    Sessions(PolicyType, bool),
+    /// Entries of `failure-details`: those of the policies themselves among them.
+    Failures(PolicyType, ResultType),
 }
 
 /// How far an input has been read and counted.
@@ -65,12 +78,32 @@ impl Metrics {
 
     /// A counter to hold on to, for paths where a look-up by name would show.
     pub fn counter(&self, name: &'static str) -> Arc<AtomicU64> {
+        debug_assert!(catalogue::known(name), "{name} is not in the catalogue");
         Arc::clone(self.0.counters.lock().entry(name).or_default())
     }
 
     /// All counters.
     pub fn counters(&self) -> BTreeMap<&'static str, u64> {
         self.0.counters.lock().iter().map(|(k, v)| (*k, v.load(Ordering::Relaxed))).collect()
+    }
+
+    /// Adds what was committed to the counts of sessions.
+    pub fn counted<'a>(&self, counts: impl IntoIterator<Item = &'a (Tally, u64)>) {
+        let mut sessions = self.0.sessions.lock();
+        for (tally, n) in counts {
+            let policy = tally.policy.policy_type;
+            let under = match &tally.counted {
+                Counted::Success => Counting::Sessions(policy, true),
+                Counted::Failure => Counting::Sessions(policy, false),
+                Counted::Detail(failure) => Counting::Failures(policy, failure.result_type),
+            };
+            *sessions.entry(under).or_default() += n;
+        }
+    }
+
+    /// The counts of sessions since the daemon started.
+    pub fn sessions(&self) -> BTreeMap<Counting, u64> {
+        self.0.sessions.lock().clone()
     }
 
     /// Changes what is known of an input, making its entry if there is none.

@@ -15,16 +15,16 @@ use std::time::{Duration, Instant};
 use jiff::tz::TimeZone;
 use tlswarden_parsers::{Dialect, parse};
 use tokio::runtime::Handle;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::civil::Calendar;
 use crate::clock::Clock;
 use crate::input::{Block, Mark};
 use crate::metrics::Metrics;
 use crate::policy::history::History;
+use crate::session::exim::Told;
 use crate::session::kept::Change;
-use crate::session::postfix::Sessions;
-use crate::session::{Losses, SESSION_TIMEOUT};
+use crate::session::{Losses, SESSION_TIMEOUT, Sessions};
 use crate::shutdown::stopped;
 use crate::store::{Batch, Family, Record, Store, StoreError};
 use crate::tally;
@@ -65,6 +65,7 @@ pub type OwnReports = Arc<dyn Fn(&[u8]) -> bool + Send + Sync>;
 
 /// Counts the lines of one input.
 pub struct Counter {
+    dialect: Dialect,
     calendar: Calendar,
     sessions: Sessions,
     own: OwnReports,
@@ -97,11 +98,12 @@ pub struct Seen {
 const CALENDAR: &[u8] = b"c";
 
 impl Counter {
-    /// A counter for lines with time stamps of a zone.
-    pub fn new(zone: TimeZone, own: OwnReports) -> Counter {
+    /// A counter for lines of an MTA, with time stamps of a zone.
+    pub fn new(mta: Dialect, zone: TimeZone, own: OwnReports) -> Counter {
         Counter {
+            dialect: mta,
             calendar: Calendar::new(zone, None),
-            sessions: Sessions::new(),
+            sessions: Sessions::new(mta),
             own,
             counts: HashMap::new(),
             outcomes: Vec::new(),
@@ -139,7 +141,7 @@ impl Counter {
         for line in lines.split_inclusive(|b| *b == b'\n') {
             self.seen.read += 1;
             let line = line.strip_suffix(b"\n").unwrap_or(line);
-            let event = match parse(Dialect::Postfix, line) {
+            let event = match parse(self.dialect, line) {
                 Ok(None) => continue,
                 Ok(Some(event)) => event,
                 Err(malformed) => {
@@ -155,6 +157,16 @@ impl Counter {
             self.sessions.event(&event, time, &*self.own, &mut self.outcomes);
             self.tally(policies, now);
         }
+    }
+
+    /// Takes a failed session that Exim told outside the log.
+    pub fn told(&mut self, told: &Told) {
+        self.sessions.told(told);
+    }
+
+    /// Whose lines it counts.
+    pub fn dialect(&self) -> Dialect {
+        self.dialect
     }
 
     /// Ends the sessions that are open at `now`: there will be no more lines.
@@ -204,6 +216,14 @@ impl Counter {
         for outcome in self.outcomes.drain(..) {
             let in_force = policies.at(&outcome.domain, outcome.began);
             let counts = tally::count(&outcome, in_force.as_ref());
+            if counts.anchored
+                && let Some(instance) = &outcome.shows_anchors
+            {
+                self.sessions.has_anchors(instance, outcome.ended);
+            }
+            if outcome.clear_text && counts.tallies.is_empty() {
+                continue;
+            }
             self.seen.not_asked += u64::from(in_force.is_none());
             self.seen.contradicted += u64::from(counts.contradicted);
             self.seen.without_anchors += u64::from(counts.without_anchors);
@@ -242,6 +262,10 @@ pub struct Source {
     pub counter: Counter,
 }
 
+/// A failed session that Exim told, and whom to say when it is committed: Exim waits until then, so that `kill -9` loses
+/// none that was answered.
+pub type Telling = (Told, oneshot::Sender<()>);
+
 /// What the river writes to, and looks up.
 pub struct River {
     /// Where commits go.
@@ -263,6 +287,7 @@ struct Pending {
     since: Option<Instant>,
     marks: HashMap<usize, Mark>,
     failing: Failing,
+    told: Vec<oneshot::Sender<()>>,
 }
 
 impl River {
@@ -273,13 +298,26 @@ impl River {
         runtime: &Handle,
         mut sources: Vec<Source>,
         mut blocks: mpsc::Receiver<(usize, Block)>,
+        mut tellings: mpsc::Receiver<Telling>,
         mut shutdown: watch::Receiver<bool>,
     ) -> Result<(), StoreError> {
         let mut pending = Pending::default();
         loop {
             self.metrics.alive("counting");
             let wait = pending.since.map_or(COMMIT, |since| COMMIT.saturating_sub(since.elapsed()));
-            let next = runtime.block_on(async { tokio::time::timeout(wait, blocks.recv()).await });
+            let next = runtime.block_on(async {
+                tokio::select! {
+                    next = tokio::time::timeout(wait, blocks.recv()) => Ok(next),
+                    Some(telling) = tellings.recv() => Err(telling),
+                }
+            });
+            let next = match next {
+                Ok(next) => next,
+                Err(telling) => {
+                    self.told(&mut sources, telling, &mut pending);
+                    continue;
+                }
+            };
             let ended = matches!(next, Ok(None));
             let mut due = ended || *shutdown.borrow();
             if let Ok(Some((number, block))) = next {
@@ -295,6 +333,20 @@ impl River {
             if ended || *shutdown.borrow() {
                 return Ok(());
             }
+        }
+    }
+
+    /// Hands what Exim told to the sessions of its log, where it is kept and held against the lines.
+    fn told(&self, sources: &mut [Source], (told, committed): Telling, pending: &mut Pending) {
+        let mut exim = sources.iter_mut().filter(|source| source.counter.dialect() == Dialect::Exim);
+        match (exim.next(), exim.next()) {
+            (Some(source), None) => {
+                source.counter.told(&told);
+                pending.told.push(committed);
+                pending.since.get_or_insert_with(Instant::now);
+            }
+            // Without its log nothing is known of the same message, and of two logs not which is its own.
+            _ => self.metrics.add("exim-told-without-log", 1),
         }
     }
 
@@ -365,6 +417,11 @@ impl River {
             self.metrics.alive("counting");
             let Err(error) = self.store.write(batch.clone()) else {
                 self.metrics.add("commits", 1);
+                self.metrics.counted(&batch.add);
+                for committed in pending.told.drain(..) {
+                    // Who asked may have gone.
+                    let _ = committed.send(());
+                }
                 return Ok(());
             };
             if *shutdown.borrow() {
@@ -429,7 +486,11 @@ mod tests {
     const NOW: i64 = 1_795_400_000;
 
     fn fresh() -> Counter {
-        Counter::new(TimeZone::UTC, Arc::new(|id: &[u8]| id.starts_with(b"ours.")))
+        of(Dialect::Postfix)
+    }
+
+    fn of(mta: Dialect) -> Counter {
+        Counter::new(mta, TimeZone::UTC, Arc::new(|id: &[u8]| id.starts_with(b"ours.")))
     }
 
     fn counted(lines: &str) -> Vec<(String, u64, u64)> {
@@ -441,7 +502,10 @@ mod tests {
     /// A restart after any line of any real log: what was open is taken back from what was stored, and nothing changes.
     #[test]
     fn a_restart_after_every_line_changes_nothing() {
-        for folder in ["postfix-3.7.11", "postfix-3.10.13"] {
+        for folder in
+            ["postfix-3.5.25", "postfix-3.7.11", "postfix-3.10.13", "postfix-3.11.7", "exim-4.96", "exim-4.98.2"]
+        {
+            let mta = if folder.starts_with("exim") { Dialect::Exim } else { Dialect::Postfix };
             let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures").join(folder);
             for entry in std::fs::read_dir(folder).unwrap() {
                 let path = entry.unwrap().path();
@@ -449,13 +513,13 @@ mod tests {
                     continue;
                 }
                 let log = std::fs::read(&path).unwrap();
-                let mut whole = fresh();
+                let mut whole = of(mta);
                 whole.lines(&log, NOW, &NotAsked);
                 let mut stored: BTreeMap<Vec<u8>, Vec<u8>> = BTreeMap::new();
                 let mut counts: HashMap<Tally, u64> = HashMap::new();
                 for line in log.split_inclusive(|b| *b == b'\n') {
                     let records: Vec<_> = stored.clone().into_iter().collect();
-                    let (mut counter, unread) = fresh().load(TimeZone::UTC, &records);
+                    let (mut counter, unread) = of(mta).load(TimeZone::UTC, &records);
                     assert_eq!(unread, 0);
                     counter.lines(line, NOW, &NotAsked);
                     for (tally, n) in counter.counts() {

@@ -11,6 +11,9 @@
 //! - `mode=defer cause="…"`: not known; the mail is to wait. Whatever else a router reads means the same.
 //!
 //! What was answered is noted as the policy in force, as for Postfix.
+//!
+//! Exim's event action can tell a failed TLS session as well, `failed TIME ID HOST IP PORT DOMAIN TEXT`, for its log leaves
+//! some out: the answer, `noted`, comes when it is committed, or `lost` after [`NOTING`].
 //! Limits: [`MAX_REQUEST`] octets; [`REQUEST`] for a client to ask, `[policy] answer_budget` and a second for the
 //! answer, [`READING`] for the client to take it. A slow client holds up itself alone.
 //! When it fails: text that is no request gets `mode=defer`; who does not ask in time is closed without an answer, and
@@ -23,13 +26,15 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::timeout;
 
 use crate::listener::{Listener, Stream};
 use crate::metrics::Metrics;
+use crate::pipeline::Telling;
 use crate::policy::sts::cache::Cached;
 use crate::policy::{Decision, Level, Policies};
+use crate::session::exim::Told;
 
 /// The longest request, in octets: longer than any domain name can be.
 pub const MAX_REQUEST: usize = 1100;
@@ -49,13 +54,28 @@ const DRAIN: Duration = Duration::from_secs(2);
 /// How much of a cause is told, in characters: it becomes a line of Exim's log.
 const MAX_CAUSE: usize = 200;
 
+/// How long a failed session may wait for its commit: Exim waits with it. A commit is due 250 ms after its first line.
+pub const NOTING: Duration = Duration::from_secs(2);
+
 /// What stands before a next hop.
 const COMMAND: &[u8] = b"policy ";
 
+/// What stands before a failed session.
+const FAILED: &[u8] = b"failed ";
+
 /// Serves everyone who connects, until `shutdown` turns true.
-pub async fn serve(listener: Listener, policies: Arc<Policies>, metrics: Metrics, mut shutdown: watch::Receiver<bool>) {
+pub async fn serve(
+    listener: Listener,
+    policies: Arc<Policies>,
+    tell: mpsc::Sender<Telling>,
+    metrics: Metrics,
+    mut shutdown: watch::Receiver<bool>,
+) {
     let service = Arc::new(Service {
         policies,
+        tell,
+        told: metrics.counter("readsocket_told"),
+        lost: metrics.counter("readsocket_told_lost"),
         requests: metrics.counter("readsocket_requests"),
         malformed: metrics.counter("readsocket_malformed"),
         slow: metrics.counter("readsocket_slow_clients"),
@@ -84,6 +104,8 @@ pub enum Request<'a> {
     Partial,
     /// The policy of a next hop is asked for. What stands there may be none.
     Policy(&'a [u8]),
+    /// A TLS session has failed: what stands behind the command.
+    Failed(&'a [u8]),
     /// Longer than any next hop.
     TooLong,
     /// Something else.
@@ -98,6 +120,9 @@ pub fn request(octets: &[u8], ended: bool) -> Request<'_> {
         None if !ended && octets.len() < MAX_REQUEST => return Request::Partial,
         None => octets,
     };
+    if let Some(told) = line.strip_prefix(FAILED) {
+        return Request::Failed(told);
+    }
     match line.strip_prefix(COMMAND).map(<[u8]>::trim_ascii) {
         Some(key) if !key.is_empty() => Request::Policy(key),
         _ => Request::Malformed,
@@ -139,6 +164,9 @@ fn defer(cause: &str) -> String {
 
 struct Service {
     policies: Arc<Policies>,
+    tell: mpsc::Sender<Telling>,
+    told: Arc<AtomicU64>,
+    lost: Arc<AtomicU64>,
     requests: Arc<AtomicU64>,
     malformed: Arc<AtomicU64>,
     slow: Arc<AtomicU64>,
@@ -172,6 +200,7 @@ impl Service {
         self.requests.fetch_add(1, Ordering::Relaxed);
         match request {
             Request::Policy(key) => answer(&*self.policies.decide(key).await),
+            Request::Failed(text) => self.note(text).await.into(),
             // No name is so long, and what is no name has no policy.
             Request::TooLong => NONE.into(),
             Request::Partial | Request::Malformed => {
@@ -179,6 +208,22 @@ impl Service {
                 defer("the request is not: policy DOMAIN")
             }
         }
+    }
+
+    /// Hands a failed session to the counting, and waits until it is kept.
+    async fn note(&self, text: &[u8]) -> &'static str {
+        let Some(told) = Told::parse(text) else {
+            self.malformed.fetch_add(1, Ordering::Relaxed);
+            return "malformed";
+        };
+        self.told.fetch_add(1, Ordering::Relaxed);
+        let (committed, wait) = oneshot::channel();
+        // A queue that is full is that of a store that does not write: Exim is not to wait for that.
+        if self.tell.try_send((told, committed)).is_ok() && matches!(timeout(NOTING, wait).await, Ok(Ok(()))) {
+            return "noted";
+        }
+        self.lost.fetch_add(1, Ordering::Relaxed);
+        "lost"
     }
 
     fn slow(&self) {
@@ -244,7 +289,7 @@ mod tests {
         let listener = UnixListener::bind(folder.path().join("exim")).unwrap();
         let (stop, shutdown) = watch::channel(false);
         let mut tasks = JoinSet::new();
-        tasks.spawn(serve(Listener::Unix(listener), policies, metrics.clone(), shutdown));
+        tasks.spawn(serve(Listener::Unix(listener), policies, mpsc::channel(1).0, metrics.clone(), shutdown));
         // Nobody answers there for as long as the test runs.
         tasks.spawn(async move {
             let _silent = silent;

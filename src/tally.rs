@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use crate::session::postfix::MX_MISMATCH;
+use crate::session::postfix::{DANE_NO_MATCH, MX_MISMATCH};
 use crate::tlsrpt::{
     Counted, Day, Failure, InForce, Mode, Outcome, Policy, ResultType, Tally, Trust, Verdict, mx_matches,
 };
@@ -20,6 +20,8 @@ pub struct Counts {
     pub contradicted: bool,
     /// Nothing is known, for the MTA has not shown that it has trust anchors: a loss.
     pub without_anchors: bool,
+    /// The certificate was held to trust anchors and passed, as MTA-STS asks; with DANE it may need none.
+    pub anchored: bool,
 }
 
 /// Counts one session under the policy that was in force; `None` stands for a destination that was not asked about.
@@ -38,7 +40,9 @@ pub fn count(outcome: &Outcome, in_force: Option<&InForce>) -> Counts {
             let covers = |host: &str| hosts.iter().find(|(name, _)| name.eq_ignore_ascii_case(host));
             match outcome.mx.as_deref().and_then(covers) {
                 Some(_) if passed_unchecked(outcome) => (none(), reported(outcome), true),
-                Some((_, policy)) => (Arc::clone(policy), reported(outcome), false),
+                Some((_, policy)) => {
+                    (Arc::clone(policy), reported(outcome).map(|verdict| by_key(verdict, policy)), false)
+                }
                 None => (none(), reported(outcome), false),
             }
         }
@@ -71,7 +75,9 @@ pub fn count(outcome: &Outcome, in_force: Option<&InForce>) -> Counts {
     {
         tallies.push(tally(Counted::Detail(Failure::clone(failure))));
     }
-    Counts { tallies, contradicted, without_anchors }
+    let enforced = matches!(in_force, Some(InForce::Sts { mode: Mode::Enforce, .. }));
+    let anchored = enforced && !contradicted && outcome.trust == Some(Trust::Verified);
+    Counts { tallies, contradicted, without_anchors, anchored }
 }
 
 /// What the MTA itself reports, else what its lines come to.
@@ -81,7 +87,7 @@ fn reported(outcome: &Outcome) -> Option<Verdict> {
 
 /// Under an enforced MTA-STS policy; `None` where the session shows that it was not applied.
 fn enforced(outcome: &Outcome, policy: &Policy) -> Option<Verdict> {
-    if outcome.observed == Some(Verdict::Success) && outcome.trust.is_some_and(|trust| trust != Trust::Verified) {
+    if outcome.observed == Some(Verdict::Success) && outcome.trust != Some(Trust::Verified) {
         return None;
     }
     match reported(outcome)? {
@@ -96,11 +102,17 @@ fn tested(outcome: &Outcome, policy: &Policy) -> Option<Verdict> {
     if !covered(outcome, policy) {
         return Some(mx_mismatch());
     }
+    if outcome.clear_text {
+        return Some(Verdict::Failure(ResultType::StarttlsNotSupported, None));
+    }
     match (outcome.observed.clone(), outcome.trust) {
         (Some(Verdict::Success), Some(Trust::Untrusted | Trust::Anonymous)) => {
             // An MTA without trust anchors finds every certificate untrusted: then nothing is known.
-            outcome.anchors.then_some(Verdict::Failure(ResultType::CertificateNotTrusted, None))
+            let (result, code) = outcome.cause.clone().unwrap_or((ResultType::CertificateNotTrusted, None));
+            outcome.anchors.then_some(Verdict::Failure(result, code))
         }
+        // The log level hides what was made of the certificate.
+        (Some(Verdict::Success), None) => outcome.native.clone(),
         (Some(observed), _) => Some(observed),
         (None, _) => outcome.native.clone(),
     }
@@ -113,7 +125,23 @@ fn covered(outcome: &Outcome, policy: &Policy) -> bool {
 
 /// A session that went through without the check that a DANE answer asks for. `Trusted` can be half-dane.
 fn passed_unchecked(outcome: &Outcome) -> bool {
-    outcome.observed == Some(Verdict::Success) && matches!(outcome.trust, Some(Trust::Untrusted | Trust::Anonymous))
+    let unchecked = match outcome.dane {
+        Some(dane) => !dane,
+        None => matches!(outcome.trust, None | Some(Trust::Untrusted | Trust::Anonymous)),
+    };
+    outcome.observed == Some(Verdict::Success) && unchecked
+}
+
+/// Where all records are DANE-EE, no name is checked (RFC 7672 §3.1.1): it was the key. Postfix 3.4 and 3.5 log only that
+/// the certificate was not verified.
+fn by_key(verdict: Verdict, policy: &Policy) -> Verdict {
+    let keys_alone = || policy.policy_string.iter().all(|record| record.starts_with("3 "));
+    match verdict {
+        Verdict::Failure(ResultType::CertificateHostMismatch, _) if keys_alone() => {
+            Verdict::Failure(ResultType::CertificateNotTrusted, Some(DANE_NO_MATCH.to_owned()))
+        }
+        verdict => verdict,
+    }
 }
 
 fn mx_mismatch() -> Verdict {
@@ -134,8 +162,12 @@ mod tests {
             ip: "192.0.2.1".parse().ok(),
             trust,
             observed: Some(observed),
+            dane: None,
             native: None,
+            cause: None,
+            clear_text: false,
             anchors: true,
+            shows_anchors: None,
         }
     }
 
@@ -165,13 +197,14 @@ mod tests {
         Verdict::Failure(ResultType::CertificateExpired, None)
     }
 
+    const MISMATCH_UNDER_STS: (PolicyType, Option<(ResultType, Option<&str>)>) = (PolicyType::Sts, Some(MISMATCH));
     const MISMATCH: (ResultType, Option<&str>) = (ResultType::ValidationFailure, Some(MX_MISMATCH));
 
     #[test]
     fn enforced_and_met_or_not() {
         let enforce = sts(Mode::Enforce, "mx.a.example");
         let met = count(&session(Some(Trust::Verified), Verdict::Success), Some(&enforce));
-        assert_eq!(told(&met), (PolicyType::Sts, None));
+        assert_eq!((told(&met), met.anchored), ((PolicyType::Sts, None), true));
         let not = count(&session(Some(Trust::Untrusted), expired()), Some(&enforce));
         assert_eq!(told(&not), (PolicyType::Sts, Some((ResultType::CertificateExpired, None))));
     }
@@ -208,6 +241,29 @@ mod tests {
     }
 
     #[test]
+    fn in_testing_mode_clear_text_fails_and_elsewhere_it_is_no_session() {
+        let mut plain = session(None, Verdict::Success);
+        (plain.observed, plain.clear_text) = (None, true);
+        let testing = sts(Mode::Testing, "mx.a.example");
+        let missing = (PolicyType::Sts, Some((ResultType::StarttlsNotSupported, None)));
+        assert_eq!(told(&count(&plain, Some(&testing))), missing);
+        let outside = sts(Mode::Testing, "mx.b.example");
+        assert_eq!(told(&count(&plain, Some(&outside))), MISMATCH_UNDER_STS);
+        for in_force in [None, Some(InForce::None), Some(sts(Mode::Enforce, "mx.a.example"))] {
+            assert_eq!(count(&plain, in_force.as_ref()).tallies, []);
+        }
+    }
+
+    #[test]
+    fn a_session_of_which_only_the_level_is_known() {
+        let hidden = session(None, Verdict::Success);
+        assert_eq!(told(&count(&hidden, None)), (PolicyType::NoPolicyFound, None));
+        let testing = count(&hidden, Some(&sts(Mode::Testing, "mx.a.example")));
+        assert_eq!((testing.tallies, testing.without_anchors), (vec![], true));
+        assert!(count(&hidden, Some(&sts(Mode::Enforce, "mx.a.example"))).contradicted);
+    }
+
+    #[test]
     fn a_policy_failure_is_one_more_detail_and_no_failed_session() {
         let failure = Failure::new(ResultType::StsPolicyFetchError, Some("status-404"));
         let policy = Policy { policy_type: PolicyType::Sts, ..Policy::none("a.example") };
@@ -234,6 +290,9 @@ mod tests {
         let verified = session(Some(Trust::Verified), Verdict::Success);
         assert_eq!(told(&count(&verified, Some(&dane("MX.a.example")))), (PolicyType::Tlsa, None));
         assert_eq!(told(&count(&verified, Some(&dane("mx2.a.example")))), (PolicyType::NoPolicyFound, None));
+        let name = session(Some(Trust::Trusted), Verdict::Failure(ResultType::CertificateHostMismatch, None));
+        let key = (PolicyType::Tlsa, Some((ResultType::CertificateNotTrusted, Some(DANE_NO_MATCH))));
+        assert_eq!(told(&count(&name, Some(&dane("mx.a.example")))), key);
         let untrusted = count(&session(Some(Trust::Untrusted), Verdict::Success), Some(&dane("mx.a.example")));
         assert_eq!((told(&untrusted), untrusted.contradicted), ((PolicyType::NoPolicyFound, None), true));
     }

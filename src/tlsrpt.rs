@@ -310,12 +310,21 @@ pub struct Outcome {
     pub ip: Option<IpAddr>,
     /// What the MTA made of the certificate, where there was a handshake and the log level shows it.
     pub trust: Option<Trust>,
+    /// Whether a TLSA record is what verified the certificate, where the MTA says which it was.
+    pub dane: Option<bool>,
     /// What follows from the lines.
     pub observed: Option<Verdict>,
+    /// Delivered in clear text without a try at TLS, and the log proves it: no session, but a failure where a policy in
+    /// testing mode wanted one.
+    pub clear_text: bool,
     /// What the MTA itself reports.
     pub native: Option<Verdict>,
+    /// What the MTA found wrong with a certificate that did not have to pass.
+    pub cause: Option<(ResultType, Option<String>)>,
     /// Whether the MTA is known to have trust anchors: without, every certificate is `Untrusted`.
     pub anchors: bool,
+    /// Of a `Verified` session of an MTA that is not known to have trust anchors: the MTA. It has some if it was no DANE.
+    pub shows_anchors: Option<Box<[u8]>>,
 }
 
 /// Whether an MX host is one of those that a policy's `mx` pattern allows: equal, or a `*.` in place of

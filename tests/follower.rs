@@ -11,7 +11,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use flate2::{Compression, write::GzEncoder};
 use tlswarden::input::file::Follower;
@@ -57,6 +57,9 @@ struct World {
     wanted_skipped: u64,
     written: u64,
     rotations: u64,
+    /// The log has vanished when this much was wanted. What is rotated away before a line of the new one is committed has
+    /// nothing left that it follows on: that it is lost is said, and does not happen here.
+    vanished: Option<usize>,
     story: Vec<String>,
 }
 
@@ -78,12 +81,18 @@ impl World {
             wanted_skipped: 0,
             written: 0,
             rotations: 0,
+            vanished: None,
             story: Vec::new(),
         }
     }
 
     fn log(&self) -> PathBuf {
         self.home.path().join("mail.log")
+    }
+
+    fn is_committed(&self, counted: &Counted) -> bool {
+        let (lines, skipped, _) = counted.committed;
+        (lines, skipped) == (self.wanted.len(), self.wanted_skipped) && self.partial.is_empty()
     }
 
     fn write(&mut self, octets: &[u8]) {
@@ -231,9 +240,51 @@ impl World {
         }
     }
 
-    /// One random deed; `reading` says whether somebody follows meanwhile.
-    fn act(&mut self, reading: bool) {
-        let deed = self.dice.roll(20);
+    /// What stood there before anybody read: nothing of it is wanted.
+    fn ancient(&mut self) {
+        for _ in 0..1 + self.dice.roll(3) {
+            let name = self.next_name();
+            let text = [self.text(), b"\n".to_vec()].concat();
+            fs::write(&name, text).unwrap();
+        }
+        let spare = self.dice.roll(2) == 0;
+        self.pack(spare);
+    }
+
+    /// The log is removed, perhaps with all that was rotated, and the writer makes a new one: on many file systems with
+    /// the inode of the old one.
+    fn vanish(&mut self) {
+        if self.dice.roll(2) == 0 {
+            self.rotated().iter().for_each(|(path, _)| fs::remove_file(path).unwrap());
+        }
+        fs::remove_file(self.log()).unwrap();
+        self.pause(30);
+        // Closed before the new one is made: its inode is free.
+        self.out = File::open("/dev/null").unwrap();
+        self.out = open(&self.log(), self.appends);
+        self.position = 0;
+        self.vanished = Some(self.wanted.len());
+    }
+
+    /// The host's clock was wrong when names and contents last changed: by up to a day, either way.
+    fn step_clock(&mut self) {
+        let by = Duration::from_secs(self.dice.roll(86_400));
+        let then = match self.dice.roll(2) {
+            0 => SystemTime::now() + by,
+            _ => SystemTime::now() - by,
+        };
+        for path in [self.log(), self.home.path().to_owned()] {
+            File::open(path).unwrap().set_modified(then).unwrap();
+        }
+    }
+
+    /// One random deed; `reading` says whether somebody follows meanwhile, `settled` that all is committed: only then
+    /// does nothing get lost where a file vanishes.
+    fn act(&mut self, reading: bool, settled: bool) {
+        let deed = self.dice.roll(23);
+        if settled && self.vanished.is_some_and(|then| self.wanted.len() > then) {
+            self.vanished = None;
+        }
         let (before, wanted) = (self.written, self.wanted.len());
         let name = match deed {
             0..=6 => {
@@ -253,8 +304,8 @@ impl World {
                 }
                 "pieces"
             }
-            10 if self.dice.roll(3) == 0 => {
-                let most = self.dice.roll(3) as usize * BLOCK;
+            10 => {
+                let most = self.dice.roll(3).saturating_sub(1) as usize * BLOCK;
                 let mut many = Vec::new();
                 while many.len() <= most {
                     self.written += 1;
@@ -263,7 +314,8 @@ impl World {
                 self.write(&many);
                 "megabytes"
             }
-            10..=13 => {
+            11..=17 if self.vanished.is_some() => "nothing",
+            11..=13 => {
                 self.rename_rotate();
                 "rename"
             }
@@ -276,6 +328,14 @@ impl World {
                 let spare = reading || self.dice.roll(2) == 0;
                 self.pack(spare);
                 "pack"
+            }
+            18..=19 if settled && self.vanished.is_none() => {
+                self.vanish();
+                "vanish"
+            }
+            20 => {
+                self.step_clock();
+                "clock"
             }
             _ => {
                 self.pause(40);
@@ -317,11 +377,16 @@ fn sequence(seed: u64) -> Result<(u64, u64), String> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     let mut world = World::new(seed);
     let counted = Arc::new(Mutex::new(Counted::default()));
-    // What is promised begins with the first commit.
-    world.lines(1);
+    // What is promised begins with the first commit: at a line, or at an empty file, alone or with older ones beside it.
+    match world.dice.roll(4) {
+        0 => {}
+        1 => world.ancient(),
+        _ => world.lines(1),
+    }
     runtime.block_on(async {
         let block = Follower::new(world.log(), None).next().await.unwrap();
         assert!(block.at_end && block.behind == 0, "{block:?}");
+        world.story.push(format!("first commit: {} octets", block.lines.len()));
         let mut counted = counted.lock().unwrap();
         counted.lines = block.lines;
         counted.skipped = block.skipped;
@@ -330,13 +395,15 @@ fn sequence(seed: u64) -> Result<(u64, u64), String> {
     let mut runs = 0;
     for _ in 0..1 + world.dice.roll(4) {
         for _ in 0..world.dice.roll(8) {
-            world.act(false);
+            let settled = world.is_committed(&counted.lock().unwrap());
+            world.act(false, settled);
         }
         runs += 1;
         let task = runtime.spawn(follow(world.log(), Arc::clone(&counted), seed ^ runs));
         world.story.push("start".to_owned());
         for _ in 0..world.dice.roll(12) {
-            world.act(true);
+            let settled = world.is_committed(&counted.lock().unwrap());
+            world.act(true, settled);
             world.pause(30);
         }
         task.abort();

@@ -6,6 +6,8 @@
 
 use core::net::IpAddr;
 
+pub mod exim;
+
 /// One line that concerns outbound TLS, a delivery, or the life of a message.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Event<'a> {
@@ -35,6 +37,8 @@ pub enum Stamp {
     },
     /// `2026-11-22T01:46:13.565141+00:00`: seconds since 1970-01-01T00:00:00Z; the fraction is dropped.
     Utc(i64),
+    /// Exim's `2026-11-22 01:40:29`, without a zone: what `Utc` would be if the zone were UTC.
+    Local(i64),
 }
 
 /// The writer of a line: `postfix/relay/smtp[1234]` is instance `postfix/relay`, name `smtp`, pid 1234.
@@ -135,6 +139,8 @@ pub enum What<'a> {
         relay: Option<Peer<'a>>,
         /// `conn_use=` is there and 2 or more: a cached connection.
         cached_connection: bool,
+        /// `tls=` (3.11, `smtp_log_tls_feature_status`).
+        tls: Option<TlsFeature<'a>>,
         /// `status=sent`.
         sent: bool,
         /// The text in parentheses.
@@ -162,6 +168,34 @@ pub enum What<'a> {
         /// For example `3.7.11`.
         version: &'a [u8],
     },
+    /// A line of Exim's.
+    Exim(exim::Line<'a>),
+    /// `reload -- version …` of master(8): from here on another configuration may be in force.
+    Reloaded,
+    /// `CONNECT to [IP]:PORT` of tlsproxy(8): smtp(8) will log the session whatever its log level is.
+    Proxied,
+}
+
+/// The first part of `tls=`, which is about the security level; `may:none` was asked as `may` and came to `none`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TlsFeature<'a> {
+    /// The level that was wanted of the destination: `may`, `dane-only`, …; `unknown` where the policy look-up failed.
+    pub asked: &'a [u8],
+    /// The level that came of it; the same where nothing was downgraded.
+    pub reached: &'a [u8],
+    /// Whether that was as the policy asks.
+    pub state: TlsState,
+}
+
+/// The mark at a feature of `tls=`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TlsState {
+    /// No mark.
+    Met,
+    /// `!`: the policy was not met, and nothing was sent.
+    Violated,
+    /// `?`: not decided, for the connection was lost before or is a cached one.
+    Undecided,
 }
 
 /// The first word of the TLS summary line.

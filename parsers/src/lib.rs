@@ -1,7 +1,7 @@
 //! Reads the log lines of a mail transfer agent: bytes in, borrowed events out.
 //!
 //! Pure: no clock, no I/O, no allocation; the crate is `no_std` without `alloc`, so the compiler holds it to that.
-//! In the order of the data: `syslog` takes the prefix off, `postfix` reads the text behind it,
+//! In the order of the data: `syslog` takes the prefix off, `postfix` and `exim` read the text behind it,
 //! [`event`] has the words for what it says.
 //!
 //! Every line is hostile input: fields stand at fixed positions of the grammar and are read there, never searched
@@ -12,16 +12,21 @@
 use core::{error, fmt};
 
 pub mod event;
+mod exim;
 mod postfix;
 mod syslog;
 
 pub use event::Event;
 
 /// Whose lines to read.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "lowercase"))]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Dialect {
     /// Postfix 3.4 and later, through its own `maillog_file`, rsyslog or any RFC 3339 prefix.
+    #[default]
     Postfix,
+    /// Exim 4.94 and later: its `mainlog`, or the same text through syslog.
+    Exim,
 }
 
 /// Reads one line, given without its line feed; a carriage return at its end is let pass.
@@ -35,6 +40,7 @@ pub fn parse<'a>(dialect: Dialect, line: &'a [u8]) -> Result<Option<Event<'a>>, 
     let line = line.strip_suffix(b"\r").unwrap_or(line);
     match dialect {
         Dialect::Postfix => postfix::parse(line).map_err(|family| Malformed { family }),
+        Dialect::Exim => exim::parse(line).map_err(|family| Malformed { family }),
     }
 }
 
@@ -64,6 +70,12 @@ pub enum Family {
     QueueActive,
     /// `daemon started -- version …`.
     DaemonStarted,
+    /// Exim's `=>`, `->`, `>>`, `==` and `**`: what became of one recipient.
+    EximRecipient,
+    /// Exim's lines about one host: `H=… [IP]: …`, `DANE attempt failed; …`, `…: delivering unencrypted to …`.
+    EximHost,
+    /// Exim's `[IP] SSL verify error: …`.
+    EximVerification,
 }
 
 impl Family {
@@ -79,6 +91,9 @@ impl Family {
             Family::Delivery => "delivery",
             Family::QueueActive => "queue active",
             Family::DaemonStarted => "daemon started",
+            Family::EximRecipient => "Exim recipient",
+            Family::EximHost => "Exim host",
+            Family::EximVerification => "Exim certificate verification",
         }
     }
 }

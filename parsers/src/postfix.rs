@@ -29,6 +29,8 @@ pub(crate) fn parse(line: &[u8]) -> Result<Option<Event<'_>>, Family> {
     let Some((pid, text)) = entry.body() else { return Ok(None) };
     let found = match program {
         Program::Smtp => smtp(text),
+        // `CONNECT from` is a client's, of postscreen(8).
+        Program::Tlsproxy if text.starts_with(b"CONNECT to [") => Ok(Some(What::Proxied)),
         Program::Tlsproxy => tls_line(text),
         Program::Cleanup => queue::cleanup(text),
         Program::Qmgr => queue::qmgr(text),
@@ -187,6 +189,9 @@ mod tests {
             Some(What::Active { .. }) => "active",
             Some(What::Removed { .. }) => "removed",
             Some(What::Started { .. }) => "started",
+            Some(What::Exim(_)) => "Exim",
+            Some(What::Reloaded) => "reloaded",
+            Some(What::Proxied) => "proxied",
         };
         for (line, want) in [
             (
@@ -257,7 +262,13 @@ mod tests {
                 "Nov 22 01:39:01 mta postfix/master[19243]: daemon started -- version 3.10.13, configuration /etc/postfix",
                 "started",
             ),
-            ("Nov 22 01:42:20 mta postfix/tlsproxy[24918]: CONNECT to [203.0.113.162]:25", "none"),
+            ("Nov 22 01:42:20 mta postfix/tlsproxy[24918]: CONNECT to [203.0.113.162]:25", "proxied"),
+            ("Nov 22 01:42:20 mta postfix/tlsproxy[24918]: CONNECT from [203.0.113.162]:4711", "none"),
+            ("Nov 22 01:42:20 mta postfix/smtp[24918]: CONNECT to [203.0.113.162]:25", "none"),
+            (
+                "Nov 22 01:42:20 mta postfix/master[1]: reload -- version 3.10.13, configuration /etc/postfix",
+                "reloaded",
+            ),
             (
                 "Nov 22 01:42:20 mta postfix/smtp[24918]: connect to mx.sts-refused.test[203.0.113.62]:25: Connection refused",
                 "none",

@@ -33,20 +33,37 @@ enum RawStamp<'a> {
 #[inline]
 pub(crate) fn split(line: &[u8]) -> Option<Entry<'_>> {
     let line = if line.first() == Some(&b'<') { without_priority(line)? } else { line };
-    let (stamp, host) = match line {
-        [_, _, _, b' ', _, _, b' ', _, _, b':', _, _, b':', _, _, b' ', host @ ..] => {
-            (RawStamp::Traditional(line.get(..15)?), host)
-        }
-        [_, _, _, _, b'-', _, _, b'-', _, _, b'T', _, _, b':', _, _, b':', _, _, zone @ ..] => {
-            let space = memchr(b' ', zone)?;
-            (RawStamp::Rfc3339(line.get(..19 + space)?), zone.get(space + 1..)?)
-        }
-        _ => return None,
-    };
+    let (stamp, host) = stamp_of(line)?;
     let ident = host.get(memchr(b' ', host)? + 1..)?;
     let bracket = memchr2(b'[', b' ', ident)?;
     let (ident, tail) = ident.split_at_checked(bracket)?;
     (tail.first() == Some(&b'[')).then_some(Entry { stamp, ident, tail })
+}
+
+/// The same for a line that may have come without a host name: as a program hands it to `/dev/log`.
+#[inline]
+pub(crate) fn split_hostless(line: &[u8]) -> Option<Entry<'_>> {
+    let line = if line.first() == Some(&b'<') { without_priority(line)? } else { line };
+    let (stamp, rest) = stamp_of(line)?;
+    let first = rest.get(..memchr(b' ', rest)?)?;
+    let ident = if first.ends_with(b"]:") { rest } else { rest.get(first.len() + 1..)? };
+    let (ident, tail) = ident.split_at_checked(memchr2(b'[', b' ', ident)?)?;
+    (tail.first() == Some(&b'[')).then_some(Entry { stamp, ident, tail })
+}
+
+/// The time at the front of a line, unread, and what follows its space.
+#[inline]
+fn stamp_of(line: &[u8]) -> Option<(RawStamp<'_>, &[u8])> {
+    match line {
+        [_, _, _, b' ', _, _, b' ', _, _, b':', _, _, b':', _, _, b' ', rest @ ..] => {
+            Some((RawStamp::Traditional(line.get(..15)?), rest))
+        }
+        [_, _, _, _, b'-', _, _, b'-', _, _, b'T', _, _, b':', _, _, b':', _, _, zone @ ..] => {
+            let space = memchr(b' ', zone)?;
+            Some((RawStamp::Rfc3339(line.get(..19 + space)?), zone.get(space + 1..)?))
+        }
+        _ => None,
+    }
 }
 
 /// `<PRI>` of RFC 3164 §4.1.1: one to three digits.
@@ -109,14 +126,33 @@ fn traditional(text: &[u8]) -> Option<Stamp> {
     (1..=days_in_month(2000, month)).contains(&day).then_some(Stamp::Civil { month, day, hour, minute, second })
 }
 
+/// Exim's `2026-11-22 01:40:29`, and its `+0100` where it writes one.
+pub(crate) fn civil_and_zone(civil: &[u8], zone: Option<&[u8]>) -> Option<Stamp> {
+    let (local, rest) = local(civil)?;
+    match (rest, zone) {
+        (b"", None) => Some(Stamp::Local(local)),
+        (b"", Some(zone)) => Some(Stamp::Utc(local - offset(zone)?)),
+        _ => None,
+    }
+}
+
 /// `2026-11-22T01:46:13.565141+00:00` (RFC 3339 §5.6); the colon in the offset may be missing, as journalctl has it.
 fn rfc3339(text: &[u8]) -> Option<Stamp> {
-    let &[y0, y1, y2, y3, _, m0, m1, _, d0, d1, _, h0, h1, _, n0, n1, _, s0, s1, ref rest @ ..] = text else {
+    let (local, rest) = local(text)?;
+    Some(Stamp::Utc(local - offset(fraction(rest)?)?))
+}
+
+/// `2026-11-22T01:46:13` as if it were UTC, and what follows.
+fn local(text: &[u8]) -> Option<(i64, &[u8])> {
+    let &[y0, y1, y2, y3, s0, m0, m1, s1, d0, d1, _, h0, h1, s2, n0, n1, s3, t0, t1, ref rest @ ..] = text else {
         return None;
     };
+    if [s0, s1, s2, s3] != *b"--::" {
+        return None;
+    }
     let year = u16::from(two_digits(y0, y1)?) * 100 + u16::from(two_digits(y2, y3)?);
     let (month, day) = (two_digits(m0, m1)?, two_digits(d0, d1)?);
-    let (hour, minute, second) = time_of_day(h0, h1, n0, n1, s0, s1)?;
+    let (hour, minute, second) = time_of_day(h0, h1, n0, n1, t0, t1)?;
     if !(1..=12).contains(&month) || !(1..=days_in_month(year, month)).contains(&day) {
         return None;
     }
@@ -124,7 +160,7 @@ fn rfc3339(text: &[u8]) -> Option<Stamp> {
         + i64::from(hour) * 3600
         + i64::from(minute) * 60
         + i64::from(second);
-    Some(Stamp::Utc(local - offset(fraction(rest)?)?))
+    Some((local, rest))
 }
 
 /// Skips `.565141`; a point must have digits after it.
@@ -194,7 +230,7 @@ mod tests {
     fn utc(stamp_text: &str) -> Option<i64> {
         match stamp(&format!("{stamp_text} mta postfix/smtp[7]: x")) {
             Some(Stamp::Utc(seconds)) => Some(seconds),
-            Some(Stamp::Civil { .. }) => panic!("not a civil stamp: {stamp_text}"),
+            Some(Stamp::Civil { .. } | Stamp::Local(_)) => panic!("not a civil stamp: {stamp_text}"),
             None => None,
         }
     }

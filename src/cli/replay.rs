@@ -73,16 +73,20 @@ enum Mta {
     Exim,
 }
 
+impl Mta {
+    fn dialect(self) -> Option<Dialect> {
+        match self {
+            Mta::Auto => None,
+            Mta::Postfix => Some(Dialect::Postfix),
+            Mta::Exim => Some(Dialect::Exim),
+        }
+    }
+}
+
 /// How many lines tell whose log it is.
 const AUTO_LINES: usize = 1000;
 
 pub fn replay(options: &Options) -> Result<(), Fault> {
-    if options.mta == Mta::Exim {
-        return Err(Fault::new(
-            USAGE,
-            "--mta exim: not supported yet: this release reads Postfix's log; nothing was read",
-        ));
-    }
     let zone = match &options.timezone {
         None => TimeZone::system(),
         Some(name) => {
@@ -90,25 +94,30 @@ pub fn replay(options: &Options) -> Result<(), Fault> {
         }
     };
     let policies = options.policies.as_deref().map_or(Ok(Fixed::default()), Fixed::load)?;
-    let mut counter = Counter::new(zone, Arc::new(|_| false)).with_first_year(options.year);
+    let mut counter: Option<Counter> = None;
     let now = Clock::default().seconds();
-    let mut lines = Lines { known: options.mta == Mta::Postfix, ..Lines::default() };
+    let new = |mta| Counter::new(mta, zone.clone(), Arc::new(|_| false)).with_first_year(options.year);
+    let mut count = |mta, lines: &[u8]| counter.get_or_insert_with(|| new(mta)).lines(lines, now, &policies);
+    let mut lines = Lines { dialect: options.mta.dialect(), ..Lines::default() };
     for log in &options.logs {
         let unreadable = |error: io::Error| {
             Fault::new(NO_INPUT, format!("{}: cannot be read: {error}; nothing is shown", log.display()))
         };
         let mut source = open(log).map_err(unreadable)?;
-        lines.read(&mut *source, |block| counter.lines(block, now, &policies)).map_err(|error| match error {
+        lines.read(&mut *source, &mut count).map_err(|error| match error {
             LinesError::Io(error) => unreadable(error),
             LinesError::NoLog => Fault::new(
                 USAGE,
                 format!(
-                    "{}: no line of Postfix's in the first {AUTO_LINES}; if it is Postfix's log, say --mta postfix",
+                    "{}: no line of Postfix's or Exim's in the first {AUTO_LINES}; if it is such a log, say --mta postfix or exim",
                     log.display()
                 ),
             ),
         })?;
     }
+    // A log so short that nothing in it tells whose it is counts as nothing.
+    count(lines.dialect.unwrap_or_default(), &lines.held);
+    let mut counter = counter.unwrap_or_else(|| new(Dialect::Postfix));
     counter.end(counter.newest().unwrap_or(now), &policies);
     let (seen, losses) = counter.seen();
     let rows = rows(counter.counts());
@@ -138,7 +147,7 @@ pub fn replay(options: &Options) -> Result<(), Fault> {
     }
     if seen.without_anchors > 0 {
         text.push_str(&format!(
-            "{} sessions under a policy in testing mode were not counted: Postfix has not shown that it has trust anchors\n",
+            "{} sessions under a policy in testing mode were not counted: the MTA has not shown that it has trust anchors\n",
             seen.without_anchors
         ));
     }
@@ -165,8 +174,10 @@ fn open(log: &Path) -> io::Result<Box<dyn Read>> {
 /// Cuts a stream into blocks of whole lines.
 #[derive(Default)]
 struct Lines {
-    /// Whether the log is known to be Postfix's.
-    known: bool,
+    /// Whose log it is, once that is known.
+    dialect: Option<Dialect>,
+    /// Lines that came before it was known: at most [`AUTO_LINES`].
+    held: Vec<u8>,
     looked_at: usize,
     skipped: u64,
 }
@@ -177,7 +188,7 @@ enum LinesError {
 }
 
 impl Lines {
-    fn read(&mut self, source: &mut dyn Read, mut take: impl FnMut(&[u8])) -> Result<(), LinesError> {
+    fn read(&mut self, source: &mut dyn Read, take: &mut dyn FnMut(Dialect, &[u8])) -> Result<(), LinesError> {
         let mut buffer = Vec::with_capacity(BLOCK);
         let mut too_long = false;
         loop {
@@ -192,8 +203,7 @@ impl Lines {
             if read == 0 {
                 // A last line that nobody ended.
                 if !too_long {
-                    self.look(&buffer)?;
-                    take(&buffer);
+                    self.hand_on(&buffer, take)?;
                 }
                 return Ok(());
             }
@@ -204,8 +214,7 @@ impl Lines {
                 lines = &lines[end..];
                 too_long = false;
             }
-            self.look(lines)?;
-            take(lines);
+            self.hand_on(lines, take)?;
             buffer.drain(..whole);
             if buffer.len() > MAX_LINE {
                 buffer.clear();
@@ -217,15 +226,33 @@ impl Lines {
         }
     }
 
-    fn look(&mut self, lines: &[u8]) -> Result<(), LinesError> {
+    /// Hands lines on, as soon as it is known whose they are.
+    fn hand_on(&mut self, lines: &[u8], take: &mut dyn FnMut(Dialect, &[u8])) -> Result<(), LinesError> {
         for line in lines.split(|b| *b == b'\n') {
-            if self.known || self.looked_at >= AUTO_LINES {
+            if self.dialect.is_some() || self.looked_at >= AUTO_LINES {
                 break;
             }
             self.looked_at += 1;
-            self.known = matches!(parse(Dialect::Postfix, line), Ok(Some(_)));
+            let of = |dialect: &Dialect| matches!(parse(*dialect, line), Ok(Some(_)));
+            self.dialect = [Dialect::Postfix, Dialect::Exim].into_iter().find(of);
         }
-        if !self.known && self.looked_at >= AUTO_LINES { Err(LinesError::NoLog) } else { Ok(()) }
+        match self.dialect {
+            Some(dialect) => {
+                if !self.held.is_empty() {
+                    take(dialect, &std::mem::take(&mut self.held));
+                }
+                take(dialect, lines);
+                Ok(())
+            }
+            None if self.looked_at >= AUTO_LINES => Err(LinesError::NoLog),
+            None => {
+                self.held.extend_from_slice(lines);
+                if !lines.is_empty() && !lines.ends_with(b"\n") {
+                    self.held.push(b'\n');
+                }
+                Ok(())
+            }
+        }
     }
 }
 

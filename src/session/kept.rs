@@ -90,6 +90,20 @@ impl<V: Serialize + DeserializeOwned> Kept<V> {
         Some(entry.value)
     }
 
+    /// All keys, in no order.
+    pub fn keys(&self) -> impl Iterator<Item = &Box<[u8]>> {
+        self.entries.keys()
+    }
+
+    /// Takes out the entries whose key is like this.
+    pub fn remove_like(&mut self, like: impl Fn(&[u8]) -> bool) {
+        for (key, entry) in self.entries.extract_if(|key, _| like(key)) {
+            if entry.stored {
+                self.gone.push(key);
+            }
+        }
+    }
+
     /// Takes out the entries that were last touched before `time`.
     pub fn remove_before(&mut self, time: i64) -> Vec<V> {
         let mut out = Vec::new();

@@ -9,7 +9,7 @@
 use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
-use tlswarden_parsers::event::{Event, Peer, Process, Reason, RuledOut, VerifyCause, What};
+use tlswarden_parsers::event::{Event, Peer, Process, Reason, RuledOut, TlsFeature, TlsState, VerifyCause, What};
 
 use super::kept::{Change, Kept};
 use super::{Losses, SESSION_TIMEOUT};
@@ -38,6 +38,12 @@ const MESSAGE_MEMORY: i64 = 5 * 86_400;
 /// How long our own report's queue id is remembered after `removed`, in seconds: lines can be out of order.
 const REMOVED_MEMORY: i64 = 60;
 
+/// Instances (`syslog_name`) of which something is remembered: each is a line in main.cf or master.cf.
+const MAX_INSTANCES: usize = 1000;
+
+/// The port of MX hosts. Content filters and relays that want a password are elsewhere.
+const SMTP_PORT: u16 = 25;
+
 /// The sessions of one input.
 #[derive(Debug)]
 pub struct Sessions {
@@ -45,9 +51,20 @@ pub struct Sessions {
     failures: Kept<(ResultType, Option<String>)>,
     own: Kept<()>,
     answered: Kept<Vec<Vec<u8>>>,
-    anchored: Kept<()>,
+    instances: Kept<Instance>,
     swept: i64,
     losses: Losses,
+}
+
+/// What the lines of one instance have shown since it was started.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+struct Instance {
+    /// It has trust anchors: some certificate was found trusted.
+    anchored: bool,
+    /// It has sessions made by tlsproxy(8). Of those smtp(8) logs every one, whatever the log level is.
+    proxied: bool,
+    /// Its log level shows every session.
+    shows_all: bool,
 }
 
 /// What one smtp(8) process is doing.
@@ -75,8 +92,30 @@ struct Attempt {
     native: Option<Verdict>,
     /// The next hop, where the line names it.
     next_hop: Option<String>,
+    /// There is no line about it but the delivery's.
+    #[serde(default)]
+    unlogged: Option<Unlogged>,
     /// `QID: reason` has ended it: the message, and what follows from the reason.
     left: Option<(String, Option<Verdict>)>,
+}
+
+/// What a delivery line alone tells of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+enum Unlogged {
+    /// TLS, and as much as the level asks is known of the certificate.
+    Encrypted(Option<Trust>),
+    /// No TLS.
+    ClearText,
+}
+
+/// What a delivery line says of the connection that it came over.
+struct End<'a> {
+    relay: Option<Peer<'a>>,
+    /// Not a cached one.
+    new: bool,
+    tls: Option<TlsFeature<'a>>,
+    sent: bool,
+    reason: Reason<'a>,
 }
 
 impl Sessions {
@@ -87,7 +126,7 @@ impl Sessions {
             failures: Kept::new(MAX_FAILURES),
             own: Kept::new(MAX_MESSAGES),
             answered: Kept::new(MAX_MESSAGES),
-            anchored: Kept::new(MAX_MESSAGES),
+            instances: Kept::new(MAX_INSTANCES),
             swept: 0,
             losses: Losses::default(),
         }
@@ -100,7 +139,7 @@ impl Sessions {
             Some((b'f', key)) => self.failures.load(key, value),
             Some((b'o', key)) => self.own.load(key, value),
             Some((b'a', key)) => self.answered.load(key, value),
-            Some((b't', key)) => self.anchored.load(key, value),
+            Some((b't', key)) => self.instances.load(key, value),
             _ => false,
         }
     }
@@ -115,7 +154,7 @@ impl Sessions {
         add(b'f', self.failures.changes());
         add(b'o', self.own.changes());
         add(b'a', self.answered.changes());
-        add(b't', self.anchored.changes());
+        add(b't', self.instances.changes());
         all
     }
 
@@ -151,8 +190,16 @@ impl Sessions {
                     self.own.change(queue_id, time + REMOVED_MEMORY, || ());
                 }
             }
-            What::Started { .. } => {
-                self.anchored.remove(process.instance);
+            What::Started { .. } => self.instances.remove_like(|name| is_of(name, process.instance)),
+            What::Reloaded => {
+                let names: Vec<_> = self.instances.keys().filter(|n| is_of(n, process.instance)).cloned().collect();
+                for name in names {
+                    self.instance(&name, time, |i| (i.proxied, i.shows_all) = (false, false));
+                }
+            }
+            What::Proxied => self.instance(process.instance, time, |i| i.proxied = true),
+            What::Established { reused: false, .. } if process.name == b"tlsproxy" => {
+                self.instance(process.instance, time, |i| i.shows_all = true);
             }
             // The rest says something only where a delivery is under way: tlsproxy(8) repeats what smtp(8) logs.
             _ if !delivers => {}
@@ -178,11 +225,12 @@ impl Sessions {
                 attempt.next_hop = Some(text(domain));
             }
             What::HostLeft { queue_id, reason } => self.left(process, queue_id, *reason, time),
-            What::Delivery { queue_id, recipient_domain, relay, reason, .. } => {
-                self.delivered(process, queue_id, recipient_domain, *relay, *reason, time, out);
+            What::Delivery { queue_id, recipient_domain, relay, cached_connection, tls, sent, reason } => {
+                let end = End { relay: *relay, new: !cached_connection, tls: *tls, sent: *sent, reason: *reason };
+                self.delivered(process, queue_id, recipient_domain, &end, time, out);
             }
-            // The detail of a handshake failure that has its own line.
-            What::LibraryProblem { .. } => {}
+            // The detail of a handshake failure that has its own line; another MTA's line.
+            What::LibraryProblem { .. } | What::Exim(_) => {}
         }
     }
 
@@ -193,15 +241,21 @@ impl Sessions {
         }
     }
 
+    /// An instance has found a certificate trusted, which a line alone could not tell.
+    pub fn has_anchors(&mut self, instance: &[u8], time: i64) {
+        self.instance(instance, time, |i| i.anchored = true);
+    }
+
     /// Whether anything is open.
     pub fn is_idle(&self) -> bool {
         self.deliveries.is_empty()
     }
 
     fn established(&mut self, process: &Process<'_>, peer: Peer<'_>, trust: Trust, time: i64) {
-        if trust == Trust::Trusted && !self.anchored.contains(process.instance) {
-            self.anchored.change(process.instance, time, || ());
-        }
+        self.instance(process.instance, time, |i| {
+            i.anchored |= trust == Trust::Trusted;
+            i.shows_all |= !i.proxied;
+        });
         self.attempt(process, Some(peer), time, |a| a.finished_handshake()).trust = Some(trust);
     }
 
@@ -242,8 +296,9 @@ impl Sessions {
     fn left(&mut self, process: &Process<'_>, queue_id: &[u8], reason: Reason<'_>, time: i64) {
         let open = |a: &Attempt| a.left.is_none() && a.ruled_out.is_none();
         let needs_one = match reason {
-            Reason::Other | Reason::NotVerified | Reason::NotTrusted => None,
-            Reason::HandshakeFailure => Some(None),
+            Reason::Other => None,
+            // At log level 0 Postfix 3.4 and 3.5 say no more of a certificate than this.
+            Reason::HandshakeFailure | Reason::NotVerified | Reason::NotTrusted => Some(None),
             Reason::StarttlsRefused(peer) | Reason::StarttlsNotOffered(peer) => Some(Some(peer)),
         };
         let delivery = self.delivery(process, time);
@@ -260,17 +315,16 @@ impl Sessions {
         self.delivery(process, time).attempts.push(attempt);
     }
 
-    #[allow(clippy::too_many_arguments)] // The fields of one line.
     fn delivered(
         &mut self,
         process: &Process<'_>,
         queue_id: &[u8],
         recipient_domain: &[u8],
-        relay: Option<Peer<'_>>,
-        reason: Reason<'_>,
+        end: &End<'_>,
         time: i64,
         out: &mut Vec<Outcome>,
     ) {
+        let &End { relay, reason, .. } = end;
         let key = process_key(process);
         let mut delivery = self.deliveries.remove(&key).unwrap_or_default();
         self.losses.crowded_out += delivery.crowded_out;
@@ -278,9 +332,11 @@ impl Sessions {
             self.losses.own_reports += delivery.attempts.len() as u64;
             return;
         }
-        let failed_for_tls = !matches!(reason, Reason::Other);
         let mut open = delivery.attempts.pop_if(|a| a.left.is_none() && a.ruled_out.is_none());
-        if failed_for_tls {
+        let unlogged = if open.is_some() { None } else { self.unlogged(process, end, &delivery) };
+        // A `tls=` says the same of each recipient; where the log shows every session, it is not asked.
+        let told = open.is_some() && end.tls.is_some() && !self.shows_all(process.instance);
+        if !matches!(reason, Reason::Other) || unlogged.is_some() || told {
             let named = match reason {
                 Reason::StarttlsRefused(peer) | Reason::StarttlsNotOffered(peer) => Some(peer),
                 _ => None,
@@ -293,7 +349,11 @@ impl Sessions {
             self.losses.crowded_out += crowded;
             if !seen.contains(&answer) && seen.len() < MAX_ATTEMPTS {
                 seen.push(answer);
-                open = open.or_else(|| Some(Attempt::new(time, peer)));
+                open = open.or_else(|| {
+                    let mut attempt = Attempt::new(time, peer);
+                    attempt.unlogged = unlogged;
+                    Some(attempt)
+                });
             }
         }
         let domain = text(recipient_domain);
@@ -316,6 +376,25 @@ impl Sessions {
         }
     }
 
+    /// What a delivery says of a connection of which no other line does.
+    fn unlogged(&self, process: &Process<'_>, end: &End<'_>, delivery: &Delivery) -> Option<Unlogged> {
+        let peer = end.relay.filter(|_| end.new && matches!(end.reason, Reason::Other))?;
+        // In clear text because the handshake has just failed: that was the session.
+        let fell_back = delivery.attempts.last().is_some_and(|a| a.left_for_its_handshake(peer));
+        let clear = (!fell_back && peer.port == Some(SMTP_PORT)).then_some(Unlogged::ClearText);
+        match end.tls {
+            Some(tls) if tls.state != TlsState::Met || tls.asked == b"none" => None,
+            Some(TlsFeature { reached: b"none", .. }) => clear,
+            _ if self.shows_all(process.instance) => clear.filter(|_| end.sent && end.tls.is_none()),
+            Some(TlsFeature { reached: b"may" | b"encrypt", .. }) => Some(Unlogged::Encrypted(None)),
+            Some(TlsFeature { reached: b"halfdane", .. }) => Some(Unlogged::Encrypted(Some(Trust::Trusted))),
+            Some(TlsFeature { reached: b"fingerprint" | b"dane" | b"dane-only" | b"verify" | b"secure", .. }) => {
+                Some(Unlogged::Encrypted(Some(Trust::Verified)))
+            }
+            _ => None,
+        }
+    }
+
     /// What the lines of an attempt and the reason of its end come to; `None` where no TLS was tried.
     fn verdict(&self, attempt: &Attempt, reason: Reason<'_>, time: i64) -> Option<Verdict> {
         let failure = |result: ResultType, code: Option<&str>| Some(Verdict::Failure(result, code.map(str::to_owned)));
@@ -330,6 +409,7 @@ impl Sessions {
                 let (result, code) = self.why_not_verified(attempt, reason, time);
                 Some(Verdict::Failure(result, code))
             }
+            Reason::Other if matches!(attempt.unlogged, Some(Unlogged::Encrypted(_))) => Some(Verdict::Success),
             Reason::Other => attempt.trust.map(|_| Verdict::Success),
         }
     }
@@ -349,6 +429,10 @@ impl Sessions {
         {
             return found.clone();
         }
+        // At log level 0 they do not say so either; newer ones log the cause at every level.
+        if (reason, attempt.trust, attempt.resumed_untrusted) == (Reason::NotVerified, None, false) {
+            return (ResultType::CertificateHostMismatch, None);
+        }
         (ResultType::CertificateNotTrusted, None)
     }
 
@@ -361,8 +445,11 @@ impl Sessions {
         process: &Process<'_>,
         out: &mut Vec<Outcome>,
     ) {
-        let anchors = self.anchored.contains(process.instance);
+        let anchors = self.instances.peek(process.instance).is_some_and(|(_, i)| i.anchored);
         self.emit(attempt, verdict, Some(recipient_domain), time, anchors, out);
+        if let Some(verified) = out.last_mut().filter(|o| !anchors && o.trust == Some(Trust::Verified)) {
+            verified.shows_anchors = Some(process.instance.into());
+        }
     }
 
     fn emit(
@@ -375,7 +462,8 @@ impl Sessions {
         out: &mut Vec<Outcome>,
     ) {
         let observed = attempt.ruled_out.map(|(result, code)| Verdict::Failure(result, code)).or(verdict);
-        if observed.is_none() && attempt.native.is_none() {
+        let clear_text = attempt.unlogged == Some(Unlogged::ClearText);
+        if observed.is_none() && attempt.native.is_none() && !clear_text {
             return;
         }
         let Some(name) = attempt.next_hop.as_deref().or(recipient_domain).and_then(domain::normalise) else {
@@ -388,10 +476,17 @@ impl Sessions {
             domain: name.into(),
             mx: attempt.host,
             ip: attempt.ip,
-            trust: attempt.trust,
+            trust: match attempt.unlogged {
+                Some(Unlogged::Encrypted(trust)) => trust,
+                _ => attempt.trust,
+            },
+            dane: None,
             observed,
             native: attempt.native,
+            cause: None,
+            clear_text,
             anchors,
+            shows_anchors: None,
         });
     }
 
@@ -414,6 +509,20 @@ impl Sessions {
         self.answered.remove_before(time - MESSAGE_MEMORY);
         // The time of an own report's entry is when it may go.
         self.own.remove_before(time);
+    }
+
+    /// Remembers something of an instance; one that has nothing new costs a look.
+    fn instance(&mut self, name: &[u8], time: i64, learn: impl Fn(&mut Instance)) {
+        let known = self.instances.peek(name).map(|(_, instance)| *instance).unwrap_or_default();
+        let mut now = known;
+        learn(&mut now);
+        if now != known {
+            *self.instances.change(name, time, Instance::default).0 = now;
+        }
+    }
+
+    fn shows_all(&self, instance: &[u8]) -> bool {
+        self.instances.peek(instance).is_some_and(|(_, i)| i.shows_all)
     }
 
     fn delivery(&mut self, process: &Process<'_>, time: i64) -> &mut Delivery {
@@ -473,6 +582,7 @@ impl Attempt {
             ruled_out: None,
             native: None,
             next_hop: None,
+            unlogged: None,
             left: None,
         }
     }
@@ -481,6 +591,14 @@ impl Attempt {
         self.ip == peer.ip
             && self.host.as_deref().is_none_or(|host| host.as_bytes().eq_ignore_ascii_case(peer.host))
             && (self.port.is_none() || peer.port.is_none() || self.port == peer.port)
+    }
+
+    /// Whether its handshake at `peer` failed; of one through tlsproxy(8) no line names the peer.
+    fn left_for_its_handshake(&self, peer: Peer<'_>) -> bool {
+        let failed =
+            |verdict: &Verdict| matches!(verdict, Verdict::Failure(_, Some(code)) if code == HANDSHAKE_FAILURE);
+        self.left.as_ref().and_then(|(_, verdict)| verdict.as_ref()).is_some_and(failed)
+            && (self.ip.is_none() || self.is_at(peer))
     }
 
     /// Whether the lines of its handshake are all there: another such line is another connection's.
@@ -496,10 +614,14 @@ impl Attempt {
 /// The reason code of an MX host outside an MTA-STS policy.
 pub const MX_MISMATCH: &str = "mtasts-policy-mx-mismatch";
 
-const HANDSHAKE_FAILURE: &str = "tls-handshake-failure";
+/// The reason code of a certificate that no TLSA record fits.
+pub const DANE_NO_MATCH: &str = "dane-no-match";
+
+/// The reason code of a handshake that failed.
+pub(super) const HANDSHAKE_FAILURE: &str = "tls-handshake-failure";
 
 /// RFC 8460 §4.3's words for a verification failure: the cause goes into the reason code, in OpenSSL's words.
-fn verification(cause: VerifyCause<'_>) -> (ResultType, Option<String>) {
+pub(super) fn verification(cause: VerifyCause<'_>) -> (ResultType, Option<String>) {
     use ResultType::{CertificateExpired, CertificateHostMismatch, CertificateNotTrusted};
     let not_trusted = |code: &str| (CertificateNotTrusted, Some(code.to_owned()));
     match cause {
@@ -511,7 +633,7 @@ fn verification(cause: VerifyCause<'_>) -> (ResultType, Option<String>) {
         VerifyCause::WrongPurpose => not_trusted("unsuitable_certificate_purpose"),
         VerifyCause::ChainTooLong => not_trusted("certificate_chain_too_long"),
         VerifyCause::Code(62, _) => (CertificateHostMismatch, None),
-        VerifyCause::Code(65, _) => not_trusted("dane-no-match"),
+        VerifyCause::Code(65, _) => not_trusted(DANE_NO_MATCH),
         VerifyCause::Code(_, words) => not_trusted(&reason_code(words)),
         VerifyCause::ExternalPolicy(word) => match native_verdict(word, None) {
             Verdict::Failure(result, code) => (result, code),
@@ -531,7 +653,7 @@ fn native_verdict(failure_type: &[u8], reason: Option<&[u8]>) -> Verdict {
 }
 
 /// Words as a reason code: spaces become underscores; at most 64 characters, for a stranger may have chosen them.
-fn reason_code(words: &[u8]) -> String {
+pub(super) fn reason_code(words: &[u8]) -> String {
     let fit = |b: &u8| match b {
         b' ' => '_',
         b if b.is_ascii_graphic() => char::from(*b),
@@ -557,6 +679,11 @@ fn push(delivery: &mut Delivery, attempt: Attempt) {
     delivery.attempts.push(attempt);
 }
 
+/// Whether an instance is master(8)'s own or a service of it with a name of its own (`-o syslog_name=postfix/relay`).
+fn is_of(instance: &[u8], master: &[u8]) -> bool {
+    instance.strip_prefix(master).is_some_and(|rest| rest.is_empty() || rest.starts_with(b"/"))
+}
+
 fn process_key(process: &Process<'_>) -> Vec<u8> {
     [process.instance, b"/", process.name, b"\0", &process.pid.to_be_bytes()[..]].concat()
 }
@@ -571,6 +698,9 @@ fn key_of(host: &[u8], ip: Option<IpAddr>, port: Option<u16>) -> Vec<u8> {
     [&host.to_ascii_lowercase()[..], b"\0", ip.as_bytes(), b"\0", &port.to_be_bytes()[..]].concat()
 }
 
-fn text(bytes: &[u8]) -> String {
+pub(super) fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
+
+#[cfg(test)]
+mod tests;

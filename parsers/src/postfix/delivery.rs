@@ -11,7 +11,7 @@ use memchr::{memchr, memchr_iter, memrchr};
 use super::{Found, peer};
 use crate::{
     Family,
-    event::{Peer, Reason, What},
+    event::{Peer, Reason, TlsFeature, TlsState, What},
     syslog::decimal,
 };
 
@@ -47,6 +47,7 @@ fn delivery<'a>(queue_id: &'a [u8], text: &'a [u8]) -> Option<What<'a>> {
     }
     let (relay, mut text) = relay(text.strip_prefix(b"relay=")?)?;
     let mut cached_connection = false;
+    let mut tls = None;
     // Between relay and status every value is Postfix's own, and none has a comma.
     let status = loop {
         if let Some(status) = text.strip_prefix(b"status=") {
@@ -54,13 +55,15 @@ fn delivery<'a>(queue_id: &'a [u8], text: &'a [u8]) -> Option<What<'a>> {
         }
         if let Some(uses) = text.strip_prefix(b"conn_use=") {
             cached_connection = decimal(uses)?.0 >= 2;
+        } else if let Some(features) = text.strip_prefix(b"tls=") {
+            tls = tls_feature(features.get(..memchr(b',', features)?)?);
         }
         text = text.get(memchr(b',', text)?..)?.strip_prefix(b", ")?;
     };
     let (sent, reason_text) = status_and_reason(status)?;
     let recipient_domain = memrchr(b'@', recipient).and_then(|at| recipient.get(at + 1..)).unwrap_or_default();
     let reason = reason(reason_text);
-    Some(What::Delivery { queue_id, recipient_domain, relay, cached_connection, sent, reason })
+    Some(What::Delivery { queue_id, recipient_domain, relay, cached_connection, tls, sent, reason })
 }
 
 /// An address behind its `<`, and what follows `>, `.
@@ -102,6 +105,21 @@ fn relay(text: &[u8]) -> Option<(Option<Peer<'_>>, &[u8])> {
     let (word, rest) = text.split_at_checked(memchr(b',', text)?)?;
     // A bracket would be a peer that could not be read.
     (!word.is_empty() && !word.contains(&b'[')).then_some((None, rest.strip_prefix(b", ")?))
+}
+
+/// `may`, `!secure`, `dane:encrypt`, `may?`; behind a slash is what became of REQUIRETLS, of which nothing is counted.
+fn tls_feature(text: &[u8]) -> Option<TlsFeature<'_>> {
+    let text = memchr(b'/', text).map_or(Some(text), |slash| text.get(..slash))?;
+    let (state, text) = match (text.strip_prefix(b"!"), text.strip_suffix(b"?")) {
+        (Some(text), _) => (TlsState::Violated, text),
+        (None, Some(text)) => (TlsState::Undecided, text),
+        (None, None) => (TlsState::Met, text),
+    };
+    let (asked, reached) = match memchr(b':', text) {
+        Some(colon) => (text.get(..colon)?, text.get(colon + 1..)?),
+        None => (text, text),
+    };
+    (!asked.is_empty() && !reached.is_empty()).then_some(TlsFeature { asked, reached, state })
 }
 
 /// `sent (250 2.0.0 Ok)`: whether it was sent, and the reason without its parentheses.
@@ -183,6 +201,7 @@ mod tests {
             recipient_domain: b"dane-reuse.example",
             relay: Some(peer("mx.dane-reuse.example", "203.0.113.161", Some(25))),
             cached_connection: true,
+            tls: None,
             sent: true,
             reason: Reason::Other,
         };
@@ -264,6 +283,32 @@ mod tests {
             );
             let Ok(Some(What::Delivery { reason, sent, .. })) = read(&text) else { panic!("{text}") };
             assert_eq!((reason, sent), (Reason::NotVerified, false), "{text}");
+        }
+    }
+
+    #[test]
+    fn reads_the_tls_feature() {
+        let feature = |asked: &'static str, reached: &'static str, state| {
+            Some(TlsFeature { asked: asked.as_bytes(), reached: reached.as_bytes(), state })
+        };
+        for (text, want) in [
+            ("may", feature("may", "may", TlsState::Met)),
+            ("may?", feature("may", "may", TlsState::Undecided)),
+            ("may:none", feature("may", "none", TlsState::Met)),
+            ("!secure", feature("secure", "secure", TlsState::Violated)),
+            ("dane:halfdane", feature("dane", "halfdane", TlsState::Met)),
+            ("unknown?/!requiretls:nocertmatch", feature("unknown", "unknown", TlsState::Undecided)),
+            ("may/!requiretls?", feature("may", "may", TlsState::Met)),
+            ("", None),
+            ("!", None),
+            ("may:", None),
+        ] {
+            assert_eq!(tls_feature(text.as_bytes()), want, "{text}");
+            let line = format!(
+                "to=<a@b.test>, relay=mx.b.test[192.0.2.1]:25, delay=1, delays=0/0/0/1, tls={text}, dsn=2.0.0, status=sent (250 Ok)"
+            );
+            let Ok(Some(What::Delivery { tls, .. })) = read(&line) else { panic!("{line}") };
+            assert_eq!(tls, want, "{line}");
         }
     }
 

@@ -94,8 +94,11 @@ pub(super) fn qmgr(text: &[u8]) -> Found<'_> {
     }
 }
 
-/// `daemon started -- version 3.7.11, configuration /etc/postfix`.
+/// `daemon started -- version 3.7.11, configuration /etc/postfix`, or `reload -- version …` in its place.
 pub(super) fn master(text: &[u8]) -> Found<'_> {
+    if text.starts_with(b"reload -- version ") {
+        return Ok(Some(What::Reloaded));
+    }
     let Some(rest) = text.strip_prefix(b"daemon started -- version ") else { return Ok(None) };
     let version = memchr(b',', rest).and_then(|end| rest.get(..end)).unwrap_or(rest);
     if version.is_empty() { Err(Family::DaemonStarted) } else { Ok(Some(What::Started { version })) }
@@ -181,6 +184,7 @@ mod tests {
         let snapshot = b"daemon started -- version 3.12-20260821, configuration /etc/postfix";
         assert_eq!(master(snapshot), Ok(Some(What::Started { version: b"3.12-20260821" })));
         assert_eq!(master(b"daemon started -- version "), Err(Family::DaemonStarted));
-        assert_eq!(master(b"reload -- version 3.10.13, configuration /etc/postfix"), Ok(None));
+        assert_eq!(master(b"reload -- version 3.10.13, configuration /etc/postfix"), Ok(Some(What::Reloaded)));
+        assert_eq!(master(b"terminating on signal 15"), Ok(None));
     }
 }

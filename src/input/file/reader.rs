@@ -2,6 +2,7 @@
 //!
 //! Takes: a path and a mark. Gives: a [`Step`] a call: a block, or that there is nothing yet. Blocks on the disk only.
 //! The mark stays at the end of a file until a line of the next has been read: an empty file has nothing to be known by.
+//! Where there was none at all but an empty one, every file with content is newer than the mark.
 //! When it fails: an `InputError`, once for as long as it stands the same.
 
 use std::collections::HashSet;
@@ -72,6 +73,12 @@ impl Reader {
         loop {
             if self.source.is_none() && !self.begin()? {
                 return Ok(Step::Wait(POLL));
+            }
+            if self.mark.as_ref().is_some_and(|mark| !mark_is_sure(mark))
+                && let Some(first) = self.oldest()?
+            {
+                self.mark = Some(first.mark());
+                self.take(first)?;
             }
             let Some(source) = &mut self.source else { return Ok(Step::Wait(POLL)) };
             match source.read() {
@@ -172,7 +179,9 @@ impl Reader {
                 self.say("does not exist; it is waited for".to_owned(), false);
                 return Ok(false);
             };
-            return self.take(source).map(|()| true);
+            // An empty file has nothing to be known by; the end of the one before it has.
+            let known = if source.is_empty() { self.end_of_newest()? } else { None };
+            return self.take(known.unwrap_or(source)).map(|()| true);
         };
         let Mark::File { offset, inode, .. } = mark;
         let marked = match current {
@@ -201,6 +210,21 @@ impl Reader {
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
             Err(e) => Err(self.unreadable(&e)),
         }
+    }
+
+    /// The oldest rotated file that has content, unless it is a copy of the one at the path that nobody needs yet.
+    fn oldest(&self) -> Result<Option<Source>, InputError> {
+        let rotated = siblings::of(&self.path).map_err(|e| self.unreadable(&e))?;
+        let current = Source::open(&self.path).ok();
+        let first = rotated.iter().find_map(with_content);
+        Ok(first.filter(|first| !current.is_some_and(|now| now.inode != first.inode && first.is_copy_of(&now))))
+    }
+
+    /// The newest rotated file that has content, read to its end.
+    fn end_of_newest(&self) -> Result<Option<Source>, InputError> {
+        let rotated = siblings::of(&self.path).map_err(|e| self.unreadable(&e))?;
+        let newest = rotated.iter().rev().find_map(with_content);
+        Ok(newest.and_then(|mut source| source.go_to(u64::MAX).ok().map(|()| source)))
     }
 
     /// The rotated file that the mark is of.
@@ -293,6 +317,11 @@ impl Reader {
         }
         self.said.insert(line);
     }
+}
+
+/// A rotated file, opened, unless it is empty: plain or as gzip.
+fn with_content(sibling: &Sibling) -> Option<Source> {
+    Source::open(&sibling.path).ok().filter(|source| !source.is_empty())
 }
 
 /// Which of the rotated files this is.

@@ -219,6 +219,11 @@ impl Source {
         }
     }
 
+    /// Whether nothing stands in it yet that it could be known by.
+    pub fn is_empty(&self) -> bool {
+        self.head.is_empty()
+    }
+
     /// Whether its first octets are those of the mark.
     pub fn begins_as(&self, mark: &Mark) -> bool {
         let Mark::File { fingerprint: wanted, covers, .. } = mark;

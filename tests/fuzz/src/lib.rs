@@ -11,6 +11,8 @@ use tlswarden::policy::sts::cache::Cached;
 use tlswarden::policy::sts::{document, record};
 use tlswarden::policy::{Decision, Level, NextHop};
 use tlswarden::report::recipients::{Destination, MAX_DESTINATIONS, MAX_SKIPPED, recipients};
+use tlswarden::session::Sessions;
+use tlswarden::session::exim::Told;
 use tlswarden::socketmap::netstring::{self, Frame};
 use tlswarden::socketmap::wording::{self, MAX_REPLY, Wording};
 use tlswarden::tlsrpt::{InForce, Mode, Policy, PolicyType};
@@ -23,8 +25,43 @@ mod model;
 
 /// A log of Postfix: no line panics, and whatever an event borrows lies in its line.
 pub fn parse_postfix(data: &[u8]) {
+    borrows(Dialect::Postfix, data);
+}
+
+/// A log of Exim: the same; and its sessions are bounded, whatever their lines say.
+pub fn parse_exim(data: &[u8]) {
+    borrows(Dialect::Exim, data);
+    let mut sessions = Sessions::new(Dialect::Exim);
+    let mut outcomes = Vec::new();
+    let (mut lines, mut again) = (0, Sessions::new(Dialect::Exim));
     for line in data.split(|&b| b == b'\n') {
-        if let Ok(Some(event)) = parse(Dialect::Postfix, line) {
+        if let Ok(Some(event)) = parse(Dialect::Exim, line) {
+            lines += 1;
+            sessions.event(&event, lines, |_| false, &mut outcomes);
+            for (key, value) in sessions.changes() {
+                assert!(value.is_none_or(|value| again.load(&key, &value)), "an open state that does not read back");
+            }
+        }
+    }
+    sessions.end_all(lines, &mut outcomes);
+    assert!(sessions.is_idle());
+    // A line is one session at most, but for those that it settles, which had a line each.
+    assert!(outcomes.len() <= 2 * usize::try_from(lines).unwrap_or(usize::MAX));
+}
+
+/// A failed session as Exim tells it: read or not, nothing else.
+pub fn exim_told(data: &[u8]) {
+    if let Some(told) = Told::parse(data) {
+        let mut sessions = Sessions::new(Dialect::Exim);
+        sessions.told(&told);
+        sessions.end_all(0, &mut Vec::new());
+        assert!(sessions.is_idle());
+    }
+}
+
+fn borrows(dialect: Dialect, data: &[u8]) {
+    for line in data.split(|&b| b == b'\n') {
+        if let Ok(Some(event)) = parse(dialect, line) {
             for text in borrowed::texts(&event) {
                 assert!(borrowed::lies_in(text, line), "{event:?}");
             }

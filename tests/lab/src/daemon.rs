@@ -168,6 +168,25 @@ pub async fn reports(program: &Program, world: &World, day: &str) -> Result<BTre
     Ok(reports)
 }
 
+/// A report in a line: for each policy its type, its sessions and its failure details.
+pub fn line(report: &Value) -> String {
+    let policies = report["policies"].as_array().into_iter().flatten().map(|policy| {
+        let count =
+            |which: &str| policy["summary"][format!("total-{which}-session-count")].as_u64().unwrap_or_default();
+        let mut parts = Vec::new();
+        for (which, word) in [("successful", "ok"), ("failure", "failed")] {
+            parts.extend((count(which) > 0).then(|| format!("{} {word}", count(which))));
+        }
+        for detail in policy["failure-details"].as_array().map_or(&[][..], Vec::as_slice) {
+            let reason = detail["failure-reason-code"].as_str().map(|code| format!("/{code}")).unwrap_or_default();
+            let kind = detail["result-type"].as_str().unwrap_or("?");
+            parts.push(format!("{} {kind}{reason}", detail["failed-session-count"]));
+        }
+        format!("{}: {}", policy["policy"]["policy-type"].as_str().unwrap_or("?"), parts.join(", "))
+    });
+    policies.collect::<Vec<_>>().join("; ")
+}
+
 /// The last 30 lines of a file.
 pub fn tail(path: &Path) -> String {
     let text = fs::read(path).map(|octets| String::from_utf8_lossy(&octets).into_owned()).unwrap_or_default();

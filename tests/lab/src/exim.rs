@@ -32,6 +32,11 @@ pub fn program() -> Result<PathBuf, String> {
     found.map_err(|e| format!("{}: {e}; as root on Debian or Ubuntu: tests/lab/unpack-exim", path.display()))
 }
 
+/// The main log of the Exim of a world, which is in this folder.
+pub fn log(world: &Path) -> PathBuf {
+    world.join("exim/log/main")
+}
+
 impl Exim {
     /// Writes its configuration and has Exim check it. `timeout`: how long it waits for the daemon.
     pub fn new(world: &World, timeout: &str) -> Result<Exim, String> {

@@ -31,6 +31,8 @@ trace     unix  -       -       n       -       0       bounce
 verify    unix  -       -       n       -       1       verify
 flush     unix  n       -       n       1000?   0       flush
 proxymap  unix  -       -       n       -       -       proxymap
+scache    unix  -       -       n       -       1       scache
+tlsproxy  unix  -       -       n       -       0       tlsproxy
 smtp      unix  -       -       n       -       -       smtp
 showq     unix  n       -       n       -       -       showq
 error     unix  -       -       n       -       -       error
@@ -120,6 +122,12 @@ impl Installation {
         if self.knows_attributes() { "policy-tlsrpt" } else { "policy" }
     }
 
+    /// Whether it is this version or a later one.
+    pub fn at_least(&self, version: [u32; 3]) -> bool {
+        let numbers = self.version.split(['.', '-']).map(|part| part.parse().unwrap_or(0));
+        numbers.chain(std::iter::repeat(0)).take(3).cmp(version) != std::cmp::Ordering::Less
+    }
+
     fn numbers(&self) -> Option<(u32, u32)> {
         let mut numbers = self.version.split('.').map(|part| part.parse().ok());
         Some((numbers.next()??, numbers.next()??))
@@ -169,6 +177,16 @@ impl Postfix {
     /// Starts it, with this `smtp_tls_security_level`, and waits until it takes mail. What an earlier one left in the
     /// queue is still there. Once a world for an installation in a chroot: see [`Postfix::restart`].
     pub fn start(world: &World, installation: &Installation, level: &str) -> Result<Postfix, String> {
+        Postfix::start_with(world, installation, level, &[])
+    }
+
+    /// The same with these settings in place of, or beside, those of main.cf.
+    pub fn start_with(
+        world: &World,
+        installation: &Installation,
+        level: &str,
+        settings: &[(&str, &str)],
+    ) -> Result<Postfix, String> {
         installation.open(world.folder())?;
         let folder = world.folder().join("postfix");
         let text = |e: std::io::Error| format!("{}: {e}", folder.display());
@@ -178,19 +196,33 @@ impl Postfix {
         let postfix = Postfix { installation: installation.clone(), folder, log: world.log() };
         // The owner of Postfix's own data is the user `postfix` (mail_owner), whose number is the installation's.
         postfix.succeeds(installation.command("chown").arg("postfix").arg(postfix.folder.join("data")))?;
-        postfix.configure(world, level)?;
+        postfix.configure(world, level, settings)?;
         postfix.run()?;
         Ok(postfix)
     }
 
     /// Stops it and starts it with another `smtp_tls_security_level`.
     pub fn restart(&self, world: &World, level: &str) -> Result<(), String> {
+        self.restart_with(world, level, &[])
+    }
+
+    /// The same with settings, as [`Postfix::start_with`] has them; what was deferred is gone.
+    pub fn restart_with(&self, world: &World, level: &str, settings: &[(&str, &str)]) -> Result<(), String> {
+        if !settings.is_empty() {
+            // While postlogd(8) runs: postsuper(1) logs as a user who may not write the log.
+            self.succeeds(&mut self.command("postsuper", &["-d", "ALL"]))?;
+        }
         self.succeeds(&mut self.command("postfix", &["stop"]))?;
-        self.configure(world, level)?;
+        self.configure(world, level, settings)?;
         self.run()
     }
 
-    fn configure(&self, world: &World, level: &str) -> Result<(), String> {
+    /// The folder of its configuration; its queue is in `queue` there.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    fn configure(&self, world: &World, level: &str, settings: &[(&str, &str)]) -> Result<(), String> {
         let map = self.installation.map();
         let text = |e: std::io::Error| format!("{}: {e}", self.folder.display());
         let (here, world_folder) = (self.folder.display(), world.folder().display());
@@ -220,7 +252,10 @@ impl Postfix {
             world.ca_file().display(),
             world.log().display(),
         );
-        fs::write(self.folder.join("main.cf"), main_cf).map_err(text)?;
+        let is_set = |line: &str| settings.iter().any(|(name, _)| line.split(' ').next() == Some(name));
+        let mut lines: Vec<String> = main_cf.lines().filter(|line| !is_set(line)).map(str::to_owned).collect();
+        lines.extend(settings.iter().map(|(name, value)| format!("{name} = {value}")));
+        fs::write(self.folder.join("main.cf"), lines.join("\n") + "\n").map_err(text)?;
         fs::write(self.folder.join("master.cf"), MASTER_CF).map_err(text)
     }
 

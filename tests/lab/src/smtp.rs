@@ -38,6 +38,10 @@ pub enum Kind {
     Refuses,
     /// Says 220 to STARTTLS and hangs up at the ClientHello.
     HangsUp,
+    /// Answers the ClientHello with these octets and hangs up.
+    Says(&'static [u8]),
+    /// Says 220 to STARTTLS and nothing any more.
+    Stalls,
 }
 
 /// One connection, as far as it came.
@@ -51,6 +55,8 @@ pub struct Connection {
     pub sni: Option<String>,
     /// Messages that were taken in.
     pub messages: usize,
+    /// Recipients that were named.
+    pub recipients: usize,
 }
 
 /// One message.
@@ -94,6 +100,18 @@ struct State {
     record: Mutex<Record>,
     /// Replies in place of 250 to `RCPT TO`, by recipient.
     refused: Mutex<BTreeMap<String, String>>,
+    /// That of the certificate now: sessions that were begun with it can be resumed.
+    config: Mutex<Option<Arc<ServerConfig>>>,
+}
+
+impl State {
+    fn tls_config(&self, identity: &Identity) -> io::Result<Arc<ServerConfig>> {
+        let mut config = lock(&self.config);
+        if config.is_none() {
+            *config = Some(identity.server_config().map_err(io::Error::other)?);
+        }
+        Ok(config.clone().expect("it was there, or was put there above"))
+    }
 }
 
 /// A running server. It stops when it is dropped.
@@ -114,6 +132,7 @@ impl Sink {
             kind: Mutex::new(kind),
             record: Mutex::default(),
             refused: Mutex::default(),
+            config: Mutex::default(),
         });
         let mut tasks = JoinSet::new();
         tasks.spawn(serve(listener, state.clone()));
@@ -133,6 +152,7 @@ impl Sink {
     /// Changes what it does about TLS, from the next connection on.
     pub fn set_kind(&self, kind: Kind) {
         *lock(&self.state.kind) = kind;
+        *lock(&self.state.config) = None;
     }
 
     /// Answers `RCPT TO` for one recipient with this reply, such as `550 5.1.1 no such user`.
@@ -180,18 +200,27 @@ async fn connection(stream: TcpStream, state: &State, number: usize) -> io::Resu
         match &kind {
             Kind::Plain => say(&mut plain, "502 5.5.1 not offered").await?,
             Kind::Refuses => say(&mut plain, "454 4.7.0 TLS not available due to local problem").await?,
-            Kind::HangsUp => {
+            Kind::HangsUp => return answer_hello(plain, &[]).await,
+            Kind::Says(octets) => return answer_hello(plain, octets).await,
+            Kind::Stalls => {
                 say(&mut plain, "220 2.0.0 ready").await?;
-                let _ = plain.read_u8().await;
+                tokio::time::sleep(IDLE).await;
                 return Ok(());
             }
             Kind::Tls(identity) => {
                 say(&mut plain, "220 2.0.0 ready").await?;
-                let config = identity.server_config().map_err(io::Error::other)?;
+                let config = state.tls_config(identity)?;
                 return encrypted(plain.into_inner(), config, state, number).await;
             }
         }
     }
+}
+
+async fn answer_hello(mut stream: BufStream<TcpStream>, octets: &[u8]) -> io::Result<()> {
+    say(&mut stream, "220 2.0.0 ready").await?;
+    let _ = stream.read_u8().await;
+    stream.write_all(octets).await?;
+    stream.flush().await
 }
 
 async fn encrypted(stream: TcpStream, config: Arc<ServerConfig>, state: &State, number: usize) -> io::Result<()> {
@@ -231,6 +260,7 @@ where
             }
             "RCPT" if from.is_some() => {
                 let recipient = path(argument);
+                lock(&state.record).connections[number].recipients += 1;
                 let refusal = lock(&state.refused).get(&recipient).cloned();
                 if refusal.is_none() {
                     to.push(recipient);
@@ -367,7 +397,7 @@ mod tests {
         assert_eq!(record.mail[0].to, ["u@a.test", "v@a.test"]);
         assert_eq!(record.mail[0].from, "s@b.test");
         assert_eq!(String::from_utf8_lossy(&record.mail[0].data), "Subject: x\r\n\r\n.dot\r\n..two\r\n");
-        assert_eq!(record.connections, [Connection { messages: 1, ..Connection::default() }]);
+        assert_eq!(record.connections, [Connection { messages: 1, recipients: 2, ..Connection::default() }]);
         assert_eq!(record.sessions_with_mail(), 0);
     }
 

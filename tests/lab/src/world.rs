@@ -40,6 +40,8 @@ pub struct Options {
     pub postfix: String,
     /// The security level that the host has without a policy, as the daemon is told it.
     pub default_level: &'static str,
+    /// Whether the log that is followed is that of an [`Exim`](crate::exim::Exim), and not Postfix's.
+    pub exim: bool,
 }
 
 impl Default for Options {
@@ -53,6 +55,7 @@ impl Default for Options {
             socketmap: None,
             postfix: "3.7".into(),
             default_level: "may",
+            exim: false,
         }
     }
 }
@@ -88,6 +91,10 @@ pub enum Server {
     Refuses,
     /// The connection is closed at the ClientHello.
     HangsUp,
+    /// The ClientHello is answered with these octets.
+    Says(&'static [u8]),
+    /// The ClientHello is not answered.
+    Stalls,
 }
 
 /// What the TLSA record of an MX host says.
@@ -164,6 +171,16 @@ impl Domain {
     /// Its name.
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// The names of its MX hosts.
+    pub fn hosts(&self) -> impl Iterator<Item = &str> {
+        self.hosts.iter().map(|host| host.name.as_str())
+    }
+
+    /// Those that have a TLSA record.
+    pub fn dane_hosts(&self) -> impl Iterator<Item = &str> {
+        self.hosts.iter().filter(|host| host.tlsa.is_some()).map(|host| host.name.as_str())
     }
 
     /// The address that it wants its reports at.
@@ -304,13 +321,17 @@ impl World {
             let _ = write!(text, "[[report.dkim]]\nselector = \"{}\"\nkey = {path}\n\n", key.selector);
         }
         let clock = clock.map(|clock| format!("clock = \"{clock}\"\n")).unwrap_or_default();
+        let (log, mta) = match self.options.exim {
+            false => (self.log(), "postfix"),
+            true => (crate::exim::log(self.folder()), "exim"),
+        };
         let _ = write!(
             text,
             "[closed_network]\nextra_root = {}\npolicy_hosts = \"{}\"\nprivate_addresses = true\n{clock}\n\
-             [[input]]\nfile = {}\ntimezone = \"UTC\"\n",
+             [[input]]\nfile = {}\nmta = \"{mta}\"\ntimezone = \"UTC\"\n",
             quoted(self.ca_file()),
             self.policy_hosts.address(),
-            quoted(self.log()),
+            quoted(log),
         );
         fs::write(self.config(), text)
     }
@@ -347,7 +368,9 @@ impl World {
         let address = IpAddr::V4(Ipv4Addr::new(127, 0, 1, last));
         let fault = match host.server {
             Server::Faulty(fault) => Some(fault),
-            Server::Sound | Server::Plain | Server::Refuses | Server::HangsUp => None,
+            Server::Sound | Server::Plain | Server::Refuses | Server::HangsUp | Server::Says(_) | Server::Stalls => {
+                None
+            }
         };
         let identity: Identity = self.authority.certify(&host.name, fault).map_err(|e| e.to_string())?;
         {
@@ -367,6 +390,8 @@ impl World {
             Server::Plain => Kind::Plain,
             Server::Refuses => Kind::Refuses,
             Server::HangsUp => Kind::HangsUp,
+            Server::Says(octets) => Kind::Says(octets),
+            Server::Stalls => Kind::Stalls,
         };
         let sink = Sink::start(&host.name, SocketAddr::new(address, port), kind)
             .await

@@ -4,14 +4,16 @@
 //! `tests/lab/unpack-exim` has unpacked. Where one is missing the test fails and says which. Nothing outside the
 //! namespaces and the temporary folder is touched.
 
+use std::collections::BTreeMap;
 use std::io::{Read as _, Write as _};
 use std::os::unix::net::UnixListener;
 use std::time::{Duration, Instant};
 
 use lab::ca::Fault;
-use lab::daemon::{Daemon, Program};
+use lab::daemon::{Daemon, Program, line, reports};
 use lab::dns;
 use lab::exim::{self, Exim};
+use lab::host;
 use lab::namespace::inside;
 use lab::smtp::Sink;
 use lab::world::{Domain, Options, Server, Tlsa, World};
@@ -160,8 +162,72 @@ fn cases() -> Vec<Case> {
             1,
         ),
         case(some("some-plain.example", Server::Plain), false, "b.some-plain.example", &["(-38)"], 1),
+        // TLS is required, fails at the first host and succeeds at the second: the log says nothing of the first.
+        case(
+            Domain::new(BLIND).host("a", wrong).host("b", Server::Sound).sts("enforce", "*"),
+            true,
+            "b.blind.test",
+            &[" H=b.blind.test ", " CV=yes "],
+            1,
+        ),
+        case(
+            Domain::new("blind-three.test")
+                .host("a", own)
+                .host("b", Server::HangsUp)
+                .host("c", wrong)
+                .sts("enforce", "*"),
+            false,
+            "c.blind-three.test",
+            &["(-37)", " H=c.blind-three.test "],
+            1,
+        ),
     ]
 }
+
+/// Two hosts, of which the first has a certificate for another name.
+const BLIND: &str = "blind.test";
+
+/// What is counted of each, in the words of the report: as many sessions as the hosts have seen attempts, and those that
+/// the event action vetoed.
+const COUNTED: [(&str, &str); 25] = [
+    (
+        "blind-three.test",
+        "sts: 3 failed, 1 certificate-host-mismatch, 1 certificate-not-trusted, 1 validation-failure/tls-handshake-failure",
+    ),
+    ("blind.test", "sts: 1 ok, 1 failed, 1 certificate-host-mismatch"),
+    ("dane-bad.example", "tlsa: 1 failed, 1 certificate-not-trusted/dane-no-match"),
+    ("dane-plain.example", "tlsa: 1 failed, 1 starttls-not-supported"),
+    ("dane-sts.example", "tlsa: 1 failed, 1 certificate-not-trusted/dane-no-match"),
+    ("dane.example", "tlsa: 1 ok"),
+    ("deep.test", "sts: 1 failed, 1 validation-failure/mtasts-policy-mx-mismatch"),
+    ("first-unsigned.example", "tlsa: 1 ok; no-policy-found: 1 failed, 1 dane-required"),
+    ("good.test", "sts: 1 ok"),
+    ("none.test", "no-policy-found: 1 ok"),
+    ("outside.test", "sts: 1 failed, 1 validation-failure/mtasts-policy-mx-mismatch"),
+    ("plain.test", "sts: 1 failed, 1 starttls-not-supported"),
+    ("refuses.test", "sts: 1 failed, 1 starttls-not-supported"),
+    ("second.test", "sts: 1 ok, 1 failed, 1 validation-failure/mtasts-policy-mx-mismatch"),
+    ("self-signed.test", "sts: 1 failed, 1 certificate-not-trusted"),
+    (
+        "some-bad.example",
+        "tlsa: 1 failed, 1 certificate-not-trusted/dane-no-match; no-policy-found: 1 failed, 1 certificate-not-trusted",
+    ),
+    ("some-good.example", "tlsa: 1 failed, 1 certificate-not-trusted/dane-no-match; no-policy-found: 1 ok"),
+    (
+        "some-plain.example",
+        "tlsa: 1 failed, 1 certificate-not-trusted/dane-no-match; no-policy-found: 1 failed, 1 starttls-not-supported",
+    ),
+    (
+        "some-unsigned.example",
+        "tlsa: 1 failed, 1 certificate-not-trusted/dane-no-match; no-policy-found: 1 failed, 1 dane-required",
+    ),
+    ("testing-plain.test", "sts: 1 failed, 1 starttls-not-supported"),
+    ("testing.test", "sts: 1 failed, 1 validation-failure/mtasts-policy-mx-mismatch"),
+    ("unusable-sts.example", "sts: 1 failed, 1 certificate-not-trusted"),
+    ("unusable.example", "no-policy-found: 1 ok"),
+    ("wild.test", "sts: 1 ok"),
+    ("wrong-name.test", "sts: 1 failed, 1 certificate-host-mismatch"),
+];
 
 fn some(name: &str, other: Server) -> Domain {
     let domain = Domain::new(name).signed().dane_host("a", Server::Sound, Tlsa::Mismatching);
@@ -180,12 +246,14 @@ const BOGUS: &str = "bogus.example";
 async fn deliveries() {
     let begin = Instant::now();
     let cases = cases();
-    let mut domains: Vec<Domain> = cases.iter().map(|case| case.domain.clone()).collect();
+    let mut domains: Vec<Domain> =
+        cases.iter().map(|case| case.domain.clone().reports_to("tlsrpt@reports.test")).collect();
     domains.push(Domain::new(BOGUS).signed().host("mx", Server::Sound));
     let options = Options {
         dns: ([127, 0, 0, 1], 53).into(),
         policy_hosts: ([127, 0, 0, 1], 443).into(),
         receivers: Some(25),
+        exim: true,
         ..Options::default()
     };
     let world = World::start(options, &domains).await.unwrap();
@@ -209,6 +277,13 @@ async fn deliveries() {
     for case in &cases {
         delivers_or_defers(&world, &exim, case);
     }
+    // The first host of `BLIND` is there in the counts and not in the log.
+    let log = std::fs::read_to_string(exim.log()).unwrap();
+    assert!(!log.contains("a.blind.test"), "{log}");
+    let first = counts(&program, &world).await;
+    daemon.kill().await.unwrap();
+    let daemon = Daemon::start(&program, &world).await.unwrap();
+    assert_eq!(counts(&program, &world).await, first, "after kill -9");
     keeps_domains_apart(&world, &exim);
     defers_what_is_not_known(&world, &exim);
     daemon.stop().await.unwrap();
@@ -218,6 +293,27 @@ async fn deliveries() {
     // Where an expansion fails in a delivery, Exim goes on and says it there.
     assert_eq!(std::fs::read_to_string(exim.panic_log()).unwrap_or_default(), "");
     println!("{} cases in {:.1} s", cases.len() + 6, begin.elapsed().as_secs_f64());
+}
+
+/// What is counted of each domain, once it is what is wanted.
+async fn counts(program: &Program, world: &World) -> BTreeMap<String, String> {
+    let wanted: BTreeMap<String, String> = COUNTED.map(|(domain, line)| (domain.to_owned(), line.to_owned())).into();
+    let begin = Instant::now();
+    loop {
+        let reports = reports(program, world, &host::today()).await.unwrap();
+        let counted: BTreeMap<String, String> =
+            reports.iter().map(|(domain, report)| (domain.clone(), line(report))).collect();
+        if counted == wanted {
+            return counted;
+        }
+        if begin.elapsed() > Duration::from_secs(10) {
+            let other = |(domain, line): &(&String, &String)| wanted.get(*domain) != Some(*line);
+            let other: Vec<_> = counted.iter().filter(other).collect();
+            let missing: Vec<_> = wanted.keys().filter(|domain| !counted.contains_key(*domain)).collect();
+            panic!("counted otherwise: {other:#?}\nnot counted: {missing:?}");
+        }
+        tokio::time::sleep(Duration::from_millis(300)).await;
+    }
 }
 
 fn delivers_or_defers(world: &World, exim: &Exim, case: &Case) {

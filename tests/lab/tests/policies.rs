@@ -10,7 +10,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use lab::ca::Fault;
-use lab::daemon::{Daemon, Program, reports};
+use lab::daemon::{Daemon, Program, line, reports};
 use lab::host;
 use lab::https::Answer;
 use lab::postfix::{Installation, Postfix};
@@ -554,24 +554,6 @@ impl Stage {
             tokio::time::sleep(Duration::from_millis(300)).await;
         }
     }
-}
-
-/// A report in a line: for each policy its type, its sessions and its failure details.
-fn line(report: &Value) -> String {
-    let policies = report["policies"].as_array().unwrap().iter().map(|policy| {
-        let count = |which: &str| policy["summary"][format!("total-{which}-session-count")].as_u64().unwrap();
-        let mut parts = Vec::new();
-        for (which, word) in [("successful", "ok"), ("failure", "failed")] {
-            parts.extend((count(which) > 0).then(|| format!("{} {word}", count(which))));
-        }
-        for detail in policy["failure-details"].as_array().map_or(&[][..], Vec::as_slice) {
-            let reason = detail["failure-reason-code"].as_str().map(|code| format!("/{code}")).unwrap_or_default();
-            let kind = detail["result-type"].as_str().unwrap();
-            parts.push(format!("{} {kind}{reason}", detail["failed-session-count"]));
-        }
-        format!("{}: {}", policy["policy"]["policy-type"].as_str().unwrap(), parts.join(", "))
-    });
-    policies.collect::<Vec<_>>().join("; ")
 }
 
 impl Seen {

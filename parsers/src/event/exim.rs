@@ -1,0 +1,150 @@
+//! What a line of Exim's says.
+//!
+//! Takes: nothing. Gives: types that borrow from the line; no allocation.
+//! Almost every line names its message. Names, addresses and replies in it are a stranger's.
+
+use core::net::IpAddr;
+
+use super::{Peer, VerifyCause};
+
+/// A line about one message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Line<'a> {
+    /// The message, such as `1xUwZB-0006OQ-0w`, or from 4.97 on `1xUwgo-000000005mC-2Ih7`.
+    pub id: &'a [u8],
+    /// What happened to it.
+    pub says: Says<'a>,
+}
+
+/// What happened to a message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Says<'a> {
+    /// `<= … id=…`: it was taken in.
+    Arrived {
+        /// Its Message-ID, without angle brackets.
+        message_id: &'a [u8],
+    },
+    /// `=>`, `->`, `>>`, `==`, `**`: what became of one recipient in one delivery attempt.
+    Recipient(Recipient<'a>),
+    /// `H=HOST [IP]: …`, `DANE attempt failed; TLS connection to HOST [IP]: …`,
+    /// `TLS session: …: delivering unencrypted to H=HOST [IP] …`: one host, told when it failed.
+    Host {
+        /// The server.
+        peer: Peer<'a>,
+        /// Why.
+        problem: Problem<'a>,
+    },
+    /// `[IP] SSL verify error: …` (OpenSSL): told also where a certificate need not pass.
+    VerifyError {
+        /// The server's address.
+        ip: IpAddr,
+        /// Why it does not pass.
+        cause: VerifyCause<'a>,
+    },
+    /// `DANE error: No usable TLSA records` (OpenSSL): about the host whose failure follows.
+    NoUsableTlsa,
+    /// `Completed`: nothing more is to be done for it.
+    Completed,
+}
+
+/// What became of one recipient.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Recipient<'a> {
+    /// The arrow.
+    pub became: Became,
+    /// The address, as it is logged.
+    pub address: &'a [u8],
+    /// What stands after its last `@`; empty for a local delivery.
+    pub domain: &'a [u8],
+    /// The server; `None` where none was connected to.
+    pub peer: Option<Peer<'a>>,
+    /// `*` behind the address of the server: a connection that an earlier message, or an earlier transaction, made.
+    pub continued: bool,
+    /// `X=` and what `CV=` says of the certificate; `None` where the line has no `X=`: `==` never has one.
+    pub tls: Option<Checked>,
+    /// Why it was not delivered.
+    pub problem: Problem<'a>,
+}
+
+/// What an arrow says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Became {
+    /// `=>` or `>>`: delivered; the first of its transaction.
+    Delivered,
+    /// `->`: delivered in the same transaction.
+    DeliveredToo,
+    /// `==`: deferred.
+    Deferred,
+    /// `**`: bounced.
+    Failed,
+}
+
+/// `CV=`: whether the certificate was verified.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Checked {
+    /// `CV=dane`: by a TLSA record.
+    Dane,
+    /// `CV=yes`: by its chain, and by its name where that was asked for.
+    Pkix,
+    /// `CV=no`.
+    No,
+    /// The selector `tls_certificate_verified` is off.
+    Untold,
+}
+
+/// Why a host was given up, as far as TLS is concerned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Problem<'a> {
+    /// `a TLS session is required, but the server did not offer TLS support`.
+    StarttlsNotOffered,
+    /// `a TLS session is required, but an attempt to start TLS failed`, or a reply to STARTTLS itself.
+    StarttlsRefused,
+    /// The TLS handshake failed, in the library's words.
+    Handshake(&'a [u8]),
+    /// `certificate invalid` (GnuTLS): its chain, or its dates.
+    CertificateInvalid,
+    /// `(certificate verification failed)` and no more (GnuTLS): its name.
+    CertificateName,
+    /// `certificate revoked`.
+    CertificateRevoked,
+    /// `certificate not supplied`.
+    CertificateMissing,
+    /// `certificate verify failed` (OpenSSL): why stands in a line of its own, [`Says::VerifyError`].
+    CertificateRejected,
+    /// The certificate matches no TLSA record (GnuTLS, libdane's words).
+    DaneMismatch(&'a [u8]),
+    /// No TLSA record can be used.
+    TlsaUnusable,
+    /// `DANE error: tlsa lookup DEFER`: it could not be looked up.
+    TlsaLookup,
+    /// `DANE error: tlsa lookup FAIL`, `DANE error: HOST lookup not DNSSEC`: DANE was required.
+    DaneRequired,
+    /// The event action of `packaging/exim.example`: the host is none of the MTA-STS policy's.
+    StsMxMismatch,
+    /// A fault of this host's: no TLS was tried.
+    Local,
+    /// Anything else, or nothing.
+    Other,
+}
+
+impl<'a> Problem<'a> {
+    /// What a message of Exim's says of a host: that of `H=…:`, `==`, `**`, or `$event_data`.
+    #[must_use]
+    pub fn of(message: &'a [u8]) -> Problem<'a> {
+        crate::exim::problem(message)
+    }
+}
+
+impl Problem<'_> {
+    /// Whether policy ruled the host out, before any TLS.
+    #[must_use]
+    pub const fn rules_out(&self) -> bool {
+        matches!(self, Problem::TlsaLookup | Problem::DaneRequired | Problem::StsMxMismatch)
+    }
+
+    /// Whether TLS was tried, or would have been, and failed.
+    #[must_use]
+    pub const fn fails_session(&self) -> bool {
+        !self.rules_out() && !matches!(self, Problem::Local | Problem::Other)
+    }
+}

@@ -1,0 +1,215 @@
+//! Reads `<=`, and what became of a recipient: `=>`, `->`, `>>`, `==`, `**` (deliver.c, `delivery_log` and its like).
+//!
+//! Takes: the text behind the message id. Gives: the event, with the fields in the order in which Exim writes them:
+//! address, parents in parentheses, `<original>`, `F=`, `Q=`, `P=`, `R=`, `T=`, `S=`, `H=`, `PRX=`, `I=`, `TFO`, `PS=`, `X=`,
+//! `CV=`; nothing behind those is read, but the message of `==` and `**`.
+//! When it fails: [`Family::EximRecipient`].
+
+use memchr::{memchr, memmem};
+
+use super::{Found, fields, tls};
+use crate::{
+    Family,
+    event::{
+        Peer,
+        exim::{Became, Checked, Problem, Recipient, Says},
+    },
+};
+
+pub(super) fn parse(text: &[u8], cut: bool) -> Found<'_> {
+    let (arrow, rest) = match *text {
+        [a, b, b' ', ref rest @ ..] => ([a, b], rest),
+        _ => return Ok(None),
+    };
+    let became = match &arrow {
+        b"<=" => return Ok(arrived(rest)),
+        b"=>" | b">>" => Became::Delivered,
+        b"->" => Became::DeliveredToo,
+        b"==" => Became::Deferred,
+        b"**" => Became::Failed,
+        // `*>` was not delivered at all (-N), `(=` is of no interest.
+        _ => return Ok(None),
+    };
+    let Some((address, domain, rest)) = recipient(rest) else {
+        // Mailboxes, pipes, and what failed before it was an address.
+        return Ok(None);
+    };
+    let found = match became {
+        Became::Deferred => deferred(rest),
+        Became::Delivered | Became::DeliveredToo | Became::Failed => sent_or_failed(rest, became),
+    };
+    match found {
+        Some(Fields { peer, continued, tls, problem, read }) => {
+            // In the first part of a line that was cut, a field that is not there may be in the next.
+            if cut && !read {
+                return Err(Family::EximRecipient);
+            }
+            Ok(Some(Says::Recipient(Recipient { became, address, domain, peer, continued, tls, problem })))
+        }
+        None => Err(Family::EximRecipient),
+    }
+}
+
+/// `sender … S=… id=…`: what stands before the identifier is counted off, as far as Exim writes it there (receive.c).
+fn arrived(text: &[u8]) -> Option<Says<'_>> {
+    // The sender, or `<>`; it may be quoted.
+    let rest = match text.strip_prefix(b"<>") {
+        Some(rest) => rest,
+        None => fields::address(text).map_or_else(|| text.get(memchr(b' ', text)?..), |(_, _, rest)| Some(rest))?,
+    };
+    let rest = fields::skip_word(rest, b" R=");
+    // ` H=name (helo) [ip]:port I=[ip]:port Ci=… U=… P=…`: the names are the client's, but have no space in them.
+    let rest = match rest.strip_prefix(b" H=") {
+        None => rest,
+        Some(host) => host.get(memmem::find(host, b" [")?..)?,
+    };
+    let mut rest = rest;
+    // Each further field is a space and a word of the form NAME=…, quoted where it can have spaces.
+    loop {
+        if let Some((id, _)) = fields::word(rest, b" id=") {
+            return (!id.is_empty()).then_some(Says::Arrived { message_id: id });
+        }
+        // What follows an identifier is the sender's own: the subject, the addresses.
+        if rest.is_empty() || [&b" T="[..], b" from ", b" for "].iter().any(|end| rest.starts_with(end)) {
+            return None;
+        }
+        rest = rest.strip_prefix(b" ")?;
+        rest = rest.get(field_end(rest)?..)?;
+    }
+}
+
+/// The end of one field of `<=`: the next space that is in no quotes.
+fn field_end(text: &[u8]) -> Option<usize> {
+    let space = memchr(b' ', text).unwrap_or(text.len());
+    match memmem::find(text.get(..space)?, b"=\"") {
+        None => Some(space),
+        Some(open) => {
+            // `DN="…"`, `SNI="…"`: a quote within is not escaped by every version, so that the last one before ` NAME=` ends it.
+            let mut at = open + 2;
+            loop {
+                at += memchr(b'"', text.get(at..)?)? + 1;
+                if matches!(text.get(at), None | Some(b' ')) {
+                    return Some(at);
+                }
+            }
+        }
+    }
+}
+
+/// The address, without its parents and its original: the address, its domain, and what follows all of them.
+fn recipient(text: &[u8]) -> Option<(&[u8], &[u8], &[u8])> {
+    let (address, domain, mut rest) = fields::address(text)?;
+    if let Some(parents) = rest.strip_prefix(b" (") {
+        rest = parents;
+        loop {
+            (_, _, rest) = fields::address(rest)?;
+            match rest.strip_prefix(b", ") {
+                Some(next) => rest = next,
+                None => break,
+            }
+        }
+        rest = rest.strip_prefix(b")")?;
+    }
+    if let Some(original) = rest.strip_prefix(b" <") {
+        // What was submitted may be no address at all.
+        let end =
+            fields::address(original).map_or_else(|| original.get(memchr(b'>', original)?..), |(_, _, r)| Some(r))?;
+        rest = end.strip_prefix(b">")?;
+    }
+    Some((address, domain, rest))
+}
+
+/// What is read of the fields behind the address.
+struct Fields<'a> {
+    peer: Option<Peer<'a>>,
+    continued: bool,
+    tls: Option<Checked>,
+    problem: Problem<'a>,
+    /// All of them were there, or something behind them.
+    read: bool,
+}
+
+/// `=>` and its like, and `**`.
+fn sent_or_failed(text: &[u8], became: Became) -> Option<Fields<'_>> {
+    let rest = fields::skip_path(text, b" F=<")?;
+    let rest = fields::skip_word(rest, b" Q=");
+    let rest = fields::skip_path(rest, b" P=<")?;
+    let rest = fields::skip_word(rest, b" R=");
+    let rest = fields::skip_word(rest, b" T=");
+    let rest = fields::skip_word(rest, b" S=");
+    let (host, rest) = host(rest)?;
+    // 4.99: ` PS=` and the commands, a letter each.
+    let rest = fields::skip_word(rest, b" PS=");
+    let (tls, rest) = match fields::word(rest, b" X=") {
+        None => (None, rest),
+        Some((_, rest)) => match fields::word(rest, b" CV=") {
+            None => (Some(Checked::Untold), rest),
+            Some((word, rest)) => (Some(checked(word)?), rest),
+        },
+    };
+    // Behind `DN="…"` stands what a stranger wrote; with `X=` nothing is wanted from there.
+    let message = if became == Became::Failed && tls.is_none() { message(rest) } else { None };
+    let (peer, continued) = host.map_or((None, false), |(peer, continued)| (Some(peer), continued));
+    Some(Fields {
+        peer,
+        continued,
+        tls,
+        problem: message.map_or(Problem::Other, tls::problem),
+        read: !rest.is_empty() && tls != Some(Checked::Untold),
+    })
+}
+
+fn checked(word: &[u8]) -> Option<Checked> {
+    Some(match word {
+        b"dane" => Checked::Dane,
+        b"yes" => Checked::Pkix,
+        b"no" => Checked::No,
+        _ => return None,
+    })
+}
+
+/// `== … defer (N)[: text of errno] H=… DT=…: message`.
+fn deferred(text: &[u8]) -> Option<Fields<'_>> {
+    let nothing = Fields { peer: None, continued: false, tls: None, problem: Problem::Other, read: true };
+    let rest = fields::skip_word(text, b" Q=");
+    let rest = fields::skip_word(rest, b" R=");
+    let rest = fields::skip_word(rest, b" T=");
+    let Some(rest) = rest.strip_prefix(b" defer (") else {
+        // ` routing defer (N)`, ` transport concurrency limit …`: no host was tried.
+        return Some(nothing);
+    };
+    let (negative, rest) = rest.strip_prefix(b"-").map_or((false, rest), |rest| (true, rest));
+    let (number, rest) = crate::syslog::decimal(rest)?;
+    let mut rest = rest.strip_prefix(b")")?;
+    if !negative && number > 0 {
+        // What the C library says of an errno has neither of these.
+        rest = rest.strip_prefix(b": ")?;
+        let ends = [memmem::find(rest, b" H="), memmem::find(rest, b" DT="), memmem::find(rest, b": ")];
+        rest = rest.get(ends.into_iter().flatten().min().unwrap_or(rest.len())..)?;
+    }
+    let (host, rest) = host(rest)?;
+    let rest = fields::skip_word(rest, b" DT=");
+    let (peer, continued) = host.map_or((None, false), |(peer, continued)| (Some(peer), continued));
+    let problem = message(rest).map_or(Problem::Other, tls::problem);
+    Some(Fields { peer, continued, problem, read: !rest.is_empty(), ..nothing })
+}
+
+/// ` H=HOST [IP]:PORT*` and what belongs to it; `None` inside where no host is named.
+#[allow(clippy::type_complexity)] // The host, whether it is a connection that stood already, and what follows.
+fn host(text: &[u8]) -> Option<(Option<(Peer<'_>, bool)>, &[u8])> {
+    let Some(rest) = text.strip_prefix(b" H=") else { return Some((None, text)) };
+    let Some((peer, rest)) = fields::peer(rest) else {
+        // A local delivery has a bare name.
+        return rest.iter().all(|&b| b != b'[').then_some((None, b""));
+    };
+    let (continued, rest) = rest.strip_prefix(b"*").map_or((false, rest), |rest| (true, rest));
+    let rest = fields::skip_word(rest, b" PRX=");
+    let rest = fields::skip_word(rest, b" I=");
+    let rest = fields::skip_word(rest, b" TFO");
+    Some((Some((peer, continued)), rest))
+}
+
+/// `: message`; from 4.99 on ` : message` in `**`.
+fn message(text: &[u8]) -> Option<&[u8]> {
+    text.strip_prefix(b": ").or_else(|| text.strip_prefix(b" : "))
+}

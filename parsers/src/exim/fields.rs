@@ -1,0 +1,99 @@
+//! The fields of a line that stand in a fixed order: addresses, names, `H=HOST [IP]`.
+//!
+//! Takes: text that begins with a field. Gives: the field and what follows it.
+//! What a stranger chose is read by its own grammar: a quoted local part ends at its quote, a host at its bracket.
+//! When it fails: `None`.
+
+use core::{net::IpAddr, str};
+
+use memchr::memchr;
+
+use crate::{event::Peer, syslog::decimal};
+
+/// Longest host name that is looked at: 255 octets of DNS, four times that where it is escaped.
+const MAX_HOST: usize = 1024;
+
+/// `local@domain`: the whole, and the domain. The local part may be a quoted string (RFC 5321 §4.1.2), in which anything
+/// can stand; unquoted it has no space.
+pub(super) fn address(text: &[u8]) -> Option<(&[u8], &[u8], &[u8])> {
+    let at = if text.first() == Some(&b'"') {
+        let mut from = 1;
+        loop {
+            match *text.get(from)? {
+                b'\\' => from += 2,
+                b'"' => break from + 1,
+                _ => from += 1,
+            }
+        }
+    } else {
+        text.iter().position(|&b| matches!(b, b'@' | b' ' | b'<' | b'>'))?
+    };
+    let rest = text.get(at..)?.strip_prefix(b"@")?;
+    let end = if rest.first() == Some(&b'[') {
+        memchr(b']', rest)? + 1
+    } else {
+        rest.iter().position(|&b| matches!(b, b' ' | b'>' | b',' | b')' | b':')).unwrap_or(rest.len())
+    };
+    let (domain, after) = rest.split_at_checked(end)?;
+    Some((text.get(..at + 1 + end)?, domain, after))
+}
+
+/// `HOST[ DS] [IP][:PORT]`: the peer and what follows.
+pub(super) fn peer(text: &[u8]) -> Option<(Peer<'_>, &[u8])> {
+    let space = text.iter().take(MAX_HOST).position(|&b| b == b' ')?;
+    let (host, rest) = text.split_at_checked(space)?;
+    let rest = rest.strip_prefix(b" DS").unwrap_or(rest);
+    let rest = rest.strip_prefix(b" [")?;
+    let (address, rest) = rest.split_at_checked(memchr(b']', rest.get(..64.min(rest.len()))?)?)?;
+    let ip = ip(address)?;
+    let rest = rest.get(1..)?;
+    let (port, rest) = port(rest)?;
+    (!host.is_empty()).then_some((Peer { host, ip: Some(ip), port }, rest))
+}
+
+/// `:25` where a digit follows the colon; else it belongs to what follows.
+fn port(text: &[u8]) -> Option<(Option<u16>, &[u8])> {
+    match text {
+        [b':', digits @ ..] if digits.first().is_some_and(u8::is_ascii_digit) => {
+            let (port, rest) = decimal(digits)?;
+            Some((Some(u16::try_from(port).ok()?), rest))
+        }
+        _ => Some((None, text)),
+    }
+}
+
+/// An address; the zone of a link-local one is of no use to others and dropped.
+pub(super) fn ip(address: &[u8]) -> Option<IpAddr> {
+    let end = memchr(b'%', address).unwrap_or(address.len());
+    str::from_utf8(address.get(..end)?).ok()?.parse().ok()
+}
+
+/// What follows `name` and a word without spaces; the text itself where it does not begin with `name`.
+pub(super) fn skip_word<'a>(text: &'a [u8], name: &[u8]) -> &'a [u8] {
+    match text.strip_prefix(name) {
+        None => text,
+        Some(rest) => rest.get(word_end(rest)..).unwrap_or_default(),
+    }
+}
+
+/// The same, for a word that is wanted.
+pub(super) fn word<'a>(text: &'a [u8], name: &[u8]) -> Option<(&'a [u8], &'a [u8])> {
+    let rest = text.strip_prefix(name)?;
+    rest.split_at_checked(word_end(rest))
+}
+
+/// ` F=<address>` or ` P=<>`: what follows.
+pub(super) fn skip_path<'a>(text: &'a [u8], name: &[u8]) -> Option<&'a [u8]> {
+    let Some(rest) = text.strip_prefix(name) else { return Some(text) };
+    if let Some(rest) = rest.strip_prefix(b">") {
+        return Some(rest);
+    }
+    let after = address(rest).map_or_else(|| rest.get(memchr(b'>', rest)?..), |(_, _, after)| Some(after))?;
+    after.strip_prefix(b">")
+}
+
+/// A word ends at a space, or at the colon and space that a message stands behind.
+fn word_end(text: &[u8]) -> usize {
+    let ends = |at: usize| matches!(text.get(at..), Some([b' ', ..] | [b':', b' ', ..]));
+    (0..text.len()).find(|&at| ends(at)).unwrap_or(text.len())
+}

@@ -1,0 +1,181 @@
+//! Every metric by name: how it is called at `/metrics`, its labels, and what it says.
+//!
+//! A counter that is not here does not exist (`Metrics::counter` says so), and the manual is made from this table.
+//! Label sets are fixed: no name of a domain or host ever becomes one.
+
+/// One metric that only goes up, and the counters that are its samples.
+#[derive(Debug)]
+pub struct Family {
+    /// Its name at `/metrics`.
+    pub metric: &'static str,
+    /// What it counts.
+    pub help: &'static str,
+    /// (counter, label set without braces).
+    pub samples: &'static [(&'static str, &'static str)],
+}
+
+/// A metric of one counter without labels.
+const fn one(metric: &'static str, counter: &'static [(&'static str, &'static str)], help: &'static str) -> Family {
+    Family { metric, help, samples: counter }
+}
+
+/// A metric that is made of a snapshot; its samples are made where it is shown (`status`).
+#[derive(Debug)]
+pub struct Shown {
+    /// Its name at `/metrics`.
+    pub metric: &'static str,
+    /// `gauge` or `counter`.
+    pub kind: &'static str,
+    /// What it says.
+    pub help: &'static str,
+}
+
+const fn gauge(metric: &'static str, help: &'static str) -> Shown {
+    Shown { metric, kind: "gauge", help }
+}
+
+const fn counter(metric: &'static str, help: &'static str) -> Shown {
+    Shown { metric, kind: "counter", help }
+}
+
+/// The metrics of snapshots, in the order in which they are shown.
+pub const SNAPSHOT: &[Shown] = &[
+    gauge("tlswarden_build_info", "The version of the daemon; always 1."),
+    gauge("tlswarden_input_behind_bytes", "Octets of an input that are not read yet."),
+    gauge(
+        "tlswarden_input_lag_seconds",
+        "How old the last line that was counted is; 0 at the end of an input, NaN before its first line.",
+    ),
+    gauge("tlswarden_input_trouble", "1 while an input cannot be read."),
+    counter("tlswarden_lines_total", "Lines read, by input."),
+    counter("tlswarden_lines_used_total", "Lines that said something about a session, by input."),
+    counter(
+        "tlswarden_lines_malformed_total",
+        "Lines that looked like an MTA's and could not be read, by input: perhaps a new version's wording.",
+    ),
+    counter("tlswarden_lines_skipped_total", "Lines over the limit, left out, by input."),
+    counter(
+        "tlswarden_sessions_total",
+        "TLS sessions counted, by the type of the policy in force and whether they succeeded.",
+    ),
+    counter(
+        "tlswarden_failures_total",
+        "Failures in the words of RFC 8460, those of sessions and of the policies themselves, by policy type and result type.",
+    ),
+    gauge("tlswarden_policies", "MTA-STS policies that have not expired."),
+    gauge("tlswarden_sts_domains", "Domains whose MTA-STS record is known."),
+    gauge("tlswarden_decisions", "Next hops with a decision in memory."),
+    gauge("tlswarden_history_periods", "Decisions that sessions may still be held to."),
+    gauge("tlswarden_resolver_validating", "1 where DANE can be done."),
+    gauge("tlswarden_store_bytes", "Octets of the store on disk."),
+];
+
+/// The counters, in the order in which they are shown.
+pub const CATALOGUE: &[Family] = &[
+    one("tlswarden_commits_total", &[("commits", "")], "Batches of counts written to the store."),
+    Family {
+        metric: "tlswarden_sessions_left_out_total",
+        help: "Sessions that were seen and not counted, by cause.",
+        samples: &[
+            ("sessions-without-domain", "cause=\"no-domain\""),
+            ("sessions-unmatched", "cause=\"lines-missing\""),
+            ("sessions-crowded-out", "cause=\"table-full\""),
+            ("sessions-without-trust-anchors", "cause=\"no-trust-anchors\""),
+            ("sessions-of-own-reports", "cause=\"own-report\""),
+        ],
+    },
+    Family {
+        metric: "tlswarden_sessions_under_no_decision_total",
+        help: "Sessions counted as no-policy-found though a policy may be published, by cause.",
+        samples: &[
+            ("sessions-not-asked", "cause=\"not-asked\""),
+            ("sessions-contradicting", "cause=\"contradicts-decision\""),
+        ],
+    },
+    one(
+        "tlswarden_hints_dropped_total",
+        &[("hints-dropped", "")],
+        "Failed deliveries after which the domain's record was not looked at, for too many failed at once.",
+    ),
+    Family {
+        metric: "tlswarden_connections_total",
+        help: "Connections of an MTA, by protocol.",
+        samples: &[
+            ("socketmap_connections", "protocol=\"socketmap\""),
+            ("readsocket_connections", "protocol=\"readsocket\""),
+        ],
+    },
+    Family {
+        metric: "tlswarden_requests_total",
+        help: "Questions of an MTA, by protocol.",
+        samples: &[
+            ("socketmap_requests", "protocol=\"socketmap\""),
+            ("readsocket_requests", "protocol=\"readsocket\""),
+        ],
+    },
+    Family {
+        metric: "tlswarden_requests_refused_total",
+        help: "Questions that were no question, by protocol and cause.",
+        samples: &[
+            ("socketmap_malformed", "protocol=\"socketmap\",cause=\"malformed\""),
+            ("socketmap_unknown_map", "protocol=\"socketmap\",cause=\"unknown-map\""),
+            ("readsocket_malformed", "protocol=\"readsocket\",cause=\"malformed\""),
+            ("readsocket_slow_clients", "protocol=\"readsocket\",cause=\"slow\""),
+        ],
+    },
+    one(
+        "tlswarden_exim_told_total",
+        &[("readsocket_told", "")],
+        "Outcomes that Exim's event action told over readsocket.",
+    ),
+    Family {
+        metric: "tlswarden_exim_told_lost_total",
+        help: "Outcomes that Exim's event action told and that were not counted, by cause.",
+        samples: &[("readsocket_told_lost", "cause=\"not-taken\""), ("exim-told-without-log", "cause=\"no-exim-log\"")],
+    },
+    one("tlswarden_answers_temp_total", &[("answers_temp", "")], "Decisions that defer mail, for nothing is known."),
+    one("tlswarden_dane_lookups_total", &[("dane_lookups", "")], "DANE look-ups."),
+    one("tlswarden_dane_lookups_failed_total", &[("dane_lookups_failed", "")], "DANE look-ups that failed."),
+    one("tlswarden_sts_records_asked_total", &[("sts_records_asked", "")], "Look-ups of _mta-sts records."),
+    one(
+        "tlswarden_sts_records_hinted_total",
+        &[("sts_records_hinted", "")],
+        "Look-ups of _mta-sts records because a delivery failed under the policy.",
+    ),
+    one("tlswarden_sts_fetches_total", &[("sts_fetches", "")], "Fetches of MTA-STS documents."),
+    one(
+        "tlswarden_sts_fetches_failed_total",
+        &[("sts_fetches_failed", "")],
+        "Fetches of MTA-STS documents that failed.",
+    ),
+    Family {
+        metric: "tlswarden_evicted_total",
+        help: "What gave way in a full table, by table.",
+        samples: &[
+            ("sts_domains_evicted", "table=\"sts\""),
+            ("decisions_evicted", "table=\"decisions\""),
+            ("decisions_dropped", "table=\"history\""),
+        ],
+    },
+    one(
+        "tlswarden_decisions_unreadable_total",
+        &[("decisions_unreadable", "")],
+        "Records of the history that could not be read at start.",
+    ),
+    Family {
+        metric: "tlswarden_reports_total",
+        help: "Attempts to deliver a report, by what they came to.",
+        samples: &[
+            ("reports_sent", "state=\"sent\""),
+            ("reports_retried", "state=\"retried\""),
+            ("reports_refused", "state=\"refused\""),
+            ("reports_unknown", "state=\"unknown\""),
+            ("reports_expired", "state=\"expired\""),
+        ],
+    },
+];
+
+/// Whether there is such a counter.
+pub fn known(counter: &str) -> bool {
+    CATALOGUE.iter().any(|family| family.samples.iter().any(|(name, _)| *name == counter))
+}

@@ -1,0 +1,127 @@
+//! What a log level hides, and what proves that there was no TLS.
+
+use tlswarden_parsers::{Dialect, event::Stamp, parse};
+
+use super::*;
+
+const TRUSTED: &str =
+    "Trusted TLS connection established to mx.a.test[192.0.2.1]:25: TLSv1.3 with cipher X (256/256 bits)";
+
+/// The outcomes of lines of one process, behind `postfix/`.
+fn outcomes(sessions: &mut Sessions, lines: &[&str]) -> Vec<Outcome> {
+    let mut out = Vec::new();
+    for line in lines {
+        let line = format!("2026-11-22T01:00:00Z h postfix/{line}");
+        let event = parse(Dialect::Postfix, line.as_bytes()).unwrap().unwrap();
+        let Stamp::Utc(time) = event.stamp else { panic!("{line}") };
+        sessions.event(&event, time, |_| false, &mut out);
+    }
+    out
+}
+
+fn delivery(queue_id: &str, to: &str, tls: &str, end: &str) -> String {
+    format!(
+        "smtp[2]: {queue_id}: to=<{to}@a.test>, relay=mx.a.test[192.0.2.1]:25, delay=1, delays=0/0/0/1, {tls}dsn=2.0.0, {end}"
+    )
+}
+
+fn sent(queue_id: &str, tls: &str) -> String {
+    delivery(queue_id, "u", tls, "status=sent (250 ok)")
+}
+
+/// (success, trust, clear text) of each.
+fn gist(outcomes: &[Outcome]) -> Vec<(bool, Option<Trust>, bool)> {
+    outcomes.iter().map(|o| (o.observed == Some(Verdict::Success), o.trust, o.clear_text)).collect()
+}
+
+#[test]
+fn at_log_level_0_postfix_3_11_tells_by_the_tls_feature() {
+    for (tls, want) in [
+        ("tls=may, ", vec![(true, None, false)]),
+        ("tls=encrypt, ", vec![(true, None, false)]),
+        ("tls=dane:encrypt, ", vec![(true, None, false)]),
+        ("tls=dane:halfdane, ", vec![(true, Some(Trust::Trusted), false)]),
+        ("tls=dane-only, ", vec![(true, Some(Trust::Verified), false)]),
+        ("tls=secure/requiretls, ", vec![(true, Some(Trust::Verified), false)]),
+        ("tls=may:none, ", vec![(false, None, true)]),
+        // A cached connection, our own decision, a look-up that failed.
+        ("tls=may?, ", vec![]),
+        ("tls=none, ", vec![]),
+        ("tls=unknown?, ", vec![]),
+        ("conn_use=2, tls=may, ", vec![]),
+        ("", vec![]),
+    ] {
+        let mut sessions = Sessions::new();
+        assert_eq!(gist(&outcomes(&mut sessions, &[&sent("4AB0CDEF12", tls)])), want, "{tls}");
+    }
+}
+
+#[test]
+fn a_session_is_told_once_by_its_line_or_by_the_tls_feature() {
+    let (one, two) = (
+        delivery("4AB0CDEF12", "one", "tls=may, ", "status=sent (250 ok)"),
+        delivery("4AB0CDEF12", "two", "tls=may, ", "status=deferred (host mx.a.test[192.0.2.1] said: 450 later)"),
+    );
+    assert_eq!(outcomes(&mut Sessions::new(), &[&one, &two]).len(), 1);
+    let active = "qmgr[3]: 4AB0CDEF12: from=<s@h>, size=1, nrcpt=1 (queue active)";
+    assert_eq!(outcomes(&mut Sessions::new(), &[&one, &two, active, &two]).len(), 2);
+    let established = format!("smtp[2]: {TRUSTED}");
+    assert_eq!(outcomes(&mut Sessions::new(), &[&established, &one, &two]).len(), 1);
+    // tlsproxy(8)'s sessions are always logged: that proves nothing of the others.
+    let connect = "tlsproxy[4]: CONNECT to [192.0.2.1]:25";
+    assert_eq!(outcomes(&mut Sessions::new(), &[connect, &established, &one, &two]).len(), 1);
+    let of_others = "tlsproxy[4]: Anonymous TLS connection established from h[192.0.2.9]:4711: TLSv1.3 with cipher X";
+    assert_eq!(parse(Dialect::Postfix, format!("2026-11-22T01:00:00Z h postfix/{of_others}").as_bytes()), Ok(None));
+}
+
+#[test]
+fn clear_text_is_proved_by_a_log_level_that_shows_every_session() {
+    let (first, plain) = (sent("4AB0CDEF11", ""), sent("4AB0CDEF12", ""));
+    let established = format!("smtp[2]: {TRUSTED}");
+    let clear = |lines: &[&str]| {
+        let all = outcomes(&mut Sessions::new(), lines);
+        all.iter().filter(|o| o.clear_text).count()
+    };
+    assert_eq!(clear(&[&plain]), 0);
+    assert_eq!(clear(&[&established, &first, &plain]), 1);
+    let started = "master[1]: daemon started -- version 3.7.11, configuration /etc/postfix";
+    let reloaded = "master[1]: reload -- version 3.7.11, configuration /etc/postfix";
+    assert_eq!(clear(&[&established, &first, started, &plain]), 0);
+    assert_eq!(clear(&[&established, &first, reloaded, &plain]), 0);
+    // tlsproxy(8)'s sessions are shown at every level, its own lines only from level 1 on.
+    let connect = "tlsproxy[4]: CONNECT to [192.0.2.1]:25";
+    let proxied = format!("tlsproxy[4]: {TRUSTED}");
+    assert_eq!(clear(&[connect, &established, &first, &plain]), 0);
+    assert_eq!(clear(&[connect, &proxied, &established, &first, &plain]), 1);
+    // A content filter is no MX host, a cached connection no session.
+    assert_eq!(clear(&[&established, &first, &plain.replace("]:25", "]:10024")]), 0);
+    assert_eq!(clear(&[&established, &first, &sent("4AB0CDEF12", "conn_use=2, ")]), 0);
+}
+
+#[test]
+fn clear_text_after_a_failed_handshake_is_the_same_session() {
+    let established = format!("smtp[2]: {TRUSTED}");
+    let first = sent("4AB0CDEF11", "");
+    let left = "smtp[2]: 4AB0CDEF12: Cannot start TLS: handshake failure";
+    for own_line in [Some("smtp[2]: SSL_connect error to mx.a.test[192.0.2.1]:25: lost connection"), None] {
+        for tls in ["", "tls=may:none, "] {
+            let plain = sent("4AB0CDEF12", tls);
+            let lines: Vec<&str> = [Some(&*established), Some(&*first), own_line, Some(left), Some(&*plain)]
+                .into_iter()
+                .flatten()
+                .collect();
+            let all = gist(&outcomes(&mut Sessions::new(), &lines));
+            assert_eq!(all, [(true, Some(Trust::Trusted), false), (false, None, false)], "{lines:?}");
+        }
+    }
+}
+
+#[test]
+fn a_services_own_name_belongs_to_its_master() {
+    let mut sessions = Sessions::new();
+    outcomes(&mut sessions, &[&format!("relay/smtp[2]: {TRUSTED}")]);
+    assert!(sessions.shows_all(b"postfix/relay"));
+    outcomes(&mut sessions, &["master[1]: daemon started -- version 3.7.11, configuration /etc/postfix"]);
+    assert!(!sessions.shows_all(b"postfix/relay"));
+    assert!(is_of(b"postfix", b"postfix") && !is_of(b"postfix-out", b"postfix"));
+}

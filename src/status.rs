@@ -1,0 +1,181 @@
+//! Shows the daemon's metrics to Prometheus, at `/metrics`.
+//!
+//! Takes: GET requests of HTTP/1 on a local socket. Gives: the text format 0.0.4, made from a snapshot; it reads
+//! nothing that mail waits for, and changes nothing.
+//! Limits: [`CLIENTS`] connections at once, more wait; [`PATIENCE`] for a request's head, [`HEAD`] octets of it.
+//! Label sets are fixed, but for the names of the inputs, which the configuration sets.
+//! Not here: what is counted (`metrics`), who may connect (the address that is configured).
+
+use std::convert::Infallible;
+use std::fmt::Write;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http_body_util::Full;
+use hyper::body::{Bytes, Incoming};
+use hyper::header::{ALLOW, CONTENT_TYPE, HeaderValue};
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::{Semaphore, watch};
+
+use crate::control::Desk;
+use crate::listener::{Listener, Stream};
+use crate::metrics::catalogue::{CATALOGUE, SNAPSHOT, Shown};
+use crate::metrics::{Counting, Progress};
+
+/// Connections that are served at once: a few scrapers, each with one.
+const CLIENTS: usize = 16;
+
+/// How long a request's head may take to arrive, and an idle connection is kept.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// The longest head of a request, in octets (the least that hyper takes).
+const HEAD: usize = 8192;
+
+/// Serves whoever connects, until `shutdown` turns true.
+pub async fn serve(listener: Listener, desk: Arc<Desk>, mut shutdown: watch::Receiver<bool>) {
+    let room = Arc::new(Semaphore::new(CLIENTS));
+    let metrics = desk.metrics.clone();
+    let begin = |stream| {
+        let (desk, room) = (Arc::clone(&desk), Arc::clone(&room));
+        async move {
+            let Ok(_place) = room.acquire().await else { return };
+            match stream {
+                Stream::Unix(stream) => converse(stream, desk).await,
+                Stream::Tcp(stream) => converse(stream, desk).await,
+            }
+        }
+    };
+    listener.accept_all("status", &metrics, &mut shutdown, begin).await.shutdown().await;
+}
+
+async fn converse(stream: impl AsyncRead + AsyncWrite + Unpin, desk: Arc<Desk>) {
+    let service = service_fn(|request| answer(request, Arc::clone(&desk)));
+    let mut http = http1::Builder::new();
+    http.timer(TokioTimer::new()).header_read_timeout(PATIENCE).max_buf_size(HEAD);
+    // Who asks and goes away is nobody's fault.
+    let _ = http.serve_connection(TokioIo::new(stream), service).await;
+}
+
+async fn answer(request: Request<Incoming>, desk: Arc<Desk>) -> Result<Response<Full<Bytes>>, Infallible> {
+    let get = matches!(*request.method(), Method::GET | Method::HEAD);
+    let (status, kind, body) = match request.uri().path() {
+        _ if !get => (StatusCode::METHOD_NOT_ALLOWED, TEXT, "GET only\n".to_owned()),
+        "/metrics" => match tokio::task::spawn_blocking(move || metrics(&desk)).await {
+            Ok(text) => (StatusCode::OK, EXPOSITION, text),
+            Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, TEXT, format!("{error}\n")),
+        },
+        _ => (StatusCode::NOT_FOUND, TEXT, "/metrics is all that is here\n".to_owned()),
+    };
+    let mut response = Response::new(Full::from(body));
+    *response.status_mut() = status;
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+    if !get {
+        response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
+    }
+    Ok(response)
+}
+
+const TEXT: &str = "text/plain; charset=utf-8";
+const EXPOSITION: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+/// The metrics of this moment, in Prometheus' text format 0.0.4.
+pub fn metrics(desk: &Desk) -> String {
+    let mut page = Page::default();
+    page.shown("tlswarden_build_info", [(label("version", env!("CARGO_PKG_VERSION")), 1.0)]);
+    inputs(desk, &mut page);
+    sessions(desk, &mut page);
+    let known = desk.policies.counts();
+    page.number("tlswarden_policies", known.policies as f64);
+    page.number("tlswarden_sts_domains", known.domains as f64);
+    page.number("tlswarden_decisions", known.decisions as f64);
+    page.number("tlswarden_history_periods", known.periods as f64);
+    page.number("tlswarden_resolver_validating", f64::from(u8::from(desk.resolver.validating())));
+    if let Ok(octets) = desk.store.size() {
+        page.number("tlswarden_store_bytes", octets as f64);
+    }
+    let counters = desk.metrics.counters();
+    for family in CATALOGUE {
+        let value = |(name, labels): &(&str, &str)| {
+            ((*labels).to_owned(), counters.get(name).copied().unwrap_or_default() as f64)
+        };
+        page.metric("counter", family.metric, family.help, family.samples.iter().map(value));
+    }
+    page.0
+}
+
+fn inputs(desk: &Desk, page: &mut Page) {
+    let now = desk.clock.seconds();
+    let inputs = desk.metrics.inputs();
+    let mut each = |metric: &str, value: &dyn Fn(&Progress) -> f64| {
+        page.shown(metric, inputs.iter().map(|(name, p)| (label("input", name), value(p))));
+    };
+    each("tlswarden_input_behind_bytes", &|p| p.behind as f64);
+    each("tlswarden_input_lag_seconds", &|p| match (p.at_end_since, p.newest) {
+        (Some(_), _) => 0.0,
+        (None, Some(newest)) => (now - newest).max(0) as f64,
+        (None, None) => f64::NAN,
+    });
+    each("tlswarden_input_trouble", &|p| f64::from(u8::from(p.trouble.is_some())));
+    each("tlswarden_lines_total", &|p| p.lines as f64);
+    each("tlswarden_lines_used_total", &|p| p.used as f64);
+    each("tlswarden_lines_malformed_total", &|p| p.malformed as f64);
+    each("tlswarden_lines_skipped_total", &|p| p.skipped as f64);
+}
+
+fn sessions(desk: &Desk, page: &mut Page) {
+    let (mut sessions, mut failures) = (Vec::new(), Vec::new());
+    for (counting, n) in desk.metrics.sessions() {
+        let n = n as f64;
+        match counting {
+            Counting::Sessions(policy, succeeded) => {
+                let result = if succeeded { "success" } else { "failure" };
+                sessions.push((format!("policy=\"{policy}\",result=\"{result}\""), n));
+            }
+            Counting::Failures(policy, result) => {
+                failures.push((format!("policy=\"{policy}\",result_type=\"{result}\""), n));
+            }
+        }
+    }
+    page.shown("tlswarden_sessions_total", sessions);
+    page.shown("tlswarden_failures_total", failures);
+}
+
+/// A text in the making.
+#[derive(Default)]
+struct Page(String);
+
+impl Page {
+    fn number(&mut self, metric: &str, value: f64) {
+        self.shown(metric, [(String::new(), value)]);
+    }
+
+    /// A metric of the snapshot, with its labels and values.
+    fn shown(&mut self, metric: &str, samples: impl IntoIterator<Item = (String, f64)>) {
+        let found = SNAPSHOT.iter().find(|shown| shown.metric == metric);
+        debug_assert!(found.is_some(), "{metric} is not in the catalogue");
+        if let Some(Shown { metric, kind, help }) = found {
+            self.metric(kind, metric, help, samples);
+        }
+    }
+
+    fn metric(&mut self, kind: &str, name: &str, help: &str, samples: impl IntoIterator<Item = (String, f64)>) {
+        let text = &mut self.0;
+        let _ = write!(text, "# HELP {name} {help}\n# TYPE {name} {kind}\n");
+        for (labels, value) in samples {
+            let _ = match labels.as_str() {
+                "" => writeln!(text, "{name} {value}"),
+                labels => writeln!(text, "{name}{{{labels}}} {value}"),
+            };
+        }
+    }
+}
+
+/// A label whose value may be any text.
+fn label(name: &str, value: &str) -> String {
+    let value = value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
+    format!("{name}=\"{value}\"")
+}
