@@ -7,8 +7,11 @@
 mod backup;
 mod check;
 mod control;
+mod dkim_key;
 mod policies;
 mod replay;
+mod reports;
+mod results;
 mod serve;
 mod table;
 
@@ -114,6 +117,10 @@ enum Command {
     /// Shows what logs would have been counted as; sends and stores nothing.
     #[command(after_help = replay::HELP)]
     Replay(replay::Options),
+    /// Shows what has been counted so far: sessions by day, recipient domain and policy, and how they failed.
+    Results(results::Options),
+    /// Lists the reports that went, or are to go, and what came of them; shows one; sends one once more.
+    Reports(reports::Options),
     /// Shows, or writes as files, the reports that would be sent for a day; sends nothing.
     Report {
         /// The UTC day, YYYY-MM-DD; without it every day that has counts.
@@ -128,6 +135,8 @@ enum Command {
         #[command(flatten)]
         config: ConfigFile,
     },
+    /// Makes a key pair that signs reports, and prints its DNS record; never overwrites a file.
+    DkimKey(dkim_key::Options),
 }
 
 #[derive(Args)]
@@ -169,9 +178,12 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Backup { dir, config } => config.load().and_then(|config| backup::backup(&config, &dir)),
         Command::Policies(options) => policies::policies(&options),
         Command::Replay(options) => replay::replay(&options),
+        Command::Results(options) => results::results(&options),
+        Command::Reports(options) => reports::reports(&options),
         Command::Report { day, domain, out, config } => {
             config.load().and_then(|config| control::report(&config, day, domain, out.as_deref()))
         }
+        Command::DkimKey(options) => dkim_key::dkim_key(&options),
     };
     match result {
         Ok(()) => ExitCode::from(OK),

@@ -17,6 +17,9 @@ use tlswarden_parsers::Dialect;
 
 pub use load::{ConfigError, parse, time_zone};
 
+use crate::domain;
+use crate::tlsrpt::Day;
+
 /// The whole file.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -211,14 +214,73 @@ pub struct ReportSection {
     /// The envelope sender, where bounces go; without it `from`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub envelope: Option<String>,
-    /// How mail is handed over: `smtp:127.0.0.1:25` or `sendmail:/usr/sbin/sendmail`.
+    /// How mail is handed over: `smtp:127.0.0.1:25`, `sendmail:/usr/sbin/sendmail`, `submission:mail.example.com:587`
+    /// (STARTTLS) or `submissions:mail.example.com:465` (TLS from the first octet).
     pub deliver: Deliver,
+    /// Who logs in at the submission server; without it nobody does.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
+    /// The file with the password, alone on its first line; `credential:NAME` is one that systemd hands over.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub password: Option<PathBuf>,
+    /// One more root for the submission server's certificate, PEM.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ca_file: Option<PathBuf>,
+    /// What is done about a receiver by https whose certificate does not pass.
+    pub https_certificates: Certificates,
     /// Over how long a time after midnight UTC reports are spread.
     pub spread: Span,
     /// How long counts and unsent reports are kept after their day.
     pub retention: Span,
-    /// The keys that sign; every one signs every report.
-    pub dkim: Vec<DkimKey>,
+    /// Whether a report goes only where something failed.
+    pub only_failures: bool,
+    /// The domains and MX hosts that get reports, `.example.com` for all below it; where it is empty, all do.
+    pub allow: Vec<String>,
+    /// The most destinations that one report goes to.
+    pub max_destinations: usize,
+    /// The largest report that is sent, in octets, as it is on its way.
+    pub max_size: usize,
+    /// Who signs.
+    pub dkim: Dkim,
+    /// Who gets no reports.
+    pub suppress: Vec<SuppressSection>,
+}
+
+/// What is done about a certificate that does not pass (RFC 8460 §3: it MAY be ignored; §7: better a report that another
+/// reads than none).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Certificates {
+    /// The report is sent all the same, and the log says so.
+    Ignore,
+    /// It is not sent, and tried again later.
+    Check,
+}
+
+/// Who signs reports: `"mta"`, or the keys in `[[report.dkim]]`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(untagged)]
+pub enum Dkim {
+    /// The MTA's own signer, such as a milter.
+    #[serde(serialize_with = "load::mta")]
+    Mta,
+    /// We do: every key signs every report.
+    Keys(Vec<DkimKey>),
+}
+
+/// `[[report.suppress]]`: `domain` or `destination`, or both in two sections.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SuppressSection {
+    /// The domain or MX host that a report would be about, `.example.com` for all below it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub domain: Option<String>,
+    /// Where it would go: an address, a URI, or the name of a mail domain or web server, `.example.com` for all below it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub destination: Option<String>,
+    /// The last day whose reports are left out; without it all are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub until: Option<Day>,
 }
 
 /// `[[report.dkim]]`
@@ -242,6 +304,10 @@ pub enum Deliver {
     Smtp(SocketAddr),
     /// The sendmail command.
     Sendmail(PathBuf),
+    /// A submission server: host and port, TLS by STARTTLS.
+    Submission(String, u16),
+    /// A submission server: host and port, TLS from the first octet (RFC 8314 §3.3).
+    Submissions(String, u16),
 }
 
 /// `[status]`
@@ -323,7 +389,16 @@ impl Default for ReportSection {
             deliver: Deliver::Smtp(SocketAddr::new(IpAddr::from([127, 0, 0, 1]), 25)),
             spread: Span(Duration::from_secs(4 * 3600)),
             retention: Span(Duration::from_secs(3 * 86_400)),
-            dkim: Vec::new(),
+            user: None,
+            password: None,
+            ca_file: None,
+            https_certificates: Certificates::Ignore,
+            only_failures: false,
+            allow: Vec::new(),
+            max_destinations: 5,
+            max_size: 10_000_000,
+            dkim: Dkim::Keys(Vec::new()),
+            suppress: Vec::new(),
         }
     }
 }
@@ -399,11 +474,23 @@ impl TryFrom<String> for Deliver {
     type Error = String;
 
     fn try_from(text: String) -> Result<Deliver, String> {
-        let bad =
-            || format!("`{text}` is no way of delivery; allowed: `smtp:127.0.0.1:25` or `sendmail:/usr/sbin/sendmail`");
+        let bad = || {
+            format!(
+                "`{text}` is no way of delivery; allowed: `smtp:127.0.0.1:25`, `sendmail:/usr/sbin/sendmail`, \
+                 `submission:mail.example.com:587`, `submissions:mail.example.com:465`"
+            )
+        };
+        let server = |at: &str| {
+            let (host, port) = at.rsplit_once(':')?;
+            Some((domain::normalise(host)?, port.parse().ok()?))
+        };
         match text.split_once(':') {
             Some(("smtp", addr)) => addr.parse().map(Deliver::Smtp).map_err(|_| bad()),
             Some(("sendmail", path)) if path.starts_with('/') => Ok(Deliver::Sendmail(path.into())),
+            Some(("submission", at)) => server(at).map(|(host, port)| Deliver::Submission(host, port)).ok_or_else(bad),
+            Some(("submissions", at)) => {
+                server(at).map(|(host, port)| Deliver::Submissions(host, port)).ok_or_else(bad)
+            }
             _ => Err(bad()),
         }
     }
@@ -414,6 +501,8 @@ impl fmt::Display for Deliver {
         match self {
             Deliver::Smtp(addr) => write!(f, "smtp:{addr}"),
             Deliver::Sendmail(path) => write!(f, "sendmail:{}", path.display()),
+            Deliver::Submission(host, port) => write!(f, "submission:{host}:{port}"),
+            Deliver::Submissions(host, port) => write!(f, "submissions:{host}:{port}"),
         }
     }
 }

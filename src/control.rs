@@ -28,12 +28,12 @@ use crate::policy::explain::Explanation;
 use crate::policy::ledger::Listed;
 use crate::policy::{NextHop, Policies};
 use crate::report::{self, Preview, missing_identity};
-use crate::scheduler::{Due, Scheduler};
+use crate::scheduler::{Due, Kept, Scheduler};
 use crate::shutdown::stopped;
 use crate::socketmap;
 use crate::store::Store;
 use crate::store::embedded::BACKUP;
-use crate::tlsrpt::Day;
+use crate::tlsrpt::{Day, Row};
 
 /// The longest question, in octets: a next hop of any length that Postfix would ask for.
 const MAX_QUESTION: u64 = 16 * 1024;
@@ -61,6 +61,25 @@ pub enum Question {
         day: Option<Day>,
         /// One recipient domain; without it all.
         domain: Option<String>,
+    },
+    /// What has been counted so far: `Vec<Row>`.
+    Results {
+        /// One day; without it all that have counts.
+        day: Option<Day>,
+        /// One recipient domain; without it all.
+        domain: Option<String>,
+    },
+    /// What is due, under way or done within retention: `Vec<Due>`.
+    Reports,
+    /// A report that went or is to go: [`Kept`].
+    ReportsShow {
+        /// Its identifier.
+        id: String,
+    },
+    /// Sends it once more, and says to how many destinations: `usize`.
+    ReportsResend {
+        /// Its identifier.
+        id: String,
     },
     /// What is known of each next hop: `Vec<Listed>`.
     Policies,
@@ -167,7 +186,7 @@ impl Desk {
             validating: self.resolver.validating(),
             policies: self.policies.counts(),
             missing_identity: missing_identity(&self.config.report).into_iter().map(str::to_owned).collect(),
-            due: self.scheduler.due(),
+            due: self.scheduler.due().unwrap_or_default(),
             counters: self.metrics.counters().into_iter().map(|(name, n)| (name.to_owned(), n)).collect(),
             errors: self.metrics.errors(),
             store_size: self.store.size().unwrap_or(0),
@@ -195,6 +214,51 @@ impl Desk {
             previews.push(DayPreview { day, reports: reports.await.map_err(|e| e.to_string())? });
         }
         Ok(previews)
+    }
+
+    /// What has been counted so far, by day, recipient domain and policy. Fails with one line.
+    pub async fn results(&self, day: Option<Day>, domain: Option<&str>) -> Result<Vec<Row>, String> {
+        let domain = match domain {
+            Some(name) => Some(domain::normalise(name).ok_or_else(|| format!("`{name}` is no domain name"))?),
+            None => None,
+        };
+        self.stored(move |store, _| {
+            let days = day.map_or_else(|| store.days(), |day| Ok(vec![day])).map_err(|e| e.to_string())?;
+            let mut rows = Vec::new();
+            for day in days {
+                let domains = domain.clone().map_or_else(|| store.domains(day), |domain| Ok(vec![domain]));
+                for domain in domains.map_err(|e| e.to_string())? {
+                    rows.extend(store.rows(day, &domain).map_err(|e| e.to_string())?);
+                }
+            }
+            Ok(rows)
+        })
+        .await
+    }
+
+    /// What is due, under way or done within retention. Fails with one line.
+    pub async fn reports(&self) -> Result<Vec<Due>, String> {
+        self.stored(|_, scheduler| scheduler.due().map_err(|e| e.to_string())).await
+    }
+
+    /// A report by its identifier. Fails with one line.
+    pub async fn kept(&self, id: String) -> Result<Kept, String> {
+        self.stored(move |_, scheduler| scheduler.kept(&id)).await
+    }
+
+    /// Sends a report once more; returns to how many destinations. Fails with one line.
+    pub async fn resend(&self, id: String) -> Result<usize, String> {
+        self.stored(move |_, scheduler| scheduler.resend(&id)).await
+    }
+
+    /// What blocks for as long as the store does, where that holds up nobody.
+    async fn stored<T: Send + 'static>(
+        &self,
+        call: impl FnOnce(&dyn Store, &Scheduler) -> Result<T, String> + Send + 'static,
+    ) -> Result<T, String> {
+        let (store, scheduler) = (Arc::clone(&self.store), Arc::clone(&self.scheduler));
+        let call = tokio::task::spawn_blocking(move || call(&*store, &scheduler));
+        call.await.unwrap_or_else(|e| Err(format!("control: {e}; nothing is shown")))
     }
 
     /// What is known of a next hop; with `refresh` after everything has been asked again. Fails with one line.
@@ -230,6 +294,10 @@ impl Desk {
             Ok(Question::Status) => octets(&Reply::Answer(self.status())),
             Ok(Question::Policy { next_hop }) => octets(&Reply::Answer(self.policy(&next_hop).await)),
             Ok(Question::Report { day, domain }) => octets(&reply(self.report(day, domain.as_deref()).await)),
+            Ok(Question::Results { day, domain }) => octets(&reply(self.results(day, domain.as_deref()).await)),
+            Ok(Question::Reports) => octets(&reply(self.reports().await)),
+            Ok(Question::ReportsShow { id }) => octets(&reply(self.kept(id).await)),
+            Ok(Question::ReportsResend { id }) => octets(&reply(self.resend(id).await)),
             Ok(Question::Policies) => octets(&Reply::Answer(self.policies.listed())),
             Ok(Question::PoliciesShow { next_hop }) => octets(&reply(self.show(&next_hop, false).await)),
             Ok(Question::PoliciesRefresh { next_hop }) => octets(&reply(self.show(&next_hop, true).await)),

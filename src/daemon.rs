@@ -24,7 +24,7 @@ pub use sockets::SocketError;
 use sockets::{Bound, Sockets};
 
 use crate::clock::Clock;
-use crate::config::{Config, ConfigError, Listen, time_zone};
+use crate::config::{Config, ConfigError, Dkim, Listen, time_zone};
 use crate::control::{self, Desk};
 use crate::detect;
 use crate::dns::Resolver;
@@ -37,6 +37,7 @@ use crate::pipeline::{self, Counter, River, Source};
 use crate::policy::Policies;
 use crate::policy::history::History;
 use crate::readsocket;
+use crate::report::keys::Public;
 use crate::report::missing_identity;
 use crate::scheduler::{Context, Scheduler, Setup};
 use crate::shutdown::stopped;
@@ -233,13 +234,15 @@ fn open_sockets(config: &Config) -> Vec<Listen> {
     [config.socketmap.listen.as_slice(), &config.readsocket.listen, &config.status.listen].concat()
 }
 
-/// The resolver and the HTTPS client that the configuration names.
-fn doors(config: &Config) -> Result<(Resolver, https::Client), DaemonError> {
+/// The resolver that the configuration names, and the HTTPS clients for policy hosts and for receivers of reports.
+fn doors(config: &Config) -> Result<(Resolver, https::Client, https::Client), DaemonError> {
     let resolver = Resolver::new(&config.resolver)
         .map_err(|e| DaemonError::Host(format!("resolver: cannot be used: {e}; not started")))?;
-    let client = https::Client::new(resolver.clone(), &config.closed_network)
-        .map_err(|e| DaemonError::Host(format!("https: cannot be used: {e}; not started")))?;
-    Ok((resolver, client))
+    let host = |e| DaemonError::Host(format!("https: cannot be used: {e}; not started"));
+    let closed = &config.closed_network;
+    let client = https::Client::new(resolver.clone(), closed).map_err(host)?;
+    let reports = https::Client::for_reports(resolver.clone(), closed, config.report.https_certificates);
+    Ok((resolver, client, reports.map_err(host)?))
 }
 
 fn notify(state: sd_notify::NotifyState<'_>) {
@@ -298,7 +301,7 @@ impl Tasks {
         for address in house.sockets.unused(&keep) {
             tracing::warn!("systemd: {address}: in no `listen`; nobody is answered there");
         }
-        let (resolver, client) = doors(&config)?;
+        let (resolver, client, https) = doors(&config)?;
         let own = Secret::load_or_make(&*store)?;
         let history = Arc::new(History::open(&*store, clock, metrics.clone())?);
         let policies = Policies::open(
@@ -311,11 +314,19 @@ impl Tasks {
             metrics.clone(),
         )?;
         let sources = sources(&config, &zones, &*store, &own, &metrics, clock)?;
+        let mut published = Vec::new();
         if let Some(sending) = &setup.sending {
             sending.signer.warnings.iter().for_each(|line| tracing::warn!("{line}"));
+            published.clone_from(&sending.signer.published);
         }
-        let context =
-            Context { store: Arc::clone(&store), resolver: resolver.clone(), metrics: metrics.clone(), clock, own };
+        let context = Context {
+            store: Arc::clone(&store),
+            resolver: resolver.clone(),
+            https,
+            metrics: metrics.clone(),
+            clock,
+            own,
+        };
         let scheduler = Scheduler::open(context, setup)?;
         found.iter().for_each(|line| tracing::info!("{line}"));
         say(&config);
@@ -355,6 +366,8 @@ impl Tasks {
         let task = heal(Arc::clone(&policies), failed);
         tasks.spawn("hints".into(), until(shutdown.clone(), task));
         tasks.spawn("policies".into(), done(Arc::clone(&policies).run(shutdown.clone())));
+        let task = check_keys(published, resolver.clone(), metrics.clone(), clock);
+        tasks.spawn("DKIM keys".into(), until(shutdown.clone(), task));
         tasks.spawn("scheduler".into(), done(Arc::clone(&scheduler).run(shutdown.clone())));
         let postfix = &config.postfix;
         for (address, listener) in socketmaps {
@@ -433,6 +446,16 @@ async fn heal(policies: Arc<Policies>, mut failed: mpsc::Receiver<Arc<str>>) {
         policies.hint(&domain);
     }
     // The counting has ended, and says why itself.
+    std::future::pending().await
+}
+
+/// Says which of the keys that sign reports is not the one that DNS has; then waits for the end.
+async fn check_keys(published: Vec<Public>, resolver: Resolver, metrics: Metrics, clock: Clock) {
+    for key in published {
+        if let Err(line) = key.check(&resolver).await {
+            metrics.error(clock, line);
+        }
+    }
     std::future::pending().await
 }
 
@@ -540,5 +563,11 @@ fn say(config: &Config) {
     if !missing.is_empty() {
         let missing = missing.join(", ");
         tracing::warn!("report: no report is sent: [report] lacks {missing}; the days wait within retention");
+    }
+    if config.report.dkim == Dkim::Mta {
+        tracing::info!(
+            "report: dkim = \"mta\": reports are handed over unsigned; the MTA must sign them, TLS-Report-* fields included, \
+             or receivers ignore them"
+        );
     }
 }

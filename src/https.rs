@@ -1,27 +1,39 @@
-//! One HTTPS client: GET without redirects, capped in time and size; the only user of reqwest.
+//! One HTTPS client: GET and POST without redirects, capped in time and size; the only user of reqwest.
 //!
-//! Takes: a host name and a path. Gives: the status, the media type and the body.
+//! Takes: a host name and a path, or a URI and a body. Gives: the status, and of a GET the media type and the body.
 //! The server must show a certificate for the host name that leads to a root of the platform (or the extra one of a
-//! closed network), TLS 1.2 or later. It is reached at the addresses that `dns` finds; private, loopback and
+//! closed network), TLS 1.2 or later; only a client for reports may be told to go on without. It is reached at the addresses that `dns` finds; private, loopback and
 //! link-local ones are left out unless the configuration allows them.
 //! Limits: the caller's time and size; 15 s to connect.
 //! When it fails: an [`HttpsError`], by fault.
 //! Not here: what a body means.
 
+use std::convert::Infallible;
 use std::error::Error;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
-use rustls::pki_types::CertificateDer;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::{DigitallySignedStruct, SignatureScheme};
+use rustls_platform_verifier::Verifier;
 
-use crate::config::ClosedNetworkSection;
+use crate::config::{Certificates, ClosedNetworkSection};
 use crate::dns::{DnsError, Resolver};
 
 /// The longest that a connection may take to stand, TLS included.
 const CONNECT_TIME: Duration = Duration::from_secs(15);
+
+/// In what parts a body is sent, in octets.
+const PART: usize = 16 * 1024;
 
 /// A client. Copies share it.
 #[derive(Clone)]
@@ -41,9 +53,12 @@ pub struct Response {
 /// Why there is no response, by fault.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum HttpsError {
-    /// The host has no address that may be used.
+    /// The host has no address.
     #[error("no address: {0}")]
     NoAddress(String),
+    /// All its addresses are of networks that a stranger must not send us to.
+    #[error("no address: {0} is not a public address")]
+    Private(IpAddr),
     /// No connection, or it broke, or what came was no HTTP.
     #[error("{0}")]
     Connection(String),
@@ -75,6 +90,24 @@ pub enum CertificateFault {
 impl Client {
     /// A client. Fails where no root certificate can be loaded (the package ca-certificates) or the extra root is none.
     pub fn new(resolver: Resolver, closed: &ClosedNetworkSection) -> Result<Client, String> {
+        Client::with(resolver, closed, closed.policy_hosts, Certificates::Check)
+    }
+
+    /// A client for the receivers of reports; what it does about their certificates. Fails as [`Client::new`] does.
+    pub fn for_reports(
+        resolver: Resolver,
+        closed: &ClosedNetworkSection,
+        certificates: Certificates,
+    ) -> Result<Client, String> {
+        Client::with(resolver, closed, None, certificates)
+    }
+
+    fn with(
+        resolver: Resolver,
+        closed: &ClosedNetworkSection,
+        fixed: Option<SocketAddr>,
+        certificates: Certificates,
+    ) -> Result<Client, String> {
         let extra = match &closed.extra_root {
             None => Vec::new(),
             Some(path) => CertificateDer::pem_file_iter(path)
@@ -82,15 +115,19 @@ impl Client {
                 .map_err(|e| format!("{}: no certificate: {e}", path.display()))?,
         };
         let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let verifier = rustls_platform_verifier::Verifier::new_with_extra_roots(extra, Arc::clone(&provider))
+        let verifier = Verifier::new_with_extra_roots(extra, Arc::clone(&provider))
             .map_err(|e| format!("root certificates: {e}"))?;
+        let verifier: Arc<dyn ServerCertVerifier> = match certificates {
+            Certificates::Check => Arc::new(verifier),
+            Certificates::Ignore => Arc::new(Lenient(verifier)),
+        };
         let tls = rustls::ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
             .map_err(|e| e.to_string())?
             .dangerous()
-            .with_custom_certificate_verifier(Arc::new(verifier))
+            .with_custom_certificate_verifier(verifier)
             .with_no_client_auth();
-        let addresses = Addresses { resolver, fixed: closed.policy_hosts, private: closed.private_addresses };
+        let addresses = Addresses { resolver, fixed, private: closed.private_addresses };
         reqwest::Client::builder()
             .tls_backend_preconfigured(tls)
             .redirect(reqwest::redirect::Policy::none())
@@ -114,6 +151,20 @@ impl Client {
         tokio::time::timeout(time, self.exchange(host, path, size)).await.unwrap_or(Err(HttpsError::Timeout(time)))
     }
 
+    /// Posts to a URI and gives the status; no body of an answer is read. `ended` is set before the last octets of the body
+    /// are handed to the connection: until then the server cannot have got all of it. Waits for as long as the caller does.
+    pub async fn post(
+        &self,
+        uri: &str,
+        media_type: &'static str,
+        body: &[u8],
+        ended: Arc<AtomicBool>,
+    ) -> Result<u16, HttpsError> {
+        let body = reqwest::Body::wrap(Octets { rest: Bytes::copy_from_slice(body), ended });
+        let sent = self.0.post(uri).header(reqwest::header::CONTENT_TYPE, media_type).body(body).send().await;
+        sent.map(|response| response.status().as_u16()).map_err(|e| fault(&e))
+    }
+
     async fn exchange(&self, host: &str, path: &str, size: usize) -> Result<Response, HttpsError> {
         let sent = self.0.get(format!("https://{host}/{path}")).send().await;
         let mut response = sent.map_err(|e| fault(&e))?;
@@ -133,6 +184,80 @@ impl Client {
             body.extend_from_slice(&chunk);
         }
         Ok(Response { status, media_type, body })
+    }
+}
+
+/// A body in parts, which notes when its last one is taken.
+struct Octets {
+    rest: Bytes,
+    ended: Arc<AtomicBool>,
+}
+
+impl Body for Octets {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        if self.rest.is_empty() {
+            return Poll::Ready(None);
+        }
+        let part = self.rest.len().min(PART);
+        let part = self.rest.split_to(part);
+        if self.rest.is_empty() {
+            self.ended.store(true, Ordering::Relaxed);
+        }
+        Poll::Ready(Some(Ok(Frame::data(part))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.rest.is_empty()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(self.rest.len() as u64)
+    }
+}
+
+/// Goes on where the certificate does not pass, and says so (RFC 8460 §3, §7). The handshake's own signature must fit.
+#[derive(Debug)]
+struct Lenient(Verifier);
+
+impl ServerCertVerifier for Lenient {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        name: &ServerName<'_>,
+        ocsp: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        self.0.verify_server_cert(end_entity, intermediates, name, ocsp, now).or_else(|e| {
+            let name = name.to_str();
+            tracing::info!("https: {name}: the certificate does not pass: {e}; the report is sent all the same");
+            Ok(ServerCertVerified::assertion())
+        })
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.0.verify_tls12_signature(message, certificate, signature)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.0.verify_tls13_signature(message, certificate, signature)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.supported_verify_schemes()
     }
 }
 
@@ -202,8 +327,10 @@ fn is_public_v4(ip: Ipv4Addr) -> bool {
 fn fault(error: &reqwest::Error) -> HttpsError {
     let mut cause: Option<&(dyn Error + 'static)> = Some(error);
     while let Some(e) = cause {
-        if let Some(e) = e.downcast_ref::<NoAddress>() {
-            return HttpsError::NoAddress(e.to_string());
+        match e.downcast_ref::<NoAddress>() {
+            Some(NoAddress::Private(ip)) => return HttpsError::Private(*ip),
+            Some(none) => return HttpsError::NoAddress(none.to_string()),
+            None => {}
         }
         if let Some(e) = e.downcast_ref::<rustls::Error>() {
             return tls_fault(e);

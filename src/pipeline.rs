@@ -346,7 +346,8 @@ impl River {
                 pending.since.get_or_insert_with(Instant::now);
             }
             // Without its log nothing is known of the same message, and of two logs not which is its own.
-            _ => self.metrics.add("exim-told-without-log", 1),
+            // It is said to be lost where it came in.
+            _ => drop(committed),
         }
     }
 

@@ -74,8 +74,8 @@ pub async fn serve(
     let service = Arc::new(Service {
         policies,
         tell,
-        told: metrics.counter("readsocket_told"),
-        lost: metrics.counter("readsocket_told_lost"),
+        told: metrics.counter("exim_told"),
+        lost: metrics.counter("exim_told_lost"),
         requests: metrics.counter("readsocket_requests"),
         malformed: metrics.counter("readsocket_malformed"),
         slow: metrics.counter("readsocket_slow_clients"),
@@ -267,6 +267,7 @@ mod tests {
         folder: tempfile::TempDir,
         history: Arc<History>,
         metrics: Metrics,
+        tellings: mpsc::Receiver<Telling>,
         stop: watch::Sender<bool>,
         tasks: JoinSet<()>,
     }
@@ -289,13 +290,14 @@ mod tests {
         let listener = UnixListener::bind(folder.path().join("exim")).unwrap();
         let (stop, shutdown) = watch::channel(false);
         let mut tasks = JoinSet::new();
-        tasks.spawn(serve(Listener::Unix(listener), policies, mpsc::channel(1).0, metrics.clone(), shutdown));
+        let (tell, tellings) = mpsc::channel(1);
+        tasks.spawn(serve(Listener::Unix(listener), policies, tell, metrics.clone(), shutdown));
         // Nobody answers there for as long as the test runs.
         tasks.spawn(async move {
             let _silent = silent;
             std::future::pending::<()>().await
         });
-        Daemon { folder, history, metrics, stop, tasks }
+        Daemon { folder, history, metrics, tellings, stop, tasks }
     }
 
     impl Daemon {
@@ -343,6 +345,27 @@ mod tests {
         let counts =
             ["readsocket_connections", "readsocket_requests", "readsocket_malformed", "readsocket_slow_clients"];
         assert_eq!(counts.map(|name| daemon.count(name)), [13, 12, 7, 0]);
+    }
+
+    #[tokio::test]
+    async fn a_failed_session_is_noted_when_it_is_committed_or_said_to_be_lost() {
+        let failed = "failed 1795311595 1xUwYd-0005p2-2C mx.a.test 192.0.2.1 25 a.test TLS session: (gnutls_handshake): timed out";
+        let mut daemon = start();
+        let mut tellings = std::mem::replace(&mut daemon.tellings, mpsc::channel(1).1);
+        let commit = async {
+            let (told, committed) = tellings.recv().await.unwrap();
+            assert_eq!(Some(told), Told::parse(&failed.as_bytes()[7..]));
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            committed.send(()).unwrap();
+            tellings
+        };
+        let (answer, tellings) = tokio::join!(daemon.ask(failed.as_bytes()), commit);
+        assert_eq!(answer, "noted\n");
+        // Nobody takes it: Exim goes on all the same.
+        drop(tellings);
+        assert_eq!(daemon.ask(failed.as_bytes()).await, "lost\n");
+        assert_eq!(daemon.ask(b"failed \n").await, "malformed\n");
+        assert_eq!(["exim_told", "exim_told_lost"].map(|name| daemon.count(name)), [2, 1]);
     }
 
     #[tokio::test]

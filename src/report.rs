@@ -6,18 +6,21 @@
 
 pub mod build;
 pub mod deliver;
+pub mod keys;
 pub mod message;
 pub mod recipients;
 
 use serde::{Deserialize, Serialize};
 
-use crate::config::{Deliver, ReportSection};
+use crate::config::{Dkim, ReportSection};
 use crate::dns::{DnsError, Resolver};
+use crate::https;
 use crate::store::{Store, StoreError};
-use crate::tlsrpt::Day;
+use crate::tlsrpt::{Day, PolicyType, Row};
 use build::{Report, ReportId};
-use message::Signer;
-use recipients::{Destination, Mailbox, NoRecipients, Recipients};
+use deliver::{Letter, Limits, Outcome, Way};
+use message::{MessageError, Signer};
+use recipients::{About, Audience, Destination, Mailbox, NoRecipients, Recipients};
 
 /// The longest `organization`, in octets: it must fit in a line of mail.
 pub const MAX_ORGANIZATION: usize = 200;
@@ -28,7 +31,7 @@ pub fn missing_identity(section: &ReportSection) -> Vec<&'static str> {
         ("organization", section.organization.is_none()),
         ("contact", section.contact.is_none()),
         ("from", section.from.is_none()),
-        ("dkim", section.dkim.is_empty()),
+        ("dkim", section.dkim == Dkim::Keys(Vec::new())),
     ];
     unset.into_iter().filter_map(|(name, missing)| missing.then_some(name)).collect()
 }
@@ -93,21 +96,81 @@ pub struct Sending {
     pub identity: Identity,
     /// The DKIM keys.
     pub signer: Signer,
+    /// Who gets reports.
+    pub audience: Audience,
     /// How mail is handed over.
-    pub deliver: Deliver,
+    pub way: Way,
+    /// The largest report, in octets, as it is on its way.
+    pub max_size: usize,
 }
 
 impl Sending {
     /// Reads addresses and keys; nothing while [`missing_identity`] names something. Fails with one line a fault.
     pub fn load(section: &ReportSection) -> Result<Option<Sending>, Vec<String>> {
+        let audience = Audience::of(section)?;
         if !missing_identity(section).is_empty() {
             return Ok(None);
         }
         let identity = Identity::read(section)?;
-        let signer = Signer::load(&section.dkim, &identity.from.domain)
+        let mut signer = Signer::load(section.dkim.keys(), &identity.from.domain)
             .map_err(|keys| keys.iter().map(ToString::to_string).collect::<Vec<_>>())?;
-        Ok(Some(Sending { identity, signer, deliver: section.deliver.clone() }))
+        signer.warnings.extend(deliver::readable_by_others(section));
+        let way = Way::load(section)?;
+        Ok(Some(Sending { identity, signer, audience, way, max_size: section.max_size }))
     }
+
+    /// The octets that go to a destination: a signed message, or the gzip alone for a POST. `identity` is who reported,
+    /// `message_id` has no angle brackets, `now` is in seconds since 1970-01-01T00:00:00Z. It signs: not for a task's thread.
+    pub fn octets(
+        &self,
+        identity: &Identity,
+        report: &Report,
+        to: &Destination,
+        message_id: &str,
+        now: i64,
+    ) -> Result<Vec<u8>, MessageError> {
+        match to {
+            Destination::Mail(to) => message::message(identity, report, to, message_id, now, &self.signer),
+            Destination::Https(_) => Ok(report.gzip.clone()),
+        }
+    }
+
+    /// Hands over what [`Sending::octets`] made. When `cut` resolves (the daemon ends), no longer waits.
+    pub async fn deliver(
+        &self,
+        https: &https::Client,
+        to: &Destination,
+        octets: &[u8],
+        limits: Limits,
+        cut: impl Future<Output = ()>,
+    ) -> Outcome {
+        match to {
+            Destination::Mail(to) => {
+                let letter = Letter { from: &self.identity.envelope, to, message: octets };
+                deliver::deliver(&self.way, letter, limits, cut).await
+            }
+            Destination::Https(uri) => deliver::post(https, uri, octets, limits, cut).await,
+        }
+    }
+}
+
+/// The rows of a day that a report about an MX host has, out of those of recipient domains: the sessions under its own
+/// TLSA records. They name no recipient domain: another name of the host is left out of the details, for it may be one.
+pub fn rows_of_host<'a>(host: &str, rows: impl IntoIterator<Item = &'a Row>) -> Vec<Row> {
+    let own = |row: &&Row| row.policy.policy_type == PolicyType::Tlsa && row.policy.policy_domain == host;
+    let nameless = |row: &Row| {
+        let mut row = Row { domain: host.to_owned(), ..row.clone() };
+        for (failure, _) in &mut row.details {
+            failure.receiving_mx_hostname.take_if(|name| !name.eq_ignore_ascii_case(host));
+        }
+        row
+    };
+    rows.into_iter().filter(own).map(nameless).collect()
+}
+
+/// Whether a report of these rows has anything that failed, a policy included.
+pub fn has_failures(rows: &[Row]) -> bool {
+    rows.iter().any(|row| row.failed > 0 || !row.details.is_empty())
 }
 
 /// Why a domain's recipients are not known.
@@ -121,10 +184,16 @@ pub enum LookupError {
     Temporary(String),
 }
 
-/// Asks where a domain wants its reports.
-pub async fn look_up(resolver: &Resolver, domain: &str) -> Result<Recipients, LookupError> {
-    match resolver.txt(&format!("_smtp._tls.{domain}")).await {
-        Ok(answer) => Ok(recipients::recipients(&answer.records)?),
+/// Asks where a domain or MX host wants its reports of a day, and leaves out what the administrator does not want.
+/// Whether it wants any is for [`Audience::wants`].
+pub async fn look_up(
+    resolver: &Resolver,
+    audience: &Audience,
+    about: &About,
+    day: Day,
+) -> Result<Recipients, LookupError> {
+    match resolver.txt(&format!("_smtp._tls.{}", about.name())).await {
+        Ok(answer) => Ok(audience.narrow(recipients::recipients(&answer.records)?, day)?),
         Err(DnsError::NoSuchDomain { .. } | DnsError::NoRecords { .. }) => Err(NoRecipients::NoRecord.into()),
         Err(DnsError::Failed(why)) => Err(LookupError::Temporary(why)),
     }
@@ -158,6 +227,7 @@ pub async fn preview(
     domain: Option<&str>,
 ) -> Result<Vec<Preview>, PreviewError> {
     let identity = Identity::read(section).map_err(PreviewError::Identity)?;
+    let audience = Audience::of(section).map_err(PreviewError::Identity)?;
     let domains = match domain {
         Some(one) => vec![one.to_owned()],
         None => store.domains(day)?,
@@ -169,8 +239,12 @@ pub async fn preview(
             continue;
         }
         let id = ReportId::preview(day, identity.submitter());
-        let report = Report::build(&identity, day, &domain, &id, &rows);
-        let found = look_up(resolver, &domain).await;
+        let report = Report::build(&identity, day, &domain, &id, &rows, section.max_size);
+        let about = About::Domain(domain.clone());
+        let found = match audience.wants(&about, day, has_failures(&rows)) {
+            Ok(()) => look_up(resolver, &audience, &about, day).await,
+            Err(why) => Err(why.into()),
+        };
         let why_not = found.as_ref().err().map(ToString::to_string);
         let Recipients { destinations, skipped, .. } = found.unwrap_or_default();
         let (file_name, json) = (report.file_name.clone(), String::from_utf8_lossy(&report.json).into_owned());

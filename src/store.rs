@@ -28,6 +28,10 @@ pub enum Family {
     Decision,
     /// Reports: planned, attempted, sent, by day, domain and destination.
     Delivery,
+    /// What is due when: the records of [`Family::Delivery`] in the order of time.
+    Due,
+    /// What a report says, from the moment that it is settled, by day and domain.
+    Said,
     /// Single values, by name.
     Single,
 }
@@ -53,10 +57,15 @@ pub trait Store: Send + Sync + 'static {
     fn read(&self, family: Family, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError>;
     /// All records of a family whose keys begin with `prefix`, in key order.
     fn scan(&self, family: Family, prefix: &[u8]) -> Result<Vec<Record>, StoreError>;
+    /// At most `limit` records of a family whose keys begin with `prefix` and are not below `from`, in key order.
+    fn page(&self, family: Family, prefix: &[u8], from: &[u8], limit: usize) -> Result<Vec<Record>, StoreError>;
     /// The days that have counts, oldest first.
     fn days(&self) -> Result<Vec<Day>, StoreError>;
     /// The recipient domains that have counts on a day, sorted.
     fn domains(&self, day: Day) -> Result<Vec<String>, StoreError>;
+    /// At most `limit` recipient domains that have counts on a day, sorted, from the first one after `after`, each with
+    /// the sum of all its counts, details included: two sums of one domain are equal when nothing was counted in between.
+    fn sums(&self, day: Day, after: Option<&str>, limit: usize) -> Result<Vec<(String, u64)>, StoreError>;
     /// The counts of a day and recipient domain, sorted by policy.
     fn rows(&self, day: Day, domain: &str) -> Result<Vec<Row>, StoreError>;
     /// Forgets the counts of all days before `day`; returns how many records went.

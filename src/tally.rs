@@ -264,6 +264,15 @@ mod tests {
     }
 
     #[test]
+    fn testing_mode_says_why_where_the_mta_does() {
+        let testing = sts(Mode::Testing, "mx.a.example");
+        let mut untrusted = session(Some(Trust::Untrusted), Verdict::Success);
+        untrusted.cause = Some((ResultType::CertificateExpired, None));
+        let failed = count(&untrusted, Some(&testing));
+        assert_eq!(told(&failed), (PolicyType::Sts, Some((ResultType::CertificateExpired, None))));
+    }
+
+    #[test]
     fn a_policy_failure_is_one_more_detail_and_no_failed_session() {
         let failure = Failure::new(ResultType::StsPolicyFetchError, Some("status-404"));
         let policy = Policy { policy_type: PolicyType::Sts, ..Policy::none("a.example") };
@@ -295,6 +304,10 @@ mod tests {
         assert_eq!(told(&count(&name, Some(&dane("mx.a.example")))), key);
         let untrusted = count(&session(Some(Trust::Untrusted), Verdict::Success), Some(&dane("mx.a.example")));
         assert_eq!((told(&untrusted), untrusted.contradicted), ((PolicyType::NoPolicyFound, None), true));
+        // Verified by its chain, where the MTA says that no TLSA record did.
+        let by_chain = Outcome { dane: Some(false), ..verified };
+        let counts = count(&by_chain, Some(&dane("mx.a.example")));
+        assert_eq!((told(&counts), counts.contradicted), ((PolicyType::NoPolicyFound, None), true));
     }
 
     #[test]

@@ -205,7 +205,8 @@ pub struct Tally {
 }
 
 /// All counts of one day, recipient domain and policy: one element of `policies` in a report.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub struct Row {
     /// The UTC day.
     pub day: Day,

@@ -51,6 +51,10 @@ fn every_option_is_in_it_and_nothing_else() {
     let mut sample = keys(&uncommented());
     // A default is not printed where its section is for closed networks.
     assert!(sample.remove(".closed_network.private_addresses"));
+    // These need a submission server, which the default is not.
+    for key in ["user", "password", "ca_file"] {
+        assert!(std::fs::read_to_string(SAMPLE).unwrap().contains(&format!("\n# {key} = ")), "{key}");
+    }
     assert_eq!(sample, printed);
 }
 

@@ -130,3 +130,145 @@ fn message_id(text: &[u8]) -> Option<(&[u8], &[u8])> {
     let letters = id.iter().all(|b| b.is_ascii_alphanumeric() || *b == b'-');
     (shaped && dashes == 2 && letters).then_some((id, rest.get(1..)?))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::event::exim::{Became, Checked, Problem, Recipient};
+
+    fn read(line: &str) -> Event<'_> {
+        match parse(line.as_bytes()) {
+            Ok(Some(event)) => event,
+            other => panic!("{other:?}: {line}"),
+        }
+    }
+
+    fn recipient(line: &str) -> Recipient<'_> {
+        match read(line).what {
+            What::Exim(Line { says: Says::Recipient(recipient), .. }) => recipient,
+            other => panic!("{other:?}: {line}"),
+        }
+    }
+
+    /// 2026-11-22T01:40:29Z.
+    const TIME: i64 = 1_795_311_629;
+
+    #[test]
+    fn reads_every_prefix() {
+        let completed = |id: &str| format!("{id} Completed");
+        let (old, new) = (completed("1xUwZB-0006OQ-0w"), completed("1xUwgo-000000005mC-2Ih7"));
+        for (prefix, stamp, pid) in [
+            ("2026-11-22 01:40:29 ", Stamp::Local(TIME), 0),
+            ("2026-11-22 01:40:29.567 ", Stamp::Local(TIME), 0),
+            ("2026-11-22 01:40:29 +0100 ", Stamp::Utc(TIME - 3600), 0),
+            ("2026-11-22 01:40:29.567 -0330 [30606] ", Stamp::Utc(TIME + 12_600), 30606),
+            ("2026-11-22 01:40:29 [30606] ", Stamp::Local(TIME), 30606),
+            ("<22>Nov 22 01:45:25 exim[9743]: 2026-11-22 01:40:29 ", Stamp::Local(TIME), 9743),
+            ("Nov 22 01:45:25 mta exim[9743]: 2026-11-22 01:40:29 [9743] ", Stamp::Local(TIME), 9743),
+            ("2026-11-22T02:40:29.1+01:00 mta exim4[9743]: 2026-11-22 02:40:29 ", Stamp::Utc(TIME), 9743),
+            // syslog_timestamp = no
+            ("2026-11-22T02:40:29+01:00 mta mail-out[9743]: ", Stamp::Utc(TIME), 9743),
+            ("2026-11-22T02:40:29+01:00 mta exim[9743]: [9743] ", Stamp::Utc(TIME), 9743),
+        ] {
+            for text in [&old, &new] {
+                let line = format!("{prefix}{text}");
+                let event = read(&line);
+                assert_eq!((event.stamp, event.process.pid), (stamp, pid), "{line}");
+                let want = text.strip_suffix(" Completed").map(str::as_bytes);
+                let What::Exim(Line { id, says: Says::Completed }) = event.what else { panic!("{event:?}") };
+                assert_eq!(Some(id), want, "{line}");
+            }
+        }
+    }
+
+    #[test]
+    fn other_lines_are_none_of_ours() {
+        for line in [
+            "",
+            "2026-11-22 01:40:29 Start queue run: pid=1",
+            "2026-11-22 01:40:29 exim 4.98.2 daemon started: pid=1, -q30m",
+            "2026-11-22 01:40:29 1xUwZB-0006OQ-0 Completed",
+            "2026-11-22 01:40:29 1xUwZB_0006OQ_0w Completed",
+            "2026-11-22 01:40:29 1xUwZB-0006OQ-0w Message is frozen",
+            "2026-11-22 01:40:29 1xUwZB-0006OQ-0w => tester <tester@a.test> R=local T=mail_spool",
+            "2026-11-22 01:40:29 1xUwZB-0006OQ-0w => /var/mail/x <x@a.test> R=r T=address_file",
+            "2026-11-22 01:40:29 1xUwZB-0006OQ-0w *> x@a.test R=r T=t H=mx.a.test [192.0.2.1]",
+            "2026-11-22 01:40:29 1xUwZB-0006OQ-0w [192.0.2.1] SSL verify error (during R-verify for [192.0.2.9]): depth=0 error=x cert=y",
+            "2026-11-22 01:40:29 1xUwZB-0006OQ-0w TLS session: (SSL_connect): timed out: callout unencrypted to H=a [192.0.2.1] (not in hosts_require_tls)",
+            "Nov 22 01:45:25 mta exim[9743]: [2/2] 2.1] X=TLS1.3:X:256 CV=yes",
+            "Nov 22 01:45:25 mta postfix/smtp[7]: 8DD6EA26044: to=<u@a.test>, relay=none, delay=1, delays=0/0/0/1, dsn=4.4.3, status=deferred (x)",
+        ] {
+            assert_eq!(parse(line.as_bytes()), Ok(None), "{line}");
+        }
+    }
+
+    #[test]
+    fn reads_the_fields_of_every_selector() {
+        let front = "2026-11-22 01:40:29 1xUwZB-0006OQ-0w =>";
+        for (fields, continued, tls) in [
+            ("u@a.test R=r T=t H=mx.a.test [192.0.2.1] X=TLS1.3:X:256 CV=yes C=\"250 ok\"", false, Some(Checked::Pkix)),
+            ("u@a.test R=r T=t H=mx.a.test [192.0.2.1]:25* X=TLS1.3:X:256* CV=no", true, Some(Checked::No)),
+            (
+                "u@a.test R=r T=t H=mx.a.test DS [192.0.2.1] X=TLS1.3:X:256 CV=dane DN=\"CN=a\" L K",
+                false,
+                Some(Checked::Dane),
+            ),
+            ("u@a.test R=r T=t H=mx.a.test [192.0.2.1] X=TLS1.3:X:256 A=plain", false, Some(Checked::Untold)),
+            ("u@a.test R=r T=t H=mx.a.test [192.0.2.1] C=\"X=TLS1.3:X:256 CV=yes\"", false, None),
+            (
+                "u@a.test (p@b.test, \"q) R=x\"@c.test) <\"o> H=x\"@d.test> F=<\"s> \"@e.test> Q=q P=<> R=r T=t S=9 H=mx.a.test \
+                 [192.0.2.1]:25 PRX=[192.0.2.8]:1 I=[192.0.2.9]:2 TFO* PS=EsEmrdq X=TLS1.3:X:256 CV=yes",
+                false,
+                Some(Checked::Pkix),
+            ),
+        ] {
+            let line = format!("{front} {fields}");
+            let read = recipient(&line);
+            let host = read.peer.map(|peer| (peer.host, peer.ip));
+            assert_eq!(host, Some((&b"mx.a.test"[..], "192.0.2.1".parse().ok())), "{line}");
+            assert_eq!((read.became, read.domain), (Became::Delivered, &b"a.test"[..]), "{line}");
+            assert_eq!((read.continued, read.tls), (continued, tls), "{line}");
+        }
+    }
+
+    #[test]
+    fn a_line_that_syslog_cut_is_read_or_malformed() {
+        let front = "<22>Nov 22 01:44:51 exim[7930]: [1/2] 2026-11-22 01:40:29 1xUwZB-0006OQ-0w => u@a.test R=r T=t H=mx.a.test";
+        let whole = format!("{front} [192.0.2.1] X=TLS1.3:X:256 CV=yes C=\"250 o");
+        assert_eq!(recipient(&whole).tls, Some(Checked::Pkix));
+        for cut in ["", " [192.0.2", " [192.0.2.1]", " [192.0.2.1] X=TLS1.3:X:256"] {
+            assert_eq!(parse(format!("{front}{cut}").as_bytes()), Err(Family::EximRecipient), "{cut}");
+        }
+    }
+
+    #[test]
+    fn reads_why_in_the_words_of_every_version() {
+        let invalid = "(certificate verification failed): certificate invalid";
+        for (text, problem) in [
+            (format!("defer (-37) H=mx.a.test [192.0.2.1]: TLS session: {invalid}"), Problem::CertificateInvalid),
+            (format!("defer (-37) H=mx.a.test [192.0.2.1]:25 DT=0.003s: TLS session: {invalid}"), Problem::CertificateInvalid),
+            ("defer (-36): DANE error: tlsa lookup DEFER".into(), Problem::TlsaLookup),
+            ("defer (0) H=mx.a.test [192.0.2.1]: SMTP error from remote mail server after STARTTLS: 454 x".into(), Problem::StarttlsRefused),
+            ("defer (104): Connection reset by peer H=mx.a.test [192.0.2.1]: smtp send to x failed".into(), Problem::Other),
+            ("defer (111): Connection refused".into(), Problem::Other),
+            ("defer (-54): retry time not reached for any host for 'a.test'".into(), Problem::Other),
+            (
+                "defer (-37) H=mx.a.test [192.0.2.1]: TLS session: (SSL_connect): error:0A000086:SSL routines::certificate verify failed".into(),
+                Problem::CertificateRejected,
+            ),
+            (
+                "defer (-37) H=mx.a.test [192.0.2.1]: TLS session: (cert/key setup: cert=/x key=/y): Error while reading file.".into(),
+                Problem::Local,
+            ),
+        ] {
+            let line = format!("2026-11-22 01:40:29 1xUwZB-0006OQ-0w == u@a.test R=r T=t {text}");
+            assert_eq!(recipient(&line).problem, problem, "{line}");
+        }
+        for colon in [":", " :"] {
+            let line = format!(
+                "2026-11-22 01:40:29 1xUwZB-0006OQ-0w ** u@a.test R=r T=t H=mx.a.test [192.0.2.1]{colon} TLS session: {invalid}: retry timeout exceeded"
+            );
+            assert_eq!(recipient(&line).problem, Problem::CertificateInvalid, "{line}");
+        }
+    }
+}

@@ -128,6 +128,8 @@ fn without_daemon(config: &Config) -> Result<Desk, Fault> {
     let store: Arc<dyn Store> = Arc::new(opened.store);
     let resolver = Resolver::new(&config.resolver).map_err(|e| host("resolver", e.to_string()))?;
     let client = https::Client::new(resolver.clone(), &config.closed_network).map_err(|e| host("https", e))?;
+    let https = https::Client::for_reports(resolver.clone(), &config.closed_network, config.report.https_certificates)
+        .map_err(|e| host("https", e))?;
     let history = Arc::new(History::open(&*store, clock, metrics.clone()).map_err(stored)?);
     let policies =
         Policies::open(config, resolver.clone(), client, Arc::clone(&store), history, clock, metrics.clone())
@@ -141,7 +143,7 @@ fn without_daemon(config: &Config) -> Result<Desk, Fault> {
     let own = Secret::load_or_make(&*store).map_err(stored)?;
     let setup = Setup::load(&config.report).map_err(|lines| Fault::new(CONFIG, lines.join("; ")))?;
     let context =
-        Context { store: Arc::clone(&store), resolver: resolver.clone(), metrics: metrics.clone(), clock, own };
+        Context { store: Arc::clone(&store), resolver: resolver.clone(), https, metrics: metrics.clone(), clock, own };
     let scheduler = Scheduler::open(context, setup).map_err(stored)?;
     Ok(Desk { config: config.clone(), running: false, store, resolver, policies, scheduler, metrics, clock })
 }

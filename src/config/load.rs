@@ -9,10 +9,11 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use jiff::tz::TimeZone;
-use serde::de::{DeserializeOwned, Error};
-use serde::{Deserialize, Deserializer};
+use serde::de::value::SeqAccessDeserializer;
+use serde::de::{DeserializeOwned, Error, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serializer};
 
-use super::{Config, PostfixVersion};
+use super::{Config, Deliver, Dkim, DkimKey, PostfixVersion, ReportSection};
 use crate::domain;
 
 /// The time between two reports to a domain, and how long one is tried (RFC 8460 §5.5).
@@ -82,7 +83,7 @@ impl Config {
         if report.organization.as_deref().is_some_and(|name| name.is_empty() || name.chars().any(char::is_control)) {
             return Err(("report", "organization", "empty, or with control characters; allowed: a name".into()));
         }
-        for key in &report.dkim {
+        for key in report.dkim.keys() {
             if domain::normalise(&key.selector).is_none() {
                 return Err(("report.dkim", "selector", format!("`{}` is no DNS name", key.selector)));
             }
@@ -90,6 +91,7 @@ impl Config {
                 return Err(("report.dkim", "domain", format!("`{name}` is no domain name")));
             }
         }
+        check_delivery(report)?;
         let (spread, retention) = (report.spread.0, report.retention.0);
         if spread > DAY {
             let found = humantime::format_duration(spread);
@@ -138,6 +140,72 @@ impl Config {
             return Err(("resolver", "address", problem));
         }
         Ok(())
+    }
+}
+
+/// What belongs to a submission server, and how large reports are.
+fn check_delivery(report: &ReportSection) -> Result<(), (&'static str, &'static str, String)> {
+    if report.max_size < MIN_SIZE {
+        let found = report.max_size;
+        return Err(("report", "max_size", format!("{found}; allowed: {MIN_SIZE} octets or more")));
+    }
+    let submits = matches!(report.deliver, Deliver::Submission(..) | Deliver::Submissions(..));
+    for (key, set) in [
+        ("user", report.user.is_some()),
+        ("password", report.password.is_some()),
+        ("ca_file", report.ca_file.is_some()),
+    ] {
+        if set && !submits {
+            let problem = format!("set, and deliver is `{}`; allowed: with submission or submissions", report.deliver);
+            return Err(("report", key, problem));
+        }
+    }
+    if report.user.is_some() != report.password.is_some() {
+        let key = if report.user.is_some() { "user" } else { "password" };
+        return Err(("report", key, "stands alone; allowed: user and password together, or neither".into()));
+    }
+    Ok(())
+}
+
+/// The smallest `max_size`, in octets: headers, the part for people and every summary fit.
+const MIN_SIZE: usize = 1_000_000;
+
+impl Dkim {
+    /// The keys; none where the MTA signs.
+    pub fn keys(&self) -> &[DkimKey] {
+        match self {
+            Dkim::Mta => &[],
+            Dkim::Keys(keys) => keys,
+        }
+    }
+}
+
+pub(super) fn mta<S: Serializer>(into: S) -> Result<S::Ok, S::Error> {
+    into.serialize_str("mta")
+}
+
+impl<'de> Deserialize<'de> for Dkim {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Dkim, D::Error> {
+        struct Either;
+        impl<'de> Visitor<'de> for Either {
+            type Value = Dkim;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("`\"mta\"`, or keys in [[report.dkim]]")
+            }
+
+            fn visit_str<E: Error>(self, text: &str) -> Result<Dkim, E> {
+                match text {
+                    "mta" => Ok(Dkim::Mta),
+                    other => Err(E::custom(format!("`{other}`; allowed: \"mta\", or keys in [[report.dkim]]"))),
+                }
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, keys: A) -> Result<Dkim, A::Error> {
+                Vec::deserialize(SeqAccessDeserializer::new(keys)).map(Dkim::Keys)
+            }
+        }
+        from.deserialize_any(Either)
     }
 }
 

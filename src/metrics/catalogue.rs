@@ -97,6 +97,12 @@ pub const CATALOGUE: &[Family] = &[
         &[("hints-dropped", "")],
         "Failed deliveries after which the domain's record was not looked at, for too many failed at once.",
     ),
+    one("tlswarden_exim_told_total", &[("exim_told", "")], "Failed sessions that Exim's event action told."),
+    one(
+        "tlswarden_exim_told_lost_total",
+        &[("exim_told_lost", "")],
+        "Of those, not counted: there is no one Exim log to hold them against, or nothing could be stored in time.",
+    ),
     Family {
         metric: "tlswarden_connections_total",
         help: "Connections of an MTA, by protocol.",
@@ -122,16 +128,6 @@ pub const CATALOGUE: &[Family] = &[
             ("readsocket_malformed", "protocol=\"readsocket\",cause=\"malformed\""),
             ("readsocket_slow_clients", "protocol=\"readsocket\",cause=\"slow\""),
         ],
-    },
-    one(
-        "tlswarden_exim_told_total",
-        &[("readsocket_told", "")],
-        "Outcomes that Exim's event action told over readsocket.",
-    ),
-    Family {
-        metric: "tlswarden_exim_told_lost_total",
-        help: "Outcomes that Exim's event action told and that were not counted, by cause.",
-        samples: &[("readsocket_told_lost", "cause=\"not-taken\""), ("exim-told-without-log", "cause=\"no-exim-log\"")],
     },
     one("tlswarden_answers_temp_total", &[("answers_temp", "")], "Decisions that defer mail, for nothing is known."),
     one("tlswarden_dane_lookups_total", &[("dane_lookups", "")], "DANE look-ups."),
@@ -173,6 +169,11 @@ pub const CATALOGUE: &[Family] = &[
             ("reports_expired", "state=\"expired\""),
         ],
     },
+    one(
+        "tlswarden_late_counts_dropped_total",
+        &[("late-counts-dropped", "")],
+        "Counts in no report: they came after the supplement of their day had gone, or after retention.",
+    ),
 ];
 
 /// Whether there is such a counter.

@@ -2,10 +2,12 @@
 //!
 //! Takes: who reports, the day, the domain, the report-id, the rows. Gives: the document, its JSON, the gzip, file name, Subject.
 //! The same input gives the same octets: everything is sorted, equal details are merged, the gzip has no time in it.
-//! Limits: none of its own; counts have 64 bits.
+//! Limits: the caller's size. Of a report that is larger the rarest kinds of failure are put together, by policy and result
+//! type: every count stays right, and a detail says how many kinds it stands for. Counts have 64 bits.
 //! Not here: the mail around it (`report::message`).
 
-use std::collections::BTreeMap;
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, HashSet};
 use std::fmt;
 use std::io::{self, Write};
 
@@ -14,7 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::own;
 use crate::report::Identity;
-use crate::tlsrpt::{Day, Failure, Policy, Row};
+use crate::tlsrpt::{Day, Failure, Policy, ResultType, Row};
 
 /// A report, ready to be put into a message.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,7 +35,15 @@ pub struct Report {
     pub file_name: String,
     /// The Subject (RFC 8460 §5.3).
     pub subject: String,
+    /// How many kinds of failure are not told apart in it, so that it fits.
+    pub left_out: usize,
 }
+
+/// The most octets that the headers and the part for people need in a message.
+const AROUND: usize = 300_000;
+
+/// The largest JSON, in octets before it is compressed: receivers limit what they unpack (mox at 20 MiB).
+const MAX_JSON: usize = 20_000_000;
 
 /// The report as JSON has it (RFC 8460 §4.4).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -134,9 +144,9 @@ impl fmt::Display for ReportId {
 }
 
 impl Report {
-    /// Puts the rows of a day and domain together.
-    pub fn build(identity: &Identity, day: Day, domain: &str, id: &ReportId, rows: &[Row]) -> Report {
-        let document = Document {
+    /// Puts the rows of a day and domain (or MX host) together. `max_size`: the octets that it may have as a message.
+    pub fn build(identity: &Identity, day: Day, domain: &str, id: &ReportId, rows: &[Row], max_size: usize) -> Report {
+        let mut document = Document {
             organization_name: identity.organization.clone(),
             date_range: DateRange {
                 start_datetime: format!("{day}T00:00:00Z"),
@@ -146,16 +156,17 @@ impl Report {
             report_id: id.to_string(),
             policies: policies(rows),
         };
-        let json = octets(&document);
+        let (json, gzip, left_out) = fit(&mut document, max_size);
         let submitter = identity.submitter();
         Report {
             day,
             domain: domain.to_owned(),
-            gzip: gzip(&json),
+            gzip,
             json,
             file_name: format!("{submitter}!{domain}!{}!{}!{}.json.gz", day.start(), day.end() - 1, id.unique()),
             subject: format!("Report Domain: {domain} Submitter: {submitter} Report-ID: <{id}>"),
             document,
+            left_out,
         }
     }
 
@@ -201,6 +212,60 @@ fn policies(rows: &[Row]) -> Vec<PolicyResult> {
         .collect()
 }
 
+/// JSON and gzip of the document within the limit, and how many details were put together for that.
+fn fit(document: &mut Document, max_size: usize) -> (Vec<u8>, Vec<u8>, usize) {
+    // 57 octets of gzip are a line of 76 characters and CRLF (RFC 2045 §6.8).
+    let limit = max_size.saturating_sub(AROUND) / 78 * 57;
+    let packed = |document: &Document| {
+        let json = octets(document);
+        let compressed = gzip(&json);
+        (json, compressed)
+    };
+    let (mut json, mut compressed) = packed(document);
+    if compressed.len() <= limit && json.len() <= MAX_JSON {
+        return (json, compressed, 0);
+    }
+    let whole = document.policies.clone();
+    let all: usize = whole.iter().map(|p| p.failure_details.len()).sum();
+    let mut kept = all;
+    // Each turn keeps at least a tenth less. With none kept there is one detail a policy and result type, and no smaller form.
+    while (compressed.len() > limit || json.len() > MAX_JSON) && kept > 0 {
+        let share = (limit * 100 / compressed.len()).min(MAX_JSON * 100 / json.len()).min(90);
+        kept = kept * share / 100;
+        document.policies = with_most_frequent(&whole, kept);
+        (json, compressed) = packed(document);
+    }
+    (json, compressed, all - kept)
+}
+
+/// The policies with so many details, those of the highest counts (of equal counts the first), the others put together.
+fn with_most_frequent(whole: &[PolicyResult], kept: usize) -> Vec<PolicyResult> {
+    let all = whole.iter().flat_map(|p| p.failure_details.iter().map(|d| d.failed_session_count));
+    let mut counts: Vec<(Reverse<u64>, usize)> = all.zip(0..).map(|(count, nth)| (Reverse(count), nth)).collect();
+    counts.sort_unstable();
+    let rare: HashSet<usize> = counts.into_iter().skip(kept).map(|(_, nth)| nth).collect();
+    let mut nth = 0..;
+    let mut fewer = |policy: &PolicyResult| {
+        let mut rest: BTreeMap<ResultType, (usize, u64)> = BTreeMap::new();
+        let mut failure_details = policy.failure_details.clone();
+        failure_details.retain(|detail| {
+            let rare = nth.next().is_some_and(|nth| rare.contains(&nth));
+            if rare {
+                let (kinds, sessions) = rest.entry(detail.failure.result_type).or_default();
+                *kinds += 1;
+                *sessions = sessions.saturating_add(detail.failed_session_count);
+            }
+            !rare
+        });
+        failure_details.extend(rest.into_iter().map(|(result_type, (kinds, sessions))| {
+            let said = format!("{kinds} kinds of failure in one, for the size of the report");
+            Detail { failure: Failure::new(result_type, Some(&said)), failed_session_count: sessions }
+        }));
+        PolicyResult { policy: policy.policy.clone(), summary: policy.summary, failure_details }
+    };
+    whole.iter().map(&mut fewer).collect()
+}
+
 fn octets(document: &Document) -> Vec<u8> {
     // serde_json fails on maps whose keys are no strings and on types that refuse; the document has neither.
     serde_json::to_vec(document).expect("a document of strings and numbers")
@@ -217,9 +282,10 @@ pub fn gzip(octets: &[u8]) -> Vec<u8> {
 pub(crate) mod tests {
     use super::*;
     use crate::config::ReportSection;
-    use crate::tlsrpt::{PolicyType, ResultType};
+    use crate::tlsrpt::PolicyType;
     use flate2::read::GzDecoder;
     use mail_auth::report::tlsrpt::{PolicyType as TheirType, TlsReport};
+    use proptest::prelude::*;
     use std::io::Read;
 
     pub(crate) fn identity() -> Identity {
@@ -278,7 +344,7 @@ pub(crate) mod tests {
 
     fn report(rows: &[Row]) -> Report {
         let id = ReportId::of(day(), "00112233aabbccdd", "sender.example");
-        Report::build(&identity(), day(), "example.net", &id, rows)
+        Report::build(&identity(), day(), "example.net", &id, rows, 10_000_000)
     }
 
     #[test]
@@ -370,5 +436,100 @@ pub(crate) mod tests {
         assert_eq!(theirs.policies[1].summary.total_success, 6);
         assert_eq!(theirs.policies[1].failure_details[1].failed_session_count, 6);
         assert_eq!(theirs.policies[0].failure_details, []);
+    }
+
+    /// Failures that nothing compresses, each with another count.
+    fn many(kinds: u32) -> Vec<Row> {
+        let mut rows = rows(day());
+        rows[0].details = (0..kinds)
+            .map(|n| {
+                let noise = ring::digest::digest(&ring::digest::SHA256, &n.to_be_bytes());
+                let kind = if n % 2 == 0 { ResultType::CertificateExpired } else { ResultType::CertificateNotTrusted };
+                (Failure::new(kind, Some(&own::hex(noise.as_ref()))), u64::from(n) + 1)
+            })
+            .collect();
+        rows
+    }
+
+    fn by_type(document: &Document) -> BTreeMap<ResultType, u64> {
+        let mut sums = BTreeMap::new();
+        for detail in document.policies.iter().flat_map(|p| &p.failure_details) {
+            *sums.entry(detail.failure.result_type).or_default() += detail.failed_session_count;
+        }
+        sums
+    }
+
+    #[test]
+    fn a_report_that_is_too_large_tells_the_rarest_failures_as_one() {
+        let rows = many(40_000);
+        let id = ReportId::of(day(), "00112233aabbccdd", "sender.example");
+        let whole = Report::build(&identity(), day(), "example.net", &id, &rows, 10_000_000);
+        assert_eq!(whole.left_out, 0);
+        let cut = Report::build(&identity(), day(), "example.net", &id, &rows, 1_000_000);
+        assert!(cut.gzip.len() / 57 * 78 + AROUND <= 1_000_000, "{}", cut.gzip.len());
+        assert!((10_000..40_000).contains(&cut.left_out), "{}", cut.left_out);
+        assert_eq!(cut.total(), whole.total());
+        assert_eq!(by_type(&cut.document), by_type(&whole.document));
+        let details = &cut.document.policies.iter().find(|p| p.failure_details.len() > 2).unwrap().failure_details;
+        let merged: Vec<&Detail> = details
+            .iter()
+            .filter(|d| d.failure.failure_reason_code.as_deref().is_some_and(|r| r.contains("kinds of failure")))
+            .collect();
+        assert_eq!(merged.len(), 2, "one a result type");
+        let rarest = details.iter().filter(|d| !merged.contains(d)).map(|d| d.failed_session_count).min().unwrap();
+        assert!(rarest > cut.left_out as u64 - 10, "the most frequent are told apart: {rarest}");
+        let again = Report::build(&identity(), day(), "example.net", &id, &rows, 1_000_000);
+        assert_eq!(again.gzip, cut.gzip);
+    }
+
+    fn failures() -> impl Strategy<Value = (Failure, u64)> {
+        let kind = prop::sample::select(vec![
+            ResultType::StarttlsNotSupported,
+            ResultType::ValidationFailure,
+            ResultType::StsPolicyFetchError,
+        ]);
+        let text = || prop::option::of("\\PC{0,20}");
+        let ip = || prop::option::of(any::<std::net::IpAddr>());
+        (kind, text(), text(), ip(), any::<u64>()).prop_map(|(kind, reason, host, receiving_ip, count)| {
+            let receiving_mx_hostname = host;
+            (Failure { receiving_mx_hostname, receiving_ip, ..Failure::new(kind, reason.as_deref()) }, count)
+        })
+    }
+
+    fn any_row() -> impl Strategy<Value = Row> {
+        let policy_type = prop::sample::select(vec![PolicyType::Sts, PolicyType::Tlsa, PolicyType::NoPolicyFound]);
+        let texts = || prop::collection::vec("\\PC{0,20}", 0..3);
+        let details = prop::collection::vec(failures(), 0..5);
+        (policy_type, texts(), texts(), "[a-z]{1,3}", any::<u64>(), any::<u64>(), details).prop_map(
+            |(policy_type, policy_string, mx_host, policy_domain, successful, failed, details)| Row {
+                day: day(),
+                domain: "example.net".into(),
+                policy: Policy { policy_type, policy_string, policy_domain, mx_host },
+                successful,
+                failed,
+                details,
+            },
+        )
+    }
+
+    proptest! {
+        #[test]
+        fn the_json_reads_back_equal_and_has_no_null(rows in prop::collection::vec(any_row(), 0..6)) {
+            let report = report(&rows);
+            prop_assert_eq!(&serde_json::from_slice::<Document>(&report.json).unwrap(), &report.document);
+            let value: serde_json::Value = serde_json::from_slice(&report.json).unwrap();
+            fn has_null(value: &serde_json::Value) -> bool {
+                match value {
+                    serde_json::Value::Null => true,
+                    serde_json::Value::Array(all) => all.iter().any(has_null),
+                    serde_json::Value::Object(all) => all.values().any(has_null),
+                    _ => false,
+                }
+            }
+            prop_assert!(!has_null(&value));
+            let sum = |of: fn(&Row) -> u64| rows.iter().fold(0_u64, |sum, row| sum.saturating_add(of(row)));
+            prop_assert_eq!(report.total().total_successful_session_count, sum(|row| row.successful));
+            prop_assert_eq!(report.total().total_failure_session_count, sum(|row| row.failed));
+        }
     }
 }

@@ -1,37 +1,163 @@
-//! Hands a report to the MTA of this host, by SMTP or by the sendmail command. The only user of lettre.
+//! Hands a report over: to the MTA of this host (SMTP, or the sendmail command), to a submission server, or to a receiver by
+//! https. The only user of lettre.
 //!
-//! Takes: one message for one recipient. Gives: an [`Outcome`] that says whether it may be tried again.
-//! The line between them is the final dot (the end of sendmail's input): an error before it is tried again, a reply after it
-//! is believed, silence after it is `Unknown` and never tried again, for the message may have been taken.
+//! Takes: one message for one recipient, or a gzipped report and a URI. Gives: an [`Outcome`] that says whether it may be
+//! tried again. The line between them is the final dot (the end of sendmail's input, the last octet of a POST): an error
+//! before it is tried again, a reply after it is believed, silence after it is `Unknown` and never tried again, for the
+//! report may have been taken.
 //! Limits: [`Limits`]; no wait is without one. One recipient a message, one message a connection.
-//! When it fails: never; a failure is an outcome.
-//! Not here: when to try again, and what is said of https destinations, which are not served yet (`scheduler`).
+//! When it fails: never; a failure is an outcome. [`Way::load`] names a password or root that cannot be read.
+//! Not here: when to try again (`scheduler`), how a POST is made (`https`).
 
+use std::fmt;
+use std::fs::File;
 use std::future::Future;
-use std::io;
+use std::io::{self, Read};
 use std::net::SocketAddr;
-use std::path::Path;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use lettre::Address;
 use lettre::transport::smtp::Error as SmtpError;
-use lettre::transport::smtp::client::AsyncSmtpConnection;
+use lettre::transport::smtp::authentication::{Credentials, Mechanism};
+use lettre::transport::smtp::client::{AsyncSmtpConnection, Certificate, TlsParameters};
 use lettre::transport::smtp::commands::{Data, Mail, Quit, Rcpt};
 use lettre::transport::smtp::extension::ClientId;
 use lettre::transport::smtp::response::Response;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpStream, ToSocketAddrs};
 use tokio::process::{Child, Command};
 
-use crate::config::Deliver;
+use crate::config::{Deliver, ReportSection};
+use crate::https::{self, HttpsError};
 use crate::report::recipients::Mailbox;
 use crate::report::shown;
 
 /// How much of an answer is kept, in characters.
 const MAX_ANSWER: usize = 300;
+
+/// How much of a password file or a root is read, in octets.
+const MAX_FILE: u64 = 64 * 1024;
+
+/// How mail is handed over, all that it needs read.
+pub enum Way {
+    /// SMTP without TLS to an MTA on this host.
+    Smtp(SocketAddr),
+    /// The sendmail command.
+    Sendmail(PathBuf),
+    /// A submission server.
+    Submission(Box<Submission>),
+}
+
+/// A submission server and how to talk to it.
+pub struct Submission {
+    host: String,
+    port: u16,
+    /// TLS from the first octet; otherwise STARTTLS.
+    implicit: bool,
+    tls: TlsParameters,
+    credentials: Option<Credentials>,
+}
+
+impl Way {
+    /// What the section says, its password and root read. Fails with one line a fault.
+    pub fn load(section: &ReportSection) -> Result<Way, Vec<String>> {
+        let (host, port, implicit) = match &section.deliver {
+            Deliver::Smtp(address) => return Ok(Way::Smtp(*address)),
+            Deliver::Sendmail(path) => return Ok(Way::Sendmail(path.clone())),
+            Deliver::Submission(host, port) => (host.clone(), *port, false),
+            Deliver::Submissions(host, port) => (host.clone(), *port, true),
+        };
+        let mut faults = Vec::new();
+        let mut tls = TlsParameters::builder(host.clone());
+        if let Some(path) = &section.ca_file {
+            match read(path).map_err(|e| e.to_string()).and_then(|pem| root(&pem)) {
+                Ok(root) => tls = tls.add_root_certificate(root),
+                Err(why) => faults.push(format!("[report] ca_file: {}: {why}; not started", path.display())),
+            }
+        }
+        let credentials = match (&section.user, &section.password) {
+            (Some(user), Some(path)) => match password(path) {
+                Ok(password) => Some(Credentials::new(user.clone(), password)),
+                Err(why) => {
+                    faults.push(format!("[report] password: {}: {why}; not started", path.display()));
+                    None
+                }
+            },
+            _ => None,
+        };
+        match tls.build_rustls() {
+            Ok(tls) if faults.is_empty() => {
+                Ok(Way::Submission(Box::new(Submission { host, port, implicit, tls, credentials })))
+            }
+            Ok(_) => Err(faults),
+            Err(e) => {
+                faults.push(format!("[report] deliver: TLS cannot be used: {}; not started", text_of_error(&e)));
+                Err(faults)
+            }
+        }
+    }
+}
+
+impl fmt::Debug for Way {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Way::Smtp(address) => write!(f, "smtp:{address}"),
+            Way::Sendmail(path) => write!(f, "sendmail:{}", path.display()),
+            Way::Submission(server) => write!(f, "submission to {}:{}", server.host, server.port),
+        }
+    }
+}
+
+/// One line where others than the daemon's user can read the password.
+pub fn readable_by_others(section: &ReportSection) -> Option<String> {
+    let path = section.password.as_ref()?;
+    let mode = std::fs::metadata(path).ok()?.permissions().mode();
+    let shown = path.display();
+    (mode & 0o007 != 0).then(|| {
+        format!(
+            "[report] password: {shown}: others may read or write it (mode {:04o}); they can send as us",
+            mode & 0o7777
+        )
+    })
+}
+
+fn root(pem: &[u8]) -> Result<Certificate, String> {
+    match (CertificateDer::pem_slice_iter(pem).next(), Certificate::from_pem(pem)) {
+        (Some(Ok(_)), Ok(root)) => Ok(root),
+        _ => Err("no certificate in it; allowed: PEM".to_owned()),
+    }
+}
+
+/// The first line of a password file; `credential:NAME` is a file that systemd hands over (`LoadCredential=`).
+fn password(path: &Path) -> Result<String, String> {
+    let file = match path.to_str().and_then(|text| text.strip_prefix("credential:")) {
+        None => path.to_owned(),
+        Some(name) => {
+            let folder = std::env::var_os("CREDENTIALS_DIRECTORY");
+            PathBuf::from(folder.ok_or("no credentials: systemd handed none over (LoadCredential=)")?).join(name)
+        }
+    };
+    let octets = read(&file).map_err(|e| e.to_string())?;
+    let text = String::from_utf8(octets).map_err(|_| "not UTF-8")?;
+    match text.lines().next() {
+        Some(line) if !line.is_empty() => Ok(line.to_owned()),
+        _ => Err("its first line is empty".to_owned()),
+    }
+}
+
+fn read(path: &Path) -> io::Result<Vec<u8>> {
+    let mut octets = Vec::new();
+    File::open(path)?.take(MAX_FILE).read_to_end(&mut octets)?;
+    Ok(octets)
+}
 
 /// A message on its way.
 #[derive(Clone, Copy, Debug)]
@@ -74,14 +200,56 @@ impl Default for Limits {
 }
 
 /// Delivers one message. When `cut` resolves (the daemon ends), no longer waits: the outcome is what is certain by then.
-pub async fn deliver(by: &Deliver, letter: Letter<'_>, limits: Limits, cut: impl Future<Output = ()>) -> Outcome {
+pub async fn deliver(by: &Way, letter: Letter<'_>, limits: Limits, cut: impl Future<Output = ()>) -> Outcome {
     let ended = AtomicBool::new(false);
     let handing = async {
         match by {
-            Deliver::Smtp(address) => smtp(*address, letter, &ended).await,
-            Deliver::Sendmail(path) => sendmail(path, letter, &ended).await,
+            Way::Smtp(address) => smtp(*address, letter, &ended).await,
+            Way::Sendmail(path) => sendmail(path, letter, &ended).await,
+            Way::Submission(server) => submit(server, letter, &ended).await,
         }
     };
+    bounded(handing, &ended, limits, cut).await
+}
+
+/// Posts a gzipped report to a URI (RFC 8460 §5.4).
+pub async fn post(
+    client: &https::Client,
+    uri: &str,
+    gzip: &[u8],
+    limits: Limits,
+    cut: impl Future<Output = ()>,
+) -> Outcome {
+    let ended = Arc::new(AtomicBool::new(false));
+    let handing = async {
+        match client.post(uri, "application/tlsrpt+gzip", gzip, Arc::clone(&ended)).await {
+            Ok(status) => by_status(status),
+            // Nothing was connected to; it will not be another time either.
+            Err(e @ HttpsError::Private(_)) => Outcome::Refused(shown(&e.to_string(), MAX_ANSWER)),
+            Err(e) => unanswered(&ended, &e.to_string()),
+        }
+    };
+    bounded(handing, &ended, limits, cut).await
+}
+
+/// What an HTTP status means: 2xx is a yes (RFC 8460 §5.4). Of the others those are tried again that may pass (RFC 9110
+/// §15.5.9, §15.6; RFC 8470 §5.2; RFC 6585 §4); redirects are not followed, for who is asked is what DNS says.
+fn by_status(status: u16) -> Outcome {
+    match status {
+        200..=299 => Outcome::Accepted(format!("HTTP {status}")),
+        408 | 425 | 429 | 500..=599 => Outcome::Retry(format!("HTTP {status}")),
+        300..=399 => Outcome::Refused(format!("HTTP {status}: a redirect, which is not followed")),
+        _ => Outcome::Refused(format!("HTTP {status}")),
+    }
+}
+
+/// Holds a hand-over to its limits.
+async fn bounded(
+    handing: impl Future<Output = Outcome>,
+    ended: &AtomicBool,
+    limits: Limits,
+    cut: impl Future<Output = ()>,
+) -> Outcome {
     // Two limits in one: the first one's end is no end when the final dot had gone by then.
     let limit = async {
         tokio::time::sleep(limits.before_dot).await;
@@ -96,8 +264,8 @@ pub async fn deliver(by: &Deliver, letter: Letter<'_>, limits: Limits, cut: impl
     };
     tokio::select! {
         outcome = handing => outcome,
-        why = limit => unanswered(&ended, why),
-        why = cut => unanswered(&ended, why),
+        why = limit => unanswered(ended, why),
+        why = cut => unanswered(ended, why),
     }
 }
 
@@ -108,17 +276,27 @@ fn unanswered(ended: &AtomicBool, why: &str) -> Outcome {
 }
 
 async fn smtp(address: SocketAddr, letter: Letter<'_>, ended: &AtomicBool) -> Outcome {
-    match converse(address, letter, ended).await {
+    let said = async { converse(connect(address).await?, letter, ended).await };
+    judge(said.await, &address, ended)
+}
+
+async fn submit(server: &Submission, letter: Letter<'_>, ended: &AtomicBool) -> Outcome {
+    let said = async { converse(log_in(server).await?, letter, ended).await };
+    judge(said.await, &format_args!("{}:{}", server.host, server.port), ended)
+}
+
+fn judge(said: Result<Response, Stop>, server: &dyn fmt::Display, ended: &AtomicBool) -> Outcome {
+    match said {
         Ok(reply) if reply.has_code(250) => Outcome::Accepted(text_of(&reply)),
         // RFC 5321 §4.2.1: what begins with 2 is a yes, whatever follows.
         Ok(reply) if u16::from(reply.code()) / 100 == 2 => Outcome::Accepted(text_of(&reply)),
         Ok(reply) => unanswered(ended, &text_of(&reply)),
-        Err(Stop::Io(e)) => unanswered(ended, &format!("{address}: {e}")),
-        Err(Stop::Reply(reply)) => Outcome::Retry(shown(&format!("{address}: {reply}"), MAX_ANSWER)),
+        Err(Stop::Io(e)) => unanswered(ended, &format!("{server}: {e}")),
+        Err(Stop::Here(why)) => Outcome::Retry(shown(&format!("{server}: {why}"), MAX_ANSWER)),
         // A 4xx or 5xx is the server's word that it did not take it, before the dot and after.
         Err(Stop::Smtp(e)) if e.is_permanent() => Outcome::Refused(text_of_error(&e)),
         Err(Stop::Smtp(e)) if e.is_transient() => Outcome::Retry(text_of_error(&e)),
-        Err(Stop::Smtp(e)) => unanswered(ended, &format!("{address}: {}", text_of_error(&e))),
+        Err(Stop::Smtp(e)) => unanswered(ended, &format!("{server}: {}", text_of_error(&e))),
     }
 }
 
@@ -126,8 +304,8 @@ async fn smtp(address: SocketAddr, letter: Letter<'_>, ended: &AtomicBool) -> Ou
 enum Stop {
     Io(io::Error),
     Smtp(SmtpError),
-    /// A positive reply that is none of those that may come here.
-    Reply(String),
+    /// Before any address was named: what a no means for is us, not the report. Or a yes that may not come here.
+    Here(String),
 }
 
 impl From<SmtpError> for Stop {
@@ -136,16 +314,45 @@ impl From<SmtpError> for Stop {
     }
 }
 
-async fn converse(address: SocketAddr, letter: Letter<'_>, ended: &AtomicBool) -> Result<Response, Stop> {
+async fn connect(address: SocketAddr) -> Result<AsyncSmtpConnection, Stop> {
+    let stream = tcp(address).await?;
+    Ok(AsyncSmtpConnection::connect_with_transport(Box::new(stream), &ClientId::default()).await?)
+}
+
+async fn tcp(address: impl ToSocketAddrs) -> Result<TcpStream, Stop> {
     let stream = TcpStream::connect(address).await.map_err(Stop::Io)?;
     // Many small writes, each waited for: with Nagle's algorithm every message takes 40 ms.
     stream.set_nodelay(true).map_err(Stop::Io)?;
-    let mut server = AsyncSmtpConnection::connect_with_transport(Box::new(stream), &ClientId::default()).await?;
+    Ok(stream)
+}
+
+/// TLS always, then the login where there is one. A no to these is no word about the report: it is tried again.
+async fn log_in(server: &Submission) -> Result<AsyncSmtpConnection, Stop> {
+    let here = |what: &'static str| move |e: SmtpError| Stop::Here(format!("{what}: {}", text_of_error(&e)));
+    let (name, tls) = (ClientId::default(), server.tls.clone());
+    let at = (server.host.as_str(), server.port);
+    let mut connection = if server.implicit {
+        let connected = AsyncSmtpConnection::connect_tokio1(at, None, &name, Some(tls), None).await;
+        connected.map_err(here("TLS"))?
+    } else {
+        let stream = Box::new(tcp(at).await?);
+        let mut connection =
+            AsyncSmtpConnection::connect_with_transport(stream, &name).await.map_err(here("greeting"))?;
+        connection.starttls(tls, &name).await.map_err(here("STARTTLS"))?;
+        connection
+    };
+    if let Some(credentials) = &server.credentials {
+        connection.auth(&[Mechanism::Plain, Mechanism::Login], credentials).await.map_err(here("login"))?;
+    }
+    Ok(connection)
+}
+
+async fn converse(mut server: AsyncSmtpConnection, letter: Letter<'_>, ended: &AtomicBool) -> Result<Response, Stop> {
     server.command(Mail::new(Some(lettre_address(letter.from)), vec![])).await?;
     server.command(Rcpt::new(lettre_address(letter.to), vec![])).await?;
     let go = server.command(Data).await?;
     if !go.has_code(354) {
-        return Err(Stop::Reply(format!("DATA answered with {}", text_of(&go))));
+        return Err(Stop::Here(format!("DATA answered with {}", text_of(&go))));
     }
     let reply = server.message_iter(Parts { message: Some(body(letter.message)), ended }).await?;
     // The message is theirs; how they take leave changes nothing and is not waited for long.
@@ -289,7 +496,6 @@ fn by_exit_code(status: ExitStatus, text: &str, ended: &AtomicBool) -> Outcome {
 pub(crate) mod tests {
     use super::*;
     use std::future::pending;
-    use std::os::unix::fs::PermissionsExt;
     use tokio::io::{AsyncBufReadExt, BufReader};
     use tokio::net::TcpListener;
     use tokio::sync::mpsc;
@@ -384,7 +590,7 @@ pub(crate) mod tests {
 
     const SHORT: Limits = Limits { before_dot: Duration::from_millis(300), after_dot: Duration::from_millis(300) };
 
-    async fn hand_over(by: &Deliver, limits: Limits) -> Outcome {
+    async fn hand_over(by: &Way, limits: Limits) -> Outcome {
         let from: Mailbox = "bounces@sender.example".parse().unwrap();
         let to: Mailbox = "-odd!one@example.net".parse().unwrap();
         deliver(by, Letter { from: &from, to: &to, message: MESSAGE }, limits, pending()).await
@@ -392,13 +598,13 @@ pub(crate) mod tests {
 
     async fn smtp_outcome(turn: Turn) -> Outcome {
         let (address, _taken) = server(turn).await;
-        hand_over(&Deliver::Smtp(address), SHORT).await
+        hand_over(&Way::Smtp(address), SHORT).await
     }
 
     #[tokio::test]
     async fn a_message_arrives_octet_for_octet() {
         let (address, mut taken) = server(Turn::Never).await;
-        let outcome = hand_over(&Deliver::Smtp(address), Limits::default()).await;
+        let outcome = hand_over(&Way::Smtp(address), Limits::default()).await;
         assert_eq!(outcome, Outcome::Accepted("250 2.0.0 Ok: queued as 4Xyz12".into()));
         let (from, to, message) = taken.try_recv().unwrap();
         assert_eq!(
@@ -429,7 +635,7 @@ pub(crate) mod tests {
         let outcome = smtp_outcome(Turn::Reply("DATA", "250 what?")).await;
         assert!(matches!(outcome, Outcome::Retry(_)), "{outcome:?}");
         let closed = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
-        let outcome = hand_over(&Deliver::Smtp(closed), SHORT).await;
+        let outcome = hand_over(&Way::Smtp(closed), SHORT).await;
         assert!(matches!(outcome, Outcome::Retry(_)), "{outcome:?}");
     }
 
@@ -445,7 +651,7 @@ pub(crate) mod tests {
     async fn leave_taking_does_not_matter() {
         for turn in [Turn::Drop("QUIT"), Turn::Silence("QUIT"), Turn::Reply("QUIT", "500 no")] {
             let (address, mut taken) = server(turn).await;
-            let outcome = hand_over(&Deliver::Smtp(address), Limits::default()).await;
+            let outcome = hand_over(&Way::Smtp(address), Limits::default()).await;
             assert!(matches!(outcome, Outcome::Accepted(_)), "{turn:?}: {outcome:?}");
             assert!(taken.try_recv().is_ok());
         }
@@ -458,7 +664,7 @@ pub(crate) mod tests {
             let (address, _taken) = server(Turn::Silence(at)).await;
             let letter = Letter { from: &from, to: &from, message: MESSAGE };
             let cut = tokio::time::sleep(Duration::from_millis(200));
-            let outcome = deliver(&Deliver::Smtp(address), letter, Limits::default(), cut).await;
+            let outcome = deliver(&Way::Smtp(address), letter, Limits::default(), cut).await;
             assert_eq!(matches!(outcome, Outcome::Unknown(_)), unknown, "{at}: {outcome:?}");
         }
     }
@@ -469,7 +675,7 @@ pub(crate) mod tests {
         let text = format!("#!/bin/sh\ncd {}\necho \"$@\" > args\n{script}\n", folder.path().display());
         std::fs::write(&path, text).unwrap();
         std::fs::set_permissions(&path, PermissionsExt::from_mode(0o755)).unwrap();
-        let outcome = hand_over(&Deliver::Sendmail(path.clone()), limits).await;
+        let outcome = hand_over(&Way::Sendmail(path.clone()), limits).await;
         let read = |name: &str| std::fs::read(folder.path().join(name)).unwrap_or_default();
         (outcome, read("message"), String::from_utf8(read("args")).unwrap())
     }
@@ -498,7 +704,7 @@ pub(crate) mod tests {
         let limits = Limits { before_dot: Duration::from_millis(500), after_dot: Duration::from_millis(200) };
         let (silent, ..) = sendmail_outcome("cat > /dev/null; exec sleep 60", limits).await;
         assert!(matches!(silent, Outcome::Unknown(_)), "{silent:?}");
-        let missing = hand_over(&Deliver::Sendmail("/no/such/sendmail".into()), SHORT).await;
+        let missing = hand_over(&Way::Sendmail("/no/such/sendmail".into()), SHORT).await;
         assert!(matches!(missing, Outcome::Retry(_)), "{missing:?}");
     }
 
@@ -512,7 +718,7 @@ pub(crate) mod tests {
         let from: Mailbox = "a@sender.example".parse().unwrap();
         let large = b"0123456789\r\n".repeat(100_000);
         let letter = Letter { from: &from, to: &from, message: &large };
-        let outcome = deliver(&Deliver::Sendmail(path), letter, SHORT, pending()).await;
+        let outcome = deliver(&Way::Sendmail(path), letter, SHORT, pending()).await;
         assert!(matches!(outcome, Outcome::Retry(_)), "{outcome:?}");
         tokio::time::sleep(Duration::from_millis(1200)).await;
         assert!(!folder.path().join("done").exists());

@@ -30,6 +30,7 @@ use serde::Serialize;
 use crate::config::DkimKey;
 use crate::domain;
 use crate::report::build::{PolicyResult, Report};
+use crate::report::keys::Public;
 use crate::report::recipients::Mailbox;
 use crate::report::{Identity, shown};
 use crate::tlsrpt::{PolicyType, ResultType};
@@ -221,8 +222,10 @@ impl fmt::Display for Word {
 /// The keys that sign every report.
 pub struct Signer {
     keys: Vec<Key>,
-    /// What is unwise about the keys and no reason to refuse them, one line each.
+    /// What is unwise about keys (and the password) and no reason to refuse them, one line each.
     pub warnings: Vec<String>,
+    /// Their public halves.
+    pub published: Vec<Public>,
 }
 
 /// A key, bound to its selector and domain.
@@ -266,7 +269,7 @@ pub enum KeyFault {
 impl Signer {
     /// Reads the keys. Fails with every bad key, not just the first; `from_domain` is `d=` where none is set.
     pub fn load(keys: &[DkimKey], from_domain: &str) -> Result<Signer, Vec<KeyError>> {
-        let mut signer = Signer { keys: Vec::new(), warnings: Vec::new() };
+        let mut signer = Signer { keys: Vec::new(), warnings: Vec::new(), published: Vec::new() };
         let mut errors = Vec::new();
         for key in keys {
             match signer.load_one(key, from_domain) {
@@ -300,8 +303,17 @@ impl Signer {
         }
         let der = PrivateKeyDer::from_pem_slice(&pem).map_err(|_| KeyFault::NoKey)?;
         match ed25519(&der) {
-            Some(result) => result.map(|k| Key::Ed25519(bind(k, &domain, &key.selector))),
-            None => rsa(der).map(|k| Key::Rsa(bind(k, &domain, &key.selector))),
+            Some(result) => {
+                let signing = result?;
+                self.published.push(Public::ed25519(&key.selector, &domain, signing.public_key()));
+                Ok(Key::Ed25519(bind(signing, &domain, &key.selector)))
+            }
+            None => {
+                let signing = rsa(der)?;
+                let public = Public::rsa(&key.selector, &domain, &signing.public_key());
+                self.published.push(public.map_err(KeyFault::Unusable)?);
+                Ok(Key::Rsa(bind(signing, &domain, &key.selector)))
+            }
         }
     }
 
@@ -408,7 +420,7 @@ mod tests {
 
     fn report(domain: &str, rows: &[Row]) -> Report {
         let day: Day = "2026-11-22".parse().unwrap();
-        Report::build(&identity(), day, domain, &ReportId::preview(day, "sender.example"), rows)
+        Report::build(&identity(), day, domain, &ReportId::preview(day, "sender.example"), rows, 10_000_000)
     }
 
     fn mail(report: &Report) -> Vec<u8> {

@@ -1,8 +1,10 @@
-//! Where a domain wants its reports: the `_smtp._tls` record (RFC 8460 §3).
+//! Where a domain wants its reports: the `_smtp._tls` record (RFC 8460 §3), and who of those gets one.
 //!
-//! Takes: the TXT records of `_smtp._tls.<domain>`, each joined from its strings. Gives: the destinations, and each URI that
-//! was left out with its reason. Pure; any input is answered, none panics.
-//! Limits: [`MAX_DESTINATIONS`] a domain, [`MAX_URI`] octets a URI, [`MAX_SKIPPED`] reasons kept.
+//! Takes: the TXT records of `_smtp._tls.<domain>`, each joined from its strings; what `[report]` says of single domains and
+//! destinations. Gives: the destinations, and each URI that was left out with its reason. Pure; any input is answered,
+//! none panics.
+//! Limits: [`MAX_READ`] destinations of a record are looked at, `max_destinations` of them served; [`MAX_URI`] octets a URI;
+//! [`MAX_SKIPPED`] reasons kept.
 //! When it fails: [`NoRecipients`] says why the domain gets no report.
 //! Not here: the DNS question (`dns`), sending (`report::deliver`).
 
@@ -12,11 +14,13 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::config::{ReportSection, SuppressSection};
 use crate::domain;
 use crate::report::shown;
+use crate::tlsrpt::Day;
 
-/// The most destinations that one report goes to: who publishes more than a handful wants to flood someone (RFC 8460 §7).
-pub const MAX_DESTINATIONS: usize = 5;
+/// How many destinations of one record are looked at, so that the suppressed ones do not use up those that are served.
+pub const MAX_READ: usize = 64;
 
 /// The longest URI that is read, in octets: far above any real one, and below what a key of the store holds.
 pub const MAX_URI: usize = 512;
@@ -78,6 +82,195 @@ pub enum NoRecipients {
     /// It has, and none of its URIs can be used.
     #[error("no URI of rua can be used: {}", Reasons(.0))]
     NoneUsable(Vec<Skipped>),
+    /// The administrator does not want it; the option.
+    #[error("not wanted: {0}")]
+    Unwanted(String),
+    /// An MX host whose destinations have its results already, in the reports about the recipient domains.
+    #[error("its results are in the reports about the recipient domains, which went to the same destinations")]
+    Told,
+}
+
+/// The policy domain that a report is about (RFC 8460 §1.1). Its text form, a domain or `mx:` and a host, reads back equal.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum About {
+    /// A recipient domain: all its sessions, whatever the policy.
+    Domain(String),
+    /// An MX host (a TLSA base domain): its sessions under its own TLSA records, of all recipient domains together.
+    Host(String),
+}
+
+impl About {
+    /// The policy domain: where `_smtp._tls` is looked up, `TLS-Report-Domain`, the name in file name and Subject.
+    pub fn name(&self) -> &str {
+        match self {
+            About::Domain(name) | About::Host(name) => name,
+        }
+    }
+}
+
+impl fmt::Display for About {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            About::Domain(name) => f.write_str(name),
+            About::Host(name) => write!(f, "mx:{name}"),
+        }
+    }
+}
+
+impl From<About> for String {
+    fn from(about: About) -> String {
+        about.to_string()
+    }
+}
+
+impl FromStr for About {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<About, &'static str> {
+        let (name, about): (_, fn(String) -> About) =
+            text.strip_prefix("mx:").map_or((text, About::Domain), |host| (host, About::Host));
+        domain::normalise(name).filter(|normal| normal == name).map(about).ok_or("no domain name in its one form")
+    }
+}
+
+impl TryFrom<String> for About {
+    type Error = &'static str;
+
+    fn try_from(text: String) -> Result<About, &'static str> {
+        text.parse()
+    }
+}
+
+/// Who gets reports, as `[report]` says.
+#[derive(Clone, Debug)]
+pub struct Audience {
+    only_failures: bool,
+    allow: Vec<String>,
+    suppress: Vec<SuppressSection>,
+    max_destinations: usize,
+}
+
+impl Audience {
+    /// What the section says. Fails with one line a fault.
+    pub fn of(section: &ReportSection) -> Result<Audience, Vec<String>> {
+        const DOMAIN: &str = "`example.com`, or `.example.com` for all below it";
+        let mut faults = Vec::new();
+        let mut fault = |key: &str, found: &str, allowed: &str| {
+            faults.push(format!("{key}: `{}` cannot be used; allowed: {allowed}", shown(found, 80)));
+        };
+        section.allow.iter().filter(|p| !is_pattern(p)).for_each(|p| fault("[report] allow", p, DOMAIN));
+        if !(1..=MAX_READ).contains(&section.max_destinations) {
+            let allowed = format!("1 to {MAX_READ}");
+            fault("[report] max_destinations", &section.max_destinations.to_string(), &allowed);
+        }
+        for suppress in &section.suppress {
+            match (&suppress.domain, &suppress.destination) {
+                (Some(domain), None) if !is_pattern(domain) => fault("[[report.suppress]] domain", domain, DOMAIN),
+                (None, Some(to)) if !is_pattern(to) && destination_of(to).is_err() => {
+                    let allowed = format!("`name@example.com`, `mailto:...`, `https://...`, {DOMAIN}");
+                    fault("[[report.suppress]] destination", to, &allowed);
+                }
+                (Some(_), None) | (None, Some(_)) => {}
+                (None, None) => fault("[[report.suppress]]", "", "one of `domain` and `destination`"),
+                (Some(both), Some(_)) => fault("[[report.suppress]]", both, "one of `domain` and `destination`"),
+            }
+        }
+        if !faults.is_empty() {
+            return Err(faults);
+        }
+        Ok(Audience {
+            only_failures: section.only_failures,
+            allow: section.allow.clone(),
+            suppress: section.suppress.clone(),
+            max_destinations: section.max_destinations,
+        })
+    }
+
+    /// Whether a report without any failure is not sent: then [`Audience::wants`] must be told whether there is one.
+    pub fn only_failures(&self) -> bool {
+        self.only_failures
+    }
+
+    /// Whether a report of this day about this domain or host is to be made at all; `failures`: whether it has any.
+    pub fn wants(&self, about: &About, day: Day, failures: bool) -> Result<(), NoRecipients> {
+        let name = about.name();
+        let unwanted = |option: String| Err(NoRecipients::Unwanted(option));
+        if !self.allow.is_empty() && !self.allow.iter().any(|pattern| covers(pattern, name)) {
+            return unwanted("it is not in [report] allow".to_owned());
+        }
+        let suppressed = |s: &&SuppressSection| s.in_force(day) && s.domain.as_deref().is_some_and(|p| covers(p, name));
+        if let Some(by) = self.suppress.iter().find(suppressed) {
+            return unwanted(by.said());
+        }
+        if self.only_failures && !failures {
+            return unwanted("nothing failed, and [report] only_failures is set".to_owned());
+        }
+        Ok(())
+    }
+
+    /// Leaves out the destinations that are suppressed, and those above `max_destinations`.
+    pub fn narrow(&self, found: Recipients, day: Day) -> Result<Recipients, NoRecipients> {
+        let Recipients { destinations, skipped, more_skipped } = found;
+        let mut narrow = Recipients { destinations: Vec::new(), skipped, more_skipped };
+        for destination in destinations {
+            let suppressed = |s: &&SuppressSection| s.in_force(day) && s.names(&destination);
+            if let Some(by) = self.suppress.iter().find(suppressed) {
+                narrow.skip(&destination.to_string(), by.said());
+            } else if narrow.destinations.len() == self.max_destinations {
+                narrow.skip(&destination.to_string(), "more destinations than are served");
+            } else {
+                narrow.destinations.push(destination);
+            }
+        }
+        if narrow.destinations.is_empty() { Err(NoRecipients::NoneUsable(narrow.skipped)) } else { Ok(narrow) }
+    }
+}
+
+/// A name in its one form, or one with a dot before it.
+fn is_pattern(text: &str) -> bool {
+    let name = text.strip_prefix('.').unwrap_or(text);
+    domain::normalise(name).is_some_and(|normal| normal == name)
+}
+
+/// Whether a pattern of the configuration, `example.com` or `.example.com` for what is below it, covers a name.
+fn covers(pattern: &str, name: &str) -> bool {
+    match pattern.strip_prefix('.') {
+        Some(_) => name.len() > pattern.len() && name.ends_with(pattern),
+        None => name == pattern,
+    }
+}
+
+impl SuppressSection {
+    /// The last day counts as well.
+    fn in_force(&self, day: Day) -> bool {
+        self.until.is_none_or(|until| day <= until)
+    }
+
+    /// A destination is named by its URI, by its address, or by its host alone.
+    fn names(&self, destination: &Destination) -> bool {
+        let Some(wanted) = self.destination.as_deref() else { return false };
+        if wanted.contains([':', '@']) {
+            return destination_of(wanted).is_ok_and(|wanted| wanted == *destination);
+        }
+        covers(wanted, &destination.host().trim_end_matches('.').to_ascii_lowercase())
+    }
+
+    fn said(&self) -> String {
+        let of = self.domain.iter().map(|d| format!("domain = \"{d}\""));
+        let to = self.destination.iter().map(|d| format!("destination = \"{d}\""));
+        let until = self.until.iter().map(|day| format!("until {day}"));
+        let said: Vec<String> = of.chain(to).chain(until).collect();
+        format!("[[report.suppress]] {}", said.join(", "))
+    }
+}
+
+/// A destination as the administrator writes it: a URI, or a bare mail address.
+pub fn destination_of(text: &str) -> Result<Destination, &'static str> {
+    match text.parse() {
+        Ok(mailbox) if !text.contains(':') => Ok(Destination::Mail(mailbox)),
+        _ => parse_uri(text),
+    }
 }
 
 /// Reads the TXT records of `_smtp._tls.<domain>`.
@@ -114,13 +307,21 @@ impl Recipients {
     fn take(&mut self, uri: &str) {
         match parse_uri(uri) {
             Ok(destination) if self.destinations.contains(&destination) => {}
-            Ok(_) if self.destinations.len() == MAX_DESTINATIONS => self.skip(uri, "more destinations than are served"),
+            Ok(_) if self.destinations.len() == MAX_READ => self.skip(uri, "more destinations than are looked at"),
             Ok(destination) => self.destinations.push(destination),
             Err(why) => self.skip(uri, why),
         }
     }
 
-    fn skip(&mut self, uri: &str, why: &'static str) {
+    /// Without those destinations that are in each of `told`: what went to the recipient domains of an MX host. Nothing
+    /// is left out where `told` has none.
+    pub fn without(mut self, told: &[Vec<Destination>]) -> Result<Recipients, NoRecipients> {
+        let has_it = |destination: &Destination| !told.is_empty() && told.iter().all(|t| t.contains(destination));
+        self.destinations.retain(|destination| !has_it(destination));
+        if self.destinations.is_empty() { Err(NoRecipients::Told) } else { Ok(self) }
+    }
+
+    fn skip(&mut self, uri: &str, why: impl Into<Cow<'static, str>>) {
         if self.skipped.len() < MAX_SKIPPED {
             self.skipped.push(Skipped { uri: shown(uri, 80), why: why.into() });
         } else {
@@ -156,7 +357,17 @@ fn mailto(rest: &str) -> Result<Mailbox, &'static str> {
     if decoded.bytes().any(|b| b.is_ascii_control()) {
         return Err("a control character in the address");
     }
-    decoded.parse().map_err(|NotAMailbox| "no plain mail address")
+    let mailbox: Mailbox = decoded.parse().map_err(|NotAMailbox| "no plain mail address")?;
+    if is_local(&mailbox.domain) { Err("a name of the local network") } else { Ok(mailbox) }
+}
+
+/// Whether a name means something else on each network, so that a stranger could have us write to ourselves: one label,
+/// `localhost` and `invalid` (RFC 6761), `local` (RFC 6762), `onion` (RFC 7686), `home.arpa` (RFC 8375), `internal` (ICANN).
+fn is_local(name: &str) -> bool {
+    let last = name.rsplit('.').next().unwrap_or_default();
+    last == name
+        || ["localhost", "invalid", "local", "onion", "internal"].contains(&last)
+        || name.ends_with(".home.arpa")
 }
 
 /// Checks what follows `https:`: an authority with a host name and no user, and no fragment (RFC 3986 §3).
@@ -176,8 +387,10 @@ fn https(rest: &str) -> Result<(), &'static str> {
         return Err("a user in the URI");
     }
     let (host, port) = authority.split_once(':').map_or((authority, None), |(host, port)| (host, Some(port)));
-    if domain::normalise(host).is_none() {
-        return Err("no host name");
+    match domain::normalise(host) {
+        None => return Err("no host name"),
+        Some(name) if is_local(&name) => return Err("a name of the local network"),
+        Some(_) => {}
     }
     match port {
         Some(port) if port.parse::<u16>().is_err() || !port.bytes().all(|b| b.is_ascii_digit()) => Err("bad port"),
@@ -226,6 +439,16 @@ impl FromStr for Mailbox {
 impl fmt::Display for Mailbox {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}@{}", self.local, self.domain)
+    }
+}
+
+impl Destination {
+    /// The name of the mail domain or web server.
+    pub fn host(&self) -> &str {
+        match self {
+            Destination::Mail(mailbox) => &mailbox.domain,
+            Destination::Https(uri) => uri.split(['/', ':', '?']).find(|part| part.contains('.')).unwrap_or_default(),
+        }
     }
 }
 
@@ -378,11 +601,127 @@ mod tests {
     }
 
     #[test]
+    fn names_of_the_local_network_are_refused() {
+        for host in [
+            "localhost",
+            "mailhost",
+            "a.localhost",
+            "printer.local",
+            "db.internal",
+            "x.home.arpa",
+            "a.onion",
+            "a.invalid",
+        ] {
+            assert_eq!(why(&format!("mailto:root@{host}")), "a name of the local network", "{host}");
+            assert_eq!(why(&format!("https://{host}:8443/x")), "a name of the local network", "{host}");
+        }
+    }
+
+    fn audience(edit: impl FnOnce(&mut ReportSection)) -> Audience {
+        let mut section = ReportSection::default();
+        edit(&mut section);
+        Audience::of(&section).unwrap()
+    }
+
+    fn suppress(domain: Option<&str>, destination: Option<&str>, until: Option<&str>) -> SuppressSection {
+        let until = until.map(|day| day.parse().unwrap());
+        SuppressSection { domain: domain.map(Into::into), destination: destination.map(Into::into), until }
+    }
+
+    fn day(text: &str) -> Day {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn allow_suppress_and_only_failures_say_who_gets_a_report() {
+        let about = |name: &str| About::Domain(name.into());
+        let today = day("2026-11-22");
+        let all = audience(|_| {});
+        assert_eq!(all.wants(&about("a.example"), today, false), Ok(()));
+        let some = audience(|s| s.allow = vec!["a.example".into(), ".b.example".into()]);
+        for (name, wanted) in [("a.example", true), ("x.a.example", false), ("x.b.example", true), ("b.example", false)]
+        {
+            assert_eq!(some.wants(&about(name), today, true).is_ok(), wanted, "{name}");
+        }
+        assert!(some.wants(&About::Host("mx.b.example".into()), today, true).is_ok());
+        let none = audience(|s| s.suppress = vec![suppress(Some(".a.example"), None, Some("2026-11-22"))]);
+        let said = none.wants(&about("x.a.example"), today, true).unwrap_err().to_string();
+        assert_eq!(said, "not wanted: [[report.suppress]] domain = \".a.example\", until 2026-11-22");
+        assert!(none.wants(&about("x.a.example"), day("2026-11-23"), true).is_ok(), "the last day is over");
+        let failures = audience(|s| s.only_failures = true);
+        assert!(failures.wants(&about("a.example"), today, true).is_ok());
+        assert!(failures.wants(&about("a.example"), today, false).is_err());
+    }
+
+    #[test]
+    fn suppressed_destinations_and_those_above_the_cap_are_left_out_by_name() {
+        let record = "v=TLSRPTv1;rua=mailto:a@b.example,https://R.example:443/x,mailto:c@d.example,mailto:e@f.example";
+        let found = || recipients(&[record]).unwrap();
+        let today = day("2026-11-22");
+        let narrow = |audience: Audience| audience.narrow(found(), today);
+        let texts = |r: &Recipients| r.destinations.iter().map(ToString::to_string).collect::<Vec<_>>();
+        let by = |to: &str| audience(|s| s.suppress = vec![suppress(None, Some(to), None)]);
+        for to in ["a@b.example", "mailto:a@B.example", "b.example", ".example"] {
+            let left = narrow(by(to));
+            match to {
+                ".example" => assert!(matches!(left, Err(NoRecipients::NoneUsable(_)))),
+                _ => assert!(!texts(&left.unwrap()).contains(&"mailto:a@b.example".to_owned()), "{to}"),
+            }
+        }
+        let left = narrow(by("r.example")).unwrap();
+        assert_eq!(texts(&left), ["mailto:a@b.example", "mailto:c@d.example", "mailto:e@f.example"]);
+        assert_eq!(left.skipped[0].why, "[[report.suppress]] destination = \"r.example\"");
+        let left = narrow(audience(|s| s.max_destinations = 2)).unwrap();
+        assert_eq!((texts(&left).len(), left.skipped.len()), (2, 2));
+        assert_eq!(left.skipped[0].why, "more destinations than are served");
+    }
+
+    #[test]
+    fn bad_options_are_one_line_each() {
+        let section = ReportSection {
+            allow: vec!["*.a.example".into(), "A.example".into()],
+            max_destinations: 0,
+            suppress: vec![
+                suppress(None, None, None),
+                suppress(Some("a.example"), Some("b.example"), None),
+                suppress(None, Some("ftp://x.example"), None),
+                suppress(Some("a b"), None, None),
+            ],
+            ..ReportSection::default()
+        };
+        let faults = Audience::of(&section).unwrap_err();
+        assert_eq!(faults.len(), 7, "{faults:#?}");
+        assert!(faults.iter().all(|f| f.contains("; allowed: ") && !f.contains('\n')), "{faults:#?}");
+    }
+
+    #[test]
+    fn a_host_is_told_what_no_report_about_a_domain_told_its_destinations() {
+        let host = recipients(&["v=TLSRPTv1;rua=mailto:a@b.example,mailto:c@d.example"]).unwrap();
+        let (one, other) = (host.destinations[0].clone(), host.destinations[1].clone());
+        let (both, first) = (vec![one.clone(), other.clone()], vec![one]);
+        assert_eq!(host.clone().without(&[]).unwrap(), host);
+        assert_eq!(host.clone().without(&[both.clone(), first]).unwrap().destinations, [other]);
+        let one_without = [both.clone(), Vec::new()];
+        assert_eq!(host.clone().without(&one_without).unwrap(), host, "a domain without a record was told nothing");
+        assert_eq!(host.without(&[both]), Err(NoRecipients::Told));
+    }
+
+    #[test]
+    fn whom_a_report_is_about_reads_back() {
+        for text in ["example.net", "mx:mx1.example.net"] {
+            assert_eq!(text.parse::<About>().unwrap().to_string(), text);
+        }
+        for no in ["", "mx:", "Example.net", "mx:mx:a.example", "a b.example", "x/y.example"] {
+            assert!(no.parse::<About>().is_err(), "{no}");
+        }
+    }
+
+    #[test]
     fn thousands_of_uris_are_cut() {
         let many = (0..5000).map(|i| format!("mailto:a{i}@b.example")).collect::<Vec<_>>().join(",");
         let found = recipients(&[format!("v=TLSRPTv1;rua={many}")]).unwrap();
-        assert_eq!(found.destinations.len(), MAX_DESTINATIONS);
-        assert_eq!(found.skipped.len() + found.more_skipped, 5000 - MAX_DESTINATIONS);
+        assert_eq!(found.destinations.len(), MAX_READ);
+        assert_eq!(found.skipped.len() + found.more_skipped, 5000 - MAX_READ);
         assert_eq!(found.skipped.len(), MAX_SKIPPED);
         let same = vec!["mailto:a@b.example"; 5000].join(",");
         assert_eq!(mail(&format!("v=TLSRPTv1;rua={same}")), ["mailto:a@b.example"]);

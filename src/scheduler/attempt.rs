@@ -1,72 +1,135 @@
 //! One look-up or one try: what happens to a day and domain, or to a destination, when its time has come.
 //!
-//! Takes: a [`Job`]. Gives: its new record, in the store and on the board.
-//! Every try is written to the store before it starts, and its outcome after.
-//! When it fails: what the store hinders is put off by [`FIRST_PAUSE`]; all else is an outcome, stored and said.
-//! Not here: when a job's time has come (`scheduler`).
+//! Takes: a [`Job`]. Gives: its new record, in the store.
+//! With the look-up it is settled what the report says (`said`), in the same batch as the plan. Every try is written to
+//! the store before it starts, and its outcome after.
+//! When it fails: what the store hinders is tried again after a rest; all else is an outcome, stored and said.
+//! Not here: when a job's time has come (`pick`).
 
-use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
 
-use super::record::{Delivery, DeliveryState, Entry, PlanState, delivery_key, plan_key};
-use super::{FIRST_PAUSE, Job, LAST_PAUSE, RETRY_FOR, Scheduler, Setup, put, within};
-use crate::own;
+use super::hosts::Told;
+use super::plan;
+use super::record::{Delivery, DeliveryState, Plan, PlanState, Which, delivery_key};
+use super::said::{self, Said};
+use super::{FIRST_PAUSE, Job, LAST_PAUSE, RETRY_FOR, Scheduler, Setup, within};
 use crate::report::build::{Report, ReportId};
-use crate::report::deliver::{Letter, Outcome, deliver};
-use crate::report::message::message;
-use crate::report::recipients::{Destination, Mailbox, NoRecipients, Recipients};
-use crate::report::{LookupError, Sending, look_up, shown};
-use crate::store::{Batch, StoreError};
-use crate::tlsrpt::Day;
+use crate::report::deliver::Outcome;
+use crate::report::recipients::{About, Destination, NoRecipients, Recipients};
+use crate::report::{LookupError, Sending, has_failures, look_up, shown};
+use crate::shutdown::stopped;
+use crate::store::{Batch, Family, StoreError};
+use crate::tlsrpt::Row;
 
 /// How long a try may go on when the daemon ends.
 const GRACE: Duration = Duration::from_secs(5);
 
-/// What is said of an https destination.
-const NO_HTTPS: &str = "this version does not deliver by https";
+/// How long a report about an MX host waits for one about a recipient domain that is not looked up yet, in seconds.
+const WAIT_FOR_DOMAINS: i64 = 5;
+
+/// How long it is until an outcome that could not be stored is stored again, at first and at most.
+const STORE_AGAIN: Duration = Duration::from_secs(1);
+const STORE_AGAIN_AT_MOST: Duration = Duration::from_secs(60);
 
 impl Scheduler {
     pub(super) async fn work(self: Arc<Self>, job: Job, shutdown: watch::Receiver<bool>) {
         let setup = Arc::clone(&self.setup.read());
-        if setup.sending.is_some() {
+        if let Some(sending) = &setup.sending {
             match &job {
-                Job::LookUp(day, domain) => self.look_up(*day, domain, &setup).await,
-                Job::Send(day, domain, destination) => self.send(*day, domain, destination, setup, shutdown).await,
+                Job::Send(which, to) => self.send(which, to, &setup, shutdown).await,
+                Job::LookUp(which) => {
+                    // The first report of a day goes as soon as it is known whereto.
+                    if let Some(to) = self.look_up(which, &setup, sending).await {
+                        let next = Job::Send(which.clone(), to.clone());
+                        self.send(which, &to, &setup, shutdown).await;
+                        self.board.lock().busy.remove(&next);
+                    }
+                }
             }
         }
         self.board.lock().busy.remove(&job);
     }
 
-    /// Looks up where the reports of a domain go, and plans its deliveries.
-    async fn look_up(&self, day: Day, domain: &str, setup: &Setup) {
-        let Some(sending) = &setup.sending else { return };
-        let key = (day, domain.to_owned());
-        let Some(mut plan) = self.board.lock().entries.get(&key).map(|entry| entry.plan.clone()) else { return };
-        let found = look_up(&self.context.resolver, domain).await;
+    /// Looks up where the reports of a domain go, settles what they say and plans its deliveries. Returns the destination
+    /// that is due at once, which is busy from then on.
+    async fn look_up(&self, which: &Which, setup: &Setup, sending: &Sending) -> Option<Destination> {
+        let hindered = |e: String| {
+            self.rest();
+            self.error(format!("report {which}: not planned: {e}; it is tried again"));
+        };
+        let of = which.clone();
+        let before = match self.blocking(move |store| plan::read(store, &of)).await {
+            Ok(before) => before.filter(|plan| plan.state == PlanState::Waiting)?,
+            Err(e) => {
+                hindered(e.to_string());
+                return None;
+            }
+        };
+        let settled = match ReportId::make(which.day, sending.identity.submitter()) {
+            Ok(report_id) => self.settle(which, report_id, sending).await.map_err(|e| e.to_string()),
+            Err(e) => Err(e.to_string()),
+        };
+        let planned = match settled {
+            Ok((said, counted)) => self.plan_hosts(which, &said.rows, setup.spread).await.map(|()| (said, counted)),
+            Err(e) => Err(e),
+        };
+        let (mut said, mut counted) = match planned {
+            Ok(planned) => planned,
+            Err(e) => {
+                hindered(e);
+                return None;
+            }
+        };
+        let (found, told) = match self.where_to(which, &said.rows, sending).await {
+            Ok(found) => found,
+            Err(e) => {
+                hindered(e.to_string());
+                return None;
+            }
+        };
+        let open = told.as_ref().is_some_and(|told| told.open);
+        if let Some(told) = told {
+            (counted, said.rows) = (said::sum(&told.rows), told.rows);
+        }
         let now = self.context.clock.seconds();
-        let first = *plan.first.get_or_insert(now);
-        plan.attempts += 1;
-        let mut deliveries = BTreeMap::new();
+        let mut plan = Plan { attempts: before.attempts + 1, first: before.first.or(Some(now)), ..before.clone() };
+        let mut batch = Batch::default();
+        let mut at_once = None;
         match found {
+            Ok(_) if open => plan = Plan { next: now + WAIT_FOR_DOMAINS, ..before.clone() },
+            Ok(_) if said.rows.is_empty() => {
+                (plan.state, plan.last) = (PlanState::Nothing, Some("nothing was counted".to_owned()));
+            }
             Ok(found) => {
-                self.say_skipped(day, domain, &found);
-                match self.deliveries(day, &found, sending, now, setup.spread) {
-                    Ok(planned) => deliveries = planned,
+                self.say_skipped(which, &found);
+                let deliveries = match self.deliveries(which, &said.report_id, &found, sending, now, setup.spread) {
+                    Ok(deliveries) => deliveries,
                     Err(e) => {
-                        self.postpone(&key, None);
-                        return self.error(format!("report {day} {domain}: not planned: {e}; it is tried again"));
+                        hindered(e.to_string());
+                        return None;
+                    }
+                };
+                batch.set.push((Family::Said, which.key(), Some(said.pack())));
+                (plan.state, plan.last, plan.counted) = (PlanState::Planned, None, counted);
+                for (to, delivery) in deliveries {
+                    delivery.put(&mut batch, which, &to, None);
+                    if delivery.next <= now && at_once.is_none() {
+                        at_once = Some(to);
                     }
                 }
-                (plan.state, plan.last) = (PlanState::Planned, None);
             }
             Err(LookupError::None(why)) => {
                 match why {
-                    NoRecipients::NoRecord => tracing::debug!("report {day} {domain}: none: {why}"),
-                    _ => tracing::info!("report {day} {domain}: none: {why}; the domain gets no report"),
+                    NoRecipients::NoRecord => tracing::debug!("report {which}: none: {why}"),
+                    _ => tracing::info!("report {which}: none: {why}; the domain gets no report"),
+                }
+                if let NoRecipients::Unwanted(_) = why {
+                    // What fails later makes a report: its supplement, which is the whole of it then.
+                    plan.counted = counted;
                 }
                 (plan.state, plan.last) = (PlanState::Nothing, Some(why.to_string()));
             }
@@ -74,138 +137,195 @@ impl Scheduler {
                 let why = shown(&why, 300);
                 plan.next = now + pause(plan.attempts);
                 plan.last = Some(why.clone());
-                if plan.next - first > RETRY_FOR {
+                if plan.next - plan.first.unwrap_or(now) > RETRY_FOR {
                     plan.state = PlanState::Nothing;
-                    self.error(format!("report {day} {domain}: no recipient known: {why}; given up after 24 hours"));
+                    self.error(format!("report {which}: no recipient known: {why}; given up after 24 hours"));
                 }
             }
         }
-        let mut batch = Batch::default();
-        put(&mut batch, plan_key(day, domain), &plan);
-        deliveries.iter().for_each(|(to, delivery)| put(&mut batch, delivery_key(day, domain, to), delivery));
-        match self.write(batch).await {
-            Ok(()) => drop(self.board.lock().entries.insert(key, Entry { plan, deliveries })),
+        plan.put(&mut batch, which, Some(&before));
+        if let Some(to) = &at_once {
+            // Before it is in the store, where it would be picked.
+            self.board.lock().busy.insert(Job::Send(which.clone(), to.clone()));
+        }
+        match self.journal.write(batch).await {
+            Ok(()) => at_once,
             Err(e) => {
-                self.postpone(&key, None);
-                self.error(format!("report {day} {domain}: not planned: {e}; it is tried again"));
+                if let Some(to) = at_once {
+                    self.board.lock().busy.remove(&Job::Send(which.clone(), to));
+                }
+                hindered(e);
+                None
             }
         }
+    }
+
+    /// Where the report goes; about a host also what it says. `rows`: what one about a domain says.
+    async fn where_to(
+        &self,
+        which: &Which,
+        rows: &[Row],
+        sending: &Sending,
+    ) -> Result<(Result<Recipients, LookupError>, Option<Told>), StoreError> {
+        let (about, audience) = (&which.about, &sending.audience);
+        let failures = match about {
+            _ if !audience.only_failures() => true,
+            About::Domain(_) => has_failures(rows),
+            About::Host(host) => has_failures(&self.told_of(which.day, host).await?.rows),
+        };
+        if let Err(unwanted) = audience.wants(about, which.day, failures) {
+            return Ok((Err(unwanted.into()), None));
+        }
+        let found = look_up(&self.context.resolver, audience, about, which.day).await;
+        match (about, found) {
+            // Only now: few hosts have a record, and it takes a look at all rows of the day.
+            (About::Host(host), Ok(found)) => {
+                let told = self.told_of(which.day, host).await?;
+                let found = if told.open { Ok(found) } else { told.narrow(found).map_err(LookupError::None) };
+                Ok((found, Some(told)))
+            }
+            (_, found) => Ok((found, None)),
+        }
+    }
+
+    /// What the report says: all counts of the day and domain, or, for a supplement, what the first one does not say.
+    /// With it the sum of all counts that have their place then. Nothing for a host, which has no counts of its own.
+    async fn settle(&self, which: &Which, report_id: ReportId, sending: &Sending) -> Result<(Said, u64), StoreError> {
+        let (of, organization) = (which.clone(), sending.identity.organization.clone());
+        let contact = sending.identity.contact.to_string();
+        self.blocking(move |store| {
+            let mut rows = store.rows(of.day, &of.name())?;
+            let counted = said::sum(&rows);
+            if of.supplement {
+                let first = store.read(Family::Said, &Which { supplement: false, ..of }.key())?;
+                let first = first.map(|packed| Said::unpack(&packed)).transpose();
+                let first = first.map_err(|e| StoreError::Corrupt(format!("what was said cannot be read: {e}")))?;
+                rows = said::since(rows, first.as_ref().map_or(&[], |first| &first.rows));
+            }
+            Ok((Said { report_id, organization, contact, rows }, counted))
+        })
+        .await
     }
 
     /// One delivery for each destination: the first at once, the others each at a moment of its own in what is left of the spread.
     fn deliveries(
         &self,
-        day: Day,
+        which: &Which,
+        report_id: &ReportId,
         found: &Recipients,
         sending: &Sending,
         now: i64,
         spread: i64,
-    ) -> io::Result<BTreeMap<Destination, Delivery>> {
-        let identity = &sending.identity;
-        let report_id = ReportId::make(day, identity.submitter())?;
-        let left = (day.end() + spread - now).max(0);
-        let mut deliveries = BTreeMap::new();
+    ) -> io::Result<Vec<(Destination, Delivery)>> {
+        let left = (which.day.end() + spread - now).max(0);
+        let mut deliveries = Vec::new();
         for (i, destination) in found.destinations.iter().enumerate() {
-            let unique = format!("{}-{}", day.to_string().replace('-', ""), own::hex(&own::random::<8>()?));
-            let mut delivery = Delivery {
+            let delivery = Delivery {
                 state: DeliveryState::Planned,
                 next: if i == 0 { now } else { now + within(left) },
                 first: None,
+                tried: None,
                 attempts: 0,
                 report_id: report_id.clone(),
-                message_id: self.context.own.message_id(&unique, &identity.from.domain),
+                message_id: self.message_id(which.day, sending)?,
                 last: None,
             };
-            if let Destination::Https(_) = destination {
-                (delivery.state, delivery.last) = (DeliveryState::Refused, Some(NO_HTTPS.to_owned()));
-            }
-            deliveries.insert(destination.clone(), delivery);
+            deliveries.push((destination.clone(), delivery));
         }
         Ok(deliveries)
     }
 
-    fn say_skipped(&self, day: Day, domain: &str, found: &Recipients) {
+    fn say_skipped(&self, which: &Which, found: &Recipients) {
         for skipped in &found.skipped {
-            tracing::info!("report {day} {domain}: {} left out: {}; the others are served", skipped.uri, skipped.why);
+            tracing::info!("report {which}: {} left out: {}; the others are served", skipped.uri, skipped.why);
         }
         if found.more_skipped > 0 {
-            tracing::info!("report {day} {domain}: {} more URIs left out: too many", found.more_skipped);
-        }
-        for destination in &found.destinations {
-            if let Destination::Https(_) = destination {
-                self.error(format!("report {day} {domain} to {destination}: refused: {NO_HTTPS}; it gets no report"));
-            }
+            tracing::info!("report {which}: {} more URIs left out: too many", found.more_skipped);
         }
     }
 
     /// One try: builds the report, stores the intent, hands it over, stores the outcome.
-    async fn send(
-        &self,
-        day: Day,
-        domain: &str,
-        destination: &Destination,
-        setup: Arc<Setup>,
-        shutdown: watch::Receiver<bool>,
-    ) {
-        let Destination::Mail(to) = destination else { return };
-        let key = (day, domain.to_owned());
-        let planned = self.board.lock().entries.get(&key).and_then(|entry| entry.deliveries.get(destination).cloned());
-        let Some(mut delivery) = planned else { return };
-        let octets = match self.compose(day, domain, to, &delivery, Arc::clone(&setup)).await {
+    async fn send(&self, which: &Which, to: &Destination, setup: &Arc<Setup>, shutdown: watch::Receiver<bool>) {
+        let Some(sending) = &setup.sending else { return };
+        let hindered = |e: String| {
+            self.rest();
+            self.error(format!("report {which} to {to}: not sent: {e}; it is tried again"));
+        };
+        let key = delivery_key(which, to);
+        let read = match self.blocking(move |store| store.read(Family::Delivery, &key)).await {
+            Ok(read) => read,
+            Err(e) => return hindered(e.to_string()),
+        };
+        let Some(before) = read.and_then(|octets| serde_json::from_slice::<Delivery>(&octets).ok()) else { return };
+        if before.state != DeliveryState::Planned {
+            return;
+        }
+        let octets = match self.compose(which, to, &before, Arc::clone(setup)).await {
             Ok(octets) => octets,
-            Err(Hindrance::Store(e)) => {
-                self.postpone(&key, Some(destination));
-                return self.error(format!("report {day} {domain} to {destination}: not sent: {e}; it is tried again"));
-            }
+            Err(Hindrance::Store(e)) => return hindered(e.to_string()),
             Err(Hindrance::Report(why)) => {
-                return self.note(&key, destination, &mut delivery, Outcome::Refused(why)).await;
+                return self.note(which, to, before.clone(), before, Outcome::Refused(why), shutdown).await;
             }
         };
+        // Not closed as long as the scheduler is there.
+        let Ok(turn) = self.at_the_mta.acquire().await else { return };
+        if *shutdown.borrow() {
+            return;
+        }
         let now = self.context.clock.seconds();
-        delivery.state = DeliveryState::Attempting;
+        let mut delivery = Delivery { state: DeliveryState::Attempting, tried: Some(now), ..before.clone() };
         delivery.attempts += 1;
         delivery.first.get_or_insert(now);
         // The intent is on disk before the first octet goes: rule 6 of the design hangs on this line.
-        if let Err(e) = self.store_delivery(&key, destination, &delivery).await {
-            self.postpone(&key, Some(destination));
-            return self.error(format!("report {day} {domain} to {destination}: not sent: {e}; it is tried again"));
+        if let Err(e) = self.store_delivery(which, to, &before, &delivery).await {
+            return hindered(e);
         }
-        let Some(sending) = &setup.sending else { return };
-        let letter = Letter { from: &sending.identity.envelope, to, message: &octets };
-        let outcome = deliver(&sending.deliver, letter, self.limits, patience(shutdown)).await;
-        self.note(&key, destination, &mut delivery, outcome).await;
+        let cut = patience(shutdown.clone());
+        let outcome = sending.deliver(&self.context.https, to, &octets, self.limits, cut).await;
+        drop(turn);
+        self.note(which, to, delivery.clone(), delivery, outcome, shutdown).await;
     }
 
-    /// The octets of one message. Reads the store, compresses and signs, so not on the tasks' threads.
+    /// The octets of one report on its way. Reads the store, compresses and signs, so not on the tasks' threads.
     async fn compose(
         &self,
-        day: Day,
-        domain: &str,
-        to: &Mailbox,
+        which: &Which,
+        to: &Destination,
         delivery: &Delivery,
         setup: Arc<Setup>,
     ) -> Result<Vec<u8>, Hindrance> {
-        let (domain, to, delivery) = (domain.to_owned(), to.clone(), delivery.clone());
+        let (which, to, message_id) = (which.clone(), to.clone(), delivery.message_id.clone());
         let now = self.context.clock.seconds();
         self.blocking(move |store| {
-            let rows = match store.rows(day, &domain) {
-                Ok(rows) => rows,
-                Err(e) => return Err(Hindrance::Store(e)),
-            };
-            let Some(sending) = setup.sending.as_ref().filter(|_| !rows.is_empty()) else {
-                return Err(Hindrance::Report("its counts are gone".to_owned()));
-            };
-            let report = Report::build(&sending.identity, day, &domain, &delivery.report_id, &rows);
-            message(&sending.identity, &report, &to, &delivery.message_id, now, &sending.signer)
-                .map_err(|e| Hindrance::Report(e.to_string()))
+            let gone = |why: &str| Hindrance::Report(format!("what it says {why}"));
+            let Some(sending) = setup.sending.as_ref() else { return Err(gone("has no sender")) };
+            let packed = store.read(Family::Said, &which.key()).map_err(Hindrance::Store)?;
+            let packed = packed.ok_or_else(|| gone("is not kept"))?;
+            let said = Said::unpack(&packed).map_err(|e| gone(&format!("cannot be read: {e}")))?;
+            let identity = said.identity(&sending.identity);
+            let (id, rows) = (&said.report_id, &said.rows);
+            let report = Report::build(&identity, which.day, which.about.name(), id, rows, sending.max_size);
+            if report.left_out > 0 {
+                let merged = report.left_out;
+                tracing::warn!("report {which}: too large: {merged} kinds of failure are told as one each result type");
+            }
+            sending.octets(&identity, &report, &to, &message_id, now).map_err(|e| Hindrance::Report(e.to_string()))
         })
         .await
     }
 
-    /// Stores and says what a try came to.
-    async fn note(&self, key: &(Day, String), to: &Destination, delivery: &mut Delivery, outcome: Outcome) {
+    /// Stores and says what a try came to; `before` is what the store has.
+    async fn note(
+        &self,
+        which: &Which,
+        to: &Destination,
+        before: Delivery,
+        mut delivery: Delivery,
+        outcome: Outcome,
+        mut shutdown: watch::Receiver<bool>,
+    ) {
         let now = self.context.clock.seconds();
-        let subject = format!("report {} {} to {to}", key.0, key.1);
+        let subject = format!("report {which} to {to}");
         let (state, answer, counter) = match outcome {
             Outcome::Accepted(answer) => {
                 tracing::info!("{subject}: sent: {answer}");
@@ -233,45 +353,29 @@ impl Scheduler {
         };
         self.context.metrics.add(counter, 1);
         (delivery.state, delivery.last) = (state, Some(answer));
-        if let Err(e) = self.store_delivery(key, to, delivery).await {
-            // In this process the outcome stands; the next one finds the intent and takes it for unknown.
-            self.on_board(key, to, delivery);
-            self.error(format!("{subject}: outcome not stored: {e}; a restart will call it unknown"));
+        let mut wait = STORE_AGAIN;
+        // Until it is stored the intent stands there, which nobody picks.
+        while let Err(e) = self.store_delivery(which, to, &before, &delivery).await {
+            self.rest();
+            if *shutdown.borrow() {
+                return self.error(format!("{subject}: outcome not stored: {e}; a restart will call it unknown"));
+            }
+            self.error(format!("{subject}: outcome not stored: {e}; it is stored again in {} s", wait.as_secs()));
+            let _ = tokio::time::timeout(wait, stopped(&mut shutdown)).await;
+            wait = (wait * 2).min(STORE_AGAIN_AT_MOST);
         }
     }
 
     async fn store_delivery(
         &self,
-        key: &(Day, String),
+        which: &Which,
         to: &Destination,
+        before: &Delivery,
         delivery: &Delivery,
-    ) -> Result<(), StoreError> {
+    ) -> Result<(), String> {
         let mut batch = Batch::default();
-        put(&mut batch, delivery_key(key.0, &key.1, to), delivery);
-        self.write(batch).await?;
-        self.on_board(key, to, delivery);
-        Ok(())
-    }
-
-    fn on_board(&self, key: &(Day, String), to: &Destination, delivery: &Delivery) {
-        if let Some(entry) = self.board.lock().entries.get_mut(key) {
-            entry.deliveries.insert(to.clone(), delivery.clone());
-        }
-    }
-
-    /// Puts off what the store's trouble hindered; only here, for the store would not take it.
-    fn postpone(&self, key: &(Day, String), to: Option<&Destination>) {
-        let next = self.context.clock.seconds() + FIRST_PAUSE;
-        if let Some(entry) = self.board.lock().entries.get_mut(key) {
-            match to {
-                None => entry.plan.next = next,
-                Some(to) => {
-                    if let Some(delivery) = entry.deliveries.get_mut(to) {
-                        delivery.next = next;
-                    }
-                }
-            }
-        }
+        delivery.put(&mut batch, which, to, Some(before));
+        self.journal.write(batch).await
     }
 }
 
@@ -283,7 +387,7 @@ enum Hindrance {
 
 /// Resolves a while after the daemon was told to end.
 async fn patience(mut shutdown: watch::Receiver<bool>) {
-    crate::shutdown::stopped(&mut shutdown).await;
+    stopped(&mut shutdown).await;
     tokio::time::sleep(GRACE).await;
 }
 

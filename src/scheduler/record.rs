@@ -1,27 +1,29 @@
-//! What is kept of a report that is to go, or went: a plan for a day and domain, a delivery for each destination.
+//! What is kept of a report that is to go, or went: a plan for a day and domain, a delivery for each destination, and
+//! for each of them that is not done a place in the order of time.
 //!
-//! Takes: octets of the store. Gives: the records, and keys that sort by day and domain.
+//! Takes: octets of the store. Gives: the records, and keys that sort by day and domain, or by lane, day and time.
 //! When it fails: a record that cannot be read counts as done: what may have been sent is not sent again.
-//! Not here: when a record changes (`scheduler`).
-
-use std::collections::BTreeMap;
+//! Not here: when a record changes (`plan`, `attempt`).
 
 use serde::{Deserialize, Serialize};
 
 use crate::report::build::ReportId;
-use crate::report::recipients::Destination;
+use crate::report::recipients::{About, Destination};
+use crate::store::{Batch, Family};
 use crate::tlsrpt::Day;
 
-/// What is known of a day and domain.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Entry {
-    /// The plan.
-    pub plan: Plan,
-    /// One for each destination; none until the record was looked up.
-    pub deliveries: BTreeMap<Destination, Delivery>,
+/// Which report: the one of a day and domain, or its supplement: what was counted after the first one was settled.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Which {
+    /// The UTC day.
+    pub day: Day,
+    /// The recipient domain or MX host.
+    pub about: About,
+    /// Whether it is the second one.
+    pub supplement: bool,
 }
 
-/// What is to be done for a day and domain. Key: `day/domain`.
+/// What is to be done for a report. Key: `day/domain`, `day/domain~` for a supplement.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct Plan {
@@ -39,6 +41,9 @@ pub struct Plan {
     /// What the last look-up said, where it gave no destination.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last: Option<String>,
+    /// The sum of all counts of the day and domain that have a place in a report, or were dropped.
+    #[serde(default)]
+    pub counted: u64,
 }
 
 /// How far a plan is.
@@ -47,9 +52,9 @@ pub struct Plan {
 pub enum PlanState {
     /// The record is still to be looked up.
     Waiting,
-    /// It was, and there are deliveries.
+    /// It was: what the report says is settled, and there are deliveries.
     Planned,
-    /// The domain gets no report of this day.
+    /// The domain gets no such report.
     Nothing,
 }
 
@@ -64,6 +69,9 @@ pub struct Delivery {
     /// When it was first tried.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub first: Option<i64>,
+    /// When it was last tried.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tried: Option<i64>,
     /// How often it was tried.
     pub attempts: u32,
     /// The report's identifier, the same for all destinations and tries.
@@ -93,26 +101,174 @@ pub enum DeliveryState {
     Expired,
 }
 
+/// Where in the order of time something stands. Each has its own rule of when its time has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lane {
+    /// Look-ups: once the day is closed.
+    LookUp,
+    /// Look-ups for supplements: once no input lags any more.
+    Supplement,
+    /// Tries.
+    Send,
+    /// Tries under way.
+    UnderWay,
+}
+
+/// What a key in the store is of.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Named {
+    /// A plan.
+    Plan(Which),
+    /// A delivery.
+    Delivery(Which, Destination),
+}
+
+impl Which {
+    /// The first report of a day and domain.
+    pub fn first(day: Day, about: About) -> Which {
+        Which { day, about, supplement: false }
+    }
+
+    /// Under what its counts stand in the store.
+    pub fn name(&self) -> String {
+        self.about.to_string()
+    }
+
+    /// What was counted after the first one was settled.
+    pub fn supplement(&self) -> Which {
+        Which { supplement: true, ..self.clone() }
+    }
+
+    /// The key of its plan, and of what it says.
+    pub fn key(&self) -> Vec<u8> {
+        self.text().into_bytes()
+    }
+
+    fn text(&self) -> String {
+        // No domain has a tilde, and it sorts behind the slash.
+        format!("{}/{}{}", self.day, self.about, if self.supplement { "~" } else { "" })
+    }
+}
+
+impl std::fmt::Display for Which {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let supplement = if self.supplement { " (supplement)" } else { "" };
+        write!(f, "{} {}{supplement}", self.day, self.about)
+    }
+}
+
 impl Plan {
     /// A plan whose look-up comes at `moment`.
     pub fn at(moment: i64) -> Plan {
-        Plan { state: PlanState::Waiting, moment, next: moment, first: None, attempts: 0, last: None }
+        Plan { state: PlanState::Waiting, moment, next: moment, first: None, attempts: 0, last: None, counted: 0 }
     }
 
-    fn unreadable() -> Plan {
+    /// Reads a plan; one that makes no sense is done.
+    pub fn read(octets: &[u8]) -> Plan {
         let last = Some("its record in the store cannot be read".to_owned());
-        Plan { state: PlanState::Nothing, last, ..Plan::at(0) }
+        let unreadable = Plan { state: PlanState::Nothing, last, ..Plan::at(0) };
+        serde_json::from_slice(octets).unwrap_or(unreadable)
+    }
+
+    /// Its place in the order of time; none when it is done.
+    fn place(&self, which: &Which) -> Option<Vec<u8>> {
+        let lane = if which.supplement { Lane::Supplement } else { Lane::LookUp };
+        (self.state == PlanState::Waiting).then(|| place(lane, which.day, self.next, &which.key()))
+    }
+
+    /// Adds what keeps it to a batch; `before` is what is kept so far.
+    pub fn put(&self, batch: &mut Batch, which: &Which, before: Option<&Plan>) {
+        move_place(batch, before.and_then(|plan| plan.place(which)), self.place(which));
+        batch.set.push((Family::Delivery, which.key(), Some(octets(self))));
     }
 }
 
-/// The key of a plan.
-pub fn plan_key(day: Day, domain: &str) -> Vec<u8> {
-    format!("{day}/{domain}").into_bytes()
+impl Delivery {
+    fn place(&self, which: &Which, to: &Destination) -> Option<Vec<u8>> {
+        let lane = match self.state {
+            DeliveryState::Planned => Lane::Send,
+            DeliveryState::Attempting => Lane::UnderWay,
+            DeliveryState::Sent | DeliveryState::Refused | DeliveryState::Unknown | DeliveryState::Expired => {
+                return None;
+            }
+        };
+        Some(place(lane, which.day, self.next, &delivery_key(which, to)))
+    }
+
+    /// Adds what keeps it to a batch; `before` is what is kept so far.
+    pub fn put(&self, batch: &mut Batch, which: &Which, to: &Destination, before: Option<&Delivery>) {
+        move_place(batch, before.and_then(|delivery| delivery.place(which, to)), self.place(which, to));
+        batch.set.push((Family::Delivery, delivery_key(which, to), Some(octets(self))));
+    }
+}
+
+/// Adds what forgets a record, as it was read, to a batch; whether it was open.
+pub fn forget(batch: &mut Batch, key: &[u8], value: &[u8]) -> bool {
+    let place = match Named::read(key) {
+        Some(Named::Plan(which)) => {
+            batch.set.push((Family::Said, which.key(), None));
+            Plan::read(value).place(&which)
+        }
+        Some(Named::Delivery(which, to)) => {
+            serde_json::from_slice::<Delivery>(value).ok().and_then(|delivery| delivery.place(&which, &to))
+        }
+        None => None,
+    };
+    let open = place.is_some();
+    move_place(batch, place, None);
+    batch.set.push((Family::Delivery, key.to_vec(), None));
+    open
+}
+
+impl Named {
+    /// What a key of [`Family::Delivery`] is of.
+    pub fn read(key: &[u8]) -> Option<Named> {
+        let mut parts = std::str::from_utf8(key).ok()?.splitn(3, '/');
+        let (day, about) = (parts.next()?.parse().ok()?, parts.next()?);
+        let supplement = about.ends_with('~');
+        let which = Which { day, about: about.trim_end_matches('~').parse().ok()?, supplement };
+        Some(match parts.next() {
+            None => Named::Plan(which),
+            Some(uri) => Named::Delivery(which, Destination::try_from(uri.to_owned()).ok()?),
+        })
+    }
+
+    /// What a key of [`Family::Due`] is of, and its time.
+    pub fn placed(key: &[u8]) -> Option<(i64, Named)> {
+        let (_, rest) = key.split_at_checked(1 + size_of::<i32>())?;
+        let (time, key) = rest.split_first_chunk()?;
+        Some((i64::from_be_bytes(*time) ^ i64::MIN, Named::read(key)?))
+    }
 }
 
 /// The key of a delivery.
-pub fn delivery_key(day: Day, domain: &str, destination: &Destination) -> Vec<u8> {
-    format!("{day}/{domain}/{destination}").into_bytes()
+pub fn delivery_key(which: &Which, destination: &Destination) -> Vec<u8> {
+    format!("{}/{destination}", which.text()).into_bytes()
+}
+
+/// What all places in a lane begin with; with a day, those of the day.
+pub fn lane(lane: Lane, day: Option<Day>) -> Vec<u8> {
+    let letter = match lane {
+        Lane::LookUp => b'l',
+        Lane::Supplement => b's',
+        Lane::Send => b't',
+        Lane::UnderWay => b'u',
+    };
+    let mut prefix = vec![letter];
+    // The sign flipped, so that octets sort as the numbers do.
+    prefix.extend(day.into_iter().flat_map(|day| (day.0 ^ i32::MIN).to_be_bytes()));
+    prefix
+}
+
+fn place(at: Lane, day: Day, time: i64, key: &[u8]) -> Vec<u8> {
+    [&lane(at, Some(day))[..], &(time ^ i64::MIN).to_be_bytes(), key].concat()
+}
+
+fn move_place(batch: &mut Batch, before: Option<Vec<u8>>, after: Option<Vec<u8>>) {
+    if before != after {
+        batch.set.extend(before.map(|place| (Family::Due, place, None)));
+        batch.set.extend(after.map(|place| (Family::Due, place, Some(Vec::new()))));
+    }
 }
 
 /// The octets of a record.
@@ -121,66 +277,71 @@ pub fn octets<T: Serialize>(record: &T) -> Vec<u8> {
     serde_json::to_vec(record).expect("a record of strings and numbers")
 }
 
-/// All that a store holds, by day and domain.
-pub type Entries = BTreeMap<(Day, String), Entry>;
-
-/// Reads the store's records; gives the keys that made no sense besides, as text.
-pub fn entries(records: Vec<(Vec<u8>, Vec<u8>)>) -> (Entries, Vec<String>) {
-    let mut entries = Entries::new();
-    let mut bad = Vec::new();
-    for (key, value) in records {
-        let text = String::from_utf8_lossy(&key).into_owned();
-        let mut parts = text.splitn(3, '/');
-        let day = parts.next().and_then(|day| day.parse::<Day>().ok());
-        let (Some(day), Some(domain)) = (day, parts.next()) else {
-            bad.push(text);
-            continue;
-        };
-        let entry = entries
-            .entry((day, domain.to_owned()))
-            .or_insert_with(|| Entry { plan: Plan::unreadable(), deliveries: BTreeMap::new() });
-        match parts.next() {
-            // A plan sorts before its deliveries, and each key comes once.
-            None => match serde_json::from_slice(&value) {
-                Ok(plan) => entry.plan = plan,
-                Err(_) => bad.push(text),
-            },
-            Some(uri) => match (Destination::try_from(uri.to_owned()), serde_json::from_slice(&value)) {
-                (Ok(destination), Ok(delivery)) => drop(entry.deliveries.insert(destination, delivery)),
-                _ => bad.push(text),
-            },
-        }
-    }
-    (entries, bad)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn day() -> Day {
+        "2026-11-22".parse().unwrap()
+    }
+
+    fn delivery(state: DeliveryState, next: i64) -> Delivery {
+        let report_id = ReportId::preview(day(), "sender.example");
+        let message_id = "a@b".into();
+        Delivery { state, next, first: None, tried: None, attempts: 0, report_id, message_id, last: None }
+    }
+
     #[test]
-    fn records_read_back_and_bad_ones_count_as_done() {
-        let day: Day = "2026-11-22".parse().unwrap();
-        let destination = Destination::try_from("https://r.example/a/b?c=d".to_owned()).unwrap();
-        let plan = Plan { state: PlanState::Planned, ..Plan::at(7) };
-        let delivery = Delivery {
-            state: DeliveryState::Sent,
-            next: 8,
-            first: Some(8),
-            attempts: 1,
-            report_id: ReportId::preview(day, "sender.example"),
-            message_id: "a@b".into(),
-            last: Some("250 ok".into()),
+    fn keys_read_back() {
+        let to = Destination::try_from("https://r.example/a/b?c=d".to_owned()).unwrap();
+        let first = Which::first(day(), About::Domain("a.example".into()));
+        let host = Which::first(day(), About::Host("mx.a.example".into()));
+        for which in [first.clone(), first.supplement(), host.supplement(), host] {
+            assert_eq!(Named::read(&which.key()), Some(Named::Plan(which.clone())));
+            let named = Named::Delivery(which.clone(), to.clone());
+            assert_eq!(Named::read(&delivery_key(&which, &to)), Some(named.clone()));
+            for time in [-1, 0, 1_795_392_000] {
+                let key = place(Lane::Send, which.day, time, &delivery_key(&which, &to));
+                assert_eq!(Named::placed(&key), Some((time, named.clone())));
+            }
+        }
+        for bad in [&b"\xff"[..], b"", b"2026-11-22", b"2026-11-22/a.example/gopher:x"] {
+            assert_eq!(Named::read(bad), None);
+        }
+        assert_eq!(Named::placed(b"short"), None);
+    }
+
+    #[test]
+    fn places_sort_by_day_and_time() {
+        let at = |day, time| place(Lane::LookUp, Day(day), time, b"k");
+        assert!(at(-1, 9) < at(0, 1) && at(0, -1) < at(0, 1) && at(0, 1) < at(0, 256) && at(0, 256) < at(1, 0));
+    }
+
+    #[test]
+    fn what_is_done_has_no_place_and_what_moves_has_one() {
+        let (which, to) = (
+            Which::first(day(), About::Domain("a.example".into())),
+            Destination::try_from("mailto:a@b.example".to_owned()),
+        );
+        let to = to.unwrap();
+        let due = |batch: &Batch| -> Vec<bool> {
+            batch.set.iter().filter(|(family, ..)| *family == Family::Due).map(|(.., v)| v.is_some()).collect()
         };
-        let (entries, bad) = entries(vec![
-            (plan_key(day, "a.example"), octets(&plan)),
-            (delivery_key(day, "a.example", &destination), octets(&delivery)),
-            (plan_key(day, "b.example"), b"{".to_vec()),
-            (b"\xff".to_vec(), Vec::new()),
-        ]);
-        assert_eq!(bad.len(), 2, "{bad:?}");
-        let first = &entries[&(day, "a.example".to_owned())];
-        assert_eq!((&first.plan, &first.deliveries[&destination]), (&plan, &delivery));
-        assert_eq!(entries[&(day, "b.example".to_owned())].plan.state, PlanState::Nothing);
+        let (planned, sent) = (delivery(DeliveryState::Planned, 7), delivery(DeliveryState::Sent, 7));
+        for (before, after, wanted) in [
+            (None, &planned, vec![true]),
+            (Some(&planned), &planned, vec![]),
+            (Some(&planned), &delivery(DeliveryState::Attempting, 7), vec![false, true]),
+            (Some(&planned), &sent, vec![false]),
+            (None, &sent, vec![]),
+        ] {
+            let mut batch = Batch::default();
+            after.put(&mut batch, &which, &to, before);
+            assert_eq!(due(&batch), wanted);
+        }
+        let mut batch = Batch::default();
+        assert!(forget(&mut batch, &delivery_key(&which, &to), &octets(&planned)));
+        assert!(!forget(&mut batch, &which.key(), b"{"), "what cannot be read is done");
+        assert_eq!(batch.set.iter().filter(|(.., value)| value.is_some()).count(), 0);
     }
 }

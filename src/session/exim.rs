@@ -698,9 +698,8 @@ mod tests {
         let late = told(2, "mx2.a.test", "192.0.2.1");
         assert_eq!(come_to(&[&first, &line, &late, &too]), both);
         // DANE's own line, and the one about clear text.
-        let dane = format!(
-            "1 DANE attempt failed; TLS connection to mx1.a.test [192.0.2.7]: (certificate verification failed)"
-        );
+        let dane = "1 DANE attempt failed; TLS connection to mx1.a.test [192.0.2.7]: (certificate verification failed)"
+            .to_owned();
         let clear = format!("1 {BAD}: delivering unencrypted to H=mx1.a.test [192.0.2.7] (not in hosts_require_tls)");
         for line in [&dane, &clear] {
             assert_eq!(come_to(&[line, &first, &second]), [failed("mx1.a.test"), "a.test ok".into()]);

@@ -376,11 +376,15 @@ impl Store for Embedded {
     }
 
     fn scan(&self, family: Family, prefix: &[u8]) -> Result<Vec<Record>, StoreError> {
+        self.page(family, prefix, prefix, usize::MAX)
+    }
+
+    fn page(&self, family: Family, prefix: &[u8], from: &[u8], limit: usize) -> Result<Vec<Record>, StoreError> {
         let files = self.reading()?;
-        let prefix = format::record_key(family, prefix);
+        let (prefix, from) = (format::record_key(family, prefix), format::record_key(family, from));
         let mut records = Vec::new();
-        files.walk(prefix.clone(), None, |key, value| {
-            if !key.starts_with(&prefix) {
+        files.walk(from.max(prefix.clone()), None, |key, value| {
+            if !key.starts_with(&prefix) || records.len() == limit {
                 return Ok(false);
             }
             records.push((key[1..].to_vec(), files.assemble(key, value)?));
@@ -410,6 +414,32 @@ impl Store for Embedded {
             domains.push(key.domain);
         }
         Ok(domains)
+    }
+
+    fn sums(&self, day: Day, after: Option<&str>, limit: usize) -> Result<Vec<(String, u64)>, StoreError> {
+        let files = self.reading()?;
+        let from = after.map_or_else(|| format::day_prefix(day), |domain| format::domain_end(day, domain));
+        let mut sums: Vec<(String, u64)> = Vec::new();
+        files.walk(from, Some(day_end(day)), |key, value| {
+            let key = CountKey::decode(key).map_err(|e| files.corrupt(&e))?;
+            let count = match key.failure {
+                Some(_) => format::detail_from(value).map(|(count, _)| count),
+                None => format::totals_from(value).map(|(successful, failed)| successful.saturating_add(failed)),
+            };
+            let count = count.map_err(|e| files.corrupt(&e))?;
+            if let Some((domain, sum)) = sums.last_mut()
+                && *domain == key.domain
+            {
+                *sum = sum.saturating_add(count);
+                return Ok(true);
+            }
+            let room = sums.len() < limit;
+            if room {
+                sums.push((key.domain, count));
+            }
+            Ok(room)
+        })?;
+        Ok(sums)
     }
 
     fn rows(&self, day: Day, domain: &str) -> Result<Vec<Row>, StoreError> {

@@ -9,7 +9,8 @@
 //! 'c' DAY DOMAIN 00 POLICY               totals:  01 SUCCESSFUL FAILED
 //! 'c' DAY DOMAIN 00 POLICY 01 DIGEST     detail:  01 COUNT FAILURE-AS-JSON
 //! 'p' DAY DIGEST                         record:  policy as JSON, once a day however often it is counted
-//! 'm' 'o' 's' 'd' 'r' '1'  KEY           record of a family (mark, open, sts, decision, delivery, single)
+//! 'm' 'o' 's' 't' 'd' 'r' 'q' 'w' '1'  KEY
+//!                                        record of a family (mark, open, sts, dane, decision, delivery, due, said, single)
 //! '~' LENGTH KEY NUMBER                  one part of a long record
 //! '!'                                    seal: COMMITS SUM
 //! record value: 01 OCTETS, or 02 PARTS LENGTH
@@ -59,6 +60,8 @@ pub fn record_key(family: Family, key: &[u8]) -> Vec<u8> {
         Family::Dane => b't',
         Family::Decision => b'd',
         Family::Delivery => b'r',
+        Family::Due => b'q',
+        Family::Said => b'w',
         Family::Single => b'1',
     };
     [&[tag], key].concat()

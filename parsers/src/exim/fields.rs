@@ -94,6 +94,9 @@ pub(super) fn skip_path<'a>(text: &'a [u8], name: &[u8]) -> Option<&'a [u8]> {
 
 /// A word ends at a space, or at the colon and space that a message stands behind.
 fn word_end(text: &[u8]) -> usize {
-    let ends = |at: usize| matches!(text.get(at..), Some([b' ', ..] | [b':', b' ', ..]));
-    (0..text.len()).find(|&at| ends(at)).unwrap_or(text.len())
+    let space = memchr(b' ', text).unwrap_or(text.len());
+    match text.get(..space) {
+        Some([.., b':']) if space < text.len() => space - 1,
+        _ => space,
+    }
 }

@@ -55,7 +55,11 @@ impl FetchFault {
         match self {
             FetchFault::Https(HttpsError::Certificate(_)) => ResultType::StsWebpkiInvalid,
             FetchFault::Https(
-                HttpsError::NoAddress(_) | HttpsError::Connection(_) | HttpsError::Timeout(_) | HttpsError::TooLarge(_),
+                HttpsError::NoAddress(_)
+                | HttpsError::Private(_)
+                | HttpsError::Connection(_)
+                | HttpsError::Timeout(_)
+                | HttpsError::TooLarge(_),
             )
             | FetchFault::Redirect(_)
             | FetchFault::Status(_)
@@ -67,7 +71,7 @@ impl FetchFault {
     /// The cause as a `failure-reason-code`: one word, from a fixed list but for the status code.
     pub fn reason(&self) -> String {
         match self {
-            FetchFault::Https(HttpsError::NoAddress(_)) => "no-address".into(),
+            FetchFault::Https(HttpsError::NoAddress(_) | HttpsError::Private(_)) => "no-address".into(),
             FetchFault::Https(HttpsError::Connection(_)) => "connection-failed".into(),
             FetchFault::Https(HttpsError::Timeout(_)) => "timeout".into(),
             FetchFault::Https(HttpsError::TooLarge(_)) => "too-large".into(),

@@ -10,7 +10,7 @@ use tlswarden::domain;
 use tlswarden::policy::sts::cache::Cached;
 use tlswarden::policy::sts::{document, record};
 use tlswarden::policy::{Decision, Level, NextHop};
-use tlswarden::report::recipients::{Destination, MAX_DESTINATIONS, MAX_SKIPPED, recipients};
+use tlswarden::report::recipients::{Destination, MAX_READ, MAX_SKIPPED, recipients};
 use tlswarden::session::Sessions;
 use tlswarden::session::exim::Told;
 use tlswarden::socketmap::netstring::{self, Frame};
@@ -127,7 +127,7 @@ pub fn tlsrpt_record(data: &[u8]) {
     let text = String::from_utf8_lossy(data);
     let records: Vec<&str> = text.split('\n').collect();
     let Ok(found) = recipients(&records) else { return };
-    assert!((1..=MAX_DESTINATIONS).contains(&found.destinations.len()) && found.skipped.len() <= MAX_SKIPPED);
+    assert!((1..=MAX_READ).contains(&found.destinations.len()) && found.skipped.len() <= MAX_SKIPPED);
     for destination in &found.destinations {
         let text = destination.to_string();
         assert!(text.bytes().all(|b| b.is_ascii_graphic()), "{text:?}");

@@ -48,6 +48,8 @@ struct Root {
 pub struct Identity {
     key: Arc<CertifiedKey>,
     public_key: Vec<u8>,
+    /// The key, PEM.
+    pem: String,
 }
 
 impl Authority {
@@ -114,12 +116,22 @@ impl Identity {
         Ok(Identity {
             key: Arc::new(CertifiedKey::new(chain, signer)),
             public_key: rcgen::PublicKeyData::subject_public_key_info(key),
+            pem: key.serialize_pem(),
         })
     }
 
     /// For a TLS server that chooses among several.
     pub fn certified_key(&self) -> Arc<CertifiedKey> {
         self.key.clone()
+    }
+
+    /// The key and then the chain, PEM, as Postfix's `smtpd_tls_chain_files` wants them.
+    pub fn pem(&self) -> String {
+        let certificate = |der: &CertificateDer<'_>| {
+            let base64 = data_encoding::BASE64_MIME.encode(der);
+            format!("-----BEGIN CERTIFICATE-----\n{}-----END CERTIFICATE-----\n", base64.replace('\r', ""))
+        };
+        self.key.cert.iter().fold(self.pem.clone(), |pem, der| pem + &certificate(der))
     }
 
     /// A TLS server that always presents this certificate.

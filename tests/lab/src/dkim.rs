@@ -56,13 +56,13 @@ pub fn generate() -> Result<[Key; 2], String> {
             selector: "lab-rsa",
             algorithm: "rsa-sha256",
             pem,
-            record: format!("v=DKIM1; k=rsa; p={}", BASE64.encode(public.as_bytes())),
+            record: format!("v=DKIM1; k=rsa; s=tlsrpt; p={}", BASE64.encode(public.as_bytes())),
         },
         Key {
             selector: "lab-ed25519",
             algorithm: "ed25519-sha256",
             pem: ed25519.serialize_pem(),
-            record: format!("v=DKIM1; k=ed25519; p={}", BASE64.encode(ed25519.der_bytes())),
+            record: format!("v=DKIM1; k=ed25519; s=tlsrpt; p={}", BASE64.encode(ed25519.der_bytes())),
         },
     ])
 }

@@ -3,9 +3,9 @@
 //! In the order in which a host meets it: [`dns`] answers its questions, [`https`] serves MTA-STS documents with
 //! certificates of [`ca`], [`smtp`] takes its mail in; [`dkim`] makes keys and verifies what was signed with them.
 //! [`world`] puts these together from a description of mail domains and writes the daemon's configuration;
-//! [`daemon`] runs the real one, [`postfix`] and [`exim`] the real MTAs beside it, on a [`host`], a booted [`machine`] or
-//! in a [`namespace`] of their own; [`socketmap`] asks the daemon as Postfix does,
-//! [`report`] reads what it sends; [`play`] is `lab try`.
+//! [`daemon`] runs the real one, [`postfix`] and [`exim`] the real MTAs beside it, on a [`host`], a
+//! booted [`machine`] or in a [`namespace`] of their own, whose log [`timeshift`] carries over into other days; [`socketmap`] asks the daemon as Postfix does,
+//! [`report`] reads what it sends, and programs of others do ([`second`]); [`play`] is `lab try`.
 
 pub mod ca;
 pub mod daemon;
@@ -19,6 +19,8 @@ pub mod namespace;
 pub mod play;
 pub mod postfix;
 pub mod report;
+pub mod second;
 pub mod smtp;
 pub mod socketmap;
+pub mod timeshift;
 pub mod world;

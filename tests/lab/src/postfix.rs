@@ -6,7 +6,7 @@
 //! When it fails: a text that says what is missing, or what `postfix start` said.
 
 use std::fs;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -52,12 +52,37 @@ pub struct Installation {
     version: String,
 }
 
+/// What a Postfix is to the world.
+#[derive(Clone, Debug)]
+pub struct Role {
+    /// Where it takes mail, at port 25.
+    pub address: Ipv4Addr,
+    /// Its host name.
+    pub name: String,
+    /// A domain whose mail it takes and throws away.
+    pub receives: Option<String>,
+    /// The file with its key and certificate, for receiving over TLS.
+    pub chain: Option<PathBuf>,
+    /// All mail that comes in goes through another smtpd of it before it goes on, as through a content filter: what goes
+    /// on has another queue id.
+    pub filters: bool,
+}
+
+impl Default for Role {
+    /// The world's sender.
+    fn default() -> Role {
+        let name = "mta.sender.test".to_owned();
+        Role { address: Ipv4Addr::LOCALHOST, name, receives: None, chain: None, filters: false }
+    }
+}
+
 /// A running Postfix. It is stopped when it is dropped.
 #[derive(Debug)]
 pub struct Postfix {
     installation: Installation,
     folder: PathBuf,
     log: PathBuf,
+    role: Role,
 }
 
 impl Installation {
@@ -170,6 +195,27 @@ impl Installation {
     }
 }
 
+impl Role {
+    /// What it adds to main.cf and master.cf.
+    fn lines(&self) -> (String, String) {
+        let (mut main, mut master) = (String::new(), String::new());
+        main += &match &self.chain {
+            None => "smtpd_tls_security_level = none\n".to_owned(),
+            Some(chain) => format!("smtpd_tls_security_level = may\nsmtpd_tls_chain_files = {}\n", chain.display()),
+        };
+        if let Some(domain) = &self.receives {
+            main += &format!("transport_maps = inline:{{ {{ {domain} = discard: }} }}\nrelay_domains = {domain}\n");
+        }
+        if self.filters {
+            let address = self.address;
+            main += &format!("content_filter = smtp:[{address}]:10026\n");
+            master += &format!("{address}:10026 inet n - n - - smtpd\n");
+            master += "  -o content_filter= -o smtpd_tls_security_level=none -o receive_override_options=no_address_mappings\n";
+        }
+        (main, master)
+    }
+}
+
 impl Postfix {
     /// Where it takes mail from this host.
     pub const SMTPD: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 25);
@@ -177,11 +223,26 @@ impl Postfix {
     /// Starts it, with this `smtp_tls_security_level`, and waits until it takes mail. What an earlier one left in the
     /// queue is still there. Once a world for an installation in a chroot: see [`Postfix::restart`].
     pub fn start(world: &World, installation: &Installation, level: &str) -> Result<Postfix, String> {
-        Postfix::start_with(world, installation, level, &[])
+        Postfix::start_full(Role::default(), world, installation, level, &[])
+    }
+
+    /// The same in another role; several may run beside each other.
+    pub fn start_as(role: Role, world: &World, installation: &Installation, level: &str) -> Result<Postfix, String> {
+        Postfix::start_full(role, world, installation, level, &[])
     }
 
     /// The same with these settings in place of, or beside, those of main.cf.
     pub fn start_with(
+        world: &World,
+        installation: &Installation,
+        level: &str,
+        settings: &[(&str, &str)],
+    ) -> Result<Postfix, String> {
+        Postfix::start_full(Role::default(), world, installation, level, settings)
+    }
+
+    fn start_full(
+        role: Role,
         world: &World,
         installation: &Installation,
         level: &str,
@@ -193,7 +254,7 @@ impl Postfix {
         for part in ["queue", "data"] {
             fs::create_dir_all(folder.join(part)).map_err(text)?;
         }
-        let postfix = Postfix { installation: installation.clone(), folder, log: world.log() };
+        let postfix = Postfix { installation: installation.clone(), folder, log: world.log(), role };
         // The owner of Postfix's own data is the user `postfix` (mail_owner), whose number is the installation's.
         postfix.succeeds(installation.command("chown").arg("postfix").arg(postfix.folder.join("data")))?;
         postfix.configure(world, level, settings)?;
@@ -217,6 +278,12 @@ impl Postfix {
         self.run()
     }
 
+    /// Sets one parameter (`name = value`) until it is started again.
+    pub fn set(&self, parameter: &str) -> Result<(), String> {
+        self.succeeds(&mut self.command("postconf", &["-e", parameter]))?;
+        self.succeeds(&mut self.command("postfix", &["reload"]))
+    }
+
     /// The folder of its configuration; its queue is in `queue` there.
     pub fn folder(&self) -> &Path {
         &self.folder
@@ -238,37 +305,61 @@ impl Postfix {
              data_directory = {here}/data\n\
              maillog_file = {}\n\
              maillog_file_prefixes = {world_folder}\n\
-             myhostname = mta.sender.test\n\
+             myhostname = {}\n\
              mydestination =\n\
              local_recipient_maps =\n\
              alias_maps =\n\
              alias_database =\n\
              mynetworks = 127.0.0.0/8\n\
-             inet_interfaces = 127.0.0.1\n\
+             inet_interfaces = {}\n\
              inet_protocols = ipv4\n\
-             notify_classes =\n\
-             smtpd_tls_security_level = none\n",
+             notify_classes =\n",
             world.socketmap().display(),
             world.ca_file().display(),
             world.log().display(),
+            self.role.name,
+            self.role.address,
         );
+        let (more_main, more_master) = self.role.lines();
         let is_set = |line: &str| settings.iter().any(|(name, _)| line.split(' ').next() == Some(name));
         let mut lines: Vec<String> = main_cf.lines().filter(|line| !is_set(line)).map(str::to_owned).collect();
         lines.extend(settings.iter().map(|(name, value)| format!("{name} = {value}")));
-        fs::write(self.folder.join("main.cf"), lines.join("\n") + "\n").map_err(text)?;
-        fs::write(self.folder.join("master.cf"), MASTER_CF).map_err(text)
+        fs::write(self.folder.join("main.cf"), lines.join("\n") + "\n" + &more_main).map_err(text)?;
+        fs::write(self.folder.join("master.cf"), MASTER_CF.to_owned() + &more_master).map_err(text)
+    }
+
+    /// Where it takes mail.
+    pub fn smtpd(&self) -> SocketAddr {
+        (self.role.address, 25).into()
     }
 
     fn run(&self) -> Result<(), String> {
         self.succeeds(&mut self.command("postfix", &["start"]))?;
         let begin = Instant::now();
-        while std::net::TcpStream::connect(Postfix::SMTPD).is_err() {
+        while std::net::TcpStream::connect(self.smtpd()).is_err() {
             if begin.elapsed() > START {
                 return Err(self.fault("Postfix does not answer"));
             }
             std::thread::sleep(Duration::from_millis(50));
         }
         Ok(())
+    }
+
+    /// Gives reports the transport of `packaging/postfix.example`.
+    pub fn set_up_reports(&self, envelope: &str) -> Result<(), String> {
+        let example = include_str!("../../../packaging/postfix.example").replace("tlsrpt@example.com", envelope);
+        let part = |file: &str| {
+            let begin = format!("# ---- {file}: ");
+            let text = example.split("# ---- ").map(|part| format!("# ---- {part}")).find(|p| p.starts_with(&begin));
+            text.ok_or_else(|| format!("packaging/postfix.example has no part `{begin}`"))
+        };
+        for file in ["main.cf", "master.cf"] {
+            let path = self.folder.join(file);
+            let before = fs::read_to_string(&path).map_err(|e| format!("{}: {e}", path.display()))?;
+            fs::write(&path, before + &part(file)?).map_err(|e| format!("{}: {e}", path.display()))?;
+        }
+        self.succeeds(&mut self.command("postfix", &["check"]))?;
+        self.succeeds(&mut self.command("postfix", &["reload"]))
     }
 
     /// Tries all deferred mail again.

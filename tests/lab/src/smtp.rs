@@ -149,6 +149,11 @@ impl Sink {
         lock(&self.state.record).clone()
     }
 
+    /// How many messages it has taken in.
+    pub fn taken(&self) -> usize {
+        lock(&self.state.record).mail.len()
+    }
+
     /// Changes what it does about TLS, from the next connection on.
     pub fn set_kind(&self, kind: Kind) {
         *lock(&self.state.kind) = kind;

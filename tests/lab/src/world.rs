@@ -445,7 +445,7 @@ mod tests {
             world.configure(clock).unwrap();
             let config = tlswarden::config::Config::load(&world.config()).unwrap();
             assert_eq!(config.resolver.address, Some(world.dns.address()));
-            assert_eq!(config.report.dkim.len(), 2);
+            assert_eq!(config.report.dkim.keys().len(), 2);
             assert_eq!(config.closed_network.clock.map(|c| c.to_string()).as_deref(), clock);
         }
     }

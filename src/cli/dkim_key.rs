@@ -1,0 +1,109 @@
+//! `tlswarden dkim-key`: a key pair that signs reports, and the record to publish.
+//!
+//! Takes: a selector, a kind, a file. Gives: the private key in a file that only its owner can read, and on standard output
+//! its DNS record and its lines for the configuration. A file that is there is never overwritten.
+//! When root makes it, the file belongs to whoever owns the store's folder: the daemon's user.
+
+use std::fs::{File, OpenOptions};
+use std::io::Write;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, fchown};
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+
+use super::{CONFIG, ConfigFile, Fault, IO, SOFTWARE, USAGE, print};
+use crate::config::Config;
+use crate::domain;
+use crate::report::keys::{Kind, Public, make};
+
+#[derive(Args)]
+pub struct Options {
+    /// The selector: the key's name in DNS, SELECTOR._domainkey.DOMAIN.
+    #[arg(long, default_value = "tlsrpt")]
+    selector: String,
+    /// RSA of 2048 bits, which every receiver verifies, or Ed25519.
+    #[arg(long = "type", value_enum, default_value_t = Kind::Rsa)]
+    kind: Kind,
+    /// The domain; without it that of `from` in [report].
+    #[arg(long)]
+    domain: Option<String>,
+    /// Where the private key goes; without it dkim-SELECTOR.pem beside the configuration.
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
+    #[command(flatten)]
+    config: ConfigFile,
+}
+
+pub fn dkim_key(options: &Options) -> Result<(), Fault> {
+    let config = match options.config.load() {
+        Ok(config) => Some(config),
+        // A key is wanted before there is a configuration, too.
+        Err(_) if options.domain.is_some() && options.out.is_some() => None,
+        Err(fault) => return Err(fault),
+    };
+    let domain = domain(options, config.as_ref())?;
+    let selector = &options.selector;
+    if domain::normalise(&format!("{selector}._domainkey.{domain}")).is_none() {
+        let problem = format!("--selector: `{}` is no DNS name; allowed: such as `tlsrpt`", selector.escape_debug());
+        return Err(Fault::new(USAGE, problem));
+    }
+    let beside = options.config.config.parent().unwrap_or(Path::new("."));
+    let path = options.out.clone().unwrap_or_else(|| beside.join(format!("dkim-{selector}.pem")));
+    let failed =
+        |e: std::io::Error| Fault::new(IO, format!("{}: cannot be made: {e}; no key was written", path.display()));
+    // Opened first: where the file is there already, no second is spent on a key.
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path).map_err(failed)?;
+    let written = make(options.kind, selector, &domain)
+        .map_err(|e| Fault::new(SOFTWARE, format!("{}: no key was made: {e}; the file is removed", path.display())))
+        .and_then(|(pem, public)| {
+            file.write_all(pem.as_bytes()).and_then(|()| file.sync_all()).map_err(failed)?;
+            give(&file, config.as_ref()).map_err(failed)?;
+            Ok(public)
+        });
+    match written {
+        Ok(public) => print(&said(&public, &path)),
+        Err(fault) => {
+            // Half a key is of no use, and would be in the way of the next try.
+            let _ = std::fs::remove_file(&path);
+            Err(fault)
+        }
+    }
+}
+
+fn domain(options: &Options, config: Option<&Config>) -> Result<String, Fault> {
+    let from = config.and_then(|config| config.report.from.as_deref());
+    match (&options.domain, from.and_then(|from| from.rsplit_once('@'))) {
+        (Some(named), _) => domain::normalise(named).ok_or_else(|| {
+            let found = named.escape_debug();
+            Fault::new(USAGE, format!("--domain: `{found}` is no domain name; allowed: such as `example.com`"))
+        }),
+        // The configuration was checked.
+        (None, Some((_, domain))) => Ok(domain::normalise(domain).unwrap_or_else(|| domain.to_owned())),
+        (None, None) => {
+            Err(Fault::new(CONFIG, "[report] from: not set; allowed: set it, or say --domain; no key was made"))
+        }
+    }
+}
+
+/// Root gives the file to the owner of the store's folder.
+fn give(file: &File, config: Option<&Config>) -> std::io::Result<()> {
+    let Some(owner) = config.and_then(|config| std::fs::metadata(&config.store.path).ok()) else { return Ok(()) };
+    let mine = file.metadata()?;
+    if mine.uid() == 0 && owner.uid() != 0 { fchown(file, Some(owner.uid()), Some(owner.gid())) } else { Ok(()) }
+}
+
+fn said(public: &Public, path: &Path) -> String {
+    format!(
+        "The private key is in {path}; only its owner can read it.\n\n\
+         Publish this record:\n\n{record}\n\n\
+         s=tlsrpt: the key is for reports alone (RFC 8460, section 3). Receivers that check a report as any other mail, for\n\
+         DMARC, do not take such a key: where reports depend on that, leave `s=tlsrpt; ` out.\n\n\
+         Then put this into the configuration, and reload:\n\n\
+         [[report.dkim]]\nselector = \"{selector}\"\ndomain = \"{domain}\"\nkey = {quoted}\n",
+        path = path.display(),
+        record = public.zone_line(),
+        selector = public.selector,
+        domain = public.domain,
+        quoted = toml::Value::from(path.display().to_string()),
+    )
+}

@@ -1,0 +1,111 @@
+//! Reports about MX hosts (RFC 8460 §1.1: under DANE the policy domain is the TLSA base domain).
+//!
+//! Takes: the rows of a recipient domain, when its record is looked up. Gives: a plan for each MX host that has sessions under
+//! its own TLSA records, due after those of the recipient domains; and what a report about the host says, out of all of them.
+//! Limits: one plan a day and host. Only of a host that publishes a TLSRPT record all rows of the day are read, a page of
+//! domains at a time. A host gets no supplement: what comes late is in those of the recipient domains.
+//! When it fails: the look-up that called is hindered, and tried again.
+//! Not here: which rows those are, and without which names (`report::rows_of_host`).
+
+use std::collections::BTreeSet;
+
+use super::plan;
+use super::record::{Named, Plan, PlanState, Which, delivery_key};
+use super::{Scheduler, within};
+use crate::report::recipients::{About, Destination, NoRecipients, Recipients};
+use crate::report::rows_of_host;
+use crate::store::{Batch, Family, Store, StoreError};
+use crate::tlsrpt::{Day, PolicyType, Row};
+
+/// How many domains are read in one go.
+const PAGE: usize = 200;
+
+/// What the reports about recipient domains told of a host.
+pub(super) struct Told {
+    /// The rows of a report about it.
+    pub rows: Vec<Row>,
+    /// Where each of the domains' reports go.
+    pub to: Vec<Vec<Destination>>,
+    /// Whether one of the domains has not been looked up yet.
+    pub open: bool,
+}
+
+impl Told {
+    /// Leaves out where all of it goes already.
+    pub fn narrow(&self, found: Recipients) -> Result<Recipients, NoRecipients> {
+        found.without(&self.to)
+    }
+}
+
+impl Scheduler {
+    /// Plans the reports about the hosts of a recipient domain that have no plan yet.
+    pub(super) async fn plan_hosts(&self, which: &Which, rows: &[Row], spread: i64) -> Result<(), String> {
+        let own = rows.iter().filter(|row| row.policy.policy_type == PolicyType::Tlsa);
+        let hosts: BTreeSet<String> = own.map(|row| row.policy.policy_domain.clone()).collect();
+        if which.supplement || hosts.is_empty() {
+            return Ok(());
+        }
+        // One at a time: what another look-up has planned meanwhile may be sent already, and must not begin anew.
+        let _turn = self.planning_hosts.lock().await;
+        let day = which.day;
+        let unplanned = self.blocking(move |store| unplanned(store, day, hosts)).await.map_err(|e| e.to_string())?;
+        let mut batch = Batch::default();
+        for host in unplanned {
+            let moment = which.day.end() + spread + within(spread);
+            Plan::at(moment).put(&mut batch, &host, None);
+        }
+        if batch.set.is_empty() { Ok(()) } else { self.journal.write(batch).await }
+    }
+
+    /// What a report about a host says, and where it is known already.
+    pub(super) async fn told_of(&self, day: Day, host: &str) -> Result<Told, StoreError> {
+        let host = host.to_owned();
+        self.blocking(move |store| told(store, day, &host)).await
+    }
+}
+
+/// Those of the hosts that have no plan.
+fn unplanned(store: &dyn Store, day: Day, hosts: BTreeSet<String>) -> Result<Vec<Which>, StoreError> {
+    let mut unplanned = Vec::new();
+    for host in hosts {
+        let host = Which::first(day, About::Host(host));
+        if plan::read(store, &host)?.is_none() {
+            unplanned.push(host);
+        }
+    }
+    Ok(unplanned)
+}
+
+fn told(store: &dyn Store, day: Day, host: &str) -> Result<Told, StoreError> {
+    let mut told = Told { rows: Vec::new(), to: Vec::new(), open: false };
+    let mut after: Option<String> = None;
+    loop {
+        let domains = store.sums(day, after.as_deref(), PAGE)?;
+        let Some((last, _)) = domains.last() else { return Ok(told) };
+        after = Some(last.clone());
+        for (domain, _) in domains {
+            let rows = rows_of_host(host, &store.rows(day, &domain)?);
+            if rows.is_empty() {
+                continue;
+            }
+            told.rows.extend(rows);
+            let Ok(about) = domain.parse() else { continue };
+            let which = Which::first(day, about);
+            // A domain whose look-up fails for the time being is not waited for.
+            told.open |= plan::read(store, &which)?.is_none_or(|p| p.state == PlanState::Waiting && p.attempts == 0);
+            told.to.push(destinations(store, &which)?);
+        }
+    }
+}
+
+fn destinations(store: &dyn Store, which: &Which) -> Result<Vec<Destination>, StoreError> {
+    let prefix = [&which.key()[..], b"/"].concat();
+    let records = store.scan(Family::Delivery, &prefix)?;
+    Ok(records
+        .iter()
+        .filter_map(|(key, _)| match Named::read(key)? {
+            Named::Delivery(of, to) if delivery_key(&of, &to) == *key => Some(to),
+            _ => None,
+        })
+        .collect())
+}

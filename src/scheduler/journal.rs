@@ -1,0 +1,106 @@
+//! Group commit: what many tasks have to write at one moment is one batch of the store, and one wait for the disk.
+//!
+//! Takes: a [`Batch`] from each of any number of tasks. Gives: each its answer once its batch is durable.
+//! While one batch is being written, those that come gather for the next; one that comes alone waits for nobody.
+//! When it fails: all whose batch was part of it learn the same line; none of it was kept.
+//! Not here: what is written.
+
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use tokio::sync::oneshot;
+
+use crate::store::{Batch, Store};
+
+/// A line that says why the store did not write.
+pub(super) type Unwritten = String;
+
+/// Writes batches of many tasks together.
+#[derive(Clone)]
+pub(super) struct Journal(Arc<Inner>);
+
+struct Inner {
+    store: Arc<dyn Store>,
+    gathered: Mutex<Gathered>,
+}
+
+#[derive(Default)]
+struct Gathered {
+    batch: Batch,
+    tell: Vec<oneshot::Sender<Result<(), Unwritten>>>,
+    /// Somebody writes, and will take what has gathered by then.
+    writing: bool,
+}
+
+impl Journal {
+    pub(super) fn new(store: Arc<dyn Store>) -> Journal {
+        Journal(Arc::new(Inner { store, gathered: Mutex::default() }))
+    }
+
+    /// Writes a batch of records; it is durable on return. No two tasks may write the same key at one time.
+    pub(super) async fn write(&self, batch: Batch) -> Result<(), Unwritten> {
+        let (tell, told) = oneshot::channel();
+        let first = {
+            let mut gathered = self.0.gathered.lock();
+            gathered.batch.set.extend(batch.set);
+            gathered.tell.push(tell);
+            !std::mem::replace(&mut gathered.writing, true)
+        };
+        if first {
+            let inner = Arc::clone(&self.0);
+            // Not awaited: who came first may be told to stop, and the others still want their answer.
+            drop(tokio::task::spawn_blocking(move || inner.write_all()));
+        }
+        told.await.unwrap_or_else(|_| Err("the writing ended early".to_owned()))
+    }
+}
+
+impl Inner {
+    fn write_all(&self) {
+        loop {
+            let (batch, tell) = {
+                let mut gathered = self.gathered.lock();
+                if gathered.tell.is_empty() {
+                    gathered.writing = false;
+                    return;
+                }
+                (std::mem::take(&mut gathered.batch), std::mem::take(&mut gathered.tell))
+            };
+            let written = self.store.write(batch).map_err(|e| e.to_string());
+            // Who asked and went away does not mind.
+            tell.into_iter().for_each(|tell| drop(tell.send(written.clone())));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::Clock;
+    use crate::store::Family;
+    use crate::store::embedded::Embedded;
+    use tokio::task::JoinSet;
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn many_at_once_are_few_commits_and_all_are_kept() {
+        let folder = tempfile::tempdir().unwrap();
+        let store: Arc<dyn Store> = Arc::new(Embedded::open(folder.path(), Clock::default()).unwrap().store);
+        let journal = Journal::new(Arc::clone(&store));
+        let mut tasks = JoinSet::new();
+        for i in 0..500_u32 {
+            let journal = journal.clone();
+            tasks.spawn(async move {
+                let set = vec![(Family::Delivery, i.to_be_bytes().to_vec(), Some(vec![1]))];
+                journal.write(Batch { add: Vec::new(), set }).await
+            });
+        }
+        while let Some(written) = tasks.join_next().await {
+            written.unwrap().unwrap();
+        }
+        assert_eq!(store.scan(Family::Delivery, b"").unwrap().len(), 500);
+        let set = vec![(Family::Delivery, vec![0; 5000], Some(vec![1]))];
+        let too_long = journal.write(Batch { add: Vec::new(), set }).await.unwrap_err();
+        assert!(too_long.contains("over the limit"), "{too_long}");
+        journal.write(Batch::default()).await.unwrap();
+    }
+}

@@ -1,0 +1,119 @@
+//! What a report says, from the moment that it is settled: the same at every try and for every destination, whatever is
+//! counted meanwhile; and the difference between it and what has been counted since.
+//!
+//! Takes: the rows of a day and domain. Gives: octets for the store, gzipped, and the rows back.
+//! The counts themselves stay where they are: what was said is subtracted from them, which is exact because counts only
+//! grow, and safe because what was said is stored in one batch with the plan.
+//! Limits: [`MAX_SAID`] octets unpacked. When it fails: octets that make no sense give an error, and nothing is sent.
+//! Not here: the report that is made of it (`report::build`).
+
+use std::io::Read;
+
+use flate2::read::GzDecoder;
+use serde::{Deserialize, Serialize};
+
+use super::record::octets;
+use crate::report::Identity;
+use crate::report::build::{ReportId, gzip};
+use crate::tlsrpt::Row;
+
+/// The most that is unpacked, in octets: the rows of the largest receivers have a few MiB.
+const MAX_SAID: u64 = 1 << 30;
+
+/// What a report says.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Said {
+    /// Its identifier.
+    pub report_id: ReportId,
+    /// `organization-name` at the time.
+    pub organization: String,
+    /// `contact-info` at the time.
+    pub contact: String,
+    /// The counts.
+    pub rows: Vec<Row>,
+}
+
+impl Said {
+    /// Its octets in the store.
+    pub fn pack(&self) -> Vec<u8> {
+        gzip(&octets(self))
+    }
+
+    /// Reads it back; the error says why not.
+    pub fn unpack(packed: &[u8]) -> Result<Said, String> {
+        let mut json = Vec::new();
+        GzDecoder::new(packed).take(MAX_SAID).read_to_end(&mut json).map_err(|e| e.to_string())?;
+        serde_json::from_slice(&json).map_err(|e| e.to_string())
+    }
+
+    /// Who reported: as at the time, but for what only the mail around it needs.
+    pub fn identity(&self, now: &Identity) -> Identity {
+        let mut identity = now.clone();
+        // What was stored was read from an identity, so it reads back.
+        if let Ok(contact) = self.contact.parse() {
+            identity.contact = contact;
+        }
+        identity.organization.clone_from(&self.organization);
+        identity
+    }
+}
+
+/// The sum of all counts, as [`crate::store::Store::sums`] has it.
+pub fn sum(rows: &[Row]) -> u64 {
+    let details = |row: &Row| row.details.iter().fold(0_u64, |sum, (_, n)| sum.saturating_add(*n));
+    rows.iter().fold(0_u64, |sum, row| {
+        sum.saturating_add(row.successful.saturating_add(row.failed)).saturating_add(details(row))
+    })
+}
+
+/// What `rows` have more than `said`; rows and details without any more are left out.
+pub fn since(rows: Vec<Row>, said: &[Row]) -> Vec<Row> {
+    let more = |mut row: Row| {
+        for before in said.iter().filter(|before| before.policy == row.policy) {
+            row.successful = row.successful.saturating_sub(before.successful);
+            row.failed = row.failed.saturating_sub(before.failed);
+            for (failure, count) in &mut row.details {
+                let known = before.details.iter().filter(|(f, _)| f == failure).map(|(_, n)| *n);
+                *count = known.fold(*count, u64::saturating_sub);
+            }
+        }
+        row.details.retain(|(_, count)| *count > 0);
+        row
+    };
+    let says_something = |row: &Row| row.successful > 0 || row.failed > 0 || !row.details.is_empty();
+    rows.into_iter().map(more).filter(says_something).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::report::build::tests::{identity, rows};
+    use crate::tlsrpt::Day;
+
+    #[test]
+    fn it_reads_back_and_what_came_since_is_the_rest() {
+        let day: Day = "2026-11-22".parse().unwrap();
+        let said = Said {
+            report_id: ReportId::preview(day, "sender.example"),
+            organization: "Then Ltd.".into(),
+            contact: "then@sender.example".into(),
+            rows: rows(day)[..3].to_vec(),
+        };
+        assert_eq!(Said::unpack(&said.pack()).unwrap(), said);
+        assert!(Said::unpack(b"no gzip").is_err());
+        assert_eq!(said.identity(&identity()).contact.to_string(), "then@sender.example");
+        assert_eq!(since(said.rows.clone(), &said.rows), []);
+        let mut later = said.rows.clone();
+        later[0].successful += 2;
+        later[0].details[0].1 += 5;
+        let mut new = later[1].clone();
+        new.policy.policy_domain = "new.example".into();
+        later.push(new.clone());
+        let more = since(later.clone(), &said.rows);
+        assert_eq!((more.len(), more[0].successful, more[0].failed), (2, 2, 0));
+        assert_eq!(more[0].details, [(later[0].details[0].0.clone(), 5)]);
+        assert_eq!(more[1], new);
+        assert_eq!(sum(&later), sum(&said.rows) + sum(&more));
+    }
+}

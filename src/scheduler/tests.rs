@@ -1,0 +1,678 @@
+//! The scheduler against a real store, a name server and an SMTP server on loopback.
+
+use super::attempt::pause;
+use super::record::Delivery;
+use super::*;
+use crate::config::{Certificates, ClosedNetworkSection, Deliver, Dkim, DkimKey, ResolverSection, Span};
+use crate::metrics::OUT_OF_ORDER;
+use crate::report::deliver::tests::{Turn, server};
+use crate::report::preview;
+use crate::store::embedded::Embedded;
+use crate::tlsrpt::{Counted, Failure, Policy, PolicyType, ResultType, Tally};
+use mail_auth::report::tlsrpt::TlsReport;
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::atomic::{AtomicI64, Ordering};
+use tempfile::TempDir;
+use tokio::net::UdpSocket;
+use tokio::sync::mpsc::UnboundedReceiver;
+use tokio::task::JoinHandle;
+
+const SECRET: [u8; 32] = [7; 32];
+
+fn day() -> Day {
+    "2026-11-22".parse().unwrap()
+}
+
+/// A name server on loopback that answers TXT questions with what the name is mapped to; `None` is SERVFAIL, a name
+/// that is not there NXDOMAIN.
+async fn name_server(records: Vec<(&'static str, Option<&'static str>)>) -> SocketAddr {
+    let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let address = socket.local_addr().unwrap();
+    tokio::spawn(async move {
+        let mut octets = [0; 1500];
+        while let Ok((n, from)) = socket.recv_from(&mut octets).await {
+            let query = &octets[..n];
+            let (mut at, mut labels) = (12, Vec::new());
+            while query[at] != 0 {
+                let end = at + 1 + usize::from(query[at]);
+                labels.push(String::from_utf8_lossy(&query[at + 1..end]).into_owned());
+                at = end;
+            }
+            let name = labels.join(".");
+            let found = records.iter().find(|(n, _)| *n == name).map(|(_, text)| *text);
+            let (code, text) = match found {
+                None => (3, None),
+                Some(None) => (2, None),
+                Some(Some(text)) => (0, Some(text)),
+            };
+            let mut reply = query[..2].to_vec();
+            reply.extend([0x81, 0x80 | code, 0, 1, 0, u8::from(text.is_some()), 0, 0, 0, 0]);
+            reply.extend(&query[12..at + 5]);
+            if let Some(text) = text {
+                let strings: Vec<u8> = text
+                    .as_bytes()
+                    .chunks(255)
+                    .flat_map(|part| std::iter::once(u8::try_from(part.len()).unwrap()).chain(part.iter().copied()))
+                    .collect();
+                reply.extend([0xc0, 12, 0, 16, 0, 1, 0, 0, 0, 60]);
+                reply.extend(u16::try_from(strings.len()).unwrap().to_be_bytes());
+                reply.extend(strings);
+            }
+            socket.send_to(&reply, from).await.unwrap();
+        }
+    });
+    address
+}
+
+fn section(deliver: Deliver) -> ReportSection {
+    ReportSection {
+        organization: Some("Example".into()),
+        contact: Some("postmaster@sender.example".into()),
+        from: Some("tlsrpt@sender.example".into()),
+        envelope: Some("bounces@sender.example".into()),
+        deliver,
+        spread: Span(Duration::ZERO),
+        dkim: Dkim::Keys(vec![DkimKey {
+            selector: "ed".into(),
+            domain: None,
+            key: Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/dkim/ed25519.pem"),
+        }]),
+        ..ReportSection::default()
+    }
+}
+
+fn count(store: &dyn Store, day: Day, domain: &str) {
+    count_some(store, day, domain, 3);
+}
+
+fn count_some(store: &dyn Store, day: Day, domain: &str, n: u64) {
+    let tally = |counted| Tally { day, domain: domain.into(), policy: Policy::none(domain).into(), counted };
+    store.write(Batch { add: vec![(tally(Counted::Success), n)], set: Vec::new() }).unwrap();
+}
+
+/// A store folder that outlives the scheduler on it, and what the scheduler asks and sends to.
+struct World {
+    folder: TempDir,
+    dns: SocketAddr,
+    section: ReportSection,
+    metrics: Metrics,
+}
+
+impl World {
+    async fn new(
+        records: Vec<(&'static str, Option<&'static str>)>,
+        turn: Turn,
+    ) -> (World, UnboundedReceiver<(String, String, Vec<u8>)>) {
+        let (sink, taken) = server(turn).await;
+        let metrics = Metrics::default();
+        metrics.input("maillog", |input| input.newest = Some(day().end() + OUT_OF_ORDER));
+        let folder = tempfile::tempdir().unwrap();
+        let world = World { folder, dns: name_server(records).await, section: section(Deliver::Smtp(sink)), metrics };
+        count(&world.store(), day(), "example.net");
+        (world, taken)
+    }
+
+    fn store(&self) -> Embedded {
+        // One that is just being let go is waited for.
+        for _ in 0..500 {
+            match Embedded::open(self.folder.path(), Clock::default()) {
+                Ok(opened) => return opened.store,
+                Err(StoreError::Locked(_)) => std::thread::sleep(Duration::from_millis(10)),
+                Err(e) => panic!("{e}"),
+            }
+        }
+        panic!("the store is not let go");
+    }
+
+    fn open(&self, now: i64) -> Arc<Scheduler> {
+        self.open_with(Clock::starting_at(now))
+    }
+
+    fn open_with(&self, clock: Clock) -> Arc<Scheduler> {
+        let resolver = Resolver::new(&ResolverSection { address: Some(self.dns) }).unwrap();
+        let closed = ClosedNetworkSection::default();
+        let context = Context {
+            store: Arc::new(self.store()),
+            https: https::Client::for_reports(resolver.clone(), &closed, Certificates::Ignore).unwrap(),
+            resolver,
+            metrics: self.metrics.clone(),
+            clock,
+            own: Secret::of(&SECRET),
+        };
+        let mut scheduler = Scheduler::open(context, Setup::load(&self.section).unwrap()).unwrap();
+        let short = Duration::from_millis(500);
+        Arc::get_mut(&mut scheduler).unwrap().limits = Limits { before_dot: short, after_dot: short };
+        scheduler
+    }
+
+    /// Runs a scheduler from `now` until `done`, then stops it in order and gives what it held then.
+    async fn run(&self, now: i64, done: impl Fn(&[Due]) -> bool) -> Vec<Due> {
+        let scheduler = self.open(now);
+        let (stop, task) = start(&scheduler);
+        let due = until(&scheduler, done).await;
+        stop.send(true).unwrap();
+        task.await.unwrap();
+        due
+    }
+
+    fn said(&self, text: &str) -> bool {
+        self.metrics.errors().iter().any(|(_, line)| line.contains(text))
+    }
+}
+
+fn start(scheduler: &Arc<Scheduler>) -> (watch::Sender<bool>, JoinHandle<()>) {
+    let (stop, stopping) = watch::channel(false);
+    (stop, tokio::spawn(Arc::clone(scheduler).run(stopping)))
+}
+
+/// Stops everything where it is, and waits until a call that was in the store has let go of it.
+async fn crash(scheduler: Arc<Scheduler>, task: JoinHandle<()>) {
+    let store = Arc::downgrade(&scheduler.context.store);
+    task.abort();
+    assert!(task.await.unwrap_err().is_cancelled());
+    drop(scheduler);
+    while store.strong_count() > 0 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}
+
+async fn until(scheduler: &Scheduler, done: impl Fn(&[Due]) -> bool) -> Vec<Due> {
+    let limit = Instant::now() + Duration::from_secs(20);
+    loop {
+        let due = scheduler.due().unwrap();
+        if done(&due) {
+            return due;
+        }
+        assert!(Instant::now() < limit, "{due:#?}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// No shutdown.
+fn going() -> watch::Receiver<bool> {
+    watch::channel(false).1
+}
+
+fn states(due: &[Due]) -> Vec<DueState> {
+    due.iter().map(|d| d.state).collect()
+}
+
+const RECORD: (&str, Option<&str>) = ("_smtp._tls.example.net", Some("v=TLSRPTv1; rua=mailto:tls@example.net"));
+
+#[tokio::test]
+async fn a_closed_day_is_reported_once() {
+    let (world, mut taken) = World::new(vec![RECORD], Turn::Never).await;
+    let due = world.run(day().end() + 60, |due| states(due) == [DueState::Sent]).await;
+    let (from, to, message) = taken.try_recv().unwrap();
+    assert_eq!((from.as_str(), to.as_str()), ("MAIL FROM:<bounces@sender.example>", "RCPT TO:<tls@example.net>"));
+    let text = String::from_utf8(message).unwrap();
+    assert!(text.starts_with("DKIM-Signature:") && text.contains("TLS-Report-Domain: example.net"), "{text}");
+    let id = text.split("Message-ID: <").nth(1).unwrap().split('>').next().unwrap();
+    assert!(Secret::of(&SECRET).is_ours(id.as_bytes()), "{id}");
+    assert_eq!(due[0].last.as_deref(), Some("250 2.0.0 Ok: queued as 4Xyz12"));
+
+    // A restart remembers, a day later too.
+    for now in [day().end() + 120, day().end() + 90_000] {
+        world.run(now, |due| states(due) == [DueState::Sent]).await;
+    }
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert!(taken.try_recv().is_err());
+    let text = serde_json::to_string(&due).unwrap();
+    assert_eq!(serde_json::from_str::<Vec<Due>>(&text).unwrap(), due);
+}
+
+#[tokio::test]
+async fn a_day_stays_open_while_an_input_lags_and_not_for_ever() {
+    let (world, mut taken) = World::new(vec![RECORD], Turn::Never).await;
+    world.metrics.input("maillog", |input| input.newest = Some(day().end() - 1));
+    let scheduler = world.open(day().end() + 60);
+    let (stop, task) = start(&scheduler);
+    until(&scheduler, |due| states(due) == [DueState::Waiting]).await;
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    assert_eq!(states(&scheduler.due().unwrap()), [DueState::Waiting]);
+    stop.send(true).unwrap();
+    task.await.unwrap();
+    drop(scheduler);
+    assert!(taken.try_recv().is_err());
+    world.run(day().end() + WAIT_FOR_INPUTS + 1, |due| states(due) == [DueState::Sent]).await;
+    assert!(world.said("closed late: maillog lagged"));
+}
+
+#[tokio::test]
+async fn no_input_that_has_begun_keeps_all_days_open() {
+    let (mut world, _taken) = World::new(vec![RECORD], Turn::Never).await;
+    world.metrics = Metrics::default();
+    let scheduler = world.open(day().end() + 60);
+    scheduler.keep_days(&going()).await;
+    assert!(scheduler.ready(8).await.is_empty());
+    assert_eq!(states(&scheduler.due().unwrap()), [DueState::Waiting]);
+}
+
+#[tokio::test]
+async fn a_no_for_now_is_tried_again_with_the_same_ids_and_not_for_ever() {
+    let (mut world, _taken) = World::new(vec![RECORD], Turn::Reply("RCPT", "451 4.3.0 later")).await;
+    let now = day().end() + 60;
+    let tried = |due: &[Due]| states(due) == [DueState::Planned] && due[0].attempts == 1;
+    let due = world.run(now, tried).await;
+    let again = due[0].next.unwrap();
+    assert!((now + FIRST_PAUSE..now + FIRST_PAUSE + 10).contains(&again), "{due:?}");
+    let ids = |world: &World| {
+        let records = world.store().scan(Family::Delivery, b"").unwrap();
+        let delivery: Delivery = serde_json::from_slice(&records[1].1).unwrap();
+        (delivery.report_id, delivery.message_id)
+    };
+    let first = ids(&world);
+    let (sink, mut taken) = server(Turn::Never).await;
+    let busy = world.section.deliver.clone();
+    world.section.deliver = Deliver::Smtp(sink);
+    let due = world.run(again + 1, |due| states(due) == [DueState::Sent]).await;
+    assert_eq!((due[0].attempts, ids(&world)), (2, first));
+    assert!(taken.try_recv().is_ok());
+
+    count(&world.store(), day(), "other.example.net");
+    world.section.deliver = busy;
+    let due = world.run(now, |due| due.iter().any(|d| d.state == DueState::Nothing)).await;
+    assert_eq!(due.len(), 2, "{due:?}");
+}
+
+#[tokio::test]
+async fn tries_end_after_a_day() {
+    let (world, _taken) = World::new(vec![RECORD], Turn::Reply("RCPT", "451 4.3.0 later")).await;
+    let now = day().end() + 60;
+    world.run(now, |due| states(due) == [DueState::Planned] && due[0].attempts == 1).await;
+    world.run(now + RETRY_FOR, |due| states(due) == [DueState::Expired]).await;
+    assert!(world.said("given up after 24 hours"));
+    assert_eq!([1, 2, 3, 6, 7, 100].map(pause), [300, 600, 1200, 9600, LAST_PAUSE, LAST_PAUSE]);
+}
+
+#[tokio::test]
+async fn what_may_have_arrived_is_not_sent_again() {
+    let (world, _taken) = World::new(vec![RECORD], Turn::Silence(".")).await;
+    world.run(day().end() + 60, |due| states(due) == [DueState::Unknown]).await;
+    let due = world.run(day().end() + 90_000, |due| !due.is_empty()).await;
+    assert_eq!((states(&due), due[0].attempts), (vec![DueState::Unknown], 1));
+}
+
+#[tokio::test]
+async fn a_try_that_a_crash_cut_off_is_unknown() {
+    let (mut world, _taken) = World::new(vec![RECORD], Turn::Silence(".")).await;
+    let scheduler = world.open(day().end() + 60);
+    let (_stop, task) = start(&scheduler);
+    until(&scheduler, |due| states(due) == [DueState::Attempting]).await;
+    crash(scheduler, task).await;
+    let (sink, mut taken) = server(Turn::Never).await;
+    world.section.deliver = Deliver::Smtp(sink);
+    let due = world.run(day().end() + 90_000, |due| !due.is_empty()).await;
+    assert_eq!((states(&due), due[0].attempts), (vec![DueState::Unknown], 1));
+    assert!(world.said("the daemon ended while it was being sent"));
+    assert!(taken.try_recv().is_err());
+}
+
+#[tokio::test]
+async fn each_destination_has_its_own_delivery_and_https_is_not_lost_silently() {
+    let record = "v=TLSRPTv1; rua=mailto:a@example.net,mailto:b@example.org,https://r.example.net/,ftp://x/";
+    let (world, mut taken) = World::new(vec![("_smtp._tls.example.net", Some(record))], Turn::Never).await;
+    // The https host has no address here: that is tried again, as a mail server's trouble is.
+    let all = |due: &[Due]| due.len() == 3 && due.iter().all(|d| d.state == DueState::Sent || d.last.is_some());
+    let due = world.run(day().end() + 60, all).await;
+    assert_eq!(due.iter().filter(|d| d.state == DueState::Sent).count(), 2);
+    assert!(world.said("to https://r.example.net/: not taken: no address: no such domain; it is tried again"));
+    let id = |mail: (String, String, Vec<u8>)| {
+        let text = String::from_utf8(mail.2).unwrap();
+        text.split("Report-ID:").nth(1).unwrap().split('>').next().unwrap().trim().to_owned()
+    };
+    assert_eq!(id(taken.try_recv().unwrap()), id(taken.try_recv().unwrap()));
+}
+
+#[tokio::test]
+async fn dns_trouble_is_waited_out_for_a_day() {
+    let (world, _taken) = World::new(vec![("_smtp._tls.example.net", None)], Turn::Never).await;
+    let now = day().end() + 60;
+    let due = world.run(now, |due| due.first().is_some_and(|d| d.attempts == 1)).await;
+    assert_eq!(states(&due), [DueState::Waiting]);
+    assert!(due[0].next.unwrap() >= now + FIRST_PAUSE);
+    world.run(now + RETRY_FOR, |due| states(due) == [DueState::Nothing]).await;
+    assert!(world.said("given up after 24 hours"));
+}
+
+#[tokio::test]
+async fn without_an_identity_days_wait_within_retention() {
+    let (mut world, mut taken) = World::new(vec![RECORD], Turn::Never).await;
+    let complete = world.section.clone();
+    world.section.contact = None;
+    let scheduler = world.open(day().end() + 60);
+    let (stop, task) = start(&scheduler);
+    until(&scheduler, |due| states(due) == [DueState::Waiting]).await;
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    assert_eq!(states(&scheduler.due().unwrap()), [DueState::Waiting]);
+    scheduler.configure(Setup::load(&complete).unwrap());
+    until(&scheduler, |due| states(due) == [DueState::Sent]).await;
+    stop.send(true).unwrap();
+    task.await.unwrap();
+    drop(scheduler);
+    assert!(taken.try_recv().is_ok());
+
+    let next = Day(day().0 + 1);
+    count(&world.store(), next, "example.net");
+    let late = next.end() + 3 * Day::SECONDS;
+    world.run(next.end() + 1, |due| due.len() == 2).await;
+    world.run(late + Day::SECONDS, <[Due]>::is_empty).await;
+    assert!(world.said("the results of 1 domains were not reported"), "{:?}", world.metrics.errors());
+    assert_eq!(world.store().days().unwrap(), []);
+    assert_eq!(world.store().scan(Family::Delivery, b"").unwrap(), []);
+}
+
+#[tokio::test]
+async fn after_a_lost_store_old_days_are_not_reported() {
+    let (world, _taken) = World::new(vec![RECORD], Turn::Never).await;
+    // A start that fails comes between the loss and the first scheduler.
+    Scheduler::note_loss(&world.store(), Clock::starting_at(day().end() + 60), &world.metrics).unwrap();
+    for _ in 0..2 {
+        let scheduler = world.open(day().end() + 60);
+        scheduler.keep_days(&going()).await;
+        assert_eq!(scheduler.due().unwrap(), []);
+    }
+    count(&world.store(), Day(day().0 + 1), "example.net");
+    let scheduler = world.open(day().end() + Day::SECONDS + 60);
+    scheduler.keep_days(&going()).await;
+    assert_eq!(scheduler.due().unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn a_preview_shows_what_would_go_and_sends_nothing() {
+    let (mut world, mut taken) = World::new(vec![RECORD], Turn::Never).await;
+    count(&world.store(), day(), "silent.example");
+    world.section.organization = None;
+    let resolver = Resolver::new(&ResolverSection { address: Some(world.dns) }).unwrap();
+    let store = world.store();
+    let shown = preview(&store, &resolver, &world.section, day(), None).await.unwrap();
+    assert_eq!(shown.iter().map(|p| p.domain.as_str()).collect::<Vec<_>>(), ["example.net", "silent.example"]);
+    assert_eq!(shown[0].recipients[0].to_string(), "mailto:tls@example.net");
+    assert!(shown[0].json.contains("\"total-successful-session-count\":3") && shown[0].file_name.ends_with(".json.gz"));
+    assert_eq!((shown[1].recipients.len(), shown[1].why_not.as_deref()), (0, Some("no TLSRPT record")));
+    let one = preview(&store, &resolver, &world.section, day(), Some("silent.example")).await.unwrap();
+    assert_eq!(one.len(), 1);
+    assert_eq!(store.scan(Family::Delivery, b"").unwrap(), []);
+    assert!(taken.try_recv().is_err());
+}
+
+#[tokio::test]
+async fn moments_are_spread_and_kept() {
+    let (mut world, _taken) = World::new(vec![RECORD], Turn::Never).await;
+    world.section.spread = Span(Duration::from_secs(4 * 3600));
+    for i in 0..50 {
+        count(&world.store(), day(), &format!("d{i}.example"));
+    }
+    let moments = |world: &World| {
+        let scheduler = world.open(day().end() + 1);
+        async move {
+            scheduler.keep_days(&going()).await;
+            scheduler.due().unwrap().iter().map(|d| d.next.unwrap()).collect::<Vec<_>>()
+        }
+    };
+    let first = moments(&world).await;
+    assert_eq!(first.len(), 51);
+    assert!(first.iter().all(|m| (day().end()..=day().end() + 4 * 3600).contains(m)));
+    assert!(first.iter().collect::<BTreeSet<_>>().len() > 40, "{first:?}");
+    assert_eq!(moments(&world).await, first);
+}
+
+/// The records of `count` domains `dN.example`, each with one address.
+fn many(count: usize) -> Vec<(&'static str, Option<&'static str>)> {
+    let leak = |text: String| -> &'static str { Box::leak(text.into_boxed_str()) };
+    let record =
+        |i| (leak(format!("_smtp._tls.d{i}.example")), Some(leak(format!("v=TLSRPTv1;rua=mailto:r@d{i}.example"))));
+    (0..count).map(record).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn stopped_at_any_moment_nothing_is_sent_twice() {
+    const DOMAINS: usize = 60;
+    let (world, mut taken) = World::new(many(DOMAINS), Turn::Slow(Duration::from_millis(10))).await;
+    (0..DOMAINS).for_each(|i| count(&world.store(), day(), &format!("d{i}.example")));
+    for round in 0..12 {
+        let scheduler = world.open(day().end() + 60 + round);
+        let (_stop, task) = start(&scheduler);
+        let stage =
+            |due: &[Due]| due.iter().any(|d| d.state == DueState::Attempting) || due.iter().all(|d| d.next.is_none());
+        until(&scheduler, stage).await;
+        tokio::time::sleep(Duration::from_millis(3 * u64::try_from(round).unwrap())).await;
+        crash(scheduler, task).await;
+    }
+    let over = |due: &[Due]| {
+        due.len() == DOMAINS + 1 && due.iter().all(|d| d.next.is_none() && d.state != DueState::Attempting)
+    };
+    let due = world.run(day().end() + 600, over).await;
+    let mut arrived: BTreeMap<String, usize> = BTreeMap::new();
+    while let Ok((_, to, _)) = taken.try_recv() {
+        *arrived.entry(to).or_default() += 1;
+    }
+    let mut unknown = 0;
+    for one in due.iter().filter(|d| d.destination.is_some()) {
+        let n = arrived.get(&format!("RCPT TO:<r@{}>", one.domain)).copied().unwrap_or_default();
+        match one.state {
+            DueState::Sent => assert_eq!(n, 1, "{one:?}"),
+            DueState::Unknown => unknown += 1,
+            _ => panic!("{one:?}"),
+        }
+        assert!(n <= 1, "{one:?} arrived {n} times");
+    }
+    assert!((1..DOMAINS).contains(&unknown), "{unknown} were cut off; some must be, and some sent in peace");
+}
+
+/// A clock of one's own, and its hand.
+fn by_hand(now: i64) -> (Clock, &'static AtomicI64) {
+    let hand: &'static AtomicI64 = Box::leak(Box::new(AtomicI64::new(now)));
+    (Clock::by_hand(hand), hand)
+}
+
+/// Successful sessions in a report as it arrived, by the day that it is about, and its report-id.
+fn received(message: &[u8]) -> (String, u64, String) {
+    use mail_parser::{MessageParser, MimeHeaders};
+    use std::io::Read;
+    let parsed = MessageParser::default().parse(message).unwrap();
+    let part = parsed.parts.iter().find(|part| part.attachment_name().is_some()).unwrap();
+    let mut json = String::new();
+    flate2::read::GzDecoder::new(part.contents()).read_to_string(&mut json).unwrap();
+    let report: crate::report::build::Document = serde_json::from_str(&json).unwrap();
+    let sum = report.policies.iter().map(|p| p.summary.total_successful_session_count).sum();
+    (report.date_range.start_datetime[..10].to_owned(), sum, report.report_id)
+}
+
+/// All that arrived: sessions by day, and how many reports there were.
+fn sums(taken: &mut UnboundedReceiver<(String, String, Vec<u8>)>) -> (BTreeMap<String, u64>, usize) {
+    let (mut sums, mut ids) = (BTreeMap::new(), BTreeSet::new());
+    let mut reports = 0;
+    while let Ok((_, _, message)) = taken.try_recv() {
+        let (day, n, id) = received(&message);
+        *sums.entry(day).or_insert(0) += n;
+        reports += 1;
+        assert!(ids.insert(id), "a report-id twice");
+    }
+    (sums, reports)
+}
+
+#[tokio::test]
+async fn what_comes_late_goes_into_one_supplement_and_then_is_dropped_and_counted() {
+    let (world, mut taken) = World::new(vec![RECORD], Turn::Never).await;
+    let now = day().end() + 60;
+    world.run(now, |due| states(due) == [DueState::Sent]).await;
+    count_some(&world.store(), day(), "example.net", 5);
+    // A restart in between changes nothing: what was said stands in the store.
+    let due = world.run(now + 600, |due| due.len() == 2).await;
+    assert_eq!((due[1].supplement, due[1].state), (true, DueState::Waiting), "{due:?}");
+    count_some(&world.store(), day(), "example.net", 7);
+    let due = world.run(now + 600 + GATHER + 60, |due| states(due) == [DueState::Sent; 2]).await;
+    assert_ne!(due[0].report_id, due[1].report_id);
+    let (_, _, first) = taken.try_recv().unwrap();
+    let (_, _, second) = taken.try_recv().unwrap();
+    assert_eq!((received(&first).1, received(&second).1), (3, 12));
+
+    count_some(&world.store(), day(), "example.net", 11);
+    for round in 0..2 {
+        let scheduler = world.open(now + 40_000 + round);
+        assert!(scheduler.keep_days(&going()).await);
+        assert!(scheduler.ready(8).await.is_empty());
+    }
+    assert_eq!(world.metrics.counters().get("late-counts-dropped"), Some(&11));
+    assert!(taken.try_recv().is_err());
+}
+
+#[tokio::test]
+async fn what_a_report_says_is_the_same_at_every_try() {
+    let (mut world, _taken) = World::new(vec![RECORD], Turn::Reply("RCPT", "451 4.3.0 later")).await;
+    let now = day().end() + 60;
+    world.run(now, |due| states(due) == [DueState::Planned] && due[0].attempts == 1).await;
+    count_some(&world.store(), day(), "example.net", 100);
+    let (sink, mut taken) = server(Turn::Never).await;
+    world.section.deliver = Deliver::Smtp(sink);
+    world.section.organization = Some("Another".into());
+    world.run(now + FIRST_PAUSE + 10, |due| due.iter().any(|d| d.state == DueState::Sent)).await;
+    let (_, _, message) = taken.try_recv().unwrap();
+    assert_eq!(received(&message).1, 3);
+    let due = world.run(now + 2 * GATHER + 60, |due| due.len() == 2 && states(due) == [DueState::Sent; 2]).await;
+    assert!(due[1].supplement);
+    assert_eq!(received(&taken.try_recv().unwrap().2).1, 100);
+}
+
+#[tokio::test]
+async fn a_report_is_kept_shown_and_sent_once_more() {
+    let (world, mut taken) = World::new(vec![RECORD], Turn::Never).await;
+    let due = world.run(day().end() + 60, |due| states(due) == [DueState::Sent]).await;
+    let (_, _, first) = taken.try_recv().unwrap();
+    let id = due[0].report_id.clone().unwrap();
+    {
+        let scheduler = world.open(day().end() + 90);
+        let kept = scheduler.kept(id.split('@').next().unwrap()).unwrap();
+        assert!(kept.json.contains(&id) && kept.json.contains("\"total-successful-session-count\":3"));
+        assert_eq!(kept.deliveries, due);
+        assert_eq!(due[0].tried.map(|t| (t - day().end() - 60) / 10), Some(0));
+        assert!(scheduler.kept("20261122.nothing").unwrap_err().contains("is no report that is kept"));
+        assert_eq!(scheduler.resend(&id), Ok(1));
+        assert_eq!(scheduler.resend(&id), Ok(0), "it is on its way");
+    }
+    world.run(day().end() + 100, |due| states(due) == [DueState::Sent]).await;
+    let (_, _, second) = taken.try_recv().unwrap();
+    assert_eq!(received(&first), received(&second));
+    let id = |m: &[u8]| String::from_utf8_lossy(m).split("Message-ID: <").nth(1).unwrap()[..40].to_owned();
+    assert_ne!(id(&first), id(&second));
+}
+
+/// A week over a leap day passes in seconds, with a nap of half a day and a clock that is set back by an hour after midnight.
+#[tokio::test]
+async fn a_week_in_seconds_each_day_once() {
+    let (world, mut taken) = World::new(vec![RECORD], Turn::Never).await;
+    let first: Day = "2028-02-26".parse().unwrap();
+    let (clock, hand) = by_hand(first.start());
+    let scheduler = world.open_with(clock);
+    let store = Arc::clone(&scheduler.context.store);
+    store.drop_days_before(first).unwrap();
+    let (stop, task) = start(&scheduler);
+    let mut wanted = BTreeMap::new();
+    for (i, day) in (first.0..first.0 + 7).map(Day).enumerate() {
+        hand.store(day.start() + 43_000, Ordering::SeqCst);
+        let n = 10 + i as u64;
+        count_some(&*store, day, "example.net", n);
+        wanted.insert(day.to_string(), n);
+        let over = match i {
+            // Suspended from the evening to noon.
+            2 => day.end() + 43_000,
+            _ => day.end() + 30,
+        };
+        hand.store(over, Ordering::SeqCst);
+        world.metrics.input("maillog", |input| input.newest = Some(day.end() + OUT_OF_ORDER));
+        let sent = |due: &[Due]| due.iter().any(|d| d.day == day && d.state == DueState::Sent && !d.supplement);
+        until(&scheduler, sent).await;
+        if i == 3 {
+            // Back before midnight: the day that was reported goes on.
+            hand.store(day.end() - 3000, Ordering::SeqCst);
+            count_some(&*store, day, "example.net", 1000);
+            *wanted.get_mut(&day.to_string()).unwrap() += 1000;
+            hand.store(day.end() + 600, Ordering::SeqCst);
+            until(&scheduler, |due| due.iter().any(|d| d.day == day && d.supplement)).await;
+            hand.store(day.end() + 600 + GATHER + 10, Ordering::SeqCst);
+            until(&scheduler, |due| due.iter().any(|d| d.day == day && d.supplement && d.state == DueState::Sent))
+                .await;
+        }
+    }
+    stop.send(true).unwrap();
+    task.await.unwrap();
+    assert!(wanted.contains_key("2028-02-29"));
+    assert_eq!(sums(&mut taken), (wanted, 8));
+}
+
+/// The host was off for two days: both are reported, the older one first.
+#[tokio::test]
+async fn missed_days_are_sent_late_and_the_oldest_first() {
+    const DOMAINS: usize = 2 * UNDER_WAY;
+    let (world, mut taken) = World::new(many(DOMAINS), Turn::Never).await;
+    let next = Day(day().0 + 1);
+    {
+        let store = world.store();
+        (0..DOMAINS).for_each(|i| count(&store, day(), &format!("d{i}.example")));
+        count_some(&store, next, "d0.example", 4);
+    }
+    world.metrics.input("maillog", |input| input.newest = Some(next.end() + OUT_OF_ORDER));
+    world.run(next.end() + 40_000, |due| due.iter().filter(|d| d.state == DueState::Sent).count() > DOMAINS).await;
+    let mut days = Vec::new();
+    while let Ok((_, _, message)) = taken.try_recv() {
+        days.push(received(&message).0);
+    }
+    let newer = days.iter().position(|day| day == "2026-11-23").unwrap();
+    assert!(newer >= DOMAINS - UNDER_WAY, "{newer}");
+}
+
+/// A session with a detail under the TLSA records of an MX host, counted for a recipient domain.
+fn count_dane(store: &dyn Store, domain: &str, host: &str, named: &str) {
+    let policy = Policy { policy_type: PolicyType::Tlsa, policy_string: vec!["3 1 1 00".into()], ..Policy::none(host) };
+    let failure = Failure {
+        receiving_mx_hostname: Some(named.into()),
+        ..Failure::new(ResultType::CertificateNotTrusted, Some("dane-no-match"))
+    };
+    let tally = |counted| Tally { day: day(), domain: domain.into(), policy: policy.clone().into(), counted };
+    let add = [Counted::Success, Counted::Failure, Counted::Detail(failure)].map(|counted| (tally(counted), 1));
+    store.write(Batch { add: add.to_vec(), set: Vec::new() }).unwrap();
+}
+
+#[tokio::test]
+async fn an_mx_host_gets_a_report_of_its_own_that_names_no_recipient_domain() {
+    let records = vec![
+        ("_smtp._tls.one.example", Some("v=TLSRPTv1; rua=mailto:r@provider.example")),
+        ("_smtp._tls.mx.provider.example", Some("v=TLSRPTv1; rua=mailto:r@provider.example")),
+        ("_smtp._tls.mx.told.example", Some("v=TLSRPTv1; rua=mailto:r@provider.example")),
+    ];
+    let (world, mut taken) = World::new(records, Turn::Never).await;
+    let store = world.store();
+    count_dane(&store, "one.example", "mx.provider.example", "mx.provider.example");
+    count_dane(&store, "two.example", "mx.provider.example", "mail.two.example");
+    count_dane(&store, "one.example", "mx.told.example", "mx.told.example");
+    drop(store);
+    let done =
+        |due: &[Due]| due.len() == 5 && due.iter().all(|d| matches!(d.state, DueState::Sent | DueState::Nothing));
+    let due = world.run(day().end() + 60, done).await;
+    let told = due.iter().find(|d| d.domain == "mx:mx.told.example").unwrap();
+    assert!(told.last.as_ref().unwrap().contains("went to the same destinations"), "{told:?}");
+    let mut mails = Vec::new();
+    while let Ok((_, _, message)) = taken.try_recv() {
+        mails.push(TlsReport::parse_rfc5322(&message, 1 << 20).map(|report| (report, message)).unwrap());
+    }
+    assert_eq!(mails.len(), 2);
+    let about = |name: &str| {
+        let header = format!("TLS-Report-Domain: {name}\r\n");
+        mails.iter().find(|(_, m)| String::from_utf8_lossy(m).contains(&header)).unwrap()
+    };
+    let (domain, _) = about("one.example");
+    assert_eq!(domain.policies.len(), 2);
+    let (host, message) = about("mx.provider.example");
+    assert_eq!(host.policies.len(), 1);
+    assert_eq!(host.policies[0].policy.policy_domain, "mx.provider.example");
+    assert_eq!((host.policies[0].summary.total_success, host.policies[0].summary.total_failure), (2, 2));
+    let text = format!("{host:?}{}", String::from_utf8_lossy(message));
+    assert!(!text.contains("one.example") && !text.contains("two.example"), "{text}");
+    assert!(text.contains("!mx.provider.example!"), "{text}");
+    // A restart plans nothing anew.
+    world.run(day().end() + 7200, done).await;
+    assert!(taken.try_recv().is_err());
+}

@@ -1,0 +1,147 @@
+//! A report reaches the domain whose TLS is broken, through the real Postfix, and is what others say that it should be.
+//!
+//! Needs root (network and mount namespaces, Postfix's own users), an installed Postfix, a newer one (`tests/chroot trixie`),
+//! dkimpy (Debian's python3-dkim) and parsedmarc (`tests/parsedmarc`). Where one is missing the test fails and says which.
+//! Nothing outside the namespaces and the temporary folder is touched.
+
+use std::fs;
+use std::io::Write as _;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use lab::ca::Fault;
+use lab::daemon::{Daemon, Program, counted};
+use lab::host::{self, DAY, seconds, stamp, today};
+use lab::postfix::{Installation, Postfix};
+use lab::report::{self, Report};
+use lab::smtp::submit;
+use lab::world::{Domain, Options, Server, World};
+use lab::{dkim, second};
+
+const HOST: &str = "mx.broken.test";
+const REPORTS: &str = "tlsrpt@broken.test";
+
+#[test]
+fn past_the_broken_certificate_by_the_transport_of_the_example() {
+    play("past_the_broken_certificate_by_the_transport_of_the_example", Installation::of_this_host);
+}
+
+#[test]
+fn past_the_broken_certificate_by_tls_required_no() {
+    play("past_the_broken_certificate_by_tls_required_no", || Installation::of_release("trixie"));
+}
+
+fn play(test: &str, installation: impl FnOnce() -> Result<Installation, String>) {
+    match host::inside() {
+        Some(root) => {
+            let installation = Installation::at(Path::new(&root)).unwrap();
+            tokio::runtime::Runtime::new().unwrap().block_on(day(&installation));
+        }
+        None => {
+            let root = installation().unwrap_or_else(|e| panic!("{e}")).root().to_owned();
+            host::run_inside(test, &root).unwrap_or_else(|e| panic!("{e}"));
+        }
+    }
+}
+
+async fn day(installation: &Installation) {
+    host::wait_for_room_before_midnight(Duration::from_secs(120));
+    let domain = Domain::new("broken.test").host("mx", Server::Faulty(Fault::SelfSigned)).sts("enforce", "mx");
+    let options = Options {
+        dns: ([127, 0, 0, 1], 53).into(),
+        policy_hosts: ([127, 0, 0, 1], 443).into(),
+        receivers: Some(25),
+        submission: Some(Postfix::SMTPD),
+        postfix: installation.short_version(),
+        ..Options::default()
+    };
+    let world = World::start(options, &[domain.reports_to(REPORTS)]).await.unwrap();
+    let program = Program::lab(env!("CARGO_BIN_EXE_lab"));
+    let daemon = Daemon::start(&program, &world).await.unwrap();
+    let postfix = Postfix::start(&world, installation, "may").unwrap();
+
+    submit(Postfix::SMTPD, "someone@sender.test", &["a@broken.test"], "Subject: hello\n\nhello").await.unwrap();
+    let line = postfix.await_delivery("a@broken.test", 0).unwrap();
+    assert!(line.contains("status=deferred (Server certificate not "), "{line}");
+    let (today, begin) = (today(), Instant::now());
+    while !counted(&program, &world, &today).await.unwrap().contains_key("broken.test") {
+        assert!(begin.elapsed() < Duration::from_secs(20), "nothing was counted");
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    daemon.stop().await.unwrap();
+    assert!(world.receiver(HOST).record().mail.is_empty());
+
+    let midnight = (seconds() / DAY + 1) * DAY;
+    world.configure(Some(&stamp(midnight + 310))).unwrap();
+    let daemon = Daemon::start(&program, &world).await.unwrap();
+    // Postfix's clock is the host's; one line of the next day says that the log has been read past this one.
+    let stamp = jiff::Timestamp::from_second(midnight as i64 + 300).unwrap().strftime("%b %d %H:%M:%S");
+    let line = format!("{stamp} mta postfix/qmgr[1]: 0123456789A: from=<>, size=1, nrcpt=1 (queue active)\n");
+    fs::OpenOptions::new().append(true).open(world.log()).unwrap().write_all(line.as_bytes()).unwrap();
+
+    let line = postfix.await_delivery(REPORTS, 0).unwrap();
+    let line = if installation.knows_attributes() {
+        line
+    } else {
+        // The report is held to the policy that it says is not met, as any mail is ...
+        assert!(line.contains("status=deferred (Server certificate not "), "{line}");
+        // ... until it has a transport of its own.
+        postfix.set_up_reports("tlsrpt-bounces@sender.test").unwrap();
+        let before = postfix.log_length();
+        postfix.flush_one(&line).unwrap();
+        let line = postfix.await_delivery(REPORTS, before).unwrap();
+        assert!(line.contains(" postfix/tlswarden/smtp["), "{line}");
+        line
+    };
+    assert!(line.contains("status=sent "), "{line}");
+    let mails = world.receiver(HOST).record().mail;
+    assert_eq!(mails.len(), 1);
+    assert!(mails[0].tls, "over TLS, whatever its certificate");
+    others_read_it(&mails[0].data, &world).await;
+
+    // The session that carried it is no session that is counted.
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let totals = &counted(&program, &world, &today).await.unwrap()["broken.test"];
+    assert_eq!((totals.successful, totals.failed), (0, 1), "{totals:?}");
+    daemon.stop().await.unwrap();
+}
+
+/// Our own reader, mail-auth, dkimpy and parsedmarc agree about the message as it was received.
+async fn others_read_it(message: &[u8], world: &World) {
+    let ours: Report = report::read(message).unwrap_or_else(|faults| panic!("{}", faults.join("\n")));
+    let verdicts = dkim::verify(message, world.dns.address()).await.unwrap();
+    assert!(verdicts.len() == 2 && verdicts.iter().all(|v| v.result.is_ok()), "{verdicts:?}");
+    assert_eq!(second::dkimpy(message).unwrap(), ["pass", "pass"]);
+    let changed = String::from_utf8_lossy(message).replacen("TLS-Report-Domain: b", "TLS-Report-Domain: c", 1);
+    let verdicts = second::dkimpy(changed.as_bytes()).unwrap();
+    assert!(verdicts.len() == 2 && verdicts.iter().all(|v| v != "pass"), "{verdicts:?}");
+
+    let theirs = second::parsedmarc(message).unwrap();
+    assert_eq!(theirs["report_type"], "smtp_tls", "{theirs}");
+    let read = &theirs["report"];
+    for (their, our) in
+        [("organization_name", "organization-name"), ("report_id", "report-id"), ("contact_info", "contact-info")]
+    {
+        assert_eq!(read[their], ours.value[our], "{theirs:#}");
+    }
+    let (their, our) = (&read["policies"][0], &ours.value["policies"][0]);
+    assert_eq!(their["policy_domain"], our["policy"]["policy-domain"], "{theirs:#}");
+    assert_eq!(their["policy_type"], our["policy"]["policy-type"], "{theirs:#}");
+    assert_eq!(their["policy_strings"], our["policy"]["policy-string"], "{theirs:#}");
+    // It looks for `mx-host-pattern`, the name of the type in RFC 8460 section 4.4, not for the key `mx-host`.
+    assert!(their.get("mx_host_patterns").is_none(), "{theirs:#}");
+    let counts = &our["summary"];
+    assert_eq!(their["failed_session_count"], counts["total-failure-session-count"], "{theirs:#}");
+    assert_eq!(their["successful_session_count"], counts["total-successful-session-count"], "{theirs:#}");
+    let (their, our) = (&their["failure_details"][0], &our["failure-details"][0]);
+    for (their_key, our_key) in [
+        ("result_type", "result-type"),
+        ("failed_session_count", "failed-session-count"),
+        ("receiving_mx_hostname", "receiving-mx-hostname"),
+        ("receiving_ip", "receiving-ip"),
+        ("failure_reason_code", "failure-reason-code"),
+    ] {
+        assert_eq!(their[their_key], our[our_key], "{their_key}: {theirs:#}");
+    }
+    println!("{}\n\nparsedmarc reads: {theirs:#}", String::from_utf8_lossy(message));
+}
