@@ -5,6 +5,9 @@
 //! - `counting`: parsers, sessions and tallies, without a store;
 //! - `river`: all of it, with commits to the embedded store on this disk.
 //!
+//! `cargo bench --bench river -- memory`: a gigabyte of log through the river, made as it is read, and the resident memory
+//! on the way (Linux); ends with an error if it grows behind the first tenth.
+//!
 //! Median, and slowest to fastest, of `RUNS` runs; ends with an error if the river did not count what `counting` did.
 //! Without `--bench` (`cargo test --benches`) the log is short and runs once.
 
@@ -22,7 +25,7 @@ use mix::{Mix, Stamps};
 use tlswarden::clock::Clock;
 use tlswarden::input::{BLOCK, Block, Mark};
 use tlswarden::metrics::Metrics;
-use tlswarden::pipeline::{Counter, PolicyAt, River, Source};
+use tlswarden::pipeline::{Counter, Fed, PolicyAt, River, Source};
 use tlswarden::store::Store;
 use tlswarden::store::embedded::Embedded;
 use tlswarden::tlsrpt::{InForce, rows};
@@ -41,8 +44,18 @@ impl PolicyAt for NoPolicy {
     }
 }
 
+/// Octets of the log that shows the memory.
+const GIGABYTE: usize = 1 << 30;
+/// How much more memory than after the first tenth may be taken, in kB: the store's cache fills.
+const GROWTH: u64 = 96 << 10;
+
 fn main() -> ExitCode {
-    let (octets, runs) = if std::env::args().any(|arg| arg == "--bench") { (OCTETS, RUNS) } else { (2 << 20, 1) };
+    if std::env::args().any(|arg| arg == "memory") {
+        return memory();
+    }
+    let whole = std::env::args().any(|arg| arg == "--bench");
+    let (octets, runs) = if whole { (OCTETS, RUNS) } else { (2 << 20, 1) };
+    let octets = std::env::var("TLSWARDEN_OCTETS").map_or(octets, |text| text.parse().unwrap());
     let mut log = Vec::with_capacity(octets + 4096);
     let mut mix = Mix::new(1, Stamps::Traditional);
     mix.write(&mut log, octets);
@@ -100,7 +113,60 @@ fn count(log: &[u8]) -> Sessions {
     rows(counter.counts()).iter().fold((0, 0), |sum, row| (sum.0 + row.successful, sum.1 + row.failed))
 }
 
+/// What the kernel says that we have in memory, in kB.
+fn resident() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap_or_default();
+    line.trim().trim_end_matches(" kB").parse().unwrap_or(0)
+}
+
+fn memory() -> ExitCode {
+    let mut taken = Vec::new();
+    let began = Instant::now();
+    let mut mix = Mix::new(1, Stamps::Traditional);
+    let mut written = 0;
+    let counted = through_the_river(|| {
+        if written >= GIGABYTE {
+            return None;
+        }
+        if written >= taken.len() * (GIGABYTE / 10) {
+            taken.push(resident());
+        }
+        let mut lines = Vec::with_capacity(BLOCK);
+        mix.write(&mut lines, BLOCK - 4096);
+        written += lines.len();
+        if written >= GIGABYTE {
+            mix.finish(&mut lines);
+        }
+        Some((lines, GIGABYTE.saturating_sub(written)))
+    });
+    taken.push(resident());
+    let shown: Vec<String> = taken.iter().map(|kb| format!("{}", kb / 1024)).collect();
+    println!(
+        "{written} octets, {counted:?} sessions, in {:.1?}; resident MB at each tenth: {}",
+        began.elapsed(),
+        shown.join(" ")
+    );
+    let flat = taken[2..].iter().all(|kb| *kb <= taken[1] + GROWTH);
+    if flat && counted.0 > 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
 fn flow(log: &[u8]) -> Sessions {
+    let mut rest = log;
+    through_the_river(|| {
+        if rest.is_empty() {
+            return None;
+        }
+        let reach = rest.len().min(BLOCK);
+        let end = rest[..reach].iter().rposition(|b| *b == b'\n').unwrap() + 1;
+        let (lines, after) = rest.split_at(end);
+        rest = after;
+        Some((lines.to_vec(), after.len()))
+    })
+}
+
+/// Blocks of whole lines, each with how much is behind it.
+fn through_the_river(mut next: impl FnMut() -> Option<(Vec<u8>, usize)> + Send) -> Sessions {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let folder = tempfile::tempdir().unwrap();
     let store: Arc<dyn Store> = Arc::new(Embedded::open(folder.path(), Clock::default()).unwrap().store);
@@ -108,28 +174,25 @@ fn flow(log: &[u8]) -> Sessions {
         store: Arc::clone(&store),
         policies: Box::new(NoPolicy),
         hints: mpsc::channel(1).0,
+        datagrams: Arc::default(),
         metrics: Metrics::default(),
         clock: Clock::default(),
     };
-    let sources = vec![Source { name: "log".into(), counter: counter() }];
+    let source = Source { name: "log".into(), counter: counter() };
     let (sender, blocks) = mpsc::channel(2);
     let (_stop, shutdown) = watch::channel(false);
     std::thread::scope(|threads| {
         threads.spawn(move || {
-            let mut rest = log;
-            while !rest.is_empty() {
-                let reach = rest.len().min(BLOCK);
-                let end = rest[..reach].iter().rposition(|b| *b == b'\n').unwrap() + 1;
-                let offset = (log.len() - rest.len() + end) as u64;
+            sender.blocking_send(Fed::Source(0, Box::new(source))).unwrap();
+            let mut offset = 0;
+            while let Some((lines, behind)) = next() {
+                offset += lines.len() as u64;
                 let mark = Mark::File { fingerprint: 1, covers: 1, inode: 1, offset };
-                let (lines, after) = rest.split_at(end);
-                let at_end = after.is_empty();
-                let block = Block { lines: lines.to_vec(), mark, skipped: 0, behind: after.len() as u64, at_end };
-                sender.blocking_send((0, block)).unwrap();
-                rest = after;
+                let block = Block { lines, mark, skipped: 0, behind: behind as u64, at_end: behind == 0 };
+                sender.blocking_send(Fed::Block(0, block)).unwrap();
             }
         });
-        river.run(runtime.handle(), sources, blocks, mpsc::channel(1).1, shutdown).unwrap();
+        river.run(runtime.handle(), blocks, mpsc::channel(1).1, shutdown).unwrap();
     });
     let mut sum = (0, 0);
     for day in store.days().unwrap() {

@@ -8,6 +8,8 @@ mod backup;
 mod check;
 mod control;
 mod dkim_key;
+mod doctor;
+mod domain;
 mod policies;
 mod replay;
 mod reports;
@@ -22,10 +24,15 @@ use std::process::ExitCode;
 use clap::{Args, CommandFactory, Parser, Subcommand};
 
 use crate::config::{Config, ConfigError};
+use crate::finding::{Findings, Weight};
 use crate::tlsrpt::Day;
 
 /// Everything went well.
 pub const OK: u8 = 0;
+/// `doctor` and `domain`: something works less well than it could.
+pub const WARNINGS: u8 = 1;
+/// `doctor` and `domain`: something is wrong.
+pub const ERRORS: u8 = 2;
 /// EX_USAGE: the arguments make no sense.
 pub const USAGE: u8 = 64;
 /// EX_NOINPUT: a file that was named cannot be read.
@@ -41,7 +48,9 @@ pub const CONFIG: u8 = 78;
 
 const EXIT_STATUS: &str = "\
 Exit status:
-   0  done
+   0  done; doctor, domain: nothing is wrong
+   1  doctor, domain: warnings
+   2  doctor, domain: errors
   64  the arguments make no sense
   66  a file that was named cannot be read
   69  no daemon answers, or another process has the store
@@ -114,6 +123,10 @@ enum Command {
         #[command(flatten)]
         config: ConfigFile,
     },
+    /// Says what is wrong on this host, why it matters, and the line that mends it; changes nothing.
+    Doctor(doctor::Options),
+    /// Shows a domain's own MTA-STS, DANE and TLSRPT as a sender sees them, and what would make them right.
+    Domain(domain::Options),
     /// Shows what logs would have been counted as; sends and stores nothing.
     #[command(after_help = replay::HELP)]
     Replay(replay::Options),
@@ -169,6 +182,8 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         }
     };
     let result = match arguments.command {
+        Command::Doctor(options) => return exit(doctor::doctor(&options)),
+        Command::Domain(options) => return exit(domain::domain(&options)),
         Command::Serve(options) => serve::serve(&options),
         Command::Check(config) => check::check(&config.config),
         Command::Status { config, json } => config.load().and_then(|config| control::status(&config, json)),
@@ -185,12 +200,25 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         }
         Command::DkimKey(options) => dkim_key::dkim_key(&options),
     };
+    exit(result.map(|()| OK))
+}
+
+fn exit(result: Result<u8, Fault>) -> ExitCode {
     match result {
-        Ok(()) => ExitCode::from(OK),
+        Ok(status) => ExitCode::from(status),
         Err(fault) => {
             eprintln!("tlswarden: {}", fault.line);
             ExitCode::from(fault.status)
         }
+    }
+}
+
+/// The exit status of what was found.
+fn status_of(found: &Findings) -> u8 {
+    match found.heaviest() {
+        None | Some(Weight::Note) => OK,
+        Some(Weight::Warning) => WARNINGS,
+        Some(Weight::Error) => ERRORS,
     }
 }
 

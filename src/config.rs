@@ -9,9 +9,10 @@ mod load;
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use tlswarden_parsers::Dialect;
 
@@ -45,7 +46,12 @@ pub struct Config {
     /// For tests in closed networks alone.
     #[serde(skip_serializing_if = "is_default")]
     pub closed_network: ClosedNetworkSection,
-    /// The logs that are followed.
+    /// Which sessions count, and what is said of them.
+    pub count: CountSection,
+    /// Where mail goes that does not go to the recipient domain's own hosts.
+    #[serde(rename = "nexthop")]
+    pub next_hops: Vec<NextHopSection>,
+    /// What is read.
     #[serde(rename = "input")]
     pub inputs: Vec<InputSection>,
 }
@@ -79,6 +85,8 @@ pub struct PostfixSection {
     /// Whether it has `smtp_dns_support_level = dnssec`; where not, no `dane*` answer is given.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub dnssec: Option<bool>,
+    /// Which of Postfix's own results count (`smtp_tlsrpt_enable`, from 3.10 on).
+    pub tlsrpt: Tlsrpt,
 }
 
 impl PostfixSection {
@@ -96,6 +104,40 @@ impl PostfixSection {
     pub fn dnssec(&self) -> bool {
         self.dnssec.unwrap_or(true)
     }
+}
+
+/// Which of Postfix's own TLSRPT results count.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Tlsrpt {
+    /// None: what its lines about TLS come to counts.
+    Off,
+    /// The `TLSRPT:` lines, where its log has them.
+    #[default]
+    Log,
+    /// The datagrams of its libtlsrpt, and its log where those say nothing.
+    Datagrams,
+}
+
+/// `[count]`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct CountSection {
+    /// Networks that are not the world: sessions to their hosts (content filters, mail stores) do not count.
+    pub local_networks: Vec<IpNet>,
+    /// The addresses that mail is sent from, for `sending-mta-ip`; without one of a family, the host's own for that
+    /// destination.
+    pub sending_addresses: Vec<IpAddr>,
+}
+
+/// `[[nexthop]]`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NextHopSection {
+    /// A recipient domain, `.example.com` for all that is below it, or `*`; the nearest counts.
+    pub domain: String,
+    /// The next hop as in `relayhost` or `transport_maps`: its policy domain is what sessions count under.
+    pub nexthop: String,
 }
 
 /// A Postfix security level that a destination without a policy can have (postconf(5), `smtp_tls_security_level`).
@@ -336,18 +378,98 @@ pub struct ClosedNetworkSection {
     pub clock: Option<jiff::Timestamp>,
 }
 
-/// `[[input]]`
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+/// `[[input]]`: one of `file`, `journal`, `stdin` and `datagrams`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
 pub struct InputSection {
-    /// The log file.
-    pub file: PathBuf,
+    /// A log file, or a pattern with `*`, `?` or `[…]` for several, each followed by itself.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub file: Option<PathBuf>,
+    /// The systemd journal: `true` for the host's, or the folder of another.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub journal: Option<Journal>,
+    /// Of the journal, the entries that name themselves so; without identifiers and units all of facility mail.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub identifiers: Vec<String>,
+    /// Of the journal, the entries of these units (journalctl(1), `--unit`).
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub units: Vec<String>,
+    /// Standard input.
+    #[serde(skip_serializing_if = "is_default")]
+    pub stdin: bool,
+    /// The socket that Postfix sends TLSRPT datagrams to.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub datagrams: Option<PathBuf>,
+    /// Its mode, in octal; without it 0666: the folder says who may.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mode: Option<String>,
     /// Whose log it is.
-    #[serde(default)]
     pub mta: Dialect,
     /// The IANA name of the zone of its time stamps, where they have none; without it the host's.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub timezone: Option<String>,
+}
+
+/// Which journal.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Journal {
+    /// The host's own, with `true`.
+    Host(bool),
+    /// That of a folder.
+    Folder(PathBuf),
+}
+
+/// What an input reads.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Source<'a> {
+    /// One file.
+    File(&'a Path),
+    /// Files by a pattern.
+    Files(&'a Path),
+    /// The host's journal, or a folder's.
+    Journal(Option<&'a Path>),
+    /// Standard input.
+    Stdin,
+    /// A datagram socket.
+    Datagrams(&'a Path),
+}
+
+impl InputSection {
+    /// A log file.
+    pub fn file(path: impl Into<PathBuf>) -> InputSection {
+        InputSection { file: Some(path.into()), ..InputSection::default() }
+    }
+
+    /// What it reads; where not exactly one thing is named, nothing.
+    pub fn source(&self) -> Option<Source<'_>> {
+        let journal = match &self.journal {
+            None | Some(Journal::Host(false)) => None,
+            Some(Journal::Host(true)) => Some(Source::Journal(None)),
+            Some(Journal::Folder(path)) => Some(Source::Journal(Some(path))),
+        };
+        let pattern = |path: &Path| path.as_os_str().as_encoded_bytes().iter().any(|b| b"*?[".contains(b));
+        let file = self.file.as_deref().map(|path| match pattern(path) {
+            true => Source::Files(path),
+            false => Source::File(path),
+        });
+        let stdin = self.stdin.then_some(Source::Stdin);
+        let mut named = [file, journal, stdin, self.datagrams.as_deref().map(Source::Datagrams)].into_iter().flatten();
+        named.next().filter(|_| named.next().is_none())
+    }
+}
+
+impl fmt::Display for Source<'_> {
+    /// Its name, under which its mark and open state are stored.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Source::File(path) | Source::Files(path) => write!(f, "{}", path.display()),
+            Source::Journal(None) => f.write_str("journal"),
+            Source::Journal(Some(folder)) => write!(f, "journal {}", folder.display()),
+            Source::Stdin => f.write_str("stdin"),
+            Source::Datagrams(path) => write!(f, "datagrams {}", path.display()),
+        }
+    }
 }
 
 /// A length of time, as `5s`, `4h`, `3days`.
@@ -364,6 +486,37 @@ impl Default for StoreSection {
 impl Default for ControlSection {
     fn default() -> Self {
         ControlSection { socket: "/run/tlswarden/control".into() }
+    }
+}
+
+impl Default for CountSection {
+    fn default() -> Self {
+        CountSection { local_networks: local_networks(), sending_addresses: Vec::new() }
+    }
+}
+
+/// Loopback, private use, link-local (RFC 6890): nobody in them publishes a policy.
+pub fn local_networks() -> Vec<IpNet> {
+    const LOCAL: [&str; 9] = [
+        "127.0.0.0/8",
+        "10.0.0.0/8",
+        "172.16.0.0/12",
+        "192.168.0.0/16",
+        "169.254.0.0/16",
+        "100.64.0.0/10",
+        "::1/128",
+        "fc00::/7",
+        "fe80::/10",
+    ];
+    LOCAL.iter().filter_map(|network| network.parse().ok()).collect()
+}
+
+impl PostfixSection {
+    /// Whether this Postfix, told `dane`, falls back to `may` where the MX records are not signed: the default of
+    /// `smtp_tls_dane_insecure_mx_policy` from 3.6 to 3.9.
+    pub fn takes_insecure_mx_for_may(&self) -> bool {
+        let of = |minor| PostfixVersion { major: 3, minor };
+        (of(6)..=of(9)).contains(&self.version()) && self.default_level() != Level::Dane
     }
 }
 

@@ -5,10 +5,10 @@
 //! same sockets, so that connections wait and none is refused; a configuration that does not pass changes nothing.
 //! When it fails at start: a [`DaemonError`], before anything was answered, counted or sent.
 
+mod inputs;
 mod sockets;
 
 use std::collections::HashMap;
-use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -26,14 +26,13 @@ use sockets::{Bound, Sockets};
 use crate::clock::Clock;
 use crate::config::{Config, ConfigError, Dkim, Listen, time_zone};
 use crate::control::{self, Desk};
+use crate::count::Rules;
 use crate::detect;
 use crate::dns::Resolver;
 use crate::https;
-use crate::input::file::Follower;
-use crate::input::{Block, InputError};
 use crate::metrics::Metrics;
 use crate::own::Secret;
-use crate::pipeline::{self, Counter, River, Source};
+use crate::pipeline::River;
 use crate::policy::Policies;
 use crate::policy::history::History;
 use crate::readsocket;
@@ -88,12 +87,22 @@ pub enum DaemonError {
 /// Runs until it is told to end.
 pub fn run(path: &Path) -> Result<(), DaemonError> {
     let prepared = Prepared::load(path)?;
+    descriptors();
     let host = |e: io::Error| DaemonError::Host(format!("runtime: cannot start: {e}; not started"));
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(host)?;
     let ended = runtime.block_on(serve(path, prepared));
     // What still runs has had its time.
     runtime.shutdown_timeout(Duration::from_secs(1));
     ended
+}
+
+/// Allows this process as many descriptors as the host lets it have: each client takes one, and the common limit of
+/// 1,024 is there for programs that use select(2).
+fn descriptors() {
+    match rlimit::increase_nofile_limit(u64::MAX) {
+        Ok(limit) => tracing::debug!("descriptors: {limit}"),
+        Err(error) => tracing::warn!("descriptors: the limit stays as it is: {error}; clients beyond it wait"),
+    }
 }
 
 /// The configuration, if the daemon would start with it: what it names is there and can be read by this user.
@@ -119,9 +128,7 @@ impl Prepared {
         let zone = |name: &Option<String>| name.as_deref().map_or(Ok(TimeZone::system()), time_zone);
         let zones = config.inputs.iter().map(|input| zone(&input.timezone)).collect::<Result<_, _>>();
         let zones = zones.map_err(|problem| DaemonError::Keys(vec![problem]))?;
-        for input in &config.inputs {
-            readable(&input.file)?;
-        }
+        inputs::check(&config)?;
         if let Some(root) = &config.closed_network.extra_root {
             let unread = |e| format!("{}: the extra root cannot be read: {e}; not started", root.display());
             std::fs::read(root).map_err(|e| DaemonError::Keys(vec![unread(e)]))?;
@@ -130,25 +137,13 @@ impl Prepared {
     }
 }
 
-/// A log may be missing as yet; one that is there must be one that can be read.
-fn readable(path: &Path) -> Result<(), DaemonError> {
-    // Opening a fifo would wait for its writer.
-    let problem = match std::fs::metadata(path) {
-        Ok(found) if !found.is_file() => "it is no file".to_owned(),
-        found => match found.and_then(|_| File::open(path)) {
-            Ok(_) => return Ok(()),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-            Err(error) => error.to_string(),
-        },
-    };
-    Err(DaemonError::Input(format!("{}: cannot be read: {problem}; not started", path.display())))
-}
-
 /// What outlives a reload.
 struct House {
     store: Arc<Embedded>,
     folder: PathBuf,
     sockets: Sockets,
+    /// Standard input, once it has been read.
+    stdin: Option<inputs::SharedStdin>,
     clock: Clock,
     metrics: Metrics,
 }
@@ -161,7 +156,8 @@ async fn serve(path: &Path, mut prepared: Prepared) -> Result<(), DaemonError> {
     if opened.went_back() {
         Scheduler::note_loss(&opened.store, clock, &metrics)?;
     }
-    let mut house = House { store: Arc::new(opened.store), folder, sockets: Sockets::from_systemd(), clock, metrics };
+    let mut house =
+        House { store: Arc::new(opened.store), folder, sockets: Sockets::from_systemd(), stdin: None, clock, metrics };
     let mut signals = Signals::listen()?;
     // Ends with this function.
     let mut feeding = JoinSet::new();
@@ -224,7 +220,7 @@ fn reload(path: &Path, house: &mut House) -> Result<Prepared, DaemonError> {
     }
     // What can fail is tried while the old configuration still runs: a start that fails would end the daemon.
     doors(&next.config)?;
-    house.sockets.add(&next.config.control.socket, &open_sockets(&next.config))?;
+    house.sockets.add(&next.config.control.socket, &open_sockets(&next.config), &inputs::datagrams(&next.config))?;
     tracing::info!("reload: {}: taken", path.display());
     Ok(next)
 }
@@ -291,6 +287,7 @@ impl Tasks {
         let (postfix_asks, exim_asks) = (&config.socketmap.listen, &config.readsocket.listen);
         let mut keep = open_sockets(&config);
         keep.push(Listen::Unix(config.control.socket.clone()));
+        keep.extend(inputs::datagrams(&config).into_iter().map(|(path, _)| Listen::Unix(path)));
         let socketmaps = listen(&mut house.sockets, "socketmap", postfix_asks)?;
         let readsockets = listen(&mut house.sockets, "readsocket", exim_asks)?;
         let statuses = listen(&mut house.sockets, "status", &config.status.listen)?;
@@ -313,7 +310,10 @@ impl Tasks {
             clock,
             metrics.clone(),
         )?;
-        let sources = sources(&config, &zones, &*store, &own, &metrics, clock)?;
+        let rules = Arc::new(Rules::of(&config));
+        let makes =
+            inputs::Makes { store: Arc::clone(&store), own: own.clone(), rules, metrics: metrics.clone(), clock };
+        let inputs = inputs::open(house, &config, zones, makes)?;
         let mut published = Vec::new();
         if let Some(sending) = &setup.sending {
             sending.signer.warnings.iter().for_each(|line| tracing::warn!("{line}"));
@@ -328,38 +328,32 @@ impl Tasks {
             own,
         };
         let scheduler = Scheduler::open(context, setup)?;
+        house.store.started();
         found.iter().for_each(|line| tracing::info!("{line}"));
         say(&config);
 
         let (stop, shutdown) = watch::channel(false);
         let mut tasks = Tasks { stop, set: JoinSet::new(), names: HashMap::new() };
-        let (sender, blocks) = mpsc::channel(BLOCKS);
-        let mut river_sources = Vec::new();
-        for (number, (source, follower)) in sources.into_iter().enumerate() {
-            let name = format!("input {}", source.name);
-            let task = follow(number, source.name.clone(), follower, sender.clone(), metrics.clone(), clock);
-            tasks.spawn(name, until(shutdown.clone(), task));
-            river_sources.push(source);
-        }
+        let (feed, fed) = mpsc::channel(BLOCKS);
+        let datagrams = inputs.start(&mut tasks, &feed, &shutdown);
         // With no input at all the river has nothing to do, and waits to be told so.
-        let idle = sender.clone();
+        let idle = feed.clone();
         tasks.spawn("idle".into(), until(shutdown.clone(), async move { idle.closed().await }));
-        drop(sender);
+        drop(feed);
         let (hints, failed) = mpsc::channel(HINTS);
         let (tell, tellings) = mpsc::channel(TELLINGS);
         let river = River {
             store: Arc::clone(&store),
             policies: Box::new(Arc::clone(&history)),
             hints,
+            datagrams,
             metrics: metrics.clone(),
             clock,
         };
         let (runtime, stopping) = (Handle::current(), shutdown.clone());
         let id = tasks
             .set
-            .spawn_blocking(move || {
-                river.run(&runtime, river_sources, blocks, tellings, stopping).map_err(|e| e.to_string())
-            })
+            .spawn_blocking(move || river.run(&runtime, fed, tellings, stopping).map_err(|e| e.to_string()))
             .id();
         tasks.names.insert(id, "counting".into());
         tasks.spawn("history".into(), done(Arc::clone(&history).run(Arc::clone(&store), shutdown.clone())));
@@ -483,63 +477,8 @@ fn into_listener(bound: Bound) -> io::Result<Listener> {
     Ok(match bound {
         Bound::Unix(listener) => Listener::Unix(tokio::net::UnixListener::from_std(listener)?),
         Bound::Inet(listener) => Listener::Tcp(tokio::net::TcpListener::from_std(listener)?),
+        Bound::Datagrams(_) => return Err(io::Error::other("it takes datagrams, not connections")),
     })
-}
-
-/// Each input with its counter where the store left it, and its follower at its mark.
-fn sources(
-    config: &Config,
-    zones: &[TimeZone],
-    store: &dyn Store,
-    own: &Secret,
-    metrics: &Metrics,
-    clock: Clock,
-) -> Result<Vec<(Source, Follower)>, DaemonError> {
-    let mut sources = Vec::new();
-    for (input, zone) in config.inputs.iter().zip(zones) {
-        let name = input.file.display().to_string();
-        let (mark, open) = pipeline::restore(store, &name)?;
-        let secret = own.clone();
-        let counter = Counter::new(input.mta, zone.clone(), Arc::new(move |id: &[u8]| secret.is_ours(id)));
-        let (counter, unread) = counter.load(zone.clone(), &open);
-        if unread > 0 {
-            let line = format!("input {name}: {unread} records of open sessions cannot be read; those are not counted");
-            metrics.error(clock, line);
-        }
-        sources.push((Source { name, counter }, Follower::new(&input.file, mark)));
-    }
-    metrics.only_inputs(sources.iter().map(|(source, _)| (source.name.as_str(), source.counter.newest())));
-    for input in config.inputs.iter().filter(|input| !input.file.exists()) {
-        let missing = Some("does not exist; it is waited for".to_owned());
-        metrics.input(&input.file.display().to_string(), |p| p.trouble = missing);
-    }
-    Ok(sources)
-}
-
-/// Reads one input for as long as somebody takes its blocks.
-async fn follow(
-    number: usize,
-    name: String,
-    mut follower: Follower,
-    blocks: mpsc::Sender<(usize, Block)>,
-    metrics: Metrics,
-    clock: Clock,
-) {
-    loop {
-        match follower.next().await {
-            Ok(block) => {
-                if blocks.send((number, block)).await.is_err() {
-                    return;
-                }
-            }
-            Err(InputError::Stopped(_)) => return,
-            Err(error @ (InputError::NotAFile(_) | InputError::Unreadable(_))) => {
-                let line = error.to_string();
-                metrics.input(&name, |p| p.trouble = Some(line.clone()));
-                metrics.error(clock, line);
-            }
-        }
-    }
 }
 
 /// What was understood, one line each.
@@ -554,7 +493,9 @@ fn say(config: &Config) {
         tracing::info!("status: metrics at {address}");
     }
     for input in &config.inputs {
-        tracing::info!("input: following {}", input.file.display());
+        if let Some(source) = input.source() {
+            tracing::info!("input: following {source}");
+        }
     }
     if config.inputs.is_empty() {
         tracing::warn!("input: none configured: no [[input]]; nothing is counted or reported");

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use tlswarden_parsers::Dialect;
 
-use crate::config::{Config, InputSection, Level, Listen, PostfixSection, SocketmapSection};
+use crate::config::{Config, InputSection, Journal, Level, Listen, PostfixSection, SocketmapSection};
 
 /// How long `postconf` may take.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -27,6 +27,7 @@ const POSTCONF: &str = "/usr/sbin/postconf";
 const EXIM: [&str; 2] = ["/usr/sbin/exim4", "/usr/sbin/exim"];
 const SYSLOG: [&str; 3] = ["/usr/sbin/rsyslogd", "/usr/sbin/syslog-ng", "/usr/sbin/syslogd"];
 const MAIL_LOG: &str = "/var/log/mail.log";
+const JOURNALCTL: &str = "/usr/bin/journalctl";
 const EXIM_LOG: &str = "/var/log/exim4/mainlog";
 
 /// The folder of the default socketmap address; the package makes it where Postfix is.
@@ -119,20 +120,25 @@ impl Host {
 
     fn complete_inputs(&self, config: &mut Config, lines: &mut Vec<String>) {
         let (log, why) = self.log();
-        match section(&log) {
+        let shown = match &log {
+            Log::File(file) | Log::Exim(file) => file.display().to_string(),
+            Log::Journal => "the journal".to_owned(),
+        };
+        let unreadable = match &log {
             // A log may be missing as yet.
-            Some(input) if File::open(&input.file).is_err_and(|e| e.kind() != std::io::ErrorKind::NotFound) => {
-                let shown = input.file.display();
-                lines.push(format!(
-                    "input: {shown}: cannot be read by this user ({why}); nothing is counted until it can, or [[input]] \
-                     names another"
-                ));
+            Log::File(file) | Log::Exim(file) => {
+                File::open(file).is_err_and(|e| e.kind() != std::io::ErrorKind::NotFound)
             }
-            Some(input) => {
-                lines.push(format!("input: found: {} ({why})", input.file.display()));
-                config.inputs.push(input);
-            }
-            None => lines.push(format!("input: found: none that can be followed ({why})")),
+            Log::Journal => !Path::new(JOURNALCTL).exists(),
+        };
+        if unreadable {
+            lines.push(format!(
+                "input: {shown}: cannot be read by this user ({why}); nothing is counted until it can, or [[input]] names \
+                 another"
+            ));
+        } else {
+            lines.push(format!("input: found: {shown} ({why})"));
+            config.inputs.push(section(&log));
         }
     }
 
@@ -147,17 +153,17 @@ impl Host {
             // Exim writes its log itself.
             _ if self.exim && self.postconf.is_none() => (Log::Exim(EXIM_LOG.into()), "Exim's log"),
             _ if self.syslog => (Log::File(MAIL_LOG.into()), "a syslog daemon is installed"),
-            _ => (Log::Journal, "no syslog daemon is installed: the journal"),
+            _ => (Log::Journal, "no syslog daemon is installed"),
         }
     }
 }
 
-/// The input that follows a log, where this version can.
-fn section(log: &Log) -> Option<InputSection> {
+/// The input that follows a log.
+fn section(log: &Log) -> InputSection {
     match log {
-        Log::File(file) => Some(InputSection { file: file.clone(), mta: Dialect::Postfix, timezone: None }),
-        Log::Exim(file) => Some(InputSection { file: file.clone(), mta: Dialect::Exim, timezone: None }),
-        Log::Journal => None,
+        Log::File(file) => InputSection::file(file),
+        Log::Exim(file) => InputSection { mta: Dialect::Exim, ..InputSection::file(file) },
+        Log::Journal => InputSection { journal: Some(Journal::Host(true)), ..InputSection::default() },
     }
 }
 
@@ -287,7 +293,7 @@ mod tests {
         let postfix = &config.postfix;
         assert_eq!(postfix.version, Some(PostfixVersion { major: 3, minor: 10 }));
         assert_eq!((postfix.default_level, postfix.dnssec), (Some(Level::Dane), Some(true)));
-        assert_eq!(config.inputs, [InputSection { file: MAIL_LOG.into(), mta: Dialect::Postfix, timezone: None }]);
+        assert_eq!(config.inputs, [InputSection::file(MAIL_LOG)]);
         assert_eq!(
             lines,
             [
@@ -305,7 +311,7 @@ mod tests {
     fn what_is_said_stands() {
         let mut config = Config::default();
         config.postfix.default_level = Some(Level::Secure);
-        config.inputs = vec![InputSection { file: "/other.log".into(), mta: Dialect::Postfix, timezone: None }];
+        config.inputs = vec![InputSection::file("/other.log")];
         let lines = host(POSTFIX).complete(&mut config);
         assert_eq!(config.postfix.default_level, Some(Level::Secure));
         assert_eq!(config.inputs.len(), 1);

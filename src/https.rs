@@ -108,25 +108,20 @@ impl Client {
         fixed: Option<SocketAddr>,
         certificates: Certificates,
     ) -> Result<Client, String> {
-        let extra = match &closed.extra_root {
-            None => Vec::new(),
-            Some(path) => CertificateDer::pem_file_iter(path)
-                .and_then(Iterator::collect)
-                .map_err(|e| format!("{}: no certificate: {e}", path.display()))?,
-        };
         let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let verifier = Verifier::new_with_extra_roots(extra, Arc::clone(&provider))
-            .map_err(|e| format!("root certificates: {e}"))?;
+        let verifier = platform(closed)?;
         let verifier: Arc<dyn ServerCertVerifier> = match certificates {
             Certificates::Check => Arc::new(verifier),
             Certificates::Ignore => Arc::new(Lenient(verifier)),
         };
-        let tls = rustls::ClientConfig::builder_with_provider(provider)
+        let mut tls = rustls::ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
             .map_err(|e| e.to_string())?
             .dangerous()
             .with_custom_certificate_verifier(verifier)
             .with_no_client_auth();
+        // A policy host is asked once a day: what would be kept of a session is never used.
+        tls.resumption = rustls::client::Resumption::disabled();
         let addresses = Addresses { resolver, fixed, private: closed.private_addresses };
         reqwest::Client::builder()
             .tls_backend_preconfigured(tls)
@@ -261,6 +256,22 @@ impl ServerCertVerifier for Lenient {
     }
 }
 
+/// What judges certificates: the roots of the platform, and the extra one of a closed network. Fails as [`Client::new`].
+pub fn verifier(closed: &ClosedNetworkSection) -> Result<Arc<dyn ServerCertVerifier>, String> {
+    Ok(Arc::new(platform(closed)?))
+}
+
+fn platform(closed: &ClosedNetworkSection) -> Result<Verifier, String> {
+    let extra = match &closed.extra_root {
+        None => Vec::new(),
+        Some(path) => CertificateDer::pem_file_iter(path)
+            .and_then(Iterator::collect)
+            .map_err(|e| format!("{}: no certificate: {e}", path.display()))?,
+    };
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    Verifier::new_with_extra_roots(extra, provider).map_err(|e| format!("root certificates: {e}"))
+}
+
 /// Finds addresses over our resolver.
 struct Addresses {
     resolver: Resolver,
@@ -296,7 +307,7 @@ enum NoAddress {
 }
 
 /// Whether an address can be that of a server on the Internet: strangers must not make us ask hosts of our own network.
-fn is_public(ip: IpAddr) -> bool {
+pub fn is_public(ip: IpAddr) -> bool {
     match ip {
         IpAddr::V4(ip) => is_public_v4(ip),
         IpAddr::V6(ip) => match embedded(ip) {
@@ -346,18 +357,25 @@ fn fault(error: &reqwest::Error) -> HttpsError {
 }
 
 fn tls_fault(error: &rustls::Error) -> HttpsError {
+    match certificate_fault(error) {
+        Some(fault) => HttpsError::Certificate(fault),
+        None => HttpsError::Connection(format!("TLS: {error}")),
+    }
+}
+
+/// What is wrong with a certificate; nothing where the error is about something else.
+pub fn certificate_fault(error: &rustls::Error) -> Option<CertificateFault> {
     use rustls::CertificateError as E;
-    let fault = match error {
+    match error {
         rustls::Error::InvalidCertificate(
             E::Expired | E::ExpiredContext { .. } | E::NotValidYet | E::NotValidYetContext { .. },
-        ) => CertificateFault::Expired,
+        ) => Some(CertificateFault::Expired),
         rustls::Error::InvalidCertificate(E::NotValidForName | E::NotValidForNameContext { .. }) => {
-            CertificateFault::Name
+            Some(CertificateFault::Name)
         }
-        rustls::Error::InvalidCertificate(_) | rustls::Error::NoCertificatesPresented => CertificateFault::Trust,
-        other => return HttpsError::Connection(format!("TLS: {other}")),
-    };
-    HttpsError::Certificate(fault)
+        rustls::Error::InvalidCertificate(_) | rustls::Error::NoCertificatesPresented => Some(CertificateFault::Trust),
+        _ => None,
+    }
 }
 
 /// The last cause, which says most.

@@ -4,7 +4,11 @@
 //! Limits: `MAX_LINE` octets a line; longer ones are skipped and counted. `BLOCK` octets a block.
 //! Not here: what a line means (`parsers`), when a mark is stored (`pipeline`).
 
+mod cut;
+pub mod datagram;
 pub mod file;
+pub mod journald;
+pub mod stdin;
 
 use serde::{Deserialize, Serialize};
 
@@ -44,6 +48,13 @@ pub enum Mark {
         /// Octets counted.
         offset: u64,
     },
+    /// In a journal.
+    Journal {
+        /// The cursor of the last entry counted.
+        cursor: String,
+    },
+    /// Nowhere: what was read of this source is gone.
+    Nowhere,
 }
 
 /// Why an input cannot be read now, by whose fault it is. Asking again tries again.

@@ -2,6 +2,11 @@
 
 use std::process::ExitCode;
 
+use tlswarden::memory::Allocator;
+
+#[global_allocator]
+static ALLOCATOR: Allocator = Allocator;
+
 fn main() -> ExitCode {
     tlswarden::cli::run(std::env::args_os().skip(1))
 }

@@ -32,7 +32,6 @@ use tokio::time::timeout;
 use crate::listener::{Listener, Stream};
 use crate::metrics::Metrics;
 use crate::pipeline::Telling;
-use crate::policy::sts::cache::Cached;
 use crate::policy::{Decision, Level, Policies};
 use crate::session::exim::Told;
 
@@ -141,8 +140,8 @@ pub fn answer(decision: &Decision) -> String {
         },
         (Level::DaneOnly, _) => "mode=none dane=require".into(),
         (Level::Dane, _) => "mode=none dane=try".into(),
-        (Level::Secure, Some(policy)) => sts("enforce", policy),
-        (Level::Default, Some(policy)) => sts("testing", policy),
+        (Level::Secure, Some(policy)) => sts("enforce", &policy.document(&decision.domain).mx),
+        (Level::Default, Some(policy)) => sts("testing", &policy.document(&decision.domain).mx),
         (Level::Default, None) => NONE.into(),
         // `policy` gives every enforced decision its policy.
         (Level::Secure, None) => defer("the policy is missing"),
@@ -151,8 +150,8 @@ pub fn answer(decision: &Decision) -> String {
 
 const NONE: &str = "mode=none dane=no";
 
-fn sts(mode: &str, policy: &Cached) -> String {
-    format!("mode={mode} dane=no mx=\"{}\"", policy.policy.mx_host.join(","))
+fn sts(mode: &str, mx: &[String]) -> String {
+    format!("mode={mode} dane=no mx=\"{}\"", mx.join(","))
 }
 
 /// Causes come from DNS: printable, one line, short, and nothing that Exim reads as the end of the value.
@@ -199,7 +198,7 @@ impl Service {
     async fn line(&self, request: Request<'_>) -> String {
         self.requests.fetch_add(1, Ordering::Relaxed);
         match request {
-            Request::Policy(key) => answer(&*self.policies.decide(key).await),
+            Request::Policy(key) => answer(&self.policies.decide(key).await),
             Request::Failed(text) => self.note(text).await.into(),
             // No name is so long, and what is no name has no policy.
             Request::TooLong => NONE.into(),
@@ -257,10 +256,10 @@ mod tests {
     use crate::dns::Resolver;
     use crate::https::Client;
     use crate::policy::history::History;
+    use crate::policy::sts::cached::Cached;
     use crate::policy::sts::document;
     use crate::store::Store;
     use crate::store::embedded::Embedded;
-    use crate::tlsrpt::{InForce, Policy, PolicyType};
 
     /// A daemon without DNS: names that are none have no policy at once, others are not known within 300 ms.
     struct Daemon {
@@ -433,22 +432,9 @@ mod tests {
     }
 
     fn decided(level: Level, document: &str) -> Decision {
-        let sts = document::parse(document.as_bytes()).ok().map(|document| {
-            Arc::new(Cached {
-                id: "1".into(),
-                mode: document.mode,
-                policy: Arc::new(Policy {
-                    policy_type: PolicyType::Sts,
-                    policy_string: document.lines,
-                    policy_domain: "example.com".into(),
-                    mx_host: document.mx,
-                }),
-                fetched: 0,
-                expires: 1,
-                refresh: 1,
-            })
-        });
-        Decision { level, in_force: Arc::new(InForce::None), sts, failure: None }
+        let sts = document::parse(document.as_bytes()).ok();
+        let sts = sts.map(|document| Arc::new(Cached::of("example.com", "1", &document, 0)));
+        Decision::for_tests("example.com", level, sts)
     }
 
     const DOCUMENT: &str = "version: STSv1\nmode: enforce\nmx: mx.example.com\nmx: *.example.net\nmax_age: 604800\n";
@@ -468,7 +454,7 @@ mod tests {
                 "",
                 "mode=defer cause=\"a ?b? ?N?mode=none ?\"".into(),
             ),
-            (Level::Temp("x".repeat(1000)), "", format!("mode=defer cause=\"{}\"", "x".repeat(MAX_CAUSE))),
+            (Level::Temp("x".repeat(1000).into()), "", format!("mode=defer cause=\"{}\"", "x".repeat(MAX_CAUSE))),
         ] {
             assert_eq!(answer(&decided(level, document)), want);
         }
@@ -527,7 +513,7 @@ mod tests {
 
         #[test]
         fn served_text_cannot_break_out(cause in ".{0,300}", mx in proptest::collection::vec("[ -~\u{e9}]{0,30}", 0..5), mode in 0..2) {
-            let told = answer(&decided(Level::Temp(cause), ""));
+            let told = answer(&decided(Level::Temp(cause.into()), ""));
             assert_eq!(extract(&told, "mode").as_deref(), Some("defer"));
             assert!(!told.contains('\n') && told.is_ascii());
             let (mode, level) = [("enforce", Level::Secure), ("testing", Level::Default)][mode as usize].clone();
@@ -537,7 +523,7 @@ mod tests {
             assert_eq!(extract(&told, "mode").as_deref(), Some(mode));
             assert_eq!(extract(&told, "dane").as_deref(), Some("no"));
             let patterns = extract(&told, "mx").unwrap();
-            assert_eq!(patterns.split(',').collect::<Vec<_>>(), decision.sts.unwrap().policy.mx_host);
+            assert_eq!(patterns.split(',').collect::<Vec<_>>(), decision.sts.unwrap().document("example.com").mx);
         }
     }
 }

@@ -192,8 +192,13 @@ pub async fn look_up(
     about: &About,
     day: Day,
 ) -> Result<Recipients, LookupError> {
-    match resolver.txt(&format!("_smtp._tls.{}", about.name())).await {
-        Ok(answer) => Ok(audience.narrow(recipients::recipients(&answer.records)?, day)?),
+    Ok(audience.narrow(published(resolver, about.name()).await?, day)?)
+}
+
+/// Where a domain or MX host wants its reports, as it published it.
+pub async fn published(resolver: &Resolver, name: &str) -> Result<Recipients, LookupError> {
+    match resolver.txt(&format!("_smtp._tls.{name}")).await {
+        Ok(answer) => Ok(recipients::recipients(&answer.records)?),
         Err(DnsError::NoSuchDomain { .. } | DnsError::NoRecords { .. }) => Err(NoRecipients::NoRecord.into()),
         Err(DnsError::Failed(why)) => Err(LookupError::Temporary(why)),
     }

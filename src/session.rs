@@ -4,6 +4,7 @@
 //! Pure: no clock, no I/O. Limits: every table has its own; what had to give way is counted in [`Losses`].
 //! Not here: which policy was in force, and what an outcome counts as (`tally`).
 
+pub mod datagram;
 pub mod exim;
 pub mod kept;
 pub mod postfix;

@@ -36,7 +36,7 @@ use netstring::Frame;
 use wording::Wording;
 
 /// The first Postfix that knows the `policy_*` attributes.
-const ATTRIBUTES_SINCE: PostfixVersion = PostfixVersion { major: 3, minor: 10 };
+pub const ATTRIBUTES_SINCE: PostfixVersion = PostfixVersion { major: 3, minor: 10 };
 
 /// How much is read at once, in octets: some eighty requests.
 const CHUNK: usize = 4096;

@@ -45,6 +45,10 @@ pub struct Batch {
     pub set: Vec<(Family, Vec<u8>, Option<Vec<u8>>)>,
 }
 
+/// How many records that need not be written together go into one batch: the embedded store keeps in memory what a large
+/// one takes.
+pub const BATCH: usize = 500;
+
 /// A record as a scan returns it: key, value.
 pub type Record = (Vec<u8>, Vec<u8>);
 
@@ -59,6 +63,9 @@ pub trait Store: Send + Sync + 'static {
     fn scan(&self, family: Family, prefix: &[u8]) -> Result<Vec<Record>, StoreError>;
     /// At most `limit` records of a family whose keys begin with `prefix` and are not below `from`, in key order.
     fn page(&self, family: Family, prefix: &[u8], from: &[u8], limit: usize) -> Result<Vec<Record>, StoreError>;
+    /// Hands all records of a family whose keys begin with `prefix` to `each`, in key order: key, value. Nothing is
+    /// copied for it; `each` must not come back to the store.
+    fn visit(&self, family: Family, prefix: &[u8], each: &mut dyn FnMut(&[u8], &[u8])) -> Result<(), StoreError>;
     /// The days that have counts, oldest first.
     fn days(&self) -> Result<Vec<Day>, StoreError>;
     /// The recipient domains that have counts on a day, sorted.

@@ -6,9 +6,10 @@
 
 use std::sync::Arc;
 
+use crate::session::datagram::Reported;
 use crate::session::postfix::{DANE_NO_MATCH, MX_MISMATCH};
 use crate::tlsrpt::{
-    Counted, Day, Failure, InForce, Mode, Outcome, Policy, ResultType, Tally, Trust, Verdict, mx_matches,
+    Counted, Day, Failure, InForce, Mode, Outcome, Policy, PolicyType, ResultType, Tally, Trust, Verdict, mx_matches,
 };
 
 /// What a session counts as.
@@ -59,11 +60,10 @@ pub fn count(outcome: &Outcome, in_force: Option<&InForce>) -> Counts {
         Some(Verdict::Success) => vec![tally(Counted::Success)],
         Some(Verdict::Failure(result_type, failure_reason_code)) => {
             let detail = Failure {
-                result_type,
-                sending_mta_ip: None,
                 receiving_mx_hostname: outcome.mx.clone(),
                 receiving_ip: outcome.ip,
                 failure_reason_code,
+                ..Failure::new(result_type, None)
             };
             vec![tally(Counted::Failure), tally(Counted::Detail(detail))]
         }
@@ -78,6 +78,44 @@ pub fn count(outcome: &Outcome, in_force: Option<&InForce>) -> Counts {
     let enforced = matches!(in_force, Some(InForce::Sts { mode: Mode::Enforce, .. }));
     let anchored = enforced && !contradicted && outcome.trust == Some(Trust::Verified);
     Counts { tallies, contradicted, without_anchors, anchored }
+}
+
+/// Counts one result of Postfix's libtlsrpt, received at `at`; nothing where its policy is in testing mode and
+/// `testing_is_counted_elsewhere`: Postfix reports what it required, not what the policy would have.
+///
+/// The policy is the one in the datagram; our own decision stands in where Postfix was not told what it had come from, and
+/// adds the policy failure, which Postfix does not report.
+pub fn count_reported(
+    session: &Reported,
+    at: i64,
+    in_force: Option<&InForce>,
+    testing_is_counted_elsewhere: bool,
+) -> Vec<Tally> {
+    let ours = match in_force {
+        Some(InForce::Sts { mode, policy, failure }) if session.policy.policy_type != PolicyType::Tlsa => {
+            let unmet = *mode == Mode::None && failure.is_none();
+            (!unmet).then_some((*mode, policy, failure))
+        }
+        _ => None,
+    };
+    let testing = session.testing || matches!(ours, Some((Mode::Testing, ..)));
+    if testing && testing_is_counted_elsewhere {
+        return Vec::new();
+    }
+    let policy = match ours {
+        Some((_, policy, _)) => Arc::clone(policy),
+        None => Arc::clone(&session.policy),
+    };
+    let tally =
+        |counted| Tally { day: Day::of(at), domain: Arc::clone(&session.domain), policy: Arc::clone(&policy), counted };
+    let mut tallies = vec![tally(if session.failed { Counted::Failure } else { Counted::Success })];
+    tallies.extend(session.failures.iter().map(|failure| tally(Counted::Detail(failure.clone()))));
+    if let Some((_, _, Some(failure))) = ours
+        && !session.failures.iter().any(|told| told.result_type == failure.result_type)
+    {
+        tallies.push(tally(Counted::Detail(Failure::clone(failure))));
+    }
+    tallies
 }
 
 /// What the MTA itself reports, else what its lines come to.
@@ -151,7 +189,6 @@ fn mx_mismatch() -> Verdict {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tlsrpt::PolicyType;
 
     fn session(trust: Option<Trust>, observed: Verdict) -> Outcome {
         Outcome {
@@ -167,6 +204,8 @@ mod tests {
             cause: None,
             clear_text: false,
             anchors: true,
+            named: false,
+            reported: None,
             shows_anchors: None,
         }
     }

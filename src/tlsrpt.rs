@@ -103,9 +103,15 @@ pub struct Failure {
     /// The MX host.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub receiving_mx_hostname: Option<String>,
+    /// What that host called itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub receiving_mx_helo: Option<String>,
     /// Its address.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub receiving_ip: Option<IpAddr>,
+    /// Where more is said of it: a text, most often a URI.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub additional_information: Option<String>,
     /// The cause, more finely: for example `self-signed_certificate`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failure_reason_code: Option<String>,
@@ -118,7 +124,9 @@ impl Failure {
             result_type,
             sending_mta_ip: None,
             receiving_mx_hostname: None,
+            receiving_mx_helo: None,
             receiving_ip: None,
+            additional_information: None,
             failure_reason_code: reason.map(str::to_owned),
         }
     }
@@ -262,6 +270,12 @@ pub enum Mode {
     None,
 }
 
+impl fmt::Display for Mode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.serialize(f)
+    }
+}
+
 /// The policy in force: what our responder had decided for a next hop when a session began.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", tag = "kind")]
@@ -324,6 +338,11 @@ pub struct Outcome {
     pub cause: Option<(ResultType, Option<String>)>,
     /// Whether the MTA is known to have trust anchors: without, every certificate is `Untrusted`.
     pub anchors: bool,
+    /// Whether the MTA has named `domain` as its next hop.
+    pub named: bool,
+    /// Whether the MTA has reported this session by itself, and the report was not lost on its way; `None` where nothing
+    /// shows that it reports on this destination at all.
+    pub reported: Option<bool>,
     /// Of a `Verified` session of an MTA that is not known to have trust anchors: the MTA. It has some if it was no DANE.
     pub shows_anchors: Option<Box<[u8]>>,
 }

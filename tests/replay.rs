@@ -135,6 +135,30 @@ fn forms(folder: &str, forms: &[&str]) {
 }
 
 #[test]
+fn the_journal_of_a_run_counts_as_its_log() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/postfix-3.7.11");
+    let (mut seen, mut wrong) = (0, Vec::new());
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_none_or(|e| e != "journal") {
+            continue;
+        }
+        seen += 1;
+        let mut arguments = vec!["--json"];
+        let policies = path.with_extension("policies.toml");
+        if policies.exists() {
+            arguments.extend(["--policies", policies.to_str().unwrap()]);
+        }
+        let got = json(&replay(&arguments, &path).stdout);
+        let want = json(&std::fs::read(path.with_extension("json")).unwrap());
+        if got["results"] != want["results"] || !got["results"].is_array() {
+            wrong.push(format!("{}: got\n{got}\nwanted\n{want}", path.display()));
+        }
+    }
+    assert!(wrong.is_empty() && seen > 40, "{seen}\n{}", wrong.join("\n"));
+}
+
+#[test]
 fn several_logs_are_one_stream_and_gz_is_unpacked() {
     let folder = tempfile::tempdir().unwrap();
     let log = &logs("postfix-3.7.11")[0];

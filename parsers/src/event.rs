@@ -122,6 +122,9 @@ pub enum What<'a> {
         /// `None` is success.
         failure: Option<NativeFailure<'a>>,
     },
+    /// `warning: Could not report TLS handshake result to tlsrpt library: …`: the datagram behind the last `TLSRPT:`
+    /// line was not sent.
+    NativeUnsent,
     /// `QID: reason`: a host that was not the last one was given up.
     HostLeft {
         /// The message.

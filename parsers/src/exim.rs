@@ -29,7 +29,26 @@ type Found<'a> = Result<Option<Says<'a>>, Family>;
 
 /// Reads one line.
 pub(crate) fn parse(line: &[u8]) -> Result<Option<Event<'_>>, Family> {
-    let Some(prefix) = prefix(line) else { return Ok(None) };
+    prefix(line).map_or(Ok(None), read)
+}
+
+/// Reads the text of a writer whose name and time are known.
+pub(crate) fn parse_entry<'a>(
+    stamp: Stamp,
+    ident: &'a [u8],
+    pid: u32,
+    text: &'a [u8],
+) -> Result<Option<Event<'a>>, Family> {
+    if !ident.starts_with(b"exim") {
+        return Ok(None);
+    }
+    let Some((cut, text)) = part(text) else { return Ok(None) };
+    let text = self::stamp(text).map_or(text, |(_, rest)| rest);
+    let text = self::pid(text).map_or(text, |(_, rest)| rest);
+    read(Prefix { stamp: Some(stamp), ident, pid, cut, text })
+}
+
+fn read(prefix: Prefix<'_>) -> Result<Option<Event<'_>>, Family> {
     let Some((id, text)) = message_id(prefix.text) else { return Ok(None) };
     let found = match text.first() {
         Some(b'<' | b'=' | b'-' | b'>' | b'*') => delivery::parse(text, prefix.cut),

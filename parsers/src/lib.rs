@@ -44,6 +44,25 @@ pub fn parse<'a>(dialect: Dialect, line: &'a [u8]) -> Result<Option<Event<'a>>, 
     }
 }
 
+/// Reads one entry of a log that keeps the parts of a line apart, as the systemd journal does: when it was written, by
+/// which program (`postfix/smtp`) under which process id, and the text.
+///
+/// # Errors
+///
+/// As [`parse`].
+pub fn parse_entry<'a>(
+    dialect: Dialect,
+    stamp: event::Stamp,
+    ident: &'a [u8],
+    pid: u32,
+    text: &'a [u8],
+) -> Result<Option<Event<'a>>, Malformed> {
+    match dialect {
+        Dialect::Postfix => postfix::parse_entry(stamp, ident, pid, text).map_err(|family| Malformed { family }),
+        Dialect::Exim => exim::parse_entry(stamp, ident, pid, text).map_err(|family| Malformed { family }),
+    }
+}
+
 /// A line that begins like one of ours and cannot be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Malformed {

@@ -8,8 +8,8 @@
 
 use crate::{
     Family,
-    event::{Event, Process, What},
-    syslog::{self, Entry},
+    event::{Event, Process, Stamp, What},
+    syslog,
 };
 
 mod delivery;
@@ -27,26 +27,21 @@ pub(crate) fn parse(line: &[u8]) -> Result<Option<Event<'_>>, Family> {
     let Some(entry) = syslog::split(line) else { return Ok(None) };
     let Some(program) = Program::of(entry.ident) else { return Ok(None) };
     let Some((pid, text)) = entry.body() else { return Ok(None) };
-    let found = match program {
-        Program::Smtp => smtp(text),
-        // `CONNECT from` is a client's, of postscreen(8).
-        Program::Tlsproxy if text.starts_with(b"CONNECT to [") => Ok(Some(What::Proxied)),
-        Program::Tlsproxy => tls_line(text),
-        Program::Cleanup => queue::cleanup(text),
-        Program::Qmgr => queue::qmgr(text),
-        Program::Master => queue::master(text),
-    };
-    match found? {
-        Some(what) => event(&entry, program, pid, what).map(Some),
-        None => Ok(None),
-    }
+    let Some(what) = program.read(text)? else { return Ok(None) };
+    let stamp = entry.stamp().ok_or(Family::Stamp)?;
+    Ok(Some(Event { stamp, process: program.process(entry.ident, pid), what }))
 }
 
-fn event<'a>(entry: &Entry<'a>, program: Program, pid: u32, what: What<'a>) -> Result<Event<'a>, Family> {
-    let stamp = entry.stamp().ok_or(Family::Stamp)?;
-    let (slash_instance, name) = entry.ident.split_at(entry.ident.len() - program.tag().len() + 1);
-    let instance = slash_instance.strip_suffix(b"/").unwrap_or(slash_instance);
-    Ok(Event { stamp, process: Process { instance, name, pid }, what })
+/// Reads the text of a writer whose name and time are known.
+pub(crate) fn parse_entry<'a>(
+    stamp: Stamp,
+    ident: &'a [u8],
+    pid: u32,
+    text: &'a [u8],
+) -> Result<Option<Event<'a>>, Family> {
+    let Some(program) = Program::of(ident) else { return Ok(None) };
+    let what = program.read(text)?;
+    Ok(what.map(|what| Event { stamp, process: program.process(ident, pid), what }))
 }
 
 /// The daemons whose lines we read.
@@ -56,6 +51,8 @@ enum Program {
     Tlsproxy,
     Cleanup,
     Qmgr,
+    /// qmgr(8) of old, which master.cf may still name.
+    Oqmgr,
     Master,
 }
 
@@ -65,6 +62,7 @@ impl Program {
     fn of(ident: &[u8]) -> Option<Program> {
         let program = match ident {
             [.., b's', b'm', b't', b'p'] => Program::Smtp,
+            [.., b'o', b'q', b'm', b'g', b'r'] => Program::Oqmgr,
             [.., b'q', b'm', b'g', b'r'] => Program::Qmgr,
             [.., b'a', b'n', b'u', b'p'] => Program::Cleanup,
             [.., b'r', b'o', b'x', b'y'] => Program::Tlsproxy,
@@ -80,8 +78,29 @@ impl Program {
             Program::Tlsproxy => b"/tlsproxy",
             Program::Cleanup => b"/cleanup",
             Program::Qmgr => b"/qmgr",
+            Program::Oqmgr => b"/oqmgr",
             Program::Master => b"/master",
         }
+    }
+
+    #[inline]
+    fn read(self, text: &[u8]) -> Found<'_> {
+        let text = syslog::repeated(text);
+        match self {
+            Program::Smtp => smtp(text),
+            // `CONNECT from` is a client's, of postscreen(8).
+            Program::Tlsproxy if text.starts_with(b"CONNECT to [") => Ok(Some(What::Proxied)),
+            Program::Tlsproxy => tls_line(text),
+            Program::Cleanup => queue::cleanup(text),
+            Program::Qmgr | Program::Oqmgr => queue::qmgr(text),
+            Program::Master => queue::master(text),
+        }
+    }
+
+    /// The process of this program that calls itself `ident`.
+    fn process(self, ident: &[u8], pid: u32) -> Process<'_> {
+        let (slash_instance, name) = ident.split_at(ident.len() - self.tag().len() + 1);
+        Process { instance: slash_instance.strip_suffix(b"/").unwrap_or(slash_instance), name, pid }
     }
 }
 
@@ -116,13 +135,16 @@ fn warning(text: &[u8]) -> Found<'_> {
     if let Some(text) = text.strip_prefix(b"TLS library problem: ") {
         return Ok(Some(What::LibraryProblem { text }));
     }
+    if text.starts_with(b"Could not report TLS handshake result to tlsrpt library: ") {
+        return Ok(Some(What::NativeUnsent));
+    }
     Ok(policy::parse(text).or_else(|| tls::tlsa_unusable(text)))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::event::{Reason, Stamp, Trust};
+    use crate::event::{Reason, Trust};
 
     fn read(line: &str) -> Option<Event<'_>> {
         parse(line.as_bytes()).unwrap_or_else(|family| panic!("{family}: {line}"))
@@ -182,6 +204,7 @@ mod tests {
             Some(What::TlsaUnusable { .. }) => "TLSA unusable",
             Some(What::HostRuledOut { .. }) => "host ruled out",
             Some(What::Native { .. }) => "native",
+            Some(What::NativeUnsent) => "native unsent",
             Some(What::HostLeft { reason: Reason::Other, .. }) => "host left",
             Some(What::HostLeft { .. }) => "host left for TLS",
             Some(What::Delivery { .. }) => "delivery",
@@ -235,6 +258,22 @@ mod tests {
                 "native",
             ),
             (
+                "Nov 22 01:50:28 mta postfix/smtp[2181]: warning: Could not report TLS handshake result to tlsrpt library: \
+                 No such file or directory (errno 2)",
+                "native unsent",
+            ),
+            (
+                "Nov 22 01:41:44 mta postfix/smtp[1]: message repeated 2 times: [ TLSRPT: status=success, domain=a.test, \
+                 receiving_mx=mx.a.test[203.0.113.156]]",
+                "native",
+            ),
+            ("Nov 22 01:41:44 mta postfix/oqmgr[19250]: 1818EA260B5: removed", "removed"),
+            ("<22>1 2026-11-22T01:46:13.565141+00:00 mta postfix/qmgr 19250 - - 1818EA260B5: removed", "removed"),
+            (
+                "<22>1 2026-11-22T01:46:13Z mta postfix/qmgr 19250 - [meta@1 a=\"b\\]\" c=\"d\"][x] 1818EA260B5: removed",
+                "removed",
+            ),
+            (
                 "Nov 22 01:39:20 mta postfix/smtp[19290]: B809AA26161: Cannot start TLS: handshake failure",
                 "host left for TLS",
             ),
@@ -282,6 +321,19 @@ mod tests {
         ] {
             assert_eq!(kind(line), want, "{line}");
         }
+    }
+
+    #[test]
+    fn an_entry_of_a_journal_is_a_line_without_its_prefix() {
+        let line = b"2026-11-22T01:46:13Z mta postfix/relay/qmgr[19250]: 1818EA260B5: removed";
+        let entry = crate::parse_entry(
+            crate::Dialect::Postfix,
+            Stamp::Utc(1_795_311_973),
+            b"postfix/relay/qmgr",
+            19250,
+            b"1818EA260B5: removed",
+        );
+        assert_eq!(entry.expect("well-formed"), parse(line).expect("well-formed"));
     }
 
     #[test]

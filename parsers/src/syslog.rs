@@ -4,7 +4,7 @@
 //! lines are dropped for their program's name alone.
 //! Understood: `Nov 22 01:39:01 host ident[pid]: text` (Postfix's own `maillog_file`, traditional syslog; the day padded
 //! with a space or a zero) and `2026-11-22T01:46:13.565141+00:00 host ident[pid]: text` (RFC 3339; any offset),
-//! both with or without `<PRI>` before them.
+//! both with or without `<PRI>` before them, and `<PRI>1 stamp host ident pid msgid data text` (RFC 5424 §6).
 //! When it fails: a line of another shape is `None`: some other program's.
 //! Not here: the year of a stamp that has none.
 
@@ -18,8 +18,16 @@ pub(crate) struct Entry<'a> {
     stamp: RawStamp<'a>,
     /// The program's tag, all before `[pid]`: `postfix/smtp`.
     pub(crate) ident: &'a [u8],
-    /// `[pid]: text`.
+    pid: Pid,
+    /// `[pid]: text`, or `pid msgid data text`.
     tail: &'a [u8],
+}
+
+/// How the process id is written.
+#[derive(Clone, Copy, Debug)]
+enum Pid {
+    Bracketed,
+    Word,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -33,11 +41,57 @@ enum RawStamp<'a> {
 #[inline]
 pub(crate) fn split(line: &[u8]) -> Option<Entry<'_>> {
     let line = if line.first() == Some(&b'<') { without_priority(line)? } else { line };
+    if let Some(line) = line.strip_prefix(b"1 ") {
+        return split_5424(line);
+    }
     let (stamp, host) = stamp_of(line)?;
     let ident = host.get(memchr(b' ', host)? + 1..)?;
     let bracket = memchr2(b'[', b' ', ident)?;
     let (ident, tail) = ident.split_at_checked(bracket)?;
-    (tail.first() == Some(&b'[')).then_some(Entry { stamp, ident, tail })
+    (tail.first() == Some(&b'[')).then_some(Entry { stamp, ident, pid: Pid::Bracketed, tail })
+}
+
+/// RFC 5424 §6: `stamp host ident pid msgid data text`.
+#[cold]
+fn split_5424(line: &[u8]) -> Option<Entry<'_>> {
+    let word = |text: &'_ [u8]| -> Option<usize> { memchr(b' ', text) };
+    let stamp = line.get(..word(line)?)?;
+    let rest = line.get(stamp.len() + 1..)?;
+    let rest = rest.get(word(rest)? + 1..)?;
+    let ident = rest.get(..word(rest)?)?;
+    let tail = rest.get(ident.len() + 1..)?;
+    let shaped = matches!(stamp, [_, _, _, _, b'-', _, _, b'-', _, _, b'T', _, _, b':', _, _, b':', _, _, ..]);
+    shaped.then_some(Entry { stamp: RawStamp::Rfc3339(stamp), ident, pid: Pid::Word, tail })
+}
+
+/// What follows RFC 5424's structured data, a nil (`-`) or any number of `[…]`, and the space behind it.
+fn without_data(text: &[u8]) -> Option<&[u8]> {
+    if let Some(rest) = text.strip_prefix(b"-") {
+        return Some(rest.strip_prefix(b" ").unwrap_or(rest));
+    }
+    let (mut quoted, mut escaped, mut inside) = (false, false, false);
+    for (at, octet) in text.iter().enumerate() {
+        match octet {
+            _ if escaped => escaped = false,
+            b'\\' if quoted => escaped = true,
+            b'"' if inside => quoted = !quoted,
+            b'[' if !inside => inside = true,
+            b']' if !quoted => inside = false,
+            b' ' if !inside => return text.get(at + 1..),
+            _ if inside => {}
+            _ => return None,
+        }
+    }
+    None
+}
+
+/// What rsyslog says in place of the same line again: `message repeated 3 times: [ text]`. A text that says the same
+/// twice about one session says nothing more, so that it is read once.
+#[inline]
+pub(crate) fn repeated(text: &[u8]) -> &[u8] {
+    let Some(rest) = text.strip_prefix(b"message repeated ") else { return text };
+    let inner = decimal(rest).and_then(|(_, rest)| rest.strip_prefix(b" times: [ ")?.strip_suffix(b"]"));
+    inner.unwrap_or(text)
 }
 
 /// The same for a line that may have come without a host name: as a program hands it to `/dev/log`.
@@ -48,7 +102,7 @@ pub(crate) fn split_hostless(line: &[u8]) -> Option<Entry<'_>> {
     let first = rest.get(..memchr(b' ', rest)?)?;
     let ident = if first.ends_with(b"]:") { rest } else { rest.get(first.len() + 1..)? };
     let (ident, tail) = ident.split_at_checked(memchr2(b'[', b' ', ident)?)?;
-    (tail.first() == Some(&b'[')).then_some(Entry { stamp, ident, tail })
+    (tail.first() == Some(&b'[')).then_some(Entry { stamp, ident, pid: Pid::Bracketed, tail })
 }
 
 /// The time at the front of a line, unread, and what follows its space.
@@ -77,6 +131,13 @@ impl<'a> Entry<'a> {
     /// The process id, and the text behind the prefix.
     #[inline]
     pub(crate) fn body(&self) -> Option<(u32, &'a [u8])> {
+        if let Pid::Word = self.pid {
+            let (pid, rest) = decimal(self.tail)?;
+            let rest = rest.strip_prefix(b" ")?;
+            let text = without_data(rest.get(memchr(b' ', rest)? + 1..)?)?;
+            // RFC 5424 §6.4: a byte order mark says that it is UTF-8.
+            return Some((pid, text.strip_prefix(b"\xef\xbb\xbf").unwrap_or(text)));
+        }
         let (pid, rest) = decimal(self.tail.get(1..)?)?;
         Some((pid, rest.strip_prefix(b"]: ")?))
     }

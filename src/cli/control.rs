@@ -136,7 +136,7 @@ fn without_daemon(config: &Config) -> Result<Desk, Fault> {
             .map_err(stored)?;
     let mut newest = Vec::new();
     for input in &config.inputs {
-        let name = input.file.display().to_string();
+        let Some(name) = input.source().map(|source| source.to_string()) else { continue };
         newest.push((name.clone(), pipeline::newest(&*store, &name).map_err(stored)?));
     }
     metrics.only_inputs(newest.iter().map(|(name, newest)| (name.as_str(), *newest)));

@@ -14,7 +14,7 @@ use super::{ConfigFile, Fault, USAGE, print};
 use crate::control::Question;
 use crate::policy::NextHop;
 use crate::policy::ledger::Listed;
-use crate::policy::sts::cache::Record;
+use crate::policy::sts::domain::Record;
 use crate::tlsrpt::Mode;
 
 #[derive(Args)]

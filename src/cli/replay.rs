@@ -1,6 +1,6 @@
 //! `tlswarden replay`: what logs would have been counted as.
 //!
-//! Takes: log files (`.gz` too, `-` for standard input), in the order given. Gives: the rows of RFC 8460, as JSON or as a
+//! Takes: log files (`.gz` too, `-` for standard input), in the order given, or what `journalctl -o json` prints. Gives: the rows of RFC 8460, as JSON or as a
 //! table. Sends and stores nothing, asks no network.
 
 use std::collections::{BTreeMap, HashMap};
@@ -13,15 +13,16 @@ use clap::{Args, ValueEnum};
 use flate2::read::MultiGzDecoder;
 use jiff::tz::TimeZone;
 use serde::{Deserialize, Serialize};
-use tlswarden_parsers::{Dialect, parse};
+use tlswarden_parsers::Dialect;
 
 use super::table::table;
 use super::{CONFIG, Fault, NO_INPUT, USAGE, print};
 use crate::clock::Clock;
 use crate::config;
 use crate::domain;
-use crate::input::{BLOCK, MAX_LINE};
-use crate::pipeline::{Counter, PolicyAt};
+use crate::input::BLOCK;
+use crate::input::journald::MAX_ENTRY as MAX_LINE;
+use crate::pipeline::{Counter, PolicyAt, is_of};
 use crate::policy::sts::document;
 use crate::tlsrpt::{Failure, InForce, Policy, PolicyType, Row, rows};
 
@@ -41,7 +42,8 @@ A policies file gives the policies in force, as the daemon's own decisions would
   domain = \"example.net\"
   tlsa = { \"mx.example.net\" = [\"3 1 1 0C72AC70…\"] }
 
-Sessions that carried the daemon's own reports are counted here: only the daemon can tell them.";
+Sessions that carried the daemon's own reports are counted here, for only the daemon can tell them, and so are those to hosts of
+local networks.";
 
 #[derive(Args)]
 pub struct Options {
@@ -60,7 +62,7 @@ pub struct Options {
     /// As JSON, with the names of RFC 8460.
     #[arg(long)]
     json: bool,
-    /// Log files, oldest first; `-` is standard input, `.gz` is unpacked.
+    /// Log files, oldest first; `-` is standard input, `.gz` is unpacked; `journalctl -o json` output is read too.
     #[arg(required = true, value_name = "LOG")]
     logs: Vec<PathBuf>,
 }
@@ -233,7 +235,7 @@ impl Lines {
                 break;
             }
             self.looked_at += 1;
-            let of = |dialect: &Dialect| matches!(parse(*dialect, line), Ok(Some(_)));
+            let of = |dialect: &Dialect| is_of(*dialect, line);
             self.dialect = [Dialect::Postfix, Dialect::Exim].into_iter().find(of);
         }
         match self.dialect {

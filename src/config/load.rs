@@ -13,11 +13,15 @@ use serde::de::value::SeqAccessDeserializer;
 use serde::de::{DeserializeOwned, Error, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serializer};
 
-use super::{Config, Deliver, Dkim, DkimKey, PostfixVersion, ReportSection};
+use super::{Config, Deliver, Dkim, DkimKey, InputSection, PostfixVersion, ReportSection, Source, Tlsrpt};
 use crate::domain;
+use crate::policy::NextHop;
 
 /// The time between two reports to a domain, and how long one is tried (RFC 8460 §5.5).
 const DAY: Duration = Duration::from_secs(86_400);
+
+/// The longest path of a unix socket, in octets (unix(7), `sun_path`).
+const SUN_PATH: usize = 107;
 
 /// What is wrong with a file of configuration, in one line.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -63,6 +67,11 @@ impl Config {
             file: path.to_owned(),
             line: line_of(&text, "policy.override", nth, key),
             problem: format!("[[policy.override]] {key}: {problem}"),
+        })?;
+        config.check_inputs().map_err(|(section, nth, key, problem)| ConfigError {
+            file: path.to_owned(),
+            line: line_of(&text, section, nth, key),
+            problem: format!("[[{section}]] {key}: {problem}"),
         })?;
         Ok(config)
     }
@@ -114,16 +123,6 @@ impl Config {
         if self.policy.max_domains == 0 {
             return Err(("policy", "max_domains", "0; allowed: 1 or more".into()));
         }
-        let mut files = HashSet::new();
-        for input in &self.inputs {
-            if !files.insert(&input.file) {
-                let file = input.file.display();
-                return Err(("input", "file", format!("{file} is there twice; every session would be counted twice")));
-            }
-            if let Some(name) = &input.timezone {
-                time_zone(name).map_err(|problem| ("input", "timezone", problem))?;
-            }
-        }
         let mut sockets = HashSet::new();
         for (section, listen) in [("socketmap", &self.socketmap.listen), ("readsocket", &self.readsocket.listen)] {
             if let Some(twice) = listen.iter().map(ToString::to_string).find(|s| !sockets.insert(s.clone())) {
@@ -169,6 +168,19 @@ fn check_delivery(report: &ReportSection) -> Result<(), (&'static str, &'static 
 
 /// The smallest `max_size`, in octets: headers, the part for people and every summary fit.
 const MIN_SIZE: usize = 1_000_000;
+
+impl InputSection {
+    /// The log files that it reads now: the one that is named, be it there or not, or those that the pattern finds.
+    pub fn log_files(&self) -> Vec<PathBuf> {
+        match self.source() {
+            Some(Source::File(path)) => vec![path.to_owned()],
+            Some(Source::Files(pattern)) => {
+                glob::glob(&pattern.to_string_lossy()).map_or_else(|_| Vec::new(), |found| found.flatten().collect())
+            }
+            _ => Vec::new(),
+        }
+    }
+}
 
 impl Dkim {
     /// The keys; none where the MTA signs.
@@ -238,6 +250,94 @@ impl Config {
             }
         }
         Ok(())
+    }
+}
+
+impl Config {
+    /// Which input or next hop, counted from 0, is wrong: section, number, key, and what is wrong and what is allowed.
+    fn check_inputs(&self) -> Result<(), (&'static str, usize, &'static str, String)> {
+        let mut sources = HashSet::new();
+        for (nth, input) in self.inputs.iter().enumerate() {
+            let fault = |key, problem| Err(("input", nth, key, problem));
+            let Some(source) = input.source() else {
+                return fault("file", "allowed: exactly one of `file`, `journal`, `stdin` and `datagrams`".into());
+            };
+            if !sources.insert(source.clone()) {
+                return fault("file", format!("{source} is there twice; every session would be counted twice"));
+            }
+            if let Some(name) = &input.timezone {
+                time_zone(name).map(drop).or_else(|problem| fault("timezone", problem))?;
+            }
+            if let Source::Files(pattern) = source
+                && let Err(error) = glob::Pattern::new(&pattern.to_string_lossy())
+            {
+                return fault(
+                    "file",
+                    format!("{} is no pattern: {error}; allowed: `*`, `?`, `[…]`", pattern.display()),
+                );
+            }
+            let chooses = !input.identifiers.is_empty() || !input.units.is_empty();
+            if chooses && !matches!(source, Source::Journal(_)) {
+                return fault("identifiers", "allowed with `journal` alone, as `units` is".into());
+            }
+            let wrong = |name: &&String| name.is_empty() || name.starts_with('-') || name.contains('\0');
+            if let Some(name) = input.identifiers.iter().chain(&input.units).find(wrong) {
+                return fault("identifiers", format!("`{}` names nothing in a journal", name.escape_debug()));
+            }
+            match (&source, input.socket_mode()) {
+                (_, Err(problem)) => return fault("mode", problem),
+                (Source::Datagrams(path), _) => self.check_datagrams(path).or_else(|(k, problem)| fault(k, problem))?,
+                _ if input.mode.is_some() => return fault("mode", "allowed with `datagrams` alone".into()),
+                _ => {}
+            }
+        }
+        let native = self.inputs.iter().any(|input| matches!(input.source(), Some(Source::Datagrams(_))));
+        if self.postfix.tlsrpt == Tlsrpt::Datagrams && !native {
+            let problem = "`tlsrpt = \"datagrams\"` in [postfix] needs an [[input]] with `datagrams`".to_owned();
+            return Err(("input", 0, "datagrams", problem));
+        }
+        let mut domains = HashSet::new();
+        for (nth, rule) in self.next_hops.iter().enumerate() {
+            let text = &rule.domain;
+            let name = text.strip_prefix('.').unwrap_or(text);
+            if text != "*" && domain::normalise(name).is_none() {
+                let problem =
+                    format!("`{}` is no domain; allowed: `example.com`, `.example.com`, `*`", text.escape_debug());
+                return Err(("nexthop", nth, "domain", problem));
+            }
+            if !domains.insert(text.to_ascii_lowercase()) {
+                return Err(("nexthop", nth, "domain", format!("{text} is there twice; allowed: each once")));
+            }
+            if NextHop::parse(rule.nexthop.as_bytes()).is_none() {
+                let found = rule.nexthop.escape_debug();
+                let problem =
+                    format!("`{found}` is no next hop; allowed: such as `[smarthost.example]:587`, `example.com`");
+                return Err(("nexthop", nth, "nexthop", problem));
+            }
+        }
+        Ok(())
+    }
+
+    fn check_datagrams(&self, path: &Path) -> Result<(), (&'static str, String)> {
+        if !path.is_absolute() || path.as_os_str().len() > SUN_PATH {
+            let problem = format!("{}; allowed: an absolute path of at most {SUN_PATH} octets", path.display());
+            return Err(("datagrams", problem));
+        }
+        if self.postfix.tlsrpt != Tlsrpt::Datagrams {
+            let problem = "counts with `tlsrpt = \"datagrams\"` in [postfix] alone: otherwise the log's `TLSRPT:` lines \
+                           or its TLS lines count, and every session would be counted twice";
+            return Err(("datagrams", problem.into()));
+        }
+        Ok(())
+    }
+}
+
+impl super::InputSection {
+    /// The mode of the datagram socket.
+    pub fn socket_mode(&self) -> Result<u32, String> {
+        let Some(text) = &self.mode else { return Ok(0o666) };
+        let digits = (3..=4).contains(&text.len()).then(|| u32::from_str_radix(text, 8).ok()).flatten();
+        digits.filter(|mode| *mode <= 0o777).ok_or_else(|| format!("`{text}` is no mode; allowed: such as `0660`"))
     }
 }
 
@@ -325,7 +425,13 @@ mod tests {
              [[policy.override]]\ndomain = \"a.example\"\nnone = true\n\
              [[policy.override]]\ndomain = \".a.example\"\nskip = \"sts\"\n\
              [[policy.override]]\ndomain = \"b.example\"\nanswer = \"encrypt\"\n\
-             [[input]]\nfile = \"/var/log/mail.log\"\ntimezone = \"Europe/Berlin\"\n",
+             [[nexthop]]\ndomain = \"*\"\nnexthop = \"[smarthost.example]:587\"\n\
+             [count]\nlocal_networks = [\"127.0.0.0/8\"]\nsending_addresses = [\"192.0.2.1\"]\n\
+             [[input]]\nfile = \"/var/log/mail.log\"\ntimezone = \"Europe/Berlin\"\n\
+             [[input]]\nfile = \"/var/log/*/mail.log\"\n\
+             [[input]]\njournal = true\nidentifiers = [\"postfix/smtp\"]\n\
+             [[input]]\njournal = \"/var/log/journal/remote\"\nunits = [\"postfix@*\"]\n\
+             [[input]]\nstdin = true\n",
         )
         .unwrap();
         assert_eq!(load(&config.to_toml()), Ok(config));
@@ -340,7 +446,7 @@ mod tests {
             ("[report]\nfrom = \"me\"\n", "F:2: [report] from: `me` is no address; allowed: `name@example.com`"),
             (
                 "[[input]]\nfile = \"/a\"\ntimezone = \"Mars\"\n",
-                "F:3: [input] timezone: `Mars` is no time zone; allowed: an IANA name such as `Europe/Berlin`",
+                "F:3: [[input]] timezone: `Mars` is no time zone; allowed: an IANA name such as `Europe/Berlin`",
             ),
             (
                 "[socketmap]\nlisten = [\"unix:/a\"]\n[readsocket]\nlisten = [\"unix:/b\", \"unix:/a\"]\n",
@@ -384,6 +490,28 @@ mod tests {
                 "[[policy.override]]\ndomain = \"A.example\"\nnone = true\n[[policy.override]]\ndomain = \"a.example.\"\n\
                  skip = \"dane\"\n",
                 "F:5: [[policy.override]] domain: a.example is there twice; allowed: each once",
+            ),
+            (
+                "[[input]]\nfile = \"/a\"\n[[input]]\nfile = \"/b\"\nstdin = true\n",
+                "F:4: [[input]] file: allowed: exactly one of `file`, `journal`, `stdin` and `datagrams`",
+            ),
+            (
+                "[[input]]\njournal = true\n[[input]]\njournal = true\n",
+                "F:3: [[input]] file: journal is there twice; every session would be counted twice",
+            ),
+            (
+                "[[input]]\ndatagrams = \"/run/tlsrpt\"\n",
+                "F:2: [[input]] datagrams: counts with `tlsrpt = \"datagrams\"` in [postfix] alone: otherwise the log's \
+                 `TLSRPT:` lines or its TLS lines count, and every session would be counted twice",
+            ),
+            (
+                "[postfix]\ntlsrpt = \"datagrams\"\n[[input]]\ndatagrams = \"tlsrpt\"\n",
+                "F:4: [[input]] datagrams: tlsrpt; allowed: an absolute path of at most 107 octets",
+            ),
+            (
+                "[[nexthop]]\ndomain = \"*\"\nnexthop = \"[192.0.2.1]:587\"\n",
+                "F:3: [[nexthop]] nexthop: `[192.0.2.1]:587` is no next hop; allowed: such as `[smarthost.example]:587`, \
+                 `example.com`",
             ),
             (
                 "[[policy.override]]\ndomain = \"*.a.example\"\nnone = true\n",

@@ -8,12 +8,13 @@
 use std::io;
 use std::net::TcpListener;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
 use listenfd::ListenFd;
 
 use crate::config::Listen;
+use crate::input::datagram::RECEIVE_BUFFER;
 
 /// Anybody may connect: the folder says who gets there. smtp(8) runs as user postfix.
 const OPEN_TO_ALL: u32 = 0o666;
@@ -35,6 +36,8 @@ pub enum Bound {
     Unix(UnixListener),
     /// TCP.
     Inet(TcpListener),
+    /// A unix-domain socket that takes datagrams.
+    Datagrams(UnixDatagram),
 }
 
 impl Bound {
@@ -43,6 +46,7 @@ impl Bound {
         Ok(match self {
             Bound::Unix(listener) => Bound::Unix(listener.try_clone()?),
             Bound::Inet(listener) => Bound::Inet(listener.try_clone()?),
+            Bound::Datagrams(socket) => Bound::Datagrams(socket.try_clone()?),
         })
     }
 
@@ -50,6 +54,7 @@ impl Bound {
         match self {
             Bound::Unix(listener) => listener.local_addr().ok()?.as_pathname().map(|p| Listen::Unix(p.to_owned())),
             Bound::Inet(listener) => listener.local_addr().ok().map(Listen::Inet),
+            Bound::Datagrams(socket) => socket.local_addr().ok()?.as_pathname().map(|p| Listen::Unix(p.to_owned())),
         }
     }
 }
@@ -73,9 +78,12 @@ impl Sockets {
         for number in 0..passed.len() {
             let unix = passed.take_unix_listener(number).ok().flatten().map(Bound::Unix);
             let socket = unix.or_else(|| passed.take_tcp_listener(number).ok().flatten().map(Bound::Inet));
+            let socket = socket.or_else(|| passed.take_unix_datagram(number).ok().flatten().map(Bound::Datagrams));
             match socket.and_then(|socket| Some((socket.address()?, socket))) {
                 Some((address, socket)) => bound.push((address, socket, Origin::Systemd)),
-                None => tracing::warn!("systemd: socket {number}: neither a unix nor a TCP listener; not used"),
+                None => tracing::warn!(
+                    "systemd: socket {number}: neither a unix nor a TCP listener, nor a unix datagram socket; not used"
+                ),
             }
         }
         Sockets { bound }
@@ -85,7 +93,26 @@ impl Sockets {
     pub fn control(&mut self, path: &Path) -> Result<UnixListener, SocketError> {
         match self.handle(&Listen::Unix(path.to_owned()), OWNER_ONLY)? {
             Bound::Unix(listener) => Ok(listener),
-            Bound::Inet(_) => unreachable!("a unix address gives a unix listener"),
+            _ => Err(SocketError { address: path.display().to_string(), problem: "it takes datagrams".into() }),
+        }
+    }
+
+    /// A handle of a socket that takes datagrams.
+    pub fn datagrams(&mut self, path: &Path, mode: u32) -> Result<UnixDatagram, SocketError> {
+        let address = Listen::Unix(path.to_owned());
+        let failed = |problem: String| SocketError { address: address.to_string(), problem };
+        if !self.bound.iter().any(|(bound, _, _)| *bound == address) {
+            let socket = bind_datagrams(path, mode).map_err(failed)?;
+            self.bound.push((address.clone(), Bound::Datagrams(socket), Origin::Own));
+        }
+        let (_, socket, _) = self.bound.iter().find(|(bound, _, _)| *bound == address).expect("found or bound above");
+        match socket.share().map_err(|e| failed(e.to_string()))? {
+            Bound::Datagrams(socket) => {
+                // The kernel gives what net.core.rmem_max allows; less is no fault.
+                let _ = rustix::net::sockopt::set_socket_recv_buffer_size(&socket, RECEIVE_BUFFER);
+                Ok(socket)
+            }
+            _ => Err(failed("it takes connections, not datagrams".into())),
         }
     }
 
@@ -95,12 +122,13 @@ impl Sockets {
     }
 
     /// Binds what is not bound yet of a new configuration: all of it, or nothing.
-    pub fn add(&mut self, control: &Path, listen: &[Listen]) -> Result<(), SocketError> {
+    pub fn add(&mut self, control: &Path, listen: &[Listen], datagrams: &[(PathBuf, u32)]) -> Result<(), SocketError> {
         let before: Vec<Listen> = self.bound.iter().map(|(address, _, _)| address.clone()).collect();
         let added = self
             .control(control)
             .map(drop)
-            .and_then(|()| listen.iter().try_for_each(|address| self.open_to_all(address).map(drop)));
+            .and_then(|()| listen.iter().try_for_each(|address| self.open_to_all(address).map(drop)))
+            .and_then(|()| datagrams.iter().try_for_each(|(path, mode)| self.datagrams(path, *mode).map(drop)));
         if added.is_err() {
             self.close_others(&before);
         }
@@ -146,6 +174,7 @@ fn nonblocking(socket: Bound) -> io::Result<Bound> {
     match &socket {
         Bound::Unix(listener) => listener.set_nonblocking(true)?,
         Bound::Inet(listener) => listener.set_nonblocking(true)?,
+        Bound::Datagrams(_) => return Err(io::Error::other("it takes datagrams, not connections")),
     }
     Ok(socket)
 }
@@ -154,24 +183,35 @@ fn bind(address: &Listen, mode: u32) -> Result<Bound, String> {
     match address {
         Listen::Inet(address) => TcpListener::bind(address).map(Bound::Inet).map_err(|e| e.to_string()),
         Listen::Unix(path) => {
-            clear(path)?;
-            let listener = UnixListener::bind(path).map_err(|e| match (e.kind(), path.parent()) {
-                (io::ErrorKind::NotFound, Some(folder)) => format!("the folder {} is missing", folder.display()),
-                _ => e.to_string(),
-            })?;
+            clear(path, || UnixStream::connect(path).map(drop))?;
+            let listener = UnixListener::bind(path).map_err(|e| unbound(&e, path))?;
             std::fs::set_permissions(path, PermissionsExt::from_mode(mode)).map_err(|e| e.to_string())?;
             Ok(Bound::Unix(listener))
         }
     }
 }
 
+fn bind_datagrams(path: &Path, mode: u32) -> Result<UnixDatagram, String> {
+    clear(path, || UnixDatagram::unbound()?.connect(path))?;
+    let socket = UnixDatagram::bind(path).map_err(|e| unbound(&e, path))?;
+    std::fs::set_permissions(path, PermissionsExt::from_mode(mode)).map_err(|e| e.to_string())?;
+    Ok(socket)
+}
+
+fn unbound(error: &io::Error, path: &Path) -> String {
+    match (error.kind(), path.parent()) {
+        (io::ErrorKind::NotFound, Some(folder)) => format!("the folder {} is missing", folder.display()),
+        _ => error.to_string(),
+    }
+}
+
 /// Removes a leftover socket; what is no socket, and what somebody answers on, is not touched.
-fn clear(path: &Path) -> Result<(), String> {
+fn clear(path: &Path, connect: impl FnOnce() -> io::Result<()>) -> Result<(), String> {
     match std::fs::symlink_metadata(path) {
         Err(_) => Ok(()),
         Ok(found) if !found.file_type().is_socket() => Err("there is something that is no socket".into()),
-        Ok(_) => match UnixStream::connect(path) {
-            Ok(_) => Err("another process answers there".into()),
+        Ok(_) => match connect() {
+            Ok(()) => Err("another process answers there".into()),
             Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
                 std::fs::remove_file(path).map_err(|e| format!("a leftover cannot be removed: {e}"))
             }
@@ -213,16 +253,36 @@ mod tests {
     }
 
     #[test]
+    fn a_datagram_socket_is_bound_with_its_mode_and_kept() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("tlsrpt");
+        drop(UnixDatagram::bind(&path).unwrap());
+        let mut sockets = Sockets { bound: Vec::new() };
+        let socket = sockets.datagrams(&path, 0o620).unwrap();
+        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o620);
+        let mut others = Sockets { bound: Vec::new() };
+        assert!(others.datagrams(&path, 0o620).unwrap_err().to_string().contains("another process answers there"));
+        assert!(sockets.control(&path).unwrap_err().to_string().contains("takes datagrams"));
+        drop(socket);
+        UnixDatagram::unbound().unwrap().send_to(b"x", &path).unwrap();
+        let mut octets = [0; 2];
+        assert_eq!(sockets.datagrams(&path, 0o620).unwrap().recv(&mut octets).unwrap(), 1, "kept in between");
+        sockets.close_others(&[]);
+        assert!(!path.exists());
+    }
+
+    #[test]
     fn a_new_configuration_is_bound_whole_or_not_at_all() {
         let folder = tempfile::tempdir().unwrap();
         let at = |name: &str| folder.path().join(name);
         let mut sockets = Sockets { bound: Vec::new() };
         let old = [Listen::Unix(at("old"))];
-        sockets.add(&at("control"), &old).unwrap();
-        let failed = sockets.add(&at("control"), &[Listen::Unix(at("new")), Listen::Unix(at("no/s"))]).unwrap_err();
+        sockets.add(&at("control"), &old, &[]).unwrap();
+        let failed =
+            sockets.add(&at("control"), &[Listen::Unix(at("new")), Listen::Unix(at("no/s"))], &[]).unwrap_err();
         assert!(failed.to_string().contains("is missing"), "{failed}");
         assert!(at("control").exists() && at("old").exists() && !at("new").exists());
-        sockets.add(&at("control"), &[Listen::Unix(at("new"))]).unwrap();
+        sockets.add(&at("control"), &[Listen::Unix(at("new"))], &[]).unwrap();
         assert!(at("old").exists() && at("new").exists(), "what runs keeps its sockets until it has ended");
     }
 }

@@ -14,7 +14,7 @@ mod reader;
 mod siblings;
 mod source;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -25,6 +25,11 @@ use tokio::time::Instant;
 
 use self::reader::{Reader, Step};
 use super::{Block, InputError, Mark};
+
+/// Whether `other` has the name of a rotated file of `log`, packed or not.
+pub fn is_rotated(log: &Path, other: &Path) -> bool {
+    siblings::is_of(log, other)
+}
 
 /// How often the file is looked at when nothing wakes us.
 const POLL: Duration = Duration::from_millis(250);

@@ -82,6 +82,7 @@ pub const CATALOGUE: &[Family] = &[
             ("sessions-crowded-out", "cause=\"table-full\""),
             ("sessions-without-trust-anchors", "cause=\"no-trust-anchors\""),
             ("sessions-of-own-reports", "cause=\"own-report\""),
+            ("sessions-local", "cause=\"local-network\""),
         ],
     },
     Family {
@@ -92,6 +93,21 @@ pub const CATALOGUE: &[Family] = &[
             ("sessions-contradicting", "cause=\"contradicts-decision\""),
         ],
     },
+    one(
+        "tlswarden_sessions_left_to_datagrams_total",
+        &[("sessions-left-to-datagrams", "")],
+        "Sessions in the log that Postfix's own datagrams count.",
+    ),
+    Family {
+        metric: "tlswarden_datagrams_left_out_total",
+        help: "TLSRPT datagrams that were not counted, by cause; unreadable ones are among tlswarden_lines_malformed_total.",
+        samples: &[("datagrams-left-to-log", "cause=\"testing-mode\""), ("datagrams-lost", "cause=\"no-room\"")],
+    },
+    one(
+        "tlswarden_journal_gaps_total",
+        &[("journal-gaps", "")],
+        "Times that the journal's last counted entry was gone, so that entries may be missing.",
+    ),
     one(
         "tlswarden_hints_dropped_total",
         &[("hints-dropped", "")],
@@ -151,6 +167,16 @@ pub const CATALOGUE: &[Family] = &[
             ("sts_domains_evicted", "table=\"sts\""),
             ("decisions_evicted", "table=\"decisions\""),
             ("decisions_dropped", "table=\"history\""),
+        ],
+    },
+    Family {
+        metric: "tlswarden_look_ups_put_off_total",
+        help: "What was not looked up because much was being looked up already, by kind.",
+        samples: &[
+            ("sts_looks_postponed", "kind=\"sts\""),
+            ("refreshes_postponed", "kind=\"refresh\""),
+            ("decisions_refused", "kind=\"decision\""),
+            ("dane_lookups_refused", "kind=\"dane\""),
         ],
     },
     one(

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use tokio::task::JoinSet;
 
 use super::NextHop;
+use super::under::Row;
 use crate::dns::{DnsError, Resolver, Tlsa};
 use crate::tlsrpt::{Policy, PolicyType};
 
@@ -92,8 +93,8 @@ pub enum HostTlsa {
     },
 }
 
-/// A verdict in one word, which with MTA-STS gives the answer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// A verdict in one word, which with MTA-STS gives the answer. It is stored by the place of each variant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Coverage {
     /// Signed MX records, usable TLSA records on every host.
     Every,
@@ -330,9 +331,9 @@ impl Verdict {
     }
 
     /// Per host that has TLSA records, the row that its sessions are counted under.
-    pub fn rows(&self) -> Vec<(String, Arc<Policy>)> {
+    pub fn rows(&self) -> Arc<[Row]> {
         let row = |host: &Host| match &host.tlsa {
-            HostTlsa::Records { records, .. } => Some((host.name.clone(), Arc::clone(records))),
+            HostTlsa::Records { base, records, .. } => Some(Row::of(&host.name, base, &records.policy_string)),
             HostTlsa::None { .. } | HostTlsa::Failed { .. } => None,
         };
         self.hosts.iter().filter_map(row).collect()

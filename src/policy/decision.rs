@@ -5,10 +5,13 @@
 
 use std::sync::Arc;
 
+use super::STALE;
 use super::dane::Coverage;
-use super::sts::cache::{Cached, PolicyFailure};
-use super::{Held, STALE};
-use crate::tlsrpt::{Failure, InForce, Mode, Policy, PolicyType};
+use super::held::Held;
+use super::sts::cached::{Cached, PolicyFailure};
+use super::sts::text::Text;
+use super::under::Under;
+use crate::tlsrpt::{Failure, Mode};
 
 /// What is answered, before it is put in words.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -24,16 +27,16 @@ pub enum Level {
     /// What the administrator has set, in the words of Postfix.
     Fixed(Arc<str>),
     /// Not known; the MTA is to try again.
-    Temp(String),
+    Temp(Arc<str>),
 }
 
 /// What was decided for a next hop.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Decision {
+    /// The policy domain.
+    pub domain: Arc<str>,
     /// What is answered.
     pub level: Level,
-    /// What sessions are counted under.
-    pub in_force: Arc<InForce>,
     /// The MTA-STS policy that the answer rests on: enforced at [`Level::Secure`], or a testing one at [`Level::Default`].
     pub sts: Option<Arc<Cached>>,
     /// The MTA-STS document could not be had, whatever the answer rests on.
@@ -43,7 +46,7 @@ pub struct Decision {
 /// The answer, from what DANE covers, the verdict of before, and whether an unexpired MTA-STS policy is enforced.
 /// Where the MX records are not signed DANE cannot be asked for (`dane-only` would defer all mail): there an enforced
 /// MTA-STS policy is the stronger one whatever the TLSA records are.
-pub(super) fn combine(coverage: Coverage, held: Option<&Held>, enforced: bool, now: i64, cause: String) -> Level {
+pub(super) fn combine(coverage: Coverage, held: Option<&Held>, enforced: bool, now: i64, cause: &str) -> Level {
     match (coverage, enforced) {
         (Coverage::Every, _) | (Coverage::Some, true) => Level::DaneOnly,
         (Coverage::Some, false) => Level::Dane,
@@ -53,12 +56,12 @@ pub(super) fn combine(coverage: Coverage, held: Option<&Held>, enforced: bool, n
         (Coverage::Partly { .. }, false) => Level::Dane,
         (Coverage::Partly { signed: false, .. }, true) => Level::Secure,
         (Coverage::Partly { signed: true, usable: true }, true) => Level::DaneOnly,
-        (Coverage::Partly { signed: true, usable: false }, true) => Level::Temp(cause),
+        (Coverage::Partly { signed: true, usable: false }, true) => Level::Temp(cause.into()),
         (Coverage::Unknown, enforced) => {
-            let before = held.filter(|held| now < held.until + STALE).map(|held| held.verdict.coverage());
+            let before = held.filter(|held| now < held.until() + STALE).map(|held| held.coverage);
             match before {
-                None | Some(Coverage::Unknown) => Level::Temp(cause),
-                Some(Coverage::Nothing) if !enforced => Level::Temp(cause),
+                None | Some(Coverage::Unknown) => Level::Temp(cause.into()),
+                Some(Coverage::Nothing) if !enforced => Level::Temp(cause.into()),
                 Some(before) => combine(before, None, enforced, now, cause),
             }
         }
@@ -67,26 +70,20 @@ pub(super) fn combine(coverage: Coverage, held: Option<&Held>, enforced: bool, n
 
 impl Cached {
     /// This policy, though a newer document could perhaps not be had.
-    pub(super) fn in_force(&self, failure: Option<&PolicyFailure>) -> InForce {
+    pub(super) fn under(&self, failure: Option<&PolicyFailure>) -> Under {
         let told = |failure: &PolicyFailure| {
             let reason = format!("{}+fallback-to-cached-policy", failure.reason);
             Arc::new(Failure::new(failure.result_type, Some(&reason)))
         };
-        InForce::Sts { mode: self.mode, policy: Arc::clone(&self.policy), failure: failure.map(told) }
+        Under::Sts { mode: self.mode, text: self.text.clone(), failure: failure.map(told) }
     }
 }
 
 impl PolicyFailure {
     /// No policy, because the document could not be had: the sessions are counted under what was served of it.
-    pub(super) fn in_force(&self, domain: &str) -> InForce {
-        let policy = Policy {
-            policy_type: PolicyType::Sts,
-            policy_string: self.lines.clone(),
-            policy_domain: domain.to_owned(),
-            mx_host: Vec::new(),
-        };
+    pub(super) fn under(&self, domain: &str) -> Under {
         let failure = Arc::new(Failure::new(self.result_type, Some(&self.reason)));
-        InForce::Sts { mode: Mode::None, policy: Arc::new(policy), failure: Some(failure) }
+        Under::Sts { mode: Mode::None, text: Text::of(domain, &self.lines), failure: Some(failure) }
     }
 }
 
@@ -95,18 +92,18 @@ impl Decision {
         Decision::bare(Level::Default)
     }
 
-    pub(super) fn temp(cause: String) -> Decision {
-        Decision::bare(Level::Temp(cause))
+    pub(super) fn temp(cause: &str) -> Decision {
+        Decision::bare(Level::Temp(cause.into()))
     }
 
     /// A decision as it would be made for such a policy.
     #[cfg(test)]
-    pub(crate) fn for_tests(level: Level, sts: Option<Arc<Cached>>) -> Decision {
-        Decision { sts, ..Decision::bare(level) }
+    pub(crate) fn for_tests(domain: &str, level: Level, sts: Option<Arc<Cached>>) -> Decision {
+        Decision { domain: domain.into(), sts, ..Decision::bare(level) }
     }
 
     pub(super) fn bare(level: Level) -> Decision {
-        Decision { level, in_force: Arc::new(InForce::None), sts: None, failure: None }
+        Decision { domain: "".into(), level, sts: None, failure: None }
     }
 }
 
@@ -118,7 +115,7 @@ mod tests {
     use super::*;
 
     fn level(coverage: Coverage, enforced: bool) -> Level {
-        combine(coverage, None, enforced, 0, "cause".into())
+        combine(coverage, None, enforced, 0, "cause")
     }
 
     #[test]
@@ -142,11 +139,7 @@ mod tests {
 
     #[test]
     fn the_verdict_of_before_serves_for_a_day() {
-        let held = |mx, hosts: Vec<dane::Host>| Held {
-            verdict: Arc::new(Verdict { mx, hosts, ttl: Duration::ZERO }),
-            until: 1000,
-            refresh: 900,
-        };
+        let held = |mx, hosts: Vec<dane::Host>| Held::of(&Verdict { mx, hosts, ttl: Duration::ZERO }, 1000, 900);
         let usable = || dane::Host {
             name: "mx.example".into(),
             tlsa: dane::HostTlsa::Records {
@@ -157,7 +150,7 @@ mod tests {
         };
         let dane = held(dane::Mx::Signed, vec![usable()]);
         let none = held(dane::Mx::Nowhere, Vec::new());
-        let then = |held: &Held, enforced, now| combine(Coverage::Unknown, Some(held), enforced, now, "x".into());
+        let then = |held: &Held, enforced, now| combine(Coverage::Unknown, Some(held), enforced, now, "x");
         for enforced in [false, true] {
             assert_eq!(then(&dane, enforced, 1000 + STALE - 1), Level::DaneOnly);
             assert_eq!(then(&dane, enforced, 1000 + STALE), Level::Temp("x".into()));

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use super::dane::{self, HostTlsa, Mx, Verdict};
 use super::overrides::Rule;
-use super::sts::cache::{Known, Record};
+use super::sts::domain::{Known, Record};
 use super::sts::record;
 use super::{Coverage, Decision, Level, NextHop, Policies};
 use crate::dns::DnsError;
@@ -64,7 +64,7 @@ impl Policies {
         let hop = NextHop::parse(key.as_bytes());
         let decision = match &hop {
             Some(hop) => self.peek(hop).await,
-            None => Arc::clone(&self.nothing.decision),
+            None => self.nothing.decision(),
         };
         let mut steps = Vec::new();
         let mut verdict = None;
@@ -88,7 +88,7 @@ impl Policies {
             let known = self.sts.domain(&hop.domain).known(self.clock.seconds());
             self.explain_sts(hop, &known, &mut steps).await;
             if let (Some(policy), Some(verdict)) = (&known.policy, &verdict) {
-                steps.extend(patterns(&policy.policy.mx_host, verdict));
+                steps.extend(patterns(&policy.document(&hop.domain).mx, verdict));
             }
         }
         Explanation {
@@ -207,11 +207,11 @@ impl Policies {
                 found: format!(
                     "id {}, fetched {} s ago, serves for {} s more",
                     policy.id,
-                    now - policy.fetched,
-                    policy.expires - now
+                    now - policy.fetched(),
+                    policy.expires() - now
                 ),
                 signed: None,
-                details: policy.policy.policy_string.iter().take(64).map(|line| escaped(line)).collect(),
+                details: policy.document(&hop.domain).lines.iter().take(64).map(|line| escaped(line)).collect(),
             },
         });
     }

@@ -1,7 +1,7 @@
 //! One piece of work per key, however many ask for it; it goes on when they have gone.
 //!
 //! Takes: a key and the work. Gives: a [`Flight`] that every asker can wait for, each as long as it likes.
-//! Limits: as many flights as keys that are asked for at once.
+//! Limits: so many flights as are allowed at once; beyond, no work is begun.
 //! When it fails: work that panics gives its askers nothing, and the key is free again.
 
 use std::collections::HashMap;
@@ -19,6 +19,7 @@ type Table<T> = Arc<Mutex<HashMap<String, Flight<T>>>>;
 pub struct Flights<T> {
     table: Table<T>,
     tasks: Mutex<JoinSet<()>>,
+    limit: usize,
 }
 
 /// One piece of work under way.
@@ -30,19 +31,22 @@ pub struct Flight<T> {
 }
 
 impl<T: Clone + Send + Sync + 'static> Flights<T> {
-    /// Nothing under way.
-    pub fn new() -> Flights<T> {
-        Flights { table: Arc::default(), tasks: Mutex::new(JoinSet::new()) }
+    /// Nothing under way, and at most `limit` pieces of work at once.
+    pub fn new(limit: usize) -> Flights<T> {
+        Flights { table: Arc::default(), tasks: Mutex::new(JoinSet::new()), limit }
     }
 
-    /// The work under way for `key`, or `work`, begun now.
-    pub fn join<F>(&self, key: &str, work: impl FnOnce() -> F) -> Flight<T>
+    /// The work under way for `key`, or `work`, begun now; nothing where there is no room for more.
+    pub fn join<F>(&self, key: &str, work: impl FnOnce() -> F) -> Option<Flight<T>>
     where
         F: Future<Output = T> + Send + 'static,
     {
         let mut table = self.table.lock();
         if let Some(flight) = table.get(key) {
-            return flight.clone();
+            return Some(flight.clone());
+        }
+        if table.len() >= self.limit {
+            return None;
         }
         let (tell, done) = watch::channel(None);
         let flight = Flight { began: Instant::now(), done };
@@ -57,7 +61,7 @@ impl<T: Clone + Send + Sync + 'static> Flights<T> {
             drop(end);
             tell.send_replace(Some(value));
         });
-        flight
+        Some(flight)
     }
 
     /// How many pieces of work are under way.
@@ -73,12 +77,6 @@ impl<T: Clone + Send + Sync + 'static> Flights<T> {
     /// Ends all of it.
     pub fn abort(&self) {
         self.tasks.lock().abort_all();
-    }
-}
-
-impl<T: Clone + Send + Sync + 'static> Default for Flights<T> {
-    fn default() -> Self {
-        Flights::new()
     }
 }
 
@@ -111,7 +109,7 @@ mod tests {
 
     #[tokio::test]
     async fn one_work_for_all_and_it_outlives_the_impatient() {
-        let flights = Flights::new();
+        let flights = Flights::new(1);
         let runs = Arc::new(AtomicUsize::new(0));
         let work = || {
             let runs = Arc::clone(&runs);
@@ -121,20 +119,33 @@ mod tests {
             }
         };
         let soon = Instant::now() + Duration::from_millis(10);
-        assert_eq!(flights.join("a", work).landed(soon).await, None);
+        assert_eq!(flights.join("a", work).unwrap().landed(soon).await, None);
         let late = Instant::now() + Duration::from_secs(10);
-        let (one, two) = tokio::join!(flights.join("a", work).landed(late), flights.join("a", work).landed(late));
+        let (one, two) =
+            tokio::join!(flights.join("a", work).unwrap().landed(late), flights.join("a", work).unwrap().landed(late));
         assert_eq!((one, two), (Some(1), Some(1)));
         assert!(flights.is_empty());
-        assert_eq!(flights.join("a", work).landed(late).await, Some(2));
+        assert_eq!(flights.join("a", work).unwrap().landed(late).await, Some(2));
     }
 
     #[tokio::test]
     async fn a_panic_frees_the_key() {
-        let flights: Flights<u8> = Flights::new();
+        let flights: Flights<u8> = Flights::new(1);
         let late = Instant::now() + Duration::from_secs(10);
         let fails = || async { if true { panic!("as the test wants") } else { 1 } };
-        assert_eq!(flights.join("a", fails).landed(late).await, None);
-        assert_eq!(flights.join("a", || async { 2 }).landed(late).await, Some(2));
+        assert_eq!(flights.join("a", fails).unwrap().landed(late).await, None);
+        assert_eq!(flights.join("a", || async { 2 }).unwrap().landed(late).await, Some(2));
+    }
+
+    #[tokio::test]
+    async fn beyond_the_limit_none_is_begun() {
+        let flights = Flights::new(2);
+        let late = Instant::now() + Duration::from_secs(10);
+        let slow = || async { tokio::time::sleep(Duration::from_millis(50)).await };
+        let (one, two) = (flights.join("a", slow).unwrap(), flights.join("b", slow).unwrap());
+        assert!(flights.join("c", slow).is_none());
+        assert!(flights.join("a", slow).is_some(), "who asks for the same shares it");
+        assert!(one.landed(late).await.is_some() && two.landed(late).await.is_some());
+        assert!(flights.join("c", slow).is_some());
     }
 }

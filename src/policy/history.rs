@@ -5,25 +5,29 @@
 //! [`ASKED`] or another decision begins a new one. Kept in the store: a new period within [`BEHIND`], its last asking
 //! within [`STEP`] seconds.
 //! Forgotten two days after every input has been read past it.
-//! Limits: [`MAX_PERIODS`]; beyond, the longest past go first and are counted (`decisions_dropped`).
+//! Limits: [`MAX_PERIODS`], [`MAX_OCTETS`] of text; beyond, the longest past go first and are counted
+//! (`decisions_dropped`).
 //! When it fails: what cannot be written stays in memory and is written with the next attempt.
 //! Not here: deciding (`policy`), reading logs.
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use parking_lot::{Mutex, RwLock};
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
+use smallvec::SmallVec;
 use tokio::sync::{Notify, watch};
 
 use super::NextHop;
+use super::sts::text::Text;
 use super::throttle::Throttle;
-use crate::clock::Clock;
+use super::under::Under;
+use crate::clock::{Clock, Moment, SharedMoment};
 use crate::metrics::Metrics;
 use crate::shutdown::stopped;
-use crate::store::{Batch, Family, Store, StoreError};
+use crate::store::{BATCH, Batch, Family, Store, StoreError};
 use crate::tlsrpt::InForce;
 
 /// How long after the last asking a decision still stands, in seconds: Postfix keeps a connection for less.
@@ -35,8 +39,15 @@ pub const BEHIND: Duration = Duration::from_millis(20);
 /// How far the stored last asking may lag behind, in seconds.
 pub const STEP: i64 = 10;
 
-/// How many periods are kept: 24 changes a day for 20,000 destinations. About 200 octets each.
+/// How many periods are kept: 24 changes a day for 20,000 destinations. About 150 octets each, and their text.
 pub const MAX_PERIODS: usize = 500_000;
+
+/// How much text the periods hold, in octets, each counted as if no other had the same: a domain that changes the
+/// longest of policies every minute fills it in a day.
+pub const MAX_OCTETS: usize = 128 * 1024 * 1024;
+
+/// Decisions that were looked up lately and are kept in the words of reports: sessions come in bursts to a few domains.
+const SHOWN: usize = 256;
 
 /// How often last askings are looked through.
 const TICK: Duration = Duration::from_secs(1);
@@ -50,16 +61,15 @@ const KEPT: i64 = 2 * 86_400;
 /// One decision, as long as it was asked about without a pause.
 #[derive(Debug)]
 pub struct Period {
-    domain: Arc<str>,
     /// The next hop in its one form.
     hop: Arc<str>,
-    from: i64,
-    last: AtomicI64,
+    under: Under,
+    from: Moment,
+    last: SharedMoment,
+    /// The last asking as it is in the store.
+    written: SharedMoment,
     /// Whether it waits to be written.
     dirty: AtomicBool,
-    /// The last asking as it is in the store.
-    written: AtomicI64,
-    in_force: Arc<InForce>,
 }
 
 /// What stood at a moment.
@@ -71,26 +81,36 @@ pub struct Lookup {
     pub asked: bool,
 }
 
-type Periods = HashMap<Arc<str>, Vec<Arc<Period>>>;
+/// By domain. Most have one.
+type Periods = HashMap<Arc<str>, SmallVec<[Arc<Period>; 1]>>;
 
 /// All periods.
 pub struct History {
     periods: RwLock<Periods>,
-    count: Mutex<usize>,
+    held: Mutex<Held>,
     /// Periods to write, or to look at whether to.
     queue: Mutex<Vec<Arc<Period>>>,
     /// Keys to remove from the store.
     removed: Mutex<Vec<Vec<u8>>>,
+    /// By the place of their period, which is kept beside them.
+    shown: Mutex<HashMap<usize, (Arc<Period>, InForce)>>,
     wake: Notify,
     clock: Clock,
     metrics: Metrics,
     throttle: Throttle,
 }
 
-/// The form in the store; the key is `DOMAIN NUL FROM NUL HOP`.
-#[derive(Serialize, Deserialize)]
+/// How much there is.
+#[derive(Clone, Copy, Default)]
+struct Held {
+    periods: usize,
+    octets: usize,
+}
+
+/// The form in the store that is not written any more, in JSON; the key was `DOMAIN NUL FROM NUL HOP`, all in text.
+#[derive(Deserialize)]
 #[serde(rename_all = "kebab-case")]
-struct Stored {
+struct StoredBefore {
     last: i64,
     in_force: InForce,
 }
@@ -99,26 +119,39 @@ impl History {
     /// The periods that the store has. A record that cannot be read is left out.
     pub fn open(store: &dyn Store, clock: Clock, metrics: Metrics) -> Result<History, StoreError> {
         let mut periods = Periods::new();
-        let mut count = 0;
-        let mut before: Option<Arc<InForce>> = None;
-        for (key, value) in store.scan(Family::Decision, b"")? {
-            let Some(mut period) = restore(&key, &value) else {
+        let mut held = Held::default();
+        let mut before: Option<(Arc<str>, Arc<Period>)> = None;
+        let (mut queue, mut removed) = (Vec::new(), Vec::new());
+        store.visit(Family::Decision, b"", &mut |key, value| {
+            let Some((domain, mut period)) = restore(key, value, before.as_ref().map(|(name, _)| name)) else {
                 metrics.add("decisions_unreadable", 1);
-                continue;
+                return;
             };
-            // Most periods of a domain are of one decision: keep it once.
-            if let Some(same) = before.filter(|b| **b == *period.in_force) {
-                period.in_force = same;
+            // Most periods of a domain are of one decision: keep its text once.
+            if let Some((_, before)) = before.as_ref().filter(|(name, _)| *name == domain) {
+                period.under.share(&before.under);
             }
-            before = Some(Arc::clone(&period.in_force));
-            periods.entry(Arc::clone(&period.domain)).or_default().push(Arc::new(period));
-            count += 1;
-        }
+            held.periods += 1;
+            held.octets += period.under.size();
+            let key_now = period.stored_key();
+            period.dirty = AtomicBool::new(key_now != key);
+            let period = Arc::new(period);
+            if key_now != key {
+                // It is of the first form: it is written anew, under its key of now.
+                period.written.set(0);
+                queue.push(Arc::clone(&period));
+                removed.push(key.to_vec());
+            }
+            before = Some((Arc::clone(&domain), Arc::clone(&period)));
+            periods.entry(domain).or_default().push(period);
+        })?;
+        periods.shrink_to_fit();
         Ok(History {
             periods: RwLock::new(periods),
-            count: Mutex::new(count),
-            queue: Mutex::default(),
-            removed: Mutex::default(),
+            held: Mutex::new(held),
+            queue: Mutex::new(queue),
+            removed: Mutex::new(removed),
+            shown: Mutex::default(),
             wake: Notify::new(),
             clock,
             metrics,
@@ -126,43 +159,59 @@ impl History {
         })
     }
 
-    /// Notes that a decision was answered for a next hop at `now` (seconds). The period is for [`History::touch`].
-    pub fn note(&self, hop: &NextHop, now: i64, in_force: &Arc<InForce>) -> Arc<Period> {
+    /// The name as it is kept here if it is, so that it is kept once; makes a text that is kept here the same piece.
+    pub fn share(&self, domain: &str, text: &mut Text) -> Arc<str> {
+        let periods = self.periods.read();
+        let Some((name, list)) = periods.get_key_value(domain) else { return domain.into() };
+        for period in list.iter().rev() {
+            if let Under::Sts { text: ours, .. } = &period.under
+                && text.share(ours)
+            {
+                break;
+            }
+        }
+        Arc::clone(name)
+    }
+
+    /// The name as it is kept here, if it is.
+    pub fn name(&self, domain: &str) -> Option<Arc<str>> {
+        self.periods.read().get_key_value(domain).map(|(name, _)| Arc::clone(name))
+    }
+
+    /// Notes that a decision was answered for a next hop at `now` (seconds); `name` is that of its domain. The period is
+    /// for [`History::touch`].
+    pub fn note(&self, hop: &NextHop, name: &Arc<str>, now: i64, under: Under) -> Arc<Period> {
         let key = hop.key();
         let mut periods = self.periods.write();
-        let known = periods.get(hop.domain.as_str());
+        let known = periods.get(&**name);
         let latest = known.and_then(|list| list.iter().rev().find(|p| *p.hop == *key)).map(Arc::clone);
-        let mut in_force = Arc::clone(in_force);
-        if let Some(latest) = latest.filter(|latest| *latest.in_force == *in_force) {
+        let mut under = under;
+        if let Some(latest) = latest.filter(|latest| latest.under == under) {
             if self.touch(&latest, now) {
                 return latest;
             }
-            in_force = Arc::clone(&latest.in_force);
+            under = latest.under.clone();
         }
-        let domain: Arc<str> = periods
-            .get_key_value(hop.domain.as_str())
-            .map_or_else(|| hop.domain.as_str().into(), |(k, _)| Arc::clone(k));
-        let hop = if *key == *domain { Arc::clone(&domain) } else { key.into() };
+        let hop = if *key == **name { Arc::clone(name) } else { key.into() };
         let period = Arc::new(Period {
-            domain: Arc::clone(&domain),
             hop,
-            from: now,
-            last: AtomicI64::new(now),
+            from: Moment::at(now),
+            last: SharedMoment::at(now),
             dirty: AtomicBool::new(true),
-            written: AtomicI64::new(i64::MIN),
-            in_force,
+            written: SharedMoment::at(0),
+            under,
         });
-        periods.entry(domain).or_default().push(Arc::clone(&period));
-        let mut count = self.count.lock();
-        *count += 1;
-        if *count > MAX_PERIODS {
-            let cutoff = oldest(&periods, MAX_PERIODS / 20);
+        periods.entry(Arc::clone(name)).or_default().push(Arc::clone(&period));
+        let mut held = self.held.lock();
+        held.periods += 1;
+        held.octets += period.under.size();
+        if held.periods > MAX_PERIODS || held.octets > MAX_OCTETS {
+            let cutoff = oldest(&periods, held.periods / 20);
             let dropped =
-                self.remove(&mut periods, |p| p.last.load(Ordering::Relaxed) <= cutoff && !Arc::ptr_eq(p, &period));
-            *count -= dropped;
+                self.remove(&mut held, &mut periods, |p| p.last.seconds() <= cutoff && !Arc::ptr_eq(p, &period));
             self.metrics.add("decisions_dropped", dropped as u64);
         }
-        drop(count);
+        drop(held);
         drop(periods);
         self.queue.lock().push(Arc::clone(&period));
         self.wake.notify_one();
@@ -172,7 +221,7 @@ impl History {
     /// Notes that the decision of a period was answered again. False where the pause was too long: the decision is to
     /// be noted anew. Costs no more than a comparison when called again within the second.
     pub fn touch(&self, period: &Arc<Period>, now: i64) -> bool {
-        let last = period.last.load(Ordering::Relaxed);
+        let last = period.last.seconds();
         if now <= last {
             // A clock that was set back: the period stands as it is.
             return last - now < ASKED;
@@ -180,7 +229,7 @@ impl History {
         if now - last >= ASKED {
             return false;
         }
-        period.last.fetch_max(now, Ordering::Relaxed);
+        period.last.set_later(now);
         if !period.dirty.swap(true, Ordering::Relaxed) {
             self.queue.lock().push(Arc::clone(period));
         }
@@ -191,22 +240,38 @@ impl History {
     /// most [`ASKED`] before. Decisions for the domain itself go before those for it with a port or in brackets.
     pub fn at(&self, domain: &str, seconds: i64) -> Lookup {
         let periods = self.periods.read();
-        let stands = |p: &&Arc<Period>| p.from <= seconds && seconds <= p.last.load(Ordering::Relaxed) + ASKED;
+        let stands = |p: &&Arc<Period>| p.from.seconds() <= seconds && seconds <= p.last.seconds() + ASKED;
         let found = periods
             .get(domain)
-            .and_then(|list| list.iter().filter(stands).max_by_key(|p| (*p.hop == *p.domain, p.from)));
+            .and_then(|list| list.iter().filter(stands).max_by_key(|p| (*p.hop == *domain, p.from)))
+            .map(Arc::clone);
+        drop(periods);
         match found {
-            Some(period) => Lookup { in_force: (*period.in_force).clone(), asked: true },
+            Some(period) => Lookup { in_force: self.show(domain, period), asked: true },
             None => Lookup { in_force: InForce::None, asked: false },
         }
+    }
+
+    /// What a period stands for, in the words of reports.
+    fn show(&self, domain: &str, period: Arc<Period>) -> InForce {
+        let place = Arc::as_ptr(&period).addr();
+        let mut shown = self.shown.lock();
+        if let Some((_, in_force)) = shown.get(&place) {
+            return in_force.clone();
+        }
+        let in_force = period.under.in_force(domain);
+        if shown.len() >= SHOWN {
+            shown.clear();
+        }
+        shown.insert(place, (period, in_force.clone()));
+        in_force
     }
 
     /// Forgets what ended before a moment (seconds) that every input has been read past.
     fn prune_before(&self, seconds: i64) {
         let mut periods = self.periods.write();
-        let past = |p: &Arc<Period>| p.last.load(Ordering::Relaxed) + ASKED < seconds;
-        let removed = self.remove(&mut periods, past);
-        *self.count.lock() -= removed;
+        let past = |p: &Arc<Period>| p.last.seconds() + ASKED < seconds;
+        let removed = self.remove(&mut self.held.lock(), &mut periods, past);
         // What waits to be written would come back.
         self.queue.lock().retain(|period| !past(period));
         drop(periods);
@@ -217,7 +282,7 @@ impl History {
 
     /// How many periods are kept.
     pub fn len(&self) -> usize {
-        *self.count.lock()
+        self.held.lock().periods
     }
 
     /// Whether nothing is kept.
@@ -252,51 +317,50 @@ impl History {
     /// so long ago.
     async fn write(&self, store: &Arc<dyn Store>, step: i64) {
         let now = self.clock.seconds();
-        let removed = std::mem::take(&mut *self.removed.lock());
-        let queue = std::mem::take(&mut *self.queue.lock());
-        let mut batch = Batch::default();
-        batch.set.extend(removed.iter().map(|key| (Family::Decision, key.clone(), None)));
-        let (mut writing, mut waiting) = (Vec::new(), Vec::new());
-        for period in queue {
-            let last = period.last.load(Ordering::Relaxed);
-            let written = period.written.load(Ordering::Relaxed);
-            // One that is asked about often waits for its step. One that is not any more is written and leaves the queue.
-            if last < written.saturating_add(step) && now < last.saturating_add(step) {
-                waiting.push(period);
-                continue;
+        let mut removed = std::mem::take(&mut *self.removed.lock());
+        let mut queue = std::mem::take(&mut *self.queue.lock());
+        // One that is asked about often waits for its step. One that is not any more is written and leaves the queue.
+        queue.retain(|period| {
+            let (last, written) = (period.last.seconds(), period.written.seconds());
+            let waits = last < written.saturating_add(step) && now < last.saturating_add(step);
+            if waits {
+                self.queue.lock().push(Arc::clone(period));
             }
-            period.dirty.store(false, Ordering::Relaxed);
-            let stored = Stored { last, in_force: (*period.in_force).clone() };
-            // A decision is made of text and lists: it has a JSON form.
-            let Ok(value) = serde_json::to_vec(&stored) else { continue };
-            batch.set.push((Family::Decision, period.stored_key(), Some(value)));
-            writing.push((period, last));
-        }
-        self.queue.lock().extend(waiting);
-        if batch.set.is_empty() {
+            !waits
+        });
+        while !queue.is_empty() || !removed.is_empty() {
+            let gone = removed.split_off(removed.len().saturating_sub(BATCH));
+            let (mut batch, mut writing) = (Batch::default(), Vec::new());
+            batch.set.extend(gone.iter().map(|key| (Family::Decision, key.clone(), None)));
+            for period in queue.split_off(queue.len().saturating_sub(BATCH)) {
+                period.dirty.store(false, Ordering::Relaxed);
+                let last = period.last.seconds();
+                batch.set.push((Family::Decision, period.stored_key(), Some(period.stored(last))));
+                writing.push((period, last));
+            }
+            let to = Arc::clone(store);
+            let error = match tokio::task::spawn_blocking(move || to.write(batch)).await {
+                Ok(Ok(())) => {
+                    writing.iter().for_each(|(period, last)| period.written.set(*last));
+                    continue;
+                }
+                Ok(Err(error)) => error.to_string(),
+                Err(error) => error.to_string(),
+            };
+            self.removed.lock().extend(gone.into_iter().chain(removed));
+            let again = writing.into_iter().map(|(period, _)| period);
+            let again = again.filter(|period| !period.dirty.swap(true, Ordering::Relaxed)).chain(queue);
+            self.queue.lock().extend(again);
+            if self.throttle.permits("store", self.clock.seconds()) {
+                let line =
+                    format!("store: cannot write the history of decisions: {error}; it is kept in memory until it can");
+                self.metrics.error(self.clock, line);
+            }
             return;
-        }
-        let store = Arc::clone(store);
-        let written = tokio::task::spawn_blocking(move || store.write(batch)).await;
-        let error = match written {
-            Ok(Ok(())) => {
-                writing.iter().for_each(|(period, last)| period.written.store(*last, Ordering::Relaxed));
-                return;
-            }
-            Ok(Err(error)) => error.to_string(),
-            Err(error) => error.to_string(),
-        };
-        self.removed.lock().extend(removed);
-        let again = writing.into_iter().map(|(period, _)| period).filter(|p| !p.dirty.swap(true, Ordering::Relaxed));
-        self.queue.lock().extend(again);
-        if self.throttle.permits("store", self.clock.seconds()) {
-            let line =
-                format!("store: cannot write the history of decisions: {error}; it is kept in memory until it can");
-            self.metrics.error(self.clock, line);
         }
     }
 
-    fn remove(&self, periods: &mut Periods, gone: impl Fn(&Arc<Period>) -> bool) -> usize {
+    fn remove(&self, held: &mut Held, periods: &mut Periods, gone: impl Fn(&Arc<Period>) -> bool) -> usize {
         let mut removed = self.removed.lock();
         let before = removed.len();
         periods.retain(|_, list| {
@@ -304,41 +368,74 @@ impl History {
                 let goes = gone(period);
                 if goes {
                     removed.push(period.stored_key());
+                    held.octets = held.octets.saturating_sub(period.under.size());
                 }
                 !goes
             });
             !list.is_empty()
         });
-        removed.len() - before
+        let gone = removed.len() - before;
+        held.periods -= gone;
+        gone
     }
 }
 
 impl Period {
+    /// What stood.
+    pub fn under(&self) -> &Under {
+        &self.under
+    }
+
+    /// `DOMAIN NUL FROM HOP`, the moment in four octets; the hop is left out where it is the domain.
     fn stored_key(&self) -> Vec<u8> {
-        format!("{}\0{:020}\0{}", self.domain, self.from.max(0), self.hop).into_bytes()
+        let domain = NextHop::parse(self.hop.as_bytes()).map_or_else(|| self.hop.to_string(), |hop| hop.domain);
+        let from = u32::try_from(self.from.seconds()).unwrap_or(u32::MAX).to_be_bytes();
+        let hop = if *self.hop == *domain { "" } else { &self.hop };
+        [domain.as_bytes(), &[0], &from, hop.as_bytes()].concat()
+    }
+
+    /// The last asking, in four octets, and what stood.
+    fn stored(&self, last: i64) -> Vec<u8> {
+        let last = u32::try_from(last.max(0)).unwrap_or(u32::MAX).to_be_bytes();
+        self.under.encode(last.to_vec())
     }
 }
 
-fn restore(key: &[u8], value: &[u8]) -> Option<Period> {
-    let mut parts = std::str::from_utf8(key).ok()?.split('\0');
-    let (domain, from, hop) = (parts.next()?, parts.next()?, parts.next()?);
-    let stored: Stored = serde_json::from_slice(value).ok()?;
-    let domain: Arc<str> = domain.into();
-    let hop = if *hop == *domain { Arc::clone(&domain) } else { hop.into() };
-    Some(Period {
-        domain,
+/// The domain and a period. `before` is the name of the record before, which is mostly the same.
+fn restore(key: &[u8], value: &[u8], before: Option<&Arc<str>>) -> Option<(Arc<str>, Period)> {
+    let end = key.iter().position(|octet| *octet == 0)?;
+    let (domain, rest) = (std::str::from_utf8(&key[..end]).ok()?, &key[end + 1..]);
+    let domain = before.filter(|before| ***before == *domain).map_or_else(|| domain.into(), Arc::clone);
+    let (from, last, hop, under) = if is_of_before(key, end) {
+        let (from, hop) = std::str::from_utf8(rest).ok()?.split_once('\0')?;
+        let stored: StoredBefore = serde_json::from_slice(value).ok()?;
+        (from.parse().ok()?, stored.last, hop, Under::of(&domain, &stored.in_force))
+    } else {
+        let (from, hop) = rest.split_first_chunk()?;
+        let (last, under) = value.split_first_chunk()?;
+        let seconds = |octets: &[u8; 4]| i64::from(u32::from_be_bytes(*octets));
+        (seconds(from), seconds(last), std::str::from_utf8(hop).ok()?, Under::decode(under)?)
+    };
+    let hop = if hop.is_empty() || *hop == *domain { Arc::clone(&domain) } else { hop.into() };
+    let period = Period {
         hop,
-        from: from.parse().ok()?,
-        last: AtomicI64::new(stored.last),
+        under,
+        from: Moment::at(from),
+        last: SharedMoment::at(last),
+        written: SharedMoment::at(last),
         dirty: AtomicBool::new(false),
-        written: AtomicI64::new(stored.last),
-        in_force: Arc::new(stored.in_force),
-    })
+    };
+    Some((domain, period))
+}
+
+/// Whether a key is of the first form: its moment has twenty digits, and a NUL ends it.
+fn is_of_before(key: &[u8], end: usize) -> bool {
+    key.get(end + 21) == Some(&0)
 }
 
 /// The last asking of the `nth` period from the past.
 fn oldest(periods: &Periods, nth: usize) -> i64 {
-    let mut last: Vec<i64> = periods.values().flatten().map(|p| p.last.load(Ordering::Relaxed)).collect();
+    let mut last: Vec<i64> = periods.values().flatten().map(|p| p.last.seconds()).collect();
     let nth = nth.min(last.len().saturating_sub(1));
     *last.select_nth_unstable(nth).1
 }
@@ -349,12 +446,16 @@ mod tests {
     use crate::store::embedded::Embedded;
     use crate::tlsrpt::{Mode, Policy};
 
-    fn sts(mode: Mode) -> Arc<InForce> {
-        Arc::new(InForce::Sts { mode, policy: Arc::new(Policy::none("example.com")), failure: None })
+    fn sts(mode: Mode) -> Under {
+        let word = if mode == Mode::Enforce { "mode: enforce" } else { "mode: testing" };
+        let lines = ["version: STSv1", word, "mx: mx.example.com", "max_age: 86400"];
+        Under::Sts { mode, text: Text::of("example.com", &lines), failure: None }
     }
 
-    fn hop(key: &str) -> NextHop {
-        NextHop::parse(key.as_bytes()).unwrap()
+    fn note(history: &History, key: &str, now: i64, under: &Under) -> Arc<Period> {
+        let hop = NextHop::parse(key.as_bytes()).unwrap();
+        let name = hop.domain.as_str().into();
+        history.note(&hop, &name, now, under.clone())
     }
 
     fn store() -> (tempfile::TempDir, Arc<dyn Store>) {
@@ -372,19 +473,19 @@ mod tests {
         let history = empty();
         let (old, new) = (sts(Mode::Testing), sts(Mode::Enforce));
         assert!(!history.at("example.com", 1000).asked);
-        let first = history.note(&hop("example.com"), 1000, &old);
-        assert!(Arc::ptr_eq(&first, &history.note(&hop("example.com"), 1000 + ASKED - 1, &old)));
-        history.note(&hop("example.com"), 2500, &new);
+        let first = note(&history, "example.com", 1000, &old);
+        assert!(Arc::ptr_eq(&first, &note(&history, "example.com", 1000 + ASKED - 1, &old)));
+        note(&history, "example.com", 2500, &new);
         let at = |t| history.at("example.com", t);
         assert!(!at(999).asked);
-        assert_eq!(at(1000), Lookup { in_force: (*old).clone(), asked: true });
-        assert_eq!(at(2499).in_force, *old);
-        assert_eq!(at(2500).in_force, *new);
+        assert_eq!(at(1000), Lookup { in_force: old.in_force("example.com"), asked: true });
+        assert_eq!(at(2499).in_force, old.in_force("example.com"));
+        assert_eq!(at(2500).in_force, new.in_force("example.com"));
         assert!(at(2500 + ASKED).asked);
         assert!(!at(2500 + ASKED + 1).asked);
         // The same decision again after a pause is a period of its own.
         assert!(!history.touch(&first, 9000));
-        history.note(&hop("example.com"), 9000, &new);
+        note(&history, "example.com", 9000, &new);
         assert!(!at(8999).asked && at(9000).asked);
         assert_eq!(history.len(), 3);
     }
@@ -392,20 +493,20 @@ mod tests {
     #[test]
     fn the_domain_itself_goes_before_its_other_next_hops() {
         let history = empty();
-        history.note(&hop("example.com"), 1000, &sts(Mode::Enforce));
-        history.note(&hop("example.com:587"), 1001, &Arc::new(InForce::None));
-        assert_eq!(history.at("example.com", 1002).in_force, *sts(Mode::Enforce));
+        note(&history, "example.com", 1000, &sts(Mode::Enforce));
+        note(&history, "example.com:587", 1001, &Under::None);
+        assert_eq!(history.at("example.com", 1002).in_force, sts(Mode::Enforce).in_force("example.com"));
         let history = empty();
-        history.note(&hop("[example.com]:587"), 1001, &sts(Mode::Testing));
-        assert_eq!(history.at("example.com", 1002).in_force, *sts(Mode::Testing));
+        note(&history, "[example.com]:587", 1001, &sts(Mode::Testing));
+        assert_eq!(history.at("example.com", 1002).in_force, sts(Mode::Testing).in_force("example.com"));
     }
 
     #[test]
     fn a_change_within_a_second_is_the_later_one() {
         let history = empty();
-        history.note(&hop("example.com"), 1000, &sts(Mode::Testing));
-        history.note(&hop("example.com"), 1000, &sts(Mode::Enforce));
-        assert_eq!(history.at("example.com", 1000).in_force, *sts(Mode::Enforce));
+        note(&history, "example.com", 1000, &sts(Mode::Testing));
+        note(&history, "example.com", 1000, &sts(Mode::Enforce));
+        assert_eq!(history.at("example.com", 1000).in_force, sts(Mode::Enforce).in_force("example.com"));
     }
 
     #[tokio::test]
@@ -414,9 +515,9 @@ mod tests {
         let clock = Clock::starting_at(2000);
         let open = || Arc::new(History::open(&*store, clock, Metrics::default()).unwrap());
         let history = open();
-        history.note(&hop("example.com"), 1000, &sts(Mode::Testing));
-        let period = history.note(&hop("example.com"), 2000, &sts(Mode::Enforce));
-        history.note(&hop("[example.net]"), 3000, &Arc::new(InForce::None));
+        note(&history, "example.com", 1000, &sts(Mode::Testing));
+        let period = note(&history, "example.com", 2000, &sts(Mode::Enforce));
+        note(&history, "[example.net]", 3000, &Under::None);
         history.write(&store, STEP).await;
         assert!(history.touch(&period, 2000 + STEP - 1));
         history.write(&store, STEP).await;
@@ -438,7 +539,7 @@ mod tests {
     async fn a_last_asking_is_written_once_nobody_asks_any_more() {
         let (_folder, store) = store();
         let mut history = History::open(&*store, Clock::starting_at(1000), Metrics::default()).unwrap();
-        let period = history.note(&hop("example.com"), 1000, &sts(Mode::Testing));
+        let period = note(&history, "example.com", 1000, &sts(Mode::Testing));
         history.write(&store, STEP).await;
         history.touch(&period, 1003);
         let stored = || History::open(&*store, Clock::default(), Metrics::default()).unwrap();
@@ -457,7 +558,7 @@ mod tests {
             let (metrics, clock) = (Metrics::default(), Clock::starting_at(2000 + 2 * KEPT));
             metrics.input("maillog", |input| input.newest = Some(newest));
             let history = Arc::new(History::open(&*store, clock, metrics).unwrap());
-            history.note(&hop("example.com"), 2000, &sts(Mode::Testing));
+            note(&history, "example.com", 2000, &sts(Mode::Testing));
             let (stop, stopped) = watch::channel(false);
             let task = tokio::spawn(Arc::clone(&history).run(Arc::clone(&store), stopped));
             tokio::time::sleep(BEHIND * 10).await;
@@ -474,7 +575,7 @@ mod tests {
         let history = Arc::new(History::open(&*store, Clock::starting_at(1000), Metrics::default()).unwrap());
         let (stop, stopped) = watch::channel(false);
         let task = tokio::spawn(Arc::clone(&history).run(Arc::clone(&store), stopped));
-        let period = history.note(&hop("example.com"), 1000, &sts(Mode::Testing));
+        let period = note(&history, "example.com", 1000, &sts(Mode::Testing));
         while store.scan(Family::Decision, b"").unwrap().is_empty() {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
@@ -483,5 +584,35 @@ mod tests {
         task.await.unwrap();
         let again = History::open(&*store, Clock::default(), Metrics::default()).unwrap();
         assert!(again.at("example.com", 1002 + ASKED).asked);
+    }
+
+    #[tokio::test]
+    async fn the_form_of_before_is_read_and_written_anew() {
+        let (_folder, store) = store();
+        let policy = Policy {
+            policy_type: crate::tlsrpt::PolicyType::Sts,
+            policy_string: vec![
+                "version: STSv1".into(),
+                "mode: testing".into(),
+                "mx: *.a.test".into(),
+                "max_age: 9".into(),
+            ],
+            policy_domain: "a.test".into(),
+            mx_host: vec!["*.a.test".into()],
+        };
+        let wanted = InForce::Sts { mode: Mode::Testing, policy: Arc::new(policy), failure: None };
+        let value = serde_json::json!({"last": 1500, "in-force": wanted}).to_string().into_bytes();
+        let key = b"a.test\x0000000000000000001000\0[a.test]:587".to_vec();
+        store.write(Batch { set: vec![(Family::Decision, key, Some(value))], ..Batch::default() }).unwrap();
+        let open = || Arc::new(History::open(&*store, Clock::starting_at(2000), Metrics::default()).unwrap());
+        let history = open();
+        for _ in 0..2 {
+            history.write(&store, STEP).await;
+            let again = open();
+            assert_eq!((again.len(), store.scan(Family::Decision, b"").unwrap().len()), (1, 1));
+            let found = [&history, &again].map(|h| h.at("a.test", 1500 + ASKED));
+            assert!(found.iter().all(|found| found.asked && found.in_force == wanted), "{found:?}");
+            assert!(!again.at("a.test", 999).asked && !again.at("a.test", 1501 + ASKED).asked);
+        }
     }
 }

@@ -8,14 +8,15 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use serde::{Deserialize, Serialize};
 
+use super::make::allows;
 use super::overrides::Rule;
-use super::sts::cache::{Known, PolicyFailure, Record};
+use super::sts::cached::PolicyFailure;
+use super::sts::domain::{Known, Record};
 use super::{Coverage, Decision, Entry, Level, NextHop, Policies, STALE, Urge, combine};
-use crate::tlsrpt::{Mode, mx_matches};
+use crate::tlsrpt::Mode;
 
 /// A next hop and what is known of it. Times are seconds since 1970-01-01T00:00:00Z.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -91,30 +92,33 @@ impl Policies {
     /// What is known of a next hop; nothing where it was never asked about.
     pub fn show(&self, hop: &NextHop) -> Option<Listed> {
         let now = self.clock.seconds();
-        let entry = self.entry(&hop.key());
+        let entry = self.entries.of(&hop.key());
         let domain = self.sts.known(&hop.domain);
         if entry.is_none() && domain.is_none() {
             return None;
         }
         let known = domain.as_ref().map(|d| d.known(now)).unwrap_or_default();
         let decision = self.standing(hop, entry.as_deref(), &known, now);
-        let asked = entry.as_ref().map_or(0, |entry| entry.asked.load(Ordering::Relaxed));
+        let asked = entry.as_ref().map_or(0, |entry| entry.asked.seconds());
         let held = entry.as_ref().and_then(|entry| entry.held.as_ref());
         Some(Listed {
             next_hop: hop.key(),
             answer: decision.level.name().to_owned(),
             dane: held.map(|held| ListedDane {
-                found: super::explain::coverage(held.verdict.coverage()).to_owned(),
-                until: held.until,
+                found: super::explain::coverage(held.coverage).to_owned(),
+                until: held.until(),
             }),
-            sts: known.policy.map(|policy| ListedPolicy {
-                id: policy.id.clone(),
-                mode: policy.mode,
-                mx: policy.policy.mx_host.clone(),
-                fetched: policy.fetched,
-                expires: policy.expires,
-                refresh: policy.refresh,
-                document: policy.policy.policy_string.clone(),
+            sts: known.policy.map(|policy| {
+                let document = policy.document(&hop.domain);
+                ListedPolicy {
+                    id: policy.id.to_string(),
+                    mode: policy.mode,
+                    mx: document.mx,
+                    fetched: policy.fetched(),
+                    expires: policy.expires(),
+                    refresh: policy.refresh(),
+                    document: document.lines,
+                }
             }),
             record: known.record.map(|(record, _)| record),
             checked: known.checked,
@@ -147,17 +151,15 @@ impl Policies {
                 gone.insert(known.name.to_string());
             }
         }
-        for shard in &self.entries {
-            shard.write().retain(|key, _| {
-                let hop = NextHop::parse(key);
-                let goes = domain.is_none_or(|name| hop.as_ref().is_some_and(|hop| hop.domain == name));
-                if goes && let Ok(key) = std::str::from_utf8(key) {
-                    self.shelf.remove(key.to_owned());
-                }
-                gone.extend(hop.filter(|_| goes).map(|hop| hop.domain));
-                !goes
-            });
-        }
+        self.entries.retain(|entry| {
+            let hop = NextHop::parse(entry.hop.as_bytes());
+            let goes = domain.is_none_or(|name| hop.as_ref().is_some_and(|hop| hop.domain == name));
+            if goes {
+                self.shelf.remove(entry.hop.to_string());
+            }
+            gone.extend(hop.filter(|_| goes).map(|hop| hop.domain));
+            !goes
+        });
         self.flush().await?;
         Ok(gone.len())
     }
@@ -168,7 +170,7 @@ impl Policies {
         let now = self.clock.seconds();
         let line = |hop: &NextHop| {
             let known = self.sts.known(&hop.domain).map(|domain| domain.known(now)).unwrap_or_default();
-            let decision = self.standing(hop, self.entry(&hop.key()).as_deref(), &known, now);
+            let decision = self.standing(hop, self.entries.of(&hop.key()).as_deref(), &known, now);
             Some((hop.key(), word(&decision)?))
         };
         let mut lines: BTreeMap<String, String> = self.hops().iter().filter_map(line).collect();
@@ -185,11 +187,9 @@ impl Policies {
     }
 
     fn hops(&self) -> Vec<NextHop> {
-        let mut keys: BTreeSet<Vec<u8>> = self.sts.all().iter().map(|domain| domain.name.as_bytes().to_vec()).collect();
-        for shard in &self.entries {
-            keys.extend(shard.read().keys().map(|key| key.to_vec()));
-        }
-        keys.iter().filter_map(|key| NextHop::parse(key)).collect()
+        let mut keys: BTreeSet<Arc<str>> = self.sts.all().iter().map(|domain| Arc::clone(&domain.name)).collect();
+        keys.extend(self.entries.hops());
+        keys.iter().filter_map(|key| NextHop::parse(key.as_bytes())).collect()
     }
 
     /// What follows from what is known, without asking anybody.
@@ -201,28 +201,23 @@ impl Policies {
             Some(Rule::SkipDane | Rule::SkipSts) | None => {}
         }
         let policy = known.policy.as_ref().filter(|_| rule != Some(&Rule::SkipSts));
-        let enforced = policy
-            .filter(|policy| policy.mode == Mode::Enforce)
-            .filter(|policy| hop.mx || policy.policy.mx_host.iter().any(|pattern| mx_matches(pattern, &hop.domain)));
+        let enforced = policy.filter(|policy| policy.mode == Mode::Enforce).filter(|policy| allows(hop, policy));
         // Past its TTL it is asked again with the next mail, and serves if that fails: it is what is known.
         let held = entry
             .and_then(|entry| entry.held.as_deref())
-            .filter(|held| now < held.until + STALE && rule != Some(&Rule::SkipDane));
-        let level = match (held, entry.map(|entry| &entry.decision.level)) {
-            (Some(held), _) => {
-                let cause = held.verdict.failure().unwrap_or_default().to_owned();
-                combine(held.verdict.coverage(), None, enforced.is_some(), now, cause)
-            }
+            .filter(|held| now < held.until() + STALE && rule != Some(&Rule::SkipDane));
+        let level = match (held, entry.map(|entry| &entry.level)) {
+            (Some(held), _) => combine(held.coverage, None, enforced.is_some(), now, held.cause()),
             (None, Some(temp @ Level::Temp(_))) => temp.clone(),
             // DANE is not looked at, or was not yet: what the policy says stands.
-            (None, _) => combine(Coverage::Nothing, None, enforced.is_some(), now, String::new()),
+            (None, _) => combine(Coverage::Nothing, None, enforced.is_some(), now, ""),
         };
         let sts = match &level {
             Level::Secure => enforced.map(Arc::clone),
             Level::Default => policy.filter(|policy| policy.mode == Mode::Testing).map(Arc::clone),
             Level::Dane | Level::DaneOnly | Level::Fixed(_) | Level::Temp(_) => None,
         };
-        Decision { sts, failure: known.failure.clone(), ..Decision::bare(level) }
+        Decision { domain: hop.domain.as_str().into(), sts, failure: known.failure.clone(), level }
     }
 }
 

@@ -10,12 +10,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 
-use super::dane::Verdict;
-use super::{Held, STALE};
-use crate::store::{Batch, Family, Store, StoreError};
+use super::STALE;
+use super::held::Held;
+use crate::store::{BATCH, Batch, Family, Store, StoreError};
 
 /// How long after it was found a verdict is in the store, while the disk keeps up: many go into one write.
 pub const BEHIND: Duration = Duration::from_millis(250);
@@ -29,15 +28,6 @@ pub struct Shelf {
     pub wake: Notify,
 }
 
-/// The form in the store.
-#[derive(Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-struct Stored {
-    verdict: Verdict,
-    until: i64,
-    refresh: i64,
-}
-
 impl Shelf {
     /// An empty list of changes for a store.
     pub fn new(store: Arc<dyn Store>) -> Shelf {
@@ -46,17 +36,15 @@ impl Shelf {
 
     /// The verdicts that may still serve at `now` (seconds), at most `limit`; the others are removed.
     pub fn load(&self, now: i64, limit: usize) -> Result<Vec<(String, Arc<Held>)>, StoreError> {
-        let mut found = Vec::new();
-        for (key, value) in self.store.scan(Family::Dane, b"")? {
-            let Ok(key) = String::from_utf8(key) else { continue };
-            let stored: Option<Stored> = serde_json::from_slice(&value).ok();
-            match stored.filter(|stored| now < stored.until.saturating_add(STALE) && found.len() < limit) {
-                Some(Stored { verdict, until, refresh }) => {
-                    found.push((key, Arc::new(Held { verdict: Arc::new(verdict), until, refresh })));
-                }
-                None => self.remove(key),
+        let (mut found, mut over) = (Vec::new(), Vec::new());
+        self.store.visit(Family::Dane, b"", &mut |key, value| {
+            let Ok(key) = std::str::from_utf8(key) else { return };
+            match Held::decode(value).filter(|held| now < held.until() + STALE && found.len() < limit) {
+                Some(held) => found.push((key.to_owned(), Arc::new(held))),
+                None => over.push(key.to_owned()),
             }
-        }
+        })?;
+        over.into_iter().for_each(|key| self.remove(key));
         Ok(found)
     }
 
@@ -78,25 +66,30 @@ impl Shelf {
         if changes.is_empty() {
             return Ok(());
         }
-        let mut batch = Batch::default();
-        for (key, held) in &changes {
-            let value = held.as_ref().and_then(|held| {
-                let stored = Stored { verdict: (*held.verdict).clone(), until: held.until, refresh: held.refresh };
-                serde_json::to_vec(&stored).ok()
-            });
-            batch.set.push((Family::Dane, key.clone().into_bytes(), value));
+        let mut changes: Vec<_> = changes.into_iter().collect();
+        while !changes.is_empty() {
+            let rest = changes.split_off(changes.len().min(BATCH));
+            let mut batch = Batch::default();
+            for (key, held) in &changes {
+                let value = held.as_ref().map(|held| held.encode());
+                batch.set.push((Family::Dane, key.clone().into_bytes(), value));
+            }
+            let store = Arc::clone(&self.store);
+            let error = match tokio::task::spawn_blocking(move || store.write(batch)).await {
+                Ok(Ok(())) => {
+                    changes = rest;
+                    continue;
+                }
+                Ok(Err(error)) => error.to_string(),
+                Err(error) => error.to_string(),
+            };
+            let mut dirty = self.dirty.lock();
+            for (key, held) in changes.into_iter().chain(rest) {
+                // What came meanwhile is newer.
+                dirty.entry(key).or_insert(held);
+            }
+            return Err(error);
         }
-        let store = Arc::clone(&self.store);
-        let error = match tokio::task::spawn_blocking(move || store.write(batch)).await {
-            Ok(Ok(())) => return Ok(()),
-            Ok(Err(error)) => error.to_string(),
-            Err(error) => error.to_string(),
-        };
-        let mut dirty = self.dirty.lock();
-        for (key, held) in changes {
-            // What came meanwhile is newer.
-            dirty.entry(key).or_insert(held);
-        }
-        Err(error)
+        Ok(())
     }
 }

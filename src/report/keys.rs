@@ -109,22 +109,26 @@ impl Public {
     /// Asks DNS. An error is one line that names the key and ends with what to publish.
     pub async fn check(&self, resolver: &Resolver) -> Result<(), String> {
         let name = self.name();
-        let wrong = match resolver.txt(&name).await {
-            Ok(answer) => match self.matches(&answer.records) {
-                Ok(()) => return Ok(()),
-                Err(wrong) => wrong,
-            },
-            Err(DnsError::NoSuchDomain { .. } | DnsError::NoRecords { .. }) => "there is no such record".to_owned(),
-            Err(DnsError::Failed(why)) => {
-                let why = shown(&why, 200);
-                return Err(format!("[[report.dkim]] {}: {name} not checked: {why}; going on", self.selector));
+        match self.fault(resolver).await {
+            Ok(None) => Ok(()),
+            Ok(Some(wrong)) => Err(format!(
+                "[[report.dkim]] {}: {name}: {wrong}; receivers ignore reports that it signs; publish: {}",
+                self.selector,
+                self.record()
+            )),
+            Err(why) => Err(format!("[[report.dkim]] {}: {name} not checked: {why}; going on", self.selector)),
+        }
+    }
+
+    /// Asks DNS what a verifier would find wrong. An error says why it cannot be known.
+    pub async fn fault(&self, resolver: &Resolver) -> Result<Option<String>, String> {
+        match resolver.txt(&self.name()).await {
+            Ok(answer) => Ok(self.matches(&answer.records).err()),
+            Err(DnsError::NoSuchDomain { .. } | DnsError::NoRecords { .. }) => {
+                Ok(Some("there is no such record".into()))
             }
-        };
-        Err(format!(
-            "[[report.dkim]] {}: {name}: {wrong}; receivers ignore reports that it signs; publish: {}",
-            self.selector,
-            self.record()
-        ))
+            Err(DnsError::Failed(why)) => Err(shown(&why, 200)),
+        }
     }
 
     /// What a verifier would find wrong in the records at the key's name.

@@ -363,6 +363,8 @@ impl Sessions {
             cause: found.cause,
             clear_text: found.clear_text,
             anchors,
+            named: false,
+            reported: None,
             shows_anchors: None,
         });
     }

@@ -5,6 +5,7 @@
 
 use std::collections::HashMap;
 
+use foldhash::quality::RandomState;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -15,7 +16,7 @@ const GIVES_WAY: usize = 16;
 #[derive(Debug)]
 pub struct Kept<V> {
     limit: usize,
-    entries: HashMap<Box<[u8]>, Entry<V>>,
+    entries: HashMap<Box<[u8]>, Entry<V>, RandomState>,
     /// Keys of entries that are new or changed; one that has gone since is passed over.
     changed: Vec<Box<[u8]>>,
     /// Keys that the store has and the table has not.
@@ -38,7 +39,7 @@ pub type Change = (Vec<u8>, Option<Vec<u8>>);
 impl<V: Serialize + DeserializeOwned> Kept<V> {
     /// An empty table.
     pub fn new(limit: usize) -> Kept<V> {
-        Kept { limit, entries: HashMap::new(), changed: Vec::new(), gone: Vec::new() }
+        Kept { limit, entries: HashMap::default(), changed: Vec::new(), gone: Vec::new() }
     }
 
     /// Takes back an entry that was stored; one that does not read is left out, and `false` says so.

@@ -9,6 +9,7 @@
 use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
+use smallvec::SmallVec;
 use tlswarden_parsers::event::{Event, Peer, Process, Reason, RuledOut, TlsFeature, TlsState, VerifyCause, What};
 
 use super::kept::{Change, Kept};
@@ -28,6 +29,13 @@ const MAX_FAILURES: usize = 100_000;
 /// How long a verification failure explains a later one of the same peer that has no line of its own, in seconds:
 /// smtp_tls_session_cache_timeout, for a resumed session is not verified again.
 const FAILURE_MEMORY: i64 = 3600;
+
+/// Destinations that Postfix reports on by itself; beyond, those that mail went to longest ago count from the log.
+const MAX_DESTINATIONS: usize = 100_000;
+
+/// How long a destination is known as one that Postfix reports on, in seconds: it looks for the record at each delivery,
+/// and who has taken it away gets no report of the day either.
+const REPORTED_MEMORY: i64 = 86_400;
 
 /// Messages that are known by their queue id, as our own reports or as answered.
 const MAX_MESSAGES: usize = 100_000;
@@ -51,6 +59,9 @@ pub struct Sessions {
     failures: Kept<(ResultType, Option<String>)>,
     own: Kept<()>,
     answered: Kept<Vec<Vec<u8>>>,
+    reported: Kept<()>,
+    proxied: Kept<u32>,
+    reporting: Kept<Vec<u8>>,
     instances: Kept<Instance>,
     swept: i64,
     losses: Losses,
@@ -90,6 +101,9 @@ struct Attempt {
     tlsa_unusable: bool,
     ruled_out: Option<(ResultType, Option<String>)>,
     native: Option<Verdict>,
+    /// Postfix's own report of it was not sent.
+    #[serde(default)]
+    unsent: bool,
     /// The next hop, where the line names it.
     next_hop: Option<String>,
     /// There is no line about it but the delivery's.
@@ -126,6 +140,9 @@ impl Sessions {
             failures: Kept::new(MAX_FAILURES),
             own: Kept::new(MAX_MESSAGES),
             answered: Kept::new(MAX_MESSAGES),
+            reported: Kept::new(MAX_DESTINATIONS),
+            proxied: Kept::new(MAX_FAILURES),
+            reporting: Kept::new(MAX_PROCESSES),
             instances: Kept::new(MAX_INSTANCES),
             swept: 0,
             losses: Losses::default(),
@@ -139,6 +156,9 @@ impl Sessions {
             Some((b'f', key)) => self.failures.load(key, value),
             Some((b'o', key)) => self.own.load(key, value),
             Some((b'a', key)) => self.answered.load(key, value),
+            Some((b'n', key)) => self.reported.load(key, value),
+            Some((b'q', key)) => self.proxied.load(key, value),
+            Some((b'p', key)) => self.reporting.load(key, value),
             Some((b't', key)) => self.instances.load(key, value),
             _ => false,
         }
@@ -154,6 +174,9 @@ impl Sessions {
         add(b'f', self.failures.changes());
         add(b'o', self.own.changes());
         add(b'a', self.answered.changes());
+        add(b'n', self.reported.changes());
+        add(b'q', self.proxied.changes());
+        add(b'p', self.reporting.changes());
         add(b't', self.instances.changes());
         all
     }
@@ -201,6 +224,17 @@ impl Sessions {
             What::Established { reused: false, .. } if process.name == b"tlsproxy" => {
                 self.instance(process.instance, time, |i| i.shows_all = true);
             }
+            What::Native { domain, peer, .. } if !delivers => {
+                self.reports(domain, time);
+                let peer = host_key(&text(peer.host), peer.ip);
+                *self.proxied.change(&peer, time, || 0).0 += 1;
+                *self.reporting.change(&process_key(process), time, Vec::new).0 = peer.to_vec();
+            }
+            What::NativeUnsent if !delivers => {
+                if let Some(peer) = self.reporting.remove(&process_key(process)) {
+                    self.was_proxied(&peer);
+                }
+            }
             // The rest says something only where a delivery is under way: tlsproxy(8) repeats what smtp(8) logs.
             _ if !delivers => {}
             What::Established { reused: true, .. } => {}
@@ -220,9 +254,16 @@ impl Sessions {
                     None => Verdict::Success,
                     Some(f) => native_verdict(f.failure_type, f.reason),
                 };
+                self.reports(domain, time);
                 let attempt = self.attempt(process, Some(*peer), time, |a| a.native.is_some());
                 attempt.native = Some(verdict);
                 attempt.next_hop = Some(text(domain));
+            }
+            What::NativeUnsent => {
+                let last = self.deliveries.peek(&process_key(process)).is_some_and(|(_, d)| !d.attempts.is_empty());
+                if last && let Some(attempt) = self.delivery(process, time).attempts.last_mut() {
+                    attempt.unsent = attempt.native.is_some();
+                }
             }
             What::HostLeft { queue_id, reason } => self.left(process, queue_id, *reason, time),
             What::Delivery { queue_id, recipient_domain, relay, cached_connection, tls, sent, reason } => {
@@ -251,6 +292,25 @@ impl Sessions {
         self.deliveries.is_empty()
     }
 
+    /// Notes that Postfix reports sessions to a destination by itself: it has one TLSRPT record.
+    fn reports(&mut self, domain: &[u8], time: i64) {
+        if let Some(name) = domain::normalise(&text(domain)) {
+            let (_, crowded) = self.reported.change(name.as_bytes(), time, || ());
+            self.losses.crowded_out += crowded;
+        }
+    }
+
+    /// Whether tlsproxy(8) has reported a session with a peer that no session of smtp(8)'s has been taken for yet.
+    fn was_proxied(&mut self, peer: &[u8]) -> bool {
+        let Some((time, left)) = self.proxied.peek(peer).map(|(time, left)| (time, *left)) else { return false };
+        if left > 1 {
+            *self.proxied.change(peer, time, || 0).0 = left - 1;
+        } else {
+            self.proxied.remove(peer);
+        }
+        true
+    }
+
     fn established(&mut self, process: &Process<'_>, peer: Peer<'_>, trust: Trust, time: i64) {
         self.instance(process.instance, time, |i| {
             i.anchored |= trust == Trust::Trusted;
@@ -274,7 +334,7 @@ impl Sessions {
     }
 
     fn ruled_out(&mut self, process: &Process<'_>, next_hop: &[u8], host: &[u8], why: RuledOut, time: i64) {
-        let host = text(host).to_ascii_lowercase();
+        let host = lower_case(host);
         let found = match why {
             RuledOut::TlsaLookupError => (ResultType::DnssecInvalid, None),
             RuledOut::TlsaUnusable => (ResultType::TlsaInvalid, Some("all-TLSA-records-unusable".to_owned())),
@@ -334,8 +394,8 @@ impl Sessions {
         }
         let mut open = delivery.attempts.pop_if(|a| a.left.is_none() && a.ruled_out.is_none());
         let unlogged = if open.is_some() { None } else { self.unlogged(process, end, &delivery) };
-        // A `tls=` says the same of each recipient; where the log shows every session, it is not asked.
-        let told = open.is_some() && end.tls.is_some() && !self.shows_all(process.instance);
+        // The lines of the other recipients are alike, and without a session before them look like clear text.
+        let told = open.is_some();
         if !matches!(reason, Reason::Other) || unlogged.is_some() || told {
             let named = match reason {
                 Reason::StarttlsRefused(peer) | Reason::StarttlsNotOffered(peer) => Some(peer),
@@ -344,7 +404,7 @@ impl Sessions {
             let peer = relay.or(named);
             // The other recipients of this delivery have the same line; another delivery of the message by the same
             // process is to another host.
-            let answer = [&key[..], b"\0", &peer.map(peer_key).unwrap_or_default()].concat();
+            let answer = [&key[..], b"\0", &peer.map(peer_key).unwrap_or_default()[..]].concat();
             let (seen, crowded) = self.answered.change(queue_id, time, Vec::new);
             self.losses.crowded_out += crowded;
             if !seen.contains(&answer) && seen.len() < MAX_ATTEMPTS {
@@ -461,6 +521,7 @@ impl Sessions {
         anchors: bool,
         out: &mut Vec<Outcome>,
     ) {
+        let ruled_out = attempt.ruled_out.is_some();
         let observed = attempt.ruled_out.map(|(result, code)| Verdict::Failure(result, code)).or(verdict);
         let clear_text = attempt.unlogged == Some(Unlogged::ClearText);
         if observed.is_none() && attempt.native.is_none() && !clear_text {
@@ -469,6 +530,16 @@ impl Sessions {
         let Some(name) = attempt.next_hop.as_deref().or(recipient_domain).and_then(domain::normalise) else {
             self.losses.without_domain += 1;
             return;
+        };
+        let peer = host_key(attempt.host.as_deref().unwrap_or(""), attempt.ip);
+        let reported = if ruled_out {
+            // Postfix reports nothing of a host that it does not connect to.
+            Some(false)
+        } else if self.reported.contains(name.as_bytes()) {
+            let told = attempt.native.is_some() && !attempt.unsent;
+            Some(told || attempt.native.is_none() && observed != Some(Verdict::Success) && self.was_proxied(&peer))
+        } else {
+            None
         };
         out.push(Outcome {
             began: attempt.began,
@@ -486,6 +557,8 @@ impl Sessions {
             cause: None,
             clear_text,
             anchors,
+            named: attempt.next_hop.is_some(),
+            reported,
             shows_anchors: None,
         });
     }
@@ -507,6 +580,9 @@ impl Sessions {
         }
         self.failures.remove_before(time - MESSAGE_MEMORY);
         self.answered.remove_before(time - MESSAGE_MEMORY);
+        self.reported.remove_before(time - REPORTED_MEMORY);
+        self.proxied.remove_before(time - SESSION_TIMEOUT);
+        self.reporting.remove_before(time - SESSION_TIMEOUT);
         // The time of an own report's entry is when it may go.
         self.own.remove_before(time);
     }
@@ -571,7 +647,7 @@ impl Attempt {
     fn new(began: i64, peer: Option<Peer<'_>>) -> Attempt {
         Attempt {
             began,
-            host: peer.map(|p| text(p.host).to_ascii_lowercase()),
+            host: peer.map(|p| lower_case(p.host)),
             ip: peer.and_then(|p| p.ip),
             port: peer.and_then(|p| p.port),
             trust: None,
@@ -581,6 +657,7 @@ impl Attempt {
             tlsa_unusable: false,
             ruled_out: None,
             native: None,
+            unsent: false,
             next_hop: None,
             unlogged: None,
             left: None,
@@ -606,7 +683,7 @@ impl Attempt {
         self.trust.is_some() || self.handshake_failed
     }
 
-    fn peer_key(&self) -> Vec<u8> {
+    fn peer_key(&self) -> Key {
         key_of(self.host.as_deref().unwrap_or("").as_bytes(), self.ip, self.port)
     }
 }
@@ -684,18 +761,44 @@ fn is_of(instance: &[u8], master: &[u8]) -> bool {
     instance.strip_prefix(master).is_some_and(|rest| rest.is_empty() || rest.starts_with(b"/"))
 }
 
-fn process_key(process: &Process<'_>) -> Vec<u8> {
-    [process.instance, b"/", process.name, b"\0", &process.pid.to_be_bytes()[..]].concat()
+/// A key of a table: on the stack where it is as short as usual.
+type Key = SmallVec<[u8; 96]>;
+
+fn key(parts: &[&[u8]]) -> Key {
+    let mut key = Key::new();
+    parts.iter().for_each(|part| key.extend_from_slice(part));
+    key
 }
 
-fn peer_key(peer: Peer<'_>) -> Vec<u8> {
+fn process_key(process: &Process<'_>) -> Key {
+    key(&[process.instance, b"/", process.name, b"\0", &process.pid.to_be_bytes()])
+}
+
+fn peer_key(peer: Peer<'_>) -> Key {
     key_of(peer.host, peer.ip, peer.port)
 }
 
-fn key_of(host: &[u8], ip: Option<IpAddr>, port: Option<u16>) -> Vec<u8> {
-    let ip = ip.map_or_else(String::new, |ip| ip.to_string());
-    let port = port.unwrap_or(25);
-    [&host.to_ascii_lowercase()[..], b"\0", ip.as_bytes(), b"\0", &port.to_be_bytes()[..]].concat()
+/// The host in lower case, its address and port.
+fn key_of(host: &[u8], ip: Option<IpAddr>, port: Option<u16>) -> Key {
+    let port = port.unwrap_or(SMTP_PORT).to_be_bytes();
+    let mut key = match ip {
+        Some(IpAddr::V4(ip)) => key(&[host, b"\0", &ip.octets(), &port]),
+        Some(IpAddr::V6(ip)) => key(&[host, b"\0", &ip.octets(), &port]),
+        None => key(&[host, b"\0", &port]),
+    };
+    key[..host.len()].make_ascii_lowercase();
+    key
+}
+
+fn lower_case(name: &[u8]) -> String {
+    let mut name = text(name);
+    name.make_ascii_lowercase();
+    name
+}
+
+/// A host and its address, of any port.
+fn host_key(host: &str, ip: Option<IpAddr>) -> Key {
+    key_of(host.as_bytes(), ip, None)
 }
 
 pub(super) fn text(bytes: &[u8]) -> String {

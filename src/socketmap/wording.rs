@@ -9,7 +9,7 @@
 use std::fmt::Write;
 
 use crate::config::Level as DefaultLevel;
-use crate::policy::sts::cache::Cached;
+use crate::policy::sts::document::Document;
 use crate::policy::{Decision, Level};
 
 /// The longest reply that every Postfix takes, in octets (`socketmap_max_reply_size`).
@@ -47,26 +47,28 @@ pub fn reply(wording: Wording, decision: &Decision, default: DefaultLevel) -> St
         // Checked at load against the grammar of the Postfix that asks.
         (Level::Fixed(answer), ..) => format!("OK {answer}"),
         (Level::Temp(cause), ..) => format!("TEMP {}", one_line(cause)),
-        (Level::Secure, Some(policy), wording) => secure(wording, policy),
-        (Level::Default, Some(policy), Wording::PolicyTlsrpt) => testing(policy, default),
+        (Level::Secure, Some(policy), wording) => secure(wording, &decision.domain, &policy.document(&decision.domain)),
+        (Level::Default, Some(policy), Wording::PolicyTlsrpt) => {
+            testing(&decision.domain, &policy.document(&decision.domain), default)
+        }
         (Level::Default, ..) => "NOTFOUND ".into(),
         // `policy` gives every enforced decision its policy.
         (Level::Secure, None, _) => "TEMP the policy is missing".into(),
     }
 }
 
-fn secure(wording: Wording, policy: &Cached) -> String {
-    let names: Vec<&str> = policy.policy.mx_host.iter().map(|mx| mx.strip_prefix('*').unwrap_or(mx)).collect();
+fn secure(wording: Wording, domain: &str, policy: &Document) -> String {
+    let names: Vec<&str> = policy.mx.iter().map(|mx| mx.strip_prefix('*').unwrap_or(mx)).collect();
     let plain = format!("OK secure match={} servername=hostname", names.join(":"));
     match wording {
         Wording::Policy => plain,
-        Wording::PolicyTlsrpt => with_attributes(&plain, policy, true).unwrap_or(plain),
+        Wording::PolicyTlsrpt => with_attributes(&plain, domain, policy, true).unwrap_or(plain),
     }
 }
 
 /// Delivered as the host delivers without a policy; the attributes are for reports. At `dane`, `verify` and `secure`
 /// Postfix would enforce the patterns, which a testing policy does not ask for.
-fn testing(policy: &Cached, default: DefaultLevel) -> String {
+fn testing(domain: &str, policy: &Document, default: DefaultLevel) -> String {
     let (level, patterns) = match default {
         DefaultLevel::None => return "NOTFOUND ".into(),
         DefaultLevel::May => ("may", true),
@@ -76,20 +78,20 @@ fn testing(policy: &Cached, default: DefaultLevel) -> String {
         DefaultLevel::Verify => ("verify", false),
         DefaultLevel::Secure => ("secure", false),
     };
-    with_attributes(&format!("OK {level}"), policy, patterns).unwrap_or_else(|| "NOTFOUND ".into())
+    with_attributes(&format!("OK {level}"), domain, policy, patterns).unwrap_or_else(|| "NOTFOUND ".into())
 }
 
 /// `policy_failure` is never among them: it makes an enforced delivery fail. Policies without any string end Postfix
 /// 3.10.0 to 3.10.5: where there is no room for all, the short ones stay; nothing where there is no room for those.
-fn with_attributes(plain: &str, policy: &Cached, patterns: bool) -> Option<String> {
-    let mut text = format!("{plain} policy_type=sts policy_domain={}", policy.policy.policy_domain);
+fn with_attributes(plain: &str, domain: &str, policy: &Document, patterns: bool) -> Option<String> {
+    let mut text = format!("{plain} policy_type=sts policy_domain={domain}");
     if patterns {
-        for mx in &policy.policy.mx_host {
+        for mx in &policy.mx {
             // Writing to a String cannot fail.
             let _ = write!(text, " mx_host_pattern={mx}");
         }
     }
-    let strings: Vec<String> = policy.policy.policy_string.iter().filter_map(|line| attribute(line)).collect();
+    let strings: Vec<String> = policy.lines.iter().filter_map(|line| attribute(line)).collect();
     let all: usize = strings.iter().map(String::len).sum();
     let wanted = |s: &&String| text.len() + all <= MAX_REPLY || !s.starts_with(MX_STRING);
     let chosen: Vec<&String> = strings.iter().filter(wanted).collect();
@@ -126,29 +128,17 @@ mod tests {
 
     use super::model::{accepted, postfix};
     use super::*;
+    use crate::policy::sts::cached::Cached;
     use crate::policy::sts::document;
-    use crate::tlsrpt::{Mode, Policy, PolicyType};
+    use crate::tlsrpt::Mode;
 
     fn cached(lines: &str) -> Arc<Cached> {
-        let document = document::parse(lines.as_bytes()).unwrap();
-        Arc::new(Cached {
-            id: "1".into(),
-            mode: document.mode,
-            policy: Arc::new(Policy {
-                policy_type: PolicyType::Sts,
-                policy_string: document.lines,
-                policy_domain: "example.com".into(),
-                mx_host: document.mx,
-            }),
-            fetched: 0,
-            expires: 1,
-            refresh: 1,
-        })
+        Arc::new(Cached::of("example.com", "1", &document::parse(lines.as_bytes()).unwrap(), 0))
     }
 
     fn word(wording: Wording, level: Level, lines: &str, default: DefaultLevel) -> String {
         let sts = (!lines.is_empty()).then(|| cached(lines));
-        reply(wording, &Decision::for_tests(level, sts), default)
+        reply(wording, &Decision::for_tests("example.com", level, sts), default)
     }
 
     const ENFORCE: &str = "version: STSv1\nmode: enforce\nmx: mx1.example.com\nmx: *.example.net\nmax_age: 604800\n";

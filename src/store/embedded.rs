@@ -20,7 +20,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
-use parking_lot::{MappedRwLockReadGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use parking_lot::{MappedRwLockReadGuard, Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use tokio::sync::Notify;
 
@@ -32,8 +32,12 @@ use crate::store::format::{self, CountKey, Digest, Malformed, PolicyRef, Seal, V
 use crate::store::{Batch, Family, Record, Store, StoreError};
 use crate::tlsrpt::{Counted, Day, Policy, Row, Tally};
 
-/// What sled may keep of the store in memory, in octets.
-pub const CACHE: u64 = 16 * 1024 * 1024;
+/// What sled may keep of the store in memory, in octets. It lets go of a page only after 64 looks at others of the same
+/// one of 256 parts, so that it has all of a store of less than some 16,000 pages, whatever is allowed here.
+pub const CACHE: u64 = 4 * 1024 * 1024;
+
+/// The families that are read whole when the daemon starts.
+const READ_AT_START: [Family; 3] = [Family::Sts, Family::Dane, Family::Decision];
 
 /// How many policy texts are remembered as stored, so that they are not looked up at each commit.
 const REMEMBERED: usize = 65_536;
@@ -62,6 +66,9 @@ pub struct Embedded {
 struct State {
     /// sled's files, or why they are closed.
     files: Result<Files, Trouble>,
+    /// What was read while the store was opened, of families that are read whole at start, until it is visited or
+    /// something is written: reading it takes longer than all else.
+    opening: Mutex<HashMap<u8, Pairs>>,
     /// Policy texts that are known to be in the store.
     remembered: HashSet<(Day, Digest)>,
     /// How many commits the store has taken, and what they come to.
@@ -71,6 +78,9 @@ struct State {
     /// A batch that turned out to be on disk after its writer was told that this is not known.
     kept: Option<Batch>,
 }
+
+/// Keys and values as sled has them.
+type Pairs = Vec<(sled::IVec, sled::IVec)>;
 
 /// sled's files, open.
 struct Files {
@@ -83,6 +93,11 @@ impl Embedded {
     /// Opens the store in `folder`, which is made if it does not exist (mode 0700). `clock` dates what is moved aside.
     pub fn open(folder: &Path, clock: Clock) -> Result<Opened, StoreError> {
         open::open(folder, clock)
+    }
+
+    /// Lets go of what was read while it was opened: whoever reads whole families at start has done so.
+    pub fn started(&self) {
+        self.state.read().opening.lock().clear();
     }
 
     /// The files for reading, opened again if need be.
@@ -102,9 +117,18 @@ impl Embedded {
         Ok(state)
     }
 
+    /// What was read of a family while the store was opened, once.
+    fn opening(&self, family: Family) -> Option<Pairs> {
+        let tag = format::record_key(family, b"")[0];
+        self.state.read().opening.lock().remove(&tag)
+    }
+
     /// Applies changes: all or none, and on disk when it returns. An error with the files open says that nothing was
     /// kept; with the files closed it is not known.
     fn commit(&self, state: &mut State, changes: Changes) -> Result<(), StoreError> {
+        for key in changes.keys() {
+            state.opening.get_mut().remove(key.first().unwrap_or(&0));
+        }
         let seal = match &state.files {
             Ok(files) => match files.commit(&self.acknowledged, state.seal, changes) {
                 Ok(seal) => seal,
@@ -376,7 +400,9 @@ impl Store for Embedded {
     }
 
     fn scan(&self, family: Family, prefix: &[u8]) -> Result<Vec<Record>, StoreError> {
-        self.page(family, prefix, prefix, usize::MAX)
+        let mut records = Vec::new();
+        self.visit(family, prefix, &mut |key, value| records.push((key.to_vec(), value.to_vec())))?;
+        Ok(records)
     }
 
     fn page(&self, family: Family, prefix: &[u8], from: &[u8], limit: usize) -> Result<Vec<Record>, StoreError> {
@@ -391,6 +417,31 @@ impl Store for Embedded {
             Ok(true)
         })?;
         Ok(records)
+    }
+
+    fn visit(&self, family: Family, prefix: &[u8], each: &mut dyn FnMut(&[u8], &[u8])) -> Result<(), StoreError> {
+        let opening = self.opening(family);
+        let files = self.reading()?;
+        let prefix = format::record_key(family, prefix);
+        let mut give = |key: &[u8], value: &[u8]| {
+            match Value::decode(value).map_err(|e| files.corrupt(&e))? {
+                Value::Whole(octets) => each(&key[1..], octets),
+                Value::Parts { .. } => each(&key[1..], &files.assemble(key, value)?),
+            }
+            Ok(true)
+        };
+        match opening {
+            Some(pairs) => {
+                for (key, value) in pairs.into_iter().filter(|(key, _)| key.starts_with(&prefix)) {
+                    give(&key, &value)?;
+                }
+                Ok(())
+            }
+            None => files.walk(prefix.clone(), None, |key, value| match key.starts_with(&prefix) {
+                true => give(key, value),
+                false => Ok(false),
+            }),
+        }
     }
 
     fn days(&self) -> Result<Vec<Day>, StoreError> {

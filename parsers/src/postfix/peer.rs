@@ -6,7 +6,7 @@
 
 use core::{net::IpAddr, str};
 
-use memchr::memchr;
+use memchr::{memchr, memchr3};
 
 use crate::{event::Peer, syslog::decimal};
 
@@ -29,7 +29,7 @@ pub(super) fn with_port(text: &[u8]) -> Option<(Peer<'_>, &[u8])> {
 
 /// `HOST[IP]` alone: a colon after it belongs to what follows.
 pub(super) fn without_port(text: &[u8]) -> Option<(Peer<'_>, &[u8])> {
-    let bracket = text.iter().take(MAX_HOST).position(|&b| matches!(b, b'[' | b' ' | b','))?;
+    let bracket = memchr3(b'[', b' ', b',', text.get(..MAX_HOST).unwrap_or(text))?;
     let (host, rest) = text.split_at_checked(bracket)?;
     let rest = rest.strip_prefix(b"[")?;
     let (address, rest) = rest.split_at_checked(memchr(b']', rest)?)?;

@@ -37,6 +37,7 @@ pub fn texts<'a>(event: &Event<'a>) -> Vec<&'a [u8]> {
         What::MessageId { queue_id, message_id } => texts.extend([queue_id, message_id]),
         What::Active { queue_id } | What::Removed { queue_id } => texts.push(queue_id),
         What::Started { version } => texts.push(version),
+        What::NativeUnsent => {}
         What::Exim(line) => exim(line, &mut texts),
         What::Reloaded | What::Proxied => {}
     }

@@ -56,6 +56,8 @@ enum Next {
 
 impl Reader {
     pub fn new(path: PathBuf, mark: Option<Mark>, quiet: Duration) -> Reader {
+        // Any other mark is not of a file.
+        let mark = mark.filter(|mark| matches!(mark, Mark::File { .. }));
         Reader { path, quiet, source: None, mark, beyond: 0, told_end: false, missed: None, said: HashSet::new() }
     }
 
@@ -174,7 +176,7 @@ impl Reader {
             Err(e) if e.kind() == io::ErrorKind::NotFound => None,
             Err(e) => return Err(self.unreadable(&e)),
         };
-        let Some(mark) = self.mark.clone() else {
+        let Some(mark @ Mark::File { offset, inode, .. }) = self.mark.clone() else {
             let Some(source) = current else {
                 self.say("does not exist; it is waited for".to_owned(), false);
                 return Ok(false);
@@ -183,7 +185,6 @@ impl Reader {
             let known = if source.is_empty() { self.end_of_newest()? } else { None };
             return self.take(known.unwrap_or(source)).map(|()| true);
         };
-        let Mark::File { offset, inode, .. } = mark;
         let marked = match current {
             Some(source) if source.begins_as(&mark) && source.inode == inode && source.reaches(offset) => Some(source),
             current => {
@@ -229,7 +230,7 @@ impl Reader {
 
     /// The rotated file that the mark is of.
     fn rotated(&mut self, mark: &Mark) -> Result<Option<Source>, InputError> {
-        let Mark::File { inode, .. } = mark;
+        let Mark::File { inode, .. } = mark else { return Ok(None) };
         let mut found = None;
         for sibling in siblings::of(&self.path).map_err(|e| self.unreadable(&e))? {
             let source = match Source::open(&sibling.path) {
@@ -337,8 +338,7 @@ fn position(rotated: &[Sibling], source: &Source) -> Option<usize> {
 
 /// Whether the mark knows its file by more than the inode.
 fn mark_is_sure(mark: &Mark) -> bool {
-    let Mark::File { covers, .. } = mark;
-    *covers > 0
+    matches!(mark, Mark::File { covers: 1.., .. })
 }
 
 fn unreadable(path: &Path, error: &io::Error) -> InputError {

@@ -66,6 +66,14 @@ pub(super) fn of(log: &Path) -> io::Result<Vec<Sibling>> {
     Ok(found)
 }
 
+/// Whether `other` has the name of one of them.
+pub(super) fn is_of(log: &Path, other: &Path) -> bool {
+    let (Some(name), Some(other_name)) = (log.file_name(), other.file_name()) else { return false };
+    let other_name = other_name.as_encoded_bytes();
+    let plain = other_name.strip_suffix(b".gz").unwrap_or(other_name);
+    folder(log) == folder(other) && rank(name.as_encoded_bytes(), plain).is_some()
+}
+
 /// When a name in the folder of `log` was last made, changed or removed.
 pub(super) fn changed(log: &Path) -> io::Result<SystemTime> {
     folder(log).metadata()?.modified()

@@ -226,7 +226,7 @@ impl Source {
 
     /// Whether its first octets are those of the mark.
     pub fn begins_as(&self, mark: &Mark) -> bool {
-        let Mark::File { fingerprint: wanted, covers, .. } = mark;
+        let Mark::File { fingerprint: wanted, covers, .. } = mark else { return false };
         let covered = usize::try_from(*covers).ok().and_then(|covers| self.head.get(..covers));
         covered.is_some_and(|head| fingerprint(head) == *wanted)
     }

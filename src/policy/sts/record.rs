@@ -72,13 +72,20 @@ fn is_value(value: &str) -> bool {
     !value.is_empty() && value.bytes().all(|b| (0x21..=0x7e).contains(&b) && b != b';' && b != b'=')
 }
 
-impl fmt::Display for NoRecord {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
+impl NoRecord {
+    /// For people.
+    pub fn text(self) -> &'static str {
+        match self {
             NoRecord::Absent => "no record begins `v=STSv1;`",
             NoRecord::Several => "more than one record begins `v=STSv1;`",
             NoRecord::Malformed => "the record is not of the form `v=STSv1; id=...`",
-        })
+        }
+    }
+}
+
+impl fmt::Display for NoRecord {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.text())
     }
 }
 

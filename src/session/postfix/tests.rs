@@ -125,3 +125,18 @@ fn a_services_own_name_belongs_to_its_master() {
     assert!(!sessions.shows_all(b"postfix/relay"));
     assert!(is_of(b"postfix", b"postfix") && !is_of(b"postfix-out", b"postfix"));
 }
+
+#[test]
+fn open_sessions_are_bounded_and_what_gives_way_is_counted() {
+    let mut sessions = Sessions::new();
+    let many = MAX_PROCESSES + 20_000;
+    let mut out = Vec::new();
+    for pid in 0..many {
+        let line = format!("2026-11-22T01:00:00Z h postfix/smtp[{pid}]: {TRUSTED}");
+        let event = parse(Dialect::Postfix, line.as_bytes()).unwrap().unwrap();
+        sessions.event(&event, 1_795_309_200, |_| false, &mut out);
+    }
+    let open = sessions.deliveries.keys().count();
+    assert!(open <= MAX_PROCESSES && open > MAX_PROCESSES / 2, "{open}");
+    assert_eq!(sessions.losses().crowded_out, (many - open) as u64);
+}

@@ -5,17 +5,17 @@
 //! `FOLDER/format-N-DATE`, until the administrator removes it.
 //! When it fails: `Locked` for a second opener, `Unusable` for a folder that cannot be used or is of a newer version.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{Read, Write};
 use std::os::unix::fs::{DirBuilderExt, FileExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use tokio::sync::Notify;
 
-use super::{CACHE, Change, Changes, Embedded, Files, State, acknowledge, guarded, io_fault};
+use super::{CACHE, Change, Changes, Embedded, Files, Pairs, READ_AT_START, State, acknowledge, guarded, io_fault};
 use crate::clock::Clock;
 use crate::store::format::{self, Seal, VERSION, VERSION_KEY, Value};
 use crate::store::{Family, StoreError};
@@ -90,8 +90,16 @@ pub(super) fn open_as(home: &Path, clock: Clock, formats: &Formats) -> Result<Op
     refuse_newer(home, formats)?;
     drop_unfetched_backups(home);
     let (acknowledged, number) = acknowledged(home)?;
-    let Found { files, seal, notices, lost, missing_commits } = find_as(home, clock, &acknowledged, number, formats)?;
-    let state = State { files: Ok(files), remembered: HashSet::new(), seal, tried: None, kept: None };
+    let Found { files, opening, seal, notices, lost, missing_commits } =
+        find_as(home, clock, &acknowledged, number, formats)?;
+    let state = State {
+        files: Ok(files),
+        opening: Mutex::new(opening),
+        remembered: HashSet::new(),
+        seal,
+        tried: None,
+        kept: None,
+    };
     let store = Embedded {
         state: RwLock::new(state),
         acknowledged,
@@ -107,10 +115,18 @@ pub(super) fn open_as(home: &Path, clock: Clock, formats: &Formats) -> Result<Op
 /// What a folder that is claimed holds.
 pub(super) struct Found {
     pub files: Files,
+    pub opening: HashMap<u8, Pairs>,
     pub seal: Seal,
     notices: Vec<String>,
     pub lost: Option<PathBuf>,
     pub missing_commits: u64,
+}
+
+/// sled's files as they were opened, and what was read meanwhile.
+pub(super) struct Started {
+    pub files: Files,
+    pub opening: HashMap<u8, Pairs>,
+    pub seal: Seal,
 }
 
 /// Opens what the folder holds, where `number` commits were acknowledged; what is damaged beyond use is moved aside.
@@ -142,10 +158,12 @@ fn find_as(
         lost = Some(to);
         opened = start(&folder);
     }
-    let (files, seal) = opened?;
+    let Started { files, mut opening, seal } = opened?;
     let place = Aside { home, folder: &folder, clock };
     let (seal, migrated) = version(&files, acknowledged, seal, &place, formats)?;
     if let Some(line) = migrated {
+        // What was read is not what stands now.
+        opening.clear();
         say(line);
     }
     let missing_commits = if lost.is_some() { 0 } else { number.saturating_sub(seal.commits) };
@@ -156,15 +174,11 @@ fn find_as(
         ));
     }
     acknowledge(acknowledged, seal).map_err(|e| io_fault(home, &e))?;
-    Ok(Found { files, seal, notices, lost, missing_commits })
+    Ok(Found { files, opening, seal, notices, lost, missing_commits })
 }
 
 /// Opens sled's files. A damaged snapshot is moved aside, for the log says all; nothing else is.
-pub(super) fn start_from_log(
-    home: &Path,
-    clock: Clock,
-    mut say: impl FnMut(String),
-) -> Result<(Files, Seal), StoreError> {
+pub(super) fn start_from_log(home: &Path, clock: Clock, mut say: impl FnMut(String)) -> Result<Started, StoreError> {
     let folder = home.join(FOLDER);
     drop_unfinished_snapshots(&folder);
     if let Some((path, cause)) = damaged_snapshot(&folder) {
@@ -228,7 +242,7 @@ fn claim(home: &Path) -> Result<File, StoreError> {
 
 /// Opens sled's files and reads every record once: damage shows now, while it can be dealt with. sled itself may put
 /// pages of several commits together where part of its log is gone; then the seal does not add up.
-fn start(folder: &Path) -> Result<(Files, Seal), StoreError> {
+fn start(folder: &Path) -> Result<Started, StoreError> {
     let mut tries = 0;
     let db = loop {
         let config = sled::Config::new().path(folder).cache_capacity(CACHE).flush_every_ms(None);
@@ -247,6 +261,8 @@ fn start(folder: &Path) -> Result<(Files, Seal), StoreError> {
         }
     };
     let (mut seal, mut sum) = (Seal::default(), 0_u64);
+    let mut opening: HashMap<u8, Pairs> =
+        READ_AT_START.map(|family| (format::record_key(family, b"")[0], Pairs::new())).into();
     let mut all = db.iter();
     while let Some((key, value)) = guarded(folder, || all.next().transpose())? {
         if *key == *format::seal_key() {
@@ -254,6 +270,9 @@ fn start(folder: &Path) -> Result<(Files, Seal), StoreError> {
             seal = Seal::decode(&value).map_err(wrong)?;
         } else {
             sum = sum.wrapping_add(format::checksum(&key, &value));
+            if let Some(pairs) = key.first().and_then(|tag| opening.get_mut(tag)) {
+                pairs.push((key, value));
+            }
         }
     }
     if sum != seal.sum {
@@ -268,7 +287,7 @@ fn start(folder: &Path) -> Result<(Files, Seal), StoreError> {
     for entry in [Some(folder), folder.parent()].into_iter().flatten() {
         File::open(entry).and_then(|dir| dir.sync_all()).map_err(|e| io_fault(folder, &e))?;
     }
-    Ok((Files { db, log, folder: folder.to_owned() }, seal))
+    Ok(Started { files: Files { db, log, folder: folder.to_owned() }, opening, seal })
 }
 
 /// Checks the format, or writes it into a new store; an older one becomes ours, in one commit, after a copy was made.

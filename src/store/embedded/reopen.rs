@@ -13,8 +13,10 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use super::open::{acknowledged, find, start_from_log};
+use super::open::{Started, acknowledged, find, start_from_log};
 use super::{Embedded, Files, NOT_KEPT, State, acknowledge, guarded, io_fault};
+use parking_lot::Mutex;
+
 use crate::store::format::Seal;
 use crate::store::{Batch, StoreError};
 
@@ -64,8 +66,14 @@ impl Embedded {
         let (_, number) = acknowledged(&self.home)?;
         let found = find(&self.home, self.clock, &self.acknowledged, number.max(state.seal.commits))?;
         let went_back = found.lost.is_some() || found.missing_commits > 0;
-        *state =
-            State { files: Ok(found.files), seal: found.seal, remembered: Default::default(), tried: None, kept: None };
+        *state = State {
+            files: Ok(found.files),
+            opening: Mutex::new(found.opening),
+            seal: found.seal,
+            remembered: Default::default(),
+            tried: None,
+            kept: None,
+        };
         Ok(went_back)
     }
 
@@ -137,7 +145,7 @@ impl Embedded {
             write_anew(&self.folder.join("db")).map_err(|e| io_fault(&self.folder, &e))?;
             trouble.unwritten = false;
         }
-        let (files, seal) = start_from_log(&self.home, self.clock, |line| tracing::warn!("{line}"))?;
+        let Started { files, seal, .. } = start_from_log(&self.home, self.clock, |line| tracing::warn!("{line}"))?;
         if seal != last && seal != trouble.seal {
             close(files);
             return Err(StoreError::Corrupt(format!(

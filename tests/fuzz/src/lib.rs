@@ -5,17 +5,21 @@
 
 use std::sync::Arc;
 
+use rustls_pki_types::{CertificateDer, UnixTime};
 use tlswarden::config::Level as DefaultLevel;
+use tlswarden::dns::Tlsa;
 use tlswarden::domain;
-use tlswarden::policy::sts::cache::Cached;
+use tlswarden::input::journald;
+use tlswarden::policy::sts::cached::Cached;
 use tlswarden::policy::sts::{document, record};
 use tlswarden::policy::{Decision, Level, NextHop};
+use tlswarden::receiving::{certificate as server_certificate, smtp};
 use tlswarden::report::recipients::{Destination, MAX_READ, MAX_SKIPPED, recipients};
-use tlswarden::session::Sessions;
 use tlswarden::session::exim::Told;
+use tlswarden::session::{Sessions, datagram as session};
 use tlswarden::socketmap::netstring::{self, Frame};
 use tlswarden::socketmap::wording::{self, MAX_REPLY, Wording};
-use tlswarden::tlsrpt::{InForce, Mode, Policy, PolicyType};
+use tlswarden::tlsrpt::Mode;
 use tlswarden_parsers::{Dialect, parse};
 
 #[path = "../../../parsers/tests/borrowed/mod.rs"]
@@ -64,6 +68,35 @@ fn borrows(dialect: Dialect, data: &[u8]) {
         if let Ok(Some(event)) = parse(dialect, line) {
             for text in borrowed::texts(&event) {
                 assert!(borrowed::lies_in(text, line), "{event:?}");
+            }
+        }
+    }
+}
+
+/// A datagram of libtlsrpt: what is read has names, is bounded, and its texts are printable.
+pub fn datagram(data: &[u8]) {
+    let Ok(sessions) = session::decode(data) else { return };
+    assert!(sessions.len() <= session::MAX_POLICIES);
+    for one in sessions {
+        assert_eq!(domain::normalise(&one.domain).as_deref(), Some(&*one.domain));
+        assert_eq!(domain::normalise(&one.policy.policy_domain).as_deref(), Some(&*one.policy.policy_domain));
+        assert!(one.failures.len() <= session::MAX_FAILURES && one.policy.policy_string.len() <= session::MAX_STRINGS);
+        for failure in one.failures {
+            let texts = [failure.receiving_mx_helo, failure.additional_information, failure.failure_reason_code];
+            for text in texts.into_iter().flatten() {
+                assert!(text.chars().count() <= 256 && !text.chars().any(char::is_control));
+            }
+        }
+    }
+}
+
+/// What `journalctl -o json` prints: no entry panics, and its event lies in its fields.
+pub fn journal(data: &[u8]) {
+    for line in data.split(|&b| b == b'\n') {
+        let Ok(Some(entry)) = journald::entry(line) else { continue };
+        if let Ok(Some(event)) = entry.parse(Dialect::Postfix) {
+            for text in borrowed::texts(&event) {
+                assert!(borrowed::lies_in(text, &entry.text) || borrowed::lies_in(text, &entry.ident), "{event:?}");
             }
         }
     }
@@ -156,16 +189,12 @@ pub fn answer(data: &[u8]) {
         Mode::Testing => Level::Default,
         Mode::None => return,
     };
-    let policy = Policy {
-        policy_type: PolicyType::Sts,
-        policy_string: found.lines,
-        policy_domain: "example.com".into(),
-        mx_host: found.mx,
-    };
-    let policy = Arc::new(policy);
-    let cached =
-        Cached { id: "1".into(), mode: found.mode, policy: Arc::clone(&policy), fetched: 0, expires: 1, refresh: 1 };
-    let decision = Decision { level, in_force: Arc::new(InForce::None), sts: Some(Arc::new(cached)), failure: None };
+    let cached = Arc::new(Cached::of("example.com", "1", &found, 0));
+    // What is kept of a document says what the document says.
+    assert_eq!(cached.document("example.com").mx, found.mx);
+    let policy = cached.policy("example.com");
+    assert_eq!(policy.policy_string, found.lines);
+    let decision = Decision { domain: "example.com".into(), level, sts: Some(cached), failure: None };
     for (wording, _) in Wording::ALL {
         let said = wording::reply(wording, &decision, default);
         assert!(said.len() <= MAX_REPLY);
@@ -193,4 +222,38 @@ pub fn answer(data: &[u8]) {
             assert!(policy.policy_string.iter().any(|l| l.trim() == line), "{line}");
         }
     }
+}
+
+/// The replies of an SMTP server: each is within its limits, is not whole before its last octet is there, and what waits
+/// for more is bounded.
+pub fn smtp_reply(data: &[u8]) {
+    let mut rest = data;
+    loop {
+        match smtp::parse(rest) {
+            smtp::Parsed::Whole(reply, used) => {
+                assert!((200..600).contains(&reply.code) && used > 3 && used <= rest.len());
+                assert!((1..=smtp::MAX_LINES).contains(&reply.lines.len()));
+                assert!(reply.lines.iter().all(|line| !line.contains('\n')));
+                assert_eq!(smtp::parse(&rest[..used - 1]), smtp::Parsed::Partial);
+                rest = &rest[used..];
+            }
+            smtp::Parsed::Partial => return assert!(rest.len() <= smtp::MAX_LINE * (smtp::MAX_LINES + 1)),
+            smtp::Parsed::Malformed => return,
+        }
+    }
+}
+
+/// A server's certificate: what is shown is printable and bounded, and it fits no record of another key. The first octet
+/// chooses the record.
+pub fn certificate(data: &[u8]) {
+    let Some((first, der)) = data.split_first() else { return };
+    if let Some(facts) = server_certificate::facts(der) {
+        assert!(facts.names.len() <= server_certificate::MAX_NAMES && facts.tlsa_3_1_1.len() == 64);
+        let texts = facts.names.iter().chain([&facts.subject, &facts.issuer]);
+        texts.for_each(|text| assert!(!text.chars().any(char::is_control), "{text:?}"));
+    }
+    let chain = [CertificateDer::from(der), CertificateDer::from(der)];
+    let record = Tlsa { usage: first % 4, selector: first / 4 % 2, matching: first / 8 % 3, data: vec![7; 32] };
+    let time = UnixTime::since_unix_epoch(std::time::Duration::from_secs(1_795_600_000));
+    assert_eq!(server_certificate::fitting(&[record], &chain, &["mx.example.com"], time), None);
 }

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
 use crate::daemon::tail;
-use crate::namespace;
+use crate::host;
 use crate::world::World;
 
 /// The user that Debian's Exim runs as, and the number that it gets where the host has none.
@@ -41,7 +41,7 @@ impl Exim {
     /// Writes its configuration and has Exim check it. `timeout`: how long it waits for the daemon.
     pub fn new(world: &World, timeout: &str) -> Result<Exim, String> {
         let program = program()?;
-        namespace::add_user(USER.0, USER.1);
+        host::add_user(USER.0, USER.1)?;
         let folder = world.folder().join("exim");
         let text = |e: std::io::Error| format!("{}: {e}", folder.display());
         for part in ["spool", "log"] {
@@ -84,6 +84,11 @@ impl Exim {
             return Err(format!("exim -bV: {}", said(&checked)));
         }
         Ok(exim)
+    }
+
+    /// Its configuration file.
+    pub fn config(&self) -> PathBuf {
+        self.folder.join("exim.conf")
     }
 
     /// The version, such as `4.96`.

@@ -4,7 +4,7 @@
 //! that end with the test; nothing of the real host is touched.
 //! Limits: root with CAP_SYS_ADMIN; `unshare`, `mount` and `ip`.
 //! When it fails: a text that says what is missing, or what went wrong inside.
-//! Not here: the MTA (`postfix`).
+//! Not here: the MTA (`postfix`, `exim`).
 
 use std::ffi::OsStr;
 use std::fs;
@@ -57,12 +57,34 @@ fn run_with(test: &str, play: &(impl AsRef<OsStr> + ?Sized), more: &[&str]) -> R
 /// Loopback up, and the world's DNS as the host's trusted resolver.
 fn set_up() -> Result<(), String> {
     run("ip", &["link", "set", "lo", "up"])?;
+    replace("/etc/resolv.conf", "nameserver 127.0.0.1\noptions trust-ad edns0\n")
+}
+
+/// Adds a user with a group of the same name and number, if there is none of this name. Inside alone: the host's own
+/// users stay as they are.
+pub fn add_user(name: &str, number: u32) -> Result<(), String> {
+    std::env::var(INSIDE).map_err(|_| "users are added inside the namespaces alone".to_owned())?;
+    let lines = [
+        ("/etc/passwd", format!("{name}:x:{number}:{number}::/nonexistent:/usr/sbin/nologin\n")),
+        ("/etc/group", format!("{name}:x:{number}:\n")),
+    ];
+    for (file, line) in lines {
+        let text = fs::read_to_string(file).map_err(|e| format!("{file}: {e}"))?;
+        if !text.lines().any(|l| l.split(':').next() == Some(name)) {
+            replace(file, &format!("{}\n{line}", text.trim_end()))?;
+        }
+    }
+    Ok(())
+}
+
+/// Lays another text over a file, in these namespaces alone.
+fn replace(path: &str, text: &str) -> Result<(), String> {
     let file = tempfile::NamedTempFile::new().map_err(|e| format!("the folder for temporary files: {e}"))?;
-    fs::write(file.path(), "nameserver 127.0.0.1\noptions trust-ad edns0\n").map_err(|e| e.to_string())?;
+    fs::write(file.path(), text).map_err(|e| e.to_string())?;
     // Other users of the host read it too.
     let everybody = std::os::unix::fs::PermissionsExt::from_mode(0o644);
     fs::set_permissions(file.path(), everybody).map_err(|e| e.to_string())?;
-    run("mount", &["--bind", &file.path().to_string_lossy(), "/etc/resolv.conf"])
+    run("mount", &["--bind", &file.path().to_string_lossy(), path])
 }
 
 /// Runs a program to its end; an error says what it said.

@@ -3,6 +3,11 @@
 use std::process::ExitCode;
 
 use lab::daemon::Program;
+use tlswarden::memory::Allocator;
+
+// As in the program itself.
+#[global_allocator]
+static ALLOCATOR: Allocator = Allocator;
 
 const HELP: &str = "\
 The closed mail world of tlswarden's tests.

@@ -324,8 +324,19 @@ impl Postfix {
         let is_set = |line: &str| settings.iter().any(|(name, _)| line.split(' ').next() == Some(name));
         let mut lines: Vec<String> = main_cf.lines().filter(|line| !is_set(line)).map(str::to_owned).collect();
         lines.extend(settings.iter().map(|(name, value)| format!("{name} = {value}")));
-        fs::write(self.folder.join("main.cf"), lines.join("\n") + "\n" + &more_main).map_err(text)?;
-        fs::write(self.folder.join("master.cf"), MASTER_CF.to_owned() + &more_master).map_err(text)
+        if !world.is_native() {
+            fs::write(self.folder.join("main.cf"), lines.join("\n") + "\n" + &more_main).map_err(text)?;
+            return fs::write(self.folder.join("master.cf"), MASTER_CF.to_owned() + &more_master).map_err(text);
+        }
+        lines.push(format!("smtp_tls_policy_maps = socketmap:unix:tlswarden/socketmap:{map}"));
+        lines.push("smtp_tlsrpt_enable = yes\nsmtp_tlsrpt_socket_name = tlswarden/tlsrpt\n".to_owned());
+        fs::write(self.folder.join("main.cf"), lines.join("\n") + &more_main).map_err(text)?;
+        let chrooted = MASTER_CF.replace("smtp      unix  -       -       n ", "smtp      unix  -       -       y ");
+        fs::write(self.folder.join("master.cf"), chrooted + &more_master).map_err(text)?;
+        // All that a chrooted smtp(8) needs of /etc to ask the resolver.
+        let etc = self.folder.join("queue/etc");
+        fs::create_dir_all(&etc).map_err(text)?;
+        fs::copy("/etc/resolv.conf", etc.join("resolv.conf")).map(drop).map_err(text)
     }
 
     /// Where it takes mail.
@@ -359,6 +370,12 @@ impl Postfix {
             fs::write(&path, before + &part(file)?).map_err(|e| format!("{}: {e}", path.display()))?;
         }
         self.succeeds(&mut self.command("postfix", &["check"]))?;
+        self.succeeds(&mut self.command("postfix", &["reload"]))
+    }
+
+    /// Changes main.cf or master.cf as an administrator does, with `postconf`, and has it read by what runs.
+    pub fn postconf(&self, arguments: &[&str]) -> Result<(), String> {
+        self.succeeds(&mut self.command("postconf", arguments))?;
         self.succeeds(&mut self.command("postfix", &["reload"]))
     }
 

@@ -23,6 +23,9 @@ const MAX_HOSTS: usize = 254;
 /// The domain that reports come from.
 pub const SENDER: &str = "sender.test";
 
+/// The address that its mail comes from, as the reports name it.
+pub const SENDING: IpAddr = IpAddr::V4(Ipv4Addr::new(198, 51, 100, 25));
+
 /// Where things listen, and what the daemon is told.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -40,6 +43,8 @@ pub struct Options {
     pub postfix: String,
     /// The security level that the host has without a policy, as the daemon is told it.
     pub default_level: &'static str,
+    /// Whether Postfix's smtp(8) is chrooted in its queue directory and sends TLSRPT datagrams to the daemon.
+    pub native: bool,
     /// Whether the log that is followed is that of an [`Exim`](crate::exim::Exim), and not Postfix's.
     pub exim: bool,
 }
@@ -55,6 +60,7 @@ impl Default for Options {
             socketmap: None,
             postfix: "3.7".into(),
             default_level: "may",
+            native: false,
             exim: false,
         }
     }
@@ -301,14 +307,23 @@ impl World {
         if let Some(address) = self.options.socketmap {
             let _ = write!(listen, ", \"inet:{address}\"");
         }
+        let mut native = String::new();
+        if self.options.native {
+            // As on a real host: what a chrooted smtp(8) asks and reports to is below the queue directory.
+            fs::create_dir_all(self.in_chroot())?;
+            let _ = write!(listen, ", \"unix:{}\"", self.in_chroot().join("socketmap").display());
+            let _ = write!(native, "\n[[input]]\ndatagrams = {}\n", quoted(self.in_chroot().join("tlsrpt")));
+        }
+        let tlsrpt = if self.options.native { "datagrams" } else { "log" };
         let mut text = format!(
             "[store]\npath = {}\n\n[control]\nsocket = {}\n\n[postfix]\nversion = \"{}\"\n\
-             default_level = \"{}\"\ndnssec = true\n\n\
+             default_level = \"{}\"\ndnssec = true\ntlsrpt = \"{tlsrpt}\"\n\n\
              [socketmap]\nlisten = [{listen}]\n\n[readsocket]\nlisten = [\"unix:{}\"]\n\n\
              [resolver]\naddress = \"{}\"\n\n\
              [report]\norganization = \"Closed World\"\ncontact = \"postmaster@{SENDER}\"\n\
              from = \"tlsrpt@{SENDER}\"\nenvelope = \"tlsrpt-bounces@{SENDER}\"\n\
-             deliver = \"smtp:{submission}\"\nspread = \"0s\"\n\n",
+             deliver = \"smtp:{submission}\"\nspread = \"0s\"\n\n\
+             [count]\nsending_addresses = [\"{SENDING}\"]\n\n",
             quoted(self.folder().join("store")),
             quoted(self.folder().join("control")),
             self.options.postfix,
@@ -328,12 +343,22 @@ impl World {
         let _ = write!(
             text,
             "[closed_network]\nextra_root = {}\npolicy_hosts = \"{}\"\nprivate_addresses = true\n{clock}\n\
-             [[input]]\nfile = {}\nmta = \"{mta}\"\ntimezone = \"UTC\"\n",
+             [[input]]\nfile = {}\nmta = \"{mta}\"\ntimezone = \"UTC\"\n{native}",
             quoted(self.ca_file()),
             self.policy_hosts.address(),
             quoted(log),
         );
         fs::write(self.config(), text)
+    }
+
+    /// The daemon's folder below Postfix's queue directory.
+    pub fn in_chroot(&self) -> PathBuf {
+        self.folder().join("postfix/queue/tlswarden")
+    }
+
+    /// Whether Postfix is to send TLSRPT datagrams.
+    pub fn is_native(&self) -> bool {
+        self.options.native
     }
 
     fn key_file(&self, key: &Key) -> PathBuf {

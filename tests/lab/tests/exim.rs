@@ -14,7 +14,6 @@ use lab::daemon::{Daemon, Program, line, reports};
 use lab::dns;
 use lab::exim::{self, Exim};
 use lab::host;
-use lab::namespace::inside;
 use lab::smtp::Sink;
 use lab::world::{Domain, Options, Server, Tlsa, World};
 
@@ -24,8 +23,9 @@ const TIMEOUT: &str = "3s";
 #[test]
 fn exim_is_held_to_what_the_daemon_answers() {
     exim::program().unwrap();
-    if inside("exim_is_held_to_what_the_daemon_answers") {
-        tokio::runtime::Runtime::new().unwrap().block_on(deliveries());
+    match host::inside() {
+        Some(_) => tokio::runtime::Runtime::new().unwrap().block_on(deliveries()),
+        None => host::run_inside("exim_is_held_to_what_the_daemon_answers", "exim").unwrap_or_else(|e| panic!("{e}")),
     }
 }
 

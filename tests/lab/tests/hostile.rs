@@ -258,3 +258,52 @@ async fn hostile_clients_cost_a_bounded_memory_and_no_line_of_the_log() {
     assert_eq!(lines(&world, ""), said);
     daemon.stop().await.unwrap();
 }
+
+/// RFC 8461 §3.3 wants TLS 1.2 at least: a host that speaks less is not fetched from, whatever it would serve. The real
+/// OpenSSL; the same with TLS 1.2 is served.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_policy_host_with_less_than_tls_1_2_is_a_fetch_error() {
+    let name = "old.test";
+    let folder = tempfile::tempdir().unwrap();
+    let file = |name: &str| folder.path().join(name);
+    let own = rcgen::generate_simple_self_signed([format!("mta-sts.{name}")]).unwrap();
+    fs::write(file("cert.pem"), own.cert.pem()).unwrap();
+    fs::write(file("key.pem"), own.signing_key.serialize_pem()).unwrap();
+    fs::create_dir(file(".well-known")).unwrap();
+    let document = format!("version: STSv1\nmode: enforce\nmx: mx.{name}\nmax_age: 604800\n");
+    fs::write(file(".well-known/mta-sts.txt"), document).unwrap();
+    for (version, served) in [("-tls1", false), ("-tls1_1", false), ("-tls1_2", true)] {
+        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let mut host = tokio::process::Command::new("openssl")
+            .args(["s_server", "-accept", &format!("127.0.0.1:{port}"), "-WWW", version])
+            .args(["-cipher", "ALL:@SECLEVEL=0", "-cert", "cert.pem", "-key", "key.pem"])
+            .current_dir(folder.path())
+            .stdin(std::process::Stdio::null())
+            .stdout(std::process::Stdio::null())
+            .stderr(std::process::Stdio::null())
+            .kill_on_drop(true)
+            .spawn()
+            .expect("needs openssl");
+        let world = World::start(Options::default(), &[enforce(name)]).await.unwrap();
+        let config = fs::read_to_string(world.config()).unwrap();
+        let line = |config: &str, key: &str, value: &str| -> String {
+            let other = |line: &str| if line.starts_with(key) { format!("{key} = \"{value}\"") } else { line.into() };
+            config.lines().map(|l| other(l) + "\n").collect()
+        };
+        let config = line(&config, "policy_hosts", &format!("127.0.0.1:{port}"));
+        fs::write(world.config(), line(&config, "extra_root", &file("cert.pem").display().to_string())).unwrap();
+        let until = Instant::now() + Duration::from_secs(20);
+        while std::net::TcpStream::connect(("127.0.0.1", port)).is_err() {
+            assert!(host.try_wait().unwrap().is_none() && Instant::now() < until, "openssl s_server {version}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        let daemon = Daemon::start(&Program::lab(env!("CARGO_BIN_EXE_lab")), &world).await.unwrap();
+        let want = if served { secure(name) } else { NONE.to_owned() };
+        assert_eq!(ask(&world, name).await, want, "{version}");
+        assert_eq!(lines(&world, "MTA-STS of old.test: the policy cannot be had: "), usize::from(!served), "{version}");
+        let shown = Program::lab(env!("CARGO_BIN_EXE_lab")).run(&world, &["policies", "show", name, "--json"]).await;
+        let shown = String::from_utf8(shown.unwrap().stdout).unwrap();
+        assert_eq!(shown.contains("sts-policy-fetch-error"), !served, "{version}: {shown}");
+        daemon.stop().await.unwrap();
+    }
+}

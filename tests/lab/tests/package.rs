@@ -59,8 +59,7 @@ fn play(test: &str, release: &str) {
 /// The package, newest version.
 fn package() -> PathBuf {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/debian");
-    let all =
-        fs::read_dir(&folder).map(|files| files.flatten().map(|file| file.path()).collect()).unwrap_or(Vec::new());
+    let all = fs::read_dir(&folder).map(|files| files.flatten().map(|file| file.path()).collect()).unwrap_or_default();
     let newest = all.into_iter().filter(|path| path.extension().is_some_and(|end| end == "deb")).max();
     newest.unwrap_or_else(|| panic!("no package in {}; make it with: packaging/deb", folder.display()))
 }

@@ -16,10 +16,13 @@ use tlswarden::dns::Resolver;
 use tlswarden::https::Client;
 use tlswarden::metrics::Metrics;
 use tlswarden::policy::history::History;
+use tlswarden::policy::sts::cache::{MAX_BEHIND, OCTETS_EACH};
+use tlswarden::policy::sts::cached::Cached;
+use tlswarden::policy::sts::document;
 use tlswarden::policy::{Level, NextHop, Policies};
 use tlswarden::socketmap::{self, Listener};
-use tlswarden::store::Store;
 use tlswarden::store::embedded::Embedded;
+use tlswarden::store::{BATCH, Batch, Family, Store};
 use tlswarden::tlsrpt::{InForce, Mode, ResultType};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
@@ -542,6 +545,63 @@ async fn the_least_recently_used_go_first_and_enforced_policies_last() {
     let daemon = world.daemon(10);
     assert_eq!(daemon.policies.counts().policies, 1);
     assert_eq!(daemon.level("enforced.test").await, Level::Secure);
+    daemon.end().await;
+}
+
+/// A hundred domains have a kibibyte of text each, or two of them what a hundred may have.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_text_of_all_policies_is_bounded() {
+    let mut world = World::new().await;
+    world.config.policy.max_domains = 100;
+    let daemon = world.daemon(0);
+    for n in 0..6 {
+        let name = format!("long{n}.test");
+        let mx: String = (0..2000).map(|m| format!("mx: {m:04}.other-{n}.example\r\n")).collect();
+        let mode = if n == 0 { "enforce" } else { "testing" };
+        world.domain(&name, false, &["mx"]);
+        world.sts(&name, "1", &format!("version: STSv1\r\nmode: {mode}\r\n{mx}max_age: 604800\r\n"));
+        daemon.policies.decide(name.as_bytes()).await;
+    }
+    let counts = daemon.policies.counts();
+    assert!((2..=3).contains(&counts.policies), "{counts:?}");
+    assert!(counts.sts_octets <= 100 * OCTETS_EACH && counts.sts_octets > 30_000, "{counts:?}");
+    assert!(daemon.metrics.counters()["sts_domains_evicted"] >= 3);
+    // The enforced one has stayed, though it was used least recently.
+    assert_eq!(daemon.level("long0.test").await, Level::Secure);
+    assert_eq!(world.hosts.requests("long0.test"), 1);
+    daemon.end().await;
+}
+
+/// After a restart with thousands of policies and silent DNS each is answered at once, and few are looked at meanwhile.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_looked_at_while_policies_serve_is_bounded() {
+    const DOMAINS: usize = 3000;
+    let mut world = World::new().await;
+    world.config.postfix.dnssec = Some(false);
+    let names: Vec<String> = (0..DOMAINS).map(|n| format!("d{n}.test")).collect();
+    let clock = Clock::default();
+    let store = Embedded::open(&world.folder.path().join("store"), clock).unwrap().store;
+    for some in names.chunks(BATCH) {
+        let mut batch = Batch::default();
+        for name in some {
+            let text = document("enforce", &format!("mx.{name}"), DAY);
+            let policy = Cached::of(name, "1", &document::parse(text.as_bytes()).unwrap(), clock.seconds());
+            batch.set.push((Family::Sts, name.clone().into_bytes(), Some(policy.encode(clock.seconds(), None))));
+        }
+        store.write(batch).unwrap();
+    }
+    drop(store);
+    world.dns.change().outage(Some(dns::Fault::Silence));
+    let daemon = world.daemon(0);
+    let begin = Instant::now();
+    for name in &names {
+        assert_eq!(daemon.level(name).await, Level::Secure, "{name}");
+    }
+    assert!(begin.elapsed() < Duration::from_secs(30), "{:?}", begin.elapsed());
+    let counters = daemon.metrics.counters();
+    let rounds = begin.elapsed().as_secs() / 4 + 1;
+    let looked = DOMAINS as u64 - counters["sts_looks_postponed"];
+    assert!(looked >= MAX_BEHIND as u64 && looked <= MAX_BEHIND as u64 * rounds, "{looked} in {:?}", begin.elapsed());
     daemon.end().await;
 }
 

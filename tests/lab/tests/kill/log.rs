@@ -93,7 +93,7 @@ pub struct Written {
 impl Written {
     /// How far into the text a mark of the daemon is.
     pub fn position(&self, mark: &Mark) -> Option<u64> {
-        let Mark::File { fingerprint, covers, offset, .. } = mark;
+        let Mark::File { fingerprint, covers, offset, .. } = mark else { return None };
         let (text, begins) = (self.text.lock().unwrap(), self.begins.lock().unwrap());
         let covers = usize::try_from(*covers).ok().filter(|covers| (1..=HEAD).contains(covers))?;
         let ends = begins.iter().skip(1).copied().chain([text.len() as u64]);

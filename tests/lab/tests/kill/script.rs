@@ -11,6 +11,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use jiff::Timestamp;
+use lab::world::SENDING;
 use tlswarden::tlsrpt::{Counted, Day, Failure, Mode, Policy, PolicyType, ResultType, Tally, Trust, mx_matches};
 
 #[path = "../../../../parsers/benches/mix.rs"]
@@ -366,7 +367,14 @@ impl Script {
                 // No session of its own: a connection that is used again, and one that is never made.
                 let peer = at.peer("mx");
                 story.says(format!("Verified TLS connection reused to {peer}:25: {CIPHER}"), None);
-                story.sent(1, "mx", at, number);
+                story.says(
+                    format!(
+                        "{id}: to=<user0@{}>, relay={peer}:25, conn_use=2, delay=0.11, delays=0.01/0/0.05/0.05, dsn=2.0.0, \
+                         status=sent (250 2.0.0 Ok: queued as 4AB0CDEF12)",
+                        at.name
+                    ),
+                    None,
+                );
                 story.says(format!("connect to {peer}:25: Connection timed out"), None);
             }
         }
@@ -521,6 +529,10 @@ fn counted(place: &Place, session: &Session, day: Day) -> Vec<Tally> {
                 policy.policy_domain.clone_from(&session.host);
                 let digest: String = digest.iter().map(|octet| format!("{octet:02x}")).collect();
                 policy.policy_string = vec![format!("3 1 1 {digest}")];
+                // Under DANE-EE no name is checked: it was the key (RFC 7672 §3.1.1).
+                if failure.is_some_and(|(result, _)| result == ResultType::CertificateHostMismatch) {
+                    failure = Some((ResultType::CertificateNotTrusted, Some("dane-no-match")));
+                }
             }
         }
     }
@@ -533,6 +545,7 @@ fn counted(place: &Place, session: &Session, day: Day) -> Vec<Tally> {
         None => vec![tally(Counted::Success)],
         Some((result_type, reason)) => {
             let detail = Failure {
+                sending_mta_ip: session.address.map(|_| SENDING),
                 receiving_mx_hostname: Some(session.host.clone()),
                 receiving_ip: session.address,
                 ..Failure::new(result_type, reason)

@@ -1,0 +1,47 @@
+//! `tlswarden doctor`: what is wrong on this host, and the line that mends it.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use super::control::pretty;
+use super::{ConfigFile, Fault, SOFTWARE, print, status_of};
+use crate::doctor;
+
+#[derive(Args)]
+pub struct Options {
+    #[command(flatten)]
+    config: ConfigFile,
+    /// Postfix's configuration folder, in place of its own default; Exim is not looked at then.
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["exim", "exim_config"])]
+    postfix_config: Option<PathBuf>,
+    /// Exim's program; Postfix is not looked at then.
+    #[arg(long, value_name = "PROGRAM")]
+    exim: Option<PathBuf>,
+    /// Exim's configuration file, in place of its own default; Postfix is not looked at then.
+    #[arg(long, value_name = "FILE")]
+    exim_config: Option<PathBuf>,
+    /// A name whose signatures are broken on purpose, which a validating resolver refuses; empty: none is asked.
+    #[arg(long, value_name = "NAME", default_value = "dnssec-failed.org")]
+    bogus_name: String,
+    /// As JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Looks, and prints what was found; the exit status says how bad it is.
+pub fn doctor(options: &Options) -> Result<u8, Fault> {
+    let where_to_look = doctor::Options {
+        config: options.config.config.clone(),
+        postfix: options.postfix_config.clone(),
+        exim: options.exim.clone(),
+        exim_config: options.exim_config.clone(),
+        bogus: options.bogus_name.clone(),
+    };
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    let runtime = runtime.map_err(|e| Fault::new(SOFTWARE, format!("runtime: cannot start: {e}; nothing is shown")))?;
+    let found = runtime.block_on(doctor::diagnose(&where_to_look));
+    runtime.shutdown_timeout(std::time::Duration::from_millis(100));
+    print(&if options.json { pretty(&found) } else { found.to_string() })?;
+    Ok(status_of(&found))
+}

@@ -1,0 +1,99 @@
+//! `tlswarden domain`: a domain as a sender sees it, and what would make it right.
+
+use std::fmt::Write;
+use std::path::Path;
+
+use clap::Args;
+
+use super::control::{moment, pretty};
+use super::{ConfigFile, Fault, IO, SOFTWARE, USAGE, print, status_of};
+use crate::config::Config;
+use crate::domain;
+use crate::receiving::{Advice, Examination, Host, State, examine};
+
+#[derive(Args)]
+pub struct Options {
+    /// The mail domain: `example.com`.
+    domain: String,
+    #[command(flatten)]
+    config: ConfigFile,
+    /// As JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Looks, and prints what was found; the exit status says how bad it is.
+pub fn domain(options: &Options) -> Result<u8, Fault> {
+    if domain::normalise(&options.domain).is_none() {
+        let text = options.domain.escape_debug();
+        return Err(Fault::new(USAGE, format!("`{text}` is no domain name; nothing was looked at")));
+    }
+    // It is of use where no daemon is installed, too.
+    let usual = Path::new("/etc/tlswarden/tlswarden.toml");
+    let config = match options.config.config == usual && !usual.exists() {
+        true => Config::default(),
+        false => options.config.load()?,
+    };
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    let runtime = runtime.map_err(|e| Fault::new(SOFTWARE, format!("runtime: cannot start: {e}; nothing is shown")))?;
+    let seen = runtime.block_on(examine(&config, &options.domain));
+    runtime.shutdown_timeout(std::time::Duration::from_millis(100));
+    let seen =
+        seen.map_err(|cause| Fault::new(IO, format!("domain: cannot be looked at: {cause}; nothing is shown")))?;
+    print(&if options.json { pretty(&seen) } else { people(&seen) })?;
+    Ok(status_of(&seen.findings))
+}
+
+fn people(seen: &Examination) -> String {
+    let mut text = String::new();
+    // Writing to a String cannot fail.
+    let _ = writeln!(text, "{} as a sender sees it\n", seen.domain);
+    let _ = writeln!(text, "MX       {}{}", seen.mx, if seen.mx_signed { " [signed]" } else { " [not signed]" });
+    for host in &seen.hosts {
+        of_host(host, &mut text);
+    }
+    let _ = writeln!(text, "MTA-STS  {}\nTLSRPT   {}\n\n{}", seen.mta_sts, seen.tlsrpt, seen.findings);
+    of_advice(&seen.advice, &mut text);
+    text
+}
+
+fn of_host(host: &Host, text: &mut String) {
+    let preference = host.preference.map_or_else(String::new, |p| format!("{p} "));
+    let _ = writeln!(text, "         {preference}{}", host.name);
+    for record in &host.tlsa {
+        let _ = writeln!(text, "           TLSA {record}");
+    }
+    for seen in &host.addresses {
+        let _ = writeln!(text, "           [{}] {}", seen.address, seen.found);
+        if let Some(facts) = &seen.certificate {
+            let names = facts.names.join(" ");
+            let (from, until) = (moment(facts.not_before), moment(facts.not_after));
+            let _ = writeln!(text, "             for {names}; from {from} until {until}; signed by {}", facts.issuer);
+        }
+        if let Some(record) = &seen.fits {
+            let _ = writeln!(text, "             fits TLSA {record}");
+        }
+    }
+}
+
+fn of_advice(advice: &Advice, text: &mut String) {
+    if advice.zone.is_empty() {
+        return;
+    }
+    let mark = |state: State| match state {
+        State::Stays => "  ",
+        State::New => "+ ",
+        State::Replaces => "! ",
+    };
+    let _ = writeln!(text, "What should be published (+ new, ! in place of what is there):\n");
+    for line in &advice.zone {
+        let _ = writeln!(text, "  {}{}", mark(line.state), line.record);
+    }
+    let _ = writeln!(text, "\n  {}{}", mark(advice.policy_state), advice.policy_url);
+    for line in &advice.policy {
+        let _ = writeln!(text, "      {line}");
+    }
+    for remark in &advice.remarks {
+        let _ = writeln!(text, "\n  {remark}");
+    }
+}

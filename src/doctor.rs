@@ -1,0 +1,127 @@
+//! What is wrong on this host, and the line that mends it: what `tlswarden doctor` shows.
+//!
+//! Takes: the configuration file, and where the MTA's own is. Gives: [`Findings`].
+//! It changes nothing, and needs neither a running daemon nor root: what it could not look at, it says.
+//! Limits: those of the parts that it asks.
+//! Not here: a domain's own publications (`receiving`), how findings are shown (`cli`).
+
+pub mod daemon;
+pub mod exim;
+mod host;
+mod identity;
+pub mod postconf;
+pub mod postfix;
+mod reach;
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+use crate::config::Config;
+use crate::dns::Resolver;
+use crate::finding::{Finding, Findings, Weight};
+use exim::Exim;
+use postconf::Instance;
+
+/// Where to look.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Our configuration.
+    pub config: PathBuf,
+    /// Postfix's configuration folder; without it Postfix's own default.
+    pub postfix: Option<PathBuf>,
+    /// Exim's program; without it the one on the path.
+    pub exim: Option<PathBuf>,
+    /// Exim's configuration file; without it Exim's own default.
+    pub exim_config: Option<PathBuf>,
+    /// A name whose signatures are broken on purpose; empty for none.
+    pub bogus: String,
+}
+
+/// Looks at everything.
+pub async fn diagnose(options: &Options) -> Findings {
+    let mut found = Findings::default();
+    // As the daemon does: what the file does not say is found out.
+    let complete = |config: &mut Config| drop(crate::detect::complete(config));
+    let config = match Config::load_and(&options.config, complete) {
+        Ok(config) => config,
+        Err(error) => {
+            let why = "The daemon does not start with it, and goes on with what it has until it is restarted.";
+            found.push(Finding::new(Weight::Error, "config", "configuration", error.to_string(), why));
+            found.not_looked_at.push("everything else, which depends on the configuration".into());
+            return found;
+        }
+    };
+    host::logs(&config, &mut found);
+    let running = daemon::look(&config, &mut found).await.is_some();
+    if !running && let Err(error) = crate::daemon::check(&options.config) {
+        let why = "The daemon does not start before that is mended.";
+        found.push(Finding::new(Weight::Error, "would-not-start", "tlswarden", error.to_string(), why));
+    }
+    let mut roots = BTreeSet::from([PathBuf::from("/")]);
+    let postfix = options.exim.is_none() && options.exim_config.is_none();
+    let mut mtas = 0;
+    if postfix && look_at_postfix(&config, options.postfix.as_deref(), running, &mut roots, &mut found) {
+        mtas += 1;
+    }
+    let exim_wanted = !postfix || (options.postfix.is_none() && (mtas == 0 || !config.readsocket.listen.is_empty()));
+    let mut exims = 0;
+    if exim_wanted {
+        match Exim::read(options.exim.as_deref(), options.exim_config.as_deref()) {
+            Ok(exim) => {
+                found.looked_at.push(format!("Exim {}", exim.version()));
+                exim.check(&config, running, &mut found);
+                exims += 1;
+            }
+            Err(error) => found.not_looked_at.push(format!("Exim: {error}")),
+        }
+    }
+    if mtas + exims == 0 {
+        let why = "Nobody asks for policies, and nothing writes the log that is counted from.";
+        let what = "neither Postfix nor Exim could be looked at";
+        found.push(Finding::new(Weight::Warning, "no-mta", "MTA", what, why));
+    }
+    host::resolver(&config, &options.bogus, &roots, exims > 0, &mut found).await;
+    host::clock(&config, &mut found).await;
+    match Resolver::new(&config.resolver) {
+        Ok(resolver) => identity::look(&config.report, &resolver, &mut found).await,
+        Err(_) => found.not_looked_at.push("the records of [report]: there is no resolver".into()),
+    }
+    found
+}
+
+/// Whether there is a Postfix to look at. The folders that its services are chrooted in are added to `roots`.
+fn look_at_postfix(
+    config: &Config,
+    folder: Option<&Path>,
+    running: bool,
+    roots: &mut BTreeSet<PathBuf>,
+    found: &mut Findings,
+) -> bool {
+    let (instances, skipped) = match Instance::read_all(folder) {
+        Ok(read) => read,
+        Err(error) => {
+            found.not_looked_at.push(format!("Postfix: {error}"));
+            return false;
+        }
+    };
+    found.not_looked_at.extend(skipped);
+    let asked = instances.iter().any(|instance| postfix::asks(instance, config));
+    for instance in &instances {
+        let services: Vec<&str> = instance.clients.iter().map(|service| service.name.as_str()).collect();
+        let folder = instance.folder.display();
+        let version = instance.get("mail_version");
+        found.looked_at.push(match services.is_empty() {
+            true => format!("Postfix {version} in {folder}: it delivers nothing by SMTP"),
+            false => format!("Postfix {version} in {folder}: services {}", services.join(", ")),
+        });
+        found.extend(postfix::check(instance, config, asked));
+        if running {
+            let denied = postfix::sockets(instance, config, &mut found.not_looked_at);
+            found.extend(denied);
+        }
+        if instance.clients.iter().any(|service| service.chroot) {
+            roots.insert(PathBuf::from(instance.get("queue_directory")));
+        }
+    }
+    true
+}

@@ -1,0 +1,241 @@
+//! What the running daemon knows of itself: whether it is asked, what it follows, what went wrong.
+//!
+//! Takes: its answers over the control socket. Gives: findings.
+//! Not here: asking (`control`), why Postfix might not ask (`postfix`).
+
+use crate::config::Config;
+use crate::control::{AskError, Question, Status, ask};
+use crate::finding::{Finding, Findings, Weight};
+use crate::policy::ledger::Listed;
+
+/// How far an input may be behind its log, in octets: a busy minute.
+const MAX_BEHIND: u64 = 16 * 1024 * 1024;
+
+/// How many lines make a log in which no session is a wrong log.
+const ENOUGH_LINES: u64 = 1000;
+
+/// How far a log may be ahead of the clock, in seconds.
+const CLOCK: i64 = 600;
+
+/// Asks the daemon; its status if it runs.
+pub async fn look(config: &Config, found: &mut Findings) -> Option<Status> {
+    let socket = &config.control.socket;
+    let status: Status = match ask(socket, &Question::Status).await {
+        Ok(status) => status,
+        Err(AskError::NobodyThere) => {
+            let what = format!("no daemon answers at {}", socket.display());
+            let why = "An MTA that cannot ask defers its mail, and nothing is counted or reported.";
+            let finding = Finding::new(Weight::Error, "daemon-down", "tlswarden", what, why);
+            found.push(finding.fix("systemctl start tlswarden; journalctl -u tlswarden   # says why it ended"));
+            return None;
+        }
+        Err(AskError::Failed(line)) => {
+            found.not_looked_at.push(format!("the running daemon: {line}"));
+            return None;
+        }
+    };
+    let policies: Vec<Listed> = ask(socket, &Question::Policies).await.unwrap_or_default();
+    found.looked_at.push(format!("the daemon, version {}: {}", status.version, asked(&status, &policies)));
+    let mut all = Vec::new();
+    asking(&status, &mut all);
+    inputs(&status, config, found, &mut all);
+    errors(&status, &mut all);
+    found.extend(all);
+    Some(status)
+}
+
+/// Who asked how often, and when last.
+fn asked(status: &Status, policies: &[Listed]) -> String {
+    let (postfix, exim) = (count(status, "socketmap_requests"), count(status, "readsocket_requests"));
+    let last = policies.iter().max_by_key(|listed| listed.used).filter(|listed| listed.used > 0);
+    let last = last.map_or_else(String::new, |listed| {
+        let at = jiff::Timestamp::from_second(listed.used).map_or_else(|_| listed.used.to_string(), |t| t.to_string());
+        format!(", last at {at} about {}", listed.next_hop)
+    });
+    format!("asked {postfix} times over socketmap, {exim} times over readsocket{last}")
+}
+
+fn count(status: &Status, name: &str) -> u64 {
+    status.counters.get(name).copied().unwrap_or(0)
+}
+
+fn asking(status: &Status, found: &mut Vec<Finding>) {
+    let asked = count(status, "socketmap_requests") + count(status, "readsocket_requests");
+    let not_asked = count(status, "sessions-not-asked");
+    let mut say = |weight, name: &str, what: String, why: &str| {
+        found.push(Finding::new(weight, name, "tlswarden", what, why));
+    };
+    if not_asked > 0 && asked == 0 {
+        let what = format!("{not_asked} sessions were counted since the daemon started, and it was asked about none");
+        say(
+            Weight::Error,
+            "never-asked",
+            what,
+            "Published policies are not followed; `smtp_tls_policy_maps` says whom the MTA asks.",
+        );
+    } else if not_asked >= 10 && not_asked * 2 >= asked {
+        let what = format!("{not_asked} sessions went to destinations that the daemon was not asked about");
+        say(
+            Weight::Warning,
+            "seldom-asked",
+            what,
+            "They are counted under no policy. Another table or another instance may send past the daemon.",
+        );
+    }
+    let unknown = count(status, "socketmap_unknown_map");
+    if unknown > 0 {
+        let what = format!("{unknown} requests were for a map that the daemon has not");
+        say(
+            Weight::Warning,
+            "map-unknown-asked",
+            what,
+            "They got PERM, and the mail was deferred. The maps are `policy` and `policy-tlsrpt`.",
+        );
+    }
+    let temp = count(status, "answers_temp");
+    if temp > 0 && temp * 10 >= asked {
+        let what = format!("{temp} of {asked} answers were `ask again`");
+        say(
+            Weight::Warning,
+            "answers-temporary",
+            what,
+            "Mail was deferred because nothing could be found out: the resolver fails. `tlswarden policy DOMAIN` says how.",
+        );
+    }
+}
+
+fn inputs(status: &Status, config: &Config, known: &Findings, found: &mut Vec<Finding>) {
+    let said = |name: &str| known.findings.iter().any(|finding| finding.subject == name);
+    for (name, progress) in &status.inputs {
+        let mut say = |weight, kind: &str, what: String, why: &str| {
+            found.push(Finding::new(weight, kind, name.clone(), what, why));
+        };
+        if let Some(trouble) = progress.trouble.as_ref().filter(|_| !said(name)) {
+            say(Weight::Error, "input-trouble", trouble.clone(), "Sessions are not counted, and days stay open.");
+        }
+        if progress.at_end_since.is_none() && progress.behind > MAX_BEHIND {
+            let what = format!("the daemon is {} octets behind", progress.behind);
+            say(Weight::Warning, "input-behind", what, "Reports wait until it has caught up, at most 12 h.");
+        }
+        if progress.malformed > 0 && progress.malformed * 100 > progress.used {
+            let what = format!("{} lines about sessions could not be read", progress.malformed);
+            say(Weight::Warning, "lines-unreadable", what, "Those are not counted. Please report such a line.");
+        }
+        if progress.lines >= ENOUGH_LINES && progress.used == 0 {
+            let what = format!("{} lines were read, and none was about an outbound session", progress.lines);
+            say(
+                Weight::Warning,
+                "log-of-another",
+                what,
+                "It may be the log of another program, or this host sends no mail.",
+            );
+        }
+        if config.closed_network.clock.is_none() && progress.newest.is_some_and(|t| t > status.now + CLOCK) {
+            let what =
+                "its newest line is in the future: the clock went back, or [[input]] timezone is wrong".to_owned();
+            say(
+                Weight::Error,
+                "clock-behind",
+                what,
+                "Counts go to the wrong day, and reports leave at the wrong time.",
+            );
+        }
+    }
+}
+
+fn errors(status: &Status, found: &mut Vec<Finding>) {
+    if status.version != env!("CARGO_PKG_VERSION") {
+        let what = format!("the daemon is version {}, this program {}", status.version, env!("CARGO_PKG_VERSION"));
+        let finding =
+            Finding::new(Weight::Warning, "daemon-older", "tlswarden", what, "It was not restarted after an upgrade.");
+        found.push(finding.fix("systemctl restart tlswarden"));
+    }
+    if let Some((_, last)) = status.errors.last() {
+        let what = format!("{} errors lately, the last: {last}", status.errors.len());
+        found.push(Finding::new(
+            Weight::Note,
+            "last-errors",
+            "tlswarden",
+            what,
+            "`tlswarden status` shows all of them with their times.",
+        ));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::metrics::Progress;
+
+    fn status(counters: &[(&str, u64)]) -> Status {
+        Status {
+            version: env!("CARGO_PKG_VERSION").into(),
+            running: true,
+            now: 1_000_000,
+            inputs: Default::default(),
+            resolver: String::new(),
+            validating: true,
+            policies: crate::policy::Counts { decisions: 0, domains: 0, policies: 0, periods: 0, sts_octets: 0 },
+            missing_identity: Vec::new(),
+            due: Vec::new(),
+            counters: counters.iter().map(|(name, n)| ((*name).to_owned(), *n)).collect(),
+            errors: Vec::new(),
+            store_size: 0,
+        }
+    }
+
+    fn names(found: &[Finding]) -> Vec<&str> {
+        found.iter().map(|f| f.name.as_str()).collect()
+    }
+
+    #[test]
+    fn who_does_not_ask_is_found() {
+        let names_of = |counters: &[(&str, u64)]| {
+            let mut found = Vec::new();
+            asking(&status(counters), &mut found);
+            names(&found).join(" ")
+        };
+        assert_eq!(names_of(&[]), "");
+        assert_eq!(names_of(&[("socketmap_requests", 100), ("sessions-not-asked", 3)]), "");
+        assert_eq!(names_of(&[("sessions-not-asked", 1)]), "never-asked");
+        assert_eq!(names_of(&[("readsocket_requests", 20), ("sessions-not-asked", 10)]), "seldom-asked");
+        assert_eq!(names_of(&[("socketmap_requests", 20), ("answers_temp", 2)]), "answers-temporary");
+        assert_eq!(names_of(&[("socketmap_requests", 1), ("socketmap_unknown_map", 1)]), "map-unknown-asked");
+    }
+
+    #[test]
+    fn inputs_in_trouble_are_found_once() {
+        let mut status = status(&[]);
+        let progress = |change: fn(&mut Progress)| {
+            let mut progress = Progress { at_end_since: Some(1), ..Progress::default() };
+            change(&mut progress);
+            progress
+        };
+        for (name, change) in [
+            ("trouble", (|p| p.trouble = Some("gone".into())) as fn(&mut Progress)),
+            ("said", |p| p.trouble = Some("gone".into())),
+            ("behind", |p| (p.at_end_since, p.behind) = (None, MAX_BEHIND + 1)),
+            ("unreadable", |p| (p.lines, p.used, p.malformed) = (50, 50, 1)),
+            ("other", |p| p.lines = ENOUGH_LINES),
+            ("future", |p| p.newest = Some(1_000_000 + CLOCK + 1)),
+            ("well", |p| (p.lines, p.used, p.newest) = (5000, 4000, Some(1_000_000))),
+        ] {
+            status.inputs.insert(name.into(), progress(change));
+        }
+        let mut known = Findings::default();
+        known.push(Finding::new(Weight::Error, "log-missing", "said", "x", "y"));
+        let mut found = Vec::new();
+        inputs(&status, &Config::default(), &known, &mut found);
+        let found: Vec<_> = found.iter().map(|f| (f.subject.as_str(), f.name.as_str())).collect();
+        assert_eq!(
+            found,
+            [
+                ("behind", "input-behind"),
+                ("future", "clock-behind"),
+                ("other", "log-of-another"),
+                ("trouble", "input-trouble"),
+                ("unreadable", "lines-unreadable")
+            ]
+        );
+    }
+}

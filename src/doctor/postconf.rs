@@ -1,0 +1,257 @@
+//! What Postfix is configured to do, as postconf(1) says it.
+//!
+//! Takes: a configuration folder, or Postfix's own default. Gives: an [`Instance`] for it and for each further one of
+//! `multi_instance_directories`, its parameters expanded, with the overrides of the services that deliver by SMTP.
+//! Limits: [`MAX_OUTPUT`] octets of a postconf; [`MAX_INSTANCES`].
+//! When it fails: one line with what postconf said.
+//! Not here: whether that is right (`doctor::postfix`).
+
+use std::collections::BTreeMap;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use crate::config::PostfixVersion;
+
+/// The most that is read of what a postconf prints, in octets: a thousand parameters have 60 KiB.
+const MAX_OUTPUT: u64 = 4 * 1024 * 1024;
+
+/// The most instances that are looked at.
+const MAX_INSTANCES: usize = 64;
+
+/// Where postconf is, which is not on everybody's path.
+const SBIN: &str = "/usr/sbin:/sbin:/usr/local/sbin";
+
+/// One configured Postfix.
+#[derive(Clone, Debug, Default)]
+pub struct Instance {
+    /// Its configuration folder.
+    pub folder: PathBuf,
+    parameters: BTreeMap<String, String>,
+    /// The services that deliver by SMTP.
+    pub clients: Vec<Service>,
+    /// Other services, by name and command, and whether they are chrooted.
+    others: Vec<Service>,
+}
+
+/// A service of master.cf.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Service {
+    /// Its name, the first column.
+    pub name: String,
+    /// Its type, the second column.
+    pub kind: String,
+    /// The program, the eighth column.
+    pub command: String,
+    /// Whether it runs chrooted in the queue directory.
+    pub chroot: bool,
+    /// Its `-o` parameters, expanded.
+    pub overrides: BTreeMap<String, String>,
+}
+
+impl Instance {
+    /// All instances, the primary one first; the second value says which could not be looked at. Fails where there is no
+    /// postconf, or the primary instance cannot be read.
+    pub fn read_all(folder: Option<&Path>) -> Result<(Vec<Instance>, Vec<String>), String> {
+        let primary = Instance::read(folder)?;
+        let mut skipped = Vec::new();
+        let more = primary.list("multi_instance_directories");
+        let mut instances = vec![primary];
+        for folder in more.iter().take(MAX_INSTANCES) {
+            match Instance::read(Some(Path::new(folder))) {
+                Ok(instance) if instance.is("multi_instance_enable") => instances.push(instance),
+                Ok(_) => skipped.push(format!("Postfix instance {folder}: multi_instance_enable is no")),
+                Err(error) => skipped.push(format!("Postfix instance {folder}: {error}")),
+            }
+        }
+        Ok((instances, skipped))
+    }
+
+    fn read(folder: Option<&Path>) -> Result<Instance, String> {
+        let parameters = parameters(&postconf(folder, &["-x"])?);
+        let folder = folder.map(Path::to_owned);
+        let folder = folder.or_else(|| parameters.get("config_directory").map(PathBuf::from)).unwrap_or_default();
+        let mut instance = Instance { folder, parameters, ..Instance::default() };
+        let overrides = overrides(&postconf(Some(&instance.folder), &["-P", "-x"])?);
+        let chroot_is_default = instance.get("compatibility_level").split('.').next() == Some("0");
+        for mut service in services(&postconf(Some(&instance.folder), &["-M"])?, chroot_is_default) {
+            service.overrides =
+                overrides.get(&format!("{}/{}", service.name, service.kind)).cloned().unwrap_or_default();
+            match service.command.as_str() {
+                "smtp" => instance.clients.push(service),
+                _ => instance.others.push(service),
+            }
+        }
+        Ok(instance)
+    }
+
+    /// A parameter of main.cf, expanded; empty where it has none.
+    pub fn get(&self, name: &str) -> &str {
+        self.parameters.get(name).map_or("", String::as_str)
+    }
+
+    /// A parameter as a service sees it.
+    pub fn of<'a>(&'a self, service: &'a Service, name: &str) -> &'a str {
+        service.overrides.get(name).map_or_else(|| self.get(name), String::as_str)
+    }
+
+    /// Whether this Postfix knows a parameter at all.
+    pub fn knows(&self, name: &str) -> bool {
+        self.parameters.contains_key(name)
+    }
+
+    /// Whether a parameter is `yes`.
+    pub fn is(&self, name: &str) -> bool {
+        self.get(name) == "yes"
+    }
+
+    /// A parameter that is a list.
+    pub fn list(&self, name: &str) -> Vec<String> {
+        words(self.get(name))
+    }
+
+    /// Its version.
+    pub fn version(&self) -> Option<PostfixVersion> {
+        self.get("mail_version").to_owned().try_into().ok()
+    }
+
+    /// Whether the services of a program other than smtp(8) are chrooted.
+    pub fn chroots(&self, command: &str) -> bool {
+        self.others.iter().any(|service| service.command == command && service.chroot)
+    }
+
+    /// `postconf`, for this instance, in a line to type.
+    pub fn postconf(&self) -> String {
+        match self.is_usual() {
+            true => "postconf".to_owned(),
+            false => format!("postconf -c {}", self.folder.display()),
+        }
+    }
+
+    /// `postfix reload`, for this instance.
+    pub fn reload(&self) -> String {
+        match self.is_usual() {
+            true => "postfix reload".to_owned(),
+            false => format!("postfix -c {} reload", self.folder.display()),
+        }
+    }
+
+    fn is_usual(&self) -> bool {
+        self.folder == Path::new("/etc/postfix")
+    }
+}
+
+/// Runs postconf to its end.
+fn postconf(folder: Option<&Path>, arguments: &[&str]) -> Result<String, String> {
+    let path = std::env::var("PATH").unwrap_or_default();
+    let mut command = Command::new("postconf");
+    command.env("PATH", format!("{path}:{SBIN}"));
+    if let Some(folder) = folder {
+        command.arg("-c").arg(folder);
+    }
+    let child = command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
+    let mut child = child.map_err(|e| format!("postconf: {e}"))?;
+    let mut text = Vec::new();
+    if let Some(stdout) = child.stdout.take() {
+        stdout.take(MAX_OUTPUT).read_to_end(&mut text).map_err(|e| format!("postconf: {e}"))?;
+    }
+    let ended = child.wait_with_output().map_err(|e| format!("postconf: {e}"))?;
+    if ended.status.success() {
+        return Ok(String::from_utf8_lossy(&text).into_owned());
+    }
+    let said = String::from_utf8_lossy(&ended.stderr);
+    Err(said.lines().last().unwrap_or("postconf failed and said nothing").to_owned())
+}
+
+/// `name = value`, a line each.
+fn parameters(text: &str) -> BTreeMap<String, String> {
+    let pair = |line: &str| line.split_once(" =").map(|(name, value)| (name.to_owned(), value.trim().to_owned()));
+    text.lines().filter_map(pair).collect()
+}
+
+/// `name/type/parameter = value`, a line each; by `name/type`.
+fn overrides(text: &str) -> BTreeMap<String, BTreeMap<String, String>> {
+    let mut all: BTreeMap<String, BTreeMap<String, String>> = BTreeMap::new();
+    for (key, value) in parameters(text) {
+        if let Some((service, name)) = key.rsplit_once('/') {
+            all.entry(service.to_owned()).or_default().insert(name.to_owned(), value);
+        }
+    }
+    all
+}
+
+/// The lines of `postconf -M`, without their arguments. `-` in the chroot column is what master(5) takes it for.
+fn services(text: &str, chroot_is_default: bool) -> Vec<Service> {
+    let service = |line: &str| {
+        let columns: Vec<&str> = line.split_whitespace().collect();
+        let chroot = match *columns.get(4)? {
+            "y" => true,
+            "n" => false,
+            _ => chroot_is_default,
+        };
+        Some(Service {
+            name: (*columns.first()?).to_owned(),
+            kind: (*columns.get(1)?).to_owned(),
+            command: (*columns.get(7)?).to_owned(),
+            chroot,
+            overrides: BTreeMap::new(),
+        })
+    };
+    text.lines().filter(|line| !line.starts_with([' ', '\t', '#'])).filter_map(service).collect()
+}
+
+/// The elements of a list: white space and commas divide, but for what is in braces.
+pub fn words(text: &str) -> Vec<String> {
+    let mut words = vec![String::new()];
+    let mut depth = 0usize;
+    for c in text.chars() {
+        match c {
+            '{' => depth += 1,
+            '}' => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+        match words.last_mut() {
+            Some(_) if depth == 0 && (c == ',' || c.is_whitespace()) => words.push(String::new()),
+            Some(word) => word.push(c),
+            None => {}
+        }
+    }
+    words.retain(|word| !word.is_empty());
+    words
+}
+
+#[cfg(test)]
+impl Instance {
+    /// One that was never read.
+    pub fn for_tests(parameters: &[(&str, &str)], clients: &[Service]) -> Instance {
+        let parameters = parameters.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        Instance { folder: "/etc/postfix".into(), parameters, clients: clients.to_vec(), others: Vec::new() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn services_and_their_overrides() {
+        let text = "smtp       inet  n       -       y       -       -       smtpd\n\
+                    smtp       unix  -       -       y       -       -       smtp\n\
+                    relay      unix  -       -       -       -       -       smtp -o syslog_name=postfix/$service_name\n";
+        let found = services(text, false);
+        let short: Vec<_> = found.iter().map(|s| (s.name.as_str(), s.command.as_str(), s.chroot)).collect();
+        assert_eq!(short, [("smtp", "smtpd", true), ("smtp", "smtp", true), ("relay", "smtp", false)]);
+        assert!(services(text, true)[2].chroot);
+        let found = overrides("relay/unix/smtp_tls_loglevel = 0\nrelay/unix/x =\nslow/unix/y = a = b\n");
+        assert_eq!(found["relay/unix"]["smtp_tls_loglevel"], "0");
+        assert_eq!((found["relay/unix"]["x"].as_str(), found["slow/unix"]["y"].as_str()), ("", "a = b"));
+    }
+
+    #[test]
+    fn braces_hold_a_word_together() {
+        assert_eq!(words("hash:/a, socketmap:unix:s:policy"), ["hash:/a", "socketmap:unix:s:policy"]);
+        assert_eq!(words("inline:{ {a = b}, c=d },x"), ["inline:{ {a = b}, c=d }", "x"]);
+        assert_eq!(words(" ,\t"), Vec::<String>::new());
+        assert_eq!(words("}a b{"), ["}a", "b{"]);
+    }
+}

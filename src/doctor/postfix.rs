@@ -1,0 +1,769 @@
+//! What is wrong with how a Postfix asks us, and with what it needs to follow the answers.
+//!
+//! Takes: an [`Instance`] as postconf shows it, and our configuration. Gives: findings, each with the line that mends it.
+//! Every service that delivers by SMTP is looked at with its own `-o`, and from its own root folder.
+//! Not here: how postconf is read (`postconf`), whether the daemon answers (`daemon`).
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
+
+use tlswarden_parsers::Dialect;
+
+use super::postconf::{Instance, Service, words};
+use super::reach::{Obstacle, Person, Wish};
+use crate::config::{Config, InputSection, Level, Listen, PostfixVersion, Source, Tlsrpt};
+use crate::finding::{Finding, Weight};
+use crate::socketmap::ATTRIBUTES_SINCE;
+use crate::socketmap::wording::{MAX_REPLY, Wording};
+
+/// A service and where its parameters come from.
+struct View<'a> {
+    instance: &'a Instance,
+    service: &'a Service,
+    config: &'a Config,
+}
+
+/// One socketmap table of `smtp_tls_policy_maps`, as the service sees it.
+struct Table {
+    address: Listen,
+    map: String,
+    /// Where the service begins to look: above that it needs no right.
+    from: PathBuf,
+}
+
+/// All that can be seen without the daemon. `asked` says whether another instance asks us.
+pub fn check(instance: &Instance, config: &Config, asked: bool) -> Vec<Finding> {
+    let mut found = Vec::new();
+    for service in instance.clients.iter().filter(|service| looks_up_mx(service)) {
+        let view = View { instance, service, config };
+        view.map(asked, &mut found);
+        view.level(&mut found);
+        view.log_level(&mut found);
+        view.dnssec(&mut found);
+        view.anchors(&mut found);
+        view.insecure_mx(&mut found);
+        view.native_reports(&mut found);
+        view.patterns(&mut found);
+        view.others(&mut found);
+    }
+    log_file(instance, config, &mut found);
+    found
+}
+
+/// Whether one of its services asks us.
+pub fn asks(instance: &Instance, config: &Config) -> bool {
+    instance.clients.iter().any(|service| View { instance, service, config }.ours().is_some())
+}
+
+/// What keeps its services from the sockets that they ask at; what could not be looked at goes to `skipped`.
+pub fn sockets(instance: &Instance, config: &Config, skipped: &mut Vec<String>) -> Vec<Finding> {
+    let owner = match Person::named(instance.get("mail_owner")) {
+        Ok(owner) => owner,
+        Err(error) => {
+            skipped.push(format!("the way of Postfix's user to the socket: {error}"));
+            return Vec::new();
+        }
+    };
+    let mut found = Vec::new();
+    for service in instance.clients.iter().filter(|service| looks_up_mx(service)) {
+        let view = View { instance, service, config };
+        let Some((Table { address: Listen::Unix(path), from, .. }, _)) = view.ours() else { continue };
+        let why = "smtp(8) runs as that user, and where it cannot ask, it defers the mail.";
+        let say = |what| Finding::new(Weight::Error, "socket-denied", path.display().to_string(), what, why);
+        match owner.obstacle(&path, &from, Wish::Write) {
+            None => {}
+            Some(Obstacle::Missing(at)) => found.push(
+                say(format!("{} is missing, though the daemon runs", at.display()))
+                    .fix("systemctl restart tlswarden   # makes the socket again"),
+            ),
+            Some(Obstacle::Mode(at, words)) if at == path => {
+                found.push(say(words).fix(format!("chmod 666 {}", path.display())));
+            }
+            Some(Obstacle::Mode(at, words)) => {
+                let group = instance.get("mail_owner");
+                let line = format!("chgrp {group} {0} && chmod g+x {0}", at.display());
+                found.push(say(format!("{}: {words}", at.display())).fix(line));
+            }
+            Some(Obstacle::Unknown(at, error)) => skipped.push(format!("{}: {error}", at.display())),
+        }
+    }
+    found
+}
+
+/// A service that feeds a filter asks for no MX records, and needs no policies.
+fn looks_up_mx(service: &Service) -> bool {
+    let set = |name: &str, value: &str| service.overrides.get(name).is_some_and(|found| found == value);
+    !set("disable_dns_lookups", "yes") && !set("smtp_dns_support_level", "disabled")
+}
+
+impl View<'_> {
+    fn get(&self, name: &str) -> &str {
+        self.instance.of(self.service, name)
+    }
+
+    fn version(&self) -> PostfixVersion {
+        self.instance.version().unwrap_or(self.config.postfix.version())
+    }
+
+    /// The file that a parameter comes from, and the service where it is its own.
+    fn subject(&self, name: &str) -> String {
+        let folder = self.instance.folder.display();
+        match self.service.overrides.contains_key(name) {
+            true => format!("{folder}/master.cf service {}", self.service.name),
+            false => format!("{folder}/main.cf"),
+        }
+    }
+
+    fn find(&self, weight: Weight, name: &str, parameter: &str, what: String, why: &str) -> Finding {
+        Finding::new(weight, name, self.subject(parameter), what, why)
+    }
+
+    /// The line that sets a parameter.
+    fn set(&self, name: &str, value: &str) -> String {
+        let (postconf, reload) = (self.instance.postconf(), self.instance.reload());
+        match self.service.overrides.contains_key(name) {
+            false => format!("{postconf} -e '{name} = {value}' && {reload}"),
+            true => {
+                let service = format!("{}/{}", self.service.name, self.service.kind);
+                format!("{postconf} -P '{service}/{name}={value}' && {reload}")
+            }
+        }
+    }
+
+    /// The parts of `smtp_tls_policy_maps`, and which of them is one of our sockets.
+    fn tables(&self) -> Vec<(String, Option<Table>)> {
+        let tables = words(self.get("smtp_tls_policy_maps"));
+        tables.into_iter().map(|text| (text.clone(), self.table(&text))).collect()
+    }
+
+    /// `[proxy:]socketmap:unix:PATH:MAP`, `socketmap:inet:HOST:PORT:MAP` (socketmap_table(5)).
+    fn table(&self, text: &str) -> Option<Table> {
+        let (chroot, text) = match text.strip_prefix("proxy:") {
+            Some(rest) => (self.instance.chroots("proxymap"), rest),
+            None => (self.service.chroot, text),
+        };
+        let queue = Path::new(self.instance.get("queue_directory"));
+        match text.strip_prefix("socketmap:")?.split_once(':')? {
+            ("unix", rest) => {
+                let (path, map) = rest.rsplit_once(':')?;
+                // smtp(8) works in the queue directory, which is also its root where it is chrooted.
+                let (from, path) = match (chroot, path.strip_prefix('/')) {
+                    (true, Some(below)) => (queue, queue.join(below)),
+                    (false, Some(_)) => (Path::new("/"), PathBuf::from(path)),
+                    (_, None) => (queue, queue.join(path)),
+                };
+                Some(Table { address: Listen::Unix(path), map: map.to_owned(), from: from.to_owned() })
+            }
+            ("inet", rest) => {
+                let (address, map) = rest.rsplit_once(':')?;
+                let (host, port) = address.rsplit_once(':')?;
+                let ip = match host.trim_matches(['[', ']']) {
+                    "localhost" => IpAddr::V4(Ipv4Addr::LOCALHOST),
+                    other => other.parse().ok()?,
+                };
+                let address = Listen::Inet(SocketAddr::new(ip, port.parse().ok()?));
+                Some(Table { address, map: map.to_owned(), from: PathBuf::new() })
+            }
+            _ => None,
+        }
+    }
+
+    /// The table that asks us, and those before it.
+    fn ours(&self) -> Option<(Table, Vec<String>)> {
+        let mut before = Vec::new();
+        for (text, table) in self.tables() {
+            match table {
+                Some(table) if self.config.socketmap.listen.iter().any(|l| same(l, &table.address)) => {
+                    return Some((table, before));
+                }
+                _ => before.push(text),
+            }
+        }
+        None
+    }
+
+    /// The path of one of our sockets as this service must write it, if it can get there at all.
+    fn way(&self) -> Option<String> {
+        let queue = Path::new(self.instance.get("queue_directory"));
+        self.config.socketmap.listen.iter().find_map(|listen| match listen {
+            Listen::Inet(address) => Some(format!("inet:{address}")),
+            Listen::Unix(path) => match (path.strip_prefix(queue), self.service.chroot) {
+                (Ok(below), _) => Some(format!("unix:{}", below.display())),
+                (Err(_), false) => Some(format!("unix:{}", path.display())),
+                (Err(_), true) => None,
+            },
+        })
+    }
+
+    fn map_name(&self) -> &'static str {
+        let newer = self.version() >= ATTRIBUTES_SINCE;
+        Wording::ALL[usize::from(newer)].1
+    }
+
+    fn map(&self, asked: bool, found: &mut Vec<Finding>) {
+        const NAME: &str = "smtp_tls_policy_maps";
+        let Some((ours, before)) = self.ours() else { return self.not_asked(asked, found) };
+        for other in before {
+            let stands = self.get(NAME).replace(&other, "");
+            let behind: Vec<String> = words(&stands).into_iter().chain([other.clone()]).collect();
+            let what = format!("`{other}` is asked before this daemon");
+            let (weight, why) = if other.starts_with("static:") {
+                (Weight::Error, "That table answers for every destination, so that the daemon is never asked.")
+            } else if other.contains("socketmap:") || other.starts_with("tcp:") {
+                (Weight::Warning, "Where that server answers, the daemon is not asked, and counts no policy in force.")
+            } else {
+                (
+                    Weight::Note,
+                    "What it says about a destination goes before what that published; put it behind if it must not.",
+                )
+            };
+            let finding = self.find(weight, "map-before", NAME, what, why);
+            found.push(finding.fix(self.set(NAME, &behind.join(", "))));
+        }
+        let renamed =
+            |name: &str| self.set(NAME, &self.get(NAME).replace(&format!(":{}", ours.map), &format!(":{name}")));
+        let (real, told) = (self.version(), self.config.postfix.version());
+        match Wording::of_map(ours.map.as_bytes()) {
+            None => found.push(
+                self.find(
+                    Weight::Error,
+                    "map-unknown",
+                    NAME,
+                    format!("the daemon has no map `{}`", ours.map),
+                    "It answers PERM, and Postfix defers all mail.",
+                )
+                .fix(renamed(self.map_name())),
+            ),
+            Some(Wording::PolicyTlsrpt) if real < ATTRIBUTES_SINCE && told >= ATTRIBUTES_SINCE => {
+                found.push(
+                    self.find(
+                        Weight::Error,
+                        "attributes-unknown",
+                        NAME,
+                        format!(
+                            "the map policy-tlsrpt, and [postfix] version \"{}\": this Postfix is {}",
+                            String::from(told),
+                            self.instance.get("mail_version")
+                        ),
+                        "It does not know the attributes, and defers mail to every domain with an MTA-STS policy.",
+                    )
+                    .fix(renamed("policy"))
+                    .fix(format!("tlswarden.toml: [postfix] version = \"{}\"", String::from(real))),
+                );
+            }
+            Some(Wording::PolicyTlsrpt) if real < ATTRIBUTES_SINCE => found.push(
+                self.find(
+                    Weight::Warning,
+                    "attributes-unused",
+                    NAME,
+                    format!("the map policy-tlsrpt is for Postfix 3.10 and later; this is {}", self.instance.get("mail_version")),
+                    "The daemon leaves the attributes out because of [postfix] version; who changes that defers mail.",
+                )
+                .fix(renamed("policy")),
+            ),
+            Some(Wording::Policy) if real >= ATTRIBUTES_SINCE => found.push(
+                self.find(
+                    Weight::Warning,
+                    "attributes-missing",
+                    NAME,
+                    "the map is `policy`, and this Postfix knows the attributes of `policy-tlsrpt`".into(),
+                    "With them it skips MX hosts that an MTA-STS policy does not name, and reads wildcards as RFC 8461 has them.",
+                )
+                .fix(renamed("policy-tlsrpt")),
+            ),
+            Some(Wording::Policy | Wording::PolicyTlsrpt) => {}
+        }
+        let attributes_wrong = ours.map != "policy" && real < ATTRIBUTES_SINCE && told >= ATTRIBUTES_SINCE;
+        if real != told && !attributes_wrong {
+            let version = String::from(real);
+            found.push(
+                Finding::new(
+                    Weight::Warning,
+                    "version-differs",
+                    "tlswarden.toml [postfix] version",
+                    format!("it says {}, and Postfix is {}", String::from(told), self.instance.get("mail_version")),
+                    "Answers are worded, and DANE under unsigned MX records is counted, for the version that is named.",
+                )
+                .fix(format!("tlswarden.toml: [postfix] version = \"{version}\"")),
+            );
+        }
+    }
+
+    fn not_asked(&self, asked: bool, found: &mut Vec<Finding>) {
+        const NAME: &str = "smtp_tls_policy_maps";
+        let listen: Vec<String> = self.config.socketmap.listen.iter().map(ToString::to_string).collect();
+        let listen = listen.join(", ");
+        let elsewhere = self.tables().into_iter().find_map(|(text, table)| {
+            let table = table.filter(|t| Wording::of_map(t.map.as_bytes()).is_some())?;
+            Some((text, table))
+        });
+        let (name, what, why) = match &elsewhere {
+            Some((text, table)) => (
+                "socket-elsewhere",
+                format!(
+                    "service {} ({}) looks for the daemon's socket at {}; the daemon listens at {listen}",
+                    self.service.name,
+                    if self.service.chroot { "chrooted" } else { "not chrooted" },
+                    String::from(table.address.clone()) + if text.starts_with("proxy:") { " (proxymap)" } else { "" },
+                ),
+                "Where it cannot ask, Postfix defers the mail.",
+            ),
+            None => (
+                "not-asked",
+                "no table of smtp_tls_policy_maps asks this daemon".to_owned(),
+                "No published policy is followed, and what is counted is counted under no policy.",
+            ),
+        };
+        let weight = if asked && elsewhere.is_none() { Weight::Warning } else { Weight::Error };
+        let finding = self.find(weight, name, NAME, what, why);
+        found.push(match self.way() {
+            Some(way) => {
+                let ours = format!("socketmap:{way}:{}", self.map_name());
+                let others = words(self.get(NAME));
+                let others = others.into_iter().filter(|text| elsewhere.as_ref().is_none_or(|(e, _)| e != text));
+                finding.fix(self.set(NAME, &others.chain([ours]).collect::<Vec<_>>().join(", ")))
+            }
+            None => {
+                let queue = self.instance.get("queue_directory");
+                finding.fix(format!("tlswarden.toml: [socketmap] listen = [\"unix:{queue}/tlswarden/socketmap\"]"))
+            }
+        });
+    }
+
+    /// `smtp_tls_security_level`, or what stands for it where it is empty (postconf(5)).
+    fn own_level(&self) -> &str {
+        match (self.get("smtp_tls_security_level"), self.get("smtp_enforce_tls"), self.get("smtp_use_tls")) {
+            ("", "yes", _) if self.get("smtp_tls_enforce_peername") == "no" => "encrypt",
+            ("", "yes", _) => "verify",
+            ("", _, "yes") => "may",
+            ("", ..) => "none",
+            (level, ..) => level,
+        }
+    }
+
+    fn level(&self, found: &mut Vec<Finding>) {
+        const NAME: &str = "smtp_tls_security_level";
+        let level = self.own_level();
+        let weakened = match level {
+            "none" => {
+                let what = "a destination without a policy is sent to in clear text".to_owned();
+                let why = "TLS is not tried where no policy asks for it, and there is nothing to count.";
+                let finding = self.find(Weight::Warning, "level-none", NAME, what, why).fix(self.set(NAME, "may"));
+                found.push(finding.fix("tlswarden.toml: [postfix] default_level = \"may\""));
+                None
+            }
+            "encrypt" => Some(
+                "`dane` is answered where only some MX hosts have TLSA records, and takes clear text at the others.",
+            ),
+            "dane-only" => Some("`secure` is answered for MTA-STS and `dane` for domains that are partly signed."),
+            "verify" | "secure" | "fingerprint" => Some(
+                "`dane` is answered where only some MX hosts have TLSA records, and takes any certificate at the others.",
+            ),
+            _ => None,
+        };
+        if let Some(why) = weakened {
+            let what = format!("`{level}` for all destinations is replaced by what a destination published");
+            let finding = self.find(Weight::Warning, "level-weakened", NAME, what, why);
+            let example =
+                format!("tlswarden.toml: [[policy.override]] with answer = \"{level}\" for the domains that need it");
+            found.push(finding.fix(self.set(NAME, "may")).fix(example));
+        }
+        let told = name_of(self.config.postfix.default_level());
+        // One service of its own kind is not what the daemon is told of.
+        let of_its_own = self.service.overrides.contains_key(NAME) && told == self.instance.get(NAME);
+        if told != level && !of_its_own {
+            let attributes = self.version() >= ATTRIBUTES_SINCE && self.config.postfix.version() >= ATTRIBUTES_SINCE;
+            let weaker = attributes && strength(told) < strength(level);
+            let weight = if weaker { Weight::Error } else { Weight::Warning };
+            let why = "A domain with a testing policy is answered with that level, and DANE is counted by it.";
+            let what = format!("it says {told}, and Postfix has {level}");
+            let finding = Finding::new(weight, "level-differs", "tlswarden.toml [postfix] default_level", what, why);
+            found.push(finding.fix(format!("tlswarden.toml: [postfix] default_level = \"{level}\"")));
+        }
+    }
+
+    fn log_level(&self, found: &mut Vec<Finding>) {
+        const NAME: &str = "smtp_tls_loglevel";
+        let datagrams = self.config.postfix.tlsrpt == Tlsrpt::Datagrams && self.get("smtp_tlsrpt_enable") == "yes";
+        if !reads_a_log(self.config) || datagrams {
+            return;
+        }
+        let level = self.get(NAME);
+        let (weight, name, what, why) = match level {
+            // From 3.11 on `tls=` in the delivery line tells that a session succeeded.
+            "0" | "none" | "" if self.get("smtp_log_tls_feature_status") == "yes" => (
+                Weight::Warning,
+                "log-level",
+                "it is 0: of TLS the delivery line alone tells".to_owned(),
+                "What is wrong with a certificate at level may is not logged, and testing policies show no failures.",
+            ),
+            "0" | "none" | "" => (
+                Weight::Error,
+                "log-level",
+                "sessions that succeed are not logged".to_owned(),
+                "They cannot be counted: reports would show failures alone.",
+            ),
+            "1" | "routine" | "summary" => return self.proxy_log_level(found),
+            _ => (
+                Weight::Warning,
+                "log-level-high",
+                format!("it is {level}"),
+                "Handshakes fill the log; postconf(5) wants more than 1 in case of trouble alone.",
+            ),
+        };
+        found.push(self.find(weight, name, NAME, what, why).fix(self.set(NAME, "1")));
+    }
+
+    /// With connection reuse tlsproxy(8) shakes hands, and alone says why one failed.
+    fn proxy_log_level(&self, found: &mut Vec<Finding>) {
+        const NAME: &str = "tlsproxy_client_loglevel";
+        if self.get("smtp_tls_connection_reuse") == "yes" && self.instance.get(NAME) == "0" {
+            let what = "smtp_tls_connection_reuse is on, and tlsproxy(8) does not log".to_owned();
+            let why = "Why a certificate did not pass is in its lines alone.";
+            let (postconf, reload) = (self.instance.postconf(), self.instance.reload());
+            let subject = format!("{}/main.cf", self.instance.folder.display());
+            let finding = Finding::new(Weight::Warning, "tlsproxy-log-level", subject, what, why);
+            found.push(finding.fix(format!("{postconf} -e '{NAME} = $smtp_tls_loglevel' && {reload}")));
+        }
+    }
+
+    fn dnssec(&self, found: &mut Vec<Finding>) {
+        const NAME: &str = "smtp_dns_support_level";
+        let on = self.get(NAME) == "dnssec";
+        match (on, self.config.postfix.dnssec()) {
+            (false, true) => {
+                let what =
+                    "Postfix does not ask for DNSSEC, and tlswarden.toml says that it does ([postfix] dnssec)".into();
+                let why = "It cannot check TLSA records, and defers mail for which the answer is dane-only.";
+                found.push(self.find(Weight::Error, "no-dnssec", NAME, what, why).fix(self.set(NAME, "dnssec")));
+            }
+            (false, false) => {
+                let what = "there is no DANE: Postfix does not ask for DNSSEC".into();
+                let why = "Where a validating resolver is on this host, TLSA records protect better than certificates.";
+                let finding = self.find(Weight::Note, "no-dane", NAME, what, why).fix(self.set(NAME, "dnssec"));
+                found.push(finding.fix("tlswarden.toml: [postfix] dnssec = true"));
+            }
+            (true, false) => {
+                let what = "Postfix asks for DNSSEC, and tlswarden.toml says that it does not".to_owned();
+                let why = "No TLSA record is looked for.";
+                let finding =
+                    Finding::new(Weight::Warning, "dnssec-unused", "tlswarden.toml [postfix] dnssec", what, why);
+                found.push(finding.fix("tlswarden.toml: [postfix] dnssec = true"));
+            }
+            (true, true) => self.dane_needs(found),
+        }
+    }
+
+    /// What else keeps Postfix from TLSA records (`tls_policy` in smtp(8)).
+    fn dane_needs(&self, found: &mut Vec<Finding>) {
+        let why = "Postfix then does no DANE, and defers mail for which the answer is dane-only.";
+        let mut say = |name: &str, what: String, value: &str| {
+            let finding = self.find(Weight::Error, "dane-impossible", name, what, why);
+            found.push(finding.fix(self.set(name, value)));
+        };
+        if self.get("disable_dns_lookups") == "yes" {
+            say("disable_dns_lookups", "DNS is not asked at all (disable_dns_lookups)".into(), "no");
+        }
+        if self.get("ignore_mx_lookup_error") == "yes" {
+            say(
+                "ignore_mx_lookup_error",
+                "failed MX look-ups are taken for none (ignore_mx_lookup_error)".into(),
+                "no",
+            );
+        }
+        if !words(self.get("smtp_host_lookup")).iter().any(|word| word == "dns") {
+            say("smtp_host_lookup", "host names are not looked up in DNS (smtp_host_lookup)".into(), "dns");
+        }
+        let options = words(self.get("smtp_dns_resolver_options"));
+        if options.iter().any(|option| option == "res_defnames" || option == "res_dnsrch") {
+            let what = "names are completed with a search list (smtp_dns_resolver_options)".into();
+            say("smtp_dns_resolver_options", what, "");
+        }
+    }
+
+    fn anchors(&self, found: &mut Vec<Finding>) {
+        const FILE: &str = "smtp_tls_CAfile";
+        let (file, folder) = (self.get(FILE), self.get("smtp_tls_CApath"));
+        let why = "No certificate leads to a root that is trusted, and `secure` (MTA-STS) defers the mail.";
+        let mend = self.set(FILE, "/etc/ssl/certs/ca-certificates.crt");
+        let mut say = |parameter: &str, what: String| {
+            found.push(self.find(Weight::Error, "no-roots", parameter, what, why).fix(mend.clone()));
+        };
+        if !file.is_empty() {
+            // Opened before smtp(8) enters its chroot.
+            match CertificateDer::pem_file_iter(file).and_then(Iterator::collect::<Result<Vec<_>, _>>) {
+                Ok(roots) if !roots.is_empty() => {}
+                Ok(_) => say(FILE, format!("{file} has no certificate in it (smtp_tls_CAfile)")),
+                Err(error) => say(FILE, format!("{file} cannot be read (smtp_tls_CAfile): {error}")),
+            }
+        } else if !folder.is_empty() {
+            let jail = Path::new(self.instance.get("queue_directory")).join(folder.trim_start_matches('/'));
+            let folder = if self.service.chroot { jail } else { PathBuf::from(folder) };
+            if !has_hashed(&folder) {
+                let what = format!("{} has no hashed certificate in it (smtp_tls_CApath)", folder.display());
+                say("smtp_tls_CApath", what);
+            }
+        } else if self.get("tls_append_default_CA") != "yes" {
+            say(FILE, "neither smtp_tls_CAfile nor smtp_tls_CApath is set".into());
+        }
+    }
+
+    fn insecure_mx(&self, found: &mut Vec<Finding>) {
+        const NAME: &str = "smtp_tls_dane_insecure_mx_policy";
+        let real = self.get(NAME);
+        if !self.config.postfix.dnssec()
+            || !self.instance.knows(NAME)
+            || self.version() != self.config.postfix.version()
+        {
+            return;
+        }
+        let may = self.config.postfix.takes_insecure_mx_for_may();
+        let taken_for = if may { "may" } else { "dane" };
+        if real != taken_for {
+            let what = format!("under unsigned MX records `dane` is `{real}`; the daemon takes it for `{taken_for}`");
+            let why = match may {
+                true => "Those sessions are checked against TLSA records and counted as under no policy.",
+                false => "Those sessions are counted under DANE, and are not held to it.",
+            };
+            found.push(self.find(Weight::Warning, "insecure-mx", NAME, what, why).fix(self.set(NAME, taken_for)));
+        }
+    }
+
+    /// Postfix's own TLSRPT results, from 3.10 on: they are wanted, or another program takes them.
+    fn native_reports(&self, found: &mut Vec<Finding>) {
+        const NAME: &str = "smtp_tlsrpt_enable";
+        let on = self.get(NAME) == "yes";
+        match (self.config.postfix.tlsrpt, on) {
+            (Tlsrpt::Datagrams, _) => self.datagrams(on, found),
+            (Tlsrpt::Log | Tlsrpt::Off, true) => {
+                let Some(socket) = self.tlsrpt_socket().filter(|socket| socket.exists()) else { return };
+                let what = format!("another program takes Postfix's own counts at {}", socket.display());
+                let why = "Where it reports too, every domain gets two reports of the same sessions.";
+                let finding = self.find(Weight::Warning, "reported-twice", NAME, what, why);
+                found.push(finding.fix(self.set("smtp_tlsrpt_socket_name", "")));
+            }
+            (Tlsrpt::Log | Tlsrpt::Off, false) => {}
+        }
+    }
+
+    fn datagrams(&self, on: bool, found: &mut Vec<Finding>) {
+        const NAME: &str = "smtp_tlsrpt_socket_name";
+        let why = "With [postfix] tlsrpt = \"datagrams\" its sessions are counted from those.";
+        let ours = self.config.inputs.iter().find_map(|input| match input.source() {
+            Some(Source::Datagrams(path)) => Some(path),
+            _ => None,
+        });
+        let queue = Path::new(self.instance.get("queue_directory"));
+        let way = |path: &Path| path.strip_prefix(queue).unwrap_or(path).display().to_string();
+        let theirs = self.tlsrpt_socket();
+        if !self.instance.knows(NAME) {
+            let what = format!("Postfix {} sends no TLSRPT datagrams", self.instance.get("mail_version"));
+            let finding = self.find(Weight::Error, "no-datagrams", NAME, what, why);
+            found.push(finding.fix("tlswarden.toml: [postfix] tlsrpt = \"log\", and an [[input]] with its log"));
+        } else if !on {
+            let what = "Postfix does not send TLSRPT datagrams".to_owned();
+            let finding = self.find(Weight::Error, "no-datagrams", "smtp_tlsrpt_enable", what, why);
+            found.push(finding.fix(self.set("smtp_tlsrpt_enable", "yes")));
+        } else if let Some(ours) = ours
+            && !theirs.as_ref().is_some_and(|theirs| same_file(ours, theirs))
+        {
+            let theirs = theirs.map_or_else(|| "nowhere".to_owned(), |path| path.display().to_string());
+            let what = format!("Postfix sends its datagrams to {theirs}; the daemon takes them at {}", ours.display());
+            found
+                .push(self.find(Weight::Error, "datagrams-elsewhere", NAME, what, why).fix(self.set(NAME, &way(ours))));
+        }
+    }
+
+    /// Where it sends its datagrams, from its own root folder.
+    fn tlsrpt_socket(&self) -> Option<PathBuf> {
+        let queue = Path::new(self.instance.get("queue_directory"));
+        match self.get("smtp_tlsrpt_socket_name") {
+            "" => None,
+            path if self.service.chroot => Some(queue.join(path.trim_start_matches('/'))),
+            path => Some(queue.join(path)),
+        }
+    }
+
+    fn patterns(&self, found: &mut Vec<Finding>) {
+        const NAME: &str = "smtp_tls_enforce_sts_mx_patterns";
+        if self.instance.knows(NAME) && self.get(NAME) == "no" {
+            let what = "MX hosts that an MTA-STS policy does not name are not skipped".into();
+            let why = "RFC 8461 §4.1: mail must not go to a host that no pattern of the policy names.";
+            found.push(self.find(Weight::Warning, "patterns-ignored", NAME, what, why).fix(self.set(NAME, "yes")));
+        }
+    }
+
+    fn others(&self, found: &mut Vec<Finding>) {
+        let relay = self.get("relayhost");
+        if !relay.is_empty() && !self.config.next_hops.iter().any(|rule| rule.domain == "*") {
+            let what = format!("all mail goes to {relay}, which the log does not say");
+            let why =
+                "Sessions with the relay host are counted under the recipient domains, which they do not belong to.";
+            let finding = self.find(Weight::Warning, "relayhost", "relayhost", what, why);
+            found.push(finding.fix(format!("tlswarden.toml: [[nexthop]] domain = \"*\", nexthop = \"{relay}\"")));
+        }
+        const SIZE: &str = "socketmap_max_reply_size";
+        if self.instance.get(SIZE).parse::<usize>().is_ok_and(|size| size < MAX_REPLY) {
+            let what = format!("it is {}; answers have up to {MAX_REPLY} octets", self.instance.get(SIZE));
+            let why = "Postfix defers mail to domains with a longer policy.";
+            found.push(
+                self.find(Weight::Warning, "reply-size", SIZE, what, why).fix(self.set(SIZE, &MAX_REPLY.to_string())),
+            );
+        }
+    }
+}
+
+/// The logs of Postfix that are followed.
+fn postfix_logs(config: &Config) -> impl Iterator<Item = PathBuf> {
+    config.inputs.iter().filter(|input| input.mta == Dialect::Postfix).flat_map(InputSection::log_files)
+}
+
+/// Whether a log of Postfix is read; its datagrams are none.
+fn reads_a_log(config: &Config) -> bool {
+    let is_log = |input: &InputSection| !matches!(input.source(), None | Some(Source::Datagrams(_)));
+    config.inputs.iter().any(|input| input.mta == Dialect::Postfix && is_log(input))
+}
+
+/// Where Postfix writes its log itself, that is the file to follow.
+fn log_file(instance: &Instance, config: &Config, found: &mut Vec<Finding>) {
+    let file = instance.get("maillog_file");
+    let followed = || postfix_logs(config).any(|log| same_file(&log, Path::new(file)));
+    if file.is_empty() || file == "/dev/stdout" || instance.clients.is_empty() || followed() {
+        return;
+    }
+    let subject = format!("{}/main.cf", instance.folder.display());
+    let what = format!("Postfix writes its log to {file}, which no [[input]] follows");
+    let why = "Its sessions are not counted.";
+    let finding = Finding::new(Weight::Error, "log-elsewhere", subject, what, why);
+    found.push(finding.fix(format!("tlswarden.toml: [[input]] file = \"{file}\"")));
+}
+
+/// Whether two addresses are one socket.
+fn same(ours: &Listen, theirs: &Listen) -> bool {
+    match (ours, theirs) {
+        (Listen::Unix(a), Listen::Unix(b)) => same_file(a, b),
+        (Listen::Inet(a), Listen::Inet(b)) => a.port() == b.port() && (a.ip() == b.ip() || a.ip().is_unspecified()),
+        (Listen::Unix(_), Listen::Inet(_)) | (Listen::Inet(_), Listen::Unix(_)) => false,
+    }
+}
+
+/// Whether two paths are one file, which need not be there yet.
+pub(super) fn same_file(a: &Path, b: &Path) -> bool {
+    let real = |path: &Path| match (path.parent().map(Path::canonicalize), path.file_name()) {
+        (Some(Ok(folder)), Some(name)) => folder.join(name),
+        _ => path.to_owned(),
+    };
+    a == b || real(a) == real(b)
+}
+
+/// Whether a folder has a certificate under its hashed name (openssl-rehash(1)).
+fn has_hashed(folder: &Path) -> bool {
+    let hashed = |name: &str| {
+        let (hash, number) = name.split_once('.').unwrap_or_default();
+        hash.len() == 8 && hash.bytes().all(|b| b.is_ascii_hexdigit()) && number.parse::<u16>().is_ok()
+    };
+    std::fs::read_dir(folder).is_ok_and(|entries| entries.flatten().any(|e| e.file_name().to_str().is_some_and(hashed)))
+}
+
+fn name_of(level: Level) -> &'static str {
+    match level {
+        Level::None => "none",
+        Level::May => "may",
+        Level::Encrypt => "encrypt",
+        Level::Dane => "dane",
+        Level::DaneOnly => "dane-only",
+        Level::Verify => "verify",
+        Level::Secure => "secure",
+    }
+}
+
+/// How much a level asks of every destination.
+fn strength(level: &str) -> u8 {
+    match level {
+        "none" => 0,
+        "may" => 1,
+        "dane" => 2,
+        "encrypt" => 3,
+        _ => 4,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SOCKET: &str = "/var/spool/postfix/tlswarden/socketmap";
+
+    fn smtp(chroot: bool) -> Service {
+        Service { name: "smtp".into(), kind: "unix".into(), command: "smtp".into(), chroot, ..Service::default() }
+    }
+
+    fn main_cf(maps: &str) -> Vec<(&str, &str)> {
+        vec![
+            ("mail_version", "3.7.11"),
+            ("queue_directory", "/var/spool/postfix"),
+            ("smtp_tls_policy_maps", maps),
+            ("smtp_tls_security_level", "may"),
+            ("smtp_tls_loglevel", "1"),
+            ("smtp_dns_support_level", "dnssec"),
+            ("smtp_host_lookup", "dns"),
+            ("tls_append_default_CA", "yes"),
+            ("smtp_tls_dane_insecure_mx_policy", "may"),
+        ]
+    }
+
+    fn names(parameters: &[(&str, &str)], service: Service) -> String {
+        let instance = Instance::for_tests(parameters, &[service]);
+        let found = check(&instance, &Config::default(), false);
+        found.iter().map(|f| f.name.as_str()).collect::<Vec<_>>().join(" ")
+    }
+
+    #[test]
+    fn a_socket_is_looked_for_from_the_service_s_own_root() {
+        for (maps, chroot, address) in [
+            ("socketmap:unix:tlswarden/socketmap:policy", true, SOCKET),
+            ("socketmap:unix:tlswarden/socketmap:policy", false, SOCKET),
+            ("socketmap:unix:/tlswarden/socketmap:policy", true, SOCKET),
+            ("socketmap:unix:/tlswarden/socketmap:policy", false, "/tlswarden/socketmap"),
+            ("proxy:socketmap:unix:/var/spool/postfix/tlswarden/socketmap:policy", true, SOCKET),
+        ] {
+            let instance = Instance::for_tests(&main_cf(maps), &[smtp(chroot)]);
+            let config = Config::default();
+            let view = View { instance: &instance, service: &instance.clients[0], config: &config };
+            let table = view.tables().remove(0).1.unwrap();
+            assert_eq!((table.address, table.map.as_str()), (Listen::Unix(address.into()), "policy"), "{maps}");
+            assert_eq!(view.ours().is_some(), address == SOCKET, "{maps}");
+            let wanted = if address == SOCKET { "" } else { "socket-elsewhere" };
+            assert_eq!(names(&main_cf(maps), smtp(chroot)), wanted, "{maps}");
+        }
+        let instance =
+            Instance::for_tests(&main_cf("hash:/a socketmap:inet:localhost:8461:policy tcp:a:1"), &[smtp(true)]);
+        let config = Config::default();
+        let view = View { instance: &instance, service: &instance.clients[0], config: &config };
+        let tables: Vec<Option<Listen>> = view.tables().into_iter().map(|(_, t)| t.map(|t| t.address)).collect();
+        assert_eq!(tables, [None, Some(Listen::Inet(([127, 0, 0, 1], 8461).into())), None]);
+    }
+
+    #[test]
+    fn an_empty_level_obeys_the_older_parameters() {
+        for (enforce, use_tls, wanted) in
+            [("no", "no", "level-none level-differs"), ("no", "yes", ""), ("yes", "no", "level-weakened level-differs")]
+        {
+            let mut parameters = main_cf("socketmap:unix:tlswarden/socketmap:policy");
+            parameters[3] = ("smtp_tls_security_level", "");
+            parameters.extend([("smtp_enforce_tls", enforce), ("smtp_use_tls", use_tls)]);
+            assert_eq!(names(&parameters, smtp(true)), wanted);
+        }
+    }
+
+    #[test]
+    fn a_filter_s_feeder_needs_no_policies() {
+        let mut feeder = smtp(false);
+        feeder.overrides.insert("disable_dns_lookups".into(), "yes".into());
+        assert_eq!(names(&main_cf(""), feeder), "");
+        assert_eq!(names(&main_cf(""), smtp(false)), "not-asked");
+    }
+}

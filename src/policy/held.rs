@@ -1,0 +1,125 @@
+//! A DANE verdict as it is kept: what it comes to, for how long, and the rows of the hosts that have TLSA records.
+//!
+//! Takes: a [`Verdict`] and when it was found. Gives: [`Held`], in memory and in the store.
+//! Not here: finding it (`dane`), writing it (`shelf`), how long it serves past its end (`policy`).
+
+use serde::{Deserialize, Serialize};
+
+use super::dane::{Coverage, Mx, Verdict};
+use super::under::Rows;
+use crate::clock::Moment;
+
+/// How a stored verdict begins that is not in JSON, as the first ones were.
+const PACKED: u8 = 2;
+
+/// How much of a cause is kept, in characters.
+const CAUSE: usize = 200;
+
+/// The last verdict that was no failure.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Held {
+    until: Moment,
+    refresh: Moment,
+    /// What it comes to.
+    pub coverage: Coverage,
+    /// Whether there are MX records that are not signed.
+    pub unsigned: bool,
+    more: Option<Box<More>>,
+}
+
+/// What most verdicts have none of.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct More {
+    cause: String,
+    rows: Rows,
+}
+
+/// The form in the store that is not written any more, in JSON.
+#[derive(Deserialize)]
+#[serde(rename_all = "kebab-case")]
+struct StoredBefore {
+    verdict: Verdict,
+    until: i64,
+    refresh: i64,
+}
+
+impl Held {
+    /// A verdict that holds until a moment, and is to be asked again at another (seconds).
+    pub fn of(verdict: &Verdict, until: i64, refresh: i64) -> Held {
+        let cause: String = verdict.failure().unwrap_or_default().chars().take(CAUSE).collect();
+        let rows = verdict.rows();
+        let more = (!rows.is_empty() || !cause.is_empty()).then(|| Box::new(More { cause, rows }));
+        let (until, refresh) = (Moment::at(until), Moment::at(refresh));
+        Held { until, refresh, coverage: verdict.coverage(), unsigned: verdict.mx == Mx::Unsigned, more }
+    }
+
+    /// Until when it holds, in seconds since 1970-01-01T00:00:00Z.
+    pub fn until(&self) -> i64 {
+        self.until.seconds()
+    }
+
+    /// When it is to be asked again, likewise.
+    pub fn refresh(&self) -> i64 {
+        self.refresh.seconds()
+    }
+
+    /// The first cause of what is not known.
+    pub fn cause(&self) -> &str {
+        self.more.as_ref().map_or("", |more| &more.cause)
+    }
+
+    /// The hosts with TLSA records, if there are any.
+    pub fn rows(&self) -> Option<Rows> {
+        self.more.as_ref().map(|more| Rows::clone(&more.rows)).filter(|rows: &Rows| !rows.is_empty())
+    }
+
+    /// As it is stored.
+    pub fn encode(&self) -> Vec<u8> {
+        // Invariant: postcard writes numbers, texts, lists and variants into a vector without fail.
+        postcard::to_extend(self, vec![PACKED]).expect("a verdict has a stored form")
+    }
+
+    /// Reads it back; nothing where it is not in that form.
+    pub fn decode(octets: &[u8]) -> Option<Held> {
+        match octets.strip_prefix(&[PACKED]) {
+            Some(packed) => postcard::from_bytes(packed).ok(),
+            None => {
+                let before: StoredBefore = serde_json::from_slice(octets).ok()?;
+                Some(Held::of(&before.verdict, before.until, before.refresh))
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    use super::super::dane::{Host, HostTlsa};
+    use super::*;
+    use crate::tlsrpt::{Policy, PolicyType};
+
+    #[test]
+    fn it_reads_back_and_the_form_of_before_too() {
+        let records = Arc::new(Policy {
+            policy_type: PolicyType::Tlsa,
+            policy_string: vec!["3 1 1 ab".into()],
+            policy_domain: "base.example".into(),
+            mx_host: Vec::new(),
+        });
+        let host = |name: &str, tlsa| Host { name: name.into(), tlsa };
+        let hosts = vec![
+            host("a.example", HostTlsa::Records { base: "base.example".into(), records, usable: true }),
+            host("b.example", HostTlsa::Failed { cause: "SERVFAIL".into() }),
+        ];
+        for (mx, hosts) in [(Mx::Unsigned, hosts), (Mx::Nowhere, Vec::new())] {
+            let verdict = Verdict { mx, hosts, ttl: Duration::ZERO };
+            let held = Held::of(&verdict, 1_700_000_000, 1_600_000_000);
+            assert_eq!(Held::decode(&held.encode()).as_ref(), Some(&held));
+            let before = serde_json::json!({"verdict": verdict, "until": 1_700_000_000, "refresh": 1_600_000_000});
+            assert_eq!(Held::decode(before.to_string().as_bytes()), Some(held));
+        }
+        assert_eq!(Held::decode(b""), None);
+    }
+}

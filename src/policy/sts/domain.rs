@@ -1,0 +1,426 @@
+//! What is known of one domain's MTA-STS, and what is to be found out next (RFC 8461 §3.3, §5.1, §10.2).
+//!
+//! Takes: records, documents and faults as they are learned, and moments. Gives: what holds at a moment, and what is due.
+//! A policy serves until its `max_age` has run out, whatever DNS and HTTPS do in between; a record that is gone does
+//! not end it, a document with `mode: none` does. The record is asked again when its TTL has run out; a changed id
+//! fetches at once; a policy in use is fetched anew once a day.
+//! When it fails: a fetch is tried again after [`FIRST_RETRY`], doubling up to [`LAST_RETRY`]; a new id is tried at once.
+//! Not here: all domains (`cache`), asking and fetching.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
+
+use super::cached::{Cached, PolicyFailure, Restored, beginning};
+use super::document::Document;
+use super::fetch::FetchFault;
+use super::record;
+use crate::clock::{Moment, SharedMoment};
+use crate::dns::{Answer, DnsError};
+
+/// Seconds until a failed fetch is tried again, the first time.
+pub const FIRST_RETRY: i64 = 300;
+
+/// Seconds until a failed fetch is tried again, at most.
+pub const LAST_RETRY: i64 = 3600;
+
+/// The shortest and longest that a record holds, in seconds, whatever its TTL.
+const RECORD_TTL: (i64, i64) = (60, 86_400);
+
+/// Seconds until a record whose query failed is asked again.
+const RECORD_RETRY: i64 = 60;
+
+/// What is known of a domain's record.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "kind")]
+pub enum Record {
+    /// It has one.
+    Id {
+        /// Its `id`.
+        id: Box<str>,
+    },
+    /// It has none, or none that counts.
+    None {
+        /// Why.
+        reason: Cow<'static, str>,
+    },
+    /// It could not be asked.
+    Failed {
+        /// Why.
+        cause: Box<str>,
+    },
+}
+
+/// What is known of a domain at a moment.
+#[derive(Clone, Debug, Default)]
+pub struct Known {
+    /// Its policy, unexpired, of any mode.
+    pub policy: Option<Arc<Cached>>,
+    /// Its record, and until when that holds.
+    pub record: Option<(Record, i64)>,
+    /// When the record was last asked, in seconds since 1970-01-01T00:00:00Z.
+    pub checked: Option<i64>,
+    /// Why the document that the record names is not the policy.
+    pub failure: Option<Arc<PolicyFailure>>,
+    /// When something is to be asked again; a past moment where something is to be asked now.
+    pub due: i64,
+}
+
+/// A domain that has been asked about.
+pub struct Domain {
+    /// Its name in the one form.
+    pub name: Arc<str>,
+    /// Counts the changes of what is known.
+    version: AtomicU32,
+    /// When it was last asked about.
+    used: SharedMoment,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    policy: Option<Arc<Cached>>,
+    failure: Option<Arc<PolicyFailure>>,
+    record: Option<Record>,
+    /// Until when the record holds.
+    until: Moment,
+    /// When it was last asked; the first of all moments for never.
+    checked: Moment,
+    /// The document is to be fetched, whatever the times say.
+    told: bool,
+}
+
+impl Domain {
+    /// A domain of which nothing is known.
+    pub fn new(name: Arc<str>, used: i64) -> Domain {
+        Domain { name, version: AtomicU32::new(0), used: SharedMoment::at(used), state: Mutex::default() }
+    }
+
+    /// A domain with the policy that the store had.
+    pub fn restored(name: Arc<str>, restored: Restored) -> Domain {
+        let domain = Domain::new(name, restored.used);
+        {
+            let mut state = domain.state.lock();
+            state.policy = Some(Arc::new(restored.policy));
+            state.checked = Moment::at(restored.checked.unwrap_or(0));
+        }
+        domain
+    }
+
+    /// Changes with what is known.
+    pub fn version(&self) -> u32 {
+        self.version.load(Ordering::Acquire)
+    }
+
+    /// Notes that it was asked about.
+    pub fn touch(&self, now: i64) {
+        if self.used.seconds() != now {
+            self.used.set(now);
+        }
+    }
+
+    /// When it was last asked about, in seconds since 1970-01-01T00:00:00Z.
+    pub fn used(&self) -> i64 {
+        self.used.seconds()
+    }
+
+    /// What its texts take, in octets.
+    pub fn size(&self) -> usize {
+        let state = self.state.lock();
+        let failure = state.failure.as_ref().map_or(0, |failure| failure.size());
+        state.policy.as_ref().map_or(0, |policy| policy.size()) + failure
+    }
+
+    /// Makes the record due at `now`, as if its TTL had run out; with `fetch` also the document, whatever failed before.
+    pub fn look_again(&self, now: i64, fetch: bool) {
+        let mut state = self.state.lock();
+        state.until = state.until.min(Moment::at(now));
+        state.told |= fetch;
+    }
+
+    /// What is known at a moment.
+    pub fn known(&self, now: i64) -> Known {
+        let state = self.state.lock();
+        let failure = match (&state.record, &state.failure) {
+            (Some(Record::Id { id }), Some(failure)) if *failure.id == **id => Some(Arc::clone(failure)),
+            _ => None,
+        };
+        Known {
+            policy: state.unexpired(now).map(Arc::clone),
+            record: state.record.clone().map(|record| (record, state.until.seconds())),
+            checked: state.checked(),
+            failure,
+            due: state.due(now),
+        }
+    }
+
+    /// Its policy at a moment, unexpired, of any mode.
+    pub fn policy(&self, now: i64) -> Option<Arc<Cached>> {
+        self.state.lock().unexpired(now).map(Arc::clone)
+    }
+
+    /// When something is to be asked again; a past moment where something is to be asked now.
+    pub fn due(&self, at: i64) -> i64 {
+        self.state.lock().due(at)
+    }
+
+    /// Whether the record is to be asked.
+    pub fn record_due(&self, at: i64) -> bool {
+        self.state.lock().record_due(at)
+    }
+
+    /// The id to fetch for, where a fetch is due.
+    pub fn fetch_due(&self, at: i64) -> Option<Box<str>> {
+        self.state.lock().fetch_due(at)
+    }
+
+    /// A record that could not be asked is asked at the next look, not only when its time has come.
+    pub fn forget_failed_record(&self) {
+        let mut state = self.state.lock();
+        if matches!(state.record, Some(Record::Failed { .. })) {
+            state.record = None;
+        }
+    }
+
+    /// Forgets all that is known; whether there was anything.
+    pub fn forget(&self) -> bool {
+        let state = std::mem::take(&mut *self.state.lock());
+        self.changed();
+        state.policy.is_some() || state.record.is_some() || state.failure.is_some()
+    }
+
+    /// Whether its policy has its place in the store.
+    pub fn has_policy(&self) -> bool {
+        self.state.lock().policy.is_some()
+    }
+
+    /// What was found of its record at a moment (seconds).
+    pub fn learn_record(&self, found: Result<Answer<String>, DnsError>, now: i64) {
+        let clamp =
+            |ttl: Duration| i64::try_from(ttl.as_secs()).unwrap_or(RECORD_TTL.1).clamp(RECORD_TTL.0, RECORD_TTL.1);
+        let mut state = self.state.lock();
+        let (record, holds) = match found {
+            Ok(answer) => match record::id(&answer.records) {
+                Ok(id) => (Record::Id { id: id.into() }, clamp(answer.ttl)),
+                Err(reason) => (Record::None { reason: reason.text().into() }, clamp(answer.ttl)),
+            },
+            Err(DnsError::Failed(cause)) => match state.record.take() {
+                // What was known stands while the resolver fails.
+                Some(known @ Record::Id { .. }) => (known, RECORD_RETRY),
+                _ => (Record::Failed { cause: cause.into() }, RECORD_RETRY),
+            },
+            Err(none @ DnsError::NoSuchDomain { ttl }) | Err(none @ DnsError::NoRecords { ttl }) => {
+                let reason =
+                    if matches!(none, DnsError::NoRecords { .. }) { "no such records" } else { "no such domain" };
+                (Record::None { reason: reason.into() }, clamp(ttl))
+            }
+        };
+        state.record = Some(record);
+        state.until = Moment::at(now + holds);
+        state.checked = Moment::at(now);
+        drop(state);
+        self.changed();
+    }
+
+    /// The document that was fetched for an id at a moment (seconds).
+    pub fn learn_policy(&self, id: &str, document: &Document, now: i64) {
+        let policy = Cached::of(&self.name, id, document, now);
+        let mut state = self.state.lock();
+        state.policy = Some(Arc::new(policy));
+        state.failure = None;
+        state.told = false;
+        drop(state);
+        self.changed();
+    }
+
+    /// Why the document of an id could not be had at a moment (seconds); and the policy that serves all the same.
+    pub fn learn_failure(&self, id: &str, fault: FetchFault, now: i64) -> (Arc<PolicyFailure>, Option<Arc<Cached>>) {
+        let mut state = self.state.lock();
+        let wait = match &state.failure {
+            Some(before) if before.id == id => ((before.retry - before.at) * 2).clamp(FIRST_RETRY, LAST_RETRY),
+            _ => FIRST_RETRY,
+        };
+        let text = fault.to_string();
+        let (result_type, reason) = (fault.result_type(), fault.reason());
+        let lines = match fault {
+            FetchFault::Invalid(_, lines) => beginning(lines),
+            _ => Vec::new(),
+        };
+        let id = id.to_owned();
+        let failure = Arc::new(PolicyFailure { id, result_type, reason, text, lines, at: now, retry: now + wait });
+        state.failure = Some(Arc::clone(&failure));
+        state.told = false;
+        let cached = state.unexpired(now).map(Arc::clone);
+        drop(state);
+        self.changed();
+        (failure, cached)
+    }
+
+    /// As it is stored; nothing where it has no policy.
+    pub fn stored(&self) -> Option<Vec<u8>> {
+        let (policy, checked) = {
+            let state = self.state.lock();
+            (state.policy.clone()?, state.checked())
+        };
+        Some(policy.encode(self.used(), checked))
+    }
+
+    fn changed(&self) {
+        self.version.fetch_add(1, Ordering::Release);
+    }
+}
+
+impl State {
+    fn checked(&self) -> Option<i64> {
+        Some(self.checked.seconds()).filter(|at| *at > 0)
+    }
+
+    fn unexpired(&self, now: i64) -> Option<&Arc<Cached>> {
+        self.policy.as_ref().filter(|policy| policy.expires() > now)
+    }
+
+    fn record_due(&self, at: i64) -> bool {
+        self.record.is_none() || self.until.seconds() <= at
+    }
+
+    /// The id to fetch for, where a fetch is due.
+    fn fetch_due(&self, at: i64) -> Option<Box<str>> {
+        let Some(Record::Id { id }) = &self.record else { return None };
+        (self.fetch_at(id, at) <= at).then(|| id.clone())
+    }
+
+    /// When the document of `id` is to be fetched.
+    fn fetch_at(&self, id: &str, now: i64) -> i64 {
+        if self.told {
+            return i64::MIN;
+        }
+        let wanted = match self.unexpired(now) {
+            Some(policy) if *policy.id == *id => policy.refresh().min(policy.expires()),
+            _ => i64::MIN,
+        };
+        let held = self.failure.as_ref().filter(|failure| failure.id == id).map_or(i64::MIN, |failure| failure.retry);
+        wanted.max(held)
+    }
+
+    /// When something is to be asked again.
+    fn due(&self, now: i64) -> i64 {
+        match &self.record {
+            None => i64::MIN,
+            Some(Record::Id { id }) => self.until.seconds().min(self.fetch_at(id, now)),
+            Some(Record::None { .. } | Record::Failed { .. }) => self.until.seconds(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::document;
+    use super::*;
+    use crate::tlsrpt::{Mode, ResultType};
+
+    const DAY: i64 = 86_400;
+
+    fn domain() -> Domain {
+        Domain::new("example.com".into(), 0)
+    }
+
+    fn record(text: &str, ttl: u64) -> Result<Answer<String>, DnsError> {
+        Ok(Answer { name: "x".into(), records: vec![text.into()], secure: false, ttl: Duration::from_secs(ttl) })
+    }
+
+    fn document(mode: &str, max_age: i64) -> Document {
+        let text = format!("version: STSv1\nmode: {mode}\nmx: mx.example.com\nmax_age: {max_age}\n");
+        document::parse(text.as_bytes()).unwrap()
+    }
+
+    fn due(domain: &Domain, at: i64) -> (bool, Option<Box<str>>) {
+        (domain.record_due(at), domain.fetch_due(at))
+    }
+
+    #[test]
+    fn a_policy_lives_and_ends() {
+        let d = domain();
+        assert_eq!(due(&d, 0), (true, None));
+        d.learn_record(record("v=STSv1; id=1", 300), 1000);
+        assert_eq!(due(&d, 1000), (false, Some("1".into())));
+        d.learn_policy("1", &document("enforce", 10 * DAY), 1000);
+        assert_eq!(due(&d, 1299), (false, None));
+        assert_eq!(d.known(1299).due, 1300);
+        assert_eq!(due(&d, 1300), (true, None));
+        // The record is gone: the policy stays to its end.
+        d.learn_record(Err(DnsError::NoSuchDomain { ttl: Duration::from_secs(60) }), 1300);
+        assert_eq!(due(&d, 1300 + DAY), (true, None));
+        assert!(d.known(1000 + 10 * DAY - 1).policy.is_some());
+        assert!(d.known(1000 + 10 * DAY).policy.is_none());
+    }
+
+    #[test]
+    fn a_changed_id_fetches_while_the_old_policy_serves() {
+        let d = domain();
+        d.learn_record(record("v=STSv1; id=1", 60), 0);
+        d.learn_policy("1", &document("enforce", 10 * DAY), 0);
+        d.learn_record(record("v=STSv1; id=2", 60), 60);
+        assert_eq!(due(&d, 60), (false, Some("2".into())));
+        assert_eq!(d.known(60).policy.unwrap().id, "1".into());
+        d.learn_policy("2", &document("none", DAY), 61);
+        assert_eq!(d.known(62).policy.unwrap().mode, Mode::None);
+    }
+
+    #[test]
+    fn a_failed_fetch_backs_off_per_id() {
+        let d = domain();
+        d.learn_record(record("v=STSv1; id=1", 86_400), 0);
+        let mut at = 0;
+        for wait in [300, 600, 1200, 2400, 3600, 3600] {
+            let (failure, _) = d.learn_failure("1", FetchFault::Status(500), at);
+            assert_eq!(failure.retry, at + wait);
+            assert_eq!(due(&d, at + wait - 1).1, None);
+            at += wait;
+            assert_eq!(due(&d, at).1.as_deref(), Some("1"));
+        }
+        assert_eq!(d.known(at).failure.unwrap().result_type, ResultType::StsPolicyFetchError);
+        d.learn_record(record("v=STSv1; id=2", 86_400), at);
+        assert_eq!(due(&d, at).1.as_deref(), Some("2"), "a new id is tried at once");
+        assert!(d.known(at).failure.is_none());
+        assert_eq!(d.learn_failure("2", FetchFault::Status(500), at).0.retry, at + 300);
+    }
+
+    #[test]
+    fn a_policy_that_cannot_be_refreshed_serves_on() {
+        let d = domain();
+        d.learn_record(record("v=STSv1; id=1", 86_400), 0);
+        d.learn_policy("1", &document("enforce", 10 * DAY), 0);
+        let refresh = d.known(0).policy.unwrap().refresh();
+        assert!((DAY * 9 / 10..=DAY).contains(&refresh));
+        assert_eq!(due(&d, refresh).1.as_deref(), Some("1"));
+        let (_, cached) = d.learn_failure("1", FetchFault::Status(500), refresh);
+        assert!(cached.is_some() && d.known(refresh).policy.is_some());
+        assert_eq!(due(&d, refresh + 1).1, None);
+    }
+
+    #[test]
+    fn a_failing_resolver_changes_nothing_that_is_known() {
+        let d = domain();
+        d.learn_record(record("v=STSv1; id=1", 60), 0);
+        d.learn_record(Err(DnsError::Failed("SERVFAIL".into())), 60);
+        assert_eq!(d.known(61).record.unwrap(), (Record::Id { id: "1".into() }, 120));
+        let d = domain();
+        d.learn_record(Err(DnsError::Failed("SERVFAIL".into())), 0);
+        assert_eq!(due(&d, 59), (false, None));
+    }
+
+    #[test]
+    fn ttls_and_ages_have_bounds() {
+        let d = domain();
+        d.learn_record(record("v=STSv1; id=1", 0), 0);
+        assert_eq!(d.known(0).record.unwrap().1, 60);
+        d.learn_record(record("v=STSv1; id=1", 10_000_000), 0);
+        assert_eq!(d.known(0).record.unwrap().1, DAY);
+        d.learn_policy("1", &document("enforce", 0), 0);
+        assert_eq!(d.known(0).policy.unwrap().expires(), 60);
+    }
+}

@@ -1,0 +1,130 @@
+//! The text of a document as it is kept: as served, in a third of its octets.
+//!
+//! Takes: lines, and the domain that served them. Gives: a [`Text`], which many can hold, and the same lines back.
+//! Documents are made of few words and the domain's own name: an octet stands for each. Such octets are control
+//! characters, of which a policy has none; a text that has some is kept as it is.
+//! Not here: what the lines mean (`document`).
+
+use std::sync::Arc;
+
+/// What the octets from 1 on stand for. Stored texts name these by number: the list may grow at its end, up to 8.
+const WORDS: [&str; 6] = ["version: STSv1\n", "mode: enforce\n", "mode: testing\n", "mx: ", "max_age: ", "604800\n"];
+
+/// Stands for the name of the domain.
+const NAME: u8 = 8;
+
+/// Begins a text that is kept as it is.
+const PLAIN: u8 = 0;
+
+/// Lines of a document, packed. Two are equal if their lines are and one domain served both.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Text(Arc<[u8]>);
+
+impl Text {
+    /// Packs lines, which have no line feeds in them.
+    pub fn of<S: AsRef<str>>(name: &str, lines: &[S]) -> Text {
+        let mut whole = String::with_capacity(lines.iter().map(|line| line.as_ref().len() + 1).sum());
+        for line in lines {
+            whole.push_str(line.as_ref());
+            whole.push('\n');
+        }
+        if whole.bytes().any(|octet| octet <= NAME) {
+            return Text([&[PLAIN], whole.as_bytes()].concat().into());
+        }
+        let mut packed = Vec::with_capacity(whole.len() / 2);
+        let mut rest = whole.as_str();
+        'text: while let Some(first) = rest.chars().next() {
+            for (octet, word) in (1..).zip(WORDS) {
+                if let Some(after) = rest.strip_prefix(word) {
+                    packed.push(octet);
+                    rest = after;
+                    continue 'text;
+                }
+            }
+            if let Some(after) = rest.strip_prefix(name).filter(|_| !name.is_empty()) {
+                packed.push(NAME);
+                rest = after;
+                continue;
+            }
+            packed.extend_from_slice(&rest.as_bytes()[..first.len_utf8()]);
+            rest = &rest[first.len_utf8()..];
+        }
+        Text(packed.into())
+    }
+
+    /// A text as it was stored.
+    pub fn packed(octets: &[u8]) -> Text {
+        Text(octets.into())
+    }
+
+    /// As it is stored.
+    pub fn octets(&self) -> &[u8] {
+        &self.0
+    }
+
+    /// Whether both are the same piece of memory or have the same lines; makes them the same piece if so.
+    pub fn share(&mut self, other: &Text) -> bool {
+        let same = self == other;
+        if same {
+            self.0 = Arc::clone(&other.0);
+        }
+        same
+    }
+
+    /// The lines.
+    pub fn lines(&self, name: &str) -> Vec<String> {
+        self.whole(name).split_terminator('\n').map(str::to_owned).collect()
+    }
+
+    /// The lines, each with a line feed behind it. Octets that this program has not packed become U+FFFD.
+    pub fn whole(&self, name: &str) -> String {
+        if let Some(plain) = self.0.strip_prefix(&[PLAIN]) {
+            return String::from_utf8_lossy(plain).into_owned();
+        }
+        let mut whole = Vec::with_capacity(self.0.len() * 4);
+        for octet in &*self.0 {
+            match octet {
+                &NAME => whole.extend_from_slice(name.as_bytes()),
+                1..NAME => {
+                    whole.extend_from_slice(WORDS.get(usize::from(*octet) - 1).copied().unwrap_or("?").as_bytes())
+                }
+                octet => whole.push(*octet),
+            }
+        }
+        String::from_utf8(whole).unwrap_or_else(|e| String::from_utf8_lossy(e.as_bytes()).into_owned())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn a_common_document_takes_few_octets() {
+        let lines = ["version: STSv1", "mode: enforce", "mx: mx.example.com", "mx: *.example.net", "max_age: 604800"];
+        let text = Text::of("example.com", &lines);
+        assert_eq!(text.octets(), b"\x01\x02\x04mx.\x08\n\x04*.example.net\n\x05\x06");
+        assert_eq!(text.lines("example.com"), lines);
+    }
+
+    #[test]
+    fn what_is_no_plain_text_is_kept_as_it_is() {
+        let lines = ["<html>\u{1}\u{8}", "\u{fffd}\r", "  "];
+        let text = Text::of("example.com", &lines);
+        assert_eq!((text.octets()[0], text.lines("other.example")), (PLAIN, lines.map(str::to_owned).to_vec()));
+    }
+
+    proptest! {
+        #[test]
+        fn lines_come_back(name in "[a-z.]{0,4}", lines in proptest::collection::vec("(mx: |mode: enforce|[a-z.]{0,6}|[^\n]{1,8}){1,3}", 0..6)) {
+            prop_assert_eq!(Text::of(&name, &lines).lines(&name), lines);
+        }
+
+        #[test]
+        fn strange_octets_are_no_panic(name in "[a-z.]{0,4}", octets: Vec<u8>) {
+            let _ = Text::packed(&octets).lines(&name);
+        }
+    }
+}

@@ -1,0 +1,124 @@
+//! One connection to one address of an MX host, as a sender makes it: STARTTLS, and what certificate comes.
+//!
+//! Takes: an address and the host's name. Gives: a [`Probe`]. Any certificate is taken, and kept to be judged.
+//! Limits: [`CONNECT_TIME`], [`PROBE_TIME`] in all; TLS 1.2 and 1.3.
+//! When it fails: a [`ProbeFault`].
+//! Not here: what is made of the certificate (`certificate`).
+
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::{DigitallySignedStruct, SignatureScheme};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+use tokio_rustls::TlsConnector;
+
+use super::smtp::{SmtpError, start_tls};
+
+/// How long a connection may take to stand.
+const CONNECT_TIME: Duration = Duration::from_secs(10);
+
+/// How long all of it may take: some servers greet late on purpose.
+const PROBE_TIME: Duration = Duration::from_secs(45);
+
+/// What a server showed.
+#[derive(Clone, Debug)]
+pub struct Probe {
+    /// Such as `TLSv1_3`.
+    pub protocol: String,
+    /// The certificates, the server's own first.
+    pub chain: Vec<CertificateDer<'static>>,
+}
+
+/// Why it showed nothing.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ProbeFault {
+    /// No connection.
+    #[error("no connection: {0}")]
+    Connect(String),
+    /// It is there, and does not come to TLS.
+    #[error(transparent)]
+    Smtp(#[from] SmtpError),
+    /// The handshake failed.
+    #[error("the TLS handshake failed: {0}")]
+    Handshake(String),
+    /// Not done in time.
+    #[error("not done within {} s", PROBE_TIME.as_secs())]
+    Timeout,
+}
+
+/// Connects, as `name`, to one address of `host`.
+pub async fn probe(address: SocketAddr, host: &str, name: &str) -> Result<Probe, ProbeFault> {
+    timeout(PROBE_TIME, converse(address, host, name)).await.unwrap_or(Err(ProbeFault::Timeout))
+}
+
+async fn converse(address: SocketAddr, host: &str, name: &str) -> Result<Probe, ProbeFault> {
+    let mut stream = match timeout(CONNECT_TIME, TcpStream::connect(address)).await {
+        Err(_) => return Err(ProbeFault::Connect(format!("no answer within {} s", CONNECT_TIME.as_secs()))),
+        Ok(Err(error)) => return Err(ProbeFault::Connect(error.to_string())),
+        Ok(Ok(stream)) => stream,
+    };
+    start_tls(&mut stream, name).await?;
+    let failed = |text: String| ProbeFault::Handshake(text.chars().take(200).flat_map(char::escape_debug).collect());
+    let server = ServerName::try_from(host.to_owned()).map_err(|e| failed(e.to_string()))?;
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let keeper = Arc::new(Keeper { algorithms: provider.signature_verification_algorithms, chain: Mutex::default() });
+    let config = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(|e| failed(e.to_string()))?
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::clone(&keeper) as Arc<dyn ServerCertVerifier>)
+        .with_no_client_auth();
+    let shaken = TlsConnector::from(Arc::new(config)).connect(server, stream).await;
+    let stream = shaken.map_err(|e| failed(e.to_string()))?;
+    let protocol = stream.get_ref().1.protocol_version().map_or_else(String::new, |version| format!("{version:?}"));
+    let chain = keeper.chain.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    Ok(Probe { protocol, chain })
+}
+
+/// Takes any certificate and keeps it; that the server has its key is still proven.
+#[derive(Debug)]
+struct Keeper {
+    algorithms: rustls::crypto::WebPkiSupportedAlgorithms,
+    chain: Mutex<Vec<CertificateDer<'static>>>,
+}
+
+impl ServerCertVerifier for Keeper {
+    fn verify_server_cert(
+        &self,
+        leaf: &CertificateDer<'_>,
+        others: &[CertificateDer<'_>],
+        _name: &ServerName<'_>,
+        _ocsp: &[u8],
+        _now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        let chain = std::iter::once(leaf).chain(others).map(|c| c.clone().into_owned()).collect();
+        *self.chain.lock().unwrap_or_else(PoisonError::into_inner) = chain;
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        rustls::crypto::verify_tls12_signature(message, certificate, signature, &self.algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        rustls::crypto::verify_tls13_signature(message, certificate, signature, &self.algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.algorithms.supported_schemes()
+    }
+}

@@ -1,0 +1,285 @@
+//! Sessions from the datagrams of Postfix's libtlsrpt: each says what came of one connection, and under which policy.
+//!
+//! Takes: one datagram, JSON (libtlsrpt 0.5, version 1; earlier ones name none). Gives: a [`Reported`] for each policy in it.
+//! Limits: [`MAX_POLICIES`], [`MAX_FAILURES`] and [`MAX_STRINGS`] a policy; a reader behind them gives [`Unreadable`].
+//! Texts of strangers (what a server calls itself) are cut to the name in them.
+//! When it fails: [`Unreadable`] names the cause, for a counter; nothing of the datagram counts.
+//! Not here: the socket (`input::datagram`), what a result counts as (`tally`).
+
+use std::borrow::Cow;
+use std::fmt;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use serde::Deserialize;
+
+use crate::domain;
+use crate::tlsrpt::{Failure, Policy, PolicyType, ResultType};
+
+/// The one version of the protocol.
+const VERSION: &str = "1";
+
+/// Policies in one datagram: Postfix sends one; DANE and MTA-STS at once are two.
+pub const MAX_POLICIES: usize = 16;
+
+/// Failures of one session: Postfix reports the first.
+pub const MAX_FAILURES: usize = 64;
+
+/// Lines of a policy, or `mx` patterns: a document of 64 KiB has more, and no policy that is in use.
+pub const MAX_STRINGS: usize = 1024;
+
+/// What Postfix says of one session.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reported {
+    /// The recipient domain, or the next hop.
+    pub domain: Arc<str>,
+    /// The policy that Postfix had applied.
+    pub policy: Arc<Policy>,
+    /// Whether that policy is MTA-STS in testing mode.
+    pub testing: bool,
+    /// Whether the session failed.
+    pub failed: bool,
+    /// Why; Postfix may name a cause of a session that succeeded.
+    pub failures: Vec<Failure>,
+}
+
+/// Why a datagram does not count.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Unreadable {
+    /// It is not UTF-8.
+    NotUtf8,
+    /// It is no JSON, or not of that shape.
+    Malformed,
+    /// It is of a version that is not known.
+    Version,
+    /// A name, a policy type or a failure code that is none.
+    Words,
+    /// More policies, failures or lines than are read.
+    TooMany,
+}
+
+impl Unreadable {
+    /// The cause, for people.
+    pub const fn cause(self) -> &'static str {
+        match self {
+            Unreadable::NotUtf8 => "it is not UTF-8",
+            Unreadable::Malformed => "it is no JSON of libtlsrpt's",
+            Unreadable::Version => "its version is not known",
+            Unreadable::Words => "a domain, policy type or failure code in it is none",
+            Unreadable::TooMany => "it has more policies or failures than are read",
+        }
+    }
+}
+
+impl fmt::Display for Unreadable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.cause())
+    }
+}
+
+#[derive(Deserialize)]
+struct Datagram<'a> {
+    #[serde(borrow, default)]
+    dpv: Option<Cow<'a, str>>,
+    #[serde(borrow)]
+    d: Cow<'a, str>,
+    #[serde(borrow)]
+    policies: Vec<OnePolicy<'a>>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "kebab-case")]
+struct OnePolicy<'a> {
+    policy_type: u32,
+    #[serde(borrow, default)]
+    policy_domain: Option<Cow<'a, str>>,
+    #[serde(default)]
+    policy_string: Vec<String>,
+    #[serde(default)]
+    mx_host: Vec<String>,
+    #[serde(borrow, default)]
+    failure_details: Vec<OneFailure<'a>>,
+    f: u32,
+}
+
+#[derive(Deserialize)]
+struct OneFailure<'a> {
+    c: u32,
+    #[serde(borrow, default)]
+    s: Option<Cow<'a, str>>,
+    #[serde(borrow, default)]
+    n: Option<Cow<'a, str>>,
+    #[serde(borrow, default)]
+    h: Option<Cow<'a, str>>,
+    #[serde(borrow, default)]
+    r: Option<Cow<'a, str>>,
+    #[serde(borrow, default)]
+    a: Option<Cow<'a, str>>,
+    #[serde(borrow, default)]
+    f: Option<Cow<'a, str>>,
+}
+
+/// Reads one datagram.
+pub fn decode(octets: &[u8]) -> Result<Vec<Reported>, Unreadable> {
+    let text = std::str::from_utf8(octets).map_err(|_| Unreadable::NotUtf8)?;
+    let datagram: Datagram<'_> = serde_json::from_str(text).map_err(|_| Unreadable::Malformed)?;
+    if datagram.dpv.is_some_and(|version| version != VERSION) {
+        return Err(Unreadable::Version);
+    }
+    if datagram.policies.len() > MAX_POLICIES {
+        return Err(Unreadable::TooMany);
+    }
+    let domain: Arc<str> = domain::normalise(&datagram.d).ok_or(Unreadable::Words)?.into();
+    datagram.policies.into_iter().map(|policy| reported(&domain, policy)).collect()
+}
+
+fn reported(domain: &Arc<str>, told: OnePolicy<'_>) -> Result<Reported, Unreadable> {
+    let strings = told.policy_string.len().max(told.mx_host.len());
+    if told.failure_details.len() > MAX_FAILURES || strings > MAX_STRINGS {
+        return Err(Unreadable::TooMany);
+    }
+    let policy_type = match told.policy_type {
+        1 => PolicyType::Tlsa,
+        2 => PolicyType::Sts,
+        9 => PolicyType::NoPolicyFound,
+        _ => return Err(Unreadable::Words),
+    };
+    let policy_domain = match told.policy_domain {
+        // Postfix before 3.10.5 leaves it out where there is no policy.
+        None => domain.to_string(),
+        Some(name) => domain::normalise(&name).ok_or(Unreadable::Words)?,
+    };
+    let mode = |line: &String| {
+        line.split_once(':').is_some_and(|(key, value)| key.trim() == "mode" && value.trim() == "testing")
+    };
+    let testing = policy_type == PolicyType::Sts && told.policy_string.iter().any(mode);
+    let failed = match told.f {
+        0 => false,
+        1 => true,
+        _ => return Err(Unreadable::Words),
+    };
+    let failures = told.failure_details.into_iter().map(failure).collect::<Result<_, _>>()?;
+    let policy = Policy { policy_type, policy_string: told.policy_string, policy_domain, mx_host: told.mx_host };
+    Ok(Reported { domain: Arc::clone(domain), policy: Arc::new(policy), testing, failed, failures })
+}
+
+fn failure(told: OneFailure<'_>) -> Result<Failure, Unreadable> {
+    let address = |text: Option<Cow<'_, str>>| text.and_then(|text| text.parse::<IpAddr>().ok());
+    Ok(Failure {
+        sending_mta_ip: address(told.s),
+        receiving_mx_hostname: told.n.and_then(|name| domain::normalise(&name)),
+        receiving_mx_helo: told.h.as_deref().and_then(helo),
+        receiving_ip: address(told.r),
+        additional_information: told.a.as_deref().map(|text| words(text, MAX_INFORMATION)),
+        failure_reason_code: told.f.as_deref().map(|text| words(text, MAX_CODE)),
+        ..Failure::new(result_type(told.c).ok_or(Unreadable::Words)?, None)
+    })
+}
+
+/// The longest failure reason code and additional information that are kept, in characters.
+const MAX_CODE: usize = 64;
+const MAX_INFORMATION: usize = 256;
+
+/// libtlsrpt's `tlsrpt_failure_t`.
+fn result_type(code: u32) -> Option<ResultType> {
+    Some(match code {
+        201 => ResultType::StarttlsNotSupported,
+        202 => ResultType::CertificateHostMismatch,
+        203 => ResultType::CertificateNotTrusted,
+        204 => ResultType::CertificateExpired,
+        205 => ResultType::ValidationFailure,
+        301 => ResultType::StsPolicyFetchError,
+        302 => ResultType::StsPolicyInvalid,
+        303 => ResultType::StsWebpkiInvalid,
+        304 => ResultType::TlsaInvalid,
+        305 => ResultType::DnssecInvalid,
+        306 => ResultType::DaneRequired,
+        _ => return None,
+    })
+}
+
+/// The name in a reply to EHLO or HELO: Postfix hands on all of it, `250-mx.example.com\r\n250 8BITMIME`.
+fn helo(reply: &str) -> Option<String> {
+    let first = reply.split(['\r', '\n']).next()?;
+    let line = match first.as_bytes() {
+        [b'0'..=b'9', b'0'..=b'9', b'0'..=b'9', b' ' | b'-', ..] => first.get(4..)?,
+        _ => first,
+    };
+    let word = line.split_ascii_whitespace().next()?;
+    // A name, or an address literal; anything else says nothing.
+    let literal = word.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
+    let is_address = |text: &str| text.strip_prefix("IPv6:").unwrap_or(text).parse::<IpAddr>().is_ok();
+    match literal {
+        Some(text) => is_address(text).then(|| word.to_owned()),
+        None => domain::normalise(word),
+    }
+}
+
+/// A stranger's words: printable, and cut.
+fn words(text: &str, most: usize) -> String {
+    text.chars().map(|c| if c.is_control() { '?' } else { c }).take(most).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FAILED: &str = r#"{"dpv": "1","d": "Example.net","pr": "v=TLSRPTv1;rua=mailto:r@example.net","policies":[{"policy-type":2,"policy-domain": "example.net","policy-string":["version: STSv1","mode: enforce","mx: mx1.example.net","max_age: 604800"],"mx-host":["mx1.example.net"],"failure-details":[{"c":205,"s": "192.0.2.10","n": "mx1.example.net","h": "250-mail.example.net greets\r\n250-STARTTLS\r\n250 8BITMIME","r": "2001:db8::7","f": "self-signed_certificate"}],"t":1,"f":1}]}"#;
+
+    #[test]
+    fn reads_a_failure_whole() {
+        let read = decode(FAILED.as_bytes()).unwrap();
+        let [one] = &read[..] else { panic!("{read:?}") };
+        let want = Failure {
+            sending_mta_ip: "192.0.2.10".parse().ok(),
+            receiving_mx_hostname: Some("mx1.example.net".into()),
+            receiving_mx_helo: Some("mail.example.net".into()),
+            receiving_ip: "2001:db8::7".parse().ok(),
+            ..Failure::new(ResultType::ValidationFailure, Some("self-signed_certificate"))
+        };
+        assert_eq!((&*one.domain, one.failed, one.testing), ("example.net", true, false));
+        assert_eq!(one.failures, [want]);
+        assert_eq!((one.policy.policy_type, one.policy.policy_string.len()), (PolicyType::Sts, 4));
+    }
+
+    #[test]
+    fn a_policy_without_a_domain_is_of_the_domain_and_several_policies_are_several() {
+        let text = r#"{"d": "a.test","pr": "x","policies":[{"policy-type":9,"t":0,"f":0},{"policy-type":2,"policy-domain":"b.test","policy-string":["mode:  testing"],"f":0}]}"#;
+        let read = decode(text.as_bytes()).unwrap();
+        let told: Vec<_> = read.iter().map(|r| (&*r.policy.policy_domain, r.testing)).collect();
+        assert_eq!(told, [("a.test", false), ("b.test", true)]);
+        assert_eq!(read[0].policy, Arc::new(Policy::none("a.test")));
+    }
+
+    #[test]
+    fn what_is_wrong_is_named() {
+        let with = |from: &str, to: &str| decode(FAILED.replace(from, to).as_bytes()).unwrap_err();
+        assert_eq!(with("\"dpv\": \"1\"", "\"dpv\": \"2\""), Unreadable::Version);
+        assert_eq!(with("Example.net", "192.0.2.1"), Unreadable::Words);
+        assert_eq!(with("\"c\":205", "\"c\":901"), Unreadable::Words);
+        assert_eq!(with("\"policy-type\":2", "\"policy-type\":3"), Unreadable::Words);
+        assert_eq!(with("\"policies\"", "\"polices\""), Unreadable::Malformed);
+        assert_eq!(decode(b"{\"d\": \"\xff\"}"), Err(Unreadable::NotUtf8));
+        assert_eq!(decode(b""), Err(Unreadable::Malformed));
+        assert_eq!(decode(&b"[".repeat(60_000)), Err(Unreadable::Malformed));
+        let one = r#"{"policy-type":9,"f":0}"#;
+        let many = format!(r#"{{"d":"a.test","policies":[{}]}}"#, vec![one; MAX_POLICIES + 1].join(","));
+        assert_eq!(decode(many.as_bytes()), Err(Unreadable::TooMany));
+    }
+
+    #[test]
+    fn what_a_server_calls_itself() {
+        for (reply, want) in [
+            ("250-mx.a.test\r\n250 OK", Some("mx.a.test")),
+            ("250 MX.A.test at your service", Some("mx.a.test")),
+            ("mx.a.test", Some("mx.a.test")),
+            ("250 [192.0.2.1]", Some("[192.0.2.1]")),
+            ("250-[IPv6:2001:db8::1] hello", Some("[IPv6:2001:db8::1]")),
+            ("250 <script>", None),
+            ("250 ", None),
+            ("", None),
+        ] {
+            assert_eq!(helo(reply).as_deref(), want, "{reply}");
+        }
+    }
+}
