@@ -4,6 +4,7 @@
 //! The exit statuses are those of sysexits(3), listed in `--help`.
 //! Not here: what a subcommand does (`cli/*.rs`).
 
+mod backup;
 mod check;
 mod control;
 mod dkim_key;
@@ -92,7 +93,7 @@ enum Command {
     /// Runs the daemon in the foreground: answers Postfix, follows its log, sends the reports.
     ///
     /// SIGTERM and SIGINT end it in order; SIGHUP rereads the configuration. It logs to standard error.
-    Serve(ConfigFile),
+    Serve(serve::Options),
     /// Checks the configuration and what it names, and prints it as it was understood, defaults included.
     Check(ConfigFile),
     /// Shows each input and how far it is behind its log, the policies, what is due when, and the last errors.
@@ -115,6 +116,13 @@ enum Command {
     },
     /// Lists the cached policies; shows, refreshes or forgets one; writes them as a table for Postfix.
     Policies(policies::Options),
+    /// Copies the store into a new folder, while the daemon runs or without it; put back in place it is the store.
+    Backup {
+        /// The folder; it must not exist, or be empty.
+        dir: PathBuf,
+        #[command(flatten)]
+        config: ConfigFile,
+    },
     /// Says what is wrong on this host, why it matters, and the line that mends it; changes nothing.
     Doctor(doctor::Options),
     /// Shows a domain's own MTA-STS, DANE and TLSRPT as a sender sees them, and what would make them right.
@@ -176,12 +184,13 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let result = match arguments.command {
         Command::Doctor(options) => return exit(doctor::doctor(&options)),
         Command::Domain(options) => return exit(domain::domain(&options)),
-        Command::Serve(config) => serve::serve(&config.config),
+        Command::Serve(options) => serve::serve(&options),
         Command::Check(config) => check::check(&config.config),
         Command::Status { config, json } => config.load().and_then(|config| control::status(&config, json)),
         Command::Policy { domain, config, json } => {
             config.load().and_then(|config| control::policy(&config, &domain, json))
         }
+        Command::Backup { dir, config } => config.load().and_then(|config| backup::backup(&config, &dir)),
         Command::Policies(options) => policies::policies(&options),
         Command::Replay(options) => replay::replay(&options),
         Command::Results(options) => results::results(&options),

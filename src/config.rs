@@ -72,18 +72,38 @@ pub struct ControlSection {
     pub socket: PathBuf,
 }
 
-/// `[postfix]`
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// `[postfix]`; what is not said here is asked of Postfix when the daemon starts (`detect`).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct PostfixSection {
     /// Its version, major and minor (`postconf -h mail_version`).
-    pub version: PostfixVersion,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub version: Option<PostfixVersion>,
     /// Its `smtp_tls_security_level`: what a destination without a policy gets.
-    pub default_level: Level,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub default_level: Option<Level>,
     /// Whether it has `smtp_dns_support_level = dnssec`; where not, no `dane*` answer is given.
-    pub dnssec: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dnssec: Option<bool>,
     /// Which of Postfix's own results count (`smtp_tlsrpt_enable`, from 3.10 on).
     pub tlsrpt: Tlsrpt,
+}
+
+impl PostfixSection {
+    /// Its version; where nothing is known the oldest that is supported, which knows the fewest attributes.
+    pub fn version(&self) -> PostfixVersion {
+        self.version.unwrap_or(PostfixVersion { major: 3, minor: 7 })
+    }
+
+    /// Its own level; where nothing is known `may`.
+    pub fn default_level(&self) -> Level {
+        self.default_level.unwrap_or(Level::May)
+    }
+
+    /// Whether it does DNSSEC; where nothing is known it is taken to.
+    pub fn dnssec(&self) -> bool {
+        self.dnssec.unwrap_or(true)
+    }
 }
 
 /// Which of Postfix's own TLSRPT results count.
@@ -469,17 +489,6 @@ impl Default for ControlSection {
     }
 }
 
-impl Default for PostfixSection {
-    fn default() -> Self {
-        PostfixSection {
-            version: PostfixVersion { major: 3, minor: 7 },
-            default_level: Level::May,
-            dnssec: true,
-            tlsrpt: Tlsrpt::Log,
-        }
-    }
-}
-
 impl Default for CountSection {
     fn default() -> Self {
         CountSection { local_networks: local_networks(), sending_addresses: Vec::new() }
@@ -507,7 +516,7 @@ impl PostfixSection {
     /// `smtp_tls_dane_insecure_mx_policy` from 3.6 to 3.9.
     pub fn takes_insecure_mx_for_may(&self) -> bool {
         let of = |minor| PostfixVersion { major: 3, minor };
-        (of(6)..=of(9)).contains(&self.version) && self.default_level != Level::Dane
+        (of(6)..=of(9)).contains(&self.version()) && self.default_level() != Level::Dane
     }
 }
 

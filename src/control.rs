@@ -7,8 +7,9 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::os::unix::net::UnixListener;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use serde::de::DeserializeOwned;
@@ -31,6 +32,7 @@ use crate::scheduler::{Due, Kept, Scheduler};
 use crate::shutdown::stopped;
 use crate::socketmap;
 use crate::store::Store;
+use crate::store::embedded::BACKUP;
 use crate::tlsrpt::{Day, Row};
 
 /// The longest question, in octets: a next hop of any length that Postfix would ask for.
@@ -98,6 +100,8 @@ pub enum Question {
     },
     /// Each next hop that has a policy and its answer: `Vec<(String, String)>`.
     PoliciesExport,
+    /// Copies the store within its own folder, and says where: `PathBuf`. Whoever asked fetches it from there.
+    Backup,
 }
 
 /// What is answered.
@@ -191,7 +195,7 @@ impl Desk {
 
     /// What Postfix would be answered, and why.
     pub async fn policy(&self, next_hop: &str) -> Explanation {
-        socketmap::explain(&self.policies, next_hop, self.config.postfix.default_level).await
+        socketmap::explain(&self.policies, next_hop, self.config.postfix.default_level()).await
     }
 
     /// What would be sent. Fails with one line.
@@ -271,7 +275,18 @@ impl Desk {
 
     /// Each next hop that has a policy, and its answer.
     pub fn export(&self) -> Vec<(String, String)> {
-        socketmap::table(&self.policies, self.config.postfix.default_level)
+        socketmap::table(&self.policies, self.config.postfix.default_level())
+    }
+
+    /// Copies the store within its own folder; the folder of the copy. Fails with one line.
+    pub async fn backup(&self) -> Result<PathBuf, String> {
+        static NUMBER: AtomicU64 = AtomicU64::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let to = self.config.store.path.join(format!("{BACKUP}{}-{number}", std::process::id()));
+        let (store, folder) = (Arc::clone(&self.store), to.clone());
+        let copied = tokio::task::spawn_blocking(move || store.copy(&folder)).await;
+        copied.map_err(|e| format!("store: not copied: {e}; there is no backup"))?.map_err(|e| e.to_string())?;
+        Ok(to)
     }
 
     async fn answer(&self, question: &[u8]) -> Vec<u8> {
@@ -288,6 +303,7 @@ impl Desk {
             Ok(Question::PoliciesRefresh { next_hop }) => octets(&reply(self.show(&next_hop, true).await)),
             Ok(Question::PoliciesPurge { domain }) => octets(&reply(self.purge(domain.as_deref()).await)),
             Ok(Question::PoliciesExport) => octets(&Reply::Answer(self.export())),
+            Ok(Question::Backup) => octets(&reply(self.backup().await)),
             Err(error) => octets(&Reply::<()>::Fault(format!("control: no question: {error}; nothing was done"))),
         }
     }

@@ -27,6 +27,7 @@ use crate::clock::Clock;
 use crate::config::{Config, ConfigError, Dkim, Listen, time_zone};
 use crate::control::{self, Desk};
 use crate::count::Rules;
+use crate::detect;
 use crate::dns::Resolver;
 use crate::https;
 use crate::metrics::Metrics;
@@ -43,6 +44,7 @@ use crate::socketmap::{self, Listener};
 use crate::status;
 use crate::store::embedded::Embedded;
 use crate::store::{Store, StoreError};
+use crate::watchdog;
 
 /// How long the tasks have to end what they are at.
 const DEADLINE: Duration = Duration::from_secs(15);
@@ -104,8 +106,9 @@ fn descriptors() {
 }
 
 /// The configuration, if the daemon would start with it: what it names is there and can be read by this user.
-pub fn check(path: &Path) -> Result<Config, DaemonError> {
-    Prepared::load(path).map(|prepared| prepared.config)
+/// Beside it what was found out about the host, one line each.
+pub fn check(path: &Path) -> Result<(Config, Vec<String>), DaemonError> {
+    Prepared::load(path).map(|prepared| (prepared.config, prepared.found))
 }
 
 /// A configuration and what it names, all of it there.
@@ -113,11 +116,14 @@ struct Prepared {
     config: Config,
     setup: Setup,
     zones: Vec<TimeZone>,
+    /// What was found out about the host, one line each.
+    found: Vec<String>,
 }
 
 impl Prepared {
     fn load(path: &Path) -> Result<Prepared, DaemonError> {
-        let config = Config::load(path)?;
+        let mut found = Vec::new();
+        let config = Config::load_and(path, |config| found = detect::complete(config))?;
         let setup = Setup::load(&config.report).map_err(DaemonError::Keys)?;
         let zone = |name: &Option<String>| name.as_deref().map_or(Ok(TimeZone::system()), time_zone);
         let zones = config.inputs.iter().map(|input| zone(&input.timezone)).collect::<Result<_, _>>();
@@ -127,7 +133,7 @@ impl Prepared {
             let unread = |e| format!("{}: the extra root cannot be read: {e}; not started", root.display());
             std::fs::read(root).map_err(|e| DaemonError::Keys(vec![unread(e)]))?;
         }
-        Ok(Prepared { config, setup, zones })
+        Ok(Prepared { config, setup, zones, found })
     }
 }
 
@@ -153,6 +159,9 @@ async fn serve(path: &Path, mut prepared: Prepared) -> Result<(), DaemonError> {
     let mut house =
         House { store: Arc::new(opened.store), folder, sockets: Sockets::from_systemd(), stdin: None, clock, metrics };
     let mut signals = Signals::listen()?;
+    // Ends with this function.
+    let mut feeding = JoinSet::new();
+    feeding.spawn(watchdog::feed(house.metrics.clone()));
     loop {
         let mut tasks = Tasks::start(&mut house, prepared)?;
         notify(sd_notify::NotifyState::Ready);
@@ -182,6 +191,7 @@ async fn serve(path: &Path, mut prepared: Prepared) -> Result<(), DaemonError> {
         if next.is_none() {
             notify(sd_notify::NotifyState::Stopping);
         }
+        house.metrics.expect_alive([]);
         let drained = tasks.drain().await;
         if damaged && drained {
             let store = Arc::clone(&house.store);
@@ -269,7 +279,7 @@ struct Tasks {
 
 impl Tasks {
     fn start(house: &mut House, prepared: Prepared) -> Result<Tasks, DaemonError> {
-        let Prepared { config, setup, zones } = prepared;
+        let Prepared { config, setup, zones, found } = prepared;
         let store: Arc<dyn Store> = Arc::<Embedded>::clone(&house.store);
         let (metrics, clock) = (house.metrics.clone(), house.clock);
         // Everything that can fail comes first: no half start.
@@ -281,6 +291,9 @@ impl Tasks {
         let socketmaps = listen(&mut house.sockets, "socketmap", postfix_asks)?;
         let readsockets = listen(&mut house.sockets, "readsocket", exim_asks)?;
         let statuses = listen(&mut house.sockets, "status", &config.status.listen)?;
+        let who = |subject: &'static str| move |(_, listener): &(Listen, Listener)| listener.name(subject);
+        let answering = socketmaps.iter().map(who("socketmap")).chain(readsockets.iter().map(who("readsocket")));
+        let answering: Vec<_> = answering.map(|name| (name, watchdog::ANSWERING)).collect();
         house.sockets.close_others(&keep);
         for address in house.sockets.unused(&keep) {
             tracing::warn!("systemd: {address}: in no `listen`; nobody is answered there");
@@ -316,6 +329,7 @@ impl Tasks {
         };
         let scheduler = Scheduler::open(context, setup)?;
         house.store.started();
+        found.iter().for_each(|line| tracing::info!("{line}"));
         say(&config);
 
         let (stop, shutdown) = watch::channel(false);
@@ -360,6 +374,8 @@ impl Tasks {
                 readsocket::serve(listener, Arc::clone(&policies), tell.clone(), metrics.clone(), shutdown.clone());
             tasks.spawn(format!("readsocket {address}"), done(task));
         }
+        let writing = ["counting", "scheduler"].map(|name| (name.to_owned(), watchdog::DISK));
+        metrics.expect_alive(writing.into_iter().chain(answering));
         let desk = Arc::new(Desk { config, running: true, store, resolver, policies, scheduler, metrics, clock });
         for (address, listener) in statuses {
             let task = status::serve(listener, Arc::clone(&desk), shutdown.clone());

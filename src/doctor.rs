@@ -40,7 +40,9 @@ pub struct Options {
 /// Looks at everything.
 pub async fn diagnose(options: &Options) -> Findings {
     let mut found = Findings::default();
-    let config = match Config::load(&options.config) {
+    // As the daemon does: what the file does not say is found out.
+    let complete = |config: &mut Config| drop(crate::detect::complete(config));
+    let config = match Config::load_and(&options.config, complete) {
         Ok(config) => config,
         Err(error) => {
             let why = "The daemon does not start with it, and goes on with what it has until it is restarted.";

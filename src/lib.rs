@@ -28,9 +28,11 @@ pub mod socketmap;
 pub mod status;
 pub mod store;
 pub mod tally;
+pub mod watchdog;
 
 pub mod cli;
 pub mod control;
 pub mod daemon;
+pub mod detect;
 pub mod doctor;
 pub mod receiving;

@@ -14,6 +14,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
+use crate::metrics::Metrics;
 use crate::shutdown::stopped;
 
 /// How long accepting waits when there are no descriptors left.
@@ -21,6 +22,9 @@ const NO_DESCRIPTORS: Duration = Duration::from_millis(50);
 
 /// How often it is said that there are none.
 const SAID: Duration = Duration::from_secs(60);
+
+/// How often it is said that accepting goes on.
+pub const ALIVE: Duration = Duration::from_secs(5);
 
 /// A socket that is listened on.
 #[derive(Debug)]
@@ -41,11 +45,26 @@ pub enum Stream {
 }
 
 impl Listener {
+    /// Its name in the log and for the watchdog: who listens, and where.
+    pub fn name(&self, subject: &str) -> String {
+        match self {
+            Listener::Unix(listener) => {
+                let at = listener.local_addr().ok();
+                let path = at.as_ref().and_then(|at| at.as_pathname());
+                path.map_or_else(|| subject.to_owned(), |path| format!("{subject} unix:{}", path.display()))
+            }
+            Listener::Tcp(listener) => {
+                listener.local_addr().map_or_else(|_| subject.to_owned(), |at| format!("{subject} inet:{at}"))
+            }
+        }
+    }
+
     /// Begins a task for everyone who connects, until `shutdown` turns true; the tasks that are under way then.
-    /// `subject` is who speaks in the log.
+    /// `subject` is who speaks in the log. Tells `metrics` every [`ALIVE`] that it gets on.
     pub async fn accept_all<T>(
         &self,
         subject: &str,
+        metrics: &Metrics,
         shutdown: &mut watch::Receiver<bool>,
         begin: impl Fn(Stream) -> T,
     ) -> JoinSet<()>
@@ -54,10 +73,18 @@ impl Listener {
     {
         let mut connections = JoinSet::new();
         let mut said: Option<Instant> = None;
+        let name = self.name(subject);
+        let mut alive = tokio::time::interval(ALIVE);
         loop {
             let accepted = tokio::select! {
-                accepted = self.accept() => accepted,
+                // Before the others, for there may be no end of connections.
+                biased;
+                _ = alive.tick() => {
+                    metrics.alive(&name);
+                    continue;
+                }
                 () = stopped(shutdown) => return connections,
+                accepted = self.accept() => accepted,
             };
             while connections.try_join_next().is_some() {}
             match accepted {

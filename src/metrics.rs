@@ -8,6 +8,7 @@ pub mod catalogue;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
@@ -34,6 +35,8 @@ struct Inner {
     sessions: Mutex<BTreeMap<Counting, u64>>,
     inputs: Mutex<BTreeMap<String, Progress>>,
     errors: Mutex<Vec<(i64, String)>>,
+    /// When each task that must not stand still got on last, and how long it may take.
+    alive: Mutex<BTreeMap<String, (Instant, Duration)>>,
 }
 
 /// What sessions are shown under: all labels are of fixed sets.
@@ -135,6 +138,26 @@ impl Metrics {
         inputs.values().map(read).try_fold(now, |least, read| read.map(|read| least.min(read)))
     }
 
+    /// Says which tasks must not stand still, and for how long each may; from now on they are held to it.
+    pub fn expect_alive(&self, tasks: impl IntoIterator<Item = (String, Duration)>) {
+        let now = Instant::now();
+        *self.0.alive.lock() = tasks.into_iter().map(|(name, limit)| (name, (now, limit))).collect();
+    }
+
+    /// A task says that it got on; those that nobody expects may as well.
+    pub fn alive(&self, task: &str) {
+        if let Some((at, _)) = self.0.alive.lock().get_mut(task) {
+            *at = Instant::now();
+        }
+    }
+
+    /// The tasks that stand still for longer than they may at `now`.
+    pub fn stuck(&self, now: Instant) -> Vec<String> {
+        let alive = self.0.alive.lock();
+        let over = |(at, limit): &(Instant, Duration)| now.saturating_duration_since(*at) > *limit;
+        alive.iter().filter(|(_, beat)| over(beat)).map(|(name, _)| name.clone()).collect()
+    }
+
     /// Logs one line `subject: problem: cause; consequence` and keeps it for `status`.
     pub fn error(&self, clock: Clock, line: String) {
         tracing::warn!("{line}");
@@ -185,5 +208,17 @@ mod tests {
         assert_eq!(metrics.read_until(500), Some(100));
         metrics.input("missing", |_| {});
         assert_eq!(metrics.read_until(500), None);
+    }
+    #[test]
+    fn who_stands_still_is_named() {
+        let (metrics, second) = (Metrics::default(), Duration::from_secs(1));
+        metrics.expect_alive([("quick".to_owned(), second), ("slow".to_owned(), 1000 * second)]);
+        let later = Instant::now() + 10 * second;
+        assert_eq!(metrics.stuck(later), ["quick"]);
+        assert_eq!(metrics.stuck(later + 2000 * second), ["quick", "slow"]);
+        assert!(metrics.stuck(Instant::now()).is_empty());
+        metrics.alive("unknown");
+        metrics.expect_alive([]);
+        assert!(metrics.stuck(later).is_empty());
     }
 }

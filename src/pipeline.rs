@@ -7,6 +7,7 @@
 //! Not here: reading (`input`), what lines come to (`counter`), what the store does with a batch (`store`).
 
 mod counter;
+mod failing;
 mod twice;
 
 use std::collections::HashMap;
@@ -27,6 +28,7 @@ use crate::shutdown::stopped;
 use crate::store::{Batch, Family, Record, Store, StoreError};
 use counter::CALENDAR;
 pub use counter::{Counter, OwnReports, PolicyAt, Seen, is_of};
+use failing::Failing;
 use twice::Twice;
 
 /// How long a line may wait for its commit: few enough commits for a disk, soon enough for a report.
@@ -83,6 +85,7 @@ pub struct River {
 struct Pending {
     since: Option<Instant>,
     marks: HashMap<usize, Mark>,
+    failing: Failing,
     told: Vec<oneshot::Sender<()>>,
 }
 
@@ -125,6 +128,7 @@ impl River {
         let mut inputs = Inputs::default();
         let mut taken = Taken::default();
         loop {
+            self.metrics.alive("counting");
             let wait = pending.since.map_or(COMMIT, |since| COMMIT.saturating_sub(since.elapsed()));
             let next = runtime.block_on(async {
                 tokio::select! {
@@ -327,8 +331,12 @@ impl River {
             }
         }
         pending.since = None;
+        for line in pending.failing.lines(&batch.add, self.clock.seconds()) {
+            tracing::warn!("{line}");
+        }
         let mut wait = RETRY;
         loop {
+            self.metrics.alive("counting");
             let Err(error) = self.store.write(batch.clone()) else {
                 self.metrics.add("commits", 1);
                 self.metrics.counted(&batch.add);

@@ -115,7 +115,7 @@ impl Policies {
         let limit = config.policy.max_domains;
         let shelf = Shelf::new(Arc::clone(&store));
         let sts = Cache::open(limit, resolver.clone(), client, store, &history, clock, metrics.clone())?;
-        let why_no_dane = match (config.postfix.dnssec, resolver.validating()) {
+        let why_no_dane = match (config.postfix.dnssec(), resolver.validating()) {
             (false, _) => Some("[postfix] dnssec is false"),
             (true, false) => Some(
                 "no validating resolver on this host (resolv.conf names none on loopback, [resolver] address is not set)",

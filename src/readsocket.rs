@@ -90,7 +90,7 @@ pub async fn serve(
             }
         }
     };
-    let mut connections = listener.accept_all("readsocket", &mut shutdown, begin).await;
+    let mut connections = listener.accept_all("readsocket", &metrics, &mut shutdown, begin).await;
     // Whoever is not answered by then reads an empty answer, and its mail waits.
     let _ = timeout(DRAIN, async { while connections.join_next().await.is_some() {} }).await;
     connections.shutdown().await;

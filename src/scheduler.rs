@@ -213,6 +213,9 @@ impl Scheduler {
         let mut queue = VecDeque::new();
         let mut next_scan = Instant::now();
         loop {
+            if keeping.is_empty() {
+                self.context.metrics.alive("scheduler");
+            }
             if keeping.is_empty() && Instant::now() >= next_scan {
                 let (scheduler, shutdown) = (Arc::clone(&self), shutdown.clone());
                 keeping.spawn(async move {

@@ -61,8 +61,8 @@ pub async fn serve(
 ) {
     let service = Arc::new(Service {
         policies,
-        default: postfix.default_level,
-        attributes: postfix.version >= ATTRIBUTES_SINCE,
+        default: postfix.default_level(),
+        attributes: postfix.version() >= ATTRIBUTES_SINCE,
         waiting: AtomicUsize::new(0),
         requests: metrics.counter("socketmap_requests"),
         malformed: metrics.counter("socketmap_malformed"),
@@ -79,7 +79,7 @@ pub async fn serve(
             }
         }
     };
-    let mut connections = listener.accept_all("socketmap", &mut shutdown, begin).await;
+    let mut connections = listener.accept_all("socketmap", &metrics, &mut shutdown, begin).await;
     // A warm answer is given without a pause between reading and writing: only those that wait for one are waited for.
     let until = tokio::time::Instant::now() + DRAIN;
     while service.waiting.load(Ordering::Relaxed) > 0 && tokio::time::Instant::now() < until {

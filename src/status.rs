@@ -38,6 +38,7 @@ const HEAD: usize = 8192;
 /// Serves whoever connects, until `shutdown` turns true.
 pub async fn serve(listener: Listener, desk: Arc<Desk>, mut shutdown: watch::Receiver<bool>) {
     let room = Arc::new(Semaphore::new(CLIENTS));
+    let metrics = desk.metrics.clone();
     let begin = |stream| {
         let (desk, room) = (Arc::clone(&desk), Arc::clone(&room));
         async move {
@@ -48,7 +49,7 @@ pub async fn serve(listener: Listener, desk: Arc<Desk>, mut shutdown: watch::Rec
             }
         }
     };
-    listener.accept_all("status", &mut shutdown, begin).await.shutdown().await;
+    listener.accept_all("status", &metrics, &mut shutdown, begin).await.shutdown().await;
 }
 
 async fn converse(stream: impl AsyncRead + AsyncWrite + Unpin, desk: Arc<Desk>) {

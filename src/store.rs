@@ -9,6 +9,8 @@
 pub mod embedded;
 pub mod format;
 
+use std::path::Path;
+
 use crate::tlsrpt::{Day, Row, Tally};
 
 /// A kind of record, with keys of its own.
@@ -75,6 +77,8 @@ pub trait Store: Send + Sync + 'static {
     fn rows(&self, day: Day, domain: &str) -> Result<Vec<Row>, StoreError>;
     /// Forgets the counts of all days before `day`; returns how many records went.
     fn drop_days_before(&self, day: Day) -> Result<u64, StoreError>;
+    /// Copies all of it, as it stands at one commit, into a folder that does not exist; put in place it is a store.
+    fn copy(&self, to: &Path) -> Result<(), StoreError>;
     /// Octets on disk.
     fn size(&self) -> Result<u64, StoreError>;
 }

@@ -424,3 +424,66 @@ fn measure() {
     let domains = store.domains(DAY).unwrap().len();
     println!("{domains} domains listed in {:.0?}", began.elapsed());
 }
+
+#[test]
+fn a_copy_that_is_made_while_others_write_is_of_one_moment() {
+    let home = written_once(5);
+    let store = open(home.path()).store;
+    let copies = tempfile::tempdir().unwrap();
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    let stopped = std::thread::scope(|scope| {
+        let writer = scope.spawn(|| {
+            let mut n = 5;
+            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                n += 1;
+                store.write(batch(n)).unwrap();
+            }
+            n
+        });
+        let mut last = 5;
+        for number in 0..5 {
+            let copy = copies.path().join(number.to_string());
+            store.copy(&copy).unwrap();
+            let opened = open(&copy);
+            assert_eq!((opened.notices, opened.missing_commits), (vec![], 0));
+            let at = stands_at(&opened.store);
+            assert!(at >= last, "{at} after {last}");
+            last = at;
+            // It is a store like any other.
+            opened.store.write(batch(at + 1)).unwrap();
+            assert_eq!(stands_at(&opened.store), at + 1);
+        }
+        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+        writer.join().unwrap()
+    });
+    assert_eq!(stands_at(&store), stopped);
+    assert!(matches!(store.copy(copies.path()), Err(StoreError::Io(_))), "nothing is written over");
+    assert!(copies.path().join("0").exists());
+}
+
+/// How many batches are in the stores of `fixtures/store`.
+const RELEASED: u64 = 7;
+
+/// `TLSWARDEN_REWRITE=1` writes the store of the current format, when a release has a new one.
+#[test]
+fn the_stores_of_all_released_formats_open() {
+    let fixtures = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/fixtures/store"));
+    if std::env::var_os("TLSWARDEN_REWRITE").is_some() {
+        let to = fixtures.join(format!("format-{}", tlswarden::store::format::VERSION));
+        let _ = fs::remove_dir_all(&to);
+        open(written_once(RELEASED).path()).store.copy(&to).unwrap();
+    }
+    let mut formats = 0;
+    for entry in fs::read_dir(fixtures).unwrap() {
+        let (home, path) = (tempfile::tempdir().unwrap(), entry.unwrap().path());
+        let copied = Command::new("cp").arg("-R").arg(path.join(".")).arg(home.path()).status().unwrap();
+        assert!(copied.success());
+        let opened = open(home.path());
+        assert_eq!((opened.lost, opened.missing_commits), (None, 0), "{}", path.display());
+        assert_eq!(stands_at(&opened.store), RELEASED, "{}", path.display());
+        opened.store.write(batch(RELEASED + 1)).unwrap();
+        assert_eq!(stands_at(&opened.store), RELEASED + 1);
+        formats += 1;
+    }
+    assert_eq!(formats, tlswarden::store::format::VERSION, "one store for each format");
+}

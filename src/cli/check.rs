@@ -1,11 +1,12 @@
-//! `tlswarden check`: the configuration as it was understood.
+//! `tlswarden check`: would the daemon start with this configuration? Prints it as it was understood.
 
 use std::path::Path;
 
 use super::{Fault, print};
 use crate::daemon;
 
-/// Prints the configuration if the daemon would start with it; what is printed reads back equal.
 pub fn check(path: &Path) -> Result<(), Fault> {
-    print(&daemon::check(path)?.to_toml())
+    let (config, found) = daemon::check(path)?;
+    let found: String = found.iter().map(|line| format!("# {line}\n")).collect();
+    print(&(found + &config.to_toml()))
 }

@@ -1,15 +1,32 @@
 //! `tlswarden serve`: logging to standard error, then the daemon until it is told to end.
 
 use std::io::IsTerminal;
-use std::path::Path;
 
+use clap::{Args, ValueEnum};
 use tracing_subscriber::EnvFilter;
 
-use super::{CONFIG, Fault, IO, NO_INPUT, SOFTWARE, UNAVAILABLE};
+use super::{CONFIG, ConfigFile, Fault, IO, NO_INPUT, SOFTWARE, UNAVAILABLE};
 use crate::daemon::{self, DaemonError};
 use crate::store::StoreError;
 
-pub fn serve(config: &Path) -> Result<(), Fault> {
+#[derive(Args)]
+pub struct Options {
+    #[command(flatten)]
+    config: ConfigFile,
+    /// How the log on standard error is written.
+    #[arg(long, value_enum, default_value_t = LogFormat::Text)]
+    log_format: LogFormat,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum LogFormat {
+    /// Lines for people.
+    Text,
+    /// One JSON object a line: timestamp, level, message.
+    Json,
+}
+
+pub fn serve(options: &Options) -> Result<(), Fault> {
     // systemd's journal has the time of each line already.
     let in_journal = std::env::var_os("JOURNAL_STREAM").is_some();
     let filter = EnvFilter::try_from_env("TLSWARDEN_LOG").unwrap_or_else(|_| EnvFilter::new("info,sled=warn"));
@@ -18,12 +35,12 @@ pub fn serve(config: &Path) -> Result<(), Fault> {
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal())
         .with_target(false);
-    if in_journal {
-        lines.without_time().init();
-    } else {
-        lines.init();
+    match options.log_format {
+        LogFormat::Json => lines.json().flatten_event(true).init(),
+        LogFormat::Text if in_journal => lines.without_time().init(),
+        LogFormat::Text => lines.init(),
     }
-    Ok(daemon::run(config)?)
+    Ok(daemon::run(&options.config.config)?)
 }
 
 impl From<DaemonError> for Fault {

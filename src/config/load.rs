@@ -13,7 +13,7 @@ use serde::de::value::SeqAccessDeserializer;
 use serde::de::{DeserializeOwned, Error, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serializer};
 
-use super::{Config, Deliver, Dkim, DkimKey, InputSection, ReportSection, Source, Tlsrpt};
+use super::{Config, Deliver, Dkim, DkimKey, InputSection, PostfixVersion, ReportSection, Source, Tlsrpt};
 use crate::domain;
 use crate::policy::NextHop;
 
@@ -44,14 +44,20 @@ impl fmt::Display for ConfigError {
 impl std::error::Error for ConfigError {}
 
 impl Config {
-    /// Reads and checks a file.
+    /// Reads and checks a file. What it does not say of Postfix is not known then.
     pub fn load(path: &Path) -> Result<Config, ConfigError> {
+        Config::load_and(path, |_| ())
+    }
+
+    /// Reads a file, lets `complete` fill in what it does not say, and checks the whole.
+    pub fn load_and(path: &Path, complete: impl FnOnce(&mut Config)) -> Result<Config, ConfigError> {
         let text = std::fs::read_to_string(path).map_err(|error| ConfigError {
             file: path.to_owned(),
             line: None,
             problem: format!("cannot be read: {error}; nothing was started"),
         })?;
-        let config: Config = parse(&text, path)?;
+        let mut config: Config = parse(&text, path)?;
+        complete(&mut config);
         config.check().map_err(|(section, key, problem)| ConfigError {
             file: path.to_owned(),
             line: line_of(&text, section, 0, key),
@@ -237,7 +243,9 @@ impl Config {
             }
             if let Some(answer) = &section.answer {
                 let postfix = &self.postfix;
-                let checked = super::answer::check(answer, postfix.version, postfix.dnssec);
+                // Where the version is not known yet nothing is too new.
+                let version = postfix.version.unwrap_or(PostfixVersion { major: u16::MAX, minor: 0 });
+                let checked = super::answer::check(answer, version, postfix.dnssec());
                 checked.map_err(|problem| (nth, "answer", format!("{dot}{name}: {problem}")))?;
             }
         }
@@ -469,9 +477,9 @@ mod tests {
                 "F:4: [resolver] address: 9.9.9.9:53 is not on this host; with [closed_network] allowed: a loopback address",
             ),
             (
-                "[[policy.override]]\ndomain = \"a.example\"\nanswer = \"may\"\n[[policy.override]]\n\
-                 domain = \"b.example\"\nanswer = \"may enable_rpk=yes\"\n",
-                "F:6: [[policy.override]] answer: b.example: `enable_rpk` is known from Postfix 3.9 on, and [postfix] \
+                "[postfix]\nversion = \"3.7\"\n[[policy.override]]\ndomain = \"a.example\"\nanswer = \"may\"\n\
+                 [[policy.override]]\ndomain = \"b.example\"\nanswer = \"may enable_rpk=yes\"\n",
+                "F:8: [[policy.override]] answer: b.example: `enable_rpk` is known from Postfix 3.9 on, and [postfix] \
                  version is 3.7",
             ),
             (

@@ -102,7 +102,7 @@ fn reader(config: &Config) -> Result<Person, String> {
 /// Whether DNSSEC verdicts are to be had and can be believed, by the daemon and by the MTA. `roots` are the folders that
 /// services of the MTA are chrooted in. `trust_ad` says that the MTA leaves that option to resolv.conf, as Exim does.
 pub async fn resolver(config: &Config, bogus: &str, roots: &BTreeSet<PathBuf>, trust_ad: bool, found: &mut Findings) {
-    if config.postfix.dnssec {
+    if config.postfix.dnssec() {
         for root in roots {
             resolv_conf(&root.join("etc/resolv.conf"), trust_ad, found);
         }
@@ -126,7 +126,7 @@ pub async fn resolver(config: &Config, bogus: &str, roots: &BTreeSet<PathBuf>, t
             return;
         }
         _ if !resolver.validating() => {
-            if config.postfix.dnssec {
+            if config.postfix.dnssec() {
                 let what = "it is not on this host, so that its word about DNSSEC is not believed";
                 found.push(say("resolver-remote", what, no_dane).fix(unbound));
             }
@@ -134,7 +134,7 @@ pub async fn resolver(config: &Config, bogus: &str, roots: &BTreeSet<PathBuf>, t
         }
         Ok(true) => found.looked_at.push(format!("{server}: it validates")),
         Ok(false) | Err(_) => {
-            if config.postfix.dnssec {
+            if config.postfix.dnssec() {
                 found.push(
                     say("resolver-not-validating", "it does not validate: the root is not signed for it", no_dane)
                         .fix(unbound),

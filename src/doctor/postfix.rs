@@ -105,7 +105,7 @@ impl View<'_> {
     }
 
     fn version(&self) -> PostfixVersion {
-        self.instance.version().unwrap_or(self.config.postfix.version)
+        self.instance.version().unwrap_or(self.config.postfix.version())
     }
 
     /// The file that a parameter comes from, and the service where it is its own.
@@ -225,7 +225,7 @@ impl View<'_> {
         }
         let renamed =
             |name: &str| self.set(NAME, &self.get(NAME).replace(&format!(":{}", ours.map), &format!(":{name}")));
-        let (real, told) = (self.version(), self.config.postfix.version);
+        let (real, told) = (self.version(), self.config.postfix.version());
         match Wording::of_map(ours.map.as_bytes()) {
             None => found.push(
                 self.find(
@@ -371,11 +371,11 @@ impl View<'_> {
                 format!("tlswarden.toml: [[policy.override]] with answer = \"{level}\" for the domains that need it");
             found.push(finding.fix(self.set(NAME, "may")).fix(example));
         }
-        let told = name_of(self.config.postfix.default_level);
+        let told = name_of(self.config.postfix.default_level());
         // One service of its own kind is not what the daemon is told of.
         let of_its_own = self.service.overrides.contains_key(NAME) && told == self.instance.get(NAME);
         if told != level && !of_its_own {
-            let attributes = self.version() >= ATTRIBUTES_SINCE && self.config.postfix.version >= ATTRIBUTES_SINCE;
+            let attributes = self.version() >= ATTRIBUTES_SINCE && self.config.postfix.version() >= ATTRIBUTES_SINCE;
             let weaker = attributes && strength(told) < strength(level);
             let weight = if weaker { Weight::Error } else { Weight::Warning };
             let why = "A domain with a testing policy is answered with that level, and DANE is counted by it.";
@@ -433,7 +433,7 @@ impl View<'_> {
     fn dnssec(&self, found: &mut Vec<Finding>) {
         const NAME: &str = "smtp_dns_support_level";
         let on = self.get(NAME) == "dnssec";
-        match (on, self.config.postfix.dnssec) {
+        match (on, self.config.postfix.dnssec()) {
             (false, true) => {
                 let what =
                     "Postfix does not ask for DNSSEC, and tlswarden.toml says that it does ([postfix] dnssec)".into();
@@ -514,7 +514,10 @@ impl View<'_> {
     fn insecure_mx(&self, found: &mut Vec<Finding>) {
         const NAME: &str = "smtp_tls_dane_insecure_mx_policy";
         let real = self.get(NAME);
-        if !self.config.postfix.dnssec || !self.instance.knows(NAME) || self.version() != self.config.postfix.version {
+        if !self.config.postfix.dnssec()
+            || !self.instance.knows(NAME)
+            || self.version() != self.config.postfix.version()
+        {
             return;
         }
         let may = self.config.postfix.takes_insecure_mx_for_may();

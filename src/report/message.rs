@@ -11,7 +11,7 @@ use std::fmt::{self, Write as _};
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use mail_auth::common::crypto::{Ed25519Key, RsaKey, Sha256, SigningKey};
 use mail_auth::common::headers::HeaderWriter;
@@ -43,6 +43,9 @@ pub const MAX_POLICIES: usize = 20;
 
 /// How many kinds of failure it lists for each.
 pub const MAX_DETAILS: usize = 20;
+
+/// The folder whose keys systemd hands over (`packaging/systemd/tlswarden.service`).
+const KEYS: &str = "/etc/tlswarden/dkim.d";
 
 /// The largest key file that is read, in octets: an RSA key of 4096 bits has 3.3 KiB.
 pub const MAX_KEY_FILE: u64 = 64 * 1024;
@@ -286,7 +289,7 @@ impl Signer {
         let domain = domain::normalise(wanted).ok_or_else(bad_name)?;
         domain::normalise(&name).ok_or_else(bad_name)?;
 
-        let file = File::open(&key.key).map_err(KeyFault::Unreadable)?;
+        let file = File::open(handed_over(&key.key)).map_err(KeyFault::Unreadable)?;
         let mode = file.metadata().map_err(KeyFault::Unreadable)?.permissions().mode();
         let mut pem = Vec::new();
         file.take(MAX_KEY_FILE).read_to_end(&mut pem).map_err(KeyFault::Unreadable)?;
@@ -345,6 +348,17 @@ impl Key {
     }
 }
 
+/// Where systemd puts the daemon's own copy of a key (`LoadCredential=dkim:…`, systemd.exec(5)), if it has; else the
+/// file itself.
+fn handed_over(key: &Path) -> PathBuf {
+    let copy = || {
+        let name = key.strip_prefix(KEYS).ok()?.file_name()?.to_str()?;
+        let copy = Path::new(&std::env::var_os("CREDENTIALS_DIRECTORY")?).join(format!("dkim_{name}"));
+        copy.exists().then_some(copy)
+    };
+    copy().unwrap_or_else(|| key.to_owned())
+}
+
 fn bind<K: SigningKey>(key: K, domain: &str, selector: &str) -> DkimSigner<K, Done> {
     DkimSigner::from_key(key)
         .domain(domain)
@@ -391,7 +405,6 @@ mod tests {
     use std::collections::HashMap;
     use std::hash::Hash;
     use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-    use std::path::Path;
     use std::sync::{Arc, Mutex};
     use std::time::Instant;
 

@@ -7,6 +7,7 @@
 //! opened again, which tells what of it is on disk (`reopen.rs`).
 //! Not here: what keys and values mean (`store/format.rs`).
 
+mod copy;
 mod open;
 mod reopen;
 
@@ -23,7 +24,7 @@ use parking_lot::{MappedRwLockReadGuard, Mutex, RwLock, RwLockReadGuard, RwLockW
 
 use tokio::sync::Notify;
 
-pub use open::Opened;
+pub use open::{BACKUP, Opened};
 use reopen::{Failed, Trouble};
 
 use crate::clock::Clock;
@@ -353,6 +354,10 @@ impl Files {
 }
 
 impl Store for Embedded {
+    fn copy(&self, to: &Path) -> Result<(), StoreError> {
+        Embedded::copy(self, to)
+    }
+
     fn write(&self, batch: Batch) -> Result<(), StoreError> {
         let mut state = self.writing()?;
         if state.kept.as_ref().is_some_and(|kept| kept.add == batch.add && kept.set == batch.set) {

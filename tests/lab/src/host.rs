@@ -26,6 +26,15 @@ pub fn inside() -> Option<String> {
 
 /// Runs one test of this test program again, inside, to play `play`; what it prints goes where ours goes.
 pub fn run_inside(test: &str, play: &(impl AsRef<OsStr> + ?Sized)) -> Result<(), String> {
+    run_with(test, play, &[])
+}
+
+/// The same for a test that is run only where it is asked for.
+pub fn run_ignored_inside(test: &str, play: &(impl AsRef<OsStr> + ?Sized)) -> Result<(), String> {
+    run_with(test, play, &["--ignored"])
+}
+
+fn run_with(test: &str, play: &(impl AsRef<OsStr> + ?Sized), more: &[&str]) -> Result<(), String> {
     if !rustix::process::geteuid().is_root() {
         return Err("needs root: network namespaces and a Postfix of its own".into());
     }
@@ -34,6 +43,7 @@ pub fn run_inside(test: &str, play: &(impl AsRef<OsStr> + ?Sized)) -> Result<(),
         .args(["--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "--"])
         .arg(itself)
         .args(["--exact", test, "--nocapture"])
+        .args(more)
         .env(INSIDE, play)
         .status()
         .map_err(|e| format!("needs unshare (util-linux): {e}"))?;

@@ -3,8 +3,8 @@
 //! In the order in which a host meets it: [`dns`] answers its questions, [`https`] serves MTA-STS documents with
 //! certificates of [`ca`], [`smtp`] takes its mail in; [`dkim`] makes keys and verifies what was signed with them.
 //! [`world`] puts these together from a description of mail domains and writes the daemon's configuration;
-//! [`daemon`] runs the real one, [`postfix`] and [`exim`] the real MTAs beside it, on a [`host`] of
-//! their own, whose log [`timeshift`] carries over into other days; [`socketmap`] asks the daemon as Postfix does,
+//! [`daemon`] runs the real one, [`postfix`] and [`exim`] the real MTAs beside it, on a [`host`] of their own or a booted
+//! [`machine`], whose log [`timeshift`] carries over into other days; [`socketmap`] asks the daemon as Postfix does,
 //! [`report`] reads what it sends, and programs of others do ([`second`]); [`play`] is `lab try`.
 
 pub mod ca;
@@ -14,6 +14,7 @@ pub mod dns;
 pub mod exim;
 pub mod host;
 pub mod https;
+pub mod machine;
 pub mod play;
 pub mod postfix;
 pub mod report;

@@ -317,7 +317,7 @@ impl World {
         let tlsrpt = if self.options.native { "datagrams" } else { "log" };
         let mut text = format!(
             "[store]\npath = {}\n\n[control]\nsocket = {}\n\n[postfix]\nversion = \"{}\"\n\
-             default_level = \"{}\"\ntlsrpt = \"{tlsrpt}\"\n\n\
+             default_level = \"{}\"\ndnssec = true\ntlsrpt = \"{tlsrpt}\"\n\n\
              [socketmap]\nlisten = [{listen}]\n\n[readsocket]\nlisten = [\"unix:{}\"]\n\n\
              [resolver]\naddress = \"{}\"\n\n\
              [report]\norganization = \"Closed World\"\ncontact = \"postmaster@{SENDER}\"\n\

@@ -194,7 +194,8 @@ async fn an_enforced_policy_in_both_wordings_over_both_sockets() {
     world.sts("enforced.test", "1", &document("enforce", "*.enforced.test", 10 * DAY));
     let mut daemon = world.daemon(0);
     let path = world.folder.path().join("socket");
-    let postfix = |minor| PostfixSection { version: PostfixVersion { major: 3, minor }, ..PostfixSection::default() };
+    let postfix =
+        |minor| PostfixSection { version: Some(PostfixVersion { major: 3, minor }), ..PostfixSection::default() };
     daemon.listen(Listen::Unix(path.clone()), postfix(10)).await;
     let at = daemon.listen(Listen::Inet((Ipv4Addr::LOCALHOST, 0).into()), postfix(10)).await;
     let older = daemon.listen(Listen::Inet((Ipv4Addr::LOCALHOST, 0).into()), postfix(9)).await;
@@ -417,7 +418,7 @@ async fn no_dane_where_the_mta_has_no_dnssec() {
     let mut world = World::new().await;
     world.domain("signed.test", true, &["mx1"]);
     tlsa(&mut world.dns.change(), "mx1.signed.test");
-    world.config.postfix.dnssec = false;
+    world.config.postfix.dnssec = Some(false);
     let daemon = world.daemon(0);
     assert_eq!(daemon.level("signed.test").await, Level::Default);
     assert_eq!(world.dns.zone().asked("signed.test", RecordType::MX), 0);
@@ -442,8 +443,8 @@ async fn what_an_unsigned_mx_with_dane_is_counted_under_depends_on_the_postfix()
         world.domain(&name, false, &["mx"]);
         world.dns.change().cut(&format!("mx.{name}"), true);
         tlsa(&mut world.dns.change(), &format!("mx.{name}"));
-        world.config.postfix.version = PostfixVersion { major: 3, minor };
-        world.config.postfix.default_level = default_level;
+        world.config.postfix.version = Some(PostfixVersion { major: 3, minor });
+        world.config.postfix.default_level = Some(default_level);
         let daemon = world.daemon(0);
         assert_eq!(daemon.level(&name).await, Level::Dane, "{name}");
         let found = daemon.history.at(&name, Clock::default().seconds());
@@ -576,7 +577,7 @@ async fn the_text_of_all_policies_is_bounded() {
 async fn what_is_looked_at_while_policies_serve_is_bounded() {
     const DOMAINS: usize = 3000;
     let mut world = World::new().await;
-    world.config.postfix.dnssec = false;
+    world.config.postfix.dnssec = Some(false);
     let names: Vec<String> = (0..DOMAINS).map(|n| format!("d{n}.test")).collect();
     let clock = Clock::default();
     let store = Embedded::open(&world.folder.path().join("store"), clock).unwrap().store;
@@ -859,7 +860,7 @@ async fn clients_that_misbehave_hold_up_themselves_alone() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_answer_is_explained() {
     let mut world = World::new().await;
-    world.config.postfix.version = PostfixVersion { major: 3, minor: 10 };
+    world.config.postfix.version = Some(PostfixVersion { major: 3, minor: 10 });
     world.domain("told.test", true, &["mx1", "mx2"]);
     world.sts("told.test", "20260101", &document("enforce", "mx1.told.test", 10 * DAY));
     world.dns.change().tlsa("mx1.told.test", 1, 1, 1, &DIGEST);

@@ -1,0 +1,143 @@
+//! A Debian host of its own: a release's chroot, booted by its own systemd, with packages to install and services to run.
+//!
+//! Takes: the root folder of a release (`tests/chroot`). Gives: a machine whose programs are run in it; what they change is
+//! gone with it, the chroot stays as it is. Its network is the one that the test is in (`host`): give that one of its own.
+//! Limits: root with CAP_SYS_ADMIN, overlayfs and cgroup2; `BOOT` to come up, `COMMAND` for a command.
+//! When it fails: a text with what the machine said.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// How long it may take to boot.
+const BOOT: Duration = Duration::from_secs(60);
+
+/// What becomes the machine's first process, in new namespaces.
+const INIT: &str = r#"
+root=$1 layer=$2
+mount -t tmpfs tmpfs "$layer"
+mkdir "$layer/upper" "$layer/work" "$layer/root"
+mount -t overlay overlay -o "lowerdir=$root,upperdir=$layer/upper,workdir=$layer/work" "$layer/root"
+cd "$layer/root"
+mount -t proc proc proc
+mount -t sysfs -o ro sys sys
+mount -t cgroup2 cgroup2 sys/fs/cgroup
+mount -t tmpfs -o mode=755 tmpfs run
+mount -t tmpfs -o mode=1777 tmpfs tmp
+mount -t tmpfs -o mode=755 tmpfs dev
+for device in null zero full random urandom tty; do
+    touch "dev/$device"
+    mount --bind "/dev/$device" "dev/$device"
+done
+mkdir dev/pts dev/shm
+mount -t devpts -o newinstance,ptmxmode=0666 devpts dev/pts
+ln -s pts/ptmx dev/ptmx
+mount -t tmpfs -o mode=1777 tmpfs dev/shm
+# Services start when their packages are installed, as on a real host.
+rm -f usr/sbin/policy-rc.d
+rm -f etc/resolv.conf
+printf 'nameserver 127.0.0.1\noptions trust-ad edns0\n' >etc/resolv.conf
+echo machine >etc/hostname
+hostname machine
+# As a container's manager leaves it to systemd: the root of its namespace, shared, so that credentials are seen.
+mkdir .host
+pivot_root . .host
+exec env -i container=lab PATH=/usr/sbin:/usr/bin:/sbin:/bin chroot . \
+    sh -c 'umount -l /.host && rmdir /.host && mount --make-rshared / && exec /lib/systemd/systemd --system'
+"#;
+
+/// A booted machine. It is gone when it is dropped.
+#[derive(Debug)]
+pub struct Machine {
+    unshare: Child,
+    init: u32,
+    _layer: tempfile::TempDir,
+}
+
+impl Machine {
+    /// Boots it.
+    pub fn boot(root: &Path) -> Result<Machine, String> {
+        let layer = tempfile::tempdir().map_err(|e| format!("the folder for temporary files: {e}"))?;
+        let mut unshare = Command::new("unshare")
+            .args(["--mount", "--pid", "--uts", "--ipc", "--cgroup", "--fork", "--kill-child", "--"])
+            .args(["bash", "-euc", INIT, "init"])
+            .args([root, layer.path()])
+            .stdin(Stdio::null())
+            .spawn()
+            .map_err(|e| format!("needs unshare (util-linux): {e}"))?;
+        let begin = Instant::now();
+        let children = format!("/proc/{0}/task/{0}/children", unshare.id());
+        let mut up = || {
+            if let Ok(Some(status)) = unshare.try_wait() {
+                return Err(format!("the machine does not boot: {status} (it needs CAP_SYS_ADMIN; see above)"));
+            }
+            Ok(fs::read_to_string(&children).ok().and_then(|text| text.split_whitespace().next()?.parse::<u32>().ok()))
+        };
+        let init = loop {
+            match up()? {
+                Some(init) => break init,
+                None if begin.elapsed() > BOOT => return Err("the machine does not boot".into()),
+                None => std::thread::sleep(Duration::from_millis(50)),
+            }
+        };
+        let machine = Machine { unshare, init, _layer: layer };
+        loop {
+            // `degraded` where a service of the release does not like a container.
+            let state = machine.output("systemctl is-system-running").1;
+            if state.contains("running") || state.contains("degraded") {
+                return Ok(machine);
+            }
+            if begin.elapsed() > BOOT {
+                return Err(format!("the machine is not up: {state}"));
+            }
+            std::thread::sleep(Duration::from_millis(200));
+        }
+    }
+
+    /// Where a file of the machine is seen from here.
+    pub fn path(&self, file: &str) -> PathBuf {
+        Path::new(&format!("/proc/{}/root", self.init)).join(file.trim_start_matches('/'))
+    }
+
+    /// A shell command as root: whether it went well, and what it printed.
+    pub fn output(&self, command: &str) -> (bool, String) {
+        let output = self.command(command).output();
+        output.map_or_else(
+            |e| (false, format!("needs nsenter (util-linux): {e}")),
+            |out| (out.status.success(), String::from_utf8_lossy(&[out.stdout, out.stderr].concat()).into_owned()),
+        )
+    }
+
+    /// The same; what does not go well is an error.
+    pub fn run(&self, command: &str) -> Result<String, String> {
+        match self.output(command) {
+            (true, text) => Ok(text),
+            (false, text) => Err(format!("{command}: {text}\n{}", self.journal())),
+        }
+    }
+
+    /// The end of the journal.
+    pub fn journal(&self) -> String {
+        self.output("journalctl --no-pager -n 60").1
+    }
+
+    /// A shell command, to be run.
+    pub fn command(&self, command: &str) -> Command {
+        let mut nsenter = Command::new("nsenter");
+        nsenter
+            .args(["-t", &self.init.to_string(), "--all", "--root", "--wd", "--", "env", "-i"])
+            .args(["PATH=/usr/sbin:/usr/bin:/sbin:/bin", "DEBIAN_FRONTEND=noninteractive", "LC_ALL=C.UTF-8"])
+            .args(["sh", "-euc", command])
+            .stdin(Stdio::null());
+        nsenter
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        // Its first process goes with it (--kill-child), and with that all others.
+        let _ = self.unshare.kill();
+        let _ = self.unshare.wait();
+    }
+}
