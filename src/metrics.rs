@@ -3,13 +3,17 @@
 //! Takes: a note from any task. Gives: a snapshot to whoever asks. Never waits.
 //! Not here: how it is shown (`status`).
 
+pub mod answers;
 pub mod catalogue;
+pub mod families;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use answers::Answers;
+use families::{Families, OfFamily};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
@@ -33,10 +37,26 @@ pub struct Metrics(Arc<Inner>);
 struct Inner {
     counters: Mutex<BTreeMap<&'static str, Arc<AtomicU64>>>,
     sessions: Mutex<BTreeMap<Counting, u64>>,
+    answers: [Arc<Answers>; Protocol::ALL.len()],
     inputs: Mutex<BTreeMap<String, Progress>>,
     errors: Mutex<Vec<(i64, String)>>,
     /// When each task that must not stand still got on last, and how long it may take.
     alive: Mutex<BTreeMap<String, (Instant, Duration)>>,
+}
+
+/// How an MTA asks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Protocol {
+    /// Postfix's socketmap.
+    Socketmap,
+    /// Exim's readsocket.
+    Readsocket,
+}
+
+impl Protocol {
+    /// Both, with their labels, in their order.
+    pub const ALL: [(Protocol, &'static str); 2] =
+        [(Protocol::Socketmap, "socketmap"), (Protocol::Readsocket, "readsocket")];
 }
 
 /// What sessions are shown under: all labels are of fixed sets.
@@ -64,10 +84,29 @@ pub struct Progress {
     pub used: u64,
     /// Lines that looked ours and could not be read.
     pub malformed: u64,
+    /// The last two by family of lines.
+    #[serde(default)]
+    pub families: BTreeMap<String, OfFamily>,
     /// Lines over the limit, left out.
     pub skipped: u64,
     /// The last trouble with it, if it still stands.
     pub trouble: Option<String>,
+}
+
+impl Progress {
+    /// Adds what came of lines.
+    pub fn add(&mut self, families: &Families) {
+        for (family, lines) in families.iter() {
+            let known = match self.families.get_mut(family) {
+                Some(known) => known,
+                None => self.families.entry(family.to_owned()).or_default(),
+            };
+            known.used += lines.used;
+            known.malformed += lines.malformed;
+            self.used += lines.used;
+            self.malformed += lines.malformed;
+        }
+    }
 }
 
 impl Metrics {
@@ -85,6 +124,11 @@ impl Metrics {
     /// All counters.
     pub fn counters(&self) -> BTreeMap<&'static str, u64> {
         self.0.counters.lock().iter().map(|(k, v)| (*k, v.load(Ordering::Relaxed))).collect()
+    }
+
+    /// The answers given over a protocol.
+    pub fn answers(&self, protocol: Protocol) -> Arc<Answers> {
+        Arc::clone(&self.0.answers[protocol as usize])
     }
 
     /// Adds what was committed to the counts of sessions.

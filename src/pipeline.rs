@@ -274,8 +274,7 @@ impl River {
         self.metrics.input(&source.name, |p| {
             p.newest = newest;
             p.lines += seen.read;
-            p.used += seen.used;
-            p.malformed += seen.malformed;
+            p.add(&seen.lines);
             p.skipped += skipped;
             p.trouble = None;
             more(p);
@@ -284,7 +283,7 @@ impl River {
         if ahead {
             self.metrics.input(&source.name, |p| p.trouble = Some("its last line is of the future".to_owned()));
         }
-        self.count_losses(seen, losses);
+        self.count_losses(&seen, losses);
     }
 
     /// Says what is wrong with an input as a whole, once an hour for as long as it stands.
@@ -306,7 +305,7 @@ impl River {
             if since.is_some_and(|since| now - since >= SESSION_TIMEOUT) {
                 source.counter.end(now, &*self.policies);
                 let (seen, losses) = source.counter.seen();
-                self.count_losses(seen, losses);
+                self.count_losses(&seen, losses);
                 pending.since.get_or_insert_with(Instant::now);
             }
         }
@@ -355,7 +354,7 @@ impl River {
         }
     }
 
-    fn count_losses(&self, seen: Seen, losses: Losses) {
+    fn count_losses(&self, seen: &Seen, losses: Losses) {
         self.metrics.add("sessions-not-asked", seen.not_asked);
         self.metrics.add("sessions-contradicting", seen.contradicted);
         self.metrics.add("sessions-without-trust-anchors", seen.without_anchors);

@@ -38,6 +38,7 @@ use crate::config::Config;
 use crate::dns::Resolver;
 use crate::https::Client;
 use crate::metrics::Metrics;
+use crate::metrics::answers::Kind;
 use crate::shutdown::stopped;
 use crate::store::{Store, StoreError};
 use dane::{Coverage, Verdict};
@@ -162,16 +163,19 @@ impl Policies {
     }
 
     /// Appends the answer that stands for a next hop as the MTA writes it, in the words of `word`, which are kept:
-    /// `wording` tells them apart. False where an answer must be made ([`Policies::decide`]). What is no domain name
-    /// (address literals, paths, dot-keys) has the answer "no policy" at once. A microsecond or less.
+    /// `wording` tells them apart; gives its kind. None where an answer must be made ([`Policies::decide`]). What is no
+    /// domain name (address literals, paths, dot-keys) has the answer "no policy" at once. A microsecond or less.
     pub fn say(
         self: &Arc<Self>,
         key: &[u8],
         wording: u8,
         word: impl FnOnce(&Decision) -> Box<[u8]>,
         out: &mut Vec<u8>,
-    ) -> bool {
-        self.with_entry(key, |entry| self.entries.say(entry, wording, word, out)).is_some()
+    ) -> Option<Kind> {
+        self.with_entry(key, |entry| {
+            self.entries.say(entry, wording, word, out);
+            entry.kind()
+        })
     }
 
     /// Does something with the entry of a next hop, if its decision stands. `then` must not wait.

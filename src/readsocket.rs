@@ -23,14 +23,15 @@
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::timeout;
 
 use crate::listener::{Listener, Stream};
-use crate::metrics::Metrics;
+use crate::metrics::answers::{Answers, Kind};
+use crate::metrics::{Metrics, Protocol};
 use crate::pipeline::Telling;
 use crate::policy::{Decision, Level, Policies};
 use crate::session::exim::Told;
@@ -75,6 +76,7 @@ pub async fn serve(
         tell,
         told: metrics.counter("exim_told"),
         lost: metrics.counter("exim_told_lost"),
+        answers: metrics.answers(Protocol::Readsocket),
         requests: metrics.counter("readsocket_requests"),
         malformed: metrics.counter("readsocket_malformed"),
         slow: metrics.counter("readsocket_slow_clients"),
@@ -166,6 +168,7 @@ struct Service {
     tell: mpsc::Sender<Telling>,
     told: Arc<AtomicU64>,
     lost: Arc<AtomicU64>,
+    answers: Arc<Answers>,
     requests: Arc<AtomicU64>,
     malformed: Arc<AtomicU64>,
     slow: Arc<AtomicU64>,
@@ -198,10 +201,18 @@ impl Service {
     async fn line(&self, request: Request<'_>) -> String {
         self.requests.fetch_add(1, Ordering::Relaxed);
         match request {
-            Request::Policy(key) => answer(&self.policies.decide(key).await),
+            Request::Policy(key) => {
+                let since = Instant::now();
+                let decision = self.policies.decide(key).await;
+                self.answers.made(decision.kind(), since.elapsed());
+                answer(&decision)
+            }
             Request::Failed(text) => self.note(text).await.into(),
             // No name is so long, and what is no name has no policy.
-            Request::TooLong => NONE.into(),
+            Request::TooLong => {
+                self.answers.made(Kind::None, Duration::ZERO);
+                NONE.into()
+            }
             Request::Partial | Request::Malformed => {
                 self.malformed.fetch_add(1, Ordering::Relaxed);
                 defer("the request is not: policy DOMAIN")

@@ -20,7 +20,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::sync::watch;
@@ -28,7 +28,8 @@ use tokio::sync::watch;
 use crate::config::{Level, PostfixSection, PostfixVersion};
 pub use crate::listener::Listener;
 use crate::listener::Stream;
-use crate::metrics::Metrics;
+use crate::metrics::answers::{Answers, ByKind, Kind};
+use crate::metrics::{Metrics, Protocol};
 use crate::policy::explain::Explanation;
 use crate::policy::{Decision, Policies};
 use crate::readsocket;
@@ -64,6 +65,7 @@ pub async fn serve(
         default: postfix.default_level(),
         attributes: postfix.version() >= ATTRIBUTES_SINCE,
         waiting: AtomicUsize::new(0),
+        answers: metrics.answers(Protocol::Socketmap),
         requests: metrics.counter("socketmap_requests"),
         malformed: metrics.counter("socketmap_malformed"),
         unknown: metrics.counter("socketmap_unknown_map"),
@@ -114,6 +116,7 @@ struct Service {
     attributes: bool,
     /// Connections that wait for an answer to be made.
     waiting: AtomicUsize,
+    answers: Arc<Answers>,
     requests: Arc<AtomicU64>,
     malformed: Arc<AtomicU64>,
     unknown: Arc<AtomicU64>,
@@ -156,16 +159,19 @@ impl Service {
     ) -> io::Result<Next> {
         let mut done = 0;
         let mut answered = 0;
+        let mut ready = ByKind::default();
         let next = loop {
             match netstring::decode(&rest[done..]) {
                 Frame::Partial => break Next::More,
                 Frame::Whole { data, used } => {
                     answered += 1;
-                    if let Err((wording, hop)) = self.request(data, out) {
+                    if let Err((wording, hop)) = self.request(data, out, &mut ready) {
+                        let since = Instant::now();
                         let _waiting = Waiting::new(&self.waiting);
                         // What is ready does not wait for what is not.
                         write(stream, out).await?;
                         let decision = self.policies.decide(hop).await;
+                        self.answers.made(decision.kind(), since.elapsed());
                         out.extend_from_slice(&self.word(wording, &decision));
                         write(stream, out).await?;
                     }
@@ -177,6 +183,7 @@ impl Service {
                 Frame::TooLong { header, data } => {
                     answered += 1;
                     netstring::encode(b"NOTFOUND ", out);
+                    ready[Kind::None as usize] += 1;
                     let here = (rest.len() - done).min(header + data + 1);
                     done += here;
                     *skip = header + data + 1 - here;
@@ -193,12 +200,13 @@ impl Service {
         };
         rest.drain(..done);
         self.requests.fetch_add(answered, Ordering::Relaxed);
+        self.answers.ready(&ready);
         write(stream, out).await?;
         Ok(next)
     }
 
-    /// Appends the reply, if it is known; else says for which next hop it must be made.
-    fn request<'a>(&self, data: &'a [u8], out: &mut Vec<u8>) -> Result<(), (Wording, &'a [u8])> {
+    /// Appends the reply, if it is known, and adds it to `ready`; else says for which next hop it must be made.
+    fn request<'a>(&self, data: &'a [u8], out: &mut Vec<u8>, ready: &mut ByKind) -> Result<(), (Wording, &'a [u8])> {
         let space = data.iter().position(|b| *b == b' ').unwrap_or(data.len());
         let (map, key) = (&data[..space], data.get(space + 1..).unwrap_or_default());
         let Some(wording) = Wording::of_map(map) else {
@@ -212,10 +220,10 @@ impl Service {
             Wording::Policy => 0,
             Wording::PolicyTlsrpt => 1,
         };
-        match self.policies.say(key, slot, |decision| self.word(wording, decision), out) {
-            true => Ok(()),
-            false => Err((wording, key)),
-        }
+        let said = self.policies.say(key, slot, |decision| self.word(wording, decision), out);
+        let kind = said.ok_or((wording, key))?;
+        ready[kind as usize] += 1;
+        Ok(())
     }
 
     /// A whole frame.

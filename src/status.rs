@@ -23,8 +23,10 @@ use tokio::sync::{Semaphore, watch};
 
 use crate::control::Desk;
 use crate::listener::{Listener, Stream};
+use crate::metrics::answers::{BOUNDS, Kind};
 use crate::metrics::catalogue::{CATALOGUE, SNAPSHOT, Shown};
-use crate::metrics::{Counting, Progress};
+use crate::metrics::families::OfFamily;
+use crate::metrics::{Counting, Progress, Protocol};
 
 /// Connections that are served at once: a few scrapers, each with one.
 const CLIENTS: usize = 16;
@@ -88,6 +90,7 @@ pub fn metrics(desk: &Desk) -> String {
     page.shown("tlswarden_build_info", [(label("version", env!("CARGO_PKG_VERSION")), 1.0)]);
     inputs(desk, &mut page);
     sessions(desk, &mut page);
+    answers(desk, &mut page);
     let known = desk.policies.counts();
     page.number("tlswarden_policies", known.policies as f64);
     page.number("tlswarden_sts_domains", known.domains as f64);
@@ -121,9 +124,16 @@ fn inputs(desk: &Desk, page: &mut Page) {
     });
     each("tlswarden_input_trouble", &|p| f64::from(u8::from(p.trouble.is_some())));
     each("tlswarden_lines_total", &|p| p.lines as f64);
-    each("tlswarden_lines_used_total", &|p| p.used as f64);
-    each("tlswarden_lines_malformed_total", &|p| p.malformed as f64);
     each("tlswarden_lines_skipped_total", &|p| p.skipped as f64);
+    let mut by_family = |metric: &str, value: &dyn Fn(&OfFamily) -> u64| {
+        let samples = inputs.iter().flat_map(|(name, p)| {
+            let labels = move |family: &str| format!("{},{}", label("input", name), label("family", family));
+            p.families.iter().map(move |(family, n)| (labels(family), value(n) as f64))
+        });
+        page.shown(metric, samples);
+    };
+    by_family("tlswarden_lines_used_total", &|lines| lines.used);
+    by_family("tlswarden_lines_malformed_total", &|lines| lines.malformed);
 }
 
 fn sessions(desk: &Desk, page: &mut Page) {
@@ -142,6 +152,30 @@ fn sessions(desk: &Desk, page: &mut Page) {
     }
     page.shown("tlswarden_sessions_total", sessions);
     page.shown("tlswarden_failures_total", failures);
+}
+
+fn answers(desk: &Desk, page: &mut Page) {
+    let counts: Vec<_> =
+        Protocol::ALL.iter().map(|(protocol, name)| (*name, desk.metrics.answers(*protocol).counts())).collect();
+    let of_kinds = counts.iter().flat_map(|(protocol, counts)| {
+        let label = move |kind: &str| format!("protocol=\"{protocol}\",kind=\"{kind}\"");
+        Kind::ALL.iter().zip(counts.kinds).map(move |((_, kind), n)| (label(kind), n as f64))
+    });
+    page.shown("tlswarden_answers_total", of_kinds);
+    page.shown("tlswarden_answer_seconds", []);
+    for (protocol, counts) in &counts {
+        let bounds = BOUNDS.iter().map(f64::to_string).chain(["+Inf".to_owned()]);
+        for (bound, n) in bounds.zip(counts.within) {
+            page.sample(
+                "tlswarden_answer_seconds_bucket",
+                &format!("protocol=\"{protocol}\",le=\"{bound}\""),
+                n as f64,
+            );
+        }
+        let [.., all] = counts.within;
+        page.sample("tlswarden_answer_seconds_sum", &format!("protocol=\"{protocol}\""), counts.seconds);
+        page.sample("tlswarden_answer_seconds_count", &format!("protocol=\"{protocol}\""), all as f64);
+    }
 }
 
 /// A text in the making.
@@ -163,14 +197,17 @@ impl Page {
     }
 
     fn metric(&mut self, kind: &str, name: &str, help: &str, samples: impl IntoIterator<Item = (String, f64)>) {
-        let text = &mut self.0;
-        let _ = write!(text, "# HELP {name} {help}\n# TYPE {name} {kind}\n");
+        let _ = write!(self.0, "# HELP {name} {help}\n# TYPE {name} {kind}\n");
         for (labels, value) in samples {
-            let _ = match labels.as_str() {
-                "" => writeln!(text, "{name} {value}"),
-                labels => writeln!(text, "{name}{{{labels}}} {value}"),
-            };
+            self.sample(name, &labels, value);
         }
+    }
+
+    fn sample(&mut self, name: &str, labels: &str, value: f64) {
+        let _ = match labels {
+            "" => writeln!(self.0, "{name} {value}"),
+            labels => writeln!(self.0, "{name}{{{labels}}} {value}"),
+        };
     }
 }
 

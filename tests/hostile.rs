@@ -45,7 +45,7 @@ fn counted(log: &str) -> (Vec<Row>, u64) {
     let now = 1_795_400_000;
     counter.lines(log.as_bytes(), now, &NotAsked);
     counter.end(now, &NotAsked);
-    let malformed = counter.seen().0.malformed;
+    let malformed = counter.seen().0.lines.total().malformed;
     (rows(counter.counts()), malformed)
 }
 

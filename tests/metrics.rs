@@ -27,7 +27,7 @@ impl Drop for Running {
 fn start(folder: &Path) -> Running {
     let at = folder.display();
     let config = format!(
-        "[store]\npath = \"{at}/store\"\n[control]\nsocket = \"{at}/control\"\n[socketmap]\nlisten = []\n\
+        "[store]\npath = \"{at}/store\"\n[control]\nsocket = \"{at}/control\"\n[socketmap]\nlisten = [\"unix:{at}/ask\"]\n\
          [resolver]\naddress = \"127.0.0.1:9\"\n[status]\nlisten = [\"unix:{at}/metrics\"]\n\
          [[input]]\nfile = \"{at}/mail\\\".log\"\n"
     );
@@ -73,7 +73,8 @@ fn samples(text: &str) -> BTreeMap<String, f64> {
         }
         let (full, value) = line.rsplit_once(' ').unwrap();
         let (name, labels) = full.split_once('{').unwrap_or((full, "}"));
-        assert!(name == current && labels.ends_with('}'), "{line}");
+        let of_histogram = ["_bucket", "_sum", "_count"].iter().any(|part| name.strip_suffix(part) == Some(&current));
+        assert!((name == current || of_histogram) && labels.ends_with('}'), "{line}");
         assert!(found.insert(full.to_owned(), value.parse().unwrap()).is_none(), "twice: {line}");
     }
     found
@@ -102,11 +103,16 @@ fn what_was_counted_is_shown() {
     assert_eq!(of_input("tlswarden_input_behind_bytes"), 0.0);
     assert_eq!(of_input("tlswarden_input_trouble"), 0.0);
     assert!(shown["tlswarden_commits_total"] >= 1.0);
+    let of_family = format!("{{input=\"{name}\",family=\"certificate verification\"}}");
+    assert_eq!(shown[&format!("tlswarden_lines_used_total{of_family}")], 1.0);
+    assert_eq!(shown[&format!("tlswarden_lines_malformed_total{of_family}")], 0.0);
     // Nobody had asked for a policy: the failed session is one of a destination without.
     assert_eq!(shown["tlswarden_sessions_total{policy=\"no-policy-found\",result=\"failure\"}"], 1.0);
     assert_eq!(shown["tlswarden_failures_total{policy=\"no-policy-found\",result_type=\"certificate-expired\"}"], 1.0);
     for metric in SNAPSHOT {
-        assert!(shown.keys().any(|name| name.split('{').next() == Some(metric.metric)), "{}", metric.metric);
+        let first =
+            if metric.kind == "histogram" { format!("{}_count", metric.metric) } else { metric.metric.to_owned() };
+        assert!(shown.keys().any(|name| name.split('{').next() == Some(&first)), "{}", metric.metric);
     }
     for family in CATALOGUE {
         for (_, labels) in family.samples {
@@ -114,6 +120,33 @@ fn what_was_counted_is_shown() {
             assert!(shown.contains_key(&format!("{}{labels}", family.metric)), "{}{labels}", family.metric);
         }
     }
+}
+
+#[test]
+fn answers_are_shown_by_kind_and_waiting() {
+    let folder = tempfile::tempdir().unwrap();
+    let _daemon = start(folder.path());
+    // An address literal has no policy; a name cannot be asked for where no resolver answers.
+    let mut postfix = UnixStream::connect(folder.path().join("ask")).unwrap();
+    postfix.set_read_timeout(Some(PATIENCE)).unwrap();
+    let mut ask = |key: &str, reply: &str| {
+        let request = format!("policy {key}");
+        write!(postfix, "{}:{request},", request.len()).unwrap();
+        let mut octets = [0; 64];
+        let read = postfix.read(&mut octets).unwrap();
+        assert!(octets[..read].windows(reply.len()).any(|part| part == reply.as_bytes()), "{key}");
+    };
+    ask("[192.0.2.1]", "NOTFOUND");
+    ask("[192.0.2.1]", "NOTFOUND");
+    ask("a.example", "TEMP");
+    let shown = samples(&request(folder.path(), "GET /metrics").1);
+    let answers = |kind: &str| shown[&format!("tlswarden_answers_total{{protocol=\"socketmap\",kind=\"{kind}\"}}")];
+    assert_eq!([answers("none"), answers("temp"), answers("sts-enforce")], [2.0, 1.0, 0.0]);
+    let within = |le: &str| shown[&format!("tlswarden_answer_seconds_bucket{{protocol=\"socketmap\",le=\"{le}\"}}")];
+    assert_eq!(within("+Inf"), 3.0);
+    assert!((2.0..=3.0).contains(&within("0.001")));
+    assert_eq!(shown["tlswarden_answer_seconds_count{protocol=\"socketmap\"}"], 3.0);
+    assert!(shown["tlswarden_answer_seconds_sum{protocol=\"socketmap\"}"] < PATIENCE.as_secs_f64());
 }
 
 #[test]
@@ -139,7 +172,10 @@ fn alerts_and_board_name_what_there_is() {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("packaging/prometheus").join(file);
         let text = fs::read_to_string(path).unwrap();
         let words = text.split(|c: char| !c.is_ascii_lowercase() && c != '_');
-        let named: BTreeSet<&str> = words.filter(|word| word.starts_with("tlswarden_")).collect();
+        let named: BTreeSet<&str> = words
+            .filter(|word| word.starts_with("tlswarden_"))
+            .map(|word| word.strip_suffix("_bucket").unwrap_or(word))
+            .collect();
         assert!(named.len() > 5, "{file}: {named:?}");
         let unknown: Vec<&&str> = named.difference(&known).collect();
         assert!(unknown.is_empty(), "{file}: {unknown:?}");

@@ -6,6 +6,8 @@
 
 use core::net::IpAddr;
 
+use crate::Family;
+
 pub mod exim;
 
 /// One line that concerns outbound TLS, a delivery, or the life of a message.
@@ -177,6 +179,36 @@ pub enum What<'a> {
     Reloaded,
     /// `CONNECT to [IP]:PORT` of tlsproxy(8): smtp(8) will log the session whatever its log level is.
     Proxied,
+}
+
+impl What<'_> {
+    /// The family of lines that it was read from.
+    #[must_use]
+    pub const fn family(&self) -> Family {
+        match self {
+            What::Established { .. } => Family::TlsSummary,
+            What::VerificationFailed { .. } => Family::CertificateVerification,
+            What::HandshakeFailed { .. } => Family::TlsHandshake,
+            What::LibraryProblem { .. } => Family::LibraryProblem,
+            What::ResumedUntrusted { .. } => Family::TlsResumed,
+            What::TlsaUnusable { .. } => Family::TlsaUnusable,
+            What::HostRuledOut { .. } => Family::HostRuledOut,
+            What::Native { .. } | What::NativeUnsent => Family::TlsrptStatus,
+            What::HostLeft { .. } => Family::HostLeft,
+            What::Delivery { .. } => Family::Delivery,
+            What::MessageId { .. } => Family::MessageId,
+            What::Active { .. } => Family::QueueActive,
+            What::Removed { .. } => Family::QueueRemoved,
+            What::Started { .. } | What::Reloaded => Family::DaemonStarted,
+            What::Exim(line) => match line.says {
+                exim::Says::Arrived { .. } | exim::Says::Completed => Family::EximMessage,
+                exim::Says::Recipient(_) => Family::EximRecipient,
+                exim::Says::Host { .. } | exim::Says::NoUsableTlsa => Family::EximHost,
+                exim::Says::VerifyError { .. } => Family::EximVerification,
+            },
+            What::Proxied => Family::Proxied,
+        }
+    }
 }
 
 /// The first part of `tls=`, which is about the security level; `may:none` was asked as `may` and came to `none`.

@@ -70,7 +70,7 @@ pub struct Malformed {
     pub family: Family,
 }
 
-/// The families of lines that we read, as named in [`Malformed`].
+/// The families of lines that we read, as named in [`Malformed`] and by [`event::What::family`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Family {
     /// The time at the front of a line that we would have used.
@@ -95,6 +95,24 @@ pub enum Family {
     EximHost,
     /// Exim's `[IP] SSL verify error: …`.
     EximVerification,
+    /// `warning: TLS library problem: …`.
+    LibraryProblem,
+    /// `…: re-using session with untrusted …`.
+    TlsResumed,
+    /// `…: all TLSA records unusable…`.
+    TlsaUnusable,
+    /// A host that policy ruled out before any connection.
+    HostRuledOut,
+    /// `QID: reason`: a host that was not the last one was given up.
+    HostLeft,
+    /// `QID: message-id=<…>`.
+    MessageId,
+    /// `QID: removed`.
+    QueueRemoved,
+    /// tlsproxy(8)'s `CONNECT to [IP]:PORT`.
+    Proxied,
+    /// Exim's `<=` and `Completed`.
+    EximMessage,
 }
 
 impl Family {
@@ -113,6 +131,15 @@ impl Family {
             Family::EximRecipient => "Exim recipient",
             Family::EximHost => "Exim host",
             Family::EximVerification => "Exim certificate verification",
+            Family::LibraryProblem => "TLS library problem",
+            Family::TlsResumed => "TLS session resumed",
+            Family::TlsaUnusable => "TLSA unusable",
+            Family::HostRuledOut => "host ruled out",
+            Family::HostLeft => "host left",
+            Family::MessageId => "Message-ID",
+            Family::QueueRemoved => "queue removed",
+            Family::Proxied => "tlsproxy connection",
+            Family::EximMessage => "Exim message",
         }
     }
 }

@@ -22,6 +22,7 @@ use crate::config;
 use crate::domain;
 use crate::input::BLOCK;
 use crate::input::journald::MAX_ENTRY as MAX_LINE;
+use crate::metrics::families::OfFamily;
 use crate::pipeline::{Counter, PolicyAt, is_of};
 use crate::policy::sts::document;
 use crate::tlsrpt::{Failure, InForce, Policy, PolicyType, Row, rows};
@@ -122,14 +123,11 @@ pub fn replay(options: &Options) -> Result<(), Fault> {
     let mut counter = counter.unwrap_or_else(|| new(Dialect::Postfix));
     counter.end(counter.newest().unwrap_or(now), &policies);
     let (seen, losses) = counter.seen();
+    let OfFamily { used, malformed } = seen.lines.total();
     let rows = rows(counter.counts());
     if options.json {
         let shown = Shown {
-            lines: LineCounts {
-                read: seen.read + lines.skipped,
-                used: seen.used,
-                malformed: seen.malformed + lines.skipped,
-            },
+            lines: LineCounts { read: seen.read + lines.skipped, used, malformed: malformed + lines.skipped },
             results: rows.iter().map(ShownRow::new).collect(),
         };
         let mut text = serde_json::to_string(&shown).expect("plain structures always serialise");
@@ -140,8 +138,8 @@ pub fn replay(options: &Options) -> Result<(), Fault> {
     text.push_str(&format!(
         "{} lines read, {} used, {} could not be read\n",
         seen.read + lines.skipped,
-        seen.used,
-        seen.malformed + lines.skipped
+        used,
+        malformed + lines.skipped
     ));
     if losses.without_domain + losses.unmatched > 0 {
         let lost = losses.without_domain + losses.unmatched;

@@ -24,7 +24,7 @@ const fn one(metric: &'static str, counter: &'static [(&'static str, &'static st
 pub struct Shown {
     /// Its name at `/metrics`.
     pub metric: &'static str,
-    /// `gauge` or `counter`.
+    /// `gauge`, `counter` or `histogram`.
     pub kind: &'static str,
     /// What it says.
     pub help: &'static str,
@@ -48,10 +48,13 @@ pub const SNAPSHOT: &[Shown] = &[
     ),
     gauge("tlswarden_input_trouble", "1 while an input cannot be read."),
     counter("tlswarden_lines_total", "Lines read, by input."),
-    counter("tlswarden_lines_used_total", "Lines that said something about a session, by input."),
+    counter(
+        "tlswarden_lines_used_total",
+        "Lines and datagrams that said something about a session or a message, by input and family.",
+    ),
     counter(
         "tlswarden_lines_malformed_total",
-        "Lines that looked like an MTA's and could not be read, by input: perhaps a new version's wording.",
+        "Lines that looked like an MTA's and could not be read, by input and family: perhaps a new version's wording.",
     ),
     counter("tlswarden_lines_skipped_total", "Lines over the limit, left out, by input."),
     counter(
@@ -62,6 +65,15 @@ pub const SNAPSHOT: &[Shown] = &[
         "tlswarden_failures_total",
         "Failures in the words of RFC 8460, those of sessions and of the policies themselves, by policy type and result type.",
     ),
+    counter(
+        "tlswarden_answers_total",
+        "Answers to an MTA, by protocol and kind; temp defers the mail, for nothing is known.",
+    ),
+    Shown {
+        metric: "tlswarden_answer_seconds",
+        kind: "histogram",
+        help: "How long an MTA waited for its answer, by protocol; one that was ready counts as nothing.",
+    },
     gauge("tlswarden_policies", "MTA-STS policies that have not expired."),
     gauge("tlswarden_sts_domains", "Domains whose MTA-STS record is known."),
     gauge("tlswarden_decisions", "Next hops with a decision in memory."),
@@ -145,7 +157,11 @@ pub const CATALOGUE: &[Family] = &[
             ("readsocket_slow_clients", "protocol=\"readsocket\",cause=\"slow\""),
         ],
     },
-    one("tlswarden_answers_temp_total", &[("answers_temp", "")], "Decisions that defer mail, for nothing is known."),
+    one(
+        "tlswarden_decisions_temp_total",
+        &[("answers_temp", "")],
+        "Decisions that nothing is known; each may be answered several times.",
+    ),
     one("tlswarden_dane_lookups_total", &[("dane_lookups", "")], "DANE look-ups."),
     one("tlswarden_dane_lookups_failed_total", &[("dane_lookups_failed", "")], "DANE look-ups that failed."),
     one("tlswarden_sts_records_asked_total", &[("sts_records_asked", "")], "Look-ups of _mta-sts records."),

@@ -20,6 +20,7 @@ use crate::civil::Calendar;
 use crate::config::Tlsrpt;
 use crate::count::Rules;
 use crate::input::journald as journal;
+use crate::metrics::families::Families;
 use crate::policy::history::History;
 use crate::session::datagram::{self, Reported};
 use crate::session::exim::Told;
@@ -90,14 +91,12 @@ pub struct Counter {
 }
 
 /// What came of the lines so far.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Seen {
     /// Lines read.
     pub read: u64,
-    /// Lines that said something.
-    pub used: u64,
-    /// Lines that looked ours and could not be read.
-    pub malformed: u64,
+    /// Those among them that said something, and those that looked ours and could not be read.
+    pub lines: Families,
     /// Sessions whose destination our responder was not asked about.
     pub not_asked: u64,
     /// Sessions that contradict the decision.
@@ -111,6 +110,9 @@ pub struct Seen {
     /// Datagrams that did not count, for their policy is in testing mode: the log counts those sessions.
     pub left_to_log: u64,
 }
+
+/// The family of datagrams, beside those of lines.
+const DATAGRAM: &str = "TLSRPT datagram";
 
 /// The record of the calendar among the open state; those of the sessions begin with other letters.
 pub(super) const CALENDAR: &[u8] = b"c";
@@ -198,7 +200,7 @@ impl Counter {
         let Some(time) = self.calendar.resolve(event.stamp, now) else {
             return self.malformed("time stamp", line, now);
         };
-        self.seen.used += 1;
+        self.seen.lines.of(event.what.family().name()).used += 1;
         self.sessions.event(&event, time, &*self.own, &mut self.outcomes);
         if let What::Delivery { .. } = event.what {
             self.delivery(&event);
@@ -219,7 +221,7 @@ impl Counter {
             Some(Err(why)) => return self.unreadable(why.cause(), octets.unwrap_or_default(), at),
             None => return self.unreadable("it is longer than any is", b"", at),
         };
-        self.seen.used += 1;
+        self.seen.lines.of(DATAGRAM).used += 1;
         for mut session in sessions {
             self.bound_helos(&mut session);
             self.rules.note_reported(&session, at);
@@ -257,12 +259,12 @@ impl Counter {
     }
 
     fn unreadable(&mut self, cause: &'static str, octets: &[u8], now: i64) {
-        self.seen.malformed += 1;
+        self.seen.lines.of(DATAGRAM).malformed += 1;
         let last = self.sampled.entry(cause).or_insert(i64::MIN);
         if now.saturating_sub(*last) >= SAMPLE_EVERY {
             *last = now;
             let sample = octets.get(..300).unwrap_or(octets).escape_ascii();
-            tracing::warn!("TLSRPT datagram: cannot be read: {cause}: \"{sample}\"; not counted");
+            tracing::warn!("{DATAGRAM}: cannot be read: {cause}: \"{sample}\"; not counted");
         }
     }
 
@@ -407,7 +409,7 @@ impl Counter {
 
     /// A line that looks ours and cannot be read may be a new version's wording: one sample a minute is shown.
     fn malformed(&mut self, family: &'static str, line: &[u8], now: i64) {
-        self.seen.malformed += 1;
+        self.seen.lines.of(family).malformed += 1;
         let last = self.sampled.entry(family).or_insert(i64::MIN);
         if now.saturating_sub(*last) >= SAMPLE_EVERY {
             *last = now;

@@ -11,6 +11,7 @@ use super::held::Held;
 use super::sts::cached::{Cached, PolicyFailure};
 use super::sts::text::Text;
 use super::under::Under;
+use crate::metrics::answers::Kind;
 use crate::tlsrpt::{Failure, Mode};
 
 /// What is answered, before it is put in words.
@@ -28,6 +29,21 @@ pub enum Level {
     Fixed(Arc<str>),
     /// Not known; the MTA is to try again.
     Temp(Arc<str>),
+}
+
+impl Level {
+    /// The kind of answer that it is; `sts` says whether it rests on an MTA-STS policy.
+    pub(super) fn kind(&self, sts: bool) -> Kind {
+        match self {
+            Level::Default if sts => Kind::Testing,
+            Level::Default => Kind::None,
+            Level::Secure => Kind::Enforce,
+            Level::Dane => Kind::Dane,
+            Level::DaneOnly => Kind::DaneOnly,
+            Level::Fixed(_) => Kind::Override,
+            Level::Temp(_) => Kind::Temp,
+        }
+    }
 }
 
 /// What was decided for a next hop.
@@ -88,6 +104,11 @@ impl PolicyFailure {
 }
 
 impl Decision {
+    /// The kind of answer that it is.
+    pub fn kind(&self) -> Kind {
+        self.level.kind(self.sts.is_some())
+    }
+
     pub(super) fn none() -> Decision {
         Decision::bare(Level::Default)
     }

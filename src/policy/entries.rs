@@ -19,6 +19,7 @@ use super::sts::cached::{Cached, PolicyFailure};
 use super::sts::domain::Domain;
 use super::{Decision, Level};
 use crate::clock::{Moment, SharedMoment};
+use crate::metrics::answers::Kind;
 
 /// How many parts the decisions are kept in.
 const SHARDS: usize = 64;
@@ -120,6 +121,11 @@ impl Entry {
             sts: self.sts.clone(),
             failure: self.failure.clone(),
         }
+    }
+
+    /// The kind of answer that it is.
+    pub fn kind(&self) -> Kind {
+        self.level.kind(self.sts.is_some())
     }
 
     fn size(&self) -> usize {

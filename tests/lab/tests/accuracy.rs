@@ -256,7 +256,7 @@ fn ours(log: &[u8], scenarios: &[Scenario]) -> BTreeMap<String, Told> {
     counter.lines(&lines, now, &decisions);
     counter.end(now, &decisions);
     let (seen, losses) = counter.seen();
-    assert_eq!((seen.malformed, losses.unmatched), (0, 0), "{seen:?} {losses:?}");
+    assert_eq!((seen.lines.total().malformed, losses.unmatched), (0, 0), "{seen:?} {losses:?}");
     let mut told: BTreeMap<String, Told> = BTreeMap::new();
     for row in rows(counter.counts()) {
         let told = told.entry(row.domain).or_default();
