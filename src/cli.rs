@@ -24,6 +24,7 @@ use std::process::ExitCode;
 use clap::{Args, CommandFactory, Parser, Subcommand};
 
 use crate::config::{Config, ConfigError};
+use crate::detect;
 use crate::finding::{Findings, Weight};
 use crate::tlsrpt::Day;
 
@@ -160,8 +161,9 @@ struct ConfigFile {
 }
 
 impl ConfigFile {
+    /// As the daemon has it: what the file does not say is found out.
     fn load(&self) -> Result<Config, Fault> {
-        Ok(Config::load(&self.config)?)
+        Ok(Config::load_and(&self.config, |config| drop(detect::complete(config)))?)
     }
 }
 

@@ -124,6 +124,8 @@ pub struct Status {
     pub running: bool,
     /// The time, in seconds since 1970-01-01T00:00:00Z.
     pub now: i64,
+    /// What was found out about the host when the daemon started or was reloaded, one line each (`detect`).
+    pub found: Vec<String>,
     /// Each input, by name, and how far it is.
     pub inputs: BTreeMap<String, Progress>,
     /// The resolver that is asked.
@@ -158,6 +160,8 @@ pub struct DayPreview {
 pub struct Desk {
     /// The configuration in force.
     pub config: Config,
+    /// What of it was found out about the host, one line each.
+    pub found: Vec<String>,
     /// Whether this is the daemon.
     pub running: bool,
     /// Counts and records.
@@ -181,6 +185,7 @@ impl Desk {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             running: self.running,
             now: self.clock.seconds(),
+            found: self.found.clone(),
             inputs: self.metrics.inputs(),
             resolver: self.resolver.server().to_string(),
             validating: self.resolver.validating(),

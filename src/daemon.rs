@@ -111,6 +111,11 @@ pub fn check(path: &Path) -> Result<(Config, Vec<String>), DaemonError> {
     Prepared::load(path).map(|prepared| (prepared.config, prepared.found))
 }
 
+/// Whether the daemon would start with a configuration that is complete already.
+pub fn would_start(config: &Config) -> Result<(), DaemonError> {
+    Prepared::of(config.clone(), Vec::new()).map(drop)
+}
+
 /// A configuration and what it names, all of it there.
 struct Prepared {
     config: Config,
@@ -124,6 +129,10 @@ impl Prepared {
     fn load(path: &Path) -> Result<Prepared, DaemonError> {
         let mut found = Vec::new();
         let config = Config::load_and(path, |config| found = detect::complete(config))?;
+        Prepared::of(config, found)
+    }
+
+    fn of(config: Config, found: Vec<String>) -> Result<Prepared, DaemonError> {
         let setup = Setup::load(&config.report).map_err(DaemonError::Keys)?;
         let zone = |name: &Option<String>| name.as_deref().map_or(Ok(TimeZone::system()), time_zone);
         let zones = config.inputs.iter().map(|input| zone(&input.timezone)).collect::<Result<_, _>>();
@@ -280,6 +289,7 @@ struct Tasks {
 impl Tasks {
     fn start(house: &mut House, prepared: Prepared) -> Result<Tasks, DaemonError> {
         let Prepared { config, setup, zones, found } = prepared;
+        found.iter().for_each(|line| tracing::info!("{line}"));
         let store: Arc<dyn Store> = Arc::<Embedded>::clone(&house.store);
         let (metrics, clock) = (house.metrics.clone(), house.clock);
         // Everything that can fail comes first: no half start.
@@ -329,7 +339,6 @@ impl Tasks {
         };
         let scheduler = Scheduler::open(context, setup)?;
         house.store.started();
-        found.iter().for_each(|line| tracing::info!("{line}"));
         say(&config);
 
         let (stop, shutdown) = watch::channel(false);
@@ -376,7 +385,8 @@ impl Tasks {
         }
         let writing = ["counting", "scheduler"].map(|name| (name.to_owned(), watchdog::DISK));
         metrics.expect_alive(writing.into_iter().chain(answering));
-        let desk = Arc::new(Desk { config, running: true, store, resolver, policies, scheduler, metrics, clock });
+        let desk =
+            Arc::new(Desk { config, found, running: true, store, resolver, policies, scheduler, metrics, clock });
         for (address, listener) in statuses {
             let task = status::serve(listener, Arc::clone(&desk), shutdown.clone());
             tasks.spawn(format!("status {address}"), done(task));

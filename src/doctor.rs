@@ -41,7 +41,8 @@ pub struct Options {
 pub async fn diagnose(options: &Options) -> Findings {
     let mut found = Findings::default();
     // As the daemon does: what the file does not say is found out.
-    let complete = |config: &mut Config| drop(crate::detect::complete(config));
+    let mut host = Vec::new();
+    let complete = |config: &mut Config| host = crate::detect::complete(config);
     let config = match Config::load_and(&options.config, complete) {
         Ok(config) => config,
         Err(error) => {
@@ -52,8 +53,8 @@ pub async fn diagnose(options: &Options) -> Findings {
         }
     };
     host::logs(&config, &mut found);
-    let running = daemon::look(&config, &mut found).await.is_some();
-    if !running && let Err(error) = crate::daemon::check(&options.config) {
+    let running = daemon::look(&config, &host, &mut found).await.is_some();
+    if !running && let Err(error) = crate::daemon::would_start(&config) {
         let why = "The daemon does not start before that is mended.";
         found.push(Finding::new(Weight::Error, "would-not-start", "tlswarden", error.to_string(), why));
     }

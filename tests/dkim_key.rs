@@ -40,3 +40,20 @@ fn what_is_no_name_makes_no_file() {
     assert_eq!(bad.status.code(), Some(64));
     assert!(!out.exists());
 }
+
+#[test]
+fn without_a_place_it_goes_beside_the_configuration() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = folder.path().join("tlswarden.toml");
+    std::fs::write(&config, "[report]\nfrom = \"tlsrpt@sender.example\"\n").unwrap();
+    let make = || {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_tlswarden"));
+        let made = command.args(["dkim-key", "--type", "ed25519", "--config"]).arg(&config).output().unwrap();
+        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    };
+    make();
+    assert!(folder.path().join("dkim-tlsrpt.pem").exists());
+    std::fs::create_dir(folder.path().join("dkim.d")).unwrap();
+    make();
+    assert!(folder.path().join("dkim.d/tlsrpt.pem").exists());
+}

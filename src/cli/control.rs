@@ -145,7 +145,17 @@ fn without_daemon(config: &Config) -> Result<Desk, Fault> {
     let context =
         Context { store: Arc::clone(&store), resolver: resolver.clone(), https, metrics: metrics.clone(), clock, own };
     let scheduler = Scheduler::open(context, setup).map_err(stored)?;
-    Ok(Desk { config: config.clone(), running: false, store, resolver, policies, scheduler, metrics, clock })
+    Ok(Desk {
+        config: config.clone(),
+        found: Vec::new(),
+        running: false,
+        store,
+        resolver,
+        policies,
+        scheduler,
+        metrics,
+        clock,
+    })
 }
 
 /// Gives what root has made in the store to the store's owner: the daemon must be able to open it.
@@ -190,6 +200,7 @@ fn people(status: &Status) -> String {
         policies.policies, policies.domains, policies.decisions, policies.periods
     ));
     say(format!("store: {} octets", status.store_size));
+    status.found.iter().for_each(|line| say(line.clone()));
     say(String::new());
     let inputs: Vec<Vec<String>> = status
         .inputs

@@ -2,7 +2,9 @@
 //!
 //! Takes: a selector, a kind, a file. Gives: the private key in a file that only its owner can read, and on standard output
 //! its DNS record and its lines for the configuration. A file that is there is never overwritten.
-//! When root makes it, the file belongs to whoever owns the store's folder: the daemon's user.
+//! Where there is a folder `dkim.d` beside the configuration, as the package has it, the file goes there and stays root's, for
+//! systemd hands the daemon a copy. Elsewhere a file that root makes belongs to whoever owns the store's folder: the
+//! daemon's user.
 
 use std::fs::{File, OpenOptions};
 use std::io::Write;
@@ -16,6 +18,9 @@ use crate::config::Config;
 use crate::domain;
 use crate::report::keys::{Kind, Public, make};
 
+/// Of which systemd gives the daemon a copy (`LoadCredential=dkim:` in tlswarden.service).
+const FOLDER: &str = "dkim.d";
+
 #[derive(Args)]
 pub struct Options {
     /// The selector: the key's name in DNS, SELECTOR._domainkey.DOMAIN.
@@ -27,7 +32,8 @@ pub struct Options {
     /// The domain; without it that of `from` in [report].
     #[arg(long)]
     domain: Option<String>,
-    /// Where the private key goes; without it dkim-SELECTOR.pem beside the configuration.
+    /// Where the private key goes; without it SELECTOR.pem in the folder dkim.d beside the configuration, or where there is
+    /// none dkim-SELECTOR.pem beside it.
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
     #[command(flatten)]
@@ -48,7 +54,12 @@ pub fn dkim_key(options: &Options) -> Result<(), Fault> {
         return Err(Fault::new(USAGE, problem));
     }
     let beside = options.config.config.parent().unwrap_or(Path::new("."));
-    let path = options.out.clone().unwrap_or_else(|| beside.join(format!("dkim-{selector}.pem")));
+    let folder = beside.join(FOLDER);
+    let path = options.out.clone().unwrap_or_else(|| match folder.is_dir() {
+        true => folder.join(format!("{selector}.pem")),
+        false => beside.join(format!("dkim-{selector}.pem")),
+    });
+    let owner = config.as_ref().filter(|_| path.parent() != Some(&folder));
     let failed =
         |e: std::io::Error| Fault::new(IO, format!("{}: cannot be made: {e}; no key was written", path.display()));
     // Opened first: where the file is there already, no second is spent on a key.
@@ -57,7 +68,7 @@ pub fn dkim_key(options: &Options) -> Result<(), Fault> {
         .map_err(|e| Fault::new(SOFTWARE, format!("{}: no key was made: {e}; the file is removed", path.display())))
         .and_then(|(pem, public)| {
             file.write_all(pem.as_bytes()).and_then(|()| file.sync_all()).map_err(failed)?;
-            give(&file, config.as_ref()).map_err(failed)?;
+            give(&file, owner).map_err(failed)?;
             Ok(public)
         });
     match written {
@@ -85,7 +96,7 @@ fn domain(options: &Options, config: Option<&Config>) -> Result<String, Fault> {
     }
 }
 
-/// Root gives the file to the owner of the store's folder.
+/// Root gives the file to the owner of the store's folder that a configuration names.
 fn give(file: &File, config: Option<&Config>) -> std::io::Result<()> {
     let Some(owner) = config.and_then(|config| std::fs::metadata(&config.store.path).ok()) else { return Ok(()) };
     let mine = file.metadata()?;
@@ -98,7 +109,7 @@ fn said(public: &Public, path: &Path) -> String {
          Publish this record:\n\n{record}\n\n\
          s=tlsrpt: the key is for reports alone (RFC 8460, section 3). Receivers that check a report as any other mail, for\n\
          DMARC, do not take such a key: where reports depend on that, leave `s=tlsrpt; ` out.\n\n\
-         Then put this into the configuration, and reload:\n\n\
+         Then put this into the configuration, and restart the daemon:\n\n\
          [[report.dkim]]\nselector = \"{selector}\"\ndomain = \"{domain}\"\nkey = {quoted}\n",
         path = path.display(),
         record = public.zone_line(),

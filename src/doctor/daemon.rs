@@ -17,8 +17,8 @@ const ENOUGH_LINES: u64 = 1000;
 /// How far a log may be ahead of the clock, in seconds.
 const CLOCK: i64 = 600;
 
-/// Asks the daemon; its status if it runs.
-pub async fn look(config: &Config, found: &mut Findings) -> Option<Status> {
+/// Asks the daemon; its status if it runs. `host` is what is found out about the host now, as the daemon did at its start.
+pub async fn look(config: &Config, host: &[String], found: &mut Findings) -> Option<Status> {
     let socket = &config.control.socket;
     let status: Status = match ask(socket, &Question::Status).await {
         Ok(status) => status,
@@ -38,6 +38,7 @@ pub async fn look(config: &Config, found: &mut Findings) -> Option<Status> {
     found.looked_at.push(format!("the daemon, version {}: {}", status.version, asked(&status, &policies)));
     let mut all = Vec::new();
     asking(&status, &mut all);
+    changed(&status, host, &mut all);
     inputs(&status, config, found, &mut all);
     errors(&status, &mut all);
     found.extend(all);
@@ -102,6 +103,22 @@ fn asking(status: &Status, found: &mut Vec<Finding>) {
             "Mail was deferred because nothing could be found out: the resolver fails. `tlswarden policy DOMAIN` says how.",
         );
     }
+}
+
+/// What the daemon goes by, and is no longer so.
+fn changed(status: &Status, host: &[String], found: &mut Vec<Finding>) {
+    let without = |lines: &[String], others: &[String]| -> String {
+        let lines: Vec<&str> = lines.iter().filter(|line| !others.contains(line)).map(String::as_str).collect();
+        if lines.is_empty() { "nothing of it".into() } else { lines.join("; ") }
+    };
+    if status.found == host {
+        return;
+    }
+    let what = format!("at its start: {}; now: {}", without(&status.found, host), without(host, &status.found));
+    let why =
+        "It goes by what it found at its start: answers are worded, and sessions counted, for a host that has changed.";
+    let finding = Finding::new(Weight::Error, "host-changed", "tlswarden", what, why);
+    found.push(finding.fix("systemctl reload tlswarden"));
 }
 
 fn inputs(status: &Status, config: &Config, known: &Findings, found: &mut Vec<Finding>) {
@@ -172,6 +189,7 @@ mod tests {
             version: env!("CARGO_PKG_VERSION").into(),
             running: true,
             now: 1_000_000,
+            found: Vec::new(),
             inputs: Default::default(),
             resolver: String::new(),
             validating: true,
@@ -201,6 +219,20 @@ mod tests {
         assert_eq!(names_of(&[("readsocket_requests", 20), ("sessions-not-asked", 10)]), "seldom-asked");
         assert_eq!(names_of(&[("socketmap_requests", 20), ("answers_temp", 2)]), "answers-temporary");
         assert_eq!(names_of(&[("socketmap_requests", 1), ("socketmap_unknown_map", 1)]), "map-unknown-asked");
+    }
+
+    #[test]
+    fn a_host_that_has_changed_is_found() {
+        let lines = |version: &str| vec![format!("postfix: found: version {version}"), "input: found: f".to_owned()];
+        let mut running = status(&[]);
+        running.found = lines("3.7");
+        let mut found = Vec::new();
+        changed(&running, &lines("3.7"), &mut found);
+        assert!(found.is_empty());
+        changed(&running, &lines("3.10"), &mut found);
+        assert_eq!(found[0].what, "at its start: postfix: found: version 3.7; now: postfix: found: version 3.10");
+        changed(&status(&[]), &lines("3.7")[1..], &mut found);
+        assert_eq!(found[1].what, "at its start: nothing of it; now: input: found: f");
     }
 
     #[test]

@@ -420,11 +420,7 @@ fn our_configuration_is_broken(host: &mut Host) {
         &[("default_level = \"may\"", "default_level = \"dane\"")],
         &["warning level-differs", "warning insecure-mx"],
     );
-    host.config(
-        "[postfix] dnssec = false",
-        &[("[socketmap]", "dnssec = false\n[socketmap]")],
-        &["warning dnssec-unused"],
-    );
+    host.config("[postfix] dnssec = false", &[("dnssec = true", "dnssec = false")], &["warning dnssec-unused"]);
     host.config("an option that is none", &[("[socketmap]", "[socketmap]\nlisten_on = 1")], &["error config"]);
     let log = host.world.log().display().to_string();
     host.config(

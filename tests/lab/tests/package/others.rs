@@ -1,0 +1,67 @@
+//! Hosts that are not a plain Postfix beside rsyslog: the journal alone; no MTA yet, then Exim, then Postfix in its place.
+
+use std::fs;
+use std::time::Duration;
+
+use lab::postfix::Installation;
+
+use crate::site::{SOCKET, Site};
+
+/// How long one of them may take.
+const ROOM: Duration = Duration::from_secs(180);
+
+/// Exim's configuration: what the package's example has, and what the world needs.
+const EXIM: &str = "primary_hostname = mta.sender.test\ndomainlist local_domains =\ndisable_ipv6 = true\n\
+    keep_environment =\ntimezone = UTC\n.include /usr/share/doc/tlswarden/examples/exim.example\n\
+    begin retry\n* * F,1d,1s\n";
+
+/// No syslog daemon: the journal is counted from.
+pub async fn journal(installation: &Installation) {
+    let site = Site::boot(installation, ROOM).await;
+    site.run("dpkg --purge rsyslog && rm -f /var/log/mail.log");
+    site.set_up_postfix();
+    let printed = site.install();
+    site.said("input: found: the journal (no syslog daemon is installed)").await;
+    site.take_the_lines(&printed);
+    site.close_network();
+    site.policies_hold("one").await;
+    site.await_counts().await;
+    site.doctor_finds(&["warning no-identity"]);
+    site.say("counted from the journal what the servers saw");
+    site.run("dpkg --purge tlswarden");
+    site.nothing_is_left();
+}
+
+/// The MTA comes after the package: Exim first, then Postfix, which takes its place.
+pub async fn exim(installation: &Installation) {
+    let site = Site::boot(installation, ROOM).await;
+    site.run("dpkg --purge --force-depends postfix && rm -rf /var/spool/postfix");
+    let printed = site.install();
+    assert!(printed.contains("no Postfix or Exim is installed here"), "{printed}");
+    site.run("systemctl is-active tlswarden");
+    site.say("runs without an MTA");
+
+    fs::create_dir_all(site.machine.path("/etc/exim4")).unwrap();
+    site.run("apt-get install --yes --no-download --no-install-recommends exim4-daemon-light");
+    fs::write(site.machine.path("/etc/exim4/exim4.conf"), EXIM).unwrap();
+    site.said("readsocket: found: Exim is installed; it may ask at unix:/run/tlswarden/exim").await;
+    site.said("input: found: /var/log/exim4/mainlog (Exim's log)").await;
+    site.run("systemctl is-active tlswarden-exim.socket");
+    site.close_network();
+    for (domain, mark) in [("flow.test", "=>"), ("dane.example", "=>"), ("bad.test", "==")] {
+        let to = format!("one@{domain}");
+        site.run(&format!("printf 'Subject: hello\\n\\nhello\\n' | exim4 -odf -oi -f someone@sender.test {to}"));
+        let log = site.run("cat /var/log/exim4/mainlog");
+        assert!(log.contains(&format!(" {mark} {to} ")), "{log}");
+    }
+    site.await_counts().await;
+    site.doctor_finds(&["warning no-identity"]);
+    site.say("Exim, installed later, asked, and was counted");
+
+    site.run("apt-get install --yes --no-download --no-install-recommends postfix");
+    site.said("socketmap: listening on unix:/var/spool/postfix/tlswarden/socketmap").await;
+    site.run(&format!("test -S {SOCKET} && systemctl is-active tlswarden.socket tlswarden.service"));
+    site.say("Postfix in its place: it has its socket");
+    site.run("dpkg --purge tlswarden");
+    site.nothing_is_left();
+}
