@@ -272,7 +272,8 @@ async fn goes_on_without(site: &Site) {
     );
     site.policies_hold("without").await;
     site.run(&format!(
-        "systemctl start tlswarden.socket tlswarden && postconf -e '{}' && postfix reload",
+        "systemctl start tlswarden.socket tlswarden && postconf -e '{}' && postfix reload
+         rm /etc/postfix/tlswarden-policies",
         asked.trim()
     ));
     site.await_counts().await;
