@@ -362,6 +362,18 @@ mod tests {
     }
 
     #[test]
+    fn a_postconf_that_hangs_is_given_up() {
+        let folder = tempfile::tempdir().unwrap();
+        let program = folder.path().join("postconf");
+        // Written by another process: a file that this one has open for writing may not be run.
+        let write = format!("printf '#!/bin/sh\\nexec sleep 600\\n' >{0} && chmod 755 {0}", program.display());
+        assert!(Command::new("sh").args(["-c", &write]).status().unwrap().success());
+        let begin = Instant::now();
+        assert_eq!(postconf(&program).unwrap_err(), format!("{}: no answer within 5 s", program.display()));
+        assert!(begin.elapsed() < 3 * PATIENCE);
+    }
+
+    #[test]
     fn a_postconf_that_fails_is_said() {
         let problem = postconf(Path::new("/bin/false")).unwrap_err();
         assert!(problem.starts_with("/bin/false: exit status: 1"), "{problem}");

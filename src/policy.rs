@@ -117,7 +117,7 @@ impl Policies {
         let shelf = Shelf::new(Arc::clone(&store));
         let sts = Cache::open(limit, resolver.clone(), client, store, &history, clock, metrics.clone())?;
         let why_no_dane = match (config.postfix.dnssec(), resolver.validating()) {
-            (false, _) => Some("[postfix] dnssec is false"),
+            (false, _) => Some("Postfix asks for no DNSSEC (smtp_dns_support_level, or [postfix] dnssec)"),
             (true, false) => Some(
                 "no validating resolver on this host (resolv.conf names none on loopback, [resolver] address is not set)",
             ),

@@ -82,7 +82,7 @@ impl Policies {
             if self.dane {
                 verdict = Some(self.explain_dane(hop, &mut steps).await);
             } else {
-                let why = "no validating resolver, or [postfix] dnssec is false";
+                let why = "no validating resolver, or Postfix asks for no DNSSEC ([postfix] dnssec)";
                 steps.push(Step::new("DANE", format!("not looked at: {why}")));
             }
             let known = self.sts.domain(&hop.domain).known(self.clock.seconds());

@@ -13,11 +13,22 @@ use std::time::{Duration, Instant};
 /// How long it may take to boot.
 const BOOT: Duration = Duration::from_secs(60);
 
-/// What becomes the machine's first process, in new namespaces.
+/// What becomes the machine's first process, in new namespaces: first it gets control groups of its own, for systemd takes
+/// all that it sees for its own, and two machines would end each other's services.
+const FIRST: &str = r#"
+layer=$2 name=$3
+mount -t tmpfs tmpfs "$layer"
+mkdir "$layer/upper" "$layer/work" "$layer/root" "$layer/cgroup"
+mount -t cgroup2 cgroup2 "$layer/cgroup"
+mkdir "$layer/cgroup/$name"
+echo 0 >"$layer/cgroup/$name/cgroup.procs"
+umount "$layer/cgroup"
+exec unshare --cgroup -- bash -euc "$4" init "$1" "$layer"
+"#;
+
+/// What it goes on with, in control groups of its own.
 const INIT: &str = r#"
 root=$1 layer=$2
-mount -t tmpfs tmpfs "$layer"
-mkdir "$layer/upper" "$layer/work" "$layer/root"
 mount -t overlay overlay -o "lowerdir=$root,upperdir=$layer/upper,workdir=$layer/work" "$layer/root"
 cd "$layer/root"
 mount -t proc proc proc
@@ -47,11 +58,23 @@ exec env -i container=lab PATH=/usr/sbin:/usr/bin:/sbin:/bin chroot . \
     sh -c 'umount -l /.host && rmdir /.host && mount --make-rshared / && exec /lib/systemd/systemd --system'
 "#;
 
+/// Removes the control groups that a machine leaves, once its last process is gone.
+const CLEAR: &str = r#"
+mount -t cgroup2 cgroup2 "$1"
+for _ in $(seq 50); do
+    find "$1/$2" -depth -type d -exec rmdir {} + 2>/dev/null && break
+    sleep 0.1
+done
+umount "$1"
+"#;
+
 /// A booted machine. It is gone when it is dropped.
 #[derive(Debug)]
 pub struct Machine {
     unshare: Child,
     init: u32,
+    /// Of its control groups.
+    name: String,
     _layer: tempfile::TempDir,
 }
 
@@ -59,10 +82,13 @@ impl Machine {
     /// Boots it.
     pub fn boot(root: &Path) -> Result<Machine, String> {
         let layer = tempfile::tempdir().map_err(|e| format!("the folder for temporary files: {e}"))?;
+        // A random one, as the folder's is.
+        let name = format!("lab{}", layer.path().file_name().unwrap_or_default().to_string_lossy());
         let mut unshare = Command::new("unshare")
-            .args(["--mount", "--pid", "--uts", "--ipc", "--cgroup", "--fork", "--kill-child", "--"])
-            .args(["bash", "-euc", INIT, "init"])
+            .args(["--mount", "--pid", "--uts", "--ipc", "--fork", "--kill-child", "--"])
+            .args(["bash", "-euc", FIRST, "first"])
             .args([root, layer.path()])
+            .args([&name, INIT])
             .stdin(Stdio::null())
             .spawn()
             .map_err(|e| format!("needs unshare (util-linux): {e}"))?;
@@ -81,7 +107,7 @@ impl Machine {
                 None => std::thread::sleep(Duration::from_millis(50)),
             }
         };
-        let machine = Machine { unshare, init, _layer: layer };
+        let machine = Machine { unshare, init, name, _layer: layer };
         loop {
             // `degraded` where a service of the release does not like a container.
             let state = machine.output("systemctl is-system-running").1;
@@ -139,5 +165,9 @@ impl Drop for Machine {
         // Its first process goes with it (--kill-child), and with that all others.
         let _ = self.unshare.kill();
         let _ = self.unshare.wait();
+        let Ok(folder) = tempfile::tempdir() else { return };
+        let mut clear = Command::new("unshare");
+        clear.args(["--mount", "--", "bash", "-euc", CLEAR, "clear"]).arg(folder.path()).arg(&self.name);
+        let _ = clear.status();
     }
 }

@@ -129,10 +129,12 @@ async fn life(installation: &Installation) {
 
     is_backed_up_and_put_back(&site).await;
     site.say("backup made while it runs, with and without another file system, and put back");
+    goes_on_without(&site).await;
     reports(&site).await;
     site.say("reports signed with keys that are root's alone went through this Postfix");
 
-    site.run("dpkg -r tlswarden");
+    let said = site.run("dpkg -r tlswarden 2>&1");
+    assert!(said.contains("postconf -X smtp_tls_policy_maps && postfix reload"), "{said}");
     let there = |file: &str| site.machine.path(file).exists();
     assert!(!there(SOCKET) && there("/var/lib/tlswarden/embedded"));
     assert!(!site.machine.output("systemctl is-active tlswarden.service tlswarden.socket").0);
@@ -258,6 +260,24 @@ async fn is_backed_up_and_put_back(site: &Site) {
     site.run("systemctl stop tlswarden tlswarden.socket; tlswarden backup /root/cold; systemctl start tlswarden");
     site.send("flow.test", "after").await;
     site.await_counts().await;
+}
+
+/// What the README says to do where the daemon stays down: the policies hold, from a table.
+async fn goes_on_without(site: &Site) {
+    let asked = site.run("postconf smtp_tls_policy_maps");
+    site.run(
+        "systemctl stop tlswarden tlswarden.socket
+         tlswarden policies export >/etc/postfix/tlswarden-policies
+         postconf -e smtp_tls_policy_maps=texthash:/etc/postfix/tlswarden-policies && postfix reload",
+    );
+    site.policies_hold("without").await;
+    site.run(&format!(
+        "systemctl start tlswarden.socket tlswarden && postconf -e '{}' && postfix reload
+         rm /etc/postfix/tlswarden-policies",
+        asked.trim()
+    ));
+    site.await_counts().await;
+    site.say("the daemon down, its policies held from a table; what was logged was counted at its start");
 }
 
 /// The identity comes after the counts, which have waited for it; the day ends, and the reports go out, signed.

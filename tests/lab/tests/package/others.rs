@@ -15,7 +15,11 @@ const EXIM: &str = "primary_hostname = mta.sender.test\ndomainlist local_domains
     keep_environment =\ntimezone = UTC\n.include /usr/share/doc/tlswarden/examples/exim.example\n\
     begin retry\n* * F,1d,1s\n";
 
-/// No syslog daemon: the journal is counted from.
+/// What is read beside each other, for `printf`: datagrams, and the journal for what those do not say.
+const INPUTS: &str =
+    "\\n[[input]]\\njournal = true\\n[[input]]\\ndatagrams = \"/var/spool/postfix/tlswarden/tlsrpt\"\\n";
+
+/// No syslog daemon: the journal is counted from, and then Postfix's own datagrams.
 pub async fn journal(installation: &Installation) {
     let site = Site::boot(installation, ROOM).await;
     site.run("dpkg --purge rsyslog && rm -f /var/log/mail.log");
@@ -28,6 +32,22 @@ pub async fn journal(installation: &Installation) {
     site.await_counts().await;
     site.doctor_finds(&["warning no-identity"]);
     site.say("counted from the journal what the servers saw");
+
+    // Postfix alone is told, and the daemon still goes by what it found.
+    site.run("postconf -e smtp_tls_security_level=encrypt && postfix reload");
+    site.doctor_finds(&["error host-changed", "warning level-weakened", "warning no-identity"]);
+    site.run("postconf -e smtp_tls_security_level=may && systemctl reload postfix");
+
+    // Confined as it is, it takes Postfix's datagrams, and sees how many of them may wait.
+    site.run("echo 10 >/proc/sys/net/unix/max_dgram_qlen");
+    site.run(&format!("printf '{INPUTS}' >>/etc/tlswarden/tlswarden.toml"));
+    site.configure(&[("postfix", "tlsrpt = \"datagrams\"\n")]);
+    site.run("postconf -e smtp_tlsrpt_enable=yes smtp_tlsrpt_socket_name=tlswarden/tlsrpt && systemctl reload postfix");
+    site.said("net.unix.max_dgram_qlen is 10").await;
+    site.policies_hold("native").await;
+    site.await_counts().await;
+    site.doctor_finds(&["warning no-identity"]);
+    site.say("counted from Postfix's datagrams what the servers saw");
     site.run("dpkg --purge tlswarden");
     site.nothing_is_left();
 }
