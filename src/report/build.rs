@@ -121,6 +121,11 @@ impl ReportId {
         ReportId::of(day, "preview", submitter)
     }
 
+    /// One that no supplement is sent under.
+    pub fn preview_of_supplement(day: Day, submitter: &str) -> ReportId {
+        ReportId::of(day, "supplement", submitter)
+    }
+
     fn of(day: Day, unique: &str, submitter: &str) -> ReportId {
         ReportId(format!("{}.{unique}@{submitter}", day.to_string().replace('-', "")))
     }

@@ -16,7 +16,7 @@ use super::hosts::Told;
 use super::plan;
 use super::record::{Delivery, DeliveryState, Plan, PlanState, Which, delivery_key};
 use super::said::{self, Said};
-use super::{FIRST_PAUSE, Job, LAST_PAUSE, RETRY_FOR, Scheduler, Setup, within};
+use super::{FIRST_PAUSE, GATHER, Job, LAST_PAUSE, RETRY_FOR, Scheduler, Setup, within};
 use crate::report::build::{Report, ReportId};
 use crate::report::deliver::Outcome;
 use crate::report::recipients::{About, Destination, NoRecipients, Recipients};
@@ -100,7 +100,10 @@ impl Scheduler {
         let mut batch = Batch::default();
         let mut at_once = None;
         match found {
-            Ok(_) if open => plan = Plan { next: now + WAIT_FOR_DOMAINS, ..before.clone() },
+            Ok(_) if open => {
+                let wait = if which.supplement { GATHER } else { WAIT_FOR_DOMAINS };
+                plan = Plan { next: now + wait, ..before.clone() };
+            }
             Ok(_) if said.rows.is_empty() => {
                 (plan.state, plan.last) = (PlanState::Nothing, Some("nothing was counted".to_owned()));
             }
@@ -171,7 +174,7 @@ impl Scheduler {
         let failures = match about {
             _ if !audience.only_failures() => true,
             About::Domain(_) => has_failures(rows),
-            About::Host(host) => has_failures(&self.told_of(which.day, host).await?.rows),
+            About::Host(_) => has_failures(&self.told_of(which).await?.rows),
         };
         if let Err(unwanted) = audience.wants(about, which.day, failures) {
             return Ok((Err(unwanted.into()), None));
@@ -179,8 +182,8 @@ impl Scheduler {
         let found = look_up(&self.context.resolver, audience, about, which.day).await;
         match (about, found) {
             // Only now: few hosts have a record, and it takes a look at all rows of the day.
-            (About::Host(host), Ok(found)) => {
-                let told = self.told_of(which.day, host).await?;
+            (About::Host(_), Ok(found)) => {
+                let told = self.told_of(which).await?;
                 let found = if told.open { Ok(found) } else { told.narrow(found).map_err(LookupError::None) };
                 Ok((found, Some(told)))
             }
@@ -197,10 +200,7 @@ impl Scheduler {
             let mut rows = store.rows(of.day, &of.name())?;
             let counted = said::sum(&rows);
             if of.supplement {
-                let first = store.read(Family::Said, &Which { supplement: false, ..of }.key())?;
-                let first = first.map(|packed| Said::unpack(&packed)).transpose();
-                let first = first.map_err(|e| StoreError::Corrupt(format!("what was said cannot be read: {e}")))?;
-                rows = said::since(rows, first.as_ref().map_or(&[], |first| &first.rows));
+                rows = said::since(rows, &said::read(store, &Which { supplement: false, ..of })?);
             }
             Ok((Said { report_id, organization, contact, rows }, counted))
         })
@@ -283,6 +283,12 @@ impl Scheduler {
         let cut = patience(shutdown.clone());
         let outcome = sending.deliver(&self.context.https, to, &octets, self.limits, cut).await;
         drop(turn);
+        // At once: the MTA is sending it on already.
+        if let (Outcome::Accepted(answer), Destination::Mail(_)) = (&outcome, to)
+            && let Some(id) = sending.way.queue_id(answer)
+        {
+            self.context.queued.note(id);
+        }
         self.note(which, to, delivery.clone(), delivery, outcome, shutdown).await;
     }
 
