@@ -149,6 +149,7 @@ fn flow(folder: &Path, count: usize, rate: u64) -> Flow {
         policies: Box::new(NoPolicy),
         hints: mpsc::channel(1).0,
         datagrams: Arc::clone(&queue),
+        queued: tlswarden::own::Queued::default(),
         metrics: metrics.clone(),
         clock: Clock::default(),
     };

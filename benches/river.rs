@@ -175,6 +175,7 @@ fn through_the_river(mut next: impl FnMut() -> Option<(Vec<u8>, usize)> + Send) 
         policies: Box::new(NoPolicy),
         hints: mpsc::channel(1).0,
         datagrams: Arc::default(),
+        queued: tlswarden::own::Queued::default(),
         metrics: Metrics::default(),
         clock: Clock::default(),
     };

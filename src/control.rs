@@ -27,8 +27,8 @@ use crate::metrics::{Metrics, Progress};
 use crate::policy::explain::Explanation;
 use crate::policy::ledger::Listed;
 use crate::policy::{NextHop, Policies};
-use crate::report::{self, Preview, missing_identity};
-use crate::scheduler::{Due, Kept, Scheduler};
+use crate::report::missing_identity;
+use crate::scheduler::{Due, Kept, Overview, Preview, Scheduler};
 use crate::shutdown::stopped;
 use crate::socketmap;
 use crate::store::Store;
@@ -59,7 +59,7 @@ pub enum Question {
     Report {
         /// One day; without it all that have counts.
         day: Option<Day>,
-        /// One recipient domain; without it all.
+        /// One recipient domain or MX host; without it all.
         domain: Option<String>,
     },
     /// What has been counted so far: `Vec<Row>`.
@@ -136,8 +136,8 @@ pub struct Status {
     pub policies: crate::policy::Counts,
     /// What `[report]` lacks; until it is there no report is sent.
     pub missing_identity: Vec<String>,
-    /// What is due when, and what became of it.
-    pub due: Vec<Due>,
+    /// What is due, in short.
+    pub due: Overview,
     /// What happened how often, since the daemon started.
     pub counters: BTreeMap<String, u64>,
     /// The last errors, oldest first, with their times.
@@ -152,7 +152,7 @@ pub struct Status {
 pub struct DayPreview {
     /// The UTC day.
     pub day: Day,
-    /// One for each recipient domain.
+    /// One for each recipient domain and MX host; a second one where there is to be a supplement.
     pub reports: Vec<Preview>,
 }
 
@@ -180,7 +180,7 @@ pub struct Desk {
 
 impl Desk {
     /// How things stand.
-    pub fn status(&self) -> Status {
+    pub async fn status(&self) -> Status {
         Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             running: self.running,
@@ -191,7 +191,7 @@ impl Desk {
             validating: self.resolver.validating(),
             policies: self.policies.counts(),
             missing_identity: missing_identity(&self.config.report).into_iter().map(str::to_owned).collect(),
-            due: self.scheduler.due().unwrap_or_default(),
+            due: self.stored(|_, scheduler| scheduler.overview().map_err(|e| e.to_string())).await.unwrap_or_default(),
             counters: self.metrics.counters().into_iter().map(|(name, n)| (name.to_owned(), n)).collect(),
             errors: self.metrics.errors(),
             store_size: self.store.size().unwrap_or(0),
@@ -215,8 +215,8 @@ impl Desk {
         };
         let mut previews = Vec::new();
         for day in days {
-            let reports = report::preview(&*self.store, &self.resolver, &self.config.report, day, domain.as_deref());
-            previews.push(DayPreview { day, reports: reports.await.map_err(|e| e.to_string())? });
+            let reports = self.scheduler.preview(&self.config.report, day, domain.as_deref()).await?;
+            previews.push(DayPreview { day, reports });
         }
         Ok(previews)
     }
@@ -296,7 +296,7 @@ impl Desk {
 
     async fn answer(&self, question: &[u8]) -> Vec<u8> {
         match serde_json::from_slice(question) {
-            Ok(Question::Status) => octets(&Reply::Answer(self.status())),
+            Ok(Question::Status) => octets(&Reply::Answer(self.status().await)),
             Ok(Question::Policy { next_hop }) => octets(&Reply::Answer(self.policy(&next_hop).await)),
             Ok(Question::Report { day, domain }) => octets(&reply(self.report(day, domain.as_deref()).await)),
             Ok(Question::Results { day, domain }) => octets(&reply(self.results(day, domain.as_deref()).await)),

@@ -31,7 +31,7 @@ use crate::detect;
 use crate::dns::Resolver;
 use crate::https;
 use crate::metrics::Metrics;
-use crate::own::Secret;
+use crate::own::{Queued, Secret};
 use crate::pipeline::River;
 use crate::policy::Policies;
 use crate::policy::history::History;
@@ -329,6 +329,7 @@ impl Tasks {
             sending.signer.warnings.iter().for_each(|line| tracing::warn!("{line}"));
             published.clone_from(&sending.signer.published);
         }
+        let queued = Queued::default();
         let context = Context {
             store: Arc::clone(&store),
             resolver: resolver.clone(),
@@ -336,6 +337,7 @@ impl Tasks {
             metrics: metrics.clone(),
             clock,
             own,
+            queued: queued.clone(),
         };
         let scheduler = Scheduler::open(context, setup)?;
         house.store.started();
@@ -356,6 +358,7 @@ impl Tasks {
             policies: Box::new(Arc::clone(&history)),
             hints,
             datagrams,
+            queued: queued.clone(),
             metrics: metrics.clone(),
             clock,
         };

@@ -2,13 +2,17 @@
 //!
 //! Takes: a unique word and a domain. Gives: a Message-ID that carries a tag of a secret, and the answer whether a Message-ID
 //! in a log is one of those. The counting river needs no word with the reporting one for that, and no list that grows.
-//! Limits: [`MAX_ID`] octets; anything longer is not ours. The tag has 128 bits.
+//! Beside it go the queue ids that the MTA of this host gave our reports when it took them ([`Queued`]): where the log does
+//! not show the Message-ID, they tell as well.
+//! Limits: [`MAX_ID`] octets; anything longer is not ours. The tag has 128 bits. [`MAX_QUEUED`] queue ids on their way.
 //! When it fails: the store's own errors, at start alone.
 //! Not here: which queue ids carry the message (`session`).
 
 use std::fmt;
 use std::io;
+use std::sync::Arc;
 
+use parking_lot::Mutex;
 use ring::hmac;
 use ring::rand::{SecureRandom, SystemRandom};
 
@@ -25,6 +29,10 @@ const TAG: usize = 16;
 
 /// The longest Message-ID that is looked at, in octets.
 pub const MAX_ID: usize = 512;
+
+/// The most queue ids that wait for the counting: it takes them several times a second, and a report takes longer than
+/// that to be signed. Others are known by their Message-ID alone.
+pub const MAX_QUEUED: usize = 10_000;
 
 /// What tells our Message-IDs from all others.
 #[derive(Clone)]
@@ -82,6 +90,25 @@ impl Secret {
 impl fmt::Debug for Secret {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Secret")
+    }
+}
+
+/// Queue ids of our reports, from who hands them over to who counts; copies share them. Who counts keeps them.
+#[derive(Clone, Debug, Default)]
+pub struct Queued(Arc<Mutex<Vec<String>>>);
+
+impl Queued {
+    /// A report was taken under this id.
+    pub fn note(&self, id: &str) {
+        let mut ids = self.0.lock();
+        if ids.len() < MAX_QUEUED {
+            ids.push(id.to_owned());
+        }
+    }
+
+    /// Those that were noted since the last call.
+    pub fn take(&self) -> Vec<String> {
+        std::mem::take(&mut *self.0.lock())
     }
 }
 

@@ -22,6 +22,7 @@ use crate::clock::Clock;
 use crate::input::datagram::{Queue, Taken};
 use crate::input::{Block, Mark};
 use crate::metrics::{Metrics, Progress};
+use crate::own::Queued;
 use crate::session::exim::Told;
 use crate::session::{Losses, SESSION_TIMEOUT};
 use crate::shutdown::stopped;
@@ -74,6 +75,8 @@ pub struct River {
     pub hints: mpsc::Sender<Arc<str>>,
     /// The datagrams that wait.
     pub datagrams: Arc<Queue>,
+    /// Queue ids of our own reports that are on their way here.
+    pub queued: Queued,
     /// Where progress is shown.
     pub metrics: Metrics,
     /// The time of reading.
@@ -141,6 +144,8 @@ impl River {
             let ended = matches!(next, Next::Fed(None));
             let ending = ended || *shutdown.borrow();
             let mut due = ending;
+            // Before the next lines, for they may be of such a report.
+            self.queued(&mut inputs, &mut pending);
             // First, for a datagram is sent before the log has the delivery.
             taken = self.datagrams.take(taken);
             self.received(&mut inputs, &taken, &mut pending);
@@ -182,6 +187,15 @@ impl River {
             // Without its log nothing is known of the same message, and of two logs not which is its own.
             // It is said to be lost where it came in.
             _ => drop(committed),
+        }
+    }
+
+    /// Hands the queue ids of our own reports to every input: which one has the MTA's lines is not known.
+    fn queued(&self, inputs: &mut Inputs, pending: &mut Pending) {
+        let now = self.clock.seconds();
+        for id in self.queued.take() {
+            inputs.sources.values_mut().for_each(|source| source.counter.carries_own(&id, now));
+            pending.since.get_or_insert_with(Instant::now);
         }
     }
 

@@ -1,6 +1,6 @@
 //! One closed day of one domain, from its counts to a message that is handed over.
 //!
-//! Takes: the `[report]` section, the rows of a day. Gives: [`Sending`], what every report needs; [`preview`], what would go.
+//! Takes: the `[report]` section, the rows of a day. Gives: [`Sending`], what every report needs; where a domain wants its reports.
 //! When it fails: one line a fault, in the words of the configuration.
 //! Not here: when what goes (`scheduler`).
 
@@ -10,14 +10,11 @@ pub mod keys;
 pub mod message;
 pub mod recipients;
 
-use serde::{Deserialize, Serialize};
-
 use crate::config::{Dkim, ReportSection};
 use crate::dns::{DnsError, Resolver};
 use crate::https;
-use crate::store::{Store, StoreError};
 use crate::tlsrpt::{Day, PolicyType, Row};
-use build::{Report, ReportId};
+use build::Report;
 use deliver::{Letter, Limits, Outcome, Way};
 use message::{MessageError, Signer};
 use recipients::{About, Audience, Destination, Mailbox, NoRecipients, Recipients};
@@ -202,71 +199,6 @@ pub async fn published(resolver: &Resolver, name: &str) -> Result<Recipients, Lo
         Err(DnsError::NoSuchDomain { .. } | DnsError::NoRecords { .. }) => Err(NoRecipients::NoRecord.into()),
         Err(DnsError::Failed(why)) => Err(LookupError::Temporary(why)),
     }
-}
-
-/// A report as it would go.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub struct Preview {
-    /// The recipient domain.
-    pub domain: String,
-    /// Where it would go.
-    pub recipients: Vec<Destination>,
-    /// What of `rua` is left out.
-    pub skipped: Vec<recipients::Skipped>,
-    /// Why it would not go anywhere.
-    pub why_not: Option<String>,
-    /// The name of the attached file.
-    pub file_name: String,
-    /// The JSON, as it would be compressed.
-    pub json: String,
-}
-
-/// The reports of a day as they would go now, for one domain or all that have counts. Sends nothing, changes nothing.
-/// The report-id is not the one that a sent report has. Blocks for as long as the store does.
-pub async fn preview(
-    store: &dyn Store,
-    resolver: &Resolver,
-    section: &ReportSection,
-    day: Day,
-    domain: Option<&str>,
-) -> Result<Vec<Preview>, PreviewError> {
-    let identity = Identity::read(section).map_err(PreviewError::Identity)?;
-    let audience = Audience::of(section).map_err(PreviewError::Identity)?;
-    let domains = match domain {
-        Some(one) => vec![one.to_owned()],
-        None => store.domains(day)?,
-    };
-    let mut previews = Vec::new();
-    for domain in domains {
-        let rows = store.rows(day, &domain)?;
-        if rows.is_empty() {
-            continue;
-        }
-        let id = ReportId::preview(day, identity.submitter());
-        let report = Report::build(&identity, day, &domain, &id, &rows, section.max_size);
-        let about = About::Domain(domain.clone());
-        let found = match audience.wants(&about, day, has_failures(&rows)) {
-            Ok(()) => look_up(resolver, &audience, &about, day).await,
-            Err(why) => Err(why.into()),
-        };
-        let why_not = found.as_ref().err().map(ToString::to_string);
-        let Recipients { destinations, skipped, .. } = found.unwrap_or_default();
-        let (file_name, json) = (report.file_name.clone(), String::from_utf8_lossy(&report.json).into_owned());
-        previews.push(Preview { domain, recipients: destinations, skipped, why_not, file_name, json });
-    }
-    Ok(previews)
-}
-
-/// Why there is no preview.
-#[derive(Debug, thiserror::Error)]
-pub enum PreviewError {
-    /// The store's fault.
-    #[error("{0}")]
-    Store(#[from] StoreError),
-    /// The configuration's, one line a fault.
-    #[error("{}", .0.join("; "))]
-    Identity(Vec<String>),
 }
 
 /// A stranger's text, fit for a line of log or mail: printable ASCII, `max` characters at most.

@@ -16,6 +16,7 @@ mod hosts;
 mod journal;
 mod pick;
 mod plan;
+mod preview;
 pub mod record;
 pub mod said;
 
@@ -32,14 +33,15 @@ use crate::config::ReportSection;
 use crate::dns::Resolver;
 use crate::https;
 use crate::metrics::Metrics;
-use crate::own::{self, Secret};
+use crate::own::{self, Queued, Secret};
 use crate::report::Sending;
 use crate::report::deliver::Limits;
 use crate::report::recipients::Destination;
 use crate::shutdown::stopped;
 use crate::store::{Batch, Family, Store, StoreError};
 use crate::tlsrpt::Day;
-pub use due::{Due, DueState, Kept};
+pub use due::{Due, DueState, Kept, Overview};
+pub use preview::Preview;
 use journal::Journal;
 use record::{Delivery, DeliveryState, Lane, Named, Which, delivery_key, octets};
 
@@ -92,6 +94,8 @@ pub struct Context {
     pub clock: Clock,
     /// What makes our Message-IDs.
     pub own: Secret,
+    /// Where the queue ids go under which the MTA took our reports.
+    pub queued: Queued,
 }
 
 /// What the configuration says about reports.
@@ -187,7 +191,8 @@ impl Scheduler {
         if !batch.set.is_empty() {
             store.write(batch)?;
         }
-        let journal = Journal::new(Arc::clone(&context.store));
+        let written = Arc::clone(&context.store);
+        let journal = Journal::new(move |batch| written.write(batch));
         Ok(Arc::new(Scheduler {
             context,
             setup: RwLock::new(Arc::new(setup)),
@@ -234,6 +239,9 @@ impl Scheduler {
             {
                 under_way.spawn(Arc::clone(&self).work(job, shutdown.clone()));
             }
+            if under_way.is_empty() {
+                self.hang_up().await;
+            }
             tokio::select! {
                 biased;
                 () = stopped(&mut shutdown) => break,
@@ -252,8 +260,17 @@ impl Scheduler {
         while let Some(ended) = under_way.join_next().await {
             self.ended(ended);
         }
+        self.hang_up().await;
         while let Some(ended) = keeping.join_next().await {
             self.ended(ended.map(drop));
+        }
+    }
+
+    /// Nothing is on its way: the MTA's connections are not kept for what may come.
+    async fn hang_up(&self) {
+        let setup = Arc::clone(&self.setup.read());
+        if let Some(sending) = &setup.sending {
+            sending.way.rest().await;
         }
     }
 

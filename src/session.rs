@@ -84,6 +84,14 @@ impl Sessions {
         }
     }
 
+    /// A queue id that the MTA gave one of our reports at `time`: its sessions are not counted.
+    pub fn carries_own(&mut self, queue_id: &str, time: i64) {
+        match self {
+            Sessions::Postfix(sessions) => sessions.carries_own(queue_id.as_bytes(), time),
+            Sessions::Exim(sessions) => sessions.carries_own(queue_id.as_bytes(), time),
+        }
+    }
+
     /// Takes a failed session that Exim told outside the log; of no other MTA.
     pub fn told(&mut self, told: &exim::Told) {
         match self {

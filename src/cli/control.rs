@@ -19,19 +19,19 @@ use crate::dns::Resolver;
 use crate::domain;
 use crate::https;
 use crate::metrics::Metrics;
-use crate::own::Secret;
+use crate::own::{Queued, Secret};
 use crate::pipeline;
 use crate::policy::Policies;
 use crate::policy::explain::Explanation;
 use crate::policy::history::History;
 use crate::report::build::gzip;
-use crate::scheduler::{Context, Scheduler, Setup};
+use crate::scheduler::{Context, Due, Overview, Preview, Scheduler, Setup};
 use crate::store::embedded::Embedded;
 use crate::store::{Store, StoreError};
 use crate::tlsrpt::Day;
 
 pub fn status(config: &Config, json: bool) -> Result<(), Fault> {
-    let status: Status = answer(config, &Question::Status, async |desk| Ok(desk.status()))?;
+    let status: Status = answer(config, &Question::Status, async |desk| Ok(desk.status().await))?;
     if json { print(&pretty(&status)) } else { print(&people(&status)) }
 }
 
@@ -50,12 +50,7 @@ pub fn report(config: &Config, day: Option<Day>, domain: Option<String>, out: Op
     let mut text = String::new();
     for DayPreview { day, reports } in &days {
         for report in reports {
-            let to: Vec<String> = report.recipients.iter().map(ToString::to_string).collect();
-            let to = match &report.why_not {
-                Some(why) => format!("would not be sent: {why}"),
-                None => format!("to {}", to.join(", ")),
-            };
-            text.push_str(&format!("{day} {}: {to}\n", report.domain));
+            text.push_str(&format!("{day} {}\n", headline(report)));
             report
                 .skipped
                 .iter()
@@ -77,6 +72,17 @@ pub fn report(config: &Config, day: Option<Day>, domain: Option<String>, out: Op
         text.push_str("nothing was counted that a report could say\n");
     }
     print(&text)
+}
+
+/// What a report is about, and where it would go.
+fn headline(report: &Preview) -> String {
+    let to: Vec<String> = report.recipients.iter().map(ToString::to_string).collect();
+    let goes = match (&report.reported, &report.why_not) {
+        (Some(id), _) => format!("reported already (report-id {id}); this is the whole day as counted by now"),
+        (None, Some(why)) => format!("would not be sent: {why}"),
+        (None, None) => format!("to {}", to.join(", ")),
+    };
+    format!("{}{}: {goes}", report.domain, if report.supplement { " (supplement)" } else { "" })
 }
 
 /// Asks the daemon, or does what it would do.
@@ -142,8 +148,15 @@ fn without_daemon(config: &Config) -> Result<Desk, Fault> {
     metrics.only_inputs(newest.iter().map(|(name, newest)| (name.as_str(), *newest)));
     let own = Secret::load_or_make(&*store).map_err(stored)?;
     let setup = Setup::load(&config.report).map_err(|lines| Fault::new(CONFIG, lines.join("; ")))?;
-    let context =
-        Context { store: Arc::clone(&store), resolver: resolver.clone(), https, metrics: metrics.clone(), clock, own };
+    let context = Context {
+        store: Arc::clone(&store),
+        resolver: resolver.clone(),
+        https,
+        metrics: metrics.clone(),
+        clock,
+        own,
+        queued: Queued::default(),
+    };
     let scheduler = Scheduler::open(context, setup).map_err(stored)?;
     Ok(Desk {
         config: config.clone(),
@@ -217,32 +230,32 @@ fn people(status: &Status) -> String {
         })
         .collect();
     say(table(&["input", "how far", "newest line", "lines", "used", "unreadable"], &inputs));
-    let due: Vec<Vec<String>> = status
-        .due
-        .iter()
-        .map(|due| {
-            let to = due.destination.as_ref().map_or_else(|| "-".to_owned(), ToString::to_string);
-            let next = due.next.map_or_else(|| "-".to_owned(), moment);
-            vec![
-                due.day.to_string(),
-                due.domain.clone(),
-                to,
-                due.state.to_string(),
-                next,
-                due.last.clone().unwrap_or_default(),
-            ]
-        })
-        .collect();
-    say(if due.is_empty() {
-        "reports: none due".to_owned()
-    } else {
-        table(&["day", "report for", "to", "state", "next", "last answer"], &due)
-    });
+    say(reports(&status.due));
     if !status.errors.is_empty() {
         say("last errors:".to_owned());
         status.errors.iter().for_each(|(at, line)| say(format!("  {} {line}", moment(*at))));
     }
     text
+}
+
+/// How many reports there are of which state, and the first that are still to go or went wrong.
+fn reports(due: &Overview) -> String {
+    if due.counts.is_empty() {
+        return "reports: none due".to_owned();
+    }
+    let counts: Vec<String> = due.counts.iter().map(|(state, n)| format!("{n} {state}")).collect();
+    let counts = format!("reports: {}", counts.join(", "));
+    let row = |due: &Due| {
+        let to = due.destination.as_ref().map_or_else(|| "-".to_owned(), ToString::to_string);
+        let next = due.next.map_or_else(|| "-".to_owned(), moment);
+        let last = due.last.clone().unwrap_or_default();
+        vec![due.day.to_string(), due.domain.clone(), to, due.state.to_string(), next, last]
+    };
+    let lines: Vec<Vec<String>> = due.open.iter().map(row).collect();
+    if lines.is_empty() {
+        return counts;
+    }
+    format!("{counts}\n{}", table(&["day", "report for", "to", "state", "next", "last answer"], &lines))
 }
 
 pub(super) fn moment(seconds: i64) -> String {

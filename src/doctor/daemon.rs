@@ -195,7 +195,7 @@ mod tests {
             validating: true,
             policies: crate::policy::Counts { decisions: 0, domains: 0, policies: 0, periods: 0, sts_octets: 0 },
             missing_identity: Vec::new(),
-            due: Vec::new(),
+            due: Default::default(),
             counters: counters.iter().map(|(name, n)| ((*name).to_owned(), *n)).collect(),
             errors: Vec::new(),
             store_size: 0,

@@ -300,6 +300,11 @@ impl Counter {
         std::mem::take(&mut self.delivered)
     }
 
+    /// A queue id that the MTA gave one of our reports at `time`.
+    pub fn carries_own(&mut self, queue_id: &str, time: i64) {
+        self.sessions.carries_own(queue_id, time);
+    }
+
     /// Takes a failed session that Exim told outside the log.
     pub fn told(&mut self, told: &Told) {
         self.sessions.told(told);
@@ -561,6 +566,34 @@ mod tests {
         counter.lines(log.as_bytes(), NOW, &NotAsked);
         assert_eq!(counter.seen().1.unmatched, 1);
         assert_eq!(rows(counter.counts()).len(), 1);
+    }
+
+    /// The log does not show the Message-ID: the reply to the report's final dot has told the queue id.
+    #[test]
+    fn what_carries_our_report_by_its_queue_id_is_not_counted() {
+        let sent = format!(
+            "Nov 22 01:00:00 h postfix/smtp[2]: {TLS}\nNov 22 01:00:01 h postfix/smtp[2]: 4AB0CDEF12: \
+             to=<r@a.test>, {TO}, dsn=2.0.0, status=sent (250 ok)\n"
+        );
+        let at = 1_795_309_200; // 2026-11-22T01:00:00Z
+        let mut before = fresh();
+        before.carries_own("4AB0CDEF12", at);
+        let stored: Vec<_> = before.changes().into_iter().filter_map(|(key, value)| Some((key, value?))).collect();
+        let (mut counter, unread) = fresh().load(TimeZone::UTC, &stored);
+        assert_eq!(unread, 0);
+        counter.lines(sent.as_bytes(), NOW, &NotAsked);
+        assert_eq!((counter.counts().count(), counter.seen().1.own_reports), (0, 1), "after a restart");
+        // Another message under the same id.
+        let other = "Nov 22 02:00:00 h postfix/cleanup[4]: 4AB0CDEF12: message-id=<theirs.1@a.test>\n";
+        counter.lines(format!("{other}{}", sent.replace("01:00", "02:00")).as_bytes(), NOW, &NotAsked);
+        assert_eq!(rows(counter.counts()).len(), 1);
+
+        let mut exim = of(Dialect::Exim);
+        exim.carries_own("1vNxyZ-00000003Abc-1aBC", at);
+        let sent = "2026-11-22 01:00:02 1vNxyZ-00000003Abc-1aBC => u@a.test R=r T=t H=mx.a.test [192.0.2.1] \
+                    X=TLS1.3:X:256 CV=yes C=\"250 ok\"\n";
+        exim.lines(sent.as_bytes(), NOW, &NotAsked);
+        assert_eq!((exim.counts().count(), exim.seen().1.own_reports), (0, 1));
     }
 
     #[test]

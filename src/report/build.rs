@@ -6,12 +6,13 @@
 //! type: every count stays right, and a detail says how many kinds it stands for. Counts have 64 bits.
 //! Not here: the mail around it (`report::message`).
 
+use std::cell::RefCell;
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashSet};
 use std::fmt;
-use std::io::{self, Write};
+use std::io;
 
-use flate2::{Compression, GzBuilder};
+use flate2::{Compress, Compression, Crc, FlushCompress, Status};
 use serde::{Deserialize, Serialize};
 
 use crate::own;
@@ -119,6 +120,11 @@ impl ReportId {
     /// One that no report is sent under.
     pub fn preview(day: Day, submitter: &str) -> ReportId {
         ReportId::of(day, "preview", submitter)
+    }
+
+    /// One that no supplement is sent under.
+    pub fn preview_of_supplement(day: Day, submitter: &str) -> ReportId {
+        ReportId::of(day, "supplement", submitter)
     }
 
     fn of(day: Day, unique: &str, submitter: &str) -> ReportId {
@@ -271,11 +277,30 @@ fn octets(document: &Document) -> Vec<u8> {
     serde_json::to_vec(document).expect("a document of strings and numbers")
 }
 
-/// Compressed, the same octets always giving the same: no name, no time.
+/// Compressed, the same octets always giving the same: no name, no time (RFC 1952 §2.3).
 pub fn gzip(octets: &[u8]) -> Vec<u8> {
-    let mut encoder = GzBuilder::new().mtime(0).write(Vec::new(), Compression::default());
-    // Writing into a Vec does not fail.
-    encoder.write_all(octets).and_then(|()| encoder.finish()).expect("room in memory")
+    thread_local! {
+        // Its tables have a third of a MiB: made anew for each report they cost more than the compressing.
+        static DEFLATE: RefCell<Compress> = RefCell::new(Compress::new(Compression::default(), false));
+    }
+    // Deflate, no flags, no time, no extra flags, an unknown system.
+    let mut out = vec![0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 0xff];
+    DEFLATE.with_borrow_mut(|deflate| {
+        deflate.reset();
+        let mut status = Status::Ok;
+        while status != Status::StreamEnd {
+            out.reserve(octets.len() / 4 + 1024);
+            let read = usize::try_from(deflate.total_in()).unwrap_or(usize::MAX);
+            // Fails only where it goes on after its end.
+            let rest = octets.get(read..).unwrap_or_default();
+            status = deflate.compress_vec(rest, &mut out, FlushCompress::Finish).expect("it has not ended");
+        }
+    });
+    let mut crc = Crc::new();
+    crc.update(octets);
+    out.extend(crc.sum().to_le_bytes());
+    out.extend(crc.amount().to_le_bytes());
+    out
 }
 
 #[cfg(test)]

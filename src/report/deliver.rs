@@ -5,7 +5,10 @@
 //! tried again. The line between them is the final dot (the end of sendmail's input, the last octet of a POST): an error
 //! before it is tried again, a reply after it is believed, silence after it is `Unknown` and never tried again, for the
 //! report may have been taken.
-//! Limits: [`Limits`]; no wait is without one. One recipient a message, one message a connection.
+//! A connection that has carried a report waits for the next one until [`Way::rest`]. One that the server has closed
+//! meanwhile is replaced: nothing of the report was said over it.
+//! Limits: [`Limits`]; no wait is without one. One recipient a message, [`MAX_MESSAGES`] messages a connection, which waits
+//! for [`MAX_WAIT`].
 //! When it fails: never; a failure is an outcome. [`Way::load`] names a password or root that cannot be read.
 //! Not here: when to try again (`scheduler`), how a POST is made (`https`).
 
@@ -19,7 +22,7 @@ use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use lettre::Address;
 use lettre::transport::smtp::Error as SmtpError;
@@ -28,6 +31,7 @@ use lettre::transport::smtp::client::{AsyncSmtpConnection, Certificate, TlsParam
 use lettre::transport::smtp::commands::{Data, Mail, Quit, Rcpt};
 use lettre::transport::smtp::extension::ClientId;
 use lettre::transport::smtp::response::Response;
+use parking_lot::Mutex;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use serde::{Deserialize, Serialize};
@@ -46,8 +50,26 @@ const MAX_ANSWER: usize = 300;
 /// How much of a password file or a root is read, in octets.
 const MAX_FILE: u64 = 64 * 1024;
 
-/// How mail is handed over, all that it needs read.
-pub enum Way {
+/// How many messages go over one connection: few enough that one process of the MTA is not kept for hours, and below
+/// the limits of MTAs (Exim's `smtp_accept_max_per_connection` is 1000).
+const MAX_MESSAGES: u32 = 100;
+
+/// How long a connection waits for the next message: MTAs have few of them (Exim 20 by default), and close it some day.
+const MAX_WAIT: Duration = Duration::from_secs(5);
+
+/// The longest queue id, in octets: Postfix's long ones have some 20, Exim's 23.
+const MAX_QUEUE_ID: usize = 40;
+
+/// How long taking leave may take.
+const LEAVE: Duration = Duration::from_millis(500);
+
+/// How mail is handed over, all that it needs read; and the connections that wait for the next message.
+pub struct Way {
+    by: By,
+    waiting: Mutex<Vec<Line>>,
+}
+
+enum By {
     /// SMTP without TLS to an MTA on this host.
     Smtp(SocketAddr),
     /// The sendmail command.
@@ -57,7 +79,7 @@ pub enum Way {
 }
 
 /// A submission server and how to talk to it.
-pub struct Submission {
+struct Submission {
     host: String,
     port: u16,
     /// TLS from the first octet; otherwise STARTTLS.
@@ -66,12 +88,72 @@ pub struct Submission {
     credentials: Option<Credentials>,
 }
 
+/// A connection that has carried messages, and may carry another.
+struct Line {
+    server: AsyncSmtpConnection,
+    messages: u32,
+    since: Instant,
+}
+
 impl Way {
     /// What the section says, its password and root read. Fails with one line a fault.
     pub fn load(section: &ReportSection) -> Result<Way, Vec<String>> {
+        Ok(Way { by: By::load(section)?, waiting: Mutex::default() })
+    }
+
+    /// Takes leave of the server: nothing is to be handed over for the time being. It is waited for half a second at most.
+    pub async fn rest(&self) {
+        let lines = std::mem::take(&mut *self.waiting.lock());
+        let leave = async {
+            for line in lines {
+                line.leave().await;
+            }
+        };
+        let _ = tokio::time::timeout(LEAVE, leave).await;
+    }
+
+    /// The queue id in a reply of this host's MTA to the final dot: `250 2.0.0 Ok: queued as ID` (Postfix), `250 OK id=ID`
+    /// (Exim). Nothing of another host's: its queue ids are in no log here.
+    pub fn queue_id<'a>(&self, answer: &'a str) -> Option<&'a str> {
+        if !matches!(self.by, By::Smtp(_)) {
+            return None;
+        }
+        let rest = answer.split_once(": queued as ").or_else(|| answer.split_once("OK id="))?.1;
+        let id = rest.split(' ').next()?;
+        let shaped = (5..=MAX_QUEUE_ID).contains(&id.len()) && id.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
+        shaped.then_some(id)
+    }
+
+    /// Says MAIL over a connection that waits, where one still stands, else over a new one.
+    async fn begin(
+        &self,
+        open: impl Future<Output = Result<AsyncSmtpConnection, Stop>>,
+        letter: Letter<'_>,
+    ) -> Result<Line, Stop> {
+        loop {
+            let Some(mut line) = self.waiting.lock().pop() else { break };
+            if line.messages == MAX_MESSAGES || line.since.elapsed() >= MAX_WAIT {
+                line.leave().await;
+                continue;
+            }
+            match line.mail(letter).await {
+                Ok(()) => return Ok(line),
+                Err(e) if is_answer(&e) => return Err(e.into()),
+                // It was closed meanwhile: the server knows nothing of this message.
+                Err(_) => {}
+            }
+        }
+        let mut line = Line { server: open.await?, messages: 0, since: Instant::now() };
+        line.mail(letter).await?;
+        Ok(line)
+    }
+}
+
+impl By {
+    fn load(section: &ReportSection) -> Result<By, Vec<String>> {
         let (host, port, implicit) = match &section.deliver {
-            Deliver::Smtp(address) => return Ok(Way::Smtp(*address)),
-            Deliver::Sendmail(path) => return Ok(Way::Sendmail(path.clone())),
+            Deliver::Smtp(address) => return Ok(By::Smtp(*address)),
+            Deliver::Sendmail(path) => return Ok(By::Sendmail(path.clone())),
             Deliver::Submission(host, port) => (host.clone(), *port, false),
             Deliver::Submissions(host, port) => (host.clone(), *port, true),
         };
@@ -95,7 +177,7 @@ impl Way {
         };
         match tls.build_rustls() {
             Ok(tls) if faults.is_empty() => {
-                Ok(Way::Submission(Box::new(Submission { host, port, implicit, tls, credentials })))
+                Ok(By::Submission(Box::new(Submission { host, port, implicit, tls, credentials })))
             }
             Ok(_) => Err(faults),
             Err(e) => {
@@ -108,10 +190,10 @@ impl Way {
 
 impl fmt::Debug for Way {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Way::Smtp(address) => write!(f, "smtp:{address}"),
-            Way::Sendmail(path) => write!(f, "sendmail:{}", path.display()),
-            Way::Submission(server) => write!(f, "submission to {}:{}", server.host, server.port),
+        match &self.by {
+            By::Smtp(address) => write!(f, "smtp:{address}"),
+            By::Sendmail(path) => write!(f, "sendmail:{}", path.display()),
+            By::Submission(server) => write!(f, "submission to {}:{}", server.host, server.port),
         }
     }
 }
@@ -200,13 +282,16 @@ impl Default for Limits {
 }
 
 /// Delivers one message. When `cut` resolves (the daemon ends), no longer waits: the outcome is what is certain by then.
-pub async fn deliver(by: &Way, letter: Letter<'_>, limits: Limits, cut: impl Future<Output = ()>) -> Outcome {
+pub async fn deliver(way: &Way, letter: Letter<'_>, limits: Limits, cut: impl Future<Output = ()>) -> Outcome {
     let ended = AtomicBool::new(false);
     let handing = async {
-        match by {
-            Way::Smtp(address) => smtp(*address, letter, &ended).await,
-            Way::Sendmail(path) => sendmail(path, letter, &ended).await,
-            Way::Submission(server) => submit(server, letter, &ended).await,
+        match &way.by {
+            By::Smtp(address) => judge(converse(way, connect(*address), letter, &ended).await, address, &ended),
+            By::Sendmail(path) => sendmail(path, letter, &ended).await,
+            By::Submission(server) => {
+                let said = converse(way, log_in(server), letter, &ended).await;
+                judge(said, &format_args!("{}:{}", server.host, server.port), &ended)
+            }
         }
     };
     bounded(handing, &ended, limits, cut).await
@@ -275,16 +360,6 @@ fn unanswered(ended: &AtomicBool, why: &str) -> Outcome {
     if ended.load(Ordering::Relaxed) { Outcome::Unknown(why) } else { Outcome::Retry(why) }
 }
 
-async fn smtp(address: SocketAddr, letter: Letter<'_>, ended: &AtomicBool) -> Outcome {
-    let said = async { converse(connect(address).await?, letter, ended).await };
-    judge(said.await, &address, ended)
-}
-
-async fn submit(server: &Submission, letter: Letter<'_>, ended: &AtomicBool) -> Outcome {
-    let said = async { converse(log_in(server).await?, letter, ended).await };
-    judge(said.await, &format_args!("{}:{}", server.host, server.port), ended)
-}
-
 fn judge(said: Result<Response, Stop>, server: &dyn fmt::Display, ended: &AtomicBool) -> Outcome {
     match said {
         Ok(reply) if reply.has_code(250) => Outcome::Accepted(text_of(&reply)),
@@ -347,17 +422,41 @@ async fn log_in(server: &Submission) -> Result<AsyncSmtpConnection, Stop> {
     Ok(connection)
 }
 
-async fn converse(mut server: AsyncSmtpConnection, letter: Letter<'_>, ended: &AtomicBool) -> Result<Response, Stop> {
-    server.command(Mail::new(Some(lettre_address(letter.from)), vec![])).await?;
-    server.command(Rcpt::new(lettre_address(letter.to), vec![])).await?;
-    let go = server.command(Data).await?;
+async fn converse(
+    way: &Way,
+    open: impl Future<Output = Result<AsyncSmtpConnection, Stop>>,
+    letter: Letter<'_>,
+    ended: &AtomicBool,
+) -> Result<Response, Stop> {
+    let mut line = way.begin(open, letter).await?;
+    line.server.command(Rcpt::new(lettre_address(letter.to), vec![])).await?;
+    let go = line.server.command(Data).await?;
     if !go.has_code(354) {
         return Err(Stop::Here(format!("DATA answered with {}", text_of(&go))));
     }
-    let reply = server.message_iter(Parts { message: Some(body(letter.message)), ended }).await?;
-    // The message is theirs; how they take leave changes nothing and is not waited for long.
-    let _ = tokio::time::timeout(Duration::from_millis(500), server.command(Quit)).await;
+    let reply = line.server.message_iter(Parts { message: Some(body(letter.message)), ended }).await?;
+    // A reply that is none of the expected ones may not be the last.
+    if reply.has_code(250) {
+        (line.messages, line.since) = (line.messages + 1, Instant::now());
+        way.waiting.lock().push(line);
+    }
     Ok(reply)
+}
+
+impl Line {
+    async fn mail(&mut self, letter: Letter<'_>) -> Result<(), SmtpError> {
+        self.server.command(Mail::new(Some(lettre_address(letter.from)), vec![])).await.map(drop)
+    }
+
+    /// The messages are theirs: how they take leave changes nothing.
+    async fn leave(mut self) {
+        let _ = tokio::time::timeout(LEAVE, self.server.command(Quit)).await;
+    }
+}
+
+/// Whether it is the server's word about this message. 421 is not: it says that the connection ends (RFC 5321 §3.8).
+fn is_answer(error: &SmtpError) -> bool {
+    error.status().is_some_and(|code| u16::from(code) != 421)
 }
 
 /// The message without its final CRLF, which the dot brings along.
@@ -496,6 +595,7 @@ fn by_exit_code(status: ExitStatus, text: &str, ended: &AtomicBool) -> Outcome {
 pub(crate) mod tests {
     use super::*;
     use std::future::pending;
+    use std::sync::atomic::AtomicUsize;
     use tokio::io::{AsyncBufReadExt, BufReader};
     use tokio::net::TcpListener;
     use tokio::sync::mpsc;
@@ -514,19 +614,34 @@ pub(crate) mod tests {
         Silence(&'static str),
         /// The message is taken, and the reply to the final dot comes this much later.
         Slow(Duration),
+        /// After the reply to the final dot this is said, and the connection is closed.
+        Ends(&'static str),
+        /// The second message of a connection meets this reply at this command; an empty one closes the connection.
+        Second(&'static str, &'static str),
     }
 
     /// An SMTP server on loopback; gives its address and, per message, its envelope and octets.
     pub(crate) async fn server(turn: Turn) -> (SocketAddr, mpsc::UnboundedReceiver<(String, String, Vec<u8>)>) {
+        let (address, taken, _) = counting_server(turn).await;
+        (address, taken)
+    }
+
+    /// With the number of connections that it had.
+    async fn counting_server(
+        turn: Turn,
+    ) -> (SocketAddr, mpsc::UnboundedReceiver<(String, String, Vec<u8>)>, Arc<AtomicUsize>) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (send, taken) = mpsc::unbounded_channel();
+        let connections = Arc::new(AtomicUsize::new(0));
+        let had = Arc::clone(&connections);
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
+                had.fetch_add(1, Ordering::Relaxed);
                 tokio::spawn(serve(stream, turn, send.clone()));
             }
         });
-        (address, taken)
+        (address, taken, connections)
     }
 
     async fn serve(stream: TcpStream, turn: Turn, taken: mpsc::UnboundedSender<(String, String, Vec<u8>)>) {
@@ -534,9 +649,12 @@ pub(crate) mod tests {
         let (mut from, mut to) = (String::new(), String::new());
         let mut verb = "greeting".to_owned();
         let mut message = Vec::new();
+        let mut number = 0;
         loop {
+            number += usize::from(verb == "MAIL");
             match turn {
                 Turn::Drop(at) if at == verb => return,
+                Turn::Second(at, "") if at == verb && number == 2 => return,
                 Turn::Silence(at) if at == verb => return pending().await,
                 _ => {}
             }
@@ -550,6 +668,7 @@ pub(crate) mod tests {
             };
             let reply = match turn {
                 Turn::Reply(at, reply) if at == verb => reply,
+                Turn::Second(at, reply) if at == verb && number == 2 => reply,
                 _ => usual,
             };
             if verb == "." && reply.starts_with('2') {
@@ -560,6 +679,11 @@ pub(crate) mod tests {
             }
             if stream.get_mut().write_all(format!("{reply}\r\n").as_bytes()).await.is_err() || verb == "QUIT" {
                 return;
+            }
+            if let Turn::Ends(with) = turn
+                && verb == "."
+            {
+                return stream.get_mut().write_all(with.as_bytes()).await.unwrap();
             }
             if verb == "DATA" && reply.starts_with('3') {
                 loop {
@@ -590,6 +714,16 @@ pub(crate) mod tests {
 
     const SHORT: Limits = Limits { before_dot: Duration::from_millis(300), after_dot: Duration::from_millis(300) };
 
+    impl Way {
+        fn smtp(address: SocketAddr) -> Way {
+            Way { by: By::Smtp(address), waiting: Mutex::default() }
+        }
+
+        fn sendmail(path: &Path) -> Way {
+            Way { by: By::Sendmail(path.to_owned()), waiting: Mutex::default() }
+        }
+    }
+
     async fn hand_over(by: &Way, limits: Limits) -> Outcome {
         let from: Mailbox = "bounces@sender.example".parse().unwrap();
         let to: Mailbox = "-odd!one@example.net".parse().unwrap();
@@ -598,13 +732,13 @@ pub(crate) mod tests {
 
     async fn smtp_outcome(turn: Turn) -> Outcome {
         let (address, _taken) = server(turn).await;
-        hand_over(&Way::Smtp(address), SHORT).await
+        hand_over(&Way::smtp(address), SHORT).await
     }
 
     #[tokio::test]
     async fn a_message_arrives_octet_for_octet() {
         let (address, mut taken) = server(Turn::Never).await;
-        let outcome = hand_over(&Way::Smtp(address), Limits::default()).await;
+        let outcome = hand_over(&Way::smtp(address), Limits::default()).await;
         assert_eq!(outcome, Outcome::Accepted("250 2.0.0 Ok: queued as 4Xyz12".into()));
         let (from, to, message) = taken.try_recv().unwrap();
         assert_eq!(
@@ -635,7 +769,7 @@ pub(crate) mod tests {
         let outcome = smtp_outcome(Turn::Reply("DATA", "250 what?")).await;
         assert!(matches!(outcome, Outcome::Retry(_)), "{outcome:?}");
         let closed = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
-        let outcome = hand_over(&Way::Smtp(closed), SHORT).await;
+        let outcome = hand_over(&Way::smtp(closed), SHORT).await;
         assert!(matches!(outcome, Outcome::Retry(_)), "{outcome:?}");
     }
 
@@ -651,9 +785,87 @@ pub(crate) mod tests {
     async fn leave_taking_does_not_matter() {
         for turn in [Turn::Drop("QUIT"), Turn::Silence("QUIT"), Turn::Reply("QUIT", "500 no")] {
             let (address, mut taken) = server(turn).await;
-            let outcome = hand_over(&Way::Smtp(address), Limits::default()).await;
+            let way = Way::smtp(address);
+            let outcome = hand_over(&way, Limits::default()).await;
             assert!(matches!(outcome, Outcome::Accepted(_)), "{turn:?}: {outcome:?}");
+            let begun = Instant::now();
+            way.rest().await;
+            assert!(begun.elapsed() < 2 * LEAVE, "{turn:?}");
             assert!(taken.try_recv().is_ok());
+        }
+    }
+
+    #[test]
+    fn the_reply_tells_the_queue_id() {
+        let mta = Way::smtp("127.0.0.1:25".parse().unwrap());
+        for (answer, id) in [
+            ("250 2.0.0 Ok: queued as 4Xyz12z3AbczQ", Some("4Xyz12z3AbczQ")),
+            ("250 2.0.0 Ok: queued as 9F6B55C2E7", Some("9F6B55C2E7")),
+            ("250 OK id=1vNxyZ-00000003Abc-1aBC", Some("1vNxyZ-00000003Abc-1aBC")),
+            ("250 2.0.0 Ok: queued as ", None),
+            ("250 2.0.0 Ok: queued as \\u{202e}", None),
+            ("250 taken", None),
+        ] {
+            assert_eq!(mta.queue_id(answer), id, "{answer}");
+        }
+        assert_eq!(Way::sendmail("/usr/sbin/sendmail".as_ref()).queue_id("x: queued as 4Xyz12z3AbczQ"), None);
+    }
+
+    #[tokio::test]
+    async fn one_connection_carries_many_messages() {
+        let (address, mut taken, connections) = counting_server(Turn::Never).await;
+        let way = Way::smtp(address);
+        for _ in 0..=MAX_MESSAGES {
+            let outcome = hand_over(&way, Limits::default()).await;
+            assert!(matches!(outcome, Outcome::Accepted(_)), "{outcome:?}");
+            assert_eq!(taken.try_recv().unwrap().2, MESSAGE);
+        }
+        assert_eq!(connections.load(Ordering::Relaxed), 2, "one has its limit");
+        way.rest().await;
+        hand_over(&way, Limits::default()).await;
+        assert_eq!(connections.load(Ordering::Relaxed), 3);
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_the_server_has_closed_is_replaced_and_nothing_is_lost_or_sent_twice() {
+        for end in ["", "421 4.4.2 idle for too long\r\n"] {
+            let (address, mut taken, connections) = counting_server(Turn::Ends(end)).await;
+            let way = Way::smtp(address);
+            for number in 1..=3 {
+                let outcome = hand_over(&way, Limits::default()).await;
+                assert!(matches!(outcome, Outcome::Accepted(_)), "{end:?}: {outcome:?}");
+                assert!(taken.try_recv().is_ok() && taken.try_recv().is_err());
+                assert_eq!(connections.load(Ordering::Relaxed), number, "{end:?}");
+                // Until the end has arrived.
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_carried_one_message_is_no_reason_to_believe_less_of_the_next() {
+        for (turn, wanted) in [
+            (Turn::Second("MAIL", "451 4.3.0 later"), "retry"),
+            (Turn::Second("MAIL", "550 5.7.1 no"), "refused"),
+            (Turn::Second("RCPT", ""), "retry"),
+            (Turn::Second("DATA", ""), "retry"),
+            (Turn::Second(".", ""), "unknown"),
+            (Turn::Second(".", "421 4.3.0 going down"), "retry"),
+        ] {
+            let (address, mut taken, connections) = counting_server(turn).await;
+            let way = Way::smtp(address);
+            assert!(matches!(hand_over(&way, SHORT).await, Outcome::Accepted(_)));
+            assert!(taken.try_recv().is_ok());
+            let outcome = match hand_over(&way, SHORT).await {
+                Outcome::Accepted(_) => "accepted",
+                Outcome::Refused(_) => "refused",
+                Outcome::Retry(_) => "retry",
+                Outcome::Unknown(_) => "unknown",
+            };
+            assert_eq!(outcome, wanted, "{turn:?}");
+            assert_eq!(connections.load(Ordering::Relaxed), 1, "{turn:?}");
+            // What became of one message is no word about the next one.
+            assert!(way.waiting.lock().is_empty(), "{turn:?}");
         }
     }
 
@@ -664,7 +876,7 @@ pub(crate) mod tests {
             let (address, _taken) = server(Turn::Silence(at)).await;
             let letter = Letter { from: &from, to: &from, message: MESSAGE };
             let cut = tokio::time::sleep(Duration::from_millis(200));
-            let outcome = deliver(&Way::Smtp(address), letter, Limits::default(), cut).await;
+            let outcome = deliver(&Way::smtp(address), letter, Limits::default(), cut).await;
             assert_eq!(matches!(outcome, Outcome::Unknown(_)), unknown, "{at}: {outcome:?}");
         }
     }
@@ -675,7 +887,7 @@ pub(crate) mod tests {
         let text = format!("#!/bin/sh\ncd {}\necho \"$@\" > args\n{script}\n", folder.path().display());
         std::fs::write(&path, text).unwrap();
         std::fs::set_permissions(&path, PermissionsExt::from_mode(0o755)).unwrap();
-        let outcome = hand_over(&Way::Sendmail(path.clone()), limits).await;
+        let outcome = hand_over(&Way::sendmail(&path), limits).await;
         let read = |name: &str| std::fs::read(folder.path().join(name)).unwrap_or_default();
         (outcome, read("message"), String::from_utf8(read("args")).unwrap())
     }
@@ -704,7 +916,7 @@ pub(crate) mod tests {
         let limits = Limits { before_dot: Duration::from_millis(500), after_dot: Duration::from_millis(200) };
         let (silent, ..) = sendmail_outcome("cat > /dev/null; exec sleep 60", limits).await;
         assert!(matches!(silent, Outcome::Unknown(_)), "{silent:?}");
-        let missing = hand_over(&Way::Sendmail("/no/such/sendmail".into()), SHORT).await;
+        let missing = hand_over(&Way::sendmail("/no/such/sendmail".as_ref()), SHORT).await;
         assert!(matches!(missing, Outcome::Retry(_)), "{missing:?}");
     }
 
@@ -718,7 +930,7 @@ pub(crate) mod tests {
         let from: Mailbox = "a@sender.example".parse().unwrap();
         let large = b"0123456789\r\n".repeat(100_000);
         let letter = Letter { from: &from, to: &from, message: &large };
-        let outcome = deliver(&Way::Sendmail(path), letter, SHORT, pending()).await;
+        let outcome = deliver(&Way::sendmail(&path), letter, SHORT, pending()).await;
         assert!(matches!(outcome, Outcome::Retry(_)), "{outcome:?}");
         tokio::time::sleep(Duration::from_millis(1200)).await;
         assert!(!folder.path().join("done").exists());

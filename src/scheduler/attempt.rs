@@ -16,9 +16,10 @@ use super::hosts::Told;
 use super::plan;
 use super::record::{Delivery, DeliveryState, Plan, PlanState, Which, delivery_key};
 use super::said::{self, Said};
-use super::{FIRST_PAUSE, Job, LAST_PAUSE, RETRY_FOR, Scheduler, Setup, within};
+use super::{FIRST_PAUSE, GATHER, Job, LAST_PAUSE, RETRY_FOR, Scheduler, Setup, within};
 use crate::report::build::{Report, ReportId};
 use crate::report::deliver::Outcome;
+use crate::report::message::MessageError;
 use crate::report::recipients::{About, Destination, NoRecipients, Recipients};
 use crate::report::{LookupError, Sending, has_failures, look_up, shown};
 use crate::shutdown::stopped;
@@ -43,10 +44,9 @@ impl Scheduler {
                 Job::Send(which, to) => self.send(which, to, &setup, shutdown).await,
                 Job::LookUp(which) => {
                     // The first report of a day goes as soon as it is known whereto.
-                    if let Some(to) = self.look_up(which, &setup, sending).await {
-                        let next = Job::Send(which.clone(), to.clone());
-                        self.send(which, &to, &setup, shutdown).await;
-                        self.board.lock().busy.remove(&next);
+                    if let Some(Settled { to, delivery, said }) = self.look_up(which, &setup, sending).await {
+                        self.hand_over(which, &to, delivery, said, &setup, shutdown).await;
+                        self.board.lock().busy.remove(&Job::Send(which.clone(), to));
                     }
                 }
             }
@@ -54,30 +54,23 @@ impl Scheduler {
         self.board.lock().busy.remove(&job);
     }
 
-    /// Looks up where the reports of a domain go, settles what they say and plans its deliveries. Returns the destination
-    /// that is due at once, which is busy from then on.
-    async fn look_up(&self, which: &Which, setup: &Setup, sending: &Sending) -> Option<Destination> {
+    /// Looks up where the reports of a domain go, settles what they say and plans its deliveries. Returns the one that is
+    /// due at once, which is busy from then on.
+    async fn look_up(&self, which: &Which, setup: &Setup, sending: &Sending) -> Option<Settled> {
         let hindered = |e: String| {
             self.rest();
             self.error(format!("report {which}: not planned: {e}; it is tried again"));
-        };
-        let of = which.clone();
-        let before = match self.blocking(move |store| plan::read(store, &of)).await {
-            Ok(before) => before.filter(|plan| plan.state == PlanState::Waiting)?,
-            Err(e) => {
-                hindered(e.to_string());
-                return None;
-            }
         };
         let settled = match ReportId::make(which.day, sending.identity.submitter()) {
             Ok(report_id) => self.settle(which, report_id, sending).await.map_err(|e| e.to_string()),
             Err(e) => Err(e.to_string()),
         };
         let planned = match settled {
-            Ok((said, counted)) => self.plan_hosts(which, &said.rows, setup.spread).await.map(|()| (said, counted)),
+            Ok(None) => return None,
+            Ok(Some(settled)) => self.plan_hosts(which, &settled.1.rows, setup.spread).await.map(|()| settled),
             Err(e) => Err(e),
         };
-        let (mut said, mut counted) = match planned {
+        let (before, mut said, mut counted) = match planned {
             Ok(planned) => planned,
             Err(e) => {
                 hindered(e);
@@ -100,7 +93,10 @@ impl Scheduler {
         let mut batch = Batch::default();
         let mut at_once = None;
         match found {
-            Ok(_) if open => plan = Plan { next: now + WAIT_FOR_DOMAINS, ..before.clone() },
+            Ok(_) if open => {
+                let wait = if which.supplement { GATHER } else { WAIT_FOR_DOMAINS };
+                plan = Plan { next: now + wait, ..before.clone() };
+            }
             Ok(_) if said.rows.is_empty() => {
                 (plan.state, plan.last) = (PlanState::Nothing, Some("nothing was counted".to_owned()));
             }
@@ -118,7 +114,7 @@ impl Scheduler {
                 for (to, delivery) in deliveries {
                     delivery.put(&mut batch, which, &to, None);
                     if delivery.next <= now && at_once.is_none() {
-                        at_once = Some(to);
+                        at_once = Some((to, delivery));
                     }
                 }
             }
@@ -144,14 +140,14 @@ impl Scheduler {
             }
         }
         plan.put(&mut batch, which, Some(&before));
-        if let Some(to) = &at_once {
+        if let Some((to, _)) = &at_once {
             // Before it is in the store, where it would be picked.
             self.board.lock().busy.insert(Job::Send(which.clone(), to.clone()));
         }
         match self.journal.write(batch).await {
-            Ok(()) => at_once,
+            Ok(()) => at_once.map(|(to, delivery)| Settled { to, delivery, said }),
             Err(e) => {
-                if let Some(to) = at_once {
+                if let Some((to, _)) = at_once {
                     self.board.lock().busy.remove(&Job::Send(which.clone(), to));
                 }
                 hindered(e);
@@ -171,7 +167,7 @@ impl Scheduler {
         let failures = match about {
             _ if !audience.only_failures() => true,
             About::Domain(_) => has_failures(rows),
-            About::Host(host) => has_failures(&self.told_of(which.day, host).await?.rows),
+            About::Host(_) => has_failures(&self.told_of(which).await?.rows),
         };
         if let Err(unwanted) = audience.wants(about, which.day, failures) {
             return Ok((Err(unwanted.into()), None));
@@ -179,8 +175,8 @@ impl Scheduler {
         let found = look_up(&self.context.resolver, audience, about, which.day).await;
         match (about, found) {
             // Only now: few hosts have a record, and it takes a look at all rows of the day.
-            (About::Host(host), Ok(found)) => {
-                let told = self.told_of(which.day, host).await?;
+            (About::Host(_), Ok(found)) => {
+                let told = self.told_of(which).await?;
                 let found = if told.open { Ok(found) } else { told.narrow(found).map_err(LookupError::None) };
                 Ok((found, Some(told)))
             }
@@ -189,20 +185,26 @@ impl Scheduler {
     }
 
     /// What the report says: all counts of the day and domain, or, for a supplement, what the first one does not say.
-    /// With it the sum of all counts that have their place then. Nothing for a host, which has no counts of its own.
-    async fn settle(&self, which: &Which, report_id: ReportId, sending: &Sending) -> Result<(Said, u64), StoreError> {
+    /// With it the plan as it stands, and the sum of all counts that have their place then. No rows for a host, which has no
+    /// counts of its own; nothing where there is nothing to be settled any more.
+    async fn settle(
+        &self,
+        which: &Which,
+        report_id: ReportId,
+        sending: &Sending,
+    ) -> Result<Option<(Plan, Said, u64)>, StoreError> {
         let (of, organization) = (which.clone(), sending.identity.organization.clone());
         let contact = sending.identity.contact.to_string();
         self.blocking(move |store| {
+            let Some(plan) = plan::read(store, &of)?.filter(|plan| plan.state == PlanState::Waiting) else {
+                return Ok(None);
+            };
             let mut rows = store.rows(of.day, &of.name())?;
             let counted = said::sum(&rows);
             if of.supplement {
-                let first = store.read(Family::Said, &Which { supplement: false, ..of }.key())?;
-                let first = first.map(|packed| Said::unpack(&packed)).transpose();
-                let first = first.map_err(|e| StoreError::Corrupt(format!("what was said cannot be read: {e}")))?;
-                rows = said::since(rows, first.as_ref().map_or(&[], |first| &first.rows));
+                rows = said::since(rows, &said::read(store, &Which { supplement: false, ..of })?);
             }
-            Ok((Said { report_id, organization, contact, rows }, counted))
+            Ok(Some((plan, Said { report_id, organization, contact, rows }, counted)))
         })
         .await
     }
@@ -244,27 +246,51 @@ impl Scheduler {
         }
     }
 
-    /// One try: builds the report, stores the intent, hands it over, stores the outcome.
+    /// One try of a delivery that was planned before.
     async fn send(&self, which: &Which, to: &Destination, setup: &Arc<Setup>, shutdown: watch::Receiver<bool>) {
-        let Some(sending) = &setup.sending else { return };
-        let hindered = |e: String| {
-            self.rest();
-            self.error(format!("report {which} to {to}: not sent: {e}; it is tried again"));
-        };
-        let key = delivery_key(which, to);
-        let read = match self.blocking(move |store| store.read(Family::Delivery, &key)).await {
+        let (delivery, said) = (delivery_key(which, to), which.key());
+        let read = self.blocking(move |store| {
+            Ok((store.read(Family::Delivery, &delivery)?, store.read(Family::Said, &said)?))
+        });
+        let (delivery, said) = match read.await {
             Ok(read) => read,
-            Err(e) => return hindered(e.to_string()),
+            Err(e) => return self.not_sent(which, to, &StoreError::to_string(&e)),
         };
-        let Some(before) = read.and_then(|octets| serde_json::from_slice::<Delivery>(&octets).ok()) else { return };
+        let Some(before) = delivery.and_then(|octets| serde_json::from_slice::<Delivery>(&octets).ok()) else { return };
         if before.state != DeliveryState::Planned {
             return;
         }
-        let octets = match self.compose(which, to, &before, Arc::clone(setup)).await {
+        let said = said.ok_or_else(|| "is not kept".to_owned());
+        match said.and_then(|packed| Said::unpack(&packed).map_err(|e| format!("cannot be read: {e}"))) {
+            Ok(said) => self.hand_over(which, to, before, said, setup, shutdown).await,
+            Err(why) => {
+                let refused = Outcome::Refused(format!("what it says {why}"));
+                self.note(which, to, before.clone(), before, refused, shutdown).await;
+            }
+        }
+    }
+
+    fn not_sent(&self, which: &Which, to: &Destination, why: &str) {
+        self.rest();
+        self.error(format!("report {which} to {to}: not sent: {why}; it is tried again"));
+    }
+
+    /// Builds the report, stores the intent, hands it over, stores the outcome.
+    async fn hand_over(
+        &self,
+        which: &Which,
+        to: &Destination,
+        before: Delivery,
+        said: Said,
+        setup: &Arc<Setup>,
+        shutdown: watch::Receiver<bool>,
+    ) {
+        let Some(sending) = &setup.sending else { return };
+        let octets = match self.compose(which, to, &before, said, Arc::clone(setup)).await {
             Ok(octets) => octets,
-            Err(Hindrance::Store(e)) => return hindered(e.to_string()),
-            Err(Hindrance::Report(why)) => {
-                return self.note(which, to, before.clone(), before, Outcome::Refused(why), shutdown).await;
+            Err(e) => {
+                let refused = Outcome::Refused(e.to_string());
+                return self.note(which, to, before.clone(), before, refused, shutdown).await;
             }
         };
         // Not closed as long as the scheduler is there.
@@ -278,30 +304,34 @@ impl Scheduler {
         delivery.first.get_or_insert(now);
         // The intent is on disk before the first octet goes: rule 6 of the design hangs on this line.
         if let Err(e) = self.store_delivery(which, to, &before, &delivery).await {
-            return hindered(e);
+            return self.not_sent(which, to, &e);
         }
         let cut = patience(shutdown.clone());
         let outcome = sending.deliver(&self.context.https, to, &octets, self.limits, cut).await;
         drop(turn);
+        // At once: the MTA is sending it on already.
+        if let (Outcome::Accepted(answer), Destination::Mail(_)) = (&outcome, to)
+            && let Some(id) = sending.way.queue_id(answer)
+        {
+            self.context.queued.note(id);
+        }
         self.note(which, to, delivery.clone(), delivery, outcome, shutdown).await;
     }
 
-    /// The octets of one report on its way. Reads the store, compresses and signs, so not on the tasks' threads.
+    /// The octets of one report on its way. Compresses and signs, so not on the tasks' threads.
     async fn compose(
         &self,
         which: &Which,
         to: &Destination,
         delivery: &Delivery,
+        said: Said,
         setup: Arc<Setup>,
-    ) -> Result<Vec<u8>, Hindrance> {
+    ) -> Result<Vec<u8>, MessageError> {
         let (which, to, message_id) = (which.clone(), to.clone(), delivery.message_id.clone());
         let now = self.context.clock.seconds();
-        self.blocking(move |store| {
-            let gone = |why: &str| Hindrance::Report(format!("what it says {why}"));
-            let Some(sending) = setup.sending.as_ref() else { return Err(gone("has no sender")) };
-            let packed = store.read(Family::Said, &which.key()).map_err(Hindrance::Store)?;
-            let packed = packed.ok_or_else(|| gone("is not kept"))?;
-            let said = Said::unpack(&packed).map_err(|e| gone(&format!("cannot be read: {e}")))?;
+        self.blocking(move |_| {
+            // Invariant: nothing is handed over without it.
+            let sending = setup.sending.as_ref().expect("a sender");
             let identity = said.identity(&sending.identity);
             let (id, rows) = (&said.report_id, &said.rows);
             let report = Report::build(&identity, which.day, which.about.name(), id, rows, sending.max_size);
@@ -309,7 +339,7 @@ impl Scheduler {
                 let merged = report.left_out;
                 tracing::warn!("report {which}: too large: {merged} kinds of failure are told as one each result type");
             }
-            sending.octets(&identity, &report, &to, &message_id, now).map_err(|e| Hindrance::Report(e.to_string()))
+            sending.octets(&identity, &report, &to, &message_id, now)
         })
         .await
     }
@@ -379,10 +409,11 @@ impl Scheduler {
     }
 }
 
-/// Why a message was not made.
-enum Hindrance {
-    Store(StoreError),
-    Report(String),
+/// What is due at once: a delivery, and what it says.
+struct Settled {
+    to: Destination,
+    delivery: Delivery,
+    said: Said,
 }
 
 /// Resolves a while after the daemon was told to end.

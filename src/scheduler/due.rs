@@ -1,9 +1,11 @@
 //! What is due, under way or done, to be looked at; and a report that went, to be sent once more.
 //!
-//! Takes: the records in the store. Gives: [`Due`]s and [`Kept`] reports.
-//! Limits: [`MAX_DUE`] lines in one answer.
+//! Takes: the records in the store. Gives: [`Due`]s, all or in short, and [`Kept`] reports.
+//! Limits: [`MAX_DUE`] lines in one answer, [`MAX_SHOWN`] in short.
 //! When it fails: a line that says why; nothing is changed.
 //! Not here: the counts that no report has yet (`store`).
+
+use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
@@ -18,6 +20,9 @@ use crate::tlsrpt::Day;
 
 /// The most lines in one answer: what a terminal can be asked to show, and some tens of MiB.
 pub const MAX_DUE: usize = 100_000;
+
+/// The most lines of what is due in short: a screen or two.
+pub const MAX_SHOWN: usize = 50;
 
 /// How many records are read at once.
 const PAGE: usize = 1000;
@@ -55,7 +60,7 @@ pub struct Due {
 }
 
 /// How far a line of [`Due`] is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum DueState {
     /// For its moment, for an input that lags, or for DNS.
@@ -74,6 +79,16 @@ pub enum DueState {
     Unknown,
     /// Given up.
     Expired,
+}
+
+/// What is due, in short.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Overview {
+    /// How many lines there are in each state.
+    pub counts: BTreeMap<DueState, u64>,
+    /// The first of those that are still to go or went wrong, oldest day first, [`MAX_SHOWN`] at most.
+    pub open: Vec<Due>,
 }
 
 /// A report that went or is to go.
@@ -117,6 +132,22 @@ impl Scheduler {
             due.len() < MAX_DUE
         })?;
         Ok(due)
+    }
+
+    /// How many there are of what, and the first that ask for attention. Blocks for as long as the store does.
+    pub fn overview(&self) -> Result<Overview, StoreError> {
+        let mut overview = Overview::default();
+        self.records(|key, value| {
+            if let Some(due) = line(key, value) {
+                *overview.counts.entry(due.state).or_default() += 1;
+                let over = matches!(due.state, DueState::Sent | DueState::Nothing);
+                if !over && overview.open.len() < MAX_SHOWN {
+                    overview.open.push(due);
+                }
+            }
+            true
+        })?;
+        Ok(overview)
     }
 
     /// A report by its identifier, or by what stands before its `@`. Blocks for as long as the store does.

@@ -2,8 +2,8 @@
 //!
 //! Takes: the rows of a recipient domain, when its record is looked up. Gives: a plan for each MX host that has sessions under
 //! its own TLSA records, due after those of the recipient domains; and what a report about the host says, out of all of them.
-//! Limits: one plan a day and host. Only of a host that publishes a TLSRPT record all rows of the day are read, a page of
-//! domains at a time. A host gets no supplement: what comes late is in those of the recipient domains.
+//! Limits: one report and one supplement a day and host. Only of a host that publishes a TLSRPT record all rows of the day
+//! are read, a page of domains at a time.
 //! When it fails: the look-up that called is hindered, and tried again.
 //! Not here: which rows those are, and without which names (`report::rows_of_host`).
 
@@ -11,7 +11,7 @@ use std::collections::BTreeSet;
 
 use super::plan;
 use super::record::{Named, Plan, PlanState, Which, delivery_key};
-use super::{Scheduler, within};
+use super::{Scheduler, said, within};
 use crate::report::recipients::{About, Destination, NoRecipients, Recipients};
 use crate::report::rows_of_host;
 use crate::store::{Batch, Family, Store, StoreError};
@@ -38,50 +38,62 @@ impl Told {
 }
 
 impl Scheduler {
-    /// Plans the reports about the hosts of a recipient domain that have no plan yet.
+    /// Plans the reports about the hosts of a recipient domain that have no plan yet; with a domain's supplement, those of
+    /// the hosts whose report is settled without it.
     pub(super) async fn plan_hosts(&self, which: &Which, rows: &[Row], spread: i64) -> Result<(), String> {
         let own = rows.iter().filter(|row| row.policy.policy_type == PolicyType::Tlsa);
         let hosts: BTreeSet<String> = own.map(|row| row.policy.policy_domain.clone()).collect();
-        if which.supplement || hosts.is_empty() {
+        if hosts.is_empty() {
             return Ok(());
         }
         // One at a time: what another look-up has planned meanwhile may be sent already, and must not begin anew.
         let _turn = self.planning_hosts.lock().await;
-        let day = which.day;
-        let unplanned = self.blocking(move |store| unplanned(store, day, hosts)).await.map_err(|e| e.to_string())?;
+        let (day, supplement) = (which.day, which.supplement);
+        let unplanned = self.blocking(move |store| unplanned(store, day, hosts, supplement)).await;
+        let begin = if supplement { self.context.clock.seconds() } else { day.end() };
         let mut batch = Batch::default();
-        for host in unplanned {
-            let moment = which.day.end() + spread + within(spread);
-            Plan::at(moment).put(&mut batch, &host, None);
+        for host in unplanned.map_err(|e| e.to_string())? {
+            // After those of the recipient domains.
+            Plan::at(begin + spread + within(spread)).put(&mut batch, &host, None);
         }
         if batch.set.is_empty() { Ok(()) } else { self.journal.write(batch).await }
     }
 
     /// What a report about a host says, and where it is known already.
-    pub(super) async fn told_of(&self, day: Day, host: &str) -> Result<Told, StoreError> {
-        let host = host.to_owned();
-        self.blocking(move |store| told(store, day, &host)).await
+    pub(super) async fn told_of(&self, which: &Which) -> Result<Told, StoreError> {
+        let which = which.clone();
+        self.blocking(move |store| told(store, &which)).await
     }
 }
 
-/// Those of the hosts that have no plan.
-fn unplanned(store: &dyn Store, day: Day, hosts: BTreeSet<String>) -> Result<Vec<Which>, StoreError> {
+/// Those of the hosts that have no plan; of what came late also those that have said the rest.
+fn unplanned(
+    store: &dyn Store,
+    day: Day,
+    hosts: BTreeSet<String>,
+    supplement: bool,
+) -> Result<Vec<Which>, StoreError> {
     let mut unplanned = Vec::new();
     for host in hosts {
         let host = Which::first(day, About::Host(host));
-        if plan::read(store, &host)?.is_none() {
-            unplanned.push(host);
+        match plan::read(store, &host)?.map(|plan| plan.state) {
+            None => unplanned.push(host),
+            Some(PlanState::Planned) if supplement && plan::read(store, &host.supplement())?.is_none() => {
+                unplanned.push(host.supplement());
+            }
+            Some(_) => {}
         }
     }
     Ok(unplanned)
 }
 
-fn told(store: &dyn Store, day: Day, host: &str) -> Result<Told, StoreError> {
+fn told(store: &dyn Store, which: &Which) -> Result<Told, StoreError> {
+    let (day, host) = (which.day, which.about.name());
     let mut told = Told { rows: Vec::new(), to: Vec::new(), open: false };
     let mut after: Option<String> = None;
     loop {
         let domains = store.sums(day, after.as_deref(), PAGE)?;
-        let Some((last, _)) = domains.last() else { return Ok(told) };
+        let Some((last, _)) = domains.last() else { break };
         after = Some(last.clone());
         for (domain, _) in domains {
             let rows = rows_of_host(host, &store.rows(day, &domain)?);
@@ -90,12 +102,23 @@ fn told(store: &dyn Store, day: Day, host: &str) -> Result<Told, StoreError> {
             }
             told.rows.extend(rows);
             let Ok(about) = domain.parse() else { continue };
-            let which = Which::first(day, about);
-            // A domain whose look-up fails for the time being is not waited for.
-            told.open |= plan::read(store, &which)?.is_none_or(|p| p.state == PlanState::Waiting && p.attempts == 0);
-            told.to.push(destinations(store, &which)?);
+            let of_domain = Which { about, ..which.clone() };
+            match plan::read(store, &of_domain)? {
+                // Nothing came late for this one.
+                None if which.supplement => {}
+                // A domain whose look-up fails for the time being is not waited for.
+                plan => {
+                    told.open |= plan.is_none_or(|p| p.state == PlanState::Waiting && p.attempts == 0);
+                    told.to.push(destinations(store, &of_domain)?);
+                }
+            }
         }
     }
+    if which.supplement {
+        let first = said::read(store, &Which { supplement: false, ..which.clone() })?;
+        told.rows = said::since(said::merged(told.rows), &said::merged(first));
+    }
+    Ok(told)
 }
 
 fn destinations(store: &dyn Store, which: &Which) -> Result<Vec<Destination>, StoreError> {

@@ -2,25 +2,30 @@
 //!
 //! Takes: a [`Batch`] from each of any number of tasks. Gives: each its answer once its batch is durable.
 //! While one batch is being written, those that come gather for the next; one that comes alone waits for nobody.
-//! When it fails: all whose batch was part of it learn the same line; none of it was kept.
+//! When it fails: all whose batch was part of it learn the same line; none of it was kept. A panic in the writing is a
+//! failure like another: nobody is left waiting.
 //! Not here: what is written.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
-use crate::store::{Batch, Store};
+use crate::store::{Batch, StoreError};
 
 /// A line that says why the store did not write.
 pub(super) type Unwritten = String;
+
+/// What writes one batch; blocks until it is durable.
+type Write = dyn Fn(Batch) -> Result<(), StoreError> + Send + Sync;
 
 /// Writes batches of many tasks together.
 #[derive(Clone)]
 pub(super) struct Journal(Arc<Inner>);
 
 struct Inner {
-    store: Arc<dyn Store>,
+    write: Box<Write>,
     gathered: Mutex<Gathered>,
 }
 
@@ -33,8 +38,8 @@ struct Gathered {
 }
 
 impl Journal {
-    pub(super) fn new(store: Arc<dyn Store>) -> Journal {
-        Journal(Arc::new(Inner { store, gathered: Mutex::default() }))
+    pub(super) fn new(write: impl Fn(Batch) -> Result<(), StoreError> + Send + Sync + 'static) -> Journal {
+        Journal(Arc::new(Inner { write: Box::new(write), gathered: Mutex::default() }))
     }
 
     /// Writes a batch of records; it is durable on return. No two tasks may write the same key at one time.
@@ -66,7 +71,10 @@ impl Inner {
                 }
                 (std::mem::take(&mut gathered.batch), std::mem::take(&mut gathered.tell))
             };
-            let written = self.store.write(batch).map_err(|e| e.to_string());
+            let written = match catch_unwind(AssertUnwindSafe(|| (self.write)(batch))) {
+                Ok(written) => written.map_err(|e| e.to_string()),
+                Err(_) => Err("the writing panicked; whether it was kept is not known".to_owned()),
+            };
             // Who asked and went away does not mind.
             tell.into_iter().for_each(|tell| drop(tell.send(written.clone())));
         }
@@ -77,7 +85,7 @@ impl Inner {
 mod tests {
     use super::*;
     use crate::clock::Clock;
-    use crate::store::Family;
+    use crate::store::{Family, Store};
     use crate::store::embedded::Embedded;
     use tokio::task::JoinSet;
 
@@ -85,7 +93,8 @@ mod tests {
     async fn many_at_once_are_few_commits_and_all_are_kept() {
         let folder = tempfile::tempdir().unwrap();
         let store: Arc<dyn Store> = Arc::new(Embedded::open(folder.path(), Clock::default()).unwrap().store);
-        let journal = Journal::new(Arc::clone(&store));
+        let written = Arc::clone(&store);
+        let journal = Journal::new(move |batch| written.write(batch));
         let mut tasks = JoinSet::new();
         for i in 0..500_u32 {
             let journal = journal.clone();
@@ -102,5 +111,14 @@ mod tests {
         let too_long = journal.write(Batch { add: Vec::new(), set }).await.unwrap_err();
         assert!(too_long.contains("over the limit"), "{too_long}");
         journal.write(Batch::default()).await.unwrap();
+    }
+    #[tokio::test]
+    async fn a_panic_is_an_error_and_the_next_one_is_written() {
+        let journal = Journal::new(|batch| if batch.set.is_empty() { panic!("as a store may") } else { Ok(()) });
+        for _ in 0..2 {
+            let panicked = journal.write(Batch::default()).await.unwrap_err();
+            assert!(panicked.contains("panicked"), "{panicked}");
+        }
+        journal.write(Batch { add: Vec::new(), set: vec![(Family::Delivery, vec![0], None)] }).await.unwrap();
     }
 }

@@ -7,15 +7,17 @@
 //! Limits: [`MAX_SAID`] octets unpacked. When it fails: octets that make no sense give an error, and nothing is sent.
 //! Not here: the report that is made of it (`report::build`).
 
+use std::collections::BTreeMap;
 use std::io::Read;
 
 use flate2::read::GzDecoder;
 use serde::{Deserialize, Serialize};
 
-use super::record::octets;
+use super::record::{Which, octets};
 use crate::report::Identity;
 use crate::report::build::{ReportId, gzip};
-use crate::tlsrpt::Row;
+use crate::store::{Family, Store, StoreError};
+use crate::tlsrpt::{Policy, Row};
 
 /// The most that is unpacked, in octets: the rows of the largest receivers have a few MiB.
 const MAX_SAID: u64 = 1 << 30;
@@ -57,6 +59,34 @@ impl Said {
         identity.organization.clone_from(&self.organization);
         identity
     }
+}
+
+/// What the report of a day and domain or host says; nothing where none is settled.
+pub(super) fn read(store: &dyn Store, which: &Which) -> Result<Vec<Row>, StoreError> {
+    let said = store.read(Family::Said, &which.key())?.map(|packed| Said::unpack(&packed)).transpose();
+    let said = said.map_err(|e| StoreError::Corrupt(format!("what was said cannot be read: {e}")))?;
+    Ok(said.map(|said| said.rows).unwrap_or_default())
+}
+
+/// The same counts with one row a policy: those of a host come from many domains.
+pub(super) fn merged(rows: Vec<Row>) -> Vec<Row> {
+    let mut merged: BTreeMap<Policy, Row> = BTreeMap::new();
+    for row in rows {
+        match merged.get_mut(&row.policy) {
+            None => drop(merged.insert(row.policy.clone(), row)),
+            Some(sum) => {
+                sum.successful = sum.successful.saturating_add(row.successful);
+                sum.failed = sum.failed.saturating_add(row.failed);
+                for (failure, count) in row.details {
+                    match sum.details.iter_mut().find(|(known, _)| *known == failure) {
+                        Some((_, n)) => *n = n.saturating_add(count),
+                        None => sum.details.push((failure, count)),
+                    }
+                }
+            }
+        }
+    }
+    merged.into_values().collect()
 }
 
 /// The sum of all counts, as [`crate::store::Store::sums`] has it.

@@ -5,8 +5,8 @@ use super::record::Delivery;
 use super::*;
 use crate::config::{Certificates, ClosedNetworkSection, Deliver, Dkim, DkimKey, ResolverSection, Span};
 use crate::metrics::OUT_OF_ORDER;
+use crate::own::Queued;
 use crate::report::deliver::tests::{Turn, server};
-use crate::report::preview;
 use crate::store::embedded::Embedded;
 use crate::tlsrpt::{Counted, Failure, Policy, PolicyType, ResultType, Tally};
 use mail_auth::report::tlsrpt::TlsReport;
@@ -140,6 +140,7 @@ impl World {
             metrics: self.metrics.clone(),
             clock,
             own: Secret::of(&SECRET),
+            queued: Queued::default(),
         };
         let mut scheduler = Scheduler::open(context, Setup::load(&self.section).unwrap()).unwrap();
         let short = Duration::from_millis(500);
@@ -385,17 +386,58 @@ async fn a_preview_shows_what_would_go_and_sends_nothing() {
     let (mut world, mut taken) = World::new(vec![RECORD], Turn::Never).await;
     count(&world.store(), day(), "silent.example");
     world.section.organization = None;
-    let resolver = Resolver::new(&ResolverSection { address: Some(world.dns) }).unwrap();
-    let store = world.store();
-    let shown = preview(&store, &resolver, &world.section, day(), None).await.unwrap();
+    let scheduler = world.open(day().end() + 60);
+    let shown = scheduler.preview(&world.section, day(), None).await.unwrap();
     assert_eq!(shown.iter().map(|p| p.domain.as_str()).collect::<Vec<_>>(), ["example.net", "silent.example"]);
     assert_eq!(shown[0].recipients[0].to_string(), "mailto:tls@example.net");
     assert!(shown[0].json.contains("\"total-successful-session-count\":3") && shown[0].file_name.ends_with(".json.gz"));
     assert_eq!((shown[1].recipients.len(), shown[1].why_not.as_deref()), (0, Some("no TLSRPT record")));
-    let one = preview(&store, &resolver, &world.section, day(), Some("silent.example")).await.unwrap();
+    let one = scheduler.preview(&world.section, day(), Some("silent.example")).await.unwrap();
     assert_eq!(one.len(), 1);
-    assert_eq!(store.scan(Family::Delivery, b"").unwrap(), []);
+    assert_eq!(scheduler.context.store.scan(Family::Delivery, b"").unwrap(), []);
     assert!(taken.try_recv().is_err());
+}
+
+#[tokio::test]
+async fn a_preview_of_a_reported_day_says_so_and_shows_the_supplement() {
+    let (world, _taken) = World::new(vec![RECORD], Turn::Never).await;
+    let due = world.run(day().end() + 60, |due| states(due) == [DueState::Sent]).await;
+    let scheduler = world.open(day().end() + 90);
+    let gist = |shown: &[Preview]| -> Vec<(bool, bool, bool)> {
+        let sessions = |n: u64| format!("\"total-successful-session-count\":{n},");
+        shown.iter().map(|p| (p.supplement, p.json.contains(&sessions(8)), p.json.contains(&sessions(5)))).collect()
+    };
+    let shown = scheduler.preview(&world.section, day(), None).await.unwrap();
+    assert_eq!((shown.len(), &shown[0].reported), (1, &due[0].report_id));
+    count_some(&*scheduler.context.store, day(), "example.net", 5);
+    let shown = scheduler.preview(&world.section, day(), Some("example.net")).await.unwrap();
+    assert_eq!(gist(&shown), [(false, true, false), (true, false, true)]);
+    assert_eq!((&shown[0].reported, &shown[1].reported), (&due[0].report_id, &None));
+    assert_ne!(shown[0].file_name, shown[1].file_name);
+    drop(scheduler);
+    world.run(day().end() + 600, |due| due.len() == 2).await;
+    world.run(day().end() + 600 + GATHER + 60, |due| states(due) == [DueState::Sent; 2]).await;
+    let scheduler = world.open(day().end() + 20_000);
+    let shown = scheduler.preview(&world.section, day(), None).await.unwrap();
+    assert_eq!(gist(&shown), [(false, true, false)], "there is one supplement");
+}
+
+#[tokio::test]
+async fn the_overview_counts_all_and_lists_what_is_open() {
+    let (world, _taken) = World::new(vec![RECORD], Turn::Never).await;
+    for n in 0..2 * due::MAX_SHOWN {
+        count(&world.store(), day(), &format!("d{n:03}.example"));
+    }
+    world.run(day().end() + 60, |due| due.iter().all(|d| d.next.is_none()) && due.len() > due::MAX_SHOWN).await;
+    (0..2 * due::MAX_SHOWN).for_each(|n| count(&world.store(), Day(day().0 + 1), &format!("d{n:03}.example")));
+    let scheduler = world.open(day().end() + Day::SECONDS + 60);
+    scheduler.keep_days(&going()).await;
+    let overview = scheduler.overview().unwrap();
+    let all = 2 * due::MAX_SHOWN as u64;
+    let counts = [(DueState::Waiting, all), (DueState::Nothing, all), (DueState::Sent, 1)];
+    assert_eq!(overview.counts, counts.into());
+    assert_eq!(overview.open.len(), due::MAX_SHOWN);
+    assert!(overview.open.iter().all(|due| due.state == DueState::Waiting && due.day == Day(day().0 + 1)));
 }
 
 #[tokio::test]
@@ -674,5 +716,45 @@ async fn an_mx_host_gets_a_report_of_its_own_that_names_no_recipient_domain() {
     assert!(text.contains("!mx.provider.example!"), "{text}");
     // A restart plans nothing anew.
     world.run(day().end() + 7200, done).await;
+    assert!(taken.try_recv().is_err());
+}
+
+/// The report of a host goes, and what comes late for one of its domains is told to it as well, once.
+#[tokio::test]
+async fn an_mx_host_gets_what_came_late_in_one_supplement() {
+    let records = vec![
+        ("_smtp._tls.one.example", Some("v=TLSRPTv1; rua=mailto:r@one.example")),
+        ("_smtp._tls.mx.provider.example", Some("v=TLSRPTv1; rua=mailto:r@provider.example")),
+    ];
+    let (world, mut taken) = World::new(records, Turn::Never).await;
+    count_dane(&world.store(), "one.example", "mx.provider.example", "mx.provider.example");
+    count_dane(&world.store(), "two.example", "mx.provider.example", "mx.provider.example");
+    let now = day().end() + 60;
+    let sent = |name: &'static str, supplement: bool| {
+        move |due: &[Due]| {
+            due.iter().any(|d| d.domain == name && d.supplement == supplement && d.state == DueState::Sent)
+        }
+    };
+    world.run(now, sent("mx:mx.provider.example", false)).await;
+    while taken.try_recv().is_ok() {}
+    {
+        let scheduler = world.open(now + 30);
+        let shown = scheduler.preview(&world.section, day(), Some("mx.provider.example")).await.unwrap();
+        assert_eq!((shown.len(), shown[0].domain.as_str()), (1, "mx:mx.provider.example"));
+        assert!(shown[0].reported.is_some() && shown[0].json.contains("\"total-successful-session-count\":2,"));
+    }
+    for _ in 0..5 {
+        count_dane(&world.store(), "one.example", "mx.provider.example", "mx.provider.example");
+    }
+    let planned = |due: &[Due]| due.iter().any(|d| d.domain == "one.example" && d.supplement);
+    world.run(now + 600, planned).await;
+    world.run(now + 600 + 2 * GATHER, sent("mx:mx.provider.example", true)).await;
+    let mut late = BTreeMap::new();
+    while let Ok((_, to, message)) = taken.try_recv() {
+        assert!(late.insert(to, received(&message).1).is_none());
+    }
+    let to = |to: &str| format!("RCPT TO:<r@{to}>");
+    assert_eq!(late, [(to("one.example"), 5), (to("provider.example"), 5)].into());
+    world.run(now + 8 * GATHER, sent("mx:mx.provider.example", true)).await;
     assert!(taken.try_recv().is_err());
 }

@@ -223,6 +223,12 @@ impl Sessions {
         self.keep(id, trouble);
     }
 
+    /// An id that Exim gave one of our reports at `time`.
+    pub fn carries_own(&mut self, id: &[u8], time: i64) {
+        let (_, crowded) = self.own.change(id, time + OWN_MEMORY, || ());
+        self.losses.crowded_out += crowded;
+    }
+
     /// Takes a failed session that Exim told by its event action, outside the log.
     pub fn told(&mut self, told: &Told) {
         let Some(why) = told.why.clone() else { return };

@@ -282,6 +282,12 @@ impl Sessions {
         }
     }
 
+    /// A queue id that Postfix gave one of our reports at `time`. What the log says of its Message-ID goes before it.
+    pub fn carries_own(&mut self, queue_id: &[u8], time: i64) {
+        let (_, crowded) = self.own.change(queue_id, time + MESSAGE_MEMORY, || ());
+        self.losses.crowded_out += crowded;
+    }
+
     /// An instance has found a certificate trusted, which a line alone could not tell.
     pub fn has_anchors(&mut self, instance: &[u8], time: i64) {
         self.instance(instance, time, |i| i.anchored = true);

@@ -30,17 +30,24 @@ const STOP: Duration = Duration::from_secs(30);
 pub struct Program {
     path: PathBuf,
     first: Vec<OsString>,
+    zone: Option<&'static str>,
 }
 
 impl Program {
     /// The `tlswarden` binary.
     pub fn tlswarden(path: impl Into<PathBuf>) -> Program {
-        Program { path: path.into(), first: Vec::new() }
+        Program { path: path.into(), first: Vec::new(), zone: None }
     }
 
     /// The `lab` binary, which holds the same code behind `lab daemon …`.
     pub fn lab(path: impl Into<PathBuf>) -> Program {
-        Program { path: path.into(), first: vec!["daemon".into()] }
+        Program { path: path.into(), first: vec!["daemon".into()], zone: None }
+    }
+
+    /// On a host of this time zone.
+    pub fn in_zone(mut self, zone: &'static str) -> Program {
+        self.zone = Some(zone);
+        self
     }
 
     /// Runs a command to its end, with the world's configuration.
@@ -52,6 +59,7 @@ impl Program {
     fn command(&self) -> Command {
         let mut command = Command::new(&self.path);
         command.args(&self.first).stdin(Stdio::null()).kill_on_drop(true);
+        command.envs(self.zone.map(|zone| ("TZ", zone)));
         command
     }
 }
@@ -149,9 +157,20 @@ pub async fn reports(program: &Program, world: &World, day: &str) -> Result<BTre
     if !output.status.success() {
         return Err(format!("tlswarden report: {}", String::from_utf8_lossy(&output.stderr)));
     }
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
     let mut reports = BTreeMap::new();
-    for file in fs::read_dir(folder.path()).map_err(|e| e.to_string())? {
-        let path = file.map_err(|e| e.to_string())?.path();
+    let mut about_a_domain = false;
+    for line in said.lines() {
+        let Some(path) = line.trim_start().strip_prefix(&*folder.path().to_string_lossy()) else {
+            if !line.starts_with(' ') {
+                about_a_domain = !line.contains(" mx:") && !line.contains(" (supplement): ");
+            }
+            continue;
+        };
+        if !about_a_domain {
+            continue;
+        }
+        let path = folder.path().join(path.trim_start_matches('/'));
         let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
         // RFC 8460 §5.1: submitter!policy-domain!begin!end!unique.json.gz
         let Some(domain) = name.split('!').nth(1).filter(|_| name.ends_with(".json.gz")) else {

@@ -1,7 +1,7 @@
 //! Carries the log of a real MTA over into other days: the same lines, written as they come, with other time stamps.
 //!
 //! Takes: the log that the MTA writes, with traditional stamps in UTC, and by how much they are shifted, at any moment.
-//! Gives: a second log, whose stamps only go forward as long as the shift does.
+//! Gives: a second log, whose stamps only go forward as long as the shift does, without the lines that are to be hidden.
 //! When it fails: a line without a stamp is carried over as it is.
 
 use std::fs;
@@ -28,8 +28,8 @@ pub struct Timeshift {
 }
 
 impl Timeshift {
-    /// Carries what comes in `from` over to `to`.
-    pub fn start(from: &Path, to: &Path) -> Timeshift {
+    /// Carries what comes in `from` over to `to`, but for the lines in which `hidden` stands.
+    pub fn start(from: &Path, to: &Path, hidden: Option<&'static str>) -> Timeshift {
         let (shift, end) = (Arc::new(AtomicI64::new(0)), Arc::new(AtomicBool::new(false)));
         let (by, ended) = (Arc::clone(&shift), Arc::clone(&end));
         let (from, to) = (from.to_owned(), to.to_owned());
@@ -46,7 +46,11 @@ impl Timeshift {
                 let whole = rest.iter().rposition(|b| *b == b'\n').map_or(0, |at| at + 1);
                 let lines: Vec<u8> = rest.drain(..whole).collect();
                 let mut out = Vec::new();
-                lines.split_inclusive(|b| *b == b'\n').for_each(|line| out.extend(shifted(line, by)));
+                let shown = |line: &&[u8]| {
+                    hidden.is_none_or(|hidden| !line.windows(hidden.len()).any(|part| part == hidden.as_bytes()))
+                };
+                let lines = lines.split_inclusive(|b| *b == b'\n').filter(shown);
+                lines.for_each(|line| out.extend(shifted(line, by)));
                 let mut log = fs::OpenOptions::new().create(true).append(true).open(&to).expect("a log");
                 log.write_all(&out).expect("a log");
             }

@@ -1,21 +1,32 @@
 //! Reports meet receivers by https and submission servers, good and nasty: what certainly did not arrive is tried again, what
-//! may have arrived is not, and a yes or no is believed.
+//! may have arrived is not, and a yes or no is believed. Last, the daemon itself posts a day's reports.
 //!
 //! Real TLS on loopback with the world's authority, and the world's DNS.
 
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::Read as _;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use data_encoding::BASE64;
+use flate2::read::GzDecoder;
 use lab::ca::{Authority, Fault};
+use lab::daemon::{Daemon, Program};
 use lab::dns::Dns;
+use lab::world::{self, Options};
+use serde_json::Value;
+use tlswarden::clock::Clock;
 use tlswarden::config::{Certificates, ClosedNetworkSection, Deliver, ReportSection, ResolverSection};
 use tlswarden::dns::Resolver;
 use tlswarden::https::Client;
 use tlswarden::report::deliver::{Letter, Limits, Outcome, Way, deliver, post};
 use tlswarden::report::recipients::Mailbox;
+use tlswarden::store::embedded::Embedded;
+use tlswarden::store::{Batch, Store};
+use tlswarden::tlsrpt::{Counted, Day, Policy, Tally};
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufStream};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
@@ -67,7 +78,7 @@ impl World {
     }
 
     fn acceptor(&self, host: &str, fault: Option<Fault>) -> TlsAcceptor {
-        TlsAcceptor::from(self.authority.certify(host, fault).unwrap().server_config().unwrap())
+        acceptor(&self.authority, host, fault)
     }
 
     fn client(&self, private_addresses: bool, certificates: Certificates) -> Client {
@@ -78,16 +89,8 @@ impl World {
     }
 
     async fn receiver(&self, turn: Turn, fault: Option<Fault>) -> (SocketAddr, Taken) {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
-        let (acceptor, taken) = (self.acceptor(HOST, fault), Taken::default());
-        let all = Arc::clone(&taken);
-        tokio::spawn(async move {
-            while let Ok((stream, _)) = listener.accept().await {
-                tokio::spawn(receive(stream, acceptor.clone(), turn, Arc::clone(&all)));
-            }
-        });
-        (address, taken)
+        let (port, _, taken) = receiver(&self.authority, turn, fault).await;
+        (([127, 0, 0, 1], port).into(), taken)
     }
 
     async fn posted(&self, turn: Turn, body: &[u8]) -> (Outcome, Taken) {
@@ -96,6 +99,25 @@ impl World {
         let client = self.client(true, Certificates::Check);
         (post(&client, &uri, body, LIMITS, std::future::pending()).await, taken)
     }
+}
+
+fn acceptor(authority: &Authority, host: &str, fault: Option<Fault>) -> TlsAcceptor {
+    TlsAcceptor::from(authority.certify(host, fault).unwrap().server_config().unwrap())
+}
+
+/// A receiver of [`HOST`]: its port, what it does, which may be changed, and what it got.
+async fn receiver(authority: &Authority, turn: Turn, fault: Option<Fault>) -> (u16, Arc<Mutex<Turn>>, Taken) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let (acceptor, turn, taken) = (acceptor(authority, HOST, fault), Arc::new(Mutex::new(turn)), Taken::default());
+    let (does, all) = (Arc::clone(&turn), Arc::clone(&taken));
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let turn = *does.lock().unwrap();
+            tokio::spawn(receive(stream, acceptor.clone(), turn, Arc::clone(&all)));
+        }
+    });
+    (port, turn, taken)
 }
 
 async fn receive(stream: TcpStream, acceptor: TlsAcceptor, turn: Turn, taken: Taken) {
@@ -410,4 +432,152 @@ fn passwords_and_roots_that_cannot_be_read_are_one_line_each() {
     }
     let credential = ReportSection { password: Some("credential:x".into()), ca_file: None, ..section };
     assert!(Way::load(&credential).unwrap_err()[0].contains("LoadCredential"));
+}
+
+/// A host whose daemon posts: what was counted of one day for domains that want their reports by https.
+struct Posting {
+    program: Program,
+    world: world::World,
+    receivers: BTreeMap<&'static str, (Arc<Mutex<Turn>>, Taken)>,
+}
+
+impl Posting {
+    async fn new(receivers: &[(&'static str, Turn, Option<Fault>)]) -> Posting {
+        let world = world::World::start(Options::default(), &[]).await.unwrap();
+        let (day, mut batch, mut all): (Day, _, _) = ("2026-11-22".parse().unwrap(), Batch::default(), BTreeMap::new());
+        for (name, turn, fault) in receivers {
+            let (port, turn, taken) = receiver(&world.authority, *turn, *fault).await;
+            all.insert(*name, (turn, taken));
+            let domain = format!("{name}.test");
+            let mut zone = world.dns.change();
+            zone.address(HOST, [127, 0, 0, 1].into());
+            zone.txt(&format!("_smtp._tls.{domain}"), &format!("v=TLSRPTv1; rua=https://{HOST}:{port}/{name}"));
+            let tally = Tally {
+                day,
+                policy: Policy::none(&domain).into(),
+                domain: domain.as_str().into(),
+                counted: Counted::Success,
+            };
+            batch.add.push((tally, 7));
+        }
+        Embedded::open(&world.folder().join("store"), Clock::default()).unwrap().store.write(batch).unwrap();
+        let next_day = "Nov 23 00:05:00 mta postfix/qmgr[1]: 0123456789A: from=<>, size=1, nrcpt=1 (queue active)\n";
+        fs::write(world.log(), next_day).unwrap();
+        Posting { program: Program::lab(env!("CARGO_BIN_EXE_lab")), world, receivers: all }
+    }
+
+    /// Runs a daemon from `time` on, its configuration edited, until each of the domains is in its state; what was last
+    /// said of each.
+    async fn run(&self, time: &str, edit: (&str, &str), wanted: &[(&str, &str)]) -> BTreeMap<String, String> {
+        self.world.configure(Some(time)).unwrap();
+        let config = fs::read_to_string(self.world.config()).unwrap();
+        assert!(config.contains(edit.0), "{config}");
+        fs::write(self.world.config(), config.replace(edit.0, edit.1)).unwrap();
+        let daemon = Daemon::start(&self.program, &self.world).await.unwrap();
+        let begun = Instant::now();
+        let due = loop {
+            let output = self.program.run(&self.world, &["reports", "--json"]).await.unwrap();
+            let due: Vec<Value> = serde_json::from_slice(&output.stdout).unwrap_or_default();
+            let is = |(name, state): &(&str, &str)| {
+                due.iter().any(|d| d["domain"] == format!("{name}.test") && d["state"] == *state && !d["last"].is_null())
+            };
+            if wanted.iter().all(is) {
+                break due;
+            }
+            assert!(begun.elapsed() < Duration::from_secs(20), "{wanted:?}: {due:#?}");
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        };
+        daemon.stop().await.unwrap();
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        let last = due.iter().map(|d| (text(&d["domain"]).replace(".test", ""), text(&d["last"]))).collect();
+        println!("{time}, {edit:?}: {last:#?}");
+        last
+    }
+
+    /// The reports that a receiver got whole.
+    fn got(&self, name: &str) -> Vec<Value> {
+        let read = |(header, body): &(String, Vec<u8>)| {
+            let header = header.to_ascii_lowercase();
+            assert!(header.starts_with(&format!("post /{name} http/1.1\r\n")), "{header}");
+            assert!(header.contains("\r\ncontent-type: application/tlsrpt+gzip\r\n"), "{header}");
+            let mut json = String::new();
+            GzDecoder::new(&body[..]).read_to_string(&mut json).unwrap();
+            let report: Value = serde_json::from_str(&json).unwrap();
+            assert_eq!(lab::report::json_faults(&report), Vec::<String>::new());
+            assert_eq!(report["policies"][0]["policy"]["policy-domain"], format!("{name}.test"));
+            assert_eq!(report["policies"][0]["summary"]["total-successful-session-count"], 7);
+            report
+        };
+        self.receivers[name].1.lock().unwrap().iter().map(read).collect()
+    }
+}
+
+const AT_NIGHT: &str = "2026-11-23T00:10:00Z";
+const AS_IT_IS: (&str, &str) = ("", "");
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_daemon_posts_a_days_reports_and_tries_again_where_it_may() {
+    let host = Posting::new(&[
+        ("accepts", Turn::Answers("201 Created"), None),
+        ("forbids", Turn::Answers("403 Forbidden"), None),
+        ("redirects", Turn::Answers("307 Temporary Redirect"), None),
+        ("mends", Turn::Answers("503 Service Unavailable"), None),
+        ("falls-silent", Turn::Closes, None),
+        ("expired", Turn::Answers("200 OK"), Some(Fault::Expired)),
+        ("other-name", Turn::Answers("200 OK"), Some(Fault::WrongName)),
+        ("self-signed", Turn::Answers("200 OK"), Some(Fault::SelfSigned)),
+    ])
+    .await;
+    let after_first = [
+        ("accepts", "sent"),
+        ("forbids", "refused"),
+        ("redirects", "refused"),
+        ("mends", "planned"),
+        ("falls-silent", "unknown"),
+        // What is the default: who has broken certificates needs the report most.
+        ("expired", "sent"),
+        ("other-name", "sent"),
+        ("self-signed", "sent"),
+    ];
+    let last = host.run(AT_NIGHT, AS_IT_IS, &after_first).await;
+    assert_eq!((last["accepts"].as_str(), last["mends"].as_str()), ("HTTP 201", "HTTP 503"));
+    assert!(last["redirects"].contains("not followed"), "{last:?}");
+    let first = host.got("mends");
+    *host.receivers["mends"].0.lock().unwrap() = Turn::Answers("200 OK");
+    let mut after_second = after_first;
+    after_second[3].1 = "sent";
+    host.run("2026-11-23T00:20:00Z", AS_IT_IS, &after_second).await;
+    let both = host.got("mends");
+    assert_eq!((both.len(), &both[0], &both[1]), (2, &first[0], &first[0]), "the same report at both tries");
+    for name in host.receivers.keys().filter(|name| **name != "mends") {
+        assert_eq!(host.got(name).len(), 1, "{name}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_daemon_posts_nothing_past_a_certificate_that_it_is_to_check() {
+    let host = Posting::new(&[
+        ("sound", Turn::Answers("200 OK"), None),
+        ("expired", Turn::Answers("200 OK"), Some(Fault::Expired)),
+        ("other-name", Turn::Answers("200 OK"), Some(Fault::WrongName)),
+        ("self-signed", Turn::Answers("200 OK"), Some(Fault::SelfSigned)),
+    ])
+    .await;
+    let check = ("[report]\n", "[report]\nhttps_certificates = \"check\"\n");
+    let kept_back = [("sound", "sent"), ("expired", "planned"), ("other-name", "planned"), ("self-signed", "planned")];
+    let last = host.run(AT_NIGHT, check, &kept_back).await;
+    for (name, said) in [("expired", "expired"), ("other-name", "not for this host name"), ("self-signed", "not trusted")] {
+        assert!(last[name].contains(said), "{name}: {last:?}");
+        assert!(host.got(name).is_empty(), "{name}");
+    }
+    assert_eq!(host.got("sound").len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_daemon_posts_nothing_to_its_own_network_unless_told_so() {
+    let host = Posting::new(&[("inside", Turn::Answers("200 OK"), None)]).await;
+    let as_on_the_internet = ("private_addresses = true\n", "");
+    let last = host.run(AT_NIGHT, as_on_the_internet, &[("inside", "refused")]).await;
+    assert_eq!(last["inside"], "no address: 127.0.0.1 is not a public address");
+    assert!(host.got("inside").is_empty());
 }
