@@ -214,11 +214,8 @@ impl River {
         let delivered = source.counter.delivered();
         pending.marks.insert(number, block.mark);
         pending.since.get_or_insert_with(Instant::now);
-        if hides_tls {
-            let line = format!(
-                "input {name}: many deliveries and no TLS session: smtp_tls_loglevel is 0, or no TLS is used; sessions \
-                 that succeed are not counted from it: add `smtp_tls_loglevel = 1` to main.cf"
-            );
+        if let Some(advice) = hides_tls {
+            let line = format!("input {name}: many deliveries and no TLS session: {advice}");
             self.trouble(inputs, &name, "level", line, now);
         }
         if inputs.sources.len() > 1

@@ -13,6 +13,7 @@ use std::sync::Arc;
 use foldhash::quality::RandomState;
 use jiff::tz::TimeZone;
 use memchr::memchr;
+use tlswarden_parsers::event::exim::{Became, Line, Says};
 use tlswarden_parsers::event::{Stamp, What};
 use tlswarden_parsers::{Dialect, Event, Malformed, parse};
 
@@ -200,9 +201,7 @@ impl Counter {
         };
         self.seen.used += 1;
         self.sessions.event(&event, time, &*self.own, &mut self.outcomes);
-        if let What::Delivery { .. } = event.what {
-            self.delivery(&event);
-        }
+        self.delivery(&event);
         self.tally(policies, now);
     }
 
@@ -268,29 +267,45 @@ impl Counter {
 
     /// Looks at a delivery for what is wrong with the log as a whole; its sessions are in `outcomes`.
     fn delivery(&mut self, event: &Event<'_>) {
-        let What::Delivery { queue_id, recipient_domain, relay, cached_connection, sent, .. } = &event.what else {
-            return;
+        let mut hasher = DefaultHasher::new();
+        let (shows_tls, new, peer) = match &event.what {
+            What::Delivery { queue_id, recipient_domain, relay, cached_connection, sent, .. } => {
+                (event.process.pid, queue_id, recipient_domain).hash(&mut hasher);
+                let shows = self.outcomes.iter().any(|outcome| outcome.trust.is_some() || outcome.observed.is_some());
+                (shows, event.process.name == b"smtp" && *sent && !cached_connection, *relay)
+            }
+            // The process is not in every form of the line.
+            What::Exim(Line { id, says: Says::Recipient(to) }) => {
+                (id, to.address).hash(&mut hasher);
+                (to.tls.is_some(), to.became == Became::Delivered && !to.continued, to.peer)
+            }
+            _ => return,
         };
         if self.delivered.len() < MAX_DELIVERED {
-            let mut hasher = DefaultHasher::new();
-            (event.process.pid, queue_id, recipient_domain).hash(&mut hasher);
             self.delivered.push(hasher.finish());
         }
-        if self.outcomes.iter().any(|outcome| outcome.trust.is_some() || outcome.observed.is_some()) {
+        if shows_tls {
             (self.bare, self.shows_tls, self.hides_tls) = (0, true, false);
-            return;
-        }
-        let to_the_world = relay.and_then(|peer| peer.ip).is_some_and(|ip| !self.rules.is_local(ip));
-        if event.process.name == b"smtp" && *sent && !cached_connection && to_the_world {
+        } else if new && peer.and_then(|peer| peer.ip).is_some_and(|ip| !self.rules.is_local(ip)) {
             self.bare = self.bare.saturating_add(1);
             let most = if self.shows_tls { BARE_AFTER_TLS } else { BARE };
             self.hides_tls |= self.bare >= most;
         }
     }
 
-    /// Whether the log seems to leave TLS out: many deliveries, and no session with TLS.
-    pub fn hides_tls(&self) -> bool {
-        self.hides_tls
+    /// What to do where the log seems to leave TLS out: many deliveries, and no session with TLS.
+    pub fn hides_tls(&self) -> Option<&'static str> {
+        let advice = match self.dialect {
+            Dialect::Postfix => {
+                "smtp_tls_loglevel is 0, or no TLS is used; sessions that succeed are not counted from it: add \
+                 `smtp_tls_loglevel = 1` to main.cf"
+            }
+            Dialect::Exim => {
+                "no line has X=: log_selector is without tls_cipher, or no TLS is used; sessions that succeed are not \
+                 counted from it: add `log_selector = +tls_cipher +tls_certificate_verified` to Exim's configuration"
+            }
+        };
+        self.hides_tls.then_some(advice)
     }
 
     /// Marks of the deliveries since the last call, by which the same lines are known in another input.
@@ -618,6 +633,22 @@ mod tests {
             TLS.replace("Trusted", "Verified")
         );
         assert_eq!(hints(at + 60, &sent, &sts(Mode::Enforce)), [""; 0]);
+    }
+
+    #[test]
+    fn a_log_of_exim_without_tls_cipher_is_noticed() {
+        let line = |n: u32, host: &str, tls: &str| {
+            format!("2026-11-22 01:40:29 1xUwZB-0006OQ-{n:02} => u@a.test R=r T=t H={host}{tls} C=\"250 ok\"\n")
+        };
+        let mut counter = of(Dialect::Exim);
+        let world = "mx.a.test [203.0.113.9]";
+        (0..BARE - 1).for_each(|n| counter.lines(line(n, world, "").as_bytes(), NOW, &NotAsked));
+        counter.lines(line(50, "mx.a.test [203.0.113.9]*", "").as_bytes(), NOW, &NotAsked);
+        assert_eq!(counter.hides_tls(), None);
+        counter.lines(line(60, world, "").as_bytes(), NOW, &NotAsked);
+        assert!(counter.hides_tls().unwrap().contains("log_selector = +tls_cipher"), "{:?}", counter.hides_tls());
+        counter.lines(line(61, world, " X=TLS1.3:X:256 CV=no").as_bytes(), NOW, &NotAsked);
+        assert_eq!(counter.hides_tls(), None);
     }
 
     #[test]
