@@ -56,9 +56,12 @@ pub struct Source {
 pub enum Fed {
     /// A new input, before its first block.
     Source(usize, Box<Source>),
+    /// A new input whose datagrams come by the queue: none may be put there until it is said that the input is known.
+    Receiver(usize, Box<Source>, oneshot::Sender<()>),
     /// What it has read.
     Block(usize, Block),
 }
+
 /// A failed session that Exim told, and whom to say when it is committed: Exim waits until then, so that `kill -9` loses
 /// none that was answered.
 pub type Telling = (Told, oneshot::Sender<()>);
@@ -192,6 +195,12 @@ impl River {
                 inputs.sources.insert(number, *source);
                 false
             }
+            Fed::Receiver(number, source, known) => {
+                inputs.sources.insert(number, *source);
+                // Who asked may have ended already.
+                let _ = known.send(());
+                false
+            }
             Fed::Block(number, block) => {
                 let at_end = block.at_end;
                 self.block(inputs, block, number, pending);
@@ -238,7 +247,8 @@ impl River {
         let now = self.clock.seconds();
         let mut touched: Vec<usize> = Vec::new();
         for (number, at, octets) in taken.each() {
-            let Some(source) = inputs.sources.get_mut(&number) else { continue };
+            // Invariant: what a receiver puts into the queue comes after its input is known.
+            let source = inputs.sources.get_mut(&number).expect("an input is known before its datagrams");
             source.counter.datagram(octets, at, &*self.policies);
             if !touched.contains(&number) {
                 touched.push(number);
