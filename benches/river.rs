@@ -53,7 +53,7 @@ impl PolicyAt for NoPolicy {
 const GIGABYTE: usize = 1_000_000_000;
 const LOOK: usize = 100_000_000;
 /// How much more memory than after the first 300 MB may be taken, in kB: by then all destinations have counts.
-const GROWTH: u64 = 4 << 10;
+const GROWTH: u64 = 8 << 10;
 
 fn main() -> ExitCode {
     if std::env::args().any(|arg| arg == "memory") {
