@@ -48,6 +48,11 @@ pub(crate) fn parse_entry<'a>(
     read(Prefix { stamp: Some(stamp), ident, pid, cut, text })
 }
 
+/// Whether a line begins with Exim's own time.
+pub(crate) fn begins(line: &[u8]) -> bool {
+    stamp(line).is_some()
+}
+
 fn read(prefix: Prefix<'_>) -> Result<Option<Event<'_>>, Family> {
     let Some((id, text)) = message_id(prefix.text) else { return Ok(None) };
     let found = match text.first() {

@@ -110,6 +110,12 @@ pub(crate) fn split_hostless(line: &[u8]) -> Option<Entry<'_>> {
     Some(Entry { stamp, ident: ident.strip_suffix(b":")?, pid: Pid::Untold, tail })
 }
 
+/// Whether a line begins with a time.
+pub(crate) fn begins(line: &[u8]) -> bool {
+    let line = if line.first() == Some(&b'<') { without_priority(line) } else { Some(line) };
+    line.is_some_and(|line| stamp_of(line.strip_prefix(b"1 ").unwrap_or(line)).is_some())
+}
+
 /// The time at the front of a line, unread, and what follows its space.
 #[inline]
 fn stamp_of(line: &[u8]) -> Option<(RawStamp<'_>, &[u8])> {

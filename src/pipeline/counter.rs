@@ -15,7 +15,7 @@ use jiff::tz::TimeZone;
 use memchr::memchr;
 use tlswarden_parsers::event::exim::{Became, Line, Says};
 use tlswarden_parsers::event::{Stamp, What};
-use tlswarden_parsers::{Dialect, Event, Malformed, parse};
+use tlswarden_parsers::{Dialect, Event, Malformed, is_log_line, parse};
 
 use crate::civil::Calendar;
 use crate::config::Tlsrpt;
@@ -41,6 +41,9 @@ const BARE: u32 = 20;
 
 /// The same once the log has shown a session: a run of servers without TLS, or a change of the level.
 const BARE_AFTER_TLS: u32 = 500;
+
+/// Lines that do not begin as a log's do, before any that does, after which that is said.
+const STRANGE: u64 = 100;
 
 /// Deliveries that are compared with other inputs, a block.
 const MAX_DELIVERED: usize = 1024;
@@ -86,6 +89,8 @@ pub struct Counter {
     bare: u32,
     shows_tls: bool,
     hides_tls: bool,
+    /// Lines so far that do not begin as a log's do; `None` once there was one that does.
+    strange: Option<u64>,
     delivered: Vec<u64>,
     helos: HashMap<Arc<str>, Vec<String>>,
 }
@@ -134,6 +139,7 @@ impl Counter {
             bare: 0,
             shows_tls: false,
             hides_tls: false,
+            strange: Some(0),
             delivered: Vec::new(),
             helos: HashMap::new(),
         }
@@ -175,10 +181,14 @@ impl Counter {
             let end = memchr(b'\n', rest).unwrap_or(rest.len());
             let line = &rest[..end];
             rest = rest.get(end + 1..).unwrap_or_default();
+            if let Some(strange) = &mut self.strange {
+                self.strange = (!is_log_line(line)).then_some(*strange + 1);
+            }
             if is_journal(line) {
                 match journal::entry(line) {
                     Ok(None) => {}
                     Ok(Some(entry)) => {
+                        self.strange = None;
                         let read = entry.parse(self.dialect);
                         self.line(&entry.text, read, now, policies);
                     }
@@ -306,6 +316,11 @@ impl Counter {
             }
         };
         self.hides_tls.then_some(advice)
+    }
+
+    /// Whether no line so far begins as a log's do.
+    pub fn is_no_log(&self) -> bool {
+        self.strange.is_some_and(|strange| strange >= STRANGE)
     }
 
     /// Marks of the deliveries since the last call, by which the same lines are known in another input.
@@ -633,6 +648,25 @@ mod tests {
             TLS.replace("Trusted", "Verified")
         );
         assert_eq!(hints(at + 60, &sent, &sts(Mode::Enforce)), [""; 0]);
+    }
+
+    #[test]
+    fn what_is_no_log_is_noticed() {
+        let mut counter = fresh();
+        counter.lines("\x00\u{fe}binary\n".repeat(STRANGE as usize - 1).as_bytes(), NOW, &NotAsked);
+        assert!(!counter.is_no_log());
+        counter.lines(b"more\n", NOW, &NotAsked);
+        assert!(counter.is_no_log());
+        for line in [
+            "Nov 22 01:00:00 h dovecot: imap-login: Login",
+            "<22>1 2026-11-22T01:00:00Z h dovecot - - - x",
+            "2026-11-22 01:00:00 Start queue run: pid=1",
+            r#"{"__REALTIME_TIMESTAMP":"1795312226645918","SYSLOG_IDENTIFIER":"dovecot","MESSAGE":"x"}"#,
+        ] {
+            let mut counter = fresh();
+            counter.lines(format!("{}{line}\n", "x\n".repeat(STRANGE as usize)).as_bytes(), NOW, &NotAsked);
+            assert!(!counter.is_no_log(), "{line}");
+        }
     }
 
     #[test]
