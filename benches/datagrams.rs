@@ -26,7 +26,7 @@ use tlswarden::store::Store;
 use tlswarden::store::embedded::Embedded;
 use tlswarden::tlsrpt::InForce;
 use tlswarden_parsers::Dialect;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 
 const RUNS: usize = 5;
 
@@ -156,14 +156,16 @@ fn flow(folder: &Path, count: usize, rate: u64) -> Flow {
     let (feed, fed) = mpsc::channel(4);
     let (stop, shutdown) = watch::channel(false);
     let counter = Counter::new(Dialect::Postfix, TimeZone::UTC, Arc::new(|_: &[u8]| false));
-    feed.blocking_send(Fed::Source(0, Box::new(Source { name: "datagrams".into(), counter }))).unwrap();
+    let (known, is_known) = oneshot::channel();
+    feed.blocking_send(Fed::Receiver(0, Box::new(Source { name: "datagrams".into(), counter }), known)).unwrap();
     let begin = Instant::now();
     let mut taken = 0;
     std::thread::scope(|threads| {
+        threads.spawn(move || river.run(runtime.handle(), fed, mpsc::channel(1).1, shutdown).unwrap());
+        is_known.blocking_recv().unwrap();
         let receiver = queue.announce();
         let of_thread = metrics.clone();
         threads.spawn(move || receiver.run(&socket, 0, "datagrams", &of_thread, Clock::default()));
-        threads.spawn(move || river.run(runtime.handle(), fed, mpsc::channel(1).1, shutdown).unwrap());
         taken = sender(&path, count, rate);
         while metrics.inputs().get("datagrams").map_or(0, |p| p.lines) < taken {
             std::thread::sleep(Duration::from_millis(1));

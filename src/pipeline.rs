@@ -20,7 +20,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::clock::Clock;
 use crate::input::datagram::{Queue, Taken};
-use crate::input::{Block, Mark};
+use crate::input::{Block, MAX_LINE, Mark};
 use crate::metrics::{Metrics, Progress};
 use crate::own::Queued;
 use crate::session::exim::Told;
@@ -57,9 +57,12 @@ pub struct Source {
 pub enum Fed {
     /// A new input, before its first block.
     Source(usize, Box<Source>),
+    /// A new input whose datagrams come by the queue: none may be put there until it is said that the input is known.
+    Receiver(usize, Box<Source>, oneshot::Sender<()>),
     /// What it has read.
     Block(usize, Block),
 }
+
 /// A failed session that Exim told, and whom to say when it is committed: Exim waits until then, so that `kill -9` loses
 /// none that was answered.
 pub type Telling = (Told, oneshot::Sender<()>);
@@ -206,6 +209,12 @@ impl River {
                 inputs.sources.insert(number, *source);
                 false
             }
+            Fed::Receiver(number, source, known) => {
+                inputs.sources.insert(number, *source);
+                // Who asked may have ended already.
+                let _ = known.send(());
+                false
+            }
             Fed::Block(number, block) => {
                 let at_end = block.at_end;
                 self.block(inputs, block, number, pending);
@@ -219,21 +228,17 @@ impl River {
         // Invariant: an input feeds its source before its first block.
         let source = inputs.sources.get_mut(&number).expect("an input is known before its blocks");
         source.counter.lines(&block.lines, now, &*self.policies);
-        self.tell(source, block.skipped, now, |p| {
+        self.tell(source, block.skipped, |p| {
             p.at_end_since = block.at_end.then_some(now);
             p.behind = block.behind;
         });
-        let hides_tls = source.counter.hides_tls();
-        let name = source.name.clone();
         let delivered = source.counter.delivered();
+        let wrong = wrong_with(source, block.skipped, now);
+        let name = source.name.clone();
         pending.marks.insert(number, block.mark);
         pending.since.get_or_insert_with(Instant::now);
-        if hides_tls {
-            let line = format!(
-                "input {name}: many deliveries and no TLS session: smtp_tls_loglevel is 0, or no TLS is used; sessions \
-                 that succeed are not counted from it: add `smtp_tls_loglevel = 1` to main.cf"
-            );
-            self.trouble(inputs, &name, "level", line, now);
+        for (what, line) in wrong {
+            self.trouble(inputs, &name, what, line, now);
         }
         if inputs.sources.len() > 1
             && let Some(other) = inputs.twice.note(number, &delivered)
@@ -255,7 +260,8 @@ impl River {
         let now = self.clock.seconds();
         let mut touched: Vec<usize> = Vec::new();
         for (number, at, octets) in taken.each() {
-            let Some(source) = inputs.sources.get_mut(&number) else { continue };
+            // Invariant: what a receiver puts into the queue comes after its input is known.
+            let source = inputs.sources.get_mut(&number).expect("an input is known before its datagrams");
             source.counter.datagram(octets, at, &*self.policies);
             if !touched.contains(&number) {
                 touched.push(number);
@@ -271,13 +277,13 @@ impl River {
         }
         for number in touched {
             let Some(source) = inputs.sources.get_mut(&number) else { continue };
-            self.tell(source, 0, now, |p| p.at_end_since = Some(now));
+            self.tell(source, 0, |p| p.at_end_since = Some(now));
             pending.since.get_or_insert_with(Instant::now);
         }
     }
 
     /// Shows what came of an input, and hands its hints on.
-    fn tell(&self, source: &mut Source, skipped: u64, now: i64, more: impl FnOnce(&mut Progress)) {
+    fn tell(&self, source: &mut Source, skipped: u64, more: impl FnOnce(&mut Progress)) {
         for domain in source.counter.failed() {
             if self.hints.try_send(domain).is_err() {
                 self.metrics.add("hints-dropped", 1);
@@ -293,10 +299,6 @@ impl River {
             p.trouble = None;
             more(p);
         });
-        let ahead = newest.is_some_and(|newest| newest > now + FUTURE);
-        if ahead {
-            self.metrics.input(&source.name, |p| p.trouble = Some("its last line is of the future".to_owned()));
-        }
         self.count_losses(&seen, losses);
     }
 
@@ -380,6 +382,32 @@ impl River {
         self.metrics.add("sessions-crowded-out", losses.crowded_out);
         self.metrics.add("sessions-of-own-reports", losses.own_reports);
     }
+}
+
+/// What is wrong with an input as a whole after a block of it: its kind, and a line.
+fn wrong_with(source: &Source, skipped: u64, now: i64) -> Vec<(&'static str, String)> {
+    let (name, counter) = (&source.name, &source.counter);
+    let mut wrong = Vec::new();
+    if let Some(advice) = counter.hides_tls() {
+        wrong.push(("level", format!("input {name}: many deliveries and no TLS session: {advice}")));
+    }
+    if counter.is_no_log() {
+        let line = format!("input {name}: no log: no line of it begins with a time; nothing is counted from it");
+        wrong.push(("no log", line));
+    }
+    if skipped > 0 {
+        let line = format!("input {name}: a line of more than {MAX_LINE} octets: no log has any; it is not counted");
+        wrong.push(("long", line));
+    }
+    if let Some(newest) = counter.newest().filter(|newest| *newest > now + FUTURE) {
+        let ahead = (newest - now) / 60;
+        let line = format!(
+            "input {name}: its newest line is of the future, by {ahead} minutes: this host's clock went back, or \
+             `timezone` is wrong; its lines count for the days that they name"
+        );
+        wrong.push(("future", line));
+    }
+    wrong
 }
 
 /// What a store keeps of an input: its mark, and the open state that belongs to it.

@@ -57,7 +57,11 @@ impl Host {
 
     /// Starts `serve` and waits until it answers.
     fn running(&self) -> Running {
-        let child = self.command("serve").stderr(Stdio::null()).spawn().unwrap();
+        self.running_and(Stdio::null())
+    }
+
+    fn running_and(&self, errors: Stdio) -> Running {
+        let child = self.command("serve").stderr(errors).spawn().unwrap();
         let limit = Instant::now() + Duration::from_secs(20);
         while !self.command("status").output().unwrap().stdout.windows(8).any(|w| w == b", runnin") {
             assert!(Instant::now() < limit, "the daemon does not answer");
@@ -84,6 +88,36 @@ fn a_log_that_is_no_file() {
     let fifo = Host::new("[[input]]\nfile = \"DIR/fifo\"\n");
     assert!(Command::new("mkfifo").arg(fifo.path("fifo")).status().unwrap().success());
     assert_eq!(fifo.refused(), (Some(66), "tlswarden: @/fifo: cannot be read: it is no file; not started".into()));
+}
+
+#[test]
+fn what_is_no_mail_log_is_said_in_one_line() {
+    let inputs: String = ["binary", "long", "future"].map(|n| format!("[[input]]\nfile = \"DIR/{n}\"\n")).concat();
+    let host = Host::new(&inputs);
+    fs::write(host.path("binary"), b"\x7fELF\x00\xff\n".repeat(5000)).unwrap();
+    fs::write(host.path("long"), [&vec![b'x'; 100_000][..], b"\nNov 22 01:00:00 mta dovecot: x\n"].concat()).unwrap();
+    let line = "2099-01-01T00:00:00Z mta postfix/qmgr[7]: 4AB0CDEF12: removed\n";
+    fs::write(host.path("future"), line.repeat(3)).unwrap();
+    let said = host.path("said");
+    let _running = host.running_and(fs::File::create(&said).unwrap().into());
+    let lines_of = |name: &str| -> Vec<String> {
+        let subject = format!("input {}: ", host.path(name).display());
+        let text = fs::read_to_string(&said).unwrap();
+        text.lines().filter_map(|line| Some(line.split_once(&subject)?.1.to_owned())).collect()
+    };
+    for (name, wanted) in [
+        ("binary", "no log: no line of it begins with a time"),
+        ("long", "a line of more than 16384 octets"),
+        ("future", "its newest line is of the future"),
+    ] {
+        let limit = Instant::now() + Duration::from_secs(20);
+        while lines_of(name).is_empty() {
+            assert!(Instant::now() < limit, "nothing is said of {name}");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        let lines = lines_of(name);
+        assert!(lines.len() == 1 && lines[0].starts_with(wanted), "{lines:?}");
+    }
 }
 
 #[test]

@@ -206,6 +206,18 @@ fn a_second_opener_is_told_who_has_it() {
 }
 
 #[test]
+fn a_look_of_a_moment_does_not_make_a_start_fail() {
+    let home = written(1);
+    let look = open(home.path());
+    let ended = std::thread::spawn(move || {
+        std::thread::sleep(std::time::Duration::from_millis(300));
+        drop(look);
+    });
+    assert_eq!(stands_at(&open(home.path()).store), 1);
+    ended.join().unwrap();
+}
+
+#[test]
 fn a_folder_that_is_none_is_the_administrators() {
     let home = tempfile::tempdir().unwrap();
     let file = home.path().join("file");

@@ -48,6 +48,11 @@ pub(crate) fn parse_entry<'a>(
     read(Prefix { stamp: Some(stamp), ident, pid, cut, text })
 }
 
+/// Whether a line begins with Exim's own time.
+pub(crate) fn begins(line: &[u8]) -> bool {
+    stamp(line).is_some()
+}
+
 fn read(prefix: Prefix<'_>) -> Result<Option<Event<'_>>, Family> {
     let Some((id, text)) = message_id(prefix.text) else { return Ok(None) };
     let found = match text.first() {
@@ -85,7 +90,8 @@ fn prefix(line: &[u8]) -> Option<Prefix<'_>> {
     let (cut, text) = part(text)?;
     // Exim's own time has the year; that of syslog may have the zone.
     let (own, text) = stamp(text).map_or((None, text), |(own, rest)| (Some(own), rest));
-    let text = self::pid(text).map_or(text, |(_, rest)| rest);
+    // And its own process id stands there in place of syslog's, where it has that left out.
+    let (pid, text) = self::pid(text).unwrap_or((pid, text));
     let outer = entry.stamp();
     let stamp = match (outer, own) {
         (Some(Stamp::Utc(_)), _) | (_, None) => outer,
@@ -154,6 +160,7 @@ fn message_id(text: &[u8]) -> Option<(&[u8], &[u8])> {
 mod tests {
     use super::*;
     use crate::event::exim::{Became, Checked, Problem, Recipient};
+    use crate::event::{Peer, VerifyCause};
 
     fn read(line: &str) -> Event<'_> {
         match parse(line.as_bytes()) {
@@ -185,9 +192,14 @@ mod tests {
             ("<22>Nov 22 01:45:25 exim[9743]: 2026-11-22 01:40:29 ", Stamp::Local(TIME), 9743),
             ("Nov 22 01:45:25 mta exim[9743]: 2026-11-22 01:40:29 [9743] ", Stamp::Local(TIME), 9743),
             ("2026-11-22T02:40:29.1+01:00 mta exim4[9743]: 2026-11-22 02:40:29 ", Stamp::Utc(TIME), 9743),
+            // syslog_pid = no
+            ("Nov 22 01:45:25 mta exim: 2026-11-22 01:40:29 ", Stamp::Local(TIME), 0),
+            ("<22>Nov 22 01:45:25 exim: 2026-11-22 01:40:29 ", Stamp::Local(TIME), 0),
+            ("Nov 22 01:45:25 mta exim: 2026-11-22 01:40:29 [9743] ", Stamp::Local(TIME), 9743),
             // syslog_timestamp = no
             ("2026-11-22T02:40:29+01:00 mta mail-out[9743]: ", Stamp::Utc(TIME), 9743),
             ("2026-11-22T02:40:29+01:00 mta exim[9743]: [9743] ", Stamp::Utc(TIME), 9743),
+            ("2026-11-22T02:40:29+01:00 mta exim: ", Stamp::Utc(TIME), 0),
         ] {
             for text in [&old, &new] {
                 let line = format!("{prefix}{text}");
@@ -257,6 +269,68 @@ mod tests {
         assert_eq!(recipient(&whole).tls, Some(Checked::Pkix));
         for cut in ["", " [192.0.2", " [192.0.2.1]", " [192.0.2.1] X=TLS1.3:X:256"] {
             assert_eq!(parse(format!("{front}{cut}").as_bytes()), Err(Family::EximRecipient), "{cut}");
+        }
+    }
+
+    /// What Exim's own test suite has of an Exim with OpenSSL (`test/log/2112`, `5840`, `5820`), addresses filled in.
+    #[test]
+    fn reads_the_lines_of_an_exim_with_openssl() {
+        let peer = Peer { host: b"mx.a.test", ip: "192.0.2.1".parse().ok(), port: None };
+        let verify = |cause| Says::VerifyError { ip: "192.0.2.1".parse().unwrap(), cause };
+        for (text, says) in [
+            (
+                "[192.0.2.1] SSL verify error: depth=0 error=unable to get local issuer certificate cert=/CN=server1.example.com",
+                verify(VerifyCause::UntrustedIssuer),
+            ),
+            (
+                "[192.0.2.1] SSL verify error: depth=0 error=unable to verify the first certificate cert=/CN=server1.example.com",
+                verify(VerifyCause::Code(0, b"unable to verify the first certificate")),
+            ),
+            (
+                "[192.0.2.1] SSL verify error: depth=0 error=self signed certificate \
+                 cert=/C=UK/O=The Exim Maintainers/OU=Test Suite/CN=Phil Pennock",
+                verify(VerifyCause::SelfSigned),
+            ),
+            (
+                "[192.0.2.1] SSL verify error: depth=1 error=certificate has expired cert=/CN=ca",
+                verify(VerifyCause::Expired),
+            ),
+            (
+                "[192.0.2.1] SSL verify error: certificate name mismatch: DN=\"/CN=server1.example.com\" H=\"mx.a.test\"",
+                verify(VerifyCause::Code(62, b"certificate name mismatch")),
+            ),
+            // 4.99 quotes the name by itself.
+            (
+                "[192.0.2.1] SSL verify error: certificate name mismatch: \"/C=UK/O=The Exim Maintainers/OU=Test Suite\"",
+                verify(VerifyCause::Code(62, b"certificate name mismatch")),
+            ),
+            (
+                "DANE attempt failed; TLS connection to mx.a.test [192.0.2.1]: (SSL_connect): error:0A000086:SSL \
+                 routines::certificate verify failed",
+                Says::Host { peer, problem: Problem::CertificateRejected },
+            ),
+            (
+                "TLS session: (SSL_connect): error:0A00010B:SSL routines::wrong version number: delivering unencrypted to \
+                 H=mx.a.test [192.0.2.1] (not in hosts_require_tls)",
+                Says::Host { peer, problem: Problem::Handshake(b"error:0A00010B:SSL routines::wrong version number") },
+            ),
+            ("DANE error: No usable TLSA records", Says::NoUsableTlsa),
+            (
+                "H=mx.a.test [192.0.2.1]: DANE error: tlsa lookup DEFER",
+                Says::Host { peer, problem: Problem::TlsaLookup },
+            ),
+        ] {
+            let line = format!("1999-03-02 09:44:33 10HmaX-0005vi-00 {text}");
+            let What::Exim(read) = read(&line).what else { panic!("{line}") };
+            assert_eq!(read.says, says, "{line}");
+        }
+        for (text, problem) in [
+            (": DANE error: tlsa lookup FAIL", Problem::DaneRequired),
+            (": DANE error: danebroken6.test.ex lookup not DNSSEC", Problem::DaneRequired),
+            (" H=mx.a.test [192.0.2.1]: TLS session: (SSL_connect): timed out", Problem::Handshake(b"timed out")),
+        ] {
+            let line = format!("1999-03-02 09:44:33 10HmaX-0005vi-00 ** u@a.test R=client T=send_to_server{text}");
+            assert_eq!(recipient(&line).problem, problem, "{line}");
         }
     }
 

@@ -44,6 +44,12 @@ pub fn parse<'a>(dialect: Dialect, line: &'a [u8]) -> Result<Option<Event<'a>>, 
     }
 }
 
+/// Whether a line begins as those of a log do, with a time: any program's, in any of the forms that [`parse`] knows.
+#[must_use]
+pub fn is_log_line(line: &[u8]) -> bool {
+    syslog::begins(line) || exim::begins(line)
+}
+
 /// Reads one entry of a log that keeps the parts of a line apart, as the systemd journal does: when it was written, by
 /// which program (`postfix/smtp`) under which process id, and the text.
 ///

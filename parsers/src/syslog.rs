@@ -19,7 +19,7 @@ pub(crate) struct Entry<'a> {
     /// The program's tag, all before `[pid]`: `postfix/smtp`.
     pub(crate) ident: &'a [u8],
     pid: Pid,
-    /// `[pid]: text`, or `pid msgid data text`.
+    /// `[pid]: text`, ` text`, or `pid msgid data text`.
     tail: &'a [u8],
 }
 
@@ -27,6 +27,7 @@ pub(crate) struct Entry<'a> {
 #[derive(Clone, Copy, Debug)]
 enum Pid {
     Bracketed,
+    Untold,
     Word,
 }
 
@@ -94,15 +95,25 @@ pub(crate) fn repeated(text: &[u8]) -> &[u8] {
     inner.unwrap_or(text)
 }
 
-/// The same for a line that may have come without a host name: as a program hands it to `/dev/log`.
+/// The same for a line that may have come without a host name, as a program hands it to `/dev/log`, or without a process
+/// id: `ident: text`.
 #[inline]
 pub(crate) fn split_hostless(line: &[u8]) -> Option<Entry<'_>> {
     let line = if line.first() == Some(&b'<') { without_priority(line)? } else { line };
     let (stamp, rest) = stamp_of(line)?;
     let first = rest.get(..memchr(b' ', rest)?)?;
-    let ident = if first.ends_with(b"]:") { rest } else { rest.get(first.len() + 1..)? };
+    let ident = if first.ends_with(b":") { rest } else { rest.get(first.len() + 1..)? };
     let (ident, tail) = ident.split_at_checked(memchr2(b'[', b' ', ident)?)?;
-    (tail.first() == Some(&b'[')).then_some(Entry { stamp, ident, pid: Pid::Bracketed, tail })
+    if tail.first() == Some(&b'[') {
+        return Some(Entry { stamp, ident, pid: Pid::Bracketed, tail });
+    }
+    Some(Entry { stamp, ident: ident.strip_suffix(b":")?, pid: Pid::Untold, tail })
+}
+
+/// Whether a line begins with a time.
+pub(crate) fn begins(line: &[u8]) -> bool {
+    let line = if line.first() == Some(&b'<') { without_priority(line) } else { Some(line) };
+    line.is_some_and(|line| stamp_of(line.strip_prefix(b"1 ").unwrap_or(line)).is_some())
 }
 
 /// The time at the front of a line, unread, and what follows its space.
@@ -128,9 +139,12 @@ fn without_priority(line: &[u8]) -> Option<&[u8]> {
 }
 
 impl<'a> Entry<'a> {
-    /// The process id, and the text behind the prefix.
+    /// The process id, 0 where the line does not tell it, and the text behind the prefix.
     #[inline]
     pub(crate) fn body(&self) -> Option<(u32, &'a [u8])> {
+        if let Pid::Untold = self.pid {
+            return Some((0, self.tail.strip_prefix(b" ")?));
+        }
         if let Pid::Word = self.pid {
             let (pid, rest) = decimal(self.tail)?;
             let rest = rest.strip_prefix(b" ")?;

@@ -16,13 +16,13 @@ use std::time::Duration;
 
 use jiff::tz::TimeZone;
 use tlswarden_parsers::Dialect;
-use tokio::sync::{Mutex, mpsc, watch};
+use tokio::sync::{Mutex, mpsc, oneshot, watch};
 
 use super::{DaemonError, House, Tasks, until};
 use crate::clock::Clock;
 use crate::config::{Config, InputSection, Source as Named};
 use crate::count::Rules;
-use crate::input::datagram::{self, Queue, Receiver};
+use crate::input::datagram::{self, Queue};
 use crate::input::stdin::Stdin;
 use crate::input::{InputError, file, journald};
 use crate::metrics::Metrics;
@@ -226,8 +226,8 @@ impl Inputs {
                 Reads::Journal(follower) => tasks.spawn(title, until(shutdown.clone(), task.journal(source, follower))),
                 Reads::Stdin(stdin) => tasks.spawn(title, until(shutdown.clone(), task.stdin(source, stdin))),
                 Reads::Datagrams(socket) => {
-                    let receiver = self.queue.announce();
-                    tasks.spawn(title, task.datagrams(source, socket, receiver, shutdown.clone()));
+                    let queue = Arc::clone(&self.queue);
+                    tasks.spawn(title, task.datagrams(source, socket, queue, shutdown.clone()));
                 }
             }
         }
@@ -317,17 +317,21 @@ impl Feeding {
         self,
         source: Source,
         socket: UnixDatagram,
-        receiver: Receiver,
+        queue: Arc<Queue>,
         mut shutdown: watch::Receiver<bool>,
     ) -> Result<(), String> {
         let name = source.name.clone();
         let (metrics, clock) = (self.makes.metrics.clone(), self.makes.clock);
-        if self.feed.send(Fed::Source(self.number, Box::new(source))).await.is_err() {
+        let (known, is_known) = oneshot::channel();
+        if self.feed.send(Fed::Receiver(self.number, Box::new(source), known)).await.is_err() || is_known.await.is_err()
+        {
             return Ok(());
         }
         // Nothing waits yet as far as is known: the day may close without a datagram.
         metrics.input(&name, |p| p.at_end_since = Some(clock.seconds()));
         let number = self.number;
+        // Not before: a queue that is closed waits for those that were announced.
+        let receiver = queue.announce();
         let thread = tokio::task::spawn_blocking(move || receiver.run(&socket, number, &name, &metrics, clock));
         // It ends when the counting closes its queue.
         let ended = thread.await.map_err(|e| e.to_string());

@@ -13,8 +13,9 @@ use std::sync::Arc;
 use foldhash::quality::RandomState;
 use jiff::tz::TimeZone;
 use memchr::memchr;
+use tlswarden_parsers::event::exim::{Became, Line, Says};
 use tlswarden_parsers::event::{Stamp, What};
-use tlswarden_parsers::{Dialect, Event, Malformed, parse};
+use tlswarden_parsers::{Dialect, Event, Malformed, is_log_line, parse};
 
 use crate::civil::Calendar;
 use crate::config::Tlsrpt;
@@ -41,6 +42,9 @@ const BARE: u32 = 20;
 
 /// The same once the log has shown a session: a run of servers without TLS, or a change of the level.
 const BARE_AFTER_TLS: u32 = 500;
+
+/// Lines that do not begin as a log's do, before any that does, after which that is said.
+const STRANGE: u64 = 100;
 
 /// Deliveries that are compared with other inputs, a block.
 const MAX_DELIVERED: usize = 1024;
@@ -86,6 +90,8 @@ pub struct Counter {
     bare: u32,
     shows_tls: bool,
     hides_tls: bool,
+    /// Lines so far that do not begin as a log's do; `None` once there was one that does.
+    strange: Option<u64>,
     delivered: Vec<u64>,
     helos: HashMap<Arc<str>, Vec<String>>,
 }
@@ -135,6 +141,7 @@ impl Counter {
             bare: 0,
             shows_tls: false,
             hides_tls: false,
+            strange: Some(0),
             delivered: Vec::new(),
             helos: HashMap::new(),
         }
@@ -176,10 +183,14 @@ impl Counter {
             let end = memchr(b'\n', rest).unwrap_or(rest.len());
             let line = &rest[..end];
             rest = rest.get(end + 1..).unwrap_or_default();
+            if let Some(strange) = &mut self.strange {
+                self.strange = (!is_log_line(line)).then_some(*strange + 1);
+            }
             if is_journal(line) {
                 match journal::entry(line) {
                     Ok(None) => {}
                     Ok(Some(entry)) => {
+                        self.strange = None;
                         let read = entry.parse(self.dialect);
                         self.line(&entry.text, read, now, policies);
                     }
@@ -202,9 +213,7 @@ impl Counter {
         };
         self.seen.lines.of(event.what.family().name()).used += 1;
         self.sessions.event(&event, time, &*self.own, &mut self.outcomes);
-        if let What::Delivery { .. } = event.what {
-            self.delivery(&event);
-        }
+        self.delivery(&event);
         self.tally(policies, now);
     }
 
@@ -270,29 +279,50 @@ impl Counter {
 
     /// Looks at a delivery for what is wrong with the log as a whole; its sessions are in `outcomes`.
     fn delivery(&mut self, event: &Event<'_>) {
-        let What::Delivery { queue_id, recipient_domain, relay, cached_connection, sent, .. } = &event.what else {
-            return;
+        let mut hasher = DefaultHasher::new();
+        let (shows_tls, new, peer) = match &event.what {
+            What::Delivery { queue_id, recipient_domain, relay, cached_connection, sent, .. } => {
+                (event.process.pid, queue_id, recipient_domain).hash(&mut hasher);
+                let shows = self.outcomes.iter().any(|outcome| outcome.trust.is_some() || outcome.observed.is_some());
+                (shows, event.process.name == b"smtp" && *sent && !cached_connection, *relay)
+            }
+            // The process is not in every form of the line.
+            What::Exim(Line { id, says: Says::Recipient(to) }) => {
+                (id, to.address).hash(&mut hasher);
+                (to.tls.is_some(), to.became == Became::Delivered && !to.continued, to.peer)
+            }
+            _ => return,
         };
         if self.delivered.len() < MAX_DELIVERED {
-            let mut hasher = DefaultHasher::new();
-            (event.process.pid, queue_id, recipient_domain).hash(&mut hasher);
             self.delivered.push(hasher.finish());
         }
-        if self.outcomes.iter().any(|outcome| outcome.trust.is_some() || outcome.observed.is_some()) {
+        if shows_tls {
             (self.bare, self.shows_tls, self.hides_tls) = (0, true, false);
-            return;
-        }
-        let to_the_world = relay.and_then(|peer| peer.ip).is_some_and(|ip| !self.rules.is_local(ip));
-        if event.process.name == b"smtp" && *sent && !cached_connection && to_the_world {
+        } else if new && peer.and_then(|peer| peer.ip).is_some_and(|ip| !self.rules.is_local(ip)) {
             self.bare = self.bare.saturating_add(1);
             let most = if self.shows_tls { BARE_AFTER_TLS } else { BARE };
             self.hides_tls |= self.bare >= most;
         }
     }
 
-    /// Whether the log seems to leave TLS out: many deliveries, and no session with TLS.
-    pub fn hides_tls(&self) -> bool {
-        self.hides_tls
+    /// What to do where the log seems to leave TLS out: many deliveries, and no session with TLS.
+    pub fn hides_tls(&self) -> Option<&'static str> {
+        let advice = match self.dialect {
+            Dialect::Postfix => {
+                "smtp_tls_loglevel is 0, or no TLS is used; sessions that succeed are not counted from it: add \
+                 `smtp_tls_loglevel = 1` to main.cf"
+            }
+            Dialect::Exim => {
+                "no line has X=: log_selector is without tls_cipher, or no TLS is used; sessions that succeed are not \
+                 counted from it: add `log_selector = +tls_cipher +tls_certificate_verified` to Exim's configuration"
+            }
+        };
+        self.hides_tls.then_some(advice)
+    }
+
+    /// Whether no line so far begins as a log's do.
+    pub fn is_no_log(&self) -> bool {
+        self.strange.is_some_and(|strange| strange >= STRANGE)
     }
 
     /// Marks of the deliveries since the last call, by which the same lines are known in another input.
@@ -653,6 +683,41 @@ mod tests {
             TLS.replace("Trusted", "Verified")
         );
         assert_eq!(hints(at + 60, &sent, &sts(Mode::Enforce)), [""; 0]);
+    }
+
+    #[test]
+    fn what_is_no_log_is_noticed() {
+        let mut counter = fresh();
+        counter.lines("\x00\u{fe}binary\n".repeat(STRANGE as usize - 1).as_bytes(), NOW, &NotAsked);
+        assert!(!counter.is_no_log());
+        counter.lines(b"more\n", NOW, &NotAsked);
+        assert!(counter.is_no_log());
+        for line in [
+            "Nov 22 01:00:00 h dovecot: imap-login: Login",
+            "<22>1 2026-11-22T01:00:00Z h dovecot - - - x",
+            "2026-11-22 01:00:00 Start queue run: pid=1",
+            r#"{"__REALTIME_TIMESTAMP":"1795312226645918","SYSLOG_IDENTIFIER":"dovecot","MESSAGE":"x"}"#,
+        ] {
+            let mut counter = fresh();
+            counter.lines(format!("{}{line}\n", "x\n".repeat(STRANGE as usize)).as_bytes(), NOW, &NotAsked);
+            assert!(!counter.is_no_log(), "{line}");
+        }
+    }
+
+    #[test]
+    fn a_log_of_exim_without_tls_cipher_is_noticed() {
+        let line = |n: u32, host: &str, tls: &str| {
+            format!("2026-11-22 01:40:29 1xUwZB-0006OQ-{n:02} => u@a.test R=r T=t H={host}{tls} C=\"250 ok\"\n")
+        };
+        let mut counter = of(Dialect::Exim);
+        let world = "mx.a.test [203.0.113.9]";
+        (0..BARE - 1).for_each(|n| counter.lines(line(n, world, "").as_bytes(), NOW, &NotAsked));
+        counter.lines(line(50, "mx.a.test [203.0.113.9]*", "").as_bytes(), NOW, &NotAsked);
+        assert_eq!(counter.hides_tls(), None);
+        counter.lines(line(60, world, "").as_bytes(), NOW, &NotAsked);
+        assert!(counter.hides_tls().unwrap().contains("log_selector = +tls_cipher"), "{:?}", counter.hides_tls());
+        counter.lines(line(61, world, " X=TLS1.3:X:256 CV=no").as_bytes(), NOW, &NotAsked);
+        assert_eq!(counter.hides_tls(), None);
     }
 
     #[test]

@@ -119,9 +119,16 @@ struct OneFailure<'a> {
     f: Option<Cow<'a, str>>,
 }
 
-/// Reads one datagram.
+/// Reads one datagram. libtlsrpt hands octets from 0x80 on through as they are, so that what is not UTF-8 in a server's
+/// reply to EHLO does no harm; elsewhere it does.
 pub fn decode(octets: &[u8]) -> Result<Vec<Reported>, Unreadable> {
-    let text = std::str::from_utf8(octets).map_err(|_| Unreadable::NotUtf8)?;
+    match std::str::from_utf8(octets) {
+        Ok(text) => read(text),
+        Err(_) => read(&String::from_utf8_lossy(octets)).map_err(|_| Unreadable::NotUtf8),
+    }
+}
+
+fn read(text: &str) -> Result<Vec<Reported>, Unreadable> {
     let datagram: Datagram<'_> = serde_json::from_str(text).map_err(|_| Unreadable::Malformed)?;
     if datagram.dpv.is_some_and(|version| version != VERSION) {
         return Err(Unreadable::Version);
@@ -260,6 +267,10 @@ mod tests {
         assert_eq!(with("\"policy-type\":2", "\"policy-type\":3"), Unreadable::Words);
         assert_eq!(with("\"policies\"", "\"polices\""), Unreadable::Malformed);
         assert_eq!(decode(b"{\"d\": \"\xff\"}"), Err(Unreadable::NotUtf8));
+        let latin =
+            |at: &str| FAILED.replace(at, "\u{1}").bytes().map(|b| if b == 1 { 0xe9 } else { b }).collect::<Vec<_>>();
+        assert_eq!(decode(&latin("Example.net")), Err(Unreadable::NotUtf8));
+        assert_eq!(decode(&latin("greets")), decode(FAILED.as_bytes()), "a server's greeting");
         assert_eq!(decode(b""), Err(Unreadable::Malformed));
         assert_eq!(decode(&b"[".repeat(60_000)), Err(Unreadable::Malformed));
         let one = r#"{"policy-type":9,"f":0}"#;

@@ -585,7 +585,8 @@ impl Sessions {
             self.abandon(delivery, time, out);
         }
         self.failures.remove_before(time - MESSAGE_MEMORY);
-        self.answered.remove_before(time - MESSAGE_MEMORY);
+        // The recipients of one delivery are answered together; one that comes later is of another.
+        self.answered.remove_before(time - SESSION_TIMEOUT);
         self.reported.remove_before(time - REPORTED_MEMORY);
         self.proxied.remove_before(time - SESSION_TIMEOUT);
         self.reporting.remove_before(time - SESSION_TIMEOUT);

@@ -52,7 +52,8 @@ pub(super) struct Formats {
 /// The first format is 1; there is no older one yet.
 const FORMATS: Formats = Formats { current: VERSION, migrations: &[] };
 
-/// How often sled's own lock is tried, once ours is held: only what this process let go a moment ago can hold it.
+/// How often a lock is tried: ours, which the command line has for a moment where no daemon answers; sled's own, which only
+/// what this process let go a moment ago can hold.
 const TRIES: u32 = 40;
 
 /// The pause between two tries.
@@ -219,7 +220,17 @@ fn claim(home: &Path) -> Result<File, StoreError> {
         .write(true)
         .open(&path)
         .map_err(|e| unusable(&format_args!("{}: {e}", path.display())))?;
-    match lock.try_lock() {
+    let mut tries = 0;
+    let locked = loop {
+        match lock.try_lock() {
+            Err(TryLockError::WouldBlock) if tries < TRIES => {
+                tries += 1;
+                std::thread::sleep(PAUSE);
+            }
+            locked => break locked,
+        }
+    };
+    match locked {
         Ok(()) => {}
         Err(TryLockError::WouldBlock) => {
             let mut holder = String::new();

@@ -1,0 +1,258 @@
+//! Datagrams and standard input, of which nothing is kept on disk, through a daemon that is killed, restarted and reloaded.
+//!
+//! Every session has a domain of its own, so that the store tells which were counted, and how often.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::Write;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::{UnixDatagram, UnixStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+use tlswarden::clock::Clock;
+use tlswarden::store::Store;
+use tlswarden::store::embedded::Embedded;
+
+const BINARY: &str = env!("CARGO_BIN_EXE_tlswarden");
+
+/// How long the daemon may take until something is there.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// How many times the daemon is killed.
+const KILLS: u64 = 4;
+
+/// A folder with a configuration, for one input.
+struct Host {
+    folder: tempfile::TempDir,
+}
+
+impl Host {
+    fn new(input: &str) -> Host {
+        let folder = tempfile::tempdir().unwrap();
+        let at = folder.path().display();
+        let config = format!(
+            "[store]\npath = \"{at}/store\"\n[control]\nsocket = \"{at}/control\"\n[socketmap]\nlisten = []\n\
+             [resolver]\naddress = \"127.0.0.1:9\"\n{}",
+            input.replace("DIR", &at.to_string())
+        );
+        fs::write(folder.path().join("config.toml"), config).unwrap();
+        Host { folder }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// Starts `serve` and waits until it answers.
+    fn start(&self, mut command: Command) -> Running {
+        let running = Running(command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap());
+        self.wait_for("the daemon does not answer", || UnixStream::connect(self.path("control")).is_ok());
+        assert!(self.ask(&["status"]).contains(", running"));
+        running
+    }
+
+    fn serve(&self) -> Command {
+        let mut command = Command::new(BINARY);
+        command.args(["serve", "--config"]).arg(self.path("config.toml")).stdin(Stdio::null());
+        command
+    }
+
+    /// `serve` with a socket that is open already, as systemd hands it over (sd_listen_fds(3)).
+    fn serve_on(&self, socket: &UnixDatagram) -> Command {
+        let mut command = Command::new("sh");
+        command
+            .arg("-c")
+            .arg("LISTEN_PID=$$ LISTEN_FDS=1 exec \"$@\" 3<&0 </dev/null")
+            .args(["sh", BINARY, "serve", "--config"])
+            .arg(self.path("config.toml"))
+            .stdin(OwnedFd::from(socket.try_clone().unwrap()));
+        command
+    }
+
+    fn ask(&self, arguments: &[&str]) -> String {
+        let (name, rest) = arguments.split_first().unwrap();
+        let output = Command::new(BINARY).arg(name).arg("--config").arg(self.path("config.toml")).args(rest).output();
+        String::from_utf8(output.unwrap().stdout).unwrap()
+    }
+
+    /// Waits until a session is committed: `results` tells what is in the store.
+    fn wait_for_session(&self, number: u64) {
+        let name = domain(number);
+        let counted = || self.ask(&["results", "--json", "--domain", &name]).contains(&name);
+        self.wait_for(&format!("{name} is not counted"), counted);
+    }
+
+    fn wait_for(&self, what: &str, done: impl Fn() -> bool) {
+        let limit = Instant::now() + PATIENCE;
+        while !done() {
+            assert!(Instant::now() < limit, "{what}");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// What is in the store, which no daemon may have open: sessions by the number in their domain.
+    fn counted(&self) -> BTreeMap<u64, u64> {
+        let store = Embedded::open(&self.path("store"), Clock::default()).unwrap().store;
+        let mut counted = BTreeMap::new();
+        for day in store.days().unwrap() {
+            for domain in store.domains(day).unwrap() {
+                let sum: u64 = store.rows(day, &domain).unwrap().iter().map(|row| row.successful + row.failed).sum();
+                let number = domain.trim_start_matches('d').trim_end_matches(".test").parse().unwrap();
+                *counted.entry(number).or_default() += sum;
+            }
+        }
+        counted
+    }
+}
+
+struct Running(Child);
+
+impl Running {
+    fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_raw(i32::try_from(self.0.id()).unwrap()).unwrap(), signal).unwrap();
+    }
+
+    fn kill(mut self) {
+        self.0.kill().unwrap();
+        self.0.wait().unwrap();
+    }
+
+    fn stop(mut self) {
+        self.signal(Signal::TERM);
+        assert!(self.0.wait().unwrap().success());
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn domain(number: u64) -> String {
+    format!("d{number}.test")
+}
+
+/// Sends the datagram of a session that succeeded; `false` where nobody receives it.
+fn send(number: u64, to: &Path) -> bool {
+    let name = domain(number);
+    let text = format!(
+        r#"{{"dpv":"1","d":"{name}","pr":"v=TLSRPTv1;rua=mailto:r@{name}","policies":[{{"policy-type":9,"policy-domain":"{name}","t":0,"f":0}}]}}"#
+    );
+    UnixDatagram::unbound().unwrap().send_to(text.as_bytes(), to).is_ok()
+}
+
+fn each_once(counted: &BTreeMap<u64, u64>) -> bool {
+    counted.values().all(|n| *n == 1)
+}
+
+const DATAGRAMS: &str = "[postfix]\ntlsrpt = \"datagrams\"\n[[input]]\ndatagrams = \"DIR/tlsrpt\"\n";
+
+#[test]
+fn a_kill_among_datagrams_loses_the_last_and_counts_none_twice() {
+    let host = Host::new(DATAGRAMS);
+    let socket = host.path("tlsrpt");
+    let (mut next, mut committed, mut rounds) = (0, Vec::new(), Vec::new());
+    for round in 0..KILLS {
+        let daemon = host.start(host.serve());
+        let first = next;
+        while next < first + 100 {
+            assert!(send(next, &socket));
+            next += 1;
+        }
+        host.wait_for_session(next - 1);
+        committed.extend(first..next);
+        // Some commits later, at any moment between two.
+        let until = Instant::now() + Duration::from_millis(1000 + 97 * round);
+        let begin = next;
+        while Instant::now() < until {
+            assert!(send(next, &socket));
+            next += 1;
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        daemon.kill();
+        assert!(!send(next, &socket), "nobody is there");
+        rounds.push(begin..next);
+    }
+    let daemon = host.start(host.serve());
+    let last = next..next + 100;
+    assert!(last.clone().all(|number| send(number, &socket)));
+    daemon.stop();
+    committed.extend(last);
+    let counted = host.counted();
+    assert!(each_once(&counted), "{counted:?}");
+    assert!(committed.iter().all(|number| counted.contains_key(number)), "what was committed is there");
+    for round in rounds {
+        let there: Vec<bool> = round.clone().map(|number| counted.contains_key(&number)).collect();
+        assert!(there.is_sorted_by(|earlier, later| earlier >= later), "{round:?}: only the last are lost");
+        println!("{} of {} sent while it was killed are counted", there.iter().filter(|c| **c).count(), there.len());
+    }
+}
+
+#[test]
+fn datagrams_wait_in_systemd_s_socket_while_no_daemon_runs() {
+    let host = Host::new(DATAGRAMS);
+    let path = host.path("tlsrpt");
+    let socket = UnixDatagram::bind(&path).unwrap();
+    let mut numbers = 0..;
+    let mut send_some = |n| assert!(numbers.by_ref().take(n).all(|number| send(number, &path)));
+    let daemon = host.start(host.serve_on(&socket));
+    send_some(100);
+    daemon.stop();
+    // As many as the kernel lets wait by default, less one.
+    send_some(9);
+    let daemon = host.start(host.serve_on(&socket));
+    send_some(100);
+    host.wait_for_session(208);
+    daemon.kill();
+    send_some(9);
+    let daemon = host.start(host.serve_on(&socket));
+    host.wait_for_session(217);
+    daemon.stop();
+    assert!(path.exists(), "the socket is systemd's");
+    let counted = host.counted();
+    assert!(each_once(&counted), "{counted:?}");
+    assert_eq!(counted.len(), 218);
+}
+
+#[test]
+fn standard_input_goes_on_over_reloads_and_restarts() {
+    let host = Host::new("[[input]]\nstdin = true\ntimezone = \"UTC\"\n");
+    let session = |number: u64| {
+        let mx = "mx.a.test[203.0.113.10]:25";
+        let now = jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
+        format!(
+            "{now} mta postfix/smtp[7]: Trusted TLS connection established to {mx}: TLSv1.3 with cipher X (256/256 bits)\n\
+             {now} mta postfix/smtp[7]: F35CEA26071: to=<user@{}>, relay={mx}, delay=0.1, delays=0/0/0/0.1, dsn=2.0.0, \
+             status=sent (250 2.0.0 Ok)\n",
+            domain(number)
+        )
+    };
+    let mut next = 0;
+    for _ in 0..2 {
+        let mut command = host.serve();
+        command.stdin(Stdio::piped());
+        let mut daemon = host.start(command);
+        let mut stdin = daemon.0.stdin.take().unwrap();
+        for _ in 0..3 {
+            // Again and again within the lines of a session, while it reads.
+            let text: String = (next..next + 500).map(session).collect();
+            for piece in text.as_bytes().chunks(text.len() / 5 + 1) {
+                stdin.write_all(piece).unwrap();
+                daemon.signal(Signal::HUP);
+            }
+            next += 500;
+            host.wait_for_session(next - 1);
+        }
+        // The daemon does not end with its input.
+        drop(stdin);
+        daemon.stop();
+    }
+    let counted = host.counted();
+    assert!(each_once(&counted), "{counted:?}");
+    assert_eq!(counted.len(), 3000);
+}
