@@ -34,19 +34,19 @@ fn log(stamps: Stamps) -> Vec<u8> {
 fn a_line_that_is_not_used_costs_no_allocation() {
     for stamps in [Stamps::Traditional, Stamps::Rfc3339] {
         let log = log(stamps);
-        let lines = || log.split_inclusive(|b| *b == b'\n');
+        let lines = || log.split(|b| *b == b'\n');
         let mut events = 0;
         let parsing = measure(|| {
             events = lines().filter(|line| matches!(parse(Dialect::Postfix, line), Ok(Some(_)))).count();
         });
         assert_eq!((parsing.count_total, events > 1000), (0, true), "the parsers allocate: {parsing:?}");
 
-        let unused: Vec<u8> =
-            lines().filter(|line| matches!(parse(Dialect::Postfix, line), Ok(None))).flatten().copied().collect();
+        let unused: Vec<&[u8]> = lines().filter(|line| matches!(parse(Dialect::Postfix, line), Ok(None))).collect();
+        let unused = unused.join(&b'\n');
         let many = unused.split(|b| *b == b'\n').count();
         let mut counter = Counter::new(Dialect::Postfix, TimeZone::UTC, Arc::new(|_| false));
         let counting = measure(|| counter.lines(&unused, 1_795_400_000, &NotAsked));
-        assert_eq!((counting.count_total, many > 10_000), (0, true), "unused lines allocate: {counting:?}");
+        assert_eq!((counting.count_total, many > 5_000), (0, true), "unused lines allocate: {counting:?}");
 
         // That it counts at all.
         let used = measure(|| counter.lines(&log, 1_795_400_000, &NotAsked));
