@@ -174,6 +174,9 @@ async fn serve(path: &Path, mut prepared: Prepared) -> Result<(), DaemonError> {
     loop {
         let mut tasks = Tasks::start(&mut house, prepared)?;
         notify(sd_notify::NotifyState::Ready);
+        let store = Arc::clone(&house.store);
+        let started = tokio::task::spawn_blocking(move || store.started()).await;
+        started.map_err(|e| DaemonError::Task(format!("store: memory not freed: {e}; the daemon ends")))?;
         let mut damaged = false;
         let next = loop {
             match tasks.wait(&mut signals, &house.store).await {
@@ -340,7 +343,6 @@ impl Tasks {
             queued: queued.clone(),
         };
         let scheduler = Scheduler::open(context, setup)?;
-        house.store.started();
         say(&config);
 
         let (stop, shutdown) = watch::channel(false);

@@ -21,6 +21,7 @@ mod hop;
 pub mod ledger;
 mod make;
 pub mod overrides;
+mod packed;
 mod shelf;
 pub mod sts;
 mod throttle;

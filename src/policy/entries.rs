@@ -17,15 +17,26 @@ use super::held::Held;
 use super::history::Period;
 use super::sts::cached::{Cached, PolicyFailure};
 use super::sts::domain::Domain;
-use super::{Decision, Level};
+use super::{Decision, Level, packed};
 use crate::clock::{Moment, SharedMoment};
 use crate::metrics::answers::Kind;
 
 /// How many parts the decisions are kept in.
 const SHARDS: usize = 64;
 
-/// How much of answers in words is kept, in octets: 100,000 common ones of the longer kind, and 150 of the longest.
+/// How much of answers in words is kept, in octets: a common one takes 16 or, of the longer kind, 64.
 pub const MAX_WORDED: usize = 16 * 1024 * 1024;
+
+/// What most answers are made of, besides the domain's name.
+const WORDS: [&str; 7] = [
+    "OK secure match=",
+    " servername=hostname",
+    " policy_type=sts policy_domain=",
+    " mx_host_pattern=",
+    " { policy_string = version: STSv1 } { policy_string = mode: enforce }",
+    " { policy_string = mx: ",
+    " } { policy_string = max_age: ",
+];
 
 /// A decision and how long it stands.
 pub struct Entry {
@@ -40,7 +51,7 @@ pub struct Entry {
     /// The policy domain.
     pub domain: Arc<Domain>,
     /// The last DANE verdict that was no failure.
-    pub held: Option<Arc<Held>>,
+    pub held: Option<Held>,
     /// None for "ask again", under which there are no sessions.
     pub period: Option<Arc<Period>>,
     /// It stands before this moment.
@@ -53,8 +64,8 @@ pub struct Entry {
     pub version: u32,
     /// Whether it is being made anew.
     pub refreshing: AtomicBool,
-    /// The wording that was asked for first, and the answer in it: an MTA asks for one alone.
-    pub worded: OnceLock<(u8, Box<[u8]>)>,
+    /// The wording that was asked for first, and behind it the answer, packed: an MTA asks for one alone.
+    pub worded: OnceLock<Box<[u8]>>,
 }
 
 /// All of them.
@@ -108,7 +119,7 @@ impl Entry {
     }
 
     /// What was known before a restart: a decision is made from it when it is asked for.
-    pub fn before(hop: Arc<str>, domain: Arc<Domain>, held: Arc<Held>) -> Entry {
+    pub fn before(hop: Arc<str>, domain: Arc<Domain>, held: Held) -> Entry {
         let asked = SharedMoment::at(held.refresh());
         Entry { hop, domain, until: Moment::at(0), asked, held: Some(held), ..Entry::nothing() }
     }
@@ -129,7 +140,7 @@ impl Entry {
     }
 
     fn size(&self) -> usize {
-        self.worded.get().map_or(0, |(_, words)| words.len())
+        self.worded.get().map_or(0, |words| words.len())
     }
 }
 
@@ -151,17 +162,19 @@ impl Entries {
 
     /// Appends an entry's answer in a wording, which `word` makes of the decision.
     pub fn say(&self, entry: &Entry, wording: u8, word: impl FnOnce(&Decision) -> Box<[u8]>, out: &mut Vec<u8>) {
-        match entry.worded.get() {
-            Some((kept, words)) if *kept == wording => out.extend_from_slice(words),
-            kept => {
-                let words = word(&entry.decision());
-                out.extend_from_slice(&words);
-                if kept.is_none() && self.worded.load(Ordering::Relaxed) + words.len() <= MAX_WORDED {
-                    let size = words.len();
-                    if entry.worded.set((wording, words)).is_ok() {
-                        self.worded.fetch_add(size, Ordering::Relaxed);
-                    }
-                }
+        let name = &entry.domain.name;
+        let kept = entry.worded.get();
+        if let Some((_, words)) = kept.and_then(|kept| kept.split_first()).filter(|(kept, _)| **kept == wording) {
+            return packed::unpack(&WORDS, name, words, out);
+        }
+        let words = word(&entry.decision());
+        out.extend_from_slice(&words);
+        if kept.is_none() && self.worded.load(Ordering::Relaxed) + words.len() <= MAX_WORDED {
+            let mut worded = vec![wording];
+            packed::pack(&WORDS, name, &words, &mut worded);
+            let size = worded.len();
+            if entry.worded.set(worded.into_boxed_slice()).is_ok() {
+                self.worded.fetch_add(size, Ordering::Relaxed);
             }
         }
     }
@@ -251,14 +264,37 @@ mod tests {
     }
 
     #[test]
+    fn an_answer_is_kept_packed_and_said_whole() {
+        let frames: [&[u8]; 3] = [
+            b"61:OK secure match=mx.a.example:.b.example servername=hostname,",
+            b"183:OK secure match=mx.a.example servername=hostname policy_type=sts policy_domain=a.example \
+              mx_host_pattern=mx.a.example { policy_string = version: STSv1 } { policy_string = mode: enforce } \
+              { policy_string = mx: mx.a.example } { policy_string = max_age: 604800 },",
+            b"11:TEMP \x01\x08 x,",
+        ];
+        for (wording, frame) in (0..).zip(frames) {
+            let entries = Entries::new(1);
+            entries.put(Entry { domain: Arc::new(Domain::new("a.example".into(), 0)), ..entry("a.example", 0) });
+            let found = entries.of("a.example").unwrap();
+            let mut out = b"before".to_vec();
+            entries.say(&found, wording, |_| frame.into(), &mut out);
+            entries.say(&found, wording, |_| unreachable!("it is kept"), &mut out);
+            assert_eq!(out, [b"before", frame, frame].concat());
+            assert!(found.size() < frame.len() / 2 + 8, "{}", found.size());
+            entries.say(&found, wording + 1, |_| (*b"other").into(), &mut out);
+            assert!(out.ends_with(b"other"));
+        }
+    }
+
+    #[test]
     fn words_are_kept_within_their_limit() {
         let entries = Entries::new(100);
-        let long = || vec![b'x'; MAX_WORDED / 2].into_boxed_slice();
+        let long = || vec![b'x'; MAX_WORDED / 2 - 1].into_boxed_slice();
         let said = |hop: &str| {
             let mut out = Vec::new();
             let found = entries.of(hop).unwrap();
             entries.say(&found, 0, |_| long(), &mut out);
-            assert_eq!(out.len(), MAX_WORDED / 2);
+            assert_eq!(out.len(), MAX_WORDED / 2 - 1);
             found.worded.get().is_some()
         };
         for hop in ["a", "b", "c"] {

@@ -37,7 +37,7 @@ pub const ASKED: i64 = 20 * 60;
 pub const BEHIND: Duration = Duration::from_millis(20);
 
 /// How far the stored last asking may lag behind, in seconds.
-pub const STEP: i64 = 10;
+pub const STEP: i64 = 60;
 
 /// How many periods are kept: 24 changes a day for 20,000 destinations. About 150 octets each, and their text.
 pub const MAX_PERIODS: usize = 500_000;

@@ -204,7 +204,7 @@ impl Policies {
         let enforced = policy.filter(|policy| policy.mode == Mode::Enforce).filter(|policy| allows(hop, policy));
         // Past its TTL it is asked again with the next mail, and serves if that fails: it is what is known.
         let held = entry
-            .and_then(|entry| entry.held.as_deref())
+            .and_then(|entry| entry.held.as_ref())
             .filter(|held| now < held.until() + STALE && rule != Some(&Rule::SkipDane));
         let level = match (held, entry.map(|entry| &entry.level)) {
             (Some(held), _) => combine(held.coverage, None, enforced.is_some(), now, held.cause()),

@@ -61,7 +61,7 @@ struct DaneNow {
     coverage: Coverage,
     /// The cause of what is not known.
     cause: String,
-    held: Option<Arc<Held>>,
+    held: Option<Held>,
     /// How long that stands.
     until: i64,
     refresh: i64,
@@ -175,18 +175,18 @@ impl Policies {
         }
     }
 
-    async fn dane(&self, hop: &NextHop, held: Option<Arc<Held>>, began: Instant, urge: Urge) -> DaneNow {
+    async fn dane(&self, hop: &NextHop, held: Option<Held>, began: Instant, urge: Urge) -> DaneNow {
         if !self.dane {
             return DaneNow::skipped();
         }
         let now = self.clock.seconds();
-        let fresh = |h: &&Arc<Held>| match urge {
+        let fresh = |h: &&Held| match urge {
             Urge::Asked | Urge::Explained => now < h.until(),
             Urge::Ahead => now < h.refresh(),
             Urge::Told => false,
         };
         if let Some(fresh) = held.as_ref().filter(fresh) {
-            return DaneNow::of(Arc::clone(fresh));
+            return DaneNow::of(fresh.clone());
         }
         let flight = self.verdicts.join(&hop.key(), || {
             let (resolver, hop) = (self.resolver.clone(), hop.clone());
@@ -210,8 +210,8 @@ impl Policies {
         let cause = match verdict {
             Ok(verdict) if verdict.coverage() != Coverage::Unknown => {
                 let ttl = i64::try_from(verdict.ttl.as_secs()).unwrap_or(i64::MAX / 4);
-                let held = Arc::new(Held::of(&verdict, now + ttl, now + ttl * 4 / 5));
-                self.shelf.put(hop.key(), &held);
+                let held = Held::of(&verdict, now + ttl, now + ttl * 4 / 5);
+                self.shelf.put(hop.key(), held.clone());
                 return DaneNow::of(held);
             }
             Ok(verdict) => verdict.failure().unwrap_or("not known").to_owned(),
@@ -232,7 +232,7 @@ impl Policies {
         let sts_refresh = if policy.is_some() { known.due } else { known.due.saturating_sub(AHEAD) };
         let enforced =
             policy.as_ref().filter(|policy| policy.mode == Mode::Enforce).filter(|p| self.applies(hop, p, now));
-        let level = combine(dane.coverage, dane.held.as_deref(), enforced.is_some(), now, &dane.cause);
+        let level = combine(dane.coverage, dane.held.as_ref(), enforced.is_some(), now, &dane.cause);
         let stale = dane.coverage == Coverage::Unknown && !matches!(level, Level::Temp(_));
         if stale && self.throttle.permits("stale", now) {
             let line = format!("DANE of {}: the look-up fails; the verdict of before serves for up to 24 h", hop.key());
@@ -295,7 +295,7 @@ impl DaneNow {
         DaneNow { coverage, cause, held: None, until: i64::MAX, refresh: i64::MAX }
     }
 
-    fn of(held: Arc<Held>) -> DaneNow {
+    fn of(held: Held) -> DaneNow {
         let (until, refresh) = (held.until(), held.refresh());
         DaneNow { coverage: held.coverage, cause: held.cause().to_owned(), held: Some(held), until, refresh }
     }

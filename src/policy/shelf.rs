@@ -23,7 +23,7 @@ pub const BEHIND: Duration = Duration::from_millis(250);
 pub struct Shelf {
     store: Arc<dyn Store>,
     /// What to set, or to remove.
-    dirty: Mutex<HashMap<String, Option<Arc<Held>>>>,
+    dirty: Mutex<HashMap<String, Option<Held>>>,
     /// Something waits.
     pub wake: Notify,
 }
@@ -35,12 +35,12 @@ impl Shelf {
     }
 
     /// The verdicts that may still serve at `now` (seconds), at most `limit`; the others are removed.
-    pub fn load(&self, now: i64, limit: usize) -> Result<Vec<(String, Arc<Held>)>, StoreError> {
+    pub fn load(&self, now: i64, limit: usize) -> Result<Vec<(String, Held)>, StoreError> {
         let (mut found, mut over) = (Vec::new(), Vec::new());
         self.store.visit(Family::Dane, b"", &mut |key, value| {
             let Ok(key) = std::str::from_utf8(key) else { return };
             match Held::decode(value).filter(|held| now < held.until() + STALE && found.len() < limit) {
-                Some(held) => found.push((key.to_owned(), Arc::new(held))),
+                Some(held) => found.push((key.to_owned(), held)),
                 None => over.push(key.to_owned()),
             }
         })?;
@@ -49,8 +49,8 @@ impl Shelf {
     }
 
     /// Keeps a verdict.
-    pub fn put(&self, key: String, held: &Arc<Held>) {
-        self.dirty.lock().insert(key, Some(Arc::clone(held)));
+    pub fn put(&self, key: String, held: Held) {
+        self.dirty.lock().insert(key, Some(held));
         self.wake.notify_one();
     }
 

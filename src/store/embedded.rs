@@ -32,9 +32,10 @@ use crate::store::format::{self, CountKey, Digest, Malformed, PolicyRef, Seal, V
 use crate::store::{Batch, Family, Record, Store, StoreError};
 use crate::tlsrpt::{Counted, Day, Policy, Row, Tally};
 
-/// What sled may keep of the store in memory, in octets. It lets go of a page only after 64 looks at others of the same
-/// one of 256 parts, so that it has all of a store of less than some 16,000 pages, whatever is allowed here.
-pub const CACHE: u64 = 4 * 1024 * 1024;
+/// What sled may keep of the store in memory, in octets as they are on disk; in memory they take three times as much. It
+/// lets go of a page only at every 64th look at one of the same 256th part of all, so that it has all that was read of a
+/// store of less than some 16,000 pages, whatever is allowed here: see [`Embedded::started`].
+pub const CACHE: u64 = 256 * 1024;
 
 /// The families that are read whole when the daemon starts.
 const READ_AT_START: [Family; 3] = [Family::Sts, Family::Dane, Family::Decision];
@@ -95,9 +96,12 @@ impl Embedded {
         open::open(folder, clock)
     }
 
-    /// Lets go of what was read while it was opened: whoever reads whole families at start has done so.
+    /// Lets go of what was read while it was opened: whoever reads whole families at start has done so. sled's files are
+    /// opened anew for it, a tenth of a second in which who reads or writes waits.
     pub fn started(&self) {
-        self.state.read().opening.lock().clear();
+        let mut state = self.state.write();
+        state.opening.get_mut().clear();
+        self.forget_pages(&mut state);
     }
 
     /// The files for reading, opened again if need be.

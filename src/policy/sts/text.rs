@@ -1,20 +1,15 @@
 //! The text of a document as it is kept: as served, in a third of its octets.
 //!
 //! Takes: lines, and the domain that served them. Gives: a [`Text`], which many can hold, and the same lines back.
-//! Documents are made of few words and the domain's own name: an octet stands for each. Such octets are control
-//! characters, of which a policy has none; a text that has some is kept as it is.
+//! Documents are made of few words and the domain's own name (`packed`).
 //! Not here: what the lines mean (`document`).
 
 use std::sync::Arc;
 
-/// What the octets from 1 on stand for. Stored texts name these by number: the list may grow at its end, up to 8.
+use crate::policy::packed;
+
+/// The words. Stored texts name these by number: the list may grow at its end, up to 7.
 const WORDS: [&str; 6] = ["version: STSv1\n", "mode: enforce\n", "mode: testing\n", "mx: ", "max_age: ", "604800\n"];
-
-/// Stands for the name of the domain.
-const NAME: u8 = 8;
-
-/// Begins a text that is kept as it is.
-const PLAIN: u8 = 0;
 
 /// Lines of a document, packed. Two are equal if their lines are and one domain served both.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,27 +23,8 @@ impl Text {
             whole.push_str(line.as_ref());
             whole.push('\n');
         }
-        if whole.bytes().any(|octet| octet <= NAME) {
-            return Text([&[PLAIN], whole.as_bytes()].concat().into());
-        }
         let mut packed = Vec::with_capacity(whole.len() / 2);
-        let mut rest = whole.as_str();
-        'text: while let Some(first) = rest.chars().next() {
-            for (octet, word) in (1..).zip(WORDS) {
-                if let Some(after) = rest.strip_prefix(word) {
-                    packed.push(octet);
-                    rest = after;
-                    continue 'text;
-                }
-            }
-            if let Some(after) = rest.strip_prefix(name).filter(|_| !name.is_empty()) {
-                packed.push(NAME);
-                rest = after;
-                continue;
-            }
-            packed.extend_from_slice(&rest.as_bytes()[..first.len_utf8()]);
-            rest = &rest[first.len_utf8()..];
-        }
+        packed::pack(&WORDS, name, whole.as_bytes(), &mut packed);
         Text(packed.into())
     }
 
@@ -78,19 +54,8 @@ impl Text {
 
     /// The lines, each with a line feed behind it. Octets that this program has not packed become U+FFFD.
     pub fn whole(&self, name: &str) -> String {
-        if let Some(plain) = self.0.strip_prefix(&[PLAIN]) {
-            return String::from_utf8_lossy(plain).into_owned();
-        }
         let mut whole = Vec::with_capacity(self.0.len() * 4);
-        for octet in &*self.0 {
-            match octet {
-                &NAME => whole.extend_from_slice(name.as_bytes()),
-                1..NAME => {
-                    whole.extend_from_slice(WORDS.get(usize::from(*octet) - 1).copied().unwrap_or("?").as_bytes())
-                }
-                octet => whole.push(*octet),
-            }
-        }
+        packed::unpack(&WORDS, name, &self.0, &mut whole);
         String::from_utf8(whole).unwrap_or_else(|e| String::from_utf8_lossy(e.as_bytes()).into_owned())
     }
 }
@@ -100,6 +65,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::policy::packed::PLAIN;
 
     #[test]
     fn a_common_document_takes_few_octets() {

@@ -8,6 +8,7 @@
 use std::collections::{HashMap, HashSet};
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{Read, Write};
+use std::ops::Bound;
 use std::os::unix::fs::{DirBuilderExt, FileExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -254,8 +255,35 @@ fn claim(home: &Path) -> Result<File, StoreError> {
 /// Opens sled's files and reads every record once: damage shows now, while it can be dealt with. sled itself may put
 /// pages of several commits together where part of its log is gone; then the seal does not add up.
 fn start(folder: &Path) -> Result<Started, StoreError> {
+    let db = open_db(folder)?;
+    let All { seal, sum, opening } = read_all(&db, folder)?;
+    if sum != seal.sum {
+        let shown = folder.display();
+        return Err(StoreError::Corrupt(format!(
+            "store: {shown}: damaged: what it holds does not add up; nothing is read"
+        )));
+    }
+    let log = open_log(folder)?;
+    // What was read may be in the host's memory only.
+    log.sync_data().map_err(|e| io_fault(folder, &e))?;
+    for entry in [Some(folder), folder.parent()].into_iter().flatten() {
+        File::open(entry).and_then(|dir| dir.sync_all()).map_err(|e| io_fault(folder, &e))?;
+    }
+    Ok(Started { files: Files { db, log, folder: folder.to_owned() }, opening, seal })
+}
+
+/// Opens sled's files and reads nothing.
+pub(super) fn open_files(folder: &Path) -> Result<Files, StoreError> {
+    Ok(Files { db: open_db(folder)?, log: open_log(folder)?, folder: folder.to_owned() })
+}
+
+fn open_log(folder: &Path) -> Result<File, StoreError> {
+    File::open(folder.join("db")).map_err(|e| io_fault(folder, &e))
+}
+
+fn open_db(folder: &Path) -> Result<sled::Db, StoreError> {
     let mut tries = 0;
-    let db = loop {
+    loop {
         let config = sled::Config::new().path(folder).cache_capacity(CACHE).flush_every_ms(None);
         match guarded(folder, || config.open()) {
             Err(StoreError::Io(e)) if e.to_string().contains("could not acquire lock") => {
@@ -268,37 +296,64 @@ fn start(folder: &Path) -> Result<Started, StoreError> {
                 }
                 std::thread::sleep(PAUSE);
             }
-            other => break other?,
+            other => return other,
         }
-    };
-    let (mut seal, mut sum) = (Seal::default(), 0_u64);
-    let mut opening: HashMap<u8, Pairs> =
-        READ_AT_START.map(|family| (format::record_key(family, b"")[0], Pairs::new())).into();
-    let mut all = db.iter();
-    while let Some((key, value)) = guarded(folder, || all.next().transpose())? {
+    }
+}
+
+/// What all records come to.
+#[derive(Default)]
+struct All {
+    seal: Seal,
+    sum: u64,
+    opening: HashMap<u8, Pairs>,
+}
+
+/// Reads every record: the families that are read whole at start on a thread each, for that is where most are.
+fn read_all(db: &sled::Db, folder: &Path) -> Result<All, StoreError> {
+    let mut tags = READ_AT_START.map(|family| format::record_key(family, b"")[0]);
+    tags.sort_unstable();
+    let mut parts = vec![(None, Some(tags[0]))];
+    parts.extend(tags.windows(2).map(|pair| (Some(pair[0]), Some(pair[1]))));
+    parts.push((tags.last().copied(), None));
+    let read = std::thread::scope(|scope| {
+        let readers: Vec<_> =
+            parts.into_iter().map(|(from, to)| scope.spawn(move || read_part(db, folder, from, to))).collect();
+        // `read_part` catches what sled panics over.
+        readers.into_iter().map(|reader| reader.join().expect("a reader does not panic")).collect::<Vec<_>>()
+    });
+    let mut all = All::default();
+    for part in read {
+        let part = part?;
+        if part.seal != Seal::default() {
+            all.seal = part.seal;
+        }
+        all.sum = all.sum.wrapping_add(part.sum);
+        all.opening.extend(part.opening);
+    }
+    Ok(all)
+}
+
+/// Reads the records from one tag (inclusive) to another (exclusive); the first, if there is one, is that of a family that
+/// is read whole at start.
+fn read_part(db: &sled::Db, folder: &Path, from: Option<u8>, to: Option<u8>) -> Result<All, StoreError> {
+    let (mut all, mut pairs) = (All::default(), Pairs::new());
+    let after =
+        |tag: Option<u8>, bound: fn(Vec<u8>) -> Bound<Vec<u8>>| tag.map_or(Bound::Unbounded, |tag| bound(vec![tag]));
+    let mut records = db.range((after(from, Bound::Included), after(to, Bound::Excluded)));
+    while let Some((key, value)) = guarded(folder, || records.next().transpose())? {
         if *key == *format::seal_key() {
             let wrong = |e| StoreError::Corrupt(format!("store: {}: {e}; nothing is read", folder.display()));
-            seal = Seal::decode(&value).map_err(wrong)?;
-        } else {
-            sum = sum.wrapping_add(format::checksum(&key, &value));
-            if let Some(pairs) = key.first().and_then(|tag| opening.get_mut(tag)) {
-                pairs.push((key, value));
-            }
+            all.seal = Seal::decode(&value).map_err(wrong)?;
+            continue;
+        }
+        all.sum = all.sum.wrapping_add(format::checksum(&key, &value));
+        if from.is_some() && key.first().copied() == from {
+            pairs.push((key, value));
         }
     }
-    if sum != seal.sum {
-        let shown = folder.display();
-        return Err(StoreError::Corrupt(format!(
-            "store: {shown}: damaged: what it holds does not add up; nothing is read"
-        )));
-    }
-    let log = File::open(folder.join("db")).map_err(|e| io_fault(folder, &e))?;
-    // What was read may be in the host's memory only.
-    log.sync_data().map_err(|e| io_fault(folder, &e))?;
-    for entry in [Some(folder), folder.parent()].into_iter().flatten() {
-        File::open(entry).and_then(|dir| dir.sync_all()).map_err(|e| io_fault(folder, &e))?;
-    }
-    Ok(Started { files: Files { db, log, folder: folder.to_owned() }, opening, seal })
+    all.opening.extend(from.map(|tag| (tag, pairs)));
+    Ok(all)
 }
 
 /// Checks the format, or writes it into a new store; an older one becomes ours, in one commit, after a copy was made.

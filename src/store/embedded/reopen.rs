@@ -13,7 +13,7 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use super::open::{Started, acknowledged, find, start_from_log};
+use super::open::{Started, acknowledged, find, open_files, start_from_log};
 use super::{Embedded, Files, NOT_KEPT, State, acknowledge, guarded, io_fault};
 use parking_lot::Mutex;
 
@@ -101,6 +101,30 @@ impl Embedded {
                 let error = format!("{cause}; whether this write is kept is known when the store can be opened again");
                 Err(StoreError::Io(std::io::Error::other(error)))
             }
+        }
+    }
+
+    /// Closes the files and opens them again, so that sled has no page in memory. If they cannot be opened, that is as after
+    /// a write that failed.
+    pub(super) fn forget_pages(&self, state: &mut State) {
+        let closed = Trouble {
+            cause: "it was closed to free memory".to_owned(),
+            seal: state.seal,
+            batch: None,
+            unwritten: false,
+            damaged: false,
+            given_up: false,
+        };
+        match std::mem::replace(&mut state.files, Err(closed)) {
+            Ok(files) => close(files),
+            trouble => {
+                state.files = trouble;
+                return;
+            }
+        }
+        match open_files(&self.folder) {
+            Ok(files) => state.files = Ok(files),
+            Err(error) => tracing::warn!("{error}; it is tried again with the next read or write"),
         }
     }
 
