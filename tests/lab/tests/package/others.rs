@@ -48,6 +48,17 @@ pub async fn journal(installation: &Installation) {
     site.await_counts().await;
     site.doctor_finds(&["warning no-identity"]);
     site.say("counted from Postfix's datagrams what the servers saw");
+
+    // From the first unit on, as after a boot; systemd 254 and later can.
+    let process = "systemctl show --value --property MainPID tlswarden";
+    let first = site.run(process);
+    site.run("systemctl soft-reboot");
+    let up = "systemctl is-active postfix && systemctl is-active tlswarden && systemctl is-active tlswarden.socket";
+    let is_new = || ![&first, "0\n"].contains(&&*site.machine.output(process).1) && site.machine.output(up).0;
+    site.eventually("the machine is up again", is_new).await;
+    site.policies_hold("booted").await;
+    site.await_counts().await;
+    site.say("booted anew: it started by itself, and policies held");
     site.run("dpkg --purge tlswarden");
     site.nothing_is_left();
 }
@@ -80,7 +91,7 @@ pub async fn exim(installation: &Installation) {
 
     site.run("apt-get install --yes --no-download --no-install-recommends postfix");
     site.said("socketmap: listening on unix:/var/spool/postfix/tlswarden/socketmap").await;
-    site.run(&format!("test -S {SOCKET} && systemctl is-active tlswarden.socket tlswarden.service"));
+    site.run(&format!("test -S {SOCKET} && systemctl is-active tlswarden.socket && systemctl is-active tlswarden"));
     site.say("Postfix in its place: it has its socket");
     site.run("dpkg --purge tlswarden");
     site.nothing_is_left();
