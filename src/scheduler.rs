@@ -41,8 +41,8 @@ use crate::shutdown::stopped;
 use crate::store::{Batch, Family, Store, StoreError};
 use crate::tlsrpt::Day;
 pub use due::{Due, DueState, Kept, Overview};
-pub use preview::Preview;
 use journal::Journal;
+pub use preview::Preview;
 use record::{Delivery, DeliveryState, Lane, Named, Which, delivery_key, octets};
 
 /// How many look-ups and tries are under way at once: enough that reading, signing and the disk are never waited for one

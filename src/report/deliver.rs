@@ -120,7 +120,8 @@ impl Way {
         }
         let rest = answer.split_once(": queued as ").or_else(|| answer.split_once("OK id="))?.1;
         let id = rest.split(' ').next()?;
-        let shaped = (5..=MAX_QUEUE_ID).contains(&id.len()) && id.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
+        let shaped =
+            (5..=MAX_QUEUE_ID).contains(&id.len()) && id.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
         shaped.then_some(id)
     }
 

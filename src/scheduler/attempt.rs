@@ -249,9 +249,8 @@ impl Scheduler {
     /// One try of a delivery that was planned before.
     async fn send(&self, which: &Which, to: &Destination, setup: &Arc<Setup>, shutdown: watch::Receiver<bool>) {
         let (delivery, said) = (delivery_key(which, to), which.key());
-        let read = self.blocking(move |store| {
-            Ok((store.read(Family::Delivery, &delivery)?, store.read(Family::Said, &said)?))
-        });
+        let read = self
+            .blocking(move |store| Ok((store.read(Family::Delivery, &delivery)?, store.read(Family::Said, &said)?)));
         let (delivery, said) = match read.await {
             Ok(read) => read,
             Err(e) => return self.not_sent(which, to, &StoreError::to_string(&e)),

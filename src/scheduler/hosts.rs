@@ -67,12 +67,7 @@ impl Scheduler {
 }
 
 /// Those of the hosts that have no plan; of what came late also those that have said the rest.
-fn unplanned(
-    store: &dyn Store,
-    day: Day,
-    hosts: BTreeSet<String>,
-    supplement: bool,
-) -> Result<Vec<Which>, StoreError> {
+fn unplanned(store: &dyn Store, day: Day, hosts: BTreeSet<String>, supplement: bool) -> Result<Vec<Which>, StoreError> {
     let mut unplanned = Vec::new();
     for host in hosts {
         let host = Which::first(day, About::Host(host));

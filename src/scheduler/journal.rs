@@ -85,8 +85,8 @@ impl Inner {
 mod tests {
     use super::*;
     use crate::clock::Clock;
-    use crate::store::{Family, Store};
     use crate::store::embedded::Embedded;
+    use crate::store::{Family, Store};
     use tokio::task::JoinSet;
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -55,12 +55,7 @@ struct Making<'a> {
 impl Scheduler {
     /// The reports of a day as they would go now: about one domain or MX host, or all that have counts. The report-ids are
     /// not those that sent reports have. Blocks for as long as the store does; fails with one line.
-    pub async fn preview(
-        &self,
-        section: &ReportSection,
-        day: Day,
-        name: Option<&str>,
-    ) -> Result<Vec<Preview>, String> {
+    pub async fn preview(&self, section: &ReportSection, day: Day, name: Option<&str>) -> Result<Vec<Preview>, String> {
         let identity = Identity::read(section).map_err(|faults| faults.join("; "))?;
         let audience = Audience::of(section).map_err(|faults| faults.join("; "))?;
         let making = Making { scheduler: self, section, identity, audience, day, previews: Vec::new() };

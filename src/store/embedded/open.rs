@@ -58,6 +58,9 @@ const TRIES: u32 = 40;
 /// The pause between two tries.
 const PAUSE: Duration = Duration::from_millis(50);
 
+/// A store of more octets than this on disk is opened twice: to be read whole, and to be used.
+const LARGE: u64 = 8 * 1024 * 1024;
+
 /// The copy of a store of an older format, within its folder.
 const COPY: &str = "store";
 
@@ -243,23 +246,7 @@ fn claim(home: &Path) -> Result<File, StoreError> {
 /// Opens sled's files and reads every record once: damage shows now, while it can be dealt with. sled itself may put
 /// pages of several commits together where part of its log is gone; then the seal does not add up.
 fn start(folder: &Path) -> Result<Started, StoreError> {
-    let mut tries = 0;
-    let db = loop {
-        let config = sled::Config::new().path(folder).cache_capacity(CACHE).flush_every_ms(None);
-        match guarded(folder, || config.open()) {
-            Err(StoreError::Io(e)) if e.to_string().contains("could not acquire lock") => {
-                tries += 1;
-                if tries == TRIES {
-                    return Err(StoreError::Locked(format!(
-                        "store: {}: in use: {e}; it is not opened a second time",
-                        folder.display()
-                    )));
-                }
-                std::thread::sleep(PAUSE);
-            }
-            other => break other?,
-        }
-    };
+    let mut db = sled_at(folder)?;
     let (mut seal, mut sum) = (Seal::default(), 0_u64);
     let mut opening: HashMap<u8, Pairs> =
         READ_AT_START.map(|family| (format::record_key(family, b"")[0], Pairs::new())).into();
@@ -281,6 +268,12 @@ fn start(folder: &Path) -> Result<Started, StoreError> {
             "store: {shown}: damaged: what it holds does not add up; nothing is read"
         )));
     }
+    drop(all);
+    // What was read stays in sled's memory (`CACHE`): of a large store it is let go of.
+    if guarded(folder, || db.size_on_disk())? > LARGE {
+        drop(db);
+        db = sled_at(folder)?;
+    }
     let log = File::open(folder.join("db")).map_err(|e| io_fault(folder, &e))?;
     // What was read may be in the host's memory only.
     log.sync_data().map_err(|e| io_fault(folder, &e))?;
@@ -288,6 +281,27 @@ fn start(folder: &Path) -> Result<Started, StoreError> {
         File::open(entry).and_then(|dir| dir.sync_all()).map_err(|e| io_fault(folder, &e))?;
     }
     Ok(Started { files: Files { db, log, folder: folder.to_owned() }, opening, seal })
+}
+
+/// sled, open.
+fn sled_at(folder: &Path) -> Result<sled::Db, StoreError> {
+    let mut tries = 0;
+    loop {
+        let config = sled::Config::new().path(folder).cache_capacity(CACHE).flush_every_ms(None);
+        match guarded(folder, || config.open()) {
+            Err(StoreError::Io(e)) if e.to_string().contains("could not acquire lock") => {
+                tries += 1;
+                if tries == TRIES {
+                    return Err(StoreError::Locked(format!(
+                        "store: {}: in use: {e}; it is not opened a second time",
+                        folder.display()
+                    )));
+                }
+                std::thread::sleep(PAUSE);
+            }
+            other => return other,
+        }
+    }
 }
 
 /// Checks the format, or writes it into a new store; an older one becomes ours, in one commit, after a copy was made.

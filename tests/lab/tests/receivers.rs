@@ -479,7 +479,8 @@ impl Posting {
             let output = self.program.run(&self.world, &["reports", "--json"]).await.unwrap();
             let due: Vec<Value> = serde_json::from_slice(&output.stdout).unwrap_or_default();
             let is = |(name, state): &(&str, &str)| {
-                due.iter().any(|d| d["domain"] == format!("{name}.test") && d["state"] == *state && !d["last"].is_null())
+                due.iter()
+                    .any(|d| d["domain"] == format!("{name}.test") && d["state"] == *state && !d["last"].is_null())
             };
             if wanted.iter().all(is) {
                 break due;
@@ -566,7 +567,9 @@ async fn the_daemon_posts_nothing_past_a_certificate_that_it_is_to_check() {
     let check = ("[report]\n", "[report]\nhttps_certificates = \"check\"\n");
     let kept_back = [("sound", "sent"), ("expired", "planned"), ("other-name", "planned"), ("self-signed", "planned")];
     let last = host.run(AT_NIGHT, check, &kept_back).await;
-    for (name, said) in [("expired", "expired"), ("other-name", "not for this host name"), ("self-signed", "not trusted")] {
+    for (name, said) in
+        [("expired", "expired"), ("other-name", "not for this host name"), ("self-signed", "not trusted")]
+    {
         assert!(last[name].contains(said), "{name}: {last:?}");
         assert!(host.got(name).is_empty(), "{name}");
     }
