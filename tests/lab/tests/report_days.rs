@@ -50,10 +50,11 @@ fn two_hosts_that_report_to_each_other() {
 
 /// A mail host in its own time.
 struct Host {
+    // The first to end: the folder that it writes to goes with the world.
+    shift: Timeshift,
     program: Program,
     world: World,
     postfix: Postfix,
-    shift: Timeshift,
     daemon: Option<Daemon>,
     /// What is written differently in its configuration.
     edits: Vec<(String, String)>,
