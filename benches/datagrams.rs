@@ -15,6 +15,7 @@ use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use jiff::tz::TimeZone;
@@ -167,7 +168,10 @@ fn flow(folder: &Path, count: usize, rate: u64) -> Flow {
         let of_thread = metrics.clone();
         threads.spawn(move || receiver.run(&socket, 0, "datagrams", &of_thread, Clock::default()));
         taken = sender(&path, count, rate);
-        while metrics.inputs().get("datagrams").map_or(0, |p| p.lines) < taken {
+        // What there was no room for in the queue is lost, and shows as not counted.
+        let dropped = metrics.counter("datagrams-lost");
+        let seen = || metrics.inputs().get("datagrams").map_or(0, |p| p.lines) + dropped.load(Ordering::Relaxed);
+        while seen() < taken {
             std::thread::sleep(Duration::from_millis(1));
         }
         // Ends with the last commit.

@@ -1,4 +1,5 @@
-//! Datagrams and standard input, of which nothing is kept on disk, through a daemon that is killed, restarted and reloaded.
+//! Datagrams and standard input, of which nothing is kept on disk, through a daemon that is killed, restarted and reloaded;
+//! one log that comes in twice.
 //!
 //! Every session has a domain of its own, so that the store tells which were counted, and how often.
 
@@ -146,6 +147,18 @@ fn send(number: u64, to: &Path) -> bool {
     UnixDatagram::unbound().unwrap().send_to(text.as_bytes(), to).is_ok()
 }
 
+/// The lines of a session that succeeded.
+fn lines(number: u64) -> String {
+    let mx = "mx.a.test[203.0.113.10]:25";
+    let now = jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
+    format!(
+        "{now} mta postfix/smtp[7]: Trusted TLS connection established to {mx}: TLSv1.3 with cipher X (256/256 bits)\n\
+         {now} mta postfix/smtp[7]: F35CEA26071: to=<user@{}>, relay={mx}, delay=0.1, delays=0/0/0/0.1, dsn=2.0.0, \
+         status=sent (250 2.0.0 Ok)\n",
+        domain(number)
+    )
+}
+
 fn each_once(counted: &BTreeMap<u64, u64>) -> bool {
     counted.values().all(|n| *n == 1)
 }
@@ -222,16 +235,6 @@ fn datagrams_wait_in_systemd_s_socket_while_no_daemon_runs() {
 #[test]
 fn standard_input_goes_on_over_reloads_and_restarts() {
     let host = Host::new("[[input]]\nstdin = true\ntimezone = \"UTC\"\n");
-    let session = |number: u64| {
-        let mx = "mx.a.test[203.0.113.10]:25";
-        let now = jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
-        format!(
-            "{now} mta postfix/smtp[7]: Trusted TLS connection established to {mx}: TLSv1.3 with cipher X (256/256 bits)\n\
-             {now} mta postfix/smtp[7]: F35CEA26071: to=<user@{}>, relay={mx}, delay=0.1, delays=0/0/0/0.1, dsn=2.0.0, \
-             status=sent (250 2.0.0 Ok)\n",
-            domain(number)
-        )
-    };
     let mut next = 0;
     for _ in 0..2 {
         let mut command = host.serve();
@@ -240,7 +243,7 @@ fn standard_input_goes_on_over_reloads_and_restarts() {
         let mut stdin = daemon.0.stdin.take().unwrap();
         for _ in 0..3 {
             // Again and again within the lines of a session, while it reads.
-            let text: String = (next..next + 500).map(session).collect();
+            let text: String = (next..next + 500).map(lines).collect();
             for piece in text.as_bytes().chunks(text.len() / 5 + 1) {
                 stdin.write_all(piece).unwrap();
                 daemon.signal(Signal::HUP);
@@ -255,4 +258,50 @@ fn standard_input_goes_on_over_reloads_and_restarts() {
     let counted = host.counted();
     assert!(each_once(&counted), "{counted:?}");
     assert_eq!(counted.len(), 3000);
+}
+
+#[test]
+fn a_file_of_two_names_that_a_pattern_finds_is_read_once() {
+    let host = Host::new("[[input]]\nfile = \"DIR/logs/*\"\ntimezone = \"UTC\"\n");
+    fs::create_dir(host.path("logs")).unwrap();
+    fs::write(host.path("logs/mail.log"), (0..100).map(lines).collect::<String>()).unwrap();
+    std::os::unix::fs::symlink("mail.log", host.path("logs/maillog")).unwrap();
+    let daemon = host.start(host.serve());
+    host.wait_for_session(99);
+    let shown = host.ask(&["status"]);
+    assert_eq!(shown.matches("/logs/mail.log ").count() + shown.matches("/logs/maillog ").count(), 1, "{shown}");
+    daemon.stop();
+    let counted = host.counted();
+    assert!(each_once(&counted) && counted.len() == 100, "{counted:?}");
+}
+
+#[test]
+fn two_inputs_with_the_same_lines_are_noticed() {
+    // Exim writes both with `log_file_path = main:syslog`.
+    let exim = |number: u64| {
+        let to = domain(number);
+        let text = format!("1xUwZB-0006OQ-{number} => u@{to} R=r T=t H=mx.a.test [203.0.113.9] C=\"250 ok\"\n");
+        let line = format!("2026-11-22 01:40:29 {text}");
+        (line.clone(), format!("Nov 22 01:40:29 mta exim[9743]: {line}"))
+    };
+    let postfix = |number: u64| (lines(number), lines(number));
+    let both: [(&str, &dyn Fn(u64) -> (String, String)); 2] = [("postfix", &postfix), ("exim", &exim)];
+    for (mta, text) in both {
+        let host = Host::new(&format!(
+            "[[input]]\nfile = \"DIR/mail.log\"\nmta = \"{mta}\"\n[[input]]\nfile = \"DIR/copy.log\"\nmta = \"{mta}\"\n"
+        ));
+        for number in 10..20 {
+            let (one, other) = text(number);
+            append(&host.path("mail.log"), &one);
+            append(&host.path("copy.log"), &other);
+        }
+        let daemon = host.start(host.serve());
+        host.wait_for("it is not noticed", || host.ask(&["status"]).contains("it has the same lines as input"));
+        daemon.stop();
+    }
+}
+
+fn append(path: &Path, text: &str) {
+    let mut file = fs::OpenOptions::new().create(true).append(true).open(path).unwrap();
+    file.write_all(text.as_bytes()).unwrap();
 }

@@ -382,9 +382,12 @@ impl Feeding {
         }
     }
 
-    /// Whether a file is an input already, by itself or by another pattern.
+    /// Whether a file is an input already, by itself or by another pattern, under this name or another.
     fn is_followed(&self, path: &Path) -> bool {
-        self.makes.metrics.inputs().contains_key(&*path.display().to_string())
+        let identity = |path: &Path| std::fs::metadata(path).map(|found| (found.dev(), found.ino())).ok();
+        let this = identity(path);
+        let same = |other: &Path| other == path || other.is_absolute() && this.is_some() && identity(other) == this;
+        self.makes.metrics.inputs().keys().any(|name| same(Path::new(name)))
     }
 
     /// The counting has ended, and says why itself.

@@ -6,12 +6,17 @@
 //! tlsproxy(8) logs a session a second time and knows no delivery: of it only verification failures are kept, by peer.
 //! Limits: the constants below. Not here: the wording of a line (`parsers`).
 
-use std::net::IpAddr;
+mod attempt;
+mod words;
 
 use serde::{Deserialize, Serialize};
-use smallvec::SmallVec;
 use tlswarden_parsers::event::{Event, Peer, Process, Reason, RuledOut, TlsFeature, TlsState, VerifyCause, What};
 
+pub(super) use self::attempt::text;
+use self::attempt::{Attempt, Unlogged, host_key, lower_case, peer_key, process_key};
+pub use self::words::{DANE_NO_MATCH, MX_MISMATCH};
+pub(super) use self::words::{HANDSHAKE_FAILURE, reason_code, verification};
+use self::words::{native_verdict, next_hop_host};
 use super::kept::{Change, Kept};
 use super::{Losses, SESSION_TIMEOUT};
 use crate::domain;
@@ -85,41 +90,6 @@ struct Delivery {
     /// Attempts that gave way to newer ones.
     #[serde(default)]
     crowded_out: u64,
-}
-
-/// One connection that is being put together, or a host that was ruled out before any.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-struct Attempt {
-    began: i64,
-    host: Option<String>,
-    ip: Option<IpAddr>,
-    port: Option<u16>,
-    trust: Option<Trust>,
-    handshake_failed: bool,
-    verification: Option<(ResultType, Option<String>)>,
-    resumed_untrusted: bool,
-    tlsa_unusable: bool,
-    ruled_out: Option<(ResultType, Option<String>)>,
-    native: Option<Verdict>,
-    /// Postfix's own report of it was not sent.
-    #[serde(default)]
-    unsent: bool,
-    /// The next hop, where the line names it.
-    next_hop: Option<String>,
-    /// There is no line about it but the delivery's.
-    #[serde(default)]
-    unlogged: Option<Unlogged>,
-    /// `QID: reason` has ended it: the message, and what follows from the reason.
-    left: Option<(String, Option<Verdict>)>,
-}
-
-/// What a delivery line alone tells of a connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-enum Unlogged {
-    /// TLS, and as much as the level asks is known of the certificate.
-    Encrypted(Option<Trust>),
-    /// No TLS.
-    ClearText,
 }
 
 /// What a delivery line says of the connection that it came over.
@@ -650,111 +620,6 @@ impl Default for Sessions {
     }
 }
 
-impl Attempt {
-    fn new(began: i64, peer: Option<Peer<'_>>) -> Attempt {
-        Attempt {
-            began,
-            host: peer.map(|p| lower_case(p.host)),
-            ip: peer.and_then(|p| p.ip),
-            port: peer.and_then(|p| p.port),
-            trust: None,
-            handshake_failed: false,
-            verification: None,
-            resumed_untrusted: false,
-            tlsa_unusable: false,
-            ruled_out: None,
-            native: None,
-            unsent: false,
-            next_hop: None,
-            unlogged: None,
-            left: None,
-        }
-    }
-
-    fn is_at(&self, peer: Peer<'_>) -> bool {
-        self.ip == peer.ip
-            && self.host.as_deref().is_none_or(|host| host.as_bytes().eq_ignore_ascii_case(peer.host))
-            && (self.port.is_none() || peer.port.is_none() || self.port == peer.port)
-    }
-
-    /// Whether its handshake at `peer` failed; of one through tlsproxy(8) no line names the peer.
-    fn left_for_its_handshake(&self, peer: Peer<'_>) -> bool {
-        let failed =
-            |verdict: &Verdict| matches!(verdict, Verdict::Failure(_, Some(code)) if code == HANDSHAKE_FAILURE);
-        self.left.as_ref().and_then(|(_, verdict)| verdict.as_ref()).is_some_and(failed)
-            && (self.ip.is_none() || self.is_at(peer))
-    }
-
-    /// Whether the lines of its handshake are all there: another such line is another connection's.
-    fn finished_handshake(&self) -> bool {
-        self.trust.is_some() || self.handshake_failed
-    }
-
-    fn peer_key(&self) -> Key {
-        key_of(self.host.as_deref().unwrap_or("").as_bytes(), self.ip, self.port)
-    }
-}
-
-/// The reason code of an MX host outside an MTA-STS policy.
-pub const MX_MISMATCH: &str = "mtasts-policy-mx-mismatch";
-
-/// The reason code of a certificate that no TLSA record fits.
-pub const DANE_NO_MATCH: &str = "dane-no-match";
-
-/// The reason code of a handshake that failed.
-pub(super) const HANDSHAKE_FAILURE: &str = "tls-handshake-failure";
-
-/// RFC 8460 §4.3's words for a verification failure: the cause goes into the reason code, in OpenSSL's words.
-pub(super) fn verification(cause: VerifyCause<'_>) -> (ResultType, Option<String>) {
-    use ResultType::{CertificateExpired, CertificateHostMismatch, CertificateNotTrusted};
-    let not_trusted = |code: &str| (CertificateNotTrusted, Some(code.to_owned()));
-    match cause {
-        VerifyCause::NotTrusted => (CertificateNotTrusted, None),
-        VerifyCause::SelfSigned => not_trusted("self-signed_certificate"),
-        VerifyCause::UntrustedIssuer => not_trusted("unable_to_get_local_issuer_certificate"),
-        VerifyCause::NotYetValid => not_trusted("certificate_is_not_yet_valid"),
-        VerifyCause::Expired => (CertificateExpired, None),
-        VerifyCause::WrongPurpose => not_trusted("unsuitable_certificate_purpose"),
-        VerifyCause::ChainTooLong => not_trusted("certificate_chain_too_long"),
-        VerifyCause::Code(62, _) => (CertificateHostMismatch, None),
-        VerifyCause::Code(65, _) => not_trusted(DANE_NO_MATCH),
-        VerifyCause::Code(_, words) => not_trusted(&reason_code(words)),
-        VerifyCause::ExternalPolicy(word) => match native_verdict(word, None) {
-            Verdict::Failure(result, code) => (result, code),
-            Verdict::Success => (ResultType::ValidationFailure, None),
-        },
-    }
-}
-
-/// What Postfix itself reports, as it is: its names have underscores in the log, hyphens in the policy table.
-fn native_verdict(failure_type: &[u8], reason: Option<&[u8]>) -> Verdict {
-    let name = text(failure_type).replace('_', "-").to_ascii_lowercase();
-    let result = serde_json::from_value(serde_json::Value::String(name.clone()));
-    match result {
-        Ok(result) => Verdict::Failure(result, reason.map(reason_code)),
-        Err(_) => Verdict::Failure(ResultType::ValidationFailure, Some(reason_code(name.as_bytes()))),
-    }
-}
-
-/// Words as a reason code: spaces become underscores; at most 64 characters, for a stranger may have chosen them.
-pub(super) fn reason_code(words: &[u8]) -> String {
-    let fit = |b: &u8| match b {
-        b' ' => '_',
-        b if b.is_ascii_graphic() => char::from(*b),
-        _ => '?',
-    };
-    words.iter().take(64).map(fit).collect()
-}
-
-/// The host of a next-hop destination: `[mx.example.com]:587` and `example.com:2525` without brackets and port.
-fn next_hop_host(next_hop: &[u8]) -> String {
-    let name = text(next_hop);
-    match name.strip_prefix('[') {
-        Some(rest) => rest.split(']').next().unwrap_or(rest).to_owned(),
-        None => name.split(':').next().unwrap_or(&name).to_owned(),
-    }
-}
-
 fn push(delivery: &mut Delivery, attempt: Attempt) {
     if delivery.attempts.len() == MAX_ATTEMPTS {
         delivery.attempts.remove(0);
@@ -766,50 +631,6 @@ fn push(delivery: &mut Delivery, attempt: Attempt) {
 /// Whether an instance is master(8)'s own or a service of it with a name of its own (`-o syslog_name=postfix/relay`).
 fn is_of(instance: &[u8], master: &[u8]) -> bool {
     instance.strip_prefix(master).is_some_and(|rest| rest.is_empty() || rest.starts_with(b"/"))
-}
-
-/// A key of a table: on the stack where it is as short as usual.
-type Key = SmallVec<[u8; 96]>;
-
-fn key(parts: &[&[u8]]) -> Key {
-    let mut key = Key::new();
-    parts.iter().for_each(|part| key.extend_from_slice(part));
-    key
-}
-
-fn process_key(process: &Process<'_>) -> Key {
-    key(&[process.instance, b"/", process.name, b"\0", &process.pid.to_be_bytes()])
-}
-
-fn peer_key(peer: Peer<'_>) -> Key {
-    key_of(peer.host, peer.ip, peer.port)
-}
-
-/// The host in lower case, its address and port.
-fn key_of(host: &[u8], ip: Option<IpAddr>, port: Option<u16>) -> Key {
-    let port = port.unwrap_or(SMTP_PORT).to_be_bytes();
-    let mut key = match ip {
-        Some(IpAddr::V4(ip)) => key(&[host, b"\0", &ip.octets(), &port]),
-        Some(IpAddr::V6(ip)) => key(&[host, b"\0", &ip.octets(), &port]),
-        None => key(&[host, b"\0", &port]),
-    };
-    key[..host.len()].make_ascii_lowercase();
-    key
-}
-
-fn lower_case(name: &[u8]) -> String {
-    let mut name = text(name);
-    name.make_ascii_lowercase();
-    name
-}
-
-/// A host and its address, of any port.
-fn host_key(host: &str, ip: Option<IpAddr>) -> Key {
-    key_of(host.as_bytes(), ip, None)
-}
-
-pub(super) fn text(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).into_owned()
 }
 
 #[cfg(test)]

@@ -1,0 +1,139 @@
+//! One connection of smtp(8) that is being put together, and the keys that lines are joined by.
+//!
+//! Takes: what the lines about it say. Gives: whether another line is about it as well.
+//! Not here: when it ends and what it comes to (`postfix`).
+
+use std::net::IpAddr;
+
+use serde::{Deserialize, Serialize};
+use smallvec::SmallVec;
+use tlswarden_parsers::event::{Peer, Process};
+
+use super::SMTP_PORT;
+use super::words::HANDSHAKE_FAILURE;
+use crate::session::Cause;
+use crate::tlsrpt::{Trust, Verdict};
+
+/// One connection that is being put together, or a host that was ruled out before any.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) struct Attempt {
+    pub began: i64,
+    pub host: Option<String>,
+    pub ip: Option<IpAddr>,
+    pub port: Option<u16>,
+    pub trust: Option<Trust>,
+    pub handshake_failed: bool,
+    pub verification: Option<Cause>,
+    pub resumed_untrusted: bool,
+    pub tlsa_unusable: bool,
+    pub ruled_out: Option<Cause>,
+    pub native: Option<Verdict>,
+    /// Postfix's own report of it was not sent.
+    #[serde(default)]
+    pub unsent: bool,
+    /// The next hop, where the line names it.
+    pub next_hop: Option<String>,
+    /// There is no line about it but the delivery's.
+    #[serde(default)]
+    pub unlogged: Option<Unlogged>,
+    /// `QID: reason` has ended it: the message, and what follows from the reason.
+    pub left: Option<(String, Option<Verdict>)>,
+}
+
+/// What a delivery line alone tells of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) enum Unlogged {
+    /// TLS, and as much as the level asks is known of the certificate.
+    Encrypted(Option<Trust>),
+    /// No TLS.
+    ClearText,
+}
+
+impl Attempt {
+    pub fn new(began: i64, peer: Option<Peer<'_>>) -> Attempt {
+        Attempt {
+            began,
+            host: peer.map(|p| lower_case(p.host)),
+            ip: peer.and_then(|p| p.ip),
+            port: peer.and_then(|p| p.port),
+            trust: None,
+            handshake_failed: false,
+            verification: None,
+            resumed_untrusted: false,
+            tlsa_unusable: false,
+            ruled_out: None,
+            native: None,
+            unsent: false,
+            next_hop: None,
+            unlogged: None,
+            left: None,
+        }
+    }
+
+    pub fn is_at(&self, peer: Peer<'_>) -> bool {
+        self.ip == peer.ip
+            && self.host.as_deref().is_none_or(|host| host.as_bytes().eq_ignore_ascii_case(peer.host))
+            && (self.port.is_none() || peer.port.is_none() || self.port == peer.port)
+    }
+
+    /// Whether its handshake at `peer` failed; of one through tlsproxy(8) no line names the peer.
+    pub fn left_for_its_handshake(&self, peer: Peer<'_>) -> bool {
+        let failed =
+            |verdict: &Verdict| matches!(verdict, Verdict::Failure(_, Some(code)) if code == HANDSHAKE_FAILURE);
+        self.left.as_ref().and_then(|(_, verdict)| verdict.as_ref()).is_some_and(failed)
+            && (self.ip.is_none() || self.is_at(peer))
+    }
+
+    /// Whether the lines of its handshake are all there: another such line is another connection's.
+    pub fn finished_handshake(&self) -> bool {
+        self.trust.is_some() || self.handshake_failed
+    }
+
+    pub fn peer_key(&self) -> Key {
+        key_of(self.host.as_deref().unwrap_or("").as_bytes(), self.ip, self.port)
+    }
+}
+
+/// A key of a table: on the stack where it is as short as usual.
+pub(super) type Key = SmallVec<[u8; 96]>;
+
+fn key(parts: &[&[u8]]) -> Key {
+    let mut key = Key::new();
+    parts.iter().for_each(|part| key.extend_from_slice(part));
+    key
+}
+
+pub(super) fn process_key(process: &Process<'_>) -> Key {
+    key(&[process.instance, b"/", process.name, b"\0", &process.pid.to_be_bytes()])
+}
+
+pub(super) fn peer_key(peer: Peer<'_>) -> Key {
+    key_of(peer.host, peer.ip, peer.port)
+}
+
+/// The host in lower case, its address and port.
+fn key_of(host: &[u8], ip: Option<IpAddr>, port: Option<u16>) -> Key {
+    let port = port.unwrap_or(SMTP_PORT).to_be_bytes();
+    let mut key = match ip {
+        Some(IpAddr::V4(ip)) => key(&[host, b"\0", &ip.octets(), &port]),
+        Some(IpAddr::V6(ip)) => key(&[host, b"\0", &ip.octets(), &port]),
+        None => key(&[host, b"\0", &port]),
+    };
+    key[..host.len()].make_ascii_lowercase();
+    key
+}
+
+pub(super) fn lower_case(name: &[u8]) -> String {
+    let mut name = text(name);
+    name.make_ascii_lowercase();
+    name
+}
+
+/// A host and its address, of any port.
+pub(super) fn host_key(host: &str, ip: Option<IpAddr>) -> Key {
+    key_of(host.as_bytes(), ip, None)
+}
+
+pub(in crate::session) fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}

@@ -1,0 +1,71 @@
+//! RFC 8460's words for what Postfix says of a failure.
+//!
+//! Takes: causes as the parsers read them, and Postfix's own names. Gives: result types and reason codes (RFC 8460 §4.3).
+//! Limits: a reason code has at most 64 characters, for a stranger may have chosen them.
+//! Not here: which line is about which session (`postfix`).
+
+use tlswarden_parsers::event::VerifyCause;
+
+use super::attempt::text;
+use crate::session::Cause;
+use crate::tlsrpt::{ResultType, Verdict};
+
+/// The reason code of an MX host outside an MTA-STS policy.
+pub const MX_MISMATCH: &str = "mtasts-policy-mx-mismatch";
+
+/// The reason code of a certificate that no TLSA record fits.
+pub const DANE_NO_MATCH: &str = "dane-no-match";
+
+/// The reason code of a handshake that failed.
+pub(in crate::session) const HANDSHAKE_FAILURE: &str = "tls-handshake-failure";
+
+/// RFC 8460 §4.3's words for a verification failure: the cause goes into the reason code, in OpenSSL's words.
+pub(in crate::session) fn verification(cause: VerifyCause<'_>) -> Cause {
+    use ResultType::{CertificateExpired, CertificateHostMismatch, CertificateNotTrusted};
+    let not_trusted = |code: &str| (CertificateNotTrusted, Some(code.to_owned()));
+    match cause {
+        VerifyCause::NotTrusted => (CertificateNotTrusted, None),
+        VerifyCause::SelfSigned => not_trusted("self-signed_certificate"),
+        VerifyCause::UntrustedIssuer => not_trusted("unable_to_get_local_issuer_certificate"),
+        VerifyCause::NotYetValid => not_trusted("certificate_is_not_yet_valid"),
+        VerifyCause::Expired => (CertificateExpired, None),
+        VerifyCause::WrongPurpose => not_trusted("unsuitable_certificate_purpose"),
+        VerifyCause::ChainTooLong => not_trusted("certificate_chain_too_long"),
+        VerifyCause::Code(62, _) => (CertificateHostMismatch, None),
+        VerifyCause::Code(65, _) => not_trusted(DANE_NO_MATCH),
+        VerifyCause::Code(_, words) => not_trusted(&reason_code(words)),
+        VerifyCause::ExternalPolicy(word) => match native_verdict(word, None) {
+            Verdict::Failure(result, code) => (result, code),
+            Verdict::Success => (ResultType::ValidationFailure, None),
+        },
+    }
+}
+
+/// What Postfix itself reports, as it is: its names have underscores in the log, hyphens in the policy table.
+pub(super) fn native_verdict(failure_type: &[u8], reason: Option<&[u8]>) -> Verdict {
+    let name = text(failure_type).replace('_', "-").to_ascii_lowercase();
+    let result = serde_json::from_value(serde_json::Value::String(name.clone()));
+    match result {
+        Ok(result) => Verdict::Failure(result, reason.map(reason_code)),
+        Err(_) => Verdict::Failure(ResultType::ValidationFailure, Some(reason_code(name.as_bytes()))),
+    }
+}
+
+/// Words as a reason code: spaces become underscores, at most 64 of them, printable.
+pub(in crate::session) fn reason_code(words: &[u8]) -> String {
+    let fit = |b: &u8| match b {
+        b' ' => '_',
+        b if b.is_ascii_graphic() => char::from(*b),
+        _ => '?',
+    };
+    words.iter().take(64).map(fit).collect()
+}
+
+/// The host of a next-hop destination: `[mx.example.com]:587` and `example.com:2525` without brackets and port.
+pub(super) fn next_hop_host(next_hop: &[u8]) -> String {
+    let name = text(next_hop);
+    match name.strip_prefix('[') {
+        Some(rest) => rest.split(']').next().unwrap_or(rest).to_owned(),
+        None => name.split(':').next().unwrap_or(&name).to_owned(),
+    }
+}
