@@ -17,6 +17,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use lab::host::{self, DAY, seconds, stamp, today};
+use lab::https::Answer;
 use lab::machine::Machine;
 use lab::postfix::Installation;
 use lab::world::SENDER;
@@ -96,6 +97,7 @@ async fn life(installation: &Installation) {
     site.policies_hold("other").await;
     site.say(&format!("the same with smtp(8) where chroot is {other} in master.cf; it was {}", chroot.trim()));
     is_confined(&site);
+    says_what_fails(&site).await;
     is_watched(&site).await;
 
     let fetched = site.world.policy_hosts.requests("flow.test");
@@ -146,6 +148,23 @@ async fn life(installation: &Installation) {
     site.run("dpkg -i /root/tlswarden.deb && systemctl is-active tlswarden && dpkg --purge tlswarden");
     site.nothing_is_left();
     site.say("installed anew and purged at once: nothing is left");
+}
+
+/// One line for a destination that begins to fail, and one for a policy that cannot be fetched anew.
+async fn says_what_fails(site: &Site) {
+    let fails = "session: bad.test: fails: certificate-not-trusted";
+    site.said(fails).await;
+    site.await_counts().await;
+    let times = || site.daemon_log().matches(fails).count();
+    let once = times();
+    site.send("bad.test", "again").await;
+    site.eventually("another failure", || site.log().contains("to=<again@bad.test>")).await;
+    site.await_counts().await;
+    assert_eq!(times(), once);
+    site.world.policy_hosts.answer("flow.test", Answer::Status(500));
+    site.run("tlswarden policies refresh flow.test");
+    site.said("MTA-STS of flow.test: the policy cannot be had: ").await;
+    println!("{}", site.run("journalctl --no-pager -o cat -u tlswarden -n 1"));
 }
 
 /// systemd's watchdog: fed while the daemon gets on, and a daemon that stands still is ended and started anew.
@@ -317,6 +336,7 @@ async fn reports(site: &Site) {
         reported.insert(report.domain.clone(), report.totals());
     }
     assert_eq!(reported, before);
+    site.eventually("a line for each report", || site.daemon_log().matches(": sent: 250 ").count() == 3).await;
 }
 
 /// The same package under a higher version.
