@@ -36,6 +36,37 @@ fn expired(reason: &str) -> Failure {
     Failure::new(ResultType::CertificateExpired, Some(reason))
 }
 
+/// Whoever reads whole families at start has what was read already; then sled's files are opened anew, and all is there.
+#[test]
+fn what_was_read_at_start_is_let_go_and_all_is_there() {
+    let (home, store) = opened();
+    let families = [Family::Decision, Family::Sts, Family::Dane, Family::Mark];
+    let mut batch = Batch::default();
+    for family in families {
+        for n in 0..500 {
+            batch.set.push((family, format!("{n:03}").into_bytes(), Some(vec![n as u8; n])));
+        }
+    }
+    store.write(batch).unwrap();
+    drop(store);
+    let store = Embedded::open(home.path(), Clock::default()).unwrap().store;
+    let all = |store: &Embedded| families.map(|family| store.scan(family, b"").unwrap());
+    let first = all(&store);
+    assert!(first.iter().all(|records| records.len() == 500));
+    store.started();
+    assert!(store.state.read().opening.lock().is_empty());
+    assert_eq!(all(&store), first);
+    let one =
+        |value: &[u8]| Batch { set: vec![(Family::Sts, b"new".to_vec(), Some(value.to_vec()))], ..Batch::default() };
+    store.write(one(b"1")).unwrap();
+    store.started();
+    store.write(one(b"2")).unwrap();
+    drop(store);
+    let opened = Embedded::open(home.path(), Clock::default()).unwrap();
+    assert_eq!((opened.notices, opened.missing_commits), (vec![], 0));
+    assert_eq!(opened.store.read(Family::Sts, b"new").unwrap().as_deref(), Some(&b"2"[..]));
+}
+
 #[test]
 fn counts_add_up_under_their_policies() {
     let (home, store) = opened();

@@ -276,6 +276,38 @@ async fn mta_sts_never_overrides_dane() {
     daemon.stop().await.unwrap();
 }
 
+/// A domain with DANE and MTA-STS: one decides, and an administrator is told what both say. (postfix-tlspol#71)
+#[tokio::test(flavor = "multi_thread")]
+async fn what_dane_and_mta_sts_say_of_one_domain_is_both_told() {
+    let both = Domain::new("both.example").signed().dane_host("mx", Server::Sound, Tlsa::Matching).sts("testing", "mx");
+    let (world, daemon) = start("3.10", &[both]).await;
+    assert_eq!(ask(&world, "both.example").await, "OK dane-only");
+    let told = program().run(&world, &["policy", "both.example"]).await.unwrap();
+    let told = String::from_utf8(told.stdout).unwrap();
+    for want in [
+        "OK dane-only",
+        "TLSA of mx.both.example [signed]: at _25._tcp.mx.both.example",
+        "TXT of _mta-sts.both.example [signed]: a policy with id ",
+        "mode: testing",
+        "MX host mx.both.example: allowed by mx: mx.both.example",
+    ] {
+        assert!(told.contains(want), "missing {want:?} in\n{told}");
+    }
+    let listed = program().run(&world, &["policies", "show", "both.example"]).await.unwrap();
+    let listed = String::from_utf8(listed.stdout).unwrap();
+    assert!(listed.contains("dane-only") && listed.contains("testing"), "{listed}");
+    daemon.stop().await.unwrap();
+}
+
+/// A socket unit that is masked or fails must not keep the daemon from starting. (postfix-tlspol#143)
+#[test]
+fn the_service_requires_none_of_its_sockets() {
+    let unit = include_str!("../../../packaging/systemd/tlswarden.service");
+    let ties = ["Requires=", "BindsTo=", "Requisite="];
+    assert!(unit.lines().any(|line| line.starts_with("Wants=") || line.starts_with("Sockets=")), "{unit}");
+    assert!(!unit.lines().any(|line| ties.iter().any(|tie| line.starts_with(tie))), "{unit}");
+}
+
 /// A policy is its recipient domain's: another domain with the same MX host has none of it. (KumoMTA PR 557)
 #[tokio::test(flavor = "multi_thread")]
 async fn a_policy_does_not_bleed_into_other_domains_on_the_same_mx() {
@@ -368,5 +400,30 @@ async fn a_policy_from_a_host_that_is_not_who_it_says_is_none() {
         assert_eq!(ask(&world, name).await, NONE, "{name}");
         assert_eq!((world.policy_hosts.handshakes(name), world.policy_hosts.requests(name)), (1, 0), "{name}");
     }
+    daemon.stop().await.unwrap();
+}
+
+/// Without DNSSEC there is no DANE: said once at start, and by `policy`; the domain's MTA-STS policy is answered.
+#[tokio::test(flavor = "multi_thread")]
+async fn that_there_is_no_dane_is_said_once_at_start_and_by_policy() {
+    let both = Domain::new("both.example").signed().dane_host("mx", Server::Sound, Tlsa::Matching).sts("enforce", "mx");
+    let options = Options { postfix: "3.7".into(), ..Options::default() };
+    let world = World::start(options, &[both]).await.unwrap();
+    let text = fs::read_to_string(world.config()).unwrap();
+    assert!(text.contains("dnssec = true"), "{text}");
+    fs::write(world.config(), text.replace("dnssec = true", "dnssec = false")).unwrap();
+    let daemon = Daemon::start(&program(), &world).await.unwrap();
+    for _ in 0..3 {
+        assert_eq!(ask(&world, "both.example").await, secure("both.example"));
+    }
+    let told = program().run(&world, &["policy", "both.example"]).await.unwrap();
+    let told = String::from_utf8(told.stdout).unwrap();
+    assert!(told.contains("DANE: not looked at: no validating resolver, or [postfix] dnssec is false"), "{told}");
+    let log = fs::read_to_string(world.folder().join("daemon.log")).unwrap();
+    assert_eq!(
+        log.matches("policy: no DANE: [postfix] dnssec is false; MTA-STS alone is answered").count(),
+        1,
+        "{log}"
+    );
     daemon.stop().await.unwrap();
 }

@@ -525,6 +525,68 @@ async fn a_record_behind_an_alias_is_the_domains_own() {
     daemon.end().await;
 }
 
+/// RFC 8461 §3.1: the strings of a record are one text; exactly one record begins with the version; others do not count.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_strings_of_a_record_are_joined_and_two_records_are_none() {
+    let world = World::new().await;
+    for (name, records) in [
+        ("strings.test", vec![vec!["v=STSv1", "; id=", "1", ";"]]),
+        ("beside.test", vec![vec!["v=STSv1; id=1;"], vec!["v=spf1 -all"], vec!["v=STSv10; id=1;"]]),
+        ("two.test", vec![vec!["v=STSv1; id=1;"], vec!["v=STSv1; id=2;"]]),
+    ] {
+        world.domain(name, false, &["mx"]);
+        world.site(name, None, Answer::Document(document("enforce", &format!("mx.{name}"), DAY)));
+        for strings in records {
+            let strings = strings.into_iter().map(str::to_owned).collect();
+            let record = hickory_proto::rr::RData::TXT(hickory_proto::rr::rdata::TXT::new(strings));
+            world.dns.change().add(&format!("_mta-sts.{name}"), record);
+        }
+    }
+    let daemon = world.daemon(0);
+    for (name, want) in [("strings.test", Level::Secure), ("beside.test", Level::Secure), ("two.test", Level::Default)]
+    {
+        assert_eq!(daemon.level(name).await, want, "{name}");
+    }
+    assert_eq!(world.hosts.requests("two.test"), 0);
+    daemon.end().await;
+}
+
+/// RFC 8461 §3.3, §10.2: fetched anew once a day under the same id, behind the answers, while it is in use; and let go when
+/// it has expired, in the store as well.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_policy_in_use_is_fetched_anew_each_day_and_an_unused_one_goes_when_it_has_expired() {
+    let world = World::new().await;
+    for name in ["used.test", "unused.test"] {
+        world.domain(name, false, &["mx"]);
+        world.sts(name, "1", &document("enforce", &format!("mx.{name}"), 10 * DAY));
+    }
+    let daemon = world.daemon(0);
+    for name in ["used.test", "unused.test"] {
+        assert_eq!(daemon.level(name).await, Level::Secure, "{name}");
+    }
+    daemon.end().await;
+    // Half a day later nothing is fetched; after a day what is asked about is.
+    for (ahead, want) in [(DAY / 2, 1), (DAY + 1, 2)] {
+        let daemon = world.daemon(ahead);
+        assert_eq!(daemon.level("used.test").await, Level::Secure);
+        let until = Instant::now() + Duration::from_secs(if want == 1 { 1 } else { 20 });
+        while world.hosts.requests("used.test") < 2 && Instant::now() < until {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        assert_eq!(world.hosts.requests("used.test"), want, "after {ahead} s");
+        daemon.end().await;
+    }
+    let daemon = world.daemon(10 * DAY + 2);
+    assert_eq!((daemon.policies.counts().policies, world.hosts.requests("unused.test")), (1, 1));
+    daemon.end().await;
+    // As if it had never been known, also for a clock that is set back.
+    world.site("unused.test", None, Answer::Close);
+    let daemon = world.daemon(0);
+    assert_eq!(daemon.level("unused.test").await, Level::Default);
+    assert_eq!(daemon.level("used.test").await, Level::Secure);
+    daemon.end().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn the_least_recently_used_go_first_and_enforced_policies_last() {
     let mut world = World::new().await;
