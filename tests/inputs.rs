@@ -285,8 +285,8 @@ fn two_inputs_with_the_same_lines_are_noticed() {
         (line.clone(), format!("Nov 22 01:40:29 mta exim[9743]: {line}"))
     };
     let postfix = |number: u64| (lines(number), lines(number));
-    let both: [(&str, &dyn Fn(u64) -> (String, String)); 2] = [("postfix", &postfix), ("exim", &exim)];
-    for (mta, text) in both {
+    type Twice = dyn Fn(u64) -> (String, String);
+    for (mta, text) in [("postfix", &postfix as &Twice), ("exim", &exim)] {
         let host = Host::new(&format!(
             "[[input]]\nfile = \"DIR/mail.log\"\nmta = \"{mta}\"\n[[input]]\nfile = \"DIR/copy.log\"\nmta = \"{mta}\"\n"
         ));
