@@ -46,12 +46,22 @@ const PARAMETERS: [&str; 6] = [
     "maillog_file",
 ];
 
-/// Completes a configuration with what this host shows, and says what that is: `subject: found: what`.
+/// Completes a configuration with what this host shows, and says what that is: `subject: found: what`. A log that this
+/// process cannot read is left out: the daemon runs without it.
 pub fn complete(config: &mut Config) -> Vec<String> {
+    complete_with(config, true)
+}
+
+/// The same for who does not read the log: whether the daemon can is for others to say.
+pub fn complete_unread(config: &mut Config) -> Vec<String> {
+    complete_with(config, false)
+}
+
+fn complete_with(config: &mut Config, reads: bool) -> Vec<String> {
     let section = &config.postfix;
     let asks = config.inputs.is_empty() || section.version.is_none() || section.default_level.is_none();
     let asks = asks || section.dnssec.is_none() || config.socketmap == SocketmapSection::default();
-    if asks { Host::here().complete(config) } else { Vec::new() }
+    if asks { Host::here(reads).complete(config) } else { Vec::new() }
 }
 
 /// What a host shows.
@@ -65,6 +75,8 @@ struct Host {
     syslog: bool,
     /// Whether the folder of the default socketmap address is missing.
     no_socket_folder: bool,
+    /// Whether this process is the one that reads the log.
+    reads: bool,
 }
 
 /// Where an MTA's log is.
@@ -76,13 +88,14 @@ enum Log {
 }
 
 impl Host {
-    fn here() -> Host {
+    fn here(reads: bool) -> Host {
         let any = |paths: &[&str]| paths.iter().any(|path| Path::new(path).exists());
         Host {
             postconf: Path::new(POSTCONF).exists().then(|| postconf(Path::new(POSTCONF))),
             exim: any(&EXIM),
             syslog: any(&SYSLOG),
             no_socket_folder: !Path::new(SOCKET_FOLDER).exists(),
+            reads,
         }
     }
 
@@ -131,7 +144,7 @@ impl Host {
             }
             Log::Journal => !Path::new(JOURNALCTL).exists(),
         };
-        if unreadable {
+        if self.reads && unreadable {
             lines.push(format!(
                 "input: {shown}: cannot be read by this user ({why}); nothing is counted until it can, or [[input]] names \
                  another"

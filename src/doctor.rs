@@ -19,6 +19,7 @@ use std::path::{Path, PathBuf};
 use crate::config::Config;
 use crate::dns::Resolver;
 use crate::finding::{Finding, Findings, Weight};
+use daemon::Running;
 use exim::Exim;
 use postconf::Instance;
 
@@ -42,7 +43,7 @@ pub async fn diagnose(options: &Options) -> Findings {
     let mut found = Findings::default();
     // As the daemon does: what the file does not say is found out.
     let mut host = Vec::new();
-    let complete = |config: &mut Config| host = crate::detect::complete(config);
+    let complete = |config: &mut Config| host = crate::detect::complete_unread(config);
     let config = match Config::load_and(&options.config, complete) {
         Ok(config) => config,
         Err(error) => {
@@ -53,11 +54,17 @@ pub async fn diagnose(options: &Options) -> Findings {
         }
     };
     host::logs(&config, &mut found);
-    let running = daemon::look(&config, &host, &mut found).await.is_some();
-    if !running && let Err(error) = crate::daemon::would_start(&config) {
+    let running = daemon::look(&config, &host, &mut found).await;
+    // Others may read less than the daemon: what they cannot would not keep it from starting.
+    if running == Running::No && !rustix::process::geteuid().is_root() {
+        found.not_looked_at.push("whether the daemon would start: that takes root".into());
+    } else if running == Running::No
+        && let Err(error) = crate::daemon::would_start(&config)
+    {
         let why = "The daemon does not start before that is mended.";
         found.push(Finding::new(Weight::Error, "would-not-start", "tlswarden", error.to_string(), why));
     }
+    let running = running == Running::Yes;
     let mut roots = BTreeSet::from([PathBuf::from("/")]);
     let postfix = options.exim.is_none() && options.exim_config.is_none();
     let mut mtas = 0;

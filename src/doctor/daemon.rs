@@ -17,8 +17,19 @@ const ENOUGH_LINES: u64 = 1000;
 /// How far a log may be ahead of the clock, in seconds.
 const CLOCK: i64 = 600;
 
-/// Asks the daemon; its status if it runs. `host` is what is found out about the host now, as the daemon did at its start.
-pub async fn look(config: &Config, host: &[String], found: &mut Findings) -> Option<Status> {
+/// Whether a daemon runs, as far as whoever looks can see.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Running {
+    /// It answers.
+    Yes,
+    /// Nobody answers.
+    No,
+    /// Whoever looks may not ask it, or it does not answer.
+    Unknown,
+}
+
+/// Asks the daemon. `host` is what is found out about the host now, as the daemon did at its start.
+pub async fn look(config: &Config, host: &[String], found: &mut Findings) -> Running {
     let socket = &config.control.socket;
     let status: Status = match ask(socket, &Question::Status).await {
         Ok(status) => status,
@@ -27,11 +38,11 @@ pub async fn look(config: &Config, host: &[String], found: &mut Findings) -> Opt
             let why = "An MTA that cannot ask defers its mail, and nothing is counted or reported.";
             let finding = Finding::new(Weight::Error, "daemon-down", "tlswarden", what, why);
             found.push(finding.fix("systemctl start tlswarden; journalctl -u tlswarden   # says why it ended"));
-            return None;
+            return Running::No;
         }
         Err(AskError::Failed(line)) => {
             found.not_looked_at.push(format!("the running daemon: {line}"));
-            return None;
+            return Running::Unknown;
         }
     };
     let policies: Vec<Listed> = ask(socket, &Question::Policies).await.unwrap_or_default();
@@ -42,7 +53,7 @@ pub async fn look(config: &Config, host: &[String], found: &mut Findings) -> Opt
     inputs(&status, config, found, &mut all);
     errors(&status, &mut all);
     found.extend(all);
-    Some(status)
+    Running::Yes
 }
 
 /// Who asked how often, and when last.
