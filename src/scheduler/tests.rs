@@ -180,7 +180,7 @@ async fn crash(scheduler: Arc<Scheduler>, task: JoinHandle<()>) {
 }
 
 async fn until(scheduler: &Scheduler, done: impl Fn(&[Due]) -> bool) -> Vec<Due> {
-    let limit = Instant::now() + Duration::from_secs(20);
+    let limit = Instant::now() + Duration::from_secs(60);
     loop {
         let due = scheduler.due().unwrap();
         if done(&due) {
