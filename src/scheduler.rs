@@ -5,7 +5,7 @@
 //! Everything that is to be done stands in the store in the order of time; here is only what is under way, so that memory
 //! does not grow with the number of domains. Every try is written to the store before it starts, and its outcome after: a
 //! try that is found at start is unknown, and is not repeated.
-//! Limits: [`UNDER_WAY`] look-ups and tries at once, [`INTENDED`] of them with their intent stored, [`HANDED_OVER`] at the MTA; [`RETRY_FOR`] of tries;
+//! Limits: [`UNDER_WAY`] look-ups and tries at once, [`HANDED_OVER`] of them at the MTA; [`RETRY_FOR`] of tries;
 //! `retention` days are kept.
 //! When it fails: a store that fails is said and asked again later; nothing is sent whose intent was not stored.
 //! Not here: what a report says (`report::build`), how it goes (`report::deliver`).
@@ -47,15 +47,11 @@ use record::{Delivery, DeliveryState, Lane, Named, Which, delivery_key, octets};
 
 /// How many look-ups and tries are under way at once: enough that reading, signing and the disk are never waited for one
 /// after the other.
-pub const UNDER_WAY: usize = 64;
+pub const UNDER_WAY: usize = 32;
 
 /// How many of them are at the MTA at once: enough that one slow reply holds up nothing, few enough for any MTA (Exim
 /// takes 20 connections by default).
 pub const HANDED_OVER: usize = 8;
-
-/// How many are at the MTA or about to be: twice as many, so that the MTA need not wait for the disk, and few enough, for
-/// each of them is unknown after a crash.
-pub const INTENDED: usize = 16;
 
 /// How many jobs are picked at once, so that picking costs little a job.
 const QUEUE: usize = 128;
@@ -135,7 +131,6 @@ pub struct Scheduler {
     planned: Notify,
     /// Held by who plans reports about MX hosts.
     planning_hosts: tokio::sync::Mutex<()>,
-    intended: Semaphore,
     at_the_mta: Semaphore,
     /// One for each core: more threads than that would sign no faster, and each keeps memory of its own.
     threads: Semaphore,
@@ -205,7 +200,6 @@ impl Scheduler {
             journal,
             planned: Notify::new(),
             planning_hosts: tokio::sync::Mutex::new(()),
-            intended: Semaphore::new(INTENDED),
             at_the_mta: Semaphore::new(HANDED_OVER),
             threads: Semaphore::new(std::thread::available_parallelism().map_or(1, usize::from)),
             limits: Limits::default(),

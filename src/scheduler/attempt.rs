@@ -293,7 +293,7 @@ impl Scheduler {
             }
         };
         // Not closed as long as the scheduler is there.
-        let Ok(intended) = self.intended.acquire().await else { return };
+        let Ok(turn) = self.at_the_mta.acquire().await else { return };
         if *shutdown.borrow() {
             return;
         }
@@ -305,10 +305,9 @@ impl Scheduler {
         if let Err(e) = self.store_delivery(which, to, &before, &delivery).await {
             return self.not_sent(which, to, &e);
         }
-        let Ok(turn) = self.at_the_mta.acquire().await else { return };
         let cut = patience(shutdown.clone());
         let outcome = sending.deliver(&self.context.https, to, &octets, self.limits, cut).await;
-        drop((turn, intended));
+        drop(turn);
         // At once: the MTA is sending it on already.
         if let (Outcome::Accepted(answer), Destination::Mail(_)) = (&outcome, to)
             && let Some(id) = sending.way.queue_id(answer)
