@@ -6,13 +6,13 @@
 //! type: every count stays right, and a detail says how many kinds it stands for. Counts have 64 bits.
 //! Not here: the mail around it (`report::message`).
 
-use std::cell::RefCell;
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashSet};
 use std::fmt;
 use std::io;
 
 use flate2::{Compress, Compression, Crc, FlushCompress, Status};
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
 use crate::own;
@@ -279,23 +279,23 @@ fn octets(document: &Document) -> Vec<u8> {
 
 /// Compressed, the same octets always giving the same: no name, no time (RFC 1952 §2.3).
 pub fn gzip(octets: &[u8]) -> Vec<u8> {
-    thread_local! {
-        // Its tables have a third of a MiB: made anew for each report they cost more than the compressing.
-        static DEFLATE: RefCell<Compress> = RefCell::new(Compress::new(Compression::default(), false));
-    }
+    /// Those that are not in use. Their tables have a third of a MiB: made anew for each report they cost more than the
+    /// compressing. There are as many as were ever in use at once.
+    static DEFLATES: Mutex<Vec<Compress>> = Mutex::new(Vec::new());
+    let idle = DEFLATES.lock().pop();
+    let mut deflate = idle.unwrap_or_else(|| Compress::new(Compression::default(), false));
     // Deflate, no flags, no time, no extra flags, an unknown system.
     let mut out = vec![0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 0xff];
-    DEFLATE.with_borrow_mut(|deflate| {
-        deflate.reset();
-        let mut status = Status::Ok;
-        while status != Status::StreamEnd {
-            out.reserve(octets.len() / 4 + 1024);
-            let read = usize::try_from(deflate.total_in()).unwrap_or(usize::MAX);
-            // Fails only where it goes on after its end.
-            let rest = octets.get(read..).unwrap_or_default();
-            status = deflate.compress_vec(rest, &mut out, FlushCompress::Finish).expect("it has not ended");
-        }
-    });
+    let mut status = Status::Ok;
+    while status != Status::StreamEnd {
+        out.reserve(octets.len() / 4 + 1024);
+        let read = usize::try_from(deflate.total_in()).unwrap_or(usize::MAX);
+        // Fails only where it goes on after its end.
+        let rest = octets.get(read..).unwrap_or_default();
+        status = deflate.compress_vec(rest, &mut out, FlushCompress::Finish).expect("it has not ended");
+    }
+    deflate.reset();
+    DEFLATES.lock().push(deflate);
     let mut crc = Crc::new();
     crc.update(octets);
     out.extend(crc.sum().to_le_bytes());

@@ -8,7 +8,6 @@
 //! Not here: when a plan's time has come (`pick`).
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use tokio::sync::watch;
 
@@ -19,9 +18,6 @@ use crate::tlsrpt::Day;
 
 /// How many domains or records are looked at in one go: a few milliseconds, in which no count is written.
 const PAGE: usize = 500;
-
-/// The pause after a page that was planned.
-const BREATH: Duration = Duration::from_millis(100);
 
 /// What counts that found no place in a report are counted under.
 const DROPPED: &str = "late-counts-dropped";
@@ -132,8 +128,6 @@ impl Scheduler {
                     self.journal.write(page.batch).await?;
                     self.context.metrics.add(DROPPED, page.dropped);
                     self.planned.notify_one();
-                    // What is planned is sent far more slowly, and what the store frees meanwhile is given back.
-                    tokio::time::sleep(BREATH).await;
                 }
                 if page.dropped > 0 {
                     tracing::warn!(
