@@ -285,13 +285,12 @@ fn two_inputs_with_the_same_lines_are_noticed() {
         (line.clone(), format!("Nov 22 01:40:29 mta exim[9743]: {line}"))
     };
     let postfix = |number: u64| (lines(number), lines(number));
-    type Twice = dyn Fn(u64) -> (String, String);
-    for (mta, text) in [("postfix", &postfix as &Twice), ("exim", &exim)] {
+    let both = [("postfix", (10..20).map(postfix).collect::<Vec<_>>()), ("exim", (10..20).map(exim).collect())];
+    for (mta, texts) in both {
         let host = Host::new(&format!(
             "[[input]]\nfile = \"DIR/mail.log\"\nmta = \"{mta}\"\n[[input]]\nfile = \"DIR/copy.log\"\nmta = \"{mta}\"\n"
         ));
-        for number in 10..20 {
-            let (one, other) = text(number);
+        for (one, other) in texts {
             append(&host.path("mail.log"), &one);
             append(&host.path("copy.log"), &other);
         }
