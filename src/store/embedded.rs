@@ -1,7 +1,7 @@
 //! The embedded store, in sled.
 //!
 //! Takes: a folder. Gives: a [`Store`] in it, and what had to be said while opening it.
-//! Limits: one process at a time; keys of `format::KEY_LIMIT` octets; about [`CACHE`] octets of memory.
+//! Limits: one process at a time; keys of `format::KEY_LIMIT` octets; some three times [`CACHE`] octets of memory and what was read since.
 //! When it fails: a damaged recovery snapshot is moved aside and rebuilt from the log; a damaged log is moved aside
 //! whole and the store starts empty; acknowledged commits that are missing are counted. All is said. After a write that failed it is
 //! opened again, which tells what of it is on disk (`reopen.rs`).
