@@ -244,6 +244,9 @@ impl Cache {
                 self.metrics.add("sts_fetches_failed", 1);
                 let (failure, cached) = domain.learn_failure(&id, fault, self.clock.seconds());
                 self.complain(name, &failure, cached.as_deref());
+                if domain.has_policy() {
+                    self.changed(name);
+                }
             }
         }
         let size = domain.size();

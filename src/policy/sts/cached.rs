@@ -71,6 +71,8 @@ pub struct Restored {
     pub used: i64,
     /// When its record was last asked, likewise.
     pub checked: Option<i64>,
+    /// Why a newer document could not be had.
+    pub failure: Option<PolicyFailure>,
 }
 
 /// The form in the store.
@@ -146,8 +148,8 @@ impl Cached {
         self.text.octets().len() + self.id.len()
     }
 
-    /// As it is stored.
-    pub fn encode(&self, used: i64, checked: Option<i64>) -> Vec<u8> {
+    /// As it is stored; `failure` is why a newer document could not be had.
+    pub fn encode(&self, used: i64, checked: Option<i64>, failure: Option<&PolicyFailure>) -> Vec<u8> {
         let stored = Stored {
             id: &self.id,
             mode: self.mode,
@@ -159,7 +161,12 @@ impl Cached {
             text: self.text.octets(),
         };
         // Invariant: postcard writes numbers, texts and unit variants into a vector without fail.
-        postcard::to_extend(&stored, vec![PACKED]).expect("a policy has a stored form")
+        let mut octets = postcard::to_extend(&stored, vec![PACKED]).expect("a policy has a stored form");
+        if let Some(failure) = failure {
+            // Few have one. It stands behind, where those who do not know it do not look.
+            octets.extend(serde_json::to_vec(failure).expect("plain structures always serialise"));
+        }
+        octets
     }
 
     /// Reads it back; nothing where it is not in that form.
@@ -168,9 +175,10 @@ impl Cached {
             let before: StoredBefore = serde_json::from_slice(octets).ok()?;
             let document = document::parse(before.lines.join("\n").as_bytes()).ok()?;
             let policy = Cached::of(name, &before.id, &document, before.fetched);
-            return Some(Restored { policy, used: before.used, checked: before.checked });
+            return Some(Restored { policy, used: before.used, checked: before.checked, failure: None });
         };
-        let stored: Stored<'_> = postcard::from_bytes(packed).ok()?;
+        let (stored, behind): (Stored<'_>, &[u8]) = postcard::take_from_bytes(packed).ok()?;
+        let failure = if behind.is_empty() { None } else { Some(serde_json::from_slice(behind).ok()?) };
         let policy = Cached {
             id: stored.id.into(),
             text: Text::packed(stored.text),
@@ -179,7 +187,7 @@ impl Cached {
             refresh: stored.refresh,
             mode: stored.mode,
         };
-        Some(Restored { policy, used: stored.used.seconds(), checked: stored.checked.map(Moment::seconds) })
+        Some(Restored { policy, used: stored.used.seconds(), checked: stored.checked.map(Moment::seconds), failure })
     }
 }
 
@@ -239,13 +247,25 @@ mod tests {
     fn the_stored_form_reads_back() {
         let found = document("version: STSv1\nmode: testing\nmx: *.example.com\nx: y\nmax_age: 86400\n");
         let policy = Cached::of("example.com", "20261101T000000", &found, 1_700_000_000);
-        let octets = policy.encode(1_700_000_005, Some(1_700_000_001));
+        let octets = policy.encode(1_700_000_005, Some(1_700_000_001), None);
         let again = Cached::decode("example.com", &octets).unwrap();
         assert_eq!((again.policy, again.used, again.checked), (policy.clone(), 1_700_000_005, Some(1_700_000_001)));
         assert_eq!(policy.document("example.com"), found);
         for cut in 0..octets.len() {
             assert!(Cached::decode("example.com", &octets[..cut]).is_none(), "{cut}");
         }
+        let failure = PolicyFailure {
+            id: "20261102T000000".into(),
+            result_type: ResultType::StsPolicyFetchError,
+            reason: "status-500".into(),
+            text: "status 500".into(),
+            lines: vec!["sorry".into()],
+            at: 1_700_000_002,
+            retry: 1_700_000_302,
+        };
+        let octets = policy.encode(1_700_000_005, None, Some(&failure));
+        assert_eq!(Cached::decode("example.com", &octets).unwrap().failure, Some(failure));
+        assert!(Cached::decode("example.com", &octets[..octets.len() - 1]).is_none());
     }
 
     #[test]

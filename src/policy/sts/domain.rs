@@ -106,6 +106,7 @@ impl Domain {
         {
             let mut state = domain.state.lock();
             state.policy = Some(Arc::new(restored.policy));
+            state.failure = restored.failure.map(Arc::new);
             state.checked = Moment::at(restored.checked.unwrap_or(0));
         }
         domain
@@ -147,6 +148,8 @@ impl Domain {
         let state = self.state.lock();
         let failure = match (&state.record, &state.failure) {
             (Some(Record::Id { id }), Some(failure)) if *failure.id == **id => Some(Arc::clone(failure)),
+            // From before a restart.
+            (None, failure) => failure.clone(),
             _ => None,
         };
         Known {
@@ -262,11 +265,11 @@ impl Domain {
 
     /// As it is stored; nothing where it has no policy.
     pub fn stored(&self) -> Option<Vec<u8>> {
-        let (policy, checked) = {
+        let (policy, checked, failure) = {
             let state = self.state.lock();
-            (state.policy.clone()?, state.checked())
+            (state.policy.clone()?, state.checked(), state.failure.clone())
         };
-        Some(policy.encode(self.used(), checked))
+        Some(policy.encode(self.used(), checked, failure.as_deref()))
     }
 
     fn changed(&self) {
@@ -400,6 +403,14 @@ mod tests {
         let (_, cached) = d.learn_failure("1", FetchFault::Status(500), refresh);
         assert!(cached.is_some() && d.known(refresh).policy.is_some());
         assert_eq!(due(&d, refresh + 1).1, None);
+
+        // Over a restart why, and when it is tried again.
+        let restored = Cached::decode("example.com", &d.stored().unwrap()).unwrap();
+        let again = Domain::restored("example.com".into(), restored);
+        assert_eq!(again.known(refresh).failure, d.known(refresh).failure);
+        again.learn_record(record("v=STSv1; id=1", 86_400), refresh + 1);
+        assert_eq!(due(&again, refresh + FIRST_RETRY - 1).1, None);
+        assert_eq!(again.learn_failure("1", FetchFault::Status(500), refresh + FIRST_RETRY).0.retry, refresh + 900);
     }
 
     #[test]
