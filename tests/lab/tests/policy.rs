@@ -653,7 +653,7 @@ async fn what_is_looked_at_while_policies_serve_is_bounded() {
         for name in some {
             let text = document("enforce", &format!("mx.{name}"), DAY);
             let policy = Cached::of(name, "1", &document::parse(text.as_bytes()).unwrap(), clock.seconds());
-            batch.set.push((Family::Sts, name.clone().into_bytes(), Some(policy.encode(clock.seconds(), None))));
+            batch.set.push((Family::Sts, name.clone().into_bytes(), Some(policy.encode(clock.seconds(), None, None))));
         }
         store.write(batch).unwrap();
     }
