@@ -2,16 +2,23 @@
 //!
 //! Takes: the root folder of a release (`tests/chroot`). Gives: a machine whose programs are run in it; what they change is
 //! gone with it, the chroot stays as it is. Its network is the one that the test is in (`host`): give that one of its own.
-//! Limits: root with CAP_SYS_ADMIN, overlayfs and cgroup2; `BOOT` to come up, `COMMAND` for a command.
+//! Limits: root with CAP_SYS_ADMIN, overlayfs and cgroup2; `BOOT` to come up.
 //! When it fails: a text with what the machine said.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::thread;
 use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
 
 /// How long it may take to boot.
 const BOOT: Duration = Duration::from_secs(60);
+
+/// How often a command is woken, should it have been stopped.
+const WAKE: Duration = Duration::from_secs(1);
 
 /// What becomes the machine's first process, in new namespaces: first it gets control groups of its own, for systemd takes
 /// all that it sees for its own, and two machines would end each other's services.
@@ -128,7 +135,23 @@ impl Machine {
 
     /// A shell command as root: whether it went well, and what it printed.
     pub fn output(&self, command: &str) -> (bool, String) {
-        let output = self.command(command).output();
+        let spawned = self.command(command).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
+        let output = spawned.and_then(|child| {
+            let pid = Pid::from_child(&child);
+            let (done, ended) = mpsc::channel::<()>();
+            thread::scope(|scope| {
+                // systemd stops all processes while it goes down. nsenter stops itself with its child, and nobody in the
+                // machine can wake it.
+                scope.spawn(move || {
+                    while ended.recv_timeout(WAKE) == Err(RecvTimeoutError::Timeout) {
+                        let _ = kill_process(pid, Signal::CONT);
+                    }
+                });
+                let output = child.wait_with_output();
+                drop(done);
+                output
+            })
+        });
         output.map_or_else(
             |e| (false, format!("needs nsenter (util-linux): {e}")),
             |out| (out.status.success(), String::from_utf8_lossy(&[out.stdout, out.stderr].concat()).into_owned()),

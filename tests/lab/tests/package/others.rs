@@ -52,6 +52,8 @@ pub async fn journal(installation: &Installation) {
     // From the first unit on, as after a boot; systemd 254 and later can.
     let process = "systemctl show --value --property MainPID tlswarden";
     let first = site.run(process);
+    // What is run while systemd goes down is stopped by it, and must not stay so.
+    assert_eq!(site.run("kill -STOP $$; echo woken"), "woken\n");
     site.run("systemctl soft-reboot");
     let up = "systemctl is-active postfix && systemctl is-active tlswarden && systemctl is-active tlswarden.socket";
     let is_new = || ![&first, "0\n"].contains(&&*site.machine.output(process).1) && site.machine.output(up).0;
