@@ -31,7 +31,7 @@ use crate::detect;
 use crate::dns::Resolver;
 use crate::https;
 use crate::metrics::Metrics;
-use crate::own::{Queued, Secret};
+use crate::own::Secret;
 use crate::pipeline::River;
 use crate::policy::Policies;
 use crate::policy::history::History;
@@ -332,7 +332,6 @@ impl Tasks {
             sending.signer.warnings.iter().for_each(|line| tracing::warn!("{line}"));
             published.clone_from(&sending.signer.published);
         }
-        let queued = Queued::default();
         let context = Context {
             store: Arc::clone(&store),
             resolver: resolver.clone(),
@@ -340,7 +339,6 @@ impl Tasks {
             metrics: metrics.clone(),
             clock,
             own,
-            queued: queued.clone(),
         };
         let scheduler = Scheduler::open(context, setup)?;
         say(&config);
@@ -360,7 +358,7 @@ impl Tasks {
             policies: Box::new(Arc::clone(&history)),
             hints,
             datagrams,
-            queued: queued.clone(),
+            queued: scheduler.queued(),
             metrics: metrics.clone(),
             clock,
         };

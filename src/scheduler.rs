@@ -94,8 +94,6 @@ pub struct Context {
     pub clock: Clock,
     /// What makes our Message-IDs.
     pub own: Secret,
-    /// Where the queue ids go under which the MTA took our reports.
-    pub queued: Queued,
 }
 
 /// What the configuration says about reports.
@@ -124,6 +122,7 @@ impl Setup {
 /// The scheduler; shared by its task and by who looks at it.
 pub struct Scheduler {
     context: Context,
+    queued: Queued,
     setup: RwLock<Arc<Setup>>,
     board: Mutex<Board>,
     journal: Journal,
@@ -195,6 +194,7 @@ impl Scheduler {
         let journal = Journal::new(move |batch| written.write(batch));
         Ok(Arc::new(Scheduler {
             context,
+            queued: Queued::default(),
             setup: RwLock::new(Arc::new(setup)),
             board: Mutex::new(Board { not_before, ..Board::default() }),
             journal,
@@ -204,6 +204,11 @@ impl Scheduler {
             threads: Semaphore::new(std::thread::available_parallelism().map_or(1, usize::from)),
             limits: Limits::default(),
         }))
+    }
+
+    /// Where the queue ids go under which the MTA took our reports.
+    pub fn queued(&self) -> Queued {
+        self.queued.clone()
     }
 
     /// Takes a new configuration; what is under way ends with the old one.

@@ -19,7 +19,7 @@ use crate::dns::Resolver;
 use crate::domain;
 use crate::https;
 use crate::metrics::Metrics;
-use crate::own::{Queued, Secret};
+use crate::own::Secret;
 use crate::pipeline;
 use crate::policy::Policies;
 use crate::policy::explain::Explanation;
@@ -148,15 +148,8 @@ fn without_daemon(config: &Config) -> Result<Desk, Fault> {
     metrics.only_inputs(newest.iter().map(|(name, newest)| (name.as_str(), *newest)));
     let own = Secret::load_or_make(&*store).map_err(stored)?;
     let setup = Setup::load(&config.report).map_err(|lines| Fault::new(CONFIG, lines.join("; ")))?;
-    let context = Context {
-        store: Arc::clone(&store),
-        resolver: resolver.clone(),
-        https,
-        metrics: metrics.clone(),
-        clock,
-        own,
-        queued: Queued::default(),
-    };
+    let context =
+        Context { store: Arc::clone(&store), resolver: resolver.clone(), https, metrics: metrics.clone(), clock, own };
     let scheduler = Scheduler::open(context, setup).map_err(stored)?;
     Ok(Desk {
         config: config.clone(),

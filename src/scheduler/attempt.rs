@@ -312,7 +312,7 @@ impl Scheduler {
         if let (Outcome::Accepted(answer), Destination::Mail(_)) = (&outcome, to)
             && let Some(id) = sending.way.queue_id(answer)
         {
-            self.context.queued.note(id);
+            self.queued.note(id);
         }
         self.note(which, to, delivery.clone(), delivery, outcome, shutdown).await;
     }

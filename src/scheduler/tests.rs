@@ -5,7 +5,6 @@ use super::record::Delivery;
 use super::*;
 use crate::config::{Certificates, ClosedNetworkSection, Deliver, Dkim, DkimKey, ResolverSection, Span};
 use crate::metrics::OUT_OF_ORDER;
-use crate::own::Queued;
 use crate::report::deliver::tests::{Turn, server};
 use crate::store::embedded::Embedded;
 use crate::tlsrpt::{Counted, Failure, Policy, PolicyType, ResultType, Tally};
@@ -140,7 +139,6 @@ impl World {
             metrics: self.metrics.clone(),
             clock,
             own: Secret::of(&SECRET),
-            queued: Queued::default(),
         };
         let mut scheduler = Scheduler::open(context, Setup::load(&self.section).unwrap()).unwrap();
         let short = Duration::from_millis(500);
