@@ -9,10 +9,9 @@
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashSet};
 use std::fmt;
-use std::io;
+use std::io::{self, Write};
 
-use flate2::{Compress, Compression, Crc, FlushCompress, Status};
-use parking_lot::Mutex;
+use flate2::{Compression, GzBuilder};
 use serde::{Deserialize, Serialize};
 
 use crate::own;
@@ -277,30 +276,11 @@ fn octets(document: &Document) -> Vec<u8> {
     serde_json::to_vec(document).expect("a document of strings and numbers")
 }
 
-/// Compressed, the same octets always giving the same: no name, no time (RFC 1952 §2.3).
+/// Compressed, the same octets always giving the same: no name, no time.
 pub fn gzip(octets: &[u8]) -> Vec<u8> {
-    /// Those that are not in use. Their tables have a third of a MiB: made anew for each report they cost more than the
-    /// compressing. There are as many as were ever in use at once.
-    static DEFLATES: Mutex<Vec<Compress>> = Mutex::new(Vec::new());
-    let idle = DEFLATES.lock().pop();
-    let mut deflate = idle.unwrap_or_else(|| Compress::new(Compression::default(), false));
-    // Deflate, no flags, no time, no extra flags, an unknown system.
-    let mut out = vec![0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 0xff];
-    let mut status = Status::Ok;
-    while status != Status::StreamEnd {
-        out.reserve(octets.len() / 4 + 1024);
-        let read = usize::try_from(deflate.total_in()).unwrap_or(usize::MAX);
-        // Fails only where it goes on after its end.
-        let rest = octets.get(read..).unwrap_or_default();
-        status = deflate.compress_vec(rest, &mut out, FlushCompress::Finish).expect("it has not ended");
-    }
-    deflate.reset();
-    DEFLATES.lock().push(deflate);
-    let mut crc = Crc::new();
-    crc.update(octets);
-    out.extend(crc.sum().to_le_bytes());
-    out.extend(crc.amount().to_le_bytes());
-    out
+    let mut encoder = GzBuilder::new().mtime(0).write(Vec::new(), Compression::default());
+    // Writing into a Vec does not fail.
+    encoder.write_all(octets).and_then(|()| encoder.finish()).expect("room in memory")
 }
 
 #[cfg(test)]
