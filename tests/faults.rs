@@ -1,10 +1,14 @@
 //! Whatever is wrong at start: one line that says what, the documented exit status, and nothing half started.
 
+mod running;
+
 use std::fs;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
+
+use running::Running;
 
 const BINARY: &str = env!("CARGO_BIN_EXE_tlswarden");
 
@@ -68,15 +72,6 @@ impl Host {
             std::thread::sleep(Duration::from_millis(20));
         }
         Running(child)
-    }
-}
-
-struct Running(Child);
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
     }
 }
 

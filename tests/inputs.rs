@@ -3,19 +3,23 @@
 //!
 //! Every session has a domain of its own, so that the store tells which were counted, and how often.
 
+mod running;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::Write;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 use tlswarden::clock::Clock;
 use tlswarden::store::Store;
 use tlswarden::store::embedded::Embedded;
+
+use running::Running;
 
 const BINARY: &str = env!("CARGO_BIN_EXE_tlswarden");
 
@@ -109,8 +113,6 @@ impl Host {
     }
 }
 
-struct Running(Child);
-
 impl Running {
     fn signal(&self, signal: Signal) {
         kill_process(Pid::from_raw(i32::try_from(self.0.id()).unwrap()).unwrap(), signal).unwrap();
@@ -124,13 +126,6 @@ impl Running {
     fn stop(mut self) {
         self.signal(Signal::TERM);
         assert!(self.0.wait().unwrap().success());
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
     }
 }
 

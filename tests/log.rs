@@ -1,25 +1,20 @@
 //! The daemon's own log on standard error, as `--log-format json` has it.
 
+mod running;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{BufRead, BufReader};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::mpsc;
 use std::time::Duration;
+
+use running::Running;
 
 const MAIL_LOG: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/fixtures/postfix-3.7.11/sts-expired.iso.log");
 
 /// How long the daemon may take until it has read a log of a few lines.
 const PATIENCE: Duration = Duration::from_secs(30);
-
-struct Running(Child);
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
 
 #[test]
 fn as_json_each_line_is_an_object_and_a_destination_that_begins_to_fail_has_one() {

@@ -1,28 +1,23 @@
 //! `/metrics` of a running daemon, as Prometheus reads it.
 
+mod running;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use tlswarden::metrics::catalogue::{CATALOGUE, SNAPSHOT};
+
+use running::Running;
 
 const LOG: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/fixtures/postfix-3.7.11/sts-expired.iso.log");
 
 /// How long the daemon may take until it has read a log of six lines.
 const PATIENCE: Duration = Duration::from_secs(30);
-
-struct Running(Child);
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
 
 fn start(folder: &Path) -> Running {
     let at = folder.display();
