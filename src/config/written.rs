@@ -1,0 +1,115 @@
+//! How single values are written in the configuration, and printed again.
+//!
+//! Takes: a text. Gives: the value, and the same text back.
+//! When it fails: what was found and what is allowed; where it stands is added by `load`.
+
+use std::fmt;
+
+use super::{Deliver, Listen, PostfixVersion, Span};
+use crate::domain;
+
+impl TryFrom<String> for Span {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Span, String> {
+        humantime::parse_duration(&text).map(Span).map_err(|_| {
+            format!("`{text}` is no length of time; allowed: a number with s, min, h or days, such as `5s`")
+        })
+    }
+}
+
+impl From<Span> for String {
+    fn from(span: Span) -> String {
+        humantime::format_duration(span.0).to_string()
+    }
+}
+
+impl TryFrom<String> for PostfixVersion {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<PostfixVersion, String> {
+        let mut parts = text.split('.');
+        let mut number = || parts.next().and_then(|p| p.parse().ok());
+        match (number(), number()) {
+            (Some(major), Some(minor)) => Ok(PostfixVersion { major, minor }),
+            _ => Err(format!("`{text}` is no Postfix version; allowed: such as `3.7`")),
+        }
+    }
+}
+
+impl From<PostfixVersion> for String {
+    fn from(v: PostfixVersion) -> String {
+        format!("{}.{}", v.major, v.minor)
+    }
+}
+
+impl TryFrom<String> for Listen {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Listen, String> {
+        let bad = || format!("`{text}` is no address; allowed: `unix:/path` or `inet:127.0.0.1:8461`");
+        match text.split_once(':') {
+            Some(("unix", path)) if path.starts_with('/') => Ok(Listen::Unix(path.into())),
+            Some(("inet", addr)) => addr.parse().map(Listen::Inet).map_err(|_| bad()),
+            _ => Err(bad()),
+        }
+    }
+}
+
+impl fmt::Display for Listen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Listen::Unix(path) => write!(f, "unix:{}", path.display()),
+            Listen::Inet(addr) => write!(f, "inet:{addr}"),
+        }
+    }
+}
+
+impl From<Listen> for String {
+    fn from(listen: Listen) -> String {
+        listen.to_string()
+    }
+}
+
+impl TryFrom<String> for Deliver {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Deliver, String> {
+        let bad = || {
+            format!(
+                "`{text}` is no way of delivery; allowed: `smtp:127.0.0.1:25`, `sendmail:/usr/sbin/sendmail`, \
+                 `submission:mail.example.com:587`, `submissions:mail.example.com:465`"
+            )
+        };
+        let server = |at: &str| {
+            let (host, port) = at.rsplit_once(':')?;
+            Some((domain::normalise(host)?, port.parse().ok()?))
+        };
+        match text.split_once(':') {
+            Some(("smtp", addr)) => addr.parse().map(Deliver::Smtp).map_err(|_| bad()),
+            Some(("sendmail", path)) if path.starts_with('/') => Ok(Deliver::Sendmail(path.into())),
+            Some(("submission", at)) => server(at).map(|(host, port)| Deliver::Submission(host, port)).ok_or_else(bad),
+            Some(("submissions", at)) => {
+                server(at).map(|(host, port)| Deliver::Submissions(host, port)).ok_or_else(bad)
+            }
+            _ => Err(bad()),
+        }
+    }
+}
+
+impl fmt::Display for Deliver {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Deliver::Smtp(addr) => write!(f, "smtp:{addr}"),
+            Deliver::Sendmail(path) => write!(f, "sendmail:{}", path.display()),
+            Deliver::Submission(host, port) => write!(f, "submission:{host}:{port}"),
+            Deliver::Submissions(host, port) => write!(f, "submissions:{host}:{port}"),
+        }
+    }
+}
+
+impl From<Deliver> for String {
+    fn from(deliver: Deliver) -> String {
+        deliver.to_string()
+    }
+}
