@@ -7,6 +7,7 @@
 //! opened again, which tells what of it is on disk (`reopen.rs`).
 //! Not here: what keys and values mean (`store/format.rs`).
 
+mod changes;
 mod copy;
 mod open;
 mod reopen;
@@ -17,20 +18,20 @@ use std::ops::Bound;
 use std::os::unix::fs::FileExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Instant;
 
 use parking_lot::{MappedRwLockReadGuard, Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use tokio::sync::Notify;
 
+use changes::{Change, Changes};
 pub use open::{BACKUP, Opened};
 use reopen::{Failed, Trouble};
 
 use crate::clock::Clock;
 use crate::store::format::{self, CountKey, Digest, Malformed, PolicyRef, Seal, Value};
 use crate::store::{Batch, Family, Record, Store, StoreError};
-use crate::tlsrpt::{Counted, Day, Policy, Row, Tally};
+use crate::tlsrpt::{Day, Policy, Row};
 
 /// What sled may keep of the store in memory, in octets as they are on disk; in memory they take three times as much. It
 /// lets go of a page only at every 64th look at one of the same 256th part of all, so that it has all that was read of a
@@ -222,107 +223,6 @@ impl Files {
             Ok(whole)
         } else {
             Err(self.corrupt(&Malformed(format!("a record of {length} octets has only {}", whole.len()))))
-        }
-    }
-
-    fn change(&self, changes: &mut Changes, key: Vec<u8>, new: Option<Vec<u8>>) -> Result<(), StoreError> {
-        let old = self.value(&key)?;
-        changes.insert(key, Change { old, new });
-        Ok(())
-    }
-
-    /// Adds what sets or removes a record to `changes`.
-    fn change_record(&self, changes: &mut Changes, key: Vec<u8>, value: Option<&[u8]>) -> Result<(), StoreError> {
-        if key.len() > format::KEY_LIMIT {
-            let (length, limit) = (key.len(), format::KEY_LIMIT);
-            let folder = self.folder.display();
-            return Err(StoreError::Unusable(format!(
-                "store: {folder}: a key of {length} octets: over the limit of {limit}; its batch is not written"
-            )));
-        }
-        let parts_of = |value: &[u8]| match Value::decode(value) {
-            Ok(Value::Parts { parts, .. }) => parts,
-            _ => 0,
-        };
-        let old = self.value(&key)?;
-        let before = old.as_deref().map_or(0, parts_of);
-        let mut after = 0;
-        match value {
-            Some(octets) if octets.len() > format::PART => {
-                for part in octets.chunks(format::PART) {
-                    self.change(changes, format::part_key(&key, after), Some(part.to_vec()))?;
-                    after += 1;
-                }
-                let length = octets.len() as u64;
-                let new = Some(Value::Parts { parts: after, length }.encode());
-                changes.insert(key.clone(), Change { old, new });
-            }
-            _ => {
-                let new = value.map(|octets| Value::Whole(octets).encode());
-                changes.insert(key.clone(), Change { old, new });
-            }
-        }
-        for number in after..before {
-            self.change(changes, format::part_key(&key, number), None)?;
-        }
-        Ok(())
-    }
-
-    /// Adds what the tallies make of the counts that are there to `changes`.
-    fn change_counts(
-        &self,
-        remembered: &HashSet<(Day, Digest)>,
-        changes: &mut Changes,
-        add: &[(Tally, u64)],
-    ) -> Result<New, StoreError> {
-        let mut policies: HashMap<(*const Policy, *const str), (Day, PolicyRef)> = HashMap::new();
-        let mut sums: BTreeMap<Vec<u8>, Sum> = BTreeMap::new();
-        let mut new = New::new();
-        for (tally, count) in add {
-            // Pointers are only compared: the batch keeps what they point to where it is.
-            let known = (Arc::as_ptr(&tally.policy), Arc::as_ptr(&tally.domain));
-            let policy = match policies.get(&known) {
-                Some((day, policy)) if *day == tally.day => *policy,
-                _ => {
-                    let (policy, text) = format::policy_ref(&tally.policy, &tally.domain);
-                    if let (PolicyRef::Digest(digest), Some(text)) = (policy, text)
-                        && !remembered.contains(&(tally.day, digest))
-                        && new.insert((tally.day, digest))
-                    {
-                        self.keep_policy(changes, tally.day, &digest, &text)?;
-                    }
-                    policies.insert(known, (tally.day, policy));
-                    policy
-                }
-            };
-            let mut key = CountKey { day: tally.day, domain: tally.domain.to_string(), policy, failure: None };
-            if let Counted::Detail(failure) = &tally.counted {
-                let text = format::failure_text(failure);
-                key.failure = Some(format::digest(&text));
-                let sum = sums.entry(key.encode()).or_insert(Sum::Detail(0, text));
-                if let Sum::Detail(n, _) = sum {
-                    *n = n.saturating_add(*count);
-                }
-            } else if let Sum::Totals(successful, failed) = sums.entry(key.encode()).or_insert(Sum::Totals(0, 0)) {
-                let n = if tally.counted == Counted::Success { successful } else { failed };
-                *n = n.saturating_add(*count);
-            }
-        }
-        for (key, sum) in sums {
-            let old = self.value(&key)?;
-            let value = sum.onto(old.as_deref()).map_err(|e| self.corrupt(&e))?;
-            changes.insert(key, Change { old, new: Some(value) });
-        }
-        Ok(new)
-    }
-
-    /// Sees to it that a policy's text is there, and is the one that its digest stands for.
-    fn keep_policy(&self, changes: &mut Changes, day: Day, digest: &Digest, text: &[u8]) -> Result<(), StoreError> {
-        let key = format::policy_key(day, digest);
-        match self.value(&key)? {
-            Some(value) if self.assemble(&key, &value)? == text => Ok(()),
-            Some(_) => Err(self.corrupt(&Malformed("a policy's text is not the one of its digest".to_owned()))),
-            None => self.change_record(changes, key, Some(text)),
         }
     }
 
@@ -567,43 +467,6 @@ impl Files {
             return Err(self.corrupt(&Malformed("a policy's text is not the one of its digest".to_owned())));
         }
         format::policy_from(&text).map_err(|e| self.corrupt(&e))
-    }
-}
-
-/// What is to be set or removed, by key.
-type Changes = BTreeMap<Vec<u8>, Change>;
-
-/// What stands under a key, and what shall.
-struct Change {
-    old: Option<sled::IVec>,
-    new: Option<Vec<u8>>,
-}
-
-/// Policy texts that a batch stores for the first time.
-type New = HashSet<(Day, Digest)>;
-
-/// What a batch adds under one key.
-enum Sum {
-    Totals(u64, u64),
-    Detail(u64, Vec<u8>),
-}
-
-impl Sum {
-    /// The value that stands after adding to the one that is there.
-    fn onto(self, old: Option<&[u8]>) -> Result<Vec<u8>, Malformed> {
-        match self {
-            Sum::Totals(successful, failed) => {
-                let (s, f) = old.map_or(Ok((0, 0)), format::totals_from)?;
-                Ok(format::totals(s.saturating_add(successful), f.saturating_add(failed)))
-            }
-            Sum::Detail(count, text) => match old.map(format::detail_from).transpose()? {
-                Some((_, stored)) if stored != text => {
-                    Err(Malformed("a failure's text is not the one of its digest".to_owned()))
-                }
-                Some((n, _)) => Ok(format::detail(n.saturating_add(count), &text)),
-                None => Ok(format::detail(count, &text)),
-            },
-        }
     }
 }
 
