@@ -12,6 +12,8 @@ pub struct Twice {
     seen: HashMap<u64, usize>,
     order: VecDeque<u64>,
     hits: HashMap<(usize, usize), u32>,
+    /// Inputs of which it is known, and the one that has the same.
+    copies: HashMap<usize, usize>,
 }
 
 /// Deliveries that are remembered for comparison with other inputs.
@@ -21,16 +23,16 @@ const MAX_COMPARED: usize = 16_384;
 const SAME: u32 = 3;
 
 impl Twice {
-    /// Notes deliveries of an input; the other that has them too, if one has.
+    /// Notes deliveries of an input; the other that has its lines too, if one has. Once that is so it stays so: what mends
+    /// it is another configuration.
     pub fn note(&mut self, input: usize, delivered: &[u64]) -> Option<usize> {
-        let mut found = None;
         for mark in delivered {
             match self.seen.get(mark) {
                 Some(other) if *other != input => {
                     let hits = self.hits.entry((*other, input)).or_default();
                     *hits = hits.saturating_add(1);
                     if *hits >= SAME {
-                        found = Some(*other);
+                        self.copies.insert(input, *other);
                     }
                 }
                 Some(_) => {}
@@ -45,6 +47,21 @@ impl Twice {
                 }
             }
         }
-        found
+        self.copies.get(&input).copied()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_known_of_an_input_stays_known() {
+        let mut twice = Twice::default();
+        assert_eq!(twice.note(1, &[1, 2, 3, 4]), None);
+        assert_eq!(twice.note(2, &[4, 3]), None, "two may be chance");
+        assert_eq!(twice.note(2, &[2]), Some(1));
+        assert_eq!(twice.note(2, &[]), Some(1), "nothing new in it");
+        assert_eq!(twice.note(1, &[5]), None);
     }
 }
