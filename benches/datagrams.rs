@@ -19,13 +19,13 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use jiff::tz::TimeZone;
-use tlswarden::clock::Clock;
+use tlswarden::base::clock::Clock;
+use tlswarden::base::tlsrpt::InForce;
 use tlswarden::input::datagram::{Queue, RECEIVE_BUFFER, queue_length};
 use tlswarden::metrics::Metrics;
 use tlswarden::pipeline::{Counter, Fed, PolicyAt, River, Source};
 use tlswarden::store::Store;
 use tlswarden::store::embedded::Embedded;
-use tlswarden::tlsrpt::InForce;
 use tlswarden_parsers::Dialect;
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -150,7 +150,7 @@ fn flow(folder: &Path, count: usize, rate: u64) -> Flow {
         policies: Box::new(NoPolicy),
         hints: mpsc::channel(1).0,
         datagrams: Arc::clone(&queue),
-        queued: tlswarden::own::Queued::default(),
+        queued: tlswarden::base::own_reports::Queued::default(),
         metrics: metrics.clone(),
         clock: Clock::default(),
     };

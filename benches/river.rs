@@ -22,14 +22,14 @@ use std::time::Instant;
 
 use jiff::tz::TimeZone;
 use mix::{Mix, Stamps};
-use tlswarden::clock::Clock;
+use tlswarden::base::allocator::Allocator;
+use tlswarden::base::clock::Clock;
+use tlswarden::base::tlsrpt::{InForce, rows};
 use tlswarden::input::{BLOCK, Block, Mark};
-use tlswarden::memory::Allocator;
 use tlswarden::metrics::Metrics;
 use tlswarden::pipeline::{Counter, Fed, PolicyAt, River, Source};
 use tlswarden::store::Store;
 use tlswarden::store::embedded::Embedded;
-use tlswarden::tlsrpt::{InForce, rows};
 use tlswarden_parsers::Dialect;
 use tokio::sync::{mpsc, watch};
 
@@ -181,7 +181,7 @@ fn through_the_river(mut next: impl FnMut() -> Option<(Vec<u8>, usize)> + Send) 
         policies: Box::new(NoPolicy),
         hints: mpsc::channel(1).0,
         datagrams: Arc::default(),
-        queued: tlswarden::own::Queued::default(),
+        queued: tlswarden::base::own_reports::Queued::default(),
         metrics: Metrics::default(),
         clock: Clock::default(),
     };

@@ -17,11 +17,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tlswarden::clock::Clock;
+use tlswarden::base::allocator::Allocator;
+use tlswarden::base::clock::Clock;
 use tlswarden::config::Config;
 use tlswarden::dns::Resolver;
 use tlswarden::https::Client;
-use tlswarden::memory::Allocator;
 use tlswarden::metrics::Metrics;
 use tlswarden::policy::Policies;
 use tlswarden::policy::history::History;

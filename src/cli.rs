@@ -23,10 +23,10 @@ use std::process::ExitCode;
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
 
+use crate::base::tlsrpt::Day;
 use crate::config::{Config, ConfigError};
 use crate::detect;
 use crate::finding::{Findings, Weight};
-use crate::tlsrpt::Day;
 
 /// Everything went well.
 pub const OK: u8 = 0;

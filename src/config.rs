@@ -19,7 +19,7 @@ use tlswarden_parsers::Dialect;
 
 pub use load::{ConfigError, parse, time_zone};
 
-use crate::tlsrpt::Day;
+use crate::base::tlsrpt::Day;
 
 /// The whole file.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -19,21 +19,21 @@ use tokio::net::UnixStream;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use crate::clock::Clock;
+use crate::base::clock::Clock;
+use crate::base::domain_name;
+use crate::base::shutdown::stopped;
+use crate::base::tlsrpt::{Day, Row};
 use crate::config::Config;
 use crate::dns::Resolver;
-use crate::domain;
 use crate::metrics::{Metrics, Progress};
 use crate::policy::explain::Explanation;
 use crate::policy::ledger::Listed;
 use crate::policy::{NextHop, Policies};
 use crate::report::missing_identity;
 use crate::scheduler::{Due, Kept, Overview, Preview, Scheduler};
-use crate::shutdown::stopped;
 use crate::socketmap;
 use crate::store::Store;
 use crate::store::embedded::BACKUP;
-use crate::tlsrpt::{Day, Row};
 
 /// The longest question, in octets: a next hop of any length that Postfix would ask for.
 const MAX_QUESTION: u64 = 16 * 1024;
@@ -206,7 +206,7 @@ impl Desk {
     /// What would be sent. Fails with one line.
     pub async fn report(&self, day: Option<Day>, domain: Option<&str>) -> Result<Vec<DayPreview>, String> {
         let domain = match domain {
-            Some(name) => Some(domain::normalise(name).ok_or_else(|| format!("`{name}` is no domain name"))?),
+            Some(name) => Some(domain_name::normalise(name).ok_or_else(|| format!("`{name}` is no domain name"))?),
             None => None,
         };
         let days = match day {
@@ -224,7 +224,7 @@ impl Desk {
     /// What has been counted so far, by day, recipient domain and policy. Fails with one line.
     pub async fn results(&self, day: Option<Day>, domain: Option<&str>) -> Result<Vec<Row>, String> {
         let domain = match domain {
-            Some(name) => Some(domain::normalise(name).ok_or_else(|| format!("`{name}` is no domain name"))?),
+            Some(name) => Some(domain_name::normalise(name).ok_or_else(|| format!("`{name}` is no domain name"))?),
             None => None,
         };
         self.stored(move |store, _| {

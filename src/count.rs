@@ -13,11 +13,11 @@ use std::time::{Duration, Instant};
 use ipnet::IpNet;
 use parking_lot::Mutex;
 
+use crate::base::domain_name;
+use crate::base::tlsrpt::{InForce, Mode, Outcome, Policy};
 use crate::config::{Config, NextHopSection, Source, Tlsrpt};
-use crate::domain;
 use crate::policy::NextHop;
 use crate::session::datagram::Reported;
-use crate::tlsrpt::{InForce, Mode, Outcome, Policy};
 
 /// Destinations whose source address is remembered; when full, all are forgotten: asking again costs microseconds.
 const MAX_SOURCES: usize = 10_000;
@@ -157,8 +157,8 @@ impl NextHops {
             let policy_domain = hop.domain;
             match rule.domain.strip_prefix('.') {
                 _ if rule.domain == "*" => hops.all = Some(policy_domain),
-                Some(parent) => drop(domain::normalise(parent).map(|name| hops.below.insert(name, policy_domain))),
-                None => drop(domain::normalise(&rule.domain).map(|name| hops.exact.insert(name, policy_domain))),
+                Some(parent) => drop(domain_name::normalise(parent).map(|name| hops.below.insert(name, policy_domain))),
+                None => drop(domain_name::normalise(&rule.domain).map(|name| hops.exact.insert(name, policy_domain))),
             }
         }
         hops

@@ -2,22 +2,17 @@
 //!
 //! The modules, in the order the data meets them.
 
-pub mod clock;
+pub mod base;
 pub mod config;
 pub mod dns;
-pub mod domain;
 pub mod finding;
 pub mod https;
 pub mod listener;
-pub mod memory;
 pub mod metrics;
-pub mod shutdown;
-pub mod tlsrpt;
 
 pub mod civil;
 pub mod count;
 pub mod input;
-pub mod own;
 pub mod pipeline;
 pub mod policy;
 pub mod readsocket;

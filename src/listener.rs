@@ -14,8 +14,8 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
+use crate::base::shutdown::stopped;
 use crate::metrics::Metrics;
-use crate::shutdown::stopped;
 
 /// How long accepting waits when there are no descriptors left.
 const NO_DESCRIPTORS: Duration = Duration::from_millis(50);

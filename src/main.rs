@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use tlswarden::memory::Allocator;
+use tlswarden::base::allocator::Allocator;
 
 #[global_allocator]
 static ALLOCATOR: Allocator = Allocator;

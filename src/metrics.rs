@@ -17,8 +17,8 @@ use families::{Families, OfFamily};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
-use crate::clock::Clock;
-use crate::tlsrpt::{Counted, Day, PolicyType, ResultType, Tally};
+use crate::base::clock::Clock;
+use crate::base::tlsrpt::{Counted, Day, PolicyType, ResultType, Tally};
 
 /// How long an input must have been at its end before the day behind it may close, in seconds.
 pub const IDLE: i64 = 300;

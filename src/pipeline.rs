@@ -18,14 +18,14 @@ use tlswarden_parsers::Dialect;
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot, watch};
 
-use crate::clock::Clock;
+use crate::base::clock::Clock;
+use crate::base::own_reports::Queued;
+use crate::base::shutdown::stopped;
 use crate::input::datagram::{Queue, Taken};
 use crate::input::{Block, MAX_LINE, Mark};
 use crate::metrics::{Metrics, Progress};
-use crate::own::Queued;
 use crate::session::exim::Told;
 use crate::session::{Losses, SESSION_TIMEOUT};
-use crate::shutdown::stopped;
 use crate::store::{Batch, Family, Record, Store, StoreError};
 use counter::CALENDAR;
 pub use counter::{Counter, OwnReports, PolicyAt, Seen, is_of};

@@ -34,13 +34,13 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use crate::clock::Clock;
+use crate::base::clock::Clock;
+use crate::base::shutdown::stopped;
 use crate::config::Config;
 use crate::dns::Resolver;
 use crate::https::Client;
 use crate::metrics::Metrics;
 use crate::metrics::answers::Kind;
-use crate::shutdown::stopped;
 use crate::store::{Store, StoreError};
 use dane::{Coverage, Verdict};
 use decision::combine;

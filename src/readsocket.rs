@@ -262,7 +262,7 @@ mod tests {
     use tokio::time::Instant;
 
     use super::*;
-    use crate::clock::Clock;
+    use crate::base::clock::Clock;
     use crate::config::Config;
     use crate::dns::Resolver;
     use crate::https::Client;

@@ -23,7 +23,7 @@ use serde::Serialize;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
-use crate::clock::Clock;
+use crate::base::clock::Clock;
 use crate::config::Config;
 use crate::dns::{DnsError, Resolver, Tlsa};
 use crate::finding::Findings;
@@ -144,8 +144,8 @@ enum Sts {
 
 /// Looks at a domain. Fails with one line where this host itself has not what that takes.
 pub async fn examine(config: &Config, domain: &str) -> Result<Examination, String> {
-    let domain =
-        crate::domain::normalise(domain).ok_or_else(|| format!("`{}` is no domain name", domain.escape_debug()))?;
+    let domain = crate::base::domain_name::normalise(domain)
+        .ok_or_else(|| format!("`{}` is no domain name", domain.escape_debug()))?;
     let resolver = Resolver::new(&config.resolver).map_err(|e| format!("resolver: {e}"))?;
     let client = Client::new(resolver.clone(), &config.closed_network)?;
     let hop = NextHop { domain: domain.clone(), port: PORT, mx: true };
@@ -211,7 +211,7 @@ async fn find_sts(resolver: &Resolver, client: &Client, domain: &str) -> Sts {
 /// The name in EHLO: this host's, or the domain that reports come from.
 fn our_name(config: &Config) -> String {
     let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-    let host = crate::domain::normalise(host.trim()).filter(|name| name.contains('.'));
+    let host = crate::base::domain_name::normalise(host.trim()).filter(|name| name.contains('.'));
     let from = || config.report.from.as_deref()?.rsplit_once('@').map(|(_, domain)| domain.to_owned());
     host.or_else(from).unwrap_or_else(|| "localhost.localdomain".to_owned())
 }

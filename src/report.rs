@@ -10,10 +10,10 @@ pub mod keys;
 pub mod message;
 pub mod recipients;
 
+use crate::base::tlsrpt::{Day, PolicyType, Row};
 use crate::config::{Dkim, ReportSection};
 use crate::dns::{DnsError, Resolver};
 use crate::https;
-use crate::tlsrpt::{Day, PolicyType, Row};
 use build::Report;
 use deliver::{Letter, Limits, Outcome, Way};
 use message::{MessageError, Signer};

@@ -28,18 +28,18 @@ use parking_lot::{Mutex, RwLock};
 use tokio::sync::{Notify, Semaphore, watch};
 use tokio::task::{JoinError, JoinSet};
 
-use crate::clock::Clock;
+use crate::base::clock::Clock;
+use crate::base::own_reports::{self, Queued, Secret};
+use crate::base::shutdown::stopped;
+use crate::base::tlsrpt::Day;
 use crate::config::ReportSection;
 use crate::dns::Resolver;
 use crate::https;
 use crate::metrics::Metrics;
-use crate::own::{self, Queued, Secret};
 use crate::report::Sending;
 use crate::report::deliver::Limits;
 use crate::report::recipients::Destination;
-use crate::shutdown::stopped;
 use crate::store::{Batch, Family, Store, StoreError};
-use crate::tlsrpt::Day;
 pub use due::{Due, DueState, Kept, Overview};
 use journal::Journal;
 pub use preview::Preview;
@@ -315,7 +315,7 @@ impl Scheduler {
 
 /// A random number of seconds from 0 to `span`. Without random octets, 0.
 fn within(span: i64) -> i64 {
-    let random = own::random::<8>().map(u64::from_le_bytes).unwrap_or_default();
+    let random = own_reports::random::<8>().map(u64::from_le_bytes).unwrap_or_default();
     let span = u64::try_from(span).unwrap_or_default();
     i64::try_from(random % (span + 1)).unwrap_or_default()
 }

@@ -1,4 +1,4 @@
-//! Puts events together: one [`Outcome`](crate::tlsrpt::Outcome) for each attempt at TLS on a new connection.
+//! Puts events together: one [`Outcome`](crate::base::tlsrpt::Outcome) for each attempt at TLS on a new connection.
 //!
 //! Takes: events of one input, in order, with their times. Gives: outcomes, and what must be kept over a restart.
 //! Pure: no clock, no I/O. Limits: every table has its own; what had to give way is counted in [`Losses`].
@@ -14,7 +14,7 @@ use tlswarden_parsers::Dialect;
 use tlswarden_parsers::event::Event;
 
 use self::kept::Change;
-use crate::tlsrpt::{Outcome, ResultType};
+use crate::base::tlsrpt::{Outcome, ResultType};
 
 /// How long a session may stay open by the time in the lines, or by the clock once its input is at the end, in seconds.
 /// A transfer may take smtp_data_xfer_timeout (180 s) a buffer; an hour has room for a large message on a slow line.

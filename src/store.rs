@@ -11,7 +11,7 @@ pub mod format;
 
 use std::path::Path;
 
-use crate::tlsrpt::{Day, Row, Tally};
+use crate::base::tlsrpt::{Day, Row, Tally};
 
 /// A kind of record, with keys of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]

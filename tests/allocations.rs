@@ -9,8 +9,8 @@ use std::sync::Arc;
 use allocation_counter::measure;
 use jiff::tz::TimeZone;
 use mix::{Mix, Stamps};
+use tlswarden::base::tlsrpt::InForce;
 use tlswarden::pipeline::{Counter, PolicyAt};
-use tlswarden::tlsrpt::InForce;
 use tlswarden_parsers::{Dialect, parse};
 
 struct NotAsked;

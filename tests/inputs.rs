@@ -15,7 +15,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
-use tlswarden::clock::Clock;
+use tlswarden::base::clock::Clock;
 use tlswarden::store::Store;
 use tlswarden::store::embedded::Embedded;
 

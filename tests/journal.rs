@@ -10,10 +10,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use jiff::tz::TimeZone;
+use tlswarden::base::tlsrpt::{InForce, rows};
 use tlswarden::input::Mark;
 use tlswarden::input::journald::{Follower, Journal, Next, entry};
 use tlswarden::pipeline::{Counter, PolicyAt};
-use tlswarden::tlsrpt::{InForce, rows};
 use tlswarden_parsers::Dialect;
 
 const REMOTE: &str = "/lib/systemd/systemd-journal-remote";

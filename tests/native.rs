@@ -7,10 +7,10 @@ use std::path::Path;
 use std::sync::Arc;
 
 use jiff::tz::TimeZone;
+use tlswarden::base::tlsrpt::{InForce, rows};
 use tlswarden::config::{self, Config};
 use tlswarden::count::Rules;
 use tlswarden::pipeline::{Counter, PolicyAt};
-use tlswarden::tlsrpt::{InForce, rows};
 use tlswarden_parsers::Dialect;
 
 /// 2026-11-23, for time stamps without a year.

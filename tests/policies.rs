@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Output};
 use std::time::{Duration, Instant};
 
-use tlswarden::clock::Clock;
+use tlswarden::base::clock::Clock;
 use tlswarden::store::embedded::Embedded;
 use tlswarden::store::{Batch, Family, Store};
 

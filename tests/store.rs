@@ -10,10 +10,10 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tlswarden::clock::Clock;
+use tlswarden::base::clock::Clock;
+use tlswarden::base::tlsrpt::{Counted, Day, Failure, Policy, PolicyType, ResultType, Tally};
 use tlswarden::store::embedded::{Embedded, Opened};
 use tlswarden::store::{Batch, Family, Store, StoreError};
-use tlswarden::tlsrpt::{Counted, Day, Failure, Policy, PolicyType, ResultType, Tally};
 
 const DAY: Day = Day(20_779);
 const DOMAINS: u64 = 20;

@@ -12,14 +12,15 @@ use serde::de::DeserializeOwned;
 
 use super::table::table;
 use super::{CONFIG, Fault, IO, SOFTWARE, UNAVAILABLE, USAGE, print};
-use crate::clock::Clock;
+use crate::base::clock::Clock;
+use crate::base::domain_name;
+use crate::base::own_reports::Secret;
+use crate::base::tlsrpt::Day;
 use crate::config::Config;
 use crate::control::{AskError, DayPreview, Desk, Question, Status, ask};
 use crate::dns::Resolver;
-use crate::domain;
 use crate::https;
 use crate::metrics::Metrics;
-use crate::own::Secret;
 use crate::pipeline;
 use crate::policy::Policies;
 use crate::policy::explain::Explanation;
@@ -28,7 +29,6 @@ use crate::report::build::gzip;
 use crate::scheduler::{Context, Due, Overview, Preview, Scheduler, Setup};
 use crate::store::embedded::Embedded;
 use crate::store::{Store, StoreError};
-use crate::tlsrpt::Day;
 
 pub fn status(config: &Config, json: bool) -> Result<(), Fault> {
     let status: Status = answer(config, &Question::Status, async |desk| Ok(desk.status().await))?;
@@ -42,7 +42,7 @@ pub fn policy(config: &Config, next_hop: &str, json: bool) -> Result<(), Fault> 
 }
 
 pub fn report(config: &Config, day: Option<Day>, domain: Option<String>, out: Option<&Path>) -> Result<(), Fault> {
-    if let Some(name) = domain.as_deref().filter(|name| domain::normalise(name).is_none()) {
+    if let Some(name) = domain.as_deref().filter(|name| domain_name::normalise(name).is_none()) {
         return Err(Fault::new(USAGE, format!("--domain: `{name}` is no domain name; nothing is shown")));
     }
     let question = Question::Report { day, domain: domain.clone() };

@@ -7,8 +7,8 @@ use clap::Args;
 
 use super::control::{moment, pretty};
 use super::{ConfigFile, Fault, IO, SOFTWARE, USAGE, print, status_of};
+use crate::base::domain_name;
 use crate::config::Config;
-use crate::domain;
 use crate::receiving::{Advice, Examination, Host, State, examine};
 
 #[derive(Args)]
@@ -24,7 +24,7 @@ pub struct Options {
 
 /// Looks, and prints what was found; the exit status says how bad it is.
 pub fn domain(options: &Options) -> Result<u8, Fault> {
-    if domain::normalise(&options.domain).is_none() {
+    if domain_name::normalise(&options.domain).is_none() {
         let text = options.domain.escape_debug();
         return Err(Fault::new(USAGE, format!("`{text}` is no domain name; nothing was looked at")));
     }

@@ -17,15 +17,15 @@ use tlswarden_parsers::Dialect;
 
 use super::table::table;
 use super::{CONFIG, Fault, NO_INPUT, USAGE, print};
-use crate::clock::Clock;
+use crate::base::clock::Clock;
+use crate::base::domain_name;
+use crate::base::tlsrpt::{Failure, InForce, Policy, PolicyType, Row, rows};
 use crate::config;
-use crate::domain;
 use crate::input::BLOCK;
 use crate::input::journald::MAX_ENTRY as MAX_LINE;
 use crate::metrics::families::OfFamily;
 use crate::pipeline::{Counter, PolicyAt, is_of};
 use crate::policy::sts::document;
-use crate::tlsrpt::{Failure, InForce, Policy, PolicyType, Row, rows};
 
 pub const HELP: &str = "\
 A policies file gives the policies in force, as the daemon's own decisions would:
@@ -286,7 +286,7 @@ impl Fixed {
             let bad = |why: String| {
                 Fault::new(CONFIG, format!("{name}: policy of {}: {why}; nothing was read", entry.domain))
             };
-            let domain = domain::normalise(&entry.domain).ok_or_else(|| bad("no domain name".into()))?;
+            let domain = domain_name::normalise(&entry.domain).ok_or_else(|| bad("no domain name".into()))?;
             let in_force = match (&entry.sts, &entry.tlsa) {
                 (Some(text), None) => {
                     let document = document::parse(text.as_bytes()).map_err(|e| bad(e.to_string()))?;
@@ -312,7 +312,7 @@ fn sts_policy(domain: &str, document: document::Document) -> InForce {
 }
 
 fn tlsa_host((host, records): (&String, &Vec<String>)) -> (String, Arc<Policy>) {
-    let host = domain::normalise(host).unwrap_or_else(|| host.to_ascii_lowercase());
+    let host = domain_name::normalise(host).unwrap_or_else(|| host.to_ascii_lowercase());
     let policy = Policy {
         policy_type: PolicyType::Tlsa,
         policy_string: records.clone(),

@@ -8,9 +8,9 @@ use clap::{Args, Subcommand};
 use super::control::{answer, moment, pretty};
 use super::table::table;
 use super::{ConfigFile, Fault, print};
+use crate::base::tlsrpt::Day;
 use crate::control::Question;
 use crate::scheduler::{Due, DueState, Kept};
-use crate::tlsrpt::Day;
 
 #[derive(Args)]
 pub struct Options {

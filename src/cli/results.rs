@@ -8,9 +8,9 @@ use clap::Args;
 use super::control::{answer, pretty};
 use super::table::table;
 use super::{ConfigFile, Fault, USAGE, print};
+use crate::base::domain_name;
+use crate::base::tlsrpt::{Day, Row};
 use crate::control::Question;
-use crate::domain;
-use crate::tlsrpt::{Day, Row};
 
 #[derive(Args)]
 pub struct Options {
@@ -28,7 +28,7 @@ pub struct Options {
 }
 
 pub fn results(options: &Options) -> Result<(), Fault> {
-    if let Some(name) = options.domain.as_deref().filter(|name| domain::normalise(name).is_none()) {
+    if let Some(name) = options.domain.as_deref().filter(|name| domain_name::normalise(name).is_none()) {
         return Err(Fault::new(USAGE, format!("--domain: `{name}` is no domain name; nothing is shown")));
     }
     let (day, domain) = (options.day, options.domain.clone());

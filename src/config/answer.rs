@@ -5,7 +5,7 @@
 //! Limits: [`MAX_ANSWER`] octets of printable ASCII. `policy_failure` is refused: it makes an enforced delivery fail.
 
 use super::PostfixVersion;
-use crate::domain;
+use crate::base::domain_name;
 
 /// The longest fixed answer, in octets: far below what Postfix takes, far above what anybody writes.
 const MAX_ANSWER: usize = 10_000;
@@ -113,7 +113,7 @@ fn unknown(name: &str, known: Option<&Attribute>, version: PostfixVersion) -> St
 /// Whether a value can stand at a level; fails with what is allowed.
 fn takes(level: &str, name: &str, value: &str, version: PostfixVersion) -> Result<(), &'static str> {
     let ok = |good: bool, allowed: &'static str| if good { Ok(()) } else { Err(allowed) };
-    let hostname = |name: &str| domain::normalise(name).is_some() && name.is_ascii();
+    let hostname = |name: &str| domain_name::normalise(name).is_some() && name.is_ascii();
     match name {
         "match" if level == "fingerprint" => {
             let digest = |d: &str| !d.is_empty() && d.bytes().all(|b| b.is_ascii_hexdigit() || b == b':');

@@ -6,7 +6,7 @@
 use std::fmt;
 
 use super::{Deliver, Listen, PostfixVersion, Span};
-use crate::domain;
+use crate::base::domain_name;
 
 impl TryFrom<String> for Span {
     type Error = String;
@@ -83,7 +83,7 @@ impl TryFrom<String> for Deliver {
         };
         let server = |at: &str| {
             let (host, port) = at.rsplit_once(':')?;
-            Some((domain::normalise(host)?, port.parse().ok()?))
+            Some((domain_name::normalise(host)?, port.parse().ok()?))
         };
         match text.split_once(':') {
             Some(("smtp", addr)) => addr.parse().map(Deliver::Smtp).map_err(|_| bad()),

@@ -19,14 +19,14 @@ use tlswarden_parsers::Dialect;
 use tokio::sync::{Mutex, mpsc, oneshot, watch};
 
 use super::{DaemonError, House, Tasks, until};
-use crate::clock::Clock;
+use crate::base::clock::Clock;
+use crate::base::own_reports::Secret;
 use crate::config::{Config, InputSection, Source as Named};
 use crate::count::Rules;
 use crate::input::datagram::{self, Queue};
 use crate::input::stdin::Stdin;
 use crate::input::{InputError, file, journald};
 use crate::metrics::Metrics;
-use crate::own::Secret;
 use crate::pipeline::{self, Counter, Fed, Source};
 use crate::store::{Store, StoreError};
 
@@ -335,7 +335,7 @@ impl Feeding {
         let thread = tokio::task::spawn_blocking(move || receiver.run(&socket, number, &name, &metrics, clock));
         // It ends when the counting closes its queue.
         let ended = thread.await.map_err(|e| e.to_string());
-        crate::shutdown::stopped(&mut shutdown).await;
+        crate::base::shutdown::stopped(&mut shutdown).await;
         ended
     }
 

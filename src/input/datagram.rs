@@ -16,7 +16,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
-use crate::clock::Clock;
+use crate::base::clock::Clock;
 use crate::metrics::Metrics;
 
 /// The longest datagram that is read, in octets. Postfix sends one or two thousand: a policy, and a reply to EHLO.

@@ -17,6 +17,7 @@ use tlswarden_parsers::event::exim::{Became, Line, Says};
 use tlswarden_parsers::event::{Stamp, What};
 use tlswarden_parsers::{Dialect, Event, Malformed, is_log_line, parse};
 
+use crate::base::tlsrpt::{Counted, Day, InForce, Mode, Outcome, PolicyType, Tally};
 use crate::civil::Calendar;
 use crate::config::Tlsrpt;
 use crate::count::Rules;
@@ -29,7 +30,6 @@ use crate::session::kept::Change;
 use crate::session::{Losses, Sessions};
 use crate::store::Record;
 use crate::tally;
-use crate::tlsrpt::{Counted, Day, InForce, Mode, Outcome, PolicyType, Tally};
 
 /// The least time between two samples of a family of lines that cannot be read, in seconds.
 const SAMPLE_EVERY: i64 = 60;
@@ -472,7 +472,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
-    use crate::tlsrpt::{ResultType, rows};
+    use crate::base::tlsrpt::{ResultType, rows};
 
     struct NotAsked;
 
@@ -660,9 +660,9 @@ mod tests {
             )
         };
         let policy = || {
-            Arc::new(crate::tlsrpt::Policy {
+            Arc::new(crate::base::tlsrpt::Policy {
                 mx_host: vec!["mx.a.test".into()],
-                ..crate::tlsrpt::Policy::none("a.test")
+                ..crate::base::tlsrpt::Policy::none("a.test")
             })
         };
         let sts = |mode| Always(InForce::Sts { mode, policy: policy(), failure: None });

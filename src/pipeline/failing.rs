@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use crate::tlsrpt::{Counted, Failure, Tally};
+use crate::base::tlsrpt::{Counted, Failure, Tally};
 
 /// How many lines a minute: a broken host of ours makes every destination fail.
 const LINES: u32 = 10;
@@ -67,7 +67,7 @@ fn line(domain: &str, failure: &Failure) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tlsrpt::{Day, Policy, ResultType};
+    use crate::base::tlsrpt::{Day, Policy, ResultType};
 
     fn fails(domain: &str) -> (Tally, u64) {
         let failure = Failure::new(ResultType::CertificateExpired, Some("certificate has expired"));

@@ -11,8 +11,8 @@ use super::held::Held;
 use super::sts::cached::{Cached, PolicyFailure};
 use super::sts::text::Text;
 use super::under::Under;
+use crate::base::tlsrpt::{Failure, Mode};
 use crate::metrics::answers::Kind;
-use crate::tlsrpt::{Failure, Mode};
 
 /// What is answered, before it is put in words.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -165,7 +165,7 @@ mod tests {
             name: "mx.example".into(),
             tlsa: dane::HostTlsa::Records {
                 base: "mx.example".into(),
-                records: Arc::new(crate::tlsrpt::Policy::none("mx.example")),
+                records: Arc::new(crate::base::tlsrpt::Policy::none("mx.example")),
                 usable: true,
             },
         };

@@ -18,7 +18,7 @@ use super::history::Period;
 use super::sts::cached::{Cached, PolicyFailure};
 use super::sts::domain::Domain;
 use super::{Decision, Level, packed};
-use crate::clock::{Moment, SharedMoment};
+use crate::base::clock::{Moment, SharedMoment};
 use crate::metrics::answers::Kind;
 
 /// How many parts the decisions are kept in.

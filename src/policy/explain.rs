@@ -18,8 +18,8 @@ use super::overrides::Rule;
 use super::sts::domain::{Known, Record};
 use super::sts::record;
 use super::{Coverage, Decision, Level, NextHop, Policies};
+use crate::base::tlsrpt::{Mode, mx_matches};
 use crate::dns::DnsError;
-use crate::tlsrpt::{Mode, mx_matches};
 
 /// How much of a stranger's text is shown, in characters.
 pub const MAX_TEXT: usize = 300;

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::dane::{Coverage, Mx, Verdict};
 use super::under::Rows;
-use crate::clock::Moment;
+use crate::base::clock::Moment;
 
 /// How a stored verdict begins that is not in JSON, as the first ones were.
 const PACKED: u8 = 2;
@@ -98,7 +98,7 @@ mod tests {
 
     use super::super::dane::{Host, HostTlsa};
     use super::*;
-    use crate::tlsrpt::{Policy, PolicyType};
+    use crate::base::tlsrpt::{Policy, PolicyType};
 
     #[test]
     fn it_reads_back_and_the_form_of_before_too() {

@@ -24,11 +24,11 @@ use super::NextHop;
 use super::sts::text::Text;
 use super::throttle::Throttle;
 use super::under::Under;
-use crate::clock::{Clock, Moment, SharedMoment};
+use crate::base::clock::{Clock, Moment, SharedMoment};
+use crate::base::shutdown::stopped;
+use crate::base::tlsrpt::InForce;
 use crate::metrics::Metrics;
-use crate::shutdown::stopped;
 use crate::store::{BATCH, Batch, Family, Store, StoreError};
-use crate::tlsrpt::InForce;
 
 /// How long after the last asking a decision still stands, in seconds: Postfix keeps a connection for less.
 pub const ASKED: i64 = 20 * 60;
@@ -443,8 +443,8 @@ fn oldest(periods: &Periods, nth: usize) -> i64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::base::tlsrpt::{Mode, Policy};
     use crate::store::embedded::Embedded;
-    use crate::tlsrpt::{Mode, Policy};
 
     fn sts(mode: Mode) -> Under {
         let word = if mode == Mode::Enforce { "mode: enforce" } else { "mode: testing" };
@@ -590,7 +590,7 @@ mod tests {
     async fn the_form_of_before_is_read_and_written_anew() {
         let (_folder, store) = store();
         let policy = Policy {
-            policy_type: crate::tlsrpt::PolicyType::Sts,
+            policy_type: crate::base::tlsrpt::PolicyType::Sts,
             policy_string: vec![
                 "version: STSv1".into(),
                 "mode: testing".into(),

@@ -41,7 +41,7 @@ impl NextHop {
             }
             Some(_) => return None,
         };
-        Some(NextHop { domain: crate::domain::normalise(host)?, port, mx })
+        Some(NextHop { domain: crate::base::domain_name::normalise(host)?, port, mx })
     }
 
     /// Its one form: port 25 is left out.

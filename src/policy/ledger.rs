@@ -16,7 +16,7 @@ use super::overrides::Rule;
 use super::sts::cached::PolicyFailure;
 use super::sts::domain::{Known, Record};
 use super::{Coverage, Decision, Entry, Level, NextHop, Policies, STALE, Urge, combine};
-use crate::tlsrpt::Mode;
+use crate::base::tlsrpt::Mode;
 
 /// A next hop and what is known of it. Times are seconds since 1970-01-01T00:00:00Z.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -21,8 +21,8 @@ use super::sts::domain::{Domain, Known};
 use super::sts::fetch;
 use super::under::Under;
 use super::{Decision, Level, NextHop, Policies};
-use crate::clock::{Moment, SharedMoment};
-use crate::tlsrpt::{Mode, mx_matches};
+use crate::base::clock::{Moment, SharedMoment};
+use crate::base::tlsrpt::{Mode, mx_matches};
 
 /// How long an answer stands that was given before all was known, in seconds.
 const PROVISIONAL: i64 = 1;

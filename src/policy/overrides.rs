@@ -6,8 +6,8 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use crate::base::domain_name;
 use crate::config::{OverrideSection, Skip};
-use crate::domain;
 
 /// What is said about a domain.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,8 +31,8 @@ impl Overrides {
     pub fn new(sections: &[OverrideSection]) -> Overrides {
         let rule = |section: &OverrideSection| {
             let name = match section.domain.strip_prefix('.') {
-                Some(parent) => format!(".{}", domain::normalise(parent)?),
-                None => domain::normalise(&section.domain)?,
+                Some(parent) => format!(".{}", domain_name::normalise(parent)?),
+                None => domain_name::normalise(&section.domain)?,
             };
             let rule = match (&section.answer, section.skip) {
                 (Some(answer), _) => Rule::Fixed(answer.as_str().into()),

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::sts::cached;
 use super::sts::text::Text;
-use crate::tlsrpt::{Failure, InForce, Mode, Policy, PolicyType, ResultType};
+use crate::base::tlsrpt::{Failure, InForce, Mode, Policy, PolicyType, ResultType};
 
 /// How a stored form begins that is not in JSON, as the first ones were.
 const PACKED: u8 = 2;

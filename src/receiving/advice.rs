@@ -12,8 +12,8 @@ use serde::Serialize;
 use super::probe::ProbeFault;
 use super::smtp::SmtpError;
 use super::{Host, Outcome, Sts, Whole};
+use crate::base::tlsrpt::{Mode, mx_matches};
 use crate::report::recipients::Recipients;
-use crate::tlsrpt::{Mode, mx_matches};
 
 /// How long a policy in mode enforce is to hold, in seconds: four weeks (RFC 8461 §3.2 speaks of weeks).
 const ENFORCED: u64 = 4 * 7 * 86_400;

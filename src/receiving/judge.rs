@@ -6,6 +6,7 @@
 use super::probe::ProbeFault;
 use super::smtp::SmtpError;
 use super::{Host, Outcome, Seen, Sts, Whole};
+use crate::base::tlsrpt::{Mode, mx_matches};
 use crate::dns::DnsError;
 use crate::finding::{Finding, Findings, Weight};
 use crate::https::CertificateFault;
@@ -13,7 +14,6 @@ use crate::policy::dane::{self, Coverage};
 use crate::policy::sts::record::NoRecord;
 use crate::report::LookupError;
 use crate::report::recipients::NoRecipients;
-use crate::tlsrpt::{Mode, mx_matches};
 
 /// The shortest `max_age` that protects over a weekend, in seconds; RFC 8461 §3.2 speaks of weeks.
 const SHORT: u64 = 86_400;

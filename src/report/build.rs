@@ -14,9 +14,9 @@ use std::io::{self, Write};
 use flate2::{Compression, GzBuilder};
 use serde::{Deserialize, Serialize};
 
-use crate::own;
+use crate::base::own_reports;
+use crate::base::tlsrpt::{Day, Failure, Policy, ResultType, Row};
 use crate::report::Identity;
-use crate::tlsrpt::{Day, Failure, Policy, ResultType, Row};
 
 /// A report, ready to be put into a message.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -113,7 +113,7 @@ pub struct ReportId(String);
 impl ReportId {
     /// A new one. Fails where the system has no random octets.
     pub fn make(day: Day, submitter: &str) -> io::Result<ReportId> {
-        Ok(ReportId::of(day, &own::hex(&own::random::<8>()?), submitter))
+        Ok(ReportId::of(day, &own_reports::hex(&own_reports::random::<8>()?), submitter))
     }
 
     /// One that no report is sent under.
@@ -286,8 +286,8 @@ pub fn gzip(octets: &[u8]) -> Vec<u8> {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+    use crate::base::tlsrpt::PolicyType;
     use crate::config::ReportSection;
-    use crate::tlsrpt::PolicyType;
     use flate2::read::GzDecoder;
     use mail_auth::report::tlsrpt::{PolicyType as TheirType, TlsReport};
     use proptest::prelude::*;
@@ -450,7 +450,7 @@ pub(crate) mod tests {
             .map(|n| {
                 let noise = ring::digest::digest(&ring::digest::SHA256, &n.to_be_bytes());
                 let kind = if n % 2 == 0 { ResultType::CertificateExpired } else { ResultType::CertificateNotTrusted };
-                (Failure::new(kind, Some(&own::hex(noise.as_ref()))), u64::from(n) + 1)
+                (Failure::new(kind, Some(&own_reports::hex(noise.as_ref()))), u64::from(n) + 1)
             })
             .collect();
         rows

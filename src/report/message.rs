@@ -27,13 +27,13 @@ use rustls::pki_types::PrivateKeyDer;
 use rustls::pki_types::pem::PemObject;
 use serde::Serialize;
 
+use crate::base::domain_name;
+use crate::base::tlsrpt::{PolicyType, ResultType};
 use crate::config::DkimKey;
-use crate::domain;
 use crate::report::build::{PolicyResult, Report};
 use crate::report::keys::Public;
 use crate::report::recipients::Mailbox;
 use crate::report::{Identity, shown};
-use crate::tlsrpt::{PolicyType, ResultType};
 
 /// The longest line of a message, in octets without CRLF (RFC 5322 §2.1.1).
 pub const MAX_LINE: usize = 998;
@@ -286,8 +286,8 @@ impl Signer {
         let wanted = key.domain.as_deref().unwrap_or(from_domain);
         let name = format!("{}._domainkey.{wanted}", key.selector);
         let bad_name = || KeyFault::Name(shown(&name, 300));
-        let domain = domain::normalise(wanted).ok_or_else(bad_name)?;
-        domain::normalise(&name).ok_or_else(bad_name)?;
+        let domain = domain_name::normalise(wanted).ok_or_else(bad_name)?;
+        domain_name::normalise(&name).ok_or_else(bad_name)?;
 
         let file = File::open(handed_over(&key.key)).map_err(KeyFault::Unreadable)?;
         let mode = file.metadata().map_err(KeyFault::Unreadable)?.permissions().mode();
@@ -390,9 +390,9 @@ fn rsa(der: PrivateKeyDer<'_>) -> Result<RsaKey<Sha256>, KeyFault> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::base::tlsrpt::{Day, Failure, Row};
     use crate::report::build::ReportId;
     use crate::report::build::tests::{identity, rows};
-    use crate::tlsrpt::{Day, Failure, Row};
     use mail_auth::common::cache::NoCache;
     use mail_auth::common::parse::TxtRecordParser;
     use mail_auth::common::verify::DomainKey;

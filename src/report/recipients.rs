@@ -14,10 +14,10 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::base::domain_name;
+use crate::base::tlsrpt::Day;
 use crate::config::{ReportSection, SuppressSection};
-use crate::domain;
 use crate::report::shown;
-use crate::tlsrpt::Day;
 
 /// How many destinations of one record are looked at, so that the suppressed ones do not use up those that are served.
 pub const MAX_READ: usize = 64;
@@ -130,7 +130,7 @@ impl FromStr for About {
     fn from_str(text: &str) -> Result<About, &'static str> {
         let (name, about): (_, fn(String) -> About) =
             text.strip_prefix("mx:").map_or((text, About::Domain), |host| (host, About::Host));
-        domain::normalise(name).filter(|normal| normal == name).map(about).ok_or("no domain name in its one form")
+        domain_name::normalise(name).filter(|normal| normal == name).map(about).ok_or("no domain name in its one form")
     }
 }
 
@@ -230,7 +230,7 @@ impl Audience {
 /// A name in its one form, or one with a dot before it.
 fn is_pattern(text: &str) -> bool {
     let name = text.strip_prefix('.').unwrap_or(text);
-    domain::normalise(name).is_some_and(|normal| normal == name)
+    domain_name::normalise(name).is_some_and(|normal| normal == name)
 }
 
 /// Whether a pattern of the configuration, `example.com` or `.example.com` for what is below it, covers a name.
@@ -387,7 +387,7 @@ fn https(rest: &str) -> Result<(), &'static str> {
         return Err("a user in the URI");
     }
     let (host, port) = authority.split_once(':').map_or((authority, None), |(host, port)| (host, Some(port)));
-    match domain::normalise(host) {
+    match domain_name::normalise(host) {
         None => return Err("no host name"),
         Some(name) if is_local(&name) => return Err("a name of the local network"),
         Some(_) => {}
@@ -431,7 +431,7 @@ impl FromStr for Mailbox {
         if local.len() > 64 || !local.split('.').all(atom) {
             return Err(NotAMailbox);
         }
-        let domain = domain::normalise(domain).ok_or(NotAMailbox)?;
+        let domain = domain_name::normalise(domain).ok_or(NotAMailbox)?;
         Ok(Mailbox { local: local.to_owned(), domain })
     }
 }

@@ -17,14 +17,14 @@ use super::plan;
 use super::record::{Delivery, DeliveryState, Plan, PlanState, Which, delivery_key};
 use super::said::{self, Said};
 use super::{FIRST_PAUSE, GATHER, Job, LAST_PAUSE, RETRY_FOR, Scheduler, Setup, within};
+use crate::base::shutdown::stopped;
+use crate::base::tlsrpt::Row;
 use crate::report::build::{Report, ReportId};
 use crate::report::deliver::Outcome;
 use crate::report::message::MessageError;
 use crate::report::recipients::{About, Destination, NoRecipients, Recipients};
 use crate::report::{LookupError, Sending, has_failures, look_up, shown};
-use crate::shutdown::stopped;
 use crate::store::{Batch, Family, StoreError};
-use crate::tlsrpt::Row;
 
 /// How long a try may go on when the daemon ends.
 const GRACE: Duration = Duration::from_secs(5);

@@ -12,11 +12,11 @@ use serde::{Deserialize, Serialize};
 use super::record::{Delivery, DeliveryState, Named, Plan, PlanState, Which};
 use super::said::Said;
 use super::{Job, Scheduler};
-use crate::own;
+use crate::base::own_reports;
+use crate::base::tlsrpt::Day;
 use crate::report::build::Report;
 use crate::report::recipients::Destination;
 use crate::store::{Batch, Family, StoreError};
-use crate::tlsrpt::Day;
 
 /// The most lines in one answer: what a terminal can be asked to show, and some tens of MiB.
 pub const MAX_DUE: usize = 100_000;
@@ -205,7 +205,7 @@ impl Scheduler {
 
     /// A Message-ID that nobody else can have made.
     pub(super) fn message_id(&self, day: Day, sending: &crate::report::Sending) -> std::io::Result<String> {
-        let unique = format!("{}-{}", day.to_string().replace('-', ""), own::hex(&own::random::<8>()?));
+        let unique = format!("{}-{}", day.to_string().replace('-', ""), own_reports::hex(&own_reports::random::<8>()?));
         Ok(self.context.own.message_id(&unique, &sending.identity.from.domain))
     }
 

@@ -12,10 +12,10 @@ use std::collections::BTreeSet;
 use super::plan;
 use super::record::{Named, Plan, PlanState, Which, delivery_key};
 use super::{Scheduler, said, within};
+use crate::base::tlsrpt::{Day, PolicyType, Row};
 use crate::report::recipients::{About, Destination, NoRecipients, Recipients};
 use crate::report::rows_of_host;
 use crate::store::{Batch, Family, Store, StoreError};
-use crate::tlsrpt::{Day, PolicyType, Row};
 
 /// How many domains are read in one go.
 const PAGE: usize = 200;

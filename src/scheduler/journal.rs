@@ -84,7 +84,7 @@ impl Inner {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::clock::Clock;
+    use crate::base::clock::Clock;
     use crate::store::embedded::Embedded;
     use crate::store::{Family, Store};
     use tokio::task::JoinSet;

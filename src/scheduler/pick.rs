@@ -10,8 +10,8 @@ use std::time::Instant;
 
 use super::record::{Lane, Named, lane};
 use super::{Job, RETRY_FOR, Scheduler, Setup, WAIT_FOR_INPUTS};
+use crate::base::tlsrpt::Day;
 use crate::store::{Family, Store, StoreError};
-use crate::tlsrpt::Day;
 
 /// Until when the places in a lane of a day count as reached.
 struct Reached {

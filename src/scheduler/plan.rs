@@ -13,8 +13,8 @@ use tokio::sync::watch;
 
 use super::record::{Named, Plan, PlanState, Which, forget};
 use super::{GATHER, Scheduler, within};
+use crate::base::tlsrpt::Day;
 use crate::store::{Batch, Family, Store, StoreError};
-use crate::tlsrpt::Day;
 
 /// How many domains or records are looked at in one go: a few milliseconds, in which no count is written.
 const PAGE: usize = 500;

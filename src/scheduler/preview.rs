@@ -13,12 +13,12 @@ use serde::{Deserialize, Serialize};
 use super::record::{Plan, PlanState, Which};
 use super::said::{self, Said};
 use super::{Scheduler, plan};
+use crate::base::tlsrpt::{Day, PolicyType, Row};
 use crate::config::ReportSection;
 use crate::report::build::{Report, ReportId};
 use crate::report::recipients::{About, Audience, Destination, Recipients, Skipped};
 use crate::report::{Identity, LookupError, has_failures, look_up, rows_of_host};
 use crate::store::{Family, StoreError};
-use crate::tlsrpt::{Day, PolicyType, Row};
 
 /// A report as it would go.
 #[derive(Clone, Debug, Serialize, Deserialize)]

@@ -7,10 +7,10 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::base::tlsrpt::Day;
 use crate::report::build::ReportId;
 use crate::report::recipients::{About, Destination};
 use crate::store::{Batch, Family};
-use crate::tlsrpt::Day;
 
 /// Which report: the one of a day and domain, or its supplement: what was counted after the first one was settled.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -14,10 +14,10 @@ use flate2::read::GzDecoder;
 use serde::{Deserialize, Serialize};
 
 use super::record::{Which, octets};
+use crate::base::tlsrpt::{Policy, Row};
 use crate::report::Identity;
 use crate::report::build::{ReportId, gzip};
 use crate::store::{Family, Store, StoreError};
-use crate::tlsrpt::{Policy, Row};
 
 /// The most that is unpacked, in octets: the rows of the largest receivers have a few MiB.
 const MAX_SAID: u64 = 1 << 30;
@@ -118,8 +118,8 @@ pub fn since(rows: Vec<Row>, said: &[Row]) -> Vec<Row> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::base::tlsrpt::Day;
     use crate::report::build::tests::{identity, rows};
-    use crate::tlsrpt::Day;
 
     #[test]
     fn it_reads_back_and_what_came_since_is_the_rest() {

@@ -3,11 +3,11 @@
 use super::attempt::pause;
 use super::record::Delivery;
 use super::*;
+use crate::base::tlsrpt::{Counted, Failure, Policy, PolicyType, ResultType, Tally};
 use crate::config::{Certificates, ClosedNetworkSection, Deliver, Dkim, DkimKey, ResolverSection, Span};
 use crate::metrics::OUT_OF_ORDER;
 use crate::report::deliver::tests::{Turn, server};
 use crate::store::embedded::Embedded;
-use crate::tlsrpt::{Counted, Failure, Policy, PolicyType, ResultType, Tally};
 use mail_auth::report::tlsrpt::TlsReport;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;

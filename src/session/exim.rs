@@ -26,8 +26,8 @@ pub use self::told::Told;
 use super::kept::{Change, Kept};
 use super::postfix::{HANDSHAKE_FAILURE, MX_MISMATCH, reason_code, text, verification};
 use super::{Cause, Losses, SESSION_TIMEOUT};
-use crate::domain;
-use crate::tlsrpt::{Outcome, ResultType, Trust, Verdict};
+use crate::base::domain_name;
+use crate::base::tlsrpt::{Outcome, ResultType, Trust, Verdict};
 
 /// Messages of which something is open. Exim's deliver_queue_load_max and queue_run_max keep deliveries to far fewer.
 const MAX_MESSAGES: usize = 100_000;
@@ -352,7 +352,7 @@ impl Sessions {
     }
 
     fn emit(&mut self, found: Found, domain: &str, ended: i64, anchors: bool, out: &mut Vec<Outcome>) {
-        let Some(name) = domain::normalise(domain) else {
+        let Some(name) = domain_name::normalise(domain) else {
             self.losses.without_domain += u64::from(found.observed.is_some());
             return;
         };

@@ -19,8 +19,8 @@ pub(super) use self::words::{HANDSHAKE_FAILURE, reason_code, verification};
 use self::words::{native_verdict, next_hop_host};
 use super::kept::{Change, Kept};
 use super::{Losses, SESSION_TIMEOUT};
-use crate::domain;
-use crate::tlsrpt::{Outcome, ResultType, Trust, Verdict};
+use crate::base::domain_name;
+use crate::base::tlsrpt::{Outcome, ResultType, Trust, Verdict};
 
 /// smtp(8) processes that have a delivery under way. Postfix's default_process_limit is 100.
 const MAX_PROCESSES: usize = 100_000;
@@ -270,7 +270,7 @@ impl Sessions {
 
     /// Notes that Postfix reports sessions to a destination by itself: it has one TLSRPT record.
     fn reports(&mut self, domain: &[u8], time: i64) {
-        if let Some(name) = domain::normalise(&text(domain)) {
+        if let Some(name) = domain_name::normalise(&text(domain)) {
             let (_, crowded) = self.reported.change(name.as_bytes(), time, || ());
             self.losses.crowded_out += crowded;
         }
@@ -503,7 +503,7 @@ impl Sessions {
         if observed.is_none() && attempt.native.is_none() && !clear_text {
             return;
         }
-        let Some(name) = attempt.next_hop.as_deref().or(recipient_domain).and_then(domain::normalise) else {
+        let Some(name) = attempt.next_hop.as_deref().or(recipient_domain).and_then(domain_name::normalise) else {
             self.losses.without_domain += 1;
             return;
         };

@@ -128,9 +128,9 @@ mod tests {
 
     use super::model::{accepted, postfix};
     use super::*;
+    use crate::base::tlsrpt::Mode;
     use crate::policy::sts::cached::Cached;
     use crate::policy::sts::document;
-    use crate::tlsrpt::Mode;
 
     fn cached(lines: &str) -> Arc<Cached> {
         Arc::new(Cached::of("example.com", "1", &document::parse(lines.as_bytes()).unwrap(), 0))

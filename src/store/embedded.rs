@@ -28,10 +28,10 @@ use changes::{Change, Changes};
 pub use open::{BACKUP, Opened};
 use reopen::{Failed, Trouble};
 
-use crate::clock::Clock;
+use crate::base::clock::Clock;
+use crate::base::tlsrpt::{Day, Policy, Row};
 use crate::store::format::{self, CountKey, Digest, Malformed, PolicyRef, Seal, Value};
 use crate::store::{Batch, Family, Record, Store, StoreError};
-use crate::tlsrpt::{Day, Policy, Row};
 
 /// What sled may keep of the store in memory, in octets as they are on disk; in memory they take three times as much. It
 /// lets go of a page only at every 64th look at one of the same 256th part of all, so that it has all that was read of a

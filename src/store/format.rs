@@ -18,8 +18,8 @@
 //! ```
 //! Numbers are big-endian; a digest is the first 16 octets of SHA-256.
 
+use crate::base::tlsrpt::{Day, Failure, Policy};
 use crate::store::Family;
-use crate::tlsrpt::{Day, Failure, Policy};
 
 /// The version of this layout. A store of a newer one is refused.
 pub const VERSION: u32 = 1;
@@ -356,7 +356,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::tlsrpt::{PolicyType, ResultType};
+    use crate::base::tlsrpt::{PolicyType, ResultType};
 
     fn policy_refs() -> impl Strategy<Value = PolicyRef> {
         prop_oneof![Just(PolicyRef::None), any::<Digest>().prop_map(PolicyRef::Digest)]

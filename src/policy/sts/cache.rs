@@ -21,16 +21,16 @@ use tokio::sync::{Notify, Semaphore, watch};
 use super::cached::{Cached, PolicyFailure, REFRESH};
 use super::domain::Domain;
 use super::fetch;
-use crate::clock::Clock;
+use crate::base::clock::Clock;
+use crate::base::shutdown::stopped;
+use crate::base::tlsrpt::{Mode, ResultType};
 use crate::dns::Resolver;
 use crate::https::Client;
 use crate::metrics::Metrics;
 use crate::policy::flight::{Flight, Flights};
 use crate::policy::history::History;
 use crate::policy::throttle::Throttle;
-use crate::shutdown::stopped;
 use crate::store::{BATCH, Batch, Family, Store, StoreError};
-use crate::tlsrpt::{Mode, ResultType};
 
 /// How long after a change it is in the store, at the latest, while the disk keeps up.
 pub const BEHIND: Duration = Duration::from_millis(50);

@@ -10,8 +10,8 @@ use serde::{Deserialize, Serialize};
 
 use super::document::{self, Document, MAX_AGE};
 use super::text::Text;
-use crate::clock::Moment;
-use crate::tlsrpt::{Mode, Policy, PolicyType, ResultType};
+use crate::base::clock::Moment;
+use crate::base::tlsrpt::{Mode, Policy, PolicyType, ResultType};
 
 /// Seconds between two fetches of a policy in use (RFC 8461 §3.3: at least daily is common practice).
 pub const REFRESH: i64 = 86_400;

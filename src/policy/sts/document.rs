@@ -8,8 +8,8 @@
 
 use std::fmt;
 
-use crate::domain;
-use crate::tlsrpt::Mode;
+use crate::base::domain_name;
+use crate::base::tlsrpt::Mode;
 
 /// The longest document that is read, in octets (RFC 8461 §3.3 suggests 64 KiB).
 pub const MAX_DOCUMENT: usize = 64 * 1024;
@@ -102,8 +102,8 @@ fn pattern(value: &str) -> Option<String> {
         return None;
     }
     match value.strip_prefix("*.") {
-        Some(parent) => domain::normalise(parent).map(|name| format!("*.{name}")),
-        None => domain::normalise(value),
+        Some(parent) => domain_name::normalise(parent).map(|name| format!("*.{name}")),
+        None => domain_name::normalise(value),
     }
 }
 
@@ -203,7 +203,7 @@ mod tests {
             if let Ok(found) = parse(&text) {
                 for mx in &found.mx {
                     let name = mx.strip_prefix("*.").unwrap_or(mx);
-                    assert_eq!(domain::normalise(name).as_deref(), Some(name));
+                    assert_eq!(domain_name::normalise(name).as_deref(), Some(name));
                 }
             }
             let _ = parse(&body);

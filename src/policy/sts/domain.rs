@@ -19,7 +19,7 @@ use super::cached::{Cached, PolicyFailure, Restored, beginning};
 use super::document::Document;
 use super::fetch::FetchFault;
 use super::record;
-use crate::clock::{Moment, SharedMoment};
+use crate::base::clock::{Moment, SharedMoment};
 use crate::dns::{Answer, DnsError};
 
 /// Seconds until a failed fetch is tried again, the first time.
@@ -323,7 +323,7 @@ impl State {
 mod tests {
     use super::super::document;
     use super::*;
-    use crate::tlsrpt::{Mode, ResultType};
+    use crate::base::tlsrpt::{Mode, ResultType};
 
     const DAY: i64 = 86_400;
 

@@ -60,7 +60,7 @@ const MAX_TIME: i64 = 253_402_300_799;
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tlsrpt::ResultType;
+    use crate::base::tlsrpt::ResultType;
 
     const FRONT: &str = "1795311595 1xUwYd-0005p2-2C MX1.a.test 192.0.2.1 25 a.test ";
 

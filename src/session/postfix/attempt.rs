@@ -11,8 +11,8 @@ use tlswarden_parsers::event::{Peer, Process};
 
 use super::SMTP_PORT;
 use super::words::HANDSHAKE_FAILURE;
+use crate::base::tlsrpt::{Trust, Verdict};
 use crate::session::Cause;
-use crate::tlsrpt::{Trust, Verdict};
 
 /// One connection that is being put together, or a host that was ruled out before any.
 #[derive(Clone, Debug, Serialize, Deserialize)]

@@ -7,8 +7,8 @@
 use tlswarden_parsers::event::VerifyCause;
 
 use super::attempt::text;
+use crate::base::tlsrpt::{ResultType, Verdict};
 use crate::session::Cause;
-use crate::tlsrpt::{ResultType, Verdict};
 
 /// The reason code of an MX host outside an MTA-STS policy.
 pub const MX_MISMATCH: &str = "mtasts-policy-mx-mismatch";

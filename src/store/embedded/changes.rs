@@ -8,9 +8,9 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
 use super::Files;
+use crate::base::tlsrpt::{Counted, Day, Policy, Tally};
 use crate::store::StoreError;
 use crate::store::format::{self, CountKey, Digest, Malformed, PolicyRef, Value};
-use crate::tlsrpt::{Counted, Day, Policy, Tally};
 
 /// What is to be set or removed, by key.
 pub(super) type Changes = BTreeMap<Vec<u8>, Change>;

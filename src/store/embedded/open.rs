@@ -17,7 +17,7 @@ use parking_lot::{Mutex, RwLock};
 use tokio::sync::Notify;
 
 use super::{CACHE, Change, Changes, Embedded, Files, Pairs, READ_AT_START, State, acknowledge, guarded, io_fault};
-use crate::clock::Clock;
+use crate::base::clock::Clock;
 use crate::store::format::{self, Seal, VERSION, VERSION_KEY, Value};
 use crate::store::{Family, StoreError};
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::*;
-use crate::tlsrpt::{Counted, Failure, PolicyType, ResultType, Tally};
+use crate::base::tlsrpt::{Counted, Failure, PolicyType, ResultType, Tally};
 
 const DAY: Day = Day(20_779);
 

@@ -20,12 +20,12 @@ use lab::daemon::{Daemon, Program};
 use lab::report;
 use lab::smtp::Mail;
 use lab::world::{Options, World};
-use tlswarden::clock::Clock;
+use tlswarden::base::clock::Clock;
+use tlswarden::base::tlsrpt::{Counted, Day, Failure, Policy, PolicyType, ResultType, Tally};
 use tlswarden::config::{Config, DkimKey};
 use tlswarden::report::message::Signer;
 use tlswarden::store::embedded::Embedded;
 use tlswarden::store::{Batch, Store};
-use tlswarden::tlsrpt::{Counted, Day, Failure, Policy, PolicyType, ResultType, Tally};
 
 const FULL: usize = 10_000;
 const SHORT: usize = 200;

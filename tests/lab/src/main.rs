@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use lab::daemon::Program;
-use tlswarden::memory::Allocator;
+use tlswarden::base::allocator::Allocator;
 
 // As in the program itself.
 #[global_allocator]

@@ -22,8 +22,8 @@ use lab::smtp::submit;
 use lab::world::{Options, World};
 use scenarios::{Counts, Scenario};
 use serde_json::Value;
+use tlswarden::base::tlsrpt::{Failure, InForce, ResultType, rows};
 use tlswarden::pipeline::{Counter, PolicyAt};
-use tlswarden::tlsrpt::{Failure, InForce, ResultType, rows};
 use tlswarden_parsers::Dialect;
 
 #[path = "accuracy/scenarios.rs"]

@@ -23,10 +23,10 @@ use lab::daemon::{Daemon, Program};
 use lab::https::Answer;
 use lab::socketmap;
 use lab::world::{Domain, Options, Server, Tlsa, World};
-use tlswarden::clock::Clock;
+use tlswarden::base::clock::Clock;
+use tlswarden::base::tlsrpt::{Counted, Row, Tally};
 use tlswarden::store::embedded::Embedded;
 use tlswarden::store::{Family, Store};
-use tlswarden::tlsrpt::{Counted, Row, Tally};
 use tokio::sync::oneshot;
 use tokio::task::{JoinSet, spawn_blocking};
 

@@ -8,7 +8,8 @@ use hickory_proto::rr::RecordType;
 use lab::ca::{self, Authority};
 use lab::dns::{self, Dns, Zone};
 use lab::https::{Answer, PolicyHosts, Site};
-use tlswarden::clock::Clock;
+use tlswarden::base::clock::Clock;
+use tlswarden::base::tlsrpt::{InForce, Mode, ResultType};
 use tlswarden::config::{
     Config, Level as Default_, Listen, OverrideSection, PostfixSection, PostfixVersion, Skip, Span,
 };
@@ -23,7 +24,6 @@ use tlswarden::policy::{Level, NextHop, Policies};
 use tlswarden::socketmap::{self, Listener};
 use tlswarden::store::embedded::Embedded;
 use tlswarden::store::{BATCH, Batch, Family, Store};
-use tlswarden::tlsrpt::{InForce, Mode, ResultType};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::watch;

@@ -8,11 +8,11 @@ use lab::daemon::{Daemon, Program};
 use lab::dns;
 use lab::https::Answer;
 use lab::world::{Domain, Options, Server, Tlsa, World};
-use tlswarden::clock::Clock;
+use tlswarden::base::clock::Clock;
+use tlswarden::base::tlsrpt::{InForce, Mode};
 use tlswarden::metrics::Metrics;
 use tlswarden::policy::history::History;
 use tlswarden::store::embedded::Embedded;
-use tlswarden::tlsrpt::{InForce, Mode};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 

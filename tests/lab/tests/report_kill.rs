@@ -19,10 +19,10 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::inotify;
 use rustix::process::{Signal, kill_process};
 use serde_json::Value;
-use tlswarden::clock::Clock;
+use tlswarden::base::clock::Clock;
+use tlswarden::base::tlsrpt::{Counted, Day, Policy, Tally};
 use tlswarden::store::embedded::Embedded;
 use tlswarden::store::{Batch, Store};
-use tlswarden::tlsrpt::{Counted, Day, Policy, Tally};
 use tokio::task::spawn_blocking;
 
 const KILLS: u64 = 100;

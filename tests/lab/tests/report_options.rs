@@ -10,10 +10,10 @@ use std::time::{Duration, Instant};
 use lab::daemon::{Daemon, Program};
 use lab::world::{Options, World};
 use serde_json::Value;
-use tlswarden::clock::Clock;
+use tlswarden::base::clock::Clock;
+use tlswarden::base::tlsrpt::{Counted, Day, Policy, Tally};
 use tlswarden::store::embedded::Embedded;
 use tlswarden::store::{Batch, Store};
-use tlswarden::tlsrpt::{Counted, Day, Policy, Tally};
 
 const SECTION: &str = "[report]\nonly_failures = true\nallow = [\".test\"]\nmax_destinations = 2\n";
 const SUPPRESS: &str = "[[report.suppress]]\ndomain = \"quiet.test\"\nuntil = \"2026-11-22\"\n\

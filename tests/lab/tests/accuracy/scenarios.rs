@@ -5,7 +5,7 @@ use std::sync::Arc;
 use lab::ca::Fault;
 use lab::postfix::Installation;
 use lab::world::{Domain, Server, Tlsa};
-use tlswarden::tlsrpt::{InForce, Mode, Policy, PolicyType, ResultType};
+use tlswarden::base::tlsrpt::{InForce, Mode, Policy, PolicyType, ResultType};
 
 use super::Told;
 

@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 use lab::world::SENDING;
-use tlswarden::tlsrpt::{Counted, Day, Failure, Mode, Policy, PolicyType, ResultType, Tally, Trust, mx_matches};
+use tlswarden::base::tlsrpt::{Counted, Day, Failure, Mode, Policy, PolicyType, ResultType, Tally, Trust, mx_matches};
 
 #[path = "../../../../parsers/benches/mix.rs"]
 #[allow(dead_code, missing_docs)]

@@ -1,0 +1,8 @@
+//! What every pipeline needs and none owns: names, time, shutdown, the words of RFC 8460. No I/O of its own.
+
+pub mod allocator;
+pub mod clock;
+pub mod domain_name;
+pub mod own_reports;
+pub mod shutdown;
+pub mod tlsrpt;
