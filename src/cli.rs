@@ -24,8 +24,8 @@ use std::process::ExitCode;
 use clap::{Args, CommandFactory, Parser, Subcommand};
 
 use crate::base::tlsrpt::Day;
+use crate::config::detect;
 use crate::config::{Config, ConfigError};
-use crate::detect;
 use crate::finding::{Findings, Weight};
 
 /// Everything went well.

@@ -17,8 +17,8 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use crate::config::Config;
-use crate::dns::Resolver;
 use crate::finding::{Finding, Findings, Weight};
+use crate::net::dns::Resolver;
 use daemon::Running;
 use exim::Exim;
 use postconf::Instance;
@@ -43,7 +43,7 @@ pub async fn diagnose(options: &Options) -> Findings {
     let mut found = Findings::default();
     // As the daemon does: what the file does not say is found out.
     let mut host = Vec::new();
-    let complete = |config: &mut Config| host = crate::detect::complete_unread(config);
+    let complete = |config: &mut Config| host = crate::config::detect::complete_unread(config);
     let config = match Config::load_and(&options.config, complete) {
         Ok(config) => config,
         Err(error) => {

@@ -4,11 +4,11 @@
 
 pub mod base;
 pub mod config;
-pub mod dns;
 pub mod finding;
-pub mod https;
 pub mod listener;
 pub mod metrics;
+pub mod net;
+pub mod store;
 
 pub mod civil;
 pub mod count;
@@ -21,13 +21,11 @@ pub mod scheduler;
 pub mod session;
 pub mod socketmap;
 pub mod status;
-pub mod store;
 pub mod tally;
 pub mod watchdog;
 
 pub mod cli;
 pub mod control;
 pub mod daemon;
-pub mod detect;
 pub mod doctor;
 pub mod receiving;

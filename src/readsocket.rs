@@ -264,8 +264,8 @@ mod tests {
     use super::*;
     use crate::base::clock::Clock;
     use crate::config::Config;
-    use crate::dns::Resolver;
-    use crate::https::Client;
+    use crate::net::dns::Resolver;
+    use crate::net::https::Client;
     use crate::policy::history::History;
     use crate::policy::sts::cached::Cached;
     use crate::policy::sts::document;

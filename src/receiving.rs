@@ -25,9 +25,9 @@ use tokio::task::JoinSet;
 
 use crate::base::clock::Clock;
 use crate::config::Config;
-use crate::dns::{DnsError, Resolver, Tlsa};
 use crate::finding::Findings;
-use crate::https::{self, CertificateFault, Client};
+use crate::net::dns::{DnsError, Resolver, Tlsa};
+use crate::net::https::{self, CertificateFault, Client};
 use crate::policy::NextHop;
 use crate::policy::dane::{self, Verdict};
 use crate::policy::sts::document::Document;
@@ -186,7 +186,7 @@ pub async fn examine(config: &Config, domain: &str) -> Result<Examination, Strin
 /// All that was found, to be judged.
 struct Whole<'a> {
     domain: &'a str,
-    mx: &'a Result<crate::dns::Answer<(u16, String)>, DnsError>,
+    mx: &'a Result<crate::net::dns::Answer<(u16, String)>, DnsError>,
     verdict: &'a Verdict,
     hosts: &'a [Host],
     sts: &'a Sts,
@@ -228,7 +228,7 @@ struct Looker {
 }
 
 impl Looker {
-    async fn hosts(&self, mx: &Result<crate::dns::Answer<(u16, String)>, DnsError>, domain: &str) -> Vec<Host> {
+    async fn hosts(&self, mx: &Result<crate::net::dns::Answer<(u16, String)>, DnsError>, domain: &str) -> Vec<Host> {
         let names: Vec<(Option<u16>, String)> = match mx {
             Ok(answer) => answer
                 .records

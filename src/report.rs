@@ -12,8 +12,8 @@ pub mod recipients;
 
 use crate::base::tlsrpt::{Day, PolicyType, Row};
 use crate::config::{Dkim, ReportSection};
-use crate::dns::{DnsError, Resolver};
-use crate::https;
+use crate::net::dns::{DnsError, Resolver};
+use crate::net::https;
 use build::Report;
 use deliver::{Letter, Limits, Outcome, Way};
 use message::{MessageError, Signer};

@@ -25,7 +25,7 @@ use crate::control::Desk;
 use crate::listener::{Listener, Stream};
 use crate::metrics::answers::{BOUNDS, Kind};
 use crate::metrics::catalogue::{CATALOGUE, SNAPSHOT, Shown};
-use crate::metrics::families::OfFamily;
+use crate::metrics::line_counts::OfFamily;
 use crate::metrics::{Counting, Progress, Protocol};
 
 /// Connections that are served at once: a few scrapers, each with one.

@@ -23,7 +23,7 @@ use crate::base::tlsrpt::{Failure, InForce, Policy, PolicyType, Row, rows};
 use crate::config;
 use crate::input::BLOCK;
 use crate::input::journald::MAX_ENTRY as MAX_LINE;
-use crate::metrics::families::OfFamily;
+use crate::metrics::line_counts::OfFamily;
 use crate::pipeline::{Counter, PolicyAt, is_of};
 use crate::policy::sts::document;
 

@@ -14,8 +14,8 @@ use tokio::process::Command;
 
 use super::reach::{Obstacle, Person, Wish};
 use crate::config::{ClosedNetworkSection, Config, InputSection, Source};
-use crate::dns::{DnsError, Resolver, nameservers};
 use crate::finding::{Finding, Findings, Weight};
+use crate::net::dns::{DnsError, Resolver, nameservers};
 
 /// How long `timedatectl` may take: it asks a service that may have to be started.
 const PATIENCE: Duration = Duration::from_secs(5);

@@ -6,8 +6,8 @@
 use std::io;
 
 use crate::config::{DkimKey, ReportSection};
-use crate::dns::{DnsError, Resolver};
 use crate::finding::{Finding, Findings, Weight};
+use crate::net::dns::{DnsError, Resolver};
 use crate::report::message::{KeyError, KeyFault, Signer};
 use crate::report::recipients::NoRecipients;
 use crate::report::{Identity, LookupError, missing_identity, published};

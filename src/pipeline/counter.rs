@@ -22,7 +22,7 @@ use crate::civil::Calendar;
 use crate::config::Tlsrpt;
 use crate::count::Rules;
 use crate::input::journald as journal;
-use crate::metrics::families::Families;
+use crate::metrics::line_counts::Families;
 use crate::policy::history::History;
 use crate::session::datagram::{self, Reported};
 use crate::session::exim::Told;

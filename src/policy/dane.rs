@@ -15,7 +15,7 @@ use tokio::task::JoinSet;
 use super::NextHop;
 use super::under::Row;
 use crate::base::tlsrpt::{Policy, PolicyType};
-use crate::dns::{DnsError, Resolver, Tlsa};
+use crate::net::dns::{DnsError, Resolver, Tlsa};
 
 /// How many MX hosts are asked about. Large providers have about ten.
 pub const MAX_HOSTS: usize = 32;

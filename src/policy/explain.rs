@@ -19,7 +19,7 @@ use super::sts::domain::{Known, Record};
 use super::sts::record;
 use super::{Coverage, Decision, Level, NextHop, Policies};
 use crate::base::tlsrpt::{Mode, mx_matches};
-use crate::dns::DnsError;
+use crate::net::dns::DnsError;
 
 /// How much of a stranger's text is shown, in characters.
 pub const MAX_TEXT: usize = 300;

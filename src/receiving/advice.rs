@@ -181,8 +181,10 @@ impl Whole<'_> {
         }
         let all_fit = host.addresses.iter().all(|seen| seen.certificate.is_none() || seen.fits.is_some());
         if host.has_dane() && all_fit {
-            let stays =
-                |record: &crate::dns::Tlsa| Line { record: format!("{name}. IN TLSA {record}"), state: State::Stays };
+            let stays = |record: &crate::net::dns::Tlsa| Line {
+                record: format!("{name}. IN TLSA {record}"),
+                state: State::Stays,
+            };
             advice.zone.extend(host.found.records.iter().map(stays));
             return;
         }

@@ -40,7 +40,7 @@ use tokio::net::{TcpStream, ToSocketAddrs};
 use tokio::process::{Child, Command};
 
 use crate::config::{Deliver, ReportSection};
-use crate::https::{self, HttpsError};
+use crate::net::https::{self, HttpsError};
 use crate::report::recipients::Mailbox;
 use crate::report::shown;
 

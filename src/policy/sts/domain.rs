@@ -20,7 +20,7 @@ use super::document::Document;
 use super::fetch::FetchFault;
 use super::record;
 use crate::base::clock::{Moment, SharedMoment};
-use crate::dns::{Answer, DnsError};
+use crate::net::dns::{Answer, DnsError};
 
 /// Seconds until a failed fetch is tried again, the first time.
 pub const FIRST_RETRY: i64 = 300;

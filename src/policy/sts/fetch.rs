@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use super::document::{self, Document, Invalid, MAX_DOCUMENT};
 use crate::base::tlsrpt::ResultType;
-use crate::https::{CertificateFault, Client, HttpsError};
+use crate::net::https::{CertificateFault, Client, HttpsError};
 
 /// The longest that a fetch takes (RFC 8461 §3.3 suggests one minute).
 pub const FETCH_TIME: Duration = Duration::from_secs(60);

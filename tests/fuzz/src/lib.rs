@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use rustls_pki_types::{CertificateDer, UnixTime};
 use tlswarden::config::Level as DefaultLevel;
-use tlswarden::dns::Tlsa;
+use tlswarden::net::dns::Tlsa;
 use tlswarden::base::domain_name;
 use tlswarden::input::journald;
 use tlswarden::policy::sts::cached::Cached;

@@ -14,8 +14,8 @@ use lab::https::Answer;
 use lab::socketmap;
 use lab::world::{Domain, Options, Server, Tlsa, World};
 use tlswarden::config::Config;
-use tlswarden::dns::Resolver;
-use tlswarden::https::{Client, HttpsError};
+use tlswarden::net::dns::Resolver;
+use tlswarden::net::https::{Client, HttpsError};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 

@@ -13,9 +13,9 @@ use tlswarden::base::tlsrpt::{InForce, Mode, ResultType};
 use tlswarden::config::{
     Config, Level as Default_, Listen, OverrideSection, PostfixSection, PostfixVersion, Skip, Span,
 };
-use tlswarden::dns::Resolver;
-use tlswarden::https::Client;
 use tlswarden::metrics::Metrics;
+use tlswarden::net::dns::Resolver;
+use tlswarden::net::https::Client;
 use tlswarden::policy::history::History;
 use tlswarden::policy::sts::cache::{MAX_BEHIND, OCTETS_EACH};
 use tlswarden::policy::sts::cached::Cached;

@@ -5,8 +5,8 @@
 
 use std::fmt;
 
-use super::{Deliver, Listen, PostfixVersion, Span};
 use crate::base::domain_name;
+use crate::config::{Deliver, Listen, PostfixVersion, Span};
 
 impl TryFrom<String> for Span {
     type Error = String;

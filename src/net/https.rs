@@ -27,7 +27,7 @@ use rustls::{DigitallySignedStruct, SignatureScheme};
 use rustls_platform_verifier::Verifier;
 
 use crate::config::{Certificates, ClosedNetworkSection};
-use crate::dns::{DnsError, Resolver};
+use crate::net::dns::{DnsError, Resolver};
 
 /// The longest that a connection may take to stand, TLS included.
 const CONNECT_TIME: Duration = Duration::from_secs(15);

@@ -5,7 +5,7 @@
 
 pub mod answers;
 pub mod catalogue;
-pub mod families;
+pub mod line_counts;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use answers::Answers;
-use families::{Families, OfFamily};
+use line_counts::{Families, OfFamily};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 

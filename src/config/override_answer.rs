@@ -4,8 +4,8 @@
 //! An attribute that Postfix does not know, or takes at another level alone, would defer all mail to the domain.
 //! Limits: [`MAX_ANSWER`] octets of printable ASCII. `policy_failure` is refused: it makes an enforced delivery fail.
 
-use super::PostfixVersion;
 use crate::base::domain_name;
+use crate::config::PostfixVersion;
 
 /// The longest fixed answer, in octets: far below what Postfix takes, far above what anybody writes.
 const MAX_ANSWER: usize = 10_000;

@@ -4,9 +4,10 @@
 //! When it fails: one line that names file, line, key, what was found and what is allowed (exit 78).
 //! Not here: whether what it names exists on this host (`daemon`).
 
-mod answer;
-mod load;
-mod written;
+pub mod detect;
+mod override_answer;
+mod validate;
+mod values;
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -17,7 +18,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use tlswarden_parsers::Dialect;
 
-pub use load::{ConfigError, parse, time_zone};
+pub use validate::{ConfigError, parse, time_zone};
 
 use crate::base::tlsrpt::Day;
 
@@ -195,7 +196,7 @@ pub enum Listen {
 #[serde(default, deny_unknown_fields)]
 pub struct ResolverSection {
     /// The validating resolver; without it the first loopback `nameserver` of `/etc/resolv.conf`.
-    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "load::address")]
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "validate::address")]
     pub address: Option<SocketAddr>,
 }
 
@@ -304,7 +305,7 @@ pub enum Certificates {
 #[serde(untagged)]
 pub enum Dkim {
     /// The MTA's own signer, such as a milter.
-    #[serde(serialize_with = "load::mta")]
+    #[serde(serialize_with = "validate::mta")]
     Mta,
     /// We do: every key signs every report.
     Keys(Vec<DkimKey>),
@@ -368,7 +369,7 @@ pub struct ClosedNetworkSection {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub extra_root: Option<PathBuf>,
     /// Where every policy host is reached, in place of its own address and port 443.
-    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "load::address")]
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "validate::address")]
     pub policy_hosts: Option<SocketAddr>,
     /// Whether policy hosts and receivers may have private and loopback addresses.
     #[serde(skip_serializing_if = "is_default")]

@@ -13,8 +13,8 @@ use serde::de::value::SeqAccessDeserializer;
 use serde::de::{DeserializeOwned, Error, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serializer};
 
-use super::{Config, Deliver, Dkim, DkimKey, InputSection, PostfixVersion, ReportSection, Source, Tlsrpt};
 use crate::base::domain_name;
+use crate::config::{Config, Deliver, Dkim, DkimKey, InputSection, PostfixVersion, ReportSection, Source, Tlsrpt};
 use crate::policy::NextHop;
 
 /// The time between two reports to a domain, and how long one is tried (RFC 8460 §5.5).
@@ -130,11 +130,11 @@ impl Config {
             }
         }
         let public = self.resolver.address.filter(|address| !address.ip().is_loopback());
-        if let (false, Some(address)) = (super::is_default(&self.closed_network), public) {
+        if let (false, Some(address)) = (crate::config::is_default(&self.closed_network), public) {
             let problem = format!("{address} is not on this host; with [closed_network] allowed: a loopback address");
             return Err(("resolver", "address", problem));
         }
-        if !super::is_default(&self.closed_network) && self.resolver.address.is_none() {
+        if !crate::config::is_default(&self.closed_network) && self.resolver.address.is_none() {
             let problem = "missing; with [closed_network] it must name a loopback address".to_owned();
             return Err(("resolver", "address", problem));
         }
@@ -245,7 +245,7 @@ impl Config {
                 let postfix = &self.postfix;
                 // Where the version is not known yet nothing is too new.
                 let version = postfix.version.unwrap_or(PostfixVersion { major: u16::MAX, minor: 0 });
-                let checked = super::answer::check(answer, version, postfix.dnssec());
+                let checked = crate::config::override_answer::check(answer, version, postfix.dnssec());
                 checked.map_err(|problem| (nth, "answer", format!("{dot}{name}: {problem}")))?;
             }
         }
@@ -332,7 +332,7 @@ impl Config {
     }
 }
 
-impl super::InputSection {
+impl crate::config::InputSection {
     /// The mode of the datagram socket.
     pub fn socket_mode(&self) -> Result<u32, String> {
         let Some(text) = &self.mode else { return Ok(0o666) };

@@ -1,0 +1,4 @@
+//! The network clients: DNS queries to the host's resolver, and HTTPS requests.
+
+pub mod dns;
+pub mod https;
