@@ -4,24 +4,19 @@
 
 pub mod base;
 pub mod config;
+pub mod counting;
 pub mod finding;
 pub mod listener;
 pub mod metrics;
 pub mod net;
 pub mod store;
 
-pub mod civil;
-pub mod count;
-pub mod input;
-pub mod pipeline;
 pub mod policy;
 pub mod readsocket;
 pub mod report;
 pub mod scheduler;
-pub mod session;
 pub mod socketmap;
 pub mod status;
-pub mod tally;
 pub mod watchdog;
 
 pub mod cli;

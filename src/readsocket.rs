@@ -29,12 +29,12 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::timeout;
 
+use crate::counting::pipeline::Telling;
+use crate::counting::session::exim::Told;
 use crate::listener::{Listener, Stream};
 use crate::metrics::answers::{Answers, Kind};
 use crate::metrics::{Metrics, Protocol};
-use crate::pipeline::Telling;
 use crate::policy::{Decision, Level, Policies};
-use crate::session::exim::Told;
 
 /// The longest request, in octets: longer than any domain name can be.
 pub const MAX_REQUEST: usize = 1100;

@@ -10,7 +10,7 @@ use allocation_counter::measure;
 use jiff::tz::TimeZone;
 use mix::{Mix, Stamps};
 use tlswarden::base::tlsrpt::InForce;
-use tlswarden::pipeline::{Counter, PolicyAt};
+use tlswarden::counting::pipeline::{Counter, PolicyAt};
 use tlswarden_parsers::{Dialect, parse};
 
 struct NotAsked;

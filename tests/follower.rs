@@ -14,8 +14,8 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime};
 
 use flate2::{Compression, write::GzEncoder};
-use tlswarden::input::file::Follower;
-use tlswarden::input::{BLOCK, MAX_LINE, Mark};
+use tlswarden::counting::input::file::Follower;
+use tlswarden::counting::input::{BLOCK, MAX_LINE, Mark};
 
 /// How long a writer may keep on writing to a rotated file: here it does not at all once the new one has lines.
 const QUIET: Duration = Duration::from_millis(20);

@@ -9,7 +9,7 @@ use proptest::prelude::*;
 use proptest::sample::select;
 use proptest::test_runner::FileFailurePersistence;
 use tlswarden::base::tlsrpt::{InForce, Row, rows};
-use tlswarden::pipeline::{Counter, PolicyAt};
+use tlswarden::counting::pipeline::{Counter, PolicyAt};
 use tlswarden_parsers::Dialect;
 
 /// Longer texts are cut by Postfix (MSG_SYSLOG_RECLEN), in octets.

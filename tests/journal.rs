@@ -11,9 +11,9 @@ use std::time::{Duration, Instant};
 
 use jiff::tz::TimeZone;
 use tlswarden::base::tlsrpt::{InForce, rows};
-use tlswarden::input::Mark;
-use tlswarden::input::journald::{Follower, Journal, Next, entry};
-use tlswarden::pipeline::{Counter, PolicyAt};
+use tlswarden::counting::input::Mark;
+use tlswarden::counting::input::journald::{Follower, Journal, Next, entry};
+use tlswarden::counting::pipeline::{Counter, PolicyAt};
 use tlswarden_parsers::Dialect;
 
 const REMOTE: &str = "/lib/systemd/systemd-journal-remote";

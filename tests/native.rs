@@ -9,8 +9,8 @@ use std::sync::Arc;
 use jiff::tz::TimeZone;
 use tlswarden::base::tlsrpt::{InForce, rows};
 use tlswarden::config::{self, Config};
-use tlswarden::count::Rules;
-use tlswarden::pipeline::{Counter, PolicyAt};
+use tlswarden::counting::pipeline::{Counter, PolicyAt};
+use tlswarden::counting::rules::Rules;
 use tlswarden_parsers::Dialect;
 
 /// 2026-11-23, for time stamps without a year.

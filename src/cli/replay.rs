@@ -21,10 +21,10 @@ use crate::base::clock::Clock;
 use crate::base::domain_name;
 use crate::base::tlsrpt::{Failure, InForce, Policy, PolicyType, Row, rows};
 use crate::config;
-use crate::input::BLOCK;
-use crate::input::journald::MAX_ENTRY as MAX_LINE;
+use crate::counting::input::BLOCK;
+use crate::counting::input::journald::MAX_ENTRY as MAX_LINE;
+use crate::counting::pipeline::{Counter, PolicyAt, is_of};
 use crate::metrics::line_counts::OfFamily;
-use crate::pipeline::{Counter, PolicyAt, is_of};
 use crate::policy::sts::document;
 
 pub const HELP: &str = "\

@@ -22,12 +22,12 @@ use super::{DaemonError, House, Tasks, until};
 use crate::base::clock::Clock;
 use crate::base::own_reports::Secret;
 use crate::config::{Config, InputSection, Source as Named};
-use crate::count::Rules;
-use crate::input::datagram::{self, Queue};
-use crate::input::stdin::Stdin;
-use crate::input::{InputError, file, journald};
+use crate::counting::input::datagram::{self, Queue};
+use crate::counting::input::stdin::Stdin;
+use crate::counting::input::{InputError, file, journald};
+use crate::counting::pipeline::{self, Counter, Fed, Source};
+use crate::counting::rules::Rules;
 use crate::metrics::Metrics;
-use crate::pipeline::{self, Counter, Fed, Source};
 use crate::store::{Store, StoreError};
 
 /// How often a pattern is looked through for new files.
@@ -114,7 +114,7 @@ impl Makes {
 
 struct Restored {
     source: Source,
-    mark: Option<crate::input::Mark>,
+    mark: Option<crate::counting::input::Mark>,
 }
 
 /// All inputs, opened.

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use listenfd::ListenFd;
 
 use crate::config::Listen;
-use crate::input::datagram::RECEIVE_BUFFER;
+use crate::counting::input::datagram::RECEIVE_BUFFER;
 
 /// Anybody may connect: the folder says who gets there. smtp(8) runs as user postfix.
 const OPEN_TO_ALL: u32 = 0o666;

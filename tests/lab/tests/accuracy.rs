@@ -23,7 +23,7 @@ use lab::world::{Options, World};
 use scenarios::{Counts, Scenario};
 use serde_json::Value;
 use tlswarden::base::tlsrpt::{Failure, InForce, ResultType, rows};
-use tlswarden::pipeline::{Counter, PolicyAt};
+use tlswarden::counting::pipeline::{Counter, PolicyAt};
 use tlswarden_parsers::Dialect;
 
 #[path = "accuracy/scenarios.rs"]

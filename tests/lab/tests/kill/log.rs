@@ -13,7 +13,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use flate2::Compression;
 use flate2::write::GzEncoder;
-use tlswarden::input::Mark;
+use tlswarden::counting::input::Mark;
 use tokio::sync::oneshot;
 
 use crate::script::{Dice, Ledger, Place, Script};

@@ -6,10 +6,6 @@
 //! When it fails: a store that does not write is tried again, and reading waits; the log file is the queue.
 //! Not here: reading (`input`), what lines come to (`counter`), what the store does with a batch (`store`).
 
-mod counter;
-mod failing;
-mod twice;
-
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -21,16 +17,16 @@ use tokio::sync::{mpsc, oneshot, watch};
 use crate::base::clock::Clock;
 use crate::base::own_reports::Queued;
 use crate::base::shutdown::stopped;
-use crate::input::datagram::{Queue, Taken};
-use crate::input::{Block, MAX_LINE, Mark};
+use crate::counting::counter::CALENDAR;
+pub use crate::counting::counter::{Counter, OwnReports, PolicyAt, Seen, is_of};
+use crate::counting::duplicate_inputs::Twice;
+use crate::counting::failure_notices::Failing;
+use crate::counting::input::datagram::{Queue, Taken};
+use crate::counting::input::{Block, MAX_LINE, Mark};
+use crate::counting::session::exim::Told;
+use crate::counting::session::{Losses, SESSION_TIMEOUT};
 use crate::metrics::{Metrics, Progress};
-use crate::session::exim::Told;
-use crate::session::{Losses, SESSION_TIMEOUT};
 use crate::store::{Batch, Family, Record, Store, StoreError};
-use counter::CALENDAR;
-pub use counter::{Counter, OwnReports, PolicyAt, Seen, is_of};
-use failing::Failing;
-use twice::Twice;
 
 /// How long a line may wait for its commit: few enough commits for a disk, soon enough for a report.
 const COMMIT: Duration = Duration::from_millis(250);

@@ -16,8 +16,8 @@ use parking_lot::Mutex;
 use crate::base::domain_name;
 use crate::base::tlsrpt::{InForce, Mode, Outcome, Policy};
 use crate::config::{Config, NextHopSection, Source, Tlsrpt};
+use crate::counting::session::datagram::Reported;
 use crate::policy::NextHop;
-use crate::session::datagram::Reported;
 
 /// Destinations whose source address is remembered; when full, all are forgotten: asking again costs microseconds.
 const MAX_SOURCES: usize = 10_000;

@@ -7,20 +7,20 @@
 //! Limits: the constants below. Not here: the wording of a line (`parsers`).
 
 mod attempt;
-mod words;
+mod reason;
 
 use serde::{Deserialize, Serialize};
 use tlswarden_parsers::event::{Event, Peer, Process, Reason, RuledOut, TlsFeature, TlsState, VerifyCause, What};
 
 pub(super) use self::attempt::text;
 use self::attempt::{Attempt, Unlogged, host_key, lower_case, peer_key, process_key};
-pub use self::words::{DANE_NO_MATCH, MX_MISMATCH};
-pub(super) use self::words::{HANDSHAKE_FAILURE, reason_code, verification};
-use self::words::{native_verdict, next_hop_host};
-use super::kept::{Change, Kept};
-use super::{Losses, SESSION_TIMEOUT};
+pub use self::reason::{DANE_NO_MATCH, MX_MISMATCH};
+pub(super) use self::reason::{HANDSHAKE_FAILURE, reason_code, verification};
+use self::reason::{native_verdict, next_hop_host};
 use crate::base::domain_name;
 use crate::base::tlsrpt::{Outcome, ResultType, Trust, Verdict};
+use crate::counting::session::tracked_map::{Change, Kept};
+use crate::counting::session::{Losses, SESSION_TIMEOUT};
 
 /// smtp(8) processes that have a delivery under way. Postfix's default_process_limit is 100.
 const MAX_PROCESSES: usize = 100_000;

@@ -10,9 +10,9 @@
 //! A file of which no more is there than how each line begins is not told from another one in its place.
 //! Not here: files rotated into another folder or packed otherwise than by gzip; what a line means (`parsers`).
 
-mod reader;
-mod siblings;
-mod source;
+mod follow;
+mod open_log;
+mod rotated;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -23,12 +23,12 @@ use tokio::sync::Notify;
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::Instant;
 
-use self::reader::{Reader, Step};
-use super::{Block, InputError, Mark};
+use self::follow::{Reader, Step};
+use crate::counting::input::{Block, InputError, Mark};
 
 /// Whether `other` has the name of a rotated file of `log`, packed or not.
 pub fn is_rotated(log: &Path, other: &Path) -> bool {
-    siblings::is_of(log, other)
+    rotated::is_of(log, other)
 }
 
 /// How often the file is looked at when nothing wakes us.

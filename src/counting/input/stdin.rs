@@ -9,8 +9,8 @@ use std::io::{self, Read};
 
 use tokio::sync::mpsc;
 
-use super::cut::Cutter;
-use super::{BLOCK, Block, MAX_LINE, Mark};
+use crate::counting::input::line_splitter::Cutter;
+use crate::counting::input::{BLOCK, Block, MAX_LINE, Mark};
 
 /// Blocks that are read ahead of the counting.
 const AHEAD: usize = 4;

@@ -11,10 +11,10 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use super::POLL;
-use super::siblings::{self, Sibling};
-use super::source::{Found, Source};
-use crate::input::{Block, InputError, Mark};
+use crate::counting::input::file::POLL;
+use crate::counting::input::file::open_log::{Found, Source};
+use crate::counting::input::file::rotated::{self, Sibling};
+use crate::counting::input::{Block, InputError, Mark};
 
 /// How long no name in the folder must have changed before what is read of it is believed: more than the grain of the
 /// time stamps that the kernel gives it.
@@ -128,11 +128,11 @@ impl Reader {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(false),
             Err(e) => return Err(unreadable(path, &e)),
         };
-        let changed = siblings::changed(&self.path).map_err(|e| self.unreadable(&e))?;
+        let changed = rotated::changed(&self.path).map_err(|e| self.unreadable(&e))?;
         // Where the clock went back, only that nothing changed meanwhile can be told.
         let at_rest = changed.elapsed().map_or(true, |since| since >= AT_REST);
         let agreed = matches!(self.next()?, Next::File(_, again) if again == identity);
-        let unchanged = siblings::changed(&self.path).is_ok_and(|again| again == changed);
+        let unchanged = rotated::changed(&self.path).is_ok_and(|again| again == changed);
         if at_rest && agreed && unchanged && (next.device, next.inode) == identity {
             self.take(next)?;
             return Ok(true);
@@ -156,7 +156,7 @@ impl Reader {
 
     /// Goes on with another file.
     fn take(&mut self, source: Source) -> Result<(), InputError> {
-        let rotated = siblings::of(&self.path).map_err(|e| self.unreadable(&e))?;
+        let rotated = rotated::of(&self.path).map_err(|e| self.unreadable(&e))?;
         let mut later: Vec<u64> = Vec::new();
         if !self.is_at_path(&source)? {
             let at = position(&rotated, &source).map_or(rotated.len(), |at| at + 1);
@@ -215,7 +215,7 @@ impl Reader {
 
     /// The oldest rotated file that has content, unless it is a copy of the one at the path that nobody needs yet.
     fn oldest(&self) -> Result<Option<Source>, InputError> {
-        let rotated = siblings::of(&self.path).map_err(|e| self.unreadable(&e))?;
+        let rotated = rotated::of(&self.path).map_err(|e| self.unreadable(&e))?;
         let current = Source::open(&self.path).ok();
         let first = rotated.iter().find_map(with_content);
         Ok(first.filter(|first| !current.is_some_and(|now| now.inode != first.inode && first.is_copy_of(&now))))
@@ -223,7 +223,7 @@ impl Reader {
 
     /// The newest rotated file that has content, read to its end.
     fn end_of_newest(&self) -> Result<Option<Source>, InputError> {
-        let rotated = siblings::of(&self.path).map_err(|e| self.unreadable(&e))?;
+        let rotated = rotated::of(&self.path).map_err(|e| self.unreadable(&e))?;
         let newest = rotated.iter().rev().find_map(with_content);
         Ok(newest.and_then(|mut source| source.go_to(u64::MAX).ok().map(|()| source)))
     }
@@ -232,7 +232,7 @@ impl Reader {
     fn rotated(&mut self, mark: &Mark) -> Result<Option<Source>, InputError> {
         let Mark::File { inode, .. } = mark else { return Ok(None) };
         let mut found = None;
-        for sibling in siblings::of(&self.path).map_err(|e| self.unreadable(&e))? {
+        for sibling in rotated::of(&self.path).map_err(|e| self.unreadable(&e))? {
             let source = match Source::open(&sibling.path) {
                 Ok(source) => source,
                 Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
@@ -261,7 +261,7 @@ impl Reader {
             self.missed = None;
             return Ok(Next::None);
         }
-        let rotated = siblings::of(&self.path).map_err(|e| self.unreadable(&e))?;
+        let rotated = rotated::of(&self.path).map_err(|e| self.unreadable(&e))?;
         let later = match position(&rotated, source) {
             Some(at) => &rotated[at + 1..],
             None => {

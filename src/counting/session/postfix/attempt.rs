@@ -9,10 +9,10 @@ use serde::{Deserialize, Serialize};
 use smallvec::SmallVec;
 use tlswarden_parsers::event::{Peer, Process};
 
-use super::SMTP_PORT;
-use super::words::HANDSHAKE_FAILURE;
 use crate::base::tlsrpt::{Trust, Verdict};
-use crate::session::Cause;
+use crate::counting::session::Cause;
+use crate::counting::session::postfix::SMTP_PORT;
+use crate::counting::session::postfix::reason::HANDSHAKE_FAILURE;
 
 /// One connection that is being put together, or a host that was ruled out before any.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -134,6 +134,6 @@ pub(super) fn host_key(host: &str, ip: Option<IpAddr>) -> Key {
     key_of(host.as_bytes(), ip, None)
 }
 
-pub(in crate::session) fn text(bytes: &[u8]) -> String {
+pub(in crate::counting::session) fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant, SystemTime};
 use flate2::read::MultiGzDecoder;
 use memchr::{memchr, memrchr};
 
-use crate::input::{BLOCK, MAX_LINE, Mark};
+use crate::counting::input::{BLOCK, MAX_LINE, Mark};
 
 /// How many of its first octets a file is known by, at most.
 pub(super) const HEAD: usize = 1024;

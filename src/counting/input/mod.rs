@@ -4,10 +4,10 @@
 //! Limits: `MAX_LINE` octets a line; longer ones are skipped and counted. `BLOCK` octets a block.
 //! Not here: what a line means (`parsers`), when a mark is stored (`pipeline`).
 
-mod cut;
 pub mod datagram;
 pub mod file;
 pub mod journald;
+mod line_splitter;
 pub mod stdin;
 
 use serde::{Deserialize, Serialize};

@@ -9,8 +9,8 @@ use std::sync::Arc;
 use crate::base::tlsrpt::{
     Counted, Day, Failure, InForce, Mode, Outcome, Policy, PolicyType, ResultType, Tally, Trust, Verdict, mx_matches,
 };
-use crate::session::datagram::Reported;
-use crate::session::postfix::{DANE_NO_MATCH, MX_MISMATCH};
+use crate::counting::session::datagram::Reported;
+use crate::counting::session::postfix::{DANE_NO_MATCH, MX_MISMATCH};
 
 /// What a session counts as.
 #[derive(Clone, Debug, PartialEq, Eq)]

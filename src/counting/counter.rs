@@ -18,18 +18,18 @@ use tlswarden_parsers::event::{Stamp, What};
 use tlswarden_parsers::{Dialect, Event, Malformed, is_log_line, parse};
 
 use crate::base::tlsrpt::{Counted, Day, InForce, Mode, Outcome, PolicyType, Tally};
-use crate::civil::Calendar;
 use crate::config::Tlsrpt;
-use crate::count::Rules;
-use crate::input::journald as journal;
+use crate::counting::input::journald as journal;
+use crate::counting::rules::Rules;
+use crate::counting::session::datagram::{self, Reported};
+use crate::counting::session::exim::Told;
+use crate::counting::session::tracked_map::Change;
+use crate::counting::session::{Losses, Sessions};
+use crate::counting::tally;
+use crate::counting::timestamps::Calendar;
 use crate::metrics::line_counts::Families;
 use crate::policy::history::History;
-use crate::session::datagram::{self, Reported};
-use crate::session::exim::Told;
-use crate::session::kept::Change;
-use crate::session::{Losses, Sessions};
 use crate::store::Record;
-use crate::tally;
 
 /// The least time between two samples of a family of lines that cannot be read, in seconds.
 const SAMPLE_EVERY: i64 = 60;

@@ -22,8 +22,8 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
 use tokio::process::{Child, ChildStderr, ChildStdout, Command};
 use tokio::time::{Instant, timeout};
 
-use super::cut::Cutter;
-use super::{BLOCK, Block, MAX_LINE, Mark};
+use crate::counting::input::line_splitter::Cutter;
+use crate::counting::input::{BLOCK, Block, MAX_LINE, Mark};
 
 /// The longest entry that is read, in octets: a text of `MAX_LINE` as an array of numbers, and the other fields.
 pub const MAX_ENTRY: usize = 4 * MAX_LINE + 64 * 1024;

@@ -13,6 +13,8 @@
 //! first recipient that follows does, once the message is done with or nothing was logged of it for [`SESSION_TIMEOUT`].
 //! Limits: the constants below. Not here: the wording of a line (`parsers`).
 
+mod event_action;
+
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::IpAddr;
 
@@ -20,14 +22,12 @@ use serde::{Deserialize, Serialize};
 use tlswarden_parsers::event::exim::{Became, Checked, Line, Problem, Recipient, Says};
 use tlswarden_parsers::event::{Event, Peer, What};
 
-mod told;
-
-pub use self::told::Told;
-use super::kept::{Change, Kept};
-use super::postfix::{HANDSHAKE_FAILURE, MX_MISMATCH, reason_code, text, verification};
-use super::{Cause, Losses, SESSION_TIMEOUT};
+pub use self::event_action::Told;
 use crate::base::domain_name;
 use crate::base::tlsrpt::{Outcome, ResultType, Trust, Verdict};
+use crate::counting::session::postfix::{HANDSHAKE_FAILURE, MX_MISMATCH, reason_code, text, verification};
+use crate::counting::session::tracked_map::{Change, Kept};
+use crate::counting::session::{Cause, Losses, SESSION_TIMEOUT};
 
 /// Messages of which something is open. Exim's deliver_queue_load_max and queue_run_max keep deliveries to far fewer.
 const MAX_MESSAGES: usize = 100_000;

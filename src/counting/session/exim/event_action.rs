@@ -10,7 +10,7 @@ use std::str;
 
 use tlswarden_parsers::event::exim::Problem;
 
-use super::Cause;
+use crate::counting::session::exim::Cause;
 
 /// A failed session, as Exim told it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,7 +46,7 @@ impl Told {
             host: host.to_ascii_lowercase(),
             ip: ip.parse().ok()?,
             domain: domain.to_owned(),
-            why: problem.fails_session().then(|| super::why(problem, None, false)),
+            why: problem.fails_session().then(|| crate::counting::session::exim::why(problem, None, false)),
         })
     }
 }

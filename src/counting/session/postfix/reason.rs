@@ -6,9 +6,9 @@
 
 use tlswarden_parsers::event::VerifyCause;
 
-use super::attempt::text;
 use crate::base::tlsrpt::{ResultType, Verdict};
-use crate::session::Cause;
+use crate::counting::session::Cause;
+use crate::counting::session::postfix::attempt::text;
 
 /// The reason code of an MX host outside an MTA-STS policy.
 pub const MX_MISMATCH: &str = "mtasts-policy-mx-mismatch";
@@ -17,10 +17,10 @@ pub const MX_MISMATCH: &str = "mtasts-policy-mx-mismatch";
 pub const DANE_NO_MATCH: &str = "dane-no-match";
 
 /// The reason code of a handshake that failed.
-pub(in crate::session) const HANDSHAKE_FAILURE: &str = "tls-handshake-failure";
+pub(in crate::counting::session) const HANDSHAKE_FAILURE: &str = "tls-handshake-failure";
 
 /// RFC 8460 §4.3's words for a verification failure: the cause goes into the reason code, in OpenSSL's words.
-pub(in crate::session) fn verification(cause: VerifyCause<'_>) -> Cause {
+pub(in crate::counting::session) fn verification(cause: VerifyCause<'_>) -> Cause {
     use ResultType::{CertificateExpired, CertificateHostMismatch, CertificateNotTrusted};
     let not_trusted = |code: &str| (CertificateNotTrusted, Some(code.to_owned()));
     match cause {
@@ -52,7 +52,7 @@ pub(super) fn native_verdict(failure_type: &[u8], reason: Option<&[u8]>) -> Verd
 }
 
 /// Words as a reason code: spaces become underscores, at most 64 of them, printable.
-pub(in crate::session) fn reason_code(words: &[u8]) -> String {
+pub(in crate::counting::session) fn reason_code(words: &[u8]) -> String {
     let fit = |b: &u8| match b {
         b' ' => '_',
         b if b.is_ascii_graphic() => char::from(*b),

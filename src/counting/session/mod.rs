@@ -6,14 +6,14 @@
 
 pub mod datagram;
 pub mod exim;
-pub mod kept;
 pub mod postfix;
+pub mod tracked_map;
 
 use serde::{Deserialize, Serialize};
 use tlswarden_parsers::Dialect;
 use tlswarden_parsers::event::Event;
 
-use self::kept::Change;
+use self::tracked_map::Change;
 use crate::base::tlsrpt::{Outcome, ResultType};
 
 /// How long a session may stay open by the time in the lines, or by the clock once its input is at the end, in seconds.

@@ -1,0 +1,14 @@
+//! The counting pipeline: lines and datagrams in, tallies of TLS sessions out.
+//!
+//! The inputs ([`input`]) feed one thread ([`pipeline`]), which parses each line, puts the lines of a session together
+//! ([`session`]), applies the counting rules ([`rules`], [`tally`]) and commits the result with the position of the input.
+
+mod counter;
+mod duplicate_inputs;
+mod failure_notices;
+pub mod input;
+pub mod pipeline;
+pub mod rules;
+pub mod session;
+pub mod tally;
+pub mod timestamps;
