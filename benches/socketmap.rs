@@ -17,16 +17,17 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use tlswarden::answering::listener::Listener;
+use tlswarden::answering::policy::history::History;
+use tlswarden::answering::policy::policies::Policies;
+use tlswarden::answering::socketmap::netstring::{self, Frame};
+use tlswarden::answering::socketmap::server;
 use tlswarden::base::allocator::Allocator;
 use tlswarden::base::clock::Clock;
 use tlswarden::config::Config;
 use tlswarden::metrics::Metrics;
 use tlswarden::net::dns::Resolver;
 use tlswarden::net::https::Client;
-use tlswarden::policy::Policies;
-use tlswarden::policy::history::History;
-use tlswarden::socketmap::netstring::{self, Frame};
-use tlswarden::socketmap::{self, Listener};
 use tlswarden::store::embedded::Embedded;
 use tlswarden::store::{Batch, Family, Store};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -193,7 +194,7 @@ async fn daemon(folder: &Path, keys: &[String]) -> (Target, usize, u128) {
     let at = tcp.local_addr().expect("bound");
     for listener in [Listener::Tcp(tcp), Listener::Unix(UnixListener::bind(&unix).expect("bound"))] {
         let (policies, metrics) = (Arc::clone(&policies), metrics.clone());
-        tokio::spawn(socketmap::serve(listener, policies, config.postfix.clone(), metrics, stopped.clone()));
+        tokio::spawn(server::serve(listener, policies, config.postfix.clone(), metrics, stopped.clone()));
     }
     let mut probe = UnixStream::connect(&unix).await.expect("connected");
     probe.write_all(&request(&keys[0])).await.expect("asked");

@@ -19,19 +19,20 @@ use tokio::net::UnixStream;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
+use crate::answering::policy::admin::explain::Explanation;
+use crate::answering::policy::admin::list::Listed;
+use crate::answering::policy::policies::Policies;
+use crate::answering::socketmap::server;
 use crate::base::clock::Clock;
 use crate::base::domain_name;
+use crate::base::next_hop::NextHop;
 use crate::base::shutdown::stopped;
 use crate::base::tlsrpt::{Day, Row};
 use crate::config::Config;
 use crate::metrics::{Metrics, Progress};
 use crate::net::dns::Resolver;
-use crate::policy::explain::Explanation;
-use crate::policy::ledger::Listed;
-use crate::policy::{NextHop, Policies};
 use crate::report::missing_identity;
 use crate::scheduler::{Due, Kept, Overview, Preview, Scheduler};
-use crate::socketmap;
 use crate::store::Store;
 use crate::store::embedded::BACKUP;
 
@@ -133,7 +134,7 @@ pub struct Status {
     /// Whether it validates: without, there is no DANE.
     pub validating: bool,
     /// How much is known.
-    pub policies: crate::policy::Counts,
+    pub policies: crate::answering::policy::policies::Counts,
     /// What `[report]` lacks; until it is there no report is sent.
     pub missing_identity: Vec<String>,
     /// What is due, in short.
@@ -200,7 +201,7 @@ impl Desk {
 
     /// What Postfix would be answered, and why.
     pub async fn policy(&self, next_hop: &str) -> Explanation {
-        socketmap::explain(&self.policies, next_hop, self.config.postfix.default_level()).await
+        server::explain(&self.policies, next_hop, self.config.postfix.default_level()).await
     }
 
     /// What would be sent. Fails with one line.
@@ -280,7 +281,7 @@ impl Desk {
 
     /// Each next hop that has a policy, and its answer.
     pub fn export(&self) -> Vec<(String, String)> {
-        socketmap::table(&self.policies, self.config.postfix.default_level())
+        server::table(&self.policies, self.config.postfix.default_level())
     }
 
     /// Copies the store within its own folder; the folder of the copy. Fails with one line.

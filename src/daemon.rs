@@ -23,6 +23,11 @@ use tokio::task::{Id, JoinError, JoinSet};
 pub use sockets::SocketError;
 use sockets::{Bound, Sockets};
 
+use crate::answering::listener::Listener;
+use crate::answering::policy::history::History;
+use crate::answering::policy::policies::Policies;
+use crate::answering::readsocket;
+use crate::answering::socketmap::server;
 use crate::base::clock::Clock;
 use crate::base::own_reports::Secret;
 use crate::base::shutdown::stopped;
@@ -34,13 +39,9 @@ use crate::counting::rules::Rules;
 use crate::metrics::Metrics;
 use crate::net::dns::Resolver;
 use crate::net::https;
-use crate::policy::Policies;
-use crate::policy::history::History;
-use crate::readsocket;
 use crate::report::keys::Public;
 use crate::report::missing_identity;
 use crate::scheduler::{Context, Scheduler, Setup};
-use crate::socketmap::{self, Listener};
 use crate::status;
 use crate::store::embedded::Embedded;
 use crate::store::{Store, StoreError};
@@ -378,7 +379,7 @@ impl Tasks {
         let postfix = &config.postfix;
         for (address, listener) in socketmaps {
             let task =
-                socketmap::serve(listener, Arc::clone(&policies), postfix.clone(), metrics.clone(), shutdown.clone());
+                server::serve(listener, Arc::clone(&policies), postfix.clone(), metrics.clone(), shutdown.clone());
             tasks.spawn(format!("socketmap {address}"), done(task));
         }
         for (address, listener) in readsockets {

@@ -2,20 +2,17 @@
 //!
 //! The modules, in the order the data meets them.
 
+pub mod answering;
 pub mod base;
 pub mod config;
 pub mod counting;
 pub mod finding;
-pub mod listener;
 pub mod metrics;
 pub mod net;
 pub mod store;
 
-pub mod policy;
-pub mod readsocket;
 pub mod report;
 pub mod scheduler;
-pub mod socketmap;
 pub mod status;
 pub mod watchdog;
 

@@ -3,7 +3,7 @@
 //! Takes: a domain. Gives: an [`Examination`]: MX hosts, TLSA records, certificates, the MTA-STS policy, where it wants
 //! reports, what is wrong with that, and the records and the policy that would make it right. The rules are the daemon's own:
 //! `policy::dane`, `policy::sts`, `report::recipients`.
-//! Limits: `dane::MAX_HOSTS` MX hosts, [`MAX_ADDRESSES`] addresses each, [`AT_ONCE`] connections. Addresses that are not public
+//! Limits: `lookup::MAX_HOSTS` MX hosts, [`MAX_ADDRESSES`] addresses each, [`AT_ONCE`] connections. Addresses that are not public
 //! are not connected to, unless the configuration is for a closed network.
 //! When it fails: what could not be found out is said ([`Findings::not_looked_at`]); the rest stands.
 //! Not here: how it is shown (`cli`), this host's own set-up (`doctor`).
@@ -23,16 +23,16 @@ use serde::Serialize;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
+use crate::answering::policy::dane::lookup::{self, Verdict};
+use crate::answering::policy::sts::document::Document;
+use crate::answering::policy::sts::fetch::{FetchFault, fetch};
+use crate::answering::policy::sts::record::{self, NoRecord};
 use crate::base::clock::Clock;
+use crate::base::next_hop::NextHop;
 use crate::config::Config;
 use crate::finding::Findings;
 use crate::net::dns::{DnsError, Resolver, Tlsa};
 use crate::net::https::{self, CertificateFault, Client};
-use crate::policy::NextHop;
-use crate::policy::dane::{self, Verdict};
-use crate::policy::sts::document::Document;
-use crate::policy::sts::fetch::{FetchFault, fetch};
-use crate::policy::sts::record::{self, NoRecord};
 use crate::report::recipients::{NoRecipients, Recipients};
 use crate::report::{LookupError, published};
 pub use advice::{Advice, Line, State};
@@ -159,7 +159,7 @@ pub async fn examine(config: &Config, domain: &str) -> Result<Examination, Strin
     };
     let (mx, verdict, sts, reports) = tokio::join!(
         resolver.mx(&domain),
-        dane::look(&resolver, &hop),
+        lookup::look(&resolver, &hop),
         find_sts(&resolver, &client, &domain),
         published(&resolver, &domain),
     );
@@ -173,7 +173,7 @@ pub async fn examine(config: &Config, domain: &str) -> Result<Examination, Strin
     let advice = whole.advise(looker.clock.seconds());
     Ok(Examination {
         mx: whole.mx_words(),
-        mx_signed: matches!(verdict.mx, dane::Mx::Signed),
+        mx_signed: matches!(verdict.mx, lookup::Mx::Signed),
         mta_sts: whole.sts_words(),
         tlsrpt: whole.reports_words(),
         domain: domain.clone(),
@@ -242,7 +242,7 @@ impl Looker {
         };
         let permits = Arc::new(Semaphore::new(AT_ONCE));
         let mut tasks = JoinSet::new();
-        for (number, (preference, name)) in names.into_iter().take(dane::MAX_HOSTS).enumerate() {
+        for (number, (preference, name)) in names.into_iter().take(lookup::MAX_HOSTS).enumerate() {
             let (looker, permits) = (self.clone(), Arc::clone(&permits));
             tasks.spawn(async move { (number, looker.host(preference, name, permits).await) });
         }
@@ -278,7 +278,7 @@ impl Looker {
         }
         let mut addresses = tasks.join_all().await;
         addresses.sort_by_key(|seen| seen.address);
-        let word = |record: &Tlsa| match dane::usability(record) {
+        let word = |record: &Tlsa| match lookup::usability(record) {
             Ok(()) => record.to_string(),
             Err(why) => format!("{record}: unusable: {why}"),
         };
@@ -340,14 +340,14 @@ impl Looker {
 impl Host {
     /// Whether it has TLSA records that a sender goes by.
     fn has_dane(&self) -> bool {
-        self.found.records_signed && self.found.records.iter().any(|record| dane::usability(record).is_ok())
+        self.found.records_signed && self.found.records.iter().any(|record| lookup::usability(record).is_ok())
     }
 }
 
 impl Whole<'_> {
     fn mx_words(&self) -> String {
         match (self.mx, &self.verdict.mx) {
-            (Ok(_), dane::Mx::Null) => "a null MX: it takes no mail (RFC 7505)".into(),
+            (Ok(_), lookup::Mx::Null) => "a null MX: it takes no mail (RFC 7505)".into(),
             (Ok(answer), _) => format!("{} MX records", answer.records.len()),
             (Err(DnsError::NoRecords { .. }), _) => "no MX records: the domain is its own host".into(),
             (Err(error), _) => error.to_string(),

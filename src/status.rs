@@ -21,8 +21,8 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{Semaphore, watch};
 
+use crate::answering::listener::{Listener, Stream};
 use crate::control::Desk;
-use crate::listener::{Listener, Stream};
 use crate::metrics::answers::{BOUNDS, Kind};
 use crate::metrics::catalogue::{CATALOGUE, SNAPSHOT, Shown};
 use crate::metrics::line_counts::OfFamily;

@@ -3,6 +3,7 @@
 pub mod allocator;
 pub mod clock;
 pub mod domain_name;
+pub mod next_hop;
 pub mod own_reports;
 pub mod shutdown;
 pub mod tlsrpt;

@@ -11,11 +11,11 @@ use clap::{Args, Subcommand, ValueEnum};
 use super::control::{answer, moment, pretty};
 use super::table::table;
 use super::{ConfigFile, Fault, USAGE, print};
+use crate::answering::policy::admin::list::Listed;
+use crate::answering::policy::sts::domain_state::Record;
+use crate::base::next_hop::NextHop;
 use crate::base::tlsrpt::Mode;
 use crate::control::Question;
-use crate::policy::NextHop;
-use crate::policy::ledger::Listed;
-use crate::policy::sts::domain::Record;
 
 #[derive(Args)]
 pub struct Options {

@@ -17,6 +17,7 @@ use tlswarden_parsers::Dialect;
 
 use super::table::table;
 use super::{CONFIG, Fault, NO_INPUT, USAGE, print};
+use crate::answering::policy::sts::document;
 use crate::base::clock::Clock;
 use crate::base::domain_name;
 use crate::base::tlsrpt::{Failure, InForce, Policy, PolicyType, Row, rows};
@@ -25,7 +26,6 @@ use crate::counting::input::BLOCK;
 use crate::counting::input::journald::MAX_ENTRY as MAX_LINE;
 use crate::counting::pipeline::{Counter, PolicyAt, is_of};
 use crate::metrics::line_counts::OfFamily;
-use crate::policy::sts::document;
 
 pub const HELP: &str = "\
 A policies file gives the policies in force, as the daemon's own decisions would:

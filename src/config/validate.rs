@@ -14,8 +14,8 @@ use serde::de::{DeserializeOwned, Error, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serializer};
 
 use crate::base::domain_name;
+use crate::base::next_hop::NextHop;
 use crate::config::{Config, Deliver, Dkim, DkimKey, InputSection, PostfixVersion, ReportSection, Source, Tlsrpt};
-use crate::policy::NextHop;
 
 /// The time between two reports to a domain, and how long one is tried (RFC 8460 §5.5).
 const DAY: Duration = Duration::from_secs(86_400);

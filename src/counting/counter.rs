@@ -17,6 +17,7 @@ use tlswarden_parsers::event::exim::{Became, Line, Says};
 use tlswarden_parsers::event::{Stamp, What};
 use tlswarden_parsers::{Dialect, Event, Malformed, is_log_line, parse};
 
+use crate::answering::policy::history::History;
 use crate::base::tlsrpt::{Counted, Day, InForce, Mode, Outcome, PolicyType, Tally};
 use crate::config::Tlsrpt;
 use crate::counting::input::journald as journal;
@@ -28,7 +29,6 @@ use crate::counting::session::{Losses, Sessions};
 use crate::counting::tally;
 use crate::counting::timestamps::Calendar;
 use crate::metrics::line_counts::Families;
-use crate::policy::history::History;
 use crate::store::Record;
 
 /// The least time between two samples of a family of lines that cannot be read, in seconds.

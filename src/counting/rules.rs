@@ -14,10 +14,10 @@ use ipnet::IpNet;
 use parking_lot::Mutex;
 
 use crate::base::domain_name;
+use crate::base::next_hop::NextHop;
 use crate::base::tlsrpt::{InForce, Mode, Outcome, Policy};
 use crate::config::{Config, NextHopSection, Source, Tlsrpt};
 use crate::counting::session::datagram::Reported;
-use crate::policy::NextHop;
 
 /// Destinations whose source address is remembered; when full, all are forgotten: asking again costs microseconds.
 const MAX_SOURCES: usize = 10_000;

@@ -3,10 +3,10 @@
 //! Takes: its answers over the control socket. Gives: findings.
 //! Not here: asking (`control`), why Postfix might not ask (`postfix`).
 
+use crate::answering::policy::admin::list::Listed;
 use crate::config::Config;
 use crate::control::{AskError, Question, Status, ask};
 use crate::finding::{Finding, Findings, Weight};
-use crate::policy::ledger::Listed;
 
 /// How far an input may be behind its log, in octets: a busy minute.
 const MAX_BEHIND: u64 = 16 * 1024 * 1024;
@@ -204,7 +204,13 @@ mod tests {
             inputs: Default::default(),
             resolver: String::new(),
             validating: true,
-            policies: crate::policy::Counts { decisions: 0, domains: 0, policies: 0, periods: 0, sts_octets: 0 },
+            policies: crate::answering::policy::policies::Counts {
+                decisions: 0,
+                domains: 0,
+                policies: 0,
+                periods: 0,
+                sts_octets: 0,
+            },
             missing_identity: Vec::new(),
             due: Default::default(),
             counters: counters.iter().map(|(name, n)| ((*name).to_owned(), *n)).collect(),

@@ -14,10 +14,10 @@ use rustls::pki_types::pem::PemObject;
 
 use super::postconf::{Instance, Service, words};
 use super::reach::{Obstacle, Person, Wish};
+use crate::answering::socketmap::reply::{MAX_REPLY, Wording};
+use crate::answering::socketmap::server::ATTRIBUTES_SINCE;
 use crate::config::{Config, Level, Listen, PostfixVersion};
 use crate::finding::{Finding, Weight};
-use crate::socketmap::ATTRIBUTES_SINCE;
-use crate::socketmap::wording::{MAX_REPLY, Wording};
 
 /// A service and where its parameters come from.
 struct View<'a> {

@@ -124,7 +124,7 @@ impl Whole<'_> {
         advice.policy.extend(names.iter().map(|name| format!("mx: {name}")));
         advice.policy.push(format!("max_age: {max_age}"));
         let state = match self.sts {
-            Sts::NoRecord(crate::policy::sts::record::NoRecord::Absent) => State::New,
+            Sts::NoRecord(crate::answering::policy::sts::record::NoRecord::Absent) => State::New,
             _ => State::Replaces,
         };
         advice.zone.push(Line { record: sts_record(domain, &new_id(now, id.map(String::as_str))), state });
@@ -224,7 +224,7 @@ fn new_id(now: i64, old: Option<&str>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::policy::sts::record;
+    use crate::answering::policy::sts::record;
 
     #[test]
     fn an_id_is_new_and_an_id() {

@@ -18,9 +18,9 @@ use serde::Serialize;
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
+use crate::answering::policy::dane::lookup::usability;
 use crate::net::dns::Tlsa;
 use crate::net::https::{CertificateFault, certificate_fault};
-use crate::policy::dane::usability;
 
 /// How many names are shown: a certificate of a large host has a hundred.
 pub const MAX_NAMES: usize = 100;

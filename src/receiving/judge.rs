@@ -6,12 +6,12 @@
 use super::probe::ProbeFault;
 use super::smtp::SmtpError;
 use super::{Host, Outcome, Seen, Sts, Whole};
+use crate::answering::policy::dane::lookup::{self, Coverage};
+use crate::answering::policy::sts::record::NoRecord;
 use crate::base::tlsrpt::{Mode, mx_matches};
 use crate::finding::{Finding, Findings, Weight};
 use crate::net::dns::DnsError;
 use crate::net::https::CertificateFault;
-use crate::policy::dane::{self, Coverage};
-use crate::policy::sts::record::NoRecord;
 use crate::report::LookupError;
 use crate::report::recipients::NoRecipients;
 
@@ -50,8 +50,8 @@ impl Whole<'_> {
             (Err(DnsError::NoSuchDomain { .. }), _) => {
                 say(Weight::Error, "no-domain", "there is no such domain".into(), "Mail to it bounces.")
             }
-            (_, dane::Mx::Null) => say(Weight::Note, "null-mx", self.mx_words(), "There is nothing to protect."),
-            (_, dane::Mx::Nowhere) => {
+            (_, lookup::Mx::Null) => say(Weight::Note, "null-mx", self.mx_words(), "There is nothing to protect."),
+            (_, lookup::Mx::Nowhere) => {
                 say(Weight::Error, "no-host", "no host of it has an address".into(), "Mail to it bounces or waits.")
             }
             _ => true,
@@ -145,7 +145,7 @@ impl Whole<'_> {
         if with.is_empty() || self.all_dane() {
             return;
         }
-        if matches!(self.verdict.mx, dane::Mx::Unsigned) {
+        if matches!(self.verdict.mx, lookup::Mx::Unsigned) {
             let what = format!("{} has TLSA records, and the MX records are not signed", with.join(", "));
             let why =
                 "Who forges the MX records sends the mail to another host: DANE protects nothing (RFC 7672 §2.2.1).";
@@ -197,7 +197,7 @@ impl Whole<'_> {
             );
         }
         for record in records {
-            if let Err(fault) = dane::usability(record) {
+            if let Err(fault) = lookup::usability(record) {
                 let why = match host.has_dane() {
                     true => "Senders leave it out.",
                     false => "None is usable: TLS is required, and any certificate will do (RFC 7672 §2.2).",

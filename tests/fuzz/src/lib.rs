@@ -10,21 +10,22 @@ use tlswarden::config::Level as DefaultLevel;
 use tlswarden::net::dns::Tlsa;
 use tlswarden::base::domain_name;
 use tlswarden::counting::input::journald;
-use tlswarden::policy::sts::cached::Cached;
-use tlswarden::policy::sts::{document, record};
-use tlswarden::policy::{Decision, Level, NextHop};
+use tlswarden::answering::policy::sts::policy::Cached;
+use tlswarden::answering::policy::sts::{document, record};
+use tlswarden::answering::policy::decision::{Decision, Level};
+use tlswarden::base::next_hop::NextHop;
 use tlswarden::receiving::{certificate as server_certificate, smtp};
 use tlswarden::report::recipients::{Destination, MAX_READ, MAX_SKIPPED, recipients};
 use tlswarden::counting::session::exim::Told;
 use tlswarden::counting::session::{Sessions, datagram as session};
-use tlswarden::socketmap::netstring::{self, Frame};
-use tlswarden::socketmap::wording::{self, MAX_REPLY, Wording};
+use tlswarden::answering::socketmap::netstring::{self, Frame};
+use tlswarden::answering::socketmap::reply::{self, MAX_REPLY, Wording};
 use tlswarden::base::tlsrpt::Mode;
 use tlswarden_parsers::{Dialect, parse};
 
 #[path = "../../../parsers/tests/borrowed/mod.rs"]
 mod borrowed;
-#[path = "../../../src/socketmap/wording/model.rs"]
+#[path = "../../../src/answering/socketmap/reply/model.rs"]
 mod model;
 
 /// A log of Postfix: no line panics, and whatever an event borrows lies in its line.
@@ -196,7 +197,7 @@ pub fn answer(data: &[u8]) {
     assert_eq!(policy.policy_string, found.lines);
     let decision = Decision { domain: "example.com".into(), level, sts: Some(cached), failure: None };
     for (wording, _) in Wording::ALL {
-        let said = wording::reply(wording, &decision, default);
+        let said = reply::reply(wording, &decision, default);
         assert!(said.len() <= MAX_REPLY);
         let Some(words) = said.strip_prefix("OK ") else {
             assert!(said == "NOTFOUND " && found.mode == Mode::Testing);

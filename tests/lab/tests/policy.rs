@@ -8,7 +8,16 @@ use hickory_proto::rr::RecordType;
 use lab::ca::{self, Authority};
 use lab::dns::{self, Dns, Zone};
 use lab::https::{Answer, PolicyHosts, Site};
+use tlswarden::answering::listener::Listener;
+use tlswarden::answering::policy::decision::Level;
+use tlswarden::answering::policy::history::History;
+use tlswarden::answering::policy::policies::Policies;
+use tlswarden::answering::policy::sts::cache::{MAX_BEHIND, OCTETS_EACH};
+use tlswarden::answering::policy::sts::document;
+use tlswarden::answering::policy::sts::policy::Cached;
+use tlswarden::answering::socketmap::server;
 use tlswarden::base::clock::Clock;
+use tlswarden::base::next_hop::NextHop;
 use tlswarden::base::tlsrpt::{InForce, Mode, ResultType};
 use tlswarden::config::{
     Config, Level as Default_, Listen, OverrideSection, PostfixSection, PostfixVersion, Skip, Span,
@@ -16,12 +25,6 @@ use tlswarden::config::{
 use tlswarden::metrics::Metrics;
 use tlswarden::net::dns::Resolver;
 use tlswarden::net::https::Client;
-use tlswarden::policy::history::History;
-use tlswarden::policy::sts::cache::{MAX_BEHIND, OCTETS_EACH};
-use tlswarden::policy::sts::cached::Cached;
-use tlswarden::policy::sts::document;
-use tlswarden::policy::{Level, NextHop, Policies};
-use tlswarden::socketmap::{self, Listener};
 use tlswarden::store::embedded::Embedded;
 use tlswarden::store::{BATCH, Batch, Family, Store};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -148,7 +151,7 @@ impl Daemon {
             }
         };
         let (policies, metrics, stopped) = (Arc::clone(&self.policies), self.metrics.clone(), self.stop.subscribe());
-        self.tasks.spawn(socketmap::serve(listener, policies, postfix, metrics, stopped));
+        self.tasks.spawn(server::serve(listener, policies, postfix, metrics, stopped));
         at
     }
 
@@ -422,7 +425,7 @@ async fn no_dane_where_the_mta_has_no_dnssec() {
     let daemon = world.daemon(0);
     assert_eq!(daemon.level("signed.test").await, Level::Default);
     assert_eq!(world.dns.zone().asked("signed.test", RecordType::MX), 0);
-    let told = socketmap::explain(&daemon.policies, "signed.test", Default_::May).await.to_string();
+    let told = server::explain(&daemon.policies, "signed.test", Default_::May).await.to_string();
     assert!(
         told.contains(
             "- DANE: not looked at: no validating resolver, or Postfix asks for no DNSSEC ([postfix] dnssec)\n"
@@ -932,7 +935,7 @@ async fn an_answer_is_explained() {
     world.sts("told.test", "20260101", &document("enforce", "mx1.told.test", 10 * DAY));
     world.dns.change().tlsa("mx1.told.test", 1, 1, 1, &DIGEST);
     let daemon = world.daemon(0);
-    let told = socketmap::explain(&daemon.policies, "told.test", Default_::May).await;
+    let told = server::explain(&daemon.policies, "told.test", Default_::May).await;
     let text = told.to_string();
     for want in [
         "policy         OK secure match=mx1.told.test servername=hostname\n",
@@ -948,7 +951,7 @@ async fn an_answer_is_explained() {
     ] {
         assert!(text.contains(want), "missing {want:?} in\n{text}");
     }
-    let told = socketmap::explain(&daemon.policies, ".told.test", Default_::May).await;
+    let told = server::explain(&daemon.policies, ".told.test", Default_::May).await;
     assert_eq!(told.answers["policy"], "NOTFOUND ");
     daemon.end().await;
 }
@@ -962,7 +965,7 @@ async fn who_has_an_answer_explained_has_not_asked() {
     world.sts("asked.test", "1", &document("enforce", "mx1.asked.test", 10 * DAY));
     let daemon = world.daemon(0);
     let explain = async |daemon: &Daemon, name: &str| {
-        let told = socketmap::explain(&daemon.policies, name, Default_::May).await;
+        let told = server::explain(&daemon.policies, name, Default_::May).await;
         let want = format!("OK secure match=mx1.{name} servername=hostname");
         assert_eq!(told.answers["policy"], want);
     };
@@ -1073,7 +1076,7 @@ async fn overrides_go_before_what_is_published() {
         assert_eq!(daemon.history.at(quiet, Clock::default().seconds()).in_force, InForce::None, "{quiet}");
     }
     assert_eq!(world.dns.zone().asked("fixed.test", RecordType::MX), 0);
-    let table = socketmap::table(&daemon.policies, Default_::May);
+    let table = server::table(&daemon.policies, Default_::May);
     let table: Vec<String> = table.into_iter().map(|(key, answer)| format!("{key} {answer}")).collect();
     assert_eq!(
         table,
@@ -1086,7 +1089,7 @@ async fn overrides_go_before_what_is_published() {
             "nodane.test secure match=mx1.nodane.test servername=hostname",
         ]
     );
-    let because = socketmap::explain(&daemon.policies, "fixed.test", Default_::May).await.because;
+    let because = server::explain(&daemon.policies, "fixed.test", Default_::May).await.because;
     assert_eq!(because, "the configuration says so ([[policy.override]])");
     daemon.end().await;
 }

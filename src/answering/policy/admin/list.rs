@@ -11,11 +11,17 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::make::allows;
-use super::overrides::Rule;
-use super::sts::cached::PolicyFailure;
-use super::sts::domain::{Known, Record};
-use super::{Coverage, Decision, Entry, Level, NextHop, Policies, STALE, Urge, combine};
+use crate::answering::policy::dane::cached_verdict::STALE;
+use crate::answering::policy::dane::lookup::Coverage;
+use crate::answering::policy::decide::Urge;
+use crate::answering::policy::decide::allows;
+use crate::answering::policy::decision::{Decision, Level, combine};
+use crate::answering::policy::decision_cache::Entry;
+use crate::answering::policy::overrides::Rule;
+use crate::answering::policy::policies::Policies;
+use crate::answering::policy::sts::domain_state::{Known, Record};
+use crate::answering::policy::sts::policy::PolicyFailure;
+use crate::base::next_hop::NextHop;
 use crate::base::tlsrpt::Mode;
 
 /// A next hop and what is known of it. Times are seconds since 1970-01-01T00:00:00Z.
@@ -105,7 +111,7 @@ impl Policies {
             next_hop: hop.key(),
             answer: decision.level.name().to_owned(),
             dane: held.map(|held| ListedDane {
-                found: super::explain::coverage(held.coverage).to_owned(),
+                found: crate::answering::policy::admin::explain::coverage(held.coverage).to_owned(),
                 until: held.until(),
             }),
             sts: known.policy.map(|policy| {

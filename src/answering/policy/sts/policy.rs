@@ -8,8 +8,8 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 
 use serde::{Deserialize, Serialize};
 
-use super::document::{self, Document, MAX_AGE};
-use super::text::Text;
+use crate::answering::policy::sts::document::{self, Document, MAX_AGE};
+use crate::answering::policy::sts::text::Text;
 use crate::base::clock::Moment;
 use crate::base::tlsrpt::{Mode, Policy, PolicyType, ResultType};
 

@@ -29,12 +29,13 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::timeout;
 
+use crate::answering::listener::{Listener, Stream};
+use crate::answering::policy::decision::{Decision, Level};
+use crate::answering::policy::policies::Policies;
 use crate::counting::pipeline::Telling;
 use crate::counting::session::exim::Told;
-use crate::listener::{Listener, Stream};
 use crate::metrics::answers::{Answers, Kind};
 use crate::metrics::{Metrics, Protocol};
-use crate::policy::{Decision, Level, Policies};
 
 /// The longest request, in octets: longer than any domain name can be.
 pub const MAX_REQUEST: usize = 1100;
@@ -262,13 +263,13 @@ mod tests {
     use tokio::time::Instant;
 
     use super::*;
+    use crate::answering::policy::history::History;
+    use crate::answering::policy::sts::document;
+    use crate::answering::policy::sts::policy::Cached;
     use crate::base::clock::Clock;
     use crate::config::Config;
     use crate::net::dns::Resolver;
     use crate::net::https::Client;
-    use crate::policy::history::History;
-    use crate::policy::sts::cached::Cached;
-    use crate::policy::sts::document;
     use crate::store::Store;
     use crate::store::embedded::Embedded;
 

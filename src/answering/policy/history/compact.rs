@@ -8,8 +8,8 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::sts::cached;
-use super::sts::text::Text;
+use crate::answering::policy::sts::policy;
+use crate::answering::policy::sts::text::Text;
 use crate::base::tlsrpt::{Failure, InForce, Mode, Policy, PolicyType, ResultType};
 
 /// How a stored form begins that is not in JSON, as the first ones were.
@@ -78,7 +78,7 @@ impl Under {
             Under::None => InForce::None,
             Under::Sts { mode, text, failure } => {
                 let policy = match mode {
-                    Mode::Enforce | Mode::Testing => cached::policy(text, domain),
+                    Mode::Enforce | Mode::Testing => policy::policy(text, domain),
                     Mode::None => Policy {
                         policy_type: PolicyType::Sts,
                         policy_string: text.lines(domain),

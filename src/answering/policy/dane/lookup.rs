@@ -12,8 +12,8 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use tokio::task::JoinSet;
 
-use super::NextHop;
-use super::under::Row;
+use crate::answering::policy::history::compact::Row;
+use crate::base::next_hop::NextHop;
 use crate::base::tlsrpt::{Policy, PolicyType};
 use crate::net::dns::{DnsError, Resolver, Tlsa};
 

@@ -11,17 +11,19 @@ use std::sync::atomic::AtomicBool;
 
 use tokio::time::Instant;
 
-use super::dane::{self, Coverage};
-use super::decision::combine;
-use super::entries::Entry;
-use super::held::Held;
-use super::overrides::Rule;
-use super::sts::cached::Cached;
-use super::sts::domain::{Domain, Known};
-use super::sts::fetch;
-use super::under::Under;
-use super::{Decision, Level, NextHop, Policies};
+use crate::answering::policy::dane::cached_verdict::Held;
+use crate::answering::policy::dane::lookup::{self, Coverage};
+use crate::answering::policy::decision::combine;
+use crate::answering::policy::decision::{Decision, Level};
+use crate::answering::policy::decision_cache::Entry;
+use crate::answering::policy::history::compact::Under;
+use crate::answering::policy::overrides::Rule;
+use crate::answering::policy::policies::Policies;
+use crate::answering::policy::sts::domain_state::{Domain, Known};
+use crate::answering::policy::sts::fetch;
+use crate::answering::policy::sts::policy::Cached;
 use crate::base::clock::{Moment, SharedMoment};
+use crate::base::next_hop::NextHop;
 use crate::base::tlsrpt::{Mode, mx_matches};
 
 /// How long an answer stands that was given before all was known, in seconds.
@@ -190,7 +192,7 @@ impl Policies {
         }
         let flight = self.verdicts.join(&hop.key(), || {
             let (resolver, hop) = (self.resolver.clone(), hop.clone());
-            async move { Arc::new(dane::look(&resolver, &hop).await) }
+            async move { Arc::new(lookup::look(&resolver, &hop).await) }
         });
         let verdict = match flight {
             Some(flight) => {

@@ -10,6 +10,8 @@
 //! When it fails: what cannot be written stays in memory and is written with the next attempt.
 //! Not here: deciding (`policy`), reading logs.
 
+pub mod compact;
+
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -20,11 +22,11 @@ use serde::Deserialize;
 use smallvec::SmallVec;
 use tokio::sync::{Notify, watch};
 
-use super::NextHop;
-use super::sts::text::Text;
-use super::throttle::Throttle;
-use super::under::Under;
+use crate::answering::policy::history::compact::Under;
+use crate::answering::policy::sts::text::Text;
+use crate::answering::policy::throttle::Throttle;
 use crate::base::clock::{Clock, Moment, SharedMoment};
+use crate::base::next_hop::NextHop;
 use crate::base::shutdown::stopped;
 use crate::base::tlsrpt::InForce;
 use crate::metrics::Metrics;

@@ -9,7 +9,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use super::document::{self, Document, Invalid, MAX_DOCUMENT};
+use crate::answering::policy::sts::document::{self, Document, Invalid, MAX_DOCUMENT};
 use crate::base::tlsrpt::ResultType;
 use crate::net::https::{CertificateFault, Client, HttpsError};
 

@@ -10,9 +10,6 @@
 //! behind it can be found.
 //! Not here: what is answered (`policy`), how it is put (`wording`).
 
-pub mod netstring;
-pub mod wording;
-
 use std::future::poll_fn;
 use std::io;
 use std::mem::MaybeUninit;
@@ -25,16 +22,17 @@ use std::time::{Duration, Instant};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::sync::watch;
 
+use crate::answering::listener::Listener;
+use crate::answering::listener::Stream;
+use crate::answering::policy::admin::explain::Explanation;
+use crate::answering::policy::decision::Decision;
+use crate::answering::policy::policies::Policies;
+use crate::answering::readsocket;
+use crate::answering::socketmap::netstring::{self, Frame};
+use crate::answering::socketmap::reply::{self, Wording};
 use crate::config::{Level, PostfixSection, PostfixVersion};
-pub use crate::listener::Listener;
-use crate::listener::Stream;
 use crate::metrics::answers::{Answers, ByKind, Kind};
 use crate::metrics::{Metrics, Protocol};
-use crate::policy::explain::Explanation;
-use crate::policy::{Decision, Policies};
-use crate::readsocket;
-use netstring::Frame;
-use wording::Wording;
 
 /// The first Postfix that knows the `policy_*` attributes.
 pub const ATTRIBUTES_SINCE: PostfixVersion = PostfixVersion { major: 3, minor: 10 };
@@ -94,8 +92,7 @@ pub async fn serve(
 pub async fn explain(policies: &Arc<Policies>, key: &str, default: Level) -> Explanation {
     policies
         .explain(key, |decision| {
-            let postfix =
-                Wording::ALL.iter().map(|(w, map)| ((*map).to_owned(), wording::reply(*w, decision, default)));
+            let postfix = Wording::ALL.iter().map(|(w, map)| ((*map).to_owned(), reply::reply(*w, decision, default)));
             postfix.chain([("exim".to_owned(), readsocket::answer(decision))]).collect()
         })
         .await
@@ -105,7 +102,7 @@ pub async fn explain(policies: &Arc<Policies>, key: &str, default: Level) -> Exp
 /// the daemon. A testing policy has none, for it asks for nothing.
 pub fn table(policies: &Policies, default: Level) -> Vec<(String, String)> {
     let word =
-        |decision: &Decision| wording::reply(Wording::Policy, decision, default).strip_prefix("OK ").map(str::to_owned);
+        |decision: &Decision| reply::reply(Wording::Policy, decision, default).strip_prefix("OK ").map(str::to_owned);
     policies.table(word)
 }
 
@@ -229,7 +226,7 @@ impl Service {
     /// A whole frame.
     fn word(&self, wording: Wording, decision: &Decision) -> Box<[u8]> {
         let mut frame = Vec::new();
-        netstring::encode(wording::reply(wording, decision, self.default).as_bytes(), &mut frame);
+        netstring::encode(reply::reply(wording, decision, self.default).as_bytes(), &mut frame);
         frame.into_boxed_slice()
     }
 }

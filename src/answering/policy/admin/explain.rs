@@ -13,11 +13,14 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::dane::{self, HostTlsa, Mx, Verdict};
-use super::overrides::Rule;
-use super::sts::domain::{Known, Record};
-use super::sts::record;
-use super::{Coverage, Decision, Level, NextHop, Policies};
+use crate::answering::policy::dane::lookup::Coverage;
+use crate::answering::policy::dane::lookup::{self, HostTlsa, Mx, Verdict};
+use crate::answering::policy::decision::{Decision, Level};
+use crate::answering::policy::overrides::Rule;
+use crate::answering::policy::policies::Policies;
+use crate::answering::policy::sts::domain_state::{Known, Record};
+use crate::answering::policy::sts::record;
+use crate::base::next_hop::NextHop;
 use crate::base::tlsrpt::{Mode, mx_matches};
 use crate::net::dns::DnsError;
 
@@ -113,14 +116,14 @@ impl Policies {
                     details: answer
                         .records
                         .iter()
-                        .take(dane::MAX_HOSTS)
+                        .take(lookup::MAX_HOSTS)
                         .map(|(p, host)| format!("{p} {host}"))
                         .collect(),
                 },
                 Err(error) => Step::new(subject, nothing(&error)),
             });
         }
-        let verdict = dane::look(&self.resolver, hop).await;
+        let verdict = lookup::look(&self.resolver, hop).await;
         for host in &verdict.hosts {
             let subject = format!("TLSA of {}", host.name);
             steps.push(match &host.tlsa {
@@ -149,7 +152,7 @@ impl Policies {
             Ok(answer) => answer
                 .records
                 .iter()
-                .map(|record| match dane::usability(record) {
+                .map(|record| match lookup::usability(record) {
                     Ok(()) => format!("{}: usable", cut(&record.to_string())),
                     Err(why) => format!("{}: unusable: {why}", cut(&record.to_string())),
                 })

@@ -15,10 +15,10 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
-use super::cached::{Cached, PolicyFailure, Restored, beginning};
-use super::document::Document;
-use super::fetch::FetchFault;
-use super::record;
+use crate::answering::policy::sts::document::Document;
+use crate::answering::policy::sts::fetch::FetchFault;
+use crate::answering::policy::sts::policy::{Cached, PolicyFailure, Restored, beginning};
+use crate::answering::policy::sts::record;
 use crate::base::clock::{Moment, SharedMoment};
 use crate::net::dns::{Answer, DnsError};
 
@@ -321,8 +321,8 @@ impl State {
 
 #[cfg(test)]
 mod tests {
-    use super::super::document;
     use super::*;
+    use crate::answering::policy::sts::document;
     use crate::base::tlsrpt::{Mode, ResultType};
 
     const DAY: i64 = 86_400;

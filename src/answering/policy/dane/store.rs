@@ -12,8 +12,8 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
-use super::STALE;
-use super::held::Held;
+use crate::answering::policy::dane::cached_verdict::Held;
+use crate::answering::policy::dane::cached_verdict::STALE;
 use crate::store::{BATCH, Batch, Family, Store, StoreError};
 
 /// How long after it was found a verdict is in the store, while the disk keeps up: many go into one write.

@@ -18,18 +18,18 @@ use std::time::Duration;
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::{Notify, Semaphore, watch};
 
-use super::cached::{Cached, PolicyFailure, REFRESH};
-use super::domain::Domain;
-use super::fetch;
+use crate::answering::policy::history::History;
+use crate::answering::policy::single_flight::{Flight, Flights};
+use crate::answering::policy::sts::domain_state::Domain;
+use crate::answering::policy::sts::fetch;
+use crate::answering::policy::sts::policy::{Cached, PolicyFailure, REFRESH};
+use crate::answering::policy::throttle::Throttle;
 use crate::base::clock::Clock;
 use crate::base::shutdown::stopped;
 use crate::base::tlsrpt::{Mode, ResultType};
 use crate::metrics::Metrics;
 use crate::net::dns::Resolver;
 use crate::net::https::Client;
-use crate::policy::flight::{Flight, Flights};
-use crate::policy::history::History;
-use crate::policy::throttle::Throttle;
 use crate::store::{BATCH, Batch, Family, Store, StoreError};
 
 /// How long after a change it is in the store, at the latest, while the disk keeps up.

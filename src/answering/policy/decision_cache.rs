@@ -13,11 +13,12 @@ use std::sync::{Arc, OnceLock};
 
 use parking_lot::RwLock;
 
-use super::held::Held;
-use super::history::Period;
-use super::sts::cached::{Cached, PolicyFailure};
-use super::sts::domain::Domain;
-use super::{Decision, Level, packed};
+use crate::answering::policy::compress;
+use crate::answering::policy::dane::cached_verdict::Held;
+use crate::answering::policy::decision::{Decision, Level};
+use crate::answering::policy::history::Period;
+use crate::answering::policy::sts::domain_state::Domain;
+use crate::answering::policy::sts::policy::{Cached, PolicyFailure};
 use crate::base::clock::{Moment, SharedMoment};
 use crate::metrics::answers::Kind;
 
@@ -165,13 +166,13 @@ impl Entries {
         let name = &entry.domain.name;
         let kept = entry.worded.get();
         if let Some((_, words)) = kept.and_then(|kept| kept.split_first()).filter(|(kept, _)| **kept == wording) {
-            return packed::unpack(&WORDS, name, words, out);
+            return compress::unpack(&WORDS, name, words, out);
         }
         let words = word(&entry.decision());
         out.extend_from_slice(&words);
         if kept.is_none() && self.worded.load(Ordering::Relaxed) + words.len() <= MAX_WORDED {
             let mut worded = vec![wording];
-            packed::pack(&WORDS, name, &words, &mut worded);
+            compress::pack(&WORDS, name, &words, &mut worded);
             let size = worded.len();
             if entry.worded.set(worded.into_boxed_slice()).is_ok() {
                 self.worded.fetch_add(size, Ordering::Relaxed);

@@ -10,23 +10,6 @@
 //! When it fails: [`Level::Temp`], with the cause.
 //! Not here: how an answer is worded (`socketmap/wording.rs`), sockets.
 
-pub mod dane;
-mod decision;
-mod entries;
-pub mod explain;
-pub mod flight;
-mod held;
-pub mod history;
-mod hop;
-pub mod ledger;
-mod make;
-pub mod overrides;
-mod packed;
-mod shelf;
-pub mod sts;
-mod throttle;
-mod under;
-
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -34,7 +17,19 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use crate::answering::policy::dane::cached_verdict::STALE;
+use crate::answering::policy::dane::lookup::Verdict;
+use crate::answering::policy::dane::store::{self, Shelf};
+use crate::answering::policy::decide::Urge;
+use crate::answering::policy::decision::Decision;
+use crate::answering::policy::decision_cache::{Entries, Entry};
+use crate::answering::policy::history::History;
+use crate::answering::policy::overrides::Overrides;
+use crate::answering::policy::single_flight::{Flight, Flights};
+use crate::answering::policy::sts::cache::{Cache, MAX_BEHIND, MAX_LOOKS};
+use crate::answering::policy::throttle::Throttle;
 use crate::base::clock::Clock;
+use crate::base::next_hop::NextHop;
 use crate::base::shutdown::stopped;
 use crate::config::Config;
 use crate::metrics::Metrics;
@@ -42,21 +37,6 @@ use crate::metrics::answers::Kind;
 use crate::net::dns::Resolver;
 use crate::net::https::Client;
 use crate::store::{Store, StoreError};
-use dane::{Coverage, Verdict};
-use decision::combine;
-pub use decision::{Decision, Level};
-use entries::{Entries, Entry};
-use flight::{Flight, Flights};
-use history::History;
-pub use hop::NextHop;
-use make::Urge;
-use overrides::Overrides;
-use shelf::Shelf;
-use sts::cache::{Cache, MAX_BEHIND, MAX_LOOKS};
-use throttle::Throttle;
-
-/// How long a DANE verdict serves past its TTL while the resolver fails, in seconds.
-const STALE: i64 = 86_400;
 
 /// How often a failing delivery makes a record be asked again at most, in seconds.
 const HINT: i64 = 60;
@@ -66,24 +46,24 @@ const SWEEP: Duration = Duration::from_secs(600);
 
 /// All decisions, shared by everyone who asks.
 pub struct Policies {
-    entries: Entries,
-    budget: Duration,
-    resolver: Resolver,
+    pub(super) entries: Entries,
+    pub(super) budget: Duration,
+    pub(super) resolver: Resolver,
     /// Whether DANE is looked at: the resolver validates and the MTA uses DNSSEC.
-    dane: bool,
+    pub(super) dane: bool,
     /// Whether the MTA, told `dane`, falls back to `may` where the MX records are not signed.
-    insecure_mx_is_may: bool,
-    overrides: Overrides,
-    shelf: Shelf,
-    sts: Arc<Cache>,
-    history: Arc<History>,
-    clock: Clock,
-    metrics: Metrics,
-    throttle: Throttle,
+    pub(super) insecure_mx_is_may: bool,
+    pub(super) overrides: Overrides,
+    pub(super) shelf: Shelf,
+    pub(super) sts: Arc<Cache>,
+    pub(super) history: Arc<History>,
+    pub(super) clock: Clock,
+    pub(super) metrics: Metrics,
+    pub(super) throttle: Throttle,
     decisions: Flights<Decision>,
-    verdicts: Flights<Arc<Verdict>>,
+    pub(super) verdicts: Flights<Arc<Verdict>>,
     /// For what is no domain name.
-    nothing: Entry,
+    pub(super) nothing: Entry,
 }
 
 /// How much there is of what, for `status`.
@@ -153,7 +133,7 @@ impl Policies {
     }
 
     /// A name as it is kept already, if it is, so that it is kept once.
-    fn name(&self, name: &str) -> Arc<str> {
+    pub(super) fn name(&self, name: &str) -> Arc<str> {
         let known = self.sts.known(name).map(|domain| Arc::clone(&domain.name));
         known.or_else(|| self.history.name(name)).unwrap_or_else(|| name.into())
     }
@@ -227,7 +207,7 @@ impl Policies {
     }
 
     /// What [`Policies::decide`] would give, noted nowhere: no session is held to it.
-    async fn peek(self: &Arc<Self>, hop: &NextHop) -> Decision {
+    pub(super) async fn peek(self: &Arc<Self>, hop: &NextHop) -> Decision {
         let now = self.clock.seconds();
         match self.entries.of(&hop.key()) {
             Some(entry) if now < entry.until.seconds() && entry.version == entry.domain.version() => entry.decision(),
@@ -284,7 +264,7 @@ impl Policies {
         sweep.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             tokio::select! {
-                () = self.shelf.wake.notified() => tokio::time::sleep(shelf::BEHIND).await,
+                () = self.shelf.wake.notified() => tokio::time::sleep(store::BEHIND).await,
                 _ = sweep.tick() => self.sweep(self.clock.seconds()),
                 () = stopped(&mut shutdown) => break,
             }
@@ -335,7 +315,7 @@ impl Policies {
         }
     }
 
-    fn keep(&self, entry: Entry) {
+    pub(super) fn keep(&self, entry: Entry) {
         let gone = self.entries.put(entry);
         for entry in gone.iter().filter(|entry| entry.held.is_some()) {
             self.shelf.remove(entry.hop.to_string());

@@ -6,11 +6,14 @@
 //! Limits: [`MAX_REPLY`] octets; beyond, policy strings are left out, then all that only reports and newer Postfixes need.
 //! Not here: frames (`netstring`), deciding (`policy`).
 
+#[cfg(test)]
+mod model;
+
 use std::fmt::Write;
 
+use crate::answering::policy::decision::{Decision, Level};
+use crate::answering::policy::sts::document::Document;
 use crate::config::Level as DefaultLevel;
-use crate::policy::sts::document::Document;
-use crate::policy::{Decision, Level};
 
 /// The longest reply that every Postfix takes, in octets (`socketmap_max_reply_size`).
 pub const MAX_REPLY: usize = 100_000;
@@ -120,17 +123,14 @@ fn one_line(cause: &str) -> String {
 }
 
 #[cfg(test)]
-mod model;
-
-#[cfg(test)]
 mod tests {
     use std::sync::Arc;
 
     use super::model::{accepted, postfix};
     use super::*;
+    use crate::answering::policy::sts::document;
+    use crate::answering::policy::sts::policy::Cached;
     use crate::base::tlsrpt::Mode;
-    use crate::policy::sts::cached::Cached;
-    use crate::policy::sts::document;
 
     fn cached(lines: &str) -> Arc<Cached> {
         Arc::new(Cached::of("example.com", "1", &document::parse(lines.as_bytes()).unwrap(), 0))

@@ -5,12 +5,12 @@
 
 use std::sync::Arc;
 
-use super::STALE;
-use super::dane::Coverage;
-use super::held::Held;
-use super::sts::cached::{Cached, PolicyFailure};
-use super::sts::text::Text;
-use super::under::Under;
+use crate::answering::policy::dane::cached_verdict::Held;
+use crate::answering::policy::dane::cached_verdict::STALE;
+use crate::answering::policy::dane::lookup::Coverage;
+use crate::answering::policy::history::compact::Under;
+use crate::answering::policy::sts::policy::{Cached, PolicyFailure};
+use crate::answering::policy::sts::text::Text;
 use crate::base::tlsrpt::{Failure, Mode};
 use crate::metrics::answers::Kind;
 
@@ -132,8 +132,8 @@ impl Decision {
 mod tests {
     use std::time::Duration;
 
-    use super::super::dane::{self, Verdict};
     use super::*;
+    use crate::answering::policy::dane::lookup::{self, Verdict};
 
     fn level(coverage: Coverage, enforced: bool) -> Level {
         combine(coverage, None, enforced, 0, "cause")
@@ -160,17 +160,17 @@ mod tests {
 
     #[test]
     fn the_verdict_of_before_serves_for_a_day() {
-        let held = |mx, hosts: Vec<dane::Host>| Held::of(&Verdict { mx, hosts, ttl: Duration::ZERO }, 1000, 900);
-        let usable = || dane::Host {
+        let held = |mx, hosts: Vec<lookup::Host>| Held::of(&Verdict { mx, hosts, ttl: Duration::ZERO }, 1000, 900);
+        let usable = || lookup::Host {
             name: "mx.example".into(),
-            tlsa: dane::HostTlsa::Records {
+            tlsa: lookup::HostTlsa::Records {
                 base: "mx.example".into(),
                 records: Arc::new(crate::base::tlsrpt::Policy::none("mx.example")),
                 usable: true,
             },
         };
-        let dane = held(dane::Mx::Signed, vec![usable()]);
-        let none = held(dane::Mx::Nowhere, Vec::new());
+        let dane = held(lookup::Mx::Signed, vec![usable()]);
+        let none = held(lookup::Mx::Nowhere, Vec::new());
         let then = |held: &Held, enforced, now| combine(Coverage::Unknown, Some(held), enforced, now, "x");
         for enforced in [false, true] {
             assert_eq!(then(&dane, enforced, 1000 + STALE - 1), Level::DaneOnly);

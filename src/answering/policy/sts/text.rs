@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use crate::policy::packed;
+use crate::answering::policy::compress;
 
 /// The words. Stored texts name these by number: the list may grow at its end, up to 7.
 const WORDS: [&str; 6] = ["version: STSv1\n", "mode: enforce\n", "mode: testing\n", "mx: ", "max_age: ", "604800\n"];
@@ -24,7 +24,7 @@ impl Text {
             whole.push('\n');
         }
         let mut packed = Vec::with_capacity(whole.len() / 2);
-        packed::pack(&WORDS, name, whole.as_bytes(), &mut packed);
+        compress::pack(&WORDS, name, whole.as_bytes(), &mut packed);
         Text(packed.into())
     }
 
@@ -55,7 +55,7 @@ impl Text {
     /// The lines, each with a line feed behind it. Octets that this program has not packed become U+FFFD.
     pub fn whole(&self, name: &str) -> String {
         let mut whole = Vec::with_capacity(self.0.len() * 4);
-        packed::unpack(&WORDS, name, &self.0, &mut whole);
+        compress::unpack(&WORDS, name, &self.0, &mut whole);
         String::from_utf8(whole).unwrap_or_else(|e| String::from_utf8_lossy(e.as_bytes()).into_owned())
     }
 }
@@ -65,7 +65,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::policy::packed::PLAIN;
+    use crate::answering::policy::compress::PLAIN;
 
     #[test]
     fn a_common_document_takes_few_octets() {

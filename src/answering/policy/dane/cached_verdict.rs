@@ -5,9 +5,12 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::dane::{Coverage, Mx, Verdict};
-use super::under::Rows;
+use crate::answering::policy::dane::lookup::{Coverage, Mx, Verdict};
+use crate::answering::policy::history::compact::Rows;
 use crate::base::clock::Moment;
+
+/// How long a DANE verdict serves past its TTL while the resolver fails, in seconds.
+pub const STALE: i64 = 86_400;
 
 /// How a stored verdict begins that is not in JSON, as the first ones were.
 const PACKED: u8 = 2;
@@ -96,8 +99,8 @@ mod tests {
     use std::sync::Arc;
     use std::time::Duration;
 
-    use super::super::dane::{Host, HostTlsa};
     use super::*;
+    use crate::answering::policy::dane::lookup::{Host, HostTlsa};
     use crate::base::tlsrpt::{Policy, PolicyType};
 
     #[test]

@@ -1,0 +1,5 @@
+//! DANE (RFC 7672): the look-up of a next hop's TLSA records, the cached verdict, and its storage.
+
+pub mod cached_verdict;
+pub mod lookup;
+pub mod store;
