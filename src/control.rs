@@ -31,8 +31,8 @@ use crate::base::tlsrpt::{Day, Row};
 use crate::config::Config;
 use crate::metrics::{Metrics, Progress};
 use crate::net::dns::Resolver;
-use crate::report::missing_identity;
-use crate::scheduler::{Due, Kept, Overview, Preview, Scheduler};
+use crate::reporting::report::missing_identity;
+use crate::reporting::schedule::{Due, Kept, Overview, Preview, Scheduler};
 use crate::store::Store;
 use crate::store::embedded::BACKUP;
 

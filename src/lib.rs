@@ -9,10 +9,9 @@ pub mod counting;
 pub mod finding;
 pub mod metrics;
 pub mod net;
+pub mod reporting;
 pub mod store;
 
-pub mod report;
-pub mod scheduler;
 pub mod status;
 pub mod watchdog;
 

@@ -25,8 +25,8 @@ use crate::counting::pipeline;
 use crate::metrics::Metrics;
 use crate::net::dns::Resolver;
 use crate::net::https;
-use crate::report::build::gzip;
-use crate::scheduler::{Context, Due, Overview, Preview, Scheduler, Setup};
+use crate::reporting::report::build::gzip;
+use crate::reporting::schedule::{Context, Due, Overview, Preview, Scheduler, Setup};
 use crate::store::embedded::Embedded;
 use crate::store::{Store, StoreError};
 

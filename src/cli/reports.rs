@@ -10,7 +10,7 @@ use super::table::table;
 use super::{ConfigFile, Fault, print};
 use crate::base::tlsrpt::Day;
 use crate::control::Question;
-use crate::scheduler::{Due, DueState, Kept};
+use crate::reporting::schedule::{Due, DueState, Kept};
 
 #[derive(Args)]
 pub struct Options {

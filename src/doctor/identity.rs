@@ -8,9 +8,9 @@ use std::io;
 use crate::config::{DkimKey, ReportSection};
 use crate::finding::{Finding, Findings, Weight};
 use crate::net::dns::{DnsError, Resolver};
-use crate::report::message::{KeyError, KeyFault, Signer};
-use crate::report::recipients::NoRecipients;
-use crate::report::{Identity, LookupError, missing_identity, published};
+use crate::reporting::report::message::{KeyError, KeyFault, Signer};
+use crate::reporting::report::recipients::NoRecipients;
+use crate::reporting::report::{Identity, LookupError, missing_identity, published};
 
 /// Everything about who reports.
 pub async fn look(section: &ReportSection, resolver: &Resolver, found: &mut Findings) {

@@ -13,7 +13,7 @@ use super::probe::ProbeFault;
 use super::smtp::SmtpError;
 use super::{Host, Outcome, Sts, Whole};
 use crate::base::tlsrpt::{Mode, mx_matches};
-use crate::report::recipients::Recipients;
+use crate::reporting::report::recipients::Recipients;
 
 /// How long a policy in mode enforce is to hold, in seconds: four weeks (RFC 8461 §3.2 speaks of weeks).
 const ENFORCED: u64 = 4 * 7 * 86_400;
@@ -156,9 +156,12 @@ impl Whole<'_> {
         let own = self.reports.as_ref().ok();
         let state = match (own, self.reports) {
             (Some(_), _) => State::Stays,
-            (None, Err(crate::report::LookupError::None(crate::report::recipients::NoRecipients::NoRecord))) => {
-                State::New
-            }
+            (
+                None,
+                Err(crate::reporting::report::LookupError::None(
+                    crate::reporting::report::recipients::NoRecipients::NoRecord,
+                )),
+            ) => State::New,
             (None, _) => State::Replaces,
         };
         advice.zone.push(Line { record: report_record(self.domain, own, self.domain), state });

@@ -12,8 +12,8 @@ use crate::base::tlsrpt::{Mode, mx_matches};
 use crate::finding::{Finding, Findings, Weight};
 use crate::net::dns::DnsError;
 use crate::net::https::CertificateFault;
-use crate::report::LookupError;
-use crate::report::recipients::NoRecipients;
+use crate::reporting::report::LookupError;
+use crate::reporting::report::recipients::NoRecipients;
 
 /// The shortest `max_age` that protects over a weekend, in seconds; RFC 8461 §3.2 speaks of weeks.
 const SHORT: u64 = 86_400;

@@ -8,6 +8,7 @@
 
 pub mod embedded;
 pub mod format;
+pub(crate) mod group_commit;
 
 use std::path::Path;
 

@@ -8,8 +8,8 @@
 use serde::{Deserialize, Serialize};
 
 use crate::base::tlsrpt::Day;
-use crate::report::build::ReportId;
-use crate::report::recipients::{About, Destination};
+use crate::reporting::report::build::ReportId;
+use crate::reporting::report::recipients::{About, Destination};
 use crate::store::{Batch, Family};
 
 /// Which report: the one of a day and domain, or its supplement: what was counted after the first one was settled.

@@ -15,14 +15,14 @@ use tokio::sync::oneshot;
 use crate::store::{Batch, StoreError};
 
 /// A line that says why the store did not write.
-pub(super) type Unwritten = String;
+pub(crate) type Unwritten = String;
 
 /// What writes one batch; blocks until it is durable.
 type Write = dyn Fn(Batch) -> Result<(), StoreError> + Send + Sync;
 
 /// Writes batches of many tasks together.
 #[derive(Clone)]
-pub(super) struct Journal(Arc<Inner>);
+pub(crate) struct Journal(Arc<Inner>);
 
 struct Inner {
     write: Box<Write>,
@@ -38,12 +38,12 @@ struct Gathered {
 }
 
 impl Journal {
-    pub(super) fn new(write: impl Fn(Batch) -> Result<(), StoreError> + Send + Sync + 'static) -> Journal {
+    pub(crate) fn new(write: impl Fn(Batch) -> Result<(), StoreError> + Send + Sync + 'static) -> Journal {
         Journal(Arc::new(Inner { write: Box::new(write), gathered: Mutex::default() }))
     }
 
     /// Writes a batch of records; it is durable on return. No two tasks may write the same key at one time.
-    pub(super) async fn write(&self, batch: Batch) -> Result<(), Unwritten> {
+    pub(crate) async fn write(&self, batch: Batch) -> Result<(), Unwritten> {
         let (tell, told) = oneshot::channel();
         let first = {
             let mut gathered = self.0.gathered.lock();

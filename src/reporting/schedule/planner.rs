@@ -11,9 +11,9 @@ use std::sync::Arc;
 
 use tokio::sync::watch;
 
-use super::record::{Named, Plan, PlanState, Which, forget};
-use super::{GATHER, Scheduler, within};
 use crate::base::tlsrpt::Day;
+use crate::reporting::schedule::records::{Named, Plan, PlanState, Which, forget};
+use crate::reporting::schedule::{GATHER, Scheduler, within};
 use crate::store::{Batch, Family, Store, StoreError};
 
 /// How many domains or records are looked at in one go: a few milliseconds, in which no count is written.

@@ -5,8 +5,6 @@
 //! Not here: when what goes (`scheduler`).
 
 pub mod build;
-pub mod deliver;
-pub mod keys;
 pub mod message;
 pub mod recipients;
 
@@ -14,8 +12,8 @@ use crate::base::tlsrpt::{Day, PolicyType, Row};
 use crate::config::{Dkim, ReportSection};
 use crate::net::dns::{DnsError, Resolver};
 use crate::net::https;
+use crate::reporting::transport::{self, Letter, Limits, Outcome, Way};
 use build::Report;
-use deliver::{Letter, Limits, Outcome, Way};
 use message::{MessageError, Signer};
 use recipients::{About, Audience, Destination, Mailbox, NoRecipients, Recipients};
 
@@ -111,7 +109,7 @@ impl Sending {
         let identity = Identity::read(section)?;
         let mut signer = Signer::load(section.dkim.keys(), &identity.from.domain)
             .map_err(|keys| keys.iter().map(ToString::to_string).collect::<Vec<_>>())?;
-        signer.warnings.extend(deliver::readable_by_others(section));
+        signer.warnings.extend(transport::readable_by_others(section));
         let way = Way::load(section)?;
         Ok(Some(Sending { identity, signer, audience, way, max_size: section.max_size }))
     }
@@ -144,9 +142,9 @@ impl Sending {
         match to {
             Destination::Mail(to) => {
                 let letter = Letter { from: &self.identity.envelope, to, message: octets };
-                deliver::deliver(&self.way, letter, limits, cut).await
+                transport::deliver(&self.way, letter, limits, cut).await
             }
-            Destination::Https(uri) => deliver::post(https, uri, octets, limits, cut).await,
+            Destination::Https(uri) => transport::post(https, uri, octets, limits, cut).await,
         }
     }
 }

@@ -16,7 +16,7 @@ use rsa::pkcs8::{EncodePrivateKey, EncodePublicKey, LineEnding, SecretDocument};
 use rsa::{RsaPrivateKey, RsaPublicKey};
 
 use crate::net::dns::{DnsError, Resolver};
-use crate::report::shown;
+use crate::reporting::report::shown;
 
 /// Bits of an RSA key that is made: what every verifier takes (RFC 8301 §3.2), and a record of two strings.
 pub const RSA_BITS: usize = 2048;
@@ -78,13 +78,13 @@ fn info(key: &RsaPublicKey) -> Result<Vec<u8>, String> {
 
 impl Public {
     /// Of an RSA key whose public half is `RSAPublicKey` (RFC 8017 §A.1.1) in DER.
-    pub(super) fn rsa(selector: &str, domain: &str, pkcs1: &[u8]) -> Result<Public, String> {
+    pub(crate) fn rsa(selector: &str, domain: &str, pkcs1: &[u8]) -> Result<Public, String> {
         let octets = info(&RsaPublicKey::from_pkcs1_der(pkcs1).map_err(|e| e.to_string())?)?;
         Ok(Public { selector: selector.to_owned(), domain: domain.to_owned(), kind: Kind::Rsa, octets })
     }
 
     /// Of an Ed25519 key.
-    pub(super) fn ed25519(selector: &str, domain: &str, octets: Vec<u8>) -> Public {
+    pub(crate) fn ed25519(selector: &str, domain: &str, octets: Vec<u8>) -> Public {
         Public { selector: selector.to_owned(), domain: domain.to_owned(), kind: Kind::Ed25519, octets }
     }
 
@@ -181,7 +181,7 @@ fn tag(record: &str, name: &str) -> Option<String> {
 mod tests {
     use super::*;
     use crate::config::DkimKey;
-    use crate::report::message::Signer;
+    use crate::reporting::report::message::Signer;
 
     fn made() -> Vec<(String, Public)> {
         [Kind::Rsa, Kind::Ed25519].into_iter().map(|kind| make(kind, "s1", "sender.example").unwrap()).collect()

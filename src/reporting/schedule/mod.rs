@@ -11,14 +11,13 @@
 //! Not here: what a report says (`report::build`), how it goes (`report::deliver`).
 
 mod attempt;
-mod due;
-mod hosts;
-mod journal;
-mod pick;
-mod plan;
+mod due_jobs;
+mod mx_hosts;
+mod overview;
+mod planner;
 mod preview;
-pub mod record;
-pub mod said;
+pub mod records;
+pub mod snapshot;
 
 use std::collections::{BTreeSet, HashSet, VecDeque};
 use std::sync::Arc;
@@ -36,14 +35,14 @@ use crate::config::ReportSection;
 use crate::metrics::Metrics;
 use crate::net::dns::Resolver;
 use crate::net::https;
-use crate::report::Sending;
-use crate::report::deliver::Limits;
-use crate::report::recipients::Destination;
+use crate::reporting::report::Sending;
+use crate::reporting::report::recipients::Destination;
+use crate::reporting::transport::Limits;
+use crate::store::group_commit::Journal;
 use crate::store::{Batch, Family, Store, StoreError};
-pub use due::{Due, DueState, Kept, Overview};
-use journal::Journal;
+pub use overview::{Due, DueState, Kept, Overview};
 pub use preview::Preview;
-use record::{Delivery, DeliveryState, Lane, Named, Which, delivery_key, octets};
+use records::{Delivery, DeliveryState, Lane, Named, Which, delivery_key, octets};
 
 /// How many look-ups and tries are under way at once: enough that reading, signing and the disk are never waited for one
 /// after the other.
@@ -175,7 +174,7 @@ impl Scheduler {
         let store = &*context.store;
         let mut batch = Batch::default();
         // At most UNDER_WAY of them.
-        for (place, _) in store.scan(Family::Due, &record::lane(Lane::UnderWay, None))? {
+        for (place, _) in store.scan(Family::Due, &records::lane(Lane::UnderWay, None))? {
             let Some((_, Named::Delivery(which, to))) = Named::placed(&place) else { continue };
             let Some(value) = store.read(Family::Delivery, &delivery_key(&which, &to))? else { continue };
             let Ok(mut delivery) = serde_json::from_slice::<Delivery>(&value) else { continue };

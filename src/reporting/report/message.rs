@@ -30,10 +30,10 @@ use serde::Serialize;
 use crate::base::domain_name;
 use crate::base::tlsrpt::{PolicyType, ResultType};
 use crate::config::DkimKey;
-use crate::report::build::{PolicyResult, Report};
-use crate::report::keys::Public;
-use crate::report::recipients::Mailbox;
-use crate::report::{Identity, shown};
+use crate::reporting::dkim::key::Public;
+use crate::reporting::report::build::{PolicyResult, Report};
+use crate::reporting::report::recipients::Mailbox;
+use crate::reporting::report::{Identity, shown};
 
 /// The longest line of a message, in octets without CRLF (RFC 5322 §2.1.1).
 pub const MAX_LINE: usize = 998;
@@ -391,8 +391,8 @@ fn rsa(der: PrivateKeyDer<'_>) -> Result<RsaKey<Sha256>, KeyFault> {
 mod tests {
     use super::*;
     use crate::base::tlsrpt::{Day, Failure, Row};
-    use crate::report::build::ReportId;
-    use crate::report::build::tests::{identity, rows};
+    use crate::reporting::report::build::ReportId;
+    use crate::reporting::report::build::tests::{identity, rows};
     use mail_auth::common::cache::NoCache;
     use mail_auth::common::parse::TxtRecordParser;
     use mail_auth::common::verify::DomainKey;

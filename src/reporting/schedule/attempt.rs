@@ -12,18 +12,18 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
-use super::hosts::Told;
-use super::plan;
-use super::record::{Delivery, DeliveryState, Plan, PlanState, Which, delivery_key};
-use super::said::{self, Said};
-use super::{FIRST_PAUSE, GATHER, Job, LAST_PAUSE, RETRY_FOR, Scheduler, Setup, within};
 use crate::base::shutdown::stopped;
 use crate::base::tlsrpt::Row;
-use crate::report::build::{Report, ReportId};
-use crate::report::deliver::Outcome;
-use crate::report::message::MessageError;
-use crate::report::recipients::{About, Destination, NoRecipients, Recipients};
-use crate::report::{LookupError, Sending, has_failures, look_up, shown};
+use crate::reporting::report::build::{Report, ReportId};
+use crate::reporting::report::message::MessageError;
+use crate::reporting::report::recipients::{About, Destination, NoRecipients, Recipients};
+use crate::reporting::report::{LookupError, Sending, has_failures, look_up, shown};
+use crate::reporting::schedule::mx_hosts::Told;
+use crate::reporting::schedule::planner;
+use crate::reporting::schedule::records::{Delivery, DeliveryState, Plan, PlanState, Which, delivery_key};
+use crate::reporting::schedule::snapshot::{self, Said};
+use crate::reporting::schedule::{FIRST_PAUSE, GATHER, Job, LAST_PAUSE, RETRY_FOR, Scheduler, Setup, within};
+use crate::reporting::transport::Outcome;
 use crate::store::{Batch, Family, StoreError};
 
 /// How long a try may go on when the daemon ends.
@@ -86,7 +86,7 @@ impl Scheduler {
         };
         let open = told.as_ref().is_some_and(|told| told.open);
         if let Some(told) = told {
-            (counted, said.rows) = (said::sum(&told.rows), told.rows);
+            (counted, said.rows) = (snapshot::sum(&told.rows), told.rows);
         }
         let now = self.context.clock.seconds();
         let mut plan = Plan { attempts: before.attempts + 1, first: before.first.or(Some(now)), ..before.clone() };
@@ -196,13 +196,13 @@ impl Scheduler {
         let (of, organization) = (which.clone(), sending.identity.organization.clone());
         let contact = sending.identity.contact.to_string();
         self.blocking(move |store| {
-            let Some(plan) = plan::read(store, &of)?.filter(|plan| plan.state == PlanState::Waiting) else {
+            let Some(plan) = planner::read(store, &of)?.filter(|plan| plan.state == PlanState::Waiting) else {
                 return Ok(None);
             };
             let mut rows = store.rows(of.day, &of.name())?;
-            let counted = said::sum(&rows);
+            let counted = snapshot::sum(&rows);
             if of.supplement {
-                rows = said::since(rows, &said::read(store, &Which { supplement: false, ..of })?);
+                rows = snapshot::since(rows, &snapshot::read(store, &Which { supplement: false, ..of })?);
             }
             Ok(Some((plan, Said { report_id, organization, contact, rows }, counted)))
         })

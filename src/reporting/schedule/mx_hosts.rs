@@ -9,12 +9,12 @@
 
 use std::collections::BTreeSet;
 
-use super::plan;
-use super::record::{Named, Plan, PlanState, Which, delivery_key};
-use super::{Scheduler, said, within};
 use crate::base::tlsrpt::{Day, PolicyType, Row};
-use crate::report::recipients::{About, Destination, NoRecipients, Recipients};
-use crate::report::rows_of_host;
+use crate::reporting::report::recipients::{About, Destination, NoRecipients, Recipients};
+use crate::reporting::report::rows_of_host;
+use crate::reporting::schedule::planner;
+use crate::reporting::schedule::records::{Named, Plan, PlanState, Which, delivery_key};
+use crate::reporting::schedule::{Scheduler, snapshot, within};
 use crate::store::{Batch, Family, Store, StoreError};
 
 /// How many domains are read in one go.
@@ -71,9 +71,9 @@ fn unplanned(store: &dyn Store, day: Day, hosts: BTreeSet<String>, supplement: b
     let mut unplanned = Vec::new();
     for host in hosts {
         let host = Which::first(day, About::Host(host));
-        match plan::read(store, &host)?.map(|plan| plan.state) {
+        match planner::read(store, &host)?.map(|plan| plan.state) {
             None => unplanned.push(host),
-            Some(PlanState::Planned) if supplement && plan::read(store, &host.supplement())?.is_none() => {
+            Some(PlanState::Planned) if supplement && planner::read(store, &host.supplement())?.is_none() => {
                 unplanned.push(host.supplement());
             }
             Some(_) => {}
@@ -98,7 +98,7 @@ fn told(store: &dyn Store, which: &Which) -> Result<Told, StoreError> {
             told.rows.extend(rows);
             let Ok(about) = domain.parse() else { continue };
             let of_domain = Which { about, ..which.clone() };
-            match plan::read(store, &of_domain)? {
+            match planner::read(store, &of_domain)? {
                 // Nothing came late for this one.
                 None if which.supplement => {}
                 // A domain whose look-up fails for the time being is not waited for.
@@ -110,8 +110,8 @@ fn told(store: &dyn Store, which: &Which) -> Result<Told, StoreError> {
         }
     }
     if which.supplement {
-        let first = said::read(store, &Which { supplement: false, ..which.clone() })?;
-        told.rows = said::since(said::merged(told.rows), &said::merged(first));
+        let first = snapshot::read(store, &Which { supplement: false, ..which.clone() })?;
+        told.rows = snapshot::since(snapshot::merged(told.rows), &snapshot::merged(first));
     }
     Ok(told)
 }

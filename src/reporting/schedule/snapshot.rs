@@ -13,10 +13,10 @@ use std::io::Read;
 use flate2::read::GzDecoder;
 use serde::{Deserialize, Serialize};
 
-use super::record::{Which, octets};
 use crate::base::tlsrpt::{Policy, Row};
-use crate::report::Identity;
-use crate::report::build::{ReportId, gzip};
+use crate::reporting::report::Identity;
+use crate::reporting::report::build::{ReportId, gzip};
+use crate::reporting::schedule::records::{Which, octets};
 use crate::store::{Family, Store, StoreError};
 
 /// The most that is unpacked, in octets: the rows of the largest receivers have a few MiB.
@@ -119,7 +119,7 @@ pub fn since(rows: Vec<Row>, said: &[Row]) -> Vec<Row> {
 mod tests {
     use super::*;
     use crate::base::tlsrpt::Day;
-    use crate::report::build::tests::{identity, rows};
+    use crate::reporting::report::build::tests::{identity, rows};
 
     #[test]
     fn it_reads_back_and_what_came_since_is_the_rest() {

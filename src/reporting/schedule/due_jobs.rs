@@ -8,9 +8,9 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::record::{Lane, Named, lane};
-use super::{Job, RETRY_FOR, Scheduler, Setup, WAIT_FOR_INPUTS};
 use crate::base::tlsrpt::Day;
+use crate::reporting::schedule::records::{Lane, Named, lane};
+use crate::reporting::schedule::{Job, RETRY_FOR, Scheduler, Setup, WAIT_FOR_INPUTS};
 use crate::store::{Family, Store, StoreError};
 
 /// Until when the places in a lane of a day count as reached.

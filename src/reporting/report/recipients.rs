@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use crate::base::domain_name;
 use crate::base::tlsrpt::Day;
 use crate::config::{ReportSection, SuppressSection};
-use crate::report::shown;
+use crate::reporting::report::shown;
 
 /// How many destinations of one record are looked at, so that the suppressed ones do not use up those that are served.
 pub const MAX_READ: usize = 64;

@@ -1,12 +1,12 @@
 //! The scheduler against a real store, a name server and an SMTP server on loopback.
 
 use super::attempt::pause;
-use super::record::Delivery;
+use super::records::Delivery;
 use super::*;
 use crate::base::tlsrpt::{Counted, Failure, Policy, PolicyType, ResultType, Tally};
 use crate::config::{Certificates, ClosedNetworkSection, Deliver, Dkim, DkimKey, ResolverSection, Span};
 use crate::metrics::OUT_OF_ORDER;
-use crate::report::deliver::tests::{Turn, server};
+use crate::reporting::transport::tests::{Turn, server};
 use crate::store::embedded::Embedded;
 use mail_auth::report::tlsrpt::TlsReport;
 use std::collections::BTreeMap;
@@ -423,18 +423,18 @@ async fn a_preview_of_a_reported_day_says_so_and_shows_the_supplement() {
 #[tokio::test]
 async fn the_overview_counts_all_and_lists_what_is_open() {
     let (world, _taken) = World::new(vec![RECORD], Turn::Never).await;
-    for n in 0..2 * due::MAX_SHOWN {
+    for n in 0..2 * overview::MAX_SHOWN {
         count(&world.store(), day(), &format!("d{n:03}.example"));
     }
-    world.run(day().end() + 60, |due| due.iter().all(|d| d.next.is_none()) && due.len() > due::MAX_SHOWN).await;
-    (0..2 * due::MAX_SHOWN).for_each(|n| count(&world.store(), Day(day().0 + 1), &format!("d{n:03}.example")));
+    world.run(day().end() + 60, |due| due.iter().all(|d| d.next.is_none()) && due.len() > overview::MAX_SHOWN).await;
+    (0..2 * overview::MAX_SHOWN).for_each(|n| count(&world.store(), Day(day().0 + 1), &format!("d{n:03}.example")));
     let scheduler = world.open(day().end() + Day::SECONDS + 60);
     scheduler.keep_days(&going()).await;
     let overview = scheduler.overview().unwrap();
-    let all = 2 * due::MAX_SHOWN as u64;
+    let all = 2 * overview::MAX_SHOWN as u64;
     let counts = [(DueState::Waiting, all), (DueState::Nothing, all), (DueState::Sent, 1)];
     assert_eq!(overview.counts, counts.into());
-    assert_eq!(overview.open.len(), due::MAX_SHOWN);
+    assert_eq!(overview.open.len(), overview::MAX_SHOWN);
     assert!(overview.open.iter().all(|due| due.state == DueState::Waiting && due.day == Day(day().0 + 1)));
 }
 
@@ -516,7 +516,7 @@ fn received(message: &[u8]) -> (String, u64, String) {
     let part = parsed.parts.iter().find(|part| part.attachment_name().is_some()).unwrap();
     let mut json = String::new();
     flate2::read::GzDecoder::new(part.contents()).read_to_string(&mut json).unwrap();
-    let report: crate::report::build::Document = serde_json::from_str(&json).unwrap();
+    let report: crate::reporting::report::build::Document = serde_json::from_str(&json).unwrap();
     let sum = report.policies.iter().map(|p| p.summary.total_successful_session_count).sum();
     (report.date_range.start_datetime[..10].to_owned(), sum, report.report_id)
 }

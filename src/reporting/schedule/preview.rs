@@ -10,14 +10,14 @@ use std::collections::{BTreeMap, HashMap};
 
 use serde::{Deserialize, Serialize};
 
-use super::record::{Plan, PlanState, Which};
-use super::said::{self, Said};
-use super::{Scheduler, plan};
 use crate::base::tlsrpt::{Day, PolicyType, Row};
 use crate::config::ReportSection;
-use crate::report::build::{Report, ReportId};
-use crate::report::recipients::{About, Audience, Destination, Recipients, Skipped};
-use crate::report::{Identity, LookupError, has_failures, look_up, rows_of_host};
+use crate::reporting::report::build::{Report, ReportId};
+use crate::reporting::report::recipients::{About, Audience, Destination, Recipients, Skipped};
+use crate::reporting::report::{Identity, LookupError, has_failures, look_up, rows_of_host};
+use crate::reporting::schedule::records::{Plan, PlanState, Which};
+use crate::reporting::schedule::snapshot::{self, Said};
+use crate::reporting::schedule::{Scheduler, planner};
 use crate::store::{Family, StoreError};
 
 /// A report as it would go.
@@ -115,9 +115,9 @@ impl Making<'_> {
             return Ok(());
         };
         self.add(&about, false, Some(said.report_id), &rows, found);
-        let supplement = plan::read(&*self.scheduler.context.store, &which.supplement())?;
-        if said::sum(&rows) > plan.counted && supplement.is_none_or(|plan| plan.state == PlanState::Waiting) {
-            let since = said::since(rows, &said.rows);
+        let supplement = planner::read(&*self.scheduler.context.store, &which.supplement())?;
+        if snapshot::sum(&rows) > plan.counted && supplement.is_none_or(|plan| plan.state == PlanState::Waiting) {
+            let since = snapshot::since(rows, &said.rows);
             let found = self.find(&about, &since).await;
             self.add(&about, true, None, &since, found);
         }
@@ -127,7 +127,7 @@ impl Making<'_> {
     /// The plan of a report that is settled, and what it says.
     fn reported(&self, which: &Which) -> Result<Option<(Plan, Said)>, StoreError> {
         let store = &*self.scheduler.context.store;
-        let Some(plan) = plan::read(store, which)?.filter(|plan| plan.state == PlanState::Planned) else {
+        let Some(plan) = planner::read(store, which)?.filter(|plan| plan.state == PlanState::Planned) else {
             return Ok(None);
         };
         let packed = store.read(Family::Said, &which.key())?;

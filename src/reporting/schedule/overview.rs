@@ -9,13 +9,13 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::record::{Delivery, DeliveryState, Named, Plan, PlanState, Which};
-use super::said::Said;
-use super::{Job, Scheduler};
 use crate::base::own_reports;
 use crate::base::tlsrpt::Day;
-use crate::report::build::Report;
-use crate::report::recipients::Destination;
+use crate::reporting::report::build::Report;
+use crate::reporting::report::recipients::Destination;
+use crate::reporting::schedule::records::{Delivery, DeliveryState, Named, Plan, PlanState, Which};
+use crate::reporting::schedule::snapshot::Said;
+use crate::reporting::schedule::{Job, Scheduler};
 use crate::store::{Batch, Family, StoreError};
 
 /// The most lines in one answer: what a terminal can be asked to show, and some tens of MiB.
@@ -204,7 +204,7 @@ impl Scheduler {
     }
 
     /// A Message-ID that nobody else can have made.
-    pub(super) fn message_id(&self, day: Day, sending: &crate::report::Sending) -> std::io::Result<String> {
+    pub(super) fn message_id(&self, day: Day, sending: &crate::reporting::report::Sending) -> std::io::Result<String> {
         let unique = format!("{}-{}", day.to_string().replace('-', ""), own_reports::hex(&own_reports::random::<8>()?));
         Ok(self.context.own.message_id(&unique, &sending.identity.from.domain))
     }

@@ -41,8 +41,8 @@ use tokio::process::{Child, Command};
 
 use crate::config::{Deliver, ReportSection};
 use crate::net::https::{self, HttpsError};
-use crate::report::recipients::Mailbox;
-use crate::report::shown;
+use crate::reporting::report::recipients::Mailbox;
+use crate::reporting::report::shown;
 
 /// How much of an answer is kept, in characters.
 const MAX_ANSWER: usize = 300;

@@ -1,0 +1,3 @@
+//! DKIM keys (RFC 6376, RFC 8463): made, read, and compared with the records in DNS.
+
+pub mod key;
