@@ -24,9 +24,9 @@ use std::process::ExitCode;
 use clap::{Args, CommandFactory, Parser, Subcommand};
 
 use crate::base::tlsrpt::Day;
+use crate::checking::finding::{Findings, Weight};
 use crate::config::detect;
 use crate::config::{Config, ConfigError};
-use crate::finding::{Findings, Weight};
 
 /// Everything went well.
 pub const OK: u8 = 0;

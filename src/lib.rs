@@ -4,9 +4,9 @@
 
 pub mod answering;
 pub mod base;
+pub mod checking;
 pub mod config;
 pub mod counting;
-pub mod finding;
 pub mod metrics;
 pub mod net;
 pub mod reporting;
@@ -18,5 +18,3 @@ pub mod watchdog;
 pub mod cli;
 pub mod control;
 pub mod daemon;
-pub mod doctor;
-pub mod receiving;

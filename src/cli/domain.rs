@@ -8,8 +8,8 @@ use clap::Args;
 use super::control::{moment, pretty};
 use super::{ConfigFile, Fault, IO, SOFTWARE, USAGE, print, status_of};
 use crate::base::domain_name;
+use crate::checking::domain::{Advice, Examination, Host, State, examine};
 use crate::config::Config;
-use crate::receiving::{Advice, Examination, Host, State, examine};
 
 #[derive(Args)]
 pub struct Options {

@@ -21,7 +21,7 @@ use lab::host;
 use lab::postfix::{Installation, Postfix};
 use lab::smtp::submit;
 use lab::world::{Domain, Options, SENDER, Server, Tlsa, World};
-use tlswarden::finding::{Finding, Findings};
+use tlswarden::checking::finding::{Finding, Findings};
 
 /// What stands for the host: its world, and where its Postfix is configured.
 struct Host {

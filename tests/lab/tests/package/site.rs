@@ -236,7 +236,8 @@ impl Site {
 
     fn finds(&self, doctor: &str, wanted: &[&str]) {
         let json = self.machine.output(doctor).1;
-        let found: tlswarden::finding::Findings = serde_json::from_str(&json).unwrap_or_else(|e| panic!("{e}: {json}"));
+        let found: tlswarden::checking::finding::Findings =
+            serde_json::from_str(&json).unwrap_or_else(|e| panic!("{e}: {json}"));
         let names: Vec<String> =
             found.findings.iter().map(|f| format!("{} {}", f.weight.to_string().to_lowercase(), f.name)).collect();
         println!("{found}");

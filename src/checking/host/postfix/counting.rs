@@ -7,10 +7,10 @@ use std::path::{Path, PathBuf};
 
 use tlswarden_parsers::Dialect;
 
-use super::super::postconf::Instance;
-use super::{View, same_file};
+use crate::checking::finding::{Finding, Weight};
+use crate::checking::host::postconf::Instance;
+use crate::checking::host::postfix::{View, same_file};
 use crate::config::{Config, InputSection, Source, Tlsrpt};
-use crate::finding::{Finding, Weight};
 
 impl View<'_> {
     pub(super) fn log_level(&self, found: &mut Vec<Finding>) {

@@ -9,10 +9,10 @@ use std::collections::BTreeSet;
 use jiff::Timestamp;
 use serde::Serialize;
 
-use super::probe::ProbeFault;
-use super::smtp::SmtpError;
-use super::{Host, Outcome, Sts, Whole};
 use crate::base::tlsrpt::{Mode, mx_matches};
+use crate::checking::domain::probe::ProbeFault;
+use crate::checking::domain::smtp::SmtpError;
+use crate::checking::domain::{Host, Outcome, Sts, Whole};
 use crate::reporting::report::recipients::Recipients;
 
 /// How long a policy in mode enforce is to hold, in seconds: four weeks (RFC 8461 §3.2 speaks of weeks).

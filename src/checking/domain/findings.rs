@@ -3,13 +3,13 @@
 //! Takes: all that was found. Gives: findings.
 //! Not here: the records that mend it all together (`advice`).
 
-use super::probe::ProbeFault;
-use super::smtp::SmtpError;
-use super::{Host, Outcome, Seen, Sts, Whole};
 use crate::answering::policy::dane::lookup::{self, Coverage};
 use crate::answering::policy::sts::record::NoRecord;
 use crate::base::tlsrpt::{Mode, mx_matches};
-use crate::finding::{Finding, Findings, Weight};
+use crate::checking::domain::probe::ProbeFault;
+use crate::checking::domain::smtp::SmtpError;
+use crate::checking::domain::{Host, Outcome, Seen, Sts, Whole};
+use crate::checking::finding::{Finding, Findings, Weight};
 use crate::net::dns::DnsError;
 use crate::net::https::CertificateFault;
 use crate::reporting::report::LookupError;

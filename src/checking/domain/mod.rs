@@ -10,7 +10,7 @@
 
 mod advice;
 pub mod certificate;
-mod judge;
+mod findings;
 mod probe;
 pub mod smtp;
 
@@ -29,8 +29,8 @@ use crate::answering::policy::sts::fetch::{FetchFault, fetch};
 use crate::answering::policy::sts::record::{self, NoRecord};
 use crate::base::clock::Clock;
 use crate::base::next_hop::NextHop;
+use crate::checking::finding::Findings;
 use crate::config::Config;
-use crate::finding::Findings;
 use crate::net::dns::{DnsError, Resolver, Tlsa};
 use crate::net::https::{self, CertificateFault, Client};
 use crate::reporting::report::recipients::{NoRecipients, Recipients};

@@ -5,19 +5,19 @@
 //! Limits: those of the parts that it asks.
 //! Not here: a domain's own publications (`receiving`), how findings are shown (`cli`).
 
+mod access;
 pub mod daemon;
 pub mod exim;
-mod host;
 mod identity;
 pub mod postconf;
 pub mod postfix;
-mod reach;
+mod surroundings;
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
+use crate::checking::finding::{Finding, Findings, Weight};
 use crate::config::Config;
-use crate::finding::{Finding, Findings, Weight};
 use crate::net::dns::Resolver;
 use daemon::Running;
 use exim::Exim;
@@ -53,7 +53,7 @@ pub async fn diagnose(options: &Options) -> Findings {
             return found;
         }
     };
-    host::logs(&config, &mut found);
+    surroundings::logs(&config, &mut found);
     let running = daemon::look(&config, &host, &mut found).await;
     // Others may read less than the daemon: what they cannot would not keep it from starting.
     if running == Running::No && !rustix::process::geteuid().is_root() {
@@ -88,8 +88,8 @@ pub async fn diagnose(options: &Options) -> Findings {
         let what = "neither Postfix nor Exim could be looked at";
         found.push(Finding::new(Weight::Warning, "no-mta", "MTA", what, why));
     }
-    host::resolver(&config, &options.bogus, &roots, exims > 0, &mut found).await;
-    host::clock(&config, &mut found).await;
+    surroundings::resolver(&config, &options.bogus, &roots, exims > 0, &mut found).await;
+    surroundings::clock(&config, &mut found).await;
     match Resolver::new(&config.resolver) {
         Ok(resolver) => identity::look(&config.report, &resolver, &mut found).await,
         Err(_) => found.not_looked_at.push("the records of [report]: there is no resolver".into()),

@@ -11,10 +11,10 @@ use std::time::Duration;
 
 use tlswarden_parsers::Dialect;
 
-use super::postfix::same_file;
-use super::reach::{Obstacle, Person, Wish};
+use crate::checking::finding::{Finding, Findings, Weight};
+use crate::checking::host::access::{Obstacle, Person, Wish};
+use crate::checking::host::postfix::same_file;
 use crate::config::{Config, InputSection, Listen};
-use crate::finding::{Finding, Findings, Weight};
 
 /// The oldest Exim that the example is for.
 const OLDEST: (u16, u16) = (4, 94);

@@ -5,8 +5,8 @@
 
 use std::io;
 
+use crate::checking::finding::{Finding, Findings, Weight};
 use crate::config::{DkimKey, ReportSection};
-use crate::finding::{Finding, Findings, Weight};
 use crate::net::dns::{DnsError, Resolver};
 use crate::reporting::report::message::{KeyError, KeyFault, Signer};
 use crate::reporting::report::recipients::NoRecipients;

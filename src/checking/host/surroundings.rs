@@ -12,9 +12,9 @@ use std::time::{Duration, SystemTime};
 
 use tokio::process::Command;
 
-use super::reach::{Obstacle, Person, Wish};
+use crate::checking::finding::{Finding, Findings, Weight};
+use crate::checking::host::access::{Obstacle, Person, Wish};
 use crate::config::{ClosedNetworkSection, Config, InputSection, Source};
-use crate::finding::{Finding, Findings, Weight};
 use crate::net::dns::{DnsError, Resolver, nameservers};
 
 /// How long `timedatectl` may take: it asks a service that may have to be started.

@@ -4,9 +4,9 @@
 //! Not here: asking (`control`), why Postfix might not ask (`postfix`).
 
 use crate::answering::policy::admin::list::Listed;
+use crate::checking::finding::{Finding, Findings, Weight};
 use crate::config::Config;
 use crate::control::{AskError, Question, Status, ask};
-use crate::finding::{Finding, Findings, Weight};
 
 /// How far an input may be behind its log, in octets: a busy minute.
 const MAX_BEHIND: u64 = 16 * 1024 * 1024;

@@ -12,12 +12,12 @@ use std::path::{Path, PathBuf};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 
-use super::postconf::{Instance, Service, words};
-use super::reach::{Obstacle, Person, Wish};
 use crate::answering::socketmap::reply::{MAX_REPLY, Wording};
 use crate::answering::socketmap::server::ATTRIBUTES_SINCE;
+use crate::checking::finding::{Finding, Weight};
+use crate::checking::host::access::{Obstacle, Person, Wish};
+use crate::checking::host::postconf::{Instance, Service, words};
 use crate::config::{Config, Level, Listen, PostfixVersion};
-use crate::finding::{Finding, Weight};
 
 /// A service and where its parameters come from.
 struct View<'a> {
