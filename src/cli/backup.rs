@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use super::control::answer;
 use super::{Fault, IO, USAGE, print};
 use crate::config::Config;
-use crate::control::Question;
+use crate::daemon::control::Question;
 
 pub fn backup(config: &Config, to: &Path) -> Result<(), Fault> {
     let shown = to.display();

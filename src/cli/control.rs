@@ -10,7 +10,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::table::table;
+use super::render::table;
 use super::{CONFIG, Fault, IO, SOFTWARE, UNAVAILABLE, USAGE, print};
 use crate::answering::policy::admin::explain::Explanation;
 use crate::answering::policy::history::History;
@@ -20,8 +20,8 @@ use crate::base::domain_name;
 use crate::base::own_reports::Secret;
 use crate::base::tlsrpt::Day;
 use crate::config::Config;
-use crate::control::{AskError, DayPreview, Desk, Question, Status, ask};
 use crate::counting::pipeline;
+use crate::daemon::control::{AskError, DayPreview, Desk, Question, Status, ask};
 use crate::metrics::Metrics;
 use crate::net::dns::Resolver;
 use crate::net::https;

@@ -9,13 +9,13 @@ use std::str::FromStr;
 use clap::{Args, Subcommand, ValueEnum};
 
 use super::control::{answer, moment, pretty};
-use super::table::table;
+use super::render::table;
 use super::{ConfigFile, Fault, USAGE, print};
 use crate::answering::policy::admin::list::Listed;
 use crate::answering::policy::sts::domain_state::Record;
 use crate::base::next_hop::NextHop;
 use crate::base::tlsrpt::Mode;
-use crate::control::Question;
+use crate::daemon::control::Question;
 
 #[derive(Args)]
 pub struct Options {

@@ -15,7 +15,7 @@ use jiff::tz::TimeZone;
 use serde::{Deserialize, Serialize};
 use tlswarden_parsers::Dialect;
 
-use super::table::table;
+use super::render::table;
 use super::{CONFIG, Fault, NO_INPUT, USAGE, print};
 use crate::answering::policy::sts::document;
 use crate::base::clock::Clock;

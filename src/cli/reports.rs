@@ -6,10 +6,10 @@
 use clap::{Args, Subcommand};
 
 use super::control::{answer, moment, pretty};
-use super::table::table;
+use super::render::table;
 use super::{ConfigFile, Fault, print};
 use crate::base::tlsrpt::Day;
-use crate::control::Question;
+use crate::daemon::control::Question;
 use crate::reporting::schedule::{Due, DueState, Kept};
 
 #[derive(Args)]

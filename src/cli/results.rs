@@ -6,11 +6,11 @@
 use clap::Args;
 
 use super::control::{answer, pretty};
-use super::table::table;
+use super::render::table;
 use super::{ConfigFile, Fault, USAGE, print};
 use crate::base::domain_name;
 use crate::base::tlsrpt::{Day, Row};
-use crate::control::Question;
+use crate::daemon::control::Question;
 
 #[derive(Args)]
 pub struct Options {

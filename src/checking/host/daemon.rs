@@ -6,7 +6,7 @@
 use crate::answering::policy::admin::list::Listed;
 use crate::checking::finding::{Finding, Findings, Weight};
 use crate::config::Config;
-use crate::control::{AskError, Question, Status, ask};
+use crate::daemon::control::{AskError, Question, Status, ask};
 
 /// How far an input may be behind its log, in octets: a busy minute.
 const MAX_BEHIND: u64 = 16 * 1024 * 1024;

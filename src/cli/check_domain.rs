@@ -5,10 +5,10 @@ use std::path::Path;
 
 use clap::Args;
 
-use super::control::{moment, pretty};
-use super::{ConfigFile, Fault, IO, SOFTWARE, USAGE, print, status_of};
 use crate::base::domain_name;
 use crate::checking::domain::{Advice, Examination, Host, State, examine};
+use crate::cli::control::{moment, pretty};
+use crate::cli::{ConfigFile, Fault, IO, SOFTWARE, USAGE, print, status_of};
 use crate::config::Config;
 
 #[derive(Args)]

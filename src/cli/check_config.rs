@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::{Fault, print};
+use crate::cli::{Fault, print};
 use crate::daemon;
 
 pub fn check(path: &Path) -> Result<(), Fault> {

@@ -5,8 +5,11 @@
 //! same sockets, so that connections wait and none is refused; a configuration that does not pass changes nothing.
 //! When it fails at start: a [`DaemonError`], before anything was answered, counted or sent.
 
+pub mod control;
 mod inputs;
-mod sockets;
+mod listeners;
+pub mod prometheus;
+pub mod watchdog;
 
 use std::collections::HashMap;
 use std::io;
@@ -20,8 +23,9 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::task::{Id, JoinError, JoinSet};
 
-pub use sockets::SocketError;
-use sockets::{Bound, Sockets};
+use control::Desk;
+pub use listeners::SocketError;
+use listeners::{Bound, Sockets};
 
 use crate::answering::listener::Listener;
 use crate::answering::policy::history::History;
@@ -33,7 +37,6 @@ use crate::base::own_reports::Secret;
 use crate::base::shutdown::stopped;
 use crate::config::detect;
 use crate::config::{Config, ConfigError, Dkim, Listen, time_zone};
-use crate::control::{self, Desk};
 use crate::counting::pipeline::River;
 use crate::counting::rules::Rules;
 use crate::metrics::Metrics;
@@ -42,10 +45,8 @@ use crate::net::https;
 use crate::reporting::dkim::key::Public;
 use crate::reporting::report::missing_identity;
 use crate::reporting::schedule::{Context, Scheduler, Setup};
-use crate::status;
 use crate::store::embedded::Embedded;
 use crate::store::{Store, StoreError};
-use crate::watchdog;
 
 /// How long the tasks have to end what they are at.
 const DEADLINE: Duration = Duration::from_secs(15);
@@ -392,7 +393,7 @@ impl Tasks {
         let desk =
             Arc::new(Desk { config, found, running: true, store, resolver, policies, scheduler, metrics, clock });
         for (address, listener) in statuses {
-            let task = status::serve(listener, Arc::clone(&desk), shutdown.clone());
+            let task = prometheus::serve(listener, Arc::clone(&desk), shutdown.clone());
             tasks.spawn(format!("status {address}"), done(task));
         }
         let task = control::serve(control, desk, shutdown);

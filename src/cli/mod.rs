@@ -5,17 +5,17 @@
 //! Not here: what a subcommand does (`cli/*.rs`).
 
 mod backup;
-mod check;
+mod check_config;
+mod check_domain;
 mod control;
 mod dkim_key;
 mod doctor;
-mod domain;
 mod policies;
+mod render;
 mod replay;
 mod reports;
 mod results;
 mod serve;
-mod table;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -127,7 +127,7 @@ enum Command {
     /// Says what is wrong on this host, why it matters, and the line that mends it; changes nothing.
     Doctor(doctor::Options),
     /// Shows a domain's own MTA-STS, DANE and TLSRPT as a sender sees them, and what would make them right.
-    Domain(domain::Options),
+    Domain(check_domain::Options),
     /// Shows what logs would have been counted as; sends and stores nothing.
     #[command(after_help = replay::HELP)]
     Replay(replay::Options),
@@ -185,9 +185,9 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     };
     let result = match arguments.command {
         Command::Doctor(options) => return exit(doctor::doctor(&options)),
-        Command::Domain(options) => return exit(domain::domain(&options)),
+        Command::Domain(options) => return exit(check_domain::domain(&options)),
         Command::Serve(options) => serve::serve(&options),
-        Command::Check(config) => check::check(&config.config),
+        Command::Check(config) => check_config::check(&config.config),
         Command::Status { config, json } => config.load().and_then(|config| control::status(&config, json)),
         Command::Policy { domain, config, json } => {
             config.load().and_then(|config| control::policy(&config, &domain, json))

@@ -22,7 +22,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{Semaphore, watch};
 
 use crate::answering::listener::{Listener, Stream};
-use crate::control::Desk;
+use crate::daemon::control::Desk;
 use crate::metrics::answers::{BOUNDS, Kind};
 use crate::metrics::catalogue::{CATALOGUE, SNAPSHOT, Shown};
 use crate::metrics::line_counts::OfFamily;
