@@ -6,7 +6,7 @@
 
 use core::net::IpAddr;
 
-use crate::Family;
+use crate::family::Family;
 
 pub mod exim;
 

@@ -10,11 +10,11 @@
 use memchr::memchr;
 
 use crate::{
-    Family,
     event::{
         Event, Process, Stamp, What,
         exim::{Line, Says},
     },
+    family::{Family, Found},
     syslog::{self, decimal},
 };
 
@@ -24,21 +24,13 @@ mod tls;
 
 pub(crate) use tls::problem;
 
-/// What the reader of one line family found: nothing of ours, an event, or a line that it should have understood.
-type Found<'a> = Result<Option<Says<'a>>, Family>;
-
 /// Reads one line.
-pub(crate) fn parse(line: &[u8]) -> Result<Option<Event<'_>>, Family> {
+pub(crate) fn parse(line: &[u8]) -> Found<Event<'_>> {
     prefix(line).map_or(Ok(None), read)
 }
 
 /// Reads the text of a writer whose name and time are known.
-pub(crate) fn parse_entry<'a>(
-    stamp: Stamp,
-    ident: &'a [u8],
-    pid: u32,
-    text: &'a [u8],
-) -> Result<Option<Event<'a>>, Family> {
+pub(crate) fn parse_entry<'a>(stamp: Stamp, ident: &'a [u8], pid: u32, text: &'a [u8]) -> Found<Event<'a>> {
     if !ident.starts_with(b"exim") {
         return Ok(None);
     }
@@ -53,7 +45,7 @@ pub(crate) fn begins(line: &[u8]) -> bool {
     stamp(line).is_some()
 }
 
-fn read(prefix: Prefix<'_>) -> Result<Option<Event<'_>>, Family> {
+fn read(prefix: Prefix<'_>) -> Found<Event<'_>> {
     let Some((id, text)) = message_id(prefix.text) else { return Ok(None) };
     let found = match text.first() {
         Some(b'<' | b'=' | b'-' | b'>' | b'*') => delivery::parse(text, prefix.cut),

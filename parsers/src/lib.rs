@@ -9,14 +9,14 @@
 
 #![cfg_attr(not(test), no_std)]
 
-use core::{error, fmt};
-
 pub mod event;
 mod exim;
+mod family;
 mod postfix;
 mod syslog;
 
 pub use event::Event;
+pub use family::{Family, Malformed};
 
 /// Whose lines to read.
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "lowercase"))]
@@ -68,98 +68,3 @@ pub fn parse_entry<'a>(
         Dialect::Exim => exim::parse_entry(stamp, ident, pid, text).map_err(|family| Malformed { family }),
     }
 }
-
-/// A line that begins like one of ours and cannot be read.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Malformed {
-    /// What it would have been.
-    pub family: Family,
-}
-
-/// The families of lines that we read, as named in [`Malformed`] and by [`event::What::family`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Family {
-    /// The time at the front of a line that we would have used.
-    Stamp,
-    /// `… TLS connection established to …`.
-    TlsSummary,
-    /// `… certificate verification failed for …`.
-    CertificateVerification,
-    /// `SSL_connect error to …`.
-    TlsHandshake,
-    /// `TLSRPT: status=…`.
-    TlsrptStatus,
-    /// `QID: to=<…>, relay=…, status=…`.
-    Delivery,
-    /// `QID: from=<…>, size=…, nrcpt=… (queue active)`.
-    QueueActive,
-    /// `daemon started -- version …`.
-    DaemonStarted,
-    /// Exim's `=>`, `->`, `>>`, `==` and `**`: what became of one recipient.
-    EximRecipient,
-    /// Exim's lines about one host: `H=… [IP]: …`, `DANE attempt failed; …`, `…: delivering unencrypted to …`.
-    EximHost,
-    /// Exim's `[IP] SSL verify error: …`.
-    EximVerification,
-    /// `warning: TLS library problem: …`.
-    LibraryProblem,
-    /// `…: re-using session with untrusted …`.
-    TlsResumed,
-    /// `…: all TLSA records unusable…`.
-    TlsaUnusable,
-    /// A host that policy ruled out before any connection.
-    HostRuledOut,
-    /// `QID: reason`: a host that was not the last one was given up.
-    HostLeft,
-    /// `QID: message-id=<…>`.
-    MessageId,
-    /// `QID: removed`.
-    QueueRemoved,
-    /// tlsproxy(8)'s `CONNECT to [IP]:PORT`.
-    Proxied,
-    /// Exim's `<=` and `Completed`.
-    EximMessage,
-}
-
-impl Family {
-    /// The name of this family in messages and counters.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Family::Stamp => "time stamp",
-            Family::TlsSummary => "TLS summary",
-            Family::CertificateVerification => "certificate verification",
-            Family::TlsHandshake => "TLS handshake",
-            Family::TlsrptStatus => "TLSRPT status",
-            Family::Delivery => "delivery",
-            Family::QueueActive => "queue active",
-            Family::DaemonStarted => "daemon started",
-            Family::EximRecipient => "Exim recipient",
-            Family::EximHost => "Exim host",
-            Family::EximVerification => "Exim certificate verification",
-            Family::LibraryProblem => "TLS library problem",
-            Family::TlsResumed => "TLS session resumed",
-            Family::TlsaUnusable => "TLSA unusable",
-            Family::HostRuledOut => "host ruled out",
-            Family::HostLeft => "host left",
-            Family::MessageId => "Message-ID",
-            Family::QueueRemoved => "queue removed",
-            Family::Proxied => "tlsproxy connection",
-            Family::EximMessage => "Exim message",
-        }
-    }
-}
-
-impl fmt::Display for Family {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
-    }
-}
-
-impl fmt::Display for Malformed {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "unreadable {} line", self.family)
-    }
-}
-
-impl error::Error for Malformed {}

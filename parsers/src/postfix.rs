@@ -7,8 +7,8 @@
 //! Not here: the prefix (`syslog`); lmtp(8), which speaks to mail stores and not to the Internet's MX hosts.
 
 use crate::{
-    Family,
     event::{Event, Process, Stamp, What},
+    family::{Family, Found},
     syslog,
 };
 
@@ -19,11 +19,8 @@ mod queue;
 mod tls;
 mod tlsrpt;
 
-/// What the reader of one line family found: nothing of ours, an event, or a line that it should have understood.
-type Found<'a> = Result<Option<What<'a>>, Family>;
-
 /// Reads one line.
-pub(crate) fn parse(line: &[u8]) -> Result<Option<Event<'_>>, Family> {
+pub(crate) fn parse(line: &[u8]) -> Found<Event<'_>> {
     let Some(entry) = syslog::split(line) else { return Ok(None) };
     let Some(program) = Program::of(entry.ident) else { return Ok(None) };
     let Some((pid, text)) = entry.body() else { return Ok(None) };
@@ -33,12 +30,7 @@ pub(crate) fn parse(line: &[u8]) -> Result<Option<Event<'_>>, Family> {
 }
 
 /// Reads the text of a writer whose name and time are known.
-pub(crate) fn parse_entry<'a>(
-    stamp: Stamp,
-    ident: &'a [u8],
-    pid: u32,
-    text: &'a [u8],
-) -> Result<Option<Event<'a>>, Family> {
+pub(crate) fn parse_entry<'a>(stamp: Stamp, ident: &'a [u8], pid: u32, text: &'a [u8]) -> Found<Event<'a>> {
     let Some(program) = Program::of(ident) else { return Ok(None) };
     let what = program.read(text)?;
     Ok(what.map(|what| Event { stamp, process: program.process(ident, pid), what }))
@@ -84,7 +76,7 @@ impl Program {
     }
 
     #[inline]
-    fn read(self, text: &[u8]) -> Found<'_> {
+    fn read(self, text: &[u8]) -> Found<What<'_>> {
         let text = syslog::repeated(text);
         match self {
             Program::Smtp => smtp(text),
@@ -105,7 +97,7 @@ impl Program {
 }
 
 /// A line of smtp(8): its TLS library's, or `QID: …`.
-fn smtp(text: &[u8]) -> Found<'_> {
+fn smtp(text: &[u8]) -> Found<What<'_>> {
     if let Some((queue_id, text)) = queue::id(text) {
         return delivery::parse(queue_id, text);
     }
@@ -113,7 +105,7 @@ fn smtp(text: &[u8]) -> Found<'_> {
 }
 
 /// A line without a queue id, of smtp(8) or tlsproxy(8).
-fn tls_line(text: &[u8]) -> Found<'_> {
+fn tls_line(text: &[u8]) -> Found<What<'_>> {
     // The first octet tells the families apart, but for those that begin with a host name.
     let found = match text.first() {
         Some(b'T' | b'U' | b'V' | b'A') => match text.strip_prefix(b"TLSRPT: ") {
@@ -131,7 +123,7 @@ fn tls_line(text: &[u8]) -> Found<'_> {
     found.unwrap_or_else(|| Ok(tls::resumed(text)))
 }
 
-fn warning(text: &[u8]) -> Found<'_> {
+fn warning(text: &[u8]) -> Found<What<'_>> {
     if let Some(text) = text.strip_prefix(b"TLS library problem: ") {
         return Ok(Some(What::LibraryProblem { text }));
     }

@@ -7,16 +7,16 @@
 
 use memchr::{memchr, memmem};
 
-use super::{Found, fields, tls};
+use super::{fields, tls};
 use crate::{
-    Family,
     event::{
         Peer,
         exim::{Became, Checked, Problem, Recipient, Says},
     },
+    family::{Family, Found},
 };
 
-pub(super) fn parse(text: &[u8], cut: bool) -> Found<'_> {
+pub(super) fn parse(text: &[u8], cut: bool) -> Found<Says<'_>> {
     let (arrow, rest) = match *text {
         [a, b, b' ', ref rest @ ..] => ([a, b], rest),
         _ => return Ok(None),

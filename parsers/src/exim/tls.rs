@@ -6,17 +6,17 @@
 
 use memchr::{memchr, memmem};
 
-use super::{Found, fields};
+use super::fields;
 use crate::{
-    Family,
     event::{
         VerifyCause,
         exim::{Problem, Says},
     },
+    family::{Family, Found},
 };
 
 /// A line without an arrow.
-pub(super) fn parse(text: &[u8], cut: bool) -> Found<'_> {
+pub(super) fn parse(text: &[u8], cut: bool) -> Found<Says<'_>> {
     // What is not all there is not read.
     if cut {
         return Ok(None);
@@ -31,7 +31,7 @@ pub(super) fn parse(text: &[u8], cut: bool) -> Found<'_> {
 
 /// `H=HOST [IP][:PORT]: message` (smtp.c, `write_logs`); without the colon it is about the connection, or about the
 /// errors of one that did its work.
-fn host(text: &[u8]) -> Found<'_> {
+fn host(text: &[u8]) -> Found<Says<'_>> {
     let Some((peer, rest)) = text.strip_prefix(b"H=").and_then(fields::peer) else { return Ok(None) };
     let Some(message) = rest.strip_prefix(b": ") else { return Ok(None) };
     let problem = problem(message);
@@ -41,7 +41,7 @@ fn host(text: &[u8]) -> Found<'_> {
 
 /// `TLS session: …: delivering unencrypted to H=HOST [IP] (not in hosts_require_tls)`: read from its end, for the library's
 /// words are of any form.
-fn in_clear(text: &[u8]) -> Found<'_> {
+fn in_clear(text: &[u8]) -> Found<Says<'_>> {
     const TO: &[u8] = b": delivering unencrypted to H=";
     let Some(front) = text.strip_suffix(b" (not in hosts_require_tls)") else { return Ok(None) };
     let Some(at) = memmem::rfind(front, TO) else { return Ok(None) };
@@ -53,7 +53,7 @@ fn in_clear(text: &[u8]) -> Found<'_> {
 }
 
 /// `DANE attempt failed; TLS connection to HOST [IP]: …`, `DANE error: No usable TLSA records`.
-fn dane(text: &[u8]) -> Found<'_> {
+fn dane(text: &[u8]) -> Found<Says<'_>> {
     if text == b"DANE error: No usable TLSA records" {
         return Ok(Some(Says::NoUsableTlsa));
     }
@@ -66,7 +66,7 @@ fn dane(text: &[u8]) -> Found<'_> {
 
 /// `[IP] SSL verify error: depth=0 error=… cert=…` or `[IP] SSL verify error: certificate name mismatch: …`. One that
 /// was met while a sender or a recipient was being verified says so, and is of no interest.
-fn verification(text: &[u8]) -> Found<'_> {
+fn verification(text: &[u8]) -> Found<Says<'_>> {
     let Some(rest) = text.strip_prefix(b"[") else { return Ok(None) };
     let Some((address, rest)) = memchr(b']', rest).and_then(|end| rest.split_at_checked(end)) else { return Ok(None) };
     let Some(rest) = rest.strip_prefix(b"] SSL verify error: ") else { return Ok(None) };

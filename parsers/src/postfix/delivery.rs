@@ -8,14 +8,14 @@
 
 use memchr::{memchr, memchr_iter, memrchr};
 
-use super::{Found, peer};
+use super::peer;
 use crate::{
-    Family,
     event::{Peer, Reason, TlsFeature, TlsState, What},
+    family::{Family, Found},
     syslog::decimal,
 };
 
-pub(super) fn parse<'a>(queue_id: &'a [u8], text: &'a [u8]) -> Found<'a> {
+pub(super) fn parse<'a>(queue_id: &'a [u8], text: &'a [u8]) -> Found<What<'a>> {
     match text.strip_prefix(b"to=<") {
         Some(text) => delivery(queue_id, text).map(Some).ok_or(Family::Delivery),
         None if is_remark(text) => Ok(None),
@@ -173,7 +173,7 @@ mod tests {
         Peer { host: host.as_bytes(), ip: Some(ip.parse().expect("an address")), port }
     }
 
-    fn read(text: &str) -> Found<'_> {
+    fn read(text: &str) -> Found<What<'_>> {
         parse(b"1818EA260B5", text.as_bytes())
     }
 

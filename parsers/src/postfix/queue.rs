@@ -5,8 +5,8 @@
 
 use memchr::memchr;
 
-use super::Found;
-use crate::{Family, event::What};
+use crate::event::What;
+use crate::family::{Family, Found};
 
 /// `QID: ` at the front, and what follows.
 ///
@@ -54,7 +54,7 @@ static ALPHABETS: [u8; 256] = {
 };
 
 /// `QID: message-id=<…>`, `QID: resent-message-id=<…>`, `QID: removed[ (canceled)]`.
-pub(super) fn cleanup(text: &[u8]) -> Found<'_> {
+pub(super) fn cleanup(text: &[u8]) -> Found<What<'_>> {
     let Some((queue_id, text)) = id(text) else { return Ok(None) };
     let value = text.strip_prefix(b"message-id=").or_else(|| text.strip_prefix(b"resent-message-id="));
     Ok(match value {
@@ -76,7 +76,7 @@ fn is_removed(text: &[u8]) -> bool {
 }
 
 /// `QID: from=<…>, size=…, nrcpt=… (queue active)`, `QID: removed`.
-pub(super) fn qmgr(text: &[u8]) -> Found<'_> {
+pub(super) fn qmgr(text: &[u8]) -> Found<What<'_>> {
     let Some((queue_id, text)) = id(text) else { return Ok(None) };
     if is_removed(text) {
         return Ok(Some(What::Removed { queue_id }));
@@ -95,7 +95,7 @@ pub(super) fn qmgr(text: &[u8]) -> Found<'_> {
 }
 
 /// `daemon started -- version 3.7.11, configuration /etc/postfix`, or `reload -- version …` in its place.
-pub(super) fn master(text: &[u8]) -> Found<'_> {
+pub(super) fn master(text: &[u8]) -> Found<What<'_>> {
     if text.starts_with(b"reload -- version ") {
         return Ok(Some(What::Reloaded));
     }

@@ -5,15 +5,15 @@
 //! said. An issuer's name is a stranger's: it is last in its line, and not kept.
 //! When it fails: the family, where a line begins like ours and cannot be read.
 
-use super::{Found, peer};
+use super::peer;
 use crate::{
-    Family,
     event::{Peer, Trust, VerifyCause, What},
+    family::{Family, Found},
     syslog::decimal,
 };
 
 /// `Trusted TLS connection established to HOST[IP]:PORT: TLSv1.3 with cipher …`.
-pub(super) fn summary(text: &[u8]) -> Option<Found<'_>> {
+pub(super) fn summary(text: &[u8]) -> Option<Found<What<'_>>> {
     let (trust, rest) = match text {
         [b'U', b'n', b't', b'r', b'u', b's', b't', b'e', b'd', rest @ ..] => (Trust::Untrusted, rest),
         [b'T', b'r', b'u', b's', b't', b'e', b'd', rest @ ..] => (Trust::Trusted, rest),
@@ -32,7 +32,7 @@ pub(super) fn summary(text: &[u8]) -> Option<Found<'_>> {
 }
 
 /// `[server |CA ]certificate verification failed for HOST[IP]:PORT: cause`.
-pub(super) fn verification(text: &[u8]) -> Option<Found<'_>> {
+pub(super) fn verification(text: &[u8]) -> Option<Found<What<'_>>> {
     let rest = text.strip_prefix(b"server ").or_else(|| text.strip_prefix(b"CA ")).unwrap_or(text);
     let rest = rest.strip_prefix(b"certificate verification failed for ")?;
     let found = peer_and_colon(rest).and_then(|(peer, text)| Some((peer, cause(text)?)));
@@ -44,7 +44,7 @@ pub(super) fn verification(text: &[u8]) -> Option<Found<'_>> {
 }
 
 /// `SSL_connect error to HOST[IP]:PORT: cause`.
-pub(super) fn handshake(text: &[u8]) -> Option<Found<'_>> {
+pub(super) fn handshake(text: &[u8]) -> Option<Found<What<'_>>> {
     let rest = text.strip_prefix(b"SSL_connect error to ")?;
     let found = peer_and_colon(rest);
     Some(found.map(|(peer, cause)| Some(What::HandshakeFailed { peer, cause })).ok_or(Family::TlsHandshake))

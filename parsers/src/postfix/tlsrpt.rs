@@ -6,15 +6,15 @@
 
 use memchr::memchr;
 
-use super::{Found, peer};
+use super::peer;
 use crate::{
-    Family,
     event::{NativeFailure, What},
+    family::{Family, Found},
 };
 
 /// `status=success, domain=D, receiving_mx=HOST[IP]`, or
 /// `status=failure, domain=D, receiving_mx=HOST[IP], failure_type=T[, failure_reason=R]`.
-pub(super) fn parse(text: &[u8]) -> Found<'_> {
+pub(super) fn parse(text: &[u8]) -> Found<What<'_>> {
     let (failed, rest) = if let Some(rest) = text.strip_prefix(b"status=success, domain=") {
         (false, rest)
     } else if let Some(rest) = text.strip_prefix(b"status=failure, domain=") {
