@@ -22,8 +22,6 @@ mod delivery;
 mod fields;
 mod tls;
 
-pub(crate) use tls::problem;
-
 /// Reads one line.
 pub(crate) fn parse(line: &[u8]) -> Found<Event<'_>> {
     prefix(line).map_or(Ok(None), read)

@@ -127,14 +127,6 @@ pub enum Problem<'a> {
     Other,
 }
 
-impl<'a> Problem<'a> {
-    /// What a message of Exim's says of a host: that of `H=…:`, `==`, `**`, or `$event_data`.
-    #[must_use]
-    pub fn of(message: &'a [u8]) -> Problem<'a> {
-        crate::exim::problem(message)
-    }
-}
-
 impl Problem<'_> {
     /// Whether policy ruled the host out, before any TLS.
     #[must_use]
