@@ -5,7 +5,7 @@
 
 use core::net::IpAddr;
 
-use super::{Peer, VerifyCause};
+use super::peer::{Peer, VerifyCause};
 
 /// A line about one message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
