@@ -11,10 +11,12 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use crate::counting::input::file::POLL;
 use crate::counting::input::file::open_log::{Found, Source};
 use crate::counting::input::file::rotated::{self, Sibling};
 use crate::counting::input::{Block, InputError, Mark};
+
+/// How often the file is looked at when nothing wakes us.
+pub(super) const POLL: Duration = Duration::from_millis(250);
 
 /// How long no name in the folder must have changed before what is read of it is believed: more than the grain of the
 /// time stamps that the kernel gives it.

@@ -23,16 +23,13 @@ use tokio::sync::Notify;
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::Instant;
 
-use self::follow::{Reader, Step};
+use self::follow::{POLL, Reader, Step};
 use crate::counting::input::{Block, InputError, Mark};
 
 /// Whether `other` has the name of a rotated file of `log`, packed or not.
 pub fn is_rotated(log: &Path, other: &Path) -> bool {
     rotated::is_of(log, other)
 }
-
-/// How often the file is looked at when nothing wakes us.
-const POLL: Duration = Duration::from_millis(250);
 
 /// The shortest time between two looks at the end of a file: a busy log is read in pieces worth a commit.
 const PACE: Duration = Duration::from_millis(20);
