@@ -10,7 +10,7 @@ use crate::base::tlsrpt::{
     Counted, Day, Failure, InForce, Mode, Outcome, Policy, PolicyType, ResultType, Tally, Trust, Verdict, mx_matches,
 };
 use crate::counting::session::datagram::Reported;
-use crate::counting::session::postfix::{DANE_NO_MATCH, MX_MISMATCH};
+use crate::counting::session::reason::{DANE_NO_MATCH, MX_MISMATCH};
 
 /// What a session counts as.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -7,6 +7,8 @@
 pub mod datagram;
 pub mod exim;
 pub mod postfix;
+pub mod reason;
+mod text;
 pub mod tracked_map;
 
 use serde::{Deserialize, Serialize};

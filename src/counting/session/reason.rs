@@ -1,14 +1,15 @@
-//! RFC 8460's words for what Postfix says of a failure.
+//! Result types and reason codes of RFC 8460 §4.3 for what Postfix and Exim log of a failure.
 //!
-//! Takes: causes as the parsers read them, and Postfix's own names. Gives: result types and reason codes (RFC 8460 §4.3).
-//! Limits: a reason code has at most 64 characters, for a stranger may have chosen them.
-//! Not here: which line is about which session (`postfix`).
+//! Takes: causes as the parsers read them, and Postfix's own names. Gives: result types and reason codes.
+//! Limits: a reason code has at most 64 characters, because a stranger may have chosen them.
+//! When it fails: never; an unknown name becomes `validation-failure` with the name as the reason code.
+//! Not here: which line is about which session (`postfix`, `exim`).
 
 use tlswarden_parsers::event::VerifyCause;
 
 use crate::base::tlsrpt::{ResultType, Verdict};
 use crate::counting::session::Cause;
-use crate::counting::session::postfix::attempt::text;
+use crate::counting::session::text::lossy;
 
 /// The reason code of an MX host outside an MTA-STS policy.
 pub const MX_MISMATCH: &str = "mtasts-policy-mx-mismatch";
@@ -17,10 +18,10 @@ pub const MX_MISMATCH: &str = "mtasts-policy-mx-mismatch";
 pub const DANE_NO_MATCH: &str = "dane-no-match";
 
 /// The reason code of a handshake that failed.
-pub(in crate::counting::session) const HANDSHAKE_FAILURE: &str = "tls-handshake-failure";
+pub(super) const HANDSHAKE_FAILURE: &str = "tls-handshake-failure";
 
 /// RFC 8460 §4.3's words for a verification failure: the cause goes into the reason code, in OpenSSL's words.
-pub(in crate::counting::session) fn verification(cause: VerifyCause<'_>) -> Cause {
+pub(super) fn verification(cause: VerifyCause<'_>) -> Cause {
     use ResultType::{CertificateExpired, CertificateHostMismatch, CertificateNotTrusted};
     let not_trusted = |code: &str| (CertificateNotTrusted, Some(code.to_owned()));
     match cause {
@@ -43,7 +44,7 @@ pub(in crate::counting::session) fn verification(cause: VerifyCause<'_>) -> Caus
 
 /// What Postfix itself reports, as it is: its names have underscores in the log, hyphens in the policy table.
 pub(super) fn native_verdict(failure_type: &[u8], reason: Option<&[u8]>) -> Verdict {
-    let name = text(failure_type).replace('_', "-").to_ascii_lowercase();
+    let name = lossy(failure_type).replace('_', "-").to_ascii_lowercase();
     let result = serde_json::from_value(serde_json::Value::String(name.clone()));
     match result {
         Ok(result) => Verdict::Failure(result, reason.map(reason_code)),
@@ -52,20 +53,11 @@ pub(super) fn native_verdict(failure_type: &[u8], reason: Option<&[u8]>) -> Verd
 }
 
 /// Words as a reason code: spaces become underscores, at most 64 of them, printable.
-pub(in crate::counting::session) fn reason_code(words: &[u8]) -> String {
+pub(super) fn reason_code(words: &[u8]) -> String {
     let fit = |b: &u8| match b {
         b' ' => '_',
         b if b.is_ascii_graphic() => char::from(*b),
         _ => '?',
     };
     words.iter().take(64).map(fit).collect()
-}
-
-/// The host of a next-hop destination: `[mx.example.com]:587` and `example.com:2525` without brackets and port.
-pub(super) fn next_hop_host(next_hop: &[u8]) -> String {
-    let name = text(next_hop);
-    match name.strip_prefix('[') {
-        Some(rest) => rest.split(']').next().unwrap_or(rest).to_owned(),
-        None => name.split(':').next().unwrap_or(&name).to_owned(),
-    }
 }

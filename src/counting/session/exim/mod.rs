@@ -25,7 +25,8 @@ use tlswarden_parsers::event::{Event, Peer, What};
 pub use self::event_action::Told;
 use crate::base::domain_name;
 use crate::base::tlsrpt::{Outcome, ResultType, Trust, Verdict};
-use crate::counting::session::postfix::{HANDSHAKE_FAILURE, MX_MISMATCH, reason_code, text, verification};
+use crate::counting::session::reason::{HANDSHAKE_FAILURE, MX_MISMATCH, reason_code, verification};
+use crate::counting::session::text::{lossy, lower_case};
 use crate::counting::session::tracked_map::{Change, Kept};
 use crate::counting::session::{Cause, Losses, SESSION_TIMEOUT};
 
@@ -208,7 +209,7 @@ impl Sessions {
     fn trouble(&mut self, id: &[u8], peer: Peer<'_>, problem: Problem<'_>, time: i64) {
         let message = self.message(id, time);
         let why = message.why(problem, peer.ip);
-        let host = text(peer.host).to_ascii_lowercase();
+        let host = lower_case(peer.host);
         let kind = match problem {
             Problem::TlsaLookup => Kind::NoLookup,
             problem if problem.rules_out() => Kind::RuledOut,
@@ -272,7 +273,7 @@ impl Sessions {
             self.show(ANCHORED, time);
         }
         let (anchors, shows_tls) = (self.shown.contains(ANCHORED), self.shown.contains(SHOWS_TLS));
-        let domain = text(line.domain);
+        let domain = lossy(line.domain);
         let mut found = Vec::new();
         let message = self.message(id, time);
         message.settle_troubles(line, &domain, time, &mut found);
@@ -281,7 +282,7 @@ impl Sessions {
             let began = time;
             let ended = |observed, trust, dane| Found {
                 began,
-                host: line.peer.map(|peer| text(peer.host).to_ascii_lowercase()),
+                host: line.peer.map(|peer| lower_case(peer.host)),
                 ip: line.peer.and_then(|peer| peer.ip),
                 trust,
                 dane,
@@ -437,7 +438,7 @@ impl Trouble {
         let Some(peer) = line.peer else {
             return is_below(&self.host, domain);
         };
-        let host = text(peer.host).to_ascii_lowercase();
+        let host = lower_case(peer.host);
         let neighbours =
             |a: &str, b: &str| a.split_once('.').is_some_and(|(_, parent)| parent.contains('.') && is_below(b, parent));
         (self.ip == peer.ip && self.host == host)
@@ -476,7 +477,7 @@ impl Message {
 
     /// The session that a recipient's line is about: one that is known, or a new one.
     fn group(&mut self, line: &Recipient<'_>, domain: &str, pid: u32, time: i64) -> &mut Group {
-        let host = line.peer.map(|peer| text(peer.host).to_ascii_lowercase()).unwrap_or_default();
+        let host = line.peer.map(|peer| lower_case(peer.host)).unwrap_or_default();
         let ip = line.peer.and_then(|peer| peer.ip);
         let recipient = hash(line.address);
         let same = |group: &Group| {

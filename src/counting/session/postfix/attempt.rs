@@ -11,8 +11,11 @@ use tlswarden_parsers::event::{Peer, Process};
 
 use crate::base::tlsrpt::{Trust, Verdict};
 use crate::counting::session::Cause;
-use crate::counting::session::postfix::SMTP_PORT;
-use crate::counting::session::postfix::reason::HANDSHAKE_FAILURE;
+use crate::counting::session::reason::HANDSHAKE_FAILURE;
+use crate::counting::session::text::lower_case;
+
+/// The port of MX hosts. Content filters and relays that want a password are elsewhere.
+pub(super) const SMTP_PORT: u16 = 25;
 
 /// One connection that is being put together, or a host that was ruled out before any.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -123,17 +126,7 @@ fn key_of(host: &[u8], ip: Option<IpAddr>, port: Option<u16>) -> Key {
     key
 }
 
-pub(super) fn lower_case(name: &[u8]) -> String {
-    let mut name = text(name);
-    name.make_ascii_lowercase();
-    name
-}
-
 /// A host and its address, of any port.
 pub(super) fn host_key(host: &str, ip: Option<IpAddr>) -> Key {
     key_of(host.as_bytes(), ip, None)
-}
-
-pub(in crate::counting::session) fn text(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).into_owned()
 }

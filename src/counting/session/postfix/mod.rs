@@ -7,18 +7,15 @@
 //! Limits: the constants below. Not here: the wording of a line (`parsers`).
 
 mod attempt;
-mod reason;
 
 use serde::{Deserialize, Serialize};
 use tlswarden_parsers::event::{Event, Peer, Process, Reason, RuledOut, TlsFeature, TlsState, VerifyCause, What};
 
-pub(super) use self::attempt::text;
-use self::attempt::{Attempt, Unlogged, host_key, lower_case, peer_key, process_key};
-pub use self::reason::{DANE_NO_MATCH, MX_MISMATCH};
-pub(super) use self::reason::{HANDSHAKE_FAILURE, reason_code, verification};
-use self::reason::{native_verdict, next_hop_host};
+use self::attempt::{Attempt, SMTP_PORT, Unlogged, host_key, peer_key, process_key};
 use crate::base::domain_name;
 use crate::base::tlsrpt::{Outcome, ResultType, Trust, Verdict};
+use crate::counting::session::reason::{HANDSHAKE_FAILURE, MX_MISMATCH, native_verdict, verification};
+use crate::counting::session::text::{lossy, lower_case};
 use crate::counting::session::tracked_map::{Change, Kept};
 use crate::counting::session::{Losses, SESSION_TIMEOUT};
 
@@ -53,9 +50,6 @@ const REMOVED_MEMORY: i64 = 60;
 
 /// Instances (`syslog_name`) of which something is remembered: each is a line in main.cf or master.cf.
 const MAX_INSTANCES: usize = 1000;
-
-/// The port of MX hosts. Content filters and relays that want a password are elsewhere.
-const SMTP_PORT: u16 = 25;
 
 /// The sessions of one input.
 #[derive(Debug)]
@@ -196,7 +190,7 @@ impl Sessions {
             }
             What::Native { domain, peer, .. } if !delivers => {
                 self.reports(domain, time);
-                let peer = host_key(&text(peer.host), peer.ip);
+                let peer = host_key(&lossy(peer.host), peer.ip);
                 *self.proxied.change(&peer, time, || 0).0 += 1;
                 *self.reporting.change(&process_key(process), time, Vec::new).0 = peer.to_vec();
             }
@@ -227,7 +221,7 @@ impl Sessions {
                 self.reports(domain, time);
                 let attempt = self.attempt(process, Some(*peer), time, |a| a.native.is_some());
                 attempt.native = Some(verdict);
-                attempt.next_hop = Some(text(domain));
+                attempt.next_hop = Some(lossy(domain));
             }
             What::NativeUnsent => {
                 let last = self.deliveries.peek(&process_key(process)).is_some_and(|(_, d)| !d.attempts.is_empty());
@@ -270,7 +264,7 @@ impl Sessions {
 
     /// Notes that Postfix reports sessions to a destination by itself: it has one TLSRPT record.
     fn reports(&mut self, domain: &[u8], time: i64) {
-        if let Some(name) = domain_name::normalise(&text(domain)) {
+        if let Some(name) = domain_name::normalise(&lossy(domain)) {
             let (_, crowded) = self.reported.change(name.as_bytes(), time, || ());
             self.losses.crowded_out += crowded;
         }
@@ -347,7 +341,7 @@ impl Sessions {
         }
         let Some(mut attempt) = delivery.attempts.pop() else { return };
         let verdict = self.verdict(&attempt, reason, time);
-        attempt.left = Some((text(queue_id), verdict));
+        attempt.left = Some((lossy(queue_id), verdict));
         self.delivery(process, time).attempts.push(attempt);
     }
 
@@ -392,8 +386,8 @@ impl Sessions {
                 });
             }
         }
-        let domain = text(recipient_domain);
-        let queue_id = text(queue_id);
+        let domain = lossy(recipient_domain);
+        let queue_id = lossy(queue_id);
         for mut attempt in delivery.attempts {
             match attempt.left.take() {
                 Some((of, _)) if of != queue_id => self.losses.unmatched += 1,
@@ -631,6 +625,15 @@ fn push(delivery: &mut Delivery, attempt: Attempt) {
 /// Whether an instance is master(8)'s own or a service of it with a name of its own (`-o syslog_name=postfix/relay`).
 fn is_of(instance: &[u8], master: &[u8]) -> bool {
     instance.strip_prefix(master).is_some_and(|rest| rest.is_empty() || rest.starts_with(b"/"))
+}
+
+/// The host of a next-hop destination: `[mx.example.com]:587` and `example.com:2525` without brackets and port.
+fn next_hop_host(next_hop: &[u8]) -> String {
+    let name = lossy(next_hop);
+    match name.strip_prefix('[') {
+        Some(rest) => rest.split(']').next().unwrap_or(rest).to_owned(),
+        None => name.split(':').next().unwrap_or(&name).to_owned(),
+    }
 }
 
 #[cfg(test)]
