@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use tlswarden::base::clock::Clock;
 use tlswarden::base::tlsrpt::{Counted, Day, Failure, Policy, PolicyType, ResultType, Tally};
 use tlswarden::store::embedded::{Embedded, Opened};
+use tlswarden::store::format::{VERSION, VERSION_KEY};
 use tlswarden::store::{Batch, Family, Store, StoreError};
 
 const DAY: Day = Day(20_779);
@@ -473,55 +474,73 @@ fn a_copy_that_is_made_while_others_write_is_of_one_moment() {
     assert!(copies.path().join("0").exists());
 }
 
-/// What the command line asks of a store, each with `--json`.
-const ASKED: [&str; 3] = ["policies", "results", "reports"];
-
-/// Shortly after the stores of `fixtures/store` were written: no policy in them has expired yet.
-const AFTER: &str = "2026-11-23T00:30:00Z";
-
-/// In `fixtures/store` is the store of each released format, after a day of the daemon that wrote it (`lab try`), beside
-/// what that day came to. `TLSWARDEN_REWRITE=FOLDER`, the folder that `lab try` leaves, makes that of the current format.
-#[test]
-fn the_stores_of_all_released_formats_are_read_whole() {
-    let fixtures = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/fixtures/store"));
-    if let Some(day) = std::env::var_os("TLSWARDEN_REWRITE") {
-        let to = fixtures.join(format!("format-{}", tlswarden::store::format::VERSION));
-        let _ = fs::remove_dir_all(&to);
-        fs::create_dir(&to).unwrap();
-        open(&Path::new(&day).join("store")).store.copy(&to.join("store")).unwrap();
-        for what in ASKED {
-            fs::write(to.join(format!("{what}.json")), asked(&Path::new(&day).join("store"), what)).unwrap();
-        }
+/// Opens a store whose format is not this program's; gives the line that refuses it.
+fn refused(home: &Path) -> String {
+    match Embedded::open(home, Clock::default()).map(|_| ()) {
+        Err(StoreError::Unusable(line)) => line,
+        other => panic!("not refused: {other:?}"),
     }
-    let mut formats = 0;
-    for entry in fs::read_dir(fixtures).unwrap() {
-        let (home, path) = (tempfile::tempdir().unwrap(), entry.unwrap().path());
-        let copied = Command::new("cp").arg("-R").arg(path.join("store/.")).arg(home.path()).status().unwrap();
-        assert!(copied.success());
-        let opened = open(home.path());
-        assert_eq!((opened.lost, opened.missing_commits), (None, 0), "{}", path.display());
-        drop(opened.store);
-        for what in ASKED {
-            let wanted = fs::read_to_string(path.join(format!("{what}.json"))).unwrap();
-            assert!(wanted.lines().count() > 100, "{what}");
-            assert_eq!(asked(home.path(), what), wanted, "{}: {what}", path.display());
-        }
-        formats += 1;
-    }
-    assert_eq!(formats, tlswarden::store::format::VERSION, "one store for each format");
 }
 
-/// What the command line says of a store that no daemon has open.
-fn asked(store: &Path, what: &str) -> String {
-    let file = tempfile::NamedTempFile::new().unwrap();
-    let config = format!(
-        "[store]\npath = \"{}\"\n[control]\nsocket = \"/nonexistent/control\"\n[resolver]\naddress = \"127.0.0.1:9\"\n\
-         [closed_network]\nclock = \"{AFTER}\"\n",
-        store.display()
-    );
-    fs::write(file.path(), config).unwrap();
-    let mut command = Command::new(env!("CARGO_BIN_EXE_tlswarden"));
-    let output = command.args([what, "--json", "--config"]).arg(file.path()).output().unwrap();
-    assert!(output.status.success(), "{what}: {}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8(output.stdout).unwrap()
+#[test]
+fn an_older_or_newer_format_is_refused_with_what_to_do_and_what_is_lost() {
+    for found in [VERSION - 1, VERSION + 1] {
+        let home = written_once(5);
+        let set = vec![(Family::Single, VERSION_KEY.to_vec(), Some(found.to_string().into_bytes()))];
+        open(home.path()).store.write(Batch { add: vec![], set }).unwrap();
+        let path = home.path().display();
+        let wanted = match found < VERSION {
+            true => format!(
+                "store: {path}: unsupported format {found}: written by an older version, this one needs format {VERSION}; \
+                 move or remove the folder to start with an empty store. Lost with it: counts not yet reported, cached \
+                 policies, the positions in the inputs and which reports were sent. What the inputs still hold is counted \
+                 again, and may be reported a second time"
+            ),
+            false => format!(
+                "store: {path}: unsupported format {found}: written by a newer version, this one needs format {VERSION}; \
+                 install the newer version, or put back a backup of format {VERSION}. The store is left unchanged"
+            ),
+        };
+        // By the record, then by the file, which is read before anything else is.
+        assert_eq!(refused(home.path()), wanted);
+        let embedded = home.path().join("embedded");
+        fs::rename(&embedded, home.path().join("elsewhere")).unwrap();
+        fs::write(home.path().join("format"), format!("{found}\n")).unwrap();
+        assert_eq!(refused(home.path()), wanted);
+        assert!(!embedded.exists(), "nothing is made in it");
+
+        let config = tempfile::NamedTempFile::new().unwrap();
+        let text = format!("[store]\npath = \"{path}\"\n[control]\nsocket = \"{path}/control\"\n");
+        fs::write(config.path(), text).unwrap();
+        for (command, status) in [("serve", 78), ("results", 74)] {
+            let mut program = Command::new(env!("CARGO_BIN_EXE_tlswarden"));
+            let output = program.arg(command).arg("--config").arg(config.path()).output().unwrap();
+            let said = String::from_utf8(output.stderr).unwrap();
+            assert_eq!((output.status.code(), said), (Some(status), format!("tlswarden: {wanted}\n")), "{command}");
+        }
+    }
+}
+
+#[test]
+fn a_store_of_an_older_format_that_is_moved_away_makes_room_for_an_empty_one() {
+    let home = written_once(5);
+    let (store, away) = (home.path().join("store"), home.path().join("away"));
+    fs::create_dir(&store).unwrap();
+    fs::write(store.join("format"), format!("{}\n", VERSION - 1)).unwrap();
+    refused(&store);
+    fs::rename(&store, &away).unwrap();
+    assert_eq!(stands_at(&open(&store).store), 0);
+    assert_eq!(fs::read_to_string(store.join("format")).unwrap(), format!("{VERSION}\n"));
+}
+
+#[test]
+fn a_format_that_is_not_a_number_is_damage() {
+    let home = written_once(5);
+    let set = vec![(Family::Single, VERSION_KEY.to_vec(), Some(b"x".to_vec()))];
+    open(home.path()).store.write(Batch { add: vec![], set }).unwrap();
+    let Err(StoreError::Corrupt(line)) = Embedded::open(home.path(), Clock::default()).map(|_| ()) else {
+        panic!("it was opened")
+    };
+    let path = home.path().display();
+    assert_eq!(line, format!("store: {path}: damaged: its format is not a number: `\\x01x`; it is left unchanged"));
 }

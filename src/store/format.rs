@@ -21,8 +21,8 @@
 use crate::base::tlsrpt::{Day, Failure, Policy};
 use crate::store::Family;
 
-/// The version of this layout. A store of a newer one is refused.
-pub const VERSION: u32 = 1;
+/// The number of this layout, raised with each change to it. A store of another one is refused.
+pub const VERSION: u32 = 2;
 
 /// Where the version stands, in [`Family::Single`].
 pub const VERSION_KEY: &[u8] = b"store-format";

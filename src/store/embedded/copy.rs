@@ -1,4 +1,4 @@
-//! Copies of a store: for a backup, and before a store of an older format is changed.
+//! Copies of a store, for a backup.
 //!
 //! Takes: an open store and a folder that does not exist. Gives: a store in that folder, as it stood at one commit, closed
 //! and on disk; it is put back by being put in place.
@@ -23,25 +23,20 @@ impl Embedded {
     pub fn copy(&self, to: &Path) -> Result<(), StoreError> {
         // Who reads holds writers off, so that the copy is of one moment.
         let files = self.reading()?;
-        copy(&files, to)
+        fs::DirBuilder::new().mode(0o700).create(to).map_err(|e| io_fault(to, &e))?;
+        let copied = write(&files, to);
+        if copied.is_err() {
+            // What is left of it is of no use, and a disk may be full.
+            let _ = fs::remove_dir_all(to);
+        }
+        copied
     }
-}
-
-/// The same of files that nobody else has yet.
-pub(super) fn copy(files: &Files, to: &Path) -> Result<(), StoreError> {
-    fs::DirBuilder::new().mode(0o700).create(to).map_err(|e| io_fault(to, &e))?;
-    let copied = write(files, to);
-    if copied.is_err() {
-        // What is left of it is of no use, and a disk may be full.
-        let _ = fs::remove_dir_all(to);
-    }
-    copied
 }
 
 fn write(files: &Files, to: &Path) -> Result<(), StoreError> {
     let failed = |e: std::io::Error| io_fault(to, &e);
     let folder = to.join(FOLDER);
-    let (mut seal, mut sum, mut version) = (Seal::default(), 0_u64, None);
+    let (mut seal, mut sum) = (Seal::default(), 0_u64);
     {
         let config = sled::Config::new().path(&folder).cache_capacity(CACHE).flush_every_ms(None);
         let copy = guarded(&folder, || config.open())?;
@@ -51,9 +46,6 @@ fn write(files: &Files, to: &Path) -> Result<(), StoreError> {
                 seal = Seal::decode(value).map_err(|e| files.corrupt(&e))?;
             } else {
                 sum = sum.wrapping_add(format::checksum(key, value));
-            }
-            if *key == *super::open::version_key() {
-                version = Some(value.to_vec());
             }
             batch.insert(key, value);
             waiting += 1;
@@ -72,9 +64,7 @@ fn write(files: &Files, to: &Path) -> Result<(), StoreError> {
     }
     let acknowledged = File::create(to.join(ACKNOWLEDGED)).map_err(failed)?;
     acknowledge(&acknowledged, seal).and_then(|()| acknowledged.sync_all()).map_err(failed)?;
-    if let Some(number) = version.as_deref().and_then(super::open::version_of) {
-        write_format(to, number)?;
-    }
+    write_format(to)?;
     for folder in [folder.as_path(), to] {
         for entry in fs::read_dir(folder).map_err(failed)? {
             let path = entry.map_err(failed)?.path();

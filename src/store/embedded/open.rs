@@ -1,10 +1,10 @@
 //! Opens the embedded store's folder: claims it, heals what can be healed, says what was lost.
 //!
 //! Takes: a folder, and a clock to date what is moved aside. Gives: a store, and notices.
-//! Limits: what is moved aside stays in `FOLDER/aside-DATE`, the copy of a store of an older format in
-//! `FOLDER/format-N-DATE`, until the administrator removes it.
-//! When it fails: `Locked` for a second opener, `Unusable` for a folder that cannot be used or is of a newer version.
+//! Limits: what is moved aside stays in `FOLDER/aside-DATE` until the administrator removes it.
+//! When it fails: `Locked` for a second opener, `Unusable` for a folder that cannot be used or a store of another format.
 
+use std::cmp::Ordering;
 use std::collections::{HashMap, HashSet};
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{Read, Write};
@@ -16,7 +16,7 @@ use std::time::Duration;
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::Notify;
 
-use super::{CACHE, Change, Changes, Embedded, Files, Pairs, READ_AT_START, State, acknowledge, guarded, io_fault};
+use super::{CACHE, Change, Embedded, Files, Pairs, READ_AT_START, State, acknowledge, guarded, io_fault};
 use crate::base::clock::Clock;
 use crate::store::format::{self, Seal, VERSION, VERSION_KEY, Value};
 use crate::store::{Family, StoreError};
@@ -30,28 +30,11 @@ const LOCK: &str = "lock";
 /// The file with the number of the last acknowledged commit.
 pub(super) const ACKNOWLEDGED: &str = "acknowledged";
 
-/// The file with the format of the store, read before anything else is: a newer format may not even add up for us.
+/// The file with the format of the store, read before anything else is: another format may not even add up for us.
 const FORMAT: &str = "format";
 
 /// What copies for a backup are named, with a number behind it: one that is still there was not fetched.
 pub const BACKUP: &str = "backup-";
-
-/// How a store of an older format becomes one of ours: adds to the changes, which are written in one batch.
-pub(super) struct Migration {
-    /// The format that it is for.
-    pub from: u32,
-    /// What changes.
-    pub change: fn(&Files, &mut Changes) -> Result<(), StoreError>,
-}
-
-/// The format that this program writes, and what it makes of older ones.
-pub(super) struct Formats {
-    pub current: u32,
-    pub migrations: &'static [Migration],
-}
-
-/// The first format is 1; there is no older one yet.
-const FORMATS: Formats = Formats { current: VERSION, migrations: &[] };
 
 /// How often a lock is tried: ours, which the command line has for a moment where no daemon answers; sled's own, which only
 /// what this process let go a moment ago can hold.
@@ -59,9 +42,6 @@ const TRIES: u32 = 40;
 
 /// The pause between two tries.
 const PAUSE: Duration = Duration::from_millis(50);
-
-/// The copy of a store of an older format, within its folder.
-const COPY: &str = "store";
 
 /// An open store.
 pub struct Opened {
@@ -84,16 +64,11 @@ impl Opened {
 }
 
 pub(super) fn open(home: &Path, clock: Clock) -> Result<Opened, StoreError> {
-    open_as(home, clock, &FORMATS)
-}
-
-pub(super) fn open_as(home: &Path, clock: Clock, formats: &Formats) -> Result<Opened, StoreError> {
     let lock = claim(home)?;
-    refuse_newer(home, formats)?;
+    check_format_file(home)?;
     drop_unfetched_backups(home);
     let (acknowledged, number) = acknowledged(home)?;
-    let Found { files, opening, seal, notices, lost, missing_commits } =
-        find_as(home, clock, &acknowledged, number, formats)?;
+    let Found { files, opening, seal, notices, lost, missing_commits } = find(home, clock, &acknowledged, number)?;
     let state = State {
         files: Ok(files),
         opening: Mutex::new(opening),
@@ -133,16 +108,6 @@ pub(super) struct Started {
 
 /// Opens what the folder holds, where `number` commits were acknowledged; what is damaged beyond use is moved aside.
 pub(super) fn find(home: &Path, clock: Clock, acknowledged: &File, number: u64) -> Result<Found, StoreError> {
-    find_as(home, clock, acknowledged, number, &FORMATS)
-}
-
-fn find_as(
-    home: &Path,
-    clock: Clock,
-    acknowledged: &File,
-    number: u64,
-    formats: &Formats,
-) -> Result<Found, StoreError> {
     let folder = home.join(FOLDER);
     let mut notices = Vec::new();
     let mut lost = None;
@@ -160,14 +125,8 @@ fn find_as(
         lost = Some(to);
         opened = start(&folder);
     }
-    let Started { files, mut opening, seal } = opened?;
-    let place = Aside { home, folder: &folder, clock };
-    let (seal, migrated) = version(&files, acknowledged, seal, &place, formats)?;
-    if let Some(line) = migrated {
-        // What was read is not what stands now.
-        opening.clear();
-        say(line);
-    }
+    let Started { files, opening, seal } = opened?;
+    let seal = check_format(home, &files, acknowledged, seal)?;
     let missing_commits = if lost.is_some() { 0 } else { number.saturating_sub(seal.commits) };
     if missing_commits > 0 {
         say(format!(
@@ -356,83 +315,66 @@ fn read_part(db: &sled::Db, folder: &Path, from: Option<u8>, to: Option<u8>) -> 
     Ok(all)
 }
 
-/// Checks the format, or writes it into a new store; an older one becomes ours, in one commit, after a copy was made.
-/// Gives the seal that stands then, and what there is to say.
-fn version(
-    files: &Files,
-    acknowledged: &File,
-    seal: Seal,
-    place: &Aside<'_>,
-    formats: &Formats,
-) -> Result<(Seal, Option<String>), StoreError> {
-    let shown = files.folder.display();
-    let current = formats.current;
-    let key = version_key();
-    let old = files.value(&key)?;
-    let new = Some(Value::Whole(current.to_string().as_bytes()).encode());
-    let commit = |changes| files.commit(acknowledged, seal, changes).map_err(|failed| failed.error);
-    let Some(value) = old else {
-        let seal = commit([(key, Change { old: None, new })].into())?;
-        write_format(place.home, current)?;
-        return Ok((seal, None));
-    };
-    let found = version_of(&value);
-    let migration = formats.migrations.iter().find(|migration| Some(migration.from) == found);
-    let settled = match (found, migration) {
-        (Some(found), _) if found == current => (seal, None),
-        (Some(newer), _) if newer > current => return Err(too_new(&files.folder, newer, current)),
-        (Some(older), Some(migration)) => {
-            let to = place.place(&format!("format-{older}"))?.join(COPY);
-            super::copy::copy(files, &to)?;
-            let mut changes = Changes::new();
-            (migration.change)(files, &mut changes)?;
-            changes.insert(key, Change { old: Some(value), new });
-            let seal = commit(changes)?;
-            let to = to.display();
-            (seal, Some(format!("store: {shown}: format {older} became {current}; what it was is kept in {to}")))
+/// Checks the record of the format, or writes it into a new store. Gives the seal that stands then.
+fn check_format(home: &Path, files: &Files, acknowledged: &File, seal: Seal) -> Result<Seal, StoreError> {
+    let key = format::record_key(Family::Single, VERSION_KEY);
+    let seal = match files.value(&key)? {
+        None => {
+            let new = Some(Value::Whole(VERSION.to_string().as_bytes()).encode());
+            let written = files.commit(acknowledged, seal, [(key, Change { old: None, new })].into());
+            written.map_err(|failed| failed.error)?
         }
-        _ => {
-            return Err(StoreError::Corrupt(format!(
-                "store: {shown}: no such format: `{}`, this program knows {current}; it is left as it is",
-                value.escape_ascii()
-            )));
+        Some(value) => {
+            let Some(found) = number_in(&value) else {
+                return Err(StoreError::Corrupt(format!(
+                    "store: {}: damaged: its format is not a number: `{}`; it is left unchanged",
+                    home.display(),
+                    value.escape_ascii()
+                )));
+            };
+            refuse_others(home, found)?;
+            seal
         }
     };
-    write_format(place.home, current)?;
-    Ok(settled)
+    write_format(home)?;
+    Ok(seal)
 }
 
-/// The key of the record of the format.
-pub(super) fn version_key() -> Vec<u8> {
-    format::record_key(Family::Single, VERSION_KEY)
-}
-
-/// The format that its record says.
-pub(super) fn version_of(value: &[u8]) -> Option<u32> {
-    let Ok(Value::Whole(text)) = Value::decode(value) else { return None };
+/// The number in the record of the format.
+fn number_in(record: &[u8]) -> Option<u32> {
+    let Ok(Value::Whole(text)) = Value::decode(record) else { return None };
     std::str::from_utf8(text).ok()?.parse().ok()
 }
 
-fn too_new(folder: &Path, found: u32, current: u32) -> StoreError {
-    let shown = folder.display();
-    StoreError::Unusable(format!(
-        "store: {shown}: written by a newer version: format {found}, this program knows {current}; it is left as it is"
-    ))
-}
-
-/// Refuses a folder whose file of the format says that it is newer.
-fn refuse_newer(home: &Path, formats: &Formats) -> Result<(), StoreError> {
+/// Refuses a folder whose file of the format names another one.
+fn check_format_file(home: &Path) -> Result<(), StoreError> {
     // One that is missing or makes no sense decides nothing: the record of the format does.
     let text = fs::read_to_string(home.join(FORMAT)).unwrap_or_default();
-    match text.trim().parse() {
-        Ok(found) if found > formats.current => Err(too_new(home, found, formats.current)),
-        _ => Ok(()),
-    }
+    text.trim().parse().map_or(Ok(()), |found| refuse_others(home, found))
+}
+
+/// Refuses every format but ours, with what to do and what is lost.
+fn refuse_others(home: &Path, found: u32) -> Result<(), StoreError> {
+    let shown = home.display();
+    let line = match found.cmp(&VERSION) {
+        Ordering::Equal => return Ok(()),
+        Ordering::Less => format!(
+            "store: {shown}: unsupported format {found}: written by an older version, this one needs format {VERSION}; \
+             move or remove the folder to start with an empty store. Lost with it: counts not yet reported, cached \
+             policies, the positions in the inputs and which reports were sent. What the inputs still hold is counted \
+             again, and may be reported a second time"
+        ),
+        Ordering::Greater => format!(
+            "store: {shown}: unsupported format {found}: written by a newer version, this one needs format {VERSION}; \
+             install the newer version, or put back a backup of format {VERSION}. The store is left unchanged"
+        ),
+    };
+    Err(StoreError::Unusable(line))
 }
 
 /// Writes the file of the format, if it does not say so already.
-pub(super) fn write_format(home: &Path, number: u32) -> Result<(), StoreError> {
-    let (path, text) = (home.join(FORMAT), format!("{number}\n"));
+pub(super) fn write_format(home: &Path) -> Result<(), StoreError> {
+    let (path, text) = (home.join(FORMAT), format!("{VERSION}\n"));
     if fs::read_to_string(&path).is_ok_and(|there| there == text) {
         return Ok(());
     }
@@ -490,7 +432,7 @@ struct Aside<'a> {
 impl Aside<'_> {
     /// Moves the snapshots aside.
     fn snapshots(&self) -> Result<PathBuf, StoreError> {
-        let to = self.place("aside")?;
+        let to = self.place()?;
         for path in snapshots(self.folder) {
             let Some(name) = path.file_name() else { continue };
             fs::rename(&path, to.join(name)).map_err(|e| io_fault(self.folder, &e))?;
@@ -500,23 +442,23 @@ impl Aside<'_> {
 
     /// Moves sled's whole folder aside.
     fn all(&self) -> Result<PathBuf, StoreError> {
-        let to = self.place("aside")?.join(FOLDER);
+        let to = self.place()?.join(FOLDER);
         fs::rename(self.folder, &to).map_err(|e| io_fault(self.folder, &e))?;
         Ok(to)
     }
 
     /// A new folder for it.
-    fn place(&self, name: &str) -> Result<PathBuf, StoreError> {
+    fn place(&self) -> Result<PathBuf, StoreError> {
         let date = jiff::Timestamp::from_second(self.clock.seconds()).unwrap_or_default();
         let date = date.strftime("%Y%m%dT%H%M%SZ").to_string();
-        let mut to = self.home.join(format!("{name}-{date}"));
+        let mut to = self.home.join(format!("aside-{date}"));
         let mut number = 1;
         loop {
             match fs::create_dir(&to) {
                 Ok(()) => return Ok(to),
                 Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {
                     number += 1;
-                    to = self.home.join(format!("{name}-{date}-{number}"));
+                    to = self.home.join(format!("aside-{date}-{number}"));
                 }
                 Err(e) => return Err(io_fault(self.folder, &e)),
             }

@@ -169,18 +169,6 @@ fn days_are_dropped_with_their_policies() {
 }
 
 #[test]
-fn a_newer_or_a_strange_format_is_refused() {
-    for (version, shown) in [("2", "written by a newer version"), ("x", "no such format")] {
-        let (home, store) = opened();
-        let set = vec![(Family::Single, format::VERSION_KEY.to_vec(), Some(version.as_bytes().to_vec()))];
-        store.write(Batch { add: vec![], set }).unwrap();
-        drop(store);
-        let refused = Embedded::open(home.path(), Clock::default()).err().unwrap().to_string();
-        assert!(refused.contains(shown) && !refused.contains('\n'), "{refused}");
-    }
-}
-
-#[test]
 fn values_that_nobody_wrote_are_errors() {
     let (_home, store) = opened();
     let key = CountKey { day: DAY, domain: "a.example".into(), policy: PolicyRef::None, failure: None };
@@ -294,79 +282,5 @@ fn damage_found_when_opening_again_waits_until_nobody_is_at_work() {
         assert_eq!(store.rows(DAY, "a.example").unwrap()[0].successful, before + 1);
         drop(store);
         assert_eq!(Embedded::open(home.path(), Clock::default()).unwrap().notices, [""; 0]);
-    }
-}
-
-/// A format that is to come: it keeps marks in upper case.
-const NEXT: open::Formats =
-    open::Formats { current: 2, migrations: &[open::Migration { from: 1, change: upper_case }] };
-
-fn upper_case(files: &Files, changes: &mut Changes) -> Result<(), StoreError> {
-    let prefix = format::record_key(Family::Mark, b"");
-    let mut marks = Vec::new();
-    files.walk(prefix.clone(), None, |key, value| {
-        let is_one = key.starts_with(&prefix);
-        if is_one {
-            marks.push((key.to_vec(), files.assemble(key, value)?.to_ascii_uppercase()));
-        }
-        Ok(is_one)
-    })?;
-    marks.into_iter().try_for_each(|(key, value)| files.change_record(changes, key, Some(&value)))
-}
-
-fn fails(_: &Files, _: &mut Changes) -> Result<(), StoreError> {
-    Err(StoreError::Unusable("not this time".into()))
-}
-
-fn marked() -> tempfile::TempDir {
-    let (home, store) = opened();
-    let add = vec![(tally(DAY, "b.example", &sts("b.example", 3), Counted::Success), 2)];
-    store.write(Batch { add, set: vec![(Family::Mark, b"log".to_vec(), Some(b"here".to_vec()))] }).unwrap();
-    home
-}
-
-#[test]
-fn an_older_format_becomes_ours_in_one_commit_after_a_copy() {
-    let home = marked();
-    let before = files(&Embedded::open(home.path(), Clock::default()).unwrap().store).seal();
-    let opened = open::open_as(home.path(), Clock::default(), &NEXT).unwrap();
-    let [line] = &opened.notices.clone()[..] else { panic!("{:?}", opened.notices) };
-    assert!(line.contains("format 1 became 2; what it was is kept in "), "{line}");
-    assert_eq!(opened.store.read(Family::Mark, b"log").unwrap().as_deref(), Some(&b"HERE"[..]));
-    assert_eq!(opened.store.domains(DAY).unwrap(), ["b.example"]);
-    assert_eq!(files(&opened.store).seal().commits, before.commits + 1);
-    drop(opened);
-    assert!(open::open_as(home.path(), Clock::default(), &NEXT).unwrap().notices.is_empty(), "it is ours now");
-
-    let kept = line.rsplit(' ').next().unwrap();
-    let kept = Embedded::open(Path::new(kept), Clock::default()).unwrap();
-    assert_eq!((kept.notices.len(), kept.lost, kept.missing_commits), (0, None, 0));
-    assert_eq!(kept.store.read(Family::Mark, b"log").unwrap().as_deref(), Some(&b"here"[..]));
-    assert_eq!(files(&kept.store).seal(), before);
-
-    // An older program refuses it: by the file, and by the record where the file is gone.
-    for _ in 0..2 {
-        let Err(StoreError::Unusable(line)) = Embedded::open(home.path(), Clock::default()).map(|_| ()) else {
-            panic!("a newer format was opened")
-        };
-        assert!(line.contains("format 2, this program knows 1; it is left as it is"), "{line}");
-        let _ = std::fs::remove_file(home.path().join("format"));
-    }
-}
-
-#[test]
-fn a_migration_that_fails_changes_nothing() {
-    const FAILS: open::Formats =
-        open::Formats { current: 2, migrations: &[open::Migration { from: 1, change: fails }] };
-    let home = marked();
-    assert!(matches!(open::open_as(home.path(), Clock::default(), &FAILS), Err(StoreError::Unusable(_))));
-    let opened = Embedded::open(home.path(), Clock::default()).unwrap();
-    assert_eq!((opened.notices.len(), opened.lost), (0, None));
-    assert_eq!(opened.store.read(Family::Mark, b"log").unwrap().as_deref(), Some(&b"here"[..]));
-}
-
-impl Files {
-    fn seal(&self) -> Seal {
-        Seal::decode(&self.value(&format::seal_key()).unwrap().unwrap()).unwrap()
     }
 }
