@@ -20,6 +20,8 @@ use std::time::{Duration, Instant};
 use tlswarden::answering::listener::Listener;
 use tlswarden::answering::policy::history::History;
 use tlswarden::answering::policy::policies::Policies;
+use tlswarden::answering::policy::sts::document;
+use tlswarden::answering::policy::sts::policy::Cached;
 use tlswarden::answering::socketmap::netstring::{self, Frame};
 use tlswarden::answering::socketmap::server;
 use tlswarden::base::allocator::Allocator;
@@ -155,10 +157,9 @@ async fn daemon(folder: &Path, keys: &[String]) -> (Target, usize, u128) {
     let now = clock.seconds();
     let mut batch = Batch::default();
     for key in keys {
-        let policy = format!(
-            r#"{{"id":"1","fetched":{now},"used":{now},"lines":["version: STSv1","mode: enforce","mx: mx1.{key}","max_age: 604800"]}}"#
-        );
-        batch.set.push((Family::Sts, key.clone().into_bytes(), Some(policy.into_bytes())));
+        let text = format!("version: STSv1\nmode: enforce\nmx: mx1.{key}\nmax_age: 604800\n");
+        let policy = Cached::of(key, "1", &document::parse(text.as_bytes()).expect("a policy"), now);
+        batch.set.push((Family::Sts, key.clone().into_bytes(), Some(policy.encode(now, None, None))));
     }
     store.write(batch).expect("written");
     let mut config = Config::default();

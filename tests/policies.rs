@@ -4,6 +4,8 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Output};
 use std::time::{Duration, Instant};
 
+use tlswarden::answering::policy::sts::document;
+use tlswarden::answering::policy::sts::policy::Cached;
 use tlswarden::base::clock::Clock;
 use tlswarden::store::embedded::Embedded;
 use tlswarden::store::{Batch, Family, Store};
@@ -33,15 +35,10 @@ impl Host {
         for (domain, mode, mx, ago) in
             [("b.example", "testing", "mx.b.example", 60), ("a.example", "enforce", "*.a.example", 3600)]
         {
-            let lines = [
-                "version: STSv1".to_owned(),
-                format!("mode: {mode}"),
-                format!("mx: {mx}"),
-                "max_age: 604800".to_owned(),
-            ];
+            let text = format!("version: STSv1\nmode: {mode}\nmx: {mx}\nmax_age: 604800\n");
             let fetched = clock.seconds() - ago;
-            let value = serde_json::json!({"id": "1", "fetched": fetched, "used": fetched, "lines": lines});
-            batch.set.push((Family::Sts, domain.into(), Some(value.to_string().into_bytes())));
+            let policy = Cached::of(domain, "1", &document::parse(text.as_bytes()).unwrap(), fetched);
+            batch.set.push((Family::Sts, domain.into(), Some(policy.encode(fetched, None, None))));
         }
         store.write(batch).unwrap();
         host

@@ -277,8 +277,7 @@ impl fmt::Display for Mode {
 }
 
 /// The policy in force: what our responder had decided for a next hop when a session began.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case", tag = "kind")]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum InForce {
     /// Nothing was published, or the destination was not asked about.
     None,
@@ -289,7 +288,6 @@ pub enum InForce {
         /// The row that sessions are counted under.
         policy: Arc<Policy>,
         /// The policy failure: what went wrong with the document. One more detail on each session (RFC 8460 §4.3.2.2).
-        #[serde(default, skip_serializing_if = "Option::is_none")]
         failure: Option<Arc<Failure>>,
     },
     /// DANE: per MX host that has TLSA records, the row that its sessions are counted under.

@@ -77,7 +77,6 @@ pub struct Counts {
     /// Unexpired MTA-STS policies.
     pub policies: usize,
     /// Octets that the texts of MTA-STS policies take, and of documents that are none.
-    #[serde(default)]
     pub sts_octets: usize,
     /// Periods of the history.
     pub periods: usize,

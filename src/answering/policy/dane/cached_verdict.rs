@@ -12,9 +12,6 @@ use crate::base::clock::Moment;
 /// How long a DANE verdict serves past its TTL while the resolver fails, in seconds.
 pub const STALE: i64 = 86_400;
 
-/// How a stored verdict begins that is not in JSON, as the first ones were.
-const PACKED: u8 = 2;
-
 /// How much of a cause is kept, in characters.
 const CAUSE: usize = 200;
 
@@ -35,15 +32,6 @@ pub struct Held {
 struct More {
     cause: String,
     rows: Rows,
-}
-
-/// The form in the store that is not written any more, in JSON.
-#[derive(Deserialize)]
-#[serde(rename_all = "kebab-case")]
-struct StoredBefore {
-    verdict: Verdict,
-    until: i64,
-    refresh: i64,
 }
 
 impl Held {
@@ -79,18 +67,12 @@ impl Held {
     /// As it is stored.
     pub fn encode(&self) -> Vec<u8> {
         // Invariant: postcard writes numbers, texts, lists and variants into a vector without fail.
-        postcard::to_extend(self, vec![PACKED]).expect("a verdict has a stored form")
+        postcard::to_stdvec(self).expect("a verdict has a stored form")
     }
 
     /// Reads it back; nothing where it is not in that form.
     pub fn decode(octets: &[u8]) -> Option<Held> {
-        match octets.strip_prefix(&[PACKED]) {
-            Some(packed) => postcard::from_bytes(packed).ok(),
-            None => {
-                let before: StoredBefore = serde_json::from_slice(octets).ok()?;
-                Some(Held::of(&before.verdict, before.until, before.refresh))
-            }
-        }
+        postcard::from_bytes(octets).ok()
     }
 }
 
@@ -104,7 +86,7 @@ mod tests {
     use crate::base::tlsrpt::{Policy, PolicyType};
 
     #[test]
-    fn it_reads_back_and_the_form_of_before_too() {
+    fn the_stored_form_reads_back() {
         let records = Arc::new(Policy {
             policy_type: PolicyType::Tlsa,
             policy_string: vec!["3 1 1 ab".into()],
@@ -119,9 +101,7 @@ mod tests {
         for (mx, hosts) in [(Mx::Unsigned, hosts), (Mx::Nowhere, Vec::new())] {
             let verdict = Verdict { mx, hosts, ttl: Duration::ZERO };
             let held = Held::of(&verdict, 1_700_000_000, 1_600_000_000);
-            assert_eq!(Held::decode(&held.encode()).as_ref(), Some(&held));
-            let before = serde_json::json!({"verdict": verdict, "until": 1_700_000_000, "refresh": 1_600_000_000});
-            assert_eq!(Held::decode(before.to_string().as_bytes()), Some(held));
+            assert_eq!(Held::decode(&held.encode()), Some(held));
         }
         assert_eq!(Held::decode(b""), None);
     }

@@ -30,21 +30,18 @@ const MIN_TTL: Duration = Duration::from_secs(10);
 const FAILED_TTL: Duration = Duration::from_secs(30);
 
 /// What is known of a next hop.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Verdict {
     /// Its MX records.
     pub mx: Mx,
     /// Its hosts, in order of preference; those without an address are left out.
     pub hosts: Vec<Host>,
     /// How long that holds.
-    #[serde(skip)]
     pub ttl: Duration,
 }
 
 /// What the MX records are.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case", tag = "kind", content = "cause")]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Mx {
     /// Validated; or there are none, and the name's own addresses are; or none are wanted (`[host]`).
     Signed,
@@ -59,8 +56,7 @@ pub enum Mx {
 }
 
 /// One MX host.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Host {
     /// Its name, as in the MX record.
     pub name: String,
@@ -69,8 +65,7 @@ pub struct Host {
 }
 
 /// What TLSA records a host has.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case", tag = "kind")]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum HostTlsa {
     /// Validated ones, at this TLSA base domain; usable if one of them is.
     Records {
@@ -409,15 +404,6 @@ mod tests {
             (Mx::Nowhere, "", Coverage::Nothing),
         ] {
             assert_eq!(verdict(mx.clone(), hosts).coverage(), want, "{mx:?} {hosts}");
-        }
-    }
-
-    #[test]
-    fn a_verdict_reads_back_from_the_store() {
-        for mx in [Mx::Signed, Mx::Unsigned, Mx::Null, Mx::Nowhere, Mx::Failed("SERVFAIL".into())] {
-            let kept = Verdict { ttl: Duration::ZERO, ..verdict(mx, "uxnf") };
-            let text = serde_json::to_string(&kept).unwrap();
-            assert_eq!(serde_json::from_str::<Verdict>(&text).unwrap(), kept, "{text}");
         }
     }
 

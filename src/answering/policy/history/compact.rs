@@ -12,9 +12,6 @@ use crate::answering::policy::sts::policy;
 use crate::answering::policy::sts::text::Text;
 use crate::base::tlsrpt::{Failure, InForce, Mode, Policy, PolicyType, ResultType};
 
-/// How a stored form begins that is not in JSON, as the first ones were.
-const PACKED: u8 = 2;
-
 /// A policy in force.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Under {
@@ -130,7 +127,7 @@ impl Under {
     }
 
     /// As it is stored, behind what is in `octets`.
-    pub fn encode(&self, mut octets: Vec<u8>) -> Vec<u8> {
+    pub fn encode(&self, octets: Vec<u8>) -> Vec<u8> {
         let stored = match self {
             Under::None => Stored::None,
             Under::Sts { mode, text, failure } => {
@@ -140,14 +137,13 @@ impl Under {
             }
             Under::Dane(rows) => Stored::Dane(rows.iter().flat_map(|rows| rows.iter().cloned()).collect()),
         };
-        octets.push(PACKED);
         // Invariant: postcard writes numbers, texts, lists and variants into a vector without fail.
         postcard::to_extend(&stored, octets).expect("a policy in force has a stored form")
     }
 
     /// Reads it back; nothing where it is not in that form.
     pub fn decode(octets: &[u8]) -> Option<Under> {
-        Some(match postcard::from_bytes(octets.strip_prefix(&[PACKED])?).ok()? {
+        Some(match postcard::from_bytes(octets).ok()? {
             Stored::None => Under::None,
             Stored::Sts { mode, text, failure } => {
                 let told = |(result_type, reason): (ResultType, &str)| {

@@ -18,7 +18,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use parking_lot::{Mutex, RwLock};
-use serde::Deserialize;
 use smallvec::SmallVec;
 use tokio::sync::{Notify, watch};
 
@@ -109,21 +108,12 @@ struct Held {
     octets: usize,
 }
 
-/// The form in the store that is not written any more, in JSON; the key was `DOMAIN NUL FROM NUL HOP`, all in text.
-#[derive(Deserialize)]
-#[serde(rename_all = "kebab-case")]
-struct StoredBefore {
-    last: i64,
-    in_force: InForce,
-}
-
 impl History {
     /// The periods that the store has. A record that cannot be read is left out.
     pub fn open(store: &dyn Store, clock: Clock, metrics: Metrics) -> Result<History, StoreError> {
         let mut periods = Periods::new();
         let mut held = Held::default();
         let mut before: Option<(Arc<str>, Arc<Period>)> = None;
-        let (mut queue, mut removed) = (Vec::new(), Vec::new());
         store.visit(Family::Decision, b"", &mut |key, value| {
             let Some((domain, mut period)) = restore(key, value, before.as_ref().map(|(name, _)| name)) else {
                 metrics.add("decisions_unreadable", 1);
@@ -135,15 +125,7 @@ impl History {
             }
             held.periods += 1;
             held.octets += period.under.size();
-            let key_now = period.stored_key();
-            period.dirty = AtomicBool::new(key_now != key);
             let period = Arc::new(period);
-            if key_now != key {
-                // It is of the first form: it is written anew, under its key of now.
-                period.written.set(0);
-                queue.push(Arc::clone(&period));
-                removed.push(key.to_vec());
-            }
             before = Some((Arc::clone(&domain), Arc::clone(&period)));
             periods.entry(domain).or_default().push(period);
         })?;
@@ -151,8 +133,8 @@ impl History {
         Ok(History {
             periods: RwLock::new(periods),
             held: Mutex::new(held),
-            queue: Mutex::new(queue),
-            removed: Mutex::new(removed),
+            queue: Mutex::default(),
+            removed: Mutex::default(),
             shown: Mutex::default(),
             wake: Notify::new(),
             clock,
@@ -408,31 +390,19 @@ fn restore(key: &[u8], value: &[u8], before: Option<&Arc<str>>) -> Option<(Arc<s
     let end = key.iter().position(|octet| *octet == 0)?;
     let (domain, rest) = (std::str::from_utf8(&key[..end]).ok()?, &key[end + 1..]);
     let domain = before.filter(|before| ***before == *domain).map_or_else(|| domain.into(), Arc::clone);
-    let (from, last, hop, under) = if is_of_before(key, end) {
-        let (from, hop) = std::str::from_utf8(rest).ok()?.split_once('\0')?;
-        let stored: StoredBefore = serde_json::from_slice(value).ok()?;
-        (from.parse().ok()?, stored.last, hop, Under::of(&domain, &stored.in_force))
-    } else {
-        let (from, hop) = rest.split_first_chunk()?;
-        let (last, under) = value.split_first_chunk()?;
-        let seconds = |octets: &[u8; 4]| i64::from(u32::from_be_bytes(*octets));
-        (seconds(from), seconds(last), std::str::from_utf8(hop).ok()?, Under::decode(under)?)
-    };
-    let hop = if hop.is_empty() || *hop == *domain { Arc::clone(&domain) } else { hop.into() };
+    let (from, hop) = rest.split_first_chunk()?;
+    let (last, under) = value.split_first_chunk()?;
+    let seconds = |octets: &[u8; 4]| i64::from(u32::from_be_bytes(*octets));
+    let hop = std::str::from_utf8(hop).ok()?;
     let period = Period {
-        hop,
-        under,
-        from: Moment::at(from),
-        last: SharedMoment::at(last),
-        written: SharedMoment::at(last),
+        hop: if hop.is_empty() { Arc::clone(&domain) } else { hop.into() },
+        under: Under::decode(under)?,
+        from: Moment::at(seconds(from)),
+        last: SharedMoment::at(seconds(last)),
+        written: SharedMoment::at(seconds(last)),
         dirty: AtomicBool::new(false),
     };
     Some((domain, period))
-}
-
-/// Whether a key is of the first form: its moment has twenty digits, and a NUL ends it.
-fn is_of_before(key: &[u8], end: usize) -> bool {
-    key.get(end + 21) == Some(&0)
 }
 
 /// The last asking of the `nth` period from the past.
@@ -445,7 +415,7 @@ fn oldest(periods: &Periods, nth: usize) -> i64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::base::tlsrpt::{Mode, Policy};
+    use crate::base::tlsrpt::Mode;
     use crate::store::embedded::Embedded;
 
     fn sts(mode: Mode) -> Under {
@@ -586,35 +556,5 @@ mod tests {
         task.await.unwrap();
         let again = History::open(&*store, Clock::default(), Metrics::default()).unwrap();
         assert!(again.at("example.com", 1002 + ASKED).asked);
-    }
-
-    #[tokio::test]
-    async fn the_form_of_before_is_read_and_written_anew() {
-        let (_folder, store) = store();
-        let policy = Policy {
-            policy_type: crate::base::tlsrpt::PolicyType::Sts,
-            policy_string: vec![
-                "version: STSv1".into(),
-                "mode: testing".into(),
-                "mx: *.a.test".into(),
-                "max_age: 9".into(),
-            ],
-            policy_domain: "a.test".into(),
-            mx_host: vec!["*.a.test".into()],
-        };
-        let wanted = InForce::Sts { mode: Mode::Testing, policy: Arc::new(policy), failure: None };
-        let value = serde_json::json!({"last": 1500, "in-force": wanted}).to_string().into_bytes();
-        let key = b"a.test\x0000000000000000001000\0[a.test]:587".to_vec();
-        store.write(Batch { set: vec![(Family::Decision, key, Some(value))], ..Batch::default() }).unwrap();
-        let open = || Arc::new(History::open(&*store, Clock::starting_at(2000), Metrics::default()).unwrap());
-        let history = open();
-        for _ in 0..2 {
-            history.write(&store, STEP).await;
-            let again = open();
-            assert_eq!((again.len(), store.scan(Family::Decision, b"").unwrap().len()), (1, 1));
-            let found = [&history, &again].map(|h| h.at("a.test", 1500 + ASKED));
-            assert!(found.iter().all(|found| found.asked && found.in_force == wanted), "{found:?}");
-            assert!(!again.at("a.test", 999).asked && !again.at("a.test", 1501 + ASKED).asked);
-        }
     }
 }

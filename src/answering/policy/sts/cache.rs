@@ -110,7 +110,7 @@ impl Cache {
         let (mut domains, mut dirty, mut size) = (Domains::new(), HashSet::new(), 0);
         store.visit(Family::Sts, b"", &mut |key, value| {
             let Ok(name) = std::str::from_utf8(key) else { return };
-            match Cached::decode(name, value).filter(|restored| restored.policy.expires() > now) {
+            match Cached::decode(value).filter(|restored| restored.policy.expires() > now) {
                 Some(mut restored) => {
                     let name = history.share(name, &mut restored.policy.text);
                     size += restored.policy.size();

@@ -405,7 +405,7 @@ mod tests {
         assert_eq!(due(&d, refresh + 1).1, None);
 
         // Over a restart why, and when it is tried again.
-        let restored = Cached::decode("example.com", &d.stored().unwrap()).unwrap();
+        let restored = Cached::decode(&d.stored().unwrap()).unwrap();
         let again = Domain::restored("example.com".into(), restored);
         assert_eq!(again.known(refresh).failure, d.known(refresh).failure);
         again.learn_record(record("v=STSv1; id=1", 86_400), refresh + 1);

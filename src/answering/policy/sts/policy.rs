@@ -4,6 +4,7 @@
 //! Limits: [`FAULTY`] octets of a document that is no policy.
 //! Not here: which policy a domain has now (`domain`), writing to the store (`cache`).
 
+use std::borrow::Cow;
 use std::hash::{DefaultHasher, Hash, Hasher};
 
 use serde::{Deserialize, Serialize};
@@ -26,9 +27,6 @@ const FAULTY: usize = 8 * 1024;
 /// What a line takes besides its text, in octets.
 const LINE: usize = 48;
 
-/// How a stored policy begins that is not in JSON, as the first ones were.
-const PACKED: u8 = 2;
-
 /// A policy as it is kept.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Cached {
@@ -45,7 +43,6 @@ pub struct Cached {
 
 /// A document that could not be had.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
 pub struct PolicyFailure {
     /// The `id` of the record that led to it.
     pub id: String,
@@ -86,18 +83,7 @@ struct Stored<'a> {
     used: Moment,
     checked: Option<Moment>,
     text: &'a [u8],
-}
-
-/// The form in the store that is not written any more, in JSON.
-#[derive(Deserialize)]
-#[serde(rename_all = "kebab-case")]
-struct StoredBefore {
-    id: String,
-    fetched: i64,
-    used: i64,
-    #[serde(default)]
-    checked: Option<i64>,
-    lines: Vec<String>,
+    failure: Option<Cow<'a, PolicyFailure>>,
 }
 
 impl Cached {
@@ -159,26 +145,15 @@ impl Cached {
             used: Moment::at(used),
             checked: checked.map(Moment::at),
             text: self.text.octets(),
+            failure: failure.map(Cow::Borrowed),
         };
-        // Invariant: postcard writes numbers, texts and unit variants into a vector without fail.
-        let mut octets = postcard::to_extend(&stored, vec![PACKED]).expect("a policy has a stored form");
-        if let Some(failure) = failure {
-            // Few have one. It stands behind, where those who do not know it do not look.
-            octets.extend(serde_json::to_vec(failure).expect("plain structures always serialise"));
-        }
-        octets
+        // Invariant: postcard writes numbers, texts, lists and unit variants into a vector without fail.
+        postcard::to_stdvec(&stored).expect("a policy has a stored form")
     }
 
     /// Reads it back; nothing where it is not in that form.
-    pub fn decode(name: &str, octets: &[u8]) -> Option<Restored> {
-        let Some(packed) = octets.strip_prefix(&[PACKED]) else {
-            let before: StoredBefore = serde_json::from_slice(octets).ok()?;
-            let document = document::parse(before.lines.join("\n").as_bytes()).ok()?;
-            let policy = Cached::of(name, &before.id, &document, before.fetched);
-            return Some(Restored { policy, used: before.used, checked: before.checked, failure: None });
-        };
-        let (stored, behind): (Stored<'_>, &[u8]) = postcard::take_from_bytes(packed).ok()?;
-        let failure = if behind.is_empty() { None } else { Some(serde_json::from_slice(behind).ok()?) };
+    pub fn decode(octets: &[u8]) -> Option<Restored> {
+        let stored: Stored<'_> = postcard::from_bytes(octets).ok()?;
         let policy = Cached {
             id: stored.id.into(),
             text: Text::packed(stored.text),
@@ -187,7 +162,12 @@ impl Cached {
             refresh: stored.refresh,
             mode: stored.mode,
         };
-        Some(Restored { policy, used: stored.used.seconds(), checked: stored.checked.map(Moment::seconds), failure })
+        Some(Restored {
+            policy,
+            used: stored.used.seconds(),
+            checked: stored.checked.map(Moment::seconds),
+            failure: stored.failure.map(Cow::into_owned),
+        })
     }
 }
 
@@ -248,11 +228,11 @@ mod tests {
         let found = document("version: STSv1\nmode: testing\nmx: *.example.com\nx: y\nmax_age: 86400\n");
         let policy = Cached::of("example.com", "20261101T000000", &found, 1_700_000_000);
         let octets = policy.encode(1_700_000_005, Some(1_700_000_001), None);
-        let again = Cached::decode("example.com", &octets).unwrap();
+        let again = Cached::decode(&octets).unwrap();
         assert_eq!((again.policy, again.used, again.checked), (policy.clone(), 1_700_000_005, Some(1_700_000_001)));
         assert_eq!(policy.document("example.com"), found);
         for cut in 0..octets.len() {
-            assert!(Cached::decode("example.com", &octets[..cut]).is_none(), "{cut}");
+            assert!(Cached::decode(&octets[..cut]).is_none(), "{cut}");
         }
         let failure = PolicyFailure {
             id: "20261102T000000".into(),
@@ -264,19 +244,8 @@ mod tests {
             retry: 1_700_000_302,
         };
         let octets = policy.encode(1_700_000_005, None, Some(&failure));
-        assert_eq!(Cached::decode("example.com", &octets).unwrap().failure, Some(failure));
-        assert!(Cached::decode("example.com", &octets[..octets.len() - 1]).is_none());
-    }
-
-    #[test]
-    fn the_form_of_before_reads_as_well() {
-        let text = r#"{"id":"1","fetched":1000,"used":1001,"lines":["version: STSv1","mode: enforce","mx: mx.example.com","max_age: 604800"]}"#;
-        let again = Cached::decode("example.com", text.as_bytes()).unwrap();
-        let found = document("version: STSv1\nmode: enforce\nmx: mx.example.com\nmax_age: 604800\n");
-        assert_eq!(
-            (again.policy, again.used, again.checked),
-            (Cached::of("example.com", "1", &found, 1000), 1001, None)
-        );
+        assert_eq!(Cached::decode(&octets).unwrap().failure, Some(failure));
+        assert!(Cached::decode(&octets[..octets.len() - 1]).is_none());
     }
 
     #[test]
