@@ -85,7 +85,6 @@ pub struct Progress {
     /// Lines that looked ours and could not be read.
     pub malformed: u64,
     /// The last two by family of lines.
-    #[serde(default)]
     pub families: BTreeMap<String, OfFamily>,
     /// Lines over the limit, left out.
     pub skipped: u64,

@@ -42,7 +42,6 @@ pub struct Plan {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last: Option<String>,
     /// The sum of all counts of the day and domain that have a place in a report, or were dropped.
-    #[serde(default)]
     pub counted: u64,
 }
 

@@ -80,7 +80,6 @@ struct Message {
     troubles: Vec<Trouble>,
     groups: Vec<Group>,
     causes: Vec<(IpAddr, Cause)>,
-    #[serde(default)]
     no_usable_tlsa: bool,
 }
 
@@ -93,7 +92,6 @@ struct Trouble {
     why: Cause,
     kind: Kind,
     /// The recipient domain, where Exim told it.
-    #[serde(default)]
     domain: Option<String>,
     /// The domain of the first recipient that followed.
     next: Option<String>,

@@ -32,12 +32,10 @@ pub(super) struct Attempt {
     pub ruled_out: Option<Cause>,
     pub native: Option<Verdict>,
     /// Postfix's own report of it was not sent.
-    #[serde(default)]
     pub unsent: bool,
     /// The next hop, where the line names it.
     pub next_hop: Option<String>,
     /// There is no line about it but the delivery's.
-    #[serde(default)]
     pub unlogged: Option<Unlogged>,
     /// `QID: reason` has ended it: the message, and what follows from the reason.
     pub left: Option<(String, Option<Verdict>)>,

@@ -82,7 +82,6 @@ struct Instance {
 struct Delivery {
     attempts: Vec<Attempt>,
     /// Attempts that gave way to newer ones.
-    #[serde(default)]
     crowded_out: u64,
 }
 
