@@ -5,8 +5,7 @@
 //! Beside it go the queue ids that the MTA of this host gave our reports when it took them ([`Queued`]): where the log does
 //! not show the Message-ID, they tell as well.
 //! Limits: [`MAX_ID`] octets; anything longer is not ours. The tag has 128 bits. [`MAX_QUEUED`] queue ids on their way.
-//! When it fails: the store's own errors, at start alone.
-//! Not here: which queue ids carry the message (`session`).
+//! Not here: which queue ids carry the message (`counting::session`), where the secret is kept (`store::message_id_key`).
 
 use std::fmt;
 use std::io;
@@ -16,13 +15,8 @@ use parking_lot::Mutex;
 use ring::hmac;
 use ring::rand::{SecureRandom, SystemRandom};
 
-use crate::store::{Batch, Family, Store, StoreError};
-
-/// Where the secret is kept in the store.
-const KEY: &[u8] = b"own-message-id-secret";
-
 /// Octets of the secret.
-const SECRET: usize = 32;
+pub(crate) const SECRET: usize = 32;
 
 /// Octets of the tag: 128 bits are beyond guessing, and the header stays on one line.
 const TAG: usize = 16;
@@ -39,22 +33,6 @@ pub const MAX_QUEUED: usize = 10_000;
 pub struct Secret(hmac::Key);
 
 impl Secret {
-    /// Reads the secret from the store, or makes one there at the first start.
-    pub fn load_or_make(store: &dyn Store) -> Result<Secret, StoreError> {
-        match store.read(Family::Single, KEY)? {
-            Some(bytes) if bytes.len() == SECRET => Ok(Secret::of(&bytes)),
-            Some(bytes) => Err(StoreError::Corrupt(format!("the Message-ID secret has {} octets", bytes.len()))),
-            None => {
-                let bytes = random::<SECRET>()?;
-                store.write(Batch {
-                    add: Vec::new(),
-                    set: vec![(Family::Single, KEY.to_vec(), Some(bytes.to_vec()))],
-                })?;
-                Ok(Secret::of(&bytes))
-            }
-        }
-    }
-
     /// A secret made of these octets.
     pub fn of(bytes: &[u8]) -> Secret {
         Secret(hmac::Key::new(hmac::HMAC_SHA256, bytes))
@@ -141,8 +119,6 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::base::clock::Clock;
-    use crate::store::embedded::Embedded;
 
     #[test]
     fn knows_its_own() {
@@ -185,16 +161,5 @@ mod tests {
     fn random_is_not_constant() {
         assert_ne!(random::<16>().unwrap(), random::<16>().unwrap());
         assert_eq!(hex(&[0x00, 0xab, 0xff]), "00abff");
-    }
-
-    #[test]
-    fn the_secret_is_made_once_and_kept() {
-        let folder = tempfile::tempdir().unwrap();
-        let open = || Embedded::open(folder.path(), Clock::default()).unwrap().store;
-        let id = Secret::load_or_make(&open()).unwrap().message_id("u", "example.com");
-        let store = open();
-        assert!(Secret::load_or_make(&store).unwrap().is_ours(id.as_bytes()), "after a restart");
-        store.write(Batch { add: vec![], set: vec![(Family::Single, KEY.to_vec(), Some(vec![1]))] }).unwrap();
-        assert!(matches!(Secret::load_or_make(&store), Err(StoreError::Corrupt(_))));
     }
 }

@@ -17,7 +17,6 @@ use crate::answering::policy::history::History;
 use crate::answering::policy::policies::Policies;
 use crate::base::clock::Clock;
 use crate::base::domain_name;
-use crate::base::own_reports::Secret;
 use crate::base::tlsrpt::Day;
 use crate::config::Config;
 use crate::counting::pipeline;
@@ -28,7 +27,7 @@ use crate::net::https;
 use crate::reporting::report::build::gzip;
 use crate::reporting::schedule::{Context, Due, Overview, Preview, Scheduler, Setup};
 use crate::store::embedded::Embedded;
-use crate::store::{Store, StoreError};
+use crate::store::{Store, StoreError, message_id_key};
 
 pub fn status(config: &Config, json: bool) -> Result<(), Fault> {
     let status: Status = answer(config, &Question::Status, async |desk| Ok(desk.status().await))?;
@@ -146,7 +145,7 @@ fn without_daemon(config: &Config) -> Result<Desk, Fault> {
         newest.push((name.clone(), pipeline::newest(&*store, &name).map_err(stored)?));
     }
     metrics.only_inputs(newest.iter().map(|(name, newest)| (name.as_str(), *newest)));
-    let own = Secret::load_or_make(&*store).map_err(stored)?;
+    let own = message_id_key::load_or_make(&*store).map_err(stored)?;
     let setup = Setup::load(&config.report).map_err(|lines| Fault::new(CONFIG, lines.join("; ")))?;
     let context =
         Context { store: Arc::clone(&store), resolver: resolver.clone(), https, metrics: metrics.clone(), clock, own };

@@ -33,7 +33,6 @@ use crate::answering::policy::policies::Policies;
 use crate::answering::readsocket;
 use crate::answering::socketmap::server;
 use crate::base::clock::Clock;
-use crate::base::own_reports::Secret;
 use crate::base::shutdown::stopped;
 use crate::config::detect;
 use crate::config::{Config, ConfigError, Dkim, Listen, time_zone};
@@ -46,7 +45,7 @@ use crate::reporting::dkim::key::Public;
 use crate::reporting::report::missing_identity;
 use crate::reporting::schedule::{Context, Scheduler, Setup};
 use crate::store::embedded::Embedded;
-use crate::store::{Store, StoreError};
+use crate::store::{Store, StoreError, message_id_key};
 
 /// How long the tasks have to end what they are at.
 const DEADLINE: Duration = Duration::from_secs(15);
@@ -314,7 +313,7 @@ impl Tasks {
             tracing::warn!("systemd: {address}: in no `listen`; nobody is answered there");
         }
         let (resolver, client, https) = doors(&config)?;
-        let own = Secret::load_or_make(&*store)?;
+        let own = message_id_key::load_or_make(&*store)?;
         let history = Arc::new(History::open(&*store, clock, metrics.clone())?);
         let policies = Policies::open(
             &config,

@@ -9,6 +9,7 @@
 pub mod embedded;
 pub mod format;
 pub(crate) mod group_commit;
+pub(crate) mod message_id_key;
 
 use std::path::Path;
 
