@@ -5,5 +5,7 @@ pub mod clock;
 pub mod domain_name;
 pub mod next_hop;
 pub mod own_reports;
+pub mod printable;
+pub mod rua_record;
 pub mod shutdown;
 pub mod tlsrpt;

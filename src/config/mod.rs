@@ -5,6 +5,7 @@
 //! Not here: whether what it names exists on this host (`daemon`).
 
 pub mod detect;
+pub mod identity;
 mod override_answer;
 mod validate;
 mod values;

@@ -2,3 +2,4 @@
 
 pub mod dns;
 pub mod https;
+pub mod tlsrpt_record;

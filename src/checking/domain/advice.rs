@@ -9,11 +9,11 @@ use std::collections::BTreeSet;
 use jiff::Timestamp;
 use serde::Serialize;
 
+use crate::base::rua_record::Recipients;
 use crate::base::tlsrpt::{Mode, mx_matches};
 use crate::checking::domain::probe::ProbeFault;
 use crate::checking::domain::smtp::SmtpError;
 use crate::checking::domain::{Host, Outcome, Sts, Whole};
-use crate::reporting::report::recipients::Recipients;
 
 /// How long a policy in mode enforce is to hold, in seconds: four weeks (RFC 8461 §3.2 speaks of weeks).
 const ENFORCED: u64 = 4 * 7 * 86_400;
@@ -158,9 +158,7 @@ impl Whole<'_> {
             (Some(_), _) => State::Stays,
             (
                 None,
-                Err(crate::reporting::report::LookupError::None(
-                    crate::reporting::report::recipients::NoRecipients::NoRecord,
-                )),
+                Err(crate::net::tlsrpt_record::LookupError::None(crate::base::rua_record::NoRecipients::NoRecord)),
             ) => State::New,
             (None, _) => State::Replaces,
         };

@@ -5,6 +5,7 @@
 
 use crate::answering::policy::dane::lookup::{self, Coverage};
 use crate::answering::policy::sts::record::NoRecord;
+use crate::base::rua_record::NoRecipients;
 use crate::base::tlsrpt::{Mode, mx_matches};
 use crate::checking::domain::probe::ProbeFault;
 use crate::checking::domain::smtp::SmtpError;
@@ -12,8 +13,7 @@ use crate::checking::domain::{Host, Outcome, Seen, Sts, Whole};
 use crate::checking::finding::{Finding, Findings, Weight};
 use crate::net::dns::DnsError;
 use crate::net::https::CertificateFault;
-use crate::reporting::report::LookupError;
-use crate::reporting::report::recipients::NoRecipients;
+use crate::net::tlsrpt_record::LookupError;
 
 /// The shortest `max_age` that protects over a weekend, in seconds; RFC 8461 §3.2 speaks of weeks.
 const SHORT: u64 = 86_400;

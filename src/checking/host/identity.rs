@@ -5,12 +5,13 @@
 
 use std::io;
 
+use crate::base::rua_record::NoRecipients;
 use crate::checking::finding::{Finding, Findings, Weight};
+use crate::config::identity::{Identity, missing_identity};
 use crate::config::{DkimKey, ReportSection};
 use crate::net::dns::{DnsError, Resolver};
+use crate::net::tlsrpt_record::{LookupError, published};
 use crate::reporting::report::message::{KeyError, KeyFault, Signer};
-use crate::reporting::report::recipients::NoRecipients;
-use crate::reporting::report::{Identity, LookupError, missing_identity, published};
 
 /// Everything about who reports.
 pub async fn look(section: &ReportSection, resolver: &Resolver, found: &mut Findings) {

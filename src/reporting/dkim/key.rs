@@ -15,8 +15,8 @@ use rsa::pkcs1::DecodeRsaPublicKey;
 use rsa::pkcs8::{EncodePrivateKey, EncodePublicKey, LineEnding, SecretDocument};
 use rsa::{RsaPrivateKey, RsaPublicKey};
 
+use crate::base::printable::shown;
 use crate::net::dns::{DnsError, Resolver};
-use crate::reporting::report::shown;
 
 /// Bits of an RSA key that is made: what every verifier takes (RFC 8301 §3.2), and a record of two strings.
 pub const RSA_BITS: usize = 2048;

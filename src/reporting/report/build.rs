@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::base::own_reports;
 use crate::base::tlsrpt::{Day, Failure, Policy, ResultType, Row};
-use crate::reporting::report::Identity;
+use crate::config::identity::Identity;
 
 /// A report, ready to be put into a message.
 #[derive(Clone, Debug, PartialEq, Eq)]

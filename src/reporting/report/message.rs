@@ -28,12 +28,13 @@ use rustls::pki_types::pem::PemObject;
 use serde::Serialize;
 
 use crate::base::domain_name;
+use crate::base::printable::shown;
+use crate::base::rua_record::Mailbox;
 use crate::base::tlsrpt::{PolicyType, ResultType};
 use crate::config::DkimKey;
+use crate::config::identity::Identity;
 use crate::reporting::dkim::key::Public;
 use crate::reporting::report::build::{PolicyResult, Report};
-use crate::reporting::report::recipients::Mailbox;
-use crate::reporting::report::{Identity, shown};
 
 /// The longest line of a message, in octets without CRLF (RFC 5322 §2.1.1).
 pub const MAX_LINE: usize = 998;

@@ -8,81 +8,17 @@ pub mod build;
 pub mod message;
 pub mod recipients;
 
+use crate::base::rua_record::{Destination, Recipients};
 use crate::base::tlsrpt::{Day, PolicyType, Row};
-use crate::config::{Dkim, ReportSection};
-use crate::net::dns::{DnsError, Resolver};
+use crate::config::ReportSection;
+use crate::config::identity::{Identity, missing_identity};
+use crate::net::dns::Resolver;
 use crate::net::https;
+use crate::net::tlsrpt_record::{LookupError, published};
 use crate::reporting::transport::{self, Letter, Limits, Outcome, Way};
 use build::Report;
 use message::{MessageError, Signer};
-use recipients::{About, Audience, Destination, Mailbox, NoRecipients, Recipients};
-
-/// The longest `organization`, in octets: it must fit in a line of mail.
-pub const MAX_ORGANIZATION: usize = 200;
-
-/// What has to be set before any report is sent, and is not. Empty when all is there.
-pub fn missing_identity(section: &ReportSection) -> Vec<&'static str> {
-    let unset = [
-        ("organization", section.organization.is_none()),
-        ("contact", section.contact.is_none()),
-        ("from", section.from.is_none()),
-        ("dkim", section.dkim == Dkim::Keys(Vec::new())),
-    ];
-    unset.into_iter().filter_map(|(name, missing)| missing.then_some(name)).collect()
-}
-
-/// Who reports.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Identity {
-    /// `organization-name`.
-    pub organization: String,
-    /// `contact-info`; its domain is the submitter, as RFC 8460 §5.3 demands.
-    pub contact: Mailbox,
-    /// The From address.
-    pub from: Mailbox,
-    /// The envelope sender.
-    pub envelope: Mailbox,
-}
-
-impl Identity {
-    /// The identity that `[report]` names; one line for each value that cannot be used. What is unset stands as
-    /// a name under `.invalid` (RFC 2606 §2), for previews.
-    pub fn read(section: &ReportSection) -> Result<Identity, Vec<String>> {
-        let mut faults = Vec::new();
-        let mut address = |key: &str, value: &Option<String>| {
-            let text = value.as_deref().unwrap_or("not-set@tlswarden.invalid");
-            text.parse().unwrap_or_else(|_| {
-                let found = shown(text, 80);
-                faults.push(format!(
-                    "[report] {key}: `{found}` is no mail address; allowed: such as `tlsrpt@example.com`"
-                ));
-                Mailbox { local: String::new(), domain: String::new() }
-            })
-        };
-        let contact = address("contact", &section.contact);
-        let from: Mailbox = address("from", &section.from);
-        let envelope = match &section.envelope {
-            None => from.clone(),
-            set => address("envelope", set),
-        };
-        let organization = section.organization.clone().unwrap_or_else(|| "(not set)".to_owned());
-        if organization.trim().is_empty()
-            || organization.len() > MAX_ORGANIZATION
-            || organization.chars().any(char::is_control)
-        {
-            let found = shown(&organization, 80);
-            faults.push(format!(
-                "[report] organization: `{found}` is no name; allowed: 1 to {MAX_ORGANIZATION} octets without control characters"
-            ));
-        }
-        if faults.is_empty() { Ok(Identity { organization, contact, from, envelope }) } else { Err(faults) }
-    }
-
-    /// The submitter: the domain of `contact-info` (RFC 8460 §5.3).
-    pub fn submitter(&self) -> &str {
-        &self.contact.domain
-    }
-}
+use recipients::{About, Audience};
 
 /// All that sending needs.
 #[derive(Debug)]
@@ -168,17 +104,6 @@ pub fn has_failures(rows: &[Row]) -> bool {
     rows.iter().any(|row| row.failed > 0 || !row.details.is_empty())
 }
 
-/// Why a domain's recipients are not known.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum LookupError {
-    /// It wants no report, or none that can be sent.
-    #[error("{0}")]
-    None(#[from] NoRecipients),
-    /// It may say otherwise next time.
-    #[error("_smtp._tls look-up: {0}")]
-    Temporary(String),
-}
-
 /// Asks where a domain or MX host wants its reports of a day, and leaves out what the administrator does not want.
 /// Whether it wants any is for [`Audience::wants`].
 pub async fn look_up(
@@ -188,30 +113,6 @@ pub async fn look_up(
     day: Day,
 ) -> Result<Recipients, LookupError> {
     Ok(audience.narrow(published(resolver, about.name()).await?, day)?)
-}
-
-/// Where a domain or MX host wants its reports, as it published it.
-pub async fn published(resolver: &Resolver, name: &str) -> Result<Recipients, LookupError> {
-    match resolver.txt(&format!("_smtp._tls.{name}")).await {
-        Ok(answer) => Ok(recipients::recipients(&answer.records)?),
-        Err(DnsError::NoSuchDomain { .. } | DnsError::NoRecords { .. }) => Err(NoRecipients::NoRecord.into()),
-        Err(DnsError::Failed(why)) => Err(LookupError::Temporary(why)),
-    }
-}
-
-/// A stranger's text, fit for a line of log or mail: printable ASCII, `max` characters at most.
-pub(crate) fn shown(text: &str, max: usize) -> String {
-    let mut out = String::new();
-    for c in text.chars() {
-        let plain = c.is_ascii_graphic() || c == ' ';
-        let escaped = if plain { c.to_string() } else { c.escape_default().to_string() };
-        if out.len() + escaped.len() > max {
-            out.push_str("...");
-            break;
-        }
-        out.push_str(&escaped);
-    }
-    out
 }
 
 #[cfg(test)]
@@ -230,26 +131,5 @@ mod tests {
         let faults = Identity::read(&section).unwrap_err();
         assert_eq!(faults.len(), 3, "{faults:?}");
         assert!(faults.iter().all(|f| !f.contains(['\r', '\n'])), "{faults:?}");
-    }
-
-    #[test]
-    fn the_envelope_is_from_unless_set() {
-        let mut section = ReportSection {
-            organization: Some("Example".into()),
-            contact: Some("postmaster@Example.com".into()),
-            from: Some("tlsrpt@mail.example.com".into()),
-            ..ReportSection::default()
-        };
-        let identity = Identity::read(&section).unwrap();
-        assert_eq!(identity.envelope, identity.from);
-        assert_eq!(identity.submitter(), "example.com");
-        section.envelope = Some("bounces@example.com".into());
-        assert_eq!(Identity::read(&section).unwrap().envelope.to_string(), "bounces@example.com");
-    }
-
-    #[test]
-    fn strangers_text_is_escaped_and_cut() {
-        assert_eq!(shown("a\r\nb\u{202e}", 40), "a\\r\\nb\\u{202e}");
-        assert_eq!(shown("abcdef", 3), "abc...");
     }
 }

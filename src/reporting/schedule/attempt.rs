@@ -12,12 +12,15 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
+use crate::base::printable::shown;
+use crate::base::rua_record::{Destination, NoRecipients, Recipients};
 use crate::base::shutdown::stopped;
 use crate::base::tlsrpt::Row;
+use crate::net::tlsrpt_record::LookupError;
 use crate::reporting::report::build::{Report, ReportId};
 use crate::reporting::report::message::MessageError;
-use crate::reporting::report::recipients::{About, Destination, NoRecipients, Recipients};
-use crate::reporting::report::{LookupError, Sending, has_failures, look_up, shown};
+use crate::reporting::report::recipients::About;
+use crate::reporting::report::{Sending, has_failures, look_up};
 use crate::reporting::schedule::mx_hosts::Told;
 use crate::reporting::schedule::planner;
 use crate::reporting::schedule::records::{Delivery, DeliveryState, Plan, PlanState, Which, delivery_key};

@@ -29,6 +29,7 @@ use tokio::task::{JoinError, JoinSet};
 
 use crate::base::clock::Clock;
 use crate::base::own_reports::{self, Queued, Secret};
+use crate::base::rua_record::Destination;
 use crate::base::shutdown::stopped;
 use crate::base::tlsrpt::Day;
 use crate::config::ReportSection;
@@ -36,7 +37,6 @@ use crate::metrics::Metrics;
 use crate::net::dns::Resolver;
 use crate::net::https;
 use crate::reporting::report::Sending;
-use crate::reporting::report::recipients::Destination;
 use crate::reporting::transport::Limits;
 use crate::store::group_commit::Journal;
 use crate::store::{Batch, Family, Store, StoreError};

@@ -9,8 +9,9 @@
 
 use std::collections::BTreeSet;
 
+use crate::base::rua_record::{Destination, NoRecipients, Recipients};
 use crate::base::tlsrpt::{Day, PolicyType, Row};
-use crate::reporting::report::recipients::{About, Destination, NoRecipients, Recipients};
+use crate::reporting::report::recipients::About;
 use crate::reporting::report::rows_of_host;
 use crate::reporting::schedule::planner;
 use crate::reporting::schedule::records::{Named, Plan, PlanState, Which, delivery_key};

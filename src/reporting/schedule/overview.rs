@@ -10,9 +10,9 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::base::own_reports;
+use crate::base::rua_record::Destination;
 use crate::base::tlsrpt::Day;
 use crate::reporting::report::build::Report;
-use crate::reporting::report::recipients::Destination;
 use crate::reporting::schedule::records::{Delivery, DeliveryState, Named, Plan, PlanState, Which};
 use crate::reporting::schedule::snapshot::Said;
 use crate::reporting::schedule::{Job, Scheduler};

@@ -10,11 +10,14 @@ use std::collections::{BTreeMap, HashMap};
 
 use serde::{Deserialize, Serialize};
 
+use crate::base::rua_record::{Destination, Recipients, Skipped};
 use crate::base::tlsrpt::{Day, PolicyType, Row};
 use crate::config::ReportSection;
+use crate::config::identity::Identity;
+use crate::net::tlsrpt_record::LookupError;
 use crate::reporting::report::build::{Report, ReportId};
-use crate::reporting::report::recipients::{About, Audience, Destination, Recipients, Skipped};
-use crate::reporting::report::{Identity, LookupError, has_failures, look_up, rows_of_host};
+use crate::reporting::report::recipients::{About, Audience};
+use crate::reporting::report::{has_failures, look_up, rows_of_host};
 use crate::reporting::schedule::records::{Plan, PlanState, Which};
 use crate::reporting::schedule::snapshot::{self, Said};
 use crate::reporting::schedule::{Scheduler, planner};

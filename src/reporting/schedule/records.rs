@@ -7,9 +7,10 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::base::rua_record::Destination;
 use crate::base::tlsrpt::Day;
 use crate::reporting::report::build::ReportId;
-use crate::reporting::report::recipients::{About, Destination};
+use crate::reporting::report::recipients::About;
 use crate::store::{Batch, Family};
 
 /// Which report: the one of a day and domain, or its supplement: what was counted after the first one was settled.

@@ -14,7 +14,7 @@ use flate2::read::GzDecoder;
 use serde::{Deserialize, Serialize};
 
 use crate::base::tlsrpt::{Policy, Row};
-use crate::reporting::report::Identity;
+use crate::config::identity::Identity;
 use crate::reporting::report::build::{ReportId, gzip};
 use crate::reporting::schedule::records::{Which, octets};
 use crate::store::{Family, Store, StoreError};

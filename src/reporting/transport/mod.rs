@@ -39,10 +39,10 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, ToSocketAddrs};
 use tokio::process::{Child, Command};
 
+use crate::base::printable::shown;
+use crate::base::rua_record::Mailbox;
 use crate::config::{Deliver, ReportSection};
 use crate::net::https::{self, HttpsError};
-use crate::reporting::report::recipients::Mailbox;
-use crate::reporting::report::shown;
 
 /// How much of an answer is kept, in characters.
 const MAX_ANSWER: usize = 300;

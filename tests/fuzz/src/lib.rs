@@ -15,7 +15,7 @@ use tlswarden::answering::policy::sts::{document, record};
 use tlswarden::answering::policy::decision::{Decision, Level};
 use tlswarden::base::next_hop::NextHop;
 use tlswarden::checking::domain::{certificate as server_certificate, smtp};
-use tlswarden::reporting::report::recipients::{Destination, MAX_READ, MAX_SKIPPED, recipients};
+use tlswarden::base::rua_record::{Destination, MAX_READ, MAX_SKIPPED, recipients};
 use tlswarden::counting::session::exim::Told;
 use tlswarden::counting::session::{Sessions, datagram as session};
 use tlswarden::answering::socketmap::netstring::{self, Frame};
