@@ -20,9 +20,10 @@ use std::time::{Duration, Instant};
 
 use jiff::tz::TimeZone;
 use tlswarden::base::clock::Clock;
+use tlswarden::base::policy_at::PolicyAt;
 use tlswarden::base::tlsrpt::InForce;
 use tlswarden::counting::input::datagram::{Queue, RECEIVE_BUFFER, queue_length};
-use tlswarden::counting::pipeline::{Counter, Fed, PolicyAt, River, Source};
+use tlswarden::counting::pipeline::{Counter, Fed, River, Source};
 use tlswarden::metrics::Metrics;
 use tlswarden::store::Store;
 use tlswarden::store::embedded::Embedded;

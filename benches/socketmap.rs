@@ -164,8 +164,8 @@ async fn daemon(folder: &Path, keys: &[String]) -> (Target, usize, u128) {
     store.write(batch).expect("written");
     let mut config = Config::default();
     config.resolver.address = Some(dns().await);
-    let resolver = Resolver::new(&config.resolver).expect("a resolver");
-    let client = Client::new(resolver.clone(), &config.closed_network).expect("an HTTPS client");
+    let resolver = Resolver::new(config.resolver.address).expect("a resolver");
+    let client = Client::new(resolver.clone(), &config.closed_network.exceptions()).expect("an HTTPS client");
     let history = Arc::new(History::open(&*store, clock, metrics.clone()).expect("a history"));
     let open =
         Policies::open(&config, resolver, client, Arc::clone(&store), Arc::clone(&history), clock, metrics.clone());

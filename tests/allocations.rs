@@ -9,8 +9,9 @@ use std::sync::Arc;
 use allocation_counter::measure;
 use jiff::tz::TimeZone;
 use mix::{Mix, Stamps};
+use tlswarden::base::policy_at::PolicyAt;
 use tlswarden::base::tlsrpt::InForce;
-use tlswarden::counting::pipeline::{Counter, PolicyAt};
+use tlswarden::counting::pipeline::Counter;
 use tlswarden_parsers::{Dialect, parse};
 
 struct NotAsked;

@@ -8,8 +8,9 @@ use jiff::tz::TimeZone;
 use proptest::prelude::*;
 use proptest::sample::select;
 use proptest::test_runner::FileFailurePersistence;
+use tlswarden::base::policy_at::PolicyAt;
 use tlswarden::base::tlsrpt::{InForce, Row, rows};
-use tlswarden::counting::pipeline::{Counter, PolicyAt};
+use tlswarden::counting::pipeline::Counter;
 use tlswarden_parsers::Dialect;
 
 /// Longer texts are cut by Postfix (MSG_SYSLOG_RECLEN), in octets.

@@ -10,10 +10,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use jiff::tz::TimeZone;
+use tlswarden::base::policy_at::PolicyAt;
 use tlswarden::base::tlsrpt::{InForce, rows};
 use tlswarden::counting::input::Mark;
 use tlswarden::counting::input::journald::{Follower, Journal, Next, entry};
-use tlswarden::counting::pipeline::{Counter, PolicyAt};
+use tlswarden::counting::pipeline::Counter;
 use tlswarden_parsers::Dialect;
 
 const REMOTE: &str = "/lib/systemd/systemd-journal-remote";

@@ -7,9 +7,10 @@ use std::path::Path;
 use std::sync::Arc;
 
 use jiff::tz::TimeZone;
+use tlswarden::base::policy_at::PolicyAt;
 use tlswarden::base::tlsrpt::{InForce, rows};
 use tlswarden::config::{self, Config};
-use tlswarden::counting::pipeline::{Counter, PolicyAt};
+use tlswarden::counting::pipeline::Counter;
 use tlswarden::counting::rules::Rules;
 use tlswarden_parsers::Dialect;
 

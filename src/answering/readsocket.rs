@@ -293,8 +293,8 @@ mod tests {
             silent.local_addr().unwrap()
         );
         let config: Config = crate::config::parse(&config, Path::new("F")).unwrap();
-        let resolver = Resolver::new(&config.resolver).unwrap();
-        let client = Client::new(resolver.clone(), &config.closed_network).unwrap();
+        let resolver = Resolver::new(config.resolver.address).unwrap();
+        let client = Client::new(resolver.clone(), &config.closed_network.exceptions()).unwrap();
         let history = Arc::new(History::open(&*store, clock, metrics.clone()).unwrap());
         let policies =
             Policies::open(&config, resolver, client, store, Arc::clone(&history), clock, metrics.clone()).unwrap();

@@ -3,8 +3,10 @@
 pub mod allocator;
 pub mod clock;
 pub mod domain_name;
+pub mod network;
 pub mod next_hop;
 pub mod own_reports;
+pub mod policy_at;
 pub mod printable;
 pub mod rua_record;
 pub mod shutdown;

@@ -131,10 +131,15 @@ fn without_daemon(config: &Config) -> Result<Desk, Fault> {
         Scheduler::note_loss(&opened.store, clock, &metrics).map_err(stored)?;
     }
     let store: Arc<dyn Store> = Arc::new(opened.store);
-    let resolver = Resolver::new(&config.resolver).map_err(|e| host("resolver", e.to_string()))?;
-    let client = https::Client::new(resolver.clone(), &config.closed_network).map_err(|e| host("https", e))?;
-    let https = https::Client::for_reports(resolver.clone(), &config.closed_network, config.report.https_certificates)
-        .map_err(|e| host("https", e))?;
+    let resolver = Resolver::new(config.resolver.address).map_err(|e| host("resolver", e.to_string()))?;
+    let client =
+        https::Client::new(resolver.clone(), &config.closed_network.exceptions()).map_err(|e| host("https", e))?;
+    let https = https::Client::for_reports(
+        resolver.clone(),
+        &config.closed_network.exceptions(),
+        config.report.https_certificates,
+    )
+    .map_err(|e| host("https", e))?;
     let history = Arc::new(History::open(&*store, clock, metrics.clone()).map_err(stored)?);
     let policies =
         Policies::open(config, resolver.clone(), client, Arc::clone(&store), history, clock, metrics.clone())

@@ -20,11 +20,12 @@ use super::{CONFIG, Fault, NO_INPUT, USAGE, print};
 use crate::answering::policy::sts::document;
 use crate::base::clock::Clock;
 use crate::base::domain_name;
+use crate::base::policy_at::PolicyAt;
 use crate::base::tlsrpt::{Failure, InForce, Policy, PolicyType, Row, rows};
 use crate::config;
 use crate::counting::input::BLOCK;
 use crate::counting::input::journald::MAX_ENTRY as MAX_LINE;
-use crate::counting::pipeline::{Counter, PolicyAt, is_of};
+use crate::counting::pipeline::{Counter, is_of};
 use crate::metrics::line_counts::OfFamily;
 
 pub const HELP: &str = "\

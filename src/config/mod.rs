@@ -21,6 +21,7 @@ use tlswarden_parsers::Dialect;
 
 pub use validate::{ConfigError, parse, time_zone};
 
+use crate::base::network::{Certificates, NetworkExceptions};
 use crate::base::tlsrpt::Day;
 
 /// The whole file.
@@ -290,17 +291,6 @@ pub struct ReportSection {
     pub suppress: Vec<SuppressSection>,
 }
 
-/// What is done about a certificate that does not pass (RFC 8460 §3: it MAY be ignored; §7: better a report that another
-/// reads than none).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Certificates {
-    /// The report is sent all the same, and the log says so.
-    Ignore,
-    /// It is not sent, and tried again later.
-    Check,
-}
-
 /// Who signs reports: `"mta"`, or the keys in `[[report.dkim]]`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(untagged)]
@@ -378,6 +368,17 @@ pub struct ClosedNetworkSection {
     /// What the clock shows at start (RFC 3339).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub clock: Option<jiff::Timestamp>,
+}
+
+impl ClosedNetworkSection {
+    /// What the network clients need of it.
+    pub fn exceptions(&self) -> NetworkExceptions {
+        NetworkExceptions {
+            extra_root: self.extra_root.clone(),
+            policy_hosts: self.policy_hosts,
+            private_addresses: self.private_addresses,
+        }
+    }
 }
 
 /// `[[input]]`: one of `file`, `journal`, `stdin` and `datagrams`.

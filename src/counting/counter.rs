@@ -17,7 +17,7 @@ use tlswarden_parsers::event::exim::{Became, Line, Says};
 use tlswarden_parsers::event::{Stamp, What};
 use tlswarden_parsers::{Dialect, Event, Malformed, is_log_line, parse};
 
-use crate::answering::policy::history::History;
+use crate::base::policy_at::PolicyAt;
 use crate::base::tlsrpt::{Counted, Day, InForce, Mode, Outcome, PolicyType, Tally};
 use crate::config::Tlsrpt;
 use crate::counting::input::journald as journal;
@@ -57,19 +57,6 @@ const MAX_HELO_DOMAINS: usize = 10_000;
 
 /// Hints that wait between two blocks; more of them are dropped, for a hint is no more than that.
 const HINTS: usize = 256;
-
-/// The policy that was in force, by recipient domain and time.
-pub trait PolicyAt {
-    /// The decision that our responder had given at `seconds`; `None` where it was not asked.
-    fn at(&self, domain: &str, seconds: i64) -> Option<InForce>;
-}
-
-impl PolicyAt for Arc<History> {
-    fn at(&self, domain: &str, seconds: i64) -> Option<InForce> {
-        let found = History::at(self, domain, seconds);
-        found.asked.then_some(found.in_force)
-    }
-}
 
 /// Tells our own reports by their Message-ID.
 pub type OwnReports = Arc<dyn Fn(&[u8]) -> bool + Send + Sync>;

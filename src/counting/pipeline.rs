@@ -16,9 +16,10 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::base::clock::Clock;
 use crate::base::own_reports::Queued;
+use crate::base::policy_at::PolicyAt;
 use crate::base::shutdown::stopped;
 use crate::counting::counter::CALENDAR;
-pub use crate::counting::counter::{Counter, OwnReports, PolicyAt, Seen, is_of};
+pub use crate::counting::counter::{Counter, OwnReports, Seen, is_of};
 use crate::counting::duplicate_inputs::Twice;
 use crate::counting::failure_notices::Failing;
 use crate::counting::input::datagram::{Queue, Taken};

@@ -23,8 +23,6 @@ use hickory_resolver::{NameServerPool, PoolContext, TlsConfig};
 use serde::{Deserialize, Serialize};
 use tokio::sync::Semaphore;
 
-use crate::config::ResolverSection;
-
 /// The longest that one query takes, its retry and TCP included: three in a row must fit beside an HTTPS fetch
 /// in nothing longer than Postfix's own patience of 100 s, one in `answer_budget`.
 pub const QUERY_TIME: Duration = Duration::from_secs(4);
@@ -117,8 +115,8 @@ impl Resolver {
     /// The resolver that the configuration names, else the first `nameserver` on loopback in `/etc/resolv.conf`.
     /// Where that has none, its first `nameserver` serves, and is not believed about DNSSEC.
     /// Fails where `/etc/resolv.conf` cannot be read.
-    pub fn new(config: &ResolverSection) -> Result<Resolver, DnsError> {
-        let (server, validating) = match config.address {
+    pub fn new(address: Option<SocketAddr>) -> Result<Resolver, DnsError> {
+        let (server, validating) = match address {
             Some(address) => (address, true),
             None => {
                 let path = "/etc/resolv.conf";

@@ -26,7 +26,7 @@ use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{DigitallySignedStruct, SignatureScheme};
 use rustls_platform_verifier::Verifier;
 
-use crate::config::{Certificates, ClosedNetworkSection};
+use crate::base::network::{Certificates, NetworkExceptions};
 use crate::net::dns::{DnsError, Resolver};
 
 /// The longest that a connection may take to stand, TLS included.
@@ -89,14 +89,14 @@ pub enum CertificateFault {
 
 impl Client {
     /// A client. Fails where no root certificate can be loaded (the package ca-certificates) or the extra root is none.
-    pub fn new(resolver: Resolver, closed: &ClosedNetworkSection) -> Result<Client, String> {
+    pub fn new(resolver: Resolver, closed: &NetworkExceptions) -> Result<Client, String> {
         Client::with(resolver, closed, closed.policy_hosts, Certificates::Check)
     }
 
     /// A client for the receivers of reports; what it does about their certificates. Fails as [`Client::new`] does.
     pub fn for_reports(
         resolver: Resolver,
-        closed: &ClosedNetworkSection,
+        closed: &NetworkExceptions,
         certificates: Certificates,
     ) -> Result<Client, String> {
         Client::with(resolver, closed, None, certificates)
@@ -104,7 +104,7 @@ impl Client {
 
     fn with(
         resolver: Resolver,
-        closed: &ClosedNetworkSection,
+        closed: &NetworkExceptions,
         fixed: Option<SocketAddr>,
         certificates: Certificates,
     ) -> Result<Client, String> {
@@ -257,11 +257,11 @@ impl ServerCertVerifier for Lenient {
 }
 
 /// What judges certificates: the roots of the platform, and the extra one of a closed network. Fails as [`Client::new`].
-pub fn verifier(closed: &ClosedNetworkSection) -> Result<Arc<dyn ServerCertVerifier>, String> {
+pub fn verifier(closed: &NetworkExceptions) -> Result<Arc<dyn ServerCertVerifier>, String> {
     Ok(Arc::new(platform(closed)?))
 }
 
-fn platform(closed: &ClosedNetworkSection) -> Result<Verifier, String> {
+fn platform(closed: &NetworkExceptions) -> Result<Verifier, String> {
     let extra = match &closed.extra_root {
         None => Vec::new(),
         Some(path) => CertificateDer::pem_file_iter(path)

@@ -146,11 +146,11 @@ enum Sts {
 pub async fn examine(config: &Config, domain: &str) -> Result<Examination, String> {
     let domain = crate::base::domain_name::normalise(domain)
         .ok_or_else(|| format!("`{}` is no domain name", domain.escape_debug()))?;
-    let resolver = Resolver::new(&config.resolver).map_err(|e| format!("resolver: {e}"))?;
-    let client = Client::new(resolver.clone(), &config.closed_network)?;
+    let resolver = Resolver::new(config.resolver.address).map_err(|e| format!("resolver: {e}"))?;
+    let client = Client::new(resolver.clone(), &config.closed_network.exceptions())?;
     let hop = NextHop { domain: domain.clone(), port: PORT, mx: true };
     let looker = Looker {
-        verifier: https::verifier(&config.closed_network)?,
+        verifier: https::verifier(&config.closed_network.exceptions())?,
         private: config.closed_network.private_addresses,
         name: our_name(config),
         clock: config.closed_network.clock.map_or_else(Clock::default, |t| Clock::starting_at(t.as_second())),

@@ -90,7 +90,7 @@ pub async fn diagnose(options: &Options) -> Findings {
     }
     surroundings::resolver(&config, &options.bogus, &roots, exims > 0, &mut found).await;
     surroundings::clock(&config, &mut found).await;
-    match Resolver::new(&config.resolver) {
+    match Resolver::new(config.resolver.address) {
         Ok(resolver) => identity::look(&config.report, &resolver, &mut found).await,
         Err(_) => found.not_looked_at.push("the records of [report]: there is no resolver".into()),
     }

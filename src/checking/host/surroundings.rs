@@ -107,7 +107,7 @@ pub async fn resolver(config: &Config, bogus: &str, roots: &BTreeSet<PathBuf>, t
             resolv_conf(&root.join("etc/resolv.conf"), trust_ad, found);
         }
     }
-    let resolver = match Resolver::new(&config.resolver) {
+    let resolver = match Resolver::new(config.resolver.address) {
         Ok(resolver) => resolver,
         Err(error) => {
             let why = "No policy can be found out.";

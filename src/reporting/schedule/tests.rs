@@ -3,8 +3,9 @@
 use super::attempt::pause;
 use super::records::Delivery;
 use super::*;
+use crate::base::network::{Certificates, NetworkExceptions};
 use crate::base::tlsrpt::{Counted, Failure, Policy, PolicyType, ResultType, Tally};
-use crate::config::{Certificates, ClosedNetworkSection, Deliver, Dkim, DkimKey, ResolverSection, Span};
+use crate::config::{Deliver, Dkim, DkimKey, Span};
 use crate::metrics::OUT_OF_ORDER;
 use crate::reporting::transport::tests::{Turn, server};
 use crate::store::embedded::Embedded;
@@ -130,8 +131,8 @@ impl World {
     }
 
     fn open_with(&self, clock: Clock) -> Arc<Scheduler> {
-        let resolver = Resolver::new(&ResolverSection { address: Some(self.dns) }).unwrap();
-        let closed = ClosedNetworkSection::default();
+        let resolver = Resolver::new(Some(self.dns)).unwrap();
+        let closed = NetworkExceptions::default();
         let context = Context {
             store: Arc::new(self.store()),
             https: https::Client::for_reports(resolver.clone(), &closed, Certificates::Ignore).unwrap(),

@@ -22,8 +22,9 @@ use lab::smtp::submit;
 use lab::world::{Options, World};
 use scenarios::{Counts, Scenario};
 use serde_json::Value;
+use tlswarden::base::policy_at::PolicyAt;
 use tlswarden::base::tlsrpt::{Failure, InForce, ResultType, rows};
-use tlswarden::counting::pipeline::{Counter, PolicyAt};
+use tlswarden::counting::pipeline::Counter;
 use tlswarden_parsers::Dialect;
 
 #[path = "accuracy/scenarios.rs"]

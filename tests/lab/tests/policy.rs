@@ -99,8 +99,8 @@ impl World {
         let clock = Clock::starting_at(Clock::default().seconds() + ahead);
         let metrics = Metrics::default();
         let store: Arc<dyn Store> = Arc::new(Embedded::open(&self.folder.path().join("store"), clock).unwrap().store);
-        let resolver = Resolver::new(&self.config.resolver).unwrap();
-        let client = Client::new(resolver.clone(), &self.config.closed_network).unwrap();
+        let resolver = Resolver::new(self.config.resolver.address).unwrap();
+        let client = Client::new(resolver.clone(), &self.config.closed_network.exceptions()).unwrap();
         let history = Arc::new(History::open(&*store, clock, metrics.clone()).unwrap());
         let (stop, stopped) = watch::channel(false);
         let policies = Policies::open(

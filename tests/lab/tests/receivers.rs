@@ -19,9 +19,10 @@ use lab::dns::Dns;
 use lab::world::{self, Options};
 use serde_json::Value;
 use tlswarden::base::clock::Clock;
+use tlswarden::base::network::{Certificates, NetworkExceptions};
 use tlswarden::base::rua_record::Mailbox;
 use tlswarden::base::tlsrpt::{Counted, Day, Policy, Tally};
-use tlswarden::config::{Certificates, ClosedNetworkSection, Deliver, ReportSection, ResolverSection};
+use tlswarden::config::{Deliver, ReportSection};
 use tlswarden::net::dns::Resolver;
 use tlswarden::net::https::Client;
 use tlswarden::reporting::transport::{Letter, Limits, Outcome, Way, deliver, post};
@@ -82,9 +83,9 @@ impl World {
     }
 
     fn client(&self, private_addresses: bool, certificates: Certificates) -> Client {
-        let resolver = Resolver::new(&ResolverSection { address: Some(self.dns.address()) }).unwrap();
+        let resolver = Resolver::new(Some(self.dns.address())).unwrap();
         let extra_root = Some(self.root());
-        let closed = ClosedNetworkSection { extra_root, private_addresses, ..ClosedNetworkSection::default() };
+        let closed = NetworkExceptions { extra_root, private_addresses, ..NetworkExceptions::default() };
         Client::for_reports(resolver, &closed, certificates).unwrap()
     }
 

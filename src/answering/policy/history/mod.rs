@@ -26,6 +26,7 @@ use crate::answering::policy::sts::text::Text;
 use crate::answering::policy::throttle::Throttle;
 use crate::base::clock::{Clock, Moment, SharedMoment};
 use crate::base::next_hop::NextHop;
+use crate::base::policy_at::PolicyAt;
 use crate::base::shutdown::stopped;
 use crate::base::tlsrpt::InForce;
 use crate::metrics::Metrics;
@@ -364,6 +365,13 @@ impl History {
     }
 }
 
+impl PolicyAt for Arc<History> {
+    fn at(&self, domain: &str, seconds: i64) -> Option<InForce> {
+        let found = History::at(self, domain, seconds);
+        found.asked.then_some(found.in_force)
+    }
+}
+
 impl Period {
     /// What stood.
     pub fn under(&self) -> &Under {
@@ -493,7 +501,7 @@ mod tests {
         history.write(&store, STEP).await;
         assert!(history.touch(&period, 2000 + STEP - 1));
         history.write(&store, STEP).await;
-        assert!(!open().at("example.com", 2000 + STEP - 1 + ASKED).asked, "not worth a write yet");
+        assert!(!History::at(&open(), "example.com", 2000 + STEP - 1 + ASKED).asked, "not worth a write yet");
         assert!(history.touch(&period, 2000 + STEP));
         history.write(&store, STEP).await;
         let again = open();
