@@ -19,8 +19,11 @@ use crate::{
 };
 
 mod delivery;
+mod event_action;
 mod fields;
 mod tls;
+
+pub use event_action::event_action;
 
 /// Reads one line.
 pub(crate) fn parse(line: &[u8]) -> Found<Event<'_>> {

@@ -16,6 +16,7 @@ mod postfix;
 mod syslog;
 
 pub use event::Event;
+pub use exim::event_action;
 pub use family::{Family, Malformed};
 
 /// Whose lines to read.

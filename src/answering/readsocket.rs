@@ -32,8 +32,7 @@ use tokio::time::timeout;
 use crate::answering::listener::{Listener, Stream};
 use crate::answering::policy::decision::{Decision, Level};
 use crate::answering::policy::policies::Policies;
-use crate::counting::pipeline::Telling;
-use crate::counting::session::exim::Told;
+use crate::base::exim_event::{EventReply, EximEvent};
 use crate::metrics::answers::{Answers, Kind};
 use crate::metrics::{Metrics, Protocol};
 
@@ -68,13 +67,13 @@ const FAILED: &[u8] = b"failed ";
 pub async fn serve(
     listener: Listener,
     policies: Arc<Policies>,
-    tell: mpsc::Sender<Telling>,
+    events: mpsc::Sender<EximEvent>,
     metrics: Metrics,
     mut shutdown: watch::Receiver<bool>,
 ) {
     let service = Arc::new(Service {
         policies,
-        tell,
+        events,
         told: metrics.counter("exim_told"),
         lost: metrics.counter("exim_told_lost"),
         answers: metrics.answers(Protocol::Readsocket),
@@ -166,7 +165,7 @@ fn defer(cause: &str) -> String {
 
 struct Service {
     policies: Arc<Policies>,
-    tell: mpsc::Sender<Telling>,
+    events: mpsc::Sender<EximEvent>,
     told: Arc<AtomicU64>,
     lost: Arc<AtomicU64>,
     answers: Arc<Answers>,
@@ -223,14 +222,16 @@ impl Service {
 
     /// Hands a failed session to the counting, and waits until it is kept.
     async fn note(&self, text: &[u8]) -> &'static str {
-        let Some(told) = Told::parse(text) else {
+        let (reply, wait) = oneshot::channel();
+        // A queue that is full is that of a store that does not write: Exim is not to wait for that.
+        let sent = self.events.try_send(EximEvent { text: text.to_vec(), reply });
+        let replied = if sent.is_ok() { timeout(NOTING, wait).await.ok().and_then(Result::ok) } else { None };
+        if replied == Some(EventReply::Malformed) {
             self.malformed.fetch_add(1, Ordering::Relaxed);
             return "malformed";
-        };
+        }
         self.told.fetch_add(1, Ordering::Relaxed);
-        let (committed, wait) = oneshot::channel();
-        // A queue that is full is that of a store that does not write: Exim is not to wait for that.
-        if self.tell.try_send((told, committed)).is_ok() && matches!(timeout(NOTING, wait).await, Ok(Ok(()))) {
+        if replied == Some(EventReply::Committed) {
             return "noted";
         }
         self.lost.fetch_add(1, Ordering::Relaxed);
@@ -278,7 +279,7 @@ mod tests {
         folder: tempfile::TempDir,
         history: Arc<History>,
         metrics: Metrics,
-        tellings: mpsc::Receiver<Telling>,
+        events: mpsc::Receiver<EximEvent>,
         stop: watch::Sender<bool>,
         tasks: JoinSet<()>,
     }
@@ -301,14 +302,14 @@ mod tests {
         let listener = UnixListener::bind(folder.path().join("exim")).unwrap();
         let (stop, shutdown) = watch::channel(false);
         let mut tasks = JoinSet::new();
-        let (tell, tellings) = mpsc::channel(1);
-        tasks.spawn(serve(Listener::Unix(listener), policies, tell, metrics.clone(), shutdown));
+        let (sender, events) = mpsc::channel(1);
+        tasks.spawn(serve(Listener::Unix(listener), policies, sender, metrics.clone(), shutdown));
         // Nobody answers there for as long as the test runs.
         tasks.spawn(async move {
             let _silent = silent;
             std::future::pending::<()>().await
         });
-        Daemon { folder, history, metrics, tellings, stop, tasks }
+        Daemon { folder, history, metrics, events, stop, tasks }
     }
 
     impl Daemon {
@@ -362,20 +363,25 @@ mod tests {
     async fn a_failed_session_is_noted_when_it_is_committed_or_said_to_be_lost() {
         let failed = "failed 1795311595 1xUwYd-0005p2-2C mx.a.test 192.0.2.1 25 a.test TLS session: (gnutls_handshake): timed out";
         let mut daemon = start();
-        let mut tellings = std::mem::replace(&mut daemon.tellings, mpsc::channel(1).1);
-        let commit = async {
-            let (told, committed) = tellings.recv().await.unwrap();
-            assert_eq!(Some(told), Told::parse(&failed.as_bytes()[7..]));
+        let mut events = std::mem::replace(&mut daemon.events, mpsc::channel(1).1);
+        let counting = async {
+            let event = events.recv().await.unwrap();
+            assert_eq!(event.text, &failed.as_bytes()[7..]);
             tokio::time::sleep(Duration::from_millis(50)).await;
-            committed.send(()).unwrap();
-            tellings
+            event.reply.send(EventReply::Committed).unwrap();
+            events
         };
-        let (answer, tellings) = tokio::join!(daemon.ask(failed.as_bytes()), commit);
+        let (answer, mut events) = tokio::join!(daemon.ask(failed.as_bytes()), counting);
         assert_eq!(answer, "noted\n");
+        let counting = async {
+            events.recv().await.unwrap().reply.send(EventReply::Malformed).unwrap();
+            events
+        };
+        let (answer, events) = tokio::join!(daemon.ask(b"failed \n"), counting);
+        assert_eq!(answer, "malformed\n");
         // Nobody takes it: Exim goes on all the same.
-        drop(tellings);
+        drop(events);
         assert_eq!(daemon.ask(failed.as_bytes()).await, "lost\n");
-        assert_eq!(daemon.ask(b"failed \n").await, "malformed\n");
         assert_eq!(["exim_told", "exim_told_lost"].map(|name| daemon.count(name)), [2, 1]);
     }
 

@@ -3,6 +3,7 @@
 pub mod allocator;
 pub mod clock;
 pub mod domain_name;
+pub mod exim_event;
 pub mod network;
 pub mod next_hop;
 pub mod own_reports;

@@ -13,6 +13,7 @@ use std::sync::Arc;
 use foldhash::quality::RandomState;
 use jiff::tz::TimeZone;
 use memchr::memchr;
+use tlswarden_parsers::event::exim::EventAction;
 use tlswarden_parsers::event::exim::{Became, Line, Says};
 use tlswarden_parsers::event::{Stamp, What};
 use tlswarden_parsers::{Dialect, Event, Malformed, is_log_line, parse};
@@ -23,7 +24,6 @@ use crate::config::Tlsrpt;
 use crate::counting::input::journald as journal;
 use crate::counting::rules::Rules;
 use crate::counting::session::datagram::{self, Reported};
-use crate::counting::session::exim::Told;
 use crate::counting::session::tracked_map::Change;
 use crate::counting::session::{Losses, Sessions};
 use crate::counting::tally;
@@ -322,9 +322,9 @@ impl Counter {
         self.sessions.carries_own(queue_id, time);
     }
 
-    /// Takes a failed session that Exim told outside the log.
-    pub fn told(&mut self, told: &Told) {
-        self.sessions.told(told);
+    /// Takes a failed session that Exim reports outside the log.
+    pub fn event_action(&mut self, event: &EventAction<'_>) {
+        self.sessions.event_action(event);
     }
 
     /// Whose lines it counts.

@@ -15,6 +15,7 @@ use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::base::clock::Clock;
+use crate::base::exim_event::{EventReply, EximEvent};
 use crate::base::own_reports::Queued;
 use crate::base::policy_at::PolicyAt;
 use crate::base::shutdown::stopped;
@@ -24,7 +25,6 @@ use crate::counting::duplicate_inputs::Twice;
 use crate::counting::failure_notices::Failing;
 use crate::counting::input::datagram::{Queue, Taken};
 use crate::counting::input::{Block, MAX_LINE, Mark};
-use crate::counting::session::exim::Told;
 use crate::counting::session::{Losses, SESSION_TIMEOUT};
 use crate::metrics::{Metrics, Progress};
 use crate::store::{Batch, Family, Record, Store, StoreError};
@@ -60,10 +60,6 @@ pub enum Fed {
     Block(usize, Block),
 }
 
-/// A failed session that Exim told, and whom to say when it is committed: Exim waits until then, so that `kill -9` loses
-/// none that was answered.
-pub type Telling = (Told, oneshot::Sender<()>);
-
 /// What the river writes to, and looks up.
 pub struct River {
     /// Where commits go.
@@ -89,7 +85,7 @@ struct Pending {
     since: Option<Instant>,
     marks: HashMap<usize, Mark>,
     failing: Failing,
-    told: Vec<oneshot::Sender<()>>,
+    events: Vec<oneshot::Sender<EventReply>>,
 }
 
 /// The inputs, and what has been noticed of them.
@@ -116,12 +112,12 @@ impl River {
         self,
         runtime: &Handle,
         mut feed: mpsc::Receiver<Fed>,
-        mut tellings: mpsc::Receiver<Telling>,
+        mut events: mpsc::Receiver<EximEvent>,
         mut shutdown: watch::Receiver<bool>,
     ) -> Result<(), StoreError> {
         enum Next {
             Fed(Option<Fed>),
-            Told(Telling),
+            Event(EximEvent),
             Datagrams,
             Nothing,
         }
@@ -137,7 +133,7 @@ impl River {
                 tokio::select! {
                     () = self.datagrams.ready() => Next::Datagrams,
                     fed = feed.recv() => Next::Fed(fed),
-                    Some(telling) = tellings.recv() => Next::Told(telling),
+                    Some(event) = events.recv() => Next::Event(event),
                     () = tokio::time::sleep(wait) => Next::Nothing,
                 }
             });
@@ -151,7 +147,7 @@ impl River {
             self.received(&mut inputs, &taken, &mut pending);
             match next {
                 Next::Fed(Some(fed)) => due |= self.fed(&mut inputs, fed, &mut pending),
-                Next::Told(telling) => self.told(&mut inputs, telling, &mut pending),
+                Next::Event(event) => self.event_action(&mut inputs, event, &mut pending),
                 Next::Fed(None) | Next::Datagrams => {}
                 Next::Nothing => self.idle(&mut inputs, &mut pending),
             }
@@ -175,18 +171,23 @@ impl River {
         }
     }
 
-    /// Hands what Exim told to the sessions of its log, where it is kept and held against the lines.
-    fn told(&self, inputs: &mut Inputs, (told, committed): Telling, pending: &mut Pending) {
+    /// Hands what Exim's event action reports to the sessions of its log, where it is kept and held against the lines.
+    fn event_action(&self, inputs: &mut Inputs, event: EximEvent, pending: &mut Pending) {
+        let Some(read) = tlswarden_parsers::event_action(&event.text) else {
+            // Who asked may have gone.
+            let _ = event.reply.send(EventReply::Malformed);
+            return;
+        };
         let mut exim = inputs.sources.values_mut().filter(|source| source.counter.dialect() == Dialect::Exim);
         match (exim.next(), exim.next()) {
             (Some(source), None) => {
-                source.counter.told(&told);
-                pending.told.push(committed);
+                source.counter.event_action(&read);
+                pending.events.push(event.reply);
                 pending.since.get_or_insert_with(Instant::now);
             }
             // Without its log nothing is known of the same message, and of two logs not which is its own.
-            // It is said to be lost where it came in.
-            _ => drop(committed),
+            // The readsocket reports a dropped reply as lost.
+            _ => drop(event.reply),
         }
     }
 
@@ -352,9 +353,9 @@ impl River {
             let Err(error) = self.store.write(batch.clone()) else {
                 self.metrics.add("commits", 1);
                 self.metrics.counted(&batch.add);
-                for committed in pending.told.drain(..) {
+                for reply in pending.events.drain(..) {
                     // Who asked may have gone.
-                    let _ = committed.send(());
+                    let _ = reply.send(EventReply::Committed);
                 }
                 return Ok(());
             };

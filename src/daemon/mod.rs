@@ -56,8 +56,8 @@ const BLOCKS: usize = 4;
 /// Hints that wait between the counting and the policies: more than that in a moment is a host in trouble of its own.
 const HINTS: usize = 1024;
 
-/// Failed sessions that Exim told and that wait for the counting: more at once than Exim has processes.
-const TELLINGS: usize = 1024;
+/// Failed sessions that Exim reported and that wait for the counting: more at once than Exim has processes.
+const EXIM_EVENTS: usize = 1024;
 
 /// Why the daemon did not start, or ended.
 #[derive(Debug, thiserror::Error)]
@@ -353,7 +353,7 @@ impl Tasks {
         tasks.spawn("idle".into(), until(shutdown.clone(), async move { idle.closed().await }));
         drop(feed);
         let (hints, failed) = mpsc::channel(HINTS);
-        let (tell, tellings) = mpsc::channel(TELLINGS);
+        let (exim_events, events) = mpsc::channel(EXIM_EVENTS);
         let river = River {
             store: Arc::clone(&store),
             policies: Box::new(Arc::clone(&history)),
@@ -366,7 +366,7 @@ impl Tasks {
         let (runtime, stopping) = (Handle::current(), shutdown.clone());
         let id = tasks
             .set
-            .spawn_blocking(move || river.run(&runtime, fed, tellings, stopping).map_err(|e| e.to_string()))
+            .spawn_blocking(move || river.run(&runtime, fed, events, stopping).map_err(|e| e.to_string()))
             .id();
         tasks.names.insert(id, "counting".into());
         tasks.spawn("history".into(), done(Arc::clone(&history).run(Arc::clone(&store), shutdown.clone())));
@@ -383,8 +383,13 @@ impl Tasks {
             tasks.spawn(format!("socketmap {address}"), done(task));
         }
         for (address, listener) in readsockets {
-            let task =
-                readsocket::serve(listener, Arc::clone(&policies), tell.clone(), metrics.clone(), shutdown.clone());
+            let task = readsocket::serve(
+                listener,
+                Arc::clone(&policies),
+                exim_events.clone(),
+                metrics.clone(),
+                shutdown.clone(),
+            );
             tasks.spawn(format!("readsocket {address}"), done(task));
         }
         let writing = ["counting", "scheduler"].map(|name| (name.to_owned(), watchdog::DISK));

@@ -140,3 +140,20 @@ impl Problem<'_> {
         !self.rules_out() && !matches!(self, Problem::Local | Problem::Other)
     }
 }
+
+/// An attempt that failed at one host, as Exim's event action tells it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EventAction<'a> {
+    /// When, in seconds since 1970-01-01T00:00:00Z.
+    pub time: i64,
+    /// The message.
+    pub id: &'a str,
+    /// The MX host.
+    pub host: &'a str,
+    /// Its address.
+    pub ip: IpAddr,
+    /// The recipient domain.
+    pub domain: &'a str,
+    /// What went wrong.
+    pub problem: Problem<'a>,
+}

@@ -14,6 +14,7 @@ pub mod tracked_map;
 use serde::{Deserialize, Serialize};
 use tlswarden_parsers::Dialect;
 use tlswarden_parsers::event::Event;
+use tlswarden_parsers::event::exim::EventAction;
 
 use self::tracked_map::Change;
 use crate::base::tlsrpt::{Outcome, ResultType};
@@ -94,11 +95,11 @@ impl Sessions {
         }
     }
 
-    /// Takes a failed session that Exim told outside the log; of no other MTA.
-    pub fn told(&mut self, told: &exim::Told) {
+    /// Takes a failed session that Exim reports outside the log; of no other MTA.
+    pub fn event_action(&mut self, event: &EventAction<'_>) {
         match self {
             Sessions::Postfix(_) => {}
-            Sessions::Exim(sessions) => sessions.told(told),
+            Sessions::Exim(sessions) => sessions.event_action(event),
         }
     }
 

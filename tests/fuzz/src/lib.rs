@@ -6,22 +6,21 @@
 use std::sync::Arc;
 
 use rustls_pki_types::{CertificateDer, UnixTime};
-use tlswarden::config::Level as DefaultLevel;
-use tlswarden::net::dns::Tlsa;
-use tlswarden::base::domain_name;
-use tlswarden::counting::input::journald;
+use tlswarden::answering::policy::decision::{Decision, Level};
 use tlswarden::answering::policy::sts::policy::Cached;
 use tlswarden::answering::policy::sts::{document, record};
-use tlswarden::answering::policy::decision::{Decision, Level};
-use tlswarden::base::next_hop::NextHop;
-use tlswarden::checking::domain::{certificate as server_certificate, smtp};
-use tlswarden::base::rua_record::{Destination, MAX_READ, MAX_SKIPPED, recipients};
-use tlswarden::counting::session::exim::Told;
-use tlswarden::counting::session::{Sessions, datagram as session};
 use tlswarden::answering::socketmap::netstring::{self, Frame};
 use tlswarden::answering::socketmap::reply::{self, MAX_REPLY, Wording};
+use tlswarden::base::domain_name;
+use tlswarden::base::next_hop::NextHop;
+use tlswarden::base::rua_record::{Destination, MAX_READ, MAX_SKIPPED, recipients};
 use tlswarden::base::tlsrpt::Mode;
-use tlswarden_parsers::{Dialect, parse};
+use tlswarden::checking::domain::{certificate as server_certificate, smtp};
+use tlswarden::config::Level as DefaultLevel;
+use tlswarden::counting::input::journald;
+use tlswarden::counting::session::{Sessions, datagram as session};
+use tlswarden::net::dns::Tlsa;
+use tlswarden_parsers::{Dialect, event_action, parse};
 
 #[path = "../../../parsers/tests/borrowed/mod.rs"]
 mod borrowed;
@@ -54,11 +53,11 @@ pub fn parse_exim(data: &[u8]) {
     assert!(outcomes.len() <= 2 * usize::try_from(lines).unwrap_or(usize::MAX));
 }
 
-/// A failed session as Exim tells it: read or not, nothing else.
-pub fn exim_told(data: &[u8]) {
-    if let Some(told) = Told::parse(data) {
+/// A failed session as Exim's event action reports it: read or not, nothing else.
+pub fn exim_event_action(data: &[u8]) {
+    if let Some(event) = event_action(data) {
         let mut sessions = Sessions::new(Dialect::Exim);
-        sessions.told(&told);
+        sessions.event_action(&event);
         sessions.end_all(0, &mut Vec::new());
         assert!(sessions.is_idle());
     }

@@ -5,7 +5,7 @@
 //! has no recipient. Then the message's delivery process says what became of each recipient, and of the last host: lines
 //! about one host and domain are a [`Group`], one session. `=>` begins a transaction, and without `*` a connection; `->` is
 //! of the same one. A recipient that comes again is of the next delivery attempt.
-//! Exim can be made to tell a trouble as it happens ([`Told`]), with its domain: the log leaves out a host where required TLS
+//! Exim can be made to tell a trouble as it happens ([`EventAction`]), with its domain: the log leaves out a host where required TLS
 //! failed and the next one took the mail. It is one more trouble then, and whatever the log says of the same host of the
 //! same message is the same session, be it before or after: the log counts, what is told fills in. So nothing hangs on who
 //! comes first, on a daemon that was down (the log is what it was), or on lines that are read late.
@@ -13,16 +13,13 @@
 //! first recipient that follows does, once the message is done with or nothing was logged of it for [`SESSION_TIMEOUT`].
 //! Limits: the constants below. Not here: the wording of a line (`parsers`).
 
-mod event_action;
-
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
-use tlswarden_parsers::event::exim::{Became, Checked, Line, Problem, Recipient, Says};
+use tlswarden_parsers::event::exim::{Became, Checked, EventAction, Line, Problem, Recipient, Says};
 use tlswarden_parsers::event::{Event, Peer, What};
 
-pub use self::event_action::Told;
 use crate::base::domain_name;
 use crate::base::tlsrpt::{Outcome, ResultType, Trust, Verdict};
 use crate::counting::session::reason::{HANDSHAKE_FAILURE, MX_MISMATCH, reason_code, verification};
@@ -228,24 +225,28 @@ impl Sessions {
         self.losses.crowded_out += crowded;
     }
 
-    /// Takes a failed session that Exim told by its event action, outside the log.
-    pub fn told(&mut self, told: &Told) {
-        let Some(why) = told.why.clone() else { return };
-        let id = told.id.as_bytes();
-        let message = self.message(id, told.time);
-        let domain = Some(told.domain.clone());
+    /// Takes a failed session that Exim reports by its event action, outside the log.
+    pub fn event_action(&mut self, event: &EventAction<'_>) {
+        if !event.problem.fails_session() {
+            return;
+        }
+        let why = why(event.problem, None, false);
+        let host = event.host.to_ascii_lowercase();
+        let id = event.id.as_bytes();
+        let message = self.message(id, event.time);
+        let domain = Some(event.domain.to_owned());
         // The log may have been read further already: what it says of that host is the same session.
-        let same = |t: &&mut Trouble| t.kind == Kind::Session && (&t.host, t.ip) == (&told.host, Some(told.ip));
+        let same = |t: &&mut Trouble| t.kind == Kind::Session && (&t.host, t.ip) == (&host, Some(event.ip));
         if let Some(known) = message.troubles.iter_mut().rfind(same).filter(|t| t.domain.is_none()) {
             known.domain = domain;
             return;
         }
-        let recent = |g: &Group| (0..=ORDER_SLACK).contains(&(g.last - told.time)) && g.settled;
-        if message.groups.iter().any(|g| recent(g) && (&g.host, g.ip) == (&told.host, Some(told.ip))) {
+        let recent = |g: &Group| (0..=ORDER_SLACK).contains(&(g.last - event.time)) && g.settled;
+        if message.groups.iter().any(|g| recent(g) && (&g.host, g.ip) == (&host, Some(event.ip))) {
             return;
         }
-        let (host, ip) = (told.host.clone(), Some(told.ip));
-        self.keep(id, Trouble { began: told.time, host, ip, why, kind: Kind::Session, domain, next: None });
+        let ip = Some(event.ip);
+        self.keep(id, Trouble { began: event.time, host, ip, why, kind: Kind::Session, domain, next: None });
     }
 
     fn keep(&mut self, id: &[u8], trouble: Trouble) {
@@ -585,7 +586,7 @@ fn push<T>(list: &mut Vec<T>, limit: usize, item: T) {
 #[cfg(test)]
 mod tests {
     use tlswarden_parsers::event::Stamp;
-    use tlswarden_parsers::{Dialect, parse};
+    use tlswarden_parsers::{Dialect, event_action, parse};
 
     use super::*;
 
@@ -599,7 +600,7 @@ mod tests {
         let (mut sessions, mut out) = (Sessions::new(), Vec::new());
         for line in lines {
             if let Some(told) = line.strip_prefix('!') {
-                sessions.told(&Told::parse(told.as_bytes()).unwrap());
+                sessions.event_action(&event_action(told.as_bytes()).unwrap());
                 continue;
             }
             let (second, text) = line.split_once(' ').unwrap();
