@@ -4,7 +4,6 @@
 
 use std::os::unix::fs::{MetadataExt, lchown};
 use std::path::Path;
-use std::sync::Arc;
 
 use jiff::Timestamp;
 use serde::Serialize;
@@ -12,22 +11,22 @@ use serde::de::DeserializeOwned;
 
 use super::render::table;
 use super::{CONFIG, Fault, IO, SOFTWARE, UNAVAILABLE, USAGE, print};
-use crate::answering::policy::admin::explain::Explanation;
-use crate::answering::policy::history::History;
-use crate::answering::policy::policies::Policies;
-use crate::base::clock::Clock;
 use crate::base::domain_name;
 use crate::base::tlsrpt::Day;
 use crate::config::Config;
-use crate::counting::pipeline;
-use crate::daemon::control::{AskError, DayPreview, Desk, Question, Status, ask};
-use crate::metrics::Metrics;
-use crate::net::dns::Resolver;
-use crate::net::https;
-use crate::reporting::report::build::gzip;
-use crate::reporting::schedule::{Context, Due, Overview, Preview, Scheduler, Setup};
-use crate::store::embedded::Embedded;
-use crate::store::{Store, StoreError, message_id_key};
+use crate::daemon::control::{AskError, DayPreview, Desk, Due, Explanation, Overview, Preview, Question, Status, ask};
+use crate::daemon::services::{self, OpenError, StoreError, gzip};
+
+impl From<OpenError> for Fault {
+    fn from(error: OpenError) -> Fault {
+        let status = match error {
+            OpenError::NoStore { .. } | OpenError::Store(StoreError::Locked(_)) => UNAVAILABLE,
+            OpenError::Store(_) | OpenError::Host(_) => IO,
+            OpenError::Keys(_) => CONFIG,
+        };
+        Fault::new(status, error.to_string())
+    }
+}
 
 pub fn status(config: &Config, json: bool) -> Result<(), Fault> {
     let status: Status = answer(config, &Question::Status, async |desk| Ok(desk.status().await))?;
@@ -99,7 +98,7 @@ pub(super) fn answer<T: DeserializeOwned>(
             Err(AskError::Failed(line)) => Err(Fault::new(UNAVAILABLE, line)),
             Err(AskError::NobodyThere) => {
                 opened_here = true;
-                let desk = without_daemon(config)?;
+                let desk = services::open_offline(config)?;
                 here(&desk).await.map_err(|line| Fault::new(CONFIG, line))
             }
         }
@@ -109,63 +108,6 @@ pub(super) fn answer<T: DeserializeOwned>(
         tracing::debug!("store: owner not set: {error}");
     }
     result
-}
-
-/// What the daemon would answer from, without it.
-fn without_daemon(config: &Config) -> Result<Desk, Fault> {
-    if !config.store.path.exists() {
-        let (socket, store) = (config.control.socket.display(), config.store.path.display());
-        let line = format!("no daemon answers at {socket}, and there is no store at {store}; nothing is shown");
-        return Err(Fault::new(UNAVAILABLE, line));
-    }
-    let clock = config.closed_network.clock.map_or_else(Clock::default, |t| Clock::starting_at(t.as_second()));
-    let stored = |error: StoreError| {
-        let status = if matches!(error, StoreError::Locked(_)) { UNAVAILABLE } else { IO };
-        Fault::new(status, error.to_string())
-    };
-    let host = |what: &str, error: String| Fault::new(IO, format!("{what}: cannot be used: {error}; nothing is shown"));
-    let opened = Embedded::open(&config.store.path, clock).map_err(stored)?;
-    let metrics = Metrics::default();
-    // What this finds damaged and sets aside, the daemon finds new and whole.
-    if opened.went_back() {
-        Scheduler::note_loss(&opened.store, clock, &metrics).map_err(stored)?;
-    }
-    let store: Arc<dyn Store> = Arc::new(opened.store);
-    let resolver = Resolver::new(config.resolver.address).map_err(|e| host("resolver", e.to_string()))?;
-    let client =
-        https::Client::new(resolver.clone(), &config.closed_network.exceptions()).map_err(|e| host("https", e))?;
-    let https = https::Client::for_reports(
-        resolver.clone(),
-        &config.closed_network.exceptions(),
-        config.report.https_certificates,
-    )
-    .map_err(|e| host("https", e))?;
-    let history = Arc::new(History::open(&*store, clock, metrics.clone()).map_err(stored)?);
-    let policies =
-        Policies::open(config, resolver.clone(), client, Arc::clone(&store), history, clock, metrics.clone())
-            .map_err(stored)?;
-    let mut newest = Vec::new();
-    for input in &config.inputs {
-        let Some(name) = input.source().map(|source| source.to_string()) else { continue };
-        newest.push((name.clone(), pipeline::newest(&*store, &name).map_err(stored)?));
-    }
-    metrics.only_inputs(newest.iter().map(|(name, newest)| (name.as_str(), *newest)));
-    let own = message_id_key::load_or_make(&*store).map_err(stored)?;
-    let setup = Setup::load(&config.report).map_err(|lines| Fault::new(CONFIG, lines.join("; ")))?;
-    let context =
-        Context { store: Arc::clone(&store), resolver: resolver.clone(), https, metrics: metrics.clone(), clock, own };
-    let scheduler = Scheduler::open(context, setup).map_err(stored)?;
-    Ok(Desk {
-        config: config.clone(),
-        found: Vec::new(),
-        running: false,
-        store,
-        resolver,
-        policies,
-        scheduler,
-        metrics,
-        clock,
-    })
 }
 
 /// Gives what root has made in the store to the store's owner: the daemon must be able to open it.

@@ -16,7 +16,7 @@ use clap::Args;
 use super::{CONFIG, ConfigFile, Fault, IO, SOFTWARE, USAGE, print};
 use crate::base::domain_name;
 use crate::config::Config;
-use crate::reporting::dkim::key::{Kind, Public, make};
+use crate::daemon::services::{Kind, Public, make};
 
 /// Of which systemd gives the daemon a copy (`LoadCredential=dkim:` in tlswarden.service).
 const FOLDER: &str = "dkim.d";

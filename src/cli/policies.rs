@@ -11,11 +11,9 @@ use clap::{Args, Subcommand, ValueEnum};
 use super::control::{answer, moment, pretty};
 use super::render::table;
 use super::{ConfigFile, Fault, USAGE, print};
-use crate::answering::policy::admin::list::Listed;
-use crate::answering::policy::sts::domain_state::Record;
 use crate::base::next_hop::NextHop;
 use crate::base::tlsrpt::Mode;
-use crate::daemon::control::Question;
+use crate::daemon::control::{Listed, Question, Record};
 
 #[derive(Args)]
 pub struct Options {

@@ -9,8 +9,7 @@ use super::control::{answer, moment, pretty};
 use super::render::table;
 use super::{ConfigFile, Fault, print};
 use crate::base::tlsrpt::Day;
-use crate::daemon::control::Question;
-use crate::reporting::schedule::{Due, DueState, Kept};
+use crate::daemon::control::{Due, DueState, Kept, Question};
 
 #[derive(Args)]
 pub struct Options {

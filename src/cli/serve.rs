@@ -6,8 +6,8 @@ use clap::{Args, ValueEnum};
 use tracing_subscriber::EnvFilter;
 
 use super::{CONFIG, ConfigFile, Fault, IO, NO_INPUT, SOFTWARE, UNAVAILABLE};
+use crate::daemon::services::StoreError;
 use crate::daemon::{self, DaemonError};
-use crate::store::StoreError;
 
 #[derive(Args)]
 pub struct Options {

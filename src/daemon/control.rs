@@ -19,9 +19,10 @@ use tokio::net::UnixStream;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use crate::answering::policy::admin::explain::Explanation;
-use crate::answering::policy::admin::list::Listed;
+pub use crate::answering::policy::admin::explain::Explanation;
+pub use crate::answering::policy::admin::list::Listed;
 use crate::answering::policy::policies::Policies;
+pub use crate::answering::policy::sts::domain_state::Record;
 use crate::answering::socketmap::server;
 use crate::base::clock::Clock;
 use crate::base::domain_name;
@@ -32,7 +33,8 @@ use crate::config::Config;
 use crate::config::identity::missing_identity;
 use crate::metrics::{Metrics, Progress};
 use crate::net::dns::Resolver;
-use crate::reporting::schedule::{Due, Kept, Overview, Preview, Scheduler};
+use crate::reporting::schedule::Scheduler;
+pub use crate::reporting::schedule::{Due, DueState, Kept, Overview, Preview};
 use crate::store::Store;
 use crate::store::embedded::BACKUP;
 

@@ -9,6 +9,8 @@ pub mod control;
 mod inputs;
 mod listeners;
 pub mod prometheus;
+mod replay;
+pub mod services;
 pub mod watchdog;
 
 use std::collections::HashMap;

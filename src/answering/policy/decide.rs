@@ -18,7 +18,7 @@ use crate::answering::policy::decision::{Decision, Level};
 use crate::answering::policy::decision_cache::Entry;
 use crate::answering::policy::history::compact::Under;
 use crate::answering::policy::overrides::Rule;
-use crate::answering::policy::policies::Policies;
+use crate::answering::policy::policies::{Policies, Urge};
 use crate::answering::policy::sts::domain_state::{Domain, Known};
 use crate::answering::policy::sts::fetch;
 use crate::answering::policy::sts::policy::Cached;
@@ -37,19 +37,6 @@ const RETRY: i64 = 30;
 
 /// How long before its end a "no policy" is asked again for domains in use, in seconds.
 const AHEAD: i64 = 15;
-
-/// Why a decision is made.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Urge {
-    /// It was asked for, and none stands.
-    Asked,
-    /// What ends soon is asked again now, behind the answers.
-    Ahead,
-    /// An administrator wants everything looked at again.
-    Told,
-    /// An administrator wants to know what would be answered: no mail is held to it, so that it is noted nowhere.
-    Explained,
-}
 
 impl Urge {
     /// Whether mail is behind it: the MTA asked, now or a little before.

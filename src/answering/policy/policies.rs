@@ -20,7 +20,6 @@ use tokio::time::Instant;
 use crate::answering::policy::dane::cached_verdict::STALE;
 use crate::answering::policy::dane::lookup::Verdict;
 use crate::answering::policy::dane::store::{self, Shelf};
-use crate::answering::policy::decide::Urge;
 use crate::answering::policy::decision::Decision;
 use crate::answering::policy::decision_cache::{Entries, Entry};
 use crate::answering::policy::history::History;
@@ -43,6 +42,19 @@ const HINT: i64 = 60;
 
 /// Time between two looks for verdicts that may serve no longer.
 const SWEEP: Duration = Duration::from_secs(600);
+
+/// Why a decision is made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Urge {
+    /// It was asked for, and none stands.
+    Asked,
+    /// What ends soon is asked again now, behind the answers.
+    Ahead,
+    /// An administrator wants everything looked at again.
+    Told,
+    /// An administrator wants to know what would be answered: no mail is held to it, so that it is noted nowhere.
+    Explained,
+}
 
 /// All decisions, shared by everyone who asks.
 pub struct Policies {

@@ -1,12 +1,14 @@
 //! What the running daemon knows of itself: whether it is asked, what it follows, what went wrong.
 //!
-//! Takes: its answers over the control socket. Gives: findings.
-//! Not here: asking (`control`), why Postfix might not ask (`postfix`).
+//! Takes: its state, as the control socket tells it. Gives: findings.
+//! Not here: asking it (`daemon::services`), why Postfix might not ask (`postfix`).
+
+use std::collections::BTreeMap;
 
 use crate::answering::policy::admin::list::Listed;
 use crate::checking::finding::{Finding, Findings, Weight};
 use crate::config::Config;
-use crate::daemon::control::{AskError, Question, Status, ask};
+use crate::metrics::Progress;
 
 /// How far an input may be behind its log, in octets: a busy minute.
 const MAX_BEHIND: u64 = 16 * 1024 * 1024;
@@ -28,38 +30,64 @@ pub enum Running {
     Unknown,
 }
 
-/// Asks the daemon. `host` is what is found out about the host now, as the daemon did at its start.
-pub async fn look(config: &Config, host: &[String], found: &mut Findings) -> Running {
-    let socket = &config.control.socket;
-    let status: Status = match ask(socket, &Question::Status).await {
-        Ok(status) => status,
-        Err(AskError::NobodyThere) => {
-            let what = format!("no daemon answers at {}", socket.display());
+/// What a running daemon says of itself, as far as `doctor` looks at it.
+#[derive(Clone, Debug, Default)]
+pub struct DaemonState {
+    /// The version of the program.
+    pub version: String,
+    /// The time, in seconds since 1970-01-01T00:00:00Z.
+    pub now: i64,
+    /// What was found out about the host when the daemon started or was reloaded, one line each.
+    pub found: Vec<String>,
+    /// Each input, by name, and how far it is.
+    pub inputs: BTreeMap<String, Progress>,
+    /// What happened how often, since the daemon started.
+    pub counters: BTreeMap<String, u64>,
+    /// The last errors, oldest first, with their times.
+    pub errors: Vec<(i64, String)>,
+    /// What is known of each next hop.
+    pub policies: Vec<Listed>,
+}
+
+/// Why the daemon's state is not known.
+#[derive(Debug)]
+pub enum NoState {
+    /// No daemon answers.
+    NotRunning,
+    /// It could not be asked; one line.
+    Failed(String),
+}
+
+/// Looks at the daemon's state. `host` is what is found out about the host now, as the daemon did at its start.
+pub fn look(config: &Config, state: Result<DaemonState, NoState>, host: &[String], found: &mut Findings) -> Running {
+    let state = match state {
+        Ok(state) => state,
+        Err(NoState::NotRunning) => {
+            let what = format!("no daemon answers at {}", config.control.socket.display());
             let why = "An MTA that cannot ask defers its mail, and nothing is counted or reported.";
             let finding = Finding::new(Weight::Error, "daemon-down", "tlswarden", what, why);
             found.push(finding.fix("systemctl start tlswarden; journalctl -u tlswarden   # says why it ended"));
             return Running::No;
         }
-        Err(AskError::Failed(line)) => {
+        Err(NoState::Failed(line)) => {
             found.not_looked_at.push(format!("the running daemon: {line}"));
             return Running::Unknown;
         }
     };
-    let policies: Vec<Listed> = ask(socket, &Question::Policies).await.unwrap_or_default();
-    found.looked_at.push(format!("the daemon, version {}: {}", status.version, asked(&status, &policies)));
+    found.looked_at.push(format!("the daemon, version {}: {}", state.version, asked(&state)));
     let mut all = Vec::new();
-    asking(&status, &mut all);
-    changed(&status, host, &mut all);
-    inputs(&status, config, found, &mut all);
-    errors(&status, &mut all);
+    asking(&state, &mut all);
+    changed(&state, host, &mut all);
+    inputs(&state, config, found, &mut all);
+    errors(&state, &mut all);
     found.extend(all);
     Running::Yes
 }
 
 /// Who asked how often, and when last.
-fn asked(status: &Status, policies: &[Listed]) -> String {
+fn asked(status: &DaemonState) -> String {
     let (postfix, exim) = (count(status, "socketmap_requests"), count(status, "readsocket_requests"));
-    let last = policies.iter().max_by_key(|listed| listed.used).filter(|listed| listed.used > 0);
+    let last = status.policies.iter().max_by_key(|listed| listed.used).filter(|listed| listed.used > 0);
     let last = last.map_or_else(String::new, |listed| {
         let at = jiff::Timestamp::from_second(listed.used).map_or_else(|_| listed.used.to_string(), |t| t.to_string());
         format!(", last at {at} about {}", listed.next_hop)
@@ -67,11 +95,11 @@ fn asked(status: &Status, policies: &[Listed]) -> String {
     format!("asked {postfix} times over socketmap, {exim} times over readsocket{last}")
 }
 
-fn count(status: &Status, name: &str) -> u64 {
+fn count(status: &DaemonState, name: &str) -> u64 {
     status.counters.get(name).copied().unwrap_or(0)
 }
 
-fn asking(status: &Status, found: &mut Vec<Finding>) {
+fn asking(status: &DaemonState, found: &mut Vec<Finding>) {
     let asked = count(status, "socketmap_requests") + count(status, "readsocket_requests");
     let not_asked = count(status, "sessions-not-asked");
     let mut say = |weight, name: &str, what: String, why: &str| {
@@ -117,7 +145,7 @@ fn asking(status: &Status, found: &mut Vec<Finding>) {
 }
 
 /// What the daemon goes by, and is no longer so.
-fn changed(status: &Status, host: &[String], found: &mut Vec<Finding>) {
+fn changed(status: &DaemonState, host: &[String], found: &mut Vec<Finding>) {
     let without = |lines: &[String], others: &[String]| -> String {
         let lines: Vec<&str> = lines.iter().filter(|line| !others.contains(line)).map(String::as_str).collect();
         if lines.is_empty() { "nothing of it".into() } else { lines.join("; ") }
@@ -132,7 +160,7 @@ fn changed(status: &Status, host: &[String], found: &mut Vec<Finding>) {
     found.push(finding.fix("systemctl reload tlswarden"));
 }
 
-fn inputs(status: &Status, config: &Config, known: &Findings, found: &mut Vec<Finding>) {
+fn inputs(status: &DaemonState, config: &Config, known: &Findings, found: &mut Vec<Finding>) {
     let said = |name: &str| known.findings.iter().any(|finding| finding.subject == name);
     for (name, progress) in &status.inputs {
         let mut say = |weight, kind: &str, what: String, why: &str| {
@@ -171,7 +199,7 @@ fn inputs(status: &Status, config: &Config, known: &Findings, found: &mut Vec<Fi
     }
 }
 
-fn errors(status: &Status, found: &mut Vec<Finding>) {
+fn errors(status: &DaemonState, found: &mut Vec<Finding>) {
     if status.version != env!("CARGO_PKG_VERSION") {
         let what = format!("the daemon is version {}, this program {}", status.version, env!("CARGO_PKG_VERSION"));
         let finding =
@@ -193,29 +221,13 @@ fn errors(status: &Status, found: &mut Vec<Finding>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::metrics::Progress;
 
-    fn status(counters: &[(&str, u64)]) -> Status {
-        Status {
+    fn status(counters: &[(&str, u64)]) -> DaemonState {
+        DaemonState {
             version: env!("CARGO_PKG_VERSION").into(),
-            running: true,
             now: 1_000_000,
-            found: Vec::new(),
-            inputs: Default::default(),
-            resolver: String::new(),
-            validating: true,
-            policies: crate::answering::policy::policies::Counts {
-                decisions: 0,
-                domains: 0,
-                policies: 0,
-                periods: 0,
-                sts_octets: 0,
-            },
-            missing_identity: Vec::new(),
-            due: Default::default(),
             counters: counters.iter().map(|(name, n)| ((*name).to_owned(), *n)).collect(),
-            errors: Vec::new(),
-            store_size: 0,
+            ..DaemonState::default()
         }
     }
 

@@ -1,20 +1,18 @@
 //! Who reports, and whether receivers can believe it: keys, their DNS records, SPF, a TLSRPT record of one's own.
 //!
-//! Takes: the `[report]` section and the resolver. Gives: findings, with the records to publish.
+//! Takes: the `[report]` section, the keys as the reporting pipeline reads them, and the resolver. Gives: findings, with the records to publish.
 //! Not here: signing (`report::message`), where others want their reports (`report::recipients`).
-
-use std::io;
 
 use crate::base::rua_record::NoRecipients;
 use crate::checking::finding::{Finding, Findings, Weight};
+use crate::checking::host::Program;
+use crate::config::ReportSection;
 use crate::config::identity::{Identity, missing_identity};
-use crate::config::{DkimKey, ReportSection};
 use crate::net::dns::{DnsError, Resolver};
 use crate::net::tlsrpt_record::{LookupError, published};
-use crate::reporting::report::message::{KeyError, KeyFault, Signer};
 
 /// Everything about who reports.
-pub async fn look(section: &ReportSection, resolver: &Resolver, found: &mut Findings) {
+pub async fn look(program: &impl Program, section: &ReportSection, resolver: &Resolver, found: &mut Findings) {
     let missing = missing_identity(section);
     if !missing.is_empty() {
         let what = format!("no report is sent: it lacks {}", missing.join(", "));
@@ -32,7 +30,7 @@ pub async fn look(section: &ReportSection, resolver: &Resolver, found: &mut Find
         }
     };
     for key in section.dkim.keys() {
-        dkim(key, &identity.from.domain, resolver, found).await;
+        dkim(program.check_key(key, &identity.from.domain, resolver).await, found);
     }
     spf(&identity.envelope.domain, resolver, found).await;
     own_reports(&identity.contact.domain, resolver, found).await;
@@ -42,39 +40,66 @@ pub async fn look(section: &ReportSection, resolver: &Resolver, found: &mut Find
     }
 }
 
-async fn dkim(key: &DkimKey, from: &str, resolver: &Resolver, found: &mut Findings) {
-    let file = key.key.display().to_string();
-    let signer = match Signer::load(std::slice::from_ref(key), from) {
-        Ok(signer) => signer,
-        Err(faults) => {
-            for KeyError { fault, .. } in faults {
-                match fault {
-                    KeyFault::Unreadable(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-                        found.not_looked_at.push(format!("the key {file}: {error}"));
-                    }
-                    fault => {
-                        let why = "The daemon does not start with it.";
-                        let fault = fault.to_string();
-                        found.push(Finding::new(Weight::Error, "dkim-key", file.clone(), fault, why));
-                    }
-                }
-            }
+/// One key file, as the reporting pipeline reads it.
+#[derive(Debug, Default)]
+pub struct KeyCheck {
+    /// The file.
+    pub file: String,
+    /// Why it cannot be used.
+    pub fault: Option<KeyFault>,
+    /// What is unwise about it, one line each.
+    pub warnings: Vec<String>,
+    /// Its DNS records.
+    pub records: Vec<RecordCheck>,
+}
+
+/// Why a key file cannot be used; one line.
+#[derive(Debug)]
+pub enum KeyFault {
+    /// Whoever looks may not read it.
+    Denied(String),
+    /// It is missing, or not a usable key.
+    Unusable(String),
+}
+
+/// A DKIM record in DNS, compared with its key.
+#[derive(Debug)]
+pub struct RecordCheck {
+    /// Its name.
+    pub name: String,
+    /// The line of a zone file that publishes the key.
+    pub zone_line: String,
+    /// What is wrong with what is published, if anything; or why it is not known.
+    pub fault: Result<Option<String>, String>,
+}
+
+fn dkim(key: KeyCheck, found: &mut Findings) {
+    let file = key.file;
+    match key.fault {
+        Some(KeyFault::Denied(error)) => {
+            found.not_looked_at.push(format!("the key {file}: {error}"));
             return;
         }
-    };
-    for warning in signer.warnings {
+        Some(KeyFault::Unusable(fault)) => {
+            let why = "The daemon does not start with it.";
+            found.push(Finding::new(Weight::Error, "dkim-key", file, fault, why));
+            return;
+        }
+        None => {}
+    }
+    for warning in key.warnings {
         let finding = Finding::new(Weight::Warning, "dkim-key-open", file.clone(), warning, "It is a secret.");
         found.push(finding.fix(format!("chmod 600 {file}   # or 640 and a group that the daemon is in")));
     }
-    for public in signer.published {
-        match public.fault(resolver).await {
+    for record in key.records {
+        match record.fault {
             Ok(None) => {}
             Ok(Some(wrong)) => {
                 let why = "RFC 8460 §3 wants reports signed: receivers drop those whose signature does not verify.";
-                let finding = Finding::new(Weight::Error, "dkim-record", public.name(), wrong, why);
-                found.push(finding.fix(public.zone_line().replace('\n', "")));
+                let finding = Finding::new(Weight::Error, "dkim-record", record.name, wrong, why);
+                found.push(finding.fix(record.zone_line.replace('\n', "")));
             }
-            Err(error) => found.not_looked_at.push(format!("the DKIM record {}: {error}", public.name())),
+            Err(error) => found.not_looked_at.push(format!("the DKIM record {}: {error}", record.name)),
         }
     }
 }

@@ -8,7 +8,7 @@
 mod access;
 pub mod daemon;
 pub mod exim;
-mod identity;
+pub mod identity;
 pub mod postconf;
 pub mod postfix;
 mod surroundings;
@@ -17,10 +17,11 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use crate::checking::finding::{Finding, Findings, Weight};
-use crate::config::Config;
+use crate::config::{Config, DkimKey};
 use crate::net::dns::Resolver;
-use daemon::Running;
+use daemon::{DaemonState, NoState, Running};
 use exim::Exim;
+use identity::KeyCheck;
 use postconf::Instance;
 
 /// Where to look.
@@ -38,8 +39,19 @@ pub struct Options {
     pub bogus: String,
 }
 
+/// What the checks need of the other parts of the program, which they do not import.
+#[expect(async_fn_in_trait, reason = "used within this crate alone, on one task")]
+pub trait Program {
+    /// The state of the running daemon.
+    async fn daemon_state(&self, config: &Config) -> Result<DaemonState, NoState>;
+    /// Whether a daemon would start with this configuration; one line if not.
+    fn would_start(&self, config: &Config) -> Result<(), String>;
+    /// One key file of `[[report.dkim]]`, and its record in DNS; `from` is the domain of the From address.
+    async fn check_key(&self, key: &DkimKey, from: &str, resolver: &Resolver) -> KeyCheck;
+}
+
 /// Looks at everything.
-pub async fn diagnose(options: &Options) -> Findings {
+pub async fn diagnose(options: &Options, program: &impl Program) -> Findings {
     let mut found = Findings::default();
     // As the daemon does: what the file does not say is found out.
     let mut host = Vec::new();
@@ -54,15 +66,15 @@ pub async fn diagnose(options: &Options) -> Findings {
         }
     };
     surroundings::logs(&config, &mut found);
-    let running = daemon::look(&config, &host, &mut found).await;
+    let running = daemon::look(&config, program.daemon_state(&config).await, &host, &mut found);
     // Others may read less than the daemon: what they cannot would not keep it from starting.
     if running == Running::No && !rustix::process::geteuid().is_root() {
         found.not_looked_at.push("whether the daemon would start: that takes root".into());
     } else if running == Running::No
-        && let Err(error) = crate::daemon::would_start(&config)
+        && let Err(error) = program.would_start(&config)
     {
         let why = "The daemon does not start before that is mended.";
-        found.push(Finding::new(Weight::Error, "would-not-start", "tlswarden", error.to_string(), why));
+        found.push(Finding::new(Weight::Error, "would-not-start", "tlswarden", error, why));
     }
     let running = running == Running::Yes;
     let mut roots = BTreeSet::from([PathBuf::from("/")]);
@@ -91,7 +103,7 @@ pub async fn diagnose(options: &Options) -> Findings {
     surroundings::resolver(&config, &options.bogus, &roots, exims > 0, &mut found).await;
     surroundings::clock(&config, &mut found).await;
     match Resolver::new(config.resolver.address) {
-        Ok(resolver) => identity::look(&config.report, &resolver, &mut found).await,
+        Ok(resolver) => identity::look(program, &config.report, &resolver, &mut found).await,
         Err(_) => found.not_looked_at.push("the records of [report]: there is no resolver".into()),
     }
     found

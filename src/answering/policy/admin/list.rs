@@ -13,12 +13,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::answering::policy::dane::cached_verdict::STALE;
 use crate::answering::policy::dane::lookup::Coverage;
-use crate::answering::policy::decide::Urge;
 use crate::answering::policy::decide::allows;
 use crate::answering::policy::decision::{Decision, Level, combine};
 use crate::answering::policy::decision_cache::Entry;
 use crate::answering::policy::overrides::Rule;
 use crate::answering::policy::policies::Policies;
+use crate::answering::policy::policies::Urge;
 use crate::answering::policy::sts::domain_state::{Known, Record};
 use crate::answering::policy::sts::policy::PolicyFailure;
 use crate::base::next_hop::NextHop;

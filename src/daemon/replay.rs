@@ -1,0 +1,296 @@
+//! Counts logs as the daemon would have, for `tlswarden replay`; sends and stores nothing.
+//!
+//! Takes: log files (`.gz` too, `-` for standard input), oldest first, or what `journalctl -o json` prints; the policies in
+//! force. Gives: the rows of RFC 8460, and how many lines were read.
+//! Limits: `MAX_LINE` octets a line; [`AUTO_LINES`] lines tell whose log it is.
+//! When it fails: a [`ReplayError`]; nothing was counted then.
+//! Not here: how the result is printed (`cli::replay`).
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs::File;
+use std::io::{self, BufReader, Read};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use flate2::read::MultiGzDecoder;
+use jiff::tz::TimeZone;
+use serde::Deserialize;
+use tlswarden_parsers::Dialect;
+
+use crate::answering::policy::sts::document;
+use crate::base::clock::Clock;
+use crate::base::domain_name;
+use crate::base::policy_at::PolicyAt;
+use crate::base::tlsrpt::{InForce, Policy, PolicyType, Row, rows};
+use crate::config::{self, ConfigError};
+use crate::counting::input::BLOCK;
+use crate::counting::input::journald::MAX_ENTRY as MAX_LINE;
+use crate::counting::pipeline::{Counter, is_of};
+use crate::metrics::line_counts::OfFamily;
+
+/// How many lines tell whose log it is.
+pub const AUTO_LINES: usize = 1000;
+
+/// What to read, and how.
+#[derive(Debug)]
+pub struct Request<'a> {
+    /// Whose logs they are; without it the lines tell.
+    pub dialect: Option<Dialect>,
+    /// A file with the policies in force; without it every destination has none.
+    pub policies: Option<&'a Path>,
+    /// The zone of time stamps without one.
+    pub zone: TimeZone,
+    /// The year of the first line, for time stamps without one.
+    pub year: Option<i16>,
+    /// The files, oldest first.
+    pub logs: &'a [PathBuf],
+}
+
+/// What was counted.
+#[derive(Debug)]
+pub struct Replayed {
+    /// The rows of all days.
+    pub rows: Vec<Row>,
+    /// Lines read.
+    pub read: u64,
+    /// Lines about sessions.
+    pub used: u64,
+    /// Lines that should have been understood and were not.
+    pub malformed: u64,
+    /// Sessions whose delivery is not in these logs.
+    pub without_delivery: u64,
+    /// Sessions under a policy in testing mode that were not counted, for the MTA has not shown that it has trust anchors.
+    pub without_anchors: u64,
+    /// Sessions that contradict the policy given.
+    pub contradicted: u64,
+}
+
+/// Why nothing was counted.
+#[derive(Debug, thiserror::Error)]
+pub enum ReplayError {
+    /// A log.
+    #[error("{}: cannot be read: {error}; nothing is shown", .log.display())]
+    Log {
+        /// The file.
+        log: PathBuf,
+        /// Why.
+        error: io::Error,
+    },
+    /// A log in which no line is an MTA's.
+    #[error("{}: no line of Postfix's or Exim's in the first {AUTO_LINES}; if it is such a log, say --mta postfix or exim", .0.display())]
+    NoLog(PathBuf),
+    /// The file of policies.
+    #[error("{}: cannot be read: {error}; nothing was read", .file.display())]
+    Policies {
+        /// The file.
+        file: PathBuf,
+        /// Why.
+        error: io::Error,
+    },
+    /// The form of that file.
+    #[error(transparent)]
+    Form(#[from] ConfigError),
+    /// A policy in it.
+    #[error("{0}")]
+    Policy(String),
+}
+
+/// Counts the logs.
+pub fn replay(request: &Request<'_>) -> Result<Replayed, ReplayError> {
+    let policies = request.policies.map_or(Ok(Fixed::default()), Fixed::load)?;
+    let mut counter: Option<Counter> = None;
+    let now = Clock::default().seconds();
+    let new = |mta| Counter::new(mta, request.zone.clone(), Arc::new(|_| false)).with_first_year(request.year);
+    let mut count = |mta, lines: &[u8]| counter.get_or_insert_with(|| new(mta)).lines(lines, now, &policies);
+    let mut lines = Lines { dialect: request.dialect, ..Lines::default() };
+    for log in request.logs {
+        let mut source = open(log).map_err(|error| ReplayError::Log { log: log.clone(), error })?;
+        lines.read(&mut *source, &mut count).map_err(|error| match error {
+            LinesError::Io(error) => ReplayError::Log { log: log.clone(), error },
+            LinesError::NoLog => ReplayError::NoLog(log.clone()),
+        })?;
+    }
+    // A log so short that nothing in it tells whose it is counts as nothing.
+    count(lines.dialect.unwrap_or_default(), &lines.held);
+    let mut counter = counter.unwrap_or_else(|| new(Dialect::Postfix));
+    counter.end(counter.newest().unwrap_or(now), &policies);
+    let (seen, losses) = counter.seen();
+    let OfFamily { used, malformed } = seen.lines.total();
+    Ok(Replayed {
+        rows: rows(counter.counts()),
+        read: seen.read + lines.skipped,
+        used,
+        malformed: malformed + lines.skipped,
+        without_delivery: losses.without_domain + losses.unmatched,
+        without_anchors: seen.without_anchors,
+        contradicted: seen.contradicted,
+    })
+}
+
+fn open(log: &Path) -> io::Result<Box<dyn Read>> {
+    if log == Path::new("-") {
+        return Ok(Box::new(io::stdin()));
+    }
+    let file = File::open(log)?;
+    if log.extension().is_some_and(|e| e == "gz") {
+        return Ok(Box::new(MultiGzDecoder::new(BufReader::new(file))));
+    }
+    Ok(Box::new(file))
+}
+
+/// Cuts a stream into blocks of whole lines.
+#[derive(Default)]
+struct Lines {
+    /// Whose log it is, once that is known.
+    dialect: Option<Dialect>,
+    /// Lines that came before it was known: at most [`AUTO_LINES`].
+    held: Vec<u8>,
+    looked_at: usize,
+    skipped: u64,
+}
+
+enum LinesError {
+    Io(io::Error),
+    NoLog,
+}
+
+impl Lines {
+    fn read(&mut self, source: &mut dyn Read, take: &mut dyn FnMut(Dialect, &[u8])) -> Result<(), LinesError> {
+        let mut buffer = Vec::with_capacity(BLOCK);
+        let mut too_long = false;
+        loop {
+            let filled = buffer.len();
+            buffer.resize(BLOCK, 0);
+            let read = source.read(&mut buffer[filled..]);
+            buffer.truncate(filled + read.as_ref().map_or(0, |read| *read));
+            let read = match read {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                other => other.map_err(LinesError::Io)?,
+            };
+            if read == 0 {
+                // A last line that nobody ended.
+                if !too_long {
+                    self.hand_on(&buffer, take)?;
+                }
+                return Ok(());
+            }
+            let whole = buffer.iter().rposition(|b| *b == b'\n').map_or(0, |at| at + 1);
+            let mut lines = &buffer[..whole];
+            if too_long && whole > 0 {
+                let end = lines.iter().position(|b| *b == b'\n').map_or(0, |at| at + 1);
+                lines = &lines[end..];
+                too_long = false;
+            }
+            self.hand_on(lines, take)?;
+            buffer.drain(..whole);
+            if buffer.len() > MAX_LINE {
+                buffer.clear();
+                if !too_long {
+                    self.skipped += 1;
+                }
+                too_long = true;
+            }
+        }
+    }
+
+    /// Hands lines on, as soon as it is known whose they are.
+    fn hand_on(&mut self, lines: &[u8], take: &mut dyn FnMut(Dialect, &[u8])) -> Result<(), LinesError> {
+        for line in lines.split(|b| *b == b'\n') {
+            if self.dialect.is_some() || self.looked_at >= AUTO_LINES {
+                break;
+            }
+            self.looked_at += 1;
+            let of = |dialect: &Dialect| is_of(*dialect, line);
+            self.dialect = [Dialect::Postfix, Dialect::Exim].into_iter().find(of);
+        }
+        match self.dialect {
+            Some(dialect) => {
+                if !self.held.is_empty() {
+                    take(dialect, &std::mem::take(&mut self.held));
+                }
+                take(dialect, lines);
+                Ok(())
+            }
+            None if self.looked_at >= AUTO_LINES => Err(LinesError::NoLog),
+            None => {
+                self.held.extend_from_slice(lines);
+                if !lines.is_empty() && !lines.ends_with(b"\n") {
+                    self.held.push(b'\n');
+                }
+                Ok(())
+            }
+        }
+    }
+}
+
+/// Policies that do not change.
+#[derive(Default)]
+struct Fixed(HashMap<String, InForce>);
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct PoliciesFile {
+    #[serde(default)]
+    policy: Vec<PolicyEntry>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct PolicyEntry {
+    domain: String,
+    sts: Option<String>,
+    tlsa: Option<BTreeMap<String, Vec<String>>>,
+}
+
+impl Fixed {
+    fn load(path: &Path) -> Result<Fixed, ReplayError> {
+        let name = path.display();
+        let text =
+            std::fs::read_to_string(path).map_err(|error| ReplayError::Policies { file: path.to_owned(), error })?;
+        let file: PoliciesFile = config::parse(&text, path)?;
+        let mut policies = HashMap::new();
+        for entry in file.policy {
+            let bad = |why: String| {
+                ReplayError::Policy(format!("{name}: policy of {}: {why}; nothing was read", entry.domain))
+            };
+            let domain = domain_name::normalise(&entry.domain).ok_or_else(|| bad("no domain name".into()))?;
+            let in_force = match (&entry.sts, &entry.tlsa) {
+                (Some(text), None) => {
+                    let document = document::parse(text.as_bytes()).map_err(|e| bad(e.to_string()))?;
+                    sts_policy(&domain, document)
+                }
+                (None, Some(hosts)) => InForce::Dane { hosts: hosts.iter().map(tlsa_host).collect() },
+                _ => return Err(bad("one of `sts` and `tlsa` is needed".into())),
+            };
+            policies.insert(domain, in_force);
+        }
+        Ok(Fixed(policies))
+    }
+}
+
+fn sts_policy(domain: &str, document: document::Document) -> InForce {
+    let policy = Policy {
+        policy_type: PolicyType::Sts,
+        policy_string: document.lines,
+        policy_domain: domain.to_owned(),
+        mx_host: document.mx,
+    };
+    InForce::Sts { mode: document.mode, policy: Arc::new(policy), failure: None }
+}
+
+fn tlsa_host((host, records): (&String, &Vec<String>)) -> (String, Arc<Policy>) {
+    let host = domain_name::normalise(host).unwrap_or_else(|| host.to_ascii_lowercase());
+    let policy = Policy {
+        policy_type: PolicyType::Tlsa,
+        policy_string: records.clone(),
+        policy_domain: host.clone(),
+        mx_host: Vec::new(),
+    };
+    (host, Arc::new(policy))
+}
+
+impl PolicyAt for Fixed {
+    fn at(&self, domain: &str, _: i64) -> Option<InForce> {
+        Some(self.0.get(domain).cloned().unwrap_or(InForce::None))
+    }
+}

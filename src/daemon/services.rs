@@ -1,0 +1,153 @@
+//! What commands get where no daemon runs: the store, the policies and the reports, opened as the daemon opens them.
+//!
+//! Takes: the configuration. Gives: a [`Desk`] that answers as the daemon would; the parts of the pipelines that single
+//! commands call.
+//! When it fails: an [`OpenError`].
+//! Not here: the tasks of a running daemon (`daemon`), how results are printed (`cli`).
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use crate::answering::policy::history::History;
+use crate::answering::policy::policies::Policies;
+use crate::base::clock::Clock;
+use crate::checking::host::Program;
+use crate::checking::host::daemon::{DaemonState, NoState};
+use crate::checking::host::identity::{KeyCheck, KeyFault, RecordCheck};
+use crate::config::{Config, DkimKey};
+use crate::counting::pipeline;
+use crate::daemon::control::{AskError, Desk, Question, Status, ask};
+pub use crate::daemon::replay::{ReplayError, Replayed, Request as ReplayRequest, replay};
+use crate::metrics::Metrics;
+use crate::net::dns::Resolver;
+use crate::net::https;
+pub use crate::reporting::dkim::key::{Kind, Public, make};
+pub use crate::reporting::report::build::gzip;
+use crate::reporting::report::message::{self as reporting, Signer};
+use crate::reporting::schedule::{Context, Scheduler, Setup};
+pub use crate::store::StoreError;
+use crate::store::embedded::Embedded;
+use crate::store::{Store, message_id_key};
+
+/// Why nothing could be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// Neither a daemon nor its store.
+    #[error("no daemon answers at {}, and there is no store at {}; nothing is shown", .socket.display(), .store.display())]
+    NoStore {
+        /// The control socket.
+        socket: PathBuf,
+        /// The store's folder.
+        store: PathBuf,
+    },
+    /// The store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// Addresses and keys that the configuration names.
+    #[error("{}", .0.join("; "))]
+    Keys(Vec<String>),
+    /// Something that every host should have.
+    #[error("{0}")]
+    Host(String),
+}
+
+/// Opens everything that the daemon would answer from, where no daemon runs.
+pub fn open_offline(config: &Config) -> Result<Desk, OpenError> {
+    if !config.store.path.exists() {
+        return Err(OpenError::NoStore { socket: config.control.socket.clone(), store: config.store.path.clone() });
+    }
+    let clock = config.closed_network.clock.map_or_else(Clock::default, |t| Clock::starting_at(t.as_second()));
+    let host =
+        |what: &str, error: String| OpenError::Host(format!("{what}: cannot be used: {error}; nothing is shown"));
+    let opened = Embedded::open(&config.store.path, clock)?;
+    let metrics = Metrics::default();
+    // What this finds damaged and sets aside, the daemon finds new and whole.
+    if opened.went_back() {
+        Scheduler::note_loss(&opened.store, clock, &metrics)?;
+    }
+    let store: Arc<dyn Store> = Arc::new(opened.store);
+    let resolver = Resolver::new(config.resolver.address).map_err(|e| host("resolver", e.to_string()))?;
+    let client =
+        https::Client::new(resolver.clone(), &config.closed_network.exceptions()).map_err(|e| host("https", e))?;
+    let https = https::Client::for_reports(
+        resolver.clone(),
+        &config.closed_network.exceptions(),
+        config.report.https_certificates,
+    )
+    .map_err(|e| host("https", e))?;
+    let history = Arc::new(History::open(&*store, clock, metrics.clone())?);
+    let policies =
+        Policies::open(config, resolver.clone(), client, Arc::clone(&store), history, clock, metrics.clone())?;
+    let mut newest = Vec::new();
+    for input in &config.inputs {
+        let Some(name) = input.source().map(|source| source.to_string()) else { continue };
+        newest.push((name.clone(), pipeline::newest(&*store, &name)?));
+    }
+    metrics.only_inputs(newest.iter().map(|(name, newest)| (name.as_str(), *newest)));
+    let own = message_id_key::load_or_make(&*store)?;
+    let setup = Setup::load(&config.report).map_err(OpenError::Keys)?;
+    let context =
+        Context { store: Arc::clone(&store), resolver: resolver.clone(), https, metrics: metrics.clone(), clock, own };
+    let scheduler = Scheduler::open(context, setup)?;
+    Ok(Desk {
+        config: config.clone(),
+        found: Vec::new(),
+        running: false,
+        store,
+        resolver,
+        policies,
+        scheduler,
+        metrics,
+        clock,
+    })
+}
+
+/// What `doctor` needs of this program, for [`crate::checking::host::diagnose`].
+#[derive(Clone, Copy, Debug)]
+pub struct ThisProgram;
+
+impl Program for ThisProgram {
+    async fn daemon_state(&self, config: &Config) -> Result<DaemonState, NoState> {
+        let socket = &config.control.socket;
+        let status: Status = ask(socket, &Question::Status).await.map_err(|error| match error {
+            AskError::NobodyThere => NoState::NotRunning,
+            AskError::Failed(line) => NoState::Failed(line),
+        })?;
+        Ok(DaemonState {
+            version: status.version,
+            now: status.now,
+            found: status.found,
+            inputs: status.inputs,
+            counters: status.counters,
+            errors: status.errors,
+            policies: ask(socket, &Question::Policies).await.unwrap_or_default(),
+        })
+    }
+
+    fn would_start(&self, config: &Config) -> Result<(), String> {
+        super::would_start(config).map_err(|error| error.to_string())
+    }
+
+    async fn check_key(&self, key: &DkimKey, from: &str, resolver: &Resolver) -> KeyCheck {
+        let mut check = KeyCheck { file: key.key.display().to_string(), ..KeyCheck::default() };
+        let signer = match Signer::load(std::slice::from_ref(key), from) {
+            Ok(signer) => signer,
+            Err(faults) => {
+                check.fault = faults.into_iter().next().map(|error| match error.fault {
+                    reporting::KeyFault::Unreadable(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                        KeyFault::Denied(error.to_string())
+                    }
+                    fault => KeyFault::Unusable(fault.to_string()),
+                });
+                return check;
+            }
+        };
+        check.warnings = signer.warnings;
+        for public in signer.published {
+            let fault = public.fault(resolver).await;
+            check.records.push(RecordCheck { name: public.name(), zone_line: public.zone_line(), fault });
+        }
+        check
+    }
+}
