@@ -7,7 +7,7 @@ use clap::Args;
 
 use crate::base::domain_name;
 use crate::checking::domain::{Advice, Examination, Host, State, examine};
-use crate::cli::control::{moment, pretty};
+use crate::cli::render::{moment, pretty};
 use crate::cli::{ConfigFile, Fault, IO, SOFTWARE, USAGE, print, status_of};
 use crate::config::Config;
 

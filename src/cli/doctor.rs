@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::control::pretty;
+use super::render::pretty;
 use super::{ConfigFile, Fault, SOFTWARE, print, status_of};
 use crate::checking::host;
 use crate::daemon::services::ThisProgram;

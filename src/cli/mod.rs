@@ -10,12 +10,13 @@ mod check_domain;
 mod control;
 mod dkim_key;
 mod doctor;
-mod policies;
+mod policy;
 mod render;
 mod replay;
 mod reports;
 mod results;
 mod serve;
+mod status;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -116,7 +117,7 @@ enum Command {
         json: bool,
     },
     /// Lists the cached policies; shows, refreshes or forgets one; writes them as a table for Postfix.
-    Policies(policies::Options),
+    Policies(policy::Options),
     /// Copies the store into a new folder, while the daemon runs or without it; put back in place it is the store.
     Backup {
         /// The folder; it must not exist, or be empty.
@@ -188,17 +189,17 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Domain(options) => return exit(check_domain::domain(&options)),
         Command::Serve(options) => serve::serve(&options),
         Command::Check(config) => check_config::check(&config.config),
-        Command::Status { config, json } => config.load().and_then(|config| control::status(&config, json)),
+        Command::Status { config, json } => config.load().and_then(|config| status::status(&config, json)),
         Command::Policy { domain, config, json } => {
-            config.load().and_then(|config| control::policy(&config, &domain, json))
+            config.load().and_then(|config| policy::policy(&config, &domain, json))
         }
         Command::Backup { dir, config } => config.load().and_then(|config| backup::backup(&config, &dir)),
-        Command::Policies(options) => policies::policies(&options),
+        Command::Policies(options) => policy::policies(&options),
         Command::Replay(options) => replay::replay(&options),
         Command::Results(options) => results::results(&options),
         Command::Reports(options) => reports::reports(&options),
         Command::Report { day, domain, out, config } => {
-            config.load().and_then(|config| control::report(&config, day, domain, out.as_deref()))
+            config.load().and_then(|config| reports::report(&config, day, domain, out.as_deref()))
         }
         Command::DkimKey(options) => dkim_key::dkim_key(&options),
     };

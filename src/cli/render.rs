@@ -1,4 +1,7 @@
-//! Tables for people: columns as wide as their widest cell, numbers to the right.
+//! What the commands print: tables for people (columns as wide as their widest cell, numbers to the right), times, JSON.
+
+use jiff::Timestamp;
+use serde::Serialize;
 
 /// Lays out rows under a head; a column whose cells are all numbers is set to the right.
 pub fn table(head: &[&str], rows: &[Vec<String>]) -> String {
@@ -22,6 +25,14 @@ pub fn table(head: &[&str], rows: &[Vec<String>]) -> String {
         text.push_str(&line(&row.iter().map(String::as_str).collect::<Vec<_>>()));
     }
     text
+}
+
+pub fn pretty(value: &impl Serialize) -> String {
+    serde_json::to_string_pretty(value).expect("plain structures always serialise") + "\n"
+}
+
+pub fn moment(seconds: i64) -> String {
+    Timestamp::from_second(seconds).map_or_else(|_| seconds.to_string(), |t| t.to_string())
 }
 
 #[cfg(test)]

@@ -3,13 +3,18 @@
 //! Takes: what the daemon knows; where none runs, what the store has. Gives: a table for people, or JSON.
 //! Not here: a report of what has been counted so far (`tlswarden report`).
 
+use std::path::Path;
+
 use clap::{Args, Subcommand};
 
-use super::control::{answer, moment, pretty};
-use super::render::table;
-use super::{ConfigFile, Fault, print};
+use super::control::answer;
+use super::render::{moment, pretty, table};
+use super::{ConfigFile, Fault, IO, USAGE, print};
+use crate::base::domain_name;
 use crate::base::tlsrpt::Day;
-use crate::daemon::control::{Due, DueState, Kept, Question};
+use crate::config::Config;
+use crate::daemon::control::{DayPreview, Due, DueState, Kept, Preview, Question};
+use crate::daemon::services::gzip;
 
 #[derive(Args)]
 pub struct Options {
@@ -67,6 +72,50 @@ pub fn reports(options: &Options) -> Result<(), Fault> {
             if options.json { print(&pretty(&again)) } else { print(&format!("sent again: to {again} destinations\n")) }
         }
     }
+}
+
+pub fn report(config: &Config, day: Option<Day>, domain: Option<String>, out: Option<&Path>) -> Result<(), Fault> {
+    if let Some(name) = domain.as_deref().filter(|name| domain_name::normalise(name).is_none()) {
+        return Err(Fault::new(USAGE, format!("--domain: `{name}` is no domain name; nothing is shown")));
+    }
+    let question = Question::Report { day, domain: domain.clone() };
+    let days: Vec<DayPreview> = answer(config, &question, async |desk| desk.report(day, domain.as_deref()).await)?;
+    let mut text = String::new();
+    for DayPreview { day, reports } in &days {
+        for report in reports {
+            text.push_str(&format!("{day} {}\n", headline(report)));
+            report
+                .skipped
+                .iter()
+                .for_each(|skipped| text.push_str(&format!("  left out: {}: {}\n", skipped.uri, skipped.why)));
+            match out {
+                None => text.push_str(&format!("{}\n", report.json)),
+                Some(folder) => {
+                    let file = folder.join(&report.file_name);
+                    let failed = |e| Fault::new(IO, format!("{}: cannot be written: {e}; stopped", file.display()));
+                    std::fs::create_dir_all(folder)
+                        .and_then(|()| std::fs::write(&file, gzip(report.json.as_bytes())))
+                        .map_err(failed)?;
+                    text.push_str(&format!("  {}\n", file.display()));
+                }
+            }
+        }
+    }
+    if days.iter().all(|day| day.reports.is_empty()) {
+        text.push_str("nothing was counted that a report could say\n");
+    }
+    print(&text)
+}
+
+/// What a report is about, and where it would go.
+fn headline(report: &Preview) -> String {
+    let to: Vec<String> = report.recipients.iter().map(ToString::to_string).collect();
+    let goes = match (&report.reported, &report.why_not) {
+        (Some(id), _) => format!("reported already (report-id {id}); this is the whole day as counted by now"),
+        (None, Some(why)) => format!("would not be sent: {why}"),
+        (None, None) => format!("to {}", to.join(", ")),
+    };
+    format!("{}{}: {goes}", report.domain, if report.supplement { " (supplement)" } else { "" })
 }
 
 fn people(due: &[Due]) -> String {

@@ -5,8 +5,8 @@
 
 use clap::Args;
 
-use super::control::{answer, pretty};
-use super::render::table;
+use super::control::answer;
+use super::render::{pretty, table};
 use super::{ConfigFile, Fault, USAGE, print};
 use crate::base::domain_name;
 use crate::base::tlsrpt::{Day, Row};

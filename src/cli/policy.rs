@@ -8,12 +8,13 @@ use std::str::FromStr;
 
 use clap::{Args, Subcommand, ValueEnum};
 
-use super::control::{answer, moment, pretty};
-use super::render::table;
+use super::control::answer;
+use super::render::{moment, pretty, table};
 use super::{ConfigFile, Fault, USAGE, print};
 use crate::base::next_hop::NextHop;
 use crate::base::tlsrpt::Mode;
-use crate::daemon::control::{Listed, Question, Record};
+use crate::config::Config;
+use crate::daemon::control::{Explanation, Listed, Question, Record};
 
 #[derive(Args)]
 pub struct Options {
@@ -97,6 +98,12 @@ pub fn policies(options: &Options) -> Result<(), Fault> {
         Some(What::Purge { domain, .. }) => purge(options, domain.as_deref()),
         Some(What::Export) => export(options),
     }
+}
+
+pub fn policy(config: &Config, next_hop: &str, json: bool) -> Result<(), Fault> {
+    let question = Question::Policy { next_hop: next_hop.to_owned() };
+    let explanation: Explanation = answer(config, &question, async |desk| Ok(desk.policy(next_hop).await))?;
+    if json { print(&pretty(&explanation)) } else { print(&explanation.to_string()) }
 }
 
 fn list(options: &Options) -> Result<(), Fault> {
