@@ -1,7 +1,7 @@
 //! Who reports, and whether receivers can believe it: keys, their DNS records, SPF, a TLSRPT record of one's own.
 //!
 //! Takes: the `[report]` section, the keys as the reporting pipeline reads them, and the resolver. Gives: findings, with the records to publish.
-//! Not here: signing (`report::message`), where others want their reports (`report::recipients`).
+//! Not here: signing (`dkim::signer`), where others want their reports (`report::recipients`).
 
 use crate::base::rua_record::NoRecipients;
 use crate::checking::finding::{Finding, Findings, Weight};

@@ -5,7 +5,7 @@
 //! line that says what a receiver would find wrong, and what to publish.
 //! Limits: none of its own; DNS is asked once a key.
 //! When it fails: making a key fails only where the system has no random octets.
-//! Not here: reading keys and signing (`report::message`).
+//! Not here: reading keys and signing (`signer`).
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
@@ -181,7 +181,7 @@ fn tag(record: &str, name: &str) -> Option<String> {
 mod tests {
     use super::*;
     use crate::config::DkimKey;
-    use crate::reporting::report::message::Signer;
+    use crate::reporting::dkim::signer::Signer;
 
     fn made() -> Vec<(String, Public)> {
         [Kind::Rsa, Kind::Ed25519].into_iter().map(|kind| make(kind, "s1", "sender.example").unwrap()).collect()

@@ -15,9 +15,10 @@ use crate::config::identity::{Identity, missing_identity};
 use crate::net::dns::Resolver;
 use crate::net::https;
 use crate::net::tlsrpt_record::{LookupError, published};
+use crate::reporting::dkim::signer::Signer;
 use crate::reporting::transport::{self, Letter, Limits, Outcome, Way};
 use build::Report;
-use message::{MessageError, Signer};
+use message::MessageError;
 use recipients::{About, Audience};
 
 /// All that sending needs.

@@ -23,7 +23,7 @@ use lab::world::{Options, World};
 use tlswarden::base::clock::Clock;
 use tlswarden::base::tlsrpt::{Counted, Day, Failure, Policy, PolicyType, ResultType, Tally};
 use tlswarden::config::{Config, DkimKey};
-use tlswarden::reporting::report::message::Signer;
+use tlswarden::reporting::dkim::signer::Signer;
 use tlswarden::store::embedded::Embedded;
 use tlswarden::store::{Batch, Store};
 

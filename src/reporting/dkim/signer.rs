@@ -1,0 +1,279 @@
+//! Signs messages with the configured DKIM keys (RFC 6376, RFC 8463). The only user of mail-auth.
+//!
+//! Takes: `[[report.dkim]]`; a message. Gives: the message with one `DKIM-Signature` for each key.
+//! Limits: [`MAX_KEY_FILE`] octets of a key file.
+//! When it fails: one [`KeyError`] for each key that cannot be used; a [`SignError`] for one that does not sign.
+//! Not here: making keys and comparing them with DNS (`key`).
+
+use std::fmt;
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use mail_auth::common::crypto::{Ed25519Key, RsaKey, Sha256, SigningKey};
+use mail_auth::common::headers::HeaderWriter;
+use mail_auth::dkim::{Canonicalization, DkimSigner, Done};
+use rustls::pki_types::PrivateKeyDer;
+use rustls::pki_types::pem::PemObject;
+
+use crate::base::domain_name;
+use crate::base::printable::shown;
+use crate::config::DkimKey;
+use crate::reporting::dkim::key::Public;
+
+/// The folder whose keys systemd hands over (`packaging/systemd/tlswarden.service`).
+const KEYS: &str = "/etc/tlswarden/dkim.d";
+
+/// The largest key file that is read, in octets: an RSA key of 4096 bits has 3.3 KiB.
+pub const MAX_KEY_FILE: u64 = 64 * 1024;
+
+/// What is signed: all that a receiver goes by. From, To and Subject twice, so that no second one can be added.
+const SIGNED: [&str; 14] = [
+    "From",
+    "From",
+    "To",
+    "To",
+    "Subject",
+    "Subject",
+    "Date",
+    "Message-ID",
+    "MIME-Version",
+    "Content-Type",
+    "TLS-Report-Domain",
+    "TLS-Report-Submitter",
+    "TLS-Required",
+    "Auto-Submitted",
+];
+
+/// The keys that sign every report.
+pub struct Signer {
+    keys: Vec<Key>,
+    /// What is unwise about keys (and the password) and no reason to refuse them, one line each.
+    pub warnings: Vec<String>,
+    /// Their public halves.
+    pub published: Vec<Public>,
+}
+
+/// A key, bound to its selector and domain.
+enum Key {
+    Rsa(DkimSigner<RsaKey<Sha256>, Done>),
+    Ed25519(DkimSigner<Ed25519Key, Done>),
+}
+
+/// Why a key cannot sign; its text is one line that names the selector and the file.
+#[derive(Debug, thiserror::Error)]
+#[error("[[report.dkim]] {selector}: {}: {fault}", .path.display())]
+pub struct KeyError {
+    /// `s=`.
+    pub selector: String,
+    /// The file.
+    pub path: PathBuf,
+    /// What is wrong.
+    pub fault: KeyFault,
+}
+
+/// What is wrong with a key.
+#[derive(Debug, thiserror::Error)]
+pub enum KeyFault {
+    /// The selector or the domain is no DNS name.
+    #[error("`{0}` is no selector and domain; allowed: DNS labels such as `tlsrpt`")]
+    Name(String),
+    /// The file is missing, a folder, or not readable.
+    #[error("{0}")]
+    Unreadable(io::Error),
+    /// The file holds no private key in PEM.
+    #[error("no private key in it; allowed: PEM of an RSA or Ed25519 key that is not encrypted")]
+    NoKey,
+    /// An RSA key below 2048 bits (RFC 8301 §3.2).
+    #[error("an RSA key of less than 2048 bits; allowed: 2048 to 4096 bits")]
+    TooSmall,
+    /// A key of another kind, or a broken one.
+    #[error("a key that cannot be used ({0}); allowed: RSA of 2048 to 4096 bits, or Ed25519")]
+    Unusable(String),
+}
+
+/// A key did not sign.
+#[derive(Debug, thiserror::Error)]
+#[error("the DKIM key of selector `{selector}` did not sign: {why}")]
+pub struct SignError {
+    /// `s=`.
+    pub selector: String,
+    /// What the signing library says.
+    pub why: String,
+}
+
+impl Signer {
+    /// Reads the keys. Fails with every bad key, not just the first; `from_domain` is `d=` where none is set.
+    pub fn load(keys: &[DkimKey], from_domain: &str) -> Result<Signer, Vec<KeyError>> {
+        let mut signer = Signer { keys: Vec::new(), warnings: Vec::new(), published: Vec::new() };
+        let mut errors = Vec::new();
+        for key in keys {
+            match signer.load_one(key, from_domain) {
+                Ok(loaded) => signer.keys.push(loaded),
+                Err(fault) => {
+                    errors.push(KeyError { selector: shown(&key.selector, 80), path: key.key.clone(), fault });
+                }
+            }
+        }
+        if errors.is_empty() { Ok(signer) } else { Err(errors) }
+    }
+
+    fn load_one(&mut self, key: &DkimKey, from_domain: &str) -> Result<Key, KeyFault> {
+        let wanted = key.domain.as_deref().unwrap_or(from_domain);
+        let name = format!("{}._domainkey.{wanted}", key.selector);
+        let bad_name = || KeyFault::Name(shown(&name, 300));
+        let domain = domain_name::normalise(wanted).ok_or_else(bad_name)?;
+        domain_name::normalise(&name).ok_or_else(bad_name)?;
+
+        let file = File::open(handed_over(&key.key)).map_err(KeyFault::Unreadable)?;
+        let mode = file.metadata().map_err(KeyFault::Unreadable)?.permissions().mode();
+        let mut pem = Vec::new();
+        file.take(MAX_KEY_FILE).read_to_end(&mut pem).map_err(KeyFault::Unreadable)?;
+        if mode & 0o007 != 0 {
+            self.warnings.push(format!(
+                "[[report.dkim]] {}: {}: others may read or write it (mode {:04o}); anyone on this host can sign as {domain}",
+                key.selector,
+                key.key.display(),
+                mode & 0o7777
+            ));
+        }
+        let der = PrivateKeyDer::from_pem_slice(&pem).map_err(|_| KeyFault::NoKey)?;
+        match ed25519(&der) {
+            Some(result) => {
+                let signing = result?;
+                self.published.push(Public::ed25519(&key.selector, &domain, signing.public_key()));
+                Ok(Key::Ed25519(bind(signing, &domain, &key.selector)))
+            }
+            None => {
+                let signing = rsa(der)?;
+                let public = Public::rsa(&key.selector, &domain, &signing.public_key());
+                self.published.push(public.map_err(KeyFault::Unusable)?);
+                Ok(Key::Rsa(bind(signing, &domain, &key.selector)))
+            }
+        }
+    }
+
+    /// Puts one `DKIM-Signature` a key before the message; each covers the same octets.
+    pub fn sign(&self, message: Vec<u8>) -> Result<Vec<u8>, SignError> {
+        let mut signed = Vec::new();
+        for key in &self.keys {
+            let signature = match key {
+                Key::Rsa(signer) => signer.sign(&message),
+                Key::Ed25519(signer) => signer.sign(&message),
+            };
+            let signature =
+                signature.map_err(|e| SignError { selector: key.selector().to_owned(), why: e.to_string() })?;
+            signed.extend_from_slice(signature.to_header().as_bytes());
+        }
+        signed.extend_from_slice(&message);
+        Ok(signed)
+    }
+}
+
+impl fmt::Debug for Signer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.keys.iter().map(Key::selector)).finish()
+    }
+}
+
+impl Key {
+    fn selector(&self) -> &str {
+        match self {
+            Key::Rsa(signer) => &signer.template.s,
+            Key::Ed25519(signer) => &signer.template.s,
+        }
+    }
+}
+
+/// Where systemd puts the daemon's own copy of a key (`LoadCredential=dkim:…`, systemd.exec(5)), if it has; else the
+/// file itself.
+fn handed_over(key: &Path) -> PathBuf {
+    let copy = || {
+        let name = key.strip_prefix(KEYS).ok()?.file_name()?.to_str()?;
+        let copy = Path::new(&std::env::var_os("CREDENTIALS_DIRECTORY")?).join(format!("dkim_{name}"));
+        copy.exists().then_some(copy)
+    };
+    copy().unwrap_or_else(|| key.to_owned())
+}
+
+fn bind<K: SigningKey>(key: K, domain: &str, selector: &str) -> DkimSigner<K, Done> {
+    DkimSigner::from_key(key)
+        .domain(domain)
+        .selector(selector)
+        .headers(SIGNED)
+        .header_canonicalization(Canonicalization::Relaxed)
+        .body_canonicalization(Canonicalization::Relaxed)
+}
+
+/// The key, where the PKCS#8 structure says that it is Ed25519 (RFC 8410 §3: OID 1.3.101.112).
+fn ed25519(der: &PrivateKeyDer<'_>) -> Option<Result<Ed25519Key, KeyFault>> {
+    const OID: [u8; 5] = [0x06, 0x03, 0x2b, 0x65, 0x70];
+    let PrivateKeyDer::Pkcs8(der) = der else { return None };
+    let octets = der.secret_pkcs8_der();
+    let head = &octets[..octets.len().min(24)];
+    head.windows(OID.len()).any(|w| w == OID).then(|| {
+        // `maybe_unchecked`: openssl writes the form without the public key.
+        Ed25519Key::from_pkcs8_maybe_unchecked_der(octets).map_err(|e| KeyFault::Unusable(e.to_string()))
+    })
+}
+
+fn rsa(der: PrivateKeyDer<'_>) -> Result<RsaKey<Sha256>, KeyFault> {
+    RsaKey::from_key_der(der).map_err(|e| match e.to_string() {
+        text if text.contains("TooSmall") => KeyFault::TooSmall,
+        text => KeyFault::Unusable(text),
+    })
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    pub(crate) fn key(file: &str) -> DkimKey {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/dkim").join(file);
+        DkimKey { selector: file.split('.').next().unwrap().into(), domain: None, key: path }
+    }
+
+    #[test]
+    fn each_bad_key_is_one_line() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("text.pem"), "no key\n").unwrap();
+        let at = |name: &str| DkimKey { selector: "s".into(), domain: None, key: folder.path().join(name) };
+        let keys = [
+            key("rsa2048-pkcs1.pem"),
+            at("missing.pem"),
+            at(""),
+            at("text.pem"),
+            key("rsa1024.pem"),
+            key("p256.pem"),
+            key("encrypted.pem"),
+            DkimKey { selector: "a b".into(), ..key("ed25519.pem") },
+        ];
+        let errors = Signer::load(&keys, "sender.example").unwrap_err();
+        let lines: Vec<_> = errors.iter().map(ToString::to_string).collect();
+        assert_eq!(lines.len(), 7, "{lines:#?}");
+        for (line, said) in lines.iter().zip([
+            "No such file",
+            "directory",
+            "no private key",
+            "less than 2048 bits",
+            "cannot be used",
+            "no private key",
+            "no selector",
+        ]) {
+            assert!(line.contains(said) && !line.contains('\n'), "{said}: {line}");
+        }
+    }
+
+    #[test]
+    fn a_key_that_others_can_read_is_warned_of() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("key.pem");
+        std::fs::copy(key("ed25519.pem").key, &path).unwrap();
+        let one = [DkimKey { selector: "s".into(), domain: None, key: path.clone() }];
+        for (mode, warnings) in [(0o640, 0), (0o644, 1)] {
+            std::fs::set_permissions(&path, PermissionsExt::from_mode(mode)).unwrap();
+            assert_eq!(Signer::load(&one, "sender.example").unwrap().warnings.len(), warnings, "{mode:o}");
+        }
+    }
+}
