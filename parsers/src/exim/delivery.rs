@@ -8,6 +8,7 @@
 use memchr::{memchr, memmem};
 
 use super::fields;
+use super::tls::parse_problem;
 use crate::{
     event::{
         Peer,
@@ -154,7 +155,7 @@ fn sent_or_failed(text: &[u8], became: Became) -> Option<Fields<'_>> {
         peer,
         continued,
         tls,
-        problem: message.map_or(Problem::Other, Problem::of),
+        problem: message.map_or(Problem::Other, parse_problem),
         read: !rest.is_empty() && tls != Some(Checked::Untold),
     })
 }
@@ -190,7 +191,7 @@ fn deferred(text: &[u8]) -> Option<Fields<'_>> {
     let (host, rest) = host(rest)?;
     let rest = fields::skip_word(rest, b" DT=");
     let (peer, continued) = host.map_or((None, false), |(peer, continued)| (Some(peer), continued));
-    let problem = message(rest).map_or(Problem::Other, Problem::of);
+    let problem = message(rest).map_or(Problem::Other, parse_problem);
     Some(Fields { peer, continued, problem, read: !rest.is_empty(), ..nothing })
 }
 

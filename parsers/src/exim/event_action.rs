@@ -9,7 +9,8 @@
 use core::net::IpAddr;
 use core::str;
 
-use crate::event::exim::{EventAction, Problem};
+use super::tls::parse_problem;
+use crate::event::exim::EventAction;
 
 /// Reads the text behind `failed `.
 pub fn event_action(text: &[u8]) -> Option<EventAction<'_>> {
@@ -17,7 +18,7 @@ pub fn event_action(text: &[u8]) -> Option<EventAction<'_>> {
     let mut words = text.splitn(7, ' ');
     let mut word = || words.next().filter(|word| !word.is_empty());
     let (time, id, host, ip, port, domain) = (word()?, word()?, word()?, word()?, word()?, word()?);
-    let problem = Problem::of(words.next().unwrap_or_default().as_bytes());
+    let problem = parse_problem(words.next().unwrap_or_default().as_bytes());
     let id_fits = (16..=23).contains(&id.len()) && id.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
     port.parse::<u16>().ok()?;
     (id_fits && host.len() <= MAX_NAME && domain.len() <= MAX_NAME).then_some(())?;
@@ -42,7 +43,7 @@ mod tests {
         let text = format!("{FRONT}TLS session: (certificate verification failed)");
         let told = event_action(text.as_bytes()).unwrap();
         assert_eq!((told.host, told.domain, told.time), ("MX1.a.test", "a.test", 1_795_311_595));
-        assert_eq!(told.problem, Problem::of(b"TLS session: (certificate verification failed)"));
+        assert_eq!(told.problem, parse_problem(b"TLS session: (certificate verification failed)"));
         assert!(told.problem.fails_session());
         let other = format!("{FRONT}SMTP timeout after initial connection");
         assert!(!event_action(other.as_bytes()).unwrap().problem.fails_session());

@@ -34,7 +34,7 @@ pub(super) fn parse(text: &[u8], cut: bool) -> Found<Says<'_>> {
 fn host(text: &[u8]) -> Found<Says<'_>> {
     let Some((peer, rest)) = text.strip_prefix(b"H=").and_then(fields::peer) else { return Ok(None) };
     let Some(message) = rest.strip_prefix(b": ") else { return Ok(None) };
-    let problem = Problem::of(message);
+    let problem = parse_problem(message);
     let ours = problem.rules_out() || problem.fails_session();
     Ok(ours.then_some(Says::Host { peer, problem }))
 }
@@ -48,7 +48,7 @@ fn in_clear(text: &[u8]) -> Found<Says<'_>> {
     let (said, to) = front.split_at(at);
     let peer = to.get(TO.len()..).and_then(fields::peer).filter(|(_, rest)| rest.is_empty());
     let (peer, _) = peer.ok_or(Family::EximHost)?;
-    let problem = Problem::of(said);
+    let problem = parse_problem(said);
     Ok(problem.fails_session().then_some(Says::Host { peer, problem }))
 }
 
@@ -103,45 +103,42 @@ fn cause(error: &[u8]) -> VerifyCause<'_> {
     }
 }
 
-impl<'a> Problem<'a> {
-    /// What a message of Exim's says of a host: that of `H=…:`, `==`, `**`, or `$event_data`.
-    #[must_use]
-    pub fn of(message: &'a [u8]) -> Problem<'a> {
-        if let Some(said) = message.strip_prefix(b"TLS session: ") {
-            return session(said);
+/// What a message of Exim's says of a host: that of `H=…:`, `==`, `**`, or `$event_data`.
+pub(super) fn parse_problem(message: &[u8]) -> Problem<'_> {
+    if let Some(said) = message.strip_prefix(b"TLS session: ") {
+        return session(said);
+    }
+    if let Some(rest) = message.strip_prefix(b"a TLS session is required, but ") {
+        if rest.starts_with(b"the server did not offer TLS support") {
+            return Problem::StarttlsNotOffered;
         }
-        if let Some(rest) = message.strip_prefix(b"a TLS session is required, but ") {
-            if rest.starts_with(b"the server did not offer TLS support") {
-                return Problem::StarttlsNotOffered;
-            }
-            if rest.starts_with(b"an attempt to start TLS failed") {
-                return Problem::StarttlsRefused;
-            }
-            return Problem::Other;
+        if rest.starts_with(b"an attempt to start TLS failed") {
+            return Problem::StarttlsRefused;
         }
-        if let Some(rest) = message.strip_prefix(b"SMTP error from remote mail server after ") {
-            let rest = rest.strip_prefix(b"pipelined ").unwrap_or(rest);
-            return if rest.starts_with(b"STARTTLS: ") { Problem::StarttlsRefused } else { Problem::Other };
-        }
-        if let Some(rest) = message.strip_prefix(b"DANE error: ") {
-            return match rest.strip_prefix(b"tlsa lookup ") {
-                Some(found) if found.starts_with(b"DEFER") => Problem::TlsaLookup,
-                Some(_) => Problem::DaneRequired,
-                // `HOST lookup not DNSSEC`: a host name has no space.
-                None => match memchr(b' ', rest).and_then(|space| rest.get(space..)) {
-                    Some(rest) if rest.starts_with(b" lookup not DNSSEC") => Problem::DaneRequired,
-                    _ => Problem::Other,
-                },
-            };
-        }
-        match message.strip_prefix(b"deferred by smtp:connect event expansion: MX host ") {
-            None => Problem::Other,
-            Some(rest) => match memchr(b' ', rest).and_then(|space| rest.get(space..)) {
-                Some(rest) if rest.starts_with(b" is not in the MTA-STS policy of ") => Problem::StsMxMismatch,
-                Some(rest) if rest.starts_with(b" was found without DNSSEC, and ") => Problem::DaneRequired,
+        return Problem::Other;
+    }
+    if let Some(rest) = message.strip_prefix(b"SMTP error from remote mail server after ") {
+        let rest = rest.strip_prefix(b"pipelined ").unwrap_or(rest);
+        return if rest.starts_with(b"STARTTLS: ") { Problem::StarttlsRefused } else { Problem::Other };
+    }
+    if let Some(rest) = message.strip_prefix(b"DANE error: ") {
+        return match rest.strip_prefix(b"tlsa lookup ") {
+            Some(found) if found.starts_with(b"DEFER") => Problem::TlsaLookup,
+            Some(_) => Problem::DaneRequired,
+            // `HOST lookup not DNSSEC`: a host name has no space.
+            None => match memchr(b' ', rest).and_then(|space| rest.get(space..)) {
+                Some(rest) if rest.starts_with(b" lookup not DNSSEC") => Problem::DaneRequired,
                 _ => Problem::Other,
             },
-        }
+        };
+    }
+    match message.strip_prefix(b"deferred by smtp:connect event expansion: MX host ") {
+        None => Problem::Other,
+        Some(rest) => match memchr(b' ', rest).and_then(|space| rest.get(space..)) {
+            Some(rest) if rest.starts_with(b" is not in the MTA-STS policy of ") => Problem::StsMxMismatch,
+            Some(rest) if rest.starts_with(b" was found without DNSSEC, and ") => Problem::DaneRequired,
+            _ => Problem::Other,
+        },
     }
 }
 
