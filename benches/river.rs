@@ -21,7 +21,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use jiff::tz::TimeZone;
-use mix::{Mix, Stamps};
+use mix::{MixedLog, TimestampForm};
 use tlswarden::base::allocator::Allocator;
 use tlswarden::base::clock::Clock;
 use tlswarden::base::policy_at::PolicyAt;
@@ -64,7 +64,7 @@ fn main() -> ExitCode {
     let (octets, runs) = if whole { (OCTETS, RUNS) } else { (2 << 20, 1) };
     let octets = std::env::var("TLSWARDEN_OCTETS").map_or(octets, |text| text.parse().unwrap());
     let mut log = Vec::with_capacity(octets + 4096);
-    let mut mix = Mix::new(1, Stamps::Traditional);
+    let mut mix = MixedLog::new(1, TimestampForm::Traditional);
     mix.write(&mut log, octets);
     mix.finish(&mut log);
     let lines = mix.lines();
@@ -130,7 +130,7 @@ fn resident() -> u64 {
 fn memory() -> ExitCode {
     let mut taken = Vec::new();
     let began = Instant::now();
-    let mut mix = Mix::new(1, Stamps::Traditional);
+    let mut mix = MixedLog::new(1, TimestampForm::Traditional);
     let mut written = 0;
     let counted = through_the_river(|| {
         if written >= GIGABYTE {

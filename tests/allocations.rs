@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use allocation_counter::measure;
 use jiff::tz::TimeZone;
-use mix::{Mix, Stamps};
+use mix::{MixedLog, TimestampForm};
 use tlswarden::base::policy_at::PolicyAt;
 use tlswarden::base::tlsrpt::InForce;
 use tlswarden::counting::pipeline::Counter;
@@ -23,9 +23,9 @@ impl PolicyAt for NotAsked {
 }
 
 /// A log of which 70 % is other mail.
-fn log(stamps: Stamps) -> Vec<u8> {
+fn log(stamps: TimestampForm) -> Vec<u8> {
     let mut log = Vec::new();
-    let mut mix = Mix::new(1, stamps);
+    let mut mix = MixedLog::new(1, stamps);
     mix.write(&mut log, 4 << 20);
     mix.finish(&mut log);
     log
@@ -33,7 +33,7 @@ fn log(stamps: Stamps) -> Vec<u8> {
 
 #[test]
 fn a_line_that_is_not_used_costs_no_allocation() {
-    for stamps in [Stamps::Traditional, Stamps::Rfc3339] {
+    for stamps in [TimestampForm::Traditional, TimestampForm::Rfc3339] {
         let log = log(stamps);
         let lines = || log.split(|b| *b == b'\n');
         let mut events = 0;

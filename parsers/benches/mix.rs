@@ -3,7 +3,7 @@
 //! Takes: a seed, the form of the stamps. Gives: lines, the same for the same seed on every machine, and how many
 //! outbound TLS sessions they tell of.
 //! The wording is that of real runs of Postfix 3.7 and 3.10; Dovecot, SpamAssassin and OpenDKIM as they log by default.
-//! Each story (a message, a login, a scan) keeps its own process and queue id; several run at a time, so that their
+//! Each scenario (a message, a login, a scan) keeps its own process and queue id; several run at a time, so that their
 //! lines lie between each other's, as they do in life.
 //! Limits: the log begins on November 1st; at `LINES_PER_SECOND` it has room for 250 million lines before December.
 //! Not here: lines of the other kind only, for which there are real ones (`outbound.log`).
@@ -12,14 +12,14 @@ use std::fmt::Write as _;
 
 /// How many lines share a second.
 const LINES_PER_SECOND: u64 = 100;
-/// How many stories run at a time.
+/// How many scenarios run at a time.
 const AT_ONCE: usize = 12;
 /// Destinations of the mail that goes out.
 const DESTINATIONS: u64 = 4000;
 
-/// How a line begins.
+/// The form of the timestamp at the beginning of a line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Stamps {
+pub enum TimestampForm {
     /// `Nov 22 01:39:01`
     Traditional,
     /// `2026-11-22T01:46:13.565141+00:00`
@@ -27,10 +27,10 @@ pub enum Stamps {
 }
 
 /// A log without end.
-pub struct Mix {
-    random: Random,
-    stamps: Stamps,
-    running: Vec<Running>,
+pub struct MixedLog {
+    random: SplitMix64,
+    form: TimestampForm,
+    running: Vec<RunningScenario>,
     lines: u64,
     /// Lines of smtp(8) and tlsproxy(8).
     outbound: u64,
@@ -38,17 +38,17 @@ pub struct Mix {
     line: String,
 }
 
-/// A story that has begun.
-struct Running {
-    story: &'static Story,
+/// A scenario that has begun.
+struct RunningScenario {
+    scenario: &'static Scenario,
     next: usize,
     pid: u64,
     queue_id: String,
     number: u64,
 }
 
-/// What happens, line by line.
-struct Story {
+/// The lines of one scenario.
+struct Scenario {
     /// Outbound TLS sessions in it.
     sessions: u64,
     /// Who says what. In the text: `{q}` queue id, `{d}` destination, `{m}` MX host, `{i}` its address, `{j}` the address
@@ -56,29 +56,29 @@ struct Story {
     lines: &'static [(&'static str, &'static str)],
 }
 
-impl Mix {
+impl MixedLog {
     /// A log that depends on the seed alone.
-    pub fn new(seed: u64, stamps: Stamps) -> Mix {
-        let random = Random(seed);
-        Mix { random, stamps, running: Vec::new(), lines: 0, outbound: 0, sessions: 0, line: String::new() }
+    pub fn new(seed: u64, form: TimestampForm) -> MixedLog {
+        let random = SplitMix64(seed);
+        MixedLog { random, form, running: Vec::new(), lines: 0, outbound: 0, sessions: 0, line: String::new() }
     }
 
-    /// Appends whole lines until `log` has at least `octets`; stories go on in the next call.
-    pub fn write(&mut self, log: &mut Vec<u8>, octets: usize) {
-        while log.len() < octets {
+    /// Appends whole lines until `log` has at least `bytes`; scenarios go on in the next call.
+    pub fn write(&mut self, log: &mut Vec<u8>, bytes: usize) {
+        while log.len() < bytes {
             while self.running.len() < AT_ONCE {
-                let story = self.begin();
-                self.running.push(story);
+                let scenario = self.start_scenario();
+                self.running.push(scenario);
             }
             let at = self.random.below(AT_ONCE as u64) as usize;
-            self.tell(at, log);
+            self.write_line(at, log);
         }
     }
 
-    /// Appends the rest of every story that has begun.
+    /// Appends the rest of every scenario that has begun.
     pub fn finish(&mut self, log: &mut Vec<u8>) {
         while !self.running.is_empty() {
-            self.tell(0, log);
+            self.write_line(0, log);
         }
     }
 
@@ -92,22 +92,22 @@ impl Mix {
         self.outbound
     }
 
-    /// TLS sessions in the stories that are told to their end.
+    /// TLS sessions in the scenarios that are written to their end.
     pub fn sessions(&self) -> u64 {
         self.sessions
     }
 
-    fn begin(&mut self) -> Running {
+    fn start_scenario(&mut self) -> RunningScenario {
         let wanted = self.outbound * 10 < self.lines * 3;
-        let stories = if wanted { OUTBOUND } else { OTHER };
-        let whole = stories.iter().map(|(weight, _)| weight).sum();
+        let scenarios = if wanted { OUTBOUND } else { OTHER };
+        let whole = scenarios.iter().map(|(weight, _)| weight).sum();
         let mut at = self.random.below(whole);
-        let story = stories.iter().find_map(|(weight, story)| {
+        let scenario = scenarios.iter().find_map(|(weight, scenario)| {
             let found = at < *weight;
             at = at.saturating_sub(*weight);
-            found.then_some(story)
+            found.then_some(scenario)
         });
-        // Two stories at a time never share a process.
+        // Two scenarios at a time never share a process.
         let pid = loop {
             let pid = 1000 + self.random.below(30_000);
             if self.running.iter().all(|other| other.pid != pid) {
@@ -116,16 +116,16 @@ impl Mix {
         };
         let number = self.random.next();
         let queue_id = format!("{:05X}{:06X}", number >> 40 & 0xF_FFFF, number & 0xFF_FFFF);
-        Running { story: story.expect("the weights cover every draw"), next: 0, pid, queue_id, number }
+        RunningScenario { scenario: scenario.expect("the weights cover every draw"), next: 0, pid, queue_id, number }
     }
 
-    /// The next line of one story.
-    fn tell(&mut self, at: usize, log: &mut Vec<u8>) {
+    /// The next line of one scenario.
+    fn write_line(&mut self, at: usize, log: &mut Vec<u8>) {
         let running = &mut self.running[at];
-        let (program, text) = running.story.lines[running.next];
+        let (program, text) = running.scenario.lines[running.next];
         running.next += 1;
         self.line.clear();
-        self.stamps.write(self.lines, running.number, &mut self.line);
+        self.form.write(self.lines, running.number, &mut self.line);
         match program {
             // Dovecot logs without a process id; these two have one process for all messages.
             "dovecot" => write!(self.line, " mta {program}: "),
@@ -139,14 +139,14 @@ impl Mix {
         log.push(b'\n');
         self.lines += 1;
         self.outbound += u64::from(matches!(program, "postfix/smtp" | "postfix/tlsproxy"));
-        if running.next == running.story.lines.len() {
-            self.sessions += running.story.sessions;
+        if running.next == running.scenario.lines.len() {
+            self.sessions += running.scenario.sessions;
             self.running.remove(at);
         }
     }
 }
 
-impl Running {
+impl RunningScenario {
     fn expand(&self, text: &str, line: &mut String) {
         let mut pieces = text.split('{');
         line.push_str(pieces.next().unwrap_or_default());
@@ -169,15 +169,15 @@ impl Running {
     }
 }
 
-impl Stamps {
+impl TimestampForm {
     fn write(self, line_number: u64, number: u64, line: &mut String) {
         let seconds = line_number / LINES_PER_SECOND;
         let (day, hour) = (seconds / 86_400 + 1, seconds / 3600 % 24);
         assert!(day <= 30, "the month is over");
         let (minute, second) = (seconds / 60 % 60, seconds % 60);
         match self {
-            Stamps::Traditional => write!(line, "Nov {day:2} {hour:02}:{minute:02}:{second:02}"),
-            Stamps::Rfc3339 => {
+            TimestampForm::Traditional => write!(line, "Nov {day:2} {hour:02}:{minute:02}:{second:02}"),
+            TimestampForm::Rfc3339 => {
                 let micros = number % 1_000_000;
                 write!(line, "2026-11-{day:02}T{hour:02}:{minute:02}:{second:02}.{micros:06}+00:00")
             }
@@ -186,10 +186,10 @@ impl Stamps {
     }
 }
 
-/// SplitMix64: small, and good enough for drawing stories.
-struct Random(u64);
+/// SplitMix64: small, and good enough for drawing scenarios.
+struct SplitMix64(u64);
 
-impl Random {
+impl SplitMix64 {
     fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
         let mut z = self.0;
@@ -224,12 +224,12 @@ const SECOND_SENT: (&str, &str) = (
 );
 
 /// Mail that goes out, by weight.
-const OUTBOUND: &[(u64, Story)] = &[
-    (40, Story { sessions: 1, lines: &[MESSAGE, ACTIVE, TRUSTED, SENT, REMOVED] }),
-    (10, Story { sessions: 1, lines: &[PICKUP, MESSAGE, ACTIVE, TRUSTED, SENT, SECOND_SENT, SECOND_SENT, REMOVED] }),
+const OUTBOUND: &[(u64, Scenario)] = &[
+    (40, Scenario { sessions: 1, lines: &[MESSAGE, ACTIVE, TRUSTED, SENT, REMOVED] }),
+    (10, Scenario { sessions: 1, lines: &[PICKUP, MESSAGE, ACTIVE, TRUSTED, SENT, SECOND_SENT, SECOND_SENT, REMOVED] }),
     (
         15,
-        Story {
+        Scenario {
             sessions: 1,
             lines: &[
                 MESSAGE,
@@ -246,7 +246,7 @@ const OUTBOUND: &[(u64, Story)] = &[
     ),
     (
         15,
-        Story {
+        Scenario {
             sessions: 1,
             lines: &[
                 MESSAGE,
@@ -263,7 +263,7 @@ const OUTBOUND: &[(u64, Story)] = &[
     ),
     (
         5,
-        Story {
+        Scenario {
             sessions: 0,
             lines: &[
                 MESSAGE,
@@ -284,7 +284,7 @@ const OUTBOUND: &[(u64, Story)] = &[
     ),
     (
         5,
-        Story {
+        Scenario {
             sessions: 1,
             lines: &[
                 MESSAGE,
@@ -305,7 +305,7 @@ const OUTBOUND: &[(u64, Story)] = &[
     ),
     (
         5,
-        Story {
+        Scenario {
             sessions: 2,
             lines: &[
                 MESSAGE,
@@ -329,7 +329,7 @@ const OUTBOUND: &[(u64, Story)] = &[
     ),
     (
         2,
-        Story {
+        Scenario {
             sessions: 1,
             lines: &[
                 MESSAGE,
@@ -350,7 +350,7 @@ const OUTBOUND: &[(u64, Story)] = &[
     ),
     (
         3,
-        Story {
+        Scenario {
             sessions: 0,
             lines: &[
                 ACTIVE,
@@ -366,10 +366,10 @@ const OUTBOUND: &[(u64, Story)] = &[
 ];
 
 /// Everything else that a mail host logs, by weight.
-const OTHER: &[(u64, Story)] = &[
+const OTHER: &[(u64, Scenario)] = &[
     (
         20,
-        Story {
+        Scenario {
             sessions: 0,
             lines: &[
                 ("postfix/smtpd", "connect from mail{n}.sender.example[{c}]"),
@@ -412,7 +412,7 @@ const OTHER: &[(u64, Story)] = &[
     ),
     (
         20,
-        Story {
+        Scenario {
             sessions: 0,
             lines: &[
                 ("postfix/smtpd", "connect from unknown[{c}]"),
@@ -427,7 +427,7 @@ const OTHER: &[(u64, Story)] = &[
     ),
     (
         10,
-        Story {
+        Scenario {
             sessions: 0,
             lines: &[
                 ("postfix/smtpd", "warning: hostname host{n}.sender.example does not resolve to address {c}"),
@@ -439,7 +439,7 @@ const OTHER: &[(u64, Story)] = &[
     ),
     (
         10,
-        Story {
+        Scenario {
             sessions: 0,
             lines: &[
                 ("postfix/submission/smtpd", "connect from client.example.net[{c}]"),
@@ -458,7 +458,7 @@ const OTHER: &[(u64, Story)] = &[
     ),
     (
         30,
-        Story {
+        Scenario {
             sessions: 0,
             lines: &[
                 (
@@ -476,7 +476,7 @@ const OTHER: &[(u64, Story)] = &[
     ),
     (
         10,
-        Story {
+        Scenario {
             sessions: 0,
             lines: &[(
                 "dovecot",
@@ -487,7 +487,7 @@ const OTHER: &[(u64, Story)] = &[
     ),
     (
         5,
-        Story {
+        Scenario {
             sessions: 0,
             lines: &[("postfix/anvil", "statistics: max connection rate 1/60s for (smtp:{c}) at Nov 22 03:13:23")],
         },

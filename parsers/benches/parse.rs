@@ -1,6 +1,6 @@
 //! How fast `parse` is, beside floors that run in the same process, in turn with it.
 //!
-//! `cargo bench -p tlswarden-parsers`. For each log: lines, octets, then lines/s and MB/s (10^6 octets) of
+//! `cargo bench -p tlswarden-parsers`. For each log: lines, bytes, then lines/s and MB/s (10^6 bytes) of
 //! - `newlines`: counting `\n` with memchr: no reader of lines can be faster;
 //! - `search`: looking for `TLS connection established` (Exim: ` X=TLS`) in the whole log, as `grep -c -F` does: finding one family;
 //! - `lines`: cutting the log into lines and nothing else;
@@ -14,7 +14,7 @@ mod mix;
 use std::{env, hint::black_box, process::ExitCode, time::Instant};
 
 use memchr::{memchr_iter, memmem};
-use mix::{Mix, Stamps};
+use mix::{MixedLog, TimestampForm};
 use tlswarden_parsers::{Dialect, parse};
 
 /// Octets of a log: more than the caches hold.
@@ -28,15 +28,15 @@ const EXIM: &[u8] = include_bytes!("exim.log");
 const OUTBOUND: &[u8] = include_bytes!("outbound.log");
 
 fn main() -> ExitCode {
-    let (octets, runs) = if env::args().any(|arg| arg == "--bench") { (OCTETS, RUNS) } else { (1 << 20, 1) };
-    let traditional = mixed(Stamps::Traditional, octets);
-    let rfc3339 = mixed(Stamps::Rfc3339, octets);
+    let (bytes, runs) = if env::args().any(|arg| arg == "--bench") { (OCTETS, RUNS) } else { (1 << 20, 1) };
+    let traditional = mixed(TimestampForm::Traditional, bytes);
+    let rfc3339 = mixed(TimestampForm::Rfc3339, bytes);
     let logs = [
         (
             "all lines about outbound TLS, real",
             Dialect::Postfix,
             "TLS connection established",
-            OUTBOUND.repeat(octets.div_ceil(OUTBOUND.len())),
+            OUTBOUND.repeat(bytes.div_ceil(OUTBOUND.len())),
         ),
         ("70 % other mail lines, traditional stamps", Dialect::Postfix, "TLS connection established", traditional),
         ("70 % other mail lines, RFC 3339 stamps", Dialect::Postfix, "TLS connection established", rfc3339),
@@ -44,7 +44,7 @@ fn main() -> ExitCode {
             "Exim's mainlog, all lines about deliveries, real",
             Dialect::Exim,
             " X=TLS",
-            EXIM.repeat(octets.div_ceil(EXIM.len())),
+            EXIM.repeat(bytes.div_ceil(EXIM.len())),
         ),
     ];
     let sound = logs
@@ -54,10 +54,10 @@ fn main() -> ExitCode {
     if sound { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-fn mixed(stamps: Stamps, octets: usize) -> Vec<u8> {
-    let mut log = Vec::with_capacity(octets + 4096);
-    let mut mix = Mix::new(1, stamps);
-    mix.write(&mut log, octets);
+fn mixed(form: TimestampForm, bytes: usize) -> Vec<u8> {
+    let mut log = Vec::with_capacity(bytes + 4096);
+    let mut mix = MixedLog::new(1, form);
+    mix.write(&mut log, bytes);
     mix.finish(&mut log);
     let share = mix.outbound_lines() * 100 / mix.lines();
     assert!((29..=31).contains(&share), "{share} % of the lines are about outbound TLS");

@@ -7,23 +7,23 @@
 pub mod exim;
 mod peer;
 
-pub use self::peer::{Peer, Trust, VerifyCause};
-use crate::family::Family;
+pub use self::peer::{Peer, Trust, VerificationError};
+use crate::family::LineFamily;
 
 /// One line that concerns outbound TLS, a delivery, or the life of a message.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Event<'a> {
     /// The time in the line.
-    pub stamp: Stamp,
+    pub timestamp: LogTimestamp,
     /// Who wrote it.
     pub process: Process<'a>,
-    /// What it says.
-    pub what: What<'a>,
+    /// Its kind, with the fields of the line.
+    pub kind: EventKind<'a>,
 }
 
-/// The time in a line, as far as the line knows it.
+/// The time in a line, with a year and a zone only where the line has them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Stamp {
+pub enum LogTimestamp {
     /// `Nov 22 01:39:01`: no year, no zone, no fraction.
     Civil {
         /// 1 to 12.
@@ -54,9 +54,9 @@ pub struct Process<'a> {
     pub pid: u32,
 }
 
-/// What a line says.
+/// The kinds of lines that are counted, each with the fields that are read.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum What<'a> {
+pub enum EventKind<'a> {
     /// `Trusted TLS connection established to HOST[IP]:PORT: …`; with `reused`, a cached connection and no handshake.
     Established {
         /// The server.
@@ -71,7 +71,7 @@ pub enum What<'a> {
         /// The server.
         peer: Peer<'a>,
         /// Why.
-        cause: VerifyCause<'a>,
+        cause: VerificationError<'a>,
     },
     /// `SSL_connect error to HOST[IP]:PORT: …`.
     HandshakeFailed {
@@ -95,33 +95,33 @@ pub enum What<'a> {
         /// The server.
         peer: Peer<'a>,
     },
-    /// A host that policy ruled out before any connection.
-    HostRuledOut {
+    /// A host that policy excluded before any connection.
+    HostExcluded {
         /// The next-hop destination, as in the line.
         next_hop: &'a [u8],
         /// The MX host.
         host: &'a [u8],
         /// Why.
-        why: RuledOut,
+        reason: ExclusionReason,
     },
-    /// `TLSRPT: status=…`: what Postfix itself reports of a session (3.10 and later).
-    Native {
+    /// `TLSRPT: status=…`: the result that Postfix itself reports for a session (3.10 and later).
+    TlsrptResult {
         /// The TLSRPT policy domain.
         domain: &'a [u8],
         /// The server, without a port.
         peer: Peer<'a>,
         /// `None` is success.
-        failure: Option<NativeFailure<'a>>,
+        failure: Option<TlsrptFailure<'a>>,
     },
     /// `warning: Could not report TLS handshake result to tlsrpt library: …`: the datagram behind the last `TLSRPT:`
     /// line was not sent.
-    NativeUnsent,
-    /// `QID: reason`: a host that was not the last one was given up.
-    HostLeft {
+    TlsrptNotSent,
+    /// `QID: reason`: Postfix gave up a host that was not the last one.
+    HostGivenUp {
         /// The message.
         queue_id: &'a [u8],
         /// Why.
-        reason: Reason<'a>,
+        reason: TlsReason<'a>,
     },
     /// `QID: to=<…>, relay=…, status=… (…)`: what became of one recipient.
     Delivery {
@@ -138,7 +138,7 @@ pub enum What<'a> {
         /// `status=sent`.
         sent: bool,
         /// The text in parentheses.
-        reason: Reason<'a>,
+        reason: TlsReason<'a>,
     },
     /// `QID: message-id=<…>` or `QID: resent-message-id=<…>` of cleanup(8).
     MessageId {
@@ -148,73 +148,73 @@ pub enum What<'a> {
         message_id: &'a [u8],
     },
     /// `QID: from=<…>, size=…, nrcpt=… (queue active)` of qmgr(8).
-    Active {
+    QueueActive {
         /// The message.
         queue_id: &'a [u8],
     },
     /// `QID: removed` of qmgr(8), or of cleanup(8) for a message that never was.
-    Removed {
+    QueueRemoved {
         /// The message.
         queue_id: &'a [u8],
     },
     /// `daemon started -- version …` of master(8).
-    Started {
+    DaemonStarted {
         /// For example `3.7.11`.
         version: &'a [u8],
     },
     /// A line of Exim's.
-    Exim(exim::Line<'a>),
+    Exim(exim::EximLine<'a>),
     /// `reload -- version …` of master(8): from here on another configuration may be in force.
-    Reloaded,
+    DaemonReloaded,
     /// `CONNECT to [IP]:PORT` of tlsproxy(8): smtp(8) will log the session whatever its log level is.
-    Proxied,
+    TlsproxyConnect,
 }
 
-impl What<'_> {
+impl EventKind<'_> {
     /// The family of lines that it was read from.
     #[must_use]
-    pub const fn family(&self) -> Family {
+    pub const fn family(&self) -> LineFamily {
         match self {
-            What::Established { .. } => Family::TlsSummary,
-            What::VerificationFailed { .. } => Family::CertificateVerification,
-            What::HandshakeFailed { .. } => Family::TlsHandshake,
-            What::LibraryProblem { .. } => Family::LibraryProblem,
-            What::ResumedUntrusted { .. } => Family::TlsResumed,
-            What::TlsaUnusable { .. } => Family::TlsaUnusable,
-            What::HostRuledOut { .. } => Family::HostRuledOut,
-            What::Native { .. } | What::NativeUnsent => Family::TlsrptStatus,
-            What::HostLeft { .. } => Family::HostLeft,
-            What::Delivery { .. } => Family::Delivery,
-            What::MessageId { .. } => Family::MessageId,
-            What::Active { .. } => Family::QueueActive,
-            What::Removed { .. } => Family::QueueRemoved,
-            What::Started { .. } | What::Reloaded => Family::DaemonStarted,
-            What::Exim(line) => match line.says {
-                exim::Says::Arrived { .. } | exim::Says::Completed => Family::EximMessage,
-                exim::Says::Recipient(_) => Family::EximRecipient,
-                exim::Says::Host { .. } | exim::Says::NoUsableTlsa => Family::EximHost,
-                exim::Says::VerifyError { .. } => Family::EximVerification,
+            EventKind::Established { .. } => LineFamily::TlsSummary,
+            EventKind::VerificationFailed { .. } => LineFamily::CertificateVerification,
+            EventKind::HandshakeFailed { .. } => LineFamily::TlsHandshake,
+            EventKind::LibraryProblem { .. } => LineFamily::LibraryProblem,
+            EventKind::ResumedUntrusted { .. } => LineFamily::TlsResumed,
+            EventKind::TlsaUnusable { .. } => LineFamily::TlsaUnusable,
+            EventKind::HostExcluded { .. } => LineFamily::HostExcluded,
+            EventKind::TlsrptResult { .. } | EventKind::TlsrptNotSent => LineFamily::TlsrptStatus,
+            EventKind::HostGivenUp { .. } => LineFamily::HostGivenUp,
+            EventKind::Delivery { .. } => LineFamily::Delivery,
+            EventKind::MessageId { .. } => LineFamily::MessageId,
+            EventKind::QueueActive { .. } => LineFamily::QueueActive,
+            EventKind::QueueRemoved { .. } => LineFamily::QueueRemoved,
+            EventKind::DaemonStarted { .. } | EventKind::DaemonReloaded => LineFamily::DaemonStarted,
+            EventKind::Exim(line) => match line.kind {
+                exim::LineKind::Arrived { .. } | exim::LineKind::Completed => LineFamily::EximMessage,
+                exim::LineKind::Recipient(_) => LineFamily::EximRecipient,
+                exim::LineKind::Host { .. } | exim::LineKind::NoUsableTlsa => LineFamily::EximHost,
+                exim::LineKind::VerifyError { .. } => LineFamily::EximVerification,
             },
-            What::Proxied => Family::Proxied,
+            EventKind::TlsproxyConnect => LineFamily::TlsproxyConnect,
         }
     }
 }
 
-/// The first part of `tls=`, which is about the security level; `may:none` was asked as `may` and came to `none`.
+/// The first part of `tls=`: the security level. `may:none` means that `may` was requested and `none` was used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TlsFeature<'a> {
-    /// The level that was wanted of the destination: `may`, `dane-only`, …; `unknown` where the policy look-up failed.
-    pub asked: &'a [u8],
-    /// The level that came of it; the same where nothing was downgraded.
-    pub reached: &'a [u8],
-    /// Whether that was as the policy asks.
-    pub state: TlsState,
+    /// The requested level: `may`, `dane-only`, …; `unknown` if the policy look-up failed.
+    pub requested: &'a [u8],
+    /// The level that was used; equal to `requested` unless it was downgraded.
+    pub effective: &'a [u8],
+    /// Whether the policy was met.
+    pub status: TlsFeatureStatus,
 }
 
-/// The mark at a feature of `tls=`.
+/// The character before or after a feature of `tls=`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum TlsState {
-    /// No mark.
+pub enum TlsFeatureStatus {
+    /// No character.
     Met,
     /// `!`: the policy was not met, and nothing was sent.
     Violated,
@@ -222,9 +222,9 @@ pub enum TlsState {
     Undecided,
 }
 
-/// Why policy ruled a host out.
+/// Why policy excluded a host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum RuledOut {
+pub enum ExclusionReason {
     /// `TLSA lookup error for …`.
     TlsaLookupError,
     /// `TLSA records unusable`.
@@ -237,18 +237,18 @@ pub enum RuledOut {
     StsMxMismatch,
 }
 
-/// What a `TLSRPT: status=failure` line says.
+/// The failure in a `TLSRPT: status=failure` line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct NativeFailure<'a> {
+pub struct TlsrptFailure<'a> {
     /// For example `certificate_host_mismatch`, with underscores as Postfix prints it.
     pub failure_type: &'a [u8],
     /// For example `tls-handshake-failure`.
     pub reason: Option<&'a [u8]>,
 }
 
-/// Why a host was left or a recipient's delivery ended, as far as TLS is concerned.
+/// The TLS reason why Postfix gave up a host or ended the delivery to a recipient.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Reason<'a> {
+pub enum TlsReason<'a> {
     /// `TLS is required, but host HOST[IP] refused to start TLS: …`.
     StarttlsRefused(Peer<'a>),
     /// `TLS is required, but was not offered by host HOST[IP]`.
@@ -259,6 +259,6 @@ pub enum Reason<'a> {
     NotVerified,
     /// `Server certificate not trusted` (3.4 and 3.5).
     NotTrusted,
-    /// Anything else: delivered, refused, or lost for a reason that is not TLS's.
+    /// Anything else: delivered, refused, or failed for a reason other than TLS.
     Other,
 }

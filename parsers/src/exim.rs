@@ -11,10 +11,10 @@ use memchr::memchr;
 
 use crate::{
     event::{
-        Event, Process, Stamp, What,
-        exim::{Line, Says},
+        Event, EventKind, LogTimestamp, Process,
+        exim::{EximLine, LineKind},
     },
-    family::{Family, Found},
+    family::{LineFamily, ParseResult},
     syslog::{self, decimal},
 };
 
@@ -23,78 +23,83 @@ mod event_action;
 mod fields;
 mod tls;
 
-pub use event_action::event_action;
+pub use event_action::parse_event_action;
 
 /// Reads one line.
-pub(crate) fn parse(line: &[u8]) -> Found<Event<'_>> {
-    prefix(line).map_or(Ok(None), read)
+pub(crate) fn parse(line: &[u8]) -> ParseResult<Event<'_>> {
+    prefix(line).map_or(Ok(None), parse_message)
 }
 
 /// Reads the text of a writer whose name and time are known.
-pub(crate) fn parse_entry<'a>(stamp: Stamp, ident: &'a [u8], pid: u32, text: &'a [u8]) -> Found<Event<'a>> {
+pub(crate) fn parse_entry<'a>(
+    timestamp: LogTimestamp,
+    ident: &'a [u8],
+    pid: u32,
+    text: &'a [u8],
+) -> ParseResult<Event<'a>> {
     if !ident.starts_with(b"exim") {
         return Ok(None);
     }
-    let Some((cut, text)) = part(text) else { return Ok(None) };
-    let text = self::stamp(text).map_or(text, |(_, rest)| rest);
+    let Some((continues, text)) = strip_part_number(text) else { return Ok(None) };
+    let text = self::timestamp(text).map_or(text, |(_, rest)| rest);
     let text = self::pid(text).map_or(text, |(_, rest)| rest);
-    read(Prefix { stamp: Some(stamp), ident, pid, cut, text })
+    parse_message(Prefix { timestamp: Some(timestamp), ident, pid, continues, text })
 }
 
 /// Whether a line begins with Exim's own time.
-pub(crate) fn begins(line: &[u8]) -> bool {
-    stamp(line).is_some()
+pub(crate) fn starts_with_timestamp(line: &[u8]) -> bool {
+    timestamp(line).is_some()
 }
 
-fn read(prefix: Prefix<'_>) -> Found<Event<'_>> {
+fn parse_message(prefix: Prefix<'_>) -> ParseResult<Event<'_>> {
     let Some((id, text)) = message_id(prefix.text) else { return Ok(None) };
     let found = match text.first() {
-        Some(b'<' | b'=' | b'-' | b'>' | b'*') => delivery::parse(text, prefix.cut),
-        Some(b'C') if text == b"Completed" || text.starts_with(b"Completed ") => Ok(Some(Says::Completed)),
-        Some(b'H' | b'T' | b'D' | b'[' | b'(') => tls::parse(text, prefix.cut),
+        Some(b'<' | b'=' | b'-' | b'>' | b'*') => delivery::parse(text, prefix.continues),
+        Some(b'C') if text == b"Completed" || text.starts_with(b"Completed ") => Ok(Some(LineKind::Completed)),
+        Some(b'H' | b'T' | b'D' | b'[' | b'(') => tls::parse(text, prefix.continues),
         _ => Ok(None),
     };
-    let Some(says) = found? else { return Ok(None) };
-    let stamp = prefix.stamp.ok_or(Family::Stamp)?;
+    let Some(kind) = found? else { return Ok(None) };
+    let timestamp = prefix.timestamp.ok_or(LineFamily::Timestamp)?;
     let process = Process { instance: b"", name: prefix.ident, pid: prefix.pid };
-    Ok(Some(Event { stamp, process, what: What::Exim(Line { id, says }) }))
+    Ok(Some(Event { timestamp, process, kind: EventKind::Exim(EximLine { id, kind }) }))
 }
 
-/// What stands before the message id.
+/// The parts of a line before the message id.
 struct Prefix<'a> {
-    stamp: Option<Stamp>,
+    timestamp: Option<LogTimestamp>,
     /// The syslog tag; empty in a file.
     ident: &'a [u8],
     /// 0 where the line does not tell it.
     pid: u32,
-    /// The line goes on in another one.
-    cut: bool,
+    /// The line continues in another one.
+    continues: bool,
     text: &'a [u8],
 }
 
 #[inline]
 fn prefix(line: &[u8]) -> Option<Prefix<'_>> {
-    if let Some((stamp, text)) = stamp(line) {
+    if let Some((timestamp, text)) = timestamp(line) {
         let (pid, text) = pid(text).unwrap_or((0, text));
-        return Some(Prefix { stamp: Some(stamp), ident: b"", pid, cut: false, text });
+        return Some(Prefix { timestamp: Some(timestamp), ident: b"", pid, continues: false, text });
     }
     let entry = syslog::split_hostless(line)?;
-    let (pid, text) = entry.body()?;
-    let (cut, text) = part(text)?;
+    let (pid, text) = entry.pid_and_text()?;
+    let (continues, text) = strip_part_number(text)?;
     // Exim's own time has the year; that of syslog may have the zone.
-    let (own, text) = stamp(text).map_or((None, text), |(own, rest)| (Some(own), rest));
+    let (own, text) = timestamp(text).map_or((None, text), |(own, rest)| (Some(own), rest));
     // And its own process id stands there in place of syslog's, where it has that left out.
     let (pid, text) = self::pid(text).unwrap_or((pid, text));
-    let outer = entry.stamp();
-    let stamp = match (outer, own) {
-        (Some(Stamp::Utc(_)), _) | (_, None) => outer,
+    let outer = entry.timestamp();
+    let timestamp = match (outer, own) {
+        (Some(LogTimestamp::Utc(_)), _) | (_, None) => outer,
         (_, own) => own,
     };
-    Some(Prefix { stamp, ident: entry.ident, pid, cut, text })
+    Some(Prefix { timestamp, ident: entry.ident, pid, continues, text })
 }
 
 /// `2026-11-22 01:40:29[.567][ +0100] `, and what follows.
-fn stamp(text: &[u8]) -> Option<(Stamp, &[u8])> {
+fn timestamp(text: &[u8]) -> Option<(LogTimestamp, &[u8])> {
     let (civil, rest) = text.split_at_checked(19)?;
     if civil.get(10) != Some(&b' ') {
         return None;
@@ -121,7 +126,7 @@ fn pid(text: &[u8]) -> Option<(u32, &[u8])> {
 
 /// `[1/2] ` of a line that syslog would not take whole (log.c, `write_syslog`): whether it goes on, and its text. The
 /// parts behind the first have neither time nor message.
-fn part(text: &[u8]) -> Option<(bool, &[u8])> {
+fn strip_part_number(text: &[u8]) -> Option<(bool, &[u8])> {
     let Some(rest) = text.strip_prefix(b"[") else { return Some((false, text)) };
     let Some((number, rest)) = decimal(rest) else { return Some((false, text)) };
     match rest {
@@ -152,8 +157,8 @@ fn message_id(text: &[u8]) -> Option<(&[u8], &[u8])> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::event::exim::{Became, Checked, Problem, Recipient};
-    use crate::event::{Peer, VerifyCause};
+    use crate::event::exim::{CertificateCheck, HostProblem, RecipientLine, RecipientStatus};
+    use crate::event::{Peer, VerificationError};
 
     fn read(line: &str) -> Event<'_> {
         match parse(line.as_bytes()) {
@@ -162,9 +167,9 @@ mod tests {
         }
     }
 
-    fn recipient(line: &str) -> Recipient<'_> {
-        match read(line).what {
-            What::Exim(Line { says: Says::Recipient(recipient), .. }) => recipient,
+    fn recipient(line: &str) -> RecipientLine<'_> {
+        match read(line).kind {
+            EventKind::Exim(EximLine { kind: LineKind::Recipient(recipient), .. }) => recipient,
             other => panic!("{other:?}: {line}"),
         }
     }
@@ -176,30 +181,32 @@ mod tests {
     fn reads_every_prefix() {
         let completed = |id: &str| format!("{id} Completed");
         let (old, new) = (completed("1xUwZB-0006OQ-0w"), completed("1xUwgo-000000005mC-2Ih7"));
-        for (prefix, stamp, pid) in [
-            ("2026-11-22 01:40:29 ", Stamp::Local(TIME), 0),
-            ("2026-11-22 01:40:29.567 ", Stamp::Local(TIME), 0),
-            ("2026-11-22 01:40:29 +0100 ", Stamp::Utc(TIME - 3600), 0),
-            ("2026-11-22 01:40:29.567 -0330 [30606] ", Stamp::Utc(TIME + 12_600), 30606),
-            ("2026-11-22 01:40:29 [30606] ", Stamp::Local(TIME), 30606),
-            ("<22>Nov 22 01:45:25 exim[9743]: 2026-11-22 01:40:29 ", Stamp::Local(TIME), 9743),
-            ("Nov 22 01:45:25 mta exim[9743]: 2026-11-22 01:40:29 [9743] ", Stamp::Local(TIME), 9743),
-            ("2026-11-22T02:40:29.1+01:00 mta exim4[9743]: 2026-11-22 02:40:29 ", Stamp::Utc(TIME), 9743),
+        for (prefix, timestamp, pid) in [
+            ("2026-11-22 01:40:29 ", LogTimestamp::Local(TIME), 0),
+            ("2026-11-22 01:40:29.567 ", LogTimestamp::Local(TIME), 0),
+            ("2026-11-22 01:40:29 +0100 ", LogTimestamp::Utc(TIME - 3600), 0),
+            ("2026-11-22 01:40:29.567 -0330 [30606] ", LogTimestamp::Utc(TIME + 12_600), 30606),
+            ("2026-11-22 01:40:29 [30606] ", LogTimestamp::Local(TIME), 30606),
+            ("<22>Nov 22 01:45:25 exim[9743]: 2026-11-22 01:40:29 ", LogTimestamp::Local(TIME), 9743),
+            ("Nov 22 01:45:25 mta exim[9743]: 2026-11-22 01:40:29 [9743] ", LogTimestamp::Local(TIME), 9743),
+            ("2026-11-22T02:40:29.1+01:00 mta exim4[9743]: 2026-11-22 02:40:29 ", LogTimestamp::Utc(TIME), 9743),
             // syslog_pid = no
-            ("Nov 22 01:45:25 mta exim: 2026-11-22 01:40:29 ", Stamp::Local(TIME), 0),
-            ("<22>Nov 22 01:45:25 exim: 2026-11-22 01:40:29 ", Stamp::Local(TIME), 0),
-            ("Nov 22 01:45:25 mta exim: 2026-11-22 01:40:29 [9743] ", Stamp::Local(TIME), 9743),
+            ("Nov 22 01:45:25 mta exim: 2026-11-22 01:40:29 ", LogTimestamp::Local(TIME), 0),
+            ("<22>Nov 22 01:45:25 exim: 2026-11-22 01:40:29 ", LogTimestamp::Local(TIME), 0),
+            ("Nov 22 01:45:25 mta exim: 2026-11-22 01:40:29 [9743] ", LogTimestamp::Local(TIME), 9743),
             // syslog_timestamp = no
-            ("2026-11-22T02:40:29+01:00 mta mail-out[9743]: ", Stamp::Utc(TIME), 9743),
-            ("2026-11-22T02:40:29+01:00 mta exim[9743]: [9743] ", Stamp::Utc(TIME), 9743),
-            ("2026-11-22T02:40:29+01:00 mta exim: ", Stamp::Utc(TIME), 0),
+            ("2026-11-22T02:40:29+01:00 mta mail-out[9743]: ", LogTimestamp::Utc(TIME), 9743),
+            ("2026-11-22T02:40:29+01:00 mta exim[9743]: [9743] ", LogTimestamp::Utc(TIME), 9743),
+            ("2026-11-22T02:40:29+01:00 mta exim: ", LogTimestamp::Utc(TIME), 0),
         ] {
             for text in [&old, &new] {
                 let line = format!("{prefix}{text}");
                 let event = read(&line);
-                assert_eq!((event.stamp, event.process.pid), (stamp, pid), "{line}");
+                assert_eq!((event.timestamp, event.process.pid), (timestamp, pid), "{line}");
                 let want = text.strip_suffix(" Completed").map(str::as_bytes);
-                let What::Exim(Line { id, says: Says::Completed }) = event.what else { panic!("{event:?}") };
+                let EventKind::Exim(EximLine { id, kind: LineKind::Completed }) = event.kind else {
+                    panic!("{event:?}")
+                };
                 assert_eq!(Some(id), want, "{line}");
             }
         }
@@ -230,28 +237,36 @@ mod tests {
     fn reads_the_fields_of_every_selector() {
         let front = "2026-11-22 01:40:29 1xUwZB-0006OQ-0w =>";
         for (fields, continued, tls) in [
-            ("u@a.test R=r T=t H=mx.a.test [192.0.2.1] X=TLS1.3:X:256 CV=yes C=\"250 ok\"", false, Some(Checked::Pkix)),
-            ("u@a.test R=r T=t H=mx.a.test [192.0.2.1]:25* X=TLS1.3:X:256* CV=no", true, Some(Checked::No)),
+            (
+                "u@a.test R=r T=t H=mx.a.test [192.0.2.1] X=TLS1.3:X:256 CV=yes C=\"250 ok\"",
+                false,
+                Some(CertificateCheck::Pkix),
+            ),
+            ("u@a.test R=r T=t H=mx.a.test [192.0.2.1]:25* X=TLS1.3:X:256* CV=no", true, Some(CertificateCheck::No)),
             (
                 "u@a.test R=r T=t H=mx.a.test DS [192.0.2.1] X=TLS1.3:X:256 CV=dane DN=\"CN=a\" L K",
                 false,
-                Some(Checked::Dane),
+                Some(CertificateCheck::Dane),
             ),
-            ("u@a.test R=r T=t H=mx.a.test [192.0.2.1] X=TLS1.3:X:256 A=plain", false, Some(Checked::Untold)),
+            (
+                "u@a.test R=r T=t H=mx.a.test [192.0.2.1] X=TLS1.3:X:256 A=plain",
+                false,
+                Some(CertificateCheck::NotLogged),
+            ),
             ("u@a.test R=r T=t H=mx.a.test [192.0.2.1] C=\"X=TLS1.3:X:256 CV=yes\"", false, None),
             (
                 "u@a.test (p@b.test, \"q) R=x\"@c.test) <\"o> H=x\"@d.test> F=<\"s> \"@e.test> Q=q P=<> R=r T=t S=9 H=mx.a.test \
                  [192.0.2.1]:25 PRX=[192.0.2.8]:1 I=[192.0.2.9]:2 TFO* PS=EsEmrdq X=TLS1.3:X:256 CV=yes",
                 false,
-                Some(Checked::Pkix),
+                Some(CertificateCheck::Pkix),
             ),
         ] {
             let line = format!("{front} {fields}");
             let read = recipient(&line);
             let host = read.peer.map(|peer| (peer.host, peer.ip));
             assert_eq!(host, Some((&b"mx.a.test"[..], "192.0.2.1".parse().ok())), "{line}");
-            assert_eq!((read.became, read.domain), (Became::Delivered, &b"a.test"[..]), "{line}");
-            assert_eq!((read.continued, read.tls), (continued, tls), "{line}");
+            assert_eq!((read.status, read.domain), (RecipientStatus::Delivered, &b"a.test"[..]), "{line}");
+            assert_eq!((read.continued_connection, read.tls), (continued, tls), "{line}");
         }
     }
 
@@ -259,9 +274,9 @@ mod tests {
     fn a_line_that_syslog_cut_is_read_or_malformed() {
         let front = "<22>Nov 22 01:44:51 exim[7930]: [1/2] 2026-11-22 01:40:29 1xUwZB-0006OQ-0w => u@a.test R=r T=t H=mx.a.test";
         let whole = format!("{front} [192.0.2.1] X=TLS1.3:X:256 CV=yes C=\"250 o");
-        assert_eq!(recipient(&whole).tls, Some(Checked::Pkix));
-        for cut in ["", " [192.0.2", " [192.0.2.1]", " [192.0.2.1] X=TLS1.3:X:256"] {
-            assert_eq!(parse(format!("{front}{cut}").as_bytes()), Err(Family::EximRecipient), "{cut}");
+        assert_eq!(recipient(&whole).tls, Some(CertificateCheck::Pkix));
+        for continues in ["", " [192.0.2", " [192.0.2.1]", " [192.0.2.1] X=TLS1.3:X:256"] {
+            assert_eq!(parse(format!("{front}{continues}").as_bytes()), Err(LineFamily::EximRecipient), "{continues}");
         }
     }
 
@@ -269,58 +284,61 @@ mod tests {
     #[test]
     fn reads_the_lines_of_an_exim_with_openssl() {
         let peer = Peer { host: b"mx.a.test", ip: "192.0.2.1".parse().ok(), port: None };
-        let verify = |cause| Says::VerifyError { ip: "192.0.2.1".parse().unwrap(), cause };
-        for (text, says) in [
+        let verify = |cause| LineKind::VerifyError { ip: "192.0.2.1".parse().unwrap(), cause };
+        for (text, kind) in [
             (
                 "[192.0.2.1] SSL verify error: depth=0 error=unable to get local issuer certificate cert=/CN=server1.example.com",
-                verify(VerifyCause::UntrustedIssuer),
+                verify(VerificationError::UntrustedIssuer),
             ),
             (
                 "[192.0.2.1] SSL verify error: depth=0 error=unable to verify the first certificate cert=/CN=server1.example.com",
-                verify(VerifyCause::Code(0, b"unable to verify the first certificate")),
+                verify(VerificationError::Code(0, b"unable to verify the first certificate")),
             ),
             (
                 "[192.0.2.1] SSL verify error: depth=0 error=self signed certificate \
                  cert=/C=UK/O=The Exim Maintainers/OU=Test Suite/CN=Phil Pennock",
-                verify(VerifyCause::SelfSigned),
+                verify(VerificationError::SelfSigned),
             ),
             (
                 "[192.0.2.1] SSL verify error: depth=1 error=certificate has expired cert=/CN=ca",
-                verify(VerifyCause::Expired),
+                verify(VerificationError::Expired),
             ),
             (
                 "[192.0.2.1] SSL verify error: certificate name mismatch: DN=\"/CN=server1.example.com\" H=\"mx.a.test\"",
-                verify(VerifyCause::Code(62, b"certificate name mismatch")),
+                verify(VerificationError::Code(62, b"certificate name mismatch")),
             ),
             // 4.99 quotes the name by itself.
             (
                 "[192.0.2.1] SSL verify error: certificate name mismatch: \"/C=UK/O=The Exim Maintainers/OU=Test Suite\"",
-                verify(VerifyCause::Code(62, b"certificate name mismatch")),
+                verify(VerificationError::Code(62, b"certificate name mismatch")),
             ),
             (
                 "DANE attempt failed; TLS connection to mx.a.test [192.0.2.1]: (SSL_connect): error:0A000086:SSL \
                  routines::certificate verify failed",
-                Says::Host { peer, problem: Problem::CertificateRejected },
+                LineKind::Host { peer, problem: HostProblem::CertificateRejected },
             ),
             (
                 "TLS session: (SSL_connect): error:0A00010B:SSL routines::wrong version number: delivering unencrypted to \
                  H=mx.a.test [192.0.2.1] (not in hosts_require_tls)",
-                Says::Host { peer, problem: Problem::Handshake(b"error:0A00010B:SSL routines::wrong version number") },
+                LineKind::Host {
+                    peer,
+                    problem: HostProblem::Handshake(b"error:0A00010B:SSL routines::wrong version number"),
+                },
             ),
-            ("DANE error: No usable TLSA records", Says::NoUsableTlsa),
+            ("DANE error: No usable TLSA records", LineKind::NoUsableTlsa),
             (
                 "H=mx.a.test [192.0.2.1]: DANE error: tlsa lookup DEFER",
-                Says::Host { peer, problem: Problem::TlsaLookup },
+                LineKind::Host { peer, problem: HostProblem::TlsaLookup },
             ),
         ] {
             let line = format!("1999-03-02 09:44:33 10HmaX-0005vi-00 {text}");
-            let What::Exim(read) = read(&line).what else { panic!("{line}") };
-            assert_eq!(read.says, says, "{line}");
+            let EventKind::Exim(read) = read(&line).kind else { panic!("{line}") };
+            assert_eq!(read.kind, kind, "{line}");
         }
         for (text, problem) in [
-            (": DANE error: tlsa lookup FAIL", Problem::DaneRequired),
-            (": DANE error: danebroken6.test.ex lookup not DNSSEC", Problem::DaneRequired),
-            (" H=mx.a.test [192.0.2.1]: TLS session: (SSL_connect): timed out", Problem::Handshake(b"timed out")),
+            (": DANE error: tlsa lookup FAIL", HostProblem::DaneRequired),
+            (": DANE error: danebroken6.test.ex lookup not DNSSEC", HostProblem::DaneRequired),
+            (" H=mx.a.test [192.0.2.1]: TLS session: (SSL_connect): timed out", HostProblem::Handshake(b"timed out")),
         ] {
             let line = format!("1999-03-02 09:44:33 10HmaX-0005vi-00 ** u@a.test R=client T=send_to_server{text}");
             assert_eq!(recipient(&line).problem, problem, "{line}");
@@ -331,20 +349,20 @@ mod tests {
     fn reads_why_in_the_words_of_every_version() {
         let invalid = "(certificate verification failed): certificate invalid";
         for (text, problem) in [
-            (format!("defer (-37) H=mx.a.test [192.0.2.1]: TLS session: {invalid}"), Problem::CertificateInvalid),
-            (format!("defer (-37) H=mx.a.test [192.0.2.1]:25 DT=0.003s: TLS session: {invalid}"), Problem::CertificateInvalid),
-            ("defer (-36): DANE error: tlsa lookup DEFER".into(), Problem::TlsaLookup),
-            ("defer (0) H=mx.a.test [192.0.2.1]: SMTP error from remote mail server after STARTTLS: 454 x".into(), Problem::StarttlsRefused),
-            ("defer (104): Connection reset by peer H=mx.a.test [192.0.2.1]: smtp send to x failed".into(), Problem::Other),
-            ("defer (111): Connection refused".into(), Problem::Other),
-            ("defer (-54): retry time not reached for any host for 'a.test'".into(), Problem::Other),
+            (format!("defer (-37) H=mx.a.test [192.0.2.1]: TLS session: {invalid}"), HostProblem::CertificateInvalid),
+            (format!("defer (-37) H=mx.a.test [192.0.2.1]:25 DT=0.003s: TLS session: {invalid}"), HostProblem::CertificateInvalid),
+            ("defer (-36): DANE error: tlsa lookup DEFER".into(), HostProblem::TlsaLookup),
+            ("defer (0) H=mx.a.test [192.0.2.1]: SMTP error from remote mail server after STARTTLS: 454 x".into(), HostProblem::StarttlsRefused),
+            ("defer (104): Connection reset by peer H=mx.a.test [192.0.2.1]: smtp send to x failed".into(), HostProblem::Other),
+            ("defer (111): Connection refused".into(), HostProblem::Other),
+            ("defer (-54): retry time not reached for any host for 'a.test'".into(), HostProblem::Other),
             (
                 "defer (-37) H=mx.a.test [192.0.2.1]: TLS session: (SSL_connect): error:0A000086:SSL routines::certificate verify failed".into(),
-                Problem::CertificateRejected,
+                HostProblem::CertificateRejected,
             ),
             (
                 "defer (-37) H=mx.a.test [192.0.2.1]: TLS session: (cert/key setup: cert=/x key=/y): Error while reading file.".into(),
-                Problem::Local,
+                HostProblem::Local,
             ),
         ] {
             let line = format!("2026-11-22 01:40:29 1xUwZB-0006OQ-0w == u@a.test R=r T=t {text}");
@@ -354,7 +372,7 @@ mod tests {
             let line = format!(
                 "2026-11-22 01:40:29 1xUwZB-0006OQ-0w ** u@a.test R=r T=t H=mx.a.test [192.0.2.1]{colon} TLS session: {invalid}: retry timeout exceeded"
             );
-            assert_eq!(recipient(&line).problem, Problem::CertificateInvalid, "{line}");
+            assert_eq!(recipient(&line).problem, HostProblem::CertificateInvalid, "{line}");
         }
     }
 }

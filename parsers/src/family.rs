@@ -1,28 +1,27 @@
 //! The families of log lines that are read, and the error for a line of a family that cannot be read.
 //!
-//! Takes: nothing. Gives: [`Family`] for messages and counters, [`Malformed`], and [`Found`], the result of every reader.
+//! Takes: nothing. Gives: [`LineFamily`] for messages and counters, [`MalformedLine`], and [`ParseResult`], the result of every reader.
 //! Limits: none; plain values without allocation.
 //! When it fails: never.
 //! Not here: which line belongs to which family (`postfix`, `exim`).
 
 use core::{error, fmt};
 
-/// What the reader of one line family found: `Ok(None)` for a line that is not counted, an event, or the family of a line
-/// that it should have understood.
-pub(crate) type Found<T> = Result<Option<T>, Family>;
+/// The result of a reader: `Ok(None)` for a line that is not counted, an event, or the family of a malformed line.
+pub(crate) type ParseResult<T> = Result<Option<T>, LineFamily>;
 
-/// A line that begins like one of ours and cannot be read.
+/// A line that begins like one that is counted, but cannot be read to its end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Malformed {
-    /// What it would have been.
-    pub family: Family,
+pub struct MalformedLine {
+    /// The family that it begins like.
+    pub family: LineFamily,
 }
 
-/// The families of lines that we read, as named in [`Malformed`] and by [`event::What::family`](crate::event::What::family).
+/// The families of lines that are read, as named in [`MalformedLine`] and by [`event::EventKind::family`](crate::event::EventKind::family).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Family {
-    /// The time at the front of a line that we would have used.
-    Stamp,
+pub enum LineFamily {
+    /// The time at the front of a line that would have been used.
+    Timestamp,
     /// `… TLS connection established to …`.
     TlsSummary,
     /// `… certificate verification failed for …`.
@@ -49,59 +48,59 @@ pub enum Family {
     TlsResumed,
     /// `…: all TLSA records unusable…`.
     TlsaUnusable,
-    /// A host that policy ruled out before any connection.
-    HostRuledOut,
-    /// `QID: reason`: a host that was not the last one was given up.
-    HostLeft,
+    /// A host that policy excluded before any connection.
+    HostExcluded,
+    /// `QID: reason`: Postfix gave up a host that was not the last one.
+    HostGivenUp,
     /// `QID: message-id=<…>`.
     MessageId,
     /// `QID: removed`.
     QueueRemoved,
     /// tlsproxy(8)'s `CONNECT to [IP]:PORT`.
-    Proxied,
+    TlsproxyConnect,
     /// Exim's `<=` and `Completed`.
     EximMessage,
 }
 
-impl Family {
+impl LineFamily {
     /// The name of this family in messages and counters.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
-            Family::Stamp => "time stamp",
-            Family::TlsSummary => "TLS summary",
-            Family::CertificateVerification => "certificate verification",
-            Family::TlsHandshake => "TLS handshake",
-            Family::TlsrptStatus => "TLSRPT status",
-            Family::Delivery => "delivery",
-            Family::QueueActive => "queue active",
-            Family::DaemonStarted => "daemon started",
-            Family::EximRecipient => "Exim recipient",
-            Family::EximHost => "Exim host",
-            Family::EximVerification => "Exim certificate verification",
-            Family::LibraryProblem => "TLS library problem",
-            Family::TlsResumed => "TLS session resumed",
-            Family::TlsaUnusable => "TLSA unusable",
-            Family::HostRuledOut => "host ruled out",
-            Family::HostLeft => "host left",
-            Family::MessageId => "Message-ID",
-            Family::QueueRemoved => "queue removed",
-            Family::Proxied => "tlsproxy connection",
-            Family::EximMessage => "Exim message",
+            LineFamily::Timestamp => "time stamp",
+            LineFamily::TlsSummary => "TLS summary",
+            LineFamily::CertificateVerification => "certificate verification",
+            LineFamily::TlsHandshake => "TLS handshake",
+            LineFamily::TlsrptStatus => "TLSRPT status",
+            LineFamily::Delivery => "delivery",
+            LineFamily::QueueActive => "queue active",
+            LineFamily::DaemonStarted => "daemon started",
+            LineFamily::EximRecipient => "Exim recipient",
+            LineFamily::EximHost => "Exim host",
+            LineFamily::EximVerification => "Exim certificate verification",
+            LineFamily::LibraryProblem => "TLS library problem",
+            LineFamily::TlsResumed => "TLS session resumed",
+            LineFamily::TlsaUnusable => "TLSA unusable",
+            LineFamily::HostExcluded => "host ruled out",
+            LineFamily::HostGivenUp => "host left",
+            LineFamily::MessageId => "Message-ID",
+            LineFamily::QueueRemoved => "queue removed",
+            LineFamily::TlsproxyConnect => "tlsproxy connection",
+            LineFamily::EximMessage => "Exim message",
         }
     }
 }
 
-impl fmt::Display for Family {
+impl fmt::Display for LineFamily {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())
     }
 }
 
-impl fmt::Display for Malformed {
+impl fmt::Display for MalformedLine {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "unreadable {} line", self.family)
     }
 }
 
-impl error::Error for Malformed {}
+impl error::Error for MalformedLine {}

@@ -16,10 +16,10 @@ mod postfix;
 mod syslog;
 
 pub use event::Event;
-pub use exim::event_action;
-pub use family::{Family, Malformed};
+pub use exim::parse_event_action;
+pub use family::{LineFamily, MalformedLine};
 
-/// Whose lines to read.
+/// The MTA whose log lines are read.
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "lowercase"))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Dialect {
@@ -36,19 +36,19 @@ pub enum Dialect {
 ///
 /// # Errors
 ///
-/// [`Malformed`] where the line begins like one that we count, but cannot be read to its end.
-pub fn parse<'a>(dialect: Dialect, line: &'a [u8]) -> Result<Option<Event<'a>>, Malformed> {
+/// [`MalformedLine`] where the line begins like one that we count, but cannot be read to its end.
+pub fn parse<'a>(dialect: Dialect, line: &'a [u8]) -> Result<Option<Event<'a>>, MalformedLine> {
     let line = line.strip_suffix(b"\r").unwrap_or(line);
     match dialect {
-        Dialect::Postfix => postfix::parse(line).map_err(|family| Malformed { family }),
-        Dialect::Exim => exim::parse(line).map_err(|family| Malformed { family }),
+        Dialect::Postfix => postfix::parse(line).map_err(|family| MalformedLine { family }),
+        Dialect::Exim => exim::parse(line).map_err(|family| MalformedLine { family }),
     }
 }
 
 /// Whether a line begins as those of a log do, with a time: any program's, in any of the forms that [`parse`] knows.
 #[must_use]
 pub fn is_log_line(line: &[u8]) -> bool {
-    syslog::begins(line) || exim::begins(line)
+    syslog::starts_with_timestamp(line) || exim::starts_with_timestamp(line)
 }
 
 /// Reads one entry of a log that keeps the parts of a line apart, as the systemd journal does: when it was written, by
@@ -59,13 +59,15 @@ pub fn is_log_line(line: &[u8]) -> bool {
 /// As [`parse`].
 pub fn parse_entry<'a>(
     dialect: Dialect,
-    stamp: event::Stamp,
+    timestamp: event::LogTimestamp,
     ident: &'a [u8],
     pid: u32,
     text: &'a [u8],
-) -> Result<Option<Event<'a>>, Malformed> {
+) -> Result<Option<Event<'a>>, MalformedLine> {
     match dialect {
-        Dialect::Postfix => postfix::parse_entry(stamp, ident, pid, text).map_err(|family| Malformed { family }),
-        Dialect::Exim => exim::parse_entry(stamp, ident, pid, text).map_err(|family| Malformed { family }),
+        Dialect::Postfix => {
+            postfix::parse_entry(timestamp, ident, pid, text).map_err(|family| MalformedLine { family })
+        }
+        Dialect::Exim => exim::parse_entry(timestamp, ident, pid, text).map_err(|family| MalformedLine { family }),
     }
 }

@@ -7,8 +7,8 @@
 //! Not here: the prefix (`syslog`); lmtp(8), which speaks to mail stores and not to the Internet's MX hosts.
 
 use crate::{
-    event::{Event, Process, Stamp, What},
-    family::{Family, Found},
+    event::{Event, EventKind, LogTimestamp, Process},
+    family::{LineFamily, ParseResult},
     syslog,
 };
 
@@ -20,20 +20,25 @@ mod tls;
 mod tlsrpt;
 
 /// Reads one line.
-pub(crate) fn parse(line: &[u8]) -> Found<Event<'_>> {
+pub(crate) fn parse(line: &[u8]) -> ParseResult<Event<'_>> {
     let Some(entry) = syslog::split(line) else { return Ok(None) };
-    let Some(program) = Program::of(entry.ident) else { return Ok(None) };
-    let Some((pid, text)) = entry.body() else { return Ok(None) };
-    let Some(what) = program.read(text)? else { return Ok(None) };
-    let stamp = entry.stamp().ok_or(Family::Stamp)?;
-    Ok(Some(Event { stamp, process: program.process(entry.ident, pid), what }))
+    let Some(program) = Program::from_ident(entry.ident) else { return Ok(None) };
+    let Some((pid, text)) = entry.pid_and_text() else { return Ok(None) };
+    let Some(kind) = program.parse(text)? else { return Ok(None) };
+    let timestamp = entry.timestamp().ok_or(LineFamily::Timestamp)?;
+    Ok(Some(Event { timestamp, process: program.process(entry.ident, pid), kind }))
 }
 
 /// Reads the text of a writer whose name and time are known.
-pub(crate) fn parse_entry<'a>(stamp: Stamp, ident: &'a [u8], pid: u32, text: &'a [u8]) -> Found<Event<'a>> {
-    let Some(program) = Program::of(ident) else { return Ok(None) };
-    let what = program.read(text)?;
-    Ok(what.map(|what| Event { stamp, process: program.process(ident, pid), what }))
+pub(crate) fn parse_entry<'a>(
+    timestamp: LogTimestamp,
+    ident: &'a [u8],
+    pid: u32,
+    text: &'a [u8],
+) -> ParseResult<Event<'a>> {
+    let Some(program) = Program::from_ident(ident) else { return Ok(None) };
+    let kind = program.parse(text)?;
+    Ok(kind.map(|kind| Event { timestamp, process: program.process(ident, pid), kind }))
 }
 
 /// The daemons whose lines we read.
@@ -51,7 +56,7 @@ enum Program {
 impl Program {
     /// By what follows the last slash: `syslog_name` may have slashes of its own.
     #[inline]
-    fn of(ident: &[u8]) -> Option<Program> {
+    fn from_ident(ident: &[u8]) -> Option<Program> {
         let program = match ident {
             [.., b's', b'm', b't', b'p'] => Program::Smtp,
             [.., b'o', b'q', b'm', b'g', b'r'] => Program::Oqmgr,
@@ -76,12 +81,12 @@ impl Program {
     }
 
     #[inline]
-    fn read(self, text: &[u8]) -> Found<What<'_>> {
-        let text = syslog::repeated(text);
+    fn parse(self, text: &[u8]) -> ParseResult<EventKind<'_>> {
+        let text = syslog::unwrap_repeated(text);
         match self {
             Program::Smtp => smtp(text),
             // `CONNECT from` is a client's, of postscreen(8).
-            Program::Tlsproxy if text.starts_with(b"CONNECT to [") => Ok(Some(What::Proxied)),
+            Program::Tlsproxy if text.starts_with(b"CONNECT to [") => Ok(Some(EventKind::TlsproxyConnect)),
             Program::Tlsproxy => tls_line(text),
             Program::Cleanup => queue::cleanup(text),
             Program::Qmgr | Program::Oqmgr => queue::qmgr(text),
@@ -97,15 +102,15 @@ impl Program {
 }
 
 /// A line of smtp(8): its TLS library's, or `QID: …`.
-fn smtp(text: &[u8]) -> Found<What<'_>> {
-    if let Some((queue_id, text)) = queue::id(text) {
+fn smtp(text: &[u8]) -> ParseResult<EventKind<'_>> {
+    if let Some((queue_id, text)) = queue::split_queue_id(text) {
         return delivery::parse(queue_id, text);
     }
     tls_line(text)
 }
 
 /// A line without a queue id, of smtp(8) or tlsproxy(8).
-fn tls_line(text: &[u8]) -> Found<What<'_>> {
+fn tls_line(text: &[u8]) -> ParseResult<EventKind<'_>> {
     // The first octet tells the families apart, but for those that begin with a host name.
     let found = match text.first() {
         Some(b'T' | b'U' | b'V' | b'A') => match text.strip_prefix(b"TLSRPT: ") {
@@ -120,15 +125,15 @@ fn tls_line(text: &[u8]) -> Found<What<'_>> {
         },
         _ => None,
     };
-    found.unwrap_or_else(|| Ok(tls::resumed(text)))
+    found.unwrap_or_else(|| Ok(tls::resumed_untrusted(text)))
 }
 
-fn warning(text: &[u8]) -> Found<What<'_>> {
+fn warning(text: &[u8]) -> ParseResult<EventKind<'_>> {
     if let Some(text) = text.strip_prefix(b"TLS library problem: ") {
-        return Ok(Some(What::LibraryProblem { text }));
+        return Ok(Some(EventKind::LibraryProblem { text }));
     }
     if text.starts_with(b"Could not report TLS handshake result to tlsrpt library: ") {
-        return Ok(Some(What::NativeUnsent));
+        return Ok(Some(EventKind::TlsrptNotSent));
     }
     Ok(policy::parse(text).or_else(|| tls::tlsa_unusable(text)))
 }
@@ -136,7 +141,7 @@ fn warning(text: &[u8]) -> Found<What<'_>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::event::{Reason, Trust};
+    use crate::event::{TlsReason, Trust};
 
     fn read(line: &str) -> Option<Event<'_>> {
         parse(line.as_bytes()).unwrap_or_else(|family| panic!("{family}: {line}"))
@@ -156,8 +161,11 @@ mod tests {
             );
             let event = read(&line).expect("an event");
             let process = Process { instance: instance.as_bytes(), name: name.as_bytes(), pid: 26510 };
-            assert_eq!((event.process, event.stamp), (process, Stamp::Utc(1_795_311_973)), "{line}");
-            assert!(matches!(event.what, What::Established { trust: Trust::Verified, reused: false, .. }), "{line}");
+            assert_eq!((event.process, event.timestamp), (process, LogTimestamp::Utc(1_795_311_973)), "{line}");
+            assert!(
+                matches!(event.kind, EventKind::Established { trust: Trust::Verified, reused: false, .. }),
+                "{line}"
+            );
         }
     }
 
@@ -186,27 +194,27 @@ mod tests {
 
     #[test]
     fn reads_each_family_behind_its_program() {
-        let kind = |line| match read(line).map(|event| event.what) {
+        let kind = |line| match read(line).map(|event| event.kind) {
             None => "none",
-            Some(What::Established { .. }) => "established",
-            Some(What::VerificationFailed { .. }) => "verification failed",
-            Some(What::HandshakeFailed { .. }) => "handshake failed",
-            Some(What::LibraryProblem { .. }) => "library problem",
-            Some(What::ResumedUntrusted { .. }) => "resumed untrusted",
-            Some(What::TlsaUnusable { .. }) => "TLSA unusable",
-            Some(What::HostRuledOut { .. }) => "host ruled out",
-            Some(What::Native { .. }) => "native",
-            Some(What::NativeUnsent) => "native unsent",
-            Some(What::HostLeft { reason: Reason::Other, .. }) => "host left",
-            Some(What::HostLeft { .. }) => "host left for TLS",
-            Some(What::Delivery { .. }) => "delivery",
-            Some(What::MessageId { .. }) => "message id",
-            Some(What::Active { .. }) => "active",
-            Some(What::Removed { .. }) => "removed",
-            Some(What::Started { .. }) => "started",
-            Some(What::Exim(_)) => "Exim",
-            Some(What::Reloaded) => "reloaded",
-            Some(What::Proxied) => "proxied",
+            Some(EventKind::Established { .. }) => "established",
+            Some(EventKind::VerificationFailed { .. }) => "verification failed",
+            Some(EventKind::HandshakeFailed { .. }) => "handshake failed",
+            Some(EventKind::LibraryProblem { .. }) => "library problem",
+            Some(EventKind::ResumedUntrusted { .. }) => "resumed untrusted",
+            Some(EventKind::TlsaUnusable { .. }) => "TLSA unusable",
+            Some(EventKind::HostExcluded { .. }) => "host ruled out",
+            Some(EventKind::TlsrptResult { .. }) => "native",
+            Some(EventKind::TlsrptNotSent) => "native unsent",
+            Some(EventKind::HostGivenUp { reason: TlsReason::Other, .. }) => "host left",
+            Some(EventKind::HostGivenUp { .. }) => "host left for TLS",
+            Some(EventKind::Delivery { .. }) => "delivery",
+            Some(EventKind::MessageId { .. }) => "message id",
+            Some(EventKind::QueueActive { .. }) => "active",
+            Some(EventKind::QueueRemoved { .. }) => "removed",
+            Some(EventKind::DaemonStarted { .. }) => "started",
+            Some(EventKind::Exim(_)) => "Exim",
+            Some(EventKind::DaemonReloaded) => "reloaded",
+            Some(EventKind::TlsproxyConnect) => "proxied",
         };
         for (line, want) in [
             (
@@ -320,7 +328,7 @@ mod tests {
         let line = b"2026-11-22T01:46:13Z mta postfix/relay/qmgr[19250]: 1818EA260B5: removed";
         let entry = crate::parse_entry(
             crate::Dialect::Postfix,
-            Stamp::Utc(1_795_311_973),
+            LogTimestamp::Utc(1_795_311_973),
             b"postfix/relay/qmgr",
             19250,
             b"1818EA260B5: removed",
@@ -332,13 +340,13 @@ mod tests {
     fn a_carriage_return_at_the_end_is_let_pass() {
         let line = b"Nov 22 01:41:44 mta postfix/qmgr[19250]: 1818EA260B5: removed\r";
         let event = crate::parse(crate::Dialect::Postfix, line).expect("well-formed").expect("an event");
-        assert_eq!(event.what, What::Removed { queue_id: b"1818EA260B5" });
+        assert_eq!(event.kind, EventKind::QueueRemoved { queue_id: b"1818EA260B5" });
     }
 
     #[test]
     fn only_a_line_of_ours_needs_a_readable_stamp() {
         let ours = b"Nov 99 01:41:44 mta postfix/qmgr[19250]: 1818EA260B5: removed";
-        assert_eq!(parse(ours), Err(Family::Stamp));
+        assert_eq!(parse(ours), Err(LineFamily::Timestamp));
         assert_eq!(parse(b"Nov 99 01:41:44 mta postfix/smtpd[19250]: connect from x"), Ok(None));
     }
 
@@ -348,6 +356,6 @@ mod tests {
             b"Nov 22 01:42:29 mta postfix/smtp[1]: F35CEA26071: to=<\xffser@a.test>, relay=mx.a.test[192.0.2.1]:25, \
                      delay=0.01, delays=0/0/0/0, dsn=4.4.3, status=deferred (host said \xfe\x00)";
         let event = parse(line).expect("well-formed").expect("an event");
-        assert!(matches!(event.what, What::Delivery { recipient_domain: b"a.test", sent: false, .. }));
+        assert!(matches!(event.kind, EventKind::Delivery { recipient_domain: b"a.test", sent: false, .. }));
     }
 }

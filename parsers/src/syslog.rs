@@ -10,69 +10,69 @@
 
 use memchr::{memchr, memchr2};
 
-use crate::event::Stamp;
+use crate::event::LogTimestamp;
 
-/// A line cut into its parts, nothing of it checked but its shape.
+/// A line split into its parts by their position; the values are not checked.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Entry<'a> {
-    stamp: RawStamp<'a>,
+pub(crate) struct SyslogLine<'a> {
+    timestamp: RawTimestamp<'a>,
     /// The program's tag, all before `[pid]`: `postfix/smtp`.
     pub(crate) ident: &'a [u8],
-    pid: Pid,
+    pid: PidForm,
     /// `[pid]: text`, ` text`, or `pid msgid data text`.
     tail: &'a [u8],
 }
 
 /// How the process id is written.
 #[derive(Clone, Copy, Debug)]
-enum Pid {
+enum PidForm {
     Bracketed,
-    Untold,
+    Missing,
     Word,
 }
 
 #[derive(Clone, Copy, Debug)]
-enum RawStamp<'a> {
-    /// Fifteen octets, `Nov 22 01:39:01`.
+enum RawTimestamp<'a> {
+    /// Fifteen bytes, `Nov 22 01:39:01`.
     Traditional(&'a [u8]),
     Rfc3339(&'a [u8]),
 }
 
 /// Finds the parts of a line by their position.
 #[inline]
-pub(crate) fn split(line: &[u8]) -> Option<Entry<'_>> {
-    let line = if line.first() == Some(&b'<') { without_priority(line)? } else { line };
+pub(crate) fn split(line: &[u8]) -> Option<SyslogLine<'_>> {
+    let line = if line.first() == Some(&b'<') { strip_priority(line)? } else { line };
     if let Some(line) = line.strip_prefix(b"1 ") {
         return split_5424(line);
     }
-    let (stamp, host) = stamp_of(line)?;
+    let (timestamp, host) = split_timestamp(line)?;
     let ident = host.get(memchr(b' ', host)? + 1..)?;
     let bracket = memchr2(b'[', b' ', ident)?;
     let (ident, tail) = ident.split_at_checked(bracket)?;
-    (tail.first() == Some(&b'[')).then_some(Entry { stamp, ident, pid: Pid::Bracketed, tail })
+    (tail.first() == Some(&b'[')).then_some(SyslogLine { timestamp, ident, pid: PidForm::Bracketed, tail })
 }
 
 /// RFC 5424 §6: `stamp host ident pid msgid data text`.
 #[cold]
-fn split_5424(line: &[u8]) -> Option<Entry<'_>> {
+fn split_5424(line: &[u8]) -> Option<SyslogLine<'_>> {
     let word = |text: &'_ [u8]| -> Option<usize> { memchr(b' ', text) };
-    let stamp = line.get(..word(line)?)?;
-    let rest = line.get(stamp.len() + 1..)?;
+    let timestamp = line.get(..word(line)?)?;
+    let rest = line.get(timestamp.len() + 1..)?;
     let rest = rest.get(word(rest)? + 1..)?;
     let ident = rest.get(..word(rest)?)?;
     let tail = rest.get(ident.len() + 1..)?;
-    let shaped = matches!(stamp, [_, _, _, _, b'-', _, _, b'-', _, _, b'T', _, _, b':', _, _, b':', _, _, ..]);
-    shaped.then_some(Entry { stamp: RawStamp::Rfc3339(stamp), ident, pid: Pid::Word, tail })
+    let shaped = matches!(timestamp, [_, _, _, _, b'-', _, _, b'-', _, _, b'T', _, _, b':', _, _, b':', _, _, ..]);
+    shaped.then_some(SyslogLine { timestamp: RawTimestamp::Rfc3339(timestamp), ident, pid: PidForm::Word, tail })
 }
 
 /// What follows RFC 5424's structured data, a nil (`-`) or any number of `[…]`, and the space behind it.
-fn without_data(text: &[u8]) -> Option<&[u8]> {
+fn strip_structured_data(text: &[u8]) -> Option<&[u8]> {
     if let Some(rest) = text.strip_prefix(b"-") {
         return Some(rest.strip_prefix(b" ").unwrap_or(rest));
     }
     let (mut quoted, mut escaped, mut inside) = (false, false, false);
-    for (at, octet) in text.iter().enumerate() {
-        match octet {
+    for (at, byte) in text.iter().enumerate() {
+        match byte {
             _ if escaped => escaped = false,
             b'\\' if quoted => escaped = true,
             b'"' if inside => quoted = !quoted,
@@ -86,10 +86,10 @@ fn without_data(text: &[u8]) -> Option<&[u8]> {
     None
 }
 
-/// What rsyslog says in place of the same line again: `message repeated 3 times: [ text]`. A text that says the same
-/// twice about one session says nothing more, so that it is read once.
+/// Unwraps rsyslog's `message repeated 3 times: [ text]`. A repeated text about one session adds nothing, so it is read
+/// once.
 #[inline]
-pub(crate) fn repeated(text: &[u8]) -> &[u8] {
+pub(crate) fn unwrap_repeated(text: &[u8]) -> &[u8] {
     let Some(rest) = text.strip_prefix(b"message repeated ") else { return text };
     let inner = decimal(rest).and_then(|(_, rest)| rest.strip_prefix(b" times: [ ")?.strip_suffix(b"]"));
     inner.unwrap_or(text)
@@ -98,57 +98,57 @@ pub(crate) fn repeated(text: &[u8]) -> &[u8] {
 /// The same for a line that may have come without a host name, as a program hands it to `/dev/log`, or without a process
 /// id: `ident: text`.
 #[inline]
-pub(crate) fn split_hostless(line: &[u8]) -> Option<Entry<'_>> {
-    let line = if line.first() == Some(&b'<') { without_priority(line)? } else { line };
-    let (stamp, rest) = stamp_of(line)?;
+pub(crate) fn split_hostless(line: &[u8]) -> Option<SyslogLine<'_>> {
+    let line = if line.first() == Some(&b'<') { strip_priority(line)? } else { line };
+    let (timestamp, rest) = split_timestamp(line)?;
     let first = rest.get(..memchr(b' ', rest)?)?;
     let ident = if first.ends_with(b":") { rest } else { rest.get(first.len() + 1..)? };
     let (ident, tail) = ident.split_at_checked(memchr2(b'[', b' ', ident)?)?;
     if tail.first() == Some(&b'[') {
-        return Some(Entry { stamp, ident, pid: Pid::Bracketed, tail });
+        return Some(SyslogLine { timestamp, ident, pid: PidForm::Bracketed, tail });
     }
-    Some(Entry { stamp, ident: ident.strip_suffix(b":")?, pid: Pid::Untold, tail })
+    Some(SyslogLine { timestamp, ident: ident.strip_suffix(b":")?, pid: PidForm::Missing, tail })
 }
 
 /// Whether a line begins with a time.
-pub(crate) fn begins(line: &[u8]) -> bool {
-    let line = if line.first() == Some(&b'<') { without_priority(line) } else { Some(line) };
-    line.is_some_and(|line| stamp_of(line.strip_prefix(b"1 ").unwrap_or(line)).is_some())
+pub(crate) fn starts_with_timestamp(line: &[u8]) -> bool {
+    let line = if line.first() == Some(&b'<') { strip_priority(line) } else { Some(line) };
+    line.is_some_and(|line| split_timestamp(line.strip_prefix(b"1 ").unwrap_or(line)).is_some())
 }
 
 /// The time at the front of a line, unread, and what follows its space.
 #[inline]
-fn stamp_of(line: &[u8]) -> Option<(RawStamp<'_>, &[u8])> {
+fn split_timestamp(line: &[u8]) -> Option<(RawTimestamp<'_>, &[u8])> {
     match line {
         [_, _, _, b' ', _, _, b' ', _, _, b':', _, _, b':', _, _, b' ', rest @ ..] => {
-            Some((RawStamp::Traditional(line.get(..15)?), rest))
+            Some((RawTimestamp::Traditional(line.get(..15)?), rest))
         }
         [_, _, _, _, b'-', _, _, b'-', _, _, b'T', _, _, b':', _, _, b':', _, _, zone @ ..] => {
             let space = memchr(b' ', zone)?;
-            Some((RawStamp::Rfc3339(line.get(..19 + space)?), zone.get(space + 1..)?))
+            Some((RawTimestamp::Rfc3339(line.get(..19 + space)?), zone.get(space + 1..)?))
         }
         _ => None,
     }
 }
 
 /// `<PRI>` of RFC 3164 §4.1.1: one to three digits.
-fn without_priority(line: &[u8]) -> Option<&[u8]> {
+fn strip_priority(line: &[u8]) -> Option<&[u8]> {
     let digits = line.get(1..5.min(line.len()))?;
     let end = digits.iter().position(|&b| b == b'>')?;
     (end > 0 && digits.iter().take(end).all(u8::is_ascii_digit)).then(|| line.get(end + 2..))?
 }
 
-impl<'a> Entry<'a> {
+impl<'a> SyslogLine<'a> {
     /// The process id, 0 where the line does not tell it, and the text behind the prefix.
     #[inline]
-    pub(crate) fn body(&self) -> Option<(u32, &'a [u8])> {
-        if let Pid::Untold = self.pid {
+    pub(crate) fn pid_and_text(&self) -> Option<(u32, &'a [u8])> {
+        if let PidForm::Missing = self.pid {
             return Some((0, self.tail.strip_prefix(b" ")?));
         }
-        if let Pid::Word = self.pid {
+        if let PidForm::Word = self.pid {
             let (pid, rest) = decimal(self.tail)?;
             let rest = rest.strip_prefix(b" ")?;
-            let text = without_data(rest.get(memchr(b' ', rest)? + 1..)?)?;
+            let text = strip_structured_data(rest.get(memchr(b' ', rest)? + 1..)?)?;
             // RFC 5424 §6.4: a byte order mark says that it is UTF-8.
             return Some((pid, text.strip_prefix(b"\xef\xbb\xbf").unwrap_or(text)));
         }
@@ -157,10 +157,10 @@ impl<'a> Entry<'a> {
     }
 
     /// Reads the time; `None` if it is none.
-    pub(crate) fn stamp(&self) -> Option<Stamp> {
-        match self.stamp {
-            RawStamp::Traditional(text) => traditional(text),
-            RawStamp::Rfc3339(text) => rfc3339(text),
+    pub(crate) fn timestamp(&self) -> Option<LogTimestamp> {
+        match self.timestamp {
+            RawTimestamp::Traditional(text) => traditional(text),
+            RawTimestamp::Rfc3339(text) => rfc3339(text),
         }
     }
 }
@@ -178,7 +178,7 @@ pub(crate) fn decimal(text: &[u8]) -> Option<(u32, &[u8])> {
 }
 
 /// `Nov 22 01:39:01`.
-fn traditional(text: &[u8]) -> Option<Stamp> {
+fn traditional(text: &[u8]) -> Option<LogTimestamp> {
     let &[m0, m1, m2, _, d0, d1, _, h0, h1, _, n0, n1, _, s0, s1] = text else { return None };
     let month = match &[m0, m1, m2] {
         b"Jan" => 1,
@@ -198,23 +198,23 @@ fn traditional(text: &[u8]) -> Option<Stamp> {
     let day = two_digits(if d0 == b' ' { b'0' } else { d0 }, d1)?;
     let (hour, minute, second) = time_of_day(h0, h1, n0, n1, s0, s1)?;
     // Without a year, February has 29 days.
-    (1..=days_in_month(2000, month)).contains(&day).then_some(Stamp::Civil { month, day, hour, minute, second })
+    (1..=days_in_month(2000, month)).contains(&day).then_some(LogTimestamp::Civil { month, day, hour, minute, second })
 }
 
 /// Exim's `2026-11-22 01:40:29`, and its `+0100` where it writes one.
-pub(crate) fn civil_and_zone(civil: &[u8], zone: Option<&[u8]>) -> Option<Stamp> {
+pub(crate) fn civil_and_zone(civil: &[u8], zone: Option<&[u8]>) -> Option<LogTimestamp> {
     let (local, rest) = local(civil)?;
     match (rest, zone) {
-        (b"", None) => Some(Stamp::Local(local)),
-        (b"", Some(zone)) => Some(Stamp::Utc(local - offset(zone)?)),
+        (b"", None) => Some(LogTimestamp::Local(local)),
+        (b"", Some(zone)) => Some(LogTimestamp::Utc(local - offset(zone)?)),
         _ => None,
     }
 }
 
 /// `2026-11-22T01:46:13.565141+00:00` (RFC 3339 §5.6); the colon in the offset may be missing, as journalctl has it.
-fn rfc3339(text: &[u8]) -> Option<Stamp> {
+fn rfc3339(text: &[u8]) -> Option<LogTimestamp> {
     let (local, rest) = local(text)?;
-    Some(Stamp::Utc(local - offset(fraction(rest)?)?))
+    Some(LogTimestamp::Utc(local - offset(strip_fraction(rest)?)?))
 }
 
 /// `2026-11-22T01:46:13` as if it were UTC, and what follows.
@@ -239,7 +239,7 @@ fn local(text: &[u8]) -> Option<(i64, &[u8])> {
 }
 
 /// Skips `.565141`; a point must have digits after it.
-fn fraction(text: &[u8]) -> Option<&[u8]> {
+fn strip_fraction(text: &[u8]) -> Option<&[u8]> {
     let Some(mut rest) = text.strip_prefix(b".") else { return Some(text) };
     let whole = rest.len();
     while let [b'0'..=b'9', after @ ..] = rest {
@@ -298,14 +298,14 @@ fn days_since_1970(year: i64, month: i64, day: i64) -> i64 {
 mod tests {
     use super::*;
 
-    fn stamp(line: &str) -> Option<Stamp> {
-        split(line.as_bytes()).expect("a prefix").stamp()
+    fn stamp(line: &str) -> Option<LogTimestamp> {
+        split(line.as_bytes()).expect("a prefix").timestamp()
     }
 
     fn utc(stamp_text: &str) -> Option<i64> {
         match stamp(&format!("{stamp_text} mta postfix/smtp[7]: x")) {
-            Some(Stamp::Utc(seconds)) => Some(seconds),
-            Some(Stamp::Civil { .. } | Stamp::Local(_)) => panic!("not a civil stamp: {stamp_text}"),
+            Some(LogTimestamp::Utc(seconds)) => Some(seconds),
+            Some(LogTimestamp::Civil { .. } | LogTimestamp::Local(_)) => panic!("not a civil stamp: {stamp_text}"),
             None => None,
         }
     }
@@ -321,8 +321,8 @@ mod tests {
         ] {
             let entry = split(line.as_bytes()).unwrap_or_else(|| panic!("{line}"));
             assert_eq!(entry.ident, ident.as_bytes(), "{line}");
-            assert_eq!(entry.body(), Some((pid, text.as_bytes())), "{line}");
-            assert!(entry.stamp().is_some(), "{line}");
+            assert_eq!(entry.pid_and_text(), Some((pid, text.as_bytes())), "{line}");
+            assert!(entry.timestamp().is_some(), "{line}");
         }
     }
 
@@ -349,13 +349,13 @@ mod tests {
     fn a_process_id_is_a_32_bit_number() {
         for line in ["[]: x", "[x]: y", "[1", "[1]", "[1]:x", "[4294967296]: x", "[-1]: x"] {
             let line = format!("Nov 22 01:39:01 mta postfix/smtp{line}");
-            assert_eq!(split(line.as_bytes()).and_then(|entry| entry.body()), None, "{line}");
+            assert_eq!(split(line.as_bytes()).and_then(|entry| entry.pid_and_text()), None, "{line}");
         }
     }
 
     #[test]
     fn reads_traditional_stamps() {
-        let want = |month, day, hour, minute, second| Some(Stamp::Civil { month, day, hour, minute, second });
+        let want = |month, day, hour, minute, second| Some(LogTimestamp::Civil { month, day, hour, minute, second });
         assert_eq!(stamp("Nov 22 01:39:01 h a/b[1]: x"), want(11, 22, 1, 39, 1));
         assert_eq!(stamp("Jan  2 23:59:60 h a/b[1]: x"), want(1, 2, 23, 59, 60));
         assert_eq!(stamp("Feb 29 00:00:00 h a/b[1]: x"), want(2, 29, 0, 0, 0));

@@ -9,8 +9,8 @@ use proptest::{
     test_runner::FileFailurePersistence,
 };
 use tlswarden_parsers::{
-    Dialect, Malformed,
-    event::{Event, Reason, Trust, VerifyCause, What},
+    Dialect, MalformedLine,
+    event::{Event, EventKind, TlsReason, Trust, VerificationError},
     parse,
 };
 
@@ -18,7 +18,7 @@ mod borrowed;
 
 const OUTBOUND: &str = include_str!("../benches/outbound.log");
 
-fn read(line: &[u8]) -> Result<Option<Event<'_>>, Malformed> {
+fn read(line: &[u8]) -> Result<Option<Event<'_>>, MalformedLine> {
     let read = parse(Dialect::Postfix, line);
     if let Ok(Some(event)) = &read {
         for text in borrowed::texts(event) {
@@ -29,9 +29,9 @@ fn read(line: &[u8]) -> Result<Option<Event<'_>>, Malformed> {
 }
 
 /// The event in a line that must have one.
-fn event(line: &str) -> What<'_> {
+fn event(line: &str) -> EventKind<'_> {
     match read(line.as_bytes()) {
-        Ok(Some(event)) => event.what,
+        Ok(Some(event)) => event.kind,
         other => panic!("{other:?}: {line}"),
     }
 }
@@ -110,9 +110,9 @@ proptest! {
         splice in any::<Option<Index>>(),
     ) {
         let mut line = line.as_bytes().to_vec();
-        for (at, octet) in damage {
+        for (at, byte) in damage {
             let at = at.index(line.len());
-            line[at] = octet;
+            line[at] = byte;
         }
         if let Some(splice) = splice {
             line.truncate(cut.index(line.len()));
@@ -130,20 +130,20 @@ proptest! {
 
         let refused = "TLS is required, but host mx.a.test[203.0.113.106] refused to start TLS: 454 ";
         let hostile = delivery("u@a.test", &format!("{refused}{plant}"));
-        let What::Delivery { reason: Reason::StarttlsRefused(peer), sent: false, .. } = event(&hostile) else {
+        let EventKind::Delivery { reason: TlsReason::StarttlsRefused(peer), sent: false, .. } = event(&hostile) else {
             panic!("{hostile}")
         };
         prop_assert_eq!(peer.host, b"mx.a.test");
 
         let left = format!("Nov 22 01:40:56 mta postfix/smtp[2]: 8DD6EA26044: {front}{plant}");
-        prop_assert_eq!(event(&left), What::HostLeft { queue_id: b"8DD6EA26044", reason: Reason::Other });
+        prop_assert_eq!(event(&left), EventKind::HostGivenUp { queue_id: b"8DD6EA26044", reason: TlsReason::Other });
     }
 
     #[test]
     fn a_certificate_changes_nothing(plant in imitation()) {
         let front = "Nov 22 01:40:56 mta postfix/smtp[25764]: ";
         let failed = format!("{front}certificate verification failed for mx.a.test[203.0.113.54]:25: untrusted issuer {plant}");
-        let What::VerificationFailed { peer, cause: VerifyCause::UntrustedIssuer } = event(&failed) else {
+        let EventKind::VerificationFailed { peer, cause: VerificationError::UntrustedIssuer } = event(&failed) else {
             panic!("{failed}")
         };
         prop_assert_eq!(peer.host, b"mx.a.test");
@@ -165,7 +165,7 @@ proptest! {
 
         let front = "Nov 22 01:40:56 mta postfix/qmgr[1]: 8DD6EA26044: from=";
         let active = format!("{front}<{plant}@a.test>, size=1, nrcpt=1 (queue active)");
-        prop_assert_eq!(event(&active), What::Active { queue_id: b"8DD6EA26044" });
+        prop_assert_eq!(event(&active), EventKind::QueueActive { queue_id: b"8DD6EA26044" });
         let expired = format!("{front}<{plant}@a.test>, status=expired, returned to sender");
         prop_assert_eq!(read(expired.as_bytes()), Ok(None));
     }
@@ -175,7 +175,7 @@ proptest! {
         let front = "Nov 22 01:40:56 mta postfix/cleanup[1]: 8DD6EA26044: ";
         let message_id = format!("{front}message-id={plant}");
         let read_as = event(&message_id);
-        prop_assert!(matches!(read_as, What::MessageId { queue_id: b"8DD6EA26044", .. }), "{:?}", read_as);
+        prop_assert!(matches!(read_as, EventKind::MessageId { queue_id: b"8DD6EA26044", .. }), "{:?}", read_as);
         for of in ["reject: header ", "warning: header ", "replace: header "] {
             let line = format!("{front}{of}Subject: {plant}");
             prop_assert_eq!(read(line.as_bytes()), Ok(None), "{}", line);
@@ -204,7 +204,7 @@ proptest! {
     #[test]
     fn a_cipher_changes_nothing(plant in imitation(), trust in select(vec!["Trusted", "Untrusted", "Verified", "Anonymous"])) {
         let line = format!("Nov 22 01:40:56 mta postfix/smtp[1]: {trust} TLS connection established to mx.a.test[192.0.2.1]:25: {plant}");
-        let What::Established { peer, trust: read_as, reused: false } = event(&line) else { panic!("{line}") };
+        let EventKind::Established { peer, trust: read_as, reused: false } = event(&line) else { panic!("{line}") };
         let want = match trust {
             "Trusted" => Trust::Trusted,
             "Untrusted" => Trust::Untrusted,

@@ -10,10 +10,10 @@ use proptest::{
     test_runner::FileFailurePersistence,
 };
 use tlswarden_parsers::{
-    Dialect, Malformed,
+    Dialect, MalformedLine,
     event::{
-        Event, VerifyCause, What,
-        exim::{Line, Problem, Says},
+        Event, EventKind, VerificationError,
+        exim::{EximLine, HostProblem, LineKind},
     },
     parse,
 };
@@ -24,7 +24,7 @@ const EXIM: &str = include_str!("../benches/exim.log");
 
 const FRONT: &str = "2026-11-22 01:39:57 1xUwYf-0005s5-2C ";
 
-fn read(line: &[u8]) -> Result<Option<Event<'_>>, Malformed> {
+fn read(line: &[u8]) -> Result<Option<Event<'_>>, MalformedLine> {
     let read = parse(Dialect::Exim, line);
     if let Ok(Some(event)) = &read {
         for text in borrowed::texts(event) {
@@ -35,9 +35,9 @@ fn read(line: &[u8]) -> Result<Option<Event<'_>>, Malformed> {
 }
 
 /// What a line that must have an event says.
-fn says(line: &str) -> Says<'_> {
+fn says(line: &str) -> LineKind<'_> {
     match read(line.as_bytes()) {
-        Ok(Some(Event { what: What::Exim(Line { says, .. }), .. })) => says,
+        Ok(Some(Event { kind: EventKind::Exim(EximLine { kind: says, .. }), .. })) => says,
         other => panic!("{other:?}: {line}"),
     }
 }
@@ -110,9 +110,9 @@ proptest! {
         splice in any::<Option<Index>>(),
     ) {
         let mut line = line.as_bytes().to_vec();
-        for (at, octet) in damage {
+        for (at, byte) in damage {
             let at = at.index(line.len());
-            line[at] = octet;
+            line[at] = byte;
         }
         if let Some(splice) = splice {
             line.truncate(cut.index(line.len()));
@@ -145,10 +145,10 @@ proptest! {
         let (honest, hostile) = (format!("{front} C=\"250\""), format!("{front} DN=\"{plant}\" C=\"250\""));
         prop_assert_eq!(says(&hostile), says(&honest));
         let failed = format!("{FRONT}[192.0.2.1] SSL verify error: depth=0 error=certificate has expired cert={plant}");
-        let expired = matches!(says(&failed), Says::VerifyError { cause: VerifyCause::Expired, .. });
+        let expired = matches!(says(&failed), LineKind::VerifyError { cause: VerificationError::Expired, .. });
         prop_assert!(expired, "{}", failed);
         let named = format!("{FRONT}[192.0.2.1] SSL verify error: certificate name mismatch: DN=\"{plant}\" H=\"mx.a.test\"");
-        let mismatch = matches!(says(&named), Says::VerifyError { cause: VerifyCause::Code(62, _), .. });
+        let mismatch = matches!(says(&named), LineKind::VerifyError { cause: VerificationError::Code(62, _), .. });
         prop_assert!(mismatch, "{}", named);
     }
 
@@ -163,8 +163,8 @@ proptest! {
             format!("=> u@a.test F=<{plant}@b.test> P=<{plant}@b.test> {what}"),
         ] {
             let line = format!("{FRONT}{fields}");
-            let Says::Recipient(read) = says(&line) else { panic!("{line}") };
-            prop_assert_eq!((read.domain, read.continued, read.problem), (&b"a.test"[..], false, Problem::Other));
+            let LineKind::Recipient(read) = says(&line) else { panic!("{line}") };
+            prop_assert_eq!((read.domain, read.continued_connection, read.problem), (&b"a.test"[..], false, HostProblem::Other));
             prop_assert_eq!(read.peer.map(|peer| peer.host), Some(&b"mx.a.test"[..]));
         }
     }

@@ -1,17 +1,17 @@
 //! The generator of the benchmarks' log: it must be what it says, or its figures are about something else.
 
-use tlswarden_parsers::{Dialect, event::What, parse};
+use tlswarden_parsers::{Dialect, event::EventKind, parse};
 
 #[path = "../benches/mix.rs"]
 mod mix;
 
-use mix::{Mix, Stamps};
+use mix::{MixedLog, TimestampForm};
 
 #[test]
 fn tells_as_many_sessions_as_it_says() {
-    for stamps in [Stamps::Traditional, Stamps::Rfc3339] {
+    for form in [TimestampForm::Traditional, TimestampForm::Rfc3339] {
         let mut log = Vec::new();
-        let mut mix = Mix::new(7, stamps);
+        let mut mix = MixedLog::new(7, form);
         mix.write(&mut log, 4 << 20);
         mix.finish(&mut log);
         let (mut lines, mut sessions, mut smtp) = (0, 0, 0);
@@ -22,8 +22,10 @@ fn tells_as_many_sessions_as_it_says() {
                 parse(Dialect::Postfix, line).unwrap_or_else(|error| panic!("{error}: {}", line.escape_ascii()));
             let Some(event) = event else { continue };
             smtp += u64::from(event.process.name == b"smtp");
-            sessions +=
-                u64::from(matches!(event.what, What::Established { reused: false, .. } | What::HandshakeFailed { .. }));
+            sessions += u64::from(matches!(
+                event.kind,
+                EventKind::Established { reused: false, .. } | EventKind::HandshakeFailed { .. }
+            ));
         }
         assert_eq!((lines, sessions), (mix.lines(), mix.sessions()));
         assert!((29..=31).contains(&(mix.outbound_lines() * 100 / lines)));
@@ -36,7 +38,7 @@ fn tells_as_many_sessions_as_it_says() {
 fn is_the_same_for_the_same_seed() {
     let log = |seed| {
         let mut log = Vec::new();
-        Mix::new(seed, Stamps::Traditional).write(&mut log, 1 << 16);
+        MixedLog::new(seed, TimestampForm::Traditional).write(&mut log, 1 << 16);
         log
     };
     assert_eq!(log(3), log(3));

@@ -14,9 +14,9 @@ use foldhash::quality::RandomState;
 use jiff::tz::TimeZone;
 use memchr::memchr;
 use tlswarden_parsers::event::exim::EventAction;
-use tlswarden_parsers::event::exim::{Became, Line, Says};
-use tlswarden_parsers::event::{Stamp, What};
-use tlswarden_parsers::{Dialect, Event, Malformed, is_log_line, parse};
+use tlswarden_parsers::event::exim::{EximLine, LineKind, RecipientStatus};
+use tlswarden_parsers::event::{EventKind, LogTimestamp};
+use tlswarden_parsers::{Dialect, Event, MalformedLine, is_log_line, parse};
 
 use crate::base::policy_at::PolicyAt;
 use crate::base::tlsrpt::{Counted, Day, InForce, Mode, Outcome, PolicyType, Tally};
@@ -189,16 +189,16 @@ impl Counter {
         }
     }
 
-    fn line(&mut self, line: &[u8], read: Result<Option<Event<'_>>, Malformed>, now: i64, policies: &dyn PolicyAt) {
+    fn line(&mut self, line: &[u8], read: Result<Option<Event<'_>>, MalformedLine>, now: i64, policies: &dyn PolicyAt) {
         let event = match read {
             Ok(None) => return,
             Ok(Some(event)) => event,
             Err(malformed) => return self.malformed(malformed.family.name(), line, now),
         };
-        let Some(time) = self.calendar.resolve(event.stamp, now) else {
+        let Some(time) = self.calendar.resolve(event.timestamp, now) else {
             return self.malformed("time stamp", line, now);
         };
-        self.seen.lines.of(event.what.family().name()).used += 1;
+        self.seen.lines.of(event.kind.family().name()).used += 1;
         self.sessions.event(&event, time, &*self.own, &mut self.outcomes);
         self.delivery(&event);
         self.tally(policies, now);
@@ -208,7 +208,7 @@ impl Counter {
     pub fn datagram(&mut self, octets: Option<&[u8]>, at: i64, policies: &dyn PolicyAt) {
         self.seen.read += 1;
         let day_before = self.calendar.newest().map(Day::of);
-        self.calendar.resolve(Stamp::Utc(at), at);
+        self.calendar.resolve(LogTimestamp::Utc(at), at);
         if day_before != Some(Day::of(at)) {
             self.helos.clear();
         }
@@ -267,16 +267,16 @@ impl Counter {
     /// Looks at a delivery for what is wrong with the log as a whole; its sessions are in `outcomes`.
     fn delivery(&mut self, event: &Event<'_>) {
         let mut hasher = DefaultHasher::new();
-        let (shows_tls, new, peer) = match &event.what {
-            What::Delivery { queue_id, recipient_domain, relay, cached_connection, sent, .. } => {
+        let (shows_tls, new, peer) = match &event.kind {
+            EventKind::Delivery { queue_id, recipient_domain, relay, cached_connection, sent, .. } => {
                 (event.process.pid, queue_id, recipient_domain).hash(&mut hasher);
                 let shows = self.outcomes.iter().any(|outcome| outcome.trust.is_some() || outcome.observed.is_some());
                 (shows, event.process.name == b"smtp" && *sent && !cached_connection, *relay)
             }
             // The process is not in every form of the line.
-            What::Exim(Line { id, says: Says::Recipient(to) }) => {
+            EventKind::Exim(EximLine { id, kind: LineKind::Recipient(to) }) => {
                 (id, to.address).hash(&mut hasher);
-                (to.tls.is_some(), to.became == Became::Delivered && !to.continued, to.peer)
+                (to.tls.is_some(), to.status == RecipientStatus::Delivered && !to.continued_connection, to.peer)
             }
             _ => return,
         };

@@ -173,7 +173,7 @@ impl River {
 
     /// Hands what Exim's event action reports to the sessions of its log, where it is kept and held against the lines.
     fn event_action(&self, inputs: &mut Inputs, event: EximEvent, pending: &mut Pending) {
-        let Some(read) = tlswarden_parsers::event_action(&event.text) else {
+        let Some(read) = tlswarden_parsers::parse_event_action(&event.text) else {
             // Who asked may have gone.
             let _ = event.reply.send(EventReply::Malformed);
             return;

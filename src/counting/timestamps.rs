@@ -8,7 +8,7 @@
 use jiff::civil::DateTime;
 use jiff::tz::{AmbiguousOffset, Offset, TimeZone};
 use jiff::{Timestamp, ToSpan};
-use tlswarden_parsers::event::Stamp;
+use tlswarden_parsers::event::LogTimestamp;
 
 /// How far lines of different processes may be out of order, and how far a clock may be ahead, in seconds.
 const DAY: i64 = 86_400;
@@ -55,11 +55,11 @@ impl Calendar {
     }
 
     /// The time of a line that is read at `now`; `None` for a date that no calendar has (`Feb 30`).
-    pub fn resolve(&mut self, stamp: Stamp, now: i64) -> Option<i64> {
+    pub fn resolve(&mut self, stamp: LogTimestamp, now: i64) -> Option<i64> {
         let time = match stamp {
-            Stamp::Utc(seconds) => seconds,
-            Stamp::Local(seconds) => self.local(seconds)?,
-            Stamp::Civil { month, day, hour, minute, second } => {
+            LogTimestamp::Utc(seconds) => seconds,
+            LogTimestamp::Local(seconds) => self.local(seconds)?,
+            LogTimestamp::Civil { month, day, hour, minute, second } => {
                 let within = i64::from(minute) * 60 + i64::from(second);
                 match self.hour {
                     // The hour before or at the newest line: a year later it would be ahead of `newest` by more than a day.
@@ -165,8 +165,8 @@ mod tests {
         text.parse::<Timestamp>().unwrap().as_second()
     }
 
-    fn civil(month: u8, day: u8, hour: u8, minute: u8, second: u8) -> Stamp {
-        Stamp::Civil { month, day, hour, minute, second }
+    fn civil(month: u8, day: u8, hour: u8, minute: u8, second: u8) -> LogTimestamp {
+        LogTimestamp::Civil { month, day, hour, minute, second }
     }
 
     fn zone(name: &str) -> TimeZone {

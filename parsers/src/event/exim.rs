@@ -1,45 +1,45 @@
-//! What a line of Exim's says.
+//! The kinds of Exim's log lines.
 //!
 //! Takes: nothing. Gives: types that borrow from the line; no allocation.
 //! Almost every line names its message. Names, addresses and replies in it are a stranger's.
 
 use core::net::IpAddr;
 
-use super::peer::{Peer, VerifyCause};
+use super::peer::{Peer, VerificationError};
 
 /// A line about one message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Line<'a> {
+pub struct EximLine<'a> {
     /// The message, such as `1xUwZB-0006OQ-0w`, or from 4.97 on `1xUwgo-000000005mC-2Ih7`.
     pub id: &'a [u8],
-    /// What happened to it.
-    pub says: Says<'a>,
+    /// Its kind, with the fields of the line.
+    pub kind: LineKind<'a>,
 }
 
-/// What happened to a message.
+/// The kinds of lines about a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Says<'a> {
+pub enum LineKind<'a> {
     /// `<= … id=…`: it was taken in.
     Arrived {
         /// Its Message-ID, without angle brackets.
         message_id: &'a [u8],
     },
     /// `=>`, `->`, `>>`, `==`, `**`: what became of one recipient in one delivery attempt.
-    Recipient(Recipient<'a>),
+    Recipient(RecipientLine<'a>),
     /// `H=HOST [IP]: …`, `DANE attempt failed; TLS connection to HOST [IP]: …`,
     /// `TLS session: …: delivering unencrypted to H=HOST [IP] …`: one host, told when it failed.
     Host {
         /// The server.
         peer: Peer<'a>,
         /// Why.
-        problem: Problem<'a>,
+        problem: HostProblem<'a>,
     },
     /// `[IP] SSL verify error: …` (OpenSSL): told also where a certificate need not pass.
     VerifyError {
         /// The server's address.
         ip: IpAddr,
         /// Why it does not pass.
-        cause: VerifyCause<'a>,
+        cause: VerificationError<'a>,
     },
     /// `DANE error: No usable TLSA records` (OpenSSL): about the host whose failure follows.
     NoUsableTlsa,
@@ -47,32 +47,32 @@ pub enum Says<'a> {
     Completed,
 }
 
-/// What became of one recipient.
+/// A line about one recipient in one delivery attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Recipient<'a> {
-    /// The arrow.
-    pub became: Became,
+pub struct RecipientLine<'a> {
+    /// The status that the arrow stands for.
+    pub status: RecipientStatus,
     /// The address, as it is logged.
     pub address: &'a [u8],
     /// What stands after its last `@`; empty for a local delivery.
     pub domain: &'a [u8],
     /// The server; `None` where none was connected to.
     pub peer: Option<Peer<'a>>,
-    /// `*` behind the address of the server: a connection that an earlier message, or an earlier transaction, made.
-    pub continued: bool,
+    /// `*` behind the address of the server: the connection of an earlier message or transaction was continued.
+    pub continued_connection: bool,
     /// `X=` and what `CV=` says of the certificate; `None` where the line has no `X=`: `==` never has one.
-    pub tls: Option<Checked>,
+    pub tls: Option<CertificateCheck>,
     /// Why it was not delivered.
-    pub problem: Problem<'a>,
+    pub problem: HostProblem<'a>,
 }
 
-/// What an arrow says.
+/// The status of a recipient: the meaning of the arrow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Became {
+pub enum RecipientStatus {
     /// `=>` or `>>`: delivered; the first of its transaction.
     Delivered,
     /// `->`: delivered in the same transaction.
-    DeliveredToo,
+    DeliveredInSameTransaction,
     /// `==`: deferred.
     Deferred,
     /// `**`: bounced.
@@ -81,7 +81,7 @@ pub enum Became {
 
 /// `CV=`: whether the certificate was verified.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Checked {
+pub enum CertificateCheck {
     /// `CV=dane`: by a TLSA record.
     Dane,
     /// `CV=yes`: by its chain, and by its name where that was asked for.
@@ -89,12 +89,12 @@ pub enum Checked {
     /// `CV=no`.
     No,
     /// The selector `tls_certificate_verified` is off.
-    Untold,
+    NotLogged,
 }
 
 /// Why a host was given up, as far as TLS is concerned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Problem<'a> {
+pub enum HostProblem<'a> {
     /// `a TLS session is required, but the server did not offer TLS support`.
     StarttlsNotOffered,
     /// `a TLS session is required, but an attempt to start TLS failed`, or a reply to STARTTLS itself.
@@ -109,7 +109,7 @@ pub enum Problem<'a> {
     CertificateRevoked,
     /// `certificate not supplied`.
     CertificateMissing,
-    /// `certificate verify failed` (OpenSSL): why stands in a line of its own, [`Says::VerifyError`].
+    /// `certificate verify failed` (OpenSSL): why stands in a line of its own, [`LineKind::VerifyError`].
     CertificateRejected,
     /// The certificate matches no TLSA record (GnuTLS, libdane's words).
     DaneMismatch(&'a [u8]),
@@ -127,17 +127,17 @@ pub enum Problem<'a> {
     Other,
 }
 
-impl Problem<'_> {
-    /// Whether policy ruled the host out, before any TLS.
+impl HostProblem<'_> {
+    /// Whether policy excluded the host before any TLS handshake.
     #[must_use]
-    pub const fn rules_out(&self) -> bool {
-        matches!(self, Problem::TlsaLookup | Problem::DaneRequired | Problem::StsMxMismatch)
+    pub const fn excludes_host(&self) -> bool {
+        matches!(self, HostProblem::TlsaLookup | HostProblem::DaneRequired | HostProblem::StsMxMismatch)
     }
 
-    /// Whether TLS was tried, or would have been, and failed.
+    /// Whether a TLS session was attempted, or could not be attempted for lack of STARTTLS, and failed.
     #[must_use]
-    pub const fn fails_session(&self) -> bool {
-        !self.rules_out() && !matches!(self, Problem::Local | Problem::Other)
+    pub const fn is_session_failure(&self) -> bool {
+        !self.excludes_host() && !matches!(self, HostProblem::Local | HostProblem::Other)
     }
 }
 
@@ -155,5 +155,5 @@ pub struct EventAction<'a> {
     /// The recipient domain.
     pub domain: &'a str,
     /// What went wrong.
-    pub problem: Problem<'a>,
+    pub problem: HostProblem<'a>,
 }

@@ -32,9 +32,9 @@ pub enum Trust {
     Verified,
 }
 
-/// Why a certificate did not pass.
+/// Why a certificate was not verified.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum VerifyCause<'a> {
+pub enum VerificationError<'a> {
     /// `not trusted by local or TLSA policy`.
     NotTrusted,
     /// `self-signed certificate`.

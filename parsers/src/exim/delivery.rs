@@ -3,7 +3,7 @@
 //! Takes: the text behind the message id. Gives: the event, with the fields in the order in which Exim writes them:
 //! address, parents in parentheses, `<original>`, `F=`, `Q=`, `P=`, `R=`, `T=`, `S=`, `H=`, `PRX=`, `I=`, `TFO`, `PS=`, `X=`,
 //! `CV=`; nothing behind those is read, but the message of `==` and `**`.
-//! When it fails: [`Family::EximRecipient`].
+//! When it fails: [`LineFamily::EximRecipient`].
 
 use memchr::{memchr, memmem};
 
@@ -12,22 +12,22 @@ use super::tls::parse_problem;
 use crate::{
     event::{
         Peer,
-        exim::{Became, Checked, Problem, Recipient, Says},
+        exim::{CertificateCheck, HostProblem, LineKind, RecipientLine, RecipientStatus},
     },
-    family::{Family, Found},
+    family::{LineFamily, ParseResult},
 };
 
-pub(super) fn parse(text: &[u8], cut: bool) -> Found<Says<'_>> {
+pub(super) fn parse(text: &[u8], continues: bool) -> ParseResult<LineKind<'_>> {
     let (arrow, rest) = match *text {
         [a, b, b' ', ref rest @ ..] => ([a, b], rest),
         _ => return Ok(None),
     };
-    let became = match &arrow {
-        b"<=" => return Ok(arrived(rest)),
-        b"=>" | b">>" => Became::Delivered,
-        b"->" => Became::DeliveredToo,
-        b"==" => Became::Deferred,
-        b"**" => Became::Failed,
+    let status = match &arrow {
+        b"<=" => return Ok(parse_arrival(rest)),
+        b"=>" | b">>" => RecipientStatus::Delivered,
+        b"->" => RecipientStatus::DeliveredInSameTransaction,
+        b"==" => RecipientStatus::Deferred,
+        b"**" => RecipientStatus::Failed,
         // `*>` was not delivered at all (-N), `(=` is of no interest.
         _ => return Ok(None),
     };
@@ -35,24 +35,34 @@ pub(super) fn parse(text: &[u8], cut: bool) -> Found<Says<'_>> {
         // Mailboxes, pipes, and what failed before it was an address.
         return Ok(None);
     };
-    let found = match became {
-        Became::Deferred => deferred(rest),
-        Became::Delivered | Became::DeliveredToo | Became::Failed => sent_or_failed(rest, became),
+    let found = match status {
+        RecipientStatus::Deferred => parse_deferred(rest),
+        RecipientStatus::Delivered | RecipientStatus::DeliveredInSameTransaction | RecipientStatus::Failed => {
+            parse_delivered_or_failed(rest, status)
+        }
     };
     match found {
-        Some(Fields { peer, continued, tls, problem, read }) => {
+        Some(Fields { peer, continued_connection, tls, problem, complete: read }) => {
             // In the first part of a line that was cut, a field that is not there may be in the next.
-            if cut && !read {
-                return Err(Family::EximRecipient);
+            if continues && !read {
+                return Err(LineFamily::EximRecipient);
             }
-            Ok(Some(Says::Recipient(Recipient { became, address, domain, peer, continued, tls, problem })))
+            Ok(Some(LineKind::Recipient(RecipientLine {
+                status,
+                address,
+                domain,
+                peer,
+                continued_connection,
+                tls,
+                problem,
+            })))
         }
-        None => Err(Family::EximRecipient),
+        None => Err(LineFamily::EximRecipient),
     }
 }
 
 /// `sender … S=… id=…`: what stands before the identifier is counted off, as far as Exim writes it there (receive.c).
-fn arrived(text: &[u8]) -> Option<Says<'_>> {
+fn parse_arrival(text: &[u8]) -> Option<LineKind<'_>> {
     // The sender, or `<>`; it may be quoted.
     let rest = match text.strip_prefix(b"<>") {
         Some(rest) => rest,
@@ -68,7 +78,7 @@ fn arrived(text: &[u8]) -> Option<Says<'_>> {
     // Each further field is a space and a word of the form NAME=…, quoted where it can have spaces.
     loop {
         if let Some((id, _)) = fields::word(rest, b" id=") {
-            return (!id.is_empty()).then_some(Says::Arrived { message_id: id });
+            return (!id.is_empty()).then_some(LineKind::Arrived { message_id: id });
         }
         // What follows an identifier is the sender's own: the subject, the addresses.
         if rest.is_empty() || [&b" T="[..], b" from ", b" for "].iter().any(|end| rest.starts_with(end)) {
@@ -120,18 +130,18 @@ fn recipient(text: &[u8]) -> Option<(&[u8], &[u8], &[u8])> {
     Some((address, domain, rest))
 }
 
-/// What is read of the fields behind the address.
+/// The fields behind the address that are read.
 struct Fields<'a> {
     peer: Option<Peer<'a>>,
-    continued: bool,
-    tls: Option<Checked>,
-    problem: Problem<'a>,
+    continued_connection: bool,
+    tls: Option<CertificateCheck>,
+    problem: HostProblem<'a>,
     /// All of them were there, or something behind them.
-    read: bool,
+    complete: bool,
 }
 
 /// `=>` and its like, and `**`.
-fn sent_or_failed(text: &[u8], became: Became) -> Option<Fields<'_>> {
+fn parse_delivered_or_failed(text: &[u8], status: RecipientStatus) -> Option<Fields<'_>> {
     let rest = fields::skip_path(text, b" F=<")?;
     let rest = fields::skip_word(rest, b" Q=");
     let rest = fields::skip_path(rest, b" P=<")?;
@@ -144,34 +154,36 @@ fn sent_or_failed(text: &[u8], became: Became) -> Option<Fields<'_>> {
     let (tls, rest) = match fields::word(rest, b" X=") {
         None => (None, rest),
         Some((_, rest)) => match fields::word(rest, b" CV=") {
-            None => (Some(Checked::Untold), rest),
-            Some((word, rest)) => (Some(checked(word)?), rest),
+            None => (Some(CertificateCheck::NotLogged), rest),
+            Some((word, rest)) => (Some(certificate_check(word)?), rest),
         },
     };
     // Behind `DN="…"` stands what a stranger wrote; with `X=` nothing is wanted from there.
-    let message = if became == Became::Failed && tls.is_none() { message(rest) } else { None };
-    let (peer, continued) = host.map_or((None, false), |(peer, continued)| (Some(peer), continued));
+    let message = if status == RecipientStatus::Failed && tls.is_none() { message(rest) } else { None };
+    let (peer, continued_connection) =
+        host.map_or((None, false), |(peer, continued_connection)| (Some(peer), continued_connection));
     Some(Fields {
         peer,
-        continued,
+        continued_connection,
         tls,
-        problem: message.map_or(Problem::Other, parse_problem),
-        read: !rest.is_empty() && tls != Some(Checked::Untold),
+        problem: message.map_or(HostProblem::Other, parse_problem),
+        complete: !rest.is_empty() && tls != Some(CertificateCheck::NotLogged),
     })
 }
 
-fn checked(word: &[u8]) -> Option<Checked> {
+fn certificate_check(word: &[u8]) -> Option<CertificateCheck> {
     Some(match word {
-        b"dane" => Checked::Dane,
-        b"yes" => Checked::Pkix,
-        b"no" => Checked::No,
+        b"dane" => CertificateCheck::Dane,
+        b"yes" => CertificateCheck::Pkix,
+        b"no" => CertificateCheck::No,
         _ => return None,
     })
 }
 
 /// `== … defer (N)[: text of errno] H=… DT=…: message`.
-fn deferred(text: &[u8]) -> Option<Fields<'_>> {
-    let nothing = Fields { peer: None, continued: false, tls: None, problem: Problem::Other, read: true };
+fn parse_deferred(text: &[u8]) -> Option<Fields<'_>> {
+    let nothing =
+        Fields { peer: None, continued_connection: false, tls: None, problem: HostProblem::Other, complete: true };
     let rest = fields::skip_word(text, b" Q=");
     let rest = fields::skip_word(rest, b" R=");
     let rest = fields::skip_word(rest, b" T=");
@@ -190,9 +202,10 @@ fn deferred(text: &[u8]) -> Option<Fields<'_>> {
     }
     let (host, rest) = host(rest)?;
     let rest = fields::skip_word(rest, b" DT=");
-    let (peer, continued) = host.map_or((None, false), |(peer, continued)| (Some(peer), continued));
-    let problem = message(rest).map_or(Problem::Other, parse_problem);
-    Some(Fields { peer, continued, problem, read: !rest.is_empty(), ..nothing })
+    let (peer, continued_connection) =
+        host.map_or((None, false), |(peer, continued_connection)| (Some(peer), continued_connection));
+    let problem = message(rest).map_or(HostProblem::Other, parse_problem);
+    Some(Fields { peer, continued_connection, problem, complete: !rest.is_empty(), ..nothing })
 }
 
 /// ` H=HOST [IP]:PORT*` and what belongs to it; `None` inside where no host is named.
@@ -203,11 +216,11 @@ fn host(text: &[u8]) -> Option<(Option<(Peer<'_>, bool)>, &[u8])> {
         // A local delivery has a bare name.
         return rest.iter().all(|&b| b != b'[').then_some((None, b""));
     };
-    let (continued, rest) = rest.strip_prefix(b"*").map_or((false, rest), |rest| (true, rest));
+    let (continued_connection, rest) = rest.strip_prefix(b"*").map_or((false, rest), |rest| (true, rest));
     let rest = fields::skip_word(rest, b" PRX=");
     let rest = fields::skip_word(rest, b" I=");
     let rest = fields::skip_word(rest, b" TFO");
-    Some((Some((peer, continued)), rest))
+    Some((Some((peer, continued_connection)), rest))
 }
 
 /// `: message`; from 4.99 on ` : message` in `**`.

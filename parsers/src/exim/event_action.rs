@@ -3,7 +3,7 @@
 //! Takes: the text behind `failed `, without its line end. Gives: an attempt that failed at one MX host, with what the log
 //! leaves out: where the next host takes the mail, Exim (4.94 to 4.100) logs nothing of the first.
 //! TIME is Exim's own `$tod_epoch`, so that lines and requests are of one clock. TEXT is the message that Exim would log.
-//! Limits: [`MAX_NAME`] octets a name, [`MAX_TIME`].
+//! Limits: [`MAX_NAME_BYTES`] bytes a name, [`MAX_TIME`].
 //! When it fails: `None`. Not here: how it is kept from being counted twice (`counting::session::exim`).
 
 use core::net::IpAddr;
@@ -13,7 +13,7 @@ use super::tls::parse_problem;
 use crate::event::exim::EventAction;
 
 /// Reads the text behind `failed `.
-pub fn event_action(text: &[u8]) -> Option<EventAction<'_>> {
+pub fn parse_event_action(text: &[u8]) -> Option<EventAction<'_>> {
     let text = str::from_utf8(text).ok()?;
     let mut words = text.splitn(7, ' ');
     let mut word = || words.next().filter(|word| !word.is_empty());
@@ -21,13 +21,13 @@ pub fn event_action(text: &[u8]) -> Option<EventAction<'_>> {
     let problem = parse_problem(words.next().unwrap_or_default().as_bytes());
     let id_fits = (16..=23).contains(&id.len()) && id.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
     port.parse::<u16>().ok()?;
-    (id_fits && host.len() <= MAX_NAME && domain.len() <= MAX_NAME).then_some(())?;
+    (id_fits && host.len() <= MAX_NAME_BYTES && domain.len() <= MAX_NAME_BYTES).then_some(())?;
     let time = time.parse().ok().filter(|time| (0..=MAX_TIME).contains(time))?;
     Some(EventAction { time, id, host, ip: ip.parse::<IpAddr>().ok()?, domain, problem })
 }
 
-/// Longest name, in octets: 255 of DNS, and room for a UTF-8 form.
-const MAX_NAME: usize = 512;
+/// Longest name, in bytes: 255 of DNS, and room for a UTF-8 form.
+const MAX_NAME_BYTES: usize = 512;
 
 /// The year 9999: a time behind it is none.
 const MAX_TIME: i64 = 253_402_300_799;
@@ -41,12 +41,12 @@ mod tests {
     #[test]
     fn reads_what_the_example_tells() {
         let text = format!("{FRONT}TLS session: (certificate verification failed)");
-        let told = event_action(text.as_bytes()).unwrap();
-        assert_eq!((told.host, told.domain, told.time), ("MX1.a.test", "a.test", 1_795_311_595));
-        assert_eq!(told.problem, parse_problem(b"TLS session: (certificate verification failed)"));
-        assert!(told.problem.fails_session());
+        let event = parse_event_action(text.as_bytes()).unwrap();
+        assert_eq!((event.host, event.domain, event.time), ("MX1.a.test", "a.test", 1_795_311_595));
+        assert_eq!(event.problem, parse_problem(b"TLS session: (certificate verification failed)"));
+        assert!(event.problem.is_session_failure());
         let other = format!("{FRONT}SMTP timeout after initial connection");
-        assert!(!event_action(other.as_bytes()).unwrap().problem.fails_session());
+        assert!(!parse_event_action(other.as_bytes()).unwrap().problem.is_session_failure());
     }
 
     #[test]
@@ -61,7 +61,7 @@ mod tests {
             "1795311595 1xUwYd-0005p2-2C mx1.a.test 192.0.2.1 99999 a.test x",
             "1795311595 1xUwYd-0005p2-2C  192.0.2.1 25 a.test x",
         ] {
-            assert_eq!(event_action(text.as_bytes()), None, "{text}");
+            assert_eq!(parse_event_action(text.as_bytes()), None, "{text}");
         }
     }
 }

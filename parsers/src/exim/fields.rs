@@ -10,8 +10,8 @@ use memchr::memchr;
 
 use crate::{event::Peer, syslog::decimal};
 
-/// Longest host name that is looked at: 255 octets of DNS, four times that where it is escaped.
-const MAX_HOST: usize = 1024;
+/// Longest host name that is looked at: 255 bytes of DNS, four times that where it is escaped.
+const MAX_HOST_BYTES: usize = 1024;
 
 /// `local@domain`: the whole, and the domain. The local part may be a quoted string (RFC 5321 §4.1.2), in which anything
 /// can stand; unquoted it has no space.
@@ -40,7 +40,7 @@ pub(super) fn address(text: &[u8]) -> Option<(&[u8], &[u8], &[u8])> {
 
 /// `HOST[ DS] [IP][:PORT]`: the peer and what follows.
 pub(super) fn peer(text: &[u8]) -> Option<(Peer<'_>, &[u8])> {
-    let space = text.iter().take(MAX_HOST).position(|&b| b == b' ')?;
+    let space = text.iter().take(MAX_HOST_BYTES).position(|&b| b == b' ')?;
     let (host, rest) = text.split_at_checked(space)?;
     let rest = rest.strip_prefix(b" DS").unwrap_or(rest);
     let rest = rest.strip_prefix(b" [")?;

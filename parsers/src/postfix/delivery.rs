@@ -1,32 +1,32 @@
 //! Reads what became of a recipient, and why a host was left: the lines of smtp(8) that begin with a queue id.
 //!
-//! Takes: the queue id and the text behind it. Gives: `Delivery` or `HostLeft`.
+//! Takes: the queue id and the text behind it. Gives: `Delivery` or `HostGivenUp`.
 //! The form is that of `log_adhoc`: `to=<ADDR>[, orig_to=<ADDR>], relay=RELAY[, conn_use=N], delay=D, delays=A/B/C/D
 //! [, tls=FEATURES], dsn=X.Y.Z, status=STATUS (REASON)`. Addresses and the reason are strangers' text.
-//! Limits: Postfix cuts a line at 2000 octets; the reason may end anywhere.
-//! When it fails: [`Family::Delivery`], for a line that ends before its status.
+//! Limits: Postfix cuts a line at 2000 bytes; the reason may end anywhere.
+//! When it fails: [`LineFamily::Delivery`], for a line that ends before its status.
 
 use memchr::{memchr, memchr_iter, memrchr};
 
 use super::peer;
 use crate::{
-    event::{Peer, Reason, TlsFeature, TlsState, What},
-    family::{Family, Found},
+    event::{EventKind, Peer, TlsFeature, TlsFeatureStatus, TlsReason},
+    family::{LineFamily, ParseResult},
     syslog::decimal,
 };
 
-pub(super) fn parse<'a>(queue_id: &'a [u8], text: &'a [u8]) -> Found<What<'a>> {
+pub(super) fn parse<'a>(queue_id: &'a [u8], text: &'a [u8]) -> ParseResult<EventKind<'a>> {
     match text.strip_prefix(b"to=<") {
-        Some(text) => delivery(queue_id, text).map(Some).ok_or(Family::Delivery),
-        None if is_remark(text) => Ok(None),
-        None => Ok(Some(What::HostLeft { queue_id, reason: reason(text) })),
+        Some(text) => delivery(queue_id, text).map(Some).ok_or(LineFamily::Delivery),
+        None if is_informational(text) => Ok(None),
+        None => Ok(Some(EventKind::HostGivenUp { queue_id, reason: tls_reason(text) })),
     }
 }
 
 /// Lines with a queue id that do not say that a host was left: work-arounds, `smtp_header_checks`, REQUIRETLS (3.11)
 /// where it is only asked for.
-fn is_remark(text: &[u8]) -> bool {
-    const REMARKS: [&[u8]; 9] = [
+fn is_informational(text: &[u8]) -> bool {
+    const INFORMATIONAL: [&[u8]; 9] = [
         b"enabling PIX workarounds: ",
         b"breaking line > ",
         b"warning: ",
@@ -37,10 +37,10 @@ fn is_remark(text: &[u8]) -> bool {
         b"Sender requested REQUIRETLS, but REQUIRETLS support was not offered by host ",
         b"Sender requested REQUIRETLS, but my configured TLS security level ",
     ];
-    REMARKS.iter().any(|remark| text.starts_with(remark))
+    INFORMATIONAL.iter().any(|remark| text.starts_with(remark))
 }
 
-fn delivery<'a>(queue_id: &'a [u8], text: &'a [u8]) -> Option<What<'a>> {
+fn delivery<'a>(queue_id: &'a [u8], text: &'a [u8]) -> Option<EventKind<'a>> {
     let (recipient, mut text) = address(text)?;
     if let Some(original) = text.strip_prefix(b"orig_to=<") {
         (_, text) = address(original)?;
@@ -62,8 +62,8 @@ fn delivery<'a>(queue_id: &'a [u8], text: &'a [u8]) -> Option<What<'a>> {
     };
     let (sent, reason_text) = status_and_reason(status)?;
     let recipient_domain = memrchr(b'@', recipient).and_then(|at| recipient.get(at + 1..)).unwrap_or_default();
-    let reason = reason(reason_text);
-    Some(What::Delivery { queue_id, recipient_domain, relay, cached_connection, tls, sent, reason })
+    let reason = tls_reason(reason_text);
+    Some(EventKind::Delivery { queue_id, recipient_domain, relay, cached_connection, tls, sent, reason })
 }
 
 /// An address behind its `<`, and what follows `>, `.
@@ -111,15 +111,15 @@ fn relay(text: &[u8]) -> Option<(Option<Peer<'_>>, &[u8])> {
 fn tls_feature(text: &[u8]) -> Option<TlsFeature<'_>> {
     let text = memchr(b'/', text).map_or(Some(text), |slash| text.get(..slash))?;
     let (state, text) = match (text.strip_prefix(b"!"), text.strip_suffix(b"?")) {
-        (Some(text), _) => (TlsState::Violated, text),
-        (None, Some(text)) => (TlsState::Undecided, text),
-        (None, None) => (TlsState::Met, text),
+        (Some(text), _) => (TlsFeatureStatus::Violated, text),
+        (None, Some(text)) => (TlsFeatureStatus::Undecided, text),
+        (None, None) => (TlsFeatureStatus::Met, text),
     };
-    let (asked, reached) = match memchr(b':', text) {
+    let (requested, effective) = match memchr(b':', text) {
         Some(colon) => (text.get(..colon)?, text.get(colon + 1..)?),
         None => (text, text),
     };
-    (!asked.is_empty() && !reached.is_empty()).then_some(TlsFeature { asked, reached, state })
+    (!requested.is_empty() && !effective.is_empty()).then_some(TlsFeature { requested, effective, status: state })
 }
 
 /// `sent (250 2.0.0 Ok)`: whether it was sent, and the reason without its parentheses.
@@ -136,33 +136,37 @@ fn status_and_reason(text: &[u8]) -> Option<(bool, &[u8])> {
 }
 
 /// What TLS has to do with it, told from the front of the text.
-fn reason(text: &[u8]) -> Reason<'_> {
+fn tls_reason(text: &[u8]) -> TlsReason<'_> {
     match text {
-        b"Cannot start TLS: handshake failure" => Reason::HandshakeFailure,
-        b"Server certificate not verified" => Reason::NotVerified,
-        b"Server certificate not trusted" => Reason::NotTrusted,
+        b"Cannot start TLS: handshake failure" => TlsReason::HandshakeFailure,
+        b"Server certificate not verified" => TlsReason::NotVerified,
+        b"Server certificate not trusted" => TlsReason::NotTrusted,
         _ => text
             .strip_prefix(b"TLS is required, but ")
             .or_else(|| text.strip_prefix(b"Sender requested REQUIRETLS, but "))
-            .and_then(required)
-            .unwrap_or(Reason::Other),
+            .and_then(tls_required_reason)
+            .unwrap_or(TlsReason::Other),
     }
 }
 
 /// `host HOST[IP] refused to start TLS: …`, `was not offered by host HOST[IP]`; REQUIRETLS (3.11) has words of its own
 /// for the certificate. The rest are faults of our own side.
-fn required(text: &[u8]) -> Option<Reason<'_>> {
+fn tls_required_reason(text: &[u8]) -> Option<TlsReason<'_>> {
     if let Some(text) = text.strip_prefix(b"host ") {
         let (peer, rest) = peer::without_port(text)?;
-        return rest.starts_with(b" refused to start TLS: ").then_some(Reason::StarttlsRefused(peer));
+        return rest.starts_with(b" refused to start TLS: ").then_some(TlsReason::StarttlsRefused(peer));
     }
     let text = match text.strip_prefix(b"no ") {
-        Some(text) if text.starts_with(b"matching server certificate was found. ") => return Some(Reason::NotVerified),
-        Some(text) if text.starts_with(b"trusted server certificate was found. ") => return Some(Reason::NotTrusted),
+        Some(text) if text.starts_with(b"matching server certificate was found. ") => {
+            return Some(TlsReason::NotVerified);
+        }
+        Some(text) if text.starts_with(b"trusted server certificate was found. ") => {
+            return Some(TlsReason::NotTrusted);
+        }
         _ => text.strip_prefix(b"TLS service ").unwrap_or(text),
     };
     let (peer, _) = peer::without_port(text.strip_prefix(b"was not offered by host ")?)?;
-    Some(Reason::StarttlsNotOffered(peer))
+    Some(TlsReason::StarttlsNotOffered(peer))
 }
 
 #[cfg(test)]
@@ -173,7 +177,7 @@ mod tests {
         Peer { host: host.as_bytes(), ip: Some(ip.parse().expect("an address")), port }
     }
 
-    fn read(text: &str) -> Found<What<'_>> {
+    fn read(text: &str) -> ParseResult<EventKind<'_>> {
         parse(b"1818EA260B5", text.as_bytes())
     }
 
@@ -181,12 +185,12 @@ mod tests {
     fn gist(text: &str) -> Option<(&str, Option<&str>, bool)> {
         let str = |bytes| str::from_utf8(bytes).expect("UTF-8");
         match read(text) {
-            Ok(Some(What::Delivery { recipient_domain, relay, sent, .. })) => {
+            Ok(Some(EventKind::Delivery { recipient_domain, relay, sent, .. })) => {
                 Some((str(recipient_domain), relay.map(|relay| str(relay.host)), sent))
             }
             Ok(_) => panic!("no delivery: {text}"),
             Err(family) => {
-                assert_eq!(family, Family::Delivery);
+                assert_eq!(family, LineFamily::Delivery);
                 None
             }
         }
@@ -196,14 +200,14 @@ mod tests {
     fn reads_a_delivery() {
         let text = "to=<user@dane-reuse.example>, relay=mx.dane-reuse.example[203.0.113.161]:25, conn_use=2, delay=0.05, \
                     delays=0/0/0/0.04, dsn=2.0.0, status=sent (250 2.0.0 Ok: queued as LAB11735429)";
-        let want = What::Delivery {
+        let want = EventKind::Delivery {
             queue_id: b"1818EA260B5",
             recipient_domain: b"dane-reuse.example",
             relay: Some(peer("mx.dane-reuse.example", "203.0.113.161", Some(25))),
             cached_connection: true,
             tls: None,
             sent: true,
-            reason: Reason::Other,
+            reason: TlsReason::Other,
         };
         assert_eq!(read(text), Ok(Some(want)));
     }
@@ -214,7 +218,7 @@ mod tests {
             let text = format!(
                 "to=<a@b.test>, relay=mx.b.test[192.0.2.1]:25, {uses}delay=1, delays=0/0/0/1, dsn=2.0.0, status=sent (250 Ok)"
             );
-            let Ok(Some(What::Delivery { cached_connection, .. })) = read(&text) else { panic!("{text}") };
+            let Ok(Some(EventKind::Delivery { cached_connection, .. })) = read(&text) else { panic!("{text}") };
             assert_eq!(cached_connection, want, "{text}");
         }
     }
@@ -228,7 +232,7 @@ mod tests {
             ("local", None),
         ] {
             let text = format!("to=<a@b.test>, relay={relay}, delay=1, delays=0/0/0/1, dsn=2.0.0, status=sent (x)");
-            let Ok(Some(What::Delivery { relay, .. })) = read(&text) else { panic!("{text}") };
+            let Ok(Some(EventKind::Delivery { relay, .. })) = read(&text) else { panic!("{text}") };
             assert_eq!(relay, want.map(|(host, ip, port)| peer(host, ip, Some(port))), "{text}");
         }
         let text = "to=<a@b.test>, relay=b.test[private/lmtp], delay=1, delays=0/0/0/1, dsn=2.0.0, status=sent (x)";
@@ -281,24 +285,24 @@ mod tests {
             let text = format!(
                 "to=<a@b.test>, relay=none, delay=1, delays=0/0/0/1, tls={tls}, dsn=4.7.5, status=deferred (Server certificate not verified)"
             );
-            let Ok(Some(What::Delivery { reason, sent, .. })) = read(&text) else { panic!("{text}") };
-            assert_eq!((reason, sent), (Reason::NotVerified, false), "{text}");
+            let Ok(Some(EventKind::Delivery { reason, sent, .. })) = read(&text) else { panic!("{text}") };
+            assert_eq!((reason, sent), (TlsReason::NotVerified, false), "{text}");
         }
     }
 
     #[test]
     fn reads_the_tls_feature() {
-        let feature = |asked: &'static str, reached: &'static str, state| {
-            Some(TlsFeature { asked: asked.as_bytes(), reached: reached.as_bytes(), state })
+        let feature = |requested: &'static str, effective: &'static str, state| {
+            Some(TlsFeature { requested: requested.as_bytes(), effective: effective.as_bytes(), status: state })
         };
         for (text, want) in [
-            ("may", feature("may", "may", TlsState::Met)),
-            ("may?", feature("may", "may", TlsState::Undecided)),
-            ("may:none", feature("may", "none", TlsState::Met)),
-            ("!secure", feature("secure", "secure", TlsState::Violated)),
-            ("dane:halfdane", feature("dane", "halfdane", TlsState::Met)),
-            ("unknown?/!requiretls:nocertmatch", feature("unknown", "unknown", TlsState::Undecided)),
-            ("may/!requiretls?", feature("may", "may", TlsState::Met)),
+            ("may", feature("may", "may", TlsFeatureStatus::Met)),
+            ("may?", feature("may", "may", TlsFeatureStatus::Undecided)),
+            ("may:none", feature("may", "none", TlsFeatureStatus::Met)),
+            ("!secure", feature("secure", "secure", TlsFeatureStatus::Violated)),
+            ("dane:halfdane", feature("dane", "halfdane", TlsFeatureStatus::Met)),
+            ("unknown?/!requiretls:nocertmatch", feature("unknown", "unknown", TlsFeatureStatus::Undecided)),
+            ("may/!requiretls?", feature("may", "may", TlsFeatureStatus::Met)),
             ("", None),
             ("!", None),
             ("may:", None),
@@ -307,7 +311,7 @@ mod tests {
             let line = format!(
                 "to=<a@b.test>, relay=mx.b.test[192.0.2.1]:25, delay=1, delays=0/0/0/1, tls={text}, dsn=2.0.0, status=sent (250 Ok)"
             );
-            let Ok(Some(What::Delivery { tls, .. })) = read(&line) else { panic!("{line}") };
+            let Ok(Some(EventKind::Delivery { tls, .. })) = read(&line) else { panic!("{line}") };
             assert_eq!(tls, want, "{line}");
         }
     }
@@ -316,49 +320,53 @@ mod tests {
     fn tells_the_reasons_that_are_tls() {
         let refused = peer("mx.a.test", "203.0.113.149", None);
         for (text, want) in [
-            ("Cannot start TLS: handshake failure", Reason::HandshakeFailure),
-            ("Server certificate not verified", Reason::NotVerified),
-            ("Server certificate not trusted", Reason::NotTrusted),
+            ("Cannot start TLS: handshake failure", TlsReason::HandshakeFailure),
+            ("Server certificate not verified", TlsReason::NotVerified),
+            ("Server certificate not trusted", TlsReason::NotTrusted),
             (
                 "TLS is required, but host mx.a.test[203.0.113.149] refused to start TLS: 454 4.7.0 TLS not available",
-                Reason::StarttlsRefused(refused),
+                TlsReason::StarttlsRefused(refused),
             ),
             (
                 "TLS is required, but was not offered by host mx.a.test[203.0.113.149]",
-                Reason::StarttlsNotOffered(refused),
+                TlsReason::StarttlsNotOffered(refused),
             ),
-            ("TLS is required, but our TLS engine is unavailable", Reason::Other),
+            ("TLS is required, but our TLS engine is unavailable", TlsReason::Other),
             (
                 "Sender requested REQUIRETLS, but host mx.a.test[203.0.113.149] refused to start TLS: 454 4.7.0 x",
-                Reason::StarttlsRefused(refused),
+                TlsReason::StarttlsRefused(refused),
             ),
             (
                 "Sender requested REQUIRETLS, but TLS service was not offered by host mx.a.test[203.0.113.149]",
-                Reason::StarttlsNotOffered(refused),
+                TlsReason::StarttlsNotOffered(refused),
             ),
             (
                 "Sender requested REQUIRETLS, but no matching server certificate was found. The last attempted server \
                  was mx.a.test[203.0.113.149]",
-                Reason::NotVerified,
+                TlsReason::NotVerified,
             ),
             (
                 "Sender requested REQUIRETLS, but no trusted server certificate was found. The last attempted server \
                  was mx.a.test[203.0.113.149]",
-                Reason::NotTrusted,
+                TlsReason::NotTrusted,
             ),
             (
                 "Sender requested REQUIRETLS, but no server was found that supports REQUIRETLS. The last attempted \
                  server was mx.a.test[203.0.113.149]",
-                Reason::Other,
+                TlsReason::Other,
             ),
-            ("host mx.a.test[203.0.113.149] said: 450 Cannot start TLS: handshake failure", Reason::Other),
-            ("lost connection with mx.a.test[203.0.113.149] while performing the EHLO handshake", Reason::Other),
+            ("host mx.a.test[203.0.113.149] said: 450 Cannot start TLS: handshake failure", TlsReason::Other),
+            ("lost connection with mx.a.test[203.0.113.149] while performing the EHLO handshake", TlsReason::Other),
         ] {
-            assert_eq!(read(text), Ok(Some(What::HostLeft { queue_id: b"1818EA260B5", reason: want })), "{text}");
+            assert_eq!(
+                read(text),
+                Ok(Some(EventKind::HostGivenUp { queue_id: b"1818EA260B5", reason: want })),
+                "{text}"
+            );
             let line = format!(
                 "to=<a@b.test>, relay=mx.a.test[203.0.113.149]:25, delay=1, delays=0/0/0/1, dsn=4.7.5, status=deferred ({text})"
             );
-            let Ok(Some(What::Delivery { reason, sent: false, .. })) = read(&line) else { panic!("{line}") };
+            let Ok(Some(EventKind::Delivery { reason, sent: false, .. })) = read(&line) else { panic!("{line}") };
             assert_eq!(reason, want, "{line}");
         }
     }

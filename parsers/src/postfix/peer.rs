@@ -10,8 +10,8 @@ use memchr::{memchr, memchr3};
 
 use crate::{event::Peer, syslog::decimal};
 
-/// Longest host name that is looked at: 255 octets of DNS, with room for an escaped or a UTF-8 form.
-const MAX_HOST: usize = 512;
+/// Longest host name that is looked at: 255 bytes of DNS, with room for an escaped or a UTF-8 form.
+const MAX_HOST_BYTES: usize = 512;
 
 /// `HOST[IP]`, with `:PORT` if there is one.
 pub(super) fn with_port(text: &[u8]) -> Option<(Peer<'_>, &[u8])> {
@@ -29,7 +29,7 @@ pub(super) fn with_port(text: &[u8]) -> Option<(Peer<'_>, &[u8])> {
 
 /// `HOST[IP]` alone: a colon after it belongs to what follows.
 pub(super) fn without_port(text: &[u8]) -> Option<(Peer<'_>, &[u8])> {
-    let bracket = memchr3(b'[', b' ', b',', text.get(..MAX_HOST).unwrap_or(text))?;
+    let bracket = memchr3(b'[', b' ', b',', text.get(..MAX_HOST_BYTES).unwrap_or(text))?;
     let (host, rest) = text.split_at_checked(bracket)?;
     let rest = rest.strip_prefix(b"[")?;
     let (address, rest) = rest.split_at_checked(memchr(b']', rest)?)?;

@@ -7,35 +7,35 @@
 
 use memchr::{memchr, memmem, memrchr};
 
-use crate::event::{RuledOut, What};
+use crate::event::{EventKind, ExclusionReason};
 
 /// `TLS policy lookup for NEXTHOP/HOST: why`, or
 /// `MX name 'HOST' does not match STS MX pattern for 'NEXTHOP'` (3.10.6).
-pub(super) fn parse(text: &[u8]) -> Option<What<'_>> {
+pub(super) fn parse(text: &[u8]) -> Option<EventKind<'_>> {
     if let Some(text) = text.strip_prefix(b"TLS policy lookup for ") {
-        lookup(text)
+        parse_lookup_warning(text)
     } else {
-        sts_pattern(text.strip_prefix(b"MX name '")?)
+        parse_sts_mismatch(text.strip_prefix(b"MX name '")?)
     }
 }
 
-fn lookup(text: &[u8]) -> Option<What<'_>> {
-    let (names, why) = text.split_at_checked(memmem::find(text, b": ")?)?;
+fn parse_lookup_warning(text: &[u8]) -> Option<EventKind<'_>> {
+    let (names, reason) = text.split_at_checked(memmem::find(text, b": ")?)?;
     let slash = memrchr(b'/', names)?;
-    let why = match why.strip_prefix(b": ")? {
-        b"TLSA records unusable" => RuledOut::TlsaUnusable,
-        b"no TLSA records found" => RuledOut::NoTlsa,
-        b"non DNSSEC destination" => RuledOut::NotDnssec,
-        why if why.starts_with(b"TLSA lookup error for ") => RuledOut::TlsaLookupError,
+    let reason = match reason.strip_prefix(b": ")? {
+        b"TLSA records unusable" => ExclusionReason::TlsaUnusable,
+        b"no TLSA records found" => ExclusionReason::NoTlsa,
+        b"non DNSSEC destination" => ExclusionReason::NotDnssec,
+        reason if reason.starts_with(b"TLSA lookup error for ") => ExclusionReason::TlsaLookupError,
         _ => return None,
     };
-    Some(What::HostRuledOut { next_hop: names.get(..slash)?, host: names.get(slash + 1..)?, why })
+    Some(EventKind::HostExcluded { next_hop: names.get(..slash)?, host: names.get(slash + 1..)?, reason })
 }
 
-fn sts_pattern(text: &[u8]) -> Option<What<'_>> {
+fn parse_sts_mismatch(text: &[u8]) -> Option<EventKind<'_>> {
     let (host, rest) = text.split_at_checked(memchr(b'\'', text)?)?;
     let next_hop = rest.strip_prefix(b"' does not match STS MX pattern for '")?.strip_suffix(b"'")?;
-    Some(What::HostRuledOut { next_hop, host, why: RuledOut::StsMxMismatch })
+    Some(EventKind::HostExcluded { next_hop, host, reason: ExclusionReason::StsMxMismatch })
 }
 
 #[cfg(test)]
@@ -44,39 +44,39 @@ mod tests {
 
     #[test]
     fn reads_hosts_that_were_ruled_out() {
-        for (text, next_hop, host, why) in [
+        for (text, next_hop, host, reason) in [
             (
                 "TLS policy lookup for dane-2mx.example/mx1.dane-2mx.example: TLSA lookup error for mx1.dane-2mx.example:25",
                 "dane-2mx.example",
                 "mx1.dane-2mx.example",
-                RuledOut::TlsaLookupError,
+                ExclusionReason::TlsaLookupError,
             ),
             (
                 "TLS policy lookup for a.test/mx.a.test: TLSA records unusable",
                 "a.test",
                 "mx.a.test",
-                RuledOut::TlsaUnusable,
+                ExclusionReason::TlsaUnusable,
             ),
             (
                 "TLS policy lookup for [mx.a.test]:587/mx.a.test: no TLSA records found",
                 "[mx.a.test]:587",
                 "mx.a.test",
-                RuledOut::NoTlsa,
+                ExclusionReason::NoTlsa,
             ),
             (
                 "TLS policy lookup for a.test:25/mx.a.test: non DNSSEC destination",
                 "a.test:25",
                 "mx.a.test",
-                RuledOut::NotDnssec,
+                ExclusionReason::NotDnssec,
             ),
             (
                 "MX name 'rogue.sts-mxmismatch.test' does not match STS MX pattern for 'sts-mxmismatch.test'",
                 "sts-mxmismatch.test",
                 "rogue.sts-mxmismatch.test",
-                RuledOut::StsMxMismatch,
+                ExclusionReason::StsMxMismatch,
             ),
         ] {
-            let want = What::HostRuledOut { next_hop: next_hop.as_bytes(), host: host.as_bytes(), why };
+            let want = EventKind::HostExcluded { next_hop: next_hop.as_bytes(), host: host.as_bytes(), reason };
             assert_eq!(parse(text.as_bytes()), Some(want), "{text}");
         }
     }

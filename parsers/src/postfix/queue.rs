@@ -5,15 +5,15 @@
 
 use memchr::memchr;
 
-use crate::event::What;
-use crate::family::{Family, Found};
+use crate::event::EventKind;
+use crate::family::{LineFamily, ParseResult};
 
 /// `QID: ` at the front, and what follows.
 ///
 /// Short ids are upper-case hexadecimal, six digits and more; long ids (`enable_long_queue_ids`) are digits and letters
 /// without vowels, at least six for the second, four for the microsecond, a `z` and the inode.
 #[inline]
-pub(super) fn id(text: &[u8]) -> Option<(&[u8], &[u8])> {
+pub(super) fn split_queue_id(text: &[u8]) -> Option<(&[u8], &[u8])> {
     let mut alphabets = SHORT | LONG;
     let mut length = 0;
     loop {
@@ -34,32 +34,32 @@ pub(super) fn id(text: &[u8]) -> Option<(&[u8], &[u8])> {
 const SHORT: u8 = 1;
 const LONG: u8 = 2;
 
-/// In which alphabets of queue ids an octet is.
+/// In which alphabets of queue ids an byte is.
 static ALPHABETS: [u8; 256] = {
     let mut table = [0; 256];
-    let mut octet = 0;
-    while octet < 256 {
-        let letter = octet as u8;
+    let mut byte = 0;
+    while byte < 256 {
+        let letter = byte as u8;
         if letter.is_ascii_digit() {
-            table[octet] = SHORT | LONG;
+            table[byte] = SHORT | LONG;
         } else if matches!(letter, b'A'..=b'F') {
-            table[octet] = SHORT;
+            table[byte] = SHORT;
         }
         if letter.is_ascii_alphabetic() && !matches!(letter.to_ascii_lowercase(), b'a' | b'e' | b'i' | b'o' | b'u') {
-            table[octet] |= LONG;
+            table[byte] |= LONG;
         }
-        octet += 1;
+        byte += 1;
     }
     table
 };
 
 /// `QID: message-id=<…>`, `QID: resent-message-id=<…>`, `QID: removed[ (canceled)]`.
-pub(super) fn cleanup(text: &[u8]) -> Found<What<'_>> {
-    let Some((queue_id, text)) = id(text) else { return Ok(None) };
+pub(super) fn cleanup(text: &[u8]) -> ParseResult<EventKind<'_>> {
+    let Some((queue_id, text)) = split_queue_id(text) else { return Ok(None) };
     let value = text.strip_prefix(b"message-id=").or_else(|| text.strip_prefix(b"resent-message-id="));
     Ok(match value {
-        Some(value) => Some(What::MessageId { queue_id, message_id: without_brackets(value) }),
-        None if is_removed(text) => Some(What::Removed { queue_id }),
+        Some(value) => Some(EventKind::MessageId { queue_id, message_id: without_brackets(value) }),
+        None if is_removed(text) => Some(EventKind::QueueRemoved { queue_id }),
         None => None,
     })
 }
@@ -76,32 +76,32 @@ fn is_removed(text: &[u8]) -> bool {
 }
 
 /// `QID: from=<…>, size=…, nrcpt=… (queue active)`, `QID: removed`.
-pub(super) fn qmgr(text: &[u8]) -> Found<What<'_>> {
-    let Some((queue_id, text)) = id(text) else { return Ok(None) };
+pub(super) fn qmgr(text: &[u8]) -> ParseResult<EventKind<'_>> {
+    let Some((queue_id, text)) = split_queue_id(text) else { return Ok(None) };
     if is_removed(text) {
-        return Ok(Some(What::Removed { queue_id }));
+        return Ok(Some(EventKind::QueueRemoved { queue_id }));
     }
     if !text.starts_with(b"from=<") {
         return Ok(None);
     }
     // The sender's address is a stranger's text, what follows it is Postfix's own: read from the end.
     if text.ends_with(b" (queue active)") {
-        Ok(Some(What::Active { queue_id }))
+        Ok(Some(EventKind::QueueActive { queue_id }))
     } else if text.ends_with(b", returned to sender") {
         Ok(None)
     } else {
-        Err(Family::QueueActive)
+        Err(LineFamily::QueueActive)
     }
 }
 
 /// `daemon started -- version 3.7.11, configuration /etc/postfix`, or `reload -- version …` in its place.
-pub(super) fn master(text: &[u8]) -> Found<What<'_>> {
+pub(super) fn master(text: &[u8]) -> ParseResult<EventKind<'_>> {
     if text.starts_with(b"reload -- version ") {
-        return Ok(Some(What::Reloaded));
+        return Ok(Some(EventKind::DaemonReloaded));
     }
     let Some(rest) = text.strip_prefix(b"daemon started -- version ") else { return Ok(None) };
     let version = memchr(b',', rest).and_then(|end| rest.get(..end)).unwrap_or(rest);
-    if version.is_empty() { Err(Family::DaemonStarted) } else { Ok(Some(What::Started { version })) }
+    if version.is_empty() { Err(LineFamily::DaemonStarted) } else { Ok(Some(EventKind::DaemonStarted { version })) }
 }
 
 #[cfg(test)]
@@ -126,7 +126,7 @@ mod tests {
             ("", None),
         ] {
             let want = want.map(|id| (id.as_bytes(), &b"x"[..]));
-            assert_eq!(id(text.as_bytes()), want, "{text}");
+            assert_eq!(split_queue_id(text.as_bytes()), want, "{text}");
         }
     }
 
@@ -142,12 +142,12 @@ mod tests {
             ("message-id=<cut.off@mta", "cut.off@mta"),
         ] {
             let line = format!("4jXBhc1f2vz1WkvY: {text}");
-            let want = What::MessageId { queue_id, message_id: message_id.as_bytes() };
+            let want = EventKind::MessageId { queue_id, message_id: message_id.as_bytes() };
             assert_eq!(cleanup(line.as_bytes()), Ok(Some(want)), "{text}");
         }
         for text in ["removed", "removed (canceled)", "removed (discarded)"] {
             let line = format!("4jXBhc1f2vz1WkvY: {text}");
-            assert_eq!(cleanup(line.as_bytes()), Ok(Some(What::Removed { queue_id })), "{text}");
+            assert_eq!(cleanup(line.as_bytes()), Ok(Some(EventKind::QueueRemoved { queue_id })), "{text}");
         }
         for line in [
             "4jXBhc1f2vz1WkvY: reject: header Subject: message-id=<a@b> from x",
@@ -162,14 +162,17 @@ mod tests {
     fn reads_qmgr() {
         let queue_id = b"1818EA260B5";
         for (text, want) in [
-            ("from=<tester@mta.lab.test>, size=275, nrcpt=1 (queue active)", Ok(Some(What::Active { queue_id }))),
-            ("from=<>, size=2603, nrcpt=1 (queue active)", Ok(Some(What::Active { queue_id }))),
-            ("removed", Ok(Some(What::Removed { queue_id }))),
+            (
+                "from=<tester@mta.lab.test>, size=275, nrcpt=1 (queue active)",
+                Ok(Some(EventKind::QueueActive { queue_id })),
+            ),
+            ("from=<>, size=2603, nrcpt=1 (queue active)", Ok(Some(EventKind::QueueActive { queue_id }))),
+            ("removed", Ok(Some(EventKind::QueueRemoved { queue_id }))),
             ("from=<a@b>, status=expired, returned to sender", Ok(None)),
             ("from=<a@b>, status=force-expired, returned to sender", Ok(None)),
             ("from=<\"x>, size=1, nrcpt=1 (queue active)\"@b>, status=expired, returned to sender", Ok(None)),
             ("skipped, still being delivered", Ok(None)),
-            ("from=<cut", Err(Family::QueueActive)),
+            ("from=<cut", Err(LineFamily::QueueActive)),
         ] {
             let line = format!("1818EA260B5: {text}");
             assert_eq!(qmgr(line.as_bytes()), want, "{text}");
@@ -180,11 +183,14 @@ mod tests {
     #[test]
     fn reads_master() {
         let text = b"daemon started -- version 3.10.13, configuration /etc/postfix";
-        assert_eq!(master(text), Ok(Some(What::Started { version: b"3.10.13" })));
+        assert_eq!(master(text), Ok(Some(EventKind::DaemonStarted { version: b"3.10.13" })));
         let snapshot = b"daemon started -- version 3.12-20260821, configuration /etc/postfix";
-        assert_eq!(master(snapshot), Ok(Some(What::Started { version: b"3.12-20260821" })));
-        assert_eq!(master(b"daemon started -- version "), Err(Family::DaemonStarted));
-        assert_eq!(master(b"reload -- version 3.10.13, configuration /etc/postfix"), Ok(Some(What::Reloaded)));
+        assert_eq!(master(snapshot), Ok(Some(EventKind::DaemonStarted { version: b"3.12-20260821" })));
+        assert_eq!(master(b"daemon started -- version "), Err(LineFamily::DaemonStarted));
+        assert_eq!(
+            master(b"reload -- version 3.10.13, configuration /etc/postfix"),
+            Ok(Some(EventKind::DaemonReloaded))
+        );
         assert_eq!(master(b"terminating on signal 15"), Ok(None));
     }
 }

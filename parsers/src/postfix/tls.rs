@@ -7,13 +7,13 @@
 
 use super::peer;
 use crate::{
-    event::{Peer, Trust, VerifyCause, What},
-    family::{Family, Found},
+    event::{EventKind, Peer, Trust, VerificationError},
+    family::{LineFamily, ParseResult},
     syslog::decimal,
 };
 
 /// `Trusted TLS connection established to HOST[IP]:PORT: TLSv1.3 with cipher …`.
-pub(super) fn summary(text: &[u8]) -> Option<Found<What<'_>>> {
+pub(super) fn summary(text: &[u8]) -> Option<ParseResult<EventKind<'_>>> {
     let (trust, rest) = match text {
         [b'U', b'n', b't', b'r', b'u', b's', b't', b'e', b'd', rest @ ..] => (Trust::Untrusted, rest),
         [b'T', b'r', b'u', b's', b't', b'e', b'd', rest @ ..] => (Trust::Trusted, rest),
@@ -28,41 +28,41 @@ pub(super) fn summary(text: &[u8]) -> Option<Found<What<'_>>> {
         None => (true, rest.strip_prefix(b"reused to ")?),
     };
     let peer = peer_and_colon(rest).map(|(peer, _)| peer);
-    Some(peer.map(|peer| Some(What::Established { peer, trust, reused })).ok_or(Family::TlsSummary))
+    Some(peer.map(|peer| Some(EventKind::Established { peer, trust, reused })).ok_or(LineFamily::TlsSummary))
 }
 
 /// `[server |CA ]certificate verification failed for HOST[IP]:PORT: cause`.
-pub(super) fn verification(text: &[u8]) -> Option<Found<What<'_>>> {
+pub(super) fn verification(text: &[u8]) -> Option<ParseResult<EventKind<'_>>> {
     let rest = text.strip_prefix(b"server ").or_else(|| text.strip_prefix(b"CA ")).unwrap_or(text);
     let rest = rest.strip_prefix(b"certificate verification failed for ")?;
-    let found = peer_and_colon(rest).and_then(|(peer, text)| Some((peer, cause(text)?)));
+    let found = peer_and_colon(rest).and_then(|(peer, text)| Some((peer, verification_error(text)?)));
     Some(
         found
-            .map(|(peer, cause)| Some(What::VerificationFailed { peer, cause }))
-            .ok_or(Family::CertificateVerification),
+            .map(|(peer, cause)| Some(EventKind::VerificationFailed { peer, cause }))
+            .ok_or(LineFamily::CertificateVerification),
     )
 }
 
 /// `SSL_connect error to HOST[IP]:PORT: cause`.
-pub(super) fn handshake(text: &[u8]) -> Option<Found<What<'_>>> {
+pub(super) fn handshake(text: &[u8]) -> Option<ParseResult<EventKind<'_>>> {
     let rest = text.strip_prefix(b"SSL_connect error to ")?;
     let found = peer_and_colon(rest);
-    Some(found.map(|(peer, cause)| Some(What::HandshakeFailed { peer, cause })).ok_or(Family::TlsHandshake))
+    Some(found.map(|(peer, cause)| Some(EventKind::HandshakeFailed { peer, cause })).ok_or(LineFamily::TlsHandshake))
 }
 
 /// `HOST[IP]:PORT: re-using session with untrusted certificate, look for details earlier in the log`;
 /// `peer credential` in place of `certificate` since 3.9, where it may be a raw public key.
 ///
 /// There is no family to name when it fails: other lines begin with a peer too.
-pub(super) fn resumed(text: &[u8]) -> Option<What<'_>> {
+pub(super) fn resumed_untrusted(text: &[u8]) -> Option<EventKind<'_>> {
     let (peer, rest) = peer_and_colon(text)?;
-    rest.starts_with(b"re-using session with untrusted ").then_some(What::ResumedUntrusted { peer })
+    rest.starts_with(b"re-using session with untrusted ").then_some(EventKind::ResumedUntrusted { peer })
 }
 
 /// `HOST[IP]:PORT: all TLSA records unusable[, fallback to unauthenticated TLS]` (3.6), a warning.
-pub(super) fn tlsa_unusable(text: &[u8]) -> Option<What<'_>> {
+pub(super) fn tlsa_unusable(text: &[u8]) -> Option<EventKind<'_>> {
     let (peer, rest) = peer_and_colon(text)?;
-    rest.starts_with(b"all TLSA records unusable").then_some(What::TlsaUnusable { peer })
+    rest.starts_with(b"all TLSA records unusable").then_some(EventKind::TlsaUnusable { peer })
 }
 
 fn peer_and_colon(text: &[u8]) -> Option<(Peer<'_>, &[u8])> {
@@ -70,29 +70,29 @@ fn peer_and_colon(text: &[u8]) -> Option<(Peer<'_>, &[u8])> {
     Some((peer, rest.strip_prefix(b": ")?))
 }
 
-fn cause(text: &[u8]) -> Option<VerifyCause<'_>> {
+fn verification_error(text: &[u8]) -> Option<VerificationError<'_>> {
     Some(match text {
-        b"not trusted by local or TLSA policy" => VerifyCause::NotTrusted,
-        b"self-signed certificate" => VerifyCause::SelfSigned,
-        b"certificate not yet valid" => VerifyCause::NotYetValid,
-        b"certificate has expired" => VerifyCause::Expired,
-        _ if text.starts_with(b"untrusted issuer") => VerifyCause::UntrustedIssuer,
-        _ if text.starts_with(b"not designated for use as a ") => VerifyCause::WrongPurpose,
-        _ if text.starts_with(b"certificate chain longer than limit(") => VerifyCause::ChainTooLong,
+        b"not trusted by local or TLSA policy" => VerificationError::NotTrusted,
+        b"self-signed certificate" => VerificationError::SelfSigned,
+        b"certificate not yet valid" => VerificationError::NotYetValid,
+        b"certificate has expired" => VerificationError::Expired,
+        _ if text.starts_with(b"untrusted issuer") => VerificationError::UntrustedIssuer,
+        _ if text.starts_with(b"not designated for use as a ") => VerificationError::WrongPurpose,
+        _ if text.starts_with(b"certificate chain longer than limit(") => VerificationError::ChainTooLong,
         _ => return code(text).or_else(|| external_policy(text)),
     })
 }
 
 /// `num=62:hostname mismatch`: the number is OpenSSL's `X509_V_ERR_…`.
-fn code(text: &[u8]) -> Option<VerifyCause<'_>> {
+fn code(text: &[u8]) -> Option<VerificationError<'_>> {
     let (number, rest) = decimal(text.strip_prefix(b"num=")?)?;
-    Some(VerifyCause::Code(u16::try_from(number).ok()?, rest.strip_prefix(b":")?))
+    Some(VerificationError::Code(u16::try_from(number).ok()?, rest.strip_prefix(b":")?))
 }
 
 /// `external policy failure (sts-webpki-invalid)` (3.10).
-fn external_policy(text: &[u8]) -> Option<VerifyCause<'_>> {
+fn external_policy(text: &[u8]) -> Option<VerificationError<'_>> {
     let failure = text.strip_prefix(b"external policy failure (")?;
-    Some(VerifyCause::ExternalPolicy(failure.strip_suffix(b")").unwrap_or(failure)))
+    Some(VerificationError::ExternalPolicy(failure.strip_suffix(b")").unwrap_or(failure)))
 }
 
 #[cfg(test)]
@@ -138,7 +138,7 @@ mod tests {
                 false,
             ),
         ] {
-            let want = What::Established { peer: peer(host), trust, reused };
+            let want = EventKind::Established { peer: peer(host), trust, reused };
             assert_eq!(summary(text.as_bytes()), Some(Ok(Some(want))), "{text}");
         }
     }
@@ -158,31 +158,35 @@ mod tests {
             "Trusted TLS connection established to mx.test[192.0.2.1]:99999: TLSv1.3 with cipher X",
             "Trusted TLS connection reused to unknown: TLSv1.3",
         ] {
-            assert_eq!(summary(text.as_bytes()), Some(Err(Family::TlsSummary)), "{text}");
+            assert_eq!(summary(text.as_bytes()), Some(Err(LineFamily::TlsSummary)), "{text}");
         }
     }
 
     #[test]
     fn reads_every_cause_of_a_failed_verification() {
         for (front, text, cause) in [
-            ("", "not trusted by local or TLSA policy", VerifyCause::NotTrusted),
-            ("", "self-signed certificate", VerifyCause::SelfSigned),
-            ("", "untrusted issuer /O=Elsewhere/CN=Unknown Root CA", VerifyCause::UntrustedIssuer),
-            ("", "untrusted issuer <unknown>", VerifyCause::UntrustedIssuer),
-            ("CA ", "certificate not yet valid", VerifyCause::NotYetValid),
-            ("server ", "certificate has expired", VerifyCause::Expired),
-            ("", "not designated for use as a server certificate", VerifyCause::WrongPurpose),
-            ("", "certificate chain longer than limit(9)", VerifyCause::ChainTooLong),
-            ("server ", "num=62:hostname mismatch", VerifyCause::Code(62, b"hostname mismatch")),
+            ("", "not trusted by local or TLSA policy", VerificationError::NotTrusted),
+            ("", "self-signed certificate", VerificationError::SelfSigned),
+            ("", "untrusted issuer /O=Elsewhere/CN=Unknown Root CA", VerificationError::UntrustedIssuer),
+            ("", "untrusted issuer <unknown>", VerificationError::UntrustedIssuer),
+            ("CA ", "certificate not yet valid", VerificationError::NotYetValid),
+            ("server ", "certificate has expired", VerificationError::Expired),
+            ("", "not designated for use as a server certificate", VerificationError::WrongPurpose),
+            ("", "certificate chain longer than limit(9)", VerificationError::ChainTooLong),
+            ("server ", "num=62:hostname mismatch", VerificationError::Code(62, b"hostname mismatch")),
             (
                 "server ",
                 "num=65:no matching DANE TLSA records",
-                VerifyCause::Code(65, b"no matching DANE TLSA records"),
+                VerificationError::Code(65, b"no matching DANE TLSA records"),
             ),
-            ("", "external policy failure (sts-webpki-invalid)", VerifyCause::ExternalPolicy(b"sts-webpki-invalid")),
+            (
+                "",
+                "external policy failure (sts-webpki-invalid)",
+                VerificationError::ExternalPolicy(b"sts-webpki-invalid"),
+            ),
         ] {
             let line = format!("{front}certificate verification failed for mx.a.test[203.0.113.54]:25: {text}");
-            let want = What::VerificationFailed { peer: peer("mx.a.test 203.0.113.54"), cause };
+            let want = EventKind::VerificationFailed { peer: peer("mx.a.test 203.0.113.54"), cause };
             assert_eq!(verification(line.as_bytes()), Some(Ok(Some(want))), "{line}");
         }
     }
@@ -191,7 +195,7 @@ mod tests {
     fn an_unknown_cause_is_malformed() {
         for cause in ["num=x:y", "num=62", "num=65536:y", "something else", "self-signed certificate or so", ""] {
             let line = format!("certificate verification failed for mx.a.test[203.0.113.54]:25: {cause}");
-            assert_eq!(verification(line.as_bytes()), Some(Err(Family::CertificateVerification)), "{line}");
+            assert_eq!(verification(line.as_bytes()), Some(Err(LineFamily::CertificateVerification)), "{line}");
         }
         assert_eq!(verification(b"connect to mx.a.test[203.0.113.54]:25: Connection refused"), None);
         assert_eq!(verification(b"setting up TLS connection to mx.a.test[203.0.113.54]:25"), None);
@@ -201,23 +205,23 @@ mod tests {
     fn reads_failed_handshakes() {
         for cause in ["lost connection", "-1", "Connection reset by peer"] {
             let line = format!("SSL_connect error to mx.a.test[203.0.113.20]:25: {cause}");
-            let want = What::HandshakeFailed { peer: peer("mx.a.test 203.0.113.20"), cause: cause.as_bytes() };
+            let want = EventKind::HandshakeFailed { peer: peer("mx.a.test 203.0.113.20"), cause: cause.as_bytes() };
             assert_eq!(handshake(line.as_bytes()), Some(Ok(Some(want))), "{line}");
         }
         assert_eq!(handshake(b"SSL_connect:error in error"), None);
-        assert_eq!(handshake(b"SSL_connect error to ?"), Some(Err(Family::TlsHandshake)));
+        assert_eq!(handshake(b"SSL_connect error to ?"), Some(Err(LineFamily::TlsHandshake)));
     }
 
     #[test]
     fn reads_lines_that_begin_with_the_peer() {
         let old = b"mx.a.test[203.0.113.79]:25: re-using session with untrusted certificate, look for details earlier in the log";
         let new = b"mx.a.test[203.0.113.79]:25: re-using session with untrusted peer credential, look for details earlier in the log";
-        let want = What::ResumedUntrusted { peer: peer("mx.a.test 203.0.113.79") };
-        assert_eq!((resumed(old), resumed(new)), (Some(want.clone()), Some(want)));
+        let want = EventKind::ResumedUntrusted { peer: peer("mx.a.test 203.0.113.79") };
+        assert_eq!((resumed_untrusted(old), resumed_untrusted(new)), (Some(want.clone()), Some(want)));
 
         let fallback = b"mx.a.test[203.0.113.79]:25: all TLSA records unusable, fallback to unauthenticated TLS";
         let only = b"mx.a.test[203.0.113.79]:25: all TLSA records unusable";
-        let want = What::TlsaUnusable { peer: peer("mx.a.test 203.0.113.79") };
+        let want = EventKind::TlsaUnusable { peer: peer("mx.a.test 203.0.113.79") };
         assert_eq!((tlsa_unusable(fallback), tlsa_unusable(only)), (Some(want.clone()), Some(want)));
     }
 
@@ -225,10 +229,12 @@ mod tests {
     fn an_issuer_that_imitates_a_line_changes_nothing() {
         let issuer = "/CN=x: num=62:hostname mismatch]:25: re-using session with untrusted certificate";
         let line = format!("certificate verification failed for mx.a.test[203.0.113.54]:25: untrusted issuer {issuer}");
-        let want =
-            What::VerificationFailed { peer: peer("mx.a.test 203.0.113.54"), cause: VerifyCause::UntrustedIssuer };
+        let want = EventKind::VerificationFailed {
+            peer: peer("mx.a.test 203.0.113.54"),
+            cause: VerificationError::UntrustedIssuer,
+        };
         assert_eq!(verification(line.as_bytes()), Some(Ok(Some(want))));
         let subject = format!("mx.a.test[203.0.113.54]:25: depth=0 verify=0 subject={issuer}");
-        assert_eq!(resumed(subject.as_bytes()), None);
+        assert_eq!(resumed_untrusted(subject.as_bytes()), None);
     }
 }

@@ -1,38 +1,38 @@
 //! Reads what Postfix itself reports of a session through libtlsrpt (3.10 and later, `smtp_tlsrpt_enable = yes`).
 //!
 //! Takes: the text behind `TLSRPT: `. Gives: domain, server, and the failure if it was one.
-//! When it fails: [`Family::TlsrptStatus`].
+//! When it fails: [`LineFamily::TlsrptStatus`].
 //! Not here: `TLSRPT support: …`, warnings about the library.
 
 use memchr::memchr;
 
 use super::peer;
 use crate::{
-    event::{NativeFailure, What},
-    family::{Family, Found},
+    event::{EventKind, TlsrptFailure},
+    family::{LineFamily, ParseResult},
 };
 
 /// `status=success, domain=D, receiving_mx=HOST[IP]`, or
 /// `status=failure, domain=D, receiving_mx=HOST[IP], failure_type=T[, failure_reason=R]`.
-pub(super) fn parse(text: &[u8]) -> Found<What<'_>> {
+pub(super) fn parse(text: &[u8]) -> ParseResult<EventKind<'_>> {
     let (failed, rest) = if let Some(rest) = text.strip_prefix(b"status=success, domain=") {
         (false, rest)
     } else if let Some(rest) = text.strip_prefix(b"status=failure, domain=") {
         (true, rest)
     } else {
-        return Err(Family::TlsrptStatus);
+        return Err(LineFamily::TlsrptStatus);
     };
-    status(failed, rest).map(Some).ok_or(Family::TlsrptStatus)
+    status(failed, rest).map(Some).ok_or(LineFamily::TlsrptStatus)
 }
 
-fn status(failed: bool, text: &[u8]) -> Option<What<'_>> {
+fn status(failed: bool, text: &[u8]) -> Option<EventKind<'_>> {
     let (domain, rest) = text.split_at_checked(memchr(b',', text)?)?;
     let (peer, rest) = peer::without_port(rest.strip_prefix(b", receiving_mx=")?)?;
     let failure = if failed { Some(failure(rest.strip_prefix(b", failure_type=")?)?) } else { None };
-    (!domain.is_empty() && (failed || rest.is_empty())).then_some(What::Native { domain, peer, failure })
+    (!domain.is_empty() && (failed || rest.is_empty())).then_some(EventKind::TlsrptResult { domain, peer, failure })
 }
 
-fn failure(text: &[u8]) -> Option<NativeFailure<'_>> {
+fn failure(text: &[u8]) -> Option<TlsrptFailure<'_>> {
     let (failure_type, reason) = match memchr(b',', text) {
         Some(comma) => {
             let (failure_type, rest) = text.split_at_checked(comma)?;
@@ -40,7 +40,7 @@ fn failure(text: &[u8]) -> Option<NativeFailure<'_>> {
         }
         None => (text, None),
     };
-    (!failure_type.is_empty()).then_some(NativeFailure { failure_type, reason })
+    (!failure_type.is_empty()).then_some(TlsrptFailure { failure_type, reason })
 }
 
 #[cfg(test)]
@@ -56,7 +56,7 @@ mod tests {
             port: None,
         };
         let text = b"status=success, domain=may-ok.test, receiving_mx=mx.may-ok.test[203.0.113.20]";
-        let want = What::Native { domain: b"may-ok.test", peer: peer("mx.may-ok.test"), failure: None };
+        let want = EventKind::TlsrptResult { domain: b"may-ok.test", peer: peer("mx.may-ok.test"), failure: None };
         assert_eq!(parse(text), Ok(Some(want)));
 
         let front = "status=failure, domain=a.test, receiving_mx=mx.a.test[203.0.113.20], failure_type=";
@@ -70,8 +70,8 @@ mod tests {
             ("tlsa_invalid, failure_reason=a, b", "tlsa_invalid", Some("a, b")),
         ] {
             let text = format!("{front}{end}");
-            let failure = NativeFailure { failure_type: failure_type.as_bytes(), reason: reason.map(str::as_bytes) };
-            let want = What::Native { domain: b"a.test", peer: peer("mx.a.test"), failure: Some(failure) };
+            let failure = TlsrptFailure { failure_type: failure_type.as_bytes(), reason: reason.map(str::as_bytes) };
+            let want = EventKind::TlsrptResult { domain: b"a.test", peer: peer("mx.a.test"), failure: Some(failure) };
             assert_eq!(parse(text.as_bytes()), Ok(Some(want)), "{text}");
         }
     }
@@ -89,7 +89,7 @@ mod tests {
             "status=failure, domain=a.test, receiving_mx=mx.a.test[203.0.113.20], failure_type=",
             "status=failure, domain=a.test, receiving_mx=mx.a.test[203.0.113.20], failure_type=x, y",
         ] {
-            assert_eq!(parse(text.as_bytes()), Err(Family::TlsrptStatus), "{text}");
+            assert_eq!(parse(text.as_bytes()), Err(LineFamily::TlsrptStatus), "{text}");
         }
     }
 }

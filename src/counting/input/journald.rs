@@ -16,8 +16,8 @@ use std::time::Duration;
 
 use serde::de::{Deserializer, IgnoredAny, SeqAccess, Visitor};
 use serde::{Deserialize, de};
-use tlswarden_parsers::event::Stamp;
-use tlswarden_parsers::{Dialect, Event, Malformed, parse_entry};
+use tlswarden_parsers::event::LogTimestamp;
+use tlswarden_parsers::{Dialect, Event, MalformedLine, parse_entry};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
 use tokio::process::{Child, ChildStderr, ChildStdout, Command};
 use tokio::time::{Instant, timeout};
@@ -260,8 +260,8 @@ pub struct Entry<'a> {
 
 impl Entry<'_> {
     /// Reads the text as a log line of an MTA's.
-    pub fn parse(&self, dialect: Dialect) -> Result<Option<Event<'_>>, Malformed> {
-        parse_entry(dialect, Stamp::Utc(self.at), &self.ident, self.pid, &self.text)
+    pub fn parse(&self, dialect: Dialect) -> Result<Option<Event<'_>>, MalformedLine> {
+        parse_entry(dialect, LogTimestamp::Utc(self.at), &self.ident, self.pid, &self.text)
     }
 }
 

@@ -5,7 +5,7 @@
 //! When it fails: never; an unknown name becomes `validation-failure` with the name as the reason code.
 //! Not here: which line is about which session (`postfix`, `exim`).
 
-use tlswarden_parsers::event::VerifyCause;
+use tlswarden_parsers::event::VerificationError;
 
 use crate::base::tlsrpt::{ResultType, Verdict};
 use crate::counting::session::Cause;
@@ -21,21 +21,21 @@ pub const DANE_NO_MATCH: &str = "dane-no-match";
 pub(super) const HANDSHAKE_FAILURE: &str = "tls-handshake-failure";
 
 /// RFC 8460 §4.3's words for a verification failure: the cause goes into the reason code, in OpenSSL's words.
-pub(super) fn verification(cause: VerifyCause<'_>) -> Cause {
+pub(super) fn verification(cause: VerificationError<'_>) -> Cause {
     use ResultType::{CertificateExpired, CertificateHostMismatch, CertificateNotTrusted};
     let not_trusted = |code: &str| (CertificateNotTrusted, Some(code.to_owned()));
     match cause {
-        VerifyCause::NotTrusted => (CertificateNotTrusted, None),
-        VerifyCause::SelfSigned => not_trusted("self-signed_certificate"),
-        VerifyCause::UntrustedIssuer => not_trusted("unable_to_get_local_issuer_certificate"),
-        VerifyCause::NotYetValid => not_trusted("certificate_is_not_yet_valid"),
-        VerifyCause::Expired => (CertificateExpired, None),
-        VerifyCause::WrongPurpose => not_trusted("unsuitable_certificate_purpose"),
-        VerifyCause::ChainTooLong => not_trusted("certificate_chain_too_long"),
-        VerifyCause::Code(62, _) => (CertificateHostMismatch, None),
-        VerifyCause::Code(65, _) => not_trusted(DANE_NO_MATCH),
-        VerifyCause::Code(_, words) => not_trusted(&reason_code(words)),
-        VerifyCause::ExternalPolicy(word) => match native_verdict(word, None) {
+        VerificationError::NotTrusted => (CertificateNotTrusted, None),
+        VerificationError::SelfSigned => not_trusted("self-signed_certificate"),
+        VerificationError::UntrustedIssuer => not_trusted("unable_to_get_local_issuer_certificate"),
+        VerificationError::NotYetValid => not_trusted("certificate_is_not_yet_valid"),
+        VerificationError::Expired => (CertificateExpired, None),
+        VerificationError::WrongPurpose => not_trusted("unsuitable_certificate_purpose"),
+        VerificationError::ChainTooLong => not_trusted("certificate_chain_too_long"),
+        VerificationError::Code(62, _) => (CertificateHostMismatch, None),
+        VerificationError::Code(65, _) => not_trusted(DANE_NO_MATCH),
+        VerificationError::Code(_, words) => not_trusted(&reason_code(words)),
+        VerificationError::ExternalPolicy(word) => match native_verdict(word, None) {
             Verdict::Failure(result, code) => (result, code),
             Verdict::Success => (ResultType::ValidationFailure, None),
         },

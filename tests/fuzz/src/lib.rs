@@ -20,7 +20,7 @@ use tlswarden::config::Level as DefaultLevel;
 use tlswarden::counting::input::journald;
 use tlswarden::counting::session::{Sessions, datagram as session};
 use tlswarden::net::dns::Tlsa;
-use tlswarden_parsers::{Dialect, event_action, parse};
+use tlswarden_parsers::{Dialect, parse, parse_event_action};
 
 #[path = "../../../parsers/tests/borrowed/mod.rs"]
 mod borrowed;
@@ -55,7 +55,7 @@ pub fn parse_exim(data: &[u8]) {
 
 /// A failed session as Exim's event action reports it: read or not, nothing else.
 pub fn exim_event_action(data: &[u8]) {
-    if let Some(event) = event_action(data) {
+    if let Some(event) = parse_event_action(data) {
         let mut sessions = Sessions::new(Dialect::Exim);
         sessions.event_action(&event);
         sessions.end_all(0, &mut Vec::new());

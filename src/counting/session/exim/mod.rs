@@ -17,8 +17,10 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
-use tlswarden_parsers::event::exim::{Became, Checked, EventAction, Line, Problem, Recipient, Says};
-use tlswarden_parsers::event::{Event, Peer, What};
+use tlswarden_parsers::event::exim::{
+    CertificateCheck, EventAction, EximLine, HostProblem, LineKind, RecipientLine, RecipientStatus,
+};
+use tlswarden_parsers::event::{Event, EventKind, Peer};
 
 use crate::base::domain_name;
 use crate::base::tlsrpt::{Outcome, ResultType, Trust, Verdict};
@@ -165,15 +167,15 @@ impl Sessions {
             self.swept = time;
             self.sweep(time, out);
         }
-        let What::Exim(Line { id, says }) = &event.what else { return };
+        let EventKind::Exim(EximLine { id, kind: says }) = &event.kind else { return };
         match says {
-            Says::Arrived { message_id } => {
+            LineKind::Arrived { message_id } => {
                 if own(message_id) {
                     self.own.change(id, time + OWN_MEMORY, || ());
                 }
             }
-            Says::Host { peer, problem } => self.trouble(id, *peer, *problem, time),
-            Says::VerifyError { ip, cause } => {
+            LineKind::Host { peer, problem } => self.trouble(id, *peer, *problem, time),
+            LineKind::VerifyError { ip, cause } => {
                 let found = verification(*cause);
                 let message = self.message(id, time);
                 // A chain can fail at several depths; the name counts only where nothing else is wrong.
@@ -183,9 +185,9 @@ impl Sessions {
                     None => push(&mut message.causes, MAX_CAUSES, (*ip, found)),
                 }
             }
-            Says::NoUsableTlsa => self.message(id, time).no_usable_tlsa = true,
-            Says::Recipient(recipient) => self.recipient(id, recipient, event.process.pid, time, out),
-            Says::Completed => self.completed(id, time, out),
+            LineKind::NoUsableTlsa => self.message(id, time).no_usable_tlsa = true,
+            LineKind::Recipient(recipient) => self.recipient(id, recipient, event.process.pid, time, out),
+            LineKind::Completed => self.completed(id, time, out),
         }
     }
 
@@ -201,13 +203,13 @@ impl Sessions {
         self.messages.is_empty()
     }
 
-    fn trouble(&mut self, id: &[u8], peer: Peer<'_>, problem: Problem<'_>, time: i64) {
+    fn trouble(&mut self, id: &[u8], peer: Peer<'_>, problem: HostProblem<'_>, time: i64) {
         let message = self.message(id, time);
         let why = message.why(problem, peer.ip);
         let host = lower_case(peer.host);
         let kind = match problem {
-            Problem::TlsaLookup => Kind::NoLookup,
-            problem if problem.rules_out() => Kind::RuledOut,
+            HostProblem::TlsaLookup => Kind::NoLookup,
+            problem if problem.excludes_host() => Kind::RuledOut,
             _ => Kind::Session,
         };
         // DANE's line, and then that it is tried in clear text: the same session.
@@ -227,7 +229,7 @@ impl Sessions {
 
     /// Takes a failed session that Exim reports by its event action, outside the log.
     pub fn event_action(&mut self, event: &EventAction<'_>) {
-        if !event.problem.fails_session() {
+        if !event.problem.is_session_failure() {
             return;
         }
         let why = why(event.problem, None, false);
@@ -258,17 +260,18 @@ impl Sessions {
         self.message(id, trouble.began).troubles.push(trouble);
     }
 
-    fn recipient(&mut self, id: &[u8], line: &Recipient<'_>, pid: u32, time: i64, out: &mut Vec<Outcome>) {
+    fn recipient(&mut self, id: &[u8], line: &RecipientLine<'_>, pid: u32, time: i64, out: &mut Vec<Outcome>) {
         if self.own.contains(id) {
             let message = self.messages.remove(id);
             let failed = message.map_or(0, |m| m.troubles.len() as u64);
-            self.losses.own_reports += failed + u64::from(line.tls.is_some() && line.became != Became::DeliveredToo);
+            self.losses.own_reports +=
+                failed + u64::from(line.tls.is_some() && line.status != RecipientStatus::DeliveredInSameTransaction);
             return;
         }
         if line.tls.is_some() {
             self.show(SHOWS_TLS, time);
         }
-        if line.tls == Some(Checked::Pkix) {
+        if line.tls == Some(CertificateCheck::Pkix) {
             self.show(ANCHORED, time);
         }
         let (anchors, shows_tls) = (self.shown.contains(ANCHORED), self.shown.contains(SHOWS_TLS));
@@ -289,19 +292,19 @@ impl Sessions {
                 cause: None,
                 clear_text: false,
             };
-            if line.continued {
+            if line.continued_connection {
                 group.settled = true;
             } else if let Some(checked) = line.tls {
                 group.settled = true;
                 let (trust, dane) = match checked {
-                    Checked::Dane => (Some(Trust::Verified), Some(true)),
-                    Checked::Pkix => (Some(Trust::Verified), Some(false)),
-                    Checked::No => (Some(Trust::Untrusted), Some(false)),
-                    Checked::Untold => (None, None),
+                    CertificateCheck::Dane => (Some(Trust::Verified), Some(true)),
+                    CertificateCheck::Pkix => (Some(Trust::Verified), Some(false)),
+                    CertificateCheck::No => (Some(Trust::Untrusted), Some(false)),
+                    CertificateCheck::NotLogged => (None, None),
                 };
                 let cause = line.peer.and_then(|peer| message.cause(peer.ip));
                 found.push(Found { cause, ..ended(Some(Verdict::Success), trust, dane) });
-            } else if line.problem.fails_session() && line.peer.is_some() {
+            } else if line.problem.is_session_failure() && line.peer.is_some() {
                 group.settled = true;
                 // It may have been told by the process that made the connection.
                 let told = found.iter().any(|f| f.ip == line.peer.and_then(|peer| peer.ip) && f.observed.is_some());
@@ -309,14 +312,16 @@ impl Sessions {
                     let (result, code) = message.why(line.problem, line.peer.and_then(|peer| peer.ip));
                     found.push(ended(Some(Verdict::Failure(result, code)), None, None));
                 }
-            } else if line.problem.rules_out() {
+            } else if line.problem.excludes_host() {
                 group.settled = true;
                 // The hosts are told one by one where a version does so; else this is all there is.
                 if !found.iter().any(|f| f.observed.is_some()) {
                     let (result, code) = message.why(line.problem, None);
                     found.push(ended(Some(Verdict::Failure(result, code)), None, None));
                 }
-            } else if matches!(line.became, Became::Delivered | Became::DeliveredToo) && line.peer.is_some() {
+            } else if matches!(line.status, RecipientStatus::Delivered | RecipientStatus::DeliveredInSameTransaction)
+                && line.peer.is_some()
+            {
                 group.settled = true;
                 let failed_first = found.iter().any(|f| f.ip == line.peer.and_then(|peer| peer.ip));
                 if shows_tls && !failed_first {
@@ -430,7 +435,7 @@ impl Trouble {
     }
 
     /// Whether a recipient's line is about this host, or about one beside it.
-    fn belongs_to(&self, line: &Recipient<'_>, domain: &str) -> bool {
+    fn belongs_to(&self, line: &RecipientLine<'_>, domain: &str) -> bool {
         if let Some(told) = &self.domain {
             return told.eq_ignore_ascii_case(domain);
         }
@@ -449,7 +454,7 @@ impl Trouble {
 
 impl Message {
     /// The troubles that a recipient's line belongs to; the others keep its domain, if they have none.
-    fn settle_troubles(&mut self, line: &Recipient<'_>, domain: &str, time: i64, found: &mut Vec<Found>) {
+    fn settle_troubles(&mut self, line: &RecipientLine<'_>, domain: &str, time: i64, found: &mut Vec<Found>) {
         let mut waiting = Vec::new();
         for mut trouble in std::mem::take(&mut self.troubles) {
             // Told of a later attempt than the line is of: the log is being read up.
@@ -459,7 +464,7 @@ impl Message {
             }
             let belongs = trouble.belongs_to(line, domain);
             match trouble.kind {
-                Kind::NoLookup if line.problem == Problem::TlsaLookup => found.push(trouble.found()),
+                Kind::NoLookup if line.problem == HostProblem::TlsaLookup => found.push(trouble.found()),
                 // Another host took the mail, or did not want it.
                 Kind::NoLookup if belongs => {}
                 Kind::Session | Kind::RuledOut if belongs => found.push(trouble.found()),
@@ -475,7 +480,7 @@ impl Message {
     }
 
     /// The session that a recipient's line is about: one that is known, or a new one.
-    fn group(&mut self, line: &Recipient<'_>, domain: &str, pid: u32, time: i64) -> &mut Group {
+    fn group(&mut self, line: &RecipientLine<'_>, domain: &str, pid: u32, time: i64) -> &mut Group {
         let host = line.peer.map(|peer| lower_case(peer.host)).unwrap_or_default();
         let ip = line.peer.and_then(|peer| peer.ip);
         let recipient = hash(line.address);
@@ -485,10 +490,10 @@ impl Message {
                 && (group.pid == 0 || pid == 0 || group.pid == pid)
                 && time - group.last <= ONE_GO
                 && !group.recipients.contains(&recipient)
-                && match line.became {
-                    Became::DeliveredToo => group.delivered || group.domain == domain,
-                    Became::Delivered => !group.delivered && group.domain == domain,
-                    Became::Deferred | Became::Failed => group.domain == domain,
+                && match line.status {
+                    RecipientStatus::DeliveredInSameTransaction => group.delivered || group.domain == domain,
+                    RecipientStatus::Delivered => !group.delivered && group.domain == domain,
+                    RecipientStatus::Deferred | RecipientStatus::Failed => group.domain == domain,
                 }
         };
         let at = match self.groups.iter().rposition(same) {
@@ -512,7 +517,7 @@ impl Message {
         };
         let group = &mut self.groups[at];
         group.last = time;
-        group.delivered |= line.became == Became::Delivered;
+        group.delivered |= line.status == RecipientStatus::Delivered;
         if group.recipients.len() < MAX_RECIPIENTS {
             group.recipients.push(recipient);
         }
@@ -524,13 +529,13 @@ impl Message {
         self.causes.iter().find(|(known, _)| Some(*known) == ip).map(|(_, cause)| cause.clone())
     }
 
-    fn why(&self, problem: Problem<'_>, ip: Option<IpAddr>) -> Cause {
+    fn why(&self, problem: HostProblem<'_>, ip: Option<IpAddr>) -> Cause {
         why(problem, self.cause(ip), self.no_usable_tlsa)
     }
 }
 
 /// RFC 8460 §4.3's words for a problem; `cause`: what the TLS library said of that server's certificate.
-fn why(problem: Problem<'_>, cause: Option<Cause>, no_usable_tlsa: bool) -> Cause {
+fn why(problem: HostProblem<'_>, cause: Option<Cause>, no_usable_tlsa: bool) -> Cause {
     use ResultType::{
         CertificateHostMismatch, CertificateNotTrusted, DaneRequired, DnssecInvalid, StarttlsNotSupported, TlsaInvalid,
         ValidationFailure,
@@ -538,18 +543,22 @@ fn why(problem: Problem<'_>, cause: Option<Cause>, no_usable_tlsa: bool) -> Caus
     let with = |result: ResultType, code: &str| (result, Some(code.to_owned()));
     let tlsa_invalid = || with(TlsaInvalid, "all-TLSA-records-unusable");
     match problem {
-        Problem::StarttlsNotOffered | Problem::StarttlsRefused => (StarttlsNotSupported, None),
-        Problem::Handshake(_) | Problem::CertificateRejected if no_usable_tlsa => tlsa_invalid(),
-        Problem::Handshake(_) | Problem::Local | Problem::Other => with(ValidationFailure, HANDSHAKE_FAILURE),
-        Problem::CertificateRejected | Problem::CertificateInvalid => cause.unwrap_or((CertificateNotTrusted, None)),
-        Problem::CertificateName => (CertificateHostMismatch, None),
-        Problem::CertificateRevoked => with(ValidationFailure, "certificate-revoked"),
-        Problem::CertificateMissing => with(ValidationFailure, "certificate-not-supplied"),
-        Problem::DaneMismatch(words) => (CertificateNotTrusted, Some(dane_mismatch(words))),
-        Problem::TlsaUnusable => tlsa_invalid(),
-        Problem::TlsaLookup => (DnssecInvalid, None),
-        Problem::DaneRequired => (DaneRequired, None),
-        Problem::StsMxMismatch => with(ValidationFailure, MX_MISMATCH),
+        HostProblem::StarttlsNotOffered | HostProblem::StarttlsRefused => (StarttlsNotSupported, None),
+        HostProblem::Handshake(_) | HostProblem::CertificateRejected if no_usable_tlsa => tlsa_invalid(),
+        HostProblem::Handshake(_) | HostProblem::Local | HostProblem::Other => {
+            with(ValidationFailure, HANDSHAKE_FAILURE)
+        }
+        HostProblem::CertificateRejected | HostProblem::CertificateInvalid => {
+            cause.unwrap_or((CertificateNotTrusted, None))
+        }
+        HostProblem::CertificateName => (CertificateHostMismatch, None),
+        HostProblem::CertificateRevoked => with(ValidationFailure, "certificate-revoked"),
+        HostProblem::CertificateMissing => with(ValidationFailure, "certificate-not-supplied"),
+        HostProblem::DaneMismatch(words) => (CertificateNotTrusted, Some(dane_mismatch(words))),
+        HostProblem::TlsaUnusable => tlsa_invalid(),
+        HostProblem::TlsaLookup => (DnssecInvalid, None),
+        HostProblem::DaneRequired => (DaneRequired, None),
+        HostProblem::StsMxMismatch => with(ValidationFailure, MX_MISMATCH),
     }
 }
 
@@ -585,8 +594,8 @@ fn push<T>(list: &mut Vec<T>, limit: usize, item: T) {
 
 #[cfg(test)]
 mod tests {
-    use tlswarden_parsers::event::Stamp;
-    use tlswarden_parsers::{Dialect, event_action, parse};
+    use tlswarden_parsers::event::LogTimestamp;
+    use tlswarden_parsers::{Dialect, parse, parse_event_action};
 
     use super::*;
 
@@ -600,7 +609,7 @@ mod tests {
         let (mut sessions, mut out) = (Sessions::new(), Vec::new());
         for line in lines {
             if let Some(told) = line.strip_prefix('!') {
-                sessions.event_action(&event_action(told.as_bytes()).unwrap());
+                sessions.event_action(&parse_event_action(told.as_bytes()).unwrap());
                 continue;
             }
             let (second, text) = line.split_once(' ').unwrap();
@@ -610,7 +619,7 @@ mod tests {
                 second.parse::<u32>().unwrap() % 60
             );
             let event = parse(Dialect::Exim, line.as_bytes()).unwrap().unwrap_or_else(|| panic!("{line}"));
-            let Stamp::Local(time) = event.stamp else { panic!("{line}") };
+            let LogTimestamp::Local(time) = event.timestamp else { panic!("{line}") };
             sessions.event(&event, time, |id| id.starts_with(b"ours."), &mut out);
         }
         sessions.end_all(9999, &mut out);

@@ -9,7 +9,9 @@
 mod attempt;
 
 use serde::{Deserialize, Serialize};
-use tlswarden_parsers::event::{Event, Peer, Process, Reason, RuledOut, TlsFeature, TlsState, VerifyCause, What};
+use tlswarden_parsers::event::{
+    Event, EventKind, ExclusionReason, Peer, Process, TlsFeature, TlsFeatureStatus, TlsReason, VerificationError,
+};
 
 use self::attempt::{Attempt, SMTP_PORT, Unlogged, host_key, peer_key, process_key};
 use crate::base::domain_name;
@@ -92,7 +94,7 @@ struct End<'a> {
     new: bool,
     tls: Option<TlsFeature<'a>>,
     sent: bool,
-    reason: Reason<'a>,
+    reason: TlsReason<'a>,
 }
 
 impl Sessions {
@@ -157,9 +159,9 @@ impl Sessions {
         }
         let process = &event.process;
         let delivers = process.name == b"smtp";
-        match &event.what {
-            What::VerificationFailed { peer, cause } => self.verification_failed(process, *peer, *cause, time),
-            What::MessageId { queue_id, message_id } => {
+        match &event.kind {
+            EventKind::VerificationFailed { peer, cause } => self.verification_failed(process, *peer, *cause, time),
+            EventKind::MessageId { queue_id, message_id } => {
                 if own(message_id) {
                     self.own.change(queue_id, time + MESSAGE_MEMORY, || ());
                 } else {
@@ -167,52 +169,54 @@ impl Sessions {
                     self.own.remove(queue_id);
                 }
             }
-            What::Active { queue_id } => {
+            EventKind::QueueActive { queue_id } => {
                 self.answered.remove(queue_id);
             }
-            What::Removed { queue_id } => {
+            EventKind::QueueRemoved { queue_id } => {
                 self.answered.remove(queue_id);
                 if self.own.contains(queue_id) {
                     self.own.change(queue_id, time + REMOVED_MEMORY, || ());
                 }
             }
-            What::Started { .. } => self.instances.remove_like(|name| is_of(name, process.instance)),
-            What::Reloaded => {
+            EventKind::DaemonStarted { .. } => self.instances.remove_like(|name| is_of(name, process.instance)),
+            EventKind::DaemonReloaded => {
                 let names: Vec<_> = self.instances.keys().filter(|n| is_of(n, process.instance)).cloned().collect();
                 for name in names {
                     self.instance(&name, time, |i| (i.proxied, i.shows_all) = (false, false));
                 }
             }
-            What::Proxied => self.instance(process.instance, time, |i| i.proxied = true),
-            What::Established { reused: false, .. } if process.name == b"tlsproxy" => {
+            EventKind::TlsproxyConnect => self.instance(process.instance, time, |i| i.proxied = true),
+            EventKind::Established { reused: false, .. } if process.name == b"tlsproxy" => {
                 self.instance(process.instance, time, |i| i.shows_all = true);
             }
-            What::Native { domain, peer, .. } if !delivers => {
+            EventKind::TlsrptResult { domain, peer, .. } if !delivers => {
                 self.reports(domain, time);
                 let peer = host_key(&lossy(peer.host), peer.ip);
                 *self.proxied.change(&peer, time, || 0).0 += 1;
                 *self.reporting.change(&process_key(process), time, Vec::new).0 = peer.to_vec();
             }
-            What::NativeUnsent if !delivers => {
+            EventKind::TlsrptNotSent if !delivers => {
                 if let Some(peer) = self.reporting.remove(&process_key(process)) {
                     self.was_proxied(&peer);
                 }
             }
             // The rest says something only where a delivery is under way: tlsproxy(8) repeats what smtp(8) logs.
             _ if !delivers => {}
-            What::Established { reused: true, .. } => {}
-            What::Established { peer, trust, .. } => self.established(process, *peer, *trust, time),
-            What::HandshakeFailed { peer, .. } => {
+            EventKind::Established { reused: true, .. } => {}
+            EventKind::Established { peer, trust, .. } => self.established(process, *peer, *trust, time),
+            EventKind::HandshakeFailed { peer, .. } => {
                 self.attempt(process, Some(*peer), time, |a| a.finished_handshake()).handshake_failed = true;
             }
-            What::ResumedUntrusted { peer } => {
+            EventKind::ResumedUntrusted { peer } => {
                 self.attempt(process, Some(*peer), time, |a| a.finished_handshake()).resumed_untrusted = true;
             }
-            What::TlsaUnusable { peer } => {
+            EventKind::TlsaUnusable { peer } => {
                 self.attempt(process, Some(*peer), time, |a| a.finished_handshake()).tlsa_unusable = true;
             }
-            What::HostRuledOut { next_hop, host, why } => self.ruled_out(process, next_hop, host, *why, time),
-            What::Native { domain, peer, failure } => {
+            EventKind::HostExcluded { next_hop, host, reason: why } => {
+                self.ruled_out(process, next_hop, host, *why, time)
+            }
+            EventKind::TlsrptResult { domain, peer, failure } => {
                 let verdict = match failure {
                     None => Verdict::Success,
                     Some(f) => native_verdict(f.failure_type, f.reason),
@@ -222,19 +226,19 @@ impl Sessions {
                 attempt.native = Some(verdict);
                 attempt.next_hop = Some(lossy(domain));
             }
-            What::NativeUnsent => {
+            EventKind::TlsrptNotSent => {
                 let last = self.deliveries.peek(&process_key(process)).is_some_and(|(_, d)| !d.attempts.is_empty());
                 if last && let Some(attempt) = self.delivery(process, time).attempts.last_mut() {
                     attempt.unsent = attempt.native.is_some();
                 }
             }
-            What::HostLeft { queue_id, reason } => self.left(process, queue_id, *reason, time),
-            What::Delivery { queue_id, recipient_domain, relay, cached_connection, tls, sent, reason } => {
+            EventKind::HostGivenUp { queue_id, reason } => self.left(process, queue_id, *reason, time),
+            EventKind::Delivery { queue_id, recipient_domain, relay, cached_connection, tls, sent, reason } => {
                 let end = End { relay: *relay, new: !cached_connection, tls: *tls, sent: *sent, reason: *reason };
                 self.delivered(process, queue_id, recipient_domain, &end, time, out);
             }
             // The detail of a handshake failure that has its own line; another MTA's line.
-            What::LibraryProblem { .. } | What::Exim(_) => {}
+            EventKind::LibraryProblem { .. } | EventKind::Exim(_) => {}
         }
     }
 
@@ -288,7 +292,7 @@ impl Sessions {
         self.attempt(process, Some(peer), time, |a| a.finished_handshake()).trust = Some(trust);
     }
 
-    fn verification_failed(&mut self, process: &Process<'_>, peer: Peer<'_>, cause: VerifyCause<'_>, time: i64) {
+    fn verification_failed(&mut self, process: &Process<'_>, peer: Peer<'_>, cause: VerificationError<'_>, time: i64) {
         let found = verification(cause);
         self.failures.change(&peer_key(peer), time, || found.clone()).0.clone_from(&found);
         if process.name == b"smtp" {
@@ -302,13 +306,13 @@ impl Sessions {
         }
     }
 
-    fn ruled_out(&mut self, process: &Process<'_>, next_hop: &[u8], host: &[u8], why: RuledOut, time: i64) {
+    fn ruled_out(&mut self, process: &Process<'_>, next_hop: &[u8], host: &[u8], why: ExclusionReason, time: i64) {
         let host = lower_case(host);
         let found = match why {
-            RuledOut::TlsaLookupError => (ResultType::DnssecInvalid, None),
-            RuledOut::TlsaUnusable => (ResultType::TlsaInvalid, Some("all-TLSA-records-unusable".to_owned())),
-            RuledOut::NoTlsa | RuledOut::NotDnssec => (ResultType::DaneRequired, None),
-            RuledOut::StsMxMismatch => (ResultType::ValidationFailure, Some(MX_MISMATCH.to_owned())),
+            ExclusionReason::TlsaLookupError => (ResultType::DnssecInvalid, None),
+            ExclusionReason::TlsaUnusable => (ResultType::TlsaInvalid, Some("all-TLSA-records-unusable".to_owned())),
+            ExclusionReason::NoTlsa | ExclusionReason::NotDnssec => (ResultType::DaneRequired, None),
+            ExclusionReason::StsMxMismatch => (ResultType::ValidationFailure, Some(MX_MISMATCH.to_owned())),
         };
         let delivery = self.delivery(process, time);
         // Each address of a host is looked up again, with the same warning.
@@ -322,13 +326,13 @@ impl Sessions {
         push(delivery, attempt);
     }
 
-    fn left(&mut self, process: &Process<'_>, queue_id: &[u8], reason: Reason<'_>, time: i64) {
+    fn left(&mut self, process: &Process<'_>, queue_id: &[u8], reason: TlsReason<'_>, time: i64) {
         let open = |a: &Attempt| a.left.is_none() && a.ruled_out.is_none();
         let needs_one = match reason {
-            Reason::Other => None,
+            TlsReason::Other => None,
             // At log level 0 Postfix 3.4 and 3.5 say no more of a certificate than this.
-            Reason::HandshakeFailure | Reason::NotVerified | Reason::NotTrusted => Some(None),
-            Reason::StarttlsRefused(peer) | Reason::StarttlsNotOffered(peer) => Some(Some(peer)),
+            TlsReason::HandshakeFailure | TlsReason::NotVerified | TlsReason::NotTrusted => Some(None),
+            TlsReason::StarttlsRefused(peer) | TlsReason::StarttlsNotOffered(peer) => Some(Some(peer)),
         };
         let delivery = self.delivery(process, time);
         if !delivery.attempts.last().is_some_and(open) {
@@ -365,9 +369,9 @@ impl Sessions {
         let unlogged = if open.is_some() { None } else { self.unlogged(process, end, &delivery) };
         // The lines of the other recipients are alike, and without what was before them look like clear text.
         let told = open.is_some() || !delivery.attempts.is_empty();
-        if !matches!(reason, Reason::Other) || unlogged.is_some() || told {
+        if !matches!(reason, TlsReason::Other) || unlogged.is_some() || told {
             let named = match reason {
-                Reason::StarttlsRefused(peer) | Reason::StarttlsNotOffered(peer) => Some(peer),
+                TlsReason::StarttlsRefused(peer) | TlsReason::StarttlsNotOffered(peer) => Some(peer),
                 _ => None,
             };
             let peer = relay.or(named);
@@ -407,17 +411,17 @@ impl Sessions {
 
     /// What a delivery says of a connection of which no other line does.
     fn unlogged(&self, process: &Process<'_>, end: &End<'_>, delivery: &Delivery) -> Option<Unlogged> {
-        let peer = end.relay.filter(|_| end.new && matches!(end.reason, Reason::Other))?;
+        let peer = end.relay.filter(|_| end.new && matches!(end.reason, TlsReason::Other))?;
         // In clear text because the handshake has just failed: that was the session.
         let fell_back = delivery.attempts.last().is_some_and(|a| a.left_for_its_handshake(peer));
         let clear = (!fell_back && peer.port == Some(SMTP_PORT)).then_some(Unlogged::ClearText);
         match end.tls {
-            Some(tls) if tls.state != TlsState::Met || tls.asked == b"none" => None,
-            Some(TlsFeature { reached: b"none", .. }) => clear,
+            Some(tls) if tls.status != TlsFeatureStatus::Met || tls.requested == b"none" => None,
+            Some(TlsFeature { effective: b"none", .. }) => clear,
             _ if self.shows_all(process.instance) => clear.filter(|_| end.sent && end.tls.is_none()),
-            Some(TlsFeature { reached: b"may" | b"encrypt", .. }) => Some(Unlogged::Encrypted(None)),
-            Some(TlsFeature { reached: b"halfdane", .. }) => Some(Unlogged::Encrypted(Some(Trust::Trusted))),
-            Some(TlsFeature { reached: b"fingerprint" | b"dane" | b"dane-only" | b"verify" | b"secure", .. }) => {
+            Some(TlsFeature { effective: b"may" | b"encrypt", .. }) => Some(Unlogged::Encrypted(None)),
+            Some(TlsFeature { effective: b"halfdane", .. }) => Some(Unlogged::Encrypted(Some(Trust::Trusted))),
+            Some(TlsFeature { effective: b"fingerprint" | b"dane" | b"dane-only" | b"verify" | b"secure", .. }) => {
                 Some(Unlogged::Encrypted(Some(Trust::Verified)))
             }
             _ => None,
@@ -425,31 +429,31 @@ impl Sessions {
     }
 
     /// What the lines of an attempt and the reason of its end come to; `None` where no TLS was tried.
-    fn verdict(&self, attempt: &Attempt, reason: Reason<'_>, time: i64) -> Option<Verdict> {
+    fn verdict(&self, attempt: &Attempt, reason: TlsReason<'_>, time: i64) -> Option<Verdict> {
         let failure = |result: ResultType, code: Option<&str>| Some(Verdict::Failure(result, code.map(str::to_owned)));
         match reason {
-            Reason::StarttlsRefused(_) | Reason::StarttlsNotOffered(_) => {
+            TlsReason::StarttlsRefused(_) | TlsReason::StarttlsNotOffered(_) => {
                 failure(ResultType::StarttlsNotSupported, None)
             }
             _ if attempt.handshake_failed => failure(ResultType::ValidationFailure, Some(HANDSHAKE_FAILURE)),
-            Reason::HandshakeFailure => failure(ResultType::ValidationFailure, Some(HANDSHAKE_FAILURE)),
+            TlsReason::HandshakeFailure => failure(ResultType::ValidationFailure, Some(HANDSHAKE_FAILURE)),
             _ if attempt.tlsa_unusable => failure(ResultType::TlsaInvalid, Some("all-TLSA-records-unusable")),
-            Reason::NotVerified | Reason::NotTrusted => {
+            TlsReason::NotVerified | TlsReason::NotTrusted => {
                 let (result, code) = self.why_not_verified(attempt, reason, time);
                 Some(Verdict::Failure(result, code))
             }
-            Reason::Other if matches!(attempt.unlogged, Some(Unlogged::Encrypted(_))) => Some(Verdict::Success),
-            Reason::Other => attempt.trust.map(|_| Verdict::Success),
+            TlsReason::Other if matches!(attempt.unlogged, Some(Unlogged::Encrypted(_))) => Some(Verdict::Success),
+            TlsReason::Other => attempt.trust.map(|_| Verdict::Success),
         }
     }
 
     /// The cause of `Server certificate not verified`: its own line, or the last one about that peer, or what is left.
-    fn why_not_verified(&self, attempt: &Attempt, reason: Reason<'_>, time: i64) -> (ResultType, Option<String>) {
+    fn why_not_verified(&self, attempt: &Attempt, reason: TlsReason<'_>, time: i64) -> (ResultType, Option<String>) {
         if let Some(found) = &attempt.verification {
             return found.clone();
         }
         // Postfix 3.4 and 3.5 log no line for a name that does not match: the chain is trusted, and still it says this.
-        if (reason, attempt.trust) == (Reason::NotVerified, Some(Trust::Trusted)) {
+        if (reason, attempt.trust) == (TlsReason::NotVerified, Some(Trust::Trusted)) {
             return (ResultType::CertificateHostMismatch, None);
         }
         let remembered = self.failures.peek(&attempt.peer_key());
@@ -459,7 +463,7 @@ impl Sessions {
             return found.clone();
         }
         // At log level 0 they do not say so either; newer ones log the cause at every level.
-        if (reason, attempt.trust, attempt.resumed_untrusted) == (Reason::NotVerified, None, false) {
+        if (reason, attempt.trust, attempt.resumed_untrusted) == (TlsReason::NotVerified, None, false) {
             return (ResultType::CertificateHostMismatch, None);
         }
         (ResultType::CertificateNotTrusted, None)
@@ -537,7 +541,7 @@ impl Sessions {
         for mut attempt in delivery.attempts {
             let verdict = match attempt.left.take() {
                 Some((_, verdict)) => verdict,
-                None => self.verdict(&attempt, Reason::Other, attempt.began),
+                None => self.verdict(&attempt, TlsReason::Other, attempt.began),
             };
             self.emit(attempt, verdict, None, ended, false, out);
         }

@@ -1,6 +1,6 @@
 //! What a log level hides, and what proves that there was no TLS.
 
-use tlswarden_parsers::{Dialect, event::Stamp, parse};
+use tlswarden_parsers::{Dialect, event::LogTimestamp, parse};
 
 use super::*;
 
@@ -13,7 +13,7 @@ fn outcomes(sessions: &mut Sessions, lines: &[&str]) -> Vec<Outcome> {
     for line in lines {
         let line = format!("2026-11-22T01:00:00Z h postfix/{line}");
         let event = parse(Dialect::Postfix, line.as_bytes()).unwrap().unwrap();
-        let Stamp::Utc(time) = event.stamp else { panic!("{line}") };
+        let LogTimestamp::Utc(time) = event.timestamp else { panic!("{line}") };
         sessions.event(&event, time, |_| false, &mut out);
     }
     out

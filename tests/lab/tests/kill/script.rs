@@ -187,7 +187,7 @@ pub struct Script {
     places: Arc<Vec<Place>>,
     stories: Vec<Story>,
     messages: u64,
-    other: mix::Mix,
+    other: mix::MixedLog,
     other_lines: VecDeque<String>,
     /// By place: when a verification failure of the second host was logged.
     causes: BTreeMap<usize, i64>,
@@ -203,7 +203,7 @@ impl Script {
             places,
             stories: Vec::new(),
             messages: 0,
-            other: mix::Mix::new(seed, mix::Stamps::Traditional),
+            other: mix::MixedLog::new(seed, mix::TimestampForm::Traditional),
             other_lines: VecDeque::new(),
             causes: BTreeMap::new(),
             offset: 0,
