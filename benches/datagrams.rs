@@ -26,7 +26,7 @@ use tlswarden::counting::input::datagram::{Queue, RECEIVE_BUFFER, queue_length};
 use tlswarden::counting::pipeline::{Counter, Fed, River, Source};
 use tlswarden::metrics::Metrics;
 use tlswarden::store::Store;
-use tlswarden::store::embedded::Embedded;
+use tlswarden::store::embedded::EmbeddedStore;
 use tlswarden_parsers::Dialect;
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -140,7 +140,7 @@ struct Flow {
 
 fn flow(folder: &Path, count: usize, rate: u64) -> Flow {
     let store_folder = tempfile::tempdir_in(folder).unwrap();
-    let store: Arc<dyn Store> = Arc::new(Embedded::open(store_folder.path(), Clock::default()).unwrap().store);
+    let store: Arc<dyn Store> = Arc::new(EmbeddedStore::open(store_folder.path(), Clock::default()).unwrap().store);
     let path = folder.join("counted");
     let socket = bound(&path);
     let queue = Arc::new(Queue::default());

@@ -30,7 +30,7 @@ use tlswarden::counting::input::{BLOCK, Block, Mark};
 use tlswarden::counting::pipeline::{Counter, Fed, River, Source};
 use tlswarden::metrics::Metrics;
 use tlswarden::store::Store;
-use tlswarden::store::embedded::Embedded;
+use tlswarden::store::embedded::EmbeddedStore;
 use tlswarden_parsers::Dialect;
 use tokio::sync::{mpsc, watch};
 
@@ -176,7 +176,7 @@ fn flow(log: &[u8]) -> Sessions {
 fn through_the_river(mut next: impl FnMut() -> Option<(Vec<u8>, usize)> + Send) -> Sessions {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let folder = tempfile::tempdir().unwrap();
-    let store: Arc<dyn Store> = Arc::new(Embedded::open(folder.path(), Clock::default()).unwrap().store);
+    let store: Arc<dyn Store> = Arc::new(EmbeddedStore::open(folder.path(), Clock::default()).unwrap().store);
     let river = River {
         store: Arc::clone(&store),
         policies: Box::new(NoPolicy),

@@ -30,8 +30,8 @@ use tlswarden::config::Config;
 use tlswarden::metrics::Metrics;
 use tlswarden::net::dns::Resolver;
 use tlswarden::net::https::Client;
-use tlswarden::store::embedded::Embedded;
-use tlswarden::store::{Batch, Family, Store};
+use tlswarden::store::embedded::EmbeddedStore;
+use tlswarden::store::{Batch, Store, Table};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UdpSocket, UnixListener, UnixStream};
 use tokio::runtime::{Builder, Runtime};
@@ -153,13 +153,13 @@ fn request(key: &str) -> Vec<u8> {
 /// The real responder, its store filled beforehand; also the size of its replies, and nanoseconds a decision.
 async fn daemon(folder: &Path, keys: &[String]) -> (Target, usize, u128) {
     let (clock, metrics) = (Clock::default(), Metrics::default());
-    let store: Arc<dyn Store> = Arc::new(Embedded::open(&folder.join("store"), clock).expect("a store").store);
+    let store: Arc<dyn Store> = Arc::new(EmbeddedStore::open(&folder.join("store"), clock).expect("a store").store);
     let now = clock.seconds();
     let mut batch = Batch::default();
     for key in keys {
         let text = format!("version: STSv1\nmode: enforce\nmx: mx1.{key}\nmax_age: 604800\n");
         let policy = Cached::of(key, "1", &document::parse(text.as_bytes()).expect("a policy"), now);
-        batch.set.push((Family::Sts, key.clone().into_bytes(), Some(policy.encode(now, None, None))));
+        batch.set.push((Table::Sts, key.clone().into_bytes(), Some(policy.encode(now, None, None))));
     }
     store.write(batch).expect("written");
     let mut config = Config::default();

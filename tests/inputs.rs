@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 use tlswarden::base::clock::Clock;
 use tlswarden::store::Store;
-use tlswarden::store::embedded::Embedded;
+use tlswarden::store::embedded::EmbeddedStore;
 
 use running::Running;
 
@@ -100,7 +100,7 @@ impl Host {
 
     /// What is in the store, which no daemon may have open: sessions by the number in their domain.
     fn counted(&self) -> BTreeMap<u64, u64> {
-        let store = Embedded::open(&self.path("store"), Clock::default()).unwrap().store;
+        let store = EmbeddedStore::open(&self.path("store"), Clock::default()).unwrap().store;
         let mut counted = BTreeMap::new();
         for day in store.days().unwrap() {
             for domain in store.domains(day).unwrap() {

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 use tlswarden::answering::policy::sts::document;
 use tlswarden::answering::policy::sts::policy::Cached;
 use tlswarden::base::clock::Clock;
-use tlswarden::store::embedded::Embedded;
-use tlswarden::store::{Batch, Family, Store};
+use tlswarden::store::embedded::EmbeddedStore;
+use tlswarden::store::{Batch, Store, Table};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_tlswarden");
 
@@ -30,7 +30,7 @@ impl Host {
         );
         std::fs::write(host.config(), config).unwrap();
         let clock = Clock::default();
-        let store = Embedded::open(&host.folder.path().join("store"), clock).unwrap().store;
+        let store = EmbeddedStore::open(&host.folder.path().join("store"), clock).unwrap().store;
         let mut batch = Batch::default();
         for (domain, mode, mx, ago) in
             [("b.example", "testing", "mx.b.example", 60), ("a.example", "enforce", "*.a.example", 3600)]
@@ -38,7 +38,7 @@ impl Host {
             let text = format!("version: STSv1\nmode: {mode}\nmx: {mx}\nmax_age: 604800\n");
             let fetched = clock.seconds() - ago;
             let policy = Cached::of(domain, "1", &document::parse(text.as_bytes()).unwrap(), fetched);
-            batch.set.push((Family::Sts, domain.into(), Some(policy.encode(fetched, None, None))));
+            batch.set.push((Table::Sts, domain.into(), Some(policy.encode(fetched, None, None))));
         }
         store.write(batch).unwrap();
         host

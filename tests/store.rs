@@ -12,9 +12,9 @@ use std::time::{Duration, Instant};
 
 use tlswarden::base::clock::Clock;
 use tlswarden::base::tlsrpt::{Counted, Day, Failure, Policy, PolicyType, ResultType, Tally};
-use tlswarden::store::embedded::{Embedded, Opened};
+use tlswarden::store::embedded::{EmbeddedStore, OpenedStore};
 use tlswarden::store::format::{VERSION, VERSION_KEY};
-use tlswarden::store::{Batch, Family, Store, StoreError};
+use tlswarden::store::{Batch, Store, StoreError, Table};
 
 const DAY: Day = Day(20_779);
 const DOMAINS: u64 = 20;
@@ -54,18 +54,18 @@ fn batch(n: u64) -> Batch {
     // Short, long, and longer than one piece, in turns.
     let open = [n.to_be_bytes()].iter().cycle().take(1 + 3_000 * (n % 3) as usize).flatten().copied().collect();
     let set = vec![
-        (Family::Mark, b"log".to_vec(), Some(n.to_string().into_bytes())),
-        (Family::Open, b"log".to_vec(), Some(open)),
-        (Family::Decision, format!("{:03}", n % 100).into_bytes(), Some(n.to_string().into_bytes())),
-        (Family::Decision, format!("{:03}", (n + 50) % 100).into_bytes(), None),
+        (Table::Position, b"log".to_vec(), Some(n.to_string().into_bytes())),
+        (Table::OpenState, b"log".to_vec(), Some(open)),
+        (Table::Decision, format!("{:03}", n % 100).into_bytes(), Some(n.to_string().into_bytes())),
+        (Table::Decision, format!("{:03}", (n + 50) % 100).into_bytes(), None),
     ];
     Batch { add, set }
 }
 
 /// Which batch the store stands at, after checking that it has all of it and nothing of the next.
-fn stands_at(store: &Embedded) -> u64 {
+fn stands_at(store: &EmbeddedStore) -> u64 {
     let number = |octets: Option<Vec<u8>>| octets.map_or(0, |o| String::from_utf8(o).unwrap().parse().unwrap());
-    let n: u64 = number(store.read(Family::Mark, b"log").unwrap());
+    let n: u64 = number(store.read(Table::Position, b"log").unwrap());
     if n == 0 {
         assert_eq!(store.days().unwrap(), []);
         return 0;
@@ -78,17 +78,17 @@ fn stands_at(store: &Embedded) -> u64 {
         let details: u64 = rows.iter().flat_map(|row| &row.details).map(|(_, count)| count).sum();
         assert_eq!((successful, failed, details), (n, n, n), "d{d}.example at batch {n}");
     }
-    let open = store.read(Family::Open, b"log").unwrap().unwrap();
+    let open = store.read(Table::OpenState, b"log").unwrap().unwrap();
     let same = Batch { add: vec![], ..batch(n) }.set[1].2.clone().unwrap();
     assert_eq!(open, same, "the open state of batch {n}");
-    let decisions = store.scan(Family::Decision, b"").unwrap();
+    let decisions = store.scan(Table::Decision, b"").unwrap();
     assert_eq!(decisions.len() as u64, n.min(50));
     assert_eq!(decisions.iter().map(|(_, v)| number(Some(v.clone()))).max(), Some(n));
     n
 }
 
-fn open(home: &Path) -> Opened {
-    Embedded::open(home, Clock::default()).unwrap()
+fn open(home: &Path) -> OpenedStore {
+    EmbeddedStore::open(home, Clock::default()).unwrap()
 }
 
 /// Not a test by itself: the process that is killed. Writes batches and acknowledges each on standard output.
@@ -171,7 +171,7 @@ fn a_cut_snapshot_is_rebuilt_and_said() {
         let length = fs::metadata(snapshot).unwrap().len();
         fs::OpenOptions::new().write(true).open(snapshot).unwrap().set_len((length as f64 * cut) as u64).unwrap();
         let opened = open(home.path());
-        assert_eq!((opened.notices.len(), &opened.lost), (1, &None), "{:?}", opened.notices);
+        assert_eq!((opened.notices.len(), &opened.moved_aside), (1, &None), "{:?}", opened.notices);
         assert!(opened.notices[0].contains("snap.") && opened.notices[0].contains("aside-"), "{:?}", opened.notices);
         assert_eq!(stands_at(&opened.store), 120);
         opened.store.write(batch(121)).unwrap();
@@ -190,7 +190,7 @@ fn an_unfinished_snapshot_is_nothing_to_speak_of() {
     unfinished.push("0.generating");
     fs::write(&unfinished, "cut").unwrap();
     let opened = open(home.path());
-    assert_eq!((opened.notices, opened.lost), (vec![], None));
+    assert_eq!((opened.notices, opened.moved_aside), (vec![], None));
     assert_eq!(stands_at(&opened.store), 10);
 }
 
@@ -198,7 +198,7 @@ fn an_unfinished_snapshot_is_nothing_to_speak_of() {
 fn a_second_opener_is_told_who_has_it() {
     let home = written(1);
     let first = open(home.path());
-    let Err(StoreError::Locked(line)) = Embedded::open(home.path(), Clock::default()).map(|_| ()) else {
+    let Err(StoreError::Locked(line)) = EmbeddedStore::open(home.path(), Clock::default()).map(|_| ()) else {
         panic!("opened twice")
     };
     assert!(line.contains(&format!("process {}", std::process::id())) && !line.contains('\n'), "{line}");
@@ -224,7 +224,7 @@ fn a_folder_that_is_none_is_the_administrators() {
     let file = home.path().join("file");
     fs::write(&file, "").unwrap();
     for path in [file.clone(), file.join("below"), "/proc/self/below".into()] {
-        let Err(StoreError::Unusable(line)) = Embedded::open(&path, Clock::default()).map(|_| ()) else {
+        let Err(StoreError::Unusable(line)) = EmbeddedStore::open(&path, Clock::default()).map(|_| ()) else {
             panic!("opened {}", path.display())
         };
         assert!(line.contains(path.to_str().unwrap()) && !line.contains('\n'), "{line}");
@@ -256,7 +256,7 @@ fn damage_is_said_never_a_panic_never_half_a_batch() {
                 log.write_all_at(&garbage, dice.roll(length - garbage.len() as u64)).unwrap();
             }
         }
-        let opened = match Embedded::open(home.path(), Clock::default()) {
+        let opened = match EmbeddedStore::open(home.path(), Clock::default()) {
             Ok(opened) => opened,
             Err(e) => {
                 println!("refused: {e}");
@@ -265,7 +265,7 @@ fn damage_is_said_never_a_panic_never_half_a_batch() {
             }
         };
         let n = stands_at(&opened.store);
-        match (&opened.lost, n) {
+        match (&opened.moved_aside, n) {
             (Some(kept), 0) => {
                 assert!(kept.join("db").is_file() && opened.notices.len() == 2, "{:?}", opened.notices);
                 lost += 1;
@@ -301,12 +301,12 @@ fn damage_under_an_open_store_is_an_error() {
             assert!(matches!(e, StoreError::Corrupt(_)), "{e}");
         }
     }
-    let _ = opened.store.scan(Family::Decision, b"");
+    let _ = opened.store.scan(Table::Decision, b"");
     let _ = opened.store.write(batch(401));
 }
 
 /// Writes batch `n` until the store takes it, once there is room again; says how often it was refused.
-fn until_written(store: &Embedded, n: u64, limit: Duration) -> u32 {
+fn until_written(store: &EmbeddedStore, n: u64, limit: Duration) -> u32 {
     let began = Instant::now();
     let mut refused = 0;
     while let Err(e) = store.write(batch(n)) {
@@ -409,8 +409,8 @@ fn measure() {
                 })
                 .collect();
             let set = vec![
-                (Family::Mark, b"log".to_vec(), Some(vec![1; 60])),
-                (Family::Open, b"log".to_vec(), Some(vec![2; 10_000])),
+                (Table::Position, b"log".to_vec(), Some(vec![1; 60])),
+                (Table::OpenState, b"log".to_vec(), Some(vec![2; 10_000])),
             ];
             let one = Instant::now();
             store.write(Batch { add, set }).unwrap();
@@ -476,7 +476,7 @@ fn a_copy_that_is_made_while_others_write_is_of_one_moment() {
 
 /// Opens a store whose format is not this program's; gives the line that refuses it.
 fn refused(home: &Path) -> String {
-    match Embedded::open(home, Clock::default()).map(|_| ()) {
+    match EmbeddedStore::open(home, Clock::default()).map(|_| ()) {
         Err(StoreError::Unusable(line)) => line,
         other => panic!("not refused: {other:?}"),
     }
@@ -486,7 +486,7 @@ fn refused(home: &Path) -> String {
 fn an_older_or_newer_format_is_refused_with_what_to_do_and_what_is_lost() {
     for found in [VERSION - 1, VERSION + 1] {
         let home = written_once(5);
-        let set = vec![(Family::Single, VERSION_KEY.to_vec(), Some(found.to_string().into_bytes()))];
+        let set = vec![(Table::NamedValue, VERSION_KEY.to_vec(), Some(found.to_string().into_bytes()))];
         open(home.path()).store.write(Batch { add: vec![], set }).unwrap();
         let path = home.path().display();
         let wanted = match found < VERSION {
@@ -536,9 +536,9 @@ fn a_store_of_an_older_format_that_is_moved_away_makes_room_for_an_empty_one() {
 #[test]
 fn a_format_that_is_not_a_number_is_damage() {
     let home = written_once(5);
-    let set = vec![(Family::Single, VERSION_KEY.to_vec(), Some(b"x".to_vec()))];
+    let set = vec![(Table::NamedValue, VERSION_KEY.to_vec(), Some(b"x".to_vec()))];
     open(home.path()).store.write(Batch { add: vec![], set }).unwrap();
-    let Err(StoreError::Corrupt(line)) = Embedded::open(home.path(), Clock::default()).map(|_| ()) else {
+    let Err(StoreError::Corrupt(line)) = EmbeddedStore::open(home.path(), Clock::default()).map(|_| ()) else {
         panic!("it was opened")
     };
     let path = home.path().display();

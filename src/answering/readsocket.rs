@@ -272,7 +272,7 @@ mod tests {
     use crate::net::dns::Resolver;
     use crate::net::https::Client;
     use crate::store::Store;
-    use crate::store::embedded::Embedded;
+    use crate::store::embedded::EmbeddedStore;
 
     /// A daemon without DNS: names that are none have no policy at once, others are not known within 300 ms.
     struct Daemon {
@@ -287,7 +287,7 @@ mod tests {
     fn start() -> Daemon {
         let folder = tempfile::tempdir().unwrap();
         let (clock, metrics) = (Clock::default(), Metrics::default());
-        let store: Arc<dyn Store> = Arc::new(Embedded::open(&folder.path().join("store"), clock).unwrap().store);
+        let store: Arc<dyn Store> = Arc::new(EmbeddedStore::open(&folder.path().join("store"), clock).unwrap().store);
         let silent = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
         let config = format!(
             "[policy]\nanswer_budget = \"300ms\"\n[resolver]\naddress = \"{}\"\n",

@@ -29,7 +29,7 @@ use crate::counting::session::{Losses, Sessions};
 use crate::counting::tally;
 use crate::counting::timestamps::Calendar;
 use crate::metrics::line_counts::Families;
-use crate::store::Record;
+use crate::store::StoredRecord;
 
 /// The least time between two samples of a family of lines that cannot be read, in seconds.
 const SAMPLE_EVERY: i64 = 60;
@@ -147,7 +147,7 @@ impl Counter {
     }
 
     /// Takes back the open state; returns how many records could not be read.
-    pub fn load(mut self, zone: TimeZone, records: &[Record]) -> (Counter, u64) {
+    pub fn load(mut self, zone: TimeZone, records: &[StoredRecord]) -> (Counter, u64) {
         let mut unread = 0;
         for (key, value) in records {
             if key == CALENDAR {

@@ -27,7 +27,7 @@ use crate::counting::input::datagram::{Queue, Taken};
 use crate::counting::input::{Block, MAX_LINE, Mark};
 use crate::counting::session::{Losses, SESSION_TIMEOUT};
 use crate::metrics::{Metrics, Progress};
-use crate::store::{Batch, Family, Record, Store, StoreError};
+use crate::store::{Batch, Store, StoreError, StoredRecord, Table};
 
 /// How long a line may wait for its commit: few enough commits for a disk, soon enough for a report.
 const COMMIT: Duration = Duration::from_millis(250);
@@ -336,11 +336,11 @@ impl River {
         for (number, source) in sources {
             batch.add.extend(source.counter.counts());
             for (key, value) in source.counter.changes() {
-                batch.set.push((Family::Open, open_key(&source.name, &key), value));
+                batch.set.push((Table::OpenState, open_key(&source.name, &key), value));
             }
             if let Some(mark) = pending.marks.remove(number).filter(|mark| *mark != Mark::Nowhere) {
                 let mark = serde_json::to_vec(&mark).expect("plain structures always serialise");
-                batch.set.push((Family::Mark, source.name.clone().into_bytes(), Some(mark)));
+                batch.set.push((Table::Position, source.name.clone().into_bytes(), Some(mark)));
             }
         }
         pending.since = None;
@@ -409,8 +409,8 @@ fn wrong_with(source: &Source, skipped: u64, now: i64) -> Vec<(&'static str, Str
 }
 
 /// What a store keeps of an input: its mark, and the open state that belongs to it.
-pub fn restore(store: &dyn Store, name: &str) -> Result<(Option<Mark>, Vec<Record>), StoreError> {
-    let mark = match store.read(Family::Mark, name.as_bytes())? {
+pub fn restore(store: &dyn Store, name: &str) -> Result<(Option<Mark>, Vec<StoredRecord>), StoreError> {
+    let mark = match store.read(Table::Position, name.as_bytes())? {
         None => None,
         Some(bytes) => Some(
             serde_json::from_slice(&bytes)
@@ -418,13 +418,13 @@ pub fn restore(store: &dyn Store, name: &str) -> Result<(Option<Mark>, Vec<Recor
         ),
     };
     let prefix = open_key(name, b"");
-    let open = store.scan(Family::Open, &prefix)?;
+    let open = store.scan(Table::OpenState, &prefix)?;
     Ok((mark, open.into_iter().map(|(key, value)| (key[prefix.len()..].to_vec(), value)).collect()))
 }
 
 /// The time of the newest line that was counted of an input.
 pub fn newest(store: &dyn Store, name: &str) -> Result<Option<i64>, StoreError> {
-    let stored = store.read(Family::Open, &open_key(name, CALENDAR))?;
+    let stored = store.read(Table::OpenState, &open_key(name, CALENDAR))?;
     Ok(stored.and_then(|bytes| serde_json::from_slice(&bytes).ok()))
 }
 

@@ -36,7 +36,7 @@ use crate::net::dns::Resolver;
 use crate::reporting::schedule::Scheduler;
 pub use crate::reporting::schedule::{Due, DueState, Kept, Overview, Preview};
 use crate::store::Store;
-use crate::store::embedded::BACKUP;
+use crate::store::embedded::BACKUP_PREFIX;
 
 /// The longest question, in octets: a next hop of any length that Postfix would ask for.
 const MAX_QUESTION: u64 = 16 * 1024;
@@ -290,7 +290,7 @@ impl Desk {
     pub async fn backup(&self) -> Result<PathBuf, String> {
         static NUMBER: AtomicU64 = AtomicU64::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        let to = self.config.store.path.join(format!("{BACKUP}{}-{number}", std::process::id()));
+        let to = self.config.store.path.join(format!("{BACKUP_PREFIX}{}-{number}", std::process::id()));
         let (store, folder) = (Arc::clone(&self.store), to.clone());
         let copied = tokio::task::spawn_blocking(move || store.copy(&folder)).await;
         copied.map_err(|e| format!("store: not copied: {e}; there is no backup"))?.map_err(|e| e.to_string())?;

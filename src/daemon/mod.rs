@@ -46,7 +46,7 @@ use crate::net::dns::Resolver;
 use crate::net::https;
 use crate::reporting::dkim::key::Public;
 use crate::reporting::schedule::{Context, Scheduler, Setup};
-use crate::store::embedded::Embedded;
+use crate::store::embedded::EmbeddedStore;
 use crate::store::{Store, StoreError, message_id_key};
 
 /// How long the tasks have to end what they are at.
@@ -151,7 +151,7 @@ impl Prepared {
 
 /// What outlives a reload.
 struct House {
-    store: Arc<Embedded>,
+    store: Arc<EmbeddedStore>,
     folder: PathBuf,
     sockets: Sockets,
     /// Standard input, once it has been read.
@@ -163,9 +163,9 @@ struct House {
 async fn serve(path: &Path, mut prepared: Prepared) -> Result<(), DaemonError> {
     let clock = prepared.config.closed_network.clock.map_or_else(Clock::default, |t| Clock::starting_at(t.as_second()));
     let folder = prepared.config.store.path.clone();
-    let opened = Embedded::open(&folder, clock)?;
+    let opened = EmbeddedStore::open(&folder, clock)?;
     let metrics = Metrics::default();
-    if opened.went_back() {
+    if opened.lost_commits() {
         Scheduler::note_loss(&opened.store, clock, &metrics)?;
     }
     let mut house =
@@ -178,7 +178,7 @@ async fn serve(path: &Path, mut prepared: Prepared) -> Result<(), DaemonError> {
         let mut tasks = Tasks::start(&mut house, prepared)?;
         notify(sd_notify::NotifyState::Ready);
         let store = Arc::clone(&house.store);
-        let started = tokio::task::spawn_blocking(move || store.started()).await;
+        let started = tokio::task::spawn_blocking(move || store.drop_preloaded()).await;
         started.map_err(|e| DaemonError::Task(format!("store: memory not freed: {e}; the daemon ends")))?;
         let mut damaged = false;
         let next = loop {
@@ -210,8 +210,8 @@ async fn serve(path: &Path, mut prepared: Prepared) -> Result<(), DaemonError> {
         let drained = tasks.drain().await;
         if damaged && drained {
             let store = Arc::clone(&house.store);
-            let went_back = tokio::task::spawn_blocking(move || store.recover()).await;
-            if went_back.map_err(|e| DaemonError::Task(format!("store: not recovered: {e}; the daemon ends")))?? {
+            let lost_commits = tokio::task::spawn_blocking(move || store.recover()).await;
+            if lost_commits.map_err(|e| DaemonError::Task(format!("store: not recovered: {e}; the daemon ends")))?? {
                 Scheduler::note_loss(&*house.store, clock, &house.metrics)?;
             }
         }
@@ -296,7 +296,7 @@ impl Tasks {
     fn start(house: &mut House, prepared: Prepared) -> Result<Tasks, DaemonError> {
         let Prepared { config, setup, zones, found } = prepared;
         found.iter().for_each(|line| tracing::info!("{line}"));
-        let store: Arc<dyn Store> = Arc::<Embedded>::clone(&house.store);
+        let store: Arc<dyn Store> = Arc::<EmbeddedStore>::clone(&house.store);
         let (metrics, clock) = (house.metrics.clone(), house.clock);
         // Everything that can fail comes first: no half start.
         let control = house.sockets.control(&config.control.socket)?;
@@ -315,7 +315,7 @@ impl Tasks {
             tracing::warn!("systemd: {address}: in no `listen`; nobody is answered there");
         }
         let (resolver, client, https) = doors(&config)?;
-        let own = message_id_key::load_or_make(&*store)?;
+        let own = message_id_key::load_or_create(&*store)?;
         let history = Arc::new(History::open(&*store, clock, metrics.clone())?);
         let policies = Policies::open(
             &config,
@@ -412,13 +412,13 @@ impl Tasks {
         self.names.insert(id, name);
     }
 
-    async fn wait(&mut self, signals: &mut Signals, store: &Embedded) -> Wake {
+    async fn wait(&mut self, signals: &mut Signals, store: &EmbeddedStore) -> Wake {
         let [terminate, interrupt] = &mut signals.end;
         tokio::select! {
             _ = terminate.recv() => Wake::End,
             _ = interrupt.recv() => Wake::End,
             _ = signals.reload.recv() => Wake::Reload,
-            () = store.damaged() => Wake::Damaged,
+            () = store.wait_for_damage() => Wake::Damaged,
             Some(ended) = self.set.join_next_with_id() => {
                 let (name, why) = self.ended(ended);
                 Wake::Ended(format!("{name}: ended by itself: {why}; the daemon ends"))

@@ -27,7 +27,7 @@ use crate::reporting::dkim::signer::{self as reporting, Signer};
 pub use crate::reporting::report::build::gzip;
 use crate::reporting::schedule::{Context, Scheduler, Setup};
 pub use crate::store::StoreError;
-use crate::store::embedded::Embedded;
+use crate::store::embedded::EmbeddedStore;
 use crate::store::{Store, message_id_key};
 
 /// Why nothing could be opened.
@@ -60,10 +60,10 @@ pub fn open_offline(config: &Config) -> Result<Desk, OpenError> {
     let clock = config.closed_network.clock.map_or_else(Clock::default, |t| Clock::starting_at(t.as_second()));
     let host =
         |what: &str, error: String| OpenError::Host(format!("{what}: cannot be used: {error}; nothing is shown"));
-    let opened = Embedded::open(&config.store.path, clock)?;
+    let opened = EmbeddedStore::open(&config.store.path, clock)?;
     let metrics = Metrics::default();
     // What this finds damaged and sets aside, the daemon finds new and whole.
-    if opened.went_back() {
+    if opened.lost_commits() {
         Scheduler::note_loss(&opened.store, clock, &metrics)?;
     }
     let store: Arc<dyn Store> = Arc::new(opened.store);
@@ -85,7 +85,7 @@ pub fn open_offline(config: &Config) -> Result<Desk, OpenError> {
         newest.push((name.clone(), pipeline::newest(&*store, &name)?));
     }
     metrics.only_inputs(newest.iter().map(|(name, newest)| (name.as_str(), *newest)));
-    let own = message_id_key::load_or_make(&*store)?;
+    let own = message_id_key::load_or_create(&*store)?;
     let setup = Setup::load(&config.report).map_err(OpenError::Keys)?;
     let context =
         Context { store: Arc::clone(&store), resolver: resolver.clone(), https, metrics: metrics.clone(), clock, own };

@@ -1,8 +1,8 @@
 //! What the keys and values in the store mean.
 //!
 //! Takes: days, domains, policies, failures, counts. Gives: octets that sort as they are asked for, and back.
-//! Limits: a key is never longer than [`KEY_LIMIT`]; a value is cut into parts of at most [`PART`] octets.
-//! When it fails: octets that no version of this program wrote give [`Malformed`], never a panic.
+//! Limits: a key is never longer than [`MAX_KEY`]; a value is cut into parts of at most [`MAX_PART`] octets.
+//! When it fails: octets that no version of this program wrote give [`MalformedRecord`], never a panic.
 //! Not here: how octets are kept (`store/embedded.rs`), what other modules put into their records.
 //!
 //! ```text
@@ -10,59 +10,59 @@
 //! 'c' DAY DOMAIN 00 POLICY 01 DIGEST     detail:  01 COUNT FAILURE-AS-JSON
 //! 'p' DAY DIGEST                         record:  policy as JSON, once a day however often it is counted
 //! 'm' 'o' 's' 't' 'd' 'r' 'q' 'w' '1'  KEY
-//!                                        record of a family (mark, open, sts, dane, decision, delivery, due, said, single)
+//!                                        record of a table (position, open, sts, dane, decision, delivery, due, said, single)
 //! '~' LENGTH KEY NUMBER                  one part of a long record
-//! '!'                                    seal: COMMITS SUM
+//! '!'                                    store checksum: COMMITS SUM
 //! record value: 01 OCTETS, or 02 PARTS LENGTH
 //! DAY: 4 octets, sign flipped; POLICY: 00 (none, of the recipient domain) or 01 DIGEST
 //! ```
 //! Numbers are big-endian; a digest is the first 16 octets of SHA-256.
 
 use crate::base::tlsrpt::{Day, Failure, Policy};
-use crate::store::Family;
+use crate::store::Table;
 
 /// The number of this layout, raised with each change to it. A store of another one is refused.
 pub const VERSION: u32 = 2;
 
-/// Where the version stands, in [`Family::Single`].
+/// The key of the version in [`Table::NamedValue`].
 pub const VERSION_KEY: &[u8] = b"store-format";
 
-/// The longest key that is kept, in octets: an index page holds 256 of them and must stay under half a mebibyte.
-pub const KEY_LIMIT: usize = 1024;
+/// The longest key, in octets: an index page holds 256 of them and must stay under half a mebibyte.
+pub const MAX_KEY: usize = 1024;
 
-/// The longest value that is kept in one piece, in octets: a leaf holds 17 of them and must stay under half a
+/// The longest value that is stored as one record, in octets: a leaf holds 17 of them and must stay under half a
 /// mebibyte, over which sled writes a file of its own that it never syncs.
-pub const PART: usize = 16 * 1024;
+pub const MAX_PART: usize = 16 * 1024;
 
 /// What a policy or a failure is known by inside a key.
 pub type Digest = [u8; 16];
 
-/// Octets that are not in this layout.
+/// Stored octets that are not in this layout.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
-pub struct Malformed(pub String);
+pub struct MalformedRecord(pub String);
 
-const COUNT: u8 = b'c';
-const POLICY: u8 = b'p';
-const PARTS: u8 = b'~';
-const SEAL: u8 = b'!';
-const VALUE: u8 = 1;
+const COUNT_TAG: u8 = b'c';
+const POLICY_TAG: u8 = b'p';
+const PART_TAG: u8 = b'~';
+const CHECKSUM_TAG: u8 = b'!';
+const WHOLE_VALUE: u8 = 1;
 const VALUE_IN_PARTS: u8 = 2;
 const NO_POLICY: u8 = 0;
 const BY_DIGEST: u8 = 1;
 
-/// The key of a family's record.
-pub fn record_key(family: Family, key: &[u8]) -> Vec<u8> {
-    let tag = match family {
-        Family::Mark => b'm',
-        Family::Open => b'o',
-        Family::Sts => b's',
-        Family::Dane => b't',
-        Family::Decision => b'd',
-        Family::Delivery => b'r',
-        Family::Due => b'q',
-        Family::Said => b'w',
-        Family::Single => b'1',
+/// The key of a table's record.
+pub fn record_key(table: Table, key: &[u8]) -> Vec<u8> {
+    let tag = match table {
+        Table::Position => b'm',
+        Table::OpenState => b'o',
+        Table::Sts => b's',
+        Table::Dane => b't',
+        Table::Decision => b'd',
+        Table::Delivery => b'r',
+        Table::Due => b'q',
+        Table::Snapshot => b'w',
+        Table::NamedValue => b'1',
     };
     [&[tag], key].concat()
 }
@@ -70,15 +70,15 @@ pub fn record_key(family: Family, key: &[u8]) -> Vec<u8> {
 /// The key of one part of a long record.
 pub fn part_key(record: &[u8], number: u32) -> Vec<u8> {
     let length = u32::try_from(record.len()).unwrap_or(u32::MAX);
-    [&[PARTS], &length.to_be_bytes()[..], record, &number.to_be_bytes()].concat()
+    [&[PART_TAG], &length.to_be_bytes()[..], record, &number.to_be_bytes()].concat()
 }
 
-/// A record's value as it stands under its key.
+/// The value that is stored under a record's key.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Value<'a> {
+pub enum StoredValue<'a> {
     /// All of it.
     Whole(&'a [u8]),
-    /// In so many parts.
+    /// Split into parts.
     Parts {
         /// How many.
         parts: u32,
@@ -87,60 +87,60 @@ pub enum Value<'a> {
     },
 }
 
-impl Value<'_> {
+impl StoredValue<'_> {
     /// Its octets.
     pub fn encode(&self) -> Vec<u8> {
         match self {
-            Value::Whole(octets) => [&[VALUE], *octets].concat(),
-            Value::Parts { parts, length } => {
+            StoredValue::Whole(bytes) => [&[WHOLE_VALUE], *bytes].concat(),
+            StoredValue::Parts { parts, length } => {
                 [&[VALUE_IN_PARTS], &parts.to_be_bytes()[..], &length.to_be_bytes()].concat()
             }
         }
     }
 
     /// Reads it back.
-    pub fn decode(octets: &[u8]) -> Result<Value<'_>, Malformed> {
-        match octets.split_first() {
-            Some((&VALUE, rest)) => Ok(Value::Whole(rest)),
+    pub fn decode(bytes: &[u8]) -> Result<StoredValue<'_>, MalformedRecord> {
+        match bytes.split_first() {
+            Some((&WHOLE_VALUE, rest)) => Ok(StoredValue::Whole(rest)),
             Some((&VALUE_IN_PARTS, rest)) => {
-                let (parts, rest) = rest.split_first_chunk().ok_or_else(|| malformed("value", octets))?;
-                let length = rest.try_into().map_err(|_| malformed("value", octets))?;
-                Ok(Value::Parts { parts: u32::from_be_bytes(*parts), length: u64::from_be_bytes(length) })
+                let (parts, rest) = rest.split_first_chunk().ok_or_else(|| malformed("value", bytes))?;
+                let length = rest.try_into().map_err(|_| malformed("value", bytes))?;
+                Ok(StoredValue::Parts { parts: u32::from_be_bytes(*parts), length: u64::from_be_bytes(length) })
             }
-            _ => Err(malformed("value", octets)),
+            _ => Err(malformed("value", bytes)),
         }
     }
 }
 
-/// What stands beside all else and is written with each commit: a store in which it does not add up is damaged.
+/// Stored with each commit. A store whose records do not add up to it is damaged.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Seal {
+pub struct StoreChecksum {
     /// How many commits the store has taken.
     pub commits: u64,
-    /// The sum of the checksums of all keys and values but this one's.
+    /// The sum of [`record_checksum`] over all records except this one.
     pub sum: u64,
 }
 
-impl Seal {
+impl StoreChecksum {
     /// Its octets.
     pub fn encode(self) -> [u8; 16] {
         (u128::from(self.commits) << 64 | u128::from(self.sum)).to_be_bytes()
     }
 
     /// Reads it back.
-    pub fn decode(octets: &[u8]) -> Result<Seal, Malformed> {
-        let both = u128::from_be_bytes(octets.try_into().map_err(|_| malformed("seal", octets))?);
-        Ok(Seal { commits: (both >> 64) as u64, sum: both as u64 })
+    pub fn decode(bytes: &[u8]) -> Result<StoreChecksum, MalformedRecord> {
+        let both = u128::from_be_bytes(bytes.try_into().map_err(|_| malformed("seal", bytes))?);
+        Ok(StoreChecksum { commits: (both >> 64) as u64, sum: both as u64 })
     }
 }
 
-/// The key of the seal.
-pub fn seal_key() -> Vec<u8> {
-    vec![SEAL]
+/// The key of the store's checksum.
+pub fn store_checksum_key() -> Vec<u8> {
+    vec![CHECKSUM_TAG]
 }
 
-/// What a key and its value add to the seal's sum.
-pub fn checksum(key: &[u8], value: &[u8]) -> u64 {
+/// What a key and its value add to the sum of [`StoreChecksum`].
+pub fn record_checksum(key: &[u8], value: &[u8]) -> u64 {
     let mut crc = flate2::Crc::new();
     crc.update(key);
     let of_key = crc.sum();
@@ -189,9 +189,9 @@ impl CountKey {
     }
 
     /// Reads it back.
-    pub fn decode(octets: &[u8]) -> Result<CountKey, Malformed> {
-        let wrong = || malformed("count key", octets);
-        let rest = octets.strip_prefix(&[COUNT]).ok_or_else(wrong)?;
+    pub fn decode(bytes: &[u8]) -> Result<CountKey, MalformedRecord> {
+        let wrong = || malformed("count key", bytes);
+        let rest = bytes.strip_prefix(&[COUNT_TAG]).ok_or_else(wrong)?;
         let (day, mut rest) = rest.split_first_chunk::<4>().ok_or_else(wrong)?;
         let mut domain = Vec::new();
         loop {
@@ -226,18 +226,18 @@ impl CountKey {
             _ => return Err(wrong()),
         };
         let domain = String::from_utf8(domain).map_err(|_| wrong())?;
-        Ok(CountKey { day: day_from(*day), domain, policy, failure })
+        Ok(CountKey { day: decode_day(*day), domain, policy, failure })
     }
 }
 
 /// The first key that counts of a day can have; that of the next day ends them.
 pub fn day_prefix(day: Day) -> Vec<u8> {
-    [&[COUNT][..], &day_octets(day)].concat()
+    [&[COUNT_TAG][..], &encode_day(day)].concat()
 }
 
-/// The first key that any count can have, and the first beyond them.
-pub fn all_counts() -> (Vec<u8>, Vec<u8>) {
-    (vec![COUNT], vec![COUNT + 1])
+/// The range of all counts' keys: the first (inclusive) and the end (exclusive).
+pub fn counts_range() -> (Vec<u8>, Vec<u8>) {
+    (vec![COUNT_TAG], vec![COUNT_TAG + 1])
 }
 
 /// The first key that counts of a recipient domain can have on a day.
@@ -262,12 +262,12 @@ pub fn domain_end(day: Day, domain: &str) -> Vec<u8> {
 
 /// The key of a policy's text.
 pub fn policy_key(day: Day, digest: &Digest) -> Vec<u8> {
-    [&[POLICY][..], &day_octets(day), digest].concat()
+    [&[POLICY_TAG][..], &encode_day(day), digest].concat()
 }
 
-/// The first key that any policy's text can have, and the first that one of `day` can have.
-pub fn policies_before(day: Day) -> (Vec<u8>, Vec<u8>) {
-    (vec![POLICY], [&[POLICY][..], &day_octets(day)].concat())
+/// The range of the keys of all policies before `day`: the first (inclusive) and the end (exclusive).
+pub fn policies_range_before(day: Day) -> (Vec<u8>, Vec<u8>) {
+    (vec![POLICY_TAG], [&[POLICY_TAG][..], &encode_day(day)].concat())
 }
 
 /// How a policy is named in a count's key, and its text where that needs a record.
@@ -275,54 +275,54 @@ pub fn policy_ref(policy: &Policy, domain: &str) -> (PolicyRef, Option<Vec<u8>>)
     if *policy == Policy::none(domain) {
         return (PolicyRef::None, None);
     }
-    let text = json(policy);
+    let text = to_json(policy);
     (PolicyRef::Digest(digest(&text)), Some(text))
 }
 
-/// Reads a policy's text back.
-pub fn policy_from(text: &[u8]) -> Result<Policy, Malformed> {
-    serde_json::from_slice(text).map_err(|e| Malformed(format!("a policy's text does not read back ({e})")))
+/// Decodes a policy's text.
+pub fn decode_policy(text: &[u8]) -> Result<Policy, MalformedRecord> {
+    serde_json::from_slice(text).map_err(|e| MalformedRecord(format!("a policy's text does not read back ({e})")))
 }
 
-/// A failure's text.
-pub fn failure_text(failure: &Failure) -> Vec<u8> {
-    json(failure)
+/// Encodes a failure.
+pub fn encode_failure(failure: &Failure) -> Vec<u8> {
+    to_json(failure)
 }
 
-/// The value of totals: sessions that succeeded, and that failed.
-pub fn totals(successful: u64, failed: u64) -> Vec<u8> {
-    [&[VALUE], &successful.to_be_bytes()[..], &failed.to_be_bytes()].concat()
+/// Encodes totals: the sessions that succeeded, and those that failed.
+pub fn encode_totals(successful: u64, failed: u64) -> Vec<u8> {
+    [&[WHOLE_VALUE], &successful.to_be_bytes()[..], &failed.to_be_bytes()].concat()
 }
 
-/// Reads totals back.
-pub fn totals_from(octets: &[u8]) -> Result<(u64, u64), Malformed> {
-    let numbers: [u8; 16] = match octets {
-        [VALUE, numbers @ ..] => numbers.try_into().map_err(|_| malformed("totals", octets))?,
-        _ => return Err(malformed("totals", octets)),
+/// Decodes totals.
+pub fn decode_totals(bytes: &[u8]) -> Result<(u64, u64), MalformedRecord> {
+    let numbers: [u8; 16] = match bytes {
+        [WHOLE_VALUE, numbers @ ..] => numbers.try_into().map_err(|_| malformed("totals", bytes))?,
+        _ => return Err(malformed("totals", bytes)),
     };
     let both = u128::from_be_bytes(numbers);
     Ok(((both >> 64) as u64, both as u64))
 }
 
-/// The value of a detail: how many sessions failed that way, and the failure's text.
-pub fn detail(count: u64, failure: &[u8]) -> Vec<u8> {
-    [&[VALUE], &count.to_be_bytes()[..], failure].concat()
+/// Encodes a detail: how many sessions failed that way, and the failure's text.
+pub fn encode_detail(count: u64, failure: &[u8]) -> Vec<u8> {
+    [&[WHOLE_VALUE], &count.to_be_bytes()[..], failure].concat()
 }
 
-/// Reads a detail back, the failure as its text.
-pub fn detail_from(octets: &[u8]) -> Result<(u64, &[u8]), Malformed> {
-    match octets {
-        [VALUE, rest @ ..] => {
-            let (count, text) = rest.split_first_chunk().ok_or_else(|| malformed("detail", octets))?;
+/// Decodes a detail: the count, and the failure's text.
+pub fn decode_detail(bytes: &[u8]) -> Result<(u64, &[u8]), MalformedRecord> {
+    match bytes {
+        [WHOLE_VALUE, rest @ ..] => {
+            let (count, text) = rest.split_first_chunk().ok_or_else(|| malformed("detail", bytes))?;
             Ok((u64::from_be_bytes(*count), text))
         }
-        _ => Err(malformed("detail", octets)),
+        _ => Err(malformed("detail", bytes)),
     }
 }
 
-/// Reads a failure's text back.
-pub fn failure_from(text: &[u8]) -> Result<Failure, Malformed> {
-    serde_json::from_slice(text).map_err(|e| Malformed(format!("a failure's text does not read back ({e})")))
+/// Decodes a failure's text.
+pub fn decode_failure(text: &[u8]) -> Result<Failure, MalformedRecord> {
+    serde_json::from_slice(text).map_err(|e| MalformedRecord(format!("a failure's text does not read back ({e})")))
 }
 
 /// The digest of a text.
@@ -333,22 +333,22 @@ pub fn digest(text: &[u8]) -> Digest {
     cut
 }
 
-fn json<T: serde::Serialize>(words: &T) -> Vec<u8> {
+fn to_json<T: serde::Serialize>(words: &T) -> Vec<u8> {
     // Invariant: structs of strings, addresses and unit variants; no map with other keys, no writer that fails.
     serde_json::to_vec(words).expect("words of RFC 8460 serialise")
 }
 
-fn day_octets(day: Day) -> [u8; 4] {
+fn encode_day(day: Day) -> [u8; 4] {
     (day.0.cast_unsigned() ^ 0x8000_0000).to_be_bytes()
 }
 
-fn day_from(octets: [u8; 4]) -> Day {
-    Day((u32::from_be_bytes(octets) ^ 0x8000_0000).cast_signed())
+fn decode_day(bytes: [u8; 4]) -> Day {
+    Day((u32::from_be_bytes(bytes) ^ 0x8000_0000).cast_signed())
 }
 
-fn malformed(what: &str, octets: &[u8]) -> Malformed {
-    let shown = &octets[..octets.len().min(48)];
-    Malformed(format!("a {what} of {} octets is not in this layout (`{}`)", octets.len(), shown.escape_ascii()))
+fn malformed(what: &str, bytes: &[u8]) -> MalformedRecord {
+    let shown = &bytes[..bytes.len().min(48)];
+    MalformedRecord(format!("a {what} of {} octets is not in this layout (`{}`)", bytes.len(), shown.escape_ascii()))
 }
 
 #[cfg(test)]
@@ -382,35 +382,35 @@ mod tests {
         }
 
         #[test]
-        fn strange_octets_are_refused_or_read_back(octets in proptest::collection::vec(any::<u8>(), 0..64)) {
-            for key in [octets.clone(), [b"c".to_vec(), octets.clone()].concat()] {
+        fn strange_octets_are_refused_or_read_back(bytes in proptest::collection::vec(any::<u8>(), 0..64)) {
+            for key in [bytes.clone(), [b"c".to_vec(), bytes.clone()].concat()] {
                 if let Ok(read) = CountKey::decode(&key) {
                     prop_assert_eq!(read.encode(), key);
                 }
             }
-            for value in [octets.clone(), [vec![1], octets.clone()].concat(), [vec![2], octets].concat()] {
-                if let Ok(read) = Value::decode(&value) {
+            for value in [bytes.clone(), [vec![1], bytes.clone()].concat(), [vec![2], bytes].concat()] {
+                if let Ok(read) = StoredValue::decode(&value) {
                     prop_assert_eq!(read.encode(), value.clone());
                 }
-                if let Ok((s, f)) = totals_from(&value) {
-                    prop_assert_eq!(totals(s, f), value.clone());
+                if let Ok((s, f)) = decode_totals(&value) {
+                    prop_assert_eq!(encode_totals(s, f), value.clone());
                 }
-                if let Ok((n, text)) = detail_from(&value) {
-                    prop_assert_eq!(detail(n, text), value.clone());
-                    prop_assert!(failure_from(text).is_err());
-                    prop_assert!(policy_from(text).is_err());
+                if let Ok((n, text)) = decode_detail(&value) {
+                    prop_assert_eq!(encode_detail(n, text), value.clone());
+                    prop_assert!(decode_failure(text).is_err());
+                    prop_assert!(decode_policy(text).is_err());
                 }
             }
         }
 
         #[test]
         fn counts_read_back(a: u64, b: u64, text: Vec<u8>) {
-            prop_assert_eq!(totals_from(&totals(a, b)).unwrap(), (a, b));
-            let seal = Seal { commits: a, sum: b };
-            prop_assert_eq!(Seal::decode(&seal.encode()).unwrap(), seal);
-            prop_assert!(Seal::decode(&seal.encode()[1..]).is_err());
-            let value = detail(a, &text);
-            prop_assert_eq!(detail_from(&value).unwrap(), (a, &text[..]));
+            prop_assert_eq!(decode_totals(&encode_totals(a, b)).unwrap(), (a, b));
+            let checksum = StoreChecksum { commits: a, sum: b };
+            prop_assert_eq!(StoreChecksum::decode(&checksum.encode()).unwrap(), checksum);
+            prop_assert!(StoreChecksum::decode(&checksum.encode()[1..]).is_err());
+            let value = encode_detail(a, &text);
+            prop_assert_eq!(decode_detail(&value).unwrap(), (a, &text[..]));
         }
     }
 
@@ -425,12 +425,12 @@ mod tests {
         let (name, text) = policy_ref(&policy, "example.com");
         let text = text.unwrap();
         assert_eq!(name, PolicyRef::Digest(digest(&text)));
-        assert_eq!(policy_from(&text).unwrap(), policy);
+        assert_eq!(decode_policy(&text).unwrap(), policy);
         assert_eq!(policy_ref(&Policy::none("a.example"), "a.example"), (PolicyRef::None, None));
         assert!(policy_ref(&Policy::none("a.example"), "b.example").1.is_some());
         let mut failure = Failure::new(ResultType::CertificateExpired, Some("certificate has expired"));
         failure.receiving_ip = Some("2001:db8::1".parse().unwrap());
-        assert_eq!(failure_from(&failure_text(&failure)).unwrap(), failure);
+        assert_eq!(decode_failure(&encode_failure(&failure)).unwrap(), failure);
     }
 
     #[test]

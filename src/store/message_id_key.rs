@@ -5,22 +5,23 @@
 //! Not here: what the secret is for (`base::own_reports`).
 
 use crate::base::own_reports::{SECRET, Secret, random};
-use crate::store::{Batch, Family, Store, StoreError};
+use crate::store::{Batch, Store, StoreError, Table};
 
-/// The key of the record, in [`Family::Single`].
+/// The key of the record, in [`Table::NamedValue`].
 const KEY: &[u8] = b"own-message-id-secret";
 
 /// Reads the secret from the store, or makes one and stores it.
 ///
 /// # Errors
 /// Those of the store; [`StoreError::Corrupt`] where the stored secret has another length.
-pub fn load_or_make(store: &dyn Store) -> Result<Secret, StoreError> {
-    match store.read(Family::Single, KEY)? {
+pub fn load_or_create(store: &dyn Store) -> Result<Secret, StoreError> {
+    match store.read(Table::NamedValue, KEY)? {
         Some(bytes) if bytes.len() == SECRET => Ok(Secret::of(&bytes)),
         Some(bytes) => Err(StoreError::Corrupt(format!("the Message-ID secret has {} octets", bytes.len()))),
         None => {
             let bytes = random::<SECRET>()?;
-            store.write(Batch { add: Vec::new(), set: vec![(Family::Single, KEY.to_vec(), Some(bytes.to_vec()))] })?;
+            store
+                .write(Batch { add: Vec::new(), set: vec![(Table::NamedValue, KEY.to_vec(), Some(bytes.to_vec()))] })?;
             Ok(Secret::of(&bytes))
         }
     }
@@ -30,16 +31,16 @@ pub fn load_or_make(store: &dyn Store) -> Result<Secret, StoreError> {
 mod tests {
     use super::*;
     use crate::base::clock::Clock;
-    use crate::store::embedded::Embedded;
+    use crate::store::embedded::EmbeddedStore;
 
     #[test]
     fn the_secret_is_made_once_and_kept() {
         let folder = tempfile::tempdir().unwrap();
-        let open = || Embedded::open(folder.path(), Clock::default()).unwrap().store;
-        let id = load_or_make(&open()).unwrap().message_id("u", "example.com");
+        let open = || EmbeddedStore::open(folder.path(), Clock::default()).unwrap().store;
+        let id = load_or_create(&open()).unwrap().message_id("u", "example.com");
         let store = open();
-        assert!(load_or_make(&store).unwrap().is_ours(id.as_bytes()), "after a restart");
-        store.write(Batch { add: vec![], set: vec![(Family::Single, KEY.to_vec(), Some(vec![1]))] }).unwrap();
-        assert!(matches!(load_or_make(&store), Err(StoreError::Corrupt(_))));
+        assert!(load_or_create(&store).unwrap().is_ours(id.as_bytes()), "after a restart");
+        store.write(Batch { add: vec![], set: vec![(Table::NamedValue, KEY.to_vec(), Some(vec![1]))] }).unwrap();
+        assert!(matches!(load_or_create(&store), Err(StoreError::Corrupt(_))));
     }
 }

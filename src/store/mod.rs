@@ -1,4 +1,4 @@
-//! What outlives the process: counts, marks, cached policies, decisions, and what was sent.
+//! What outlives the process: counts, positions, cached policies, decisions, and what was sent.
 //!
 //! Takes: a [`Batch`]: counts to add, records to set or remove. Gives: the same back, after any crash.
 //! A batch is written whole or not at all, and is durable when [`Store::write`] returns.
@@ -15,13 +15,13 @@ use std::path::Path;
 
 use crate::base::tlsrpt::{Day, Row, Tally};
 
-/// A kind of record, with keys of its own.
+/// A table of the store: one kind of record, with keys of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Family {
+pub enum Table {
     /// How far an input has been counted, by input name.
-    Mark,
-    /// The open state that belongs to the mark of the same name: sessions under way, own reports, the year.
-    Open,
+    Position,
+    /// The open state that belongs to the position of the same name: sessions under way, own reports, the year.
+    OpenState,
     /// Cached MTA-STS policies, by domain.
     Sts,
     /// DANE verdicts, by next hop.
@@ -30,12 +30,12 @@ pub enum Family {
     Decision,
     /// Reports: planned, attempted, sent, by day, domain and destination.
     Delivery,
-    /// What is due when: the records of [`Family::Delivery`] in the order of time.
+    /// An index over [`Table::Delivery`]: the records that are not done, by time.
     Due,
-    /// What a report says, from the moment that it is settled, by day and domain.
-    Said,
-    /// Single values, by name.
-    Single,
+    /// The content of a report, frozen when its recipients were looked up, by day and domain.
+    Snapshot,
+    /// Values that exist once, by name.
+    NamedValue,
 }
 
 /// What is written together.
@@ -44,15 +44,14 @@ pub struct Batch {
     /// Counts to add.
     pub add: Vec<(Tally, u64)>,
     /// Records to set (`Some`) or remove (`None`), in order.
-    pub set: Vec<(Family, Vec<u8>, Option<Vec<u8>>)>,
+    pub set: Vec<(Table, Vec<u8>, Option<Vec<u8>>)>,
 }
 
-/// How many records that need not be written together go into one batch: the embedded store keeps in memory what a large
-/// one takes.
-pub const BATCH: usize = 500;
+/// The most records in a batch whose records need not be written together: the embedded store holds a batch in memory.
+pub const MAX_BATCH_RECORDS: usize = 500;
 
-/// A record as a scan returns it: key, value.
-pub type Record = (Vec<u8>, Vec<u8>);
+/// A record as a scan returns it: its key and its value.
+pub type StoredRecord = (Vec<u8>, Vec<u8>);
 
 /// The store. Calls block for as long as the disk does; call them off the answering path.
 pub trait Store: Send + Sync + 'static {
@@ -60,21 +59,27 @@ pub trait Store: Send + Sync + 'static {
     /// before any other that adds counts: it is applied exactly once, even if it was on disk already.
     fn write(&self, batch: Batch) -> Result<(), StoreError>;
     /// One record.
-    fn read(&self, family: Family, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError>;
-    /// All records of a family whose keys begin with `prefix`, in key order.
-    fn scan(&self, family: Family, prefix: &[u8]) -> Result<Vec<Record>, StoreError>;
-    /// At most `limit` records of a family whose keys begin with `prefix` and are not below `from`, in key order.
-    fn page(&self, family: Family, prefix: &[u8], from: &[u8], limit: usize) -> Result<Vec<Record>, StoreError>;
-    /// Hands all records of a family whose keys begin with `prefix` to `each`, in key order: key, value. Nothing is
+    fn read(&self, table: Table, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError>;
+    /// All records of a table whose keys begin with `prefix`, in key order.
+    fn scan(&self, table: Table, prefix: &[u8]) -> Result<Vec<StoredRecord>, StoreError>;
+    /// At most `limit` records of a table whose keys begin with `prefix` and are not below `from`, in key order.
+    fn scan_page(
+        &self,
+        table: Table,
+        prefix: &[u8],
+        from: &[u8],
+        limit: usize,
+    ) -> Result<Vec<StoredRecord>, StoreError>;
+    /// Hands all records of a table whose keys begin with `prefix` to `each`, in key order: key, value. Nothing is
     /// copied for it; `each` must not come back to the store.
-    fn visit(&self, family: Family, prefix: &[u8], each: &mut dyn FnMut(&[u8], &[u8])) -> Result<(), StoreError>;
+    fn visit(&self, table: Table, prefix: &[u8], each: &mut dyn FnMut(&[u8], &[u8])) -> Result<(), StoreError>;
     /// The days that have counts, oldest first.
     fn days(&self) -> Result<Vec<Day>, StoreError>;
     /// The recipient domains that have counts on a day, sorted.
     fn domains(&self, day: Day) -> Result<Vec<String>, StoreError>;
     /// At most `limit` recipient domains that have counts on a day, sorted, from the first one after `after`, each with
     /// the sum of all its counts, details included: two sums of one domain are equal when nothing was counted in between.
-    fn sums(&self, day: Day, after: Option<&str>, limit: usize) -> Result<Vec<(String, u64)>, StoreError>;
+    fn domain_sums(&self, day: Day, after: Option<&str>, limit: usize) -> Result<Vec<(String, u64)>, StoreError>;
     /// The counts of a day and recipient domain, sorted by policy.
     fn rows(&self, day: Day, domain: &str) -> Result<Vec<Row>, StoreError>;
     /// Forgets the counts of all days before `day`; returns how many records went.

@@ -27,7 +27,7 @@ use crate::reporting::schedule::records::{Delivery, DeliveryState, Plan, PlanSta
 use crate::reporting::schedule::snapshot::{self, Said};
 use crate::reporting::schedule::{FIRST_PAUSE, GATHER, Job, LAST_PAUSE, RETRY_FOR, Scheduler, Setup, within};
 use crate::reporting::transport::Outcome;
-use crate::store::{Batch, Family, StoreError};
+use crate::store::{Batch, StoreError, Table};
 
 /// How long a try may go on when the daemon ends.
 const GRACE: Duration = Duration::from_secs(5);
@@ -112,7 +112,7 @@ impl Scheduler {
                         return None;
                     }
                 };
-                batch.set.push((Family::Said, which.key(), Some(said.pack())));
+                batch.set.push((Table::Snapshot, which.key(), Some(said.pack())));
                 (plan.state, plan.last, plan.counted) = (PlanState::Planned, None, counted);
                 for (to, delivery) in deliveries {
                     delivery.put(&mut batch, which, &to, None);
@@ -253,7 +253,7 @@ impl Scheduler {
     async fn send(&self, which: &Which, to: &Destination, setup: &Arc<Setup>, shutdown: watch::Receiver<bool>) {
         let (delivery, said) = (delivery_key(which, to), which.key());
         let read = self
-            .blocking(move |store| Ok((store.read(Family::Delivery, &delivery)?, store.read(Family::Said, &said)?)));
+            .blocking(move |store| Ok((store.read(Table::Delivery, &delivery)?, store.read(Table::Snapshot, &said)?)));
         let (delivery, said) = match read.await {
             Ok(read) => read,
             Err(e) => return self.not_sent(which, to, &StoreError::to_string(&e)),

@@ -11,7 +11,7 @@ use std::time::Instant;
 use crate::base::tlsrpt::Day;
 use crate::reporting::schedule::records::{Lane, Named, lane};
 use crate::reporting::schedule::{Job, RETRY_FOR, Scheduler, Setup, WAIT_FOR_INPUTS};
-use crate::store::{Family, Store, StoreError};
+use crate::store::{Store, StoreError, Table};
 
 /// Until when the places in a lane of a day count as reached.
 struct Reached {
@@ -89,7 +89,7 @@ fn pick(
     for (day, lanes) in wanted {
         for reached in lanes {
             let prefix = lane(reached.lane, Some(*day));
-            let places = store.page(Family::Due, &prefix, &prefix, room + busy.len())?;
+            let places = store.scan_page(Table::Due, &prefix, &prefix, room + busy.len())?;
             let due = places
                 .iter()
                 .filter_map(|(place, _)| Named::placed(place))

@@ -38,8 +38,8 @@ use crate::net::dns::Resolver;
 use crate::net::https;
 use crate::reporting::report::Sending;
 use crate::reporting::transport::Limits;
-use crate::store::group_commit::Journal;
-use crate::store::{Batch, Family, Store, StoreError};
+use crate::store::group_commit::GroupCommit;
+use crate::store::{Batch, Store, StoreError, Table};
 pub use overview::{Due, DueState, Kept, Overview};
 pub use preview::Preview;
 use records::{Delivery, DeliveryState, Lane, Named, Which, delivery_key, octets};
@@ -124,7 +124,7 @@ pub struct Scheduler {
     queued: Queued,
     setup: RwLock<Arc<Setup>>,
     board: Mutex<Board>,
-    journal: Journal,
+    journal: GroupCommit,
     /// Something new was planned.
     planned: Notify,
     /// Held by who plans reports about MX hosts.
@@ -160,7 +160,7 @@ impl Scheduler {
     /// have been. To be called as soon as the store is open: a start that fails after it must not forget it.
     pub fn note_loss(store: &dyn Store, clock: Clock, metrics: &Metrics) -> Result<(), StoreError> {
         let today = Day::of(clock.seconds());
-        let set = vec![(Family::Single, NOT_BEFORE.to_vec(), Some(octets(&today)))];
+        let set = vec![(Table::NamedValue, NOT_BEFORE.to_vec(), Some(octets(&today)))];
         store.write(Batch { add: Vec::new(), set })?;
         metrics.error(clock, format!(
             "report: days before {today}: not reported: the store was lost, so what was sent is not known; reports go on with {today}"
@@ -174,9 +174,9 @@ impl Scheduler {
         let store = &*context.store;
         let mut batch = Batch::default();
         // At most UNDER_WAY of them.
-        for (place, _) in store.scan(Family::Due, &records::lane(Lane::UnderWay, None))? {
+        for (place, _) in store.scan(Table::Due, &records::lane(Lane::UnderWay, None))? {
             let Some((_, Named::Delivery(which, to))) = Named::placed(&place) else { continue };
-            let Some(value) = store.read(Family::Delivery, &delivery_key(&which, &to))? else { continue };
+            let Some(value) = store.read(Table::Delivery, &delivery_key(&which, &to))? else { continue };
             let Ok(mut delivery) = serde_json::from_slice::<Delivery>(&value) else { continue };
             let before = delivery.clone();
             let why = "the daemon ended while it was being sent";
@@ -185,12 +185,12 @@ impl Scheduler {
             let line = format!("report {which} to {to}: unknown: {why}; it is not tried again");
             context.metrics.error(context.clock, line);
         }
-        let not_before = store.read(Family::Single, NOT_BEFORE)?.and_then(|b| serde_json::from_slice(&b).ok());
+        let not_before = store.read(Table::NamedValue, NOT_BEFORE)?.and_then(|b| serde_json::from_slice(&b).ok());
         if !batch.set.is_empty() {
             store.write(batch)?;
         }
         let written = Arc::clone(&context.store);
-        let journal = Journal::new(move |batch| written.write(batch));
+        let journal = GroupCommit::new(move |batch| written.write(batch));
         Ok(Arc::new(Scheduler {
             context,
             queued: Queued::default(),

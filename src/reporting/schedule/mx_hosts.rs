@@ -16,7 +16,7 @@ use crate::reporting::report::rows_of_host;
 use crate::reporting::schedule::planner;
 use crate::reporting::schedule::records::{Named, Plan, PlanState, Which, delivery_key};
 use crate::reporting::schedule::{Scheduler, snapshot, within};
-use crate::store::{Batch, Family, Store, StoreError};
+use crate::store::{Batch, Store, StoreError, Table};
 
 /// How many domains are read in one go.
 const PAGE: usize = 200;
@@ -88,7 +88,7 @@ fn told(store: &dyn Store, which: &Which) -> Result<Told, StoreError> {
     let mut told = Told { rows: Vec::new(), to: Vec::new(), open: false };
     let mut after: Option<String> = None;
     loop {
-        let domains = store.sums(day, after.as_deref(), PAGE)?;
+        let domains = store.domain_sums(day, after.as_deref(), PAGE)?;
         let Some((last, _)) = domains.last() else { break };
         after = Some(last.clone());
         for (domain, _) in domains {
@@ -119,7 +119,7 @@ fn told(store: &dyn Store, which: &Which) -> Result<Told, StoreError> {
 
 fn destinations(store: &dyn Store, which: &Which) -> Result<Vec<Destination>, StoreError> {
     let prefix = [&which.key()[..], b"/"].concat();
-    let records = store.scan(Family::Delivery, &prefix)?;
+    let records = store.scan(Table::Delivery, &prefix)?;
     Ok(records
         .iter()
         .filter_map(|(key, _)| match Named::read(key)? {

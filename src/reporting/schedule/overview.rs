@@ -16,7 +16,7 @@ use crate::reporting::report::build::Report;
 use crate::reporting::schedule::records::{Delivery, DeliveryState, Named, Plan, PlanState, Which};
 use crate::reporting::schedule::snapshot::Said;
 use crate::reporting::schedule::{Job, Scheduler};
-use crate::store::{Batch, Family, StoreError};
+use crate::store::{Batch, StoreError, Table};
 
 /// The most lines in one answer: what a terminal can be asked to show, and some tens of MiB.
 pub const MAX_DUE: usize = 100_000;
@@ -155,7 +155,7 @@ impl Scheduler {
         let (which, deliveries) = self.find(id)?;
         let setup = self.setup.read();
         let Some(sending) = &setup.sending else { return Err("[report] is incomplete; nothing is shown".to_owned()) };
-        let packed = self.context.store.read(Family::Said, &which.key()).map_err(|e| e.to_string())?;
+        let packed = self.context.store.read(Table::Snapshot, &which.key()).map_err(|e| e.to_string())?;
         let packed = packed.ok_or_else(|| format!("report {which}: what it says is not kept; nothing is shown"))?;
         let said =
             Said::unpack(&packed).map_err(|e| format!("report {which}: cannot be read: {e}; nothing is shown"))?;
@@ -231,7 +231,7 @@ impl Scheduler {
     fn records(&self, mut each: impl FnMut(&[u8], &[u8]) -> bool) -> Result<(), StoreError> {
         let mut from = Vec::new();
         loop {
-            let page = self.context.store.page(Family::Delivery, b"", &from, PAGE)?;
+            let page = self.context.store.scan_page(Table::Delivery, b"", &from, PAGE)?;
             let Some((last, _)) = page.last() else { return Ok(()) };
             // The next key there can be.
             from = [&last[..], &[0]].concat();

@@ -14,7 +14,7 @@ use tokio::sync::watch;
 use crate::base::tlsrpt::Day;
 use crate::reporting::schedule::records::{Named, Plan, PlanState, Which, forget};
 use crate::reporting::schedule::{GATHER, Scheduler, within};
-use crate::store::{Batch, Family, Store, StoreError};
+use crate::store::{Batch, Store, StoreError, Table};
 
 /// How many domains or records are looked at in one go: a few milliseconds, in which no count is written.
 const PAGE: usize = 500;
@@ -50,7 +50,7 @@ impl Scheduler {
             self.count_unplanned(*day).await?;
         }
         loop {
-            let page = self.blocking(|store| store.page(Family::Delivery, b"", b"", PAGE)).await.map_err(text)?;
+            let page = self.blocking(|store| store.scan_page(Table::Delivery, b"", b"", PAGE)).await.map_err(text)?;
             let mut batch = Batch::default();
             let mut open: Vec<Which> = Vec::new();
             for (key, value) in &page {
@@ -87,12 +87,12 @@ impl Scheduler {
         loop {
             let from = after.take();
             let unplanned = move |store: &dyn Store| -> Result<_, StoreError> {
-                let sums = store.sums(day, from.as_deref(), PAGE)?;
+                let sums = store.domain_sums(day, from.as_deref(), PAGE)?;
                 let last = sums.last().map(|(domain, _)| domain.clone());
                 let mut dropped = 0_u64;
                 for (domain, sum) in sums {
                     let planned = match domain.parse() {
-                        Ok(about) => store.read(Family::Delivery, &Which::first(day, about).key())?.is_some(),
+                        Ok(about) => store.read(Table::Delivery, &Which::first(day, about).key())?.is_some(),
                         Err(_) => false,
                     };
                     dropped = dropped.saturating_add(if planned { 0 } else { sum });
@@ -155,7 +155,7 @@ struct Page {
 
 fn plan_page(store: &dyn Store, day: Day, after: Option<&str>, now: i64, spread: i64) -> Result<Page, StoreError> {
     let mut page = Page::default();
-    for (domain, sum) in store.sums(day, after, PAGE)? {
+    for (domain, sum) in store.domain_sums(day, after, PAGE)? {
         page.last = Some(domain.clone());
         // What is no domain name gets no report, and is counted when it is dropped.
         let Ok(about) = domain.parse() else { continue };
@@ -183,7 +183,7 @@ fn plan_page(store: &dyn Store, day: Day, after: Option<&str>, now: i64, spread:
 }
 
 pub(super) fn read(store: &dyn Store, which: &Which) -> Result<Option<Plan>, StoreError> {
-    Ok(store.read(Family::Delivery, &which.key())?.map(|octets| Plan::read(&octets)))
+    Ok(store.read(Table::Delivery, &which.key())?.map(|octets| Plan::read(&octets)))
 }
 
 fn text(error: StoreError) -> String {

@@ -21,7 +21,7 @@ use crate::reporting::report::{has_failures, look_up, rows_of_host};
 use crate::reporting::schedule::records::{Plan, PlanState, Which};
 use crate::reporting::schedule::snapshot::{self, Said};
 use crate::reporting::schedule::{Scheduler, planner};
-use crate::store::{Family, StoreError};
+use crate::store::{StoreError, Table};
 
 /// A report as it would go.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -133,7 +133,7 @@ impl Making<'_> {
         let Some(plan) = planner::read(store, which)?.filter(|plan| plan.state == PlanState::Planned) else {
             return Ok(None);
         };
-        let packed = store.read(Family::Said, &which.key())?;
+        let packed = store.read(Table::Snapshot, &which.key())?;
         Ok(packed.and_then(|packed| Some((plan, Said::unpack(&packed).ok()?))))
     }
 

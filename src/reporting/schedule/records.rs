@@ -11,7 +11,7 @@ use crate::base::rua_record::Destination;
 use crate::base::tlsrpt::Day;
 use crate::reporting::report::build::ReportId;
 use crate::reporting::report::recipients::About;
-use crate::store::{Batch, Family};
+use crate::store::{Batch, Table};
 
 /// Which report: the one of a day and domain, or its supplement: what was counted after the first one was settled.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -179,7 +179,7 @@ impl Plan {
     /// Adds what keeps it to a batch; `before` is what is kept so far.
     pub fn put(&self, batch: &mut Batch, which: &Which, before: Option<&Plan>) {
         move_place(batch, before.and_then(|plan| plan.place(which)), self.place(which));
-        batch.set.push((Family::Delivery, which.key(), Some(octets(self))));
+        batch.set.push((Table::Delivery, which.key(), Some(octets(self))));
     }
 }
 
@@ -198,7 +198,7 @@ impl Delivery {
     /// Adds what keeps it to a batch; `before` is what is kept so far.
     pub fn put(&self, batch: &mut Batch, which: &Which, to: &Destination, before: Option<&Delivery>) {
         move_place(batch, before.and_then(|delivery| delivery.place(which, to)), self.place(which, to));
-        batch.set.push((Family::Delivery, delivery_key(which, to), Some(octets(self))));
+        batch.set.push((Table::Delivery, delivery_key(which, to), Some(octets(self))));
     }
 }
 
@@ -206,7 +206,7 @@ impl Delivery {
 pub fn forget(batch: &mut Batch, key: &[u8], value: &[u8]) -> bool {
     let place = match Named::read(key) {
         Some(Named::Plan(which)) => {
-            batch.set.push((Family::Said, which.key(), None));
+            batch.set.push((Table::Snapshot, which.key(), None));
             Plan::read(value).place(&which)
         }
         Some(Named::Delivery(which, to)) => {
@@ -216,12 +216,12 @@ pub fn forget(batch: &mut Batch, key: &[u8], value: &[u8]) -> bool {
     };
     let open = place.is_some();
     move_place(batch, place, None);
-    batch.set.push((Family::Delivery, key.to_vec(), None));
+    batch.set.push((Table::Delivery, key.to_vec(), None));
     open
 }
 
 impl Named {
-    /// What a key of [`Family::Delivery`] is of.
+    /// What a key of [`Table::Delivery`] is of.
     pub fn read(key: &[u8]) -> Option<Named> {
         let mut parts = std::str::from_utf8(key).ok()?.splitn(3, '/');
         let (day, about) = (parts.next()?.parse().ok()?, parts.next()?);
@@ -233,7 +233,7 @@ impl Named {
         })
     }
 
-    /// What a key of [`Family::Due`] is of, and its time.
+    /// What a key of [`Table::Due`] is of, and its time.
     pub fn placed(key: &[u8]) -> Option<(i64, Named)> {
         let (_, rest) = key.split_at_checked(1 + size_of::<i32>())?;
         let (time, key) = rest.split_first_chunk()?;
@@ -266,8 +266,8 @@ fn place(at: Lane, day: Day, time: i64, key: &[u8]) -> Vec<u8> {
 
 fn move_place(batch: &mut Batch, before: Option<Vec<u8>>, after: Option<Vec<u8>>) {
     if before != after {
-        batch.set.extend(before.map(|place| (Family::Due, place, None)));
-        batch.set.extend(after.map(|place| (Family::Due, place, Some(Vec::new()))));
+        batch.set.extend(before.map(|place| (Table::Due, place, None)));
+        batch.set.extend(after.map(|place| (Table::Due, place, Some(Vec::new()))));
     }
 }
 
@@ -325,7 +325,7 @@ mod tests {
         );
         let to = to.unwrap();
         let due = |batch: &Batch| -> Vec<bool> {
-            batch.set.iter().filter(|(family, ..)| *family == Family::Due).map(|(.., v)| v.is_some()).collect()
+            batch.set.iter().filter(|(family, ..)| *family == Table::Due).map(|(.., v)| v.is_some()).collect()
         };
         let (planned, sent) = (delivery(DeliveryState::Planned, 7), delivery(DeliveryState::Sent, 7));
         for (before, after, wanted) in [

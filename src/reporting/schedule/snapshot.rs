@@ -17,7 +17,7 @@ use crate::base::tlsrpt::{Policy, Row};
 use crate::config::identity::Identity;
 use crate::reporting::report::build::{ReportId, gzip};
 use crate::reporting::schedule::records::{Which, octets};
-use crate::store::{Family, Store, StoreError};
+use crate::store::{Store, StoreError, Table};
 
 /// The most that is unpacked, in octets: the rows of the largest receivers have a few MiB.
 const MAX_SAID: u64 = 1 << 30;
@@ -63,7 +63,7 @@ impl Said {
 
 /// What the report of a day and domain or host says; nothing where none is settled.
 pub(super) fn read(store: &dyn Store, which: &Which) -> Result<Vec<Row>, StoreError> {
-    let said = store.read(Family::Said, &which.key())?.map(|packed| Said::unpack(&packed)).transpose();
+    let said = store.read(Table::Snapshot, &which.key())?.map(|packed| Said::unpack(&packed)).transpose();
     let said = said.map_err(|e| StoreError::Corrupt(format!("what was said cannot be read: {e}")))?;
     Ok(said.map(|said| said.rows).unwrap_or_default())
 }
@@ -89,7 +89,7 @@ pub(super) fn merged(rows: Vec<Row>) -> Vec<Row> {
     merged.into_values().collect()
 }
 
-/// The sum of all counts, as [`crate::store::Store::sums`] has it.
+/// The sum of all counts, as [`crate::store::Store::domain_sums`] has it.
 pub fn sum(rows: &[Row]) -> u64 {
     let details = |row: &Row| row.details.iter().fold(0_u64, |sum, (_, n)| sum.saturating_add(*n));
     rows.iter().fold(0_u64, |sum, row| {

@@ -8,7 +8,7 @@ use crate::base::tlsrpt::{Counted, Failure, Policy, PolicyType, ResultType, Tall
 use crate::config::{Deliver, Dkim, DkimKey, Span};
 use crate::metrics::OUT_OF_ORDER;
 use crate::reporting::transport::tests::{Turn, server};
-use crate::store::embedded::Embedded;
+use crate::store::embedded::EmbeddedStore;
 use mail_auth::report::tlsrpt::TlsReport;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -114,10 +114,10 @@ impl World {
         (world, taken)
     }
 
-    fn store(&self) -> Embedded {
+    fn store(&self) -> EmbeddedStore {
         // One that is just being let go is waited for.
         for _ in 0..500 {
-            match Embedded::open(self.folder.path(), Clock::default()) {
+            match EmbeddedStore::open(self.folder.path(), Clock::default()) {
                 Ok(opened) => return opened.store,
                 Err(StoreError::Locked(_)) => std::thread::sleep(Duration::from_millis(10)),
                 Err(e) => panic!("{e}"),
@@ -259,7 +259,7 @@ async fn a_no_for_now_is_tried_again_with_the_same_ids_and_not_for_ever() {
     let again = due[0].next.unwrap();
     assert!((now + FIRST_PAUSE..now + FIRST_PAUSE + 10).contains(&again), "{due:?}");
     let ids = |world: &World| {
-        let records = world.store().scan(Family::Delivery, b"").unwrap();
+        let records = world.store().scan(Table::Delivery, b"").unwrap();
         let delivery: Delivery = serde_json::from_slice(&records[1].1).unwrap();
         (delivery.report_id, delivery.message_id)
     };
@@ -361,7 +361,7 @@ async fn without_an_identity_days_wait_within_retention() {
     world.run(late + Day::SECONDS, <[Due]>::is_empty).await;
     assert!(world.said("the results of 1 domains were not reported"), "{:?}", world.metrics.errors());
     assert_eq!(world.store().days().unwrap(), []);
-    assert_eq!(world.store().scan(Family::Delivery, b"").unwrap(), []);
+    assert_eq!(world.store().scan(Table::Delivery, b"").unwrap(), []);
 }
 
 #[tokio::test]
@@ -393,7 +393,7 @@ async fn a_preview_shows_what_would_go_and_sends_nothing() {
     assert_eq!((shown[1].recipients.len(), shown[1].why_not.as_deref()), (0, Some("no TLSRPT record")));
     let one = scheduler.preview(&world.section, day(), Some("silent.example")).await.unwrap();
     assert_eq!(one.len(), 1);
-    assert_eq!(scheduler.context.store.scan(Family::Delivery, b"").unwrap(), []);
+    assert_eq!(scheduler.context.store.scan(Table::Delivery, b"").unwrap(), []);
     assert!(taken.try_recv().is_err());
 }
 

@@ -7,107 +7,112 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
-use super::Files;
+use super::SledFiles;
 use crate::base::tlsrpt::{Counted, Day, Policy, Tally};
 use crate::store::StoreError;
-use crate::store::format::{self, CountKey, Digest, Malformed, PolicyRef, Value};
+use crate::store::format::{self, CountKey, Digest, MalformedRecord, PolicyRef, StoredValue};
 
-/// What is to be set or removed, by key.
-pub(super) type Changes = BTreeMap<Vec<u8>, Change>;
+/// The changes of a batch, by key.
+pub(super) type KeyChanges = BTreeMap<Vec<u8>, KeyChange>;
 
-/// What stands under a key, and what shall.
-pub(super) struct Change {
+/// The old and the new value of a key; `None` where there is none.
+pub(super) struct KeyChange {
     pub old: Option<sled::IVec>,
     pub new: Option<Vec<u8>>,
 }
 
 /// Policy texts that a batch stores for the first time.
-pub(super) type New = HashSet<(Day, Digest)>;
+pub(super) type NewPolicies = HashSet<(Day, Digest)>;
 
-/// What a batch adds under one key.
-enum Sum {
+/// What a batch adds to the count under one key.
+enum CountSum {
     Totals(u64, u64),
     Detail(u64, Vec<u8>),
 }
 
-impl Sum {
-    /// The value that stands after adding to the one that is there.
-    fn onto(self, old: Option<&[u8]>) -> Result<Vec<u8>, Malformed> {
+impl CountSum {
+    /// The new value: the sum added to the stored value.
+    fn add_to(self, old: Option<&[u8]>) -> Result<Vec<u8>, MalformedRecord> {
         match self {
-            Sum::Totals(successful, failed) => {
-                let (s, f) = old.map_or(Ok((0, 0)), format::totals_from)?;
-                Ok(format::totals(s.saturating_add(successful), f.saturating_add(failed)))
+            CountSum::Totals(successful, failed) => {
+                let (s, f) = old.map_or(Ok((0, 0)), format::decode_totals)?;
+                Ok(format::encode_totals(s.saturating_add(successful), f.saturating_add(failed)))
             }
-            Sum::Detail(count, text) => match old.map(format::detail_from).transpose()? {
+            CountSum::Detail(count, text) => match old.map(format::decode_detail).transpose()? {
                 Some((_, stored)) if stored != text => {
-                    Err(Malformed("a failure's text is not the one of its digest".to_owned()))
+                    Err(MalformedRecord("a failure's text is not the one of its digest".to_owned()))
                 }
-                Some((n, _)) => Ok(format::detail(n.saturating_add(count), &text)),
-                None => Ok(format::detail(count, &text)),
+                Some((n, _)) => Ok(format::encode_detail(n.saturating_add(count), &text)),
+                None => Ok(format::encode_detail(count, &text)),
             },
         }
     }
 }
 
-impl Files {
-    pub(super) fn change(&self, changes: &mut Changes, key: Vec<u8>, new: Option<Vec<u8>>) -> Result<(), StoreError> {
-        let old = self.value(&key)?;
-        changes.insert(key, Change { old, new });
+impl SledFiles {
+    pub(super) fn add_change(
+        &self,
+        changes: &mut KeyChanges,
+        key: Vec<u8>,
+        new: Option<Vec<u8>>,
+    ) -> Result<(), StoreError> {
+        let old = self.get(&key)?;
+        changes.insert(key, KeyChange { old, new });
         Ok(())
     }
 
-    /// Adds what sets or removes a record to `changes`.
-    pub(super) fn change_record(
+    /// Adds the setting or the removal of a record to `changes`.
+    pub(super) fn add_record_change(
         &self,
-        changes: &mut Changes,
+        changes: &mut KeyChanges,
         key: Vec<u8>,
         value: Option<&[u8]>,
     ) -> Result<(), StoreError> {
-        if key.len() > format::KEY_LIMIT {
-            let (length, limit) = (key.len(), format::KEY_LIMIT);
+        if key.len() > format::MAX_KEY {
+            let (length, limit) = (key.len(), format::MAX_KEY);
             let folder = self.folder.display();
             return Err(StoreError::Unusable(format!(
                 "store: {folder}: a key of {length} octets: over the limit of {limit}; its batch is not written"
             )));
         }
-        let parts_of = |value: &[u8]| match Value::decode(value) {
-            Ok(Value::Parts { parts, .. }) => parts,
+        let parts_of = |value: &[u8]| match StoredValue::decode(value) {
+            Ok(StoredValue::Parts { parts, .. }) => parts,
             _ => 0,
         };
-        let old = self.value(&key)?;
+        let old = self.get(&key)?;
         let before = old.as_deref().map_or(0, parts_of);
         let mut after = 0;
         match value {
-            Some(octets) if octets.len() > format::PART => {
-                for part in octets.chunks(format::PART) {
-                    self.change(changes, format::part_key(&key, after), Some(part.to_vec()))?;
+            Some(bytes) if bytes.len() > format::MAX_PART => {
+                for part in bytes.chunks(format::MAX_PART) {
+                    self.add_change(changes, format::part_key(&key, after), Some(part.to_vec()))?;
                     after += 1;
                 }
-                let length = octets.len() as u64;
-                let new = Some(Value::Parts { parts: after, length }.encode());
-                changes.insert(key.clone(), Change { old, new });
+                let length = bytes.len() as u64;
+                let new = Some(StoredValue::Parts { parts: after, length }.encode());
+                changes.insert(key.clone(), KeyChange { old, new });
             }
             _ => {
-                let new = value.map(|octets| Value::Whole(octets).encode());
-                changes.insert(key.clone(), Change { old, new });
+                let new = value.map(|bytes| StoredValue::Whole(bytes).encode());
+                changes.insert(key.clone(), KeyChange { old, new });
             }
         }
         for number in after..before {
-            self.change(changes, format::part_key(&key, number), None)?;
+            self.add_change(changes, format::part_key(&key, number), None)?;
         }
         Ok(())
     }
 
-    /// Adds what the tallies make of the counts that are there to `changes`.
-    pub(super) fn change_counts(
+    /// Adds the tallies to the stored counts, as `changes`.
+    pub(super) fn add_count_changes(
         &self,
-        remembered: &HashSet<(Day, Digest)>,
-        changes: &mut Changes,
+        known_policies: &HashSet<(Day, Digest)>,
+        changes: &mut KeyChanges,
         add: &[(Tally, u64)],
-    ) -> Result<New, StoreError> {
+    ) -> Result<NewPolicies, StoreError> {
         let mut policies: HashMap<(*const Policy, *const str), (Day, PolicyRef)> = HashMap::new();
-        let mut sums: BTreeMap<Vec<u8>, Sum> = BTreeMap::new();
-        let mut new = New::new();
+        let mut sums: BTreeMap<Vec<u8>, CountSum> = BTreeMap::new();
+        let mut new = NewPolicies::new();
         for (tally, count) in add {
             // Pointers are only compared: the batch keeps what they point to where it is.
             let known = (Arc::as_ptr(&tally.policy), Arc::as_ptr(&tally.domain));
@@ -116,10 +121,10 @@ impl Files {
                 _ => {
                     let (policy, text) = format::policy_ref(&tally.policy, &tally.domain);
                     if let (PolicyRef::Digest(digest), Some(text)) = (policy, text)
-                        && !remembered.contains(&(tally.day, digest))
+                        && !known_policies.contains(&(tally.day, digest))
                         && new.insert((tally.day, digest))
                     {
-                        self.keep_policy(changes, tally.day, &digest, &text)?;
+                        self.add_policy(changes, tally.day, &digest, &text)?;
                     }
                     policies.insert(known, (tally.day, policy));
                     policy
@@ -127,32 +132,36 @@ impl Files {
             };
             let mut key = CountKey { day: tally.day, domain: tally.domain.to_string(), policy, failure: None };
             if let Counted::Detail(failure) = &tally.counted {
-                let text = format::failure_text(failure);
+                let text = format::encode_failure(failure);
                 key.failure = Some(format::digest(&text));
-                let sum = sums.entry(key.encode()).or_insert(Sum::Detail(0, text));
-                if let Sum::Detail(n, _) = sum {
+                let sum = sums.entry(key.encode()).or_insert(CountSum::Detail(0, text));
+                if let CountSum::Detail(n, _) = sum {
                     *n = n.saturating_add(*count);
                 }
-            } else if let Sum::Totals(successful, failed) = sums.entry(key.encode()).or_insert(Sum::Totals(0, 0)) {
+            } else if let CountSum::Totals(successful, failed) =
+                sums.entry(key.encode()).or_insert(CountSum::Totals(0, 0))
+            {
                 let n = if tally.counted == Counted::Success { successful } else { failed };
                 *n = n.saturating_add(*count);
             }
         }
         for (key, sum) in sums {
-            let old = self.value(&key)?;
-            let value = sum.onto(old.as_deref()).map_err(|e| self.corrupt(&e))?;
-            changes.insert(key, Change { old, new: Some(value) });
+            let old = self.get(&key)?;
+            let value = sum.add_to(old.as_deref()).map_err(|e| self.corrupt_error(&e))?;
+            changes.insert(key, KeyChange { old, new: Some(value) });
         }
         Ok(new)
     }
 
-    /// Sees to it that a policy's text is there, and is the one that its digest stands for.
-    fn keep_policy(&self, changes: &mut Changes, day: Day, digest: &Digest, text: &[u8]) -> Result<(), StoreError> {
+    /// Adds a policy's text, unless it is stored. Checks that the stored text is the one of its digest.
+    fn add_policy(&self, changes: &mut KeyChanges, day: Day, digest: &Digest, text: &[u8]) -> Result<(), StoreError> {
         let key = format::policy_key(day, digest);
-        match self.value(&key)? {
-            Some(value) if self.assemble(&key, &value)? == text => Ok(()),
-            Some(_) => Err(self.corrupt(&Malformed("a policy's text is not the one of its digest".to_owned()))),
-            None => self.change_record(changes, key, Some(text)),
+        match self.get(&key)? {
+            Some(value) if self.join_parts(&key, &value)? == text => Ok(()),
+            Some(_) => {
+                Err(self.corrupt_error(&MalformedRecord("a policy's text is not the one of its digest".to_owned())))
+            }
+            None => self.add_record_change(changes, key, Some(text)),
         }
     }
 }

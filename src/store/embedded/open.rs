@@ -1,7 +1,7 @@
 //! Opens the embedded store's folder: claims it, heals what can be healed, says what was lost.
 //!
 //! Takes: a folder, and a clock to date what is moved aside. Gives: a store, and notices.
-//! Limits: what is moved aside stays in `FOLDER/aside-DATE` until the administrator removes it.
+//! Limits: what is moved aside stays in `SLED_FOLDER/aside-DATE` until the administrator removes it.
 //! When it fails: `Locked` for a second opener, `Unusable` for a folder that cannot be used or a store of another format.
 
 use std::cmp::Ordering;
@@ -16,163 +16,178 @@ use std::time::Duration;
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::Notify;
 
-use super::{CACHE, Change, Embedded, Files, Pairs, READ_AT_START, State, acknowledge, guarded, io_fault};
+use super::{
+    CACHE_SIZE, EmbeddedStore, KeyChange, KeyValues, PRELOADED, SledFiles, State, catch_panic, disk_error,
+    write_acknowledged,
+};
 use crate::base::clock::Clock;
-use crate::store::format::{self, Seal, VERSION, VERSION_KEY, Value};
-use crate::store::{Family, StoreError};
+use crate::store::format::{self, StoreChecksum, StoredValue, VERSION, VERSION_KEY};
+use crate::store::{StoreError, Table};
 
 /// sled's folder below ours, so that it can be moved aside where our parent is not writable.
-pub(super) const FOLDER: &str = "embedded";
+pub(super) const SLED_FOLDER: &str = "embedded";
 
-/// The file that says who has the folder.
-const LOCK: &str = "lock";
+/// The lock file; it holds the number of the process that has the folder.
+const LOCK_FILE: &str = "lock";
 
 /// The file with the number of the last acknowledged commit.
-pub(super) const ACKNOWLEDGED: &str = "acknowledged";
+pub(super) const ACKNOWLEDGED_FILE: &str = "acknowledged";
 
 /// The file with the format of the store, read before anything else is: another format may not even add up for us.
-const FORMAT: &str = "format";
+const FORMAT_FILE: &str = "format";
 
-/// What copies for a backup are named, with a number behind it: one that is still there was not fetched.
-pub const BACKUP: &str = "backup-";
+/// Copies for a backup are named so, followed by a number; one that still exists at start was not fetched.
+pub const BACKUP_PREFIX: &str = "backup-";
 
-/// How often a lock is tried: ours, which the command line has for a moment where no daemon answers; sled's own, which only
-/// what this process let go a moment ago can hold.
-const TRIES: u32 = 40;
+/// How often a lock is tried: ours, which the command line holds for a moment where no daemon runs, and sled's own, which
+/// only this process can still hold from a moment ago.
+const LOCK_TRIES: u32 = 40;
 
-/// The pause between two tries.
-const PAUSE: Duration = Duration::from_millis(50);
+/// The time between two attempts to lock.
+const LOCK_RETRY_DELAY: Duration = Duration::from_millis(50);
 
 /// An open store.
-pub struct Opened {
+pub struct OpenedStore {
     /// The store.
-    pub store: Embedded,
+    pub store: EmbeddedStore,
     /// What had to be said while opening it, also logged: lines `subject: problem: cause; consequence`.
     pub notices: Vec<String>,
-    /// Where a damaged store was moved whole, if that was so: the store is empty, what was sent is not known.
-    pub lost: Option<PathBuf>,
+    /// The folder that a damaged store was moved to, if it was: then the store is empty, and it is not known what was sent.
+    pub moved_aside: Option<PathBuf>,
     /// How many acknowledged commits a damaged log has lost at its end. The store is as it was before them: counts and
-    /// marks agree, and what was sent since is not known.
+    /// positions agree, and what was sent since is not known.
     pub missing_commits: u64,
 }
 
-impl Opened {
-    /// Whether commits are gone: what was sent under them is not known, and nothing is sent twice.
-    pub fn went_back(&self) -> bool {
-        self.lost.is_some() || self.missing_commits > 0
+impl OpenedStore {
+    /// Whether commits were lost: it is not known what was sent under them, and nothing may be sent twice.
+    pub fn lost_commits(&self) -> bool {
+        self.moved_aside.is_some() || self.missing_commits > 0
     }
 }
 
-pub(super) fn open(home: &Path, clock: Clock) -> Result<Opened, StoreError> {
-    let lock = claim(home)?;
-    check_format_file(home)?;
-    drop_unfetched_backups(home);
-    let (acknowledged, number) = acknowledged(home)?;
-    let Found { files, opening, seal, notices, lost, missing_commits } = find(home, clock, &acknowledged, number)?;
+pub(super) fn open(store_folder: &Path, clock: Clock) -> Result<OpenedStore, StoreError> {
+    let lock = lock_folder(store_folder)?;
+    check_format_file(store_folder)?;
+    drop_unfetched_backups(store_folder);
+    let (acknowledged, number) = open_acknowledged(store_folder)?;
+    let RecoveredFiles { files, preloaded, checksum, notices, moved_aside, missing_commits } =
+        open_or_set_aside(store_folder, clock, &acknowledged, number)?;
     let state = State {
         files: Ok(files),
-        opening: Mutex::new(opening),
-        remembered: HashSet::new(),
-        seal,
-        tried: None,
-        kept: None,
+        preloaded: Mutex::new(preloaded),
+        known_policies: HashSet::new(),
+        checksum,
+        last_reopen: None,
+        already_stored: None,
     };
-    let store = Embedded {
+    let store = EmbeddedStore {
         state: RwLock::new(state),
         acknowledged,
-        home: home.to_owned(),
-        folder: home.join(FOLDER),
+        store_folder: store_folder.to_owned(),
+        folder: store_folder.join(SLED_FOLDER),
         clock,
-        damage: Notify::new(),
+        damage_found: Notify::new(),
         _lock: lock,
     };
-    Ok(Opened { store, notices, lost, missing_commits })
+    Ok(OpenedStore { store, notices, moved_aside, missing_commits })
 }
 
-/// What a folder that is claimed holds.
-pub(super) struct Found {
-    pub files: Files,
-    pub opening: HashMap<u8, Pairs>,
-    pub seal: Seal,
+/// sled's files of a locked folder, and what had to be done to open them.
+pub(super) struct RecoveredFiles {
+    pub files: SledFiles,
+    pub preloaded: HashMap<u8, KeyValues>,
+    pub checksum: StoreChecksum,
     notices: Vec<String>,
-    pub lost: Option<PathBuf>,
+    pub moved_aside: Option<PathBuf>,
     pub missing_commits: u64,
 }
 
-/// sled's files as they were opened, and what was read meanwhile.
-pub(super) struct Started {
-    pub files: Files,
-    pub opening: HashMap<u8, Pairs>,
-    pub seal: Seal,
+/// sled's files, every record read and verified.
+pub(super) struct VerifiedFiles {
+    pub files: SledFiles,
+    pub preloaded: HashMap<u8, KeyValues>,
+    pub checksum: StoreChecksum,
 }
 
-/// Opens what the folder holds, where `number` commits were acknowledged; what is damaged beyond use is moved aside.
-pub(super) fn find(home: &Path, clock: Clock, acknowledged: &File, number: u64) -> Result<Found, StoreError> {
-    let folder = home.join(FOLDER);
+/// Opens sled's files. `number` commits were acknowledged. A store that is damaged beyond use is moved aside.
+pub(super) fn open_or_set_aside(
+    store_folder: &Path,
+    clock: Clock,
+    acknowledged: &File,
+    number: u64,
+) -> Result<RecoveredFiles, StoreError> {
+    let folder = store_folder.join(SLED_FOLDER);
     let mut notices = Vec::new();
-    let mut lost = None;
-    let mut say = |line: String| {
+    let mut moved_aside = None;
+    let mut notice = |line: String| {
         tracing::warn!("{line}");
         notices.push(line);
     };
-    let shown = home.display();
-    let mut opened = start_from_log(home, clock, &mut say);
+    let shown = store_folder.display();
+    let mut opened = open_from_log(store_folder, clock, &mut notice);
     if let Err(StoreError::Corrupt(cause)) = &opened {
-        let to = Aside { home, folder: &folder, clock }.all()?;
+        let to = AsideFolder { store_folder, folder: &folder, clock }.move_all()?;
         let kept = to.display();
-        say(cause.clone());
-        say(format!("store: {shown}: LOST: damaged beyond use; it starts empty, the old one is kept in {kept}"));
-        lost = Some(to);
-        opened = start(&folder);
+        notice(cause.clone());
+        notice(format!("store: {shown}: LOST: damaged beyond use; it starts empty, the old one is kept in {kept}"));
+        moved_aside = Some(to);
+        opened = open_verified(&folder);
     }
-    let Started { files, opening, seal } = opened?;
-    let seal = check_format(home, &files, acknowledged, seal)?;
-    let missing_commits = if lost.is_some() { 0 } else { number.saturating_sub(seal.commits) };
+    let VerifiedFiles { files, preloaded, checksum } = opened?;
+    let checksum = check_format(store_folder, &files, acknowledged, checksum)?;
+    let missing_commits = if moved_aside.is_some() { 0 } else { number.saturating_sub(checksum.commits) };
     if missing_commits > 0 {
-        say(format!(
+        notice(format!(
             "store: {shown}: went back: {missing_commits} commits are missing at its damaged end; what they counted is \
              counted again from their marks, what was sent since may be sent again"
         ));
     }
-    acknowledge(acknowledged, seal).map_err(|e| io_fault(home, &e))?;
-    Ok(Found { files, opening, seal, notices, lost, missing_commits })
+    write_acknowledged(acknowledged, checksum).map_err(|e| disk_error(store_folder, &e))?;
+    Ok(RecoveredFiles { files, preloaded, checksum, notices, moved_aside, missing_commits })
 }
 
-/// Opens sled's files. A damaged snapshot is moved aside, for the log says all; nothing else is.
-pub(super) fn start_from_log(home: &Path, clock: Clock, mut say: impl FnMut(String)) -> Result<Started, StoreError> {
-    let folder = home.join(FOLDER);
+/// Opens sled's files. Moves a damaged snapshot aside, because the log holds everything; moves nothing else.
+pub(super) fn open_from_log(
+    store_folder: &Path,
+    clock: Clock,
+    mut notice: impl FnMut(String),
+) -> Result<VerifiedFiles, StoreError> {
+    let folder = store_folder.join(SLED_FOLDER);
     drop_unfinished_snapshots(&folder);
     if let Some((path, cause)) = damaged_snapshot(&folder) {
-        let to = Aside { home, folder: &folder, clock }.snapshots()?;
+        let to = AsideFolder { store_folder, folder: &folder, clock }.move_snapshots()?;
         let (path, to) = (path.display(), to.display());
-        say(format!(
+        notice(format!(
             "store: {path}: damaged: {cause}; it was moved to {to}, all is read from the log, nothing is lost"
         ));
     }
-    start(&folder)
+    open_verified(&folder)
 }
 
-/// The file with the number of the last acknowledged commit, and that number; none counts as 0.
-pub(super) fn acknowledged(home: &Path) -> Result<(File, u64), StoreError> {
-    let path = home.join(ACKNOWLEDGED);
+/// Opens the file with the number of the last acknowledged commit, and reads that number; 0 if there is none.
+pub(super) fn open_acknowledged(store_folder: &Path) -> Result<(File, u64), StoreError> {
+    let path = store_folder.join(ACKNOWLEDGED_FILE);
     let file = OpenOptions::new().create(true).truncate(false).read(true).write(true).open(path);
-    let file = file.map_err(|e| io_fault(home, &e))?;
+    let file = file.map_err(|e| disk_error(store_folder, &e))?;
     let mut number = [0; 8];
     let whole = file.read_exact_at(&mut number, 0).is_ok();
     Ok((file, if whole { u64::from_be_bytes(number) } else { 0 }))
 }
 
-/// Makes the folder and takes it for this process.
-fn claim(home: &Path) -> Result<File, StoreError> {
-    let shown = home.display();
+/// Creates the folder if need be, and locks it for this process.
+fn lock_folder(store_folder: &Path) -> Result<File, StoreError> {
+    let shown = store_folder.display();
     let unusable = |cause: &dyn std::fmt::Display| {
         StoreError::Unusable(format!("store: {shown}: cannot be used: {cause}; nothing is counted or answered"))
     };
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(home).map_err(|e| match home.is_file() {
-        true => unusable(&"it is a file, not a folder"),
-        false => unusable(&e),
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(store_folder).map_err(|e| {
+        match store_folder.is_file() {
+            true => unusable(&"it is a file, not a folder"),
+            false => unusable(&e),
+        }
     })?;
-    let path = home.join(LOCK);
+    let path = store_folder.join(LOCK_FILE);
     let mut lock = OpenOptions::new()
         .create(true)
         .truncate(false)
@@ -183,9 +198,9 @@ fn claim(home: &Path) -> Result<File, StoreError> {
     let mut tries = 0;
     let locked = loop {
         match lock.try_lock() {
-            Err(TryLockError::WouldBlock) if tries < TRIES => {
+            Err(TryLockError::WouldBlock) if tries < LOCK_TRIES => {
                 tries += 1;
-                std::thread::sleep(PAUSE);
+                std::thread::sleep(LOCK_RETRY_DELAY);
             }
             locked => break locked,
         }
@@ -212,11 +227,11 @@ fn claim(home: &Path) -> Result<File, StoreError> {
 }
 
 /// Opens sled's files and reads every record once: damage shows now, while it can be dealt with. sled itself may put
-/// pages of several commits together where part of its log is gone; then the seal does not add up.
-fn start(folder: &Path) -> Result<Started, StoreError> {
+/// pages of several commits together where part of its log is gone; then the checksum does not match.
+fn open_verified(folder: &Path) -> Result<VerifiedFiles, StoreError> {
     let db = open_db(folder)?;
-    let All { seal, sum, opening } = read_all(&db, folder)?;
-    if sum != seal.sum {
+    let FullScan { checksum, sum, preloaded } = read_all(&db, folder)?;
+    if sum != checksum.sum {
         let shown = folder.display();
         return Err(StoreError::Corrupt(format!(
             "store: {shown}: damaged: what it holds does not add up; nothing is read"
@@ -224,53 +239,53 @@ fn start(folder: &Path) -> Result<Started, StoreError> {
     }
     let log = open_log(folder)?;
     // What was read may be in the host's memory only.
-    log.sync_data().map_err(|e| io_fault(folder, &e))?;
+    log.sync_data().map_err(|e| disk_error(folder, &e))?;
     for entry in [Some(folder), folder.parent()].into_iter().flatten() {
-        File::open(entry).and_then(|dir| dir.sync_all()).map_err(|e| io_fault(folder, &e))?;
+        File::open(entry).and_then(|dir| dir.sync_all()).map_err(|e| disk_error(folder, &e))?;
     }
-    Ok(Started { files: Files { db, log, folder: folder.to_owned() }, opening, seal })
+    Ok(VerifiedFiles { files: SledFiles { db, log, folder: folder.to_owned() }, preloaded, checksum })
 }
 
 /// Opens sled's files and reads nothing.
-pub(super) fn open_files(folder: &Path) -> Result<Files, StoreError> {
-    Ok(Files { db: open_db(folder)?, log: open_log(folder)?, folder: folder.to_owned() })
+pub(super) fn open_files(folder: &Path) -> Result<SledFiles, StoreError> {
+    Ok(SledFiles { db: open_db(folder)?, log: open_log(folder)?, folder: folder.to_owned() })
 }
 
 fn open_log(folder: &Path) -> Result<File, StoreError> {
-    File::open(folder.join("db")).map_err(|e| io_fault(folder, &e))
+    File::open(folder.join("db")).map_err(|e| disk_error(folder, &e))
 }
 
 fn open_db(folder: &Path) -> Result<sled::Db, StoreError> {
     let mut tries = 0;
     loop {
-        let config = sled::Config::new().path(folder).cache_capacity(CACHE).flush_every_ms(None);
-        match guarded(folder, || config.open()) {
+        let config = sled::Config::new().path(folder).cache_capacity(CACHE_SIZE).flush_every_ms(None);
+        match catch_panic(folder, || config.open()) {
             Err(StoreError::Io(e)) if e.to_string().contains("could not acquire lock") => {
                 tries += 1;
-                if tries == TRIES {
+                if tries == LOCK_TRIES {
                     return Err(StoreError::Locked(format!(
                         "store: {}: in use: {e}; it is not opened a second time",
                         folder.display()
                     )));
                 }
-                std::thread::sleep(PAUSE);
+                std::thread::sleep(LOCK_RETRY_DELAY);
             }
             other => return other,
         }
     }
 }
 
-/// What all records come to.
+/// The result of reading all records.
 #[derive(Default)]
-struct All {
-    seal: Seal,
+struct FullScan {
+    checksum: StoreChecksum,
     sum: u64,
-    opening: HashMap<u8, Pairs>,
+    preloaded: HashMap<u8, KeyValues>,
 }
 
-/// Reads every record: the families that are read whole at start on a thread each, for that is where most are.
-fn read_all(db: &sled::Db, folder: &Path) -> Result<All, StoreError> {
-    let mut tags = READ_AT_START.map(|family| format::record_key(family, b"")[0]);
+/// Reads every record: the tables that are read whole at start on a thread each, for that is where most are.
+fn read_all(db: &sled::Db, folder: &Path) -> Result<FullScan, StoreError> {
+    let mut tags = PRELOADED.map(|table| format::record_key(table, b"")[0]);
     tags.sort_unstable();
     let mut parts = vec![(None, Some(tags[0]))];
     parts.extend(tags.windows(2).map(|pair| (Some(pair[0]), Some(pair[1]))));
@@ -281,81 +296,86 @@ fn read_all(db: &sled::Db, folder: &Path) -> Result<All, StoreError> {
         // `read_part` catches what sled panics over.
         readers.into_iter().map(|reader| reader.join().expect("a reader does not panic")).collect::<Vec<_>>()
     });
-    let mut all = All::default();
+    let mut all = FullScan::default();
     for part in read {
         let part = part?;
-        if part.seal != Seal::default() {
-            all.seal = part.seal;
+        if part.checksum != StoreChecksum::default() {
+            all.checksum = part.checksum;
         }
         all.sum = all.sum.wrapping_add(part.sum);
-        all.opening.extend(part.opening);
+        all.preloaded.extend(part.preloaded);
     }
     Ok(all)
 }
 
-/// Reads the records from one tag (inclusive) to another (exclusive); the first, if there is one, is that of a family that
+/// Reads the records from one tag (inclusive) to another (exclusive); the first, if there is one, is that of a table that
 /// is read whole at start.
-fn read_part(db: &sled::Db, folder: &Path, from: Option<u8>, to: Option<u8>) -> Result<All, StoreError> {
-    let (mut all, mut pairs) = (All::default(), Pairs::new());
+fn read_part(db: &sled::Db, folder: &Path, from: Option<u8>, to: Option<u8>) -> Result<FullScan, StoreError> {
+    let (mut all, mut pairs) = (FullScan::default(), KeyValues::new());
     let after =
         |tag: Option<u8>, bound: fn(Vec<u8>) -> Bound<Vec<u8>>| tag.map_or(Bound::Unbounded, |tag| bound(vec![tag]));
     let mut records = db.range((after(from, Bound::Included), after(to, Bound::Excluded)));
-    while let Some((key, value)) = guarded(folder, || records.next().transpose())? {
-        if *key == *format::seal_key() {
+    while let Some((key, value)) = catch_panic(folder, || records.next().transpose())? {
+        if *key == *format::store_checksum_key() {
             let wrong = |e| StoreError::Corrupt(format!("store: {}: {e}; nothing is read", folder.display()));
-            all.seal = Seal::decode(&value).map_err(wrong)?;
+            all.checksum = StoreChecksum::decode(&value).map_err(wrong)?;
             continue;
         }
-        all.sum = all.sum.wrapping_add(format::checksum(&key, &value));
+        all.sum = all.sum.wrapping_add(format::record_checksum(&key, &value));
         if from.is_some() && key.first().copied() == from {
             pairs.push((key, value));
         }
     }
-    all.opening.extend(from.map(|tag| (tag, pairs)));
+    all.preloaded.extend(from.map(|tag| (tag, pairs)));
     Ok(all)
 }
 
-/// Checks the record of the format, or writes it into a new store. Gives the seal that stands then.
-fn check_format(home: &Path, files: &Files, acknowledged: &File, seal: Seal) -> Result<Seal, StoreError> {
-    let key = format::record_key(Family::Single, VERSION_KEY);
-    let seal = match files.value(&key)? {
+/// Checks the record of the format, or writes it into a new store. Returns the checksum that is in force then.
+fn check_format(
+    store_folder: &Path,
+    files: &SledFiles,
+    acknowledged: &File,
+    checksum: StoreChecksum,
+) -> Result<StoreChecksum, StoreError> {
+    let key = format::record_key(Table::NamedValue, VERSION_KEY);
+    let checksum = match files.get(&key)? {
         None => {
-            let new = Some(Value::Whole(VERSION.to_string().as_bytes()).encode());
-            let written = files.commit(acknowledged, seal, [(key, Change { old: None, new })].into());
+            let new = Some(StoredValue::Whole(VERSION.to_string().as_bytes()).encode());
+            let written = files.commit(acknowledged, checksum, [(key, KeyChange { old: None, new })].into());
             written.map_err(|failed| failed.error)?
         }
         Some(value) => {
-            let Some(found) = number_in(&value) else {
+            let Some(found) = decode_format(&value) else {
                 return Err(StoreError::Corrupt(format!(
                     "store: {}: damaged: its format is not a number: `{}`; it is left unchanged",
-                    home.display(),
+                    store_folder.display(),
                     value.escape_ascii()
                 )));
             };
-            refuse_others(home, found)?;
-            seal
+            refuse_other_format(store_folder, found)?;
+            checksum
         }
     };
-    write_format(home)?;
-    Ok(seal)
+    write_format(store_folder)?;
+    Ok(checksum)
 }
 
-/// The number in the record of the format.
-fn number_in(record: &[u8]) -> Option<u32> {
-    let Ok(Value::Whole(text)) = Value::decode(record) else { return None };
+/// Decodes the number of the format from its record.
+fn decode_format(record: &[u8]) -> Option<u32> {
+    let Ok(StoredValue::Whole(text)) = StoredValue::decode(record) else { return None };
     std::str::from_utf8(text).ok()?.parse().ok()
 }
 
 /// Refuses a folder whose file of the format names another one.
-fn check_format_file(home: &Path) -> Result<(), StoreError> {
+fn check_format_file(store_folder: &Path) -> Result<(), StoreError> {
     // One that is missing or makes no sense decides nothing: the record of the format does.
-    let text = fs::read_to_string(home.join(FORMAT)).unwrap_or_default();
-    text.trim().parse().map_or(Ok(()), |found| refuse_others(home, found))
+    let text = fs::read_to_string(store_folder.join(FORMAT_FILE)).unwrap_or_default();
+    text.trim().parse().map_or(Ok(()), |found| refuse_other_format(store_folder, found))
 }
 
 /// Refuses every format but ours, with what to do and what is lost.
-fn refuse_others(home: &Path, found: u32) -> Result<(), StoreError> {
-    let shown = home.display();
+fn refuse_other_format(store_folder: &Path, found: u32) -> Result<(), StoreError> {
+    let shown = store_folder.display();
     let line = match found.cmp(&VERSION) {
         Ordering::Equal => return Ok(()),
         Ordering::Less => format!(
@@ -373,17 +393,17 @@ fn refuse_others(home: &Path, found: u32) -> Result<(), StoreError> {
 }
 
 /// Writes the file of the format, if it does not say so already.
-pub(super) fn write_format(home: &Path) -> Result<(), StoreError> {
-    let (path, text) = (home.join(FORMAT), format!("{VERSION}\n"));
+pub(super) fn write_format(store_folder: &Path) -> Result<(), StoreError> {
+    let (path, text) = (store_folder.join(FORMAT_FILE), format!("{VERSION}\n"));
     if fs::read_to_string(&path).is_ok_and(|there| there == text) {
         return Ok(());
     }
-    fs::write(&path, text).and_then(|()| File::open(&path)?.sync_all()).map_err(|e| io_fault(home, &e))
+    fs::write(&path, text).and_then(|()| File::open(&path)?.sync_all()).map_err(|e| disk_error(store_folder, &e))
 }
 
-fn drop_unfetched_backups(home: &Path) {
-    let Ok(entries) = fs::read_dir(home) else { return };
-    let is_one = |name: &std::ffi::OsStr| name.as_encoded_bytes().starts_with(BACKUP.as_bytes());
+fn drop_unfetched_backups(store_folder: &Path) {
+    let Ok(entries) = fs::read_dir(store_folder) else { return };
+    let is_one = |name: &std::ffi::OsStr| name.as_encoded_bytes().starts_with(BACKUP_PREFIX.as_bytes());
     for entry in entries.filter_map(Result::ok).filter(|entry| is_one(&entry.file_name())) {
         // What cannot be removed takes room, and no more.
         let _ = fs::remove_dir_all(entry.path());
@@ -405,8 +425,8 @@ fn drop_unfinished_snapshots(folder: &Path) {
 fn damaged_snapshot(folder: &Path) -> Option<(PathBuf, &'static str)> {
     let newest = snapshots(folder).into_iter().max()?;
     // One that cannot be read at all shows when sled opens.
-    let octets = fs::read(&newest).ok()?;
-    let Some((rest, checksum)) = octets.split_last_chunk::<4>() else { return Some((newest, "empty or cut")) };
+    let bytes = fs::read(&newest).ok()?;
+    let Some((rest, checksum)) = bytes.split_last_chunk::<4>() else { return Some((newest, "empty or cut")) };
     let Some((body, _length)) = rest.split_last_chunk::<8>() else { return Some((newest, "empty or cut")) };
     let mut crc = flate2::Crc::new();
     crc.update(body);
@@ -422,45 +442,45 @@ fn snapshots(folder: &Path) -> Vec<PathBuf> {
     entries.filter_map(Result::ok).map(|entry| entry.path()).filter(is_one).collect()
 }
 
-/// Where damaged files go.
-struct Aside<'a> {
-    home: &'a Path,
+/// The folder that damaged files are moved to.
+struct AsideFolder<'a> {
+    store_folder: &'a Path,
     folder: &'a Path,
     clock: Clock,
 }
 
-impl Aside<'_> {
+impl AsideFolder<'_> {
     /// Moves the snapshots aside.
-    fn snapshots(&self) -> Result<PathBuf, StoreError> {
-        let to = self.place()?;
+    fn move_snapshots(&self) -> Result<PathBuf, StoreError> {
+        let to = self.create()?;
         for path in snapshots(self.folder) {
             let Some(name) = path.file_name() else { continue };
-            fs::rename(&path, to.join(name)).map_err(|e| io_fault(self.folder, &e))?;
+            fs::rename(&path, to.join(name)).map_err(|e| disk_error(self.folder, &e))?;
         }
         Ok(to)
     }
 
     /// Moves sled's whole folder aside.
-    fn all(&self) -> Result<PathBuf, StoreError> {
-        let to = self.place()?.join(FOLDER);
-        fs::rename(self.folder, &to).map_err(|e| io_fault(self.folder, &e))?;
+    fn move_all(&self) -> Result<PathBuf, StoreError> {
+        let to = self.create()?.join(SLED_FOLDER);
+        fs::rename(self.folder, &to).map_err(|e| disk_error(self.folder, &e))?;
         Ok(to)
     }
 
-    /// A new folder for it.
-    fn place(&self) -> Result<PathBuf, StoreError> {
+    /// Creates the folder.
+    fn create(&self) -> Result<PathBuf, StoreError> {
         let date = jiff::Timestamp::from_second(self.clock.seconds()).unwrap_or_default();
         let date = date.strftime("%Y%m%dT%H%M%SZ").to_string();
-        let mut to = self.home.join(format!("aside-{date}"));
+        let mut to = self.store_folder.join(format!("aside-{date}"));
         let mut number = 1;
         loop {
             match fs::create_dir(&to) {
                 Ok(()) => return Ok(to),
                 Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {
                     number += 1;
-                    to = self.home.join(format!("aside-{date}-{number}"));
+                    to = self.store_folder.join(format!("aside-{date}-{number}"));
                 }
-                Err(e) => return Err(io_fault(self.folder, &e)),
+                Err(e) => return Err(disk_error(self.folder, &e)),
             }
         }
     }

@@ -7,15 +7,15 @@ use crate::base::tlsrpt::{Counted, Failure, PolicyType, ResultType, Tally};
 
 const DAY: Day = Day(20_779);
 
-fn opened() -> (tempfile::TempDir, Embedded) {
-    let home = tempfile::tempdir().unwrap();
-    let opened = Embedded::open(home.path(), Clock::default()).unwrap();
-    assert_eq!((opened.notices, opened.lost), (vec![], None));
-    (home, opened.store)
+fn opened() -> (tempfile::TempDir, EmbeddedStore) {
+    let store_folder = tempfile::tempdir().unwrap();
+    let opened = EmbeddedStore::open(store_folder.path(), Clock::default()).unwrap();
+    assert_eq!((opened.notices, opened.moved_aside), (vec![], None));
+    (store_folder, opened.store)
 }
 
-fn files(store: &Embedded) -> MappedRwLockReadGuard<'_, Files> {
-    store.reading().unwrap()
+fn files(store: &EmbeddedStore) -> MappedRwLockReadGuard<'_, SledFiles> {
+    store.lock_for_reading().unwrap()
 }
 
 fn sts(domain: &str, lines: usize) -> Arc<Policy> {
@@ -36,40 +36,40 @@ fn expired(reason: &str) -> Failure {
     Failure::new(ResultType::CertificateExpired, Some(reason))
 }
 
-/// Whoever reads whole families at start has what was read already; then sled's files are opened anew, and all is there.
+/// Whoever reads whole tables at start has what was read already; then sled's files are opened anew, and all is there.
 #[test]
 fn what_was_read_at_start_is_let_go_and_all_is_there() {
-    let (home, store) = opened();
-    let families = [Family::Decision, Family::Sts, Family::Dane, Family::Mark];
+    let (store_folder, store) = opened();
+    let tables = [Table::Decision, Table::Sts, Table::Dane, Table::Position];
     let mut batch = Batch::default();
-    for family in families {
+    for table in tables {
         for n in 0..500 {
-            batch.set.push((family, format!("{n:03}").into_bytes(), Some(vec![n as u8; n])));
+            batch.set.push((table, format!("{n:03}").into_bytes(), Some(vec![n as u8; n])));
         }
     }
     store.write(batch).unwrap();
     drop(store);
-    let store = Embedded::open(home.path(), Clock::default()).unwrap().store;
-    let all = |store: &Embedded| families.map(|family| store.scan(family, b"").unwrap());
+    let store = EmbeddedStore::open(store_folder.path(), Clock::default()).unwrap().store;
+    let all = |store: &EmbeddedStore| tables.map(|table| store.scan(table, b"").unwrap());
     let first = all(&store);
     assert!(first.iter().all(|records| records.len() == 500));
-    store.started();
-    assert!(store.state.read().opening.lock().is_empty());
+    store.drop_preloaded();
+    assert!(store.state.read().preloaded.lock().is_empty());
     assert_eq!(all(&store), first);
     let one =
-        |value: &[u8]| Batch { set: vec![(Family::Sts, b"new".to_vec(), Some(value.to_vec()))], ..Batch::default() };
+        |value: &[u8]| Batch { set: vec![(Table::Sts, b"new".to_vec(), Some(value.to_vec()))], ..Batch::default() };
     store.write(one(b"1")).unwrap();
-    store.started();
+    store.drop_preloaded();
     store.write(one(b"2")).unwrap();
     drop(store);
-    let opened = Embedded::open(home.path(), Clock::default()).unwrap();
+    let opened = EmbeddedStore::open(store_folder.path(), Clock::default()).unwrap();
     assert_eq!((opened.notices, opened.missing_commits), (vec![], 0));
-    assert_eq!(opened.store.read(Family::Sts, b"new").unwrap().as_deref(), Some(&b"2"[..]));
+    assert_eq!(opened.store.read(Table::Sts, b"new").unwrap().as_deref(), Some(&b"2"[..]));
 }
 
 #[test]
 fn counts_add_up_under_their_policies() {
-    let (home, store) = opened();
+    let (store_folder, store) = opened();
     let policy = sts("b.example", 3);
     let none = Arc::new(Policy::none("b.example"));
     let add = vec![
@@ -85,7 +85,7 @@ fn counts_add_up_under_their_policies() {
     store.write(batch.clone()).unwrap();
     store.write(batch).unwrap();
     drop(store);
-    let store = Embedded::open(home.path(), Clock::default()).unwrap().store;
+    let store = EmbeddedStore::open(store_folder.path(), Clock::default()).unwrap().store;
     assert_eq!(store.days().unwrap(), [Day(DAY.0 - 1), DAY]);
     assert_eq!(store.domains(DAY).unwrap(), ["a.example", "b.example"]);
     let rows = store.rows(DAY, "b.example").unwrap();
@@ -117,30 +117,30 @@ fn a_domain_of_one_policy_counts_apart_from_the_policy_domain() {
 
 #[test]
 fn records_are_set_removed_and_scanned() {
-    let (home, store) = opened();
-    let long = vec![7; 5 * format::PART + 1];
+    let (store_folder, store) = opened();
+    let long = vec![7; 5 * format::MAX_PART + 1];
     let set = vec![
-        (Family::Sts, b"a".to_vec(), Some(b"1".to_vec())),
-        (Family::Sts, b"ab".to_vec(), Some(long.clone())),
-        (Family::Sts, b"b".to_vec(), Some(vec![])),
-        (Family::Sts, b"c".to_vec(), Some(b"first".to_vec())),
-        (Family::Sts, b"c".to_vec(), Some(b"last".to_vec())),
-        (Family::Mark, b"a".to_vec(), Some(b"mark".to_vec())),
+        (Table::Sts, b"a".to_vec(), Some(b"1".to_vec())),
+        (Table::Sts, b"ab".to_vec(), Some(long.clone())),
+        (Table::Sts, b"b".to_vec(), Some(vec![])),
+        (Table::Sts, b"c".to_vec(), Some(b"first".to_vec())),
+        (Table::Sts, b"c".to_vec(), Some(b"last".to_vec())),
+        (Table::Position, b"a".to_vec(), Some(b"mark".to_vec())),
     ];
     store.write(Batch { add: vec![], set }).unwrap();
-    let scanned = store.scan(Family::Sts, b"a").unwrap();
+    let scanned = store.scan(Table::Sts, b"a").unwrap();
     assert_eq!(scanned, [(b"a".to_vec(), b"1".to_vec()), (b"ab".to_vec(), long)]);
-    assert_eq!(store.read(Family::Sts, b"b").unwrap(), Some(vec![]));
-    assert_eq!(store.read(Family::Sts, b"c").unwrap(), Some(b"last".to_vec()));
-    assert_eq!(store.read(Family::Mark, b"b").unwrap(), None);
+    assert_eq!(store.read(Table::Sts, b"b").unwrap(), Some(vec![]));
+    assert_eq!(store.read(Table::Sts, b"c").unwrap(), Some(b"last".to_vec()));
+    assert_eq!(store.read(Table::Position, b"b").unwrap(), None);
     // Shorter over longer, then gone: no part stays behind.
-    let two = vec![8; format::PART + 1];
-    store.write(Batch { add: vec![], set: vec![(Family::Sts, b"ab".to_vec(), Some(two.clone()))] }).unwrap();
-    assert_eq!(store.read(Family::Sts, b"ab").unwrap(), Some(two));
-    store.write(Batch { add: vec![], set: vec![(Family::Sts, b"ab".to_vec(), None)] }).unwrap();
+    let two = vec![8; format::MAX_PART + 1];
+    store.write(Batch { add: vec![], set: vec![(Table::Sts, b"ab".to_vec(), Some(two.clone()))] }).unwrap();
+    assert_eq!(store.read(Table::Sts, b"ab").unwrap(), Some(two));
+    store.write(Batch { add: vec![], set: vec![(Table::Sts, b"ab".to_vec(), None)] }).unwrap();
     drop(store);
-    let store = Embedded::open(home.path(), Clock::default()).unwrap().store;
-    assert_eq!(store.scan(Family::Sts, b"").unwrap().len(), 3);
+    let store = EmbeddedStore::open(store_folder.path(), Clock::default()).unwrap().store;
+    assert_eq!(store.scan(Table::Sts, b"").unwrap().len(), 3);
     assert_eq!(files(&store).db.scan_prefix(b"~").count(), 0);
 }
 
@@ -176,40 +176,40 @@ fn values_that_nobody_wrote_are_errors() {
     assert!(matches!(store.rows(DAY, "a.example"), Err(StoreError::Corrupt(_))));
     let none = Arc::new(Policy::none("a.example"));
     let add = vec![(tally(DAY, "a.example", &none, Counted::Success), 1)];
-    let set = vec![(Family::Mark, b"m".to_vec(), Some(b"later".to_vec()))];
+    let set = vec![(Table::Position, b"m".to_vec(), Some(b"later".to_vec()))];
     assert!(matches!(store.write(Batch { add, set }), Err(StoreError::Corrupt(_))));
     // Nothing of the refused batch was kept, and the store goes on.
-    assert_eq!(store.read(Family::Mark, b"m").unwrap(), None);
+    assert_eq!(store.read(Table::Position, b"m").unwrap(), None);
     files(&store).db.insert(b"c\x01", b"").unwrap();
     assert!(matches!(store.days(), Err(StoreError::Corrupt(_))));
     files(&store).db.insert(b"mm", b"\x02\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff").unwrap();
-    assert!(matches!(store.read(Family::Mark, b"m"), Err(StoreError::Corrupt(_))));
-    let long = vec![(Family::Mark, vec![b'k'; format::KEY_LIMIT], Some(vec![]))];
+    assert!(matches!(store.read(Table::Position, b"m"), Err(StoreError::Corrupt(_))));
+    let long = vec![(Table::Position, vec![b'k'; format::MAX_KEY], Some(vec![]))];
     assert!(matches!(store.write(Batch { add: vec![], set: long }), Err(StoreError::Unusable(_))));
 }
 
 /// A store whose next commit gets onto the disk, but cannot be acknowledged, nor can it be opened again.
-fn in_doubt(home: &std::path::Path, store: &mut Embedded, batch: &Batch) {
+fn in_doubt(store_folder: &std::path::Path, store: &mut EmbeddedStore, batch: &Batch) {
     store.acknowledged = File::options().write(true).open("/dev/full").unwrap();
-    store.state.write().tried = None;
+    store.state.write().last_reopen = None;
     assert!(matches!(store.write(batch.clone()), Err(StoreError::Io(_))));
-    store.acknowledged = File::options().write(true).open(home.join("acknowledged")).unwrap();
+    store.acknowledged = File::options().write(true).open(store_folder.join("acknowledged")).unwrap();
     assert!(store.days().is_err() && store.write(batch.clone()).is_err(), "tried again at once");
-    store.state.write().tried = None;
+    store.state.write().last_reopen = None;
 }
 
 #[test]
 fn a_batch_that_was_on_disk_all_the_same_counts_once() {
-    let (home, mut store) = opened();
+    let (store_folder, mut store) = opened();
     let policy = sts("a.example", 1);
     let batch = |n: u64| Batch {
         add: vec![(tally(DAY, "a.example", &policy, Counted::Success), n)],
-        set: vec![(Family::Mark, b"log".to_vec(), Some(vec![1]))],
+        set: vec![(Table::Position, b"log".to_vec(), Some(vec![1]))],
     };
-    let other = Batch { add: vec![], set: vec![(Family::Sts, b"a".to_vec(), Some(vec![2]))] };
-    let counted = |store: &Embedded| store.rows(DAY, "a.example").unwrap()[0].successful;
+    let other = Batch { add: vec![], set: vec![(Table::Sts, b"a".to_vec(), Some(vec![2]))] };
+    let counted = |store: &EmbeddedStore| store.rows(DAY, "a.example").unwrap()[0].successful;
     store.write(batch(1)).unwrap();
-    in_doubt(home.path(), &mut store, &batch(10));
+    in_doubt(store_folder.path(), &mut store, &batch(10));
     // Others come in between: readers, and a writer who had no part in it.
     assert_eq!(counted(&store), 11);
     store.write(other.clone()).unwrap();
@@ -219,14 +219,14 @@ fn a_batch_that_was_on_disk_all_the_same_counts_once() {
     store.write(batch(10)).unwrap();
     assert_eq!(counted(&store), 21);
     // Its writer may have given up: the next batch is another one.
-    in_doubt(home.path(), &mut store, &batch(100));
+    in_doubt(store_folder.path(), &mut store, &batch(100));
     store.write(batch(1000)).unwrap();
     assert_eq!(counted(&store), 1121);
     // Records that are set are set again.
-    in_doubt(home.path(), &mut store, &other);
+    in_doubt(store_folder.path(), &mut store, &other);
     store.write(other).unwrap();
     drop(store);
-    let opened = Embedded::open(home.path(), Clock::default()).unwrap();
+    let opened = EmbeddedStore::open(store_folder.path(), Clock::default()).unwrap();
     assert_eq!((opened.notices, opened.missing_commits), (vec![], 0));
     assert_eq!(counted(&opened.store), 1121);
 }
@@ -234,53 +234,60 @@ fn a_batch_that_was_on_disk_all_the_same_counts_once() {
 #[test]
 fn a_failed_commit_is_settled_before_its_writer_is_told() {
     let (_home, store) = opened();
-    let failed = |seal| Failed { error: StoreError::Io(std::io::ErrorKind::Other.into()), seal, handed_over: true };
-    let mut state = store.writing().unwrap();
-    let last = state.seal;
-    let set =
-        [(format::record_key(Family::Mark, b"log"), Change { old: None, new: Some(Value::Whole(b"1").encode()) })];
-    let Ok(Ok(seal)) = state.files.as_ref().map(|files| files.commit(&store.acknowledged, last, set.into())) else {
+    let failed = |checksum| FailedCommit {
+        error: StoreError::Io(std::io::ErrorKind::Other.into()),
+        checksum,
+        handed_over: true,
+    };
+    let mut state = store.lock_for_writing().unwrap();
+    let last = state.checksum;
+    let set = [(
+        format::record_key(Table::Position, b"log"),
+        KeyChange { old: None, new: Some(StoredValue::Whole(b"1").encode()) },
+    )];
+    let Ok(Ok(checksum)) = state.files.as_ref().map(|files| files.commit(&store.acknowledged, last, set.into())) else {
         panic!("not committed")
     };
-    store.settle_failed(&mut state, failed(seal)).unwrap();
-    assert_eq!(state.seal, seal);
-    state.tried = None;
+    store.resolve_failed_commit(&mut state, failed(checksum)).unwrap();
+    assert_eq!(state.checksum, checksum);
+    state.last_reopen = None;
     // One that did not get there.
-    let next = Seal { commits: seal.commits + 1, sum: 7 };
-    assert!(store.settle_failed(&mut state, failed(next)).is_err());
-    assert!(state.files.is_ok() && state.seal == seal);
+    let next = StoreChecksum { commits: checksum.commits + 1, sum: 7 };
+    assert!(store.resolve_failed_commit(&mut state, failed(next)).is_err());
+    assert!(state.files.is_ok() && state.checksum == checksum);
     drop(state);
-    assert_eq!(store.read(Family::Mark, b"log").unwrap(), Some(b"1".to_vec()));
+    assert_eq!(store.read(Table::Position, b"log").unwrap(), Some(b"1".to_vec()));
 }
 
 #[test]
 fn damage_found_when_opening_again_waits_until_nobody_is_at_work() {
     for cut in [true, false] {
-        let (home, mut store) = opened();
+        let (store_folder, mut store) = opened();
         let policy = sts("a.example", 1);
         let batch = Batch { add: vec![(tally(DAY, "a.example", &policy, Counted::Success), 1)], set: vec![] };
         (0..200).for_each(|_| store.write(batch.clone()).unwrap());
-        in_doubt(home.path(), &mut store, &batch);
-        let log = File::options().write(true).open(home.path().join("embedded/db")).unwrap();
+        in_doubt(store_folder.path(), &mut store, &batch);
+        let log = File::options().write(true).open(store_folder.path().join("embedded/db")).unwrap();
         match cut {
             true => log.set_len(0).unwrap(),
             false => log.write_all_at(&[0x55; 4096], 20_000).unwrap(),
         }
         for _ in 0..2 {
-            store.state.write().tried = None;
+            store.state.write().last_reopen = None;
             assert!(store.write(batch.clone()).is_err());
         }
-        store.state.write().tried = None;
+        store.state.write().last_reopen = None;
         assert!(matches!(store.days(), Err(StoreError::Corrupt(_))));
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-        runtime.block_on(store.damaged());
+        runtime.block_on(store.wait_for_damage());
         assert!(store.recover().unwrap());
-        let mut names = std::fs::read_dir(home.path()).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap());
+        let mut names =
+            std::fs::read_dir(store_folder.path()).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap());
         assert!(names.any(|name| name.starts_with("aside-")));
         let before: u64 = store.rows(DAY, "a.example").unwrap().iter().map(|row| row.successful).sum();
         store.write(batch.clone()).unwrap();
         assert_eq!(store.rows(DAY, "a.example").unwrap()[0].successful, before + 1);
         drop(store);
-        assert_eq!(Embedded::open(home.path(), Clock::default()).unwrap().notices, [""; 0]);
+        assert_eq!(EmbeddedStore::open(store_folder.path(), Clock::default()).unwrap().notices, [""; 0]);
     }
 }

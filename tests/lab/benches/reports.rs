@@ -24,7 +24,7 @@ use tlswarden::base::clock::Clock;
 use tlswarden::base::tlsrpt::{Counted, Day, Failure, Policy, PolicyType, ResultType, Tally};
 use tlswarden::config::{Config, DkimKey};
 use tlswarden::reporting::dkim::signer::Signer;
-use tlswarden::store::embedded::Embedded;
+use tlswarden::store::embedded::EmbeddedStore;
 use tlswarden::store::{Batch, Store};
 
 const FULL: usize = 10_000;
@@ -131,7 +131,7 @@ fn record(n: usize) -> String {
 /// Puts the counts of a day into the daemon's store.
 fn fill(world: &World, count: usize) {
     let day: Day = DAY.parse().expect("a day");
-    let store = Embedded::open(&world.folder().join("store"), Clock::default()).expect("a store").store;
+    let store = EmbeddedStore::open(&world.folder().join("store"), Clock::default()).expect("a store").store;
     for part in (0..count).collect::<Vec<_>>().chunks(1000) {
         let mut batch = Batch::default();
         for n in part {

@@ -25,8 +25,8 @@ use lab::socketmap;
 use lab::world::{Domain, Options, Server, Tlsa, World};
 use tlswarden::base::clock::Clock;
 use tlswarden::base::tlsrpt::{Counted, Row, Tally};
-use tlswarden::store::embedded::Embedded;
-use tlswarden::store::{Family, Store};
+use tlswarden::store::embedded::EmbeddedStore;
+use tlswarden::store::{Store, Table};
 use tokio::sync::oneshot;
 use tokio::task::{JoinSet, spawn_blocking};
 
@@ -431,8 +431,8 @@ impl Run {
     /// What the daemon's store holds, and that it has read everything.
     fn counts(&self) -> Counts {
         let folder = self.world.folder().join("store");
-        let opened = Embedded::open(&folder, Clock::default()).unwrap();
-        assert!(opened.lost.is_none(), "{:?}", opened.lost);
+        let opened = EmbeddedStore::open(&folder, Clock::default()).unwrap();
+        assert!(opened.moved_aside.is_none(), "{:?}", opened.moved_aside);
         stored(&opened.store)
     }
 
@@ -479,7 +479,7 @@ fn flat(counts: impl Iterator<Item = (Tally, u64)>) -> Counts {
     flat
 }
 
-fn stored(store: &Embedded) -> Counts {
+fn stored(store: &EmbeddedStore) -> Counts {
     let mut flat = Counts::new();
     let days = store.days().unwrap();
     let rows = days.into_iter().flat_map(|day| {
@@ -518,11 +518,11 @@ fn look(folder: &Path, written: &Written) -> Result<u64, String> {
     if !folder.exists() {
         return Ok(0);
     }
-    let opened = Embedded::open(folder, Clock::default()).map_err(|e| e.to_string())?;
-    if let Some(lost) = opened.lost {
+    let opened = EmbeddedStore::open(folder, Clock::default()).map_err(|e| e.to_string())?;
+    if let Some(lost) = opened.moved_aside {
         return Err(format!("the store was lost: {lost:?}"));
     }
-    let marks = opened.store.scan(Family::Mark, b"").map_err(|e| e.to_string())?;
+    let marks = opened.store.scan(Table::Position, b"").map_err(|e| e.to_string())?;
     let position = match &marks[..] {
         [] => 0,
         [(_, mark)] => {

@@ -25,8 +25,8 @@ use tlswarden::config::{
 use tlswarden::metrics::Metrics;
 use tlswarden::net::dns::Resolver;
 use tlswarden::net::https::Client;
-use tlswarden::store::embedded::Embedded;
-use tlswarden::store::{BATCH, Batch, Family, Store};
+use tlswarden::store::embedded::EmbeddedStore;
+use tlswarden::store::{Batch, MAX_BATCH_RECORDS, Store, Table};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::watch;
@@ -98,7 +98,8 @@ impl World {
     fn daemon(&self, ahead: i64) -> Daemon {
         let clock = Clock::starting_at(Clock::default().seconds() + ahead);
         let metrics = Metrics::default();
-        let store: Arc<dyn Store> = Arc::new(Embedded::open(&self.folder.path().join("store"), clock).unwrap().store);
+        let store: Arc<dyn Store> =
+            Arc::new(EmbeddedStore::open(&self.folder.path().join("store"), clock).unwrap().store);
         let resolver = Resolver::new(self.config.resolver.address).unwrap();
         let client = Client::new(resolver.clone(), &self.config.closed_network.exceptions()).unwrap();
         let history = Arc::new(History::open(&*store, clock, metrics.clone()).unwrap());
@@ -650,13 +651,13 @@ async fn what_is_looked_at_while_policies_serve_is_bounded() {
     world.config.postfix.dnssec = Some(false);
     let names: Vec<String> = (0..DOMAINS).map(|n| format!("d{n}.test")).collect();
     let clock = Clock::default();
-    let store = Embedded::open(&world.folder.path().join("store"), clock).unwrap().store;
-    for some in names.chunks(BATCH) {
+    let store = EmbeddedStore::open(&world.folder.path().join("store"), clock).unwrap().store;
+    for some in names.chunks(MAX_BATCH_RECORDS) {
         let mut batch = Batch::default();
         for name in some {
             let text = document("enforce", &format!("mx.{name}"), DAY);
             let policy = Cached::of(name, "1", &document::parse(text.as_bytes()).unwrap(), clock.seconds());
-            batch.set.push((Family::Sts, name.clone().into_bytes(), Some(policy.encode(clock.seconds(), None, None))));
+            batch.set.push((Table::Sts, name.clone().into_bytes(), Some(policy.encode(clock.seconds(), None, None))));
         }
         store.write(batch).unwrap();
     }

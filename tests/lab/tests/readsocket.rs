@@ -12,7 +12,7 @@ use tlswarden::answering::policy::history::History;
 use tlswarden::base::clock::Clock;
 use tlswarden::base::tlsrpt::{InForce, Mode};
 use tlswarden::metrics::Metrics;
-use tlswarden::store::embedded::Embedded;
+use tlswarden::store::embedded::EmbeddedStore;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 
@@ -66,7 +66,7 @@ async fn each_decision_is_told_and_noted() {
 
     daemon.stop().await.unwrap();
     let clock = Clock::default();
-    let store = Embedded::open(&world.folder().join("store"), clock).unwrap().store;
+    let store = EmbeddedStore::open(&world.folder().join("store"), clock).unwrap().store;
     let history = History::open(&store, clock, Metrics::default()).unwrap();
     let noted = |domain: &str| history.at(domain, clock.seconds());
     for (domain, want) in [("enforce.test", Mode::Enforce), ("testing.test", Mode::Testing), ("lost.test", Mode::None)]

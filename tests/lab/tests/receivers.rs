@@ -26,7 +26,7 @@ use tlswarden::config::{Deliver, ReportSection};
 use tlswarden::net::dns::Resolver;
 use tlswarden::net::https::Client;
 use tlswarden::reporting::transport::{Letter, Limits, Outcome, Way, deliver, post};
-use tlswarden::store::embedded::Embedded;
+use tlswarden::store::embedded::EmbeddedStore;
 use tlswarden::store::{Batch, Store};
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufStream};
 use tokio::net::{TcpListener, TcpStream};
@@ -461,7 +461,7 @@ impl Posting {
             };
             batch.add.push((tally, 7));
         }
-        Embedded::open(&world.folder().join("store"), Clock::default()).unwrap().store.write(batch).unwrap();
+        EmbeddedStore::open(&world.folder().join("store"), Clock::default()).unwrap().store.write(batch).unwrap();
         let next_day = "Nov 23 00:05:00 mta postfix/qmgr[1]: 0123456789A: from=<>, size=1, nrcpt=1 (queue active)\n";
         fs::write(world.log(), next_day).unwrap();
         Posting { program: Program::lab(env!("CARGO_BIN_EXE_lab")), world, receivers: all }

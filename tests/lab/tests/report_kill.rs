@@ -21,7 +21,7 @@ use rustix::process::{Signal, kill_process};
 use serde_json::Value;
 use tlswarden::base::clock::Clock;
 use tlswarden::base::tlsrpt::{Counted, Day, Policy, Tally};
-use tlswarden::store::embedded::Embedded;
+use tlswarden::store::embedded::EmbeddedStore;
 use tlswarden::store::{Batch, Store};
 use tokio::task::spawn_blocking;
 
@@ -144,7 +144,7 @@ fn name(n: u64) -> String {
 
 fn fill(world: &World, domains: u64) {
     let day: Day = DAY.parse().unwrap();
-    let store = Embedded::open(&world.folder().join("store"), Clock::default()).unwrap().store;
+    let store = EmbeddedStore::open(&world.folder().join("store"), Clock::default()).unwrap().store;
     let tally = |n| {
         let domain: Arc<str> = name(n).into();
         (Tally { day, policy: Policy::none(&domain).into(), domain, counted: Counted::Success }, 7)

@@ -12,7 +12,7 @@ use lab::world::{Options, World};
 use serde_json::Value;
 use tlswarden::base::clock::Clock;
 use tlswarden::base::tlsrpt::{Counted, Day, Policy, Tally};
-use tlswarden::store::embedded::Embedded;
+use tlswarden::store::embedded::EmbeddedStore;
 use tlswarden::store::{Batch, Store};
 
 const SECTION: &str = "[report]\nonly_failures = true\nallow = [\".test\"]\nmax_destinations = 2\n";
@@ -52,7 +52,7 @@ async fn who_gets_a_report_and_what_is_said_of_the_others() {
         let counted = if domain == "sound.test" { Counted::Success } else { Counted::Failure };
         batch.add.push((Tally { day, policy: Policy::none(domain).into(), domain: domain.into(), counted }, 3));
     }
-    Embedded::open(&world.folder().join("store"), Clock::default()).unwrap().store.write(batch).unwrap();
+    EmbeddedStore::open(&world.folder().join("store"), Clock::default()).unwrap().store.write(batch).unwrap();
     let next_day = "Nov 23 00:05:00 mta postfix/qmgr[1]: 0123456789A: from=<>, size=1, nrcpt=1 (queue active)\n";
     fs::write(world.log(), next_day).unwrap();
     // One key is not the published one, the other may be read by all.

@@ -14,7 +14,7 @@ use tokio::sync::Notify;
 
 use crate::answering::policy::dane::cached_verdict::Held;
 use crate::answering::policy::dane::cached_verdict::STALE;
-use crate::store::{BATCH, Batch, Family, Store, StoreError};
+use crate::store::{Batch, MAX_BATCH_RECORDS, Store, StoreError, Table};
 
 /// How long after it was found a verdict is in the store, while the disk keeps up: many go into one write.
 pub const BEHIND: Duration = Duration::from_millis(250);
@@ -37,7 +37,7 @@ impl Shelf {
     /// The verdicts that may still serve at `now` (seconds), at most `limit`; the others are removed.
     pub fn load(&self, now: i64, limit: usize) -> Result<Vec<(String, Held)>, StoreError> {
         let (mut found, mut over) = (Vec::new(), Vec::new());
-        self.store.visit(Family::Dane, b"", &mut |key, value| {
+        self.store.visit(Table::Dane, b"", &mut |key, value| {
             let Ok(key) = std::str::from_utf8(key) else { return };
             match Held::decode(value).filter(|held| now < held.until() + STALE && found.len() < limit) {
                 Some(held) => found.push((key.to_owned(), held)),
@@ -68,11 +68,11 @@ impl Shelf {
         }
         let mut changes: Vec<_> = changes.into_iter().collect();
         while !changes.is_empty() {
-            let rest = changes.split_off(changes.len().min(BATCH));
+            let rest = changes.split_off(changes.len().min(MAX_BATCH_RECORDS));
             let mut batch = Batch::default();
             for (key, held) in &changes {
                 let value = held.as_ref().map(|held| held.encode());
-                batch.set.push((Family::Dane, key.clone().into_bytes(), value));
+                batch.set.push((Table::Dane, key.clone().into_bytes(), value));
             }
             let store = Arc::clone(&self.store);
             let error = match tokio::task::spawn_blocking(move || store.write(batch)).await {

@@ -30,7 +30,7 @@ use crate::base::policy_at::PolicyAt;
 use crate::base::shutdown::stopped;
 use crate::base::tlsrpt::InForce;
 use crate::metrics::Metrics;
-use crate::store::{BATCH, Batch, Family, Store, StoreError};
+use crate::store::{Batch, MAX_BATCH_RECORDS, Store, StoreError, Table};
 
 /// How long after the last asking a decision still stands, in seconds: Postfix keeps a connection for less.
 pub const ASKED: i64 = 20 * 60;
@@ -115,7 +115,7 @@ impl History {
         let mut periods = Periods::new();
         let mut held = Held::default();
         let mut before: Option<(Arc<str>, Arc<Period>)> = None;
-        store.visit(Family::Decision, b"", &mut |key, value| {
+        store.visit(Table::Decision, b"", &mut |key, value| {
             let Some((domain, mut period)) = restore(key, value, before.as_ref().map(|(name, _)| name)) else {
                 metrics.add("decisions_unreadable", 1);
                 return;
@@ -314,13 +314,13 @@ impl History {
             !waits
         });
         while !queue.is_empty() || !removed.is_empty() {
-            let gone = removed.split_off(removed.len().saturating_sub(BATCH));
+            let gone = removed.split_off(removed.len().saturating_sub(MAX_BATCH_RECORDS));
             let (mut batch, mut writing) = (Batch::default(), Vec::new());
-            batch.set.extend(gone.iter().map(|key| (Family::Decision, key.clone(), None)));
-            for period in queue.split_off(queue.len().saturating_sub(BATCH)) {
+            batch.set.extend(gone.iter().map(|key| (Table::Decision, key.clone(), None)));
+            for period in queue.split_off(queue.len().saturating_sub(MAX_BATCH_RECORDS)) {
                 period.dirty.store(false, Ordering::Relaxed);
                 let last = period.last.seconds();
-                batch.set.push((Family::Decision, period.stored_key(), Some(period.stored(last))));
+                batch.set.push((Table::Decision, period.stored_key(), Some(period.stored(last))));
                 writing.push((period, last));
             }
             let to = Arc::clone(store);
@@ -424,7 +424,7 @@ fn oldest(periods: &Periods, nth: usize) -> i64 {
 mod tests {
     use super::*;
     use crate::base::tlsrpt::Mode;
-    use crate::store::embedded::Embedded;
+    use crate::store::embedded::EmbeddedStore;
 
     fn sts(mode: Mode) -> Under {
         let word = if mode == Mode::Enforce { "mode: enforce" } else { "mode: testing" };
@@ -440,7 +440,7 @@ mod tests {
 
     fn store() -> (tempfile::TempDir, Arc<dyn Store>) {
         let folder = tempfile::tempdir().unwrap();
-        let store = Embedded::open(folder.path(), Clock::default()).unwrap().store;
+        let store = EmbeddedStore::open(folder.path(), Clock::default()).unwrap().store;
         (folder, Arc::new(store))
     }
 
@@ -545,7 +545,7 @@ mod tests {
             stop.send(true).unwrap();
             task.await.unwrap();
             assert_eq!(history.len(), kept);
-            assert_eq!(store.scan(Family::Decision, b"").unwrap().len(), kept);
+            assert_eq!(store.scan(Table::Decision, b"").unwrap().len(), kept);
         }
     }
 
@@ -556,7 +556,7 @@ mod tests {
         let (stop, stopped) = watch::channel(false);
         let task = tokio::spawn(Arc::clone(&history).run(Arc::clone(&store), stopped));
         let period = note(&history, "example.com", 1000, &sts(Mode::Testing));
-        while store.scan(Family::Decision, b"").unwrap().is_empty() {
+        while store.scan(Table::Decision, b"").unwrap().is_empty() {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         history.touch(&period, 1002);

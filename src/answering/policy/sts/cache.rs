@@ -30,7 +30,7 @@ use crate::base::tlsrpt::{Mode, ResultType};
 use crate::metrics::Metrics;
 use crate::net::dns::Resolver;
 use crate::net::https::Client;
-use crate::store::{BATCH, Batch, Family, Store, StoreError};
+use crate::store::{Batch, MAX_BATCH_RECORDS, Store, StoreError, Table};
 
 /// How long after a change it is in the store, at the latest, while the disk keeps up.
 pub const BEHIND: Duration = Duration::from_millis(50);
@@ -108,7 +108,7 @@ impl Cache {
     ) -> Result<Cache, StoreError> {
         let now = clock.seconds();
         let (mut domains, mut dirty, mut size) = (Domains::new(), HashSet::new(), 0);
-        store.visit(Family::Sts, b"", &mut |key, value| {
+        store.visit(Table::Sts, b"", &mut |key, value| {
             let Ok(name) = std::str::from_utf8(key) else { return };
             match Cached::decode(value).filter(|restored| restored.policy.expires() > now) {
                 Some(mut restored) => {
@@ -345,11 +345,11 @@ impl Cache {
     pub async fn write(&self) -> Result<(), String> {
         let mut names: Vec<Arc<str>> = std::mem::take(&mut *self.dirty.lock()).into_iter().collect();
         while !names.is_empty() {
-            let rest = names.split_off(names.len().min(BATCH));
+            let rest = names.split_off(names.len().min(MAX_BATCH_RECORDS));
             let mut batch = Batch::default();
             for name in &names {
                 let value = self.known(name).and_then(|domain| domain.stored());
-                batch.set.push((Family::Sts, name.as_bytes().to_vec(), value));
+                batch.set.push((Table::Sts, name.as_bytes().to_vec(), value));
             }
             let store = Arc::clone(&self.store);
             let error = match tokio::task::spawn_blocking(move || store.write(batch)).await {
