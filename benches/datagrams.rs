@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 use jiff::tz::TimeZone;
 use tlswarden::base::clock::Clock;
 use tlswarden::base::policy_at::PolicyAt;
-use tlswarden::base::tlsrpt::InForce;
+use tlswarden::base::tlsrpt::PolicyInForce;
 use tlswarden::counting::input::datagram::{Queue, RECEIVE_BUFFER, queue_length};
 use tlswarden::counting::pipeline::{Counter, Fed, River, Source};
 use tlswarden::metrics::Metrics;
@@ -38,8 +38,8 @@ const INSIDE: &str = "TLSWARDEN_BENCH_INSIDE";
 struct NoPolicy;
 
 impl PolicyAt for NoPolicy {
-    fn at(&self, _: &str, _: i64) -> Option<InForce> {
-        Some(InForce::None)
+    fn at(&self, _: &str, _: i64) -> Option<PolicyInForce> {
+        Some(PolicyInForce::None)
     }
 }
 
@@ -151,7 +151,7 @@ fn flow(folder: &Path, count: usize, rate: u64) -> Flow {
         policies: Box::new(NoPolicy),
         hints: mpsc::channel(1).0,
         datagrams: Arc::clone(&queue),
-        queued: tlswarden::base::own_reports::Queued::default(),
+        queued: tlswarden::base::own_reports::OwnQueueIds::default(),
         metrics: metrics.clone(),
         clock: Clock::default(),
     };

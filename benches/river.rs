@@ -25,7 +25,7 @@ use mix::{MixedLog, TimestampForm};
 use tlswarden::base::allocator::Allocator;
 use tlswarden::base::clock::Clock;
 use tlswarden::base::policy_at::PolicyAt;
-use tlswarden::base::tlsrpt::{InForce, rows};
+use tlswarden::base::tlsrpt::{PolicyInForce, sum_tallies};
 use tlswarden::counting::input::{BLOCK, Block, Mark};
 use tlswarden::counting::pipeline::{Counter, Fed, River, Source};
 use tlswarden::metrics::Metrics;
@@ -45,8 +45,8 @@ const RUNS: usize = 5;
 struct NoPolicy;
 
 impl PolicyAt for NoPolicy {
-    fn at(&self, _: &str, _: i64) -> Option<InForce> {
-        Some(InForce::None)
+    fn at(&self, _: &str, _: i64) -> Option<PolicyInForce> {
+        Some(PolicyInForce::None)
     }
 }
 
@@ -117,7 +117,7 @@ type Sessions = (u64, u64);
 fn count(log: &[u8]) -> Sessions {
     let mut counter = counter();
     counter.lines(log, Clock::default().seconds(), &NoPolicy);
-    rows(counter.counts()).iter().fold((0, 0), |sum, row| (sum.0 + row.successful, sum.1 + row.failed))
+    sum_tallies(counter.counts()).iter().fold((0, 0), |sum, row| (sum.0 + row.successful, sum.1 + row.failed))
 }
 
 /// What the kernel says that we have in memory, in kB.
@@ -182,7 +182,7 @@ fn through_the_river(mut next: impl FnMut() -> Option<(Vec<u8>, usize)> + Send) 
         policies: Box::new(NoPolicy),
         hints: mpsc::channel(1).0,
         datagrams: Arc::default(),
-        queued: tlswarden::base::own_reports::Queued::default(),
+        queued: tlswarden::base::own_reports::OwnQueueIds::default(),
         metrics: Metrics::default(),
         clock: Clock::default(),
     };

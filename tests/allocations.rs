@@ -10,14 +10,14 @@ use allocation_counter::measure;
 use jiff::tz::TimeZone;
 use mix::{MixedLog, TimestampForm};
 use tlswarden::base::policy_at::PolicyAt;
-use tlswarden::base::tlsrpt::InForce;
+use tlswarden::base::tlsrpt::PolicyInForce;
 use tlswarden::counting::pipeline::Counter;
 use tlswarden_parsers::{Dialect, parse};
 
 struct NotAsked;
 
 impl PolicyAt for NotAsked {
-    fn at(&self, _: &str, _: i64) -> Option<InForce> {
+    fn at(&self, _: &str, _: i64) -> Option<PolicyInForce> {
         None
     }
 }

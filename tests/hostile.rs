@@ -9,7 +9,7 @@ use proptest::prelude::*;
 use proptest::sample::select;
 use proptest::test_runner::FileFailurePersistence;
 use tlswarden::base::policy_at::PolicyAt;
-use tlswarden::base::tlsrpt::{InForce, Row, rows};
+use tlswarden::base::tlsrpt::{PolicyInForce, TallyRow, sum_tallies};
 use tlswarden::counting::pipeline::Counter;
 use tlswarden_parsers::Dialect;
 
@@ -19,13 +19,13 @@ const RECORD: usize = 2000;
 struct NotAsked;
 
 impl PolicyAt for NotAsked {
-    fn at(&self, _: &str, _: i64) -> Option<InForce> {
+    fn at(&self, _: &str, _: i64) -> Option<PolicyInForce> {
         None
     }
 }
 
 /// Every real log, and what it counts as.
-static LOGS: LazyLock<Vec<(String, Vec<Row>)>> = LazyLock::new(|| {
+static LOGS: LazyLock<Vec<(String, Vec<TallyRow>)>> = LazyLock::new(|| {
     let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures");
     let folders = ["postfix-3.5.25", "postfix-3.7.11", "postfix-3.10.13", "postfix-3.11.7"];
     let mut logs = Vec::new();
@@ -41,13 +41,13 @@ static LOGS: LazyLock<Vec<(String, Vec<Row>)>> = LazyLock::new(|| {
 });
 
 /// What is counted, and how many lines looked like ours and could not be read.
-fn counted(log: &str) -> (Vec<Row>, u64) {
+fn counted(log: &str) -> (Vec<TallyRow>, u64) {
     let mut counter = Counter::new(Dialect::Postfix, TimeZone::UTC, Arc::new(|_| false));
     let now = 1_795_400_000;
     counter.lines(log.as_bytes(), now, &NotAsked);
     counter.end(now, &NotAsked);
     let malformed = counter.seen().0.lines.total().malformed;
-    (rows(counter.counts()), malformed)
+    (sum_tallies(counter.counts()), malformed)
 }
 
 /// As Postfix writes a local part that needs it (RFC 5321 §4.1.2).

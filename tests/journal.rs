@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use jiff::tz::TimeZone;
 use tlswarden::base::policy_at::PolicyAt;
-use tlswarden::base::tlsrpt::{InForce, rows};
+use tlswarden::base::tlsrpt::{PolicyInForce, sum_tallies};
 use tlswarden::counting::input::Mark;
 use tlswarden::counting::input::journald::{Follower, Journal, Next, entry};
 use tlswarden::counting::pipeline::Counter;
@@ -25,7 +25,7 @@ const BEGIN: u64 = 1_795_311_600_000_000;
 struct NotAsked;
 
 impl PolicyAt for NotAsked {
-    fn at(&self, _: &str, _: i64) -> Option<InForce> {
+    fn at(&self, _: &str, _: i64) -> Option<PolicyInForce> {
         None
     }
 }
@@ -163,7 +163,7 @@ async fn identifiers_and_units_choose_and_the_counts_are_those_of_the_log() {
                 break;
             }
         }
-        let counted: u64 = rows(counter.counts()).iter().map(|row| row.successful).sum();
+        let counted: u64 = sum_tallies(counter.counts()).iter().map(|row| row.successful).sum();
         assert_eq!((read, counted), (entries, sessions), "{journal:?}");
     }
 }

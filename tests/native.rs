@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use jiff::tz::TimeZone;
 use tlswarden::base::policy_at::PolicyAt;
-use tlswarden::base::tlsrpt::{InForce, rows};
+use tlswarden::base::tlsrpt::{PolicyInForce, sum_tallies};
 use tlswarden::config::{self, Config};
 use tlswarden::counting::pipeline::Counter;
 use tlswarden::counting::rules::Rules;
@@ -21,7 +21,7 @@ const NOW: i64 = 1_795_400_000;
 struct NotAsked;
 
 impl PolicyAt for NotAsked {
-    fn at(&self, _: &str, _: i64) -> Option<InForce> {
+    fn at(&self, _: &str, _: i64) -> Option<PolicyInForce> {
         None
     }
 }
@@ -44,7 +44,7 @@ fn totals(counters: &mut [&mut Counter]) -> Totals {
     let mut totals = Totals::new();
     for counter in counters {
         counter.end(NOW, &NotAsked);
-        for row in rows(counter.counts()) {
+        for row in sum_tallies(counter.counts()) {
             let entry = totals.entry(row.domain).or_default();
             *entry = (entry.0 + row.successful, entry.1 + row.failed);
         }

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tlswarden::base::clock::Clock;
-use tlswarden::base::tlsrpt::{Counted, Day, Failure, Policy, PolicyType, ResultType, Tally};
+use tlswarden::base::tlsrpt::{Day, Failure, Policy, PolicyType, ResultType, TallyKey, TallyResult};
 use tlswarden::store::embedded::{EmbeddedStore, OpenedStore};
 use tlswarden::store::format::{VERSION, VERSION_KEY};
 use tlswarden::store::{Batch, Store, StoreError, Table};
@@ -47,8 +47,11 @@ fn batch(n: u64) -> Batch {
             mx_host: vec![],
         });
         let failure = Failure::new(ResultType::CertificateExpired, Some("certificate has expired"));
-        for counted in [Counted::Success, Counted::Failure, Counted::Detail(failure)] {
-            add.push((Tally { day: DAY, domain: Arc::clone(&domain), policy: Arc::clone(&policy), counted }, 1));
+        for counted in [TallyResult::Success, TallyResult::Failure, TallyResult::Detail(failure)] {
+            add.push((
+                TallyKey { day: DAY, domain: Arc::clone(&domain), policy: Arc::clone(&policy), result: counted },
+                1,
+            ));
         }
     }
     // Short, long, and longer than one piece, in turns.
@@ -405,7 +408,7 @@ fn measure() {
                 .map(|_| {
                     let domain: Arc<str> = format!("d{}.example", dice.roll(20_000)).into();
                     let policy = Arc::new(Policy::none(&domain));
-                    (Tally { day: DAY, domain, policy, counted: Counted::Success }, 1)
+                    (TallyKey { day: DAY, domain, policy, result: TallyResult::Success }, 1)
                 })
                 .collect();
             let set = vec![

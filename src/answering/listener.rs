@@ -14,7 +14,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use crate::base::shutdown::stopped;
+use crate::base::shutdown::wait_for_shutdown;
 use crate::metrics::Metrics;
 
 /// How long accepting waits when there are no descriptors left.
@@ -83,7 +83,7 @@ impl Listener {
                     metrics.alive(&name);
                     continue;
                 }
-                () = stopped(shutdown) => return connections,
+                () = wait_for_shutdown(shutdown) => return connections,
                 accepted = self.accept() => accepted,
             };
             while connections.try_join_next().is_some() {}

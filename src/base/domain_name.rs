@@ -1,10 +1,10 @@
-//! Domain names in the one form that is compared, stored and reported: A-labels, lower case, no trailing dot.
+//! Domain names in canonical form, in which they are compared, stored and reported: A-labels, lower case, no trailing dot.
 //!
 //! Takes: text from a log, a policy request or a record. Gives: the name, or nothing where it is none.
 //! Limits: 253 octets, labels of 63 (RFC 1035 §2.3.4).
 
-/// The name in its one form; `None` for what is no domain name (an address literal, an empty label, a path).
-pub fn normalise(text: &str) -> Option<String> {
+/// The name in canonical form; `None` where it is not a domain name (an address literal, an empty label, a path).
+pub fn normalize(text: &str) -> Option<String> {
     let text = text.strip_suffix('.').unwrap_or(text);
     let name = if text.is_ascii() { text.to_ascii_lowercase() } else { idna::domain_to_ascii(text).ok()? };
     is_hostname(&name).then_some(name)
@@ -25,17 +25,17 @@ fn is_hostname(name: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::normalise;
+    use super::normalize;
 
     #[test]
     fn one_form() {
-        assert_eq!(normalise("MX.Example.COM.").as_deref(), Some("mx.example.com"));
-        assert_eq!(normalise("bücher.example").as_deref(), Some("xn--bcher-kva.example"));
+        assert_eq!(normalize("MX.Example.COM.").as_deref(), Some("mx.example.com"));
+        assert_eq!(normalize("bücher.example").as_deref(), Some("xn--bcher-kva.example"));
         for no in
             ["", ".", ".example.com", "a..b", "[192.0.2.1]", "192.0.2.1", "/var/run/lmtp", "a b.example", "-a.example"]
         {
-            assert_eq!(normalise(no), None, "{no}");
+            assert_eq!(normalize(no), None, "{no}");
         }
-        assert_eq!(normalise(&"a.".repeat(128)), None);
+        assert_eq!(normalize(&"a.".repeat(128)), None);
     }
 }

@@ -5,11 +5,11 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-/// What is done about a certificate that does not pass (RFC 8460 §3: it MAY be ignored; §7: better a report that another
-/// reads than none).
+/// What to do about a certificate that is not valid (RFC 8460 §3: it MAY be ignored; §7: a report that another party
+/// reads is better than none).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Certificates {
+pub enum HttpsCertificates {
     /// The report is sent all the same, and the log says so.
     Ignore,
     /// It is not sent, and tried again later.

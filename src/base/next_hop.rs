@@ -1,11 +1,11 @@
-//! A next hop as the MTA writes it, in its one form.
+//! A next hop as the MTA writes it, in canonical form.
 //!
 //! Takes: a key of a policy look-up. Gives: [`NextHop`], or nothing for what can have no policy.
 //! Limits: 1,024 octets.
 
 use std::fmt;
 
-/// A next hop that can have a policy, in its one form.
+/// A next hop that can have a policy, in canonical form.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct NextHop {
     /// The domain or host: A-labels, lower case, no trailing dot.
@@ -41,10 +41,10 @@ impl NextHop {
             }
             Some(_) => return None,
         };
-        Some(NextHop { domain: crate::base::domain_name::normalise(host)?, port, mx })
+        Some(NextHop { domain: crate::base::domain_name::normalize(host)?, port, mx })
     }
 
-    /// Its one form: port 25 is left out.
+    /// Its canonical form: port 25 is left out.
     pub fn key(&self) -> String {
         self.to_string()
     }
@@ -68,7 +68,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn next_hops_in_their_one_form() {
+    fn next_hops_in_canonical_form() {
         for (key, want) in [
             ("example.com", Some("example.com")),
             ("Example.COM.", Some("example.com")),

@@ -1,11 +1,11 @@
 //! Our own reports, known by their Message-ID and by nobody forged: the sessions that carried them are not counted.
 //!
-//! Takes: a unique word and a domain. Gives: a Message-ID that carries a tag of a secret, and the answer whether a Message-ID
+//! Takes: a unique word and a domain. Gives: a Message-ID that carries a tag made with a secret key, and the answer whether a Message-ID
 //! in a log is one of those. The counting river needs no word with the reporting one for that, and no list that grows.
-//! Beside it go the queue ids that the MTA of this host gave our reports when it took them ([`Queued`]): where the log does
+//! Beside it go the queue ids that the MTA of this host gave our reports when it took them ([`OwnQueueIds`]): where the log does
 //! not show the Message-ID, they tell as well.
-//! Limits: [`MAX_ID`] octets; anything longer is not ours. The tag has 128 bits. [`MAX_QUEUED`] queue ids on their way.
-//! Not here: which queue ids carry the message (`counting::session`), where the secret is kept (`store::message_id_key`).
+//! Limits: [`MAX_MESSAGE_ID`] octets; anything longer is not ours. The tag has 128 bits. [`MAX_QUEUE_IDS`] queue ids on their way.
+//! Not here: which queue ids carry the message (`counting::session`), where the key is stored (`store::message_id_key`).
 
 use std::fmt;
 use std::io;
@@ -15,27 +15,27 @@ use parking_lot::Mutex;
 use ring::hmac;
 use ring::rand::{SecureRandom, SystemRandom};
 
-/// Octets of the secret.
-pub(crate) const SECRET: usize = 32;
+/// Length of the key, in bytes.
+pub(crate) const KEY_LENGTH: usize = 32;
 
-/// Octets of the tag: 128 bits are beyond guessing, and the header stays on one line.
-const TAG: usize = 16;
+/// Length of the tag, in bytes: 128 bits cannot be guessed, and the header stays on one line.
+const TAG_LENGTH: usize = 16;
 
-/// The longest Message-ID that is looked at, in octets.
-pub const MAX_ID: usize = 512;
+/// The longest Message-ID that is examined, in bytes.
+pub const MAX_MESSAGE_ID: usize = 512;
 
-/// The most queue ids that wait for the counting: it takes them several times a second, and a report takes longer than
-/// that to be signed. Others are known by their Message-ID alone.
-pub const MAX_QUEUED: usize = 10_000;
+/// The most queue ids that wait for the counting. It takes them several times a second, and signing a report takes
+/// longer than that. A report beyond the limit is recognized by its Message-ID alone.
+pub const MAX_QUEUE_IDS: usize = 10_000;
 
-/// What tells our Message-IDs from all others.
+/// The key that marks our Message-IDs, so that they can be told from all others.
 #[derive(Clone)]
-pub struct Secret(hmac::Key);
+pub struct MessageIdKey(hmac::Key);
 
-impl Secret {
-    /// A secret made of these octets.
-    pub fn of(bytes: &[u8]) -> Secret {
-        Secret(hmac::Key::new(hmac::HMAC_SHA256, bytes))
+impl MessageIdKey {
+    /// A key made of these bytes.
+    pub fn from_bytes(bytes: &[u8]) -> MessageIdKey {
+        MessageIdKey(hmac::Key::new(hmac::HMAC_SHA256, bytes))
     }
 
     /// The Message-ID, without angle brackets, of a message that is `unique` (letters, digits and hyphens) at `domain`.
@@ -47,64 +47,64 @@ impl Secret {
     /// Whether we made this Message-ID; it may stand in angle brackets.
     pub fn is_ours(&self, message_id: &[u8]) -> bool {
         let id = message_id.strip_prefix(b"<").and_then(|id| id.strip_suffix(b">")).unwrap_or(message_id);
-        let Some((unique, tag, domain)) = parts(id) else { return false };
+        let Some((unique, tag, domain)) = split_message_id(id) else { return false };
         let wanted = hex(&self.tag(unique, domain));
         // Every octet is compared, so that the time taken tells nothing.
         wanted.as_bytes().iter().zip(tag).fold(0, |differ, (a, b)| differ | (a ^ b)) == 0
     }
 
-    fn tag(&self, unique: &[u8], domain: &[u8]) -> [u8; TAG] {
+    fn tag(&self, unique: &[u8], domain: &[u8]) -> [u8; TAG_LENGTH] {
         let mut context = hmac::Context::with_key(&self.0);
         context.update(unique);
         context.update(b"@");
         context.update(domain);
         let full = context.sign();
-        let mut tag = [0; TAG];
+        let mut tag = [0; TAG_LENGTH];
         tag.iter_mut().zip(full.as_ref()).for_each(|(to, from)| *to = *from);
         tag
     }
 }
 
-impl fmt::Debug for Secret {
+impl fmt::Debug for MessageIdKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Secret")
+        f.write_str("MessageIdKey")
     }
 }
 
-/// Queue ids of our reports, from who hands them over to who counts; copies share them. Who counts keeps them.
+/// Queue ids of our reports, from the sender of reports to the counting; copies share one list.
 #[derive(Clone, Debug, Default)]
-pub struct Queued(Arc<Mutex<Vec<String>>>);
+pub struct OwnQueueIds(Arc<Mutex<Vec<String>>>);
 
-impl Queued {
-    /// A report was taken under this id.
-    pub fn note(&self, id: &str) {
+impl OwnQueueIds {
+    /// Adds the queue id of a report that the MTA accepted.
+    pub fn add(&self, id: &str) {
         let mut ids = self.0.lock();
-        if ids.len() < MAX_QUEUED {
+        if ids.len() < MAX_QUEUE_IDS {
             ids.push(id.to_owned());
         }
     }
 
-    /// Those that were noted since the last call.
+    /// The queue ids added since the last call.
     pub fn take(&self) -> Vec<String> {
         std::mem::take(&mut *self.0.lock())
     }
 }
 
-/// `unique.tag@domain`, where it has that shape; most Message-IDs of others fall out here.
-fn parts(id: &[u8]) -> Option<(&[u8], &[u8], &[u8])> {
-    if id.len() > MAX_ID {
+/// Splits `unique.tag@domain`; `None` for any other form, as nearly all Message-IDs of others have.
+fn split_message_id(id: &[u8]) -> Option<(&[u8], &[u8], &[u8])> {
+    if id.len() > MAX_MESSAGE_ID {
         return None;
     }
     let at = id.iter().position(|b| *b == b'@')?;
     let (left, domain) = (&id[..at], &id[at + 1..]);
-    let dot = left.len().checked_sub(2 * TAG + 1)?;
+    let dot = left.len().checked_sub(2 * TAG_LENGTH + 1)?;
     let (unique, tag) = (&left[..dot], &left[dot + 1..]);
     let shaped = left[dot] == b'.' && !unique.is_empty() && tag.iter().all(u8::is_ascii_hexdigit);
     shaped.then_some((unique, tag, domain))
 }
 
-/// Octets that nobody can guess, from the operating system.
-pub(crate) fn random<const N: usize>() -> io::Result<[u8; N]> {
+/// Random bytes from the operating system.
+pub(crate) fn random_bytes<const N: usize>() -> io::Result<[u8; N]> {
     let mut bytes = [0; N];
     SystemRandom::new().fill(&mut bytes).map_err(|_| io::Error::other("the system gave no random octets"))?;
     Ok(bytes)
@@ -122,16 +122,16 @@ mod tests {
 
     #[test]
     fn knows_its_own() {
-        let secret = Secret::of(&[7; SECRET]);
+        let secret = MessageIdKey::from_bytes(&[7; KEY_LENGTH]);
         let id = secret.message_id("20261122-0123456789abcdef", "example.com");
         assert!(secret.is_ours(id.as_bytes()));
         assert!(secret.is_ours(format!("<{id}>").as_bytes()));
-        assert!(!Secret::of(&[8; SECRET]).is_ours(id.as_bytes()), "another secret");
+        assert!(!MessageIdKey::from_bytes(&[8; KEY_LENGTH]).is_ours(id.as_bytes()), "another secret");
     }
 
     #[test]
     fn any_change_shows() {
-        let secret = Secret::of(&[7; SECRET]);
+        let secret = MessageIdKey::from_bytes(&[7; KEY_LENGTH]);
         let id = secret.message_id("20261122-0123456789abcdef", "example.com").into_bytes();
         for at in 0..id.len() {
             for flip in [1, 0x20, 0x80] {
@@ -146,20 +146,20 @@ mod tests {
 
     #[test]
     fn other_shapes_are_not_ours() {
-        let secret = Secret::of(&[7; SECRET]);
-        let tag = "0".repeat(2 * TAG);
+        let secret = MessageIdKey::from_bytes(&[7; KEY_LENGTH]);
+        let tag = "0".repeat(2 * TAG_LENGTH);
         for other in ["", "@", "<>", "a@b", ".@b", "CAF=x@mail.example.com", &format!(".{tag}@b"), &format!("{tag}@b")]
         {
             assert!(!secret.is_ours(other.as_bytes()), "{other}");
         }
         assert!(!secret.is_ours(&vec![b'@'; 100_000]));
-        assert!(!secret.is_ours(format!("{}.{tag}@b", "a".repeat(MAX_ID)).as_bytes()));
+        assert!(!secret.is_ours(format!("{}.{tag}@b", "a".repeat(MAX_MESSAGE_ID)).as_bytes()));
         assert!(!secret.is_ours(&[0xff; 64]));
     }
 
     #[test]
     fn random_is_not_constant() {
-        assert_ne!(random::<16>().unwrap(), random::<16>().unwrap());
+        assert_ne!(random_bytes::<16>().unwrap(), random_bytes::<16>().unwrap());
         assert_eq!(hex(&[0x00, 0xab, 0xff]), "00abff");
     }
 }

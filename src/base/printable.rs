@@ -1,7 +1,7 @@
 //! Text of strangers, made safe to print.
 
-/// A stranger's text, fit for a line of log or mail: printable ASCII, `max` characters at most.
-pub(crate) fn shown(text: &str, max: usize) -> String {
+/// Text from others, made fit for a line of log or mail: printable ASCII, `max` characters at most.
+pub(crate) fn escape_and_cut(text: &str, max: usize) -> String {
     let mut out = String::new();
     for c in text.chars() {
         let plain = c.is_ascii_graphic() || c == ' ';
@@ -21,7 +21,7 @@ mod tests {
 
     #[test]
     fn strangers_text_is_escaped_and_cut() {
-        assert_eq!(shown("a\r\nb\u{202e}", 40), "a\\r\\nb\\u{202e}");
-        assert_eq!(shown("abcdef", 3), "abc...");
+        assert_eq!(escape_and_cut("a\r\nb\u{202e}", 40), "a\\r\\nb\\u{202e}");
+        assert_eq!(escape_and_cut("abcdef", 3), "abc...");
     }
 }

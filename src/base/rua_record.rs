@@ -13,7 +13,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 use crate::base::domain_name;
-use crate::base::printable::shown;
+use crate::base::printable::escape_and_cut;
 
 /// How many destinations of one record are looked at, so that the suppressed ones do not use up those that are served.
 pub const MAX_READ: usize = 64;
@@ -145,7 +145,7 @@ impl Recipients {
     /// Notes a URI that gets no report.
     pub(crate) fn skip(&mut self, uri: &str, why: impl Into<Cow<'static, str>>) {
         if self.skipped.len() < MAX_SKIPPED {
-            self.skipped.push(Skipped { uri: shown(uri, 80), why: why.into() });
+            self.skipped.push(Skipped { uri: escape_and_cut(uri, 80), why: why.into() });
         } else {
             self.more_skipped += 1;
         }
@@ -209,7 +209,7 @@ fn https(rest: &str) -> Result<(), &'static str> {
         return Err("a user in the URI");
     }
     let (host, port) = authority.split_once(':').map_or((authority, None), |(host, port)| (host, Some(port)));
-    match domain_name::normalise(host) {
+    match domain_name::normalize(host) {
         None => return Err("no host name"),
         Some(name) if is_local(&name) => return Err("a name of the local network"),
         Some(_) => {}
@@ -253,7 +253,7 @@ impl FromStr for Mailbox {
         if local.len() > 64 || !local.split('.').all(atom) {
             return Err(NotAMailbox);
         }
-        let domain = domain_name::normalise(domain).ok_or(NotAMailbox)?;
+        let domain = domain_name::normalize(domain).ok_or(NotAMailbox)?;
         Ok(Mailbox { local: local.to_owned(), domain })
     }
 }

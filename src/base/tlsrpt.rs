@@ -187,10 +187,10 @@ impl<'de> Deserialize<'de> for Day {
     }
 }
 
-/// What is counted under a day, a recipient domain and a policy.
+/// The result that a tally counts, for a day, a recipient domain and a policy.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Counted {
+pub enum TallyResult {
     /// A session that succeeded.
     Success,
     /// A session that failed.
@@ -199,23 +199,23 @@ pub enum Counted {
     Detail(Failure),
 }
 
-/// What one count is kept under.
+/// What one tally is kept for.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Tally {
+pub struct TallyKey {
     /// The UTC day.
     pub day: Day,
     /// The recipient domain: A-label, lower case, no trailing dot.
     pub domain: Arc<str>,
     /// The policy in force.
     pub policy: Arc<Policy>,
-    /// What happened.
-    pub counted: Counted,
+    /// The result.
+    pub result: TallyResult,
 }
 
 /// All counts of one day, recipient domain and policy: one element of `policies` in a report.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub struct Row {
+pub struct TallyRow {
     /// The UTC day.
     pub day: Day,
     /// The recipient domain.
@@ -230,8 +230,8 @@ pub struct Row {
     pub details: Vec<(Failure, u64)>,
 }
 
-/// Puts counts together by day, recipient domain and policy; sorted so, the details as well.
-pub fn rows(counts: impl IntoIterator<Item = (Tally, u64)>) -> Vec<Row> {
+/// Sums counts by day, recipient domain and policy. The rows and their details are sorted.
+pub fn sum_tallies(counts: impl IntoIterator<Item = (TallyKey, u64)>) -> Vec<TallyRow> {
     #[derive(Default)]
     struct Sums {
         successful: u64,
@@ -241,13 +241,13 @@ pub fn rows(counts: impl IntoIterator<Item = (Tally, u64)>) -> Vec<Row> {
     let mut rows: BTreeMap<(Day, Arc<str>, Arc<Policy>), Sums> = BTreeMap::new();
     for (tally, n) in counts {
         let sums = rows.entry((tally.day, tally.domain, tally.policy)).or_default();
-        match tally.counted {
-            Counted::Success => sums.successful += n,
-            Counted::Failure => sums.failed += n,
-            Counted::Detail(failure) => *sums.details.entry(failure).or_default() += n,
+        match tally.result {
+            TallyResult::Success => sums.successful += n,
+            TallyResult::Failure => sums.failed += n,
+            TallyResult::Detail(failure) => *sums.details.entry(failure).or_default() += n,
         }
     }
-    let row = |((day, domain, policy), sums): ((Day, Arc<str>, Arc<Policy>), Sums)| Row {
+    let row = |((day, domain, policy), sums): ((Day, Arc<str>, Arc<Policy>), Sums)| TallyRow {
         day,
         domain: domain.to_string(),
         policy: Arc::unwrap_or_clone(policy),
@@ -278,7 +278,7 @@ impl fmt::Display for Mode {
 
 /// The policy in force: what our responder had decided for a next hop when a session began.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum InForce {
+pub enum PolicyInForce {
     /// Nothing was published, or the destination was not asked about.
     None,
     /// An MTA-STS policy; its patterns are `policy.mx-host`.
@@ -301,16 +301,16 @@ pub enum InForce {
 /// How a session ended.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Verdict {
+pub enum SessionResult {
     /// As the policy asks.
     Success,
     /// Not, and why: the result type and, where one is known, a reason code.
     Failure(ResultType, Option<String>),
 }
 
-/// One session, as a log shows it, put together and ready to be counted.
+/// One session, assembled from the log and ready to be counted.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Outcome {
+pub struct SessionOutcome {
     /// The time of its first line, in seconds since 1970-01-01T00:00:00Z: which policy was in force.
     pub began: i64,
     /// The time of its last line: the day that it is counted on, so that a day that is read past gets nothing more.
@@ -326,23 +326,24 @@ pub struct Outcome {
     /// Whether a TLSA record is what verified the certificate, where the MTA says which it was.
     pub dane: Option<bool>,
     /// What follows from the lines.
-    pub observed: Option<Verdict>,
+    pub observed: Option<SessionResult>,
     /// Delivered in clear text without a try at TLS, and the log proves it: no session, but a failure where a policy in
     /// testing mode wanted one.
     pub clear_text: bool,
     /// What the MTA itself reports.
-    pub native: Option<Verdict>,
+    pub native: Option<SessionResult>,
     /// What the MTA found wrong with a certificate that did not have to pass.
     pub cause: Option<(ResultType, Option<String>)>,
     /// Whether the MTA is known to have trust anchors: without, every certificate is `Untrusted`.
     pub anchors: bool,
     /// Whether the MTA has named `domain` as its next hop.
-    pub named: bool,
+    pub next_hop_named: bool,
     /// Whether the MTA has reported this session by itself, and the report was not lost on its way; `None` where nothing
     /// shows that it reports on this destination at all.
     pub reported: Option<bool>,
-    /// Of a `Verified` session of an MTA that is not known to have trust anchors: the MTA. It has some if it was no DANE.
-    pub shows_anchors: Option<Box<[u8]>>,
+    /// The MTA, where this is a `Verified` session of an MTA that is not known to have trust anchors. It has some,
+    /// unless the session was under DANE.
+    pub anchors_shown_by: Option<Box<[u8]>>,
 }
 
 /// Whether an MX host is one of those that a policy's `mx` pattern allows: equal, or a `*.` in place of

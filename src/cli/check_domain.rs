@@ -24,7 +24,7 @@ pub struct Options {
 
 /// Looks, and prints what was found; the exit status says how bad it is.
 pub fn domain(options: &Options) -> Result<u8, Fault> {
-    if domain_name::normalise(&options.domain).is_none() {
+    if domain_name::normalize(&options.domain).is_none() {
         let text = options.domain.escape_debug();
         return Err(Fault::new(USAGE, format!("`{text}` is no domain name; nothing was looked at")));
     }

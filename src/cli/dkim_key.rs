@@ -49,7 +49,7 @@ pub fn dkim_key(options: &Options) -> Result<(), Fault> {
     };
     let domain = domain(options, config.as_ref())?;
     let selector = &options.selector;
-    if domain_name::normalise(&format!("{selector}._domainkey.{domain}")).is_none() {
+    if domain_name::normalize(&format!("{selector}._domainkey.{domain}")).is_none() {
         let problem = format!("--selector: `{}` is no DNS name; allowed: such as `tlsrpt`", selector.escape_debug());
         return Err(Fault::new(USAGE, problem));
     }
@@ -84,12 +84,12 @@ pub fn dkim_key(options: &Options) -> Result<(), Fault> {
 fn domain(options: &Options, config: Option<&Config>) -> Result<String, Fault> {
     let from = config.and_then(|config| config.report.from.as_deref());
     match (&options.domain, from.and_then(|from| from.rsplit_once('@'))) {
-        (Some(named), _) => domain_name::normalise(named).ok_or_else(|| {
+        (Some(named), _) => domain_name::normalize(named).ok_or_else(|| {
             let found = named.escape_debug();
             Fault::new(USAGE, format!("--domain: `{found}` is no domain name; allowed: such as `example.com`"))
         }),
         // The configuration was checked.
-        (None, Some((_, domain))) => Ok(domain_name::normalise(domain).unwrap_or_else(|| domain.to_owned())),
+        (None, Some((_, domain))) => Ok(domain_name::normalize(domain).unwrap_or_else(|| domain.to_owned())),
         (None, None) => {
             Err(Fault::new(CONFIG, "[report] from: not set; allowed: set it, or say --domain; no key was made"))
         }

@@ -12,7 +12,7 @@ use tlswarden_parsers::Dialect;
 
 use super::render::table;
 use super::{CONFIG, Fault, NO_INPUT, USAGE, print};
-use crate::base::tlsrpt::{Failure, Policy, Row};
+use crate::base::tlsrpt::{Failure, Policy, TallyRow};
 use crate::config;
 use crate::daemon::services::{self, ReplayError, ReplayRequest as Request, Replayed};
 
@@ -152,7 +152,7 @@ struct ShownDetail<'a> {
 }
 
 impl<'a> ShownRow<'a> {
-    fn new(row: &'a Row) -> ShownRow<'a> {
+    fn new(row: &'a TallyRow) -> ShownRow<'a> {
         ShownRow {
             day: row.day.to_string(),
             recipient_domain: &row.domain,

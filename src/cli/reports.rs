@@ -75,7 +75,7 @@ pub fn reports(options: &Options) -> Result<(), Fault> {
 }
 
 pub fn report(config: &Config, day: Option<Day>, domain: Option<String>, out: Option<&Path>) -> Result<(), Fault> {
-    if let Some(name) = domain.as_deref().filter(|name| domain_name::normalise(name).is_none()) {
+    if let Some(name) = domain.as_deref().filter(|name| domain_name::normalize(name).is_none()) {
         return Err(Fault::new(USAGE, format!("--domain: `{name}` is no domain name; nothing is shown")));
     }
     let question = Question::Report { day, domain: domain.clone() };

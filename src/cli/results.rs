@@ -9,7 +9,7 @@ use super::control::answer;
 use super::render::{pretty, table};
 use super::{ConfigFile, Fault, USAGE, print};
 use crate::base::domain_name;
-use crate::base::tlsrpt::{Day, Row};
+use crate::base::tlsrpt::{Day, TallyRow};
 use crate::daemon::control::Question;
 
 #[derive(Args)]
@@ -28,17 +28,17 @@ pub struct Options {
 }
 
 pub fn results(options: &Options) -> Result<(), Fault> {
-    if let Some(name) = options.domain.as_deref().filter(|name| domain_name::normalise(name).is_none()) {
+    if let Some(name) = options.domain.as_deref().filter(|name| domain_name::normalize(name).is_none()) {
         return Err(Fault::new(USAGE, format!("--domain: `{name}` is no domain name; nothing is shown")));
     }
     let (day, domain) = (options.day, options.domain.clone());
     let question = Question::Results { day, domain: domain.clone() };
     let config = options.config.load()?;
-    let rows: Vec<Row> = answer(&config, &question, async |desk| desk.results(day, domain.as_deref()).await)?;
+    let rows: Vec<TallyRow> = answer(&config, &question, async |desk| desk.results(day, domain.as_deref()).await)?;
     if options.json { print(&pretty(&rows)) } else { print(&people(&rows)) }
 }
 
-fn people(rows: &[Row]) -> String {
+fn people(rows: &[TallyRow]) -> String {
     if rows.is_empty() {
         return "nothing has been counted\n".to_owned();
     }

@@ -3,7 +3,7 @@
 //! Takes: the `[report]` section. Gives: [`Identity`], or what is missing or cannot be used, one line each.
 //! Not here: DKIM keys (`reporting::dkim`).
 
-use crate::base::printable::shown;
+use crate::base::printable::escape_and_cut;
 use crate::base::rua_record::Mailbox;
 use crate::config::{Dkim, ReportSection};
 
@@ -42,7 +42,7 @@ impl Identity {
         let mut address = |key: &str, value: &Option<String>| {
             let text = value.as_deref().unwrap_or("not-set@tlswarden.invalid");
             text.parse().unwrap_or_else(|_| {
-                let found = shown(text, 80);
+                let found = escape_and_cut(text, 80);
                 faults.push(format!(
                     "[report] {key}: `{found}` is no mail address; allowed: such as `tlsrpt@example.com`"
                 ));
@@ -60,7 +60,7 @@ impl Identity {
             || organization.len() > MAX_ORGANIZATION
             || organization.chars().any(char::is_control)
         {
-            let found = shown(&organization, 80);
+            let found = escape_and_cut(&organization, 80);
             faults.push(format!(
                 "[report] organization: `{found}` is no name; allowed: 1 to {MAX_ORGANIZATION} octets without control characters"
             ));

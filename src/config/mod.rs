@@ -21,7 +21,7 @@ use tlswarden_parsers::Dialect;
 
 pub use validate::{ConfigError, parse, time_zone};
 
-use crate::base::network::{Certificates, NetworkExceptions};
+use crate::base::network::{HttpsCertificates, NetworkExceptions};
 use crate::base::tlsrpt::Day;
 
 /// The whole file.
@@ -272,7 +272,7 @@ pub struct ReportSection {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ca_file: Option<PathBuf>,
     /// What is done about a receiver by https whose certificate does not pass.
-    pub https_certificates: Certificates,
+    pub https_certificates: HttpsCertificates,
     /// Over how long a time after midnight UTC reports are spread.
     pub spread: Span,
     /// How long counts and unsent reports are kept after their day.
@@ -548,7 +548,7 @@ impl Default for ReportSection {
             user: None,
             password: None,
             ca_file: None,
-            https_certificates: Certificates::Ignore,
+            https_certificates: HttpsCertificates::Ignore,
             only_failures: false,
             allow: Vec::new(),
             max_destinations: 5,

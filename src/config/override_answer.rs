@@ -113,7 +113,7 @@ fn unknown(name: &str, known: Option<&Attribute>, version: PostfixVersion) -> St
 /// Whether a value can stand at a level; fails with what is allowed.
 fn takes(level: &str, name: &str, value: &str, version: PostfixVersion) -> Result<(), &'static str> {
     let ok = |good: bool, allowed: &'static str| if good { Ok(()) } else { Err(allowed) };
-    let hostname = |name: &str| domain_name::normalise(name).is_some() && name.is_ascii();
+    let hostname = |name: &str| domain_name::normalize(name).is_some() && name.is_ascii();
     match name {
         "match" if level == "fingerprint" => {
             let digest = |d: &str| !d.is_empty() && d.bytes().all(|b| b.is_ascii_hexdigit() || b == b':');

@@ -93,10 +93,10 @@ impl Config {
             return Err(("report", "organization", "empty, or with control characters; allowed: a name".into()));
         }
         for key in report.dkim.keys() {
-            if domain_name::normalise(&key.selector).is_none() {
+            if domain_name::normalize(&key.selector).is_none() {
                 return Err(("report.dkim", "selector", format!("`{}` is no DNS name", key.selector)));
             }
-            if let Some(name) = key.domain.as_deref().filter(|name| domain_name::normalise(name).is_none()) {
+            if let Some(name) = key.domain.as_deref().filter(|name| domain_name::normalize(name).is_none()) {
                 return Err(("report.dkim", "domain", format!("`{name}` is no domain name")));
             }
         }
@@ -228,7 +228,7 @@ impl Config {
         for (nth, section) in self.policy.overrides.iter().enumerate() {
             let text = &section.domain;
             let (dot, name) = text.strip_prefix('.').map_or(("", text.as_str()), |parent| (".", parent));
-            let Some(name) = domain_name::normalise(name) else {
+            let Some(name) = domain_name::normalize(name) else {
                 let problem =
                     format!("`{}` is no domain name; allowed: `example.com` or `.example.com`", text.escape_debug());
                 return Err((nth, "domain", problem));
@@ -300,7 +300,7 @@ impl Config {
         for (nth, rule) in self.next_hops.iter().enumerate() {
             let text = &rule.domain;
             let name = text.strip_prefix('.').unwrap_or(text);
-            if text != "*" && domain_name::normalise(name).is_none() {
+            if text != "*" && domain_name::normalize(name).is_none() {
                 let problem =
                     format!("`{}` is no domain; allowed: `example.com`, `.example.com`, `*`", text.escape_debug());
                 return Err(("nexthop", nth, "domain", problem));
@@ -401,7 +401,7 @@ fn line_of(text: &str, section: &str, nth: usize, key: &str) -> Option<usize> {
 fn is_address(text: &str) -> bool {
     let local = |b: u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-/=?^_`{|}~.".contains(&b);
     text.split_once('@').is_some_and(|(name, host)| {
-        (1..=64).contains(&name.len()) && name.bytes().all(local) && domain_name::normalise(host).is_some()
+        (1..=64).contains(&name.len()) && name.bytes().all(local) && domain_name::normalize(host).is_some()
     })
 }
 

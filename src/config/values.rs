@@ -83,7 +83,7 @@ impl TryFrom<String> for Deliver {
         };
         let server = |at: &str| {
             let (host, port) = at.rsplit_once(':')?;
-            Some((domain_name::normalise(host)?, port.parse().ok()?))
+            Some((domain_name::normalize(host)?, port.parse().ok()?))
         };
         match text.split_once(':') {
             Some(("smtp", addr)) => addr.parse().map(Deliver::Smtp).map_err(|_| bad()),

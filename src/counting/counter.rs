@@ -19,7 +19,7 @@ use tlswarden_parsers::event::{EventKind, LogTimestamp};
 use tlswarden_parsers::{Dialect, Event, MalformedLine, is_log_line, parse};
 
 use crate::base::policy_at::PolicyAt;
-use crate::base::tlsrpt::{Counted, Day, InForce, Mode, Outcome, PolicyType, Tally};
+use crate::base::tlsrpt::{Day, Mode, PolicyInForce, PolicyType, SessionOutcome, TallyKey, TallyResult};
 use crate::config::Tlsrpt;
 use crate::counting::input::journald as journal;
 use crate::counting::rules::Rules;
@@ -67,8 +67,8 @@ pub struct Counter {
     calendar: Calendar,
     sessions: Sessions,
     own: OwnReports,
-    counts: HashMap<Tally, u64, RandomState>,
-    outcomes: Vec<Outcome>,
+    counts: HashMap<TallyKey, u64, RandomState>,
+    outcomes: Vec<SessionOutcome>,
     failed: Vec<Arc<str>>,
     seen: Seen,
     newest_stored: Option<i64>,
@@ -355,7 +355,7 @@ impl Counter {
     }
 
     /// The counts since the last call.
-    pub fn counts(&mut self) -> impl Iterator<Item = (Tally, u64)> {
+    pub fn counts(&mut self) -> impl Iterator<Item = (TallyKey, u64)> {
         std::mem::take(&mut self.counts).into_iter()
     }
 
@@ -381,14 +381,14 @@ impl Counter {
                 self.seen.local += 1;
                 continue;
             }
-            if !outcome.named
+            if !outcome.next_hop_named
                 && let Some(hop) = self.rules.next_hop(&outcome.domain)
             {
                 outcome.domain = hop.into();
             }
             let in_force = policies.at(&outcome.domain, outcome.began);
             let in_force = self.rules.in_force(in_force, &outcome.domain, outcome.began);
-            let tested = matches!(in_force, Some(InForce::Sts { mode: Mode::Testing, .. }));
+            let tested = matches!(in_force, Some(PolicyInForce::Sts { mode: Mode::Testing, .. }));
             match self.rules.tlsrpt {
                 Tlsrpt::Off => outcome.native = None,
                 Tlsrpt::Datagrams if !tested && self.rules.is_native(&outcome) => {
@@ -399,7 +399,7 @@ impl Counter {
             }
             let counts = tally::count(&outcome, in_force.as_ref());
             if counts.anchored
-                && let Some(instance) = &outcome.shows_anchors
+                && let Some(instance) = &outcome.anchors_shown_by
             {
                 self.sessions.has_anchors(instance, outcome.ended);
             }
@@ -409,17 +409,17 @@ impl Counter {
             self.seen.not_asked += u64::from(in_force.is_none());
             self.seen.contradicted += u64::from(counts.contradicted);
             self.seen.without_anchors += u64::from(counts.without_anchors);
-            let under_sts = matches!(&in_force, Some(InForce::Sts { mode: Mode::Enforce | Mode::Testing, .. }));
+            let under_sts = matches!(&in_force, Some(PolicyInForce::Sts { mode: Mode::Enforce | Mode::Testing, .. }));
             if under_sts
                 && now.saturating_sub(outcome.ended) <= NEWS
                 && self.failed.len() < HINTS
-                && counts.tallies.iter().any(|tally| tally.counted == Counted::Failure)
+                && counts.tallies.iter().any(|tally| tally.result == TallyResult::Failure)
                 && !self.failed.contains(&outcome.domain)
             {
                 self.failed.push(Arc::clone(&outcome.domain));
             }
             for mut tally in counts.tallies {
-                if let (Counted::Detail(failure), Some(ip)) = (&mut tally.counted, outcome.ip)
+                if let (TallyResult::Detail(failure), Some(ip)) = (&mut tally.result, outcome.ip)
                     && failure.receiving_ip == Some(ip)
                 {
                     failure.sending_mta_ip = self.rules.sending_address(ip);
@@ -459,12 +459,12 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
-    use crate::base::tlsrpt::{ResultType, rows};
+    use crate::base::tlsrpt::{ResultType, sum_tallies};
 
     struct NotAsked;
 
     impl PolicyAt for NotAsked {
-        fn at(&self, _: &str, _: i64) -> Option<InForce> {
+        fn at(&self, _: &str, _: i64) -> Option<PolicyInForce> {
             None
         }
     }
@@ -482,7 +482,7 @@ mod tests {
     fn counted(lines: &str) -> Vec<(String, u64, u64)> {
         let mut counter = fresh();
         counter.lines(lines.as_bytes(), NOW, &NotAsked);
-        rows(counter.counts()).into_iter().map(|row| (row.domain, row.successful, row.failed)).collect()
+        sum_tallies(counter.counts()).into_iter().map(|row| (row.domain, row.successful, row.failed)).collect()
     }
 
     /// A restart after any line of any real log: what was open is taken back from what was stored, and nothing changes.
@@ -502,7 +502,7 @@ mod tests {
                 let mut whole = of(mta);
                 whole.lines(&log, NOW, &NotAsked);
                 let mut stored: BTreeMap<Vec<u8>, Vec<u8>> = BTreeMap::new();
-                let mut counts: HashMap<Tally, u64> = HashMap::new();
+                let mut counts: HashMap<TallyKey, u64> = HashMap::new();
                 for line in log.split_inclusive(|b| *b == b'\n') {
                     let records: Vec<_> = stored.clone().into_iter().collect();
                     let (mut counter, unread) = of(mta).load(TimeZone::UTC, &records);
@@ -518,7 +518,7 @@ mod tests {
                         }
                     }
                 }
-                assert_eq!(rows(counts), rows(whole.counts()), "{}", path.display());
+                assert_eq!(sum_tallies(counts), sum_tallies(whole.counts()), "{}", path.display());
             }
         }
     }
@@ -582,7 +582,7 @@ mod tests {
         );
         counter.lines(log.as_bytes(), NOW, &NotAsked);
         assert_eq!(counter.seen().1.unmatched, 1);
-        assert_eq!(rows(counter.counts()).len(), 1);
+        assert_eq!(sum_tallies(counter.counts()).len(), 1);
     }
 
     /// The log does not show the Message-ID: the reply to the report's final dot has told the queue id.
@@ -603,7 +603,7 @@ mod tests {
         // Another message under the same id.
         let other = "Nov 22 02:00:00 h postfix/cleanup[4]: 4AB0CDEF12: message-id=<theirs.1@a.test>\n";
         counter.lines(format!("{other}{}", sent.replace("01:00", "02:00")).as_bytes(), NOW, &NotAsked);
-        assert_eq!(rows(counter.counts()).len(), 1);
+        assert_eq!(sum_tallies(counter.counts()).len(), 1);
 
         let mut exim = of(Dialect::Exim);
         exim.carries_own("1vNxyZ-00000003Abc-1aBC", at);
@@ -625,15 +625,15 @@ mod tests {
              status=deferred (Server certificate not verified)\n"
         );
         counter.lines(log.as_bytes(), NOW, &NotAsked);
-        let rows = rows(counter.counts());
+        let rows = sum_tallies(counter.counts());
         let told: Vec<_> = rows[0].details.iter().map(|(failure, n)| (failure.result_type, *n)).collect();
         assert_eq!(told, [(ResultType::CertificateHostMismatch, 1), (ResultType::CertificateExpired, 1)]);
     }
 
-    struct Always(InForce);
+    struct Always(PolicyInForce);
 
     impl PolicyAt for Always {
-        fn at(&self, _: &str, _: i64) -> Option<InForce> {
+        fn at(&self, _: &str, _: i64) -> Option<PolicyInForce> {
             Some(self.0.clone())
         }
     }
@@ -652,7 +652,7 @@ mod tests {
                 ..crate::base::tlsrpt::Policy::none("a.test")
             })
         };
-        let sts = |mode| Always(InForce::Sts { mode, policy: policy(), failure: None });
+        let sts = |mode| Always(PolicyInForce::Sts { mode, policy: policy(), failure: None });
         let hints = |now: i64, lines: &str, policies: &dyn PolicyAt| {
             let mut counter = fresh();
             counter.lines(lines.as_bytes(), now, policies);

@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use crate::base::tlsrpt::{Counted, Failure, Tally};
+use crate::base::tlsrpt::{Failure, TallyKey, TallyResult};
 
 /// How many lines a minute: a broken host of ours makes every destination fail.
 const LINES: u32 = 10;
@@ -28,7 +28,7 @@ pub struct Failing {
 
 impl Failing {
     /// The lines that these counts are worth at `now`, in seconds.
-    pub fn lines(&mut self, counts: &[(Tally, u64)], now: i64) -> Vec<String> {
+    pub fn lines(&mut self, counts: &[(TallyKey, u64)], now: i64) -> Vec<String> {
         let mut lines = Vec::new();
         if now.div_euclid(60) != self.minute {
             if self.unsaid > 0 {
@@ -37,7 +37,7 @@ impl Failing {
             (self.minute, self.said, self.unsaid) = (now.div_euclid(60), 0, 0);
         }
         for (tally, _) in counts {
-            let Counted::Detail(failure) = &tally.counted else { continue };
+            let TallyResult::Detail(failure) = &tally.result else { continue };
             if self.known.get(&tally.domain).is_some_and(|since| now - since < DAY) {
                 continue;
             }
@@ -69,10 +69,10 @@ mod tests {
     use super::*;
     use crate::base::tlsrpt::{Day, Policy, ResultType};
 
-    fn fails(domain: &str) -> (Tally, u64) {
+    fn fails(domain: &str) -> (TallyKey, u64) {
         let failure = Failure::new(ResultType::CertificateExpired, Some("certificate has expired"));
         let policy = Arc::new(Policy::none(domain));
-        (Tally { day: Day(1), domain: domain.into(), policy, counted: Counted::Detail(failure) }, 1)
+        (TallyKey { day: Day(1), domain: domain.into(), policy, result: TallyResult::Detail(failure) }, 1)
     }
 
     #[test]

@@ -16,9 +16,9 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::base::clock::Clock;
 use crate::base::exim_event::{EventReply, EximEvent};
-use crate::base::own_reports::Queued;
+use crate::base::own_reports::OwnQueueIds;
 use crate::base::policy_at::PolicyAt;
-use crate::base::shutdown::stopped;
+use crate::base::shutdown::wait_for_shutdown;
 use crate::counting::counter::CALENDAR;
 pub use crate::counting::counter::{Counter, OwnReports, Seen, is_of};
 use crate::counting::duplicate_inputs::Twice;
@@ -72,7 +72,7 @@ pub struct River {
     /// The datagrams that wait.
     pub datagrams: Arc<Queue>,
     /// Queue ids of our own reports that are on their way here.
-    pub queued: Queued,
+    pub queued: OwnQueueIds,
     /// Where progress is shown.
     pub metrics: Metrics,
     /// The time of reading.
@@ -363,7 +363,7 @@ impl River {
                 return Err(error);
             }
             self.metrics.error(self.clock, format!("store: cannot write counts: {error}; reading waits, trying again"));
-            let _ = runtime.block_on(async { tokio::time::timeout(wait, stopped(shutdown)).await });
+            let _ = runtime.block_on(async { tokio::time::timeout(wait, wait_for_shutdown(shutdown)).await });
             wait = (wait * 2).min(RETRY_AT_MOST);
         }
     }

@@ -15,7 +15,7 @@ use parking_lot::Mutex;
 
 use crate::base::domain_name;
 use crate::base::next_hop::NextHop;
-use crate::base::tlsrpt::{InForce, Mode, Outcome, Policy};
+use crate::base::tlsrpt::{Mode, Policy, PolicyInForce, SessionOutcome};
 use crate::config::{Config, NextHopSection, Source, Tlsrpt};
 use crate::counting::session::datagram::Reported;
 
@@ -103,7 +103,7 @@ impl Rules {
 
     /// Whether a session in the log is one that Postfix's own datagrams count: the log says so itself, or, where it never
     /// shows what Postfix reports, there are datagrams of that destination.
-    pub fn is_native(&self, outcome: &Outcome) -> bool {
+    pub fn is_native(&self, outcome: &SessionOutcome) -> bool {
         let known = || {
             let native = self.native.lock();
             native.get(&outcome.domain).is_some_and(|known| (outcome.ended - known.last).abs() < NATIVE_MEMORY)
@@ -113,14 +113,14 @@ impl Rules {
 
     /// The policy in force for a session that began at `at`: our own decision, or, where we were not asked, a policy in
     /// testing mode that datagrams tell of.
-    pub fn in_force(&self, decided: Option<InForce>, domain: &str, at: i64) -> Option<InForce> {
+    pub fn in_force(&self, decided: Option<PolicyInForce>, domain: &str, at: i64) -> Option<PolicyInForce> {
         if decided.is_some() || self.tlsrpt != Tlsrpt::Datagrams {
             return decided;
         }
         let native = self.native.lock();
         let known = native.get(domain).filter(|known| (at - known.last).abs() < NATIVE_MEMORY)?;
         let policy = known.tested.as_ref()?;
-        Some(InForce::Sts { mode: Mode::Testing, policy: Arc::clone(policy), failure: None })
+        Some(PolicyInForce::Sts { mode: Mode::Testing, policy: Arc::clone(policy), failure: None })
     }
 
     /// Whether a host is not of the world: its sessions do not count.
@@ -157,8 +157,8 @@ impl NextHops {
             let policy_domain = hop.domain;
             match rule.domain.strip_prefix('.') {
                 _ if rule.domain == "*" => hops.all = Some(policy_domain),
-                Some(parent) => drop(domain_name::normalise(parent).map(|name| hops.below.insert(name, policy_domain))),
-                None => drop(domain_name::normalise(&rule.domain).map(|name| hops.exact.insert(name, policy_domain))),
+                Some(parent) => drop(domain_name::normalize(parent).map(|name| hops.below.insert(name, policy_domain))),
+                None => drop(domain_name::normalize(&rule.domain).map(|name| hops.exact.insert(name, policy_domain))),
             }
         }
         hops

@@ -1,13 +1,14 @@
 //! An outcome and the policy that was in force: which count goes up.
 //!
-//! Takes: an [`Outcome`], and what our responder had decided for its domain. Gives: [`Counted`]s under a policy.
+//! Takes: a [`SessionOutcome`], and what our responder had decided for its domain. Gives: [`TallyResult`]s under a policy.
 //! Pure. RFC 8460 §4.2 to §4.4 for the words; RFC 8461 §4.1 for the patterns; RFC 7672 §2 for what DANE covers.
 //! Not here: how a session was put together (`session`), where decisions are kept (`policy::history`).
 
 use std::sync::Arc;
 
 use crate::base::tlsrpt::{
-    Counted, Day, Failure, InForce, Mode, Outcome, Policy, PolicyType, ResultType, Tally, Trust, Verdict, mx_matches,
+    Day, Failure, Mode, Policy, PolicyInForce, PolicyType, ResultType, SessionOutcome, SessionResult, TallyKey,
+    TallyResult, Trust, mx_matches,
 };
 use crate::counting::session::datagram::Reported;
 use crate::counting::session::reason::{DANE_NO_MATCH, MX_MISMATCH};
@@ -16,7 +17,7 @@ use crate::counting::session::reason::{DANE_NO_MATCH, MX_MISMATCH};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Counts {
     /// The counts to add one to.
-    pub tallies: Vec<Tally>,
+    pub tallies: Vec<TallyKey>,
     /// The line contradicts the decision, so no policy can have been in force.
     pub contradicted: bool,
     /// Nothing is known, for the MTA has not shown that it has trust anchors: a loss.
@@ -26,18 +27,20 @@ pub struct Counts {
 }
 
 /// Counts one session under the policy that was in force; `None` stands for a destination that was not asked about.
-pub fn count(outcome: &Outcome, in_force: Option<&InForce>) -> Counts {
+pub fn count(outcome: &SessionOutcome, in_force: Option<&PolicyInForce>) -> Counts {
     let none = || Arc::new(Policy::none(&outcome.domain));
     let (policy, verdict, contradicted) = match in_force {
-        None | Some(InForce::None) => (none(), reported(outcome), false),
-        Some(InForce::Sts { mode: Mode::None, failure: None, .. }) => (none(), reported(outcome), false),
-        Some(InForce::Sts { mode: Mode::None, policy, .. }) => (Arc::clone(policy), reported(outcome), false),
-        Some(InForce::Sts { mode: Mode::Enforce, policy, .. }) => match enforced(outcome, policy) {
+        None | Some(PolicyInForce::None) => (none(), reported(outcome), false),
+        Some(PolicyInForce::Sts { mode: Mode::None, failure: None, .. }) => (none(), reported(outcome), false),
+        Some(PolicyInForce::Sts { mode: Mode::None, policy, .. }) => (Arc::clone(policy), reported(outcome), false),
+        Some(PolicyInForce::Sts { mode: Mode::Enforce, policy, .. }) => match enforced(outcome, policy) {
             Some(verdict) => (Arc::clone(policy), Some(verdict), false),
             None => (none(), reported(outcome), true),
         },
-        Some(InForce::Sts { mode: Mode::Testing, policy, .. }) => (Arc::clone(policy), tested(outcome, policy), false),
-        Some(InForce::Dane { hosts }) => {
+        Some(PolicyInForce::Sts { mode: Mode::Testing, policy, .. }) => {
+            (Arc::clone(policy), tested(outcome, policy), false)
+        }
+        Some(PolicyInForce::Dane { hosts }) => {
             let covers = |host: &str| hosts.iter().find(|(name, _)| name.eq_ignore_ascii_case(host));
             match outcome.mx.as_deref().and_then(covers) {
                 Some(_) if passed_unchecked(outcome) => (none(), reported(outcome), true),
@@ -48,34 +51,34 @@ pub fn count(outcome: &Outcome, in_force: Option<&InForce>) -> Counts {
             }
         }
     };
-    let tally = |counted| Tally {
+    let tally = |counted| TallyKey {
         day: Day::of(outcome.ended),
         domain: Arc::clone(&outcome.domain),
         policy: Arc::clone(&policy),
-        counted,
+        result: counted,
     };
     let without_anchors = verdict.is_none() && outcome.observed.is_some();
     let mut tallies = match verdict {
         None => Vec::new(),
-        Some(Verdict::Success) => vec![tally(Counted::Success)],
-        Some(Verdict::Failure(result_type, failure_reason_code)) => {
+        Some(SessionResult::Success) => vec![tally(TallyResult::Success)],
+        Some(SessionResult::Failure(result_type, failure_reason_code)) => {
             let detail = Failure {
                 receiving_mx_hostname: outcome.mx.clone(),
                 receiving_ip: outcome.ip,
                 failure_reason_code,
                 ..Failure::new(result_type, None)
             };
-            vec![tally(Counted::Failure), tally(Counted::Detail(detail))]
+            vec![tally(TallyResult::Failure), tally(TallyResult::Detail(detail))]
         }
     };
     // The policy's own failure is told once a session, and changes no summary.
-    if let Some(InForce::Sts { failure: Some(failure), .. }) = in_force
+    if let Some(PolicyInForce::Sts { failure: Some(failure), .. }) = in_force
         && !contradicted
         && !tallies.is_empty()
     {
-        tallies.push(tally(Counted::Detail(Failure::clone(failure))));
+        tallies.push(tally(TallyResult::Detail(Failure::clone(failure))));
     }
-    let enforced = matches!(in_force, Some(InForce::Sts { mode: Mode::Enforce, .. }));
+    let enforced = matches!(in_force, Some(PolicyInForce::Sts { mode: Mode::Enforce, .. }));
     let anchored = enforced && !contradicted && outcome.trust == Some(Trust::Verified);
     Counts { tallies, contradicted, without_anchors, anchored }
 }
@@ -88,11 +91,11 @@ pub fn count(outcome: &Outcome, in_force: Option<&InForce>) -> Counts {
 pub fn count_reported(
     session: &Reported,
     at: i64,
-    in_force: Option<&InForce>,
+    in_force: Option<&PolicyInForce>,
     testing_is_counted_elsewhere: bool,
-) -> Vec<Tally> {
+) -> Vec<TallyKey> {
     let ours = match in_force {
-        Some(InForce::Sts { mode, policy, failure }) if session.policy.policy_type != PolicyType::Tlsa => {
+        Some(PolicyInForce::Sts { mode, policy, failure }) if session.policy.policy_type != PolicyType::Tlsa => {
             let unmet = *mode == Mode::None && failure.is_none();
             (!unmet).then_some((*mode, policy, failure))
         }
@@ -106,26 +109,30 @@ pub fn count_reported(
         Some((_, policy, _)) => Arc::clone(policy),
         None => Arc::clone(&session.policy),
     };
-    let tally =
-        |counted| Tally { day: Day::of(at), domain: Arc::clone(&session.domain), policy: Arc::clone(&policy), counted };
-    let mut tallies = vec![tally(if session.failed { Counted::Failure } else { Counted::Success })];
-    tallies.extend(session.failures.iter().map(|failure| tally(Counted::Detail(failure.clone()))));
+    let tally = |counted| TallyKey {
+        day: Day::of(at),
+        domain: Arc::clone(&session.domain),
+        policy: Arc::clone(&policy),
+        result: counted,
+    };
+    let mut tallies = vec![tally(if session.failed { TallyResult::Failure } else { TallyResult::Success })];
+    tallies.extend(session.failures.iter().map(|failure| tally(TallyResult::Detail(failure.clone()))));
     if let Some((_, _, Some(failure))) = ours
         && !session.failures.iter().any(|told| told.result_type == failure.result_type)
     {
-        tallies.push(tally(Counted::Detail(Failure::clone(failure))));
+        tallies.push(tally(TallyResult::Detail(Failure::clone(failure))));
     }
     tallies
 }
 
 /// What the MTA itself reports, else what its lines come to.
-fn reported(outcome: &Outcome) -> Option<Verdict> {
+fn reported(outcome: &SessionOutcome) -> Option<SessionResult> {
     outcome.native.clone().or_else(|| outcome.observed.clone())
 }
 
 /// Under an enforced MTA-STS policy; `None` where the session shows that it was not applied.
-fn enforced(outcome: &Outcome, policy: &Policy) -> Option<Verdict> {
-    if outcome.observed == Some(Verdict::Success) && outcome.trust != Some(Trust::Verified) {
+fn enforced(outcome: &SessionOutcome, policy: &Policy) -> Option<SessionResult> {
+    if outcome.observed == Some(SessionResult::Success) && outcome.trust != Some(Trust::Verified) {
         return None;
     }
     match reported(outcome)? {
@@ -136,62 +143,62 @@ fn enforced(outcome: &Outcome, policy: &Policy) -> Option<Verdict> {
 
 /// Under an MTA-STS policy in testing mode, where nothing was required: what would have failed, failed.
 /// What the MTA itself reports is of the level that it applied, not of the policy.
-fn tested(outcome: &Outcome, policy: &Policy) -> Option<Verdict> {
+fn tested(outcome: &SessionOutcome, policy: &Policy) -> Option<SessionResult> {
     if !covered(outcome, policy) {
         return Some(mx_mismatch());
     }
     if outcome.clear_text {
-        return Some(Verdict::Failure(ResultType::StarttlsNotSupported, None));
+        return Some(SessionResult::Failure(ResultType::StarttlsNotSupported, None));
     }
     match (outcome.observed.clone(), outcome.trust) {
-        (Some(Verdict::Success), Some(Trust::Untrusted | Trust::Anonymous)) => {
+        (Some(SessionResult::Success), Some(Trust::Untrusted | Trust::Anonymous)) => {
             // An MTA without trust anchors finds every certificate untrusted: then nothing is known.
             let (result, code) = outcome.cause.clone().unwrap_or((ResultType::CertificateNotTrusted, None));
-            outcome.anchors.then_some(Verdict::Failure(result, code))
+            outcome.anchors.then_some(SessionResult::Failure(result, code))
         }
         // The log level hides what was made of the certificate.
-        (Some(Verdict::Success), None) => outcome.native.clone(),
+        (Some(SessionResult::Success), None) => outcome.native.clone(),
         (Some(observed), _) => Some(observed),
         (None, _) => outcome.native.clone(),
     }
 }
 
-fn covered(outcome: &Outcome, policy: &Policy) -> bool {
+fn covered(outcome: &SessionOutcome, policy: &Policy) -> bool {
     // An MX that no line names cannot be held against the patterns.
     outcome.mx.as_deref().is_none_or(|mx| policy.mx_host.iter().any(|pattern| mx_matches(pattern, mx)))
 }
 
 /// A session that went through without the check that a DANE answer asks for. `Trusted` can be half-dane.
-fn passed_unchecked(outcome: &Outcome) -> bool {
+fn passed_unchecked(outcome: &SessionOutcome) -> bool {
     let unchecked = match outcome.dane {
         Some(dane) => !dane,
         None => matches!(outcome.trust, None | Some(Trust::Untrusted | Trust::Anonymous)),
     };
-    outcome.observed == Some(Verdict::Success) && unchecked
+    outcome.observed == Some(SessionResult::Success) && unchecked
 }
 
 /// Where all records are DANE-EE, no name is checked (RFC 7672 §3.1.1): it was the key. Postfix 3.4 and 3.5 log only that
 /// the certificate was not verified.
-fn by_key(verdict: Verdict, policy: &Policy) -> Verdict {
+fn by_key(verdict: SessionResult, policy: &Policy) -> SessionResult {
     let keys_alone = || policy.policy_string.iter().all(|record| record.starts_with("3 "));
     match verdict {
-        Verdict::Failure(ResultType::CertificateHostMismatch, _) if keys_alone() => {
-            Verdict::Failure(ResultType::CertificateNotTrusted, Some(DANE_NO_MATCH.to_owned()))
+        SessionResult::Failure(ResultType::CertificateHostMismatch, _) if keys_alone() => {
+            SessionResult::Failure(ResultType::CertificateNotTrusted, Some(DANE_NO_MATCH.to_owned()))
         }
         verdict => verdict,
     }
 }
 
-fn mx_mismatch() -> Verdict {
-    Verdict::Failure(ResultType::ValidationFailure, Some(MX_MISMATCH.to_owned()))
+fn mx_mismatch() -> SessionResult {
+    SessionResult::Failure(ResultType::ValidationFailure, Some(MX_MISMATCH.to_owned()))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn session(trust: Option<Trust>, observed: Verdict) -> Outcome {
-        Outcome {
+    fn session(trust: Option<Trust>, observed: SessionResult) -> SessionOutcome {
+        SessionOutcome {
             began: 100,
             ended: 200,
             domain: "a.example".into(),
@@ -204,36 +211,36 @@ mod tests {
             cause: None,
             clear_text: false,
             anchors: true,
-            named: false,
+            next_hop_named: false,
             reported: None,
-            shows_anchors: None,
+            anchors_shown_by: None,
         }
     }
 
-    fn sts(mode: Mode, pattern: &str) -> InForce {
+    fn sts(mode: Mode, pattern: &str) -> PolicyInForce {
         let policy = Policy {
             policy_type: PolicyType::Sts,
             policy_string: vec!["version: STSv1".into()],
             policy_domain: "a.example".into(),
             mx_host: vec![pattern.into()],
         };
-        InForce::Sts { mode, policy: Arc::new(policy), failure: None }
+        PolicyInForce::Sts { mode, policy: Arc::new(policy), failure: None }
     }
 
     fn told(counts: &Counts) -> (PolicyType, Option<(ResultType, Option<&str>)>) {
-        let of = |t: &Tally| t.policy.policy_type;
+        let of = |t: &TallyKey| t.policy.policy_type;
         match &counts.tallies[..] {
-            [one] if one.counted == Counted::Success => (of(one), None),
-            [failure, detail] if failure.counted == Counted::Failure => match &detail.counted {
-                Counted::Detail(f) => (of(detail), Some((f.result_type, f.failure_reason_code.as_deref()))),
+            [one] if one.result == TallyResult::Success => (of(one), None),
+            [failure, detail] if failure.result == TallyResult::Failure => match &detail.result {
+                TallyResult::Detail(f) => (of(detail), Some((f.result_type, f.failure_reason_code.as_deref()))),
                 other => panic!("{other:?}"),
             },
             other => panic!("{other:?}"),
         }
     }
 
-    fn expired() -> Verdict {
-        Verdict::Failure(ResultType::CertificateExpired, None)
+    fn expired() -> SessionResult {
+        SessionResult::Failure(ResultType::CertificateExpired, None)
     }
 
     const MISMATCH_UNDER_STS: (PolicyType, Option<(ResultType, Option<&str>)>) = (PolicyType::Sts, Some(MISMATCH));
@@ -242,7 +249,7 @@ mod tests {
     #[test]
     fn enforced_and_met_or_not() {
         let enforce = sts(Mode::Enforce, "mx.a.example");
-        let met = count(&session(Some(Trust::Verified), Verdict::Success), Some(&enforce));
+        let met = count(&session(Some(Trust::Verified), SessionResult::Success), Some(&enforce));
         assert_eq!((told(&met), met.anchored), ((PolicyType::Sts, None), true));
         let not = count(&session(Some(Trust::Untrusted), expired()), Some(&enforce));
         assert_eq!(told(&not), (PolicyType::Sts, Some((ResultType::CertificateExpired, None))));
@@ -251,7 +258,7 @@ mod tests {
     #[test]
     fn an_mx_outside_an_enforced_policy_fails_whatever_its_certificate() {
         let enforce = sts(Mode::Enforce, "*.b.example");
-        for (trust, verdict) in [(Trust::Verified, Verdict::Success), (Trust::Untrusted, expired())] {
+        for (trust, verdict) in [(Trust::Verified, SessionResult::Success), (Trust::Untrusted, expired())] {
             let counts = count(&session(Some(trust), verdict), Some(&enforce));
             assert_eq!(told(&counts), (PolicyType::Sts, Some(MISMATCH)));
         }
@@ -260,42 +267,42 @@ mod tests {
     #[test]
     fn delivery_over_an_untrusted_session_says_that_secure_was_not_applied() {
         let enforce = sts(Mode::Enforce, "mx.a.example");
-        let counts = count(&session(Some(Trust::Untrusted), Verdict::Success), Some(&enforce));
+        let counts = count(&session(Some(Trust::Untrusted), SessionResult::Success), Some(&enforce));
         assert_eq!((told(&counts), counts.contradicted), ((PolicyType::NoPolicyFound, None), true));
     }
 
     #[test]
     fn testing_mode_fails_what_enforce_would_have_failed_and_ignores_native() {
         let testing = sts(Mode::Testing, "mx.a.example");
-        let mut untrusted = session(Some(Trust::Untrusted), Verdict::Success);
-        untrusted.native = Some(Verdict::Success);
+        let mut untrusted = session(Some(Trust::Untrusted), SessionResult::Success);
+        untrusted.native = Some(SessionResult::Success);
         let failed = count(&untrusted, Some(&testing));
         assert_eq!(told(&failed), (PolicyType::Sts, Some((ResultType::CertificateNotTrusted, None))));
         untrusted.anchors = false;
         let unknown = count(&untrusted, Some(&testing));
         assert_eq!((unknown.tallies, unknown.without_anchors), (vec![], true));
         let elsewhere = sts(Mode::Testing, "mx.b.example");
-        let outside = count(&session(Some(Trust::Trusted), Verdict::Success), Some(&elsewhere));
+        let outside = count(&session(Some(Trust::Trusted), SessionResult::Success), Some(&elsewhere));
         assert_eq!(told(&outside), (PolicyType::Sts, Some(MISMATCH)));
     }
 
     #[test]
     fn in_testing_mode_clear_text_fails_and_elsewhere_it_is_no_session() {
-        let mut plain = session(None, Verdict::Success);
+        let mut plain = session(None, SessionResult::Success);
         (plain.observed, plain.clear_text) = (None, true);
         let testing = sts(Mode::Testing, "mx.a.example");
         let missing = (PolicyType::Sts, Some((ResultType::StarttlsNotSupported, None)));
         assert_eq!(told(&count(&plain, Some(&testing))), missing);
         let outside = sts(Mode::Testing, "mx.b.example");
         assert_eq!(told(&count(&plain, Some(&outside))), MISMATCH_UNDER_STS);
-        for in_force in [None, Some(InForce::None), Some(sts(Mode::Enforce, "mx.a.example"))] {
+        for in_force in [None, Some(PolicyInForce::None), Some(sts(Mode::Enforce, "mx.a.example"))] {
             assert_eq!(count(&plain, in_force.as_ref()).tallies, []);
         }
     }
 
     #[test]
     fn a_session_of_which_only_the_level_is_known() {
-        let hidden = session(None, Verdict::Success);
+        let hidden = session(None, SessionResult::Success);
         assert_eq!(told(&count(&hidden, None)), (PolicyType::NoPolicyFound, None));
         let testing = count(&hidden, Some(&sts(Mode::Testing, "mx.a.example")));
         assert_eq!((testing.tallies, testing.without_anchors), (vec![], true));
@@ -305,7 +312,7 @@ mod tests {
     #[test]
     fn testing_mode_says_why_where_the_mta_does() {
         let testing = sts(Mode::Testing, "mx.a.example");
-        let mut untrusted = session(Some(Trust::Untrusted), Verdict::Success);
+        let mut untrusted = session(Some(Trust::Untrusted), SessionResult::Success);
         untrusted.cause = Some((ResultType::CertificateExpired, None));
         let failed = count(&untrusted, Some(&testing));
         assert_eq!(told(&failed), (PolicyType::Sts, Some((ResultType::CertificateExpired, None))));
@@ -315,14 +322,14 @@ mod tests {
     fn a_policy_failure_is_one_more_detail_and_no_failed_session() {
         let failure = Failure::new(ResultType::StsPolicyFetchError, Some("status-404"));
         let policy = Policy { policy_type: PolicyType::Sts, ..Policy::none("a.example") };
-        let unfetched = InForce::Sts {
+        let unfetched = PolicyInForce::Sts {
             mode: Mode::None,
             policy: Arc::new(policy.clone()),
             failure: Some(Arc::new(failure.clone())),
         };
-        let counts = count(&session(Some(Trust::Untrusted), Verdict::Success), Some(&unfetched));
-        let counted: Vec<_> = counts.tallies.iter().map(|t| (t.policy.policy_type, t.counted.clone())).collect();
-        let want = [(PolicyType::Sts, Counted::Success), (PolicyType::Sts, Counted::Detail(failure))];
+        let counts = count(&session(Some(Trust::Untrusted), SessionResult::Success), Some(&unfetched));
+        let counted: Vec<_> = counts.tallies.iter().map(|t| (t.policy.policy_type, t.result.clone())).collect();
+        let want = [(PolicyType::Sts, TallyResult::Success), (PolicyType::Sts, TallyResult::Detail(failure))];
         assert_eq!(counted, want);
     }
 
@@ -334,17 +341,17 @@ mod tests {
             policy_domain: "mx.a.example".into(),
             mx_host: vec![],
         };
-        let dane = |host: &str| InForce::Dane { hosts: vec![(host.into(), Arc::new(policy.clone()))] };
-        let verified = session(Some(Trust::Verified), Verdict::Success);
+        let dane = |host: &str| PolicyInForce::Dane { hosts: vec![(host.into(), Arc::new(policy.clone()))] };
+        let verified = session(Some(Trust::Verified), SessionResult::Success);
         assert_eq!(told(&count(&verified, Some(&dane("MX.a.example")))), (PolicyType::Tlsa, None));
         assert_eq!(told(&count(&verified, Some(&dane("mx2.a.example")))), (PolicyType::NoPolicyFound, None));
-        let name = session(Some(Trust::Trusted), Verdict::Failure(ResultType::CertificateHostMismatch, None));
+        let name = session(Some(Trust::Trusted), SessionResult::Failure(ResultType::CertificateHostMismatch, None));
         let key = (PolicyType::Tlsa, Some((ResultType::CertificateNotTrusted, Some(DANE_NO_MATCH))));
         assert_eq!(told(&count(&name, Some(&dane("mx.a.example")))), key);
-        let untrusted = count(&session(Some(Trust::Untrusted), Verdict::Success), Some(&dane("mx.a.example")));
+        let untrusted = count(&session(Some(Trust::Untrusted), SessionResult::Success), Some(&dane("mx.a.example")));
         assert_eq!((told(&untrusted), untrusted.contradicted), ((PolicyType::NoPolicyFound, None), true));
         // Verified by its chain, where the MTA says that no TLSA record did.
-        let by_chain = Outcome { dane: Some(false), ..verified };
+        let by_chain = SessionOutcome { dane: Some(false), ..verified };
         let counts = count(&by_chain, Some(&dane("mx.a.example")));
         assert_eq!((told(&counts), counts.contradicted), ((PolicyType::NoPolicyFound, None), true));
     }
@@ -352,7 +359,7 @@ mod tests {
     #[test]
     fn what_the_mta_reports_passes_as_it_is() {
         let mut both = session(Some(Trust::Trusted), expired());
-        both.native = Some(Verdict::Success);
+        both.native = Some(SessionResult::Success);
         assert_eq!(told(&count(&both, None)), (PolicyType::NoPolicyFound, None));
     }
 }

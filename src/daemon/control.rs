@@ -27,8 +27,8 @@ use crate::answering::socketmap::server;
 use crate::base::clock::Clock;
 use crate::base::domain_name;
 use crate::base::next_hop::NextHop;
-use crate::base::shutdown::stopped;
-use crate::base::tlsrpt::{Day, Row};
+use crate::base::shutdown::wait_for_shutdown;
+use crate::base::tlsrpt::{Day, TallyRow};
 use crate::config::Config;
 use crate::config::identity::missing_identity;
 use crate::metrics::{Metrics, Progress};
@@ -65,7 +65,7 @@ pub enum Question {
         /// One recipient domain or MX host; without it all.
         domain: Option<String>,
     },
-    /// What has been counted so far: `Vec<Row>`.
+    /// What has been counted so far: `Vec<TallyRow>`.
     Results {
         /// One day; without it all that have counts.
         day: Option<Day>,
@@ -209,7 +209,7 @@ impl Desk {
     /// What would be sent. Fails with one line.
     pub async fn report(&self, day: Option<Day>, domain: Option<&str>) -> Result<Vec<DayPreview>, String> {
         let domain = match domain {
-            Some(name) => Some(domain_name::normalise(name).ok_or_else(|| format!("`{name}` is no domain name"))?),
+            Some(name) => Some(domain_name::normalize(name).ok_or_else(|| format!("`{name}` is no domain name"))?),
             None => None,
         };
         let days = match day {
@@ -225,9 +225,9 @@ impl Desk {
     }
 
     /// What has been counted so far, by day, recipient domain and policy. Fails with one line.
-    pub async fn results(&self, day: Option<Day>, domain: Option<&str>) -> Result<Vec<Row>, String> {
+    pub async fn results(&self, day: Option<Day>, domain: Option<&str>) -> Result<Vec<TallyRow>, String> {
         let domain = match domain {
-            Some(name) => Some(domain_name::normalise(name).ok_or_else(|| format!("`{name}` is no domain name"))?),
+            Some(name) => Some(domain_name::normalize(name).ok_or_else(|| format!("`{name}` is no domain name"))?),
             None => None,
         };
         self.stored(move |store, _| {
@@ -344,7 +344,7 @@ pub async fn serve(listener: UnixListener, desk: Arc<Desk>, mut shutdown: watch:
                 }
             },
             Some(_) = conversations.join_next() => {}
-            () = stopped(&mut shutdown) => return Ok(()),
+            () = wait_for_shutdown(&mut shutdown) => return Ok(()),
         }
     }
 }

@@ -20,7 +20,7 @@ use tokio::sync::{Mutex, mpsc, oneshot, watch};
 
 use super::{DaemonError, House, Tasks, until};
 use crate::base::clock::Clock;
-use crate::base::own_reports::Secret;
+use crate::base::own_reports::MessageIdKey;
 use crate::config::{Config, InputSection, Source as Named};
 use crate::counting::input::datagram::{self, Queue};
 use crate::counting::input::stdin::Stdin;
@@ -86,7 +86,7 @@ pub fn datagrams(config: &Config) -> Vec<(PathBuf, u32)> {
 #[derive(Clone)]
 pub struct Makes {
     pub store: Arc<dyn Store>,
-    pub own: Secret,
+    pub own: MessageIdKey,
     pub rules: Arc<Rules>,
     pub metrics: Metrics,
     pub clock: Clock,
@@ -335,7 +335,7 @@ impl Feeding {
         let thread = tokio::task::spawn_blocking(move || receiver.run(&socket, number, &name, &metrics, clock));
         // It ends when the counting closes its queue.
         let ended = thread.await.map_err(|e| e.to_string());
-        crate::base::shutdown::stopped(&mut shutdown).await;
+        crate::base::shutdown::wait_for_shutdown(&mut shutdown).await;
         ended
     }
 

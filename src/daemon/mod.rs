@@ -35,7 +35,7 @@ use crate::answering::policy::policies::Policies;
 use crate::answering::readsocket;
 use crate::answering::socketmap::server;
 use crate::base::clock::Clock;
-use crate::base::shutdown::stopped;
+use crate::base::shutdown::wait_for_shutdown;
 use crate::config::detect;
 use crate::config::identity::missing_identity;
 use crate::config::{Config, ConfigError, Dkim, Listen, time_zone};
@@ -482,7 +482,7 @@ async fn done(task: impl Future<Output = ()>) -> Result<(), String> {
 async fn until(mut shutdown: watch::Receiver<bool>, task: impl Future<Output = ()>) -> Result<(), String> {
     tokio::select! {
         () = task => Ok(()),
-        () = stopped(&mut shutdown) => Ok(()),
+        () = wait_for_shutdown(&mut shutdown) => Ok(()),
     }
 }
 

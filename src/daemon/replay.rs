@@ -21,7 +21,7 @@ use crate::answering::policy::sts::document;
 use crate::base::clock::Clock;
 use crate::base::domain_name;
 use crate::base::policy_at::PolicyAt;
-use crate::base::tlsrpt::{InForce, Policy, PolicyType, Row, rows};
+use crate::base::tlsrpt::{Policy, PolicyInForce, PolicyType, TallyRow, sum_tallies};
 use crate::config::{self, ConfigError};
 use crate::counting::input::BLOCK;
 use crate::counting::input::journald::MAX_ENTRY as MAX_LINE;
@@ -50,7 +50,7 @@ pub struct Request<'a> {
 #[derive(Debug)]
 pub struct Replayed {
     /// The rows of all days.
-    pub rows: Vec<Row>,
+    pub rows: Vec<TallyRow>,
     /// Lines read.
     pub read: u64,
     /// Lines about sessions.
@@ -117,7 +117,7 @@ pub fn replay(request: &Request<'_>) -> Result<Replayed, ReplayError> {
     let (seen, losses) = counter.seen();
     let OfFamily { used, malformed } = seen.lines.total();
     Ok(Replayed {
-        rows: rows(counter.counts()),
+        rows: sum_tallies(counter.counts()),
         read: seen.read + lines.skipped,
         used,
         malformed: malformed + lines.skipped,
@@ -225,7 +225,7 @@ impl Lines {
 
 /// Policies that do not change.
 #[derive(Default)]
-struct Fixed(HashMap<String, InForce>);
+struct Fixed(HashMap<String, PolicyInForce>);
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -253,13 +253,13 @@ impl Fixed {
             let bad = |why: String| {
                 ReplayError::Policy(format!("{name}: policy of {}: {why}; nothing was read", entry.domain))
             };
-            let domain = domain_name::normalise(&entry.domain).ok_or_else(|| bad("no domain name".into()))?;
+            let domain = domain_name::normalize(&entry.domain).ok_or_else(|| bad("no domain name".into()))?;
             let in_force = match (&entry.sts, &entry.tlsa) {
                 (Some(text), None) => {
                     let document = document::parse(text.as_bytes()).map_err(|e| bad(e.to_string()))?;
                     sts_policy(&domain, document)
                 }
-                (None, Some(hosts)) => InForce::Dane { hosts: hosts.iter().map(tlsa_host).collect() },
+                (None, Some(hosts)) => PolicyInForce::Dane { hosts: hosts.iter().map(tlsa_host).collect() },
                 _ => return Err(bad("one of `sts` and `tlsa` is needed".into())),
             };
             policies.insert(domain, in_force);
@@ -268,18 +268,18 @@ impl Fixed {
     }
 }
 
-fn sts_policy(domain: &str, document: document::Document) -> InForce {
+fn sts_policy(domain: &str, document: document::Document) -> PolicyInForce {
     let policy = Policy {
         policy_type: PolicyType::Sts,
         policy_string: document.lines,
         policy_domain: domain.to_owned(),
         mx_host: document.mx,
     };
-    InForce::Sts { mode: document.mode, policy: Arc::new(policy), failure: None }
+    PolicyInForce::Sts { mode: document.mode, policy: Arc::new(policy), failure: None }
 }
 
 fn tlsa_host((host, records): (&String, &Vec<String>)) -> (String, Arc<Policy>) {
-    let host = domain_name::normalise(host).unwrap_or_else(|| host.to_ascii_lowercase());
+    let host = domain_name::normalize(host).unwrap_or_else(|| host.to_ascii_lowercase());
     let policy = Policy {
         policy_type: PolicyType::Tlsa,
         policy_string: records.clone(),
@@ -290,7 +290,7 @@ fn tlsa_host((host, records): (&String, &Vec<String>)) -> (String, Arc<Policy>) 
 }
 
 impl PolicyAt for Fixed {
-    fn at(&self, domain: &str, _: i64) -> Option<InForce> {
-        Some(self.0.get(domain).cloned().unwrap_or(InForce::None))
+    fn at(&self, domain: &str, _: i64) -> Option<PolicyInForce> {
+        Some(self.0.get(domain).cloned().unwrap_or(PolicyInForce::None))
     }
 }

@@ -18,7 +18,7 @@ use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
 use crate::base::clock::Clock;
-use crate::base::tlsrpt::{Counted, Day, PolicyType, ResultType, Tally};
+use crate::base::tlsrpt::{Day, PolicyType, ResultType, TallyKey, TallyResult};
 
 /// How long an input must have been at its end before the day behind it may close, in seconds.
 pub const IDLE: i64 = 300;
@@ -131,14 +131,14 @@ impl Metrics {
     }
 
     /// Adds what was committed to the counts of sessions.
-    pub fn counted<'a>(&self, counts: impl IntoIterator<Item = &'a (Tally, u64)>) {
+    pub fn counted<'a>(&self, counts: impl IntoIterator<Item = &'a (TallyKey, u64)>) {
         let mut sessions = self.0.sessions.lock();
         for (tally, n) in counts {
             let policy = tally.policy.policy_type;
-            let under = match &tally.counted {
-                Counted::Success => Counting::Sessions(policy, true),
-                Counted::Failure => Counting::Sessions(policy, false),
-                Counted::Detail(failure) => Counting::Failures(policy, failure.result_type),
+            let under = match &tally.result {
+                TallyResult::Success => Counting::Sessions(policy, true),
+                TallyResult::Failure => Counting::Sessions(policy, false),
+                TallyResult::Detail(failure) => Counting::Failures(policy, failure.result_type),
             };
             *sessions.entry(under).or_default() += n;
         }

@@ -26,7 +26,7 @@ use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{DigitallySignedStruct, SignatureScheme};
 use rustls_platform_verifier::Verifier;
 
-use crate::base::network::{Certificates, NetworkExceptions};
+use crate::base::network::{HttpsCertificates, NetworkExceptions};
 use crate::net::dns::{DnsError, Resolver};
 
 /// The longest that a connection may take to stand, TLS included.
@@ -90,14 +90,14 @@ pub enum CertificateFault {
 impl Client {
     /// A client. Fails where no root certificate can be loaded (the package ca-certificates) or the extra root is none.
     pub fn new(resolver: Resolver, closed: &NetworkExceptions) -> Result<Client, String> {
-        Client::with(resolver, closed, closed.policy_hosts, Certificates::Check)
+        Client::with(resolver, closed, closed.policy_hosts, HttpsCertificates::Check)
     }
 
     /// A client for the receivers of reports; what it does about their certificates. Fails as [`Client::new`] does.
     pub fn for_reports(
         resolver: Resolver,
         closed: &NetworkExceptions,
-        certificates: Certificates,
+        certificates: HttpsCertificates,
     ) -> Result<Client, String> {
         Client::with(resolver, closed, None, certificates)
     }
@@ -106,13 +106,13 @@ impl Client {
         resolver: Resolver,
         closed: &NetworkExceptions,
         fixed: Option<SocketAddr>,
-        certificates: Certificates,
+        certificates: HttpsCertificates,
     ) -> Result<Client, String> {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let verifier = platform(closed)?;
         let verifier: Arc<dyn ServerCertVerifier> = match certificates {
-            Certificates::Check => Arc::new(verifier),
-            Certificates::Ignore => Arc::new(Lenient(verifier)),
+            HttpsCertificates::Check => Arc::new(verifier),
+            HttpsCertificates::Ignore => Arc::new(Lenient(verifier)),
         };
         let mut tls = rustls::ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()

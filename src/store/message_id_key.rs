@@ -1,10 +1,10 @@
 //! The secret that marks our own Message-IDs, as the store keeps it.
 //!
-//! Takes: the store. Gives: the [`Secret`], made at the first start and the same ever after.
+//! Takes: the store. Gives: the [`MessageIdKey`], made at the first start and the same ever after.
 //! When it fails: the store's own errors, and `Corrupt` for a secret of another length.
 //! Not here: what the secret is for (`base::own_reports`).
 
-use crate::base::own_reports::{SECRET, Secret, random};
+use crate::base::own_reports::{KEY_LENGTH, MessageIdKey, random_bytes};
 use crate::store::{Batch, Store, StoreError, Table};
 
 /// The key of the record, in [`Table::NamedValue`].
@@ -14,15 +14,15 @@ const KEY: &[u8] = b"own-message-id-secret";
 ///
 /// # Errors
 /// Those of the store; [`StoreError::Corrupt`] where the stored secret has another length.
-pub fn load_or_create(store: &dyn Store) -> Result<Secret, StoreError> {
+pub fn load_or_create(store: &dyn Store) -> Result<MessageIdKey, StoreError> {
     match store.read(Table::NamedValue, KEY)? {
-        Some(bytes) if bytes.len() == SECRET => Ok(Secret::of(&bytes)),
+        Some(bytes) if bytes.len() == KEY_LENGTH => Ok(MessageIdKey::from_bytes(&bytes)),
         Some(bytes) => Err(StoreError::Corrupt(format!("the Message-ID secret has {} octets", bytes.len()))),
         None => {
-            let bytes = random::<SECRET>()?;
+            let bytes = random_bytes::<KEY_LENGTH>()?;
             store
                 .write(Batch { add: Vec::new(), set: vec![(Table::NamedValue, KEY.to_vec(), Some(bytes.to_vec()))] })?;
-            Ok(Secret::of(&bytes))
+            Ok(MessageIdKey::from_bytes(&bytes))
         }
     }
 }

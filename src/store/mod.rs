@@ -13,7 +13,7 @@ pub(crate) mod message_id_key;
 
 use std::path::Path;
 
-use crate::base::tlsrpt::{Day, Row, Tally};
+use crate::base::tlsrpt::{Day, TallyKey, TallyRow};
 
 /// A table of the store: one kind of record, with keys of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -42,7 +42,7 @@ pub enum Table {
 #[derive(Clone, Debug, Default)]
 pub struct Batch {
     /// Counts to add.
-    pub add: Vec<(Tally, u64)>,
+    pub add: Vec<(TallyKey, u64)>,
     /// Records to set (`Some`) or remove (`None`), in order.
     pub set: Vec<(Table, Vec<u8>, Option<Vec<u8>>)>,
 }
@@ -81,7 +81,7 @@ pub trait Store: Send + Sync + 'static {
     /// the sum of all its counts, details included: two sums of one domain are equal when nothing was counted in between.
     fn domain_sums(&self, day: Day, after: Option<&str>, limit: usize) -> Result<Vec<(String, u64)>, StoreError>;
     /// The counts of a day and recipient domain, sorted by policy.
-    fn rows(&self, day: Day, domain: &str) -> Result<Vec<Row>, StoreError>;
+    fn rows(&self, day: Day, domain: &str) -> Result<Vec<TallyRow>, StoreError>;
     /// Forgets the counts of all days before `day`; returns how many records went.
     fn drop_days_before(&self, day: Day) -> Result<u64, StoreError>;
     /// Copies all of it, as it stands at one commit, into a folder that does not exist; put in place it is a store.

@@ -22,7 +22,7 @@ use crate::answering::policy::policies::{Policies, Urge};
 use crate::answering::policy::sts::domain_state::{Domain, Known};
 use crate::answering::policy::sts::fetch;
 use crate::answering::policy::sts::policy::Cached;
-use crate::base::clock::{Moment, SharedMoment};
+use crate::base::clock::{CompactTime, SharedCompactTime};
 use crate::base::next_hop::NextHop;
 use crate::base::tlsrpt::{Mode, mx_matches};
 
@@ -136,9 +136,9 @@ impl Policies {
             domain,
             held,
             period,
-            until: Moment::at(until),
-            refresh: Moment::at(settled.refresh.max(now + 1)),
-            asked: SharedMoment::at(asked),
+            until: CompactTime::from_seconds(until),
+            refresh: CompactTime::from_seconds(settled.refresh.max(now + 1)),
+            asked: SharedCompactTime::from_seconds(asked),
             version,
             refreshing: AtomicBool::new(false),
             worded: OnceLock::new(),

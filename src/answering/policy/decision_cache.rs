@@ -19,7 +19,7 @@ use crate::answering::policy::decision::{Decision, Level};
 use crate::answering::policy::history::Period;
 use crate::answering::policy::sts::domain_state::Domain;
 use crate::answering::policy::sts::policy::{Cached, PolicyFailure};
-use crate::base::clock::{Moment, SharedMoment};
+use crate::base::clock::{CompactTime, SharedCompactTime};
 use crate::metrics::answers::Kind;
 
 /// How many parts the decisions are kept in.
@@ -56,11 +56,11 @@ pub struct Entry {
     /// None for "ask again", under which there are no sessions.
     pub period: Option<Arc<Period>>,
     /// It stands before this moment.
-    pub until: Moment,
+    pub until: CompactTime,
     /// From this moment on it is made anew behind the answer.
-    pub refresh: Moment,
+    pub refresh: CompactTime,
     /// When it was last asked about.
-    pub asked: SharedMoment,
+    pub asked: SharedCompactTime,
     /// Of `domain`, when it was made.
     pub version: u32,
     /// Whether it is being made anew.
@@ -110,9 +110,9 @@ impl Entry {
             domain: Arc::new(Domain::new("".into(), 0)),
             held: None,
             period: None,
-            until: Moment::LAST,
-            refresh: Moment::LAST,
-            asked: SharedMoment::at(0),
+            until: CompactTime::NEVER,
+            refresh: CompactTime::NEVER,
+            asked: SharedCompactTime::from_seconds(0),
             version: 0,
             refreshing: AtomicBool::new(false),
             worded: OnceLock::new(),
@@ -121,8 +121,8 @@ impl Entry {
 
     /// What was known before a restart: a decision is made from it when it is asked for.
     pub fn before(hop: Arc<str>, domain: Arc<Domain>, held: Held) -> Entry {
-        let asked = SharedMoment::at(held.refresh());
-        Entry { hop, domain, until: Moment::at(0), asked, held: Some(held), ..Entry::nothing() }
+        let asked = SharedCompactTime::from_seconds(held.refresh());
+        Entry { hop, domain, until: CompactTime::from_seconds(0), asked, held: Some(held), ..Entry::nothing() }
     }
 
     /// What was decided.
@@ -249,7 +249,7 @@ mod tests {
     use super::*;
 
     fn entry(hop: &str, asked: i64) -> Entry {
-        Entry { hop: hop.into(), asked: SharedMoment::at(asked), ..Entry::nothing() }
+        Entry { hop: hop.into(), asked: SharedCompactTime::from_seconds(asked), ..Entry::nothing() }
     }
 
     #[test]

@@ -31,8 +31,8 @@ impl Overrides {
     pub fn new(sections: &[OverrideSection]) -> Overrides {
         let rule = |section: &OverrideSection| {
             let name = match section.domain.strip_prefix('.') {
-                Some(parent) => format!(".{}", domain_name::normalise(parent)?),
-                None => domain_name::normalise(&section.domain)?,
+                Some(parent) => format!(".{}", domain_name::normalize(parent)?),
+                None => domain_name::normalize(&section.domain)?,
             };
             let rule = match (&section.answer, section.skip) {
                 (Some(answer), _) => Rule::Fixed(answer.as_str().into()),

@@ -29,7 +29,7 @@ use crate::answering::policy::sts::cache::{Cache, MAX_BEHIND, MAX_LOOKS};
 use crate::answering::policy::throttle::Throttle;
 use crate::base::clock::Clock;
 use crate::base::next_hop::NextHop;
-use crate::base::shutdown::stopped;
+use crate::base::shutdown::wait_for_shutdown;
 use crate::config::Config;
 use crate::metrics::Metrics;
 use crate::metrics::answers::Kind;
@@ -277,7 +277,7 @@ impl Policies {
             tokio::select! {
                 () = self.shelf.wake.notified() => tokio::time::sleep(store::BEHIND).await,
                 _ = sweep.tick() => self.sweep(self.clock.seconds()),
-                () = stopped(&mut shutdown) => break,
+                () = wait_for_shutdown(&mut shutdown) => break,
             }
             self.write_verdicts().await;
         }

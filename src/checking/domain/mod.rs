@@ -144,7 +144,7 @@ enum Sts {
 
 /// Looks at a domain. Fails with one line where this host itself has not what that takes.
 pub async fn examine(config: &Config, domain: &str) -> Result<Examination, String> {
-    let domain = crate::base::domain_name::normalise(domain)
+    let domain = crate::base::domain_name::normalize(domain)
         .ok_or_else(|| format!("`{}` is no domain name", domain.escape_debug()))?;
     let resolver = Resolver::new(config.resolver.address).map_err(|e| format!("resolver: {e}"))?;
     let client = Client::new(resolver.clone(), &config.closed_network.exceptions())?;
@@ -211,7 +211,7 @@ async fn find_sts(resolver: &Resolver, client: &Client, domain: &str) -> Sts {
 /// The name in EHLO: this host's, or the domain that reports come from.
 fn our_name(config: &Config) -> String {
     let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-    let host = crate::base::domain_name::normalise(host.trim()).filter(|name| name.contains('.'));
+    let host = crate::base::domain_name::normalize(host.trim()).filter(|name| name.contains('.'));
     let from = || config.report.from.as_deref()?.rsplit_once('@').map(|(_, domain)| domain.to_owned());
     host.or_else(from).unwrap_or_else(|| "localhost.localdomain".to_owned())
 }

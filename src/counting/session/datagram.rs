@@ -136,7 +136,7 @@ fn read(text: &str) -> Result<Vec<Reported>, Unreadable> {
     if datagram.policies.len() > MAX_POLICIES {
         return Err(Unreadable::TooMany);
     }
-    let domain: Arc<str> = domain_name::normalise(&datagram.d).ok_or(Unreadable::Words)?.into();
+    let domain: Arc<str> = domain_name::normalize(&datagram.d).ok_or(Unreadable::Words)?.into();
     datagram.policies.into_iter().map(|policy| reported(&domain, policy)).collect()
 }
 
@@ -154,7 +154,7 @@ fn reported(domain: &Arc<str>, told: OnePolicy<'_>) -> Result<Reported, Unreadab
     let policy_domain = match told.policy_domain {
         // Postfix before 3.10.5 leaves it out where there is no policy.
         None => domain.to_string(),
-        Some(name) => domain_name::normalise(&name).ok_or(Unreadable::Words)?,
+        Some(name) => domain_name::normalize(&name).ok_or(Unreadable::Words)?,
     };
     let mode = |line: &String| {
         line.split_once(':').is_some_and(|(key, value)| key.trim() == "mode" && value.trim() == "testing")
@@ -174,7 +174,7 @@ fn failure(told: OneFailure<'_>) -> Result<Failure, Unreadable> {
     let address = |text: Option<Cow<'_, str>>| text.and_then(|text| text.parse::<IpAddr>().ok());
     Ok(Failure {
         sending_mta_ip: address(told.s),
-        receiving_mx_hostname: told.n.and_then(|name| domain_name::normalise(&name)),
+        receiving_mx_hostname: told.n.and_then(|name| domain_name::normalize(&name)),
         receiving_mx_helo: told.h.as_deref().and_then(helo),
         receiving_ip: address(told.r),
         additional_information: told.a.as_deref().map(|text| words(text, MAX_INFORMATION)),
@@ -218,7 +218,7 @@ fn helo(reply: &str) -> Option<String> {
     let is_address = |text: &str| text.strip_prefix("IPv6:").unwrap_or(text).parse::<IpAddr>().is_ok();
     match literal {
         Some(text) => is_address(text).then(|| word.to_owned()),
-        None => domain_name::normalise(word),
+        None => domain_name::normalize(word),
     }
 }
 

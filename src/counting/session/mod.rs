@@ -1,4 +1,4 @@
-//! Puts events together: one [`Outcome`](crate::base::tlsrpt::Outcome) for each attempt at TLS on a new connection.
+//! Puts events together: one [`SessionOutcome`](crate::base::tlsrpt::SessionOutcome) for each attempt at TLS on a new connection.
 //!
 //! Takes: events of one input, in order, with their times. Gives: outcomes, and what must be kept over a restart.
 //! Pure: no clock, no I/O. Limits: every table has its own; what had to give way is counted in [`Losses`].
@@ -17,7 +17,7 @@ use tlswarden_parsers::event::Event;
 use tlswarden_parsers::event::exim::EventAction;
 
 use self::tracked_map::Change;
-use crate::base::tlsrpt::{Outcome, ResultType};
+use crate::base::tlsrpt::{ResultType, SessionOutcome};
 
 /// How long a session may stay open by the time in the lines, or by the clock once its input is at the end, in seconds.
 /// A transfer may take smtp_data_xfer_timeout (180 s) a buffer; an hour has room for a large message on a slow line.
@@ -80,7 +80,7 @@ impl Sessions {
     }
 
     /// Takes one event at its time; `own` tells whether a Message-ID is one of our reports. Outcomes go to `out`.
-    pub fn event(&mut self, event: &Event<'_>, time: i64, own: impl Fn(&[u8]) -> bool, out: &mut Vec<Outcome>) {
+    pub fn event(&mut self, event: &Event<'_>, time: i64, own: impl Fn(&[u8]) -> bool, out: &mut Vec<SessionOutcome>) {
         match self {
             Sessions::Postfix(sessions) => sessions.event(event, time, own, out),
             Sessions::Exim(sessions) => sessions.event(event, time, own, out),
@@ -112,7 +112,7 @@ impl Sessions {
     }
 
     /// Ends what is open at `now`: the input has been at its end for [`SESSION_TIMEOUT`].
-    pub fn end_all(&mut self, now: i64, out: &mut Vec<Outcome>) {
+    pub fn end_all(&mut self, now: i64, out: &mut Vec<SessionOutcome>) {
         match self {
             Sessions::Postfix(sessions) => sessions.end_all(now, out),
             Sessions::Exim(sessions) => sessions.end_all(now, out),

@@ -7,7 +7,7 @@
 
 use tlswarden_parsers::event::VerificationError;
 
-use crate::base::tlsrpt::{ResultType, Verdict};
+use crate::base::tlsrpt::{ResultType, SessionResult};
 use crate::counting::session::Cause;
 use crate::counting::session::text::lossy;
 
@@ -36,19 +36,19 @@ pub(super) fn verification(cause: VerificationError<'_>) -> Cause {
         VerificationError::Code(65, _) => not_trusted(DANE_NO_MATCH),
         VerificationError::Code(_, words) => not_trusted(&reason_code(words)),
         VerificationError::ExternalPolicy(word) => match native_verdict(word, None) {
-            Verdict::Failure(result, code) => (result, code),
-            Verdict::Success => (ResultType::ValidationFailure, None),
+            SessionResult::Failure(result, code) => (result, code),
+            SessionResult::Success => (ResultType::ValidationFailure, None),
         },
     }
 }
 
 /// What Postfix itself reports, as it is: its names have underscores in the log, hyphens in the policy table.
-pub(super) fn native_verdict(failure_type: &[u8], reason: Option<&[u8]>) -> Verdict {
+pub(super) fn native_verdict(failure_type: &[u8], reason: Option<&[u8]>) -> SessionResult {
     let name = lossy(failure_type).replace('_', "-").to_ascii_lowercase();
     let result = serde_json::from_value(serde_json::Value::String(name.clone()));
     match result {
-        Ok(result) => Verdict::Failure(result, reason.map(reason_code)),
-        Err(_) => Verdict::Failure(ResultType::ValidationFailure, Some(reason_code(name.as_bytes()))),
+        Ok(result) => SessionResult::Failure(result, reason.map(reason_code)),
+        Err(_) => SessionResult::Failure(ResultType::ValidationFailure, Some(reason_code(name.as_bytes()))),
     }
 }
 

@@ -15,7 +15,7 @@ use rsa::pkcs1::DecodeRsaPublicKey;
 use rsa::pkcs8::{EncodePrivateKey, EncodePublicKey, LineEnding, SecretDocument};
 use rsa::{RsaPrivateKey, RsaPublicKey};
 
-use crate::base::printable::shown;
+use crate::base::printable::escape_and_cut;
 use crate::net::dns::{DnsError, Resolver};
 
 /// Bits of an RSA key that is made: what every verifier takes (RFC 8301 §3.2), and a record of two strings.
@@ -127,7 +127,7 @@ impl Public {
             Err(DnsError::NoSuchDomain { .. } | DnsError::NoRecords { .. }) => {
                 Ok(Some("there is no such record".into()))
             }
-            Err(DnsError::Failed(why)) => Err(shown(&why, 200)),
+            Err(DnsError::Failed(why)) => Err(escape_and_cut(&why, 200)),
         }
     }
 
@@ -140,7 +140,7 @@ impl Public {
         };
         let kind = tag(record, "k").unwrap_or_else(|| "rsa".to_owned());
         if kind != self.kind.word() {
-            return Err(format!("k={} there, and the key is of kind {}", shown(&kind, 40), self.kind.word()));
+            return Err(format!("k={} there, and the key is of kind {}", escape_and_cut(&kind, 40), self.kind.word()));
         }
         let allows = |name: &str, words: [&str; 2]| {
             tag(record, name).is_none_or(|list| list.split(':').any(|word| words.contains(&word)))

@@ -18,7 +18,7 @@ use rustls::pki_types::PrivateKeyDer;
 use rustls::pki_types::pem::PemObject;
 
 use crate::base::domain_name;
-use crate::base::printable::shown;
+use crate::base::printable::escape_and_cut;
 use crate::config::DkimKey;
 use crate::reporting::dkim::key::Public;
 
@@ -112,7 +112,7 @@ impl Signer {
             match signer.load_one(key, from_domain) {
                 Ok(loaded) => signer.keys.push(loaded),
                 Err(fault) => {
-                    errors.push(KeyError { selector: shown(&key.selector, 80), path: key.key.clone(), fault });
+                    errors.push(KeyError { selector: escape_and_cut(&key.selector, 80), path: key.key.clone(), fault });
                 }
             }
         }
@@ -122,9 +122,9 @@ impl Signer {
     fn load_one(&mut self, key: &DkimKey, from_domain: &str) -> Result<Key, KeyFault> {
         let wanted = key.domain.as_deref().unwrap_or(from_domain);
         let name = format!("{}._domainkey.{wanted}", key.selector);
-        let bad_name = || KeyFault::Name(shown(&name, 300));
-        let domain = domain_name::normalise(wanted).ok_or_else(bad_name)?;
-        domain_name::normalise(&name).ok_or_else(bad_name)?;
+        let bad_name = || KeyFault::Name(escape_and_cut(&name, 300));
+        let domain = domain_name::normalize(wanted).ok_or_else(bad_name)?;
+        domain_name::normalize(&name).ok_or_else(bad_name)?;
 
         let file = File::open(handed_over(&key.key)).map_err(KeyFault::Unreadable)?;
         let mode = file.metadata().map_err(KeyFault::Unreadable)?.permissions().mode();

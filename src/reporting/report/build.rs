@@ -15,7 +15,7 @@ use flate2::{Compression, GzBuilder};
 use serde::{Deserialize, Serialize};
 
 use crate::base::own_reports;
-use crate::base::tlsrpt::{Day, Failure, Policy, ResultType, Row};
+use crate::base::tlsrpt::{Day, Failure, Policy, ResultType, TallyRow};
 use crate::config::identity::Identity;
 
 /// A report, ready to be put into a message.
@@ -113,7 +113,7 @@ pub struct ReportId(String);
 impl ReportId {
     /// A new one. Fails where the system has no random octets.
     pub fn make(day: Day, submitter: &str) -> io::Result<ReportId> {
-        Ok(ReportId::of(day, &own_reports::hex(&own_reports::random::<8>()?), submitter))
+        Ok(ReportId::of(day, &own_reports::hex(&own_reports::random_bytes::<8>()?), submitter))
     }
 
     /// One that no report is sent under.
@@ -150,7 +150,14 @@ impl fmt::Display for ReportId {
 
 impl Report {
     /// Puts the rows of a day and domain (or MX host) together. `max_size`: the octets that it may have as a message.
-    pub fn build(identity: &Identity, day: Day, domain: &str, id: &ReportId, rows: &[Row], max_size: usize) -> Report {
+    pub fn build(
+        identity: &Identity,
+        day: Day,
+        domain: &str,
+        id: &ReportId,
+        rows: &[TallyRow],
+        max_size: usize,
+    ) -> Report {
         let mut document = Document {
             organization_name: identity.organization.clone(),
             date_range: DateRange {
@@ -195,7 +202,7 @@ impl Summary {
 }
 
 /// Rows of equal policy become one element; details that are equal but for the count become one.
-fn policies(rows: &[Row]) -> Vec<PolicyResult> {
+fn policies(rows: &[TallyRow]) -> Vec<PolicyResult> {
     let mut merged: BTreeMap<&Policy, (Summary, BTreeMap<&Failure, u64>)> = BTreeMap::new();
     for row in rows {
         let (summary, details) = merged.entry(&row.policy).or_default();
@@ -303,7 +310,7 @@ pub(crate) mod tests {
         .unwrap()
     }
 
-    pub(crate) fn rows(day: Day) -> Vec<Row> {
+    pub(crate) fn rows(day: Day) -> Vec<TallyRow> {
         let sts = Policy {
             policy_type: PolicyType::Sts,
             policy_string: vec!["version: STSv1".into(), "mode: enforce".into(), "mx: *.example.net".into()],
@@ -322,7 +329,7 @@ pub(crate) mod tests {
             sending_mta_ip: Some("192.0.2.1".parse().unwrap()),
             ..Failure::new(ResultType::CertificateExpired, Some("certificate has expired"))
         };
-        let row = |policy, successful, failed, details| Row {
+        let row = |policy, successful, failed, details| TallyRow {
             day,
             domain: "example.net".into(),
             policy,
@@ -347,7 +354,7 @@ pub(crate) mod tests {
         "2026-11-22".parse().unwrap()
     }
 
-    fn report(rows: &[Row]) -> Report {
+    fn report(rows: &[TallyRow]) -> Report {
         let id = ReportId::of(day(), "00112233aabbccdd", "sender.example");
         Report::build(&identity(), day(), "example.net", &id, rows, 10_000_000)
     }
@@ -444,7 +451,7 @@ pub(crate) mod tests {
     }
 
     /// Failures that nothing compresses, each with another count.
-    fn many(kinds: u32) -> Vec<Row> {
+    fn many(kinds: u32) -> Vec<TallyRow> {
         let mut rows = rows(day());
         rows[0].details = (0..kinds)
             .map(|n| {
@@ -501,12 +508,12 @@ pub(crate) mod tests {
         })
     }
 
-    fn any_row() -> impl Strategy<Value = Row> {
+    fn any_row() -> impl Strategy<Value = TallyRow> {
         let policy_type = prop::sample::select(vec![PolicyType::Sts, PolicyType::Tlsa, PolicyType::NoPolicyFound]);
         let texts = || prop::collection::vec("\\PC{0,20}", 0..3);
         let details = prop::collection::vec(failures(), 0..5);
         (policy_type, texts(), texts(), "[a-z]{1,3}", any::<u64>(), any::<u64>(), details).prop_map(
-            |(policy_type, policy_string, mx_host, policy_domain, successful, failed, details)| Row {
+            |(policy_type, policy_string, mx_host, policy_domain, successful, failed, details)| TallyRow {
                 day: day(),
                 domain: "example.net".into(),
                 policy: Policy { policy_type, policy_string, policy_domain, mx_host },
@@ -532,7 +539,7 @@ pub(crate) mod tests {
                 }
             }
             prop_assert!(!has_null(&value));
-            let sum = |of: fn(&Row) -> u64| rows.iter().fold(0_u64, |sum, row| sum.saturating_add(of(row)));
+            let sum = |of: fn(&TallyRow) -> u64| rows.iter().fold(0_u64, |sum, row| sum.saturating_add(of(row)));
             prop_assert_eq!(report.total().total_successful_session_count, sum(|row| row.successful));
             prop_assert_eq!(report.total().total_failure_session_count, sum(|row| row.failed));
         }

@@ -18,7 +18,7 @@ use mail_builder::headers::raw::Raw;
 use mail_builder::mime::MimePart;
 use serde::Serialize;
 
-use crate::base::printable::shown;
+use crate::base::printable::escape_and_cut;
 use crate::base::rua_record::Mailbox;
 use crate::base::tlsrpt::{PolicyType, ResultType};
 use crate::config::identity::Identity;
@@ -142,7 +142,7 @@ fn for_people(identity: &Identity, report: &Report) -> String {
 }
 
 fn write_policy(text: &mut String, result: &PolicyResult) -> fmt::Result {
-    let of = shown(&result.policy.policy_domain, 253);
+    let of = escape_and_cut(&result.policy.policy_domain, 253);
     match result.policy.policy_type {
         PolicyType::Sts => write!(text, "\r\nUnder the MTA-STS policy of {of}:\r\n")?,
         PolicyType::Tlsa => write!(text, "\r\nUnder the DANE policy (TLSA records) of {of}:\r\n")?,
@@ -160,11 +160,11 @@ fn write_policy(text: &mut String, result: &PolicyResult) -> fmt::Result {
         let failure = &detail.failure;
         write!(text, "  {} x {}", detail.failed_session_count, Word(failure.result_type))?;
         if let Some(reason) = &failure.failure_reason_code {
-            write!(text, " ({})", shown(reason, 120))?;
+            write!(text, " ({})", escape_and_cut(reason, 120))?;
         }
         match (&failure.receiving_mx_hostname, failure.receiving_ip) {
-            (Some(host), Some(ip)) => write!(text, "\r\n      at {} [{ip}]", shown(host, 253))?,
-            (Some(host), None) => write!(text, "\r\n      at {}", shown(host, 253))?,
+            (Some(host), Some(ip)) => write!(text, "\r\n      at {} [{ip}]", escape_and_cut(host, 253))?,
+            (Some(host), None) => write!(text, "\r\n      at {}", escape_and_cut(host, 253))?,
             (None, Some(ip)) => write!(text, "\r\n      at [{ip}]")?,
             (None, None) => {}
         }
@@ -188,7 +188,7 @@ impl fmt::Display for Word {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::base::tlsrpt::{Day, Failure, Row};
+    use crate::base::tlsrpt::{Day, Failure, TallyRow};
     use crate::reporting::dkim::signer::tests::key;
     use crate::reporting::report::build::ReportId;
     use crate::reporting::report::build::tests::{identity, rows};
@@ -213,7 +213,7 @@ mod tests {
         Signer::load(&keys, "sender.example").unwrap()
     }
 
-    fn report(domain: &str, rows: &[Row]) -> Report {
+    fn report(domain: &str, rows: &[TallyRow]) -> Report {
         let day: Day = "2026-11-22".parse().unwrap();
         Report::build(&identity(), day, domain, &ReportId::preview(day, "sender.example"), rows, 10_000_000)
     }

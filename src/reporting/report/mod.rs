@@ -9,7 +9,7 @@ pub mod message;
 pub mod recipients;
 
 use crate::base::rua_record::{Destination, Recipients};
-use crate::base::tlsrpt::{Day, PolicyType, Row};
+use crate::base::tlsrpt::{Day, PolicyType, TallyRow};
 use crate::config::ReportSection;
 use crate::config::identity::{Identity, missing_identity};
 use crate::net::dns::Resolver;
@@ -88,10 +88,10 @@ impl Sending {
 
 /// The rows of a day that a report about an MX host has, out of those of recipient domains: the sessions under its own
 /// TLSA records. They name no recipient domain: another name of the host is left out of the details, for it may be one.
-pub fn rows_of_host<'a>(host: &str, rows: impl IntoIterator<Item = &'a Row>) -> Vec<Row> {
-    let own = |row: &&Row| row.policy.policy_type == PolicyType::Tlsa && row.policy.policy_domain == host;
-    let nameless = |row: &Row| {
-        let mut row = Row { domain: host.to_owned(), ..row.clone() };
+pub fn rows_of_host<'a>(host: &str, rows: impl IntoIterator<Item = &'a TallyRow>) -> Vec<TallyRow> {
+    let own = |row: &&TallyRow| row.policy.policy_type == PolicyType::Tlsa && row.policy.policy_domain == host;
+    let nameless = |row: &TallyRow| {
+        let mut row = TallyRow { domain: host.to_owned(), ..row.clone() };
         for (failure, _) in &mut row.details {
             failure.receiving_mx_hostname.take_if(|name| !name.eq_ignore_ascii_case(host));
         }
@@ -101,7 +101,7 @@ pub fn rows_of_host<'a>(host: &str, rows: impl IntoIterator<Item = &'a Row>) -> 
 }
 
 /// Whether a report of these rows has anything that failed, a policy included.
-pub fn has_failures(rows: &[Row]) -> bool {
+pub fn has_failures(rows: &[TallyRow]) -> bool {
     rows.iter().any(|row| row.failed > 0 || !row.details.is_empty())
 }
 

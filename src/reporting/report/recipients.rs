@@ -12,7 +12,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 use crate::base::domain_name;
-use crate::base::printable::shown;
+use crate::base::printable::escape_and_cut;
 use crate::base::rua_record::{Destination, MAX_READ, NoRecipients, Recipients, destination_of};
 use crate::base::tlsrpt::Day;
 use crate::config::{ReportSection, SuppressSection};
@@ -57,7 +57,7 @@ impl FromStr for About {
     fn from_str(text: &str) -> Result<About, &'static str> {
         let (name, about): (_, fn(String) -> About) =
             text.strip_prefix("mx:").map_or((text, About::Domain), |host| (host, About::Host));
-        domain_name::normalise(name).filter(|normal| normal == name).map(about).ok_or("no domain name in its one form")
+        domain_name::normalize(name).filter(|normal| normal == name).map(about).ok_or("no domain name in its one form")
     }
 }
 
@@ -84,7 +84,7 @@ impl Audience {
         const DOMAIN: &str = "`example.com`, or `.example.com` for all below it";
         let mut faults = Vec::new();
         let mut fault = |key: &str, found: &str, allowed: &str| {
-            faults.push(format!("{key}: `{}` cannot be used; allowed: {allowed}", shown(found, 80)));
+            faults.push(format!("{key}: `{}` cannot be used; allowed: {allowed}", escape_and_cut(found, 80)));
         };
         section.allow.iter().filter(|p| !is_pattern(p)).for_each(|p| fault("[report] allow", p, DOMAIN));
         if !(1..=MAX_READ).contains(&section.max_destinations) {
@@ -157,7 +157,7 @@ impl Audience {
 /// A name in its one form, or one with a dot before it.
 fn is_pattern(text: &str) -> bool {
     let name = text.strip_prefix('.').unwrap_or(text);
-    domain_name::normalise(name).is_some_and(|normal| normal == name)
+    domain_name::normalize(name).is_some_and(|normal| normal == name)
 }
 
 /// Whether a pattern of the configuration, `example.com` or `.example.com` for what is below it, covers a name.

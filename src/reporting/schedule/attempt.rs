@@ -12,10 +12,10 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
-use crate::base::printable::shown;
+use crate::base::printable::escape_and_cut;
 use crate::base::rua_record::{Destination, NoRecipients, Recipients};
-use crate::base::shutdown::stopped;
-use crate::base::tlsrpt::Row;
+use crate::base::shutdown::wait_for_shutdown;
+use crate::base::tlsrpt::TallyRow;
 use crate::net::tlsrpt_record::LookupError;
 use crate::reporting::report::build::{Report, ReportId};
 use crate::reporting::report::message::MessageError;
@@ -133,7 +133,7 @@ impl Scheduler {
                 (plan.state, plan.last) = (PlanState::Nothing, Some(why.to_string()));
             }
             Err(LookupError::Temporary(why)) => {
-                let why = shown(&why, 300);
+                let why = escape_and_cut(&why, 300);
                 plan.next = now + pause(plan.attempts);
                 plan.last = Some(why.clone());
                 if plan.next - plan.first.unwrap_or(now) > RETRY_FOR {
@@ -163,7 +163,7 @@ impl Scheduler {
     async fn where_to(
         &self,
         which: &Which,
-        rows: &[Row],
+        rows: &[TallyRow],
         sending: &Sending,
     ) -> Result<(Result<Recipients, LookupError>, Option<Told>), StoreError> {
         let (about, audience) = (&which.about, &sending.audience);
@@ -315,7 +315,7 @@ impl Scheduler {
         if let (Outcome::Accepted(answer), Destination::Mail(_)) = (&outcome, to)
             && let Some(id) = sending.way.queue_id(answer)
         {
-            self.queued.note(id);
+            self.queued.add(id);
         }
         self.note(which, to, delivery.clone(), delivery, outcome, shutdown).await;
     }
@@ -393,7 +393,7 @@ impl Scheduler {
                 return self.error(format!("{subject}: outcome not stored: {e}; a restart will call it unknown"));
             }
             self.error(format!("{subject}: outcome not stored: {e}; it is stored again in {} s", wait.as_secs()));
-            let _ = tokio::time::timeout(wait, stopped(&mut shutdown)).await;
+            let _ = tokio::time::timeout(wait, wait_for_shutdown(&mut shutdown)).await;
             wait = (wait * 2).min(STORE_AGAIN_AT_MOST);
         }
     }
@@ -420,7 +420,7 @@ struct Settled {
 
 /// Resolves a while after the daemon was told to end.
 async fn patience(mut shutdown: watch::Receiver<bool>) {
-    stopped(&mut shutdown).await;
+    wait_for_shutdown(&mut shutdown).await;
     tokio::time::sleep(GRACE).await;
 }
 

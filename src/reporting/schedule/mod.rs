@@ -28,9 +28,9 @@ use tokio::sync::{Notify, Semaphore, watch};
 use tokio::task::{JoinError, JoinSet};
 
 use crate::base::clock::Clock;
-use crate::base::own_reports::{self, Queued, Secret};
+use crate::base::own_reports::{self, MessageIdKey, OwnQueueIds};
 use crate::base::rua_record::Destination;
-use crate::base::shutdown::stopped;
+use crate::base::shutdown::wait_for_shutdown;
 use crate::base::tlsrpt::Day;
 use crate::config::ReportSection;
 use crate::metrics::Metrics;
@@ -92,7 +92,7 @@ pub struct Context {
     /// The time.
     pub clock: Clock,
     /// What makes our Message-IDs.
-    pub own: Secret,
+    pub own: MessageIdKey,
 }
 
 /// What the configuration says about reports.
@@ -121,7 +121,7 @@ impl Setup {
 /// The scheduler; shared by its task and by who looks at it.
 pub struct Scheduler {
     context: Context,
-    queued: Queued,
+    queued: OwnQueueIds,
     setup: RwLock<Arc<Setup>>,
     board: Mutex<Board>,
     journal: GroupCommit,
@@ -193,7 +193,7 @@ impl Scheduler {
         let journal = GroupCommit::new(move |batch| written.write(batch));
         Ok(Arc::new(Scheduler {
             context,
-            queued: Queued::default(),
+            queued: OwnQueueIds::default(),
             setup: RwLock::new(Arc::new(setup)),
             board: Mutex::new(Board { not_before, ..Board::default() }),
             journal,
@@ -206,7 +206,7 @@ impl Scheduler {
     }
 
     /// Where the queue ids go under which the MTA took our reports.
-    pub fn queued(&self) -> Queued {
+    pub fn queued(&self) -> OwnQueueIds {
         self.queued.clone()
     }
 
@@ -248,7 +248,7 @@ impl Scheduler {
             }
             tokio::select! {
                 biased;
-                () = stopped(&mut shutdown) => break,
+                () = wait_for_shutdown(&mut shutdown) => break,
                 Some(ended) = under_way.join_next() => self.ended(ended),
                 Some(ended) = keeping.join_next() => match ended {
                     Ok(next) => next_scan = next,
@@ -314,7 +314,7 @@ impl Scheduler {
 
 /// A random number of seconds from 0 to `span`. Without random octets, 0.
 fn within(span: i64) -> i64 {
-    let random = own_reports::random::<8>().map(u64::from_le_bytes).unwrap_or_default();
+    let random = own_reports::random_bytes::<8>().map(u64::from_le_bytes).unwrap_or_default();
     let span = u64::try_from(span).unwrap_or_default();
     i64::try_from(random % (span + 1)).unwrap_or_default()
 }

@@ -10,7 +10,7 @@
 use std::collections::BTreeSet;
 
 use crate::base::rua_record::{Destination, NoRecipients, Recipients};
-use crate::base::tlsrpt::{Day, PolicyType, Row};
+use crate::base::tlsrpt::{Day, PolicyType, TallyRow};
 use crate::reporting::report::recipients::About;
 use crate::reporting::report::rows_of_host;
 use crate::reporting::schedule::planner;
@@ -24,7 +24,7 @@ const PAGE: usize = 200;
 /// What the reports about recipient domains told of a host.
 pub(super) struct Told {
     /// The rows of a report about it.
-    pub rows: Vec<Row>,
+    pub rows: Vec<TallyRow>,
     /// Where each of the domains' reports go.
     pub to: Vec<Vec<Destination>>,
     /// Whether one of the domains has not been looked up yet.
@@ -41,7 +41,7 @@ impl Told {
 impl Scheduler {
     /// Plans the reports about the hosts of a recipient domain that have no plan yet; with a domain's supplement, those of
     /// the hosts whose report is settled without it.
-    pub(super) async fn plan_hosts(&self, which: &Which, rows: &[Row], spread: i64) -> Result<(), String> {
+    pub(super) async fn plan_hosts(&self, which: &Which, rows: &[TallyRow], spread: i64) -> Result<(), String> {
         let own = rows.iter().filter(|row| row.policy.policy_type == PolicyType::Tlsa);
         let hosts: BTreeSet<String> = own.map(|row| row.policy.policy_domain.clone()).collect();
         if hosts.is_empty() {

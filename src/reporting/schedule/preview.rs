@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, HashMap};
 use serde::{Deserialize, Serialize};
 
 use crate::base::rua_record::{Destination, Recipients, Skipped};
-use crate::base::tlsrpt::{Day, PolicyType, Row};
+use crate::base::tlsrpt::{Day, PolicyType, TallyRow};
 use crate::config::ReportSection;
 use crate::config::identity::Identity;
 use crate::net::tlsrpt_record::LookupError;
@@ -71,7 +71,7 @@ impl Making<'_> {
         let wanted = |about: &str| name.is_none_or(|name| name == about);
         let store = &*self.scheduler.context.store;
         // Of each host its rows, and the domains that they are from.
-        let mut hosts: BTreeMap<String, (Vec<Row>, Vec<String>)> = BTreeMap::new();
+        let mut hosts: BTreeMap<String, (Vec<TallyRow>, Vec<String>)> = BTreeMap::new();
         for domain in store.domains(self.day)? {
             let rows = store.rows(self.day, &domain)?;
             for row in rows.iter().filter(|row| row.policy.policy_type == PolicyType::Tlsa) {
@@ -109,7 +109,7 @@ impl Making<'_> {
     }
 
     /// The report about a domain; where it is settled already, the supplement as well, if there is to be one.
-    async fn domain(&mut self, domain: String, rows: Vec<Row>) -> Result<(), StoreError> {
+    async fn domain(&mut self, domain: String, rows: Vec<TallyRow>) -> Result<(), StoreError> {
         let about = About::Domain(domain);
         let found = self.find(&about, &rows).await;
         let which = Which::first(self.day, about.clone());
@@ -137,7 +137,7 @@ impl Making<'_> {
         Ok(packed.and_then(|packed| Some((plan, Said::unpack(&packed).ok()?))))
     }
 
-    async fn find(&self, about: &About, rows: &[Row]) -> Result<Recipients, LookupError> {
+    async fn find(&self, about: &About, rows: &[TallyRow]) -> Result<Recipients, LookupError> {
         self.audience.wants(about, self.day, has_failures(rows))?;
         look_up(&self.scheduler.context.resolver, &self.audience, about, self.day).await
     }
@@ -147,7 +147,7 @@ impl Making<'_> {
         about: &About,
         supplement: bool,
         reported: Option<ReportId>,
-        rows: &[Row],
+        rows: &[TallyRow],
         found: Result<Recipients, LookupError>,
     ) {
         let id = if supplement { ReportId::preview_of_supplement } else { ReportId::preview };

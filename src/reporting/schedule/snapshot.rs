@@ -13,7 +13,7 @@ use std::io::Read;
 use flate2::read::GzDecoder;
 use serde::{Deserialize, Serialize};
 
-use crate::base::tlsrpt::{Policy, Row};
+use crate::base::tlsrpt::{Policy, TallyRow};
 use crate::config::identity::Identity;
 use crate::reporting::report::build::{ReportId, gzip};
 use crate::reporting::schedule::records::{Which, octets};
@@ -33,7 +33,7 @@ pub struct Said {
     /// `contact-info` at the time.
     pub contact: String,
     /// The counts.
-    pub rows: Vec<Row>,
+    pub rows: Vec<TallyRow>,
 }
 
 impl Said {
@@ -62,15 +62,15 @@ impl Said {
 }
 
 /// What the report of a day and domain or host says; nothing where none is settled.
-pub(super) fn read(store: &dyn Store, which: &Which) -> Result<Vec<Row>, StoreError> {
+pub(super) fn read(store: &dyn Store, which: &Which) -> Result<Vec<TallyRow>, StoreError> {
     let said = store.read(Table::Snapshot, &which.key())?.map(|packed| Said::unpack(&packed)).transpose();
     let said = said.map_err(|e| StoreError::Corrupt(format!("what was said cannot be read: {e}")))?;
     Ok(said.map(|said| said.rows).unwrap_or_default())
 }
 
 /// The same counts with one row a policy: those of a host come from many domains.
-pub(super) fn merged(rows: Vec<Row>) -> Vec<Row> {
-    let mut merged: BTreeMap<Policy, Row> = BTreeMap::new();
+pub(super) fn merged(rows: Vec<TallyRow>) -> Vec<TallyRow> {
+    let mut merged: BTreeMap<Policy, TallyRow> = BTreeMap::new();
     for row in rows {
         match merged.get_mut(&row.policy) {
             None => drop(merged.insert(row.policy.clone(), row)),
@@ -90,16 +90,16 @@ pub(super) fn merged(rows: Vec<Row>) -> Vec<Row> {
 }
 
 /// The sum of all counts, as [`crate::store::Store::domain_sums`] has it.
-pub fn sum(rows: &[Row]) -> u64 {
-    let details = |row: &Row| row.details.iter().fold(0_u64, |sum, (_, n)| sum.saturating_add(*n));
+pub fn sum(rows: &[TallyRow]) -> u64 {
+    let details = |row: &TallyRow| row.details.iter().fold(0_u64, |sum, (_, n)| sum.saturating_add(*n));
     rows.iter().fold(0_u64, |sum, row| {
         sum.saturating_add(row.successful.saturating_add(row.failed)).saturating_add(details(row))
     })
 }
 
 /// What `rows` have more than `said`; rows and details without any more are left out.
-pub fn since(rows: Vec<Row>, said: &[Row]) -> Vec<Row> {
-    let more = |mut row: Row| {
+pub fn since(rows: Vec<TallyRow>, said: &[TallyRow]) -> Vec<TallyRow> {
+    let more = |mut row: TallyRow| {
         for before in said.iter().filter(|before| before.policy == row.policy) {
             row.successful = row.successful.saturating_sub(before.successful);
             row.failed = row.failed.saturating_sub(before.failed);
@@ -111,7 +111,7 @@ pub fn since(rows: Vec<Row>, said: &[Row]) -> Vec<Row> {
         row.details.retain(|(_, count)| *count > 0);
         row
     };
-    let says_something = |row: &Row| row.successful > 0 || row.failed > 0 || !row.details.is_empty();
+    let says_something = |row: &TallyRow| row.successful > 0 || row.failed > 0 || !row.details.is_empty();
     rows.into_iter().map(more).filter(says_something).collect()
 }
 

@@ -3,8 +3,8 @@
 use super::attempt::pause;
 use super::records::Delivery;
 use super::*;
-use crate::base::network::{Certificates, NetworkExceptions};
-use crate::base::tlsrpt::{Counted, Failure, Policy, PolicyType, ResultType, Tally};
+use crate::base::network::{HttpsCertificates, NetworkExceptions};
+use crate::base::tlsrpt::{Failure, Policy, PolicyType, ResultType, TallyKey, TallyResult};
 use crate::config::{Deliver, Dkim, DkimKey, Span};
 use crate::metrics::OUT_OF_ORDER;
 use crate::reporting::transport::tests::{Turn, server};
@@ -88,8 +88,8 @@ fn count(store: &dyn Store, day: Day, domain: &str) {
 }
 
 fn count_some(store: &dyn Store, day: Day, domain: &str, n: u64) {
-    let tally = |counted| Tally { day, domain: domain.into(), policy: Policy::none(domain).into(), counted };
-    store.write(Batch { add: vec![(tally(Counted::Success), n)], set: Vec::new() }).unwrap();
+    let tally = |counted| TallyKey { day, domain: domain.into(), policy: Policy::none(domain).into(), result: counted };
+    store.write(Batch { add: vec![(tally(TallyResult::Success), n)], set: Vec::new() }).unwrap();
 }
 
 /// A store folder that outlives the scheduler on it, and what the scheduler asks and sends to.
@@ -135,11 +135,11 @@ impl World {
         let closed = NetworkExceptions::default();
         let context = Context {
             store: Arc::new(self.store()),
-            https: https::Client::for_reports(resolver.clone(), &closed, Certificates::Ignore).unwrap(),
+            https: https::Client::for_reports(resolver.clone(), &closed, HttpsCertificates::Ignore).unwrap(),
             resolver,
             metrics: self.metrics.clone(),
             clock,
-            own: Secret::of(&SECRET),
+            own: MessageIdKey::from_bytes(&SECRET),
         };
         let mut scheduler = Scheduler::open(context, Setup::load(&self.section).unwrap()).unwrap();
         let short = Duration::from_millis(500);
@@ -210,7 +210,7 @@ async fn a_closed_day_is_reported_once() {
     let text = String::from_utf8(message).unwrap();
     assert!(text.starts_with("DKIM-Signature:") && text.contains("TLS-Report-Domain: example.net"), "{text}");
     let id = text.split("Message-ID: <").nth(1).unwrap().split('>').next().unwrap();
-    assert!(Secret::of(&SECRET).is_ours(id.as_bytes()), "{id}");
+    assert!(MessageIdKey::from_bytes(&SECRET).is_ours(id.as_bytes()), "{id}");
     assert_eq!(due[0].last.as_deref(), Some("250 2.0.0 Ok: queued as 4Xyz12"));
 
     // A restart remembers, a day later too.
@@ -506,7 +506,7 @@ async fn stopped_at_any_moment_nothing_is_sent_twice() {
 /// A clock of one's own, and its hand.
 fn by_hand(now: i64) -> (Clock, &'static AtomicI64) {
     let hand: &'static AtomicI64 = Box::leak(Box::new(AtomicI64::new(now)));
-    (Clock::by_hand(hand), hand)
+    (Clock::manual(hand), hand)
 }
 
 /// Successful sessions in a report as it arrived, by the day that it is about, and its report-id.
@@ -672,8 +672,10 @@ fn count_dane(store: &dyn Store, domain: &str, host: &str, named: &str) {
         receiving_mx_hostname: Some(named.into()),
         ..Failure::new(ResultType::CertificateNotTrusted, Some("dane-no-match"))
     };
-    let tally = |counted| Tally { day: day(), domain: domain.into(), policy: policy.clone().into(), counted };
-    let add = [Counted::Success, Counted::Failure, Counted::Detail(failure)].map(|counted| (tally(counted), 1));
+    let tally =
+        |counted| TallyKey { day: day(), domain: domain.into(), policy: policy.clone().into(), result: counted };
+    let add =
+        [TallyResult::Success, TallyResult::Failure, TallyResult::Detail(failure)].map(|counted| (tally(counted), 1));
     store.write(Batch { add: add.to_vec(), set: Vec::new() }).unwrap();
 }
 

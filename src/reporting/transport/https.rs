@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use super::{Limits, MAX_ANSWER, Outcome, bounded, unanswered};
-use crate::base::printable::shown;
+use crate::base::printable::escape_and_cut;
 use crate::net::https::{self, HttpsError};
 
 /// Posts a gzipped report to a URI (RFC 8460 §5.4).
@@ -26,7 +26,7 @@ pub async fn post(
         match client.post(uri, "application/tlsrpt+gzip", gzip, Arc::clone(&ended)).await {
             Ok(status) => by_status(status),
             // Nothing was connected to; it will not be another time either.
-            Err(e @ HttpsError::Private(_)) => Outcome::Refused(shown(&e.to_string(), MAX_ANSWER)),
+            Err(e @ HttpsError::Private(_)) => Outcome::Refused(escape_and_cut(&e.to_string(), MAX_ANSWER)),
             Err(e) => unanswered(&ended, &e.to_string()),
         }
     };

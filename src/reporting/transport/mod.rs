@@ -23,7 +23,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::base::printable::shown;
+use crate::base::printable::escape_and_cut;
 use crate::base::rua_record::Mailbox;
 use crate::config::{Deliver, ReportSection};
 pub use https::post;
@@ -183,7 +183,7 @@ async fn bounded(
 
 /// What is certain when there was no answer.
 fn unanswered(ended: &AtomicBool, why: &str) -> Outcome {
-    let why = shown(why, MAX_ANSWER);
+    let why = escape_and_cut(why, MAX_ANSWER);
     if ended.load(Ordering::Relaxed) { Outcome::Unknown(why) } else { Outcome::Retry(why) }
 }
 

@@ -14,7 +14,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::process::{Child, Command};
 
 use super::{Letter, MAX_ANSWER, Outcome, unanswered};
-use crate::base::printable::shown;
+use crate::base::printable::escape_and_cut;
 
 pub(super) async fn sendmail(path: &Path, letter: Letter<'_>, ended: &AtomicBool) -> Outcome {
     let spawned = Command::new(path)
@@ -25,7 +25,7 @@ pub(super) async fn sendmail(path: &Path, letter: Letter<'_>, ended: &AtomicBool
         .spawn();
     let mut running = match spawned {
         Ok(child) => Running(child),
-        Err(e) => return Outcome::Retry(shown(&format!("{}: {e}", path.display()), MAX_ANSWER)),
+        Err(e) => return Outcome::Retry(escape_and_cut(&format!("{}: {e}", path.display()), MAX_ANSWER)),
     };
     let stderr = running.0.stderr.take();
     let ((written, status), said) = tokio::join!(running.finish(letter.message, ended), complaint(stderr));
@@ -34,9 +34,11 @@ pub(super) async fn sendmail(path: &Path, letter: Letter<'_>, ended: &AtomicBool
         (Err(e), _) => unanswered(ended, &format!("{name}: {e}")),
         (Ok(status), _) if !status.success() => by_exit_code(status, &format!("{name}: {status}: {said}"), ended),
         (Ok(_), Err(e)) => {
-            Outcome::Unknown(shown(&format!("{name}: said yes, and did not read it all: {e}"), MAX_ANSWER))
+            Outcome::Unknown(escape_and_cut(&format!("{name}: said yes, and did not read it all: {e}"), MAX_ANSWER))
         }
-        (Ok(_), Ok(())) => Outcome::Accepted(shown(&format!("{name}: taken {said}"), MAX_ANSWER).trim_end().to_owned()),
+        (Ok(_), Ok(())) => {
+            Outcome::Accepted(escape_and_cut(&format!("{name}: taken {said}"), MAX_ANSWER).trim_end().to_owned())
+        }
     }
 }
 
@@ -97,7 +99,7 @@ async fn complaint(stderr: Option<tokio::process::ChildStderr>) -> String {
             said.extend_from_slice(&chunk[..n]);
         }
     }
-    shown(String::from_utf8_lossy(&said).trim(), MAX_ANSWER)
+    escape_and_cut(String::from_utf8_lossy(&said).trim(), MAX_ANSWER)
 }
 
 /// What sendmail's exit code means (sysexits(3)). An exit is an answer, as a reply is: it was not taken.
@@ -105,8 +107,8 @@ fn by_exit_code(status: ExitStatus, text: &str, ended: &AtomicBool) -> Outcome {
     /// EX_SOFTWARE, EX_OSERR, EX_CANTCREAT, EX_IOERR, EX_TEMPFAIL: the host's trouble, which may pass.
     const PASSING: [i32; 5] = [70, 71, 73, 74, 75];
     match status.code() {
-        Some(code) if PASSING.contains(&code) => Outcome::Retry(shown(text, MAX_ANSWER)),
-        Some(_) => Outcome::Refused(shown(text, MAX_ANSWER)),
+        Some(code) if PASSING.contains(&code) => Outcome::Retry(escape_and_cut(text, MAX_ANSWER)),
+        Some(_) => Outcome::Refused(escape_and_cut(text, MAX_ANSWER)),
         // Killed by a signal: it may have queued the message before.
         None => unanswered(ended, text),
     }

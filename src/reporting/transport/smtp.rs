@@ -25,7 +25,7 @@ use parking_lot::Mutex;
 use tokio::net::{TcpStream, ToSocketAddrs};
 
 use super::{Letter, MAX_ANSWER, Outcome, unanswered};
-use crate::base::printable::shown;
+use crate::base::printable::escape_and_cut;
 use crate::base::rua_record::Mailbox;
 
 /// How many messages go over one connection: few enough that one process of the MTA is not kept for hours, and below
@@ -156,7 +156,7 @@ pub(super) fn judge(said: Result<Response, Stop>, server: &dyn fmt::Display, end
         Ok(reply) if u16::from(reply.code()) / 100 == 2 => Outcome::Accepted(text_of(&reply)),
         Ok(reply) => unanswered(ended, &text_of(&reply)),
         Err(Stop::Io(e)) => unanswered(ended, &format!("{server}: {e}")),
-        Err(Stop::Here(why)) => Outcome::Retry(shown(&format!("{server}: {why}"), MAX_ANSWER)),
+        Err(Stop::Here(why)) => Outcome::Retry(escape_and_cut(&format!("{server}: {why}"), MAX_ANSWER)),
         // A 4xx or 5xx is the server's word that it did not take it, before the dot and after.
         Err(Stop::Smtp(e)) if e.is_permanent() => Outcome::Refused(text_of_error(&e)),
         Err(Stop::Smtp(e)) if e.is_transient() => Outcome::Retry(text_of_error(&e)),
@@ -198,9 +198,9 @@ fn lettre_address(mailbox: &Mailbox) -> Address {
 
 fn text_of(reply: &Response) -> String {
     let text: Vec<_> = reply.message().collect();
-    shown(&format!("{} {}", reply.code(), text.join(" ")), MAX_ANSWER)
+    escape_and_cut(&format!("{} {}", reply.code(), text.join(" ")), MAX_ANSWER)
 }
 
 pub(super) fn text_of_error(error: &SmtpError) -> String {
-    shown(&error.to_string(), MAX_ANSWER)
+    escape_and_cut(&error.to_string(), MAX_ANSWER)
 }

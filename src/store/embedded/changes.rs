@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
 use super::SledFiles;
-use crate::base::tlsrpt::{Counted, Day, Policy, Tally};
+use crate::base::tlsrpt::{Day, Policy, TallyKey, TallyResult};
 use crate::store::StoreError;
 use crate::store::format::{self, CountKey, Digest, MalformedRecord, PolicyRef, StoredValue};
 
@@ -108,7 +108,7 @@ impl SledFiles {
         &self,
         known_policies: &HashSet<(Day, Digest)>,
         changes: &mut KeyChanges,
-        add: &[(Tally, u64)],
+        add: &[(TallyKey, u64)],
     ) -> Result<NewPolicies, StoreError> {
         let mut policies: HashMap<(*const Policy, *const str), (Day, PolicyRef)> = HashMap::new();
         let mut sums: BTreeMap<Vec<u8>, CountSum> = BTreeMap::new();
@@ -131,7 +131,7 @@ impl SledFiles {
                 }
             };
             let mut key = CountKey { day: tally.day, domain: tally.domain.to_string(), policy, failure: None };
-            if let Counted::Detail(failure) = &tally.counted {
+            if let TallyResult::Detail(failure) = &tally.result {
                 let text = format::encode_failure(failure);
                 key.failure = Some(format::digest(&text));
                 let sum = sums.entry(key.encode()).or_insert(CountSum::Detail(0, text));
@@ -141,7 +141,7 @@ impl SledFiles {
             } else if let CountSum::Totals(successful, failed) =
                 sums.entry(key.encode()).or_insert(CountSum::Totals(0, 0))
             {
-                let n = if tally.counted == Counted::Success { successful } else { failed };
+                let n = if tally.result == TallyResult::Success { successful } else { failed };
                 *n = n.saturating_add(*count);
             }
         }

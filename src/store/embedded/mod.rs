@@ -29,7 +29,7 @@ pub use open::{BACKUP_PREFIX, OpenedStore};
 use reopen::{ClosedReason, FailedCommit};
 
 use crate::base::clock::Clock;
-use crate::base::tlsrpt::{Day, Policy, Row};
+use crate::base::tlsrpt::{Day, Policy, TallyRow};
 use crate::store::format::{self, CountKey, Digest, MalformedRecord, PolicyRef, StoreChecksum, StoredValue};
 use crate::store::{Batch, Store, StoreError, StoredRecord, Table};
 
@@ -408,14 +408,15 @@ impl Store for EmbeddedStore {
         Ok(sums)
     }
 
-    fn rows(&self, day: Day, domain: &str) -> Result<Vec<Row>, StoreError> {
+    fn rows(&self, day: Day, domain: &str) -> Result<Vec<TallyRow>, StoreError> {
         let files = self.lock_for_reading()?;
-        let mut rows: Vec<(PolicyRef, Row)> = Vec::new();
+        let mut rows: Vec<(PolicyRef, TallyRow)> = Vec::new();
         files.scan_range(format::domain_prefix(day, domain), Some(format::domain_end(day, domain)), |key, value| {
             let key_of = CountKey::decode(key).map_err(|e| files.corrupt_error(&e))?;
             if rows.last().is_none_or(|(policy, _)| *policy != key_of.policy) {
                 let policy = files.read_policy(&key_of)?;
-                let row = Row { day, domain: key_of.domain, policy, successful: 0, failed: 0, details: Vec::new() };
+                let row =
+                    TallyRow { day, domain: key_of.domain, policy, successful: 0, failed: 0, details: Vec::new() };
                 rows.push((key_of.policy, row));
             }
             let Some((_, row)) = rows.last_mut() else { return Ok(false) };
@@ -427,7 +428,7 @@ impl Store for EmbeddedStore {
             }
             Ok(true)
         })?;
-        let mut rows: Vec<Row> = rows.into_iter().map(|(_, row)| row).collect();
+        let mut rows: Vec<TallyRow> = rows.into_iter().map(|(_, row)| row).collect();
         rows.sort_by(|a, b| a.policy.cmp(&b.policy));
         rows.iter_mut().for_each(|row| row.details.sort());
         Ok(rows)

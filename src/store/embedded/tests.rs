@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::*;
-use crate::base::tlsrpt::{Counted, Failure, PolicyType, ResultType, Tally};
+use crate::base::tlsrpt::{Failure, PolicyType, ResultType, TallyKey, TallyResult};
 
 const DAY: Day = Day(20_779);
 
@@ -28,8 +28,8 @@ fn sts(domain: &str, lines: usize) -> Arc<Policy> {
     })
 }
 
-fn tally(day: Day, domain: &str, policy: &Arc<Policy>, counted: Counted) -> Tally {
-    Tally { day, domain: domain.into(), policy: Arc::clone(policy), counted }
+fn tally(day: Day, domain: &str, policy: &Arc<Policy>, counted: TallyResult) -> TallyKey {
+    TallyKey { day, domain: domain.into(), policy: Arc::clone(policy), result: counted }
 }
 
 fn expired(reason: &str) -> Failure {
@@ -73,13 +73,13 @@ fn counts_add_up_under_their_policies() {
     let policy = sts("b.example", 3);
     let none = Arc::new(Policy::none("b.example"));
     let add = vec![
-        (tally(DAY, "b.example", &policy, Counted::Success), 2),
-        (tally(DAY, "b.example", &policy, Counted::Failure), 1),
-        (tally(DAY, "b.example", &policy, Counted::Detail(expired("x"))), 1),
-        (tally(DAY, "b.example", &policy, Counted::Success), 5),
-        (tally(DAY, "b.example", &none, Counted::Success), 1),
-        (tally(DAY, "a.example", &Arc::new(Policy::none("a.example")), Counted::Failure), 4),
-        (tally(Day(DAY.0 - 1), "c.example", &policy, Counted::Success), 9),
+        (tally(DAY, "b.example", &policy, TallyResult::Success), 2),
+        (tally(DAY, "b.example", &policy, TallyResult::Failure), 1),
+        (tally(DAY, "b.example", &policy, TallyResult::Detail(expired("x"))), 1),
+        (tally(DAY, "b.example", &policy, TallyResult::Success), 5),
+        (tally(DAY, "b.example", &none, TallyResult::Success), 1),
+        (tally(DAY, "a.example", &Arc::new(Policy::none("a.example")), TallyResult::Failure), 4),
+        (tally(Day(DAY.0 - 1), "c.example", &policy, TallyResult::Success), 9),
     ];
     let batch = Batch { add, set: vec![] };
     store.write(batch.clone()).unwrap();
@@ -89,7 +89,7 @@ fn counts_add_up_under_their_policies() {
     assert_eq!(store.days().unwrap(), [Day(DAY.0 - 1), DAY]);
     assert_eq!(store.domains(DAY).unwrap(), ["a.example", "b.example"]);
     let rows = store.rows(DAY, "b.example").unwrap();
-    let want = |policy: &Policy, successful, failed, details| Row {
+    let want = |policy: &Policy, successful, failed, details| TallyRow {
         day: DAY,
         domain: "b.example".into(),
         policy: policy.clone(),
@@ -108,7 +108,7 @@ fn a_domain_of_one_policy_counts_apart_from_the_policy_domain() {
     let (_home, store) = opened();
     // The same policy under two recipient domains (a smarthost), and one that is not the recipient's own.
     let relay = Arc::new(Policy::none("relay.example"));
-    let add = ["x.example", "relay.example"].map(|d| (tally(DAY, d, &relay, Counted::Success), 1));
+    let add = ["x.example", "relay.example"].map(|d| (tally(DAY, d, &relay, TallyResult::Success), 1));
     store.write(Batch { add: add.into(), set: vec![] }).unwrap();
     for domain in ["x.example", "relay.example"] {
         assert_eq!(store.rows(DAY, domain).unwrap()[0].policy, *relay, "{domain}");
@@ -151,8 +151,8 @@ fn days_are_dropped_with_their_policies() {
     for n in 0..4 {
         let day = Day(DAY.0 + n);
         let add = vec![
-            (tally(day, "a.example", &policy, Counted::Success), 1),
-            (tally(day, "b.example", &Arc::new(Policy::none("b.example")), Counted::Success), 1),
+            (tally(day, "a.example", &policy, TallyResult::Success), 1),
+            (tally(day, "b.example", &Arc::new(Policy::none("b.example")), TallyResult::Success), 1),
         ];
         store.write(Batch { add, set: vec![] }).unwrap();
     }
@@ -163,7 +163,7 @@ fn days_are_dropped_with_their_policies() {
     // The parts of a long policy go with it; a count of a dropped day brings its policy again.
     store.drop_days_before(Day(DAY.0 + 4)).unwrap();
     assert_eq!(files(&store).db.scan_prefix(b"~").count(), 0);
-    store.write(Batch { add: vec![(tally(DAY, "a.example", &policy, Counted::Failure), 1)], set: vec![] }).unwrap();
+    store.write(Batch { add: vec![(tally(DAY, "a.example", &policy, TallyResult::Failure), 1)], set: vec![] }).unwrap();
     assert_eq!(store.rows(DAY, "a.example").unwrap()[0].policy, *policy);
     assert!(store.size().unwrap() > 0);
 }
@@ -175,7 +175,7 @@ fn values_that_nobody_wrote_are_errors() {
     files(&store).db.insert(key.encode(), b"\x01short").unwrap();
     assert!(matches!(store.rows(DAY, "a.example"), Err(StoreError::Corrupt(_))));
     let none = Arc::new(Policy::none("a.example"));
-    let add = vec![(tally(DAY, "a.example", &none, Counted::Success), 1)];
+    let add = vec![(tally(DAY, "a.example", &none, TallyResult::Success), 1)];
     let set = vec![(Table::Position, b"m".to_vec(), Some(b"later".to_vec()))];
     assert!(matches!(store.write(Batch { add, set }), Err(StoreError::Corrupt(_))));
     // Nothing of the refused batch was kept, and the store goes on.
@@ -203,7 +203,7 @@ fn a_batch_that_was_on_disk_all_the_same_counts_once() {
     let (store_folder, mut store) = opened();
     let policy = sts("a.example", 1);
     let batch = |n: u64| Batch {
-        add: vec![(tally(DAY, "a.example", &policy, Counted::Success), n)],
+        add: vec![(tally(DAY, "a.example", &policy, TallyResult::Success), n)],
         set: vec![(Table::Position, b"log".to_vec(), Some(vec![1]))],
     };
     let other = Batch { add: vec![], set: vec![(Table::Sts, b"a".to_vec(), Some(vec![2]))] };
@@ -264,7 +264,7 @@ fn damage_found_when_opening_again_waits_until_nobody_is_at_work() {
     for cut in [true, false] {
         let (store_folder, mut store) = opened();
         let policy = sts("a.example", 1);
-        let batch = Batch { add: vec![(tally(DAY, "a.example", &policy, Counted::Success), 1)], set: vec![] };
+        let batch = Batch { add: vec![(tally(DAY, "a.example", &policy, TallyResult::Success), 1)], set: vec![] };
         (0..200).for_each(|_| store.write(batch.clone()).unwrap());
         in_doubt(store_folder.path(), &mut store, &batch);
         let log = File::options().write(true).open(store_folder.path().join("embedded/db")).unwrap();

@@ -78,8 +78,8 @@ pub fn datagram(data: &[u8]) {
     let Ok(sessions) = session::decode(data) else { return };
     assert!(sessions.len() <= session::MAX_POLICIES);
     for one in sessions {
-        assert_eq!(domain_name::normalise(&one.domain).as_deref(), Some(&*one.domain));
-        assert_eq!(domain_name::normalise(&one.policy.policy_domain).as_deref(), Some(&*one.policy.policy_domain));
+        assert_eq!(domain_name::normalize(&one.domain).as_deref(), Some(&*one.domain));
+        assert_eq!(domain_name::normalize(&one.policy.policy_domain).as_deref(), Some(&*one.policy.policy_domain));
         assert!(one.failures.len() <= session::MAX_FAILURES && one.policy.policy_string.len() <= session::MAX_STRINGS);
         for failure in one.failures {
             let texts = [failure.receiving_mx_helo, failure.additional_information, failure.failure_reason_code];
@@ -148,7 +148,7 @@ pub fn sts_document(data: &[u8]) {
     let Ok(found) = document::parse(data) else { return };
     for mx in &found.mx {
         let name = mx.strip_prefix("*.").unwrap_or(mx);
-        assert_eq!(domain_name::normalise(name).as_deref(), Some(name));
+        assert_eq!(domain_name::normalize(name).as_deref(), Some(name));
     }
     assert!(found.max_age <= document::MAX_AGE);
     assert!(found.mode == Mode::None || !found.mx.is_empty());
@@ -171,7 +171,7 @@ pub fn tlsrpt_record(data: &[u8]) {
 /// The key of a look-up: its one form is its own one form, and names a host.
 pub fn next_hop(data: &[u8]) {
     let Some(hop) = NextHop::parse(data) else { return };
-    assert_eq!(domain_name::normalise(&hop.domain).as_deref(), Some(hop.domain.as_str()));
+    assert_eq!(domain_name::normalize(&hop.domain).as_deref(), Some(hop.domain.as_str()));
     assert!(hop.port > 0);
     assert_eq!(NextHop::parse(hop.key().as_bytes()), Some(hop));
 }

@@ -21,7 +21,7 @@ use lab::report;
 use lab::smtp::Mail;
 use lab::world::{Options, World};
 use tlswarden::base::clock::Clock;
-use tlswarden::base::tlsrpt::{Counted, Day, Failure, Policy, PolicyType, ResultType, Tally};
+use tlswarden::base::tlsrpt::{Day, Failure, Policy, PolicyType, ResultType, TallyKey, TallyResult};
 use tlswarden::config::{Config, DkimKey};
 use tlswarden::reporting::dkim::signer::Signer;
 use tlswarden::store::embedded::EmbeddedStore;
@@ -143,15 +143,18 @@ fn fill(world: &World, count: usize) {
                 mx_host: vec![format!("mx.{domain}")],
             });
             let mut add = |counted, n| {
-                batch.add.push((Tally { day, domain: Arc::clone(&domain), policy: Arc::clone(&policy), counted }, n));
+                batch.add.push((
+                    TallyKey { day, domain: Arc::clone(&domain), policy: Arc::clone(&policy), result: counted },
+                    n,
+                ));
             };
-            add(Counted::Success, SUCCESSFUL);
-            add(Counted::Failure, EACH * FAILED.len() as u64);
+            add(TallyResult::Success, SUCCESSFUL);
+            add(TallyResult::Failure, EACH * FAILED.len() as u64);
             for kind in FAILED {
                 let mut failure = Failure::new(kind, Some("as the log says"));
                 failure.receiving_mx_hostname = Some(format!("mx.{domain}"));
                 failure.receiving_ip = "192.0.2.1".parse().ok();
-                add(Counted::Detail(failure), EACH);
+                add(TallyResult::Detail(failure), EACH);
             }
         }
         store.write(batch).expect("written");

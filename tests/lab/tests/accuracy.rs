@@ -23,7 +23,7 @@ use lab::world::{Options, World};
 use scenarios::{Counts, Scenario};
 use serde_json::Value;
 use tlswarden::base::policy_at::PolicyAt;
-use tlswarden::base::tlsrpt::{Failure, InForce, ResultType, rows};
+use tlswarden::base::tlsrpt::{Failure, PolicyInForce, ResultType, sum_tallies};
 use tlswarden::counting::pipeline::Counter;
 use tlswarden_parsers::Dialect;
 
@@ -105,10 +105,10 @@ impl std::fmt::Display for Told {
     }
 }
 
-struct Decisions(HashMap<String, InForce>);
+struct Decisions(HashMap<String, PolicyInForce>);
 
 impl PolicyAt for Decisions {
-    fn at(&self, domain: &str, _: i64) -> Option<InForce> {
+    fn at(&self, domain: &str, _: i64) -> Option<PolicyInForce> {
         self.0.get(domain).cloned()
     }
 }
@@ -259,7 +259,7 @@ fn ours(log: &[u8], scenarios: &[Scenario]) -> BTreeMap<String, Told> {
     let (seen, losses) = counter.seen();
     assert_eq!((seen.lines.total().malformed, losses.unmatched), (0, 0), "{seen:?} {losses:?}");
     let mut told: BTreeMap<String, Told> = BTreeMap::new();
-    for row in rows(counter.counts()) {
+    for row in sum_tallies(counter.counts()) {
         let told = told.entry(row.domain).or_default();
         told.counts.0 += row.successful;
         told.counts.1 += row.failed;

@@ -24,7 +24,7 @@ use lab::https::Answer;
 use lab::socketmap;
 use lab::world::{Domain, Options, Server, Tlsa, World};
 use tlswarden::base::clock::Clock;
-use tlswarden::base::tlsrpt::{Counted, Row, Tally};
+use tlswarden::base::tlsrpt::{TallyKey, TallyResult, TallyRow};
 use tlswarden::store::embedded::EmbeddedStore;
 use tlswarden::store::{Store, Table};
 use tokio::sync::oneshot;
@@ -465,13 +465,13 @@ fn domain(place: &Place) -> Domain {
 /// Counts by day, domain, policy and what is counted.
 type Counts = BTreeMap<(String, String, String, String), u64>;
 
-fn flat(counts: impl Iterator<Item = (Tally, u64)>) -> Counts {
+fn flat(counts: impl Iterator<Item = (TallyKey, u64)>) -> Counts {
     let mut flat = Counts::new();
     for (tally, n) in counts {
-        let what = match &tally.counted {
-            Counted::Success => "successful".to_owned(),
-            Counted::Failure => "failed".to_owned(),
-            Counted::Detail(failure) => format!("how: {}", serde_json::to_string(failure).unwrap()),
+        let what = match &tally.result {
+            TallyResult::Success => "successful".to_owned(),
+            TallyResult::Failure => "failed".to_owned(),
+            TallyResult::Detail(failure) => format!("how: {}", serde_json::to_string(failure).unwrap()),
         };
         let policy = serde_json::to_string(&*tally.policy).unwrap();
         *flat.entry((tally.day.to_string(), tally.domain.to_string(), policy, what)).or_default() += n;
@@ -486,7 +486,7 @@ fn stored(store: &EmbeddedStore) -> Counts {
         let domains = store.domains(day).unwrap();
         domains.into_iter().flat_map(move |domain| store.rows(day, &domain).unwrap())
     });
-    for Row { day, domain, policy, successful, failed, details } in rows {
+    for TallyRow { day, domain, policy, successful, failed, details } in rows {
         let policy = serde_json::to_string(&policy).unwrap();
         let details = details.into_iter().map(|(f, n)| (format!("how: {}", serde_json::to_string(&f).unwrap()), n));
         for (what, n) in

@@ -18,7 +18,7 @@ use tlswarden::answering::policy::sts::policy::Cached;
 use tlswarden::answering::socketmap::server;
 use tlswarden::base::clock::Clock;
 use tlswarden::base::next_hop::NextHop;
-use tlswarden::base::tlsrpt::{InForce, Mode, ResultType};
+use tlswarden::base::tlsrpt::{Mode, PolicyInForce, ResultType};
 use tlswarden::config::{
     Config, Level as Default_, Listen, OverrideSection, PostfixSection, PostfixVersion, Skip, Span,
 };
@@ -223,7 +223,7 @@ async fn an_enforced_policy_in_both_wordings_over_both_sockets() {
     assert_eq!(ask(&mut older, "policy-tlsrpt enforced.test").await, plain);
     let now = Clock::default().seconds();
     let found = daemon.history.at("enforced.test", now);
-    assert!(found.asked && matches!(found.in_force, InForce::Sts { mode: Mode::Enforce, .. }), "{found:?}");
+    assert!(found.asked && matches!(found.in_force, PolicyInForce::Sts { mode: Mode::Enforce, .. }), "{found:?}");
     assert!(!daemon.history.at("enforced.test", now - 100).asked);
     daemon.end().await;
 }
@@ -289,8 +289,8 @@ async fn dane_before_mta_sts_and_never_weaker() {
                 let found = daemon.history.at(&name, Clock::default().seconds()).in_force;
                 match (kind, found) {
                     // Postfix 3.7 at default `may` does not follow TLSA records under unsigned MX records.
-                    ("unsigned", found) => assert_eq!(found, InForce::None),
-                    (_, InForce::Dane { hosts }) => {
+                    ("unsigned", found) => assert_eq!(found, PolicyInForce::None),
+                    (_, PolicyInForce::Dane { hosts }) => {
                         assert_eq!(hosts[0].0, one);
                         let want = if kind == "unusable" { "1 1 1 0707" } else { "3 1 1 0707" };
                         assert!(hosts[0].1.policy_string[0].starts_with(want));
@@ -412,7 +412,7 @@ async fn aliases_implicit_mx_and_smart_hosts() {
     }
     assert_eq!(world.dns.zone().asked("_25._tcp.mx.broken-tlsa.test", RecordType::TLSA), 0);
     let found = daemon.history.at("alias.test", Clock::default().seconds()).in_force;
-    let InForce::Dane { hosts } = found else { panic!("{found:?}") };
+    let PolicyInForce::Dane { hosts } = found else { panic!("{found:?}") };
     assert_eq!((hosts[0].0.as_str(), hosts[0].1.policy_domain.as_str()), ("mx.alias.test", "mx.target.test"));
     daemon.end().await;
 }
@@ -458,8 +458,8 @@ async fn what_an_unsigned_mx_with_dane_is_counted_under_depends_on_the_postfix()
         assert_eq!(daemon.level(&name).await, Level::Dane, "{name}");
         let found = daemon.history.at(&name, Clock::default().seconds());
         assert!(found.asked);
-        assert_eq!(matches!(found.in_force, InForce::Dane { .. }), followed, "{name}: {:?}", found.in_force);
-        assert_eq!(matches!(found.in_force, InForce::None), !followed, "{name}: {:?}", found.in_force);
+        assert_eq!(matches!(found.in_force, PolicyInForce::Dane { .. }), followed, "{name}: {:?}", found.in_force);
+        assert_eq!(matches!(found.in_force, PolicyInForce::None), !followed, "{name}: {:?}", found.in_force);
         daemon.end().await;
     }
 }
@@ -806,7 +806,7 @@ async fn a_changed_id_replaces_the_policy_behind_the_answer() {
     daemon.becomes("changes.test", &Level::Default).await;
     assert_eq!(daemon.policies.decide(b"changes.test").await.sts.as_ref().unwrap().mode, Mode::Testing);
     let now = Clock::default().seconds() + 100;
-    assert!(matches!(daemon.history.at("changes.test", now).in_force, InForce::Sts { mode: Mode::Testing, .. }));
+    assert!(matches!(daemon.history.at("changes.test", now).in_force, PolicyInForce::Sts { mode: Mode::Testing, .. }));
     daemon.end().await;
     world.sts("changes.test", "3", "version: STSv1\nmode: none\nmax_age: 86400\n");
     let daemon = world.daemon(200);
@@ -866,7 +866,7 @@ async fn the_history_outlives_a_restart() {
     daemon.end().await;
     let daemon = world.daemon(5000);
     let found = daemon.history.at("asked.test", now + 1);
-    assert!(found.asked && matches!(found.in_force, InForce::Sts { mode: Mode::Testing, .. }), "{found:?}");
+    assert!(found.asked && matches!(found.in_force, PolicyInForce::Sts { mode: Mode::Testing, .. }), "{found:?}");
     daemon.end().await;
 }
 
@@ -1074,7 +1074,7 @@ async fn overrides_go_before_what_is_published() {
     }
     for quiet in ["fixed.test", "none.test", "nosts.test", "a.below.test"] {
         assert_eq!(world.dns.zone().asked(&format!("_mta-sts.{quiet}"), RecordType::TXT), 0, "{quiet}");
-        assert_eq!(daemon.history.at(quiet, Clock::default().seconds()).in_force, InForce::None, "{quiet}");
+        assert_eq!(daemon.history.at(quiet, Clock::default().seconds()).in_force, PolicyInForce::None, "{quiet}");
     }
     assert_eq!(world.dns.zone().asked("fixed.test", RecordType::MX), 0);
     let table = server::table(&daemon.policies, Default_::May);

@@ -10,7 +10,7 @@ use lab::https::Answer;
 use lab::world::{Domain, Options, Server, Tlsa, World};
 use tlswarden::answering::policy::history::History;
 use tlswarden::base::clock::Clock;
-use tlswarden::base::tlsrpt::{InForce, Mode};
+use tlswarden::base::tlsrpt::{Mode, PolicyInForce};
 use tlswarden::metrics::Metrics;
 use tlswarden::store::embedded::EmbeddedStore;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -72,11 +72,11 @@ async fn each_decision_is_told_and_noted() {
     for (domain, want) in [("enforce.test", Mode::Enforce), ("testing.test", Mode::Testing), ("lost.test", Mode::None)]
     {
         let found = noted(domain);
-        assert!(matches!(found.in_force, InForce::Sts { mode, .. } if mode == want), "{domain}: {found:?}");
+        assert!(matches!(found.in_force, PolicyInForce::Sts { mode, .. } if mode == want), "{domain}: {found:?}");
     }
     for domain in ["dane.example", "some.example"] {
-        assert!(matches!(noted(domain).in_force, InForce::Dane { .. }), "{domain}: {:?}", noted(domain));
+        assert!(matches!(noted(domain).in_force, PolicyInForce::Dane { .. }), "{domain}: {:?}", noted(domain));
     }
-    assert!(noted("none.test").asked && noted("none.test").in_force == InForce::None);
+    assert!(noted("none.test").asked && noted("none.test").in_force == PolicyInForce::None);
     assert!(!noted("bogus.example").asked);
 }

@@ -19,9 +19,9 @@ use lab::dns::Dns;
 use lab::world::{self, Options};
 use serde_json::Value;
 use tlswarden::base::clock::Clock;
-use tlswarden::base::network::{Certificates, NetworkExceptions};
+use tlswarden::base::network::{HttpsCertificates, NetworkExceptions};
 use tlswarden::base::rua_record::Mailbox;
-use tlswarden::base::tlsrpt::{Counted, Day, Policy, Tally};
+use tlswarden::base::tlsrpt::{Day, Policy, TallyKey, TallyResult};
 use tlswarden::config::{Deliver, ReportSection};
 use tlswarden::net::dns::Resolver;
 use tlswarden::net::https::Client;
@@ -82,7 +82,7 @@ impl World {
         acceptor(&self.authority, host, fault)
     }
 
-    fn client(&self, private_addresses: bool, certificates: Certificates) -> Client {
+    fn client(&self, private_addresses: bool, certificates: HttpsCertificates) -> Client {
         let resolver = Resolver::new(Some(self.dns.address())).unwrap();
         let extra_root = Some(self.root());
         let closed = NetworkExceptions { extra_root, private_addresses, ..NetworkExceptions::default() };
@@ -97,7 +97,7 @@ impl World {
     async fn posted(&self, turn: Turn, body: &[u8]) -> (Outcome, Taken) {
         let (address, taken) = self.receiver(turn, None).await;
         let uri = format!("https://{HOST}:{}/v1/tlsrpt?token=a%20b", address.port());
-        let client = self.client(true, Certificates::Check);
+        let client = self.client(true, HttpsCertificates::Check);
         (post(&client, &uri, body, LIMITS, std::future::pending()).await, taken)
     }
 }
@@ -222,7 +222,7 @@ async fn silence_by_https_is_told_apart_by_the_last_octet() {
 async fn certificates_are_ignored_or_checked_as_configured() {
     let world = World::new().await;
     for fault in [Fault::Expired, Fault::WrongName, Fault::SelfSigned, Fault::OtherAuthority] {
-        for (certificates, wanted) in [(Certificates::Ignore, "accepted"), (Certificates::Check, "retry")] {
+        for (certificates, wanted) in [(HttpsCertificates::Ignore, "accepted"), (HttpsCertificates::Check, "retry")] {
             let (address, taken) = world.receiver(Turn::Answers("200 OK"), Some(fault)).await;
             let uri = format!("https://{HOST}:{}/", address.port());
             let client = world.client(true, certificates);
@@ -239,11 +239,11 @@ async fn no_stranger_sends_us_to_our_own_network() {
     let world = World::new().await;
     let (address, taken) = world.receiver(Turn::Answers("200 OK"), None).await;
     let uri = format!("https://{HOST}:{}/", address.port());
-    let client = world.client(false, Certificates::Ignore);
+    let client = world.client(false, HttpsCertificates::Ignore);
     let outcome = post(&client, &uri, b"gzip", LIMITS, std::future::pending()).await;
     assert_eq!(outcome, Outcome::Refused("no address: 127.0.0.1 is not a public address".into()));
     assert!(taken.lock().unwrap().is_empty());
-    let gone = world.client(true, Certificates::Ignore);
+    let gone = world.client(true, HttpsCertificates::Ignore);
     let outcome = post(&gone, "https://nowhere.test/", b"gzip", LIMITS, std::future::pending()).await;
     assert_eq!(kind(&outcome), "retry", "{outcome:?}");
 }
@@ -453,11 +453,11 @@ impl Posting {
             let mut zone = world.dns.change();
             zone.address(HOST, [127, 0, 0, 1].into());
             zone.txt(&format!("_smtp._tls.{domain}"), &format!("v=TLSRPTv1; rua=https://{HOST}:{port}/{name}"));
-            let tally = Tally {
+            let tally = TallyKey {
                 day,
                 policy: Policy::none(&domain).into(),
                 domain: domain.as_str().into(),
-                counted: Counted::Success,
+                result: TallyResult::Success,
             };
             batch.add.push((tally, 7));
         }

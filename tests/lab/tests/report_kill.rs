@@ -20,7 +20,7 @@ use rustix::fs::inotify;
 use rustix::process::{Signal, kill_process};
 use serde_json::Value;
 use tlswarden::base::clock::Clock;
-use tlswarden::base::tlsrpt::{Counted, Day, Policy, Tally};
+use tlswarden::base::tlsrpt::{Day, Policy, TallyKey, TallyResult};
 use tlswarden::store::embedded::EmbeddedStore;
 use tlswarden::store::{Batch, Store};
 use tokio::task::spawn_blocking;
@@ -147,7 +147,7 @@ fn fill(world: &World, domains: u64) {
     let store = EmbeddedStore::open(&world.folder().join("store"), Clock::default()).unwrap().store;
     let tally = |n| {
         let domain: Arc<str> = name(n).into();
-        (Tally { day, policy: Policy::none(&domain).into(), domain, counted: Counted::Success }, 7)
+        (TallyKey { day, policy: Policy::none(&domain).into(), domain, result: TallyResult::Success }, 7)
     };
     store.write(Batch { add: (0..domains).map(tally).collect(), set: Vec::new() }).unwrap();
 }

@@ -11,7 +11,7 @@ use lab::daemon::{Daemon, Program};
 use lab::world::{Options, World};
 use serde_json::Value;
 use tlswarden::base::clock::Clock;
-use tlswarden::base::tlsrpt::{Counted, Day, Policy, Tally};
+use tlswarden::base::tlsrpt::{Day, Policy, TallyKey, TallyResult};
 use tlswarden::store::embedded::EmbeddedStore;
 use tlswarden::store::{Batch, Store};
 
@@ -49,8 +49,8 @@ async fn who_gets_a_report_and_what_is_said_of_the_others() {
     let mut batch = Batch::default();
     for (domain, rua, _) in DOMAINS {
         world.dns.change().txt(&format!("_smtp._tls.{domain}"), &format!("v=TLSRPTv1; rua={rua}"));
-        let counted = if domain == "sound.test" { Counted::Success } else { Counted::Failure };
-        batch.add.push((Tally { day, policy: Policy::none(domain).into(), domain: domain.into(), counted }, 3));
+        let result = if domain == "sound.test" { TallyResult::Success } else { TallyResult::Failure };
+        batch.add.push((TallyKey { day, policy: Policy::none(domain).into(), domain: domain.into(), result }, 3));
     }
     EmbeddedStore::open(&world.folder().join("store"), Clock::default()).unwrap().store.write(batch).unwrap();
     let next_day = "Nov 23 00:05:00 mta postfix/qmgr[1]: 0123456789A: from=<>, size=1, nrcpt=1 (queue active)\n";

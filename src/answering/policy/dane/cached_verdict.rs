@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::answering::policy::dane::lookup::{Coverage, Mx, Verdict};
 use crate::answering::policy::history::compact::Rows;
-use crate::base::clock::Moment;
+use crate::base::clock::CompactTime;
 
 /// How long a DANE verdict serves past its TTL while the resolver fails, in seconds.
 pub const STALE: i64 = 86_400;
@@ -18,8 +18,8 @@ const CAUSE: usize = 200;
 /// The last verdict that was no failure.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Held {
-    until: Moment,
-    refresh: Moment,
+    until: CompactTime,
+    refresh: CompactTime,
     /// What it comes to.
     pub coverage: Coverage,
     /// Whether there are MX records that are not signed.
@@ -40,7 +40,7 @@ impl Held {
         let cause: String = verdict.failure().unwrap_or_default().chars().take(CAUSE).collect();
         let rows = verdict.rows();
         let more = (!rows.is_empty() || !cause.is_empty()).then(|| Box::new(More { cause, rows }));
-        let (until, refresh) = (Moment::at(until), Moment::at(refresh));
+        let (until, refresh) = (CompactTime::from_seconds(until), CompactTime::from_seconds(refresh));
         Held { until, refresh, coverage: verdict.coverage(), unsigned: verdict.mx == Mx::Unsigned, more }
     }
 

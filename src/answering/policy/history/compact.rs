@@ -1,6 +1,6 @@
 //! What the sessions of a next hop are held to, as it is kept: texts packed, and each once however many hold it.
 //!
-//! Takes: what was decided. Gives: [`Under`], small enough for half a million periods, the [`InForce`] that counting and
+//! Takes: what was decided. Gives: [`Under`], small enough for half a million periods, the [`PolicyInForce`] that counting and
 //! reports know, and a stored form.
 //! Not here: deciding (`decision`), when what stood (`history`).
 
@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::answering::policy::sts::policy;
 use crate::answering::policy::sts::text::Text;
-use crate::base::tlsrpt::{Failure, InForce, Mode, Policy, PolicyType, ResultType};
+use crate::base::tlsrpt::{Failure, Mode, Policy, PolicyInForce, PolicyType, ResultType};
 
 /// A policy in force.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -70,9 +70,9 @@ impl Row {
 
 impl Under {
     /// As sessions are counted under it.
-    pub fn in_force(&self, domain: &str) -> InForce {
+    pub fn in_force(&self, domain: &str) -> PolicyInForce {
         match self {
-            Under::None => InForce::None,
+            Under::None => PolicyInForce::None,
             Under::Sts { mode, text, failure } => {
                 let policy = match mode {
                     Mode::Enforce | Mode::Testing => policy::policy(text, domain),
@@ -83,23 +83,23 @@ impl Under {
                         mx_host: Vec::new(),
                     },
                 };
-                InForce::Sts { mode: *mode, policy: Arc::new(policy), failure: failure.clone() }
+                PolicyInForce::Sts { mode: *mode, policy: Arc::new(policy), failure: failure.clone() }
             }
             Under::Dane(rows) => {
                 let hosts = rows.iter().flat_map(|rows| rows.iter());
-                InForce::Dane { hosts: hosts.map(|row| (row.host.to_string(), Arc::new(row.policy()))).collect() }
+                PolicyInForce::Dane { hosts: hosts.map(|row| (row.host.to_string(), Arc::new(row.policy()))).collect() }
             }
         }
     }
 
     /// The same, from what counting and reports know.
-    pub fn of(domain: &str, in_force: &InForce) -> Under {
+    pub fn of(domain: &str, in_force: &PolicyInForce) -> Under {
         match in_force {
-            InForce::None => Under::None,
-            InForce::Sts { mode, policy, failure } => {
+            PolicyInForce::None => Under::None,
+            PolicyInForce::Sts { mode, policy, failure } => {
                 Under::Sts { mode: *mode, text: Text::of(domain, &policy.policy_string), failure: failure.clone() }
             }
-            InForce::Dane { hosts } => {
+            PolicyInForce::Dane { hosts } => {
                 let row = |(host, policy): &(String, Arc<Policy>)| {
                     Row::of(host, &policy.policy_domain, &policy.policy_string)
                 };
@@ -162,7 +162,7 @@ mod tests {
 
     #[test]
     fn each_form_reads_back_and_says_the_same() {
-        let sts = |mode, mx: &[&str], failure: Option<&str>| InForce::Sts {
+        let sts = |mode, mx: &[&str], failure: Option<&str>| PolicyInForce::Sts {
             mode,
             policy: Arc::new(Policy {
                 policy_type: PolicyType::Sts,
@@ -189,12 +189,14 @@ mod tests {
             })
         };
         for wanted in [
-            InForce::None,
+            PolicyInForce::None,
             sts(Mode::Enforce, &["*.example.net"], None),
             sts(Mode::Testing, &["*.example.net"], Some("timeout+fallback-to-cached-policy")),
             sts(Mode::None, &[], Some("malformed-line")),
-            InForce::Dane { hosts: Vec::new() },
-            InForce::Dane { hosts: vec![("mx.example".into(), tlsa("mx.example")), ("b.example".into(), tlsa("c"))] },
+            PolicyInForce::Dane { hosts: Vec::new() },
+            PolicyInForce::Dane {
+                hosts: vec![("mx.example".into(), tlsa("mx.example")), ("b.example".into(), tlsa("c"))],
+            },
         ] {
             let under = Under::of("example.com", &wanted);
             assert_eq!(under.in_force("example.com"), wanted);

@@ -24,11 +24,11 @@ use tokio::sync::{Notify, watch};
 use crate::answering::policy::history::compact::Under;
 use crate::answering::policy::sts::text::Text;
 use crate::answering::policy::throttle::Throttle;
-use crate::base::clock::{Clock, Moment, SharedMoment};
+use crate::base::clock::{Clock, CompactTime, SharedCompactTime};
 use crate::base::next_hop::NextHop;
 use crate::base::policy_at::PolicyAt;
-use crate::base::shutdown::stopped;
-use crate::base::tlsrpt::InForce;
+use crate::base::shutdown::wait_for_shutdown;
+use crate::base::tlsrpt::PolicyInForce;
 use crate::metrics::Metrics;
 use crate::store::{Batch, MAX_BATCH_RECORDS, Store, StoreError, Table};
 
@@ -66,10 +66,10 @@ pub struct Period {
     /// The next hop in its one form.
     hop: Arc<str>,
     under: Under,
-    from: Moment,
-    last: SharedMoment,
+    from: CompactTime,
+    last: SharedCompactTime,
     /// The last asking as it is in the store.
-    written: SharedMoment,
+    written: SharedCompactTime,
     /// Whether it waits to be written.
     dirty: AtomicBool,
 }
@@ -78,8 +78,8 @@ pub struct Period {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Lookup {
     /// The policy in force.
-    pub in_force: InForce,
-    /// Whether the destination had been asked about; where not, the policy is [`InForce::None`].
+    pub in_force: PolicyInForce,
+    /// Whether the destination had been asked about; where not, the policy is [`PolicyInForce::None`].
     pub asked: bool,
 }
 
@@ -95,7 +95,7 @@ pub struct History {
     /// Keys to remove from the store.
     removed: Mutex<Vec<Vec<u8>>>,
     /// By the place of their period, which is kept beside them.
-    shown: Mutex<HashMap<usize, (Arc<Period>, InForce)>>,
+    shown: Mutex<HashMap<usize, (Arc<Period>, PolicyInForce)>>,
     wake: Notify,
     clock: Clock,
     metrics: Metrics,
@@ -180,10 +180,10 @@ impl History {
         let hop = if *key == **name { Arc::clone(name) } else { key.into() };
         let period = Arc::new(Period {
             hop,
-            from: Moment::at(now),
-            last: SharedMoment::at(now),
+            from: CompactTime::from_seconds(now),
+            last: SharedCompactTime::from_seconds(now),
             dirty: AtomicBool::new(true),
-            written: SharedMoment::at(0),
+            written: SharedCompactTime::from_seconds(0),
             under,
         });
         periods.entry(Arc::clone(name)).or_default().push(Arc::clone(&period));
@@ -214,7 +214,7 @@ impl History {
         if now - last >= ASKED {
             return false;
         }
-        period.last.set_later(now);
+        period.last.advance_to(now);
         if !period.dirty.swap(true, Ordering::Relaxed) {
             self.queue.lock().push(Arc::clone(period));
         }
@@ -233,12 +233,12 @@ impl History {
         drop(periods);
         match found {
             Some(period) => Lookup { in_force: self.show(domain, period), asked: true },
-            None => Lookup { in_force: InForce::None, asked: false },
+            None => Lookup { in_force: PolicyInForce::None, asked: false },
         }
     }
 
     /// What a period stands for, in the words of reports.
-    fn show(&self, domain: &str, period: Arc<Period>) -> InForce {
+    fn show(&self, domain: &str, period: Arc<Period>) -> PolicyInForce {
         let place = Arc::as_ptr(&period).addr();
         let mut shown = self.shown.lock();
         if let Some((_, in_force)) = shown.get(&place) {
@@ -284,7 +284,7 @@ impl History {
             tokio::select! {
                 () = self.wake.notified() => tokio::time::sleep(BEHIND).await,
                 _ = tick.tick() => {}
-                () = stopped(&mut shutdown) => break,
+                () = wait_for_shutdown(&mut shutdown) => break,
             }
             let now = self.clock.seconds();
             if now >= pruned.saturating_add(PRUNE) {
@@ -366,7 +366,7 @@ impl History {
 }
 
 impl PolicyAt for Arc<History> {
-    fn at(&self, domain: &str, seconds: i64) -> Option<InForce> {
+    fn at(&self, domain: &str, seconds: i64) -> Option<PolicyInForce> {
         let found = History::at(self, domain, seconds);
         found.asked.then_some(found.in_force)
     }
@@ -405,9 +405,9 @@ fn restore(key: &[u8], value: &[u8], before: Option<&Arc<str>>) -> Option<(Arc<s
     let period = Period {
         hop: if hop.is_empty() { Arc::clone(&domain) } else { hop.into() },
         under: Under::decode(under)?,
-        from: Moment::at(seconds(from)),
-        last: SharedMoment::at(seconds(last)),
-        written: SharedMoment::at(seconds(last)),
+        from: CompactTime::from_seconds(seconds(from)),
+        last: SharedCompactTime::from_seconds(seconds(last)),
+        written: SharedCompactTime::from_seconds(seconds(last)),
         dirty: AtomicBool::new(false),
     };
     Some((domain, period))

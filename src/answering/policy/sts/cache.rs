@@ -25,7 +25,7 @@ use crate::answering::policy::sts::fetch;
 use crate::answering::policy::sts::policy::{Cached, PolicyFailure, REFRESH};
 use crate::answering::policy::throttle::Throttle;
 use crate::base::clock::Clock;
-use crate::base::shutdown::stopped;
+use crate::base::shutdown::wait_for_shutdown;
 use crate::base::tlsrpt::{Mode, ResultType};
 use crate::metrics::Metrics;
 use crate::net::dns::Resolver;
@@ -215,7 +215,7 @@ impl Cache {
                     self.sweep();
                     let _ = self.write().await;
                 }
-                () = stopped(&mut shutdown) => break,
+                () = wait_for_shutdown(&mut shutdown) => break,
             }
         }
         self.flights.abort();

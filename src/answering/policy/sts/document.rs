@@ -102,8 +102,8 @@ fn pattern(value: &str) -> Option<String> {
         return None;
     }
     match value.strip_prefix("*.") {
-        Some(parent) => domain_name::normalise(parent).map(|name| format!("*.{name}")),
-        None => domain_name::normalise(value),
+        Some(parent) => domain_name::normalize(parent).map(|name| format!("*.{name}")),
+        None => domain_name::normalize(value),
     }
 }
 
@@ -203,7 +203,7 @@ mod tests {
             if let Ok(found) = parse(&text) {
                 for mx in &found.mx {
                     let name = mx.strip_prefix("*.").unwrap_or(mx);
-                    assert_eq!(domain_name::normalise(name).as_deref(), Some(name));
+                    assert_eq!(domain_name::normalize(name).as_deref(), Some(name));
                 }
             }
             let _ = parse(&body);

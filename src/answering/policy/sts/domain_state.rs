@@ -19,7 +19,7 @@ use crate::answering::policy::sts::document::Document;
 use crate::answering::policy::sts::fetch::FetchFault;
 use crate::answering::policy::sts::policy::{Cached, PolicyFailure, Restored, beginning};
 use crate::answering::policy::sts::record;
-use crate::base::clock::{Moment, SharedMoment};
+use crate::base::clock::{CompactTime, SharedCompactTime};
 use crate::net::dns::{Answer, DnsError};
 
 /// Seconds until a failed fetch is tried again, the first time.
@@ -77,7 +77,7 @@ pub struct Domain {
     /// Counts the changes of what is known.
     version: AtomicU32,
     /// When it was last asked about.
-    used: SharedMoment,
+    used: SharedCompactTime,
     state: Mutex<State>,
 }
 
@@ -87,9 +87,9 @@ struct State {
     failure: Option<Arc<PolicyFailure>>,
     record: Option<Record>,
     /// Until when the record holds.
-    until: Moment,
+    until: CompactTime,
     /// When it was last asked; the first of all moments for never.
-    checked: Moment,
+    checked: CompactTime,
     /// The document is to be fetched, whatever the times say.
     told: bool,
 }
@@ -97,7 +97,12 @@ struct State {
 impl Domain {
     /// A domain of which nothing is known.
     pub fn new(name: Arc<str>, used: i64) -> Domain {
-        Domain { name, version: AtomicU32::new(0), used: SharedMoment::at(used), state: Mutex::default() }
+        Domain {
+            name,
+            version: AtomicU32::new(0),
+            used: SharedCompactTime::from_seconds(used),
+            state: Mutex::default(),
+        }
     }
 
     /// A domain with the policy that the store had.
@@ -107,7 +112,7 @@ impl Domain {
             let mut state = domain.state.lock();
             state.policy = Some(Arc::new(restored.policy));
             state.failure = restored.failure.map(Arc::new);
-            state.checked = Moment::at(restored.checked.unwrap_or(0));
+            state.checked = CompactTime::from_seconds(restored.checked.unwrap_or(0));
         }
         domain
     }
@@ -139,7 +144,7 @@ impl Domain {
     /// Makes the record due at `now`, as if its TTL had run out; with `fetch` also the document, whatever failed before.
     pub fn look_again(&self, now: i64, fetch: bool) {
         let mut state = self.state.lock();
-        state.until = state.until.min(Moment::at(now));
+        state.until = state.until.min(CompactTime::from_seconds(now));
         state.told |= fetch;
     }
 
@@ -223,8 +228,8 @@ impl Domain {
             }
         };
         state.record = Some(record);
-        state.until = Moment::at(now + holds);
-        state.checked = Moment::at(now);
+        state.until = CompactTime::from_seconds(now + holds);
+        state.checked = CompactTime::from_seconds(now);
         drop(state);
         self.changed();
     }

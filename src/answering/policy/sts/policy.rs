@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::answering::policy::sts::document::{self, Document, MAX_AGE};
 use crate::answering::policy::sts::text::Text;
-use crate::base::clock::Moment;
+use crate::base::clock::CompactTime;
 use crate::base::tlsrpt::{Mode, Policy, PolicyType, ResultType};
 
 /// Seconds between two fetches of a policy in use (RFC 8461 §3.3: at least daily is common practice).
@@ -34,9 +34,9 @@ pub struct Cached {
     pub id: Box<str>,
     /// The document as served.
     pub text: Text,
-    fetched: Moment,
-    expires: Moment,
-    refresh: Moment,
+    fetched: CompactTime,
+    expires: CompactTime,
+    refresh: CompactTime,
     /// What it asks of senders.
     pub mode: Mode,
 }
@@ -77,11 +77,11 @@ pub struct Restored {
 struct Stored<'a> {
     id: &'a str,
     mode: Mode,
-    fetched: Moment,
-    expires: Moment,
-    refresh: Moment,
-    used: Moment,
-    checked: Option<Moment>,
+    fetched: CompactTime,
+    expires: CompactTime,
+    refresh: CompactTime,
+    used: CompactTime,
+    checked: Option<CompactTime>,
     text: &'a [u8],
     failure: Option<Cow<'a, PolicyFailure>>,
 }
@@ -97,9 +97,9 @@ impl Cached {
         Cached {
             id: id.into(),
             text: Text::of(name, &document.lines),
-            fetched: Moment::at(fetched),
-            expires: Moment::at(fetched + age),
-            refresh: Moment::at(fetched + (REFRESH - spread).min(age / 2)),
+            fetched: CompactTime::from_seconds(fetched),
+            expires: CompactTime::from_seconds(fetched + age),
+            refresh: CompactTime::from_seconds(fetched + (REFRESH - spread).min(age / 2)),
             mode: document.mode,
         }
     }
@@ -142,8 +142,8 @@ impl Cached {
             fetched: self.fetched,
             expires: self.expires,
             refresh: self.refresh,
-            used: Moment::at(used),
-            checked: checked.map(Moment::at),
+            used: CompactTime::from_seconds(used),
+            checked: checked.map(CompactTime::from_seconds),
             text: self.text.octets(),
             failure: failure.map(Cow::Borrowed),
         };
@@ -165,7 +165,7 @@ impl Cached {
         Some(Restored {
             policy,
             used: stored.used.seconds(),
-            checked: stored.checked.map(Moment::seconds),
+            checked: stored.checked.map(CompactTime::seconds),
             failure: stored.failure.map(Cow::into_owned),
         })
     }

@@ -23,7 +23,7 @@ use tlswarden_parsers::event::exim::{
 use tlswarden_parsers::event::{Event, EventKind, Peer};
 
 use crate::base::domain_name;
-use crate::base::tlsrpt::{Outcome, ResultType, Trust, Verdict};
+use crate::base::tlsrpt::{ResultType, SessionOutcome, SessionResult, Trust};
 use crate::counting::session::reason::{HANDSHAKE_FAILURE, MX_MISMATCH, reason_code, verification};
 use crate::counting::session::text::{lossy, lower_case};
 use crate::counting::session::tracked_map::{Change, Kept};
@@ -162,7 +162,7 @@ impl Sessions {
     }
 
     /// Takes one event at its time; `own` tells whether a Message-ID is one of our reports. Outcomes go to `out`.
-    pub fn event(&mut self, event: &Event<'_>, time: i64, own: impl Fn(&[u8]) -> bool, out: &mut Vec<Outcome>) {
+    pub fn event(&mut self, event: &Event<'_>, time: i64, own: impl Fn(&[u8]) -> bool, out: &mut Vec<SessionOutcome>) {
         if time >= self.swept + 60 {
             self.swept = time;
             self.sweep(time, out);
@@ -192,7 +192,7 @@ impl Sessions {
     }
 
     /// Ends what is open at `now`: the input has been at its end for [`SESSION_TIMEOUT`].
-    pub fn end_all(&mut self, now: i64, out: &mut Vec<Outcome>) {
+    pub fn end_all(&mut self, now: i64, out: &mut Vec<SessionOutcome>) {
         for message in self.messages.remove_before(i64::MAX) {
             self.abandon(message, now, out);
         }
@@ -260,7 +260,7 @@ impl Sessions {
         self.message(id, trouble.began).troubles.push(trouble);
     }
 
-    fn recipient(&mut self, id: &[u8], line: &RecipientLine<'_>, pid: u32, time: i64, out: &mut Vec<Outcome>) {
+    fn recipient(&mut self, id: &[u8], line: &RecipientLine<'_>, pid: u32, time: i64, out: &mut Vec<SessionOutcome>) {
         if self.own.contains(id) {
             let message = self.messages.remove(id);
             let failed = message.map_or(0, |m| m.troubles.len() as u64);
@@ -303,21 +303,21 @@ impl Sessions {
                     CertificateCheck::NotLogged => (None, None),
                 };
                 let cause = line.peer.and_then(|peer| message.cause(peer.ip));
-                found.push(Found { cause, ..ended(Some(Verdict::Success), trust, dane) });
+                found.push(Found { cause, ..ended(Some(SessionResult::Success), trust, dane) });
             } else if line.problem.is_session_failure() && line.peer.is_some() {
                 group.settled = true;
                 // It may have been told by the process that made the connection.
                 let told = found.iter().any(|f| f.ip == line.peer.and_then(|peer| peer.ip) && f.observed.is_some());
                 if !told {
                     let (result, code) = message.why(line.problem, line.peer.and_then(|peer| peer.ip));
-                    found.push(ended(Some(Verdict::Failure(result, code)), None, None));
+                    found.push(ended(Some(SessionResult::Failure(result, code)), None, None));
                 }
             } else if line.problem.excludes_host() {
                 group.settled = true;
                 // The hosts are told one by one where a version does so; else this is all there is.
                 if !found.iter().any(|f| f.observed.is_some()) {
                     let (result, code) = message.why(line.problem, None);
-                    found.push(ended(Some(Verdict::Failure(result, code)), None, None));
+                    found.push(ended(Some(SessionResult::Failure(result, code)), None, None));
                 }
             } else if matches!(line.status, RecipientStatus::Delivered | RecipientStatus::DeliveredInSameTransaction)
                 && line.peer.is_some()
@@ -334,7 +334,7 @@ impl Sessions {
         }
     }
 
-    fn completed(&mut self, id: &[u8], time: i64, out: &mut Vec<Outcome>) {
+    fn completed(&mut self, id: &[u8], time: i64, out: &mut Vec<SessionOutcome>) {
         if self.own.contains(id) {
             self.own.change(id, time + COMPLETED_MEMORY, || ());
         }
@@ -344,7 +344,7 @@ impl Sessions {
     }
 
     /// Ends a message: its troubles are its first recipient's after them.
-    fn abandon(&mut self, message: Message, ended: i64, out: &mut Vec<Outcome>) {
+    fn abandon(&mut self, message: Message, ended: i64, out: &mut Vec<SessionOutcome>) {
         let anchors = self.shown.contains(ANCHORED);
         for trouble in message.troubles {
             // A look-up that failed on the way to a host that took the mail.
@@ -356,12 +356,12 @@ impl Sessions {
         }
     }
 
-    fn emit(&mut self, found: Found, domain: &str, ended: i64, anchors: bool, out: &mut Vec<Outcome>) {
-        let Some(name) = domain_name::normalise(domain) else {
+    fn emit(&mut self, found: Found, domain: &str, ended: i64, anchors: bool, out: &mut Vec<SessionOutcome>) {
+        let Some(name) = domain_name::normalize(domain) else {
             self.losses.without_domain += u64::from(found.observed.is_some());
             return;
         };
-        out.push(Outcome {
+        out.push(SessionOutcome {
             began: found.began,
             ended,
             domain: name.into(),
@@ -374,9 +374,9 @@ impl Sessions {
             cause: found.cause,
             clear_text: found.clear_text,
             anchors,
-            named: false,
+            next_hop_named: false,
             reported: None,
-            shows_anchors: None,
+            anchors_shown_by: None,
         });
     }
 
@@ -392,7 +392,7 @@ impl Sessions {
         message
     }
 
-    fn sweep(&mut self, time: i64, out: &mut Vec<Outcome>) {
+    fn sweep(&mut self, time: i64, out: &mut Vec<SessionOutcome>) {
         for message in self.messages.remove_before(time - SESSION_TIMEOUT) {
             self.abandon(message, time, out);
         }
@@ -414,7 +414,7 @@ struct Found {
     ip: Option<IpAddr>,
     trust: Option<Trust>,
     dane: Option<bool>,
-    observed: Option<Verdict>,
+    observed: Option<SessionResult>,
     cause: Option<Cause>,
     clear_text: bool,
 }
@@ -428,7 +428,7 @@ impl Trouble {
             ip: self.ip,
             trust: None,
             dane: None,
-            observed: Some(Verdict::Failure(result, code)),
+            observed: Some(SessionResult::Failure(result, code)),
             cause: None,
             clear_text: false,
         }
@@ -626,8 +626,8 @@ mod tests {
         out.iter()
             .map(|o| match &o.observed {
                 None => format!("{} clear", o.domain),
-                Some(Verdict::Success) => format!("{} ok", o.domain),
-                Some(Verdict::Failure(result, _)) => {
+                Some(SessionResult::Success) => format!("{} ok", o.domain),
+                Some(SessionResult::Failure(result, _)) => {
                     format!("{} failed at {}: {result}", o.domain, o.mx.as_deref().unwrap_or("-"))
                 }
             })

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use smallvec::SmallVec;
 use tlswarden_parsers::event::{Peer, Process};
 
-use crate::base::tlsrpt::{Trust, Verdict};
+use crate::base::tlsrpt::{SessionResult, Trust};
 use crate::counting::session::Cause;
 use crate::counting::session::reason::HANDSHAKE_FAILURE;
 use crate::counting::session::text::lower_case;
@@ -30,7 +30,7 @@ pub(super) struct Attempt {
     pub resumed_untrusted: bool,
     pub tlsa_unusable: bool,
     pub ruled_out: Option<Cause>,
-    pub native: Option<Verdict>,
+    pub native: Option<SessionResult>,
     /// Postfix's own report of it was not sent.
     pub unsent: bool,
     /// The next hop, where the line names it.
@@ -38,7 +38,7 @@ pub(super) struct Attempt {
     /// There is no line about it but the delivery's.
     pub unlogged: Option<Unlogged>,
     /// `QID: reason` has ended it: the message, and what follows from the reason.
-    pub left: Option<(String, Option<Verdict>)>,
+    pub left: Option<(String, Option<SessionResult>)>,
 }
 
 /// What a delivery line alone tells of a connection.
@@ -79,8 +79,7 @@ impl Attempt {
 
     /// Whether its handshake at `peer` failed; of one through tlsproxy(8) no line names the peer.
     pub fn left_for_its_handshake(&self, peer: Peer<'_>) -> bool {
-        let failed =
-            |verdict: &Verdict| matches!(verdict, Verdict::Failure(_, Some(code)) if code == HANDSHAKE_FAILURE);
+        let failed = |verdict: &SessionResult| matches!(verdict, SessionResult::Failure(_, Some(code)) if code == HANDSHAKE_FAILURE);
         self.left.as_ref().and_then(|(_, verdict)| verdict.as_ref()).is_some_and(failed)
             && (self.ip.is_none() || self.is_at(peer))
     }

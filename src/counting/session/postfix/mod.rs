@@ -15,7 +15,7 @@ use tlswarden_parsers::event::{
 
 use self::attempt::{Attempt, SMTP_PORT, Unlogged, host_key, peer_key, process_key};
 use crate::base::domain_name;
-use crate::base::tlsrpt::{Outcome, ResultType, Trust, Verdict};
+use crate::base::tlsrpt::{ResultType, SessionOutcome, SessionResult, Trust};
 use crate::counting::session::reason::{HANDSHAKE_FAILURE, MX_MISMATCH, native_verdict, verification};
 use crate::counting::session::text::{lossy, lower_case};
 use crate::counting::session::tracked_map::{Change, Kept};
@@ -152,7 +152,7 @@ impl Sessions {
     }
 
     /// Takes one event at its time; `own` tells whether a Message-ID is one of our reports. Outcomes go to `out`.
-    pub fn event(&mut self, event: &Event<'_>, time: i64, own: impl Fn(&[u8]) -> bool, out: &mut Vec<Outcome>) {
+    pub fn event(&mut self, event: &Event<'_>, time: i64, own: impl Fn(&[u8]) -> bool, out: &mut Vec<SessionOutcome>) {
         if time >= self.swept + 60 {
             self.swept = time;
             self.sweep(time, out);
@@ -218,7 +218,7 @@ impl Sessions {
             }
             EventKind::TlsrptResult { domain, peer, failure } => {
                 let verdict = match failure {
-                    None => Verdict::Success,
+                    None => SessionResult::Success,
                     Some(f) => native_verdict(f.failure_type, f.reason),
                 };
                 self.reports(domain, time);
@@ -243,7 +243,7 @@ impl Sessions {
     }
 
     /// Ends what is open at `now`: the input has been at its end for [`SESSION_TIMEOUT`].
-    pub fn end_all(&mut self, now: i64, out: &mut Vec<Outcome>) {
+    pub fn end_all(&mut self, now: i64, out: &mut Vec<SessionOutcome>) {
         for delivery in self.deliveries.remove_before(i64::MAX) {
             self.abandon(delivery, now, out);
         }
@@ -267,7 +267,7 @@ impl Sessions {
 
     /// Notes that Postfix reports sessions to a destination by itself: it has one TLSRPT record.
     fn reports(&mut self, domain: &[u8], time: i64) {
-        if let Some(name) = domain_name::normalise(&lossy(domain)) {
+        if let Some(name) = domain_name::normalize(&lossy(domain)) {
             let (_, crowded) = self.reported.change(name.as_bytes(), time, || ());
             self.losses.crowded_out += crowded;
         }
@@ -355,7 +355,7 @@ impl Sessions {
         recipient_domain: &[u8],
         end: &End<'_>,
         time: i64,
-        out: &mut Vec<Outcome>,
+        out: &mut Vec<SessionOutcome>,
     ) {
         let &End { relay, reason, .. } = end;
         let key = process_key(process);
@@ -429,8 +429,9 @@ impl Sessions {
     }
 
     /// What the lines of an attempt and the reason of its end come to; `None` where no TLS was tried.
-    fn verdict(&self, attempt: &Attempt, reason: TlsReason<'_>, time: i64) -> Option<Verdict> {
-        let failure = |result: ResultType, code: Option<&str>| Some(Verdict::Failure(result, code.map(str::to_owned)));
+    fn verdict(&self, attempt: &Attempt, reason: TlsReason<'_>, time: i64) -> Option<SessionResult> {
+        let failure =
+            |result: ResultType, code: Option<&str>| Some(SessionResult::Failure(result, code.map(str::to_owned)));
         match reason {
             TlsReason::StarttlsRefused(_) | TlsReason::StarttlsNotOffered(_) => {
                 failure(ResultType::StarttlsNotSupported, None)
@@ -440,10 +441,12 @@ impl Sessions {
             _ if attempt.tlsa_unusable => failure(ResultType::TlsaInvalid, Some("all-TLSA-records-unusable")),
             TlsReason::NotVerified | TlsReason::NotTrusted => {
                 let (result, code) = self.why_not_verified(attempt, reason, time);
-                Some(Verdict::Failure(result, code))
+                Some(SessionResult::Failure(result, code))
             }
-            TlsReason::Other if matches!(attempt.unlogged, Some(Unlogged::Encrypted(_))) => Some(Verdict::Success),
-            TlsReason::Other => attempt.trust.map(|_| Verdict::Success),
+            TlsReason::Other if matches!(attempt.unlogged, Some(Unlogged::Encrypted(_))) => {
+                Some(SessionResult::Success)
+            }
+            TlsReason::Other => attempt.trust.map(|_| SessionResult::Success),
         }
     }
 
@@ -472,35 +475,35 @@ impl Sessions {
     fn finish(
         &mut self,
         attempt: Attempt,
-        verdict: Option<Verdict>,
+        verdict: Option<SessionResult>,
         recipient_domain: &str,
         time: i64,
         process: &Process<'_>,
-        out: &mut Vec<Outcome>,
+        out: &mut Vec<SessionOutcome>,
     ) {
         let anchors = self.instances.peek(process.instance).is_some_and(|(_, i)| i.anchored);
         self.emit(attempt, verdict, Some(recipient_domain), time, anchors, out);
         if let Some(verified) = out.last_mut().filter(|o| !anchors && o.trust == Some(Trust::Verified)) {
-            verified.shows_anchors = Some(process.instance.into());
+            verified.anchors_shown_by = Some(process.instance.into());
         }
     }
 
     fn emit(
         &mut self,
         attempt: Attempt,
-        verdict: Option<Verdict>,
+        verdict: Option<SessionResult>,
         recipient_domain: Option<&str>,
         ended: i64,
         anchors: bool,
-        out: &mut Vec<Outcome>,
+        out: &mut Vec<SessionOutcome>,
     ) {
         let ruled_out = attempt.ruled_out.is_some();
-        let observed = attempt.ruled_out.map(|(result, code)| Verdict::Failure(result, code)).or(verdict);
+        let observed = attempt.ruled_out.map(|(result, code)| SessionResult::Failure(result, code)).or(verdict);
         let clear_text = attempt.unlogged == Some(Unlogged::ClearText);
         if observed.is_none() && attempt.native.is_none() && !clear_text {
             return;
         }
-        let Some(name) = attempt.next_hop.as_deref().or(recipient_domain).and_then(domain_name::normalise) else {
+        let Some(name) = attempt.next_hop.as_deref().or(recipient_domain).and_then(domain_name::normalize) else {
             self.losses.without_domain += 1;
             return;
         };
@@ -510,11 +513,13 @@ impl Sessions {
             Some(false)
         } else if self.reported.contains(name.as_bytes()) {
             let told = attempt.native.is_some() && !attempt.unsent;
-            Some(told || attempt.native.is_none() && observed != Some(Verdict::Success) && self.was_proxied(&peer))
+            Some(
+                told || attempt.native.is_none() && observed != Some(SessionResult::Success) && self.was_proxied(&peer),
+            )
         } else {
             None
         };
-        out.push(Outcome {
+        out.push(SessionOutcome {
             began: attempt.began,
             ended,
             domain: name.into(),
@@ -530,14 +535,14 @@ impl Sessions {
             cause: None,
             clear_text,
             anchors,
-            named: attempt.next_hop.is_some(),
+            next_hop_named: attempt.next_hop.is_some(),
             reported,
-            shows_anchors: None,
+            anchors_shown_by: None,
         });
     }
 
     /// Ends a delivery whose `to=` line never came: what names its domain itself still counts.
-    fn abandon(&mut self, delivery: Delivery, ended: i64, out: &mut Vec<Outcome>) {
+    fn abandon(&mut self, delivery: Delivery, ended: i64, out: &mut Vec<SessionOutcome>) {
         for mut attempt in delivery.attempts {
             let verdict = match attempt.left.take() {
                 Some((_, verdict)) => verdict,
@@ -547,7 +552,7 @@ impl Sessions {
         }
     }
 
-    fn sweep(&mut self, time: i64, out: &mut Vec<Outcome>) {
+    fn sweep(&mut self, time: i64, out: &mut Vec<SessionOutcome>) {
         for delivery in self.deliveries.remove_before(time - SESSION_TIMEOUT) {
             self.abandon(delivery, time, out);
         }

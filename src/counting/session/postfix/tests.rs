@@ -8,7 +8,7 @@ const TRUSTED: &str =
     "Trusted TLS connection established to mx.a.test[192.0.2.1]:25: TLSv1.3 with cipher X (256/256 bits)";
 
 /// The outcomes of lines of one process, behind `postfix/`.
-fn outcomes(sessions: &mut Sessions, lines: &[&str]) -> Vec<Outcome> {
+fn outcomes(sessions: &mut Sessions, lines: &[&str]) -> Vec<SessionOutcome> {
     let mut out = Vec::new();
     for line in lines {
         let line = format!("2026-11-22T01:00:00Z h postfix/{line}");
@@ -30,8 +30,8 @@ fn sent(queue_id: &str, tls: &str) -> String {
 }
 
 /// (success, trust, clear text) of each.
-fn gist(outcomes: &[Outcome]) -> Vec<(bool, Option<Trust>, bool)> {
-    outcomes.iter().map(|o| (o.observed == Some(Verdict::Success), o.trust, o.clear_text)).collect()
+fn gist(outcomes: &[SessionOutcome]) -> Vec<(bool, Option<Trust>, bool)> {
+    outcomes.iter().map(|o| (o.observed == Some(SessionResult::Success), o.trust, o.clear_text)).collect()
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use lab::ca::Fault;
 use lab::postfix::Installation;
 use lab::world::{Domain, Server, Tlsa};
-use tlswarden::base::tlsrpt::{InForce, Mode, Policy, PolicyType, ResultType};
+use tlswarden::base::tlsrpt::{Mode, Policy, PolicyInForce, PolicyType, ResultType};
 
 use super::Told;
 
@@ -156,7 +156,7 @@ impl Scenario {
     }
 
     /// The decision of our responder.
-    pub fn in_force(&self) -> InForce {
+    pub fn in_force(&self) -> PolicyInForce {
         let name = self.domain.name();
         let Some((mode, label)) = self.sts else {
             let tlsa = |host: &str| Policy {
@@ -166,7 +166,7 @@ impl Scenario {
                 mx_host: vec![],
             };
             let hosts = self.domain.dane_hosts().map(|host| (host.to_owned(), Arc::new(tlsa(host)))).collect();
-            return InForce::Dane { hosts };
+            return PolicyInForce::Dane { hosts };
         };
         let policy = Policy {
             policy_type: PolicyType::Sts,
@@ -174,7 +174,7 @@ impl Scenario {
             policy_domain: name.to_owned(),
             mx_host: vec![format!("{label}.{name}")],
         };
-        InForce::Sts { mode, policy: Arc::new(policy), failure: None }
+        PolicyInForce::Sts { mode, policy: Arc::new(policy), failure: None }
     }
 }
 

@@ -12,7 +12,9 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 use lab::world::SENDING;
-use tlswarden::base::tlsrpt::{Counted, Day, Failure, Mode, Policy, PolicyType, ResultType, Tally, Trust, mx_matches};
+use tlswarden::base::tlsrpt::{
+    Day, Failure, Mode, Policy, PolicyType, ResultType, TallyKey, TallyResult, Trust, mx_matches,
+};
 
 #[path = "../../../../parsers/benches/mix.rs"]
 #[allow(dead_code, missing_docs)]
@@ -141,11 +143,11 @@ fn max_age(version: usize) -> usize {
 
 /// The counts that the lines up to an offset bring, in the order of the log.
 #[derive(Default)]
-pub struct Ledger(Vec<(u64, Tally)>);
+pub struct Ledger(Vec<(u64, TallyKey)>);
 
 impl Ledger {
     /// What must be counted once the log has been read up to `offset`.
-    pub fn until(&self, offset: u64) -> impl Iterator<Item = (Tally, u64)> + '_ {
+    pub fn until(&self, offset: u64) -> impl Iterator<Item = (TallyKey, u64)> + '_ {
         self.0.iter().take_while(move |(end, _)| *end <= offset).map(|(_, tally)| (tally.clone(), 1))
     }
 }
@@ -499,7 +501,7 @@ fn queue_id(number: u64) -> String {
 }
 
 /// What a session counts as, under what its domain published when it began (design page; RFC 8460 §4.3).
-fn counted(place: &Place, session: &Session, day: Day) -> Vec<Tally> {
+fn counted(place: &Place, session: &Session, day: Day) -> Vec<TallyKey> {
     let mut policy = Policy::none(&place.name);
     let mut failure = session.failure;
     let delivered_as = |trust: &[Trust]| failure.is_none() && session.trust.is_some_and(|t| trust.contains(&t));
@@ -540,9 +542,10 @@ fn counted(place: &Place, session: &Session, day: Day) -> Vec<Tally> {
         policy = Policy::none(&place.name);
     }
     let policy = Arc::new(policy);
-    let tally = |counted| Tally { day, domain: place.name.as_str().into(), policy: Arc::clone(&policy), counted };
+    let tally =
+        |counted| TallyKey { day, domain: place.name.as_str().into(), policy: Arc::clone(&policy), result: counted };
     match failure {
-        None => vec![tally(Counted::Success)],
+        None => vec![tally(TallyResult::Success)],
         Some((result_type, reason)) => {
             let detail = Failure {
                 sending_mta_ip: session.address.map(|_| SENDING),
@@ -550,7 +553,7 @@ fn counted(place: &Place, session: &Session, day: Day) -> Vec<Tally> {
                 receiving_ip: session.address,
                 ..Failure::new(result_type, reason)
             };
-            vec![tally(Counted::Failure), tally(Counted::Detail(detail))]
+            vec![tally(TallyResult::Failure), tally(TallyResult::Detail(detail))]
         }
     }
 }
