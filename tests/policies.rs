@@ -1,4 +1,4 @@
-//! `tlswarden policies`, the real program: of the store where no daemon runs, and over the control socket.
+//! `tlswarden policy`, the real program: of the store where no daemon runs, and over the control socket.
 
 use std::path::PathBuf;
 use std::process::{Child, Command, Output};
@@ -49,7 +49,7 @@ impl Host {
     }
 
     fn run(&self, arguments: &[&str]) -> Output {
-        Command::new(PROGRAM).arg("policies").args(arguments).arg("--config").arg(self.config()).output().unwrap()
+        Command::new(PROGRAM).arg("policy").args(arguments).arg("--config").arg(self.config()).output().unwrap()
     }
 
     fn says(&self, arguments: &[&str]) -> String {
@@ -59,7 +59,7 @@ impl Host {
     }
 
     fn listed(&self, arguments: &[&str]) -> Vec<String> {
-        let json = self.says(&[&["--json"], arguments].concat());
+        let json = self.says(&[&["list", "--json"], arguments].concat());
         let listed: Vec<serde_json::Value> = serde_json::from_str(&json).unwrap();
         listed.iter().map(|one| one["next-hop"].as_str().unwrap().to_owned()).collect()
     }
@@ -96,7 +96,7 @@ fn check_all(host: &Host) {
     assert_eq!(host.listed(&["--filter", "answer=secure", "--filter", "domain=B."]), [""; 0]);
     assert_eq!(host.listed(&["--filter", "domain=.example", "--filter", "domain=b"]), ["b.example"]);
     assert_eq!(host.listed(&["--filter", "failing"]), [""; 0]);
-    let people = host.says(&[]);
+    let people = host.says(&["list"]);
     assert!(people.starts_with("next hop ") && people.ends_with("\n2 next hops\n"), "{people}");
     let show = host.says(&["show", "A.example."]);
     assert!(show.starts_with("a.example\n  answer        secure\n"), "{show}");
@@ -109,8 +109,10 @@ fn check_all(host: &Host) {
         &["show", "[192.0.2.1]"][..],
         &["purge"],
         &["purge", "a.example", "--all"],
-        &["--filter", "x=y"],
-        &["--all", "export"],
+        &["list", "--filter", "x=y"],
+        &["export", "--all"],
+        &[],
+        &["a.example"],
     ] {
         assert_eq!(host.run(bad).status.code(), Some(64), "{bad:?}");
     }

@@ -62,7 +62,7 @@ fn every_option_is_in_it_and_nothing_else() {
 fn check_prints_what_reads_back() {
     let check = |path: &Path| {
         let program = env!("CARGO_BIN_EXE_tlswarden");
-        let output = Command::new(program).args(["check", "--config"]).arg(path).output().unwrap();
+        let output = Command::new(program).args(["check-config", "--config"]).arg(path).output().unwrap();
         assert!(output.status.success(), "{output:?}");
         String::from_utf8(output.stdout).unwrap()
     };
@@ -84,7 +84,8 @@ fn a_fault_is_one_line_and_status_78() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("bad.toml");
     std::fs::write(&path, "[postfix]\nversion = 3.7\n").unwrap();
-    let output = Command::new(env!("CARGO_BIN_EXE_tlswarden")).args(["check", "--config"]).arg(&path).output().unwrap();
+    let output =
+        Command::new(env!("CARGO_BIN_EXE_tlswarden")).args(["check-config", "--config"]).arg(&path).output().unwrap();
     let error = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(78), "{error}");
     assert!(

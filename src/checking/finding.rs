@@ -1,4 +1,4 @@
-//! What was found wrong, and what would mend it: the words of `doctor` and `domain`.
+//! What was found wrong, and what would mend it: the words of `doctor` and `check-domain`.
 //!
 //! Takes: findings, in any order. Gives: [`Findings`], the heaviest first, which people and scripts read.
 //! Not here: what is looked for (`doctor`, `receiving`).

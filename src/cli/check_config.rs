@@ -1,4 +1,4 @@
-//! `tlswarden check`: would the daemon start with this configuration? Prints it as it was understood.
+//! `tlswarden check-config`: would the daemon start with this configuration? Prints it as it was understood.
 
 use std::path::Path;
 

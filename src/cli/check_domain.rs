@@ -1,4 +1,4 @@
-//! `tlswarden domain`: a domain as a sender sees it, and what would make it right.
+//! `tlswarden check-domain`: a domain as a sender sees it, and what would make it right.
 
 use std::fmt::Write;
 use std::path::Path;

@@ -24,16 +24,15 @@ use std::process::ExitCode;
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
 
-use crate::base::tlsrpt::Day;
 use crate::checking::finding::{Findings, Weight};
 use crate::config::detect;
 use crate::config::{Config, ConfigError};
 
 /// Everything went well.
 pub const OK: u8 = 0;
-/// `doctor` and `domain`: something works less well than it could.
+/// `doctor` and `check-domain`: something works less well than it could.
 pub const WARNINGS: u8 = 1;
-/// `doctor` and `domain`: something is wrong.
+/// `doctor` and `check-domain`: something is wrong.
 pub const ERRORS: u8 = 2;
 /// EX_USAGE: the arguments make no sense.
 pub const USAGE: u8 = 64;
@@ -50,9 +49,9 @@ pub const CONFIG: u8 = 78;
 
 const EXIT_STATUS: &str = "\
 Exit status:
-   0  done; doctor, domain: nothing is wrong
-   1  doctor, domain: warnings
-   2  doctor, domain: errors
+   0  done; doctor, check-domain: nothing is wrong
+   1  doctor, check-domain: warnings
+   2  doctor, check-domain: errors
   64  the arguments make no sense
   66  a file that was named cannot be read
   69  no daemon answers, or another process has the store
@@ -84,7 +83,7 @@ impl From<ConfigError> for Fault {
 
 /// Tells the MTA which TLS policy a destination published, counts how outbound TLS sessions ended, reports the counts.
 #[derive(Parser)]
-#[command(name = "tlswarden", version, after_help = EXIT_STATUS, disable_help_subcommand = true)]
+#[command(name = "tlswarden", version, after_help = EXIT_STATUS)]
 struct Arguments {
     #[command(subcommand)]
     command: Command,
@@ -96,8 +95,6 @@ enum Command {
     ///
     /// SIGTERM and SIGINT end it in order; SIGHUP rereads the configuration. It logs to standard error.
     Serve(serve::Options),
-    /// Checks the configuration and what it names, and prints it as it was understood, defaults included.
-    Check(ConfigFile),
     /// Shows each input and how far it is behind its log, the policies, what is due when, and the last errors.
     Status {
         #[command(flatten)]
@@ -106,47 +103,25 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Shows what Postfix would be answered about a domain now, in both wordings, and why, step by step.
-    Policy {
-        /// The next hop as Postfix would ask: `example.com`, `[mx.example.com]:587`.
-        domain: String,
-        #[command(flatten)]
-        config: ConfigFile,
-        /// As JSON.
-        #[arg(long)]
-        json: bool,
-    },
-    /// Lists the cached policies; shows, refreshes or forgets one; writes them as a table for Postfix.
-    Policies(policy::Options),
+    /// Checks the configuration and what it names, and prints it as it was understood, defaults included.
+    CheckConfig(ConfigFile),
+    /// Says what is wrong on this host, why it matters, and the line that mends it; changes nothing.
+    Doctor(doctor::Options),
+    /// Shows a domain's own MTA-STS, DANE and TLSRPT as a sender sees them, and what would make them right.
+    CheckDomain(check_domain::Options),
+    /// Explains what Postfix is answered about a domain; lists, shows, refreshes, forgets, exports the cached policies.
+    Policy(policy::Options),
+    /// Shows what has been counted so far: sessions by day, recipient domain and policy, and how they failed.
+    Results(results::Options),
+    /// Lists the reports that went, or are to go; shows one; previews what would be sent; sends one once more.
+    Reports(reports::Options),
+    /// Shows what logs would have been counted as; sends and stores nothing.
+    #[command(after_help = replay::HELP)]
+    Replay(replay::Options),
     /// Copies the store into a new folder, while the daemon runs or without it; put back in place it is the store.
     Backup {
         /// The folder; it must not exist, or be empty.
         dir: PathBuf,
-        #[command(flatten)]
-        config: ConfigFile,
-    },
-    /// Says what is wrong on this host, why it matters, and the line that mends it; changes nothing.
-    Doctor(doctor::Options),
-    /// Shows a domain's own MTA-STS, DANE and TLSRPT as a sender sees them, and what would make them right.
-    Domain(check_domain::Options),
-    /// Shows what logs would have been counted as; sends and stores nothing.
-    #[command(after_help = replay::HELP)]
-    Replay(replay::Options),
-    /// Shows what has been counted so far: sessions by day, recipient domain and policy, and how they failed.
-    Results(results::Options),
-    /// Lists the reports that went, or are to go, and what came of them; shows one; sends one once more.
-    Reports(reports::Options),
-    /// Shows, or writes as files, the reports that would be sent for a day; sends nothing.
-    Report {
-        /// The UTC day, YYYY-MM-DD; without it every day that has counts.
-        #[arg(long)]
-        day: Option<Day>,
-        /// One recipient domain alone.
-        #[arg(long)]
-        domain: Option<String>,
-        /// Writes each report into this folder, under its RFC 8460 file name.
-        #[arg(long, value_name = "DIR")]
-        out: Option<PathBuf>,
         #[command(flatten)]
         config: ConfigFile,
     },
@@ -186,21 +161,15 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     };
     let result = match arguments.command {
         Command::Doctor(options) => return exit(doctor::doctor(&options)),
-        Command::Domain(options) => return exit(check_domain::domain(&options)),
+        Command::CheckDomain(options) => return exit(check_domain::domain(&options)),
         Command::Serve(options) => serve::serve(&options),
-        Command::Check(config) => check_config::check(&config.config),
         Command::Status { config, json } => config.load().and_then(|config| status::status(&config, json)),
-        Command::Policy { domain, config, json } => {
-            config.load().and_then(|config| policy::policy(&config, &domain, json))
-        }
-        Command::Backup { dir, config } => config.load().and_then(|config| backup::backup(&config, &dir)),
-        Command::Policies(options) => policy::policies(&options),
-        Command::Replay(options) => replay::replay(&options),
+        Command::CheckConfig(config) => check_config::check(&config.config),
+        Command::Policy(options) => policy::policy(&options),
         Command::Results(options) => results::results(&options),
         Command::Reports(options) => reports::reports(&options),
-        Command::Report { day, domain, out, config } => {
-            config.load().and_then(|config| reports::report(&config, day, domain, out.as_deref()))
-        }
+        Command::Replay(options) => replay::replay(&options),
+        Command::Backup { dir, config } => config.load().and_then(|config| backup::backup(&config, &dir)),
         Command::DkimKey(options) => dkim_key::dkim_key(&options),
     };
     exit(result.map(|()| OK))
@@ -233,5 +202,42 @@ fn print(text: &str) -> Result<(), Fault> {
             Err(Fault::new(IO, format!("standard output: cannot write: {error}; stopped")))
         }
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn commands_have_the_names_of_the_manual() {
+        fn names(command: &clap::Command) -> Vec<String> {
+            let nested = |sub: &clap::Command| match names(sub) {
+                more if more.is_empty() => vec![sub.get_name().to_owned()],
+                more => more.iter().map(|name| format!("{} {name}", sub.get_name())).collect(),
+            };
+            command.get_subcommands().flat_map(nested).collect()
+        }
+        let mut wanted =
+            "serve, status, check-config, doctor, check-domain, policy explain, policy list, policy show, \
+                          policy refresh, policy purge, policy export, results, reports list, reports show, \
+                          reports preview, reports resend, replay, backup, dkim-key"
+                .split(", ")
+                .collect::<Vec<_>>();
+        wanted.sort_unstable();
+        let mut found = names(&command());
+        found.sort_unstable();
+        assert_eq!(found, wanted);
+    }
+
+    #[test]
+    fn help_is_a_command() {
+        let help = |arguments: &[&str]| {
+            let error = Arguments::try_parse_from([&["tlswarden"], arguments].concat()).err().expect("no command");
+            assert!(!error.use_stderr(), "{error}");
+            error.to_string()
+        };
+        assert!(help(&["help"]).ends_with("the configuration is wrong; the line says where and what is allowed\n"));
+        assert_eq!(help(&["help", "policy", "list"]), help(&["policy", "list", "--help"]));
     }
 }

@@ -1,7 +1,7 @@
-//! `tlswarden policies`: the cached policies, listed, shown, looked at again, forgotten, written as a table for Postfix.
+//! `tlswarden policy`: why a domain gets its answer, step by step; the cached policies, listed, shown, looked at again,
+//! forgotten, written as a table for Postfix.
 //!
-//! Takes: what the daemon knows; where none runs, what the store has. Gives: a table for people, or JSON.
-//! Not here: why one domain gets its answer, step by step (`tlswarden policy`).
+//! Takes: what the daemon knows; where none runs, what the store has. Gives: text and tables for people, or JSON.
 
 use std::cmp::Reverse;
 use std::str::FromStr;
@@ -13,25 +13,14 @@ use super::render::{moment, pretty, table};
 use super::{ConfigFile, Fault, USAGE, print};
 use crate::base::next_hop::NextHop;
 use crate::base::tlsrpt::Mode;
-use crate::config::Config;
 use crate::daemon::control::{Explanation, Listed, Question, Record};
 
 #[derive(Args)]
 pub struct Options {
     #[command(subcommand)]
-    what: Option<What>,
+    what: What,
     #[command(flatten)]
     config: ConfigFile,
-    /// What the list is sorted by.
-    #[arg(long, value_enum, default_value_t = Sort::Domain)]
-    sort: Sort,
-    /// Lists only what fits; several must all fit. `domain=TEXT` (part of the name; `.example.com`: what is below it),
-    /// `mode=enforce|testing|none`, `answer=dane-only|dane|secure|default|fixed|temp`, `failing` (the document cannot be had).
-    #[arg(long, value_name = "FILTER")]
-    filter: Vec<Filter>,
-    /// Lists domains without any policy too.
-    #[arg(long)]
-    all: bool,
     /// As JSON; times are seconds since 1970-01-01T00:00:00Z.
     #[arg(long, global = true)]
     json: bool,
@@ -39,6 +28,13 @@ pub struct Options {
 
 #[derive(Subcommand)]
 enum What {
+    /// Shows what Postfix would be answered about a domain now, in both wordings, and why, step by step.
+    Explain {
+        /// The next hop as Postfix would ask: `example.com`, `[mx.example.com]:587`.
+        domain: String,
+    },
+    /// Lists the cached policies.
+    List(ListOptions),
     /// Shows what is known of one domain: record, document, times, the last failure. Asks nobody.
     Show {
         /// The next hop as Postfix would ask: `example.com`, `[mx.example.com]:587`.
@@ -66,6 +62,20 @@ enum What {
     Export,
 }
 
+#[derive(Args)]
+struct ListOptions {
+    /// What the list is sorted by.
+    #[arg(long, value_enum, default_value_t = Sort::Domain)]
+    sort: Sort,
+    /// Lists only what fits; several must all fit. `domain=TEXT` (part of the name; `.example.com`: what is below it),
+    /// `mode=enforce|testing|none`, `answer=dane-only|dane|secure|default|fixed|temp`, `failing` (the document cannot be had).
+    #[arg(long, value_name = "FILTER")]
+    filter: Vec<Filter>,
+    /// Lists domains without any policy too.
+    #[arg(long)]
+    all: bool,
+}
+
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Sort {
     /// By name.
@@ -86,30 +96,28 @@ enum Filter {
     Failing,
 }
 
-pub fn policies(options: &Options) -> Result<(), Fault> {
-    let list_only = options.sort != Sort::Domain || !options.filter.is_empty() || options.all;
-    if options.what.is_some() && list_only {
-        return Err(Fault::new(USAGE, "--sort, --filter and --all are for the list alone; nothing was done"));
-    }
+pub fn policy(options: &Options) -> Result<(), Fault> {
     match &options.what {
-        None => list(options),
-        Some(What::Show { domain }) => show(options, domain, false),
-        Some(What::Refresh { domain }) => show(options, domain, true),
-        Some(What::Purge { domain, .. }) => purge(options, domain.as_deref()),
-        Some(What::Export) => export(options),
+        What::Explain { domain } => explain(options, domain),
+        What::List(list_options) => list(options, list_options),
+        What::Show { domain } => show(options, domain, false),
+        What::Refresh { domain } => show(options, domain, true),
+        What::Purge { domain, .. } => purge(options, domain.as_deref()),
+        What::Export => export(options),
     }
 }
 
-pub fn policy(config: &Config, next_hop: &str, json: bool) -> Result<(), Fault> {
+fn explain(options: &Options, next_hop: &str) -> Result<(), Fault> {
+    let config = options.config.load()?;
     let question = Question::Policy { next_hop: next_hop.to_owned() };
-    let explanation: Explanation = answer(config, &question, async |desk| Ok(desk.policy(next_hop).await))?;
-    if json { print(&pretty(&explanation)) } else { print(&explanation.to_string()) }
+    let explanation: Explanation = answer(&config, &question, async |desk| Ok(desk.policy(next_hop).await))?;
+    if options.json { print(&pretty(&explanation)) } else { print(&explanation.to_string()) }
 }
 
-fn list(options: &Options) -> Result<(), Fault> {
+fn list(options: &Options, list_options: &ListOptions) -> Result<(), Fault> {
     let config = options.config.load()?;
     let listed = answer(&config, &Question::Policies, async |desk| Ok(desk.policies.listed()))?;
-    let listed = chosen(listed, options);
+    let listed = chosen(listed, list_options);
     if options.json {
         return print(&pretty(&listed));
     }
@@ -117,7 +125,7 @@ fn list(options: &Options) -> Result<(), Fault> {
 }
 
 /// What fits, sorted.
-fn chosen(mut listed: Vec<Listed>, options: &Options) -> Vec<Listed> {
+fn chosen(mut listed: Vec<Listed>, options: &ListOptions) -> Vec<Listed> {
     listed.retain(|one| {
         (options.all || !options.filter.is_empty() || one.says_something())
             && options.filter.iter().all(|f| f.fits(one))
@@ -162,7 +170,7 @@ fn export(options: &Options) -> Result<(), Fault> {
         return print(&pretty(&lines));
     }
     let mut text = String::from(
-        "# Written by tlswarden policies export. In main.cf: smtp_tls_policy_maps = texthash:/path/of/this/file\n\
+        "# Written by tlswarden policy export. In main.cf: smtp_tls_policy_maps = texthash:/path/of/this/file\n\
          # It does not change by itself: domains change their policies, and their certificates under DANE, at any time.\n",
     );
     lines.iter().for_each(|(key, answer)| text.push_str(&format!("{key}\t{answer}\n")));

@@ -1,9 +1,10 @@
-//! `tlswarden reports`: what was sent to whom, when, with what answer; one report as it went; one sent once more.
+//! `tlswarden reports`: what was sent to whom, when, with what answer; one report as it went; one sent once more; the
+//! reports that would be sent.
 //!
-//! Takes: what the daemon knows; where none runs, what the store has. Gives: a table for people, or JSON.
-//! Not here: a report of what has been counted so far (`tlswarden report`).
+//! Takes: what the daemon knows; where none runs, what the store has. Gives: a table for people, or JSON; files.
+//! Not here: what has been counted so far, without the reports that it makes (`tlswarden results`).
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
 
@@ -19,17 +20,14 @@ use crate::daemon::services::gzip;
 #[derive(Args)]
 pub struct Options {
     #[command(subcommand)]
-    what: Option<What>,
+    what: What,
     #[command(flatten)]
     config: ConfigFile,
-    /// As JSON; times are seconds since 1970-01-01T00:00:00Z.
-    #[arg(long, global = true)]
-    json: bool,
 }
 
 #[derive(Subcommand)]
 enum What {
-    /// Lists the reports of the days that are kept, and what came of them. What is listed without a subcommand, too.
+    /// Lists the reports of the days that are kept, and what came of them.
     List {
         /// The UTC day, YYYY-MM-DD.
         #[arg(long)]
@@ -37,49 +35,77 @@ enum What {
         /// Lists the domains that get no report, too.
         #[arg(long)]
         all: bool,
+        /// As JSON; times are seconds since 1970-01-01T00:00:00Z.
+        #[arg(long)]
+        json: bool,
     },
     /// Shows one report: where it went, and its JSON.
     Show {
         /// Its report-id, or what stands before the `@`.
         id: String,
+        /// As JSON; times are seconds since 1970-01-01T00:00:00Z.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Shows, or writes as files, the reports that would be sent for a day; sends nothing.
+    Preview {
+        /// The UTC day, YYYY-MM-DD; without it every day that has counts.
+        #[arg(long)]
+        day: Option<Day>,
+        /// One recipient domain alone.
+        #[arg(long)]
+        domain: Option<String>,
+        /// Writes each report into this folder, under its RFC 8460 file name.
+        #[arg(long, value_name = "DIR")]
+        out: Option<PathBuf>,
     },
     /// Sends one report once more, to all its destinations: the same report-id, another Message-ID.
     Resend {
         /// Its report-id, or what stands before the `@`.
         id: String,
+        /// As JSON.
+        #[arg(long)]
+        json: bool,
     },
 }
 
 pub fn reports(options: &Options) -> Result<(), Fault> {
     let config = options.config.load()?;
-    match options.what.as_ref().unwrap_or(&What::List { day: None, all: false }) {
-        What::List { day, all } => {
-            let mut due: Vec<Due> = answer(&config, &Question::Reports, async |desk| desk.reports().await)?;
-            due.retain(|due| day.is_none_or(|day| due.day == day) && (*all || due.state != DueState::Nothing));
-            if options.json { print(&pretty(&due)) } else { print(&people(&due)) }
-        }
-        What::Show { id } => {
-            let question = Question::ReportsShow { id: id.clone() };
-            let kept: Kept = answer(&config, &question, async |desk| desk.kept(id.clone()).await)?;
-            if options.json {
-                return print(&pretty(&kept));
-            }
-            print(&format!("{}{}\n\n{}\n", people(&kept.deliveries), kept.file_name, kept.json))
-        }
-        What::Resend { id } => {
-            let question = Question::ReportsResend { id: id.clone() };
-            let again: usize = answer(&config, &question, async |desk| desk.resend(id.clone()).await)?;
-            if options.json { print(&pretty(&again)) } else { print(&format!("sent again: to {again} destinations\n")) }
-        }
+    match &options.what {
+        What::List { day, all, json } => list(&config, *day, *all, *json),
+        What::Show { id, json } => show(&config, id, *json),
+        What::Preview { day, domain, out } => preview(&config, *day, domain.as_deref(), out.as_deref()),
+        What::Resend { id, json } => resend(&config, id, *json),
     }
 }
 
-pub fn report(config: &Config, day: Option<Day>, domain: Option<String>, out: Option<&Path>) -> Result<(), Fault> {
-    if let Some(name) = domain.as_deref().filter(|name| domain_name::normalize(name).is_none()) {
+fn list(config: &Config, day: Option<Day>, all: bool, json: bool) -> Result<(), Fault> {
+    let mut due: Vec<Due> = answer(config, &Question::Reports, async |desk| desk.reports().await)?;
+    due.retain(|due| day.is_none_or(|day| due.day == day) && (all || due.state != DueState::Nothing));
+    if json { print(&pretty(&due)) } else { print(&people(&due)) }
+}
+
+fn show(config: &Config, id: &str, json: bool) -> Result<(), Fault> {
+    let question = Question::ReportsShow { id: id.to_owned() };
+    let kept: Kept = answer(config, &question, async |desk| desk.kept(id.to_owned()).await)?;
+    if json {
+        return print(&pretty(&kept));
+    }
+    print(&format!("{}{}\n\n{}\n", people(&kept.deliveries), kept.file_name, kept.json))
+}
+
+fn resend(config: &Config, id: &str, json: bool) -> Result<(), Fault> {
+    let question = Question::ReportsResend { id: id.to_owned() };
+    let again: usize = answer(config, &question, async |desk| desk.resend(id.to_owned()).await)?;
+    if json { print(&pretty(&again)) } else { print(&format!("sent again: to {again} destinations\n")) }
+}
+
+fn preview(config: &Config, day: Option<Day>, domain: Option<&str>, out: Option<&Path>) -> Result<(), Fault> {
+    if let Some(name) = domain.filter(|name| domain_name::normalize(name).is_none()) {
         return Err(Fault::new(USAGE, format!("--domain: `{name}` is no domain name; nothing is shown")));
     }
-    let question = Question::Report { day, domain: domain.clone() };
-    let days: Vec<DayPreview> = answer(config, &question, async |desk| desk.report(day, domain.as_deref()).await)?;
+    let question = Question::Report { day, domain: domain.map(str::to_owned) };
+    let days: Vec<DayPreview> = answer(config, &question, async |desk| desk.report(day, domain).await)?;
     let mut text = String::new();
     for DayPreview { day, reports } in &days {
         for report in reports {

@@ -1,7 +1,7 @@
 //! `tlswarden results`: what has been counted so far, for people or as JSON.
 //!
 //! Takes: what the daemon has counted; where none runs, what the store has. Gives: a line a policy, and one a kind of failure.
-//! Not here: the report that is made of it (`tlswarden report`).
+//! Not here: the report that is made of it (`tlswarden reports preview`).
 
 use clap::Args;
 

@@ -1,6 +1,6 @@
 //! The configuration: one commented section a module, defaults that suit a Debian host.
 //!
-//! Takes: the text of `tlswarden.toml`. Gives: [`Config`], checked; printed by `check`, it reads back equal.
+//! Takes: the text of `tlswarden.toml`. Gives: [`Config`], checked; printed by `check-config`, it reads back equal.
 //! When it fails: one line that names file, line, key, what was found and what is allowed (exit 78).
 //! Not here: whether what it names exists on this host (`daemon`).
 

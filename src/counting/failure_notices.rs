@@ -32,7 +32,10 @@ impl Failing {
         let mut lines = Vec::new();
         if now.div_euclid(60) != self.minute {
             if self.unsaid > 0 {
-                lines.push(format!("{} more destinations fail: not each was said; see tlswarden report", self.unsaid));
+                lines.push(format!(
+                    "{} more destinations fail: not each was said; see tlswarden reports preview",
+                    self.unsaid
+                ));
             }
             (self.minute, self.said, self.unsaid) = (now.div_euclid(60), 0, 0);
         }
@@ -91,7 +94,7 @@ mod tests {
         let many: Vec<_> = (0..25).map(|n| fails(&format!("d{n}.example"))).collect();
         assert_eq!(failing.lines(&many, 60).len(), LINES as usize);
         let next = failing.lines(&[], 120);
-        assert_eq!(next, ["15 more destinations fail: not each was said; see tlswarden report"]);
+        assert_eq!(next, ["15 more destinations fail: not each was said; see tlswarden reports preview"]);
         assert!(failing.lines(&[], 180).is_empty());
     }
 }

@@ -43,7 +43,7 @@ pub fn page(mut command: Command) -> String {
     page.section("COMMANDS");
     page.paragraph(
         "Each takes `--config FILE`, the configuration file; without it `/etc/tlswarden/tlswarden.toml`. The output of \
-         `--json` has times in seconds since 1970-01-01T00:00:00Z.",
+         `--json` has times in seconds since 1970-01-01T00:00:00Z. `tlswarden help COMMAND` prints the help of a command.",
     );
     for sub in subcommands(&command) {
         describe(sub, &mut page);

@@ -9,8 +9,9 @@ pub fn page(sample: &str) -> String {
     let mut page = Page::new("tlswarden.toml", "5", "the configuration of tlswarden(8)");
     page.section("DESCRIPTION");
     page.paragraph(
-        "The file is TOML. What is not in it has its default; an unknown option is an error, and `tlswarden check` \
-         names its line. Lengths of time are written as `5s`, `4h` or `3days`. SIGHUP rereads the file.",
+        "The file is TOML. What is not in it has its default; an unknown option is an error, and \
+         `tlswarden check-config` names its line. Lengths of time are written as `5s`, `4h` or `3days`. SIGHUP \
+         rereads the file.",
     );
     page.section("OPTIONS");
     let mut comment = Vec::new();

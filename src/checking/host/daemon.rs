@@ -139,7 +139,8 @@ fn asking(status: &DaemonState, found: &mut Vec<Finding>) {
             Weight::Warning,
             "answers-temporary",
             what,
-            "Mail was deferred because nothing could be found out: the resolver fails. `tlswarden policy DOMAIN` says how.",
+            "Mail was deferred because nothing could be found out: the resolver fails. \
+             `tlswarden policy explain DOMAIN` says how.",
         );
     }
 }

@@ -225,7 +225,7 @@ impl Scheduler {
             }
         });
         read.map_err(|e| e.to_string())?;
-        found.ok_or_else(|| format!("`{}` is no report that is kept; see `tlswarden reports`", id.escape_debug()))
+        found.ok_or_else(|| format!("`{}` is no report that is kept; see `tlswarden reports list`", id.escape_debug()))
     }
 
     /// Hands each record to `each`, until it returns false.

@@ -141,7 +141,7 @@ impl Daemon {
     }
 }
 
-/// What the daemon has counted on a day, by recipient domain (`tlswarden report --out`).
+/// What the daemon has counted on a day, by recipient domain (`tlswarden reports preview --out`).
 pub async fn counted(program: &Program, world: &World, day: &str) -> Result<BTreeMap<String, Totals>, String> {
     let reports = reports(program, world, day).await?;
     Ok(reports.into_iter().map(|(domain, report)| (domain, report::totals(&report))).collect())
@@ -151,11 +151,11 @@ pub async fn counted(program: &Program, world: &World, day: &str) -> Result<BTre
 pub async fn reports(program: &Program, world: &World, day: &str) -> Result<BTreeMap<String, Value>, String> {
     let folder = tempfile::tempdir().map_err(|e| e.to_string())?;
     let output = program
-        .run(world, &["report", "--day", day, "--out", &folder.path().to_string_lossy()])
+        .run(world, &["reports", "preview", "--day", day, "--out", &folder.path().to_string_lossy()])
         .await
         .map_err(|e| e.to_string())?;
     if !output.status.success() {
-        return Err(format!("tlswarden report: {}", String::from_utf8_lossy(&output.stderr)));
+        return Err(format!("tlswarden reports preview: {}", String::from_utf8_lossy(&output.stderr)));
     }
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
     let mut reports = BTreeMap::new();
@@ -174,7 +174,7 @@ pub async fn reports(program: &Program, world: &World, day: &str) -> Result<BTre
         let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
         // RFC 8460 §5.1: submitter!policy-domain!begin!end!unique.json.gz
         let Some(domain) = name.split('!').nth(1).filter(|_| name.ends_with(".json.gz")) else {
-            return Err(format!("tlswarden report wrote `{name}`, which is no name of a report"));
+            return Err(format!("tlswarden reports preview wrote `{name}`, which is no name of a report"));
         };
         let octets = fs::read(&path).map_err(|e| e.to_string())?;
         let report = serde_json::from_reader(GzDecoder::new(&octets[..])).map_err(|e| format!("{name}: {e}"))?;

@@ -1,4 +1,4 @@
-//! `tlswarden domain` on domains of the world: what it finds, and that what it proposes mends it.
+//! `tlswarden check-domain` on domains of the world: what it finds, and that what it proposes mends it.
 //!
 //! Needs root: the receiving servers are at port 25, in a network of the test's own.
 
@@ -212,7 +212,7 @@ async fn look_at_all() {
             faults.push(format!("{name}: wanted {} {:?}:\n{seen:#}", case.status, case.finds));
         }
     }
-    let output = program.run(&world, &["domain", "mismatch.example"]).await.unwrap();
+    let output = program.run(&world, &["check-domain", "mismatch.example"]).await.unwrap();
     println!("{table}\n{}", String::from_utf8_lossy(&output.stdout));
     assert!(faults.is_empty(), "{}", faults.join("\n"));
 
@@ -248,7 +248,7 @@ async fn keeps_off_private_addresses(world: &World) {
     let config = world.folder().join("public.toml");
     std::fs::write(&config, text).unwrap();
     let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_lab"));
-    let command = command.args(["daemon", "domain", "good.test", "--json", "--config"]).arg(config);
+    let command = command.args(["daemon", "check-domain", "good.test", "--json", "--config"]).arg(config);
     let before = world.receiver("mx.good.test").record().connections.len();
     let output = command.output().await.unwrap();
     let seen: Value = serde_json::from_slice(&output.stdout).unwrap();
@@ -257,7 +257,7 @@ async fn keeps_off_private_addresses(world: &World) {
 }
 
 async fn look(program: &Program, world: &World, name: &str) -> (i32, Value) {
-    let output = program.run(world, &["domain", name, "--json"]).await.unwrap();
+    let output = program.run(world, &["check-domain", name, "--json"]).await.unwrap();
     let seen = serde_json::from_slice(&output.stdout);
     let seen = seen.unwrap_or_else(|e| panic!("{name}: {e}: {}", String::from_utf8_lossy(&output.stderr)));
     (output.status.code().unwrap(), seen)

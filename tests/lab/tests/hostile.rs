@@ -302,7 +302,7 @@ async fn a_policy_host_with_less_than_tls_1_2_is_a_fetch_error() {
         let want = if served { secure(name) } else { NONE.to_owned() };
         assert_eq!(ask(&world, name).await, want, "{version}");
         assert_eq!(lines(&world, "MTA-STS of old.test: the policy cannot be had: "), usize::from(!served), "{version}");
-        let shown = Program::lab(env!("CARGO_BIN_EXE_lab")).run(&world, &["policies", "show", name, "--json"]).await;
+        let shown = Program::lab(env!("CARGO_BIN_EXE_lab")).run(&world, &["policy", "show", name, "--json"]).await;
         let shown = String::from_utf8(shown.unwrap().stdout).unwrap();
         assert_eq!(shown.contains("sts-policy-fetch-error"), !served, "{version}: {shown}");
         daemon.stop().await.unwrap();

@@ -148,7 +148,7 @@ async fn a_wrong_policy_is_purged_for_one_domain_alone() {
     assert_eq!(ask(&world, "other.test").await, secure("other.test"));
     let right = "version: STSv1\nmode: enforce\nmx: new.moved.test\nmax_age: 604800\n";
     world.policy_hosts.answer("moved.test", Answer::Document(right.into()));
-    let purged = program().run(&world, &["policies", "purge", "moved.test"]).await.unwrap();
+    let purged = program().run(&world, &["policy", "purge", "moved.test"]).await.unwrap();
     assert!(purged.status.success(), "{}", String::from_utf8_lossy(&purged.stderr));
     assert_eq!(ask(&world, "moved.test").await, "OK secure match=new.moved.test servername=hostname");
     assert_eq!(ask(&world, "other.test").await, secure("other.test"));
@@ -207,7 +207,7 @@ async fn a_policy_without_mx_gives_no_empty_match() {
     for map in ["policy", "policy-tlsrpt"] {
         assert_eq!(socketmap::ask(&world.socketmap(), map, "typo.test").await.unwrap(), NONE);
     }
-    let told = program().run(&world, &["policy", "typo.test"]).await.unwrap();
+    let told = program().run(&world, &["policy", "explain", "typo.test"]).await.unwrap();
     let text = String::from_utf8(told.stdout).unwrap();
     assert!(text.contains("invalid document: no `mx`"), "{text}");
     daemon.stop().await.unwrap();
@@ -282,7 +282,7 @@ async fn what_dane_and_mta_sts_say_of_one_domain_is_both_told() {
     let both = Domain::new("both.example").signed().dane_host("mx", Server::Sound, Tlsa::Matching).sts("testing", "mx");
     let (world, daemon) = start("3.10", &[both]).await;
     assert_eq!(ask(&world, "both.example").await, "OK dane-only");
-    let told = program().run(&world, &["policy", "both.example"]).await.unwrap();
+    let told = program().run(&world, &["policy", "explain", "both.example"]).await.unwrap();
     let told = String::from_utf8(told.stdout).unwrap();
     for want in [
         "OK dane-only",
@@ -293,7 +293,7 @@ async fn what_dane_and_mta_sts_say_of_one_domain_is_both_told() {
     ] {
         assert!(told.contains(want), "missing {want:?} in\n{told}");
     }
-    let listed = program().run(&world, &["policies", "show", "both.example"]).await.unwrap();
+    let listed = program().run(&world, &["policy", "show", "both.example"]).await.unwrap();
     let listed = String::from_utf8(listed.stdout).unwrap();
     assert!(listed.contains("dane-only") && listed.contains("testing"), "{listed}");
     daemon.stop().await.unwrap();
@@ -403,7 +403,7 @@ async fn a_policy_from_a_host_that_is_not_who_it_says_is_none() {
     daemon.stop().await.unwrap();
 }
 
-/// Without DNSSEC there is no DANE: said once at start, and by `policy`; the domain's MTA-STS policy is answered.
+/// Without DNSSEC there is no DANE: said once at start, and by `policy explain`; its MTA-STS policy is answered.
 #[tokio::test(flavor = "multi_thread")]
 async fn that_there_is_no_dane_is_said_once_at_start_and_by_policy() {
     let both = Domain::new("both.example").signed().dane_host("mx", Server::Sound, Tlsa::Matching).sts("enforce", "mx");
@@ -416,7 +416,7 @@ async fn that_there_is_no_dane_is_said_once_at_start_and_by_policy() {
     for _ in 0..3 {
         assert_eq!(ask(&world, "both.example").await, secure("both.example"));
     }
-    let told = program().run(&world, &["policy", "both.example"]).await.unwrap();
+    let told = program().run(&world, &["policy", "explain", "both.example"]).await.unwrap();
     let told = String::from_utf8(told.stdout).unwrap();
     assert!(
         told.contains("DANE: not looked at: no validating resolver, or Postfix asks for no DNSSEC ([postfix] dnssec)"),

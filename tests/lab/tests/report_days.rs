@@ -381,7 +381,7 @@ async fn two_hosts(installation: Installation) {
         assert_eq!((counted(&of_a), counted(&of_b)), wanted, "{of_a:?} {of_b:?}\n{}\n{}", a.log(), b.log());
     }
     // The sessions of the reports were there, and are in no count.
-    let lists = (a.json(&["reports", "--json"]).await, b.json(&["reports", "--json"]).await);
+    let lists = (a.json(&["reports", "list", "--json"]).await, b.json(&["reports", "list", "--json"]).await);
     for list in [&lists.0, &lists.1] {
         let list = list.as_array().unwrap();
         assert!(list.iter().all(|due| due["state"] == "sent"), "{list:#?}");

@@ -3,7 +3,7 @@
 //!
 //! A store holds the counts of a closed day for some thousand domains. The daemon is started and killed, every other time
 //! just when it has begun to write to its store, until all kills are done; then it may finish. The receiving server
-//! knows what arrived, the daemon's log what it called unknown, and `tlswarden reports` what it holds to have sent.
+//! knows what arrived, the daemon's log what it called unknown, and `tlswarden reports list` what it holds to have sent.
 //! `KILL_SEED=n` repeats the moments as far as the host does; `KILL_TIMES` and `KILL_DOMAINS` make it longer.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -156,7 +156,7 @@ fn fill(world: &World, domains: u64) {
 async fn over(program: &Program, world: &World) -> BTreeMap<String, String> {
     let begun = Instant::now();
     loop {
-        let output = program.run(world, &["reports", "--json"]).await.unwrap();
+        let output = program.run(world, &["reports", "list", "--json"]).await.unwrap();
         let due: Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
         let due = due.as_array().cloned().unwrap_or_default();
         let open = due.iter().filter(|due| due["next"].is_i64() || due["state"] == "attempting").count();

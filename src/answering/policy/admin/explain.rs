@@ -1,4 +1,4 @@
-//! Why a next hop gets the answer that it gets, step by step: what `tlswarden policy DOMAIN` shows.
+//! Why a next hop gets the answer that it gets, step by step: what `tlswarden policy explain DOMAIN` shows.
 //!
 //! Takes: a next hop. Gives: an [`Explanation`]: the answer that stands (made now if none does), and what DNS and the
 //! cache say at this moment. A fetch that backs off is not begun for it. It is no asking: the history does not know of it,

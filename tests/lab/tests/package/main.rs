@@ -163,7 +163,7 @@ async fn says_what_fails(site: &Site) {
     site.await_counts().await;
     assert_eq!(times(), once);
     site.world.policy_hosts.answer("flow.test", Answer::Status(500));
-    site.run("tlswarden policies refresh flow.test");
+    site.run("tlswarden policy refresh flow.test");
     site.said("MTA-STS of flow.test: the policy cannot be had: ").await;
     println!("{}", site.run("journalctl --no-pager -o cat -u tlswarden -n 1"));
 }
@@ -287,7 +287,7 @@ async fn goes_on_without(site: &Site) {
     let asked = site.run("postconf smtp_tls_policy_maps");
     site.run(
         "systemctl stop tlswarden tlswarden.socket
-         tlswarden policies export >/etc/postfix/tlswarden-policies
+         tlswarden policy export >/etc/postfix/tlswarden-policies
          postconf -e smtp_tls_policy_maps=texthash:/etc/postfix/tlswarden-policies && postfix reload",
     );
     site.policies_hold("without").await;

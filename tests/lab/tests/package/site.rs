@@ -131,7 +131,7 @@ impl Site {
             all = all.replacen(&head, &format!("{head}{text}"), 1);
         }
         fs::write(&file, all).unwrap();
-        self.run("tlswarden check >/dev/null && systemctl restart tlswarden");
+        self.run("tlswarden check-config >/dev/null && systemctl restart tlswarden");
     }
 
     /// What a world without the Internet needs.
@@ -188,7 +188,7 @@ impl Site {
 
     /// What the daemon has counted on a day, by domain.
     pub fn counted(&self, day: &str) -> BTreeMap<String, Totals> {
-        self.run(&format!("rm -rf /tmp/reports; tlswarden report --day {day} --out /tmp/reports"));
+        self.run(&format!("rm -rf /tmp/reports; tlswarden reports preview --day {day} --out /tmp/reports"));
         let mut totals = BTreeMap::new();
         for file in fs::read_dir(self.machine.path("/tmp/reports")).into_iter().flatten() {
             let path = file.unwrap().path();
