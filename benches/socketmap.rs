@@ -29,7 +29,7 @@ use tlswarden::base::clock::Clock;
 use tlswarden::config::Config;
 use tlswarden::metrics::Metrics;
 use tlswarden::net::dns::Resolver;
-use tlswarden::net::https::Client;
+use tlswarden::net::https::HttpsClient;
 use tlswarden::store::embedded::EmbeddedStore;
 use tlswarden::store::{Batch, Store, Table};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -165,7 +165,7 @@ async fn daemon(folder: &Path, keys: &[String]) -> (Target, usize, u128) {
     let mut config = Config::default();
     config.resolver.address = Some(dns().await);
     let resolver = Resolver::new(config.resolver.address).expect("a resolver");
-    let client = Client::new(resolver.clone(), &config.closed_network.exceptions()).expect("an HTTPS client");
+    let client = HttpsClient::new(resolver.clone(), &config.closed_network.exceptions()).expect("an HTTPS client");
     let history = Arc::new(History::open(&*store, clock, metrics.clone()).expect("a history"));
     let open =
         Policies::open(&config, resolver, client, Arc::clone(&store), Arc::clone(&history), clock, metrics.clone());

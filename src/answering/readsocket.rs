@@ -270,7 +270,7 @@ mod tests {
     use crate::base::clock::Clock;
     use crate::config::Config;
     use crate::net::dns::Resolver;
-    use crate::net::https::Client;
+    use crate::net::https::HttpsClient;
     use crate::store::Store;
     use crate::store::embedded::EmbeddedStore;
 
@@ -295,7 +295,7 @@ mod tests {
         );
         let config: Config = crate::config::parse(&config, Path::new("F")).unwrap();
         let resolver = Resolver::new(config.resolver.address).unwrap();
-        let client = Client::new(resolver.clone(), &config.closed_network.exceptions()).unwrap();
+        let client = HttpsClient::new(resolver.clone(), &config.closed_network.exceptions()).unwrap();
         let history = Arc::new(History::open(&*store, clock, metrics.clone()).unwrap());
         let policies =
             Policies::open(&config, resolver, client, store, Arc::clone(&history), clock, metrics.clone()).unwrap();

@@ -191,7 +191,7 @@ impl Desk {
             found: self.found.clone(),
             inputs: self.metrics.inputs(),
             resolver: self.resolver.server().to_string(),
-            validating: self.resolver.validating(),
+            validating: self.resolver.is_trusted(),
             policies: self.policies.counts(),
             missing_identity: missing_identity(&self.config.report).into_iter().map(str::to_owned).collect(),
             due: self.stored(|_, scheduler| scheduler.overview().map_err(|e| e.to_string())).await.unwrap_or_default(),

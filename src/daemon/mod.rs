@@ -246,13 +246,13 @@ fn open_sockets(config: &Config) -> Vec<Listen> {
 }
 
 /// The resolver that the configuration names, and the HTTPS clients for policy hosts and for receivers of reports.
-fn doors(config: &Config) -> Result<(Resolver, https::Client, https::Client), DaemonError> {
+fn doors(config: &Config) -> Result<(Resolver, https::HttpsClient, https::HttpsClient), DaemonError> {
     let resolver = Resolver::new(config.resolver.address)
         .map_err(|e| DaemonError::Host(format!("resolver: cannot be used: {e}; not started")))?;
     let host = |e| DaemonError::Host(format!("https: cannot be used: {e}; not started"));
     let closed = &config.closed_network.exceptions();
-    let client = https::Client::new(resolver.clone(), closed).map_err(host)?;
-    let reports = https::Client::for_reports(resolver.clone(), closed, config.report.https_certificates);
+    let client = https::HttpsClient::new(resolver.clone(), closed).map_err(host)?;
+    let reports = https::HttpsClient::for_reports(resolver.clone(), closed, config.report.https_certificates);
     Ok((resolver, client, reports.map_err(host)?))
 }
 

@@ -96,7 +96,7 @@ pub fn metrics(desk: &Desk) -> String {
     page.number("tlswarden_sts_domains", known.domains as f64);
     page.number("tlswarden_decisions", known.decisions as f64);
     page.number("tlswarden_history_periods", known.periods as f64);
-    page.number("tlswarden_resolver_validating", f64::from(u8::from(desk.resolver.validating())));
+    page.number("tlswarden_resolver_validating", f64::from(u8::from(desk.resolver.is_trusted())));
     if let Ok(octets) = desk.store.size() {
         page.number("tlswarden_store_bytes", octets as f64);
     }

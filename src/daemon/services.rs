@@ -69,8 +69,8 @@ pub fn open_offline(config: &Config) -> Result<Desk, OpenError> {
     let store: Arc<dyn Store> = Arc::new(opened.store);
     let resolver = Resolver::new(config.resolver.address).map_err(|e| host("resolver", e.to_string()))?;
     let client =
-        https::Client::new(resolver.clone(), &config.closed_network.exceptions()).map_err(|e| host("https", e))?;
-    let https = https::Client::for_reports(
+        https::HttpsClient::new(resolver.clone(), &config.closed_network.exceptions()).map_err(|e| host("https", e))?;
+    let https = https::HttpsClient::for_reports(
         resolver.clone(),
         &config.closed_network.exceptions(),
         config.report.https_certificates,

@@ -3,7 +3,7 @@
 //! Takes: a name in its one form (`domain`), asked absolutely: no search list, no hosts file.
 //! Gives: the records at the end of the CNAME chain, whether the resolver validated them (the AD bit, RFC 4035 §3.2.3),
 //! and how long they hold. The AD bit is believed of a resolver that the administrator named or that is on loopback.
-//! Limits: [`QUERY_TIME`] a query, retry and TCP included; [`MAX_QUERIES`] at once, the others wait for their turn;
+//! Limits: [`QUERY_TIMEOUT`] a query, retry and TCP included; [`MAX_QUERIES`] at once, the others wait for their turn;
 //! [`MAX_CHAIN`] CNAMEs; [`MAX_RECORDS`] records an answer.
 //! When it fails: a [`DnsError`]; what may be better next time is told apart from what is so.
 //! Not here: caching (the resolver and `policy` do), what records mean.
@@ -25,7 +25,7 @@ use tokio::sync::Semaphore;
 
 /// The longest that one query takes, its retry and TCP included: three in a row must fit beside an HTTPS fetch
 /// in nothing longer than Postfix's own patience of 100 s, one in `answer_budget`.
-pub const QUERY_TIME: Duration = Duration::from_secs(4);
+pub const QUERY_TIMEOUT: Duration = Duration::from_secs(4);
 
 /// How many queries are under way at once: each has a socket of its own (a port that nobody can guess) and some 10 kB.
 /// At 20 ms a query that is 50,000 a second.
@@ -44,20 +44,20 @@ const NEGATIVE_WITHOUT_SOA: Duration = Duration::from_secs(60);
 const RETRIES: usize = 1;
 
 /// Queries that may be under way on one TCP connection.
-const MAX_ACTIVE: usize = 4096;
+const MAX_ACTIVE_REQUESTS: usize = 4096;
 
 /// A way to the resolver. Copies share its connections.
 #[derive(Clone)]
 pub struct Resolver {
     handle: RetryDnsHandle<NameServerPool<TokioRuntimeProvider>>,
-    turns: Arc<Semaphore>,
+    query_permits: Arc<Semaphore>,
     server: SocketAddr,
-    validating: bool,
+    trusted: bool,
 }
 
-/// What was found.
+/// The records found for a name.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Answer<T> {
+pub struct DnsAnswer<T> {
     /// The name that the records are at, after its CNAMEs.
     pub name: String,
     /// The records, in the order of the answer.
@@ -70,7 +70,7 @@ pub struct Answer<T> {
 
 /// A TLSA record (RFC 6698 §2.1), as it is.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub struct Tlsa {
+pub struct TlsaRecord {
     /// Certificate usage.
     pub usage: u8,
     /// Selector.
@@ -116,21 +116,21 @@ impl Resolver {
     /// Where that has none, its first `nameserver` serves, and is not believed about DNSSEC.
     /// Fails where `/etc/resolv.conf` cannot be read.
     pub fn new(address: Option<SocketAddr>) -> Result<Resolver, DnsError> {
-        let (server, validating) = match address {
+        let (server, trusted) = match address {
             Some(address) => (address, true),
             None => {
                 let path = "/etc/resolv.conf";
                 let text = std::fs::read_to_string(path).map_err(|e| DnsError::Failed(format!("{path}: {e}")))?;
-                let ip = choose(&nameservers(&text));
+                let ip = choose_nameserver(&nameservers(&text));
                 (SocketAddr::new(ip, 53), ip.is_loopback())
             }
         };
-        Ok(Resolver { handle: connect(server)?, turns: Arc::new(Semaphore::new(MAX_QUERIES)), server, validating })
+        Ok(Resolver { handle: connect(server)?, query_permits: Arc::new(Semaphore::new(MAX_QUERIES)), server, trusted })
     }
 
-    /// Whether its word about DNSSEC is believed; where not, no answer is ever secure.
-    pub fn validating(&self) -> bool {
-        self.validating
+    /// Whether its AD bit is trusted; if not, no answer is ever secure.
+    pub fn is_trusted(&self) -> bool {
+        self.trusted
     }
 
     /// Its address.
@@ -139,8 +139,8 @@ impl Resolver {
     }
 
     /// TXT records, the strings of each joined (RFC 8461 §3.1, RFC 8460 §3). Octets that are not UTF-8 become U+FFFD.
-    pub async fn txt(&self, name: &str) -> Result<Answer<String>, DnsError> {
-        self.ask(name, RecordType::TXT, |data| match data {
+    pub async fn txt(&self, name: &str) -> Result<DnsAnswer<String>, DnsError> {
+        self.query(name, RecordType::TXT, |data| match data {
             RData::TXT(txt) => Some(String::from_utf8_lossy(&txt.txt_data.concat()).into_owned()),
             _ => None,
         })
@@ -148,10 +148,10 @@ impl Resolver {
     }
 
     /// MX records: preference and host, sorted by preference. The host of a null MX (RFC 7505) is `.`.
-    pub async fn mx(&self, name: &str) -> Result<Answer<(u16, String)>, DnsError> {
+    pub async fn mx(&self, name: &str) -> Result<DnsAnswer<(u16, String)>, DnsError> {
         let mut answer = self
-            .ask(name, RecordType::MX, |data| match data {
-                RData::MX(mx) => Some((mx.preference, text_of(&mx.exchange))),
+            .query(name, RecordType::MX, |data| match data {
+                RData::MX(mx) => Some((mx.preference, canonical_text(&mx.exchange))),
                 _ => None,
             })
             .await?;
@@ -161,14 +161,14 @@ impl Resolver {
     }
 
     /// A and AAAA records. Secure if each of the two that has records is. Where one of the two fails, the other serves.
-    pub async fn addresses(&self, name: &str) -> Result<Answer<IpAddr>, DnsError> {
+    pub async fn addresses(&self, name: &str) -> Result<DnsAnswer<IpAddr>, DnsError> {
         let address = |data: &RData| match data {
             RData::A(a) => Some(IpAddr::V4(a.0)),
             RData::AAAA(a) => Some(IpAddr::V6(a.0)),
             _ => None,
         };
         let (four, six) =
-            tokio::join!(self.ask(name, RecordType::A, address), self.ask(name, RecordType::AAAA, address));
+            tokio::join!(self.query(name, RecordType::A, address), self.query(name, RecordType::AAAA, address));
         match (four, six) {
             (Ok(mut four), Ok(six)) => {
                 four.records.extend(six.records);
@@ -184,10 +184,10 @@ impl Resolver {
     }
 
     /// Whether the name itself is an alias whose CNAME record is validated, wherever that leads (RFC 7672 §2.2.2).
-    pub async fn secure_alias(&self, name: &str) -> Result<bool, DnsError> {
+    pub async fn is_alias_secure(&self, name: &str) -> Result<bool, DnsError> {
         let found = self
-            .ask(name, RecordType::CNAME, |data| match data {
-                RData::CNAME(target) => Some(text_of(&target.0)),
+            .query(name, RecordType::CNAME, |data| match data {
+                RData::CNAME(target) => Some(canonical_text(&target.0)),
                 _ => None,
             })
             .await;
@@ -199,9 +199,9 @@ impl Resolver {
     }
 
     /// TLSA records of a TCP service at `_<port>._tcp.<base>` (RFC 6698 §3).
-    pub async fn tlsa(&self, port: u16, base: &str) -> Result<Answer<Tlsa>, DnsError> {
-        self.ask(&format!("_{port}._tcp.{base}"), RecordType::TLSA, |data| match data {
-            RData::TLSA(tlsa) => Some(Tlsa {
+    pub async fn tlsa(&self, port: u16, base: &str) -> Result<DnsAnswer<TlsaRecord>, DnsError> {
+        self.query(&format!("_{port}._tcp.{base}"), RecordType::TLSA, |data| match data {
+            RData::TLSA(tlsa) => Some(TlsaRecord {
                 usage: tlsa.cert_usage.into(),
                 selector: tlsa.selector.into(),
                 matching: tlsa.matching.into(),
@@ -212,41 +212,41 @@ impl Resolver {
         .await
     }
 
-    /// Whether the resolver shows that it validates: the NS records of the root are signed for whoever looks
-    /// (Postfix's `dnssec_probe` asks for the same). Whether it is to be believed is [`Resolver::validating`].
-    pub async fn validates(&self) -> Result<bool, DnsError> {
-        let found = self.ask(".", RecordType::NS, |data| matches!(data, RData::NS(_)).then_some(())).await?;
+    /// Whether the resolver validates, by a query for the NS records of the root, which are signed
+    /// (Postfix's `dnssec_probe` asks for the same). Whether it is to be believed is [`Resolver::is_trusted`].
+    pub async fn probe_validation(&self) -> Result<bool, DnsError> {
+        let found = self.query(".", RecordType::NS, |data| matches!(data, RData::NS(_)).then_some(())).await?;
         Ok(found.secure)
     }
 
-    async fn ask<T>(
+    async fn query<T>(
         &self,
         name: &str,
         kind: RecordType,
         read: impl Fn(&RData) -> Option<T>,
-    ) -> Result<Answer<T>, DnsError> {
-        let asked = absolute(name)?;
+    ) -> Result<DnsAnswer<T>, DnsError> {
+        let asked = absolute_name(name)?;
         let mut options = DnsRequestOptions::default();
         options.use_edns = true;
         options.edns_set_dnssec_ok = true;
         // The semaphore is never closed.
-        let _turn = self.turns.acquire().await;
+        let _permit = self.query_permits.acquire().await;
         let lookup = self.handle.lookup(Query::query(asked.clone(), kind), options).first_answer();
-        match tokio::time::timeout(QUERY_TIME, lookup).await {
-            Err(_) => Err(DnsError::Failed(format!("no answer within {} s", QUERY_TIME.as_secs()))),
-            Ok(Err(error)) => Err(fault(error)),
-            Ok(Ok(response)) => self.pick(&asked, kind, response, read),
+        match tokio::time::timeout(QUERY_TIMEOUT, lookup).await {
+            Err(_) => Err(DnsError::Failed(format!("no answer within {} s", QUERY_TIMEOUT.as_secs()))),
+            Ok(Err(error)) => Err(classify_error(error)),
+            Ok(Ok(response)) => self.select_records(&asked, kind, response, read),
         }
     }
 
     /// The records that answer the question: those at the end of the CNAME chain, whatever else came along.
-    fn pick<T>(
+    fn select_records<T>(
         &self,
         asked: &Name,
         kind: RecordType,
         response: DnsResponse,
         read: impl Fn(&RData) -> Option<T>,
-    ) -> Result<Answer<T>, DnsError> {
+    ) -> Result<DnsAnswer<T>, DnsError> {
         if !response.answers.is_empty() && !response.answers.iter().any(|r| r.name.eq_ignore_root(asked)) {
             // Not "there is none": nothing was said of this name.
             return Err(DnsError::Failed("the answer is about another name".into()));
@@ -274,18 +274,18 @@ impl Resolver {
             }
         }
         if records.is_empty() {
-            let ttl = negative(response.negative_ttl());
+            let ttl = negative_ttl(response.negative_ttl());
             return Err(match response.metadata.response_code {
                 ResponseCode::NXDomain => DnsError::NoSuchDomain { ttl },
                 _ => DnsError::NoRecords { ttl },
             });
         }
-        let secure = self.validating && response.metadata.authentic_data;
-        Ok(Answer { name: text_of(name), records, secure, ttl: Duration::from_secs(ttl.into()) })
+        let secure = self.trusted && response.metadata.authentic_data;
+        Ok(DnsAnswer { name: canonical_text(name), records, secure, ttl: Duration::from_secs(ttl.into()) })
     }
 }
 
-impl fmt::Display for Tlsa {
+impl fmt::Display for TlsaRecord {
     /// `3 1 1 HEX`, as in a zone file.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} {} {} ", self.usage, self.selector, self.matching)?;
@@ -294,7 +294,7 @@ impl fmt::Display for Tlsa {
 }
 
 /// The first `nameserver` on loopback, else the first, else 127.0.0.1, as resolv.conf(5) has it.
-fn choose(servers: &[IpAddr]) -> IpAddr {
+fn choose_nameserver(servers: &[IpAddr]) -> IpAddr {
     let loopback = servers.iter().find(|ip| ip.is_loopback());
     loopback.or(servers.first()).copied().unwrap_or(Ipv4Addr::LOCALHOST.into())
 }
@@ -310,9 +310,9 @@ fn connect(server: SocketAddr) -> Result<RetryDnsHandle<NameServerPool<TokioRunt
     let mut connections = vec![ConnectionConfig::udp(), ConnectionConfig::tcp()];
     connections.iter_mut().for_each(|c| c.port = server.port());
     let mut options = ResolverOpts::default();
-    options.timeout = QUERY_TIME / u32::try_from(RETRIES + 1).unwrap_or(1);
+    options.timeout = QUERY_TIMEOUT / u32::try_from(RETRIES + 1).unwrap_or(1);
     options.attempts = RETRIES;
-    options.max_active_requests = MAX_ACTIVE;
+    options.max_active_requests = MAX_ACTIVE_REQUESTS;
     // No TLS is spoken to the resolver; hickory wants a configuration all the same.
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let config = rustls::ClientConfig::builder_with_provider(provider)
@@ -328,14 +328,14 @@ fn connect(server: SocketAddr) -> Result<RetryDnsHandle<NameServerPool<TokioRunt
     Ok(RetryDnsHandle::new(pool, RETRIES))
 }
 
-fn absolute(name: &str) -> Result<Name, DnsError> {
+fn absolute_name(name: &str) -> Result<Name, DnsError> {
     let mut name = Name::from_ascii(name).map_err(|_| DnsError::NoSuchDomain { ttl: NEGATIVE_WITHOUT_SOA })?;
     name.set_fqdn(true);
     Ok(name)
 }
 
-/// In the one form of `domain`; the root is `.`.
-fn text_of(name: &Name) -> String {
+/// The canonical form (see `domain_name`); the root is `.`.
+fn canonical_text(name: &Name) -> String {
     let text = name.to_ascii().to_ascii_lowercase();
     match text.strip_suffix('.') {
         Some("") | None => text,
@@ -343,10 +343,10 @@ fn text_of(name: &Name) -> String {
     }
 }
 
-fn fault(error: NetError) -> DnsError {
+fn classify_error(error: NetError) -> DnsError {
     match error {
         NetError::Dns(Negative::NoRecordsFound(none)) => {
-            let ttl = negative(none.negative_ttl);
+            let ttl = negative_ttl(none.negative_ttl);
             match none.response_code {
                 ResponseCode::NXDomain => DnsError::NoSuchDomain { ttl },
                 ResponseCode::NoError => DnsError::NoRecords { ttl },
@@ -362,7 +362,7 @@ fn fault(error: NetError) -> DnsError {
     }
 }
 
-fn negative(ttl: Option<u32>) -> Duration {
+fn negative_ttl(ttl: Option<u32>) -> Duration {
     ttl.map_or(NEGATIVE_WITHOUT_SOA, |s| Duration::from_secs(s.into()))
 }
 
@@ -372,7 +372,7 @@ mod tests {
 
     #[test]
     fn a_loopback_resolver_is_preferred() {
-        let ip = |text| choose(&nameservers(text)).to_string();
+        let ip = |text| choose_nameserver(&nameservers(text)).to_string();
         assert_eq!(ip("nameserver 192.0.2.1\nnameserver 127.0.0.1\n"), "127.0.0.1");
         assert_eq!(ip("# nameserver 127.0.0.1\nnameserver\t192.0.2.1 # x\n"), "192.0.2.1");
         assert_eq!(ip("nameserver 192.0.2.1\nnameserver ::1"), "::1");
@@ -381,13 +381,13 @@ mod tests {
 
     #[test]
     fn records_print_as_in_a_zone_file() {
-        let tlsa = Tlsa { usage: 3, selector: 1, matching: 1, data: vec![0, 0xab] };
+        let tlsa = TlsaRecord { usage: 3, selector: 1, matching: 1, data: vec![0, 0xab] };
         assert_eq!(tlsa.to_string(), "3 1 1 00ab");
     }
 
     #[test]
     fn names_have_one_form() {
-        assert_eq!(text_of(&absolute("MX.Example.COM").unwrap()), "mx.example.com");
-        assert_eq!(text_of(&Name::root()), ".");
+        assert_eq!(canonical_text(&absolute_name("MX.Example.COM").unwrap()), "mx.example.com");
+        assert_eq!(canonical_text(&Name::root()), ".");
     }
 }

@@ -29,19 +29,19 @@ use rustls_platform_verifier::Verifier;
 use crate::base::network::{HttpsCertificates, NetworkExceptions};
 use crate::net::dns::{DnsError, Resolver};
 
-/// The longest that a connection may take to stand, TLS included.
-const CONNECT_TIME: Duration = Duration::from_secs(15);
+/// The longest that connecting may take, TLS included.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// In what parts a body is sent, in octets.
-const PART: usize = 16 * 1024;
+/// The size of the parts that a body is sent in, in bytes.
+const BODY_CHUNK: usize = 16 * 1024;
 
 /// A client. Copies share it.
 #[derive(Clone)]
-pub struct Client(reqwest::Client);
+pub struct HttpsClient(reqwest::Client);
 
-/// What a server answered.
+/// The response of a server.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Response {
+pub struct HttpsResponse {
     /// The status code.
     pub status: u16,
     /// The media type in lower case, its parameters left out; empty where none is named.
@@ -58,7 +58,7 @@ pub enum HttpsError {
     NoAddress(String),
     /// All its addresses are of networks that a stranger must not send us to.
     #[error("no address: {0} is not a public address")]
-    Private(IpAddr),
+    PrivateAddress(IpAddr),
     /// No connection, or it broke, or what came was no HTTP.
     #[error("{0}")]
     Connection(String),
@@ -87,32 +87,32 @@ pub enum CertificateFault {
     Trust,
 }
 
-impl Client {
+impl HttpsClient {
     /// A client. Fails where no root certificate can be loaded (the package ca-certificates) or the extra root is none.
-    pub fn new(resolver: Resolver, closed: &NetworkExceptions) -> Result<Client, String> {
-        Client::with(resolver, closed, closed.policy_hosts, HttpsCertificates::Check)
+    pub fn new(resolver: Resolver, closed: &NetworkExceptions) -> Result<HttpsClient, String> {
+        HttpsClient::build(resolver, closed, closed.policy_hosts, HttpsCertificates::Check)
     }
 
-    /// A client for the receivers of reports; what it does about their certificates. Fails as [`Client::new`] does.
+    /// A client for the receivers of reports; what it does about their certificates. Fails as [`HttpsClient::new`] does.
     pub fn for_reports(
         resolver: Resolver,
         closed: &NetworkExceptions,
         certificates: HttpsCertificates,
-    ) -> Result<Client, String> {
-        Client::with(resolver, closed, None, certificates)
+    ) -> Result<HttpsClient, String> {
+        HttpsClient::build(resolver, closed, None, certificates)
     }
 
-    fn with(
+    fn build(
         resolver: Resolver,
         closed: &NetworkExceptions,
         fixed: Option<SocketAddr>,
         certificates: HttpsCertificates,
-    ) -> Result<Client, String> {
+    ) -> Result<HttpsClient, String> {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let verifier = platform(closed)?;
+        let verifier = platform_verifier(closed)?;
         let verifier: Arc<dyn ServerCertVerifier> = match certificates {
             HttpsCertificates::Check => Arc::new(verifier),
-            HttpsCertificates::Ignore => Arc::new(Lenient(verifier)),
+            HttpsCertificates::Ignore => Arc::new(PermissiveVerifier(verifier)),
         };
         let mut tls = rustls::ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
@@ -122,7 +122,7 @@ impl Client {
             .with_no_client_auth();
         // A policy host is asked once a day: what would be kept of a session is never used.
         tls.resumption = rustls::client::Resumption::disabled();
-        let addresses = Addresses { resolver, fixed, private: closed.private_addresses };
+        let addresses = AddressResolver { resolver, fixed_address: fixed, allow_private: closed.private_addresses };
         reqwest::Client::builder()
             .tls_backend_preconfigured(tls)
             .redirect(reqwest::redirect::Policy::none())
@@ -131,19 +131,19 @@ impl Client {
             .http1_only()
             .referer(false)
             .retry(reqwest::retry::never())
-            .connect_timeout(CONNECT_TIME)
+            .connect_timeout(CONNECT_TIMEOUT)
             .pool_max_idle_per_host(0)
             .user_agent(concat!("tlswarden/", env!("CARGO_PKG_VERSION")))
             .dns_resolver(Arc::new(addresses))
             .build()
-            .map(Client)
-            .map_err(|e| trace(&e))
+            .map(HttpsClient)
+            .map_err(|e| root_cause(&e))
     }
 
     /// Asks for `https://HOST/PATH` (the path without its first slash) and reads the body of any status.
-    pub async fn get(&self, host: &str, path: &str, time: Duration, size: usize) -> Result<Response, HttpsError> {
+    pub async fn get(&self, host: &str, path: &str, time: Duration, size: usize) -> Result<HttpsResponse, HttpsError> {
         // `timeout` of reqwest covers the body too; ours is around all of it, the resolver included.
-        tokio::time::timeout(time, self.exchange(host, path, size)).await.unwrap_or(Err(HttpsError::Timeout(time)))
+        tokio::time::timeout(time, self.send_get(host, path, size)).await.unwrap_or(Err(HttpsError::Timeout(time)))
     }
 
     /// Posts to a URI and gives the status; no body of an answer is read. `ended` is set before the last octets of the body
@@ -155,14 +155,14 @@ impl Client {
         body: &[u8],
         ended: Arc<AtomicBool>,
     ) -> Result<u16, HttpsError> {
-        let body = reqwest::Body::wrap(Octets { rest: Bytes::copy_from_slice(body), ended });
+        let body = reqwest::Body::wrap(TrackedBody { remaining: Bytes::copy_from_slice(body), fully_sent: ended });
         let sent = self.0.post(uri).header(reqwest::header::CONTENT_TYPE, media_type).body(body).send().await;
-        sent.map(|response| response.status().as_u16()).map_err(|e| fault(&e))
+        sent.map(|response| response.status().as_u16()).map_err(|e| classify_error(&e))
     }
 
-    async fn exchange(&self, host: &str, path: &str, size: usize) -> Result<Response, HttpsError> {
+    async fn send_get(&self, host: &str, path: &str, size: usize) -> Result<HttpsResponse, HttpsError> {
         let sent = self.0.get(format!("https://{host}/{path}")).send().await;
-        let mut response = sent.map_err(|e| fault(&e))?;
+        let mut response = sent.map_err(|e| classify_error(&e))?;
         let media_type = response
             .headers()
             .get(reqwest::header::CONTENT_TYPE)
@@ -172,52 +172,52 @@ impl Client {
             .unwrap_or_default();
         let status = response.status().as_u16();
         let mut body = Vec::new();
-        while let Some(chunk) = response.chunk().await.map_err(|e| fault(&e))? {
+        while let Some(chunk) = response.chunk().await.map_err(|e| classify_error(&e))? {
             if body.len() + chunk.len() > size {
                 return Err(HttpsError::TooLarge(size));
             }
             body.extend_from_slice(&chunk);
         }
-        Ok(Response { status, media_type, body })
+        Ok(HttpsResponse { status, media_type, body })
     }
 }
 
-/// A body in parts, which notes when its last one is taken.
-struct Octets {
-    rest: Bytes,
-    ended: Arc<AtomicBool>,
+/// A body sent in parts; it records when the last part has been taken.
+struct TrackedBody {
+    remaining: Bytes,
+    fully_sent: Arc<AtomicBool>,
 }
 
-impl Body for Octets {
+impl Body for TrackedBody {
     type Data = Bytes;
     type Error = Infallible;
 
     fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-        if self.rest.is_empty() {
+        if self.remaining.is_empty() {
             return Poll::Ready(None);
         }
-        let part = self.rest.len().min(PART);
-        let part = self.rest.split_to(part);
-        if self.rest.is_empty() {
-            self.ended.store(true, Ordering::Relaxed);
+        let part = self.remaining.len().min(BODY_CHUNK);
+        let part = self.remaining.split_to(part);
+        if self.remaining.is_empty() {
+            self.fully_sent.store(true, Ordering::Relaxed);
         }
         Poll::Ready(Some(Ok(Frame::data(part))))
     }
 
     fn is_end_stream(&self) -> bool {
-        self.rest.is_empty()
+        self.remaining.is_empty()
     }
 
     fn size_hint(&self) -> SizeHint {
-        SizeHint::with_exact(self.rest.len() as u64)
+        SizeHint::with_exact(self.remaining.len() as u64)
     }
 }
 
-/// Goes on where the certificate does not pass, and says so (RFC 8460 §3, §7). The handshake's own signature must fit.
+/// Logs a certificate that does not pass and continues (RFC 8460 §3, §7). The handshake's own signature must fit.
 #[derive(Debug)]
-struct Lenient(Verifier);
+struct PermissiveVerifier(Verifier);
 
-impl ServerCertVerifier for Lenient {
+impl ServerCertVerifier for PermissiveVerifier {
     fn verify_server_cert(
         &self,
         end_entity: &CertificateDer<'_>,
@@ -256,12 +256,12 @@ impl ServerCertVerifier for Lenient {
     }
 }
 
-/// What judges certificates: the roots of the platform, and the extra one of a closed network. Fails as [`Client::new`].
-pub fn verifier(closed: &NetworkExceptions) -> Result<Arc<dyn ServerCertVerifier>, String> {
-    Ok(Arc::new(platform(closed)?))
+/// A verifier with the roots of the platform and the extra one of a closed network. Fails as [`HttpsClient::new`].
+pub fn certificate_verifier(closed: &NetworkExceptions) -> Result<Arc<dyn ServerCertVerifier>, String> {
+    Ok(Arc::new(platform_verifier(closed)?))
 }
 
-fn platform(closed: &NetworkExceptions) -> Result<Verifier, String> {
+fn platform_verifier(closed: &NetworkExceptions) -> Result<Verifier, String> {
     let extra = match &closed.extra_root {
         None => Vec::new(),
         Some(path) => CertificateDer::pem_file_iter(path)
@@ -272,24 +272,24 @@ fn platform(closed: &NetworkExceptions) -> Result<Verifier, String> {
     Verifier::new_with_extra_roots(extra, provider).map_err(|e| format!("root certificates: {e}"))
 }
 
-/// Finds addresses over our resolver.
-struct Addresses {
+/// Looks up addresses with our resolver.
+struct AddressResolver {
     resolver: Resolver,
-    fixed: Option<SocketAddr>,
-    private: bool,
+    fixed_address: Option<SocketAddr>,
+    allow_private: bool,
 }
 
-impl Resolve for Addresses {
+impl Resolve for AddressResolver {
     fn resolve(&self, name: Name) -> Resolving {
-        let (resolver, fixed, private) = (self.resolver.clone(), self.fixed, self.private);
+        let (resolver, fixed, private) = (self.resolver.clone(), self.fixed_address, self.allow_private);
         Box::pin(async move {
             if let Some(address) = fixed {
                 return Ok(Box::new(std::iter::once(address)) as Addrs);
             }
-            let found = resolver.addresses(name.as_str()).await.map_err(NoAddress::Dns)?;
+            let found = resolver.addresses(name.as_str()).await.map_err(AddressError::Dns)?;
             let (public, other): (Vec<IpAddr>, _) = found.records.into_iter().partition(|ip| private || is_public(*ip));
             match other.first() {
-                Some(ip) if public.is_empty() => Err(NoAddress::Private(*ip).into()),
+                Some(ip) if public.is_empty() => Err(AddressError::PrivateAddress(*ip).into()),
                 // Port 0 stands for the port of the URL.
                 _ => Ok(Box::new(public.into_iter().map(|ip| SocketAddr::new(ip, 0))) as Addrs),
             }
@@ -297,20 +297,20 @@ impl Resolve for Addresses {
     }
 }
 
-/// How [`Addresses`] fails, found again in the chain of causes.
+/// How [`AddressResolver`] fails, found again in the chain of causes.
 #[derive(Debug, thiserror::Error)]
-enum NoAddress {
+enum AddressError {
     #[error("{0}")]
     Dns(DnsError),
     #[error("{0} is not a public address")]
-    Private(IpAddr),
+    PrivateAddress(IpAddr),
 }
 
 /// Whether an address can be that of a server on the Internet: strangers must not make us ask hosts of our own network.
 pub fn is_public(ip: IpAddr) -> bool {
     match ip {
         IpAddr::V4(ip) => is_public_v4(ip),
-        IpAddr::V6(ip) => match embedded(ip) {
+        IpAddr::V6(ip) => match embedded_v4(ip) {
             Some(v4) => is_public_v4(v4),
             // Global unicast is 2000::/3 (RFC 4291 §2.4); 2001:db8::/32 is documentation.
             None => ip.segments()[0] & 0xe000 == 0x2000 && (ip.segments()[0], ip.segments()[1]) != (0x2001, 0xdb8),
@@ -319,7 +319,7 @@ pub fn is_public(ip: IpAddr) -> bool {
 }
 
 /// The IPv4 address inside a mapped, NAT64 or 6to4 address.
-fn embedded(ip: Ipv6Addr) -> Option<Ipv4Addr> {
+fn embedded_v4(ip: Ipv6Addr) -> Option<Ipv4Addr> {
     let s = ip.segments();
     let join = |a: u16, b: u16| Ipv4Addr::from((u32::from(a) << 16) | u32::from(b));
     match s {
@@ -335,16 +335,16 @@ fn is_public_v4(ip: Ipv4Addr) -> bool {
     !(ip.is_private() || ip.is_loopback() || ip.is_link_local() || ip.is_documentation() || other)
 }
 
-fn fault(error: &reqwest::Error) -> HttpsError {
+fn classify_error(error: &reqwest::Error) -> HttpsError {
     let mut cause: Option<&(dyn Error + 'static)> = Some(error);
     while let Some(e) = cause {
-        match e.downcast_ref::<NoAddress>() {
-            Some(NoAddress::Private(ip)) => return HttpsError::Private(*ip),
+        match e.downcast_ref::<AddressError>() {
+            Some(AddressError::PrivateAddress(ip)) => return HttpsError::PrivateAddress(*ip),
             Some(none) => return HttpsError::NoAddress(none.to_string()),
             None => {}
         }
         if let Some(e) = e.downcast_ref::<rustls::Error>() {
-            return tls_fault(e);
+            return classify_tls_error(e);
         }
         // An io::Error's `source` is that of the error inside it: step into it by hand.
         let inside = e.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
@@ -353,10 +353,10 @@ fn fault(error: &reqwest::Error) -> HttpsError {
             None => e.source(),
         };
     }
-    if error.is_timeout() { HttpsError::Timeout(CONNECT_TIME) } else { HttpsError::Connection(trace(error)) }
+    if error.is_timeout() { HttpsError::Timeout(CONNECT_TIMEOUT) } else { HttpsError::Connection(root_cause(error)) }
 }
 
-fn tls_fault(error: &rustls::Error) -> HttpsError {
+fn classify_tls_error(error: &rustls::Error) -> HttpsError {
     match certificate_fault(error) {
         Some(fault) => HttpsError::Certificate(fault),
         None => HttpsError::Connection(format!("TLS: {error}")),
@@ -378,8 +378,8 @@ pub fn certificate_fault(error: &rustls::Error) -> Option<CertificateFault> {
     }
 }
 
-/// The last cause, which says most.
-fn trace(error: &dyn Error) -> String {
+/// The last cause in the chain, the most specific one.
+fn root_cause(error: &dyn Error) -> String {
     let mut last = error;
     while let Some(next) = last.source() {
         last = next;

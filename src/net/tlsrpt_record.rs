@@ -1,7 +1,7 @@
 //! Looks up where a domain wants its TLS reports: the TXT record `_smtp._tls.<domain>` (RFC 8460 §3).
 //!
 //! Takes: a recipient domain or MX host. Gives: the destinations that it published.
-//! When it fails: a [`LookupError`], which tells "none" from "ask again later".
+//! When it fails: a [`TlsrptLookupError`], which tells "none" from "ask again later".
 //! Not here: what the record means (`base::rua_record`), which destinations are served (`reporting`).
 
 use crate::base::rua_record::{NoRecipients, Recipients, recipients};
@@ -9,7 +9,7 @@ use crate::net::dns::{DnsError, Resolver};
 
 /// Why a domain's recipients are not known.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum LookupError {
+pub enum TlsrptLookupError {
     /// It wants no report, or none that can be sent.
     #[error("{0}")]
     None(#[from] NoRecipients),
@@ -19,10 +19,10 @@ pub enum LookupError {
 }
 
 /// Where a domain or MX host wants its reports, as it published it.
-pub async fn published(resolver: &Resolver, name: &str) -> Result<Recipients, LookupError> {
+pub async fn look_up_recipients(resolver: &Resolver, name: &str) -> Result<Recipients, TlsrptLookupError> {
     match resolver.txt(&format!("_smtp._tls.{name}")).await {
         Ok(answer) => Ok(recipients(&answer.records)?),
         Err(DnsError::NoSuchDomain { .. } | DnsError::NoRecords { .. }) => Err(NoRecipients::NoRecord.into()),
-        Err(DnsError::Failed(why)) => Err(LookupError::Temporary(why)),
+        Err(DnsError::Failed(why)) => Err(TlsrptLookupError::Temporary(why)),
     }
 }

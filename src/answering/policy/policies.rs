@@ -34,7 +34,7 @@ use crate::config::Config;
 use crate::metrics::Metrics;
 use crate::metrics::answers::Kind;
 use crate::net::dns::Resolver;
-use crate::net::https::Client;
+use crate::net::https::HttpsClient;
 use crate::store::{Store, StoreError};
 
 /// How often a failing delivery makes a record be asked again at most, in seconds.
@@ -99,7 +99,7 @@ impl Policies {
     pub fn open(
         config: &Config,
         resolver: Resolver,
-        client: Client,
+        client: HttpsClient,
         store: Arc<dyn Store>,
         history: Arc<History>,
         clock: Clock,
@@ -108,7 +108,7 @@ impl Policies {
         let limit = config.policy.max_domains;
         let shelf = Shelf::new(Arc::clone(&store));
         let sts = Cache::open(limit, resolver.clone(), client, store, &history, clock, metrics.clone())?;
-        let why_no_dane = match (config.postfix.dnssec(), resolver.validating()) {
+        let why_no_dane = match (config.postfix.dnssec(), resolver.is_trusted()) {
             (false, _) => Some("Postfix asks for no DNSSEC (smtp_dns_support_level, or [postfix] dnssec)"),
             (true, false) => Some(
                 "no validating resolver on this host (resolv.conf names none on loopback, [resolver] address is not set)",

@@ -158,7 +158,9 @@ impl Whole<'_> {
             (Some(_), _) => State::Stays,
             (
                 None,
-                Err(crate::net::tlsrpt_record::LookupError::None(crate::base::rua_record::NoRecipients::NoRecord)),
+                Err(crate::net::tlsrpt_record::TlsrptLookupError::None(
+                    crate::base::rua_record::NoRecipients::NoRecord,
+                )),
             ) => State::New,
             (None, _) => State::Replaces,
         };
@@ -182,7 +184,7 @@ impl Whole<'_> {
         }
         let all_fit = host.addresses.iter().all(|seen| seen.certificate.is_none() || seen.fits.is_some());
         if host.has_dane() && all_fit {
-            let stays = |record: &crate::net::dns::Tlsa| Line {
+            let stays = |record: &crate::net::dns::TlsaRecord| Line {
                 record: format!("{name}. IN TLSA {record}"),
                 state: State::Stays,
             };

@@ -19,7 +19,7 @@ use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use crate::answering::policy::dane::lookup::usability;
-use crate::net::dns::Tlsa;
+use crate::net::dns::TlsaRecord;
 use crate::net::https::{CertificateFault, certificate_fault};
 
 /// How many names are shown: a certificate of a large host has a hundred.
@@ -98,11 +98,11 @@ pub fn faults(
 /// The first TLSA record that the chain fits; `names` are those that a certificate under usage 2 may be for: the TLSA base
 /// domain and the next hop (RFC 7672 §3.2.2).
 pub fn fitting<'a>(
-    records: &'a [Tlsa],
+    records: &'a [TlsaRecord],
     chain: &[CertificateDer<'_>],
     names: &[&str],
     now: UnixTime,
-) -> Option<&'a Tlsa> {
+) -> Option<&'a TlsaRecord> {
     records.iter().filter(|record| usability(record).is_ok()).find(|record| match record.usage {
         3 => chain.first().is_some_and(|leaf| matches(record, leaf)),
         _ => under_anchor(record, chain, names, now),
@@ -110,7 +110,7 @@ pub fn fitting<'a>(
 }
 
 /// Usage 2: the chain leads to a certificate that the record names (RFC 7671 §5.2).
-fn under_anchor(record: &Tlsa, chain: &[CertificateDer<'_>], names: &[&str], now: UnixTime) -> bool {
+fn under_anchor(record: &TlsaRecord, chain: &[CertificateDer<'_>], names: &[&str], now: UnixTime) -> bool {
     let Some((leaf, others)) = chain.split_first() else { return false };
     let mut anchors = RootCertStore::empty();
     for certificate in others.iter().filter(|certificate| matches(record, certificate)) {
@@ -130,7 +130,7 @@ fn under_anchor(record: &Tlsa, chain: &[CertificateDer<'_>], names: &[&str], now
 }
 
 /// Whether a record is about this certificate (RFC 6698 §2.1).
-fn matches(record: &Tlsa, certificate: &CertificateDer<'_>) -> bool {
+fn matches(record: &TlsaRecord, certificate: &CertificateDer<'_>) -> bool {
     let selected = match record.selector {
         0 => certificate.to_vec(),
         _ => match ParsedCertificate::try_from(certificate) {
@@ -158,7 +158,7 @@ mod tests {
         assert_eq!(facts(b""), None);
         assert_eq!(facts(b"\x30\x03\x02\x01\x01"), None);
         let junk = [CertificateDer::from(vec![0x30, 0x00])];
-        let record = Tlsa { usage: 3, selector: 1, matching: 1, data: vec![0; 32] };
+        let record = TlsaRecord { usage: 3, selector: 1, matching: 1, data: vec![0; 32] };
         assert_eq!(fitting(&[record], &junk, &["a.test"], UnixTime::now()), None);
     }
 }

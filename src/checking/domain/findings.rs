@@ -13,7 +13,7 @@ use crate::checking::domain::{Host, Outcome, Seen, Sts, Whole};
 use crate::checking::finding::{Finding, Findings, Weight};
 use crate::net::dns::DnsError;
 use crate::net::https::CertificateFault;
-use crate::net::tlsrpt_record::LookupError;
+use crate::net::tlsrpt_record::TlsrptLookupError;
 
 /// The shortest `max_age` that protects over a weekend, in seconds; RFC 8461 §3.2 speaks of weeks.
 const SHORT: u64 = 86_400;
@@ -274,15 +274,15 @@ impl Whole<'_> {
     fn reports(&self, found: &mut Findings) {
         let name = format!("_smtp._tls.{}", self.domain);
         match self.reports {
-            Err(LookupError::None(NoRecipients::NoRecord)) => {
+            Err(TlsrptLookupError::None(NoRecipients::NoRecord)) => {
                 let why = "Nobody tells the domain how TLS to it fails.";
                 found.push(Finding::new(Weight::Warning, "tlsrpt-absent", name, "there is no TLSRPT record", why));
             }
-            Err(LookupError::None(fault)) => {
+            Err(TlsrptLookupError::None(fault)) => {
                 let why = "No sender can report.";
                 found.push(Finding::new(Weight::Error, "tlsrpt-record", name, fault.to_string(), why));
             }
-            Err(LookupError::Temporary(cause)) => found.not_looked_at.push(format!("{name}: {cause}")),
+            Err(TlsrptLookupError::Temporary(cause)) => found.not_looked_at.push(format!("{name}: {cause}")),
             Ok(recipients) => {
                 for skipped in &recipients.skipped {
                     let what = format!("{} gets no report: {}", skipped.uri, skipped.why);
@@ -293,15 +293,15 @@ impl Whole<'_> {
         for host in self.hosts.iter().filter(|host| host.has_dane() && host.name != self.domain) {
             let name = format!("_smtp._tls.{}", host.name);
             match &host.found.reports {
-                Some(Err(LookupError::None(NoRecipients::NoRecord))) => {
+                Some(Err(TlsrptLookupError::None(NoRecipients::NoRecord))) => {
                     let why = "Some senders report DANE failures to the host, whose policy it is (RFC 8460 §3), and not to the domain.";
                     found.push(Finding::new(Weight::Note, "tlsrpt-host", name, "the host has no TLSRPT record", why));
                 }
-                Some(Err(LookupError::None(fault))) => {
+                Some(Err(TlsrptLookupError::None(fault))) => {
                     let why = "No sender can report to it.";
                     found.push(Finding::new(Weight::Warning, "tlsrpt-host", name, fault.to_string(), why));
                 }
-                Some(Err(LookupError::Temporary(_)) | Ok(_)) | None => {}
+                Some(Err(TlsrptLookupError::Temporary(_)) | Ok(_)) | None => {}
             }
         }
     }

@@ -32,9 +32,9 @@ use crate::base::next_hop::NextHop;
 use crate::base::rua_record::{NoRecipients, Recipients};
 use crate::checking::finding::Findings;
 use crate::config::Config;
-use crate::net::dns::{DnsError, Resolver, Tlsa};
-use crate::net::https::{self, CertificateFault, Client};
-use crate::net::tlsrpt_record::{LookupError, published};
+use crate::net::dns::{DnsError, Resolver, TlsaRecord};
+use crate::net::https::{self, CertificateFault, HttpsClient};
+use crate::net::tlsrpt_record::{TlsrptLookupError, look_up_recipients};
 pub use advice::{Advice, Line, State};
 use certificate::Facts;
 use probe::{Probe, ProbeFault};
@@ -95,13 +95,13 @@ struct HostFacts {
     /// The name that its TLSA records are at.
     base: String,
     /// Those that are published, signed or not.
-    records: Vec<Tlsa>,
+    records: Vec<TlsaRecord>,
     /// Whether those are signed.
     records_signed: bool,
     /// Why they are not known.
     failure: Option<String>,
     /// Its own TLSRPT record.
-    reports: Option<Result<Recipients, LookupError>>,
+    reports: Option<Result<Recipients, TlsrptLookupError>>,
 }
 
 /// What was seen at one address.
@@ -147,10 +147,10 @@ pub async fn examine(config: &Config, domain: &str) -> Result<Examination, Strin
     let domain = crate::base::domain_name::normalize(domain)
         .ok_or_else(|| format!("`{}` is no domain name", domain.escape_debug()))?;
     let resolver = Resolver::new(config.resolver.address).map_err(|e| format!("resolver: {e}"))?;
-    let client = Client::new(resolver.clone(), &config.closed_network.exceptions())?;
+    let client = HttpsClient::new(resolver.clone(), &config.closed_network.exceptions())?;
     let hop = NextHop { domain: domain.clone(), port: PORT, mx: true };
     let looker = Looker {
-        verifier: https::verifier(&config.closed_network.exceptions())?,
+        verifier: https::certificate_verifier(&config.closed_network.exceptions())?,
         private: config.closed_network.private_addresses,
         name: our_name(config),
         clock: config.closed_network.clock.map_or_else(Clock::default, |t| Clock::starting_at(t.as_second())),
@@ -161,11 +161,11 @@ pub async fn examine(config: &Config, domain: &str) -> Result<Examination, Strin
         resolver.mx(&domain),
         lookup::look(&resolver, &hop),
         find_sts(&resolver, &client, &domain),
-        published(&resolver, &domain),
+        look_up_recipients(&resolver, &domain),
     );
     let hosts = looker.hosts(&mx, &domain).await;
     let mut findings = Findings::default();
-    if !resolver.validating() {
+    if !resolver.is_trusted() {
         findings.not_looked_at.push(format!("DNSSEC: the resolver {} is not on this host", resolver.server()));
     }
     let whole = Whole { domain: &domain, mx: &mx, verdict: &verdict, hosts: &hosts, sts: &sts, reports: &reports };
@@ -186,14 +186,14 @@ pub async fn examine(config: &Config, domain: &str) -> Result<Examination, Strin
 /// All that was found, to be judged.
 struct Whole<'a> {
     domain: &'a str,
-    mx: &'a Result<crate::net::dns::Answer<(u16, String)>, DnsError>,
+    mx: &'a Result<crate::net::dns::DnsAnswer<(u16, String)>, DnsError>,
     verdict: &'a Verdict,
     hosts: &'a [Host],
     sts: &'a Sts,
-    reports: &'a Result<Recipients, LookupError>,
+    reports: &'a Result<Recipients, TlsrptLookupError>,
 }
 
-async fn find_sts(resolver: &Resolver, client: &Client, domain: &str) -> Sts {
+async fn find_sts(resolver: &Resolver, client: &HttpsClient, domain: &str) -> Sts {
     let records = match resolver.txt(&format!("_mta-sts.{domain}")).await {
         Ok(answer) => answer.records,
         Err(DnsError::Failed(cause)) => return Sts::Unknown(cause),
@@ -228,7 +228,7 @@ struct Looker {
 }
 
 impl Looker {
-    async fn hosts(&self, mx: &Result<crate::net::dns::Answer<(u16, String)>, DnsError>, domain: &str) -> Vec<Host> {
+    async fn hosts(&self, mx: &Result<crate::net::dns::DnsAnswer<(u16, String)>, DnsError>, domain: &str) -> Vec<Host> {
         let names: Vec<(Option<u16>, String)> = match mx {
             Ok(answer) => answer
                 .records
@@ -252,7 +252,8 @@ impl Looker {
     }
 
     async fn host(&self, preference: Option<u16>, name: String, permits: Arc<Semaphore>) -> Host {
-        let (addresses, reports) = tokio::join!(self.resolver.addresses(&name), published(&self.resolver, &name));
+        let (addresses, reports) =
+            tokio::join!(self.resolver.addresses(&name), look_up_recipients(&self.resolver, &name));
         let mut found = HostFacts { base: name.clone(), reports: Some(reports), ..HostFacts::default() };
         let addresses = match addresses {
             Ok(answer) => {
@@ -278,7 +279,7 @@ impl Looker {
         }
         let mut addresses = tasks.join_all().await;
         addresses.sort_by_key(|seen| seen.address);
-        let word = |record: &Tlsa| match lookup::usability(record) {
+        let word = |record: &TlsaRecord| match lookup::usability(record) {
             Ok(()) => record.to_string(),
             Err(why) => format!("{record}: unusable: {why}"),
         };
@@ -367,7 +368,7 @@ impl Whole<'_> {
 
     fn reports_words(&self) -> String {
         match self.reports {
-            Err(LookupError::None(NoRecipients::NoRecord)) => "none".into(),
+            Err(TlsrptLookupError::None(NoRecipients::NoRecord)) => "none".into(),
             Err(error) => error.to_string(),
             Ok(recipients) => {
                 let to: Vec<String> = recipients.destinations.iter().map(ToString::to_string).collect();

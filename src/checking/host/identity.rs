@@ -9,7 +9,7 @@ use crate::checking::host::Program;
 use crate::config::ReportSection;
 use crate::config::identity::{Identity, missing_identity};
 use crate::net::dns::{DnsError, Resolver};
-use crate::net::tlsrpt_record::{LookupError, published};
+use crate::net::tlsrpt_record::{TlsrptLookupError, look_up_recipients};
 
 /// Everything about who reports.
 pub async fn look(program: &impl Program, section: &ReportSection, resolver: &Resolver, found: &mut Findings) {
@@ -135,14 +135,14 @@ async fn own_reports(domain: &str, resolver: &Resolver, found: &mut Findings) {
     let name = format!("_smtp._tls.{domain}");
     let why = "Without it nobody tells this domain how TLS to it fails.";
     let line = format!("{name}. IN TXT \"v=TLSRPTv1; rua=mailto:tlsrpt@{domain}\"");
-    match published(resolver, domain).await {
+    match look_up_recipients(resolver, domain).await {
         Ok(_) => {}
-        Err(LookupError::None(NoRecipients::NoRecord)) => {
+        Err(TlsrptLookupError::None(NoRecipients::NoRecord)) => {
             found.push(Finding::new(Weight::Note, "no-tlsrpt", name, "there is no TLSRPT record", why).fix(line));
         }
-        Err(LookupError::None(fault)) => {
+        Err(TlsrptLookupError::None(fault)) => {
             found.push(Finding::new(Weight::Warning, "tlsrpt-record", name, fault.to_string(), why).fix(line));
         }
-        Err(LookupError::Temporary(error)) => found.not_looked_at.push(format!("{name}: {error}")),
+        Err(TlsrptLookupError::Temporary(error)) => found.not_looked_at.push(format!("{name}: {error}")),
     }
 }

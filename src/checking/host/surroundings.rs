@@ -119,13 +119,13 @@ pub async fn resolver(config: &Config, bogus: &str, roots: &BTreeSet<PathBuf>, t
     let say = |name: &str, what: &str, why: &str| Finding::new(Weight::Error, name, server.clone(), what, why);
     let unbound = "apt-get install unbound   # then `nameserver 127.0.0.1` and `options trust-ad` in /etc/resolv.conf";
     let no_dane = "There is no DANE: TLSA records count only where DNSSEC proves them (RFC 7672 §2.1).";
-    match resolver.validates().await {
+    match resolver.probe_validation().await {
         Err(DnsError::Failed(error)) => {
             let why = "Nothing can be found out of a domain: the daemon answers `ask again`, and mail is deferred.";
             found.push(say("resolver-dead", &error, why).fix("systemctl status unbound"));
             return;
         }
-        _ if !resolver.validating() => {
+        _ if !resolver.is_trusted() => {
             if config.postfix.dnssec() {
                 let what = "it is not on this host, so that its word about DNSSEC is not believed";
                 found.push(say("resolver-remote", what, no_dane).fix(unbound));

@@ -14,7 +14,7 @@ use crate::config::ReportSection;
 use crate::config::identity::{Identity, missing_identity};
 use crate::net::dns::Resolver;
 use crate::net::https;
-use crate::net::tlsrpt_record::{LookupError, published};
+use crate::net::tlsrpt_record::{TlsrptLookupError, look_up_recipients};
 use crate::reporting::dkim::signer::Signer;
 use crate::reporting::transport::{self, Letter, Limits, Outcome, Way};
 use build::Report;
@@ -70,7 +70,7 @@ impl Sending {
     /// Hands over what [`Sending::octets`] made. When `cut` resolves (the daemon ends), no longer waits.
     pub async fn deliver(
         &self,
-        https: &https::Client,
+        https: &https::HttpsClient,
         to: &Destination,
         octets: &[u8],
         limits: Limits,
@@ -112,8 +112,8 @@ pub async fn look_up(
     audience: &Audience,
     about: &About,
     day: Day,
-) -> Result<Recipients, LookupError> {
-    Ok(audience.narrow(published(resolver, about.name()).await?, day)?)
+) -> Result<Recipients, TlsrptLookupError> {
+    Ok(audience.narrow(look_up_recipients(resolver, about.name()).await?, day)?)
 }
 
 #[cfg(test)]

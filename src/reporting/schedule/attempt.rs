@@ -16,7 +16,7 @@ use crate::base::printable::escape_and_cut;
 use crate::base::rua_record::{Destination, NoRecipients, Recipients};
 use crate::base::shutdown::wait_for_shutdown;
 use crate::base::tlsrpt::TallyRow;
-use crate::net::tlsrpt_record::LookupError;
+use crate::net::tlsrpt_record::TlsrptLookupError;
 use crate::reporting::report::build::{Report, ReportId};
 use crate::reporting::report::message::MessageError;
 use crate::reporting::report::recipients::About;
@@ -121,7 +121,7 @@ impl Scheduler {
                     }
                 }
             }
-            Err(LookupError::None(why)) => {
+            Err(TlsrptLookupError::None(why)) => {
                 match why {
                     NoRecipients::NoRecord => tracing::debug!("report {which}: none: {why}"),
                     _ => tracing::info!("report {which}: none: {why}; the domain gets no report"),
@@ -132,7 +132,7 @@ impl Scheduler {
                 }
                 (plan.state, plan.last) = (PlanState::Nothing, Some(why.to_string()));
             }
-            Err(LookupError::Temporary(why)) => {
+            Err(TlsrptLookupError::Temporary(why)) => {
                 let why = escape_and_cut(&why, 300);
                 plan.next = now + pause(plan.attempts);
                 plan.last = Some(why.clone());
@@ -165,7 +165,7 @@ impl Scheduler {
         which: &Which,
         rows: &[TallyRow],
         sending: &Sending,
-    ) -> Result<(Result<Recipients, LookupError>, Option<Told>), StoreError> {
+    ) -> Result<(Result<Recipients, TlsrptLookupError>, Option<Told>), StoreError> {
         let (about, audience) = (&which.about, &sending.audience);
         let failures = match about {
             _ if !audience.only_failures() => true,
@@ -180,7 +180,7 @@ impl Scheduler {
             // Only now: few hosts have a record, and it takes a look at all rows of the day.
             (About::Host(_), Ok(found)) => {
                 let told = self.told_of(which).await?;
-                let found = if told.open { Ok(found) } else { told.narrow(found).map_err(LookupError::None) };
+                let found = if told.open { Ok(found) } else { told.narrow(found).map_err(TlsrptLookupError::None) };
                 Ok((found, Some(told)))
             }
             (_, found) => Ok((found, None)),

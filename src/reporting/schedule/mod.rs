@@ -86,7 +86,7 @@ pub struct Context {
     /// For `_smtp._tls` records.
     pub resolver: Resolver,
     /// For receivers by https.
-    pub https: https::Client,
+    pub https: https::HttpsClient,
     /// How far the inputs are; every input must have its entry before [`Scheduler::run`].
     pub metrics: Metrics,
     /// The time.

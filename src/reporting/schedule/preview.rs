@@ -14,7 +14,7 @@ use crate::base::rua_record::{Destination, Recipients, Skipped};
 use crate::base::tlsrpt::{Day, PolicyType, TallyRow};
 use crate::config::ReportSection;
 use crate::config::identity::Identity;
-use crate::net::tlsrpt_record::LookupError;
+use crate::net::tlsrpt_record::TlsrptLookupError;
 use crate::reporting::report::build::{Report, ReportId};
 use crate::reporting::report::recipients::{About, Audience};
 use crate::reporting::report::{has_failures, look_up, rows_of_host};
@@ -100,7 +100,7 @@ impl Making<'_> {
                     }
                 }
                 let told: Vec<Vec<Destination>> = from.iter().map(|domain| known[domain].clone()).collect();
-                found = recipients.without(&told).map_err(LookupError::None);
+                found = recipients.without(&told).map_err(TlsrptLookupError::None);
             }
             let reported = self.reported(&Which::first(self.day, about.clone()))?.map(|(_, said)| said.report_id);
             self.add(&about, false, reported, &rows, found);
@@ -137,7 +137,7 @@ impl Making<'_> {
         Ok(packed.and_then(|packed| Some((plan, Said::unpack(&packed).ok()?))))
     }
 
-    async fn find(&self, about: &About, rows: &[TallyRow]) -> Result<Recipients, LookupError> {
+    async fn find(&self, about: &About, rows: &[TallyRow]) -> Result<Recipients, TlsrptLookupError> {
         self.audience.wants(about, self.day, has_failures(rows))?;
         look_up(&self.scheduler.context.resolver, &self.audience, about, self.day).await
     }
@@ -148,7 +148,7 @@ impl Making<'_> {
         supplement: bool,
         reported: Option<ReportId>,
         rows: &[TallyRow],
-        found: Result<Recipients, LookupError>,
+        found: Result<Recipients, TlsrptLookupError>,
     ) {
         let id = if supplement { ReportId::preview_of_supplement } else { ReportId::preview };
         let id = id(self.day, self.identity.submitter());

@@ -135,7 +135,7 @@ impl World {
         let closed = NetworkExceptions::default();
         let context = Context {
             store: Arc::new(self.store()),
-            https: https::Client::for_reports(resolver.clone(), &closed, HttpsCertificates::Ignore).unwrap(),
+            https: https::HttpsClient::for_reports(resolver.clone(), &closed, HttpsCertificates::Ignore).unwrap(),
             resolver,
             metrics: self.metrics.clone(),
             clock,

@@ -15,7 +15,7 @@ use crate::net::https::{self, HttpsError};
 
 /// Posts a gzipped report to a URI (RFC 8460 §5.4).
 pub async fn post(
-    client: &https::Client,
+    client: &https::HttpsClient,
     uri: &str,
     gzip: &[u8],
     limits: Limits,
@@ -26,7 +26,7 @@ pub async fn post(
         match client.post(uri, "application/tlsrpt+gzip", gzip, Arc::clone(&ended)).await {
             Ok(status) => by_status(status),
             // Nothing was connected to; it will not be another time either.
-            Err(e @ HttpsError::Private(_)) => Outcome::Refused(escape_and_cut(&e.to_string(), MAX_ANSWER)),
+            Err(e @ HttpsError::PrivateAddress(_)) => Outcome::Refused(escape_and_cut(&e.to_string(), MAX_ANSWER)),
             Err(e) => unanswered(&ended, &e.to_string()),
         }
     };

@@ -19,7 +19,7 @@ use tlswarden::checking::domain::{certificate as server_certificate, smtp};
 use tlswarden::config::Level as DefaultLevel;
 use tlswarden::counting::input::journald;
 use tlswarden::counting::session::{Sessions, datagram as session};
-use tlswarden::net::dns::Tlsa;
+use tlswarden::net::dns::TlsaRecord;
 use tlswarden_parsers::{Dialect, parse, parse_event_action};
 
 #[path = "../../../parsers/tests/borrowed/mod.rs"]
@@ -253,7 +253,7 @@ pub fn certificate(data: &[u8]) {
         texts.for_each(|text| assert!(!text.chars().any(char::is_control), "{text:?}"));
     }
     let chain = [CertificateDer::from(der), CertificateDer::from(der)];
-    let record = Tlsa { usage: first % 4, selector: first / 4 % 2, matching: first / 8 % 3, data: vec![7; 32] };
+    let record = TlsaRecord { usage: first % 4, selector: first / 4 % 2, matching: first / 8 % 3, data: vec![7; 32] };
     let time = UnixTime::since_unix_epoch(std::time::Duration::from_secs(1_795_600_000));
     assert_eq!(server_certificate::fitting(&[record], &chain, &["mx.example.com"], time), None);
 }

@@ -15,7 +15,7 @@ use lab::socketmap;
 use lab::world::{Domain, Options, Server, Tlsa, World};
 use tlswarden::config::Config;
 use tlswarden::net::dns::Resolver;
-use tlswarden::net::https::{Client, HttpsError};
+use tlswarden::net::https::{HttpsClient, HttpsError};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 
@@ -202,7 +202,7 @@ async fn hostile_policy_hosts_cost_a_bounded_time_and_stop_no_mail() {
     let config = Config::load(&world.config()).unwrap();
     let _ = rustls::crypto::ring::default_provider().install_default();
     let client =
-        Client::new(Resolver::new(config.resolver.address).unwrap(), &config.closed_network.exceptions()).unwrap();
+        HttpsClient::new(Resolver::new(config.resolver.address).unwrap(), &config.closed_network.exceptions()).unwrap();
     let time = Duration::from_secs(2);
     let wanted = wasters().into_iter().map(|(name, _, want)| (name, want));
     for (name, want) in wanted.chain([("drip.test", "too late")]) {
@@ -214,7 +214,9 @@ async fn hostile_policy_hosts_cost_a_bounded_time_and_stop_no_mail() {
             Err(HttpsError::TooLarge(_)) => "too large",
             Err(HttpsError::Connection(_)) => "connection",
             Err(HttpsError::Timeout(_)) => "too late",
-            Err(HttpsError::NoAddress(_) | HttpsError::Private(_) | HttpsError::Certificate(_)) => "something else",
+            Err(HttpsError::NoAddress(_) | HttpsError::PrivateAddress(_) | HttpsError::Certificate(_)) => {
+                "something else"
+            }
         };
         assert_eq!(outcome, want, "{name}: {found:?}");
     }

@@ -24,7 +24,7 @@ use tlswarden::config::{
 };
 use tlswarden::metrics::Metrics;
 use tlswarden::net::dns::Resolver;
-use tlswarden::net::https::Client;
+use tlswarden::net::https::HttpsClient;
 use tlswarden::store::embedded::EmbeddedStore;
 use tlswarden::store::{Batch, MAX_BATCH_RECORDS, Store, Table};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -101,7 +101,7 @@ impl World {
         let store: Arc<dyn Store> =
             Arc::new(EmbeddedStore::open(&self.folder.path().join("store"), clock).unwrap().store);
         let resolver = Resolver::new(self.config.resolver.address).unwrap();
-        let client = Client::new(resolver.clone(), &self.config.closed_network.exceptions()).unwrap();
+        let client = HttpsClient::new(resolver.clone(), &self.config.closed_network.exceptions()).unwrap();
         let history = Arc::new(History::open(&*store, clock, metrics.clone()).unwrap());
         let (stop, stopped) = watch::channel(false);
         let policies = Policies::open(

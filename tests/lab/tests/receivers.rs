@@ -24,7 +24,7 @@ use tlswarden::base::rua_record::Mailbox;
 use tlswarden::base::tlsrpt::{Day, Policy, TallyKey, TallyResult};
 use tlswarden::config::{Deliver, ReportSection};
 use tlswarden::net::dns::Resolver;
-use tlswarden::net::https::Client;
+use tlswarden::net::https::HttpsClient;
 use tlswarden::reporting::transport::{Letter, Limits, Outcome, Way, deliver, post};
 use tlswarden::store::embedded::EmbeddedStore;
 use tlswarden::store::{Batch, Store};
@@ -82,11 +82,11 @@ impl World {
         acceptor(&self.authority, host, fault)
     }
 
-    fn client(&self, private_addresses: bool, certificates: HttpsCertificates) -> Client {
+    fn client(&self, private_addresses: bool, certificates: HttpsCertificates) -> HttpsClient {
         let resolver = Resolver::new(Some(self.dns.address())).unwrap();
         let extra_root = Some(self.root());
         let closed = NetworkExceptions { extra_root, private_addresses, ..NetworkExceptions::default() };
-        Client::for_reports(resolver, &closed, certificates).unwrap()
+        HttpsClient::for_reports(resolver, &closed, certificates).unwrap()
     }
 
     async fn receiver(&self, turn: Turn, fault: Option<Fault>) -> (SocketAddr, Taken) {

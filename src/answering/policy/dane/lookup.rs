@@ -15,7 +15,7 @@ use tokio::task::JoinSet;
 use crate::answering::policy::history::compact::Row;
 use crate::base::next_hop::NextHop;
 use crate::base::tlsrpt::{Policy, PolicyType};
-use crate::net::dns::{DnsError, Resolver, Tlsa};
+use crate::net::dns::{DnsError, Resolver, TlsaRecord};
 
 /// How many MX hosts are asked about. Large providers have about ten.
 pub const MAX_HOSTS: usize = 32;
@@ -215,7 +215,7 @@ async fn host(resolver: &Resolver, name: &str, port: u16) -> Found {
         bases.push(addresses.name.clone());
     }
     if addresses.name != name {
-        let alias_signed = if addresses.secure { Ok(true) } else { resolver.secure_alias(name).await };
+        let alias_signed = if addresses.secure { Ok(true) } else { resolver.is_alias_secure(name).await };
         match alias_signed {
             Ok(true) => bases.push(name.to_owned()),
             Ok(false) => {}
@@ -253,23 +253,23 @@ async fn host(resolver: &Resolver, name: &str, port: u16) -> Found {
 }
 
 /// The row that sessions with a host are counted under.
-fn row(base: &str, records: &[Tlsa]) -> Policy {
-    let mut lines: Vec<String> = records.iter().map(Tlsa::to_string).collect();
+fn row(base: &str, records: &[TlsaRecord]) -> Policy {
+    let mut lines: Vec<String> = records.iter().map(TlsaRecord::to_string).collect();
     lines.sort();
     lines.dedup();
     Policy { policy_type: PolicyType::Tlsa, policy_string: lines, policy_domain: base.to_owned(), mx_host: Vec::new() }
 }
 
 /// Whether a record can match any certificate (RFC 7672 §3.1: usages 0 and 1 cannot); else why not.
-pub fn usability(record: &Tlsa) -> Result<(), &'static str> {
+pub fn usability(record: &TlsaRecord) -> Result<(), &'static str> {
     match record {
-        Tlsa { usage: 0 | 1, .. } => Err("usages 0 and 1 are not for SMTP (RFC 7672 §3.1.3)"),
-        Tlsa { usage: 4.., .. } => Err("unknown usage"),
-        Tlsa { selector: 2.., .. } => Err("unknown selector"),
-        Tlsa { matching: 3.., .. } => Err("unknown matching type"),
-        Tlsa { matching: 1, data, .. } if data.len() != 32 => Err("a SHA-256 digest has 32 octets"),
-        Tlsa { matching: 2, data, .. } if data.len() != 64 => Err("a SHA-512 digest has 64 octets"),
-        Tlsa { matching: 0, data, .. } if !is_der_sequence(data) => Err("no certificate or key in DER"),
+        TlsaRecord { usage: 0 | 1, .. } => Err("usages 0 and 1 are not for SMTP (RFC 7672 §3.1.3)"),
+        TlsaRecord { usage: 4.., .. } => Err("unknown usage"),
+        TlsaRecord { selector: 2.., .. } => Err("unknown selector"),
+        TlsaRecord { matching: 3.., .. } => Err("unknown matching type"),
+        TlsaRecord { matching: 1, data, .. } if data.len() != 32 => Err("a SHA-256 digest has 32 octets"),
+        TlsaRecord { matching: 2, data, .. } if data.len() != 64 => Err("a SHA-512 digest has 64 octets"),
+        TlsaRecord { matching: 0, data, .. } if !is_der_sequence(data) => Err("no certificate or key in DER"),
         _ => Ok(()),
     }
 }
@@ -339,8 +339,8 @@ impl Verdict {
 mod tests {
     use super::*;
 
-    fn tlsa(usage: u8, selector: u8, matching: u8, length: usize) -> Tlsa {
-        Tlsa { usage, selector, matching, data: vec![7; length] }
+    fn tlsa(usage: u8, selector: u8, matching: u8, length: usize) -> TlsaRecord {
+        TlsaRecord { usage, selector, matching, data: vec![7; length] }
     }
 
     #[test]

@@ -29,7 +29,7 @@ use crate::base::shutdown::wait_for_shutdown;
 use crate::base::tlsrpt::{Mode, ResultType};
 use crate::metrics::Metrics;
 use crate::net::dns::Resolver;
-use crate::net::https::Client;
+use crate::net::https::HttpsClient;
 use crate::store::{Batch, MAX_BATCH_RECORDS, Store, StoreError, Table};
 
 /// How long after a change it is in the store, at the latest, while the disk keeps up.
@@ -58,7 +58,7 @@ pub struct Cache {
     /// What the texts take, in octets.
     size: AtomicUsize,
     resolver: Resolver,
-    client: Client,
+    client: HttpsClient,
     store: Arc<dyn Store>,
     clock: Clock,
     metrics: Metrics,
@@ -100,7 +100,7 @@ impl Cache {
     pub fn open(
         limit: usize,
         resolver: Resolver,
-        client: Client,
+        client: HttpsClient,
         store: Arc<dyn Store>,
         history: &History,
         clock: Clock,

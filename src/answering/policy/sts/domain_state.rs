@@ -20,7 +20,7 @@ use crate::answering::policy::sts::fetch::FetchFault;
 use crate::answering::policy::sts::policy::{Cached, PolicyFailure, Restored, beginning};
 use crate::answering::policy::sts::record;
 use crate::base::clock::{CompactTime, SharedCompactTime};
-use crate::net::dns::{Answer, DnsError};
+use crate::net::dns::{DnsAnswer, DnsError};
 
 /// Seconds until a failed fetch is tried again, the first time.
 pub const FIRST_RETRY: i64 = 300;
@@ -207,7 +207,7 @@ impl Domain {
     }
 
     /// What was found of its record at a moment (seconds).
-    pub fn learn_record(&self, found: Result<Answer<String>, DnsError>, now: i64) {
+    pub fn learn_record(&self, found: Result<DnsAnswer<String>, DnsError>, now: i64) {
         let clamp =
             |ttl: Duration| i64::try_from(ttl.as_secs()).unwrap_or(RECORD_TTL.1).clamp(RECORD_TTL.0, RECORD_TTL.1);
         let mut state = self.state.lock();
@@ -336,8 +336,8 @@ mod tests {
         Domain::new("example.com".into(), 0)
     }
 
-    fn record(text: &str, ttl: u64) -> Result<Answer<String>, DnsError> {
-        Ok(Answer { name: "x".into(), records: vec![text.into()], secure: false, ttl: Duration::from_secs(ttl) })
+    fn record(text: &str, ttl: u64) -> Result<DnsAnswer<String>, DnsError> {
+        Ok(DnsAnswer { name: "x".into(), records: vec![text.into()], secure: false, ttl: Duration::from_secs(ttl) })
     }
 
     fn document(mode: &str, max_age: i64) -> Document {

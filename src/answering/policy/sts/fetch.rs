@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use crate::answering::policy::sts::document::{self, Document, Invalid, MAX_DOCUMENT};
 use crate::base::tlsrpt::ResultType;
-use crate::net::https::{CertificateFault, Client, HttpsError};
+use crate::net::https::{CertificateFault, HttpsClient, HttpsError};
 
 /// The longest that a fetch takes (RFC 8461 §3.3 suggests one minute).
 pub const FETCH_TIME: Duration = Duration::from_secs(60);
@@ -35,7 +35,7 @@ pub enum FetchFault {
 }
 
 /// Fetches the document of a policy domain, given in its one form.
-pub async fn fetch(client: &Client, domain: &str) -> Result<Document, FetchFault> {
+pub async fn fetch(client: &HttpsClient, domain: &str) -> Result<Document, FetchFault> {
     let host = format!("mta-sts.{domain}");
     let response = client.get(&host, PATH, FETCH_TIME, MAX_DOCUMENT).await.map_err(FetchFault::Https)?;
     match response.status {
@@ -56,7 +56,7 @@ impl FetchFault {
             FetchFault::Https(HttpsError::Certificate(_)) => ResultType::StsWebpkiInvalid,
             FetchFault::Https(
                 HttpsError::NoAddress(_)
-                | HttpsError::Private(_)
+                | HttpsError::PrivateAddress(_)
                 | HttpsError::Connection(_)
                 | HttpsError::Timeout(_)
                 | HttpsError::TooLarge(_),
@@ -71,7 +71,7 @@ impl FetchFault {
     /// The cause as a `failure-reason-code`: one word, from a fixed list but for the status code.
     pub fn reason(&self) -> String {
         match self {
-            FetchFault::Https(HttpsError::NoAddress(_) | HttpsError::Private(_)) => "no-address".into(),
+            FetchFault::Https(HttpsError::NoAddress(_) | HttpsError::PrivateAddress(_)) => "no-address".into(),
             FetchFault::Https(HttpsError::Connection(_)) => "connection-failed".into(),
             FetchFault::Https(HttpsError::Timeout(_)) => "timeout".into(),
             FetchFault::Https(HttpsError::TooLarge(_)) => "too-large".into(),
