@@ -38,8 +38,9 @@ pub fn log(world: &Path) -> PathBuf {
 }
 
 impl Exim {
-    /// Writes its configuration and has Exim check it. `timeout`: how long it waits for the daemon.
-    pub fn new(world: &World, timeout: &str) -> Result<Exim, String> {
+    /// Writes its configuration and has Exim check it. `timeout`: how long it waits for the daemon; `macros`: more
+    /// settings of the example, such as `TLSWARDEN_OWN_VERIFY = mx.example`, one a line.
+    pub fn new(world: &World, timeout: &str, macros: &str) -> Result<Exim, String> {
         let program = program()?;
         host::add_user(USER.0, USER.1)?;
         let folder = world.folder().join("exim");
@@ -54,6 +55,7 @@ impl Exim {
             "TLSWARDEN_SOCKET = {}\n\
              TLSWARDEN_TIMEOUT = {timeout}\n\
              TLSWARDEN_ROOTS = {}\n\
+             {macros}\n\
              exim_path = {}\n\
              spool_directory = {here}/spool\n\
              log_file_path = {here}/log/%s\n\

@@ -639,7 +639,7 @@ async fn play_exim() {
     let world = start(None).await;
     let program = Program::lab(env!("CARGO_BIN_EXE_lab"));
     let daemon = Daemon::start(&program, &world).await.unwrap();
-    let exim = Exim::new(&world, "7s").unwrap();
+    let exim = Exim::new(&world, "7s", "").unwrap();
     let mta = |config: PathBuf| -> Vec<OsString> {
         vec!["--exim".into(), exim::program().unwrap().into(), "--exim-config".into(), config.into()]
     };

@@ -29,6 +29,10 @@ fn exim_is_held_to_what_the_daemon_answers() {
     }
 }
 
+/// What the transport demanded before it was held to the daemon's answers.
+const OWN_LISTS: &str = "TLSWARDEN_OWN_REQUIRE_TLS = *.own-tls.test : *.own-verify.test\n\
+                         TLSWARDEN_OWN_VERIFY = *.own-verify.test : *.own-good.test";
+
 /// One domain of the test.
 struct Case {
     domain: Domain,
@@ -92,6 +96,28 @@ fn cases() -> Vec<Case> {
         ),
         case(Domain::new("none.test").host("mx", own), true, "mx.none.test", &[" X=TLS", " CV=no "], 1),
         case(Domain::new("none-plain.test").host("mx", Server::Plain), true, "mx.none-plain.test", &[" C=\"250 "], 1),
+        // No policy; what the host demanded before still holds.
+        case(
+            Domain::new("own-tls.test").host("mx", Server::Plain),
+            false,
+            "mx.own-tls.test",
+            &["(-38)", "did not offer TLS"],
+            1,
+        ),
+        case(
+            Domain::new("own-verify.test").host("mx", own),
+            false,
+            "mx.own-verify.test",
+            &["(-37)", "certificate ver"],
+            1,
+        ),
+        case(
+            Domain::new("own-good.test").host("mx", Server::Sound),
+            true,
+            "mx.own-good.test",
+            &[" X=TLS", " CV=yes "],
+            1,
+        ),
         case(
             Domain::new("dane.example").signed().dane_host("mx", own, Tlsa::Matching),
             true,
@@ -189,7 +215,7 @@ const BLIND: &str = "blind.test";
 
 /// What is counted of each, in the words of the report: as many sessions as the hosts have seen attempts, and those that
 /// the event action vetoed.
-const COUNTED: [(&str, &str); 25] = [
+const COUNTED: [(&str, &str); 28] = [
     (
         "blind-three.test",
         "sts: 3 failed, 1 certificate-host-mismatch, 1 certificate-not-trusted, 1 validation-failure/tls-handshake-failure",
@@ -204,6 +230,9 @@ const COUNTED: [(&str, &str); 25] = [
     ("good.test", "sts: 1 ok"),
     ("none.test", "no-policy-found: 1 ok"),
     ("outside.test", "sts: 1 failed, 1 validation-failure/mtasts-policy-mx-mismatch"),
+    ("own-good.test", "no-policy-found: 1 ok"),
+    ("own-tls.test", "no-policy-found: 1 failed, 1 starttls-not-supported"),
+    ("own-verify.test", "no-policy-found: 1 failed, 1 certificate-not-trusted"),
     ("plain.test", "sts: 1 failed, 1 starttls-not-supported"),
     ("refuses.test", "sts: 1 failed, 1 starttls-not-supported"),
     ("second.test", "sts: 1 ok, 1 failed, 1 validation-failure/mtasts-policy-mx-mismatch"),
@@ -271,7 +300,7 @@ async fn deliveries() {
     }
     let program = Program::lab(env!("CARGO_BIN_EXE_lab"));
     let daemon = Daemon::start(&program, &world).await.unwrap();
-    let exim = Exim::new(&world, TIMEOUT).unwrap();
+    let exim = Exim::new(&world, TIMEOUT, OWN_LISTS).unwrap();
     println!("Exim {}; the world is in {}", exim.version().unwrap(), world.folder().display());
 
     for case in &cases {
