@@ -16,7 +16,7 @@ use crate::net::dns::Resolver;
 use crate::net::https;
 use crate::net::tlsrpt_record::{TlsrptLookupError, look_up_recipients};
 use crate::reporting::dkim::signer::Signer;
-use crate::reporting::transport::{self, Letter, Limits, Outcome, Way};
+use crate::reporting::transport::{self, DeliveryOutcome, DeliveryTimeouts, OutgoingMail, Transport};
 use build::Report;
 use message::MessageError;
 use recipients::{About, Audience};
@@ -31,7 +31,7 @@ pub struct Sending {
     /// Who gets reports.
     pub audience: Audience,
     /// How mail is handed over.
-    pub way: Way,
+    pub way: Transport,
     /// The largest report, in octets, as it is on its way.
     pub max_size: usize,
 }
@@ -46,8 +46,8 @@ impl Sending {
         let identity = Identity::read(section)?;
         let mut signer = Signer::load(section.dkim.keys(), &identity.from.domain)
             .map_err(|keys| keys.iter().map(ToString::to_string).collect::<Vec<_>>())?;
-        signer.warnings.extend(transport::readable_by_others(section));
-        let way = Way::load(section)?;
+        signer.warnings.extend(transport::password_warning(section));
+        let way = Transport::load(section)?;
         Ok(Some(Sending { identity, signer, audience, way, max_size: section.max_size }))
     }
 
@@ -73,15 +73,15 @@ impl Sending {
         https: &https::HttpsClient,
         to: &Destination,
         octets: &[u8],
-        limits: Limits,
+        limits: DeliveryTimeouts,
         cut: impl Future<Output = ()>,
-    ) -> Outcome {
+    ) -> DeliveryOutcome {
         match to {
             Destination::Mail(to) => {
-                let letter = Letter { from: &self.identity.envelope, to, message: octets };
+                let letter = OutgoingMail { from: &self.identity.envelope, to, message: octets };
                 transport::deliver(&self.way, letter, limits, cut).await
             }
-            Destination::Https(uri) => transport::post(https, uri, octets, limits, cut).await,
+            Destination::Https(uri) => transport::post_report(https, uri, octets, limits, cut).await,
         }
     }
 }

@@ -26,7 +26,7 @@ use crate::reporting::schedule::planner;
 use crate::reporting::schedule::records::{Delivery, DeliveryState, Plan, PlanState, Which, delivery_key};
 use crate::reporting::schedule::snapshot::{self, Said};
 use crate::reporting::schedule::{FIRST_PAUSE, GATHER, Job, LAST_PAUSE, RETRY_FOR, Scheduler, Setup, within};
-use crate::reporting::transport::Outcome;
+use crate::reporting::transport::DeliveryOutcome;
 use crate::store::{Batch, StoreError, Table};
 
 /// How long a try may go on when the daemon ends.
@@ -266,7 +266,7 @@ impl Scheduler {
         match said.and_then(|packed| Said::unpack(&packed).map_err(|e| format!("cannot be read: {e}"))) {
             Ok(said) => self.hand_over(which, to, before, said, setup, shutdown).await,
             Err(why) => {
-                let refused = Outcome::Refused(format!("what it says {why}"));
+                let refused = DeliveryOutcome::Refused(format!("what it says {why}"));
                 self.note(which, to, before.clone(), before, refused, shutdown).await;
             }
         }
@@ -291,7 +291,7 @@ impl Scheduler {
         let octets = match self.compose(which, to, &before, said, Arc::clone(setup)).await {
             Ok(octets) => octets,
             Err(e) => {
-                let refused = Outcome::Refused(e.to_string());
+                let refused = DeliveryOutcome::Refused(e.to_string());
                 return self.note(which, to, before.clone(), before, refused, shutdown).await;
             }
         };
@@ -312,7 +312,7 @@ impl Scheduler {
         let outcome = sending.deliver(&self.context.https, to, &octets, self.limits, cut).await;
         drop(turn);
         // At once: the MTA is sending it on already.
-        if let (Outcome::Accepted(answer), Destination::Mail(_)) = (&outcome, to)
+        if let (DeliveryOutcome::Accepted(answer), Destination::Mail(_)) = (&outcome, to)
             && let Some(id) = sending.way.queue_id(answer)
         {
             self.queued.add(id);
@@ -353,25 +353,25 @@ impl Scheduler {
         to: &Destination,
         before: Delivery,
         mut delivery: Delivery,
-        outcome: Outcome,
+        outcome: DeliveryOutcome,
         mut shutdown: watch::Receiver<bool>,
     ) {
         let now = self.context.clock.seconds();
         let subject = format!("report {which} to {to}");
         let (state, answer, counter) = match outcome {
-            Outcome::Accepted(answer) => {
+            DeliveryOutcome::Accepted(answer) => {
                 tracing::info!("{subject}: sent: {answer}");
                 (DeliveryState::Sent, answer, "reports_sent")
             }
-            Outcome::Refused(answer) => {
+            DeliveryOutcome::Refused(answer) => {
                 self.error(format!("{subject}: refused: {answer}; it is not tried again"));
                 (DeliveryState::Refused, answer, "reports_refused")
             }
-            Outcome::Unknown(answer) => {
+            DeliveryOutcome::Unknown(answer) => {
                 self.error(format!("{subject}: unknown: {answer}; it may have arrived, it is not tried again"));
                 (DeliveryState::Unknown, answer, "reports_unknown")
             }
-            Outcome::Retry(answer) => {
+            DeliveryOutcome::Retry(answer) => {
                 delivery.next = now + pause(delivery.attempts);
                 if delivery.next - delivery.first.unwrap_or(now) > RETRY_FOR {
                     self.error(format!("{subject}: expired: {answer}; given up after 24 hours"));

@@ -37,7 +37,7 @@ use crate::metrics::Metrics;
 use crate::net::dns::Resolver;
 use crate::net::https;
 use crate::reporting::report::Sending;
-use crate::reporting::transport::Limits;
+use crate::reporting::transport::DeliveryTimeouts;
 use crate::store::group_commit::GroupCommit;
 use crate::store::{Batch, Store, StoreError, Table};
 pub use overview::{Due, DueState, Kept, Overview};
@@ -132,7 +132,7 @@ pub struct Scheduler {
     at_the_mta: Semaphore,
     /// One for each core: more threads than that would sign no faster, and each keeps memory of its own.
     threads: Semaphore,
-    limits: Limits,
+    limits: DeliveryTimeouts,
 }
 
 /// What is under way.
@@ -201,7 +201,7 @@ impl Scheduler {
             planning_hosts: tokio::sync::Mutex::new(()),
             at_the_mta: Semaphore::new(HANDED_OVER),
             threads: Semaphore::new(std::thread::available_parallelism().map_or(1, usize::from)),
-            limits: Limits::default(),
+            limits: DeliveryTimeouts::default(),
         }))
     }
 
@@ -274,7 +274,7 @@ impl Scheduler {
     async fn hang_up(&self) {
         let setup = Arc::clone(&self.setup.read());
         if let Some(sending) = &setup.sending {
-            sending.way.rest().await;
+            sending.way.close_idle().await;
         }
     }
 

@@ -7,7 +7,7 @@ use crate::base::network::{HttpsCertificates, NetworkExceptions};
 use crate::base::tlsrpt::{Failure, Policy, PolicyType, ResultType, TallyKey, TallyResult};
 use crate::config::{Deliver, Dkim, DkimKey, Span};
 use crate::metrics::OUT_OF_ORDER;
-use crate::reporting::transport::tests::{Turn, server};
+use crate::reporting::transport::tests::{ServerFault, smtp_server};
 use crate::store::embedded::EmbeddedStore;
 use mail_auth::report::tlsrpt::TlsReport;
 use std::collections::BTreeMap;
@@ -103,9 +103,9 @@ struct World {
 impl World {
     async fn new(
         records: Vec<(&'static str, Option<&'static str>)>,
-        turn: Turn,
+        turn: ServerFault,
     ) -> (World, UnboundedReceiver<(String, String, Vec<u8>)>) {
-        let (sink, taken) = server(turn).await;
+        let (sink, taken) = smtp_server(turn).await;
         let metrics = Metrics::default();
         metrics.input("maillog", |input| input.newest = Some(day().end() + OUT_OF_ORDER));
         let folder = tempfile::tempdir().unwrap();
@@ -143,7 +143,7 @@ impl World {
         };
         let mut scheduler = Scheduler::open(context, Setup::load(&self.section).unwrap()).unwrap();
         let short = Duration::from_millis(500);
-        Arc::get_mut(&mut scheduler).unwrap().limits = Limits { before_dot: short, after_dot: short };
+        Arc::get_mut(&mut scheduler).unwrap().limits = DeliveryTimeouts { before_dot: short, after_dot: short };
         scheduler
     }
 
@@ -203,7 +203,7 @@ const RECORD: (&str, Option<&str>) = ("_smtp._tls.example.net", Some("v=TLSRPTv1
 
 #[tokio::test]
 async fn a_closed_day_is_reported_once() {
-    let (world, mut taken) = World::new(vec![RECORD], Turn::Never).await;
+    let (world, mut taken) = World::new(vec![RECORD], ServerFault::Never).await;
     let due = world.run(day().end() + 60, |due| states(due) == [DueState::Sent]).await;
     let (from, to, message) = taken.try_recv().unwrap();
     assert_eq!((from.as_str(), to.as_str()), ("MAIL FROM:<bounces@sender.example>", "RCPT TO:<tls@example.net>"));
@@ -225,7 +225,7 @@ async fn a_closed_day_is_reported_once() {
 
 #[tokio::test]
 async fn a_day_stays_open_while_an_input_lags_and_not_for_ever() {
-    let (world, mut taken) = World::new(vec![RECORD], Turn::Never).await;
+    let (world, mut taken) = World::new(vec![RECORD], ServerFault::Never).await;
     world.metrics.input("maillog", |input| input.newest = Some(day().end() - 1));
     let scheduler = world.open(day().end() + 60);
     let (stop, task) = start(&scheduler);
@@ -242,7 +242,7 @@ async fn a_day_stays_open_while_an_input_lags_and_not_for_ever() {
 
 #[tokio::test]
 async fn no_input_that_has_begun_keeps_all_days_open() {
-    let (mut world, _taken) = World::new(vec![RECORD], Turn::Never).await;
+    let (mut world, _taken) = World::new(vec![RECORD], ServerFault::Never).await;
     world.metrics = Metrics::default();
     let scheduler = world.open(day().end() + 60);
     scheduler.keep_days(&going()).await;
@@ -252,7 +252,7 @@ async fn no_input_that_has_begun_keeps_all_days_open() {
 
 #[tokio::test]
 async fn a_no_for_now_is_tried_again_with_the_same_ids_and_not_for_ever() {
-    let (mut world, _taken) = World::new(vec![RECORD], Turn::Reply("RCPT", "451 4.3.0 later")).await;
+    let (mut world, _taken) = World::new(vec![RECORD], ServerFault::Reply("RCPT", "451 4.3.0 later")).await;
     let now = day().end() + 60;
     let tried = |due: &[Due]| states(due) == [DueState::Planned] && due[0].attempts == 1;
     let due = world.run(now, tried).await;
@@ -264,7 +264,7 @@ async fn a_no_for_now_is_tried_again_with_the_same_ids_and_not_for_ever() {
         (delivery.report_id, delivery.message_id)
     };
     let first = ids(&world);
-    let (sink, mut taken) = server(Turn::Never).await;
+    let (sink, mut taken) = smtp_server(ServerFault::Never).await;
     let busy = world.section.deliver.clone();
     world.section.deliver = Deliver::Smtp(sink);
     let due = world.run(again + 1, |due| states(due) == [DueState::Sent]).await;
@@ -279,7 +279,7 @@ async fn a_no_for_now_is_tried_again_with_the_same_ids_and_not_for_ever() {
 
 #[tokio::test]
 async fn tries_end_after_a_day() {
-    let (world, _taken) = World::new(vec![RECORD], Turn::Reply("RCPT", "451 4.3.0 later")).await;
+    let (world, _taken) = World::new(vec![RECORD], ServerFault::Reply("RCPT", "451 4.3.0 later")).await;
     let now = day().end() + 60;
     world.run(now, |due| states(due) == [DueState::Planned] && due[0].attempts == 1).await;
     world.run(now + RETRY_FOR, |due| states(due) == [DueState::Expired]).await;
@@ -289,7 +289,7 @@ async fn tries_end_after_a_day() {
 
 #[tokio::test]
 async fn what_may_have_arrived_is_not_sent_again() {
-    let (world, _taken) = World::new(vec![RECORD], Turn::Silence(".")).await;
+    let (world, _taken) = World::new(vec![RECORD], ServerFault::Silence(".")).await;
     world.run(day().end() + 60, |due| states(due) == [DueState::Unknown]).await;
     let due = world.run(day().end() + 90_000, |due| !due.is_empty()).await;
     assert_eq!((states(&due), due[0].attempts), (vec![DueState::Unknown], 1));
@@ -297,12 +297,12 @@ async fn what_may_have_arrived_is_not_sent_again() {
 
 #[tokio::test]
 async fn a_try_that_a_crash_cut_off_is_unknown() {
-    let (mut world, _taken) = World::new(vec![RECORD], Turn::Silence(".")).await;
+    let (mut world, _taken) = World::new(vec![RECORD], ServerFault::Silence(".")).await;
     let scheduler = world.open(day().end() + 60);
     let (_stop, task) = start(&scheduler);
     until(&scheduler, |due| states(due) == [DueState::Attempting]).await;
     crash(scheduler, task).await;
-    let (sink, mut taken) = server(Turn::Never).await;
+    let (sink, mut taken) = smtp_server(ServerFault::Never).await;
     world.section.deliver = Deliver::Smtp(sink);
     let due = world.run(day().end() + 90_000, |due| !due.is_empty()).await;
     assert_eq!((states(&due), due[0].attempts), (vec![DueState::Unknown], 1));
@@ -313,7 +313,7 @@ async fn a_try_that_a_crash_cut_off_is_unknown() {
 #[tokio::test]
 async fn each_destination_has_its_own_delivery_and_https_is_not_lost_silently() {
     let record = "v=TLSRPTv1; rua=mailto:a@example.net,mailto:b@example.org,https://r.example.net/,ftp://x/";
-    let (world, mut taken) = World::new(vec![("_smtp._tls.example.net", Some(record))], Turn::Never).await;
+    let (world, mut taken) = World::new(vec![("_smtp._tls.example.net", Some(record))], ServerFault::Never).await;
     // The https host has no address here: that is tried again, as a mail server's trouble is.
     let all = |due: &[Due]| due.len() == 3 && due.iter().all(|d| d.state == DueState::Sent || d.last.is_some());
     let due = world.run(day().end() + 60, all).await;
@@ -328,7 +328,7 @@ async fn each_destination_has_its_own_delivery_and_https_is_not_lost_silently() 
 
 #[tokio::test]
 async fn dns_trouble_is_waited_out_for_a_day() {
-    let (world, _taken) = World::new(vec![("_smtp._tls.example.net", None)], Turn::Never).await;
+    let (world, _taken) = World::new(vec![("_smtp._tls.example.net", None)], ServerFault::Never).await;
     let now = day().end() + 60;
     let due = world.run(now, |due| due.first().is_some_and(|d| d.attempts == 1)).await;
     assert_eq!(states(&due), [DueState::Waiting]);
@@ -339,7 +339,7 @@ async fn dns_trouble_is_waited_out_for_a_day() {
 
 #[tokio::test]
 async fn without_an_identity_days_wait_within_retention() {
-    let (mut world, mut taken) = World::new(vec![RECORD], Turn::Never).await;
+    let (mut world, mut taken) = World::new(vec![RECORD], ServerFault::Never).await;
     let complete = world.section.clone();
     world.section.contact = None;
     let scheduler = world.open(day().end() + 60);
@@ -366,7 +366,7 @@ async fn without_an_identity_days_wait_within_retention() {
 
 #[tokio::test]
 async fn after_a_lost_store_old_days_are_not_reported() {
-    let (world, _taken) = World::new(vec![RECORD], Turn::Never).await;
+    let (world, _taken) = World::new(vec![RECORD], ServerFault::Never).await;
     // A start that fails comes between the loss and the first scheduler.
     Scheduler::note_loss(&world.store(), Clock::starting_at(day().end() + 60), &world.metrics).unwrap();
     for _ in 0..2 {
@@ -382,7 +382,7 @@ async fn after_a_lost_store_old_days_are_not_reported() {
 
 #[tokio::test]
 async fn a_preview_shows_what_would_go_and_sends_nothing() {
-    let (mut world, mut taken) = World::new(vec![RECORD], Turn::Never).await;
+    let (mut world, mut taken) = World::new(vec![RECORD], ServerFault::Never).await;
     count(&world.store(), day(), "silent.example");
     world.section.organization = None;
     let scheduler = world.open(day().end() + 60);
@@ -399,7 +399,7 @@ async fn a_preview_shows_what_would_go_and_sends_nothing() {
 
 #[tokio::test]
 async fn a_preview_of_a_reported_day_says_so_and_shows_the_supplement() {
-    let (world, _taken) = World::new(vec![RECORD], Turn::Never).await;
+    let (world, _taken) = World::new(vec![RECORD], ServerFault::Never).await;
     let due = world.run(day().end() + 60, |due| states(due) == [DueState::Sent]).await;
     let scheduler = world.open(day().end() + 90);
     let gist = |shown: &[Preview]| -> Vec<(bool, bool, bool)> {
@@ -423,7 +423,7 @@ async fn a_preview_of_a_reported_day_says_so_and_shows_the_supplement() {
 
 #[tokio::test]
 async fn the_overview_counts_all_and_lists_what_is_open() {
-    let (world, _taken) = World::new(vec![RECORD], Turn::Never).await;
+    let (world, _taken) = World::new(vec![RECORD], ServerFault::Never).await;
     for n in 0..2 * overview::MAX_SHOWN {
         count(&world.store(), day(), &format!("d{n:03}.example"));
     }
@@ -441,7 +441,7 @@ async fn the_overview_counts_all_and_lists_what_is_open() {
 
 #[tokio::test]
 async fn moments_are_spread_and_kept() {
-    let (mut world, _taken) = World::new(vec![RECORD], Turn::Never).await;
+    let (mut world, _taken) = World::new(vec![RECORD], ServerFault::Never).await;
     world.section.spread = Span(Duration::from_secs(4 * 3600));
     for i in 0..50 {
         count(&world.store(), day(), &format!("d{i}.example"));
@@ -471,7 +471,7 @@ fn many(count: usize) -> Vec<(&'static str, Option<&'static str>)> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn stopped_at_any_moment_nothing_is_sent_twice() {
     const DOMAINS: usize = 60;
-    let (world, mut taken) = World::new(many(DOMAINS), Turn::Slow(Duration::from_millis(10))).await;
+    let (world, mut taken) = World::new(many(DOMAINS), ServerFault::Slow(Duration::from_millis(10))).await;
     (0..DOMAINS).for_each(|i| count(&world.store(), day(), &format!("d{i}.example")));
     for round in 0..12 {
         let scheduler = world.open(day().end() + 60 + round);
@@ -537,7 +537,7 @@ fn sums(taken: &mut UnboundedReceiver<(String, String, Vec<u8>)>) -> (BTreeMap<S
 
 #[tokio::test]
 async fn what_comes_late_goes_into_one_supplement_and_then_is_dropped_and_counted() {
-    let (world, mut taken) = World::new(vec![RECORD], Turn::Never).await;
+    let (world, mut taken) = World::new(vec![RECORD], ServerFault::Never).await;
     let now = day().end() + 60;
     world.run(now, |due| states(due) == [DueState::Sent]).await;
     count_some(&world.store(), day(), "example.net", 5);
@@ -563,11 +563,11 @@ async fn what_comes_late_goes_into_one_supplement_and_then_is_dropped_and_counte
 
 #[tokio::test]
 async fn what_a_report_says_is_the_same_at_every_try() {
-    let (mut world, _taken) = World::new(vec![RECORD], Turn::Reply("RCPT", "451 4.3.0 later")).await;
+    let (mut world, _taken) = World::new(vec![RECORD], ServerFault::Reply("RCPT", "451 4.3.0 later")).await;
     let now = day().end() + 60;
     world.run(now, |due| states(due) == [DueState::Planned] && due[0].attempts == 1).await;
     count_some(&world.store(), day(), "example.net", 100);
-    let (sink, mut taken) = server(Turn::Never).await;
+    let (sink, mut taken) = smtp_server(ServerFault::Never).await;
     world.section.deliver = Deliver::Smtp(sink);
     world.section.organization = Some("Another".into());
     world.run(now + FIRST_PAUSE + 10, |due| due.iter().any(|d| d.state == DueState::Sent)).await;
@@ -580,7 +580,7 @@ async fn what_a_report_says_is_the_same_at_every_try() {
 
 #[tokio::test]
 async fn a_report_is_kept_shown_and_sent_once_more() {
-    let (world, mut taken) = World::new(vec![RECORD], Turn::Never).await;
+    let (world, mut taken) = World::new(vec![RECORD], ServerFault::Never).await;
     let due = world.run(day().end() + 60, |due| states(due) == [DueState::Sent]).await;
     let (_, _, first) = taken.try_recv().unwrap();
     let id = due[0].report_id.clone().unwrap();
@@ -604,7 +604,7 @@ async fn a_report_is_kept_shown_and_sent_once_more() {
 /// A week over a leap day passes in seconds, with a nap of half a day and a clock that is set back by an hour after midnight.
 #[tokio::test]
 async fn a_week_in_seconds_each_day_once() {
-    let (world, mut taken) = World::new(vec![RECORD], Turn::Never).await;
+    let (world, mut taken) = World::new(vec![RECORD], ServerFault::Never).await;
     let first: Day = "2028-02-26".parse().unwrap();
     let (clock, hand) = by_hand(first.start());
     let scheduler = world.open_with(clock);
@@ -648,7 +648,7 @@ async fn a_week_in_seconds_each_day_once() {
 #[tokio::test]
 async fn missed_days_are_sent_late_and_the_oldest_first() {
     const DOMAINS: usize = 2 * UNDER_WAY;
-    let (world, mut taken) = World::new(many(DOMAINS), Turn::Never).await;
+    let (world, mut taken) = World::new(many(DOMAINS), ServerFault::Never).await;
     let next = Day(day().0 + 1);
     {
         let store = world.store();
@@ -686,7 +686,7 @@ async fn an_mx_host_gets_a_report_of_its_own_that_names_no_recipient_domain() {
         ("_smtp._tls.mx.provider.example", Some("v=TLSRPTv1; rua=mailto:r@provider.example")),
         ("_smtp._tls.mx.told.example", Some("v=TLSRPTv1; rua=mailto:r@provider.example")),
     ];
-    let (world, mut taken) = World::new(records, Turn::Never).await;
+    let (world, mut taken) = World::new(records, ServerFault::Never).await;
     let store = world.store();
     count_dane(&store, "one.example", "mx.provider.example", "mx.provider.example");
     count_dane(&store, "two.example", "mx.provider.example", "mail.two.example");
@@ -727,7 +727,7 @@ async fn an_mx_host_gets_what_came_late_in_one_supplement() {
         ("_smtp._tls.one.example", Some("v=TLSRPTv1; rua=mailto:r@one.example")),
         ("_smtp._tls.mx.provider.example", Some("v=TLSRPTv1; rua=mailto:r@provider.example")),
     ];
-    let (world, mut taken) = World::new(records, Turn::Never).await;
+    let (world, mut taken) = World::new(records, ServerFault::Never).await;
     count_dane(&world.store(), "one.example", "mx.provider.example", "mx.provider.example");
     count_dane(&world.store(), "two.example", "mx.provider.example", "mx.provider.example");
     let now = day().end() + 60;

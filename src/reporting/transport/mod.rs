@@ -1,12 +1,12 @@
 //! Hands a report over: to the MTA of this host (SMTP, or the sendmail command), to a submission server, or to a receiver by
 //! https. The only user of lettre (`smtp`, `submission`).
 //!
-//! Takes: one message for one recipient, or a gzipped report and a URI. Gives: an [`Outcome`] that says whether it may be
+//! Takes: one message for one recipient, or a gzipped report and a URI. Gives: an [`DeliveryOutcome`] that says whether it may be
 //! tried again. The line between them is the final dot (the end of sendmail's input, the last octet of a POST): an error
 //! before it is tried again, a reply after it is believed, silence after it is `Unknown` and never tried again, for the
 //! report may have been taken.
-//! Limits: [`Limits`]; no wait is without one. One recipient a message.
-//! When it fails: never; a failure is an outcome. [`Way::load`] names a password or root that cannot be read.
+//! Limits: [`DeliveryTimeouts`]; no wait is without one. One recipient a message.
+//! When it fails: every failure is an outcome. [`Transport::load`] names a password or root that cannot be read.
 //! Not here: when to try again (`schedule`), the protocols (`smtp`, `submission`, `sendmail`, `https`).
 
 mod https;
@@ -26,47 +26,47 @@ use serde::{Deserialize, Serialize};
 use crate::base::printable::escape_and_cut;
 use crate::base::rua_record::Mailbox;
 use crate::config::{Deliver, ReportSection};
-pub use https::post;
-use smtp::{IdleConnections, connect, converse, judge};
-use submission::Submission;
-pub use submission::readable_by_others;
+pub use https::post_report;
+use smtp::{IdleConnections, connect, reply_outcome, send_mail};
+use submission::SubmissionServer;
+pub use submission::password_warning;
 
-/// How much of an answer is kept, in characters.
-const MAX_ANSWER: usize = 300;
+/// How much of a reply is kept, in characters.
+const MAX_REPLY_TEXT: usize = 300;
 
 /// The longest queue id, in octets: Postfix's long ones have some 20, Exim's 23.
 const MAX_QUEUE_ID: usize = 40;
 
-/// How mail is handed over, all that it needs read; and the connections that wait for the next message.
-pub struct Way {
-    by: By,
+/// How mail is handed over, with the password and root that it needs; and the idle connections.
+pub struct Transport {
+    kind: TransportKind,
     idle: IdleConnections,
 }
 
-enum By {
+enum TransportKind {
     /// SMTP without TLS to an MTA on this host.
     Smtp(SocketAddr),
     /// The sendmail command.
     Sendmail(PathBuf),
     /// A submission server.
-    Submission(Box<Submission>),
+    Submission(Box<SubmissionServer>),
 }
 
-impl Way {
-    /// What the section says, its password and root read. Fails with one line a fault.
-    pub fn load(section: &ReportSection) -> Result<Way, Vec<String>> {
-        Ok(Way { by: By::load(section)?, idle: IdleConnections::default() })
+impl Transport {
+    /// Reads the section, its password and root. Fails with one line a fault.
+    pub fn load(section: &ReportSection) -> Result<Transport, Vec<String>> {
+        Ok(Transport { kind: TransportKind::load(section)?, idle: IdleConnections::default() })
     }
 
-    /// Takes leave of the server: nothing is to be handed over for the time being. It is waited for half a second at most.
-    pub async fn rest(&self) {
-        self.idle.rest().await;
+    /// Closes the idle connections. Waits half a second at most.
+    pub async fn close_idle(&self) {
+        self.idle.close().await;
     }
 
     /// The queue id in a reply of this host's MTA to the final dot: `250 2.0.0 Ok: queued as ID` (Postfix), `250 OK id=ID`
     /// (Exim). Nothing of another host's: its queue ids are in no log here.
     pub fn queue_id<'a>(&self, answer: &'a str) -> Option<&'a str> {
-        if !matches!(self.by, By::Smtp(_)) {
+        if !matches!(self.kind, TransportKind::Smtp(_)) {
             return None;
         }
         let rest = answer.split_once(": queued as ").or_else(|| answer.split_once("OK id="))?.1;
@@ -77,31 +77,31 @@ impl Way {
     }
 }
 
-impl By {
-    fn load(section: &ReportSection) -> Result<By, Vec<String>> {
+impl TransportKind {
+    fn load(section: &ReportSection) -> Result<TransportKind, Vec<String>> {
         let (host, port, implicit) = match &section.deliver {
-            Deliver::Smtp(address) => return Ok(By::Smtp(*address)),
-            Deliver::Sendmail(path) => return Ok(By::Sendmail(path.clone())),
+            Deliver::Smtp(address) => return Ok(TransportKind::Smtp(*address)),
+            Deliver::Sendmail(path) => return Ok(TransportKind::Sendmail(path.clone())),
             Deliver::Submission(host, port) => (host, *port, false),
             Deliver::Submissions(host, port) => (host, *port, true),
         };
-        Ok(By::Submission(Box::new(Submission::load(section, host.clone(), port, implicit)?)))
+        Ok(TransportKind::Submission(Box::new(SubmissionServer::load(section, host.clone(), port, implicit)?)))
     }
 }
 
-impl fmt::Debug for Way {
+impl fmt::Debug for Transport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.by {
-            By::Smtp(address) => write!(f, "smtp:{address}"),
-            By::Sendmail(path) => write!(f, "sendmail:{}", path.display()),
-            By::Submission(server) => write!(f, "submission to {}:{}", server.host, server.port),
+        match &self.kind {
+            TransportKind::Smtp(address) => write!(f, "smtp:{address}"),
+            TransportKind::Sendmail(path) => write!(f, "sendmail:{}", path.display()),
+            TransportKind::Submission(server) => write!(f, "submission to {}:{}", server.host, server.port),
         }
     }
 }
 
-/// A message on its way.
+/// A message to hand over.
 #[derive(Clone, Copy, Debug)]
-pub struct Letter<'a> {
+pub struct OutgoingMail<'a> {
     /// The envelope sender.
     pub from: &'a Mailbox,
     /// The one recipient.
@@ -110,10 +110,10 @@ pub struct Letter<'a> {
     pub message: &'a [u8],
 }
 
-/// What became of it.
+/// What became of a delivery.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", tag = "outcome", content = "answer")]
-pub enum Outcome {
+pub enum DeliveryOutcome {
     /// It was taken; what the receiver said.
     Accepted(String),
     /// It will never be taken.
@@ -124,67 +124,75 @@ pub enum Outcome {
     Unknown(String),
 }
 
-/// How long is waited.
+/// How long a delivery may take.
 #[derive(Clone, Copy, Debug)]
-pub struct Limits {
+pub struct DeliveryTimeouts {
     /// From the connect to the final dot.
     pub before_dot: Duration,
     /// For the reply to it (RFC 5321 §4.5.3.2.6: 10 minutes, so that slow content filters make no duplicates).
     pub after_dot: Duration,
 }
 
-impl Default for Limits {
+impl Default for DeliveryTimeouts {
     fn default() -> Self {
-        Limits { before_dot: Duration::from_secs(120), after_dot: Duration::from_secs(600) }
+        DeliveryTimeouts { before_dot: Duration::from_secs(120), after_dot: Duration::from_secs(600) }
     }
 }
 
-/// Delivers one message. When `cut` resolves (the daemon ends), no longer waits: the outcome is what is certain by then.
-pub async fn deliver(way: &Way, letter: Letter<'_>, limits: Limits, cut: impl Future<Output = ()>) -> Outcome {
-    let ended = AtomicBool::new(false);
-    let handing = async {
-        match &way.by {
-            By::Smtp(address) => judge(converse(&way.idle, connect(*address), letter, &ended).await, address, &ended),
-            By::Sendmail(path) => sendmail::sendmail(path, letter, &ended).await,
-            By::Submission(server) => {
-                let said = converse(&way.idle, submission::log_in(server), letter, &ended).await;
-                judge(said, &format_args!("{}:{}", server.host, server.port), &ended)
+/// Delivers one message. When `cancel` resolves (the daemon ends), it returns at once: the outcome is what is certain by
+/// then.
+pub async fn deliver(
+    transport: &Transport,
+    mail: OutgoingMail<'_>,
+    limits: DeliveryTimeouts,
+    cancel: impl Future<Output = ()>,
+) -> DeliveryOutcome {
+    let dot_sent = AtomicBool::new(false);
+    let delivery = async {
+        match &transport.kind {
+            TransportKind::Smtp(address) => {
+                reply_outcome(send_mail(&transport.idle, connect(*address), mail, &dot_sent).await, address, &dot_sent)
+            }
+            TransportKind::Sendmail(path) => sendmail::run_sendmail(path, mail, &dot_sent).await,
+            TransportKind::Submission(server) => {
+                let reply = send_mail(&transport.idle, submission::log_in(server), mail, &dot_sent).await;
+                reply_outcome(reply, &format_args!("{}:{}", server.host, server.port), &dot_sent)
             }
         }
     };
-    bounded(handing, &ended, limits, cut).await
+    with_timeouts(delivery, &dot_sent, limits, cancel).await
 }
 
-/// Holds a hand-over to its limits.
-async fn bounded(
-    handing: impl Future<Output = Outcome>,
-    ended: &AtomicBool,
-    limits: Limits,
-    cut: impl Future<Output = ()>,
-) -> Outcome {
-    // Two limits in one: the first one's end is no end when the final dot had gone by then.
+/// Applies the timeouts and the cancellation to a delivery.
+async fn with_timeouts(
+    delivery: impl Future<Output = DeliveryOutcome>,
+    dot_sent: &AtomicBool,
+    limits: DeliveryTimeouts,
+    cancel: impl Future<Output = ()>,
+) -> DeliveryOutcome {
+    // Two deadlines: once the final dot has been sent, `after_dot` replaces `before_dot`.
     let limit = async {
         tokio::time::sleep(limits.before_dot).await;
-        if ended.load(Ordering::Relaxed) {
+        if dot_sent.load(Ordering::Relaxed) {
             tokio::time::sleep(limits.after_dot).await;
         }
         "no answer in time"
     };
-    let cut = async {
-        cut.await;
+    let cancel = async {
+        cancel.await;
         "stopped while it was under way"
     };
     tokio::select! {
-        outcome = handing => outcome,
-        why = limit => unanswered(ended, why),
-        why = cut => unanswered(ended, why),
+        outcome = delivery => outcome,
+        why = limit => outcome_without_reply(dot_sent, why),
+        why = cancel => outcome_without_reply(dot_sent, why),
     }
 }
 
-/// What is certain when there was no answer.
-fn unanswered(ended: &AtomicBool, why: &str) -> Outcome {
-    let why = escape_and_cut(why, MAX_ANSWER);
-    if ended.load(Ordering::Relaxed) { Outcome::Unknown(why) } else { Outcome::Retry(why) }
+/// What is certain when there was no reply.
+fn outcome_without_reply(dot_sent: &AtomicBool, why: &str) -> DeliveryOutcome {
+    let why = escape_and_cut(why, MAX_REPLY_TEXT);
+    if dot_sent.load(Ordering::Relaxed) { DeliveryOutcome::Unknown(why) } else { DeliveryOutcome::Retry(why) }
 }
 
 #[cfg(test)]

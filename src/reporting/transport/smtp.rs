@@ -1,11 +1,11 @@
 //! One message over SMTP (RFC 5321), on a new connection or on one that has carried another message.
 //!
-//! Takes: an open connection, or how to open one; a message. Gives: the server's last reply, and the [`Outcome`] that it
-//! means. The flag `ended` becomes true when the final dot is next: until then nothing can have been taken.
-//! A connection that has carried a report waits for the next one until [`IdleConnections::rest`]. One that the server has
+//! Takes: an open connection, or how to open one; a message. Gives: the server's last reply, and the [`DeliveryOutcome`] that it
+//! means. The flag `dot_sent` becomes true when the final dot is next: until then nothing can have been taken.
+//! A connection that has carried a report waits for the next one until [`IdleConnections::close`]. One that the server has
 //! closed meanwhile is replaced: nothing of the report was said over it.
-//! Limits: [`MAX_MESSAGES`] messages a connection, which waits for [`MAX_WAIT`]; the deadlines are those of `transport`.
-//! When it fails: a [`Stop`] says at which stage.
+//! Limits: [`MAX_MESSAGES`] messages a connection, which waits for [`MAX_IDLE`]; the deadlines are those of `transport`.
+//! When it fails: a [`SmtpFailure`] says at which stage.
 //! Not here: TLS and login (`submission`).
 
 use std::fmt;
@@ -24,7 +24,7 @@ use lettre::transport::smtp::response::Response;
 use parking_lot::Mutex;
 use tokio::net::{TcpStream, ToSocketAddrs};
 
-use super::{Letter, MAX_ANSWER, Outcome, unanswered};
+use super::{DeliveryOutcome, MAX_REPLY_TEXT, OutgoingMail, outcome_without_reply};
 use crate::base::printable::escape_and_cut;
 use crate::base::rua_record::Mailbox;
 
@@ -32,68 +32,68 @@ use crate::base::rua_record::Mailbox;
 /// the limits of MTAs (Exim's `smtp_accept_max_per_connection` is 1000).
 pub(super) const MAX_MESSAGES: u32 = 100;
 
-/// How long a connection waits for the next message: MTAs have few of them (Exim 20 by default), and close it some day.
-const MAX_WAIT: Duration = Duration::from_secs(5);
+/// How long a connection is kept idle: MTAs have few of them (Exim 20 by default), and close it some day.
+const MAX_IDLE: Duration = Duration::from_secs(5);
 
-/// How long taking leave may take.
-pub(super) const LEAVE: Duration = Duration::from_millis(500);
+/// How long QUIT may take.
+pub(super) const QUIT_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// A connection that has carried messages, and may carry another.
-struct Line {
-    server: AsyncSmtpConnection,
+struct PooledConnection {
+    connection: AsyncSmtpConnection,
     messages: u32,
-    since: Instant,
+    last_used: Instant,
 }
 
-impl Line {
-    async fn mail(&mut self, letter: Letter<'_>) -> Result<(), SmtpError> {
-        self.server.command(Mail::new(Some(lettre_address(letter.from)), vec![])).await.map(drop)
+impl PooledConnection {
+    async fn mail_from(&mut self, mail: OutgoingMail<'_>) -> Result<(), SmtpError> {
+        self.connection.command(Mail::new(Some(lettre_address(mail.from)), vec![])).await.map(drop)
     }
 
-    /// The messages are theirs: how they take leave changes nothing.
-    async fn leave(mut self) {
-        let _ = tokio::time::timeout(LEAVE, self.server.command(Quit)).await;
+    /// Best effort: the messages are already accepted.
+    async fn quit(mut self) {
+        let _ = tokio::time::timeout(QUIT_TIMEOUT, self.connection.command(Quit)).await;
     }
 }
 
 /// The connections that wait for the next message.
 #[derive(Default)]
-pub(super) struct IdleConnections(Mutex<Vec<Line>>);
+pub(super) struct IdleConnections(Mutex<Vec<PooledConnection>>);
 
 impl IdleConnections {
-    /// Takes leave of the server: nothing is to be handed over for the time being. It is waited for half a second at most.
-    pub(super) async fn rest(&self) {
-        let lines = std::mem::take(&mut *self.0.lock());
+    /// Closes all of them. Waits [`QUIT_TIMEOUT`] at most.
+    pub(super) async fn close(&self) {
+        let connections = std::mem::take(&mut *self.0.lock());
         let leave = async {
-            for line in lines {
-                line.leave().await;
+            for connection in connections {
+                connection.quit().await;
             }
         };
-        let _ = tokio::time::timeout(LEAVE, leave).await;
+        let _ = tokio::time::timeout(QUIT_TIMEOUT, leave).await;
     }
 
-    /// Says MAIL over a connection that waits, where one still stands, else over a new one.
-    async fn begin(
+    /// Sends MAIL FROM over an idle connection that still works, else over a new one.
+    async fn start_mail(
         &self,
-        open: impl Future<Output = Result<AsyncSmtpConnection, Stop>>,
-        letter: Letter<'_>,
-    ) -> Result<Line, Stop> {
+        open: impl Future<Output = Result<AsyncSmtpConnection, SmtpFailure>>,
+        mail: OutgoingMail<'_>,
+    ) -> Result<PooledConnection, SmtpFailure> {
         loop {
-            let Some(mut line) = self.0.lock().pop() else { break };
-            if line.messages == MAX_MESSAGES || line.since.elapsed() >= MAX_WAIT {
-                line.leave().await;
+            let Some(mut connection) = self.0.lock().pop() else { break };
+            if connection.messages == MAX_MESSAGES || connection.last_used.elapsed() >= MAX_IDLE {
+                connection.quit().await;
                 continue;
             }
-            match line.mail(letter).await {
-                Ok(()) => return Ok(line),
-                Err(e) if is_answer(&e) => return Err(e.into()),
+            match connection.mail_from(mail).await {
+                Ok(()) => return Ok(connection),
+                Err(e) if is_about_message(&e) => return Err(e.into()),
                 // It was closed meanwhile: the server knows nothing of this message.
                 Err(_) => {}
             }
         }
-        let mut line = Line { server: open.await?, messages: 0, since: Instant::now() };
-        line.mail(letter).await?;
-        Ok(line)
+        let mut connection = PooledConnection { connection: open.await?, messages: 0, last_used: Instant::now() };
+        connection.mail_from(mail).await?;
+        Ok(connection)
     }
 
     #[cfg(test)]
@@ -102,90 +102,101 @@ impl IdleConnections {
     }
 }
 
-/// Why the conversation ended early.
-pub(super) enum Stop {
+/// Why a mail transaction ended early.
+pub(super) enum SmtpFailure {
     Io(io::Error),
     Smtp(SmtpError),
-    /// Before any address was named: what a no means for is us, not the report. Or a yes that may not come here.
-    Here(String),
+    /// The session failed before MAIL FROM, so the rejection concerns this client, not the report; or the reply was positive
+    /// where none is allowed.
+    Session(String),
 }
 
-impl From<SmtpError> for Stop {
-    fn from(e: SmtpError) -> Stop {
-        Stop::Smtp(e)
+impl From<SmtpError> for SmtpFailure {
+    fn from(e: SmtpError) -> SmtpFailure {
+        SmtpFailure::Smtp(e)
     }
 }
 
-pub(super) async fn converse(
+pub(super) async fn send_mail(
     idle: &IdleConnections,
-    open: impl Future<Output = Result<AsyncSmtpConnection, Stop>>,
-    letter: Letter<'_>,
-    ended: &AtomicBool,
-) -> Result<Response, Stop> {
-    let mut line = idle.begin(open, letter).await?;
-    line.server.command(Rcpt::new(lettre_address(letter.to), vec![])).await?;
-    let go = line.server.command(Data).await?;
+    open: impl Future<Output = Result<AsyncSmtpConnection, SmtpFailure>>,
+    mail: OutgoingMail<'_>,
+    dot_sent: &AtomicBool,
+) -> Result<Response, SmtpFailure> {
+    let mut connection = idle.start_mail(open, mail).await?;
+    connection.connection.command(Rcpt::new(lettre_address(mail.to), vec![])).await?;
+    let go = connection.connection.command(Data).await?;
     if !go.has_code(354) {
-        return Err(Stop::Here(format!("DATA answered with {}", text_of(&go))));
+        return Err(SmtpFailure::Session(format!("DATA answered with {}", reply_text(&go))));
     }
-    let reply = line.server.message_iter(Parts { message: Some(body(letter.message)), ended }).await?;
+    let reply = connection
+        .connection
+        .message_iter(MessageParts { message: Some(without_final_crlf(mail.message)), dot_sent })
+        .await?;
     // A reply that is none of the expected ones may not be the last.
     if reply.has_code(250) {
-        (line.messages, line.since) = (line.messages + 1, Instant::now());
-        idle.0.lock().push(line);
+        (connection.messages, connection.last_used) = (connection.messages + 1, Instant::now());
+        idle.0.lock().push(connection);
     }
     Ok(reply)
 }
 
-pub(super) async fn connect(address: SocketAddr) -> Result<AsyncSmtpConnection, Stop> {
-    let stream = tcp(address).await?;
+pub(super) async fn connect(address: SocketAddr) -> Result<AsyncSmtpConnection, SmtpFailure> {
+    let stream = connect_tcp(address).await?;
     Ok(AsyncSmtpConnection::connect_with_transport(Box::new(stream), &ClientId::default()).await?)
 }
 
-pub(super) async fn tcp(address: impl ToSocketAddrs) -> Result<TcpStream, Stop> {
-    let stream = TcpStream::connect(address).await.map_err(Stop::Io)?;
+pub(super) async fn connect_tcp(address: impl ToSocketAddrs) -> Result<TcpStream, SmtpFailure> {
+    let stream = TcpStream::connect(address).await.map_err(SmtpFailure::Io)?;
     // Many small writes, each waited for: with Nagle's algorithm every message takes 40 ms.
-    stream.set_nodelay(true).map_err(Stop::Io)?;
+    stream.set_nodelay(true).map_err(SmtpFailure::Io)?;
     Ok(stream)
 }
 
-pub(super) fn judge(said: Result<Response, Stop>, server: &dyn fmt::Display, ended: &AtomicBool) -> Outcome {
-    match said {
-        Ok(reply) if reply.has_code(250) => Outcome::Accepted(text_of(&reply)),
+pub(super) fn reply_outcome(
+    reply: Result<Response, SmtpFailure>,
+    server: &dyn fmt::Display,
+    dot_sent: &AtomicBool,
+) -> DeliveryOutcome {
+    match reply {
+        Ok(reply) if reply.has_code(250) => DeliveryOutcome::Accepted(reply_text(&reply)),
         // RFC 5321 §4.2.1: what begins with 2 is a yes, whatever follows.
-        Ok(reply) if u16::from(reply.code()) / 100 == 2 => Outcome::Accepted(text_of(&reply)),
-        Ok(reply) => unanswered(ended, &text_of(&reply)),
-        Err(Stop::Io(e)) => unanswered(ended, &format!("{server}: {e}")),
-        Err(Stop::Here(why)) => Outcome::Retry(escape_and_cut(&format!("{server}: {why}"), MAX_ANSWER)),
+        Ok(reply) if u16::from(reply.code()) / 100 == 2 => DeliveryOutcome::Accepted(reply_text(&reply)),
+        Ok(reply) => outcome_without_reply(dot_sent, &reply_text(&reply)),
+        Err(SmtpFailure::Io(e)) => outcome_without_reply(dot_sent, &format!("{server}: {e}")),
+        Err(SmtpFailure::Session(why)) => {
+            DeliveryOutcome::Retry(escape_and_cut(&format!("{server}: {why}"), MAX_REPLY_TEXT))
+        }
         // A 4xx or 5xx is the server's word that it did not take it, before the dot and after.
-        Err(Stop::Smtp(e)) if e.is_permanent() => Outcome::Refused(text_of_error(&e)),
-        Err(Stop::Smtp(e)) if e.is_transient() => Outcome::Retry(text_of_error(&e)),
-        Err(Stop::Smtp(e)) => unanswered(ended, &format!("{server}: {}", text_of_error(&e))),
+        Err(SmtpFailure::Smtp(e)) if e.is_permanent() => DeliveryOutcome::Refused(error_text(&e)),
+        Err(SmtpFailure::Smtp(e)) if e.is_transient() => DeliveryOutcome::Retry(error_text(&e)),
+        Err(SmtpFailure::Smtp(e)) => outcome_without_reply(dot_sent, &format!("{server}: {}", error_text(&e))),
     }
 }
 
-/// Whether it is the server's word about this message. 421 is not: it says that the connection ends (RFC 5321 §3.8).
-fn is_answer(error: &SmtpError) -> bool {
+/// Whether the server's reply concerns this message. 421 does not: it closes the connection (RFC 5321 §3.8).
+fn is_about_message(error: &SmtpError) -> bool {
     error.status().is_some_and(|code| u16::from(code) != 421)
 }
 
 /// The message without its final CRLF, which the dot brings along.
-fn body(message: &[u8]) -> &[u8] {
+fn without_final_crlf(message: &[u8]) -> &[u8] {
     message.strip_suffix(b"\r\n").unwrap_or(message)
 }
 
-/// The message in one part. Asked for another, it notes that the final dot comes next: until then nothing can have been taken.
-struct Parts<'a> {
+/// The message in one part. When lettre asks for another part, the final dot comes next: until then nothing can have been
+/// accepted.
+struct MessageParts<'a> {
     message: Option<&'a [u8]>,
-    ended: &'a AtomicBool,
+    dot_sent: &'a AtomicBool,
 }
 
-impl<'a> Iterator for Parts<'a> {
+impl<'a> Iterator for MessageParts<'a> {
     type Item = &'a [u8];
 
     fn next(&mut self) -> Option<&'a [u8]> {
         if self.message.is_none() {
-            self.ended.store(true, Ordering::Relaxed);
+            self.dot_sent.store(true, Ordering::Relaxed);
         }
         self.message.take()
     }
@@ -196,11 +207,11 @@ fn lettre_address(mailbox: &Mailbox) -> Address {
     Address::new_dangerous(&mailbox.local, &mailbox.domain)
 }
 
-fn text_of(reply: &Response) -> String {
+fn reply_text(reply: &Response) -> String {
     let text: Vec<_> = reply.message().collect();
-    escape_and_cut(&format!("{} {}", reply.code(), text.join(" ")), MAX_ANSWER)
+    escape_and_cut(&format!("{} {}", reply.code(), text.join(" ")), MAX_REPLY_TEXT)
 }
 
-pub(super) fn text_of_error(error: &SmtpError) -> String {
-    escape_and_cut(&error.to_string(), MAX_ANSWER)
+pub(super) fn error_text(error: &SmtpError) -> String {
+    escape_and_cut(&error.to_string(), MAX_REPLY_TEXT)
 }

@@ -1,8 +1,8 @@
 //! A submission server (RFC 6409): its settings, its password and its root, and the login.
 //!
 //! Takes: the `[report]` section. Gives: a connection that is ready for MAIL FROM.
-//! Limits: [`MAX_FILE`] octets of a password file or a root; the deadlines are those of `transport`.
-//! When it fails: [`Submission::load`] names a password or root that cannot be read; a failed login is a [`Stop::Here`],
+//! Limits: [`MAX_FILE_SIZE`] octets of a password file or a root; the deadlines are those of `transport`.
+//! When it fails: [`SubmissionServer::load`] names a password or root that cannot be read; a failed login is a [`SmtpFailure::Session`],
 //! which is tried again.
 //! Not here: the mail transaction (`smtp`).
 
@@ -18,40 +18,40 @@ use lettre::transport::smtp::extension::ClientId;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 
-use super::smtp::{Stop, tcp, text_of_error};
+use super::smtp::{SmtpFailure, connect_tcp, error_text};
 use crate::config::ReportSection;
 
-/// How much of a password file or a root is read, in octets.
-const MAX_FILE: u64 = 64 * 1024;
+/// The most that is read of a password file or a root, in octets.
+const MAX_FILE_SIZE: u64 = 64 * 1024;
 
 /// A submission server and how to talk to it.
-pub(super) struct Submission {
+pub(super) struct SubmissionServer {
     pub host: String,
     pub port: u16,
     /// TLS from the first octet; otherwise STARTTLS.
-    implicit: bool,
+    implicit_tls: bool,
     tls: TlsParameters,
     credentials: Option<Credentials>,
 }
 
-impl Submission {
-    /// What the section says of a server, its password and root read. Fails with one line a fault.
+impl SubmissionServer {
+    /// Reads the server's password and root. Fails with one line a fault.
     pub(super) fn load(
         section: &ReportSection,
         host: String,
         port: u16,
         implicit: bool,
-    ) -> Result<Submission, Vec<String>> {
+    ) -> Result<SubmissionServer, Vec<String>> {
         let mut faults = Vec::new();
         let mut tls = TlsParameters::builder(host.clone());
         if let Some(path) = &section.ca_file {
-            match read(path).map_err(|e| e.to_string()).and_then(|pem| root(&pem)) {
+            match read_file(path).map_err(|e| e.to_string()).and_then(|pem| parse_root(&pem)) {
                 Ok(root) => tls = tls.add_root_certificate(root),
                 Err(why) => faults.push(format!("[report] ca_file: {}: {why}; not started", path.display())),
             }
         }
         let credentials = match (&section.user, &section.password) {
-            (Some(user), Some(path)) => match password(path) {
+            (Some(user), Some(path)) => match read_password(path) {
                 Ok(password) => Some(Credentials::new(user.clone(), password)),
                 Err(why) => {
                     faults.push(format!("[report] password: {}: {why}; not started", path.display()));
@@ -61,18 +61,20 @@ impl Submission {
             _ => None,
         };
         match tls.build_rustls() {
-            Ok(tls) if faults.is_empty() => Ok(Submission { host, port, implicit, tls, credentials }),
+            Ok(tls) if faults.is_empty() => {
+                Ok(SubmissionServer { host, port, implicit_tls: implicit, tls, credentials })
+            }
             Ok(_) => Err(faults),
             Err(e) => {
-                faults.push(format!("[report] deliver: TLS cannot be used: {}; not started", text_of_error(&e)));
+                faults.push(format!("[report] deliver: TLS cannot be used: {}; not started", error_text(&e)));
                 Err(faults)
             }
         }
     }
 }
 
-/// One line where others than the daemon's user can read the password.
-pub fn readable_by_others(section: &ReportSection) -> Option<String> {
+/// A warning if other users than the daemon's can read the password file.
+pub fn password_warning(section: &ReportSection) -> Option<String> {
     let path = section.password.as_ref()?;
     let mode = std::fs::metadata(path).ok()?.permissions().mode();
     let shown = path.display();
@@ -84,15 +86,15 @@ pub fn readable_by_others(section: &ReportSection) -> Option<String> {
     })
 }
 
-fn root(pem: &[u8]) -> Result<Certificate, String> {
+fn parse_root(pem: &[u8]) -> Result<Certificate, String> {
     match (CertificateDer::pem_slice_iter(pem).next(), Certificate::from_pem(pem)) {
         (Some(Ok(_)), Ok(root)) => Ok(root),
         _ => Err("no certificate in it; allowed: PEM".to_owned()),
     }
 }
 
-/// The first line of a password file; `credential:NAME` is a file that systemd hands over (`LoadCredential=`).
-fn password(path: &Path) -> Result<String, String> {
+/// Reads the first line of a password file; `credential:NAME` is a file that systemd hands over (`LoadCredential=`).
+fn read_password(path: &Path) -> Result<String, String> {
     let file = match path.to_str().and_then(|text| text.strip_prefix("credential:")) {
         None => path.to_owned(),
         Some(name) => {
@@ -100,30 +102,31 @@ fn password(path: &Path) -> Result<String, String> {
             PathBuf::from(folder.ok_or("no credentials: systemd handed none over (LoadCredential=)")?).join(name)
         }
     };
-    let octets = read(&file).map_err(|e| e.to_string())?;
-    let text = String::from_utf8(octets).map_err(|_| "not UTF-8")?;
+    let bytes = read_file(&file).map_err(|e| e.to_string())?;
+    let text = String::from_utf8(bytes).map_err(|_| "not UTF-8")?;
     match text.lines().next() {
         Some(line) if !line.is_empty() => Ok(line.to_owned()),
         _ => Err("its first line is empty".to_owned()),
     }
 }
 
-fn read(path: &Path) -> io::Result<Vec<u8>> {
-    let mut octets = Vec::new();
-    File::open(path)?.take(MAX_FILE).read_to_end(&mut octets)?;
-    Ok(octets)
+fn read_file(path: &Path) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    File::open(path)?.take(MAX_FILE_SIZE).read_to_end(&mut bytes)?;
+    Ok(bytes)
 }
 
-/// TLS always, then the login where there is one. A no to these is no word about the report: it is tried again.
-pub(super) async fn log_in(server: &Submission) -> Result<AsyncSmtpConnection, Stop> {
-    let here = |what: &'static str| move |e: SmtpError| Stop::Here(format!("{what}: {}", text_of_error(&e)));
+/// Opens a connection with TLS, and logs in if there are credentials. Failures here do not concern the report itself;
+/// delivery is retried.
+pub(super) async fn log_in(server: &SubmissionServer) -> Result<AsyncSmtpConnection, SmtpFailure> {
+    let here = |what: &'static str| move |e: SmtpError| SmtpFailure::Session(format!("{what}: {}", error_text(&e)));
     let (name, tls) = (ClientId::default(), server.tls.clone());
     let at = (server.host.as_str(), server.port);
-    let mut connection = if server.implicit {
+    let mut connection = if server.implicit_tls {
         let connected = AsyncSmtpConnection::connect_tokio1(at, None, &name, Some(tls), None).await;
         connected.map_err(here("TLS"))?
     } else {
-        let stream = Box::new(tcp(at).await?);
+        let stream = Box::new(connect_tcp(at).await?);
         let mut connection =
             AsyncSmtpConnection::connect_with_transport(stream, &name).await.map_err(here("greeting"))?;
         connection.starttls(tls, &name).await.map_err(here("STARTTLS"))?;

@@ -1,6 +1,6 @@
 //! Every stage at which a server or command can fail, and the outcome of each; servers on loopback.
 
-use super::smtp::{LEAVE, MAX_MESSAGES};
+use super::smtp::{MAX_MESSAGES, QUIT_TIMEOUT};
 use super::*;
 use std::future::pending;
 use std::os::unix::fs::PermissionsExt;
@@ -14,9 +14,9 @@ use tokio::sync::mpsc;
 
 const MESSAGE: &[u8] = b"Subject: x\r\n\r\n.leading dot\r\n..two\r\nlast\r\n";
 
-/// Where the server turns nasty.
+/// The fault that the server shows, and where.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) enum Turn {
+pub(crate) enum ServerFault {
     Never,
     /// This reply in place of the usual one to a command of this name; `.` is the final dot, `greeting` the banner.
     Reply(&'static str, &'static str),
@@ -33,14 +33,14 @@ pub(crate) enum Turn {
 }
 
 /// An SMTP server on loopback; gives its address and, per message, its envelope and octets.
-pub(crate) async fn server(turn: Turn) -> (SocketAddr, mpsc::UnboundedReceiver<(String, String, Vec<u8>)>) {
-    let (address, taken, _) = counting_server(turn).await;
+pub(crate) async fn smtp_server(turn: ServerFault) -> (SocketAddr, mpsc::UnboundedReceiver<(String, String, Vec<u8>)>) {
+    let (address, taken, _) = counting_smtp_server(turn).await;
     (address, taken)
 }
 
 /// With the number of connections that it had.
-async fn counting_server(
-    turn: Turn,
+async fn counting_smtp_server(
+    turn: ServerFault,
 ) -> (SocketAddr, mpsc::UnboundedReceiver<(String, String, Vec<u8>)>, Arc<AtomicUsize>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -50,13 +50,13 @@ async fn counting_server(
     tokio::spawn(async move {
         while let Ok((stream, _)) = listener.accept().await {
             had.fetch_add(1, Ordering::Relaxed);
-            tokio::spawn(serve(stream, turn, send.clone()));
+            tokio::spawn(serve_smtp(stream, turn, send.clone()));
         }
     });
     (address, taken, connections)
 }
 
-async fn serve(stream: TcpStream, turn: Turn, taken: mpsc::UnboundedSender<(String, String, Vec<u8>)>) {
+async fn serve_smtp(stream: TcpStream, turn: ServerFault, taken: mpsc::UnboundedSender<(String, String, Vec<u8>)>) {
     let mut stream = BufReader::new(stream);
     let (mut from, mut to) = (String::new(), String::new());
     let mut verb = "greeting".to_owned();
@@ -65,9 +65,9 @@ async fn serve(stream: TcpStream, turn: Turn, taken: mpsc::UnboundedSender<(Stri
     loop {
         number += usize::from(verb == "MAIL");
         match turn {
-            Turn::Drop(at) if at == verb => return,
-            Turn::Second(at, "") if at == verb && number == 2 => return,
-            Turn::Silence(at) if at == verb => return pending().await,
+            ServerFault::Drop(at) if at == verb => return,
+            ServerFault::Second(at, "") if at == verb && number == 2 => return,
+            ServerFault::Silence(at) if at == verb => return pending().await,
             _ => {}
         }
         let usual = match verb.as_str() {
@@ -79,20 +79,20 @@ async fn serve(stream: TcpStream, turn: Turn, taken: mpsc::UnboundedSender<(Stri
             _ => "250 ok",
         };
         let reply = match turn {
-            Turn::Reply(at, reply) if at == verb => reply,
-            Turn::Second(at, reply) if at == verb && number == 2 => reply,
+            ServerFault::Reply(at, reply) if at == verb => reply,
+            ServerFault::Second(at, reply) if at == verb && number == 2 => reply,
             _ => usual,
         };
         if verb == "." && reply.starts_with('2') {
             taken.send((from.clone(), to.clone(), std::mem::take(&mut message))).unwrap();
-            if let Turn::Slow(by) = turn {
+            if let ServerFault::Slow(by) = turn {
                 tokio::time::sleep(by).await;
             }
         }
         if stream.get_mut().write_all(format!("{reply}\r\n").as_bytes()).await.is_err() || verb == "QUIT" {
             return;
         }
-        if let Turn::Ends(with) = turn
+        if let ServerFault::Ends(with) = turn
             && verb == "."
         {
             return stream.get_mut().write_all(with.as_bytes()).await.unwrap();
@@ -124,34 +124,35 @@ async fn serve(stream: TcpStream, turn: Turn, taken: mpsc::UnboundedSender<(Stri
     }
 }
 
-const SHORT: Limits = Limits { before_dot: Duration::from_millis(300), after_dot: Duration::from_millis(300) };
+const SHORT: DeliveryTimeouts =
+    DeliveryTimeouts { before_dot: Duration::from_millis(300), after_dot: Duration::from_millis(300) };
 
-impl Way {
-    fn smtp(address: SocketAddr) -> Way {
-        Way { by: By::Smtp(address), idle: IdleConnections::default() }
+impl Transport {
+    fn smtp(address: SocketAddr) -> Transport {
+        Transport { kind: TransportKind::Smtp(address), idle: IdleConnections::default() }
     }
 
-    fn sendmail(path: &Path) -> Way {
-        Way { by: By::Sendmail(path.to_owned()), idle: IdleConnections::default() }
+    fn sendmail(path: &Path) -> Transport {
+        Transport { kind: TransportKind::Sendmail(path.to_owned()), idle: IdleConnections::default() }
     }
 }
 
-async fn hand_over(by: &Way, limits: Limits) -> Outcome {
+async fn hand_over(by: &Transport, limits: DeliveryTimeouts) -> DeliveryOutcome {
     let from: Mailbox = "bounces@sender.example".parse().unwrap();
     let to: Mailbox = "-odd!one@example.net".parse().unwrap();
-    deliver(by, Letter { from: &from, to: &to, message: MESSAGE }, limits, pending()).await
+    deliver(by, OutgoingMail { from: &from, to: &to, message: MESSAGE }, limits, pending()).await
 }
 
-async fn smtp_outcome(turn: Turn) -> Outcome {
-    let (address, _taken) = server(turn).await;
-    hand_over(&Way::smtp(address), SHORT).await
+async fn smtp_outcome(turn: ServerFault) -> DeliveryOutcome {
+    let (address, _taken) = smtp_server(turn).await;
+    hand_over(&Transport::smtp(address), SHORT).await
 }
 
 #[tokio::test]
 async fn a_message_arrives_octet_for_octet() {
-    let (address, mut taken) = server(Turn::Never).await;
-    let outcome = hand_over(&Way::smtp(address), Limits::default()).await;
-    assert_eq!(outcome, Outcome::Accepted("250 2.0.0 Ok: queued as 4Xyz12".into()));
+    let (address, mut taken) = smtp_server(ServerFault::Never).await;
+    let outcome = hand_over(&Transport::smtp(address), DeliveryTimeouts::default()).await;
+    assert_eq!(outcome, DeliveryOutcome::Accepted("250 2.0.0 Ok: queued as 4Xyz12".into()));
     let (from, to, message) = taken.try_recv().unwrap();
     assert_eq!((from.as_str(), to.as_str()), ("MAIL FROM:<bounces@sender.example>", "RCPT TO:<-odd!one@example.net>"));
     assert_eq!(message, MESSAGE);
@@ -160,53 +161,58 @@ async fn a_message_arrives_octet_for_octet() {
 #[tokio::test]
 async fn a_no_of_five_hundred_is_for_ever_and_of_four_hundred_for_now() {
     for at in ["greeting", "EHLO", "MAIL", "RCPT", "DATA", "."] {
-        let no = smtp_outcome(Turn::Reply(at, "550 5.7.1 no")).await;
-        assert!(matches!(&no, Outcome::Refused(text) if text.contains("no")), "{at}: {no:?}");
-        let later = smtp_outcome(Turn::Reply(at, "451 4.3.0 later")).await;
-        assert!(matches!(&later, Outcome::Retry(text) if text.contains("later")), "{at}: {later:?}");
+        let no = smtp_outcome(ServerFault::Reply(at, "550 5.7.1 no")).await;
+        assert!(matches!(&no, DeliveryOutcome::Refused(text) if text.contains("no")), "{at}: {no:?}");
+        let later = smtp_outcome(ServerFault::Reply(at, "451 4.3.0 later")).await;
+        assert!(matches!(&later, DeliveryOutcome::Retry(text) if text.contains("later")), "{at}: {later:?}");
     }
 }
 
 #[tokio::test]
 async fn before_the_final_dot_all_else_is_tried_again() {
     for at in ["greeting", "EHLO", "MAIL", "RCPT", "DATA"] {
-        for turn in [Turn::Drop(at), Turn::Silence(at), Turn::Reply(at, "garbage")] {
+        for turn in [ServerFault::Drop(at), ServerFault::Silence(at), ServerFault::Reply(at, "garbage")] {
             let outcome = smtp_outcome(turn).await;
-            assert!(matches!(outcome, Outcome::Retry(_)), "{turn:?}: {outcome:?}");
+            assert!(matches!(outcome, DeliveryOutcome::Retry(_)), "{turn:?}: {outcome:?}");
         }
     }
-    let outcome = smtp_outcome(Turn::Reply("DATA", "250 what?")).await;
-    assert!(matches!(outcome, Outcome::Retry(_)), "{outcome:?}");
+    let outcome = smtp_outcome(ServerFault::Reply("DATA", "250 what?")).await;
+    assert!(matches!(outcome, DeliveryOutcome::Retry(_)), "{outcome:?}");
     let closed = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
-    let outcome = hand_over(&Way::smtp(closed), SHORT).await;
-    assert!(matches!(outcome, Outcome::Retry(_)), "{outcome:?}");
+    let outcome = hand_over(&Transport::smtp(closed), SHORT).await;
+    assert!(matches!(outcome, DeliveryOutcome::Retry(_)), "{outcome:?}");
 }
 
 #[tokio::test]
 async fn after_the_final_dot_all_else_is_unknown() {
-    for turn in [Turn::Drop("."), Turn::Silence("."), Turn::Reply(".", "garbage"), Turn::Reply(".", "354 go on")] {
+    for turn in [
+        ServerFault::Drop("."),
+        ServerFault::Silence("."),
+        ServerFault::Reply(".", "garbage"),
+        ServerFault::Reply(".", "354 go on"),
+    ] {
         let outcome = smtp_outcome(turn).await;
-        assert!(matches!(outcome, Outcome::Unknown(_)), "{turn:?}: {outcome:?}");
+        assert!(matches!(outcome, DeliveryOutcome::Unknown(_)), "{turn:?}: {outcome:?}");
     }
 }
 
 #[tokio::test]
 async fn leave_taking_does_not_matter() {
-    for turn in [Turn::Drop("QUIT"), Turn::Silence("QUIT"), Turn::Reply("QUIT", "500 no")] {
-        let (address, mut taken) = server(turn).await;
-        let way = Way::smtp(address);
-        let outcome = hand_over(&way, Limits::default()).await;
-        assert!(matches!(outcome, Outcome::Accepted(_)), "{turn:?}: {outcome:?}");
-        let begun = Instant::now();
-        way.rest().await;
-        assert!(begun.elapsed() < 2 * LEAVE, "{turn:?}");
+    for turn in [ServerFault::Drop("QUIT"), ServerFault::Silence("QUIT"), ServerFault::Reply("QUIT", "500 no")] {
+        let (address, mut taken) = smtp_server(turn).await;
+        let transport = Transport::smtp(address);
+        let outcome = hand_over(&transport, DeliveryTimeouts::default()).await;
+        assert!(matches!(outcome, DeliveryOutcome::Accepted(_)), "{turn:?}: {outcome:?}");
+        let started = Instant::now();
+        transport.close_idle().await;
+        assert!(started.elapsed() < 2 * QUIT_TIMEOUT, "{turn:?}");
         assert!(taken.try_recv().is_ok());
     }
 }
 
 #[test]
 fn the_reply_tells_the_queue_id() {
-    let mta = Way::smtp("127.0.0.1:25".parse().unwrap());
+    let mta = Transport::smtp("127.0.0.1:25".parse().unwrap());
     for (answer, id) in [
         ("250 2.0.0 Ok: queued as 4Xyz12z3AbczQ", Some("4Xyz12z3AbczQ")),
         ("250 2.0.0 Ok: queued as 9F6B55C2E7", Some("9F6B55C2E7")),
@@ -217,32 +223,32 @@ fn the_reply_tells_the_queue_id() {
     ] {
         assert_eq!(mta.queue_id(answer), id, "{answer}");
     }
-    assert_eq!(Way::sendmail("/usr/sbin/sendmail".as_ref()).queue_id("x: queued as 4Xyz12z3AbczQ"), None);
+    assert_eq!(Transport::sendmail("/usr/sbin/sendmail".as_ref()).queue_id("x: queued as 4Xyz12z3AbczQ"), None);
 }
 
 #[tokio::test]
 async fn one_connection_carries_many_messages() {
-    let (address, mut taken, connections) = counting_server(Turn::Never).await;
-    let way = Way::smtp(address);
+    let (address, mut taken, connections) = counting_smtp_server(ServerFault::Never).await;
+    let transport = Transport::smtp(address);
     for _ in 0..=MAX_MESSAGES {
-        let outcome = hand_over(&way, Limits::default()).await;
-        assert!(matches!(outcome, Outcome::Accepted(_)), "{outcome:?}");
+        let outcome = hand_over(&transport, DeliveryTimeouts::default()).await;
+        assert!(matches!(outcome, DeliveryOutcome::Accepted(_)), "{outcome:?}");
         assert_eq!(taken.try_recv().unwrap().2, MESSAGE);
     }
     assert_eq!(connections.load(Ordering::Relaxed), 2, "one has its limit");
-    way.rest().await;
-    hand_over(&way, Limits::default()).await;
+    transport.close_idle().await;
+    hand_over(&transport, DeliveryTimeouts::default()).await;
     assert_eq!(connections.load(Ordering::Relaxed), 3);
 }
 
 #[tokio::test]
 async fn a_connection_that_the_server_has_closed_is_replaced_and_nothing_is_lost_or_sent_twice() {
     for end in ["", "421 4.4.2 idle for too long\r\n"] {
-        let (address, mut taken, connections) = counting_server(Turn::Ends(end)).await;
-        let way = Way::smtp(address);
+        let (address, mut taken, connections) = counting_smtp_server(ServerFault::Ends(end)).await;
+        let transport = Transport::smtp(address);
         for number in 1..=3 {
-            let outcome = hand_over(&way, Limits::default()).await;
-            assert!(matches!(outcome, Outcome::Accepted(_)), "{end:?}: {outcome:?}");
+            let outcome = hand_over(&transport, DeliveryTimeouts::default()).await;
+            assert!(matches!(outcome, DeliveryOutcome::Accepted(_)), "{end:?}: {outcome:?}");
             assert!(taken.try_recv().is_ok() && taken.try_recv().is_err());
             assert_eq!(connections.load(Ordering::Relaxed), number, "{end:?}");
             // Until the end has arrived.
@@ -254,27 +260,27 @@ async fn a_connection_that_the_server_has_closed_is_replaced_and_nothing_is_lost
 #[tokio::test]
 async fn a_connection_that_carried_one_message_is_no_reason_to_believe_less_of_the_next() {
     for (turn, wanted) in [
-        (Turn::Second("MAIL", "451 4.3.0 later"), "retry"),
-        (Turn::Second("MAIL", "550 5.7.1 no"), "refused"),
-        (Turn::Second("RCPT", ""), "retry"),
-        (Turn::Second("DATA", ""), "retry"),
-        (Turn::Second(".", ""), "unknown"),
-        (Turn::Second(".", "421 4.3.0 going down"), "retry"),
+        (ServerFault::Second("MAIL", "451 4.3.0 later"), "retry"),
+        (ServerFault::Second("MAIL", "550 5.7.1 no"), "refused"),
+        (ServerFault::Second("RCPT", ""), "retry"),
+        (ServerFault::Second("DATA", ""), "retry"),
+        (ServerFault::Second(".", ""), "unknown"),
+        (ServerFault::Second(".", "421 4.3.0 going down"), "retry"),
     ] {
-        let (address, mut taken, connections) = counting_server(turn).await;
-        let way = Way::smtp(address);
-        assert!(matches!(hand_over(&way, SHORT).await, Outcome::Accepted(_)));
+        let (address, mut taken, connections) = counting_smtp_server(turn).await;
+        let transport = Transport::smtp(address);
+        assert!(matches!(hand_over(&transport, SHORT).await, DeliveryOutcome::Accepted(_)));
         assert!(taken.try_recv().is_ok());
-        let outcome = match hand_over(&way, SHORT).await {
-            Outcome::Accepted(_) => "accepted",
-            Outcome::Refused(_) => "refused",
-            Outcome::Retry(_) => "retry",
-            Outcome::Unknown(_) => "unknown",
+        let outcome = match hand_over(&transport, SHORT).await {
+            DeliveryOutcome::Accepted(_) => "accepted",
+            DeliveryOutcome::Refused(_) => "refused",
+            DeliveryOutcome::Retry(_) => "retry",
+            DeliveryOutcome::Unknown(_) => "unknown",
         };
         assert_eq!(outcome, wanted, "{turn:?}");
         assert_eq!(connections.load(Ordering::Relaxed), 1, "{turn:?}");
         // What became of one message is no word about the next one.
-        assert!(way.idle.is_empty(), "{turn:?}");
+        assert!(transport.idle.is_empty(), "{turn:?}");
     }
 }
 
@@ -282,29 +288,29 @@ async fn a_connection_that_carried_one_message_is_no_reason_to_believe_less_of_t
 async fn an_end_of_the_daemon_is_told_apart_too() {
     let from: Mailbox = "a@sender.example".parse().unwrap();
     for (at, unknown) in [("RCPT", false), (".", true)] {
-        let (address, _taken) = server(Turn::Silence(at)).await;
-        let letter = Letter { from: &from, to: &from, message: MESSAGE };
-        let cut = tokio::time::sleep(Duration::from_millis(200));
-        let outcome = deliver(&Way::smtp(address), letter, Limits::default(), cut).await;
-        assert_eq!(matches!(outcome, Outcome::Unknown(_)), unknown, "{at}: {outcome:?}");
+        let (address, _taken) = smtp_server(ServerFault::Silence(at)).await;
+        let mail = OutgoingMail { from: &from, to: &from, message: MESSAGE };
+        let cancel = tokio::time::sleep(Duration::from_millis(200));
+        let outcome = deliver(&Transport::smtp(address), mail, DeliveryTimeouts::default(), cancel).await;
+        assert_eq!(matches!(outcome, DeliveryOutcome::Unknown(_)), unknown, "{at}: {outcome:?}");
     }
 }
 
-async fn sendmail_outcome(script: &str, limits: Limits) -> (Outcome, Vec<u8>, String) {
+async fn sendmail_outcome(script: &str, limits: DeliveryTimeouts) -> (DeliveryOutcome, Vec<u8>, String) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("sendmail");
     let text = format!("#!/bin/sh\ncd {}\necho \"$@\" > args\n{script}\n", folder.path().display());
     std::fs::write(&path, text).unwrap();
     std::fs::set_permissions(&path, PermissionsExt::from_mode(0o755)).unwrap();
-    let outcome = hand_over(&Way::sendmail(&path), limits).await;
+    let outcome = hand_over(&Transport::sendmail(&path), limits).await;
     let read = |name: &str| std::fs::read(folder.path().join(name)).unwrap_or_default();
     (outcome, read("message"), String::from_utf8(read("args")).unwrap())
 }
 
 #[tokio::test]
 async fn sendmail_gets_local_lines_and_a_guarded_recipient() {
-    let (outcome, message, args) = sendmail_outcome("cat > message", Limits::default()).await;
-    assert!(matches!(outcome, Outcome::Accepted(_)), "{outcome:?}");
+    let (outcome, message, args) = sendmail_outcome("cat > message", DeliveryTimeouts::default()).await;
+    assert!(matches!(outcome, DeliveryOutcome::Accepted(_)), "{outcome:?}");
     assert_eq!(message, b"Subject: x\n\n.leading dot\n..two\nlast\n");
     assert_eq!(args, "-i -f bounces@sender.example -- -odd!one@example.net\n");
 }
@@ -313,20 +319,20 @@ async fn sendmail_gets_local_lines_and_a_guarded_recipient() {
 async fn sendmail_exit_codes() {
     for (script, retry) in [("exit 75", true), ("exit 71", true), ("exit 67", false), ("exit 1", false)] {
         let (outcome, ..) =
-            sendmail_outcome(&format!("cat > /dev/null; echo why >&2; {script}"), Limits::default()).await;
+            sendmail_outcome(&format!("cat > /dev/null; echo why >&2; {script}"), DeliveryTimeouts::default()).await;
         match outcome {
-            Outcome::Retry(text) => assert!(retry && text.contains("why"), "{script}: {text}"),
-            Outcome::Refused(text) => assert!(!retry && text.contains("why"), "{script}: {text}"),
+            DeliveryOutcome::Retry(text) => assert!(retry && text.contains("why"), "{script}: {text}"),
+            DeliveryOutcome::Refused(text) => assert!(!retry && text.contains("why"), "{script}: {text}"),
             other => panic!("{script}: {other:?}"),
         }
     }
-    let (killed, ..) = sendmail_outcome("cat > /dev/null; kill -9 $$", Limits::default()).await;
-    assert!(matches!(killed, Outcome::Unknown(_)), "{killed:?}");
-    let limits = Limits { before_dot: Duration::from_millis(500), after_dot: Duration::from_millis(200) };
+    let (killed, ..) = sendmail_outcome("cat > /dev/null; kill -9 $$", DeliveryTimeouts::default()).await;
+    assert!(matches!(killed, DeliveryOutcome::Unknown(_)), "{killed:?}");
+    let limits = DeliveryTimeouts { before_dot: Duration::from_millis(500), after_dot: Duration::from_millis(200) };
     let (silent, ..) = sendmail_outcome("cat > /dev/null; exec sleep 60", limits).await;
-    assert!(matches!(silent, Outcome::Unknown(_)), "{silent:?}");
-    let missing = hand_over(&Way::sendmail("/no/such/sendmail".as_ref()), SHORT).await;
-    assert!(matches!(missing, Outcome::Retry(_)), "{missing:?}");
+    assert!(matches!(silent, DeliveryOutcome::Unknown(_)), "{silent:?}");
+    let missing = hand_over(&Transport::sendmail("/no/such/sendmail".as_ref()), SHORT).await;
+    assert!(matches!(missing, DeliveryOutcome::Retry(_)), "{missing:?}");
 }
 
 #[tokio::test]
@@ -338,9 +344,9 @@ async fn a_sendmail_that_does_not_read_is_killed_before_its_input_ends() {
     std::fs::set_permissions(&path, PermissionsExt::from_mode(0o755)).unwrap();
     let from: Mailbox = "a@sender.example".parse().unwrap();
     let large = b"0123456789\r\n".repeat(100_000);
-    let letter = Letter { from: &from, to: &from, message: &large };
-    let outcome = deliver(&Way::sendmail(&path), letter, SHORT, pending()).await;
-    assert!(matches!(outcome, Outcome::Retry(_)), "{outcome:?}");
+    let mail = OutgoingMail { from: &from, to: &from, message: &large };
+    let outcome = deliver(&Transport::sendmail(&path), mail, SHORT, pending()).await;
+    assert!(matches!(outcome, DeliveryOutcome::Retry(_)), "{outcome:?}");
     tokio::time::sleep(Duration::from_millis(1200)).await;
     assert!(!folder.path().join("done").exists());
 }

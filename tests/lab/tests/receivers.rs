@@ -25,7 +25,9 @@ use tlswarden::base::tlsrpt::{Day, Policy, TallyKey, TallyResult};
 use tlswarden::config::{Deliver, ReportSection};
 use tlswarden::net::dns::Resolver;
 use tlswarden::net::https::HttpsClient;
-use tlswarden::reporting::transport::{Letter, Limits, Outcome, Way, deliver, post};
+use tlswarden::reporting::transport::{
+    DeliveryOutcome, DeliveryTimeouts, OutgoingMail, Transport, deliver, post_report,
+};
 use tlswarden::store::embedded::EmbeddedStore;
 use tlswarden::store::{Batch, Store};
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufStream};
@@ -34,7 +36,8 @@ use tokio_rustls::TlsAcceptor;
 
 const HOST: &str = "reports.receiver.test";
 
-const LIMITS: Limits = Limits { before_dot: Duration::from_secs(2), after_dot: Duration::from_millis(500) };
+const LIMITS: DeliveryTimeouts =
+    DeliveryTimeouts { before_dot: Duration::from_secs(2), after_dot: Duration::from_millis(500) };
 
 /// What a receiver by https does.
 #[derive(Clone, Copy, Debug)]
@@ -94,11 +97,11 @@ impl World {
         (([127, 0, 0, 1], port).into(), taken)
     }
 
-    async fn posted(&self, turn: Turn, body: &[u8]) -> (Outcome, Taken) {
+    async fn posted(&self, turn: Turn, body: &[u8]) -> (DeliveryOutcome, Taken) {
         let (address, taken) = self.receiver(turn, None).await;
         let uri = format!("https://{HOST}:{}/v1/tlsrpt?token=a%20b", address.port());
         let client = self.client(true, HttpsCertificates::Check);
-        (post(&client, &uri, body, LIMITS, std::future::pending()).await, taken)
+        (post_report(&client, &uri, body, LIMITS, std::future::pending()).await, taken)
     }
 }
 
@@ -226,7 +229,7 @@ async fn certificates_are_ignored_or_checked_as_configured() {
             let (address, taken) = world.receiver(Turn::Answers("200 OK"), Some(fault)).await;
             let uri = format!("https://{HOST}:{}/", address.port());
             let client = world.client(true, certificates);
-            let outcome = post(&client, &uri, b"gzip", LIMITS, std::future::pending()).await;
+            let outcome = post_report(&client, &uri, b"gzip", LIMITS, std::future::pending()).await;
             println!("{fault:?}, {certificates:?}: {outcome:?}");
             assert_eq!(kind(&outcome), wanted, "{fault:?} {certificates:?}: {outcome:?}");
             assert_eq!(taken.lock().unwrap().len(), usize::from(wanted == "accepted"));
@@ -240,20 +243,20 @@ async fn no_stranger_sends_us_to_our_own_network() {
     let (address, taken) = world.receiver(Turn::Answers("200 OK"), None).await;
     let uri = format!("https://{HOST}:{}/", address.port());
     let client = world.client(false, HttpsCertificates::Ignore);
-    let outcome = post(&client, &uri, b"gzip", LIMITS, std::future::pending()).await;
-    assert_eq!(outcome, Outcome::Refused("no address: 127.0.0.1 is not a public address".into()));
+    let outcome = post_report(&client, &uri, b"gzip", LIMITS, std::future::pending()).await;
+    assert_eq!(outcome, DeliveryOutcome::Refused("no address: 127.0.0.1 is not a public address".into()));
     assert!(taken.lock().unwrap().is_empty());
     let gone = world.client(true, HttpsCertificates::Ignore);
-    let outcome = post(&gone, "https://nowhere.test/", b"gzip", LIMITS, std::future::pending()).await;
+    let outcome = post_report(&gone, "https://nowhere.test/", b"gzip", LIMITS, std::future::pending()).await;
     assert_eq!(kind(&outcome), "retry", "{outcome:?}");
 }
 
-fn kind(outcome: &Outcome) -> &'static str {
+fn kind(outcome: &DeliveryOutcome) -> &'static str {
     match outcome {
-        Outcome::Accepted(_) => "accepted",
-        Outcome::Refused(_) => "refused",
-        Outcome::Retry(_) => "retry",
-        Outcome::Unknown(_) => "unknown",
+        DeliveryOutcome::Accepted(_) => "accepted",
+        DeliveryOutcome::Refused(_) => "refused",
+        DeliveryOutcome::Retry(_) => "retry",
+        DeliveryOutcome::Unknown(_) => "unknown",
     }
 }
 
@@ -343,7 +346,7 @@ where
     }
 }
 
-async fn submitted(world: &World, by: Submission, password: &str) -> (Outcome, Taken) {
+async fn submitted(world: &World, by: Submission, password: &str) -> (DeliveryOutcome, Taken) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
     let (acceptor, taken) = (world.acceptor("localhost", by.fault), Taken::default());
@@ -366,10 +369,10 @@ async fn submitted(world: &World, by: Submission, password: &str) -> (Outcome, T
         ca_file: Some(world.root()),
         ..ReportSection::default()
     };
-    let way = Way::load(&section).unwrap();
+    let way = Transport::load(&section).unwrap();
     assert!(!format!("{way:?}").contains(password), "{way:?}");
     let from: Mailbox = "bounces@sender.test".parse().unwrap();
-    let letter = Letter { from: &from, to: &from, message: b"Subject: x\r\n\r\nreport\r\n" };
+    let letter = OutgoingMail { from: &from, to: &from, message: b"Subject: x\r\n\r\nreport\r\n" };
     (deliver(&way, letter, LIMITS, std::future::pending()).await, taken)
 }
 
@@ -378,7 +381,7 @@ async fn submission_by_both_kinds_of_tls_with_a_login() {
     let world = World::new().await;
     for implicit in [false, true] {
         let (outcome, taken) = submitted(&world, Submission { implicit, ..GOOD }, SECRET).await;
-        assert_eq!(outcome, Outcome::Accepted("250 2.0.0 taken".into()), "implicit: {implicit}");
+        assert_eq!(outcome, DeliveryOutcome::Accepted("250 2.0.0 taken".into()), "implicit: {implicit}");
         let taken = taken.lock().unwrap();
         let (said, body) = &taken[0];
         assert!(said.contains("MAIL FROM:<bounces@sender.test>"), "{said}");
@@ -426,13 +429,13 @@ fn passwords_and_roots_that_cannot_be_read_are_one_line_each() {
         ca_file: Some(empty),
         ..ReportSection::default()
     };
-    let faults = Way::load(&section).unwrap_err();
+    let faults = Transport::load(&section).unwrap_err();
     assert_eq!(faults.len(), 2, "{faults:?}");
     for (fault, said) in faults.iter().zip(["[report] ca_file: ", "[report] password: "]) {
         assert!(fault.starts_with(said) && fault.ends_with("; not started") && !fault.contains('\n'), "{fault}");
     }
     let credential = ReportSection { password: Some("credential:x".into()), ca_file: None, ..section };
-    assert!(Way::load(&credential).unwrap_err()[0].contains("LoadCredential"));
+    assert!(Transport::load(&credential).unwrap_err()[0].contains("LoadCredential"));
 }
 
 /// A host whose daemon posts: what was counted of one day for domains that want their reports by https.
@@ -477,7 +480,7 @@ impl Posting {
         let daemon = Daemon::start(&self.program, &self.world).await.unwrap();
         let begun = Instant::now();
         let due = loop {
-            let output = self.program.run(&self.world, &["reports", "list", "--json"]).await.unwrap();
+            let output = self.program.run(&self.world, &["reports", "--json"]).await.unwrap();
             let due: Vec<Value> = serde_json::from_slice(&output.stdout).unwrap_or_default();
             let is = |(name, state): &(&str, &str)| {
                 due.iter()
