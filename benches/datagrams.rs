@@ -22,7 +22,7 @@ use jiff::tz::TimeZone;
 use tlswarden::base::clock::Clock;
 use tlswarden::base::policy_at::PolicyAt;
 use tlswarden::base::tlsrpt::PolicyInForce;
-use tlswarden::counting::input::datagram::{Queue, RECEIVE_BUFFER, queue_length};
+use tlswarden::counting::input::datagram::{DatagramQueue, RECEIVE_BUFFER, kernel_queue_length};
 use tlswarden::counting::pipeline::{Counter, Fed, River, Source};
 use tlswarden::metrics::Metrics;
 use tlswarden::store::Store;
@@ -143,7 +143,7 @@ fn flow(folder: &Path, count: usize, rate: u64) -> Flow {
     let store: Arc<dyn Store> = Arc::new(EmbeddedStore::open(store_folder.path(), Clock::default()).unwrap().store);
     let path = folder.join("counted");
     let socket = bound(&path);
-    let queue = Arc::new(Queue::default());
+    let queue = Arc::new(DatagramQueue::default());
     let metrics = Metrics::default();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let river = River {
@@ -165,7 +165,7 @@ fn flow(folder: &Path, count: usize, rate: u64) -> Flow {
     std::thread::scope(|threads| {
         threads.spawn(move || river.run(runtime.handle(), fed, mpsc::channel(1).1, shutdown).unwrap());
         is_known.blocking_recv().unwrap();
-        let receiver = queue.announce();
+        let receiver = queue.register_receiver();
         let of_thread = metrics.clone();
         threads.spawn(move || receiver.run(&socket, 0, "datagrams", &of_thread, Clock::default()));
         taken = sender(&path, count, rate);
@@ -210,7 +210,7 @@ fn main() -> ExitCode {
             _ => {}
         }
     }
-    let waiting = queue_length().unwrap_or(0);
+    let waiting = kernel_queue_length().unwrap_or(0);
     println!("{count} datagrams of {} octets on average; {waiting} may wait", {
         let all = datagrams();
         all.iter().map(Vec::len).sum::<usize>() / all.len()

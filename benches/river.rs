@@ -26,7 +26,7 @@ use tlswarden::base::allocator::Allocator;
 use tlswarden::base::clock::Clock;
 use tlswarden::base::policy_at::PolicyAt;
 use tlswarden::base::tlsrpt::{PolicyInForce, sum_tallies};
-use tlswarden::counting::input::{BLOCK, Block, Mark};
+use tlswarden::counting::input::{LineBlock, MAX_BLOCK, Position};
 use tlswarden::counting::pipeline::{Counter, Fed, River, Source};
 use tlswarden::metrics::Metrics;
 use tlswarden::store::Store;
@@ -139,8 +139,8 @@ fn memory() -> ExitCode {
         if written >= taken.len() * LOOK {
             taken.push(resident());
         }
-        let mut lines = Vec::with_capacity(BLOCK);
-        mix.write(&mut lines, BLOCK - 4096);
+        let mut lines = Vec::with_capacity(MAX_BLOCK);
+        mix.write(&mut lines, MAX_BLOCK - 4096);
         written += lines.len();
         if written >= GIGABYTE {
             mix.finish(&mut lines);
@@ -164,7 +164,7 @@ fn flow(log: &[u8]) -> Sessions {
         if rest.is_empty() {
             return None;
         }
-        let reach = rest.len().min(BLOCK);
+        let reach = rest.len().min(MAX_BLOCK);
         let end = rest[..reach].iter().rposition(|b| *b == b'\n').unwrap() + 1;
         let (lines, after) = rest.split_at(end);
         rest = after;
@@ -195,8 +195,8 @@ fn through_the_river(mut next: impl FnMut() -> Option<(Vec<u8>, usize)> + Send) 
             let mut offset = 0;
             while let Some((lines, behind)) = next() {
                 offset += lines.len() as u64;
-                let mark = Mark::File { fingerprint: 1, covers: 1, inode: 1, offset };
-                let block = Block { lines, mark, skipped: 0, behind: behind as u64, at_end: behind == 0 };
+                let position = Position::File { fingerprint: 1, covers: 1, inode: 1, offset };
+                let block = LineBlock { lines, position, skipped: 0, bytes_behind: behind as u64, at_end: behind == 0 };
                 sender.blocking_send(Fed::Block(0, block)).unwrap();
             }
         });

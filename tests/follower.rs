@@ -14,8 +14,8 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime};
 
 use flate2::{Compression, write::GzEncoder};
-use tlswarden::counting::input::file::Follower;
-use tlswarden::counting::input::{BLOCK, MAX_LINE, Mark};
+use tlswarden::counting::input::file::FileFollower;
+use tlswarden::counting::input::{MAX_BLOCK, MAX_LINE, Position};
 
 /// How long a writer may keep on writing to a rotated file: here it does not at all once the new one has lines.
 const QUIET: Duration = Duration::from_millis(20);
@@ -38,7 +38,7 @@ impl Dice {
 struct Counted {
     lines: Vec<u8>,
     skipped: u64,
-    committed: (usize, u64, Option<Mark>),
+    committed: (usize, u64, Option<Position>),
 }
 
 /// The log, its writer, its rotation, and what must be counted of it.
@@ -305,7 +305,7 @@ impl World {
                 "pieces"
             }
             10 => {
-                let most = self.dice.roll(3).saturating_sub(1) as usize * BLOCK;
+                let most = self.dice.roll(3).saturating_sub(1) as usize * MAX_BLOCK;
                 let mut many = Vec::new();
                 while many.len() <= most {
                     self.written += 1;
@@ -355,19 +355,19 @@ fn open(path: &Path, appends: bool) -> File {
 /// Reads and commits at random, until it is killed.
 async fn follow(path: PathBuf, counted: Arc<Mutex<Counted>>, seed: u64) {
     let mut dice = Dice(seed);
-    let mark = counted.lock().unwrap().committed.2.clone();
-    let mut follower = Follower::with_quiet(path, mark, QUIET);
+    let position = counted.lock().unwrap().committed.2.clone();
+    let mut follower = FileFollower::with_quiet_period(path, position, QUIET);
     loop {
         // Dropped at any moment, it must lose nothing.
         let patience = Duration::from_micros(200 + dice.roll(50_000));
         let Ok(next) = tokio::time::timeout(patience, follower.next()).await else { continue };
         let block = next.unwrap();
-        assert!(block.lines.len() <= BLOCK && block.lines.last().is_none_or(|octet| *octet == b'\n'));
+        assert!(block.lines.len() <= MAX_BLOCK && block.lines.last().is_none_or(|octet| *octet == b'\n'));
         let mut counted = counted.lock().unwrap();
         counted.lines.extend_from_slice(&block.lines);
         counted.skipped += block.skipped;
         if dice.roll(3) == 0 {
-            counted.committed = (counted.lines.len(), counted.skipped, Some(block.mark));
+            counted.committed = (counted.lines.len(), counted.skipped, Some(block.position));
         }
     }
 }
@@ -384,13 +384,13 @@ fn sequence(seed: u64) -> Result<(u64, u64), String> {
         _ => world.lines(1),
     }
     runtime.block_on(async {
-        let block = Follower::new(world.log(), None).next().await.unwrap();
-        assert!(block.at_end && block.behind == 0, "{block:?}");
+        let block = FileFollower::new(world.log(), None).next().await.unwrap();
+        assert!(block.at_end && block.bytes_behind == 0, "{block:?}");
         world.story.push(format!("first commit: {} octets", block.lines.len()));
         let mut counted = counted.lock().unwrap();
         counted.lines = block.lines;
         counted.skipped = block.skipped;
-        counted.committed = (counted.lines.len(), counted.skipped, Some(block.mark));
+        counted.committed = (counted.lines.len(), counted.skipped, Some(block.position));
     });
     let mut runs = 0;
     for _ in 0..1 + world.dice.roll(4) {
@@ -491,18 +491,18 @@ fn every_line_is_counted_once_and_in_order() {
 }
 
 /// The lines up to the end, and the mark there.
-async fn to_the_end(follower: &mut Follower) -> (String, Mark) {
+async fn to_the_end(follower: &mut FileFollower) -> (String, Position) {
     let mut text = Vec::new();
     loop {
         let block = follower.next().await.unwrap();
         text.extend_from_slice(&block.lines);
         if block.at_end {
-            return (String::from_utf8(text).unwrap(), block.mark);
+            return (String::from_utf8(text).unwrap(), block.position);
         }
     }
 }
 
-async fn nothing_comes(follower: &mut Follower) {
+async fn nothing_comes(follower: &mut FileFollower) {
     let next = tokio::time::timeout(Duration::from_millis(600), follower.next()).await;
     assert!(next.is_err(), "{next:?}");
 }
@@ -515,19 +515,19 @@ fn append(path: &Path, text: &str) {
 async fn a_file_is_waited_for_and_its_end_told_once() {
     let home = tempfile::tempdir().unwrap();
     let path = home.path().join("mail.log");
-    let mut follower = Follower::new(&path, None);
+    let mut follower = FileFollower::new(&path, None);
     nothing_comes(&mut follower).await;
     append(&path, "one\ntw");
     assert_eq!(to_the_end(&mut follower).await.0, "one\n");
     nothing_comes(&mut follower).await;
     append(&path, "o\n");
-    let (text, mark) = to_the_end(&mut follower).await;
+    let (text, position) = to_the_end(&mut follower).await;
     assert_eq!(text, "two\n");
     drop(follower);
     // After a restart the end is told again, with nothing before it.
-    let mut follower = Follower::new(&path, Some(mark.clone()));
+    let mut follower = FileFollower::new(&path, Some(position.clone()));
     let block = follower.next().await.unwrap();
-    assert_eq!((block.lines.len(), block.at_end, block.behind, block.mark), (0, true, 0, mark));
+    assert_eq!((block.lines.len(), block.at_end, block.bytes_behind, block.position), (0, true, 0, position));
 }
 
 #[tokio::test]
@@ -541,13 +541,13 @@ async fn what_cannot_be_read_is_one_error_that_names_it() {
     append(&file, "");
     let below = file.join("below");
     for (path, cause) in [(&folder, "a directory"), (&fifo, "a FIFO"), (&below, "Not a directory")] {
-        let mut follower = Follower::new(path, None);
+        let mut follower = FileFollower::new(path, None);
         let line = follower.next().await.unwrap_err().to_string();
         assert!(line.contains(path.to_str().unwrap()) && line.contains(cause) && !line.contains('\n'), "{line}");
         nothing_comes(&mut follower).await;
     }
     // And it is read as soon as it can be.
-    let mut follower = Follower::new(&folder, None);
+    let mut follower = FileFollower::new(&folder, None);
     follower.next().await.unwrap_err();
     fs::remove_dir(&folder).unwrap();
     append(&folder, "one\n");
@@ -559,7 +559,7 @@ async fn a_writer_that_closes_the_old_file_late_loses_nothing() {
     let home = tempfile::tempdir().unwrap();
     let (path, rotated) = (home.path().join("mail.log"), home.path().join("mail.log.1"));
     append(&path, "one\n");
-    let mut follower = Follower::new(&path, None);
+    let mut follower = FileFollower::new(&path, None);
     assert_eq!(to_the_end(&mut follower).await.0, "one\n");
     fs::rename(&path, &rotated).unwrap();
     append(&path, "four\n");
@@ -579,10 +579,10 @@ async fn a_file_that_is_gone_is_given_up_for_the_one_that_is_there() {
     let home = tempfile::tempdir().unwrap();
     let path = home.path().join("mail.log");
     append(&path, "one\n");
-    let (_, mark) = to_the_end(&mut Follower::new(&path, None)).await;
+    let (_, position) = to_the_end(&mut FileFollower::new(&path, None)).await;
     fs::remove_file(&path).unwrap();
     append(&path, "two, longer than the first\n");
-    let mut follower = Follower::new(&path, Some(mark));
+    let mut follower = FileFollower::new(&path, Some(position));
     assert_eq!(to_the_end(&mut follower).await.0, "two, longer than the first\n");
 }
 
@@ -591,7 +591,7 @@ async fn a_cut_gzip_file_gives_what_is_left_of_it() {
     let home = tempfile::tempdir().unwrap();
     let (path, packed) = (home.path().join("mail.log"), home.path().join("mail.log.1.gz"));
     append(&path, "line 0\n");
-    let (_, mark) = to_the_end(&mut Follower::new(&path, None)).await;
+    let (_, position) = to_the_end(&mut FileFollower::new(&path, None)).await;
     let content: String = (0..200_000).map(|n| format!("line {n}\n")).collect();
     let mut pack = GzEncoder::new(Vec::new(), Compression::fast());
     pack.write_all(content.as_bytes()).unwrap();
@@ -599,7 +599,7 @@ async fn a_cut_gzip_file_gives_what_is_left_of_it() {
     octets.truncate(octets.len() / 2);
     fs::write(&packed, octets).unwrap();
     fs::write(&path, "the next day\n").unwrap();
-    let (text, _) = to_the_end(&mut Follower::new(&path, Some(mark))).await;
+    let (text, _) = to_the_end(&mut FileFollower::new(&path, Some(position))).await;
     let rest = text.strip_suffix("the next day\n").unwrap();
     assert!(
         rest.len() > 100_000 && rest.ends_with('\n') && content["line 0\n".len()..].starts_with(rest),
@@ -618,14 +618,14 @@ async fn measure() {
     fs::write(&path, line.repeat((1 << 30) / line.len())).unwrap();
     for _ in 0..3 {
         let mut alone = File::open(&path).unwrap();
-        let mut buffer = vec![0; BLOCK];
+        let mut buffer = vec![0; MAX_BLOCK];
         let began = Instant::now();
         let mut read = 0;
         while let Ok(n @ 1..) = std::io::Read::read(&mut alone, &mut buffer) {
             read += n;
         }
         let alone = began.elapsed();
-        let mut follower = Follower::new(&path, None);
+        let mut follower = FileFollower::new(&path, None);
         let began = Instant::now();
         let mut octets = 0;
         loop {
@@ -638,7 +638,7 @@ async fn measure() {
         let speed = |octets: usize, took: Duration| octets as f64 / took.as_secs_f64() / 1e6;
         println!("read(2) {:.0} MB/s, followed {:.0} MB/s", speed(read, alone), speed(octets, began.elapsed()));
     }
-    let mut follower = Follower::new(&path, None);
+    let mut follower = FileFollower::new(&path, None);
     while !follower.next().await.unwrap().at_end {}
     let mut times = Vec::new();
     for _ in 0..50 {

@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 use jiff::tz::TimeZone;
 use tlswarden::base::policy_at::PolicyAt;
 use tlswarden::base::tlsrpt::{PolicyInForce, sum_tallies};
-use tlswarden::counting::input::Mark;
-use tlswarden::counting::input::journald::{Follower, Journal, Next, entry};
+use tlswarden::counting::input::Position;
+use tlswarden::counting::input::journald::{JournalEvent, JournalFilter, JournalFollower, decode_entry};
 use tlswarden::counting::pipeline::Counter;
 use tlswarden_parsers::Dialect;
 
@@ -61,40 +61,40 @@ fn fill(file: &Path, numbers: std::ops::Range<u64>) {
 }
 
 /// Reads until there are `wanted` entries and the end, or for twenty seconds: the texts, the mark, and what was said.
-async fn read(follower: &mut Follower, wanted: usize) -> (Vec<String>, Option<Mark>, Vec<String>) {
-    let (mut texts, mut mark, mut said) = (Vec::new(), None, Vec::new());
+async fn read(follower: &mut JournalFollower, wanted: usize) -> (Vec<String>, Option<Position>, Vec<String>) {
+    let (mut texts, mut position, mut said) = (Vec::new(), None, Vec::new());
     let begin = Instant::now();
     while begin.elapsed() < Duration::from_secs(20) {
         match tokio::time::timeout(Duration::from_secs(5), follower.next()).await {
-            Ok(Next::Read(block)) => {
+            Ok(JournalEvent::Entries(block)) => {
                 for line in block.lines.split(|b| *b == b'\n').filter(|line| !line.is_empty()) {
-                    let entry = entry(line).unwrap().unwrap();
+                    let entry = decode_entry(line).unwrap().unwrap();
                     texts.push(String::from_utf8(entry.text.into_owned()).unwrap());
                 }
-                if block.mark != Mark::Nowhere {
-                    mark = Some(block.mark);
+                if block.position != Position::Nowhere {
+                    position = Some(block.position);
                 }
                 if texts.len() >= wanted && block.at_end {
                     break;
                 }
             }
-            Ok(Next::Gap(line) | Next::Trouble(line)) => said.push(line),
+            Ok(JournalEvent::Gap(line) | JournalEvent::Failed(line)) => said.push(line),
             Err(_) => {}
         }
     }
-    (texts, mark, said)
+    (texts, position, said)
 }
 
-fn journal(folder: &Path) -> Journal {
-    Journal { folder: Some(folder.to_owned()), ..Journal::default() }
+fn journal(folder: &Path) -> JournalFilter {
+    JournalFilter { folder: Some(folder.to_owned()), ..JournalFilter::default() }
 }
 
 #[tokio::test]
 async fn every_entry_once_over_a_restart_a_new_file_and_a_vacuum() {
     let folder = tempfile::tempdir().unwrap();
     fill(&folder.path().join("a.journal"), 0..300);
-    let mut follower = Follower::new(journal(folder.path()), None);
-    let (found, mark, said) = read(&mut follower, 300).await;
+    let mut follower = JournalFollower::new(journal(folder.path()), None);
+    let (found, position, said) = read(&mut follower, 300).await;
     assert_eq!((found, &said), (texts(0..300), &vec![]));
     // A file that comes while it is followed: a rotation.
     fill(&folder.path().join("b.journal"), 300..400);
@@ -102,12 +102,12 @@ async fn every_entry_once_over_a_restart_a_new_file_and_a_vacuum() {
     assert_eq!((found, &said), (texts(300..400), &vec![]));
     drop(follower);
     // Again from the first mark.
-    let mut follower = Follower::new(journal(folder.path()), mark.clone());
+    let mut follower = JournalFollower::new(journal(folder.path()), position.clone());
     let (found, last, said) = read(&mut follower, 100).await;
     assert_eq!((found, &said), (texts(300..400), &vec![]));
     drop(follower);
     // At the end there is nothing, until something comes.
-    let mut follower = Follower::new(journal(folder.path()), last.clone());
+    let mut follower = JournalFollower::new(journal(folder.path()), last.clone());
     let (found, still, said) = read(&mut follower, 0).await;
     assert_eq!((found, said), (vec![], vec![]));
     assert_eq!(still, last);
@@ -118,7 +118,7 @@ async fn every_entry_once_over_a_restart_a_new_file_and_a_vacuum() {
     // The entry of the mark is vacuumed, with all before and some after it.
     std::fs::remove_file(folder.path().join("a.journal")).unwrap();
     std::fs::remove_file(folder.path().join("b.journal")).unwrap();
-    let mut follower = Follower::new(journal(folder.path()), mark);
+    let mut follower = JournalFollower::new(journal(folder.path()), position);
     let (found, _, said) = read(&mut follower, 50).await;
     assert_eq!(found, texts(400..450), "the nearest later entry is not left out");
     assert!(said.len() == 1 && said[0].contains("vacuumed"), "{said:?}");
@@ -138,7 +138,7 @@ async fn identifiers_and_units_choose_and_the_counts_are_those_of_the_log() {
         (4, "dovecot", 9, "imap-login: Login"),
     ];
     write(&folder.path().join("a.journal"), &entries);
-    let of = |identifiers: &[&str], units: &[&str]| Journal {
+    let of = |identifiers: &[&str], units: &[&str]| JournalFilter {
         folder: Some(folder.path().to_owned()),
         identifiers: identifiers.iter().map(|name| (*name).to_owned()).collect(),
         units: units.iter().map(|name| (*name).to_owned()).collect(),
@@ -151,12 +151,12 @@ async fn identifiers_and_units_choose_and_the_counts_are_those_of_the_log() {
         (of(&[], &["postfix@-.service"]), 5, 2),
         (of(&["nobody"], &[]), 0, 0),
     ] {
-        let mut follower = Follower::new(journal.clone(), None);
+        let mut follower = JournalFollower::new(journal.clone(), None);
         let mut counter = Counter::new(Dialect::Postfix, TimeZone::UTC, Arc::new(|_: &[u8]| false));
         let begin = Instant::now();
         let mut read = 0;
         while begin.elapsed() < Duration::from_secs(20) {
-            let Next::Read(block) = follower.next().await else { continue };
+            let JournalEvent::Entries(block) = follower.next().await else { continue };
             read += block.lines.iter().filter(|b| **b == b'\n').count();
             counter.lines(&block.lines, 1_795_400_000, &NotAsked);
             if read >= entries && block.at_end {
@@ -172,10 +172,10 @@ async fn identifiers_and_units_choose_and_the_counts_are_those_of_the_log() {
 async fn a_journal_that_cannot_be_read_is_said() {
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("a.journal"), "no journal").unwrap();
-    let missing = Journal { folder: Some(folder.path().join("missing")), ..Journal::default() };
-    let mut follower = Follower::new(missing, None);
+    let missing = JournalFilter { folder: Some(folder.path().join("missing")), ..JournalFilter::default() };
+    let mut follower = JournalFollower::new(missing, None);
     match tokio::time::timeout(Duration::from_secs(20), follower.next()).await.unwrap() {
-        Next::Trouble(line) => {
+        JournalEvent::Failed(line) => {
             assert!(line.contains("journalctl has ended") && line.contains("No such file"), "{line}")
         }
         other => panic!("{other:?}"),

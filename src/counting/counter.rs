@@ -174,11 +174,11 @@ impl Counter {
                 self.strange = (!is_log_line(line)).then_some(*strange + 1);
             }
             if is_journal(line) {
-                match journal::entry(line) {
+                match journal::decode_entry(line) {
                     Ok(None) => {}
                     Ok(Some(entry)) => {
                         self.strange = None;
-                        let read = entry.parse(self.dialect);
+                        let read = entry.parse_text(self.dialect);
                         self.line(&entry.text, read, now, policies);
                     }
                     Err(family) => self.malformed(family, line, now),
@@ -449,7 +449,8 @@ fn is_journal(line: &[u8]) -> bool {
 /// Whether a line says something in an MTA's words.
 pub fn is_of(mta: Dialect, line: &[u8]) -> bool {
     if is_journal(line) {
-        return journal::entry(line).is_ok_and(|found| found.is_some_and(|e| matches!(e.parse(mta), Ok(Some(_)))));
+        return journal::decode_entry(line)
+            .is_ok_and(|found| found.is_some_and(|e| matches!(e.parse_text(mta), Ok(Some(_)))));
     }
     matches!(parse(mta, line), Ok(Some(_)))
 }

@@ -23,8 +23,8 @@ use crate::counting::counter::CALENDAR;
 pub use crate::counting::counter::{Counter, OwnReports, Seen, is_of};
 use crate::counting::duplicate_inputs::Twice;
 use crate::counting::failure_notices::Failing;
-use crate::counting::input::datagram::{Queue, Taken};
-use crate::counting::input::{Block, MAX_LINE, Mark};
+use crate::counting::input::datagram::{DatagramBatch, DatagramQueue};
+use crate::counting::input::{LineBlock, MAX_LINE, Position};
 use crate::counting::session::{Losses, SESSION_TIMEOUT};
 use crate::metrics::{Metrics, Progress};
 use crate::store::{Batch, Store, StoreError, StoredRecord, Table};
@@ -57,7 +57,7 @@ pub enum Fed {
     /// A new input whose datagrams come by the queue: none may be put there until it is said that the input is known.
     Receiver(usize, Box<Source>, oneshot::Sender<()>),
     /// What it has read.
-    Block(usize, Block),
+    Block(usize, LineBlock),
 }
 
 /// What the river writes to, and looks up.
@@ -70,7 +70,7 @@ pub struct River {
     /// (RFC 8461 §5.1). Never waited for: what does not fit is left out.
     pub hints: mpsc::Sender<Arc<str>>,
     /// The datagrams that wait.
-    pub datagrams: Arc<Queue>,
+    pub datagrams: Arc<DatagramQueue>,
     /// Queue ids of our own reports that are on their way here.
     pub queued: OwnQueueIds,
     /// Where progress is shown.
@@ -83,7 +83,7 @@ pub struct River {
 #[derive(Default)]
 struct Pending {
     since: Option<Instant>,
-    marks: HashMap<usize, Mark>,
+    marks: HashMap<usize, Position>,
     failing: Failing,
     events: Vec<oneshot::Sender<EventReply>>,
 }
@@ -97,7 +97,7 @@ struct Inputs {
     said: HashMap<String, i64>,
 }
 
-struct Closing<'a>(&'a Queue);
+struct Closing<'a>(&'a DatagramQueue);
 
 impl Drop for Closing<'_> {
     fn drop(&mut self) {
@@ -125,7 +125,7 @@ impl River {
         let _closing = Closing(&self.datagrams);
         let mut pending = Pending::default();
         let mut inputs = Inputs::default();
-        let mut taken = Taken::default();
+        let mut taken = DatagramBatch::default();
         loop {
             self.metrics.alive("counting");
             let wait = pending.since.map_or(COMMIT, |since| COMMIT.saturating_sub(since.elapsed()));
@@ -221,19 +221,19 @@ impl River {
         }
     }
 
-    fn block(&self, inputs: &mut Inputs, block: Block, number: usize, pending: &mut Pending) {
+    fn block(&self, inputs: &mut Inputs, block: LineBlock, number: usize, pending: &mut Pending) {
         let now = self.clock.seconds();
         // Invariant: an input feeds its source before its first block.
         let source = inputs.sources.get_mut(&number).expect("an input is known before its blocks");
         source.counter.lines(&block.lines, now, &*self.policies);
         self.tell(source, block.skipped, |p| {
             p.at_end_since = block.at_end.then_some(now);
-            p.behind = block.behind;
+            p.behind = block.bytes_behind;
         });
         let delivered = source.counter.delivered();
         let wrong = wrong_with(source, block.skipped, now);
         let name = source.name.clone();
-        pending.marks.insert(number, block.mark);
+        pending.marks.insert(number, block.position);
         pending.since.get_or_insert_with(Instant::now);
         for (what, line) in wrong {
             self.trouble(inputs, &name, what, line, now);
@@ -251,13 +251,13 @@ impl River {
     }
 
     /// Counts datagrams that were taken from the queue.
-    fn received(&self, inputs: &mut Inputs, taken: &Taken, pending: &mut Pending) {
+    fn received(&self, inputs: &mut Inputs, taken: &DatagramBatch, pending: &mut Pending) {
         if taken.is_empty() {
             return;
         }
         let now = self.clock.seconds();
         let mut touched: Vec<usize> = Vec::new();
-        for (number, at, octets) in taken.each() {
+        for (number, at, octets) in taken.iter() {
             // Invariant: what a receiver puts into the queue comes after its input is known.
             let source = inputs.sources.get_mut(&number).expect("an input is known before its datagrams");
             source.counter.datagram(octets, at, &*self.policies);
@@ -338,7 +338,7 @@ impl River {
             for (key, value) in source.counter.changes() {
                 batch.set.push((Table::OpenState, open_key(&source.name, &key), value));
             }
-            if let Some(mark) = pending.marks.remove(number).filter(|mark| *mark != Mark::Nowhere) {
+            if let Some(mark) = pending.marks.remove(number).filter(|mark| *mark != Position::Nowhere) {
                 let mark = serde_json::to_vec(&mark).expect("plain structures always serialise");
                 batch.set.push((Table::Position, source.name.clone().into_bytes(), Some(mark)));
             }
@@ -409,7 +409,7 @@ fn wrong_with(source: &Source, skipped: u64, now: i64) -> Vec<(&'static str, Str
 }
 
 /// What a store keeps of an input: its mark, and the open state that belongs to it.
-pub fn restore(store: &dyn Store, name: &str) -> Result<(Option<Mark>, Vec<StoredRecord>), StoreError> {
+pub fn restore(store: &dyn Store, name: &str) -> Result<(Option<Position>, Vec<StoredRecord>), StoreError> {
     let mark = match store.read(Table::Position, name.as_bytes())? {
         None => None,
         Some(bytes) => Some(

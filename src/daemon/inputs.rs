@@ -22,8 +22,8 @@ use super::{DaemonError, House, Tasks, until};
 use crate::base::clock::Clock;
 use crate::base::own_reports::MessageIdKey;
 use crate::config::{Config, InputSection, Source as Named};
-use crate::counting::input::datagram::{self, Queue};
-use crate::counting::input::stdin::Stdin;
+use crate::counting::input::datagram::{self, DatagramQueue};
+use crate::counting::input::stdin::StdinReader;
 use crate::counting::input::{InputError, file, journald};
 use crate::counting::pipeline::{self, Counter, Fed, Source};
 use crate::counting::rules::Rules;
@@ -37,7 +37,7 @@ const LOOK: Duration = Duration::from_secs(5);
 const MAX_FILES: usize = 1000;
 
 /// Standard input, which outlives a reload.
-pub type SharedStdin = Arc<Mutex<Stdin>>;
+pub type SharedStdin = Arc<Mutex<StdinReader>>;
 
 /// Whether every input can be read: what is not there yet may come.
 pub fn check(config: &Config) -> Result<(), DaemonError> {
@@ -114,7 +114,7 @@ impl Makes {
 
 struct Restored {
     source: Source,
-    mark: Option<crate::counting::input::Mark>,
+    mark: Option<crate::counting::input::Position>,
 }
 
 /// All inputs, opened.
@@ -122,7 +122,7 @@ pub struct Inputs {
     makes: Makes,
     each: Vec<One>,
     patterns: Vec<(PathBuf, Dialect, TimeZone)>,
-    queue: Arc<Queue>,
+    queue: Arc<DatagramQueue>,
 }
 
 struct One {
@@ -131,8 +131,8 @@ struct One {
 }
 
 enum Reads {
-    File(file::Follower),
-    Journal(Box<journald::Follower>),
+    File(file::FileFollower),
+    Journal(Box<journald::JournalFollower>),
     Stdin(SharedStdin),
     Datagrams(UnixDatagram),
 }
@@ -152,17 +152,17 @@ pub fn open(house: &mut House, config: &Config, zones: Vec<TimeZone>, makes: Mak
             }
             Named::File(path) => {
                 let mut restored = restored(zone)?;
-                let follower = file::Follower::new(path, restored.mark.take());
+                let follower = file::FileFollower::new(path, restored.mark.take());
                 (restored, Reads::File(follower))
             }
             Named::Journal(folder) => {
                 let mut restored = restored(zone)?;
-                let journal = journald::Journal {
+                let journal = journald::JournalFilter {
                     folder: folder.map(Path::to_owned),
                     identifiers: input.identifiers.clone(),
                     units: input.units.clone(),
                 };
-                let follower = journald::Follower::new(journal, restored.mark.take());
+                let follower = journald::JournalFollower::new(journal, restored.mark.take());
                 (restored, Reads::Journal(Box::new(follower)))
             }
             Named::Stdin => {
@@ -170,7 +170,7 @@ pub fn open(house: &mut House, config: &Config, zones: Vec<TimeZone>, makes: Mak
                     Some(stdin) => Arc::clone(stdin),
                     None => {
                         let failed = |e| DaemonError::Host(format!("stdin: cannot be read: {e}; not started"));
-                        Arc::new(Mutex::new(Stdin::open().map_err(failed)?))
+                        Arc::new(Mutex::new(StdinReader::open().map_err(failed)?))
                     }
                 };
                 house.stdin = Some(Arc::clone(&stdin));
@@ -203,8 +203,8 @@ pub fn open(house: &mut House, config: &Config, zones: Vec<TimeZone>, makes: Mak
 
 /// Says what to add where the kernel lets too few datagrams wait.
 fn say_queue_length() {
-    if let Some(found) = datagram::queue_length().filter(|found| *found < datagram::QUEUE_LENGTH) {
-        let wanted = datagram::QUEUE_LENGTH;
+    if let Some(found) = datagram::kernel_queue_length().filter(|found| *found < datagram::MIN_SOCKET_QUEUE) {
+        let wanted = datagram::MIN_SOCKET_QUEUE;
         tracing::warn!(
             "input datagrams: net.unix.max_dgram_qlen is {found}: a burst of more can be lost; add \
              `net.unix.max_dgram_qlen = {wanted}` to /etc/sysctl.d/tlswarden.conf, run `sysctl --system`, restart"
@@ -214,7 +214,12 @@ fn say_queue_length() {
 
 impl Inputs {
     /// Runs all of them; the queue that datagrams wait in.
-    pub fn start(self, tasks: &mut Tasks, feed: &mpsc::Sender<Fed>, shutdown: &watch::Receiver<bool>) -> Arc<Queue> {
+    pub fn start(
+        self,
+        tasks: &mut Tasks,
+        feed: &mpsc::Sender<Fed>,
+        shutdown: &watch::Receiver<bool>,
+    ) -> Arc<DatagramQueue> {
         let numbers = Arc::new(AtomicUsize::new(0));
         for One { source, reads } in self.each {
             let number = numbers.fetch_add(1, Ordering::Relaxed);
@@ -249,7 +254,7 @@ struct Feeding {
 
 impl Feeding {
     /// Reads a file for as long as somebody takes its blocks.
-    async fn file(self, source: Source, mut follower: file::Follower) {
+    async fn file(self, source: Source, mut follower: file::FileFollower) {
         let name = source.name.clone();
         if self.feed.send(Fed::Source(self.number, Box::new(source))).await.is_err() {
             return self.ended().await;
@@ -271,20 +276,20 @@ impl Feeding {
         }
     }
 
-    async fn journal(self, source: Source, mut follower: Box<journald::Follower>) {
+    async fn journal(self, source: Source, mut follower: Box<journald::JournalFollower>) {
         let name = source.name.clone();
         if self.feed.send(Fed::Source(self.number, Box::new(source))).await.is_err() {
             return self.ended().await;
         }
         loop {
             match follower.next().await {
-                journald::Next::Read(block) => {
+                journald::JournalEvent::Entries(block) => {
                     if self.feed.send(Fed::Block(self.number, block)).await.is_err() {
                         return self.ended().await;
                     }
                 }
-                journald::Next::Trouble(line) => self.makes.trouble(&name, line),
-                journald::Next::Gap(line) => {
+                journald::JournalEvent::Failed(line) => self.makes.trouble(&name, line),
+                journald::JournalEvent::Gap(line) => {
                     self.makes.metrics.add("journal-gaps", 1);
                     self.makes.trouble(&name, line);
                 }
@@ -317,7 +322,7 @@ impl Feeding {
         self,
         source: Source,
         socket: UnixDatagram,
-        queue: Arc<Queue>,
+        queue: Arc<DatagramQueue>,
         mut shutdown: watch::Receiver<bool>,
     ) -> Result<(), String> {
         let name = source.name.clone();
@@ -331,7 +336,7 @@ impl Feeding {
         metrics.input(&name, |p| p.at_end_since = Some(clock.seconds()));
         let number = self.number;
         // Not before: a queue that is closed waits for those that were announced.
-        let receiver = queue.announce();
+        let receiver = queue.register_receiver();
         let thread = tokio::task::spawn_blocking(move || receiver.run(&socket, number, &name, &metrics, clock));
         // It ends when the counting closes its queue.
         let ended = thread.await.map_err(|e| e.to_string());
@@ -369,7 +374,7 @@ impl Feeding {
                         let newest = source.counter.newest();
                         self.makes.metrics.input(&file, |p| p.newest = newest);
                         let task = Feeding { number, feed: self.feed.clone(), makes: self.makes.clone() };
-                        readers.spawn(task.file(source, file::Follower::new(&path, mark)));
+                        readers.spawn(task.file(source, file::FileFollower::new(&path, mark)));
                         known.insert(path);
                     }
                     Err(error) => self.makes.trouble(&name, format!("{file}: {error}; it is tried again")),

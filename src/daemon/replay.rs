@@ -23,7 +23,7 @@ use crate::base::domain_name;
 use crate::base::policy_at::PolicyAt;
 use crate::base::tlsrpt::{Policy, PolicyInForce, PolicyType, TallyRow, sum_tallies};
 use crate::config::{self, ConfigError};
-use crate::counting::input::BLOCK;
+use crate::counting::input::MAX_BLOCK;
 use crate::counting::input::journald::MAX_ENTRY as MAX_LINE;
 use crate::counting::pipeline::{Counter, is_of};
 use crate::metrics::line_counts::OfFamily;
@@ -156,11 +156,11 @@ enum LinesError {
 
 impl Lines {
     fn read(&mut self, source: &mut dyn Read, take: &mut dyn FnMut(Dialect, &[u8])) -> Result<(), LinesError> {
-        let mut buffer = Vec::with_capacity(BLOCK);
+        let mut buffer = Vec::with_capacity(MAX_BLOCK);
         let mut too_long = false;
         loop {
             let filled = buffer.len();
-            buffer.resize(BLOCK, 0);
+            buffer.resize(MAX_BLOCK, 0);
             let read = source.read(&mut buffer[filled..]);
             buffer.truncate(filled + read.as_ref().map_or(0, |read| *read));
             let read = match read {

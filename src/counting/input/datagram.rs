@@ -1,9 +1,9 @@
 //! The socket that Postfix's libtlsrpt sends to: drained at once, whatever the store does.
 //!
-//! Takes: a bound unix datagram socket. Gives: datagrams, each with the second of its receipt, in a [`Queue`] that the
+//! Takes: a bound unix datagram socket. Gives: datagrams, each with the second of its receipt, in a [`DatagramQueue`] that the
 //! counting takes from. A datagram is sent without waiting and without an answer: what the socket has no room for is lost at
 //! the sender, who logs it (`Could not report TLS handshake result to tlsrpt library`), and the log counts that session.
-//! Limits: [`MAX_DATAGRAM`] octets each, [`MAX_OCTETS`] and [`MAX_NUMBER`] waiting; beyond, they are dropped and counted.
+//! Limits: [`MAX_DATAGRAM`] bytes each, [`MAX_QUEUED_BYTES`] and [`MAX_QUEUED_DATAGRAMS`] waiting; beyond, they are dropped and counted.
 //! When it fails: an error of the socket, with a pause before it is tried again.
 //! Not here: binding (`daemon::sockets`), what a datagram says (`session::datagram`).
 
@@ -19,62 +19,62 @@ use tokio::sync::Notify;
 use crate::base::clock::Clock;
 use crate::metrics::Metrics;
 
-/// The longest datagram that is read, in octets. Postfix sends one or two thousand: a policy, and a reply to EHLO.
+/// The longest datagram that is read, in bytes. Postfix sends one or two thousand: a policy, and a reply to EHLO.
 pub const MAX_DATAGRAM: usize = 64 * 1024;
 
-/// The most that waits, in octets: half a minute at full speed.
-pub const MAX_OCTETS: usize = 64 * 1024 * 1024;
+/// The most bytes in the queue: half a minute at full speed.
+pub const MAX_QUEUED_BYTES: usize = 64 * 1024 * 1024;
 
-/// The most datagrams that wait.
-pub const MAX_NUMBER: usize = 400_000;
+/// The most datagrams in the queue.
+pub const MAX_QUEUED_DATAGRAMS: usize = 400_000;
 
-/// The receive buffer that is asked for, in octets; the kernel gives as much as net.core.rmem_max allows.
+/// The receive buffer that is asked for, in bytes; the kernel gives as much as net.core.rmem_max allows.
 pub const RECEIVE_BUFFER: usize = 4 * 1024 * 1024;
 
 /// How many datagrams a socket should hold (net.unix.max_dgram_qlen): a burst while this process is not scheduled.
-pub const QUEUE_LENGTH: u32 = 512;
+pub const MIN_SOCKET_QUEUE: u32 = 512;
 
-/// How soon a receiver sees that it is to end.
-const LOOK: Duration = Duration::from_millis(50);
+/// How long one call to receive may block, so that a receiver notices the end of the daemon.
+const RECEIVE_TIMEOUT: Duration = Duration::from_millis(50);
 
-/// How long a socket that fails is left alone.
-const PAUSE: Duration = Duration::from_secs(1);
+/// How long to wait before a socket that failed is read again.
+const ERROR_RETRY_DELAY: Duration = Duration::from_secs(1);
 
-/// Datagrams that wait for the counting, of all sockets.
+/// The datagrams of all sockets that have been received and not yet counted.
 #[derive(Default)]
-pub struct Queue {
-    waiting: Mutex<Taken>,
+pub struct DatagramQueue {
+    waiting: Mutex<DatagramBatch>,
     ready: Notify,
     /// Receivers at work.
     receivers: AtomicUsize,
     closed: AtomicBool,
 }
 
-/// Datagrams in the order of their receipt.
+/// Datagrams in the order of their receipt, in one buffer.
 #[derive(Default)]
-pub struct Taken {
-    octets: Vec<u8>,
-    each: Vec<One>,
+pub struct DatagramBatch {
+    bytes: Vec<u8>,
+    entries: Vec<DatagramEntry>,
     lost: Vec<(usize, u64)>,
 }
 
-/// Where one datagram is, whose it is, and when it came.
+/// One datagram: its input, its time of receipt and its end in the buffer.
 #[derive(Clone, Copy)]
-struct One {
+struct DatagramEntry {
     input: usize,
-    at: i64,
+    received_at: i64,
     end: usize,
     oversized: bool,
 }
 
-impl Taken {
-    /// Each datagram: the number of its input, the second of its receipt, its octets; `None` for one that was too long.
-    pub fn each(&self) -> impl Iterator<Item = (usize, i64, Option<&[u8]>)> {
+impl DatagramBatch {
+    /// Each datagram: the number of its input, the second of its receipt, its bytes; `None` for one that was too long.
+    pub fn iter(&self) -> impl Iterator<Item = (usize, i64, Option<&[u8]>)> {
         let mut from = 0;
-        self.each.iter().map(move |one| {
-            let octets = &self.octets[from..one.end];
-            from = one.end;
-            (one.input, one.at, (!one.oversized).then_some(octets))
+        self.entries.iter().map(move |entry| {
+            let bytes = &self.bytes[from..entry.end];
+            from = entry.end;
+            (entry.input, entry.received_at, (!entry.oversized).then_some(bytes))
         })
     }
 
@@ -85,33 +85,33 @@ impl Taken {
 
     /// Whether nothing is in it.
     pub fn is_empty(&self) -> bool {
-        self.each.is_empty() && self.lost.is_empty()
+        self.entries.is_empty() && self.lost.is_empty()
     }
 
-    fn push(&mut self, input: usize, at: i64, octets: Option<&[u8]>) {
-        let length = octets.map_or(0, <[u8]>::len);
-        if self.each.len() >= MAX_NUMBER || self.octets.len() + length > MAX_OCTETS {
+    fn push(&mut self, input: usize, received_at: i64, bytes: Option<&[u8]>) {
+        let length = bytes.map_or(0, <[u8]>::len);
+        if self.entries.len() >= MAX_QUEUED_DATAGRAMS || self.bytes.len() + length > MAX_QUEUED_BYTES {
             match self.lost.iter_mut().find(|(of, _)| *of == input) {
                 Some((_, n)) => *n += 1,
                 None => self.lost.push((input, 1)),
             }
             return;
         }
-        self.octets.extend_from_slice(octets.unwrap_or_default());
-        self.each.push(One { input, at, end: self.octets.len(), oversized: octets.is_none() });
+        self.bytes.extend_from_slice(bytes.unwrap_or_default());
+        self.entries.push(DatagramEntry { input, received_at, end: self.bytes.len(), oversized: bytes.is_none() });
     }
 }
 
-impl Queue {
-    /// Everything that waits; what was taken before is handed back in `emptied`, for its memory.
-    pub fn take(&self, mut emptied: Taken) -> Taken {
-        emptied.octets.clear();
-        emptied.each.clear();
-        emptied.lost.clear();
-        std::mem::replace(&mut *self.waiting.lock(), emptied)
+impl DatagramQueue {
+    /// Takes everything in the queue. The caller hands back the last batch as `cleared`, so that its memory is used again.
+    pub fn take(&self, mut cleared: DatagramBatch) -> DatagramBatch {
+        cleared.bytes.clear();
+        cleared.entries.clear();
+        cleared.lost.clear();
+        std::mem::replace(&mut *self.waiting.lock(), cleared)
     }
 
-    /// Waits until there is something that was not there when [`Queue::take`] was called. For one waiter.
+    /// Waits until there is something that was not there when [`DatagramQueue::take`] was called. For one waiter.
     pub async fn ready(&self) {
         self.ready.notified().await;
     }
@@ -125,64 +125,65 @@ impl Queue {
         }
     }
 
-    /// Announces a receiver, before its thread runs.
-    pub fn announce(self: &Arc<Self>) -> Receiver {
+    /// Registers a receiver before its thread starts, so that [`DatagramQueue::close`] waits for it.
+    pub fn register_receiver(self: &Arc<Self>) -> DatagramReceiver {
         self.receivers.fetch_add(1, Ordering::AcqRel);
-        Receiver(Arc::clone(self))
+        DatagramReceiver(Arc::clone(self))
     }
 }
 
-/// A receiver's place at the queue, given back when it is dropped.
-pub struct Receiver(Arc<Queue>);
+/// A registered receiver; dropping it ends the registration.
+pub struct DatagramReceiver(Arc<DatagramQueue>);
 
-impl Drop for Receiver {
+impl Drop for DatagramReceiver {
     fn drop(&mut self) {
         self.0.receivers.fetch_sub(1, Ordering::AcqRel);
     }
 }
 
-impl Receiver {
+impl DatagramReceiver {
     /// Receives until the queue is closed. Blocks the thread that it runs on.
     pub fn run(self, socket: &UnixDatagram, input: usize, name: &str, metrics: &Metrics, clock: Clock) {
         let queue = &self.0;
         let mut buffer = vec![0; MAX_DATAGRAM + 1];
         let mut failing = false;
-        if let Err(error) = socket.set_nonblocking(false).and_then(|()| socket.set_read_timeout(Some(LOOK))) {
+        if let Err(error) = socket.set_nonblocking(false).and_then(|()| socket.set_read_timeout(Some(RECEIVE_TIMEOUT)))
+        {
             metrics.error(clock, format!("input {name}: cannot be received from: {error}; nothing is counted from it"));
         }
         while !queue.closed.load(Ordering::Acquire) {
             match socket.recv(&mut buffer) {
                 Ok(length) => {
                     failing = false;
-                    let octets = (length <= MAX_DATAGRAM).then(|| &buffer[..length]);
+                    let bytes = (length <= MAX_DATAGRAM).then(|| &buffer[..length]);
                     let mut waiting = queue.waiting.lock();
                     let first = waiting.is_empty();
-                    waiting.push(input, clock.seconds(), octets);
+                    waiting.push(input, clock.seconds(), bytes);
                     drop(waiting);
                     if first {
                         queue.ready.notify_one();
                     }
                 }
-                Err(error) if is_no_news(&error) => {}
+                Err(error) if is_transient(&error) => {}
                 Err(error) => {
                     if !failing {
                         let line = format!("input {name}: cannot be received from: {error}; trying again");
                         metrics.error(clock, line);
                     }
                     failing = true;
-                    std::thread::sleep(PAUSE);
+                    std::thread::sleep(ERROR_RETRY_DELAY);
                 }
             }
         }
     }
 }
 
-fn is_no_news(error: &io::Error) -> bool {
+fn is_transient(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut | io::ErrorKind::Interrupted)
 }
 
-/// How many datagrams the kernel lets wait in a socket that is bound now; `None` where it does not say.
-pub fn queue_length() -> Option<u32> {
+/// How many datagrams the kernel queues in a newly bound socket; `None` where /proc does not have it.
+pub fn kernel_queue_length() -> Option<u32> {
     std::fs::read_to_string("/proc/sys/net/unix/max_dgram_qlen").ok()?.trim().parse().ok()
 }
 
@@ -195,8 +196,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("s");
         let socket = UnixDatagram::bind(&path).unwrap();
-        let queue = Arc::new(Queue::default());
-        let receiver = queue.announce();
+        let queue = Arc::new(DatagramQueue::default());
+        let receiver = queue.register_receiver();
         let thread = std::thread::spawn(move || receiver.run(&socket, 3, "s", &Metrics::default(), Clock::default()));
         let sender = UnixDatagram::unbound().unwrap();
         for n in 0..150u32 {
@@ -206,7 +207,9 @@ mod tests {
         sender.send_to(b"", &path).unwrap();
         let mut got = Vec::new();
         while got.len() < 152 {
-            got.extend(queue.take(Taken::default()).each().map(|(of, _, octets)| (of, octets.map(<[u8]>::to_vec))));
+            got.extend(
+                queue.take(DatagramBatch::default()).iter().map(|(of, _, bytes)| (of, bytes.map(<[u8]>::to_vec))),
+            );
         }
         queue.close();
         thread.join().unwrap();
@@ -218,14 +221,14 @@ mod tests {
 
     #[test]
     fn what_there_is_no_room_for_is_counted() {
-        let mut taken = Taken::default();
+        let mut batch = DatagramBatch::default();
         let long = vec![0; MAX_DATAGRAM];
-        for _ in 0..MAX_OCTETS / MAX_DATAGRAM {
-            taken.push(1, 0, Some(&long));
+        for _ in 0..MAX_QUEUED_BYTES / MAX_DATAGRAM {
+            batch.push(1, 0, Some(&long));
         }
-        taken.push(1, 0, Some(b"x"));
-        taken.push(2, 0, Some(b"x"));
-        taken.push(1, 0, Some(b"x"));
-        assert_eq!((taken.each().count(), taken.lost()), (MAX_OCTETS / MAX_DATAGRAM, &[(1, 2), (2, 1)][..]));
+        batch.push(1, 0, Some(b"x"));
+        batch.push(2, 0, Some(b"x"));
+        batch.push(1, 0, Some(b"x"));
+        assert_eq!((batch.iter().count(), batch.lost()), (MAX_QUEUED_BYTES / MAX_DATAGRAM, &[(1, 2), (2, 1)][..]));
     }
 }

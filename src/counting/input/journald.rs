@@ -3,7 +3,7 @@
 //! Takes: which journal and which entries, and the cursor of the last one counted. Gives: blocks of entries as
 //! `journalctl -o json` prints them, a line each, in order, each once, with the cursor after them. Without a cursor it begins
 //! with the oldest entry; days that are too old are dropped by the counting.
-//! Limits: [`MAX_ENTRY`] octets an entry; longer ones are skipped and counted. journalctl waits while nobody reads.
+//! Limits: [`MAX_ENTRY`] bytes an entry; longer ones are skipped and counted. journalctl waits while nobody reads.
 //! When it fails: journalctl that ends or cannot be started is started anew after a pause, and what it said is said. An
 //! entry that was counted last and is gone (vacuumed) is said and counted: reading goes on at the nearest later one.
 //! Not here: what an entry means (`parsers`).
@@ -22,34 +22,34 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
 use tokio::process::{Child, ChildStderr, ChildStdout, Command};
 use tokio::time::{Instant, timeout};
 
-use crate::counting::input::line_splitter::Cutter;
-use crate::counting::input::{BLOCK, Block, MAX_LINE, Mark};
+use crate::counting::input::line_splitter::LineSplitter;
+use crate::counting::input::{LineBlock, MAX_BLOCK, MAX_LINE, Position};
 
-/// The longest entry that is read, in octets: a text of `MAX_LINE` as an array of numbers, and the other fields.
+/// The longest entry that is read, in bytes: a text of `MAX_LINE` as an array of numbers, and the other fields.
 pub const MAX_ENTRY: usize = 4 * MAX_LINE + 64 * 1024;
 
-/// How long to wait for more entries before those that are there are handed on.
-const PACE: Duration = Duration::from_millis(20);
+/// How long to wait for more entries before a batch is returned.
+const BATCH_WAIT: Duration = Duration::from_millis(20);
 
-/// How long entries are held at most, while more come.
-const HELD: Duration = Duration::from_millis(100);
+/// The longest time that a batch is collected while more entries arrive.
+const MAX_BATCH_WAIT: Duration = Duration::from_millis(100);
 
-/// How long journalctl must be silent before the journal is thought to be at its end.
-const SILENCE: Duration = Duration::from_secs(1);
+/// How long journalctl must print nothing before the journal is considered to be at its end.
+const END_OF_JOURNAL_WAIT: Duration = Duration::from_secs(1);
 
 /// How long to wait before journalctl is started anew; twice as long each time, up to the second figure.
-const PAUSE: Duration = Duration::from_secs(1);
-const PAUSE_AT_MOST: Duration = Duration::from_secs(60);
+const MIN_RESTART_DELAY: Duration = Duration::from_secs(1);
+const MAX_RESTART_DELAY: Duration = Duration::from_secs(60);
 
-/// How long journalctl must have run for its end to be the first in a row.
-const HEALTHY: Duration = Duration::from_secs(60);
+/// How long journalctl must have run for the restart delay to begin again at its minimum.
+const HEALTHY_RUN_TIME: Duration = Duration::from_secs(60);
 
-/// Octets of what journalctl says that are kept for its end.
-const MAX_SAID: usize = 1024;
+/// The most bytes of journalctl's stderr that are kept to describe its exit.
+const MAX_STDERR: usize = 1024;
 
-/// Which entries of which journal.
+/// Which journal is followed, and which of its entries.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Journal {
+pub struct JournalFilter {
     /// Another journal than the host's.
     pub folder: Option<PathBuf>,
     /// The identifiers, such as `postfix/smtp`; with no unit either, all of facility mail.
@@ -58,124 +58,133 @@ pub struct Journal {
     pub units: Vec<String>,
 }
 
-/// A journal, followed.
-pub struct Follower {
-    journal: Journal,
+/// Follows a journal.
+pub struct JournalFollower {
+    journal: JournalFilter,
     cursor: Option<String>,
-    /// Whether the entry of `cursor` is still to be seen, and left out.
-    resumes: bool,
-    running: Option<Running>,
-    cutter: Cutter,
-    pause: Duration,
-    told_end: bool,
-    /// Since when whole entries are held.
-    held: Option<Instant>,
+    /// Whether the next entry should be that of `cursor`, which has been counted and is left out.
+    expects_cursor_entry: bool,
+    process: Option<JournalctlProcess>,
+    splitter: LineSplitter,
+    restart_delay: Duration,
+    reported_end: bool,
+    /// Since when complete entries are buffered.
+    buffered_since: Option<Instant>,
 }
 
-struct Running {
+struct JournalctlProcess {
     child: Child,
-    out: ChildStdout,
-    said: BufReader<ChildStderr>,
-    since: Instant,
+    stdout: ChildStdout,
+    stderr: BufReader<ChildStderr>,
+    started_at: Instant,
 }
 
-/// What there is.
+/// One result of [`JournalFollower::next`].
 #[derive(Debug)]
-pub enum Next {
-    /// Entries, or the news that the end is reached.
-    Read(Block),
-    /// Trouble, in a line without its subject; reading goes on.
-    Trouble(String),
+pub enum JournalEvent {
+    /// Entries, or the end of the journal.
+    Entries(LineBlock),
+    /// journalctl failed: the message without its subject. It is started again.
+    Failed(String),
     /// The entry that was counted last is gone: in a line without its subject.
     Gap(String),
 }
 
-impl Follower {
-    /// Follows a journal, from a mark if there is one.
-    pub fn new(journal: Journal, mark: Option<Mark>) -> Follower {
-        let cursor = match mark {
-            Some(Mark::Journal { cursor }) => Some(cursor),
+impl JournalFollower {
+    /// Follows a journal, from a position if there is one.
+    pub fn new(journal: JournalFilter, position: Option<Position>) -> JournalFollower {
+        let cursor = match position {
+            Some(Position::Journal { cursor }) => Some(cursor),
             _ => None,
         };
-        let cutter = Cutter::new(MAX_ENTRY);
-        Follower { journal, cursor, resumes: false, running: None, cutter, pause: PAUSE, told_end: false, held: None }
+        let splitter = LineSplitter::new(MAX_ENTRY);
+        JournalFollower {
+            journal,
+            cursor,
+            expects_cursor_entry: false,
+            process: None,
+            splitter,
+            restart_delay: MIN_RESTART_DELAY,
+            reported_end: false,
+            buffered_since: None,
+        }
     }
 
-    /// The next entries, or what is to be said. Where the future is dropped, nothing may be read any more.
-    pub async fn next(&mut self) -> Next {
+    /// The next entries or event. After the future has been dropped, nothing may be read any more.
+    pub async fn next(&mut self) -> JournalEvent {
         loop {
-            if self.running.is_none() {
+            if self.process.is_none() {
                 match self.start() {
-                    Ok(running) => self.running = Some(running),
+                    Ok(running) => self.process = Some(running),
                     Err(error) => {
-                        let said = format!("journalctl cannot be started: {error}; trying again");
-                        return self.fail(said).await;
+                        let message = format!("journalctl cannot be started: {error}; trying again");
+                        return self.back_off(message).await;
                     }
                 }
             }
-            let Some(running) = &mut self.running else { continue };
-            let mut piece = [0; 64 * 1024];
-            let wait = if self.cutter.whole() > 0 { PACE } else { SILENCE };
-            match timeout(wait, running.out.read(&mut piece)).await {
+            let Some(running) = &mut self.process else { continue };
+            let mut chunk = [0; 64 * 1024];
+            let wait = if self.splitter.complete_bytes() > 0 { BATCH_WAIT } else { END_OF_JOURNAL_WAIT };
+            match timeout(wait, running.stdout.read(&mut chunk)).await {
                 Ok(Ok(0) | Err(_)) => {
-                    let said = self.ended().await;
-                    return self.fail(said).await;
+                    let message = self.describe_exit().await;
+                    return self.back_off(message).await;
                 }
                 Ok(Ok(length)) => {
-                    self.cutter.push(&piece[..length]);
-                    self.told_end = false;
-                    let held = *self.held.get_or_insert_with(Instant::now);
-                    if self.cutter.whole() < BLOCK / 2 && held.elapsed() < HELD {
+                    self.splitter.push(&chunk[..length]);
+                    self.reported_end = false;
+                    let buffered_since = *self.buffered_since.get_or_insert_with(Instant::now);
+                    if self.splitter.complete_bytes() < MAX_BLOCK / 2 && buffered_since.elapsed() < MAX_BATCH_WAIT {
                         continue;
                     }
                 }
                 Err(_) => {}
             }
-            if let Some(next) = self.hand_out() {
+            if let Some(next) = self.next_block() {
                 return next;
             }
         }
     }
 
-    /// What has come so far, with the cursor after it.
-    fn hand_out(&mut self) -> Option<Next> {
-        self.held = None;
-        if self.cutter.whole() == 0 {
-            if self.told_end {
+    /// Takes the entries that are complete, with the cursor after them.
+    fn next_block(&mut self) -> Option<JournalEvent> {
+        self.buffered_since = None;
+        if self.splitter.complete_bytes() == 0 {
+            if self.reported_end {
                 return None;
             }
-            self.told_end = true;
-            return Some(Next::Read(self.block(Vec::new(), 0, true)));
+            self.reported_end = true;
+            return Some(JournalEvent::Entries(self.block(Vec::new(), 0, true)));
         }
-        if self.resumes {
-            self.resumes = false;
-            let first = self.cutter.first();
-            if cursor(first).is_some_and(|found| Some(&*found) == self.cursor.as_deref()) {
-                self.cutter.drop_first();
-                if self.cutter.whole() == 0 {
+        if self.expects_cursor_entry {
+            self.expects_cursor_entry = false;
+            let first = self.splitter.first_line();
+            if parse_cursor(first).is_some_and(|found| Some(&*found) == self.cursor.as_deref()) {
+                self.splitter.drop_first_line();
+                if self.splitter.complete_bytes() == 0 {
                     return None;
                 }
             } else {
                 let what = "the entry that was counted last is not there any more (vacuumed, or not of these identifiers \
                             and units); going on at the nearest later one: what was between is not counted";
-                return Some(Next::Gap(what.to_owned()));
+                return Some(JournalEvent::Gap(what.to_owned()));
             }
         }
-        let (lines, skipped) = self.cutter.take();
+        let (lines, skipped) = self.splitter.take_lines();
         let last = lines.strip_suffix(b"\n").unwrap_or(&lines);
         let last = memchr::memrchr(b'\n', last).map_or(last, |at| &last[at + 1..]);
-        if let Some(found) = cursor(last) {
+        if let Some(found) = parse_cursor(last) {
             self.cursor = Some(found.into_owned());
         }
-        Some(Next::Read(self.block(lines, skipped, false)))
+        Some(JournalEvent::Entries(self.block(lines, skipped, false)))
     }
 
-    fn block(&self, lines: Vec<u8>, skipped: u64, at_end: bool) -> Block {
-        let mark = self.cursor.clone().map_or(Mark::Nowhere, |cursor| Mark::Journal { cursor });
-        Block { lines, mark, skipped, behind: 0, at_end }
+    fn block(&self, lines: Vec<u8>, skipped: u64, at_end: bool) -> LineBlock {
+        let position = self.cursor.clone().map_or(Position::Nowhere, |cursor| Position::Journal { cursor });
+        LineBlock { lines, position, skipped, bytes_behind: 0, at_end }
     }
 
-    fn start(&mut self) -> std::io::Result<Running> {
+    fn start(&mut self) -> std::io::Result<JournalctlProcess> {
         let mut command = Command::new("journalctl");
         command
             .args(["--output=json", "--follow", "--no-tail", "--all", "--no-pager"])
@@ -204,52 +213,52 @@ impl Follower {
         let mut child = command.spawn()?;
         let piped = || std::io::Error::other("it has no pipes");
         let out = child.stdout.take().ok_or_else(piped)?;
-        let said = BufReader::new(child.stderr.take().ok_or_else(piped)?);
-        self.resumes = self.cursor.is_some();
+        let message = BufReader::new(child.stderr.take().ok_or_else(piped)?);
+        self.expects_cursor_entry = self.cursor.is_some();
         // What was not whole comes again.
-        self.cutter = Cutter::new(MAX_ENTRY);
-        Ok(Running { child, out, said, since: Instant::now() })
+        self.splitter = LineSplitter::new(MAX_ENTRY);
+        Ok(JournalctlProcess { child, stdout: out, stderr: message, started_at: Instant::now() })
     }
 
-    /// Why journalctl has ended.
-    async fn ended(&mut self) -> String {
-        let Some(mut running) = self.running.take() else { return "journalctl has ended; starting it anew".into() };
-        if running.since.elapsed() >= HEALTHY {
-            self.pause = PAUSE;
+    /// Ends the process and describes why it exited.
+    async fn describe_exit(&mut self) -> String {
+        let Some(mut running) = self.process.take() else { return "journalctl has ended; starting it anew".into() };
+        if running.started_at.elapsed() >= HEALTHY_RUN_TIME {
+            self.restart_delay = MIN_RESTART_DELAY;
         }
-        let mut said = String::new();
+        let mut message = String::new();
         let mut line = Vec::new();
         while let Ok(Ok(1..)) =
-            timeout(PAUSE, (&mut running.said).take(MAX_SAID as u64).read_until(b'\n', &mut line)).await
+            timeout(MIN_RESTART_DELAY, (&mut running.stderr).take(MAX_STDERR as u64).read_until(b'\n', &mut line)).await
         {
             let text = String::from_utf8_lossy(&line);
-            if said.len() < MAX_SAID && !text.trim().is_empty() {
-                said.push_str(if said.is_empty() { "" } else { " | " });
-                said.push_str(&text.trim().escape_debug().to_string());
+            if message.len() < MAX_STDERR && !text.trim().is_empty() {
+                message.push_str(if message.is_empty() { "" } else { " | " });
+                message.push_str(&text.trim().escape_debug().to_string());
             }
             line.clear();
         }
         let _ = running.child.start_kill();
-        let status = match timeout(PAUSE, running.child.wait()).await {
+        let status = match timeout(MIN_RESTART_DELAY, running.child.wait()).await {
             Ok(Ok(status)) => status.to_string(),
             _ => "it does not say how".to_owned(),
         };
-        let said = if said.is_empty() { status } else { format!("{status}: {said}") };
-        format!("journalctl has ended: {said}; starting it anew")
+        let message = if message.is_empty() { status } else { format!("{status}: {message}") };
+        format!("journalctl has ended: {message}; starting it anew")
     }
 
-    async fn fail(&mut self, said: String) -> Next {
-        tokio::time::sleep(self.pause).await;
-        self.pause = (self.pause * 2).min(PAUSE_AT_MOST);
-        Next::Trouble(said)
+    async fn back_off(&mut self, message: String) -> JournalEvent {
+        tokio::time::sleep(self.restart_delay).await;
+        self.restart_delay = (self.restart_delay * 2).min(MAX_RESTART_DELAY);
+        JournalEvent::Failed(message)
     }
 }
 
-/// One entry.
+/// One entry of the journal.
 #[derive(Debug)]
-pub struct Entry<'a> {
+pub struct JournalEntry<'a> {
     /// When the journal took it, in seconds since 1970-01-01T00:00:00Z.
-    pub at: i64,
+    pub timestamp: i64,
     /// What its writer calls itself: `postfix/smtp`.
     pub ident: Cow<'a, [u8]>,
     /// Its writer's process id; 0 where the journal has none.
@@ -258,106 +267,106 @@ pub struct Entry<'a> {
     pub text: Cow<'a, [u8]>,
 }
 
-impl Entry<'_> {
+impl JournalEntry<'_> {
     /// Reads the text as a log line of an MTA's.
-    pub fn parse(&self, dialect: Dialect) -> Result<Option<Event<'_>>, MalformedLine> {
-        parse_entry(dialect, LogTimestamp::Utc(self.at), &self.ident, self.pid, &self.text)
+    pub fn parse_text(&self, dialect: Dialect) -> Result<Option<Event<'_>>, MalformedLine> {
+        parse_entry(dialect, LogTimestamp::Utc(self.timestamp), &self.ident, self.pid, &self.text)
     }
 }
 
 #[derive(Deserialize)]
-struct Fields<'a> {
+struct JournalFields<'a> {
     #[serde(rename = "__REALTIME_TIMESTAMP", borrow)]
-    at: Octets<'a>,
+    at: BytesField<'a>,
     #[serde(rename = "SYSLOG_IDENTIFIER", borrow, default)]
-    ident: Octets<'a>,
+    ident: BytesField<'a>,
     #[serde(rename = "SYSLOG_PID", borrow, default)]
-    syslog_pid: Octets<'a>,
+    syslog_pid: BytesField<'a>,
     #[serde(rename = "_PID", borrow, default)]
-    pid: Octets<'a>,
+    pid: BytesField<'a>,
     #[serde(rename = "MESSAGE", borrow, default)]
-    text: Octets<'a>,
+    text: BytesField<'a>,
 }
 
 #[derive(Deserialize)]
-struct Position<'a> {
+struct CursorField<'a> {
     #[serde(rename = "__CURSOR", borrow)]
     cursor: Cow<'a, str>,
 }
 
-fn cursor(line: &[u8]) -> Option<Cow<'_, str>> {
-    serde_json::from_slice(line).ok().map(|position: Position<'_>| position.cursor)
+fn parse_cursor(line: &[u8]) -> Option<Cow<'_, str>> {
+    serde_json::from_slice(line).ok().map(|position: CursorField<'_>| position.cursor)
 }
 
 /// Reads one entry as `journalctl -o json` prints it; `None` for one that no MTA can have written. An error is what could
 /// not be read, for a counter.
-pub fn entry(line: &[u8]) -> Result<Option<Entry<'_>>, &'static str> {
+pub fn decode_entry(line: &[u8]) -> Result<Option<JournalEntry<'_>>, &'static str> {
     if line.iter().all(u8::is_ascii_whitespace) {
         return Ok(None);
     }
-    let fields: Fields<'_> = serde_json::from_slice(line).map_err(|_| "journal entry")?;
-    let number = |text: &Octets<'_>| std::str::from_utf8(&text.0).ok()?.trim().parse::<i64>().ok();
+    let fields: JournalFields<'_> = serde_json::from_slice(line).map_err(|_| "journal entry")?;
+    let number = |text: &BytesField<'_>| std::str::from_utf8(&text.0).ok()?.trim().parse::<i64>().ok();
     let at = number(&fields.at).ok_or("journal time stamp")?.div_euclid(1_000_000);
     if fields.ident.0.is_empty() || fields.text.0.is_empty() {
         return Ok(None);
     }
     let pid = number(&fields.syslog_pid).or_else(|| number(&fields.pid)).and_then(|pid| u32::try_from(pid).ok());
-    Ok(Some(Entry { at, ident: fields.ident.0, pid: pid.unwrap_or(0), text: fields.text.0 }))
+    Ok(Some(JournalEntry { timestamp: at, ident: fields.ident.0, pid: pid.unwrap_or(0), text: fields.text.0 }))
 }
 
-/// A field's value: a text, an array of octets where it is not UTF-8, null where it is too long; of several the first.
+/// The value of a field: text, an array of bytes if it is not UTF-8, null if it is too long; the first of several.
 #[derive(Debug, Default)]
-struct Octets<'a>(Cow<'a, [u8]>);
+struct BytesField<'a>(Cow<'a, [u8]>);
 
-impl<'de: 'a, 'a> Deserialize<'de> for Octets<'a> {
+impl<'de: 'a, 'a> Deserialize<'de> for BytesField<'a> {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-        struct Value;
-        impl<'de> Visitor<'de> for Value {
-            type Value = Octets<'de>;
+        struct BytesVisitor;
+        impl<'de> Visitor<'de> for BytesVisitor {
+            type Value = BytesField<'de>;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("a text, an array of octets, or null")
             }
 
-            fn visit_borrowed_str<E: de::Error>(self, text: &'de str) -> Result<Octets<'de>, E> {
-                Ok(Octets(Cow::Borrowed(text.as_bytes())))
+            fn visit_borrowed_str<E: de::Error>(self, text: &'de str) -> Result<BytesField<'de>, E> {
+                Ok(BytesField(Cow::Borrowed(text.as_bytes())))
             }
 
-            fn visit_str<E: de::Error>(self, text: &str) -> Result<Octets<'de>, E> {
-                Ok(Octets(Cow::Owned(text.as_bytes().to_vec())))
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<BytesField<'de>, E> {
+                Ok(BytesField(Cow::Owned(text.as_bytes().to_vec())))
             }
 
-            fn visit_unit<E: de::Error>(self) -> Result<Octets<'de>, E> {
-                Ok(Octets::default())
+            fn visit_unit<E: de::Error>(self) -> Result<BytesField<'de>, E> {
+                Ok(BytesField::default())
             }
 
-            fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Octets<'de>, A::Error> {
-                let mut octets = Vec::new();
-                while let Some(item) = items.next_element::<Item<'de>>()? {
+            fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<BytesField<'de>, A::Error> {
+                let mut bytes = Vec::new();
+                while let Some(item) = items.next_element::<BytesItem<'de>>()? {
                     match item {
-                        Item::Octet(octet) => octets.push(octet),
-                        Item::Text(text) => {
+                        BytesItem::Octet(byte) => bytes.push(byte),
+                        BytesItem::Text(text) => {
                             while items.next_element::<IgnoredAny>()?.is_some() {}
-                            return Ok(Octets(Cow::Owned(text.as_bytes().to_vec())));
+                            return Ok(BytesField(Cow::Owned(text.as_bytes().to_vec())));
                         }
-                        Item::Octets(first) => {
+                        BytesItem::Octets(first) => {
                             while items.next_element::<IgnoredAny>()?.is_some() {}
-                            return Ok(Octets(Cow::Owned(first)));
+                            return Ok(BytesField(Cow::Owned(first)));
                         }
                     }
                 }
-                Ok(Octets(Cow::Owned(octets)))
+                Ok(BytesField(Cow::Owned(bytes)))
             }
         }
         #[derive(Deserialize)]
         #[serde(untagged)]
-        enum Item<'a> {
+        enum BytesItem<'a> {
             Octet(u8),
             #[serde(borrow)]
             Text(Cow<'a, str>),
             Octets(Vec<u8>),
         }
-        from.deserialize_any(Value)
+        from.deserialize_any(BytesVisitor)
     }
 }
 
@@ -367,7 +376,8 @@ mod tests {
 
     #[test]
     fn reads_entries_in_every_form_of_their_fields() {
-        let read = |line: &str| entry(line.as_bytes()).map(|e| e.map(|e| (e.at, e.pid, e.text.into_owned())));
+        let read =
+            |line: &str| decode_entry(line.as_bytes()).map(|e| e.map(|e| (e.timestamp, e.pid, e.text.into_owned())));
         let rest = r#""SYSLOG_IDENTIFIER":"postfix/smtp","__REALTIME_TIMESTAMP":"1795312226645918","#;
         let text = |message: &str| read(&format!("{{{rest}\"_PID\":\"7\",\"MESSAGE\":{message}}}"));
         let want = |text: &[u8]| Ok(Some((1_795_312_226, 7, text.to_vec())));

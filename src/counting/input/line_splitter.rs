@@ -1,52 +1,52 @@
-//! Whole lines from a stream that comes in pieces.
+//! Splits a stream that arrives in chunks into whole lines.
 //!
-//! Takes: octets as they are read. Gives: whole lines, and how many were left out.
+//! Takes: bytes as they are read. Gives: whole lines, and how many were left out.
 //! Limits: a line of the length given at most is held; longer ones are skipped and counted.
 
 use memchr::{memchr, memrchr};
 
-/// What has been read and not handed on.
+/// Collects chunks until they make whole lines.
 #[derive(Debug)]
-pub struct Cutter {
-    held: Vec<u8>,
-    most: usize,
+pub struct LineSplitter {
+    buffer: Vec<u8>,
+    max_line: usize,
     /// Within a line that is too long.
     skipping: bool,
     skipped: u64,
 }
 
-impl Cutter {
-    /// Lines of at most so many octets.
-    pub fn new(most: usize) -> Cutter {
-        Cutter { held: Vec::new(), most, skipping: false, skipped: 0 }
+impl LineSplitter {
+    /// A splitter for lines of at most `max_line` bytes.
+    pub fn new(max_line: usize) -> LineSplitter {
+        LineSplitter { buffer: Vec::new(), max_line, skipping: false, skipped: 0 }
     }
 
     /// Takes what was read.
-    pub fn push(&mut self, mut octets: &[u8]) {
+    pub fn push(&mut self, mut bytes: &[u8]) {
         if self.skipping {
-            let Some(end) = memchr(b'\n', octets) else { return };
-            octets = &octets[end + 1..];
+            let Some(end) = memchr(b'\n', bytes) else { return };
+            bytes = &bytes[end + 1..];
             self.skipping = false;
         }
-        self.held.extend_from_slice(octets);
-        let rest = memrchr(b'\n', &self.held).map_or(0, |at| at + 1);
-        if self.held.len() - rest > self.most {
-            self.held.truncate(rest);
+        self.buffer.extend_from_slice(bytes);
+        let rest = memrchr(b'\n', &self.buffer).map_or(0, |at| at + 1);
+        if self.buffer.len() - rest > self.max_line {
+            self.buffer.truncate(rest);
             self.skipping = true;
             self.skipped += 1;
         }
     }
 
-    /// How many octets of whole lines are there.
-    pub fn whole(&self) -> usize {
-        memrchr(b'\n', &self.held).map_or(0, |at| at + 1)
+    /// How many bytes of whole lines are buffered.
+    pub fn complete_bytes(&self) -> usize {
+        memrchr(b'\n', &self.buffer).map_or(0, |at| at + 1)
     }
 
-    /// The whole lines, and how many were left out since the last call.
-    pub fn take(&mut self) -> (Vec<u8>, u64) {
-        let rest = self.held.split_off(self.whole());
-        let mut lines = std::mem::replace(&mut self.held, rest);
-        let too_long = |line: &&[u8]| line.len() > self.most + 1;
+    /// Takes the whole lines, and how many were too long since the last call.
+    pub fn take_lines(&mut self) -> (Vec<u8>, u64) {
+        let rest = self.buffer.split_off(self.complete_bytes());
+        let mut lines = std::mem::replace(&mut self.buffer, rest);
+        let too_long = |line: &&[u8]| line.len() > self.max_line + 1;
         let long = lines.split_inclusive(|b| *b == b'\n').filter(too_long).count() as u64;
         if long > 0 {
             let kept = lines.split_inclusive(|b| *b == b'\n').filter(|line| !too_long(line)).flatten();
@@ -56,20 +56,20 @@ impl Cutter {
     }
 
     /// The first whole line, without its `\n`.
-    pub fn first(&self) -> &[u8] {
-        memchr(b'\n', &self.held).map_or(b"", |end| &self.held[..end])
+    pub fn first_line(&self) -> &[u8] {
+        memchr(b'\n', &self.buffer).map_or(b"", |end| &self.buffer[..end])
     }
 
-    /// Forgets the first whole line.
-    pub fn drop_first(&mut self) {
-        if let Some(end) = memchr(b'\n', &self.held) {
-            self.held.drain(..=end);
+    /// Drops the first whole line.
+    pub fn drop_first_line(&mut self) {
+        if let Some(end) = memchr(b'\n', &self.buffer) {
+            self.buffer.drain(..=end);
         }
     }
 
-    /// The last line, which nobody will end: with `\n`; empty where there is none.
-    pub fn last(&mut self) -> Vec<u8> {
-        let mut line = std::mem::take(&mut self.held);
+    /// Takes a last line without an end, and adds `\n`; empty if there is none.
+    pub fn take_unterminated(&mut self) -> Vec<u8> {
+        let mut line = std::mem::take(&mut self.buffer);
         if !line.is_empty() && !line.ends_with(b"\n") {
             line.push(b'\n');
         }
@@ -83,13 +83,13 @@ mod tests {
 
     #[test]
     fn pieces_become_lines_and_long_ones_are_left_out() {
-        let mut cutter = Cutter::new(8);
-        for piece in ["ab", "c\nde", "f", "\n123456789", "123\nx\n", "12345678\n123456789\n", "y"] {
-            cutter.push(piece.as_bytes());
+        let mut splitter = LineSplitter::new(8);
+        for chunk in ["ab", "c\nde", "f", "\n123456789", "123\nx\n", "12345678\n123456789\n", "y"] {
+            splitter.push(chunk.as_bytes());
         }
-        assert_eq!(cutter.take(), (b"abc\ndef\nx\n12345678\n".to_vec(), 2));
-        assert_eq!(cutter.take(), (Vec::new(), 0));
-        assert_eq!(cutter.last(), b"y\n");
-        assert_eq!(cutter.last(), b"");
+        assert_eq!(splitter.take_lines(), (b"abc\ndef\nx\n12345678\n".to_vec(), 2));
+        assert_eq!(splitter.take_lines(), (Vec::new(), 0));
+        assert_eq!(splitter.take_unterminated(), b"y\n");
+        assert_eq!(splitter.take_unterminated(), b"");
     }
 }

@@ -1,8 +1,8 @@
-//! Where lines come from: one task an input, each reading from its mark and handing on blocks of whole lines.
+//! Where lines come from: one task an input, each reading from its position and handing on blocks of whole lines.
 //!
-//! Takes: a source and the mark of what has been counted. Gives: [`Block`]s, in order, each line once.
-//! Limits: `MAX_LINE` octets a line; longer ones are skipped and counted. `BLOCK` octets a block.
-//! Not here: what a line means (`parsers`), when a mark is stored (`pipeline`).
+//! Takes: a source and the position of what has been counted. Gives: [`LineBlock`]s, in order, each line once.
+//! Limits: `MAX_LINE` bytes a line; longer ones are skipped and counted. `MAX_BLOCK` bytes a block.
+//! Not here: what a line means (`parsers`), when a position is stored (`pipeline`).
 
 pub mod datagram;
 pub mod file;
@@ -12,40 +12,40 @@ pub mod stdin;
 
 use serde::{Deserialize, Serialize};
 
-/// The longest line that is read, in octets. Postfix cuts its text at 2,000; rsyslog's default is 8,192.
+/// The longest line that is read, in bytes. Postfix cuts its text at 2,000; rsyslog's default is 8,192.
 pub const MAX_LINE: usize = 16 * 1024;
 
-/// The most that one block carries, in octets: large enough that a commit a block costs little.
-pub const BLOCK: usize = 1024 * 1024;
+/// The size of a block, in bytes: large enough that a commit for each block costs little.
+pub const MAX_BLOCK: usize = 1024 * 1024;
 
-/// Whole lines, and where reading goes on after them.
+/// Whole lines, and the position after them.
 #[derive(Debug)]
-pub struct Block {
+pub struct LineBlock {
     /// Lines, each ended by `\n`. Empty where only the end was reached.
     pub lines: Vec<u8>,
     /// Where reading goes on once these lines are counted.
-    pub mark: Mark,
+    pub position: Position,
     /// Over-long lines that were left out.
     pub skipped: u64,
-    /// Octets known to be unread behind this block.
-    pub behind: u64,
+    /// Bytes known to be unread behind this block.
+    pub bytes_behind: u64,
     /// Whether this block reaches the end of what is there now.
     pub at_end: bool,
 }
 
-/// How far a source has been read, so that reading can go on there after a restart.
+/// How far an input has been read and counted: reading continues there after a restart.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", tag = "kind")]
-pub enum Mark {
+pub enum Position {
     /// In a file: which one, and how far.
     File {
-        /// A digest of the file's first octets, which tells it from another that got its inode.
+        /// A digest of the file's first bytes, which tells it from another that got its inode.
         fingerprint: u64,
-        /// How many octets the fingerprint covers.
+        /// How many bytes the fingerprint covers.
         covers: u64,
         /// Its inode number.
         inode: u64,
-        /// Octets counted.
+        /// Bytes counted.
         offset: u64,
     },
     /// In a journal.
@@ -53,7 +53,7 @@ pub enum Mark {
         /// The cursor of the last entry counted.
         cursor: String,
     },
-    /// Nowhere: what was read of this source is gone.
+    /// None: this input cannot be read again.
     Nowhere,
 }
 

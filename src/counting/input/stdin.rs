@@ -1,51 +1,51 @@
 //! Lines from standard input: a container's log driver, a pipe.
 //!
-//! Takes: nothing. Gives: blocks of whole lines. They have no mark: what was read and not committed when the process is
+//! Takes: nothing. Gives: blocks of whole lines. They have no position: what was read and not committed when the process is
 //! killed is lost, which the daemon says at start.
-//! Limits: [`AHEAD`] blocks are read ahead; then the writer waits.
+//! Limits: [`MAX_BLOCKS_AHEAD`] blocks are read ahead; then the writer waits.
 //! When it fails: the end of the input, or an error, which ends it; the daemon goes on without it.
 
 use std::io::{self, Read};
 
 use tokio::sync::mpsc;
 
-use crate::counting::input::line_splitter::Cutter;
-use crate::counting::input::{BLOCK, Block, MAX_LINE, Mark};
+use crate::counting::input::line_splitter::LineSplitter;
+use crate::counting::input::{LineBlock, MAX_BLOCK, MAX_LINE, Position};
 
 /// Blocks that are read ahead of the counting.
-const AHEAD: usize = 4;
+const MAX_BLOCKS_AHEAD: usize = 4;
 
-/// Octets that are asked for at once.
-const PIECE: usize = 64 * 1024;
+/// The most bytes read at once.
+const READ_CHUNK_BYTES: usize = 64 * 1024;
 
 /// Standard input, read by a thread of its own for as long as the process lives: one reading that nobody waits for any
 /// more would swallow what comes next.
-pub struct Stdin {
-    blocks: mpsc::Receiver<Result<Block, String>>,
+pub struct StdinReader {
+    blocks: mpsc::Receiver<Result<LineBlock, String>>,
 }
 
-impl Stdin {
+impl StdinReader {
     /// Begins to read.
-    pub fn open() -> io::Result<Stdin> {
-        let (sender, blocks) = mpsc::channel(AHEAD);
-        std::thread::Builder::new().name("stdin".into()).spawn(move || read(io::stdin().lock(), &sender))?;
-        Ok(Stdin { blocks })
+    pub fn open() -> io::Result<StdinReader> {
+        let (sender, blocks) = mpsc::channel(MAX_BLOCKS_AHEAD);
+        std::thread::Builder::new().name("stdin".into()).spawn(move || read_blocks(io::stdin().lock(), &sender))?;
+        Ok(StdinReader { blocks })
     }
 
     /// The next lines; `None` after the end. Nothing is lost where the future is dropped.
-    pub async fn next(&mut self) -> Option<Result<Block, String>> {
+    pub async fn next(&mut self) -> Option<Result<LineBlock, String>> {
         self.blocks.recv().await
     }
 }
 
-fn read(mut from: impl Read, to: &mpsc::Sender<Result<Block, String>>) {
-    let mut cutter = Cutter::new(MAX_LINE);
-    let mut piece = vec![0; PIECE];
+fn read_blocks(mut from: impl Read, to: &mpsc::Sender<Result<LineBlock, String>>) {
+    let mut splitter = LineSplitter::new(MAX_LINE);
+    let mut chunk = vec![0; READ_CHUNK_BYTES];
     loop {
-        let ended = match from.read(&mut piece) {
+        let ended = match from.read(&mut chunk) {
             Ok(0) => true,
             Ok(length) => {
-                cutter.push(&piece[..length]);
+                splitter.push(&chunk[..length]);
                 false
             }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
@@ -54,13 +54,13 @@ fn read(mut from: impl Read, to: &mpsc::Sender<Result<Block, String>>) {
                 true
             }
         };
-        let (mut lines, skipped) = cutter.take();
+        let (mut lines, skipped) = splitter.take_lines();
         if ended {
-            lines.extend(cutter.last());
+            lines.extend(splitter.take_unterminated());
         }
-        debug_assert!(lines.len() <= BLOCK);
+        debug_assert!(lines.len() <= MAX_BLOCK);
         // A pipe does not say whether it is empty: what is not there now may come at once.
-        let block = Block { lines, mark: Mark::Nowhere, skipped, behind: 0, at_end: true };
+        let block = LineBlock { lines, position: Position::Nowhere, skipped, bytes_behind: 0, at_end: true };
         let sent = block.lines.is_empty() && !ended || to.blocking_send(Ok(block)).is_ok();
         if ended || !sent {
             return;
@@ -74,16 +74,16 @@ mod tests {
 
     #[test]
     fn reads_to_the_end_and_the_last_line_counts() {
-        let (sender, mut blocks) = mpsc::channel(AHEAD);
+        let (sender, mut blocks) = mpsc::channel(MAX_BLOCKS_AHEAD);
         let long = "x".repeat(MAX_LINE + 1);
         let text = format!("one\n{long}\ntwo\nthree");
-        read(text.as_bytes(), &sender);
+        read_blocks(text.as_bytes(), &sender);
         drop(sender);
         let mut lines = Vec::new();
         let mut skipped = 0;
         while let Some(block) = blocks.blocking_recv() {
             let block = block.unwrap();
-            assert_eq!(block.mark, Mark::Nowhere);
+            assert_eq!(block.position, Position::Nowhere);
             lines.extend(block.lines);
             skipped += block.skipped;
         }

@@ -93,8 +93,8 @@ pub fn datagram(data: &[u8]) {
 /// What `journalctl -o json` prints: no entry panics, and its event lies in its fields.
 pub fn journal(data: &[u8]) {
     for line in data.split(|&b| b == b'\n') {
-        let Ok(Some(entry)) = journald::entry(line) else { continue };
-        if let Ok(Some(event)) = entry.parse(Dialect::Postfix) {
+        let Ok(Some(entry)) = journald::decode_entry(line) else { continue };
+        if let Ok(Some(event)) = entry.parse_text(Dialect::Postfix) {
             for text in borrowed::texts(&event) {
                 assert!(borrowed::lies_in(text, &entry.text) || borrowed::lies_in(text, &entry.ident), "{event:?}");
             }

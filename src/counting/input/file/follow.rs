@@ -1,8 +1,8 @@
 //! Which file is read next: the one at the path, or what became of it.
 //!
-//! Takes: a path and a mark. Gives: a [`Step`] a call: a block, or that there is nothing yet. Blocks on the disk only.
-//! The mark stays at the end of a file until a line of the next has been read: an empty file has nothing to be known by.
-//! Where there was none at all but an empty one, every file with content is newer than the mark.
+//! Takes: a path and a position. Gives: a [`FollowStep`] a call: a block, or that there is nothing yet. Blocks on the disk only.
+//! The position stays at the end of a file until a line of the next has been read: an empty file has nothing to be known by.
+//! Where there was none at all but an empty one, every file with content is newer than the position.
 //! When it fails: an `InputError`, once for as long as it stands the same.
 
 use std::collections::HashSet;
@@ -11,277 +11,288 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use crate::counting::input::file::open_log::{Found, Source};
-use crate::counting::input::file::rotated::{self, Sibling};
-use crate::counting::input::{Block, InputError, Mark};
+use crate::counting::input::file::open_log::{OpenLog, ReadResult};
+use crate::counting::input::file::rotated::{self, RotatedFile};
+use crate::counting::input::{InputError, LineBlock, Position};
 
-/// How often the file is looked at when nothing wakes us.
-pub(super) const POLL: Duration = Duration::from_millis(250);
+/// How often the file is polled if no event reports a change.
+pub(super) const POLL_INTERVAL: Duration = Duration::from_millis(250);
 
 /// How long no name in the folder must have changed before what is read of it is believed: more than the grain of the
 /// time stamps that the kernel gives it.
-const AT_REST: Duration = Duration::from_millis(30);
+const FOLDER_SETTLE_TIME: Duration = Duration::from_millis(30);
 
-/// What one look came to.
-pub(super) enum Step {
-    /// Lines, or the news that the end is reached.
-    Read(Block),
-    /// Nothing yet; look again when something has changed, or after this time.
+/// The result of one poll.
+pub(super) enum FollowStep {
+    /// Lines, or the end of the file.
+    Read(LineBlock),
+    /// Nothing yet; poll again after a change, or after this time.
     Wait(Duration),
 }
 
-pub(super) struct Reader {
+pub(super) struct LogReader {
     path: PathBuf,
-    quiet: Duration,
-    source: Option<Source>,
+    quiet_period: Duration,
+    log: Option<OpenLog>,
     /// Where reading goes on after a restart.
-    mark: Option<Mark>,
-    /// Octets in the files after this one.
-    beyond: u64,
-    /// Whether the end has been told since lines were read.
-    told_end: bool,
-    /// Since when the marked file is not found. Names change one by one while files are rotated: one look may miss it.
-    missed: Option<Instant>,
-    /// What has been said and still stands.
-    said: HashSet<String>,
+    position: Option<Position>,
+    /// Bytes in the files after this one.
+    bytes_in_later_files: u64,
+    /// Whether the end has been reported since lines were read.
+    reported_end: bool,
+    /// Since when the file of the position is missing. A rotation renames one file after another, so one poll may miss it.
+    missing_since: Option<Instant>,
+    /// Messages that have been logged and still hold.
+    logged: HashSet<String>,
 }
 
 /// What comes after the end of a file.
-enum Next {
+enum NextFile {
     /// Nothing: this is the newest.
     None,
     /// Another file, but this one may still grow.
-    Later,
+    NotYet,
     /// This file, now: its path, device and inode.
-    File(PathBuf, (u64, u64)),
+    Ready(PathBuf, (u64, u64)),
 }
 
-impl Reader {
-    pub fn new(path: PathBuf, mark: Option<Mark>, quiet: Duration) -> Reader {
-        // Any other mark is not of a file.
-        let mark = mark.filter(|mark| matches!(mark, Mark::File { .. }));
-        Reader { path, quiet, source: None, mark, beyond: 0, told_end: false, missed: None, said: HashSet::new() }
+impl LogReader {
+    pub fn new(path: PathBuf, position: Option<Position>, quiet_period: Duration) -> LogReader {
+        // Any other position is not of a file.
+        let position = position.filter(|position| matches!(position, Position::File { .. }));
+        LogReader {
+            path,
+            quiet_period,
+            log: None,
+            position,
+            bytes_in_later_files: 0,
+            reported_end: false,
+            missing_since: None,
+            logged: HashSet::new(),
+        }
     }
 
-    /// One look.
-    pub fn step(&mut self) -> Result<Step, InputError> {
+    /// Polls once.
+    pub fn step(&mut self) -> Result<FollowStep, InputError> {
         let step = self.read();
         match step {
             Ok(step) => Ok(step),
-            Err(e) if self.said.insert(e.to_string()) => Err(e),
-            Err(_) => Ok(Step::Wait(POLL)),
+            Err(e) if self.logged.insert(e.to_string()) => Err(e),
+            Err(_) => Ok(FollowStep::Wait(POLL_INTERVAL)),
         }
     }
 
-    fn read(&mut self) -> Result<Step, InputError> {
+    fn read(&mut self) -> Result<FollowStep, InputError> {
         loop {
-            if self.source.is_none() && !self.begin()? {
-                return Ok(Step::Wait(POLL));
+            if self.log.is_none() && !self.open_first()? {
+                return Ok(FollowStep::Wait(POLL_INTERVAL));
             }
-            if self.mark.as_ref().is_some_and(|mark| !mark_is_sure(mark))
-                && let Some(first) = self.oldest()?
+            if self.position.as_ref().is_some_and(|position| !has_fingerprint(position))
+                && let Some(first) = self.oldest_rotated()?
             {
-                self.mark = Some(first.mark());
-                self.take(first)?;
+                self.position = Some(first.position());
+                self.switch_to(first)?;
             }
-            let Some(source) = &mut self.source else { return Ok(Step::Wait(POLL)) };
-            match source.read() {
-                Ok(Found::Lines { lines, skipped }) => return self.hand_out(lines, skipped),
-                Ok(Found::Nothing) => {}
-                Ok(Found::Replaced) => {
+            let Some(log) = &mut self.log else { return Ok(FollowStep::Wait(POLL_INTERVAL)) };
+            match log.read() {
+                Ok(ReadResult::Lines { lines, skipped }) => return self.next_block(lines, skipped),
+                Ok(ReadResult::Nothing) => {}
+                Ok(ReadResult::Replaced) => {
                     // The rest of what it was may stand in a copy (logrotate's copytruncate).
-                    let of_its_own = source.mark();
-                    self.mark.get_or_insert(of_its_own);
-                    self.source = None;
+                    let of_its_own = log.position();
+                    self.position.get_or_insert(of_its_own);
+                    self.log = None;
                     continue;
                 }
                 Err(e) => {
-                    self.source = None;
+                    self.log = None;
                     return Err(self.unreadable(&e));
                 }
             }
-            match self.next()? {
-                Next::None if self.told_end => return Ok(Step::Wait(POLL)),
-                Next::None => return self.hand_out(Vec::new(), 0),
-                Next::Later => return Ok(Step::Wait(self.quiet / 4)),
-                Next::File(path, identity) => {
-                    let Some(source) = &mut self.source else { return Ok(Step::Wait(POLL)) };
-                    let last = source.last_line();
+            match self.next_file()? {
+                NextFile::None if self.reported_end => return Ok(FollowStep::Wait(POLL_INTERVAL)),
+                NextFile::None => return self.next_block(Vec::new(), 0),
+                NextFile::NotYet => return Ok(FollowStep::Wait(self.quiet_period / 4)),
+                NextFile::Ready(path, identity) => {
+                    let Some(log) = &mut self.log else { return Ok(FollowStep::Wait(POLL_INTERVAL)) };
+                    let last = log.take_last_line();
                     if let Some((lines, skipped)) = last.map_err(|e| unreadable(&self.path, &e))? {
-                        return self.hand_out(lines, skipped);
+                        return self.next_block(lines, skipped);
                     }
-                    if let Some(e) = source.damage() {
-                        let what = format!("is damaged: {}: {e}; the rest of it is not counted", source.path.display());
-                        self.say(what, true);
+                    if let Some(e) = log.damage() {
+                        let what = format!("is damaged: {}: {e}; the rest of it is not counted", log.path.display());
+                        self.log_once(what, true);
                     }
-                    if !self.go_on(&path, identity)? {
-                        return Ok(Step::Wait(AT_REST));
+                    if !self.switch_to_next(&path, identity)? {
+                        return Ok(FollowStep::Wait(FOLDER_SETTLE_TIME));
                     }
                 }
             }
         }
     }
 
-    /// Goes on with the next file. False where names change just now: a folder that is read during a rotation may show
+    /// Switches to the next file. False while names change: a folder that is read during a rotation may show
     /// a file twice, or not at all, so that only what a folder at rest shows is believed.
-    fn go_on(&mut self, path: &Path, identity: (u64, u64)) -> Result<bool, InputError> {
-        let next = match Source::open(path) {
+    fn switch_to_next(&mut self, path: &Path, identity: (u64, u64)) -> Result<bool, InputError> {
+        let next = match OpenLog::open(path) {
             Ok(next) => next,
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(false),
             Err(e) => return Err(unreadable(path, &e)),
         };
-        let changed = rotated::changed(&self.path).map_err(|e| self.unreadable(&e))?;
+        let changed = rotated::folder_changed_at(&self.path).map_err(|e| self.unreadable(&e))?;
         // Where the clock went back, only that nothing changed meanwhile can be told.
-        let at_rest = changed.elapsed().map_or(true, |since| since >= AT_REST);
-        let agreed = matches!(self.next()?, Next::File(_, again) if again == identity);
-        let unchanged = rotated::changed(&self.path).is_ok_and(|again| again == changed);
+        let at_rest = changed.elapsed().map_or(true, |since| since >= FOLDER_SETTLE_TIME);
+        let agreed = matches!(self.next_file()?, NextFile::Ready(_, again) if again == identity);
+        let unchanged = rotated::folder_changed_at(&self.path).is_ok_and(|again| again == changed);
         if at_rest && agreed && unchanged && (next.device, next.inode) == identity {
-            self.take(next)?;
+            self.switch_to(next)?;
             return Ok(true);
         }
         Ok(false)
     }
 
-    fn hand_out(&mut self, lines: Vec<u8>, skipped: u64) -> Result<Step, InputError> {
-        let Some(source) = &self.source else { return Ok(Step::Wait(POLL)) };
+    fn next_block(&mut self, lines: Vec<u8>, skipped: u64) -> Result<FollowStep, InputError> {
+        let Some(log) = &self.log else { return Ok(FollowStep::Wait(POLL_INTERVAL)) };
         let moved = !lines.is_empty() || skipped > 0;
-        let (own, behind) = (source.mark(), source.behind() + self.beyond);
-        let at_end = !moved || (source.is_at_end() && matches!(self.next()?, Next::None));
-        if moved || self.mark.is_none() {
-            self.mark = Some(own.clone());
+        let (own, behind) = (log.position(), log.bytes_behind() + self.bytes_in_later_files);
+        let at_end = !moved || (log.is_at_end() && matches!(self.next_file()?, NextFile::None));
+        if moved || self.position.is_none() {
+            self.position = Some(own.clone());
         }
-        self.told_end = at_end;
-        self.said.clear();
-        let mark = self.mark.clone().unwrap_or(own);
-        Ok(Step::Read(Block { lines, mark, skipped, behind, at_end }))
+        self.reported_end = at_end;
+        self.logged.clear();
+        let position = self.position.clone().unwrap_or(own);
+        Ok(FollowStep::Read(LineBlock { lines, position, skipped, bytes_behind: behind, at_end }))
     }
 
-    /// Goes on with another file.
-    fn take(&mut self, source: Source) -> Result<(), InputError> {
-        let rotated = rotated::of(&self.path).map_err(|e| self.unreadable(&e))?;
+    /// Switches to another file.
+    fn switch_to(&mut self, log: OpenLog) -> Result<(), InputError> {
+        let rotated = rotated::rotated_files(&self.path).map_err(|e| self.unreadable(&e))?;
         let mut later: Vec<u64> = Vec::new();
-        if !self.is_at_path(&source)? {
-            let at = position(&rotated, &source).map_or(rotated.len(), |at| at + 1);
-            later.extend(rotated[at..].iter().map(|sibling| sibling.length));
+        if !self.is_at_path(&log)? {
+            let at = index_among_rotated(&rotated, &log).map_or(rotated.len(), |at| at + 1);
+            later.extend(rotated[at..].iter().map(|file| file.length));
             later.extend(std::fs::metadata(&self.path).map(|meta| meta.len()));
         }
-        self.beyond = later.iter().sum();
-        self.missed = None;
-        self.source = Some(source);
+        self.bytes_in_later_files = later.iter().sum();
+        self.missing_since = None;
+        self.log = Some(log);
         Ok(())
     }
 
-    /// Opens the file that the mark is of, or the one at the path. False where there is nothing to read yet.
-    fn begin(&mut self) -> Result<bool, InputError> {
-        let current = match Source::open(&self.path) {
-            Ok(source) => Some(source),
+    /// Opens the file of the position, or the one at the path. False if there is nothing to read yet.
+    fn open_first(&mut self) -> Result<bool, InputError> {
+        let current = match OpenLog::open(&self.path) {
+            Ok(log) => Some(log),
             Err(e) if e.kind() == io::ErrorKind::NotFound => None,
             Err(e) => return Err(self.unreadable(&e)),
         };
-        let Some(mark @ Mark::File { offset, inode, .. }) = self.mark.clone() else {
-            let Some(source) = current else {
-                self.say("does not exist; it is waited for".to_owned(), false);
+        let Some(position @ Position::File { offset, inode, .. }) = self.position.clone() else {
+            let Some(log) = current else {
+                self.log_once("does not exist; it is waited for".to_owned(), false);
                 return Ok(false);
             };
             // An empty file has nothing to be known by; the end of the one before it has.
-            let known = if source.is_empty() { self.end_of_newest()? } else { None };
-            return self.take(known.unwrap_or(source)).map(|()| true);
+            let known = if log.is_empty() { self.end_of_newest_rotated()? } else { None };
+            return self.switch_to(known.unwrap_or(log)).map(|()| true);
         };
         let marked = match current {
-            Some(source) if source.begins_as(&mark) && source.inode == inode && source.reaches(offset) => Some(source),
+            Some(log) if log.matches_fingerprint(&position) && log.inode == inode && log.reaches(offset) => Some(log),
             current => {
-                let moved = current.filter(|now| mark_is_sure(&mark) && now.begins_as(&mark) && now.reaches(offset));
-                match self.rotated(&mark)? {
+                let moved = current.filter(|now| {
+                    has_fingerprint(&position) && now.matches_fingerprint(&position) && now.reaches(offset)
+                });
+                match self.find_rotated(&position)? {
                     Some(found) if found.inode == inode || moved.is_none() => Some(found),
                     _ => moved,
                 }
             }
         };
-        if let Some(mut source) = marked {
-            source.go_to(offset).map_err(|e| self.unreadable(&e))?;
-            return self.take(source).map(|()| true);
+        if let Some(mut log) = marked {
+            log.seek(offset).map_err(|e| self.unreadable(&e))?;
+            return self.switch_to(log).map(|()| true);
         }
-        if self.missed.get_or_insert_with(Instant::now).elapsed() < self.quiet {
+        if self.missing_since.get_or_insert_with(Instant::now).elapsed() < self.quiet_period {
             return Ok(false);
         }
-        self.say(
+        self.log_once(
             "the file read last is gone: it is not among the rotated ones; what was unread of it is lost".into(),
             true,
         );
-        match Source::open(&self.path) {
-            Ok(source) => self.take(source).map(|()| true),
+        match OpenLog::open(&self.path) {
+            Ok(log) => self.switch_to(log).map(|()| true),
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
             Err(e) => Err(self.unreadable(&e)),
         }
     }
 
     /// The oldest rotated file that has content, unless it is a copy of the one at the path that nobody needs yet.
-    fn oldest(&self) -> Result<Option<Source>, InputError> {
-        let rotated = rotated::of(&self.path).map_err(|e| self.unreadable(&e))?;
-        let current = Source::open(&self.path).ok();
-        let first = rotated.iter().find_map(with_content);
+    fn oldest_rotated(&self) -> Result<Option<OpenLog>, InputError> {
+        let rotated = rotated::rotated_files(&self.path).map_err(|e| self.unreadable(&e))?;
+        let current = OpenLog::open(&self.path).ok();
+        let first = rotated.iter().find_map(open_nonempty);
         Ok(first.filter(|first| !current.is_some_and(|now| now.inode != first.inode && first.is_copy_of(&now))))
     }
 
     /// The newest rotated file that has content, read to its end.
-    fn end_of_newest(&self) -> Result<Option<Source>, InputError> {
-        let rotated = rotated::of(&self.path).map_err(|e| self.unreadable(&e))?;
-        let newest = rotated.iter().rev().find_map(with_content);
-        Ok(newest.and_then(|mut source| source.go_to(u64::MAX).ok().map(|()| source)))
+    fn end_of_newest_rotated(&self) -> Result<Option<OpenLog>, InputError> {
+        let rotated = rotated::rotated_files(&self.path).map_err(|e| self.unreadable(&e))?;
+        let newest = rotated.iter().rev().find_map(open_nonempty);
+        Ok(newest.and_then(|mut log| log.seek(u64::MAX).ok().map(|()| log)))
     }
 
-    /// The rotated file that the mark is of.
-    fn rotated(&mut self, mark: &Mark) -> Result<Option<Source>, InputError> {
-        let Mark::File { inode, .. } = mark else { return Ok(None) };
+    /// The rotated file that the position is of.
+    fn find_rotated(&mut self, position: &Position) -> Result<Option<OpenLog>, InputError> {
+        let Position::File { inode, .. } = position else { return Ok(None) };
         let mut found = None;
-        for sibling in rotated::of(&self.path).map_err(|e| self.unreadable(&e))? {
-            let source = match Source::open(&sibling.path) {
-                Ok(source) => source,
+        for file in rotated::rotated_files(&self.path).map_err(|e| self.unreadable(&e))? {
+            let log = match OpenLog::open(&file.path) {
+                Ok(log) => log,
                 Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
                 Err(e) => {
-                    self.say(format!("cannot look into {}: {e}; it is passed over", sibling.path.display()), true);
+                    self.log_once(format!("cannot look into {}: {e}; it is passed over", file.path.display()), true);
                     continue;
                 }
             };
-            if !source.begins_as(mark) {
+            if !log.matches_fingerprint(position) {
                 continue;
             }
-            if source.inode == *inode {
-                return Ok(Some(source));
+            if log.inode == *inode {
+                return Ok(Some(log));
             }
-            if mark_is_sure(mark) {
-                found = Some(source);
+            if has_fingerprint(position) {
+                found = Some(log);
             }
         }
         Ok(found)
     }
 
     /// What comes after the file that has been read to its end.
-    fn next(&mut self) -> Result<Next, InputError> {
-        let Some(source) = &self.source else { return Ok(Next::None) };
-        if self.is_at_path(source)? {
-            self.missed = None;
-            return Ok(Next::None);
+    fn next_file(&mut self) -> Result<NextFile, InputError> {
+        let Some(log) = &self.log else { return Ok(NextFile::None) };
+        if self.is_at_path(log)? {
+            self.missing_since = None;
+            return Ok(NextFile::None);
         }
-        let rotated = rotated::of(&self.path).map_err(|e| self.unreadable(&e))?;
-        let later = match position(&rotated, source) {
+        let rotated = rotated::rotated_files(&self.path).map_err(|e| self.unreadable(&e))?;
+        let later = match index_among_rotated(&rotated, log) {
             Some(at) => &rotated[at + 1..],
             None => {
                 // Removed, or renamed while we looked.
-                if self.missed.get_or_insert_with(Instant::now).elapsed() < self.quiet {
-                    return Ok(Next::Later);
+                if self.missing_since.get_or_insert_with(Instant::now).elapsed() < self.quiet_period {
+                    return Ok(NextFile::NotYet);
                 }
                 &[]
             }
         };
         // A copy of the file at the path is not finished (copytruncate), or nobody needs it: the path is read, and what
         // is left of the copy once the path is truncated.
-        let current = if later.is_empty() { None } else { Source::open(&self.path).ok() };
-        let is_copy = |sibling: &Sibling| {
-            let current = current.as_ref().filter(|current| current.inode != sibling.inode);
-            current.is_some_and(|current| Source::open(&sibling.path).is_ok_and(|other| other.is_copy_of(current)))
+        let current = if later.is_empty() { None } else { OpenLog::open(&self.path).ok() };
+        let is_copy = |file: &RotatedFile| {
+            let current = current.as_ref().filter(|current| current.inode != file.inode);
+            current.is_some_and(|current| OpenLog::open(&file.path).is_ok_and(|other| other.is_copy_of(current)))
         };
-        let next = match later.iter().find(|sibling| sibling.length > 0 && !is_copy(sibling)) {
+        let next = match later.iter().find(|file| file.length > 0 && !is_copy(file)) {
             Some(next) => Some((next.path.clone(), (next.device, next.inode))),
             None => match std::fs::metadata(&self.path) {
                 Ok(meta) => (meta.len() > 0).then(|| (self.path.clone(), (meta.dev(), meta.ino()))),
@@ -290,15 +301,15 @@ impl Reader {
             },
         };
         Ok(match next {
-            None => Next::None,
-            Some((path, identity)) if source.is_quiet(self.quiet) => Next::File(path, identity),
-            Some(_) => Next::Later,
+            None => NextFile::None,
+            Some((path, identity)) if log.is_quiet(self.quiet_period) => NextFile::Ready(path, identity),
+            Some(_) => NextFile::NotYet,
         })
     }
 
-    fn is_at_path(&self, source: &Source) -> Result<bool, InputError> {
+    fn is_at_path(&self, log: &OpenLog) -> Result<bool, InputError> {
         match std::fs::metadata(&self.path) {
-            Ok(meta) => Ok((meta.dev(), meta.ino()) == (source.device, source.inode)),
+            Ok(meta) => Ok((meta.dev(), meta.ino()) == (log.device, log.inode)),
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
             Err(e) => Err(self.unreadable(&e)),
         }
@@ -308,39 +319,39 @@ impl Reader {
         unreadable(&self.path, error)
     }
 
-    /// Logs `input: PATH: what`, once for as long as it stands.
-    fn say(&mut self, what: String, loud: bool) {
+    /// Logs `input: PATH: what`, once for as long as it holds.
+    fn log_once(&mut self, what: String, warn: bool) {
         let line = format!("input: {}: {what}", self.path.display());
-        if self.said.contains(&line) {
+        if self.logged.contains(&line) {
             return;
         }
-        match loud {
+        match warn {
             true => tracing::warn!("{line}"),
             false => tracing::info!("{line}"),
         }
-        self.said.insert(line);
+        self.logged.insert(line);
     }
 }
 
-/// A rotated file, opened, unless it is empty: plain or as gzip.
-fn with_content(sibling: &Sibling) -> Option<Source> {
-    Source::open(&sibling.path).ok().filter(|source| !source.is_empty())
+/// Opens a rotated file, plain or gzip, unless it is empty.
+fn open_nonempty(file: &RotatedFile) -> Option<OpenLog> {
+    OpenLog::open(&file.path).ok().filter(|log| !log.is_empty())
 }
 
-/// Which of the rotated files this is.
-fn position(rotated: &[Sibling], source: &Source) -> Option<usize> {
-    let by_inode = rotated.iter().position(|s| (s.device, s.inode) == (source.device, source.inode));
+/// The index of a log among the rotated files.
+fn index_among_rotated(rotated: &[RotatedFile], log: &OpenLog) -> Option<usize> {
+    let by_inode = rotated.iter().position(|s| (s.device, s.inode) == (log.device, log.inode));
     by_inode.or_else(|| {
         // Packed since it was opened.
-        let mark = source.mark();
-        let same = |s: &Sibling| Source::open(&s.path).is_ok_and(|other| other.begins_as(&mark));
-        rotated.iter().position(|s| mark_is_sure(&mark) && same(s))
+        let position = log.position();
+        let same = |s: &RotatedFile| OpenLog::open(&s.path).is_ok_and(|other| other.matches_fingerprint(&position));
+        rotated.iter().position(|s| has_fingerprint(&position) && same(s))
     })
 }
 
-/// Whether the mark knows its file by more than the inode.
-fn mark_is_sure(mark: &Mark) -> bool {
-    matches!(mark, Mark::File { covers: 1.., .. })
+/// Whether the position identifies its file by more than the inode.
+fn has_fingerprint(position: &Position) -> bool {
+    matches!(position, Position::File { covers: 1.., .. })
 }
 
 fn unreadable(path: &Path, error: &io::Error) -> InputError {

@@ -1,11 +1,11 @@
 //! Follows one log file over rotation and truncation.
 //!
-//! Takes: a path and a mark. Gives: blocks of whole lines, in order, each line once, each block with the mark after it.
-//! Without a mark it begins at the start of the file that is there: days that are too old are dropped by the counting.
-//! Limits: `BLOCK` octets a block, `MAX_LINE` octets a line; longer lines are skipped and counted, NULs before a line
+//! Takes: a path and a position. Gives: blocks of whole lines, in order, each line once, each block with the position after it.
+//! Without a position it begins at the start of the file that is there: days that are too old are dropped by the counting.
+//! Limits: `MAX_BLOCK` bytes a block, `MAX_LINE` bytes a line; longer lines are skipped and counted, NULs before a line
 //! (the hole that truncation leaves under a writer that does not append) are skipped.
 //! When it fails: a missing file is waited for, and said once; one that cannot be read is an error that names it.
-//! What was rotated away while nobody looked is found by inode or by its first octets among the files beside it
+//! What was rotated away while nobody looked is found by inode or by its first bytes among the files beside it
 //! (`mail.log.1`, `mail.log-20261122.gz`, …); what is not found is said, and the file that is there is read.
 //! A file of which no more is there than how each line begins is not told from another one in its place.
 //! Not here: files rotated into another folder or packed otherwise than by gzip; what a line means (`parsers`).
@@ -23,47 +23,47 @@ use tokio::sync::Notify;
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::Instant;
 
-use self::follow::{POLL, Reader, Step};
-use crate::counting::input::{Block, InputError, Mark};
+use self::follow::{FollowStep, LogReader, POLL_INTERVAL};
+use crate::counting::input::{InputError, LineBlock, Position};
 
 /// Whether `other` has the name of a rotated file of `log`, packed or not.
 pub fn is_rotated(log: &Path, other: &Path) -> bool {
-    rotated::is_of(log, other)
+    rotated::is_rotated_name(log, other)
 }
 
-/// The shortest time between two looks at the end of a file: a busy log is read in pieces worth a commit.
-const PACE: Duration = Duration::from_millis(20);
+/// The shortest time between two polls at the end of a file: a busy log is read in blocks worth a commit.
+const MIN_POLL_INTERVAL: Duration = Duration::from_millis(20);
 
 /// How long a rotated file must not have grown before it is left for the next one. Its writer closes it when it is
 /// told to, some time after the new file is there.
-const QUIET: Duration = Duration::from_secs(1);
+const QUIET_PERIOD: Duration = Duration::from_secs(1);
 
-/// One log file, followed.
-pub struct Follower {
-    /// `None` while a look is under way.
-    reader: Option<Box<Reader>>,
-    /// The look under way: kept here, so that nothing is lost where `next` is dropped.
-    look: Option<JoinHandle<Looked>>,
-    /// When the last look was that found nothing, and how long to wait after it.
-    rests: Option<(Instant, Duration)>,
+/// Follows one log file.
+pub struct FileFollower {
+    /// `None` during a poll.
+    reader: Option<Box<LogReader>>,
+    /// The running poll: stored here, so that nothing is lost if the future of `next` is dropped.
+    poll: Option<JoinHandle<PollResult>>,
+    /// When a poll found nothing, and how long to wait after it.
+    backoff: Option<(Instant, Duration)>,
     path: PathBuf,
-    wake: Option<Wake>,
+    changes: Option<ChangeNotifier>,
 }
 
-/// The reader comes back from its thread with what it found.
-type Looked = (Box<Reader>, Result<Step, InputError>);
+/// The reader, which returns from its thread with the result.
+type PollResult = (Box<LogReader>, Result<FollowStep, InputError>);
 
-impl Follower {
-    /// Follows `path`, from `mark` if there is one. Nothing is opened before [`Follower::next`].
-    pub fn new(path: impl Into<PathBuf>, mark: Option<Mark>) -> Follower {
-        Follower::with_quiet(path, mark, QUIET)
+impl FileFollower {
+    /// Follows `path`, from `position` if there is one. Nothing is opened before [`FileFollower::next`].
+    pub fn new(path: impl Into<PathBuf>, position: Option<Position>) -> FileFollower {
+        FileFollower::with_quiet_period(path, position, QUIET_PERIOD)
     }
 
     /// The same, for writers that are known to close a rotated file within `quiet`.
-    pub fn with_quiet(path: impl Into<PathBuf>, mark: Option<Mark>, quiet: Duration) -> Follower {
+    pub fn with_quiet_period(path: impl Into<PathBuf>, position: Option<Position>, quiet: Duration) -> FileFollower {
         let path = path.into();
-        let reader = Some(Box::new(Reader::new(path.clone(), mark, quiet)));
-        Follower { reader, look: None, rests: None, path, wake: None }
+        let reader = Some(Box::new(LogReader::new(path.clone(), position, quiet)));
+        FileFollower { reader, poll: None, backoff: None, path, changes: None }
     }
 
     /// The next lines. At the end of what is there, one block says so (`at_end`; with lines or without), and the call
@@ -71,34 +71,38 @@ impl Follower {
     ///
     /// Nothing is lost where the future is dropped. An error is returned once for as long as it stands the same; the
     /// next call waits until that changes. Needs a tokio runtime with its timer.
-    pub async fn next(&mut self) -> Result<Block, InputError> {
+    pub async fn next(&mut self) -> Result<LineBlock, InputError> {
         loop {
-            if let Some((since, pause)) = self.rests {
-                let wake = self.wake.get_or_insert_with(|| Wake::on(self.path.clone()));
-                tokio::time::sleep_until(since + PACE).await;
-                let _ = tokio::time::timeout_at(since + pause.clamp(PACE, POLL), wake.changed.notified()).await;
-                self.rests = None;
+            if let Some((since, pause)) = self.backoff {
+                let changes = self.changes.get_or_insert_with(|| ChangeNotifier::watch(self.path.clone()));
+                tokio::time::sleep_until(since + MIN_POLL_INTERVAL).await;
+                let _ = tokio::time::timeout_at(
+                    since + pause.clamp(MIN_POLL_INTERVAL, POLL_INTERVAL),
+                    changes.changed.notified(),
+                )
+                .await;
+                self.backoff = None;
             }
-            match self.look().await? {
-                Step::Read(block) => return Ok(block),
-                Step::Wait(pause) => self.rests = Some((Instant::now(), pause)),
+            match self.poll_once().await? {
+                FollowStep::Read(block) => return Ok(block),
+                FollowStep::Wait(pause) => self.backoff = Some((Instant::now(), pause)),
             }
         }
     }
 
-    /// One look at the file, off the threads that answer.
-    async fn look(&mut self) -> Result<Step, InputError> {
+    /// Polls the file once, on a blocking thread.
+    async fn poll_once(&mut self) -> Result<FollowStep, InputError> {
         if let Some(mut reader) = self.reader.take() {
-            self.look = Some(tokio::task::spawn_blocking(move || {
+            self.poll = Some(tokio::task::spawn_blocking(move || {
                 let step = reader.step();
                 (reader, step)
             }));
         }
         let stopped =
             || InputError::Stopped(format!("input: {}: not read any more: we are ending", self.path.display()));
-        let look = self.look.as_mut().ok_or_else(stopped)?;
-        let done = look.await;
-        self.look = None;
+        let poll = self.poll.as_mut().ok_or_else(stopped)?;
+        let done = poll.await;
+        self.poll = None;
         match done {
             Ok((reader, step)) => {
                 self.reader = Some(reader);
@@ -112,32 +116,32 @@ impl Follower {
     }
 }
 
-/// What tells us that a file has changed: linemux's events, boiled down to one bit so that nothing piles up while the
-/// store is slow. Where they fail, [`POLL`] is all there is.
-struct Wake {
+/// Notifies of changes to a file: linemux's events, reduced to one bit so that nothing piles up while the store is slow.
+/// If they fail, the file is polled every [`POLL_INTERVAL`].
+struct ChangeNotifier {
     changed: Arc<Notify>,
     _task: JoinSet<()>,
 }
 
-impl Wake {
-    fn on(path: PathBuf) -> Wake {
+impl ChangeNotifier {
+    fn watch(path: PathBuf) -> ChangeNotifier {
         let changed = Arc::new(Notify::new());
-        let tell = Arc::clone(&changed);
+        let notify = Arc::clone(&changed);
         let mut task = JoinSet::new();
         task.spawn(async move {
             let watched = async {
                 let mut events = MuxedEvents::new()?;
                 events.add_file(&path).await?;
                 while events.next_event().await?.is_some() {
-                    tell.notify_one();
+                    notify.notify_one();
                 }
                 Ok::<_, std::io::Error>(())
             };
             if let Err(e) = watched.await {
-                let (path, pause) = (path.display(), POLL.as_millis());
+                let (path, pause) = (path.display(), POLL_INTERVAL.as_millis());
                 tracing::warn!("input: {path}: no notice of changes: {e}; it is looked at every {pause} ms");
             }
         });
-        Wake { changed, _task: task }
+        ChangeNotifier { changed, _task: task }
     }
 }

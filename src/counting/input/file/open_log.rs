@@ -1,7 +1,7 @@
-//! One file's content: whole lines from an offset on, and the first octets that it is known by.
+//! One file's content: whole lines from an offset on, and the first bytes that it is known by.
 //!
 //! Takes: an open file, plain or gzip. Gives: lines, what was skipped, and whether it still is the same file.
-//! Limits: `HEAD` octets to know it by; one block in memory; an over-long line is searched through, never held.
+//! Limits: `MAX_HEAD` bytes to know it by; one block in memory; an over-long line is searched through, never held.
 //! When it fails: an I/O error; nothing was consumed.
 
 use std::fs::{File, Metadata};
@@ -13,13 +13,13 @@ use std::time::{Duration, Instant, SystemTime};
 use flate2::read::MultiGzDecoder;
 use memchr::{memchr, memrchr};
 
-use crate::counting::input::{BLOCK, MAX_LINE, Mark};
+use crate::counting::input::{MAX_BLOCK, MAX_LINE, Position};
 
-/// How many of its first octets a file is known by, at most.
-pub(super) const HEAD: usize = 1024;
+/// The most bytes at the beginning of a file that identify it.
+pub(super) const MAX_HEAD: usize = 1024;
 
-/// A file that is read, and where.
-pub(super) struct Source {
+/// An open log file, and how far it has been read.
+pub(super) struct OpenLog {
     pub path: PathBuf,
     pub device: u64,
     pub inode: u64,
@@ -28,31 +28,31 @@ pub(super) struct Source {
     /// How far there is known to be no end of that line; not before `offset`.
     searched: u64,
     /// Where its content begins: behind the NULs of the hole that truncation leaves under a writer that does not append.
-    head_at: u64,
-    /// The first octets from there, up to [`HEAD`].
+    head_offset: u64,
+    /// The first bytes from there, up to [`MAX_HEAD`].
     pub head: Vec<u8>,
     /// Its length when last seen; for gzip, as far as it has been unpacked.
     pub length: u64,
-    /// Whether the last reading reached that length.
-    saw_end: bool,
-    /// When it was last seen to have grown.
-    grew: Instant,
-    content: Content,
+    /// Whether the last read reached that length.
+    reached_end: bool,
+    /// When it last grew.
+    grew_at: Instant,
+    content: LogContent,
 }
 
-enum Content {
+enum LogContent {
     Plain(File),
-    /// `kept` are the octets before `position` that may be asked for again; nothing is unpacked behind damage.
+    /// `unpacked` are the bytes before `position` that may be asked for again; nothing is unpacked behind damage.
     Gzip {
-        unpack: Box<MultiGzDecoder<File>>,
+        decoder: Box<MultiGzDecoder<File>>,
         position: u64,
-        kept: Vec<u8>,
+        unpacked: Vec<u8>,
         damage: Option<io::Error>,
     },
 }
 
-/// What there is to read.
-pub(super) enum Found {
+/// The result of one read.
+pub(super) enum ReadResult {
     /// Whole lines, perhaps none where only over-long ones were passed.
     Lines { lines: Vec<u8>, skipped: u64 },
     /// No whole line.
@@ -61,45 +61,45 @@ pub(super) enum Found {
     Replaced,
 }
 
-impl Source {
+impl OpenLog {
     /// Opens a regular file at its start.
-    pub fn open(path: &Path) -> io::Result<Source> {
+    pub fn open(path: &Path) -> io::Result<OpenLog> {
         // Looked at first: to open a FIFO would wait for its writer.
-        regular(&std::fs::metadata(path)?)?;
+        require_regular_file(&std::fs::metadata(path)?)?;
         let file = File::open(path)?;
         let meta = file.metadata()?;
-        regular(&meta)?;
+        require_regular_file(&meta)?;
         let packed = path.extension().is_some_and(|end| end == "gz");
-        let mut content = Content::of(file.try_clone()?, packed);
-        let (head_at, head) = content.head(0)?;
+        let mut content = LogContent::of(file.try_clone()?, packed);
+        let (head_offset, head) = content.head(0)?;
         if packed {
             // From its start again: what was unpacked is gone.
             (&file).rewind()?;
-            content = Content::of(file, packed);
+            content = LogContent::of(file, packed);
         }
         let idle = meta.modified().ok().and_then(|at| SystemTime::now().duration_since(at).ok()).unwrap_or_default();
         let now = Instant::now();
-        Ok(Source {
+        Ok(OpenLog {
             path: path.to_owned(),
             device: meta.dev(),
             inode: meta.ino(),
             offset: 0,
             searched: 0,
-            head_at,
+            head_offset,
             head,
             length: if packed { 0 } else { meta.len() },
-            saw_end: false,
-            grew: now.checked_sub(idle).unwrap_or(now),
+            reached_end: false,
+            grew_at: now.checked_sub(idle).unwrap_or(now),
             content,
         })
     }
 
-    /// Goes to `offset`, or to the end where that comes first.
-    pub fn go_to(&mut self, offset: u64) -> io::Result<()> {
-        if let Content::Gzip { .. } = self.content {
+    /// Moves to `offset`, or to the end if that comes first.
+    pub fn seek(&mut self, offset: u64) -> io::Result<()> {
+        if let LogContent::Gzip { .. } = self.content {
             let mut passed = Vec::new();
             while self.length < offset {
-                let limit = usize::try_from(offset - self.length).map_or(BLOCK, |n| n.min(BLOCK));
+                let limit = usize::try_from(offset - self.length).map_or(MAX_BLOCK, |n| n.min(MAX_BLOCK));
                 passed.clear();
                 self.content.read_at(self.length, limit, &mut passed)?;
                 if passed.is_empty() {
@@ -113,69 +113,69 @@ impl Source {
         Ok(())
     }
 
-    /// Reads on: up to `BLOCK` octets of whole lines.
-    pub fn read(&mut self) -> io::Result<Found> {
+    /// Reads on: up to `MAX_BLOCK` bytes of whole lines.
+    pub fn read(&mut self) -> io::Result<ReadResult> {
         let mut skipped = 0;
-        let mut octets = Vec::new();
+        let mut bytes = Vec::new();
         loop {
-            octets.clear();
+            bytes.clear();
             let from = self.searched;
-            let Some(limit) = self.unread(from)? else { return Ok(Found::Replaced) };
-            self.content.read_at(from, limit, &mut octets)?;
+            let Some(limit) = self.unread_bytes(from)? else { return Ok(ReadResult::Replaced) };
+            self.content.read_at(from, limit, &mut bytes)?;
             // After the reading: content that has the same beginning now had it then.
-            if !self.is_same()? {
-                return Ok(Found::Replaced);
+            if !self.is_unchanged()? {
+                return Ok(ReadResult::Replaced);
             }
-            let end = from + octets.len() as u64;
+            let end = from + bytes.len() as u64;
             match self.content {
-                Content::Plain(_) => self.saw_end = end >= self.length,
-                Content::Gzip { .. } => self.length = self.length.max(end),
+                LogContent::Plain(_) => self.reached_end = end >= self.length,
+                LogContent::Gzip { .. } => self.length = self.length.max(end),
             }
             if from > self.offset {
                 // Within an over-long line.
-                match memchr(b'\n', &octets) {
+                match memchr(b'\n', &bytes) {
                     Some(at) => {
-                        self.pass_to(from + at as u64 + 1);
+                        self.advance_to(from + at as u64 + 1);
                         skipped += 1;
                         continue;
                     }
-                    None if octets.is_empty() => break,
+                    None if bytes.is_empty() => break,
                     None => self.searched = end,
                 }
                 continue;
             }
-            let whole = memrchr(b'\n', &octets).map_or(0, |at| at + 1);
-            let rest = &octets[whole..];
-            let nuls = rest.iter().take_while(|octet| **octet == 0).count();
-            self.pass_to(self.offset + (whole + nuls) as u64);
+            let whole = memrchr(b'\n', &bytes).map_or(0, |at| at + 1);
+            let rest = &bytes[whole..];
+            let nuls = rest.iter().take_while(|byte| **byte == 0).count();
+            self.advance_to(self.offset + (whole + nuls) as u64);
             if rest.len() - nuls > MAX_LINE {
                 self.searched = end;
             }
             if whole > 0 {
-                octets.truncate(whole);
-                skipped += tidy(&mut octets);
-                return Ok(Found::Lines { lines: octets, skipped });
+                bytes.truncate(whole);
+                skipped += remove_unreadable_lines(&mut bytes);
+                return Ok(ReadResult::Lines { lines: bytes, skipped });
             }
             if nuls == 0 && self.searched == from {
                 break;
             }
         }
         match skipped {
-            0 => Ok(Found::Nothing),
-            _ => Ok(Found::Lines { lines: Vec::new(), skipped }),
+            0 => Ok(ReadResult::Nothing),
+            _ => Ok(ReadResult::Lines { lines: Vec::new(), skipped }),
         }
     }
 
-    /// The line that has no end, once nobody will write it any more: with `\n`, or skipped where it is too long. One
-    /// that damage has cut is none.
-    pub fn last_line(&mut self) -> io::Result<Option<(Vec<u8>, u64)>> {
+    /// Takes the last line, which has no end, once nobody will write it any more: with `\n`, or skipped if it is too long.
+    /// A line that damage has cut off is left out.
+    pub fn take_last_line(&mut self) -> io::Result<Option<(Vec<u8>, u64)>> {
         if self.searched > self.offset {
-            self.pass_to(self.searched);
+            self.advance_to(self.searched);
             return Ok(Some((Vec::new(), 1)));
         }
         let mut line = Vec::new();
         self.content.read_at(self.offset, MAX_LINE, &mut line)?;
-        self.pass_to(self.offset + line.len() as u64);
+        self.advance_to(self.offset + line.len() as u64);
         if line.is_empty() || self.damage().is_some() {
             return Ok(None);
         }
@@ -185,33 +185,33 @@ impl Source {
 
     /// Whether no whole line is left in what was last seen; of gzip nobody knows before the next reading.
     pub fn is_at_end(&self) -> bool {
-        self.saw_end
+        self.reached_end
     }
 
     /// Why a gzip file could not be unpacked to its end.
     pub fn damage(&self) -> Option<&io::Error> {
         match &self.content {
-            Content::Plain(_) => None,
-            Content::Gzip { damage, .. } => damage.as_ref(),
+            LogContent::Plain(_) => None,
+            LogContent::Gzip { damage, .. } => damage.as_ref(),
         }
     }
 
-    /// Octets seen and not yet read.
-    pub fn behind(&self) -> u64 {
+    /// Bytes seen and not yet read.
+    pub fn bytes_behind(&self) -> u64 {
         self.length.saturating_sub(self.offset)
     }
 
     /// Whether it has not grown for `quiet`. A gzip file never does.
     pub fn is_quiet(&self, quiet: Duration) -> bool {
         match self.content {
-            Content::Plain(_) => self.grew.elapsed() >= quiet,
-            Content::Gzip { .. } => true,
+            LogContent::Plain(_) => self.grew_at.elapsed() >= quiet,
+            LogContent::Gzip { .. } => true,
         }
     }
 
-    /// Where reading goes on after what was read.
-    pub fn mark(&self) -> Mark {
-        Mark::File {
+    /// The position after the lines that were read.
+    pub fn position(&self) -> Position {
+        Position::File {
             fingerprint: fingerprint(&self.head),
             covers: self.head.len() as u64,
             inode: self.inode,
@@ -224,96 +224,98 @@ impl Source {
         self.head.is_empty()
     }
 
-    /// Whether its first octets are those of the mark.
-    pub fn begins_as(&self, mark: &Mark) -> bool {
-        let Mark::File { fingerprint: wanted, covers, .. } = mark else { return false };
+    /// Whether its first bytes have the fingerprint of the position.
+    pub fn matches_fingerprint(&self, position: &Position) -> bool {
+        let Position::File { fingerprint: wanted, covers, .. } = position else { return false };
         let covered = usize::try_from(*covers).ok().and_then(|covers| self.head.get(..covers));
         covered.is_some_and(|head| fingerprint(head) == *wanted)
     }
 
     /// Whether it is a copy of `log`, perhaps an unfinished one: never longer, and as far as it is known the same.
-    pub fn is_copy_of(&self, log: &Source) -> bool {
+    pub fn is_copy_of(&self, log: &OpenLog) -> bool {
         match self.content {
-            Content::Plain(_) => self.length <= log.length && !self.head.is_empty() && log.head.starts_with(&self.head),
-            Content::Gzip { .. } => self.head.len() == HEAD && self.head == log.head,
+            LogContent::Plain(_) => {
+                self.length <= log.length && !self.head.is_empty() && log.head.starts_with(&self.head)
+            }
+            LogContent::Gzip { .. } => self.head.len() == MAX_HEAD && self.head == log.head,
         }
     }
 
     /// Whether it can be as long as `offset`; of gzip nobody knows before it is unpacked.
     pub fn reaches(&self, offset: u64) -> bool {
         match self.content {
-            Content::Plain(_) => self.length >= offset,
-            Content::Gzip { .. } => true,
+            LogContent::Plain(_) => self.length >= offset,
+            LogContent::Gzip { .. } => true,
         }
     }
 
-    fn pass_to(&mut self, offset: u64) {
+    fn advance_to(&mut self, offset: u64) {
         self.offset = offset;
         self.searched = offset;
     }
 
     /// How much to read from `from` on; `None` where the file has become shorter than it was.
-    fn unread(&mut self, from: u64) -> io::Result<Option<usize>> {
-        let Content::Plain(file) = &self.content else { return Ok(Some(BLOCK)) };
+    fn unread_bytes(&mut self, from: u64) -> io::Result<Option<usize>> {
+        let LogContent::Plain(file) = &self.content else { return Ok(Some(MAX_BLOCK)) };
         let length = file.metadata()?.len();
         if length < self.length {
             return Ok(None);
         }
         if length > self.length {
             self.length = length;
-            self.grew = Instant::now();
+            self.grew_at = Instant::now();
         }
         let unread = length.checked_sub(from);
-        Ok(unread.map(|unread| usize::try_from(unread).map_or(BLOCK, |unread| unread.min(BLOCK))))
+        Ok(unread.map(|unread| usize::try_from(unread).map_or(MAX_BLOCK, |unread| unread.min(MAX_BLOCK))))
     }
 
-    /// Whether it still begins as it did; learns more of its beginning while it is short.
-    fn is_same(&mut self) -> io::Result<bool> {
-        let Content::Plain(_) = &self.content else { return Ok(true) };
-        let (head_at, head) = self.content.head(self.head_at)?;
-        let same = self.head.is_empty() || (head_at == self.head_at && head.starts_with(&self.head));
+    /// Whether its beginning is unchanged; reads more of the beginning while it is short.
+    fn is_unchanged(&mut self) -> io::Result<bool> {
+        let LogContent::Plain(_) = &self.content else { return Ok(true) };
+        let (head_offset, head) = self.content.head(self.head_offset)?;
+        let same = self.head.is_empty() || (head_offset == self.head_offset && head.starts_with(&self.head));
         if same {
-            (self.head_at, self.head) = (head_at, head);
+            (self.head_offset, self.head) = (head_offset, head);
         }
         Ok(same)
     }
 }
 
-impl Content {
-    fn of(file: File, packed: bool) -> Content {
+impl LogContent {
+    fn of(file: File, packed: bool) -> LogContent {
         match packed {
-            false => Content::Plain(file),
+            false => LogContent::Plain(file),
             true => {
-                let unpack = Box::new(MultiGzDecoder::new(file));
-                Content::Gzip { unpack, position: 0, kept: Vec::new(), damage: None }
+                let decoder = Box::new(MultiGzDecoder::new(file));
+                LogContent::Gzip { decoder, position: 0, unpacked: Vec::new(), damage: None }
             }
         }
     }
 
-    /// The first octets that are not NUL from `at` on, up to [`HEAD`], and where they begin.
+    /// The first bytes that are not NUL from `at` on, up to [`MAX_HEAD`], and where they begin.
     fn head(&mut self, mut at: u64) -> io::Result<(u64, Vec<u8>)> {
-        let mut limit = HEAD;
+        let mut limit = MAX_HEAD;
         loop {
             let mut head = Vec::new();
             self.read_at(at, limit, &mut head)?;
-            match head.iter().position(|octet| *octet != 0) {
+            match head.iter().position(|byte| *byte != 0) {
                 Some(0) => {
-                    head.truncate(HEAD);
+                    head.truncate(MAX_HEAD);
                     return Ok((at, head));
                 }
-                Some(nuls) => (at, limit) = (at + nuls as u64, HEAD),
+                Some(nuls) => (at, limit) = (at + nuls as u64, MAX_HEAD),
                 None if head.is_empty() => return Ok((at, head)),
-                None => (at, limit) = (at + head.len() as u64, BLOCK),
+                None => (at, limit) = (at + head.len() as u64, MAX_BLOCK),
             }
         }
     }
 
-    /// Appends up to `limit` octets from `offset` on; fewer only at the end. For gzip, `offset` may go back only as
+    /// Appends up to `limit` bytes from `offset` on; fewer only at the end. For gzip, `offset` may go back only as
     /// far as the last call's.
     fn read_at(&mut self, offset: u64, limit: usize, into: &mut Vec<u8>) -> io::Result<()> {
         let before = into.len();
         match self {
-            Content::Plain(file) => {
+            LogContent::Plain(file) => {
                 into.resize(before + limit, 0);
                 let mut filled = before;
                 while filled < into.len() {
@@ -326,34 +328,34 @@ impl Content {
                 }
                 into.truncate(filled);
             }
-            Content::Gzip { unpack, position, kept, damage } => {
-                let first = *position - kept.len() as u64;
+            LogContent::Gzip { decoder, position, unpacked, damage } => {
+                let first = *position - unpacked.len() as u64;
                 let passed = offset.checked_sub(first).and_then(|n| usize::try_from(n).ok());
-                let passed = passed.filter(|n| *n <= kept.len()).ok_or(io::ErrorKind::InvalidInput)?;
-                kept.drain(..passed);
-                let had = kept.len();
+                let passed = passed.filter(|n| *n <= unpacked.len()).ok_or(io::ErrorKind::InvalidInput)?;
+                unpacked.drain(..passed);
+                let had = unpacked.len();
                 if damage.is_none() && had < limit {
-                    let unpacked = unpack.by_ref().take((limit - had) as u64).read_to_end(kept);
-                    *position += (kept.len() - had) as u64;
-                    match unpacked {
+                    let result = decoder.by_ref().take((limit - had) as u64).read_to_end(unpacked);
+                    *position += (unpacked.len() - had) as u64;
+                    match result {
                         Ok(_) => {}
                         Err(e) if is_damage(&e) => *damage = Some(e),
                         Err(e) => return Err(e),
                     }
                 }
-                into.extend_from_slice(&kept[..kept.len().min(limit)]);
+                into.extend_from_slice(&unpacked[..unpacked.len().min(limit)]);
             }
         }
         Ok(())
     }
 }
 
-/// What flate2 says of octets that are no gzip, or of gzip that is cut.
+/// What flate2 says of bytes that are no gzip, or of gzip that is cut.
 fn is_damage(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof)
 }
 
-fn regular(meta: &Metadata) -> io::Result<()> {
+fn require_regular_file(meta: &Metadata) -> io::Result<()> {
     use std::os::unix::fs::FileTypeExt;
     let kind = meta.file_type();
     let what = match () {
@@ -366,19 +368,19 @@ fn regular(meta: &Metadata) -> io::Result<()> {
     Err(io::Error::new(io::ErrorKind::Unsupported, what))
 }
 
-/// FNV-1a, 64 bits: the same in every build and on every host, as a stored mark needs.
-pub(super) fn fingerprint(octets: &[u8]) -> u64 {
-    octets.iter().fold(0xcbf2_9ce4_8422_2325, |hash, octet| (hash ^ u64::from(*octet)).wrapping_mul(0x0100_0000_01b3))
+/// FNV-1a, 64 bits: the same in every build and on every host, as a stored position needs.
+pub(super) fn fingerprint(bytes: &[u8]) -> u64 {
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
 }
 
-/// Takes over-long lines, and NULs before a line, out of whole lines; returns how many over-long ones went.
-fn tidy(lines: &mut Vec<u8>) -> u64 {
+/// Removes over-long lines, and NULs before a line, from whole lines; returns how many over-long lines were removed.
+fn remove_unreadable_lines(lines: &mut Vec<u8>) -> u64 {
     if memchr(0, lines).is_none() && !has_long_line(lines) {
         return 0;
     }
     let (mut read, mut kept, mut skipped) = (0, 0, 0);
     while read < lines.len() {
-        read += lines[read..].iter().take_while(|octet| **octet == 0).count();
+        read += lines[read..].iter().take_while(|byte| **byte == 0).count();
         let Some(end) = memchr(b'\n', &lines[read..]).map(|at| read + at + 1) else { break };
         if end - read - 1 > MAX_LINE {
             skipped += 1;
@@ -392,7 +394,7 @@ fn tidy(lines: &mut Vec<u8>) -> u64 {
     skipped
 }
 
-/// Whether a line is longer than `MAX_LINE`, by looking at a few octets of each 16 KiB.
+/// Whether a line is longer than `MAX_LINE`, by looking at a few bytes of each 16 KiB.
 fn has_long_line(lines: &[u8]) -> bool {
     let mut begin = 0;
     while lines.len() - begin > MAX_LINE {
@@ -412,10 +414,10 @@ mod tests {
 
     use super::*;
 
-    fn all(source: &mut Source) -> (Vec<u8>, u64) {
+    fn all(log: &mut OpenLog) -> (Vec<u8>, u64) {
         let (mut text, mut long) = (Vec::new(), 0);
-        while let Found::Lines { lines, skipped } = source.read().unwrap() {
-            assert!(lines.len() <= BLOCK && lines.last().is_none_or(|octet| *octet == b'\n'));
+        while let ReadResult::Lines { lines, skipped } = log.read().unwrap() {
+            assert!(lines.len() <= MAX_BLOCK && lines.last().is_none_or(|byte| *byte == b'\n'));
             text.extend_from_slice(&lines);
             long += skipped;
         }
@@ -429,7 +431,7 @@ mod tests {
             let length = match n % 7 {
                 0 => MAX_LINE,
                 1 => MAX_LINE + 1,
-                2 if n % 3 == 0 => 3 * BLOCK / 2,
+                2 if n % 3 == 0 => 3 * MAX_BLOCK / 2,
                 3 => 0,
                 _ => n * 37 % 5_000,
             };
@@ -457,17 +459,17 @@ mod tests {
         pack.write_all(&content).unwrap();
         pack.finish().unwrap();
         for path in [plain, packed] {
-            let mut source = Source::open(&path).unwrap();
-            assert_eq!(all(&mut source), (wanted.clone(), long), "{}", path.display());
-            assert_eq!(source.offset, content.len() as u64 - 10);
-            let mark = source.mark();
-            assert_eq!(source.last_line().unwrap().unwrap(), (b"unfinished\n".to_vec(), 0));
-            assert!(source.last_line().unwrap().is_none());
-            let mut again = Source::open(&path).unwrap();
-            assert!(again.begins_as(&mark));
-            again.go_to(content.len() as u64 - 13).unwrap();
+            let mut log = OpenLog::open(&path).unwrap();
+            assert_eq!(all(&mut log), (wanted.clone(), long), "{}", path.display());
+            assert_eq!(log.offset, content.len() as u64 - 10);
+            let position = log.position();
+            assert_eq!(log.take_last_line().unwrap().unwrap(), (b"unfinished\n".to_vec(), 0));
+            assert!(log.take_last_line().unwrap().is_none());
+            let mut again = OpenLog::open(&path).unwrap();
+            assert!(again.matches_fingerprint(&position));
+            again.seek(content.len() as u64 - 13).unwrap();
             assert!(all(&mut again).0.ends_with(b"\n"));
-            again.go_to(u64::MAX).unwrap();
+            again.seek(u64::MAX).unwrap();
             assert_eq!(again.offset, content.len() as u64);
         }
     }
@@ -478,17 +480,17 @@ mod tests {
         let path = home.path().join("mail.log");
         let mut file = File::create(&path).unwrap();
         file.write_all(b"one\n").unwrap();
-        let mut source = Source::open(&path).unwrap();
-        assert_eq!(all(&mut source), (b"one\n".to_vec(), 0));
+        let mut log = OpenLog::open(&path).unwrap();
+        assert_eq!(all(&mut log), (b"one\n".to_vec(), 0));
         for _ in 0..3 {
             file.write_all(&vec![b'x'; MAX_LINE]).unwrap();
-            assert_eq!(all(&mut source), (vec![], 0));
-            assert_eq!(source.offset, 4, "the mark stays before a line that is not over");
+            assert_eq!(all(&mut log), (vec![], 0));
+            assert_eq!(log.offset, 4, "the mark stays before a line that is not over");
         }
         file.write_all(b"x\ntwo\nthr").unwrap();
-        assert_eq!(all(&mut source), (b"two\n".to_vec(), 1));
+        assert_eq!(all(&mut log), (b"two\n".to_vec(), 1));
         file.write_all(b"ee\n").unwrap();
-        assert_eq!(all(&mut source), (b"three\n".to_vec(), 0));
+        assert_eq!(all(&mut log), (b"three\n".to_vec(), 0));
     }
 
     #[test]
@@ -497,11 +499,11 @@ mod tests {
         let path = home.path().join("mail.log");
         for content in ["", "shorter\n", "o", "another line that is longer\n"] {
             std::fs::write(&path, "one line\n").unwrap();
-            let mut source = Source::open(&path).unwrap();
-            assert_eq!(all(&mut source).0, b"one line\n");
+            let mut log = OpenLog::open(&path).unwrap();
+            assert_eq!(all(&mut log).0, b"one line\n");
             std::fs::write(&path, content).unwrap();
             // "o" is a beginning of the old content, but shorter than what was read.
-            assert!(matches!(source.read().unwrap(), Found::Replaced), "{content}");
+            assert!(matches!(log.read().unwrap(), ReadResult::Replaced), "{content}");
         }
     }
 }

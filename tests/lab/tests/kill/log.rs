@@ -13,7 +13,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use flate2::Compression;
 use flate2::write::GzEncoder;
-use tlswarden::counting::input::Mark;
+use tlswarden::counting::input::Position;
 use tokio::sync::oneshot;
 
 use crate::script::{Dice, Ledger, Place, Script};
@@ -92,8 +92,8 @@ pub struct Written {
 
 impl Written {
     /// How far into the text a mark of the daemon is.
-    pub fn position(&self, mark: &Mark) -> Option<u64> {
-        let Mark::File { fingerprint, covers, offset, .. } = mark else { return None };
+    pub fn position(&self, position: &Position) -> Option<u64> {
+        let Position::File { fingerprint, covers, offset, .. } = position else { return None };
         let (text, begins) = (self.text.lock().unwrap(), self.begins.lock().unwrap());
         let covers = usize::try_from(*covers).ok().filter(|covers| (1..=HEAD).contains(covers))?;
         let ends = begins.iter().skip(1).copied().chain([text.len() as u64]);
