@@ -10,7 +10,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use tlswarden::metrics::catalogue::{CATALOGUE, SNAPSHOT};
+use tlswarden::metrics::catalogue::{CATALOGUE, SNAPSHOT_METRICS};
 
 use running::Running;
 
@@ -104,7 +104,7 @@ fn what_was_counted_is_shown() {
     // Nobody had asked for a policy: the failed session is one of a destination without.
     assert_eq!(shown["tlswarden_sessions_total{policy=\"no-policy-found\",result=\"failure\"}"], 1.0);
     assert_eq!(shown["tlswarden_failures_total{policy=\"no-policy-found\",result_type=\"certificate-expired\"}"], 1.0);
-    for metric in SNAPSHOT {
+    for metric in SNAPSHOT_METRICS {
         let first =
             if metric.kind == "histogram" { format!("{}_count", metric.metric) } else { metric.metric.to_owned() };
         assert!(shown.keys().any(|name| name.split('{').next() == Some(&first)), "{}", metric.metric);
@@ -162,7 +162,7 @@ fn nothing_else_is_there_and_nobody_is_held_up() {
 #[test]
 fn alerts_and_board_name_what_there_is() {
     let known: BTreeSet<&str> =
-        SNAPSHOT.iter().map(|shown| shown.metric).chain(CATALOGUE.iter().map(|family| family.metric)).collect();
+        SNAPSHOT_METRICS.iter().map(|shown| shown.metric).chain(CATALOGUE.iter().map(|family| family.metric)).collect();
     for file in ["alerts.yml", "grafana.json"] {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("packaging/prometheus").join(file);
         let text = fs::read_to_string(path).unwrap();

@@ -80,7 +80,7 @@ impl Listener {
                 // Before the others, for there may be no end of connections.
                 biased;
                 _ = alive.tick() => {
-                    metrics.alive(&name);
+                    metrics.heartbeat(&name);
                     continue;
                 }
                 () = wait_for_shutdown(shutdown) => return connections,

@@ -33,8 +33,8 @@ use crate::answering::listener::{Listener, Stream};
 use crate::answering::policy::decision::{Decision, Level};
 use crate::answering::policy::policies::Policies;
 use crate::base::exim_event::{EventReply, EximEvent};
-use crate::metrics::answers::{Answers, Kind};
-use crate::metrics::{Metrics, Protocol};
+use crate::metrics::answers::{AnswerMetrics, AnswerKind};
+use crate::metrics::{Metrics, MtaProtocol};
 
 /// The longest request, in octets: longer than any domain name can be.
 pub const MAX_REQUEST: usize = 1100;
@@ -76,7 +76,7 @@ pub async fn serve(
         events,
         told: metrics.counter("exim_told"),
         lost: metrics.counter("exim_told_lost"),
-        answers: metrics.answers(Protocol::Readsocket),
+        answers: metrics.answers(MtaProtocol::Readsocket),
         requests: metrics.counter("readsocket_requests"),
         malformed: metrics.counter("readsocket_malformed"),
         slow: metrics.counter("readsocket_slow_clients"),
@@ -168,7 +168,7 @@ struct Service {
     events: mpsc::Sender<EximEvent>,
     told: Arc<AtomicU64>,
     lost: Arc<AtomicU64>,
-    answers: Arc<Answers>,
+    answers: Arc<AnswerMetrics>,
     requests: Arc<AtomicU64>,
     malformed: Arc<AtomicU64>,
     slow: Arc<AtomicU64>,
@@ -204,13 +204,13 @@ impl Service {
             Request::Policy(key) => {
                 let since = Instant::now();
                 let decision = self.policies.decide(key).await;
-                self.answers.made(decision.kind(), since.elapsed());
+                self.answers.add_waited(decision.kind(), since.elapsed());
                 answer(&decision)
             }
             Request::Failed(text) => self.note(text).await.into(),
             // No name is so long, and what is no name has no policy.
             Request::TooLong => {
-                self.answers.made(Kind::None, Duration::ZERO);
+                self.answers.add_waited(AnswerKind::None, Duration::ZERO);
                 NONE.into()
             }
             Request::Partial | Request::Malformed => {

@@ -28,7 +28,7 @@ use crate::counting::session::tracked_map::Change;
 use crate::counting::session::{Losses, Sessions};
 use crate::counting::tally;
 use crate::counting::timestamps::Calendar;
-use crate::metrics::line_counts::Families;
+use crate::metrics::line_counts::LineCounts;
 use crate::store::StoredRecord;
 
 /// The least time between two samples of a family of lines that cannot be read, in seconds.
@@ -89,7 +89,7 @@ pub struct Seen {
     /// Lines read.
     pub read: u64,
     /// Those among them that said something, and those that looked ours and could not be read.
-    pub lines: Families,
+    pub lines: LineCounts,
     /// Sessions whose destination our responder was not asked about.
     pub not_asked: u64,
     /// Sessions that contradict the decision.
@@ -198,7 +198,7 @@ impl Counter {
         let Some(time) = self.calendar.resolve(event.timestamp, now) else {
             return self.malformed("time stamp", line, now);
         };
-        self.seen.lines.of(event.kind.family().name()).used += 1;
+        self.seen.lines.entry(event.kind.family().name()).used += 1;
         self.sessions.event(&event, time, &*self.own, &mut self.outcomes);
         self.delivery(&event);
         self.tally(policies, now);
@@ -217,7 +217,7 @@ impl Counter {
             Some(Err(why)) => return self.unreadable(why.cause(), octets.unwrap_or_default(), at),
             None => return self.unreadable("it is longer than any is", b"", at),
         };
-        self.seen.lines.of(DATAGRAM).used += 1;
+        self.seen.lines.entry(DATAGRAM).used += 1;
         for mut session in sessions {
             self.bound_helos(&mut session);
             self.rules.note_reported(&session, at);
@@ -255,7 +255,7 @@ impl Counter {
     }
 
     fn unreadable(&mut self, cause: &'static str, octets: &[u8], now: i64) {
-        self.seen.lines.of(DATAGRAM).malformed += 1;
+        self.seen.lines.entry(DATAGRAM).malformed += 1;
         let last = self.sampled.entry(cause).or_insert(i64::MIN);
         if now.saturating_sub(*last) >= SAMPLE_EVERY {
             *last = now;
@@ -431,7 +431,7 @@ impl Counter {
 
     /// A line that looks ours and cannot be read may be a new version's wording: one sample a minute is shown.
     fn malformed(&mut self, family: &'static str, line: &[u8], now: i64) {
-        self.seen.lines.of(family).malformed += 1;
+        self.seen.lines.entry(family).malformed += 1;
         let last = self.sampled.entry(family).or_insert(i64::MIN);
         if now.saturating_sub(*last) >= SAMPLE_EVERY {
             *last = now;

@@ -26,7 +26,7 @@ use crate::counting::failure_notices::Failing;
 use crate::counting::input::datagram::{DatagramBatch, DatagramQueue};
 use crate::counting::input::{LineBlock, MAX_LINE, Position};
 use crate::counting::session::{Losses, SESSION_TIMEOUT};
-use crate::metrics::{Metrics, Progress};
+use crate::metrics::{Metrics, InputProgress};
 use crate::store::{Batch, Store, StoreError, StoredRecord, Table};
 
 /// How long a line may wait for its commit: few enough commits for a disk, soon enough for a report.
@@ -127,7 +127,7 @@ impl River {
         let mut inputs = Inputs::default();
         let mut taken = DatagramBatch::default();
         loop {
-            self.metrics.alive("counting");
+            self.metrics.heartbeat("counting");
             let wait = pending.since.map_or(COMMIT, |since| COMMIT.saturating_sub(since.elapsed()));
             let next = runtime.block_on(async {
                 tokio::select! {
@@ -281,7 +281,7 @@ impl River {
     }
 
     /// Shows what came of an input, and hands its hints on.
-    fn tell(&self, source: &mut Source, skipped: u64, more: impl FnOnce(&mut Progress)) {
+    fn tell(&self, source: &mut Source, skipped: u64, more: impl FnOnce(&mut InputProgress)) {
         for domain in source.counter.failed() {
             if self.hints.try_send(domain).is_err() {
                 self.metrics.add("hints-dropped", 1);
@@ -289,10 +289,10 @@ impl River {
         }
         let (seen, losses) = source.counter.seen();
         let newest = source.counter.newest();
-        self.metrics.input(&source.name, |p| {
+        self.metrics.update_input(&source.name, |p| {
             p.newest = newest;
             p.lines += seen.read;
-            p.add(&seen.lines);
+            p.add_lines(&seen.lines);
             p.skipped += skipped;
             p.trouble = None;
             more(p);
@@ -305,9 +305,9 @@ impl River {
         let last = inputs.said.entry(format!("{what} {name}")).or_insert(i64::MIN);
         if now.saturating_sub(*last) >= SAY_AGAIN {
             *last = now;
-            self.metrics.error(self.clock, line.clone());
+            self.metrics.log_error(self.clock, line.clone());
         }
-        self.metrics.input(name, |p| p.trouble = Some(line));
+        self.metrics.update_input(name, |p| p.trouble = Some(line));
     }
 
     /// Ends the sessions of inputs that have been at their end for long.
@@ -349,10 +349,10 @@ impl River {
         }
         let mut wait = RETRY;
         loop {
-            self.metrics.alive("counting");
+            self.metrics.heartbeat("counting");
             let Err(error) = self.store.write(batch.clone()) else {
                 self.metrics.add("commits", 1);
-                self.metrics.counted(&batch.add);
+                self.metrics.add_sessions(&batch.add);
                 for reply in pending.events.drain(..) {
                     // Who asked may have gone.
                     let _ = reply.send(EventReply::Committed);
@@ -362,7 +362,7 @@ impl River {
             if *shutdown.borrow() {
                 return Err(error);
             }
-            self.metrics.error(self.clock, format!("store: cannot write counts: {error}; reading waits, trying again"));
+            self.metrics.log_error(self.clock, format!("store: cannot write counts: {error}; reading waits, trying again"));
             let _ = runtime.block_on(async { tokio::time::timeout(wait, wait_for_shutdown(shutdown)).await });
             wait = (wait * 2).min(RETRY_AT_MOST);
         }

@@ -31,7 +31,7 @@ use crate::base::shutdown::wait_for_shutdown;
 use crate::base::tlsrpt::{Day, TallyRow};
 use crate::config::Config;
 use crate::config::identity::missing_identity;
-use crate::metrics::{Metrics, Progress};
+use crate::metrics::{Metrics, InputProgress};
 use crate::net::dns::Resolver;
 use crate::reporting::schedule::Scheduler;
 pub use crate::reporting::schedule::{Due, DueState, Kept, Overview, Preview};
@@ -130,7 +130,7 @@ pub struct Status {
     /// What was found out about the host when the daemon started or was reloaded, one line each (`detect`).
     pub found: Vec<String>,
     /// Each input, by name, and how far it is.
-    pub inputs: BTreeMap<String, Progress>,
+    pub inputs: BTreeMap<String, InputProgress>,
     /// The resolver that is asked.
     pub resolver: String,
     /// Whether it validates: without, there is no DANE.
@@ -196,7 +196,7 @@ impl Desk {
             missing_identity: missing_identity(&self.config.report).into_iter().map(str::to_owned).collect(),
             due: self.stored(|_, scheduler| scheduler.overview().map_err(|e| e.to_string())).await.unwrap_or_default(),
             counters: self.metrics.counters().into_iter().map(|(name, n)| (name.to_owned(), n)).collect(),
-            errors: self.metrics.errors(),
+            errors: self.metrics.recent_errors(),
             store_size: self.store.size().unwrap_or(0),
         }
     }

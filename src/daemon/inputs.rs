@@ -101,14 +101,14 @@ impl Makes {
         let (counter, unread) = counter.under(Arc::clone(&self.rules)).load(zone, &open);
         if unread > 0 {
             let line = format!("input {name}: {unread} records of open sessions cannot be read; those are not counted");
-            self.metrics.error(self.clock, line);
+            self.metrics.log_error(self.clock, line);
         }
         Ok(Restored { source: Source { name: name.to_owned(), counter }, mark })
     }
 
     fn trouble(&self, name: &str, line: String) {
-        self.metrics.input(name, |p| p.trouble = Some(line.clone()));
-        self.metrics.error(self.clock, format!("input {name}: {line}"));
+        self.metrics.update_input(name, |p| p.trouble = Some(line.clone()));
+        self.metrics.log_error(self.clock, format!("input {name}: {line}"));
     }
 }
 
@@ -187,13 +187,13 @@ pub fn open(house: &mut House, config: &Config, zones: Vec<TimeZone>, makes: Mak
         inputs.each.push(One { source: restored.source, reads });
     }
     let metrics = &inputs.makes.metrics;
-    metrics.only_inputs(inputs.each.iter().map(|one| (one.source.name.as_str(), one.source.counter.newest())));
+    metrics.set_inputs(inputs.each.iter().map(|one| (one.source.name.as_str(), one.source.counter.newest())));
     for path in config.inputs.iter().filter_map(|input| match input.source()? {
         Named::File(path) if !path.exists() => Some(path),
         _ => None,
     }) {
         let missing = Some("does not exist; it is waited for".to_owned());
-        metrics.input(&path.display().to_string(), |p| p.trouble = missing);
+        metrics.update_input(&path.display().to_string(), |p| p.trouble = missing);
     }
     if inputs.each.iter().any(|one| matches!(one.reads, Reads::Datagrams(_))) {
         say_queue_length();
@@ -269,8 +269,8 @@ impl Feeding {
                 Err(InputError::Stopped(_)) => return self.ended().await,
                 Err(error @ (InputError::NotAFile(_) | InputError::Unreadable(_))) => {
                     let line = error.to_string();
-                    self.makes.metrics.input(&name, |p| p.trouble = Some(line.clone()));
-                    self.makes.metrics.error(self.makes.clock, line);
+                    self.makes.metrics.update_input(&name, |p| p.trouble = Some(line.clone()));
+                    self.makes.metrics.log_error(self.makes.clock, line);
                 }
             }
         }
@@ -333,7 +333,7 @@ impl Feeding {
             return Ok(());
         }
         // Nothing waits yet as far as is known: the day may close without a datagram.
-        metrics.input(&name, |p| p.at_end_since = Some(clock.seconds()));
+        metrics.update_input(&name, |p| p.at_end_since = Some(clock.seconds()));
         let number = self.number;
         // Not before: a queue that is closed waits for those that were announced.
         let receiver = queue.register_receiver();
@@ -372,7 +372,7 @@ impl Feeding {
                         tracing::info!("input: following {file}");
                         let number = numbers.fetch_add(1, Ordering::Relaxed);
                         let newest = source.counter.newest();
-                        self.makes.metrics.input(&file, |p| p.newest = newest);
+                        self.makes.metrics.update_input(&file, |p| p.newest = newest);
                         let task = Feeding { number, feed: self.feed.clone(), makes: self.makes.clone() };
                         readers.spawn(task.file(source, file::FileFollower::new(&path, mark)));
                         known.insert(path);

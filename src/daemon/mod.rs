@@ -198,7 +198,7 @@ async fn serve(path: &Path, mut prepared: Prepared) -> Result<(), DaemonError> {
                     Err(error) => {
                         let line =
                             format!("reload: the configuration was not taken: {error}; going on with the old one");
-                        house.metrics.error(house.clock, line);
+                        house.metrics.log_error(house.clock, line);
                     }
                 },
             }
@@ -206,7 +206,7 @@ async fn serve(path: &Path, mut prepared: Prepared) -> Result<(), DaemonError> {
         if next.is_none() {
             notify(sd_notify::NotifyState::Stopping);
         }
-        house.metrics.expect_alive([]);
+        house.metrics.expect_heartbeats([]);
         let drained = tasks.drain().await;
         if damaged && drained {
             let store = Arc::clone(&house.store);
@@ -395,7 +395,7 @@ impl Tasks {
             tasks.spawn(format!("readsocket {address}"), done(task));
         }
         let writing = ["counting", "scheduler"].map(|name| (name.to_owned(), watchdog::DISK));
-        metrics.expect_alive(writing.into_iter().chain(answering));
+        metrics.expect_heartbeats(writing.into_iter().chain(answering));
         let desk =
             Arc::new(Desk { config, found, running: true, store, resolver, policies, scheduler, metrics, clock });
         for (address, listener) in statuses {
@@ -468,7 +468,7 @@ async fn heal(policies: Arc<Policies>, mut failed: mpsc::Receiver<Arc<str>>) {
 async fn check_keys(published: Vec<Public>, resolver: Resolver, metrics: Metrics, clock: Clock) {
     for key in published {
         if let Err(line) = key.check(&resolver).await {
-            metrics.error(clock, line);
+            metrics.log_error(clock, line);
         }
     }
     std::future::pending().await

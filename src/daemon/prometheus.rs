@@ -23,10 +23,10 @@ use tokio::sync::{Semaphore, watch};
 
 use crate::answering::listener::{Listener, Stream};
 use crate::daemon::control::Desk;
-use crate::metrics::answers::{BOUNDS, Kind};
-use crate::metrics::catalogue::{CATALOGUE, SNAPSHOT, Shown};
-use crate::metrics::line_counts::OfFamily;
-use crate::metrics::{Counting, Progress, Protocol};
+use crate::metrics::answers::{WAIT_BOUNDS, AnswerKind};
+use crate::metrics::catalogue::{CATALOGUE, SNAPSHOT_METRICS, SnapshotMetric};
+use crate::metrics::line_counts::FamilyCounts;
+use crate::metrics::{SessionSeries, InputProgress, MtaProtocol};
 
 /// Connections that are served at once: a few scrapers, each with one.
 const CLIENTS: usize = 16;
@@ -113,7 +113,7 @@ pub fn metrics(desk: &Desk) -> String {
 fn inputs(desk: &Desk, page: &mut Page) {
     let now = desk.clock.seconds();
     let inputs = desk.metrics.inputs();
-    let mut each = |metric: &str, value: &dyn Fn(&Progress) -> f64| {
+    let mut each = |metric: &str, value: &dyn Fn(&InputProgress) -> f64| {
         page.shown(metric, inputs.iter().map(|(name, p)| (label("input", name), value(p))));
     };
     each("tlswarden_input_behind_bytes", &|p| p.behind as f64);
@@ -125,7 +125,7 @@ fn inputs(desk: &Desk, page: &mut Page) {
     each("tlswarden_input_trouble", &|p| f64::from(u8::from(p.trouble.is_some())));
     each("tlswarden_lines_total", &|p| p.lines as f64);
     each("tlswarden_lines_skipped_total", &|p| p.skipped as f64);
-    let mut by_family = |metric: &str, value: &dyn Fn(&OfFamily) -> u64| {
+    let mut by_family = |metric: &str, value: &dyn Fn(&FamilyCounts) -> u64| {
         let samples = inputs.iter().flat_map(|(name, p)| {
             let labels = move |family: &str| format!("{},{}", label("input", name), label("family", family));
             p.families.iter().map(move |(family, n)| (labels(family), value(n) as f64))
@@ -138,14 +138,14 @@ fn inputs(desk: &Desk, page: &mut Page) {
 
 fn sessions(desk: &Desk, page: &mut Page) {
     let (mut sessions, mut failures) = (Vec::new(), Vec::new());
-    for (counting, n) in desk.metrics.sessions() {
+    for (counting, n) in desk.metrics.session_counts() {
         let n = n as f64;
         match counting {
-            Counting::Sessions(policy, succeeded) => {
+            SessionSeries::Sessions(policy, succeeded) => {
                 let result = if succeeded { "success" } else { "failure" };
                 sessions.push((format!("policy=\"{policy}\",result=\"{result}\""), n));
             }
-            Counting::Failures(policy, result) => {
+            SessionSeries::Failures(policy, result) => {
                 failures.push((format!("policy=\"{policy}\",result_type=\"{result}\""), n));
             }
         }
@@ -156,24 +156,24 @@ fn sessions(desk: &Desk, page: &mut Page) {
 
 fn answers(desk: &Desk, page: &mut Page) {
     let counts: Vec<_> =
-        Protocol::ALL.iter().map(|(protocol, name)| (*name, desk.metrics.answers(*protocol).counts())).collect();
+        MtaProtocol::ALL.iter().map(|(protocol, name)| (*name, desk.metrics.answers(*protocol).counts())).collect();
     let of_kinds = counts.iter().flat_map(|(protocol, counts)| {
         let label = move |kind: &str| format!("protocol=\"{protocol}\",kind=\"{kind}\"");
-        Kind::ALL.iter().zip(counts.kinds).map(move |((_, kind), n)| (label(kind), n as f64))
+        AnswerKind::ALL.iter().zip(counts.kinds).map(move |((_, kind), n)| (label(kind), n as f64))
     });
     page.shown("tlswarden_answers_total", of_kinds);
     page.shown("tlswarden_answer_seconds", []);
     for (protocol, counts) in &counts {
-        let bounds = BOUNDS.iter().map(f64::to_string).chain(["+Inf".to_owned()]);
-        for (bound, n) in bounds.zip(counts.within) {
+        let bounds = WAIT_BOUNDS.iter().map(f64::to_string).chain(["+Inf".to_owned()]);
+        for (bound, n) in bounds.zip(counts.cumulative) {
             page.sample(
                 "tlswarden_answer_seconds_bucket",
                 &format!("protocol=\"{protocol}\",le=\"{bound}\""),
                 n as f64,
             );
         }
-        let [.., all] = counts.within;
-        page.sample("tlswarden_answer_seconds_sum", &format!("protocol=\"{protocol}\""), counts.seconds);
+        let [.., all] = counts.cumulative;
+        page.sample("tlswarden_answer_seconds_sum", &format!("protocol=\"{protocol}\""), counts.wait_seconds);
         page.sample("tlswarden_answer_seconds_count", &format!("protocol=\"{protocol}\""), all as f64);
     }
 }
@@ -189,9 +189,9 @@ impl Page {
 
     /// A metric of the snapshot, with its labels and values.
     fn shown(&mut self, metric: &str, samples: impl IntoIterator<Item = (String, f64)>) {
-        let found = SNAPSHOT.iter().find(|shown| shown.metric == metric);
+        let found = SNAPSHOT_METRICS.iter().find(|shown| shown.metric == metric);
         debug_assert!(found.is_some(), "{metric} is not in the catalogue");
-        if let Some(Shown { metric, kind, help }) = found {
+        if let Some(SnapshotMetric { metric, kind, help }) = found {
             self.metric(kind, metric, help, samples);
         }
     }

@@ -26,7 +26,7 @@ use crate::config::{self, ConfigError};
 use crate::counting::input::MAX_BLOCK;
 use crate::counting::input::journald::MAX_ENTRY as MAX_LINE;
 use crate::counting::pipeline::{Counter, is_of};
-use crate::metrics::line_counts::OfFamily;
+use crate::metrics::line_counts::FamilyCounts;
 
 /// How many lines tell whose log it is.
 pub const AUTO_LINES: usize = 1000;
@@ -115,7 +115,7 @@ pub fn replay(request: &Request<'_>) -> Result<Replayed, ReplayError> {
     let mut counter = counter.unwrap_or_else(|| new(Dialect::Postfix));
     counter.end(counter.newest().unwrap_or(now), &policies);
     let (seen, losses) = counter.seen();
-    let OfFamily { used, malformed } = seen.lines.total();
+    let FamilyCounts { used, malformed } = seen.lines.total();
     Ok(Replayed {
         rows: sum_tallies(counter.counts()),
         read: seen.read + lines.skipped,

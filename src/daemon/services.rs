@@ -84,7 +84,7 @@ pub fn open_offline(config: &Config) -> Result<Desk, OpenError> {
         let Some(name) = input.source().map(|source| source.to_string()) else { continue };
         newest.push((name.clone(), pipeline::newest(&*store, &name)?));
     }
-    metrics.only_inputs(newest.iter().map(|(name, newest)| (name.as_str(), *newest)));
+    metrics.set_inputs(newest.iter().map(|(name, newest)| (name.as_str(), *newest)));
     let own = message_id_key::load_or_create(&*store)?;
     let setup = Setup::load(&config.report).map_err(OpenError::Keys)?;
     let context =

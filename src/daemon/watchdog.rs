@@ -1,6 +1,6 @@
 //! Feeds systemd's watchdog while the tasks get on.
 //!
-//! Takes: what the tasks say of themselves ([`Metrics::alive`]). Gives: `WATCHDOG=1` at a third of the time that systemd
+//! Takes: what the tasks say of themselves ([`Metrics::heartbeat`]). Gives: `WATCHDOG=1` at a third of the time that systemd
 //! allows, unless a task stands still for longer than it may; then nothing, and systemd ends and restarts the daemon.
 //! Limits: the counting and the scheduler wait for the disk, [`DISK`]; who answers waits for nobody, [`ANSWERING`].
 //! Without `WATCHDOG_USEC` it does nothing.
@@ -29,7 +29,7 @@ pub async fn feed(metrics: Metrics) {
 async fn feed_with(metrics: Metrics, every: Duration, feed: impl Fn()) {
     let mut starving = false;
     loop {
-        let stuck = metrics.stuck(Instant::now());
+        let stuck = metrics.stalled_tasks(Instant::now());
         if stuck.is_empty() {
             feed();
         } else if !starving {
@@ -51,7 +51,7 @@ mod tests {
     async fn a_task_that_stands_still_stops_it_and_one_that_gets_on_again_goes_on() {
         let (metrics, fed) = (Metrics::default(), Arc::new(AtomicUsize::new(0)));
         let limit = Duration::from_millis(400);
-        metrics.expect_alive([("counting".to_owned(), limit)]);
+        metrics.expect_heartbeats([("counting".to_owned(), limit)]);
         let count = Arc::clone(&fed);
         let every = Duration::from_millis(20);
         let feed = move || {
@@ -66,7 +66,7 @@ mod tests {
             }
         };
         until(&|fed| fed > 2).await;
-        while metrics.stuck(Instant::now()).is_empty() {
+        while metrics.stalled_tasks(Instant::now()).is_empty() {
             tokio::time::sleep(every).await;
         }
         // One that was under way may still come.
@@ -74,7 +74,7 @@ mod tests {
         let starved = fed.load(Ordering::Relaxed);
         tokio::time::sleep(10 * every).await;
         assert_eq!(fed.load(Ordering::Relaxed), starved);
-        metrics.alive("counting");
+        metrics.heartbeat("counting");
         until(&|fed| fed > starved).await;
         task.abort();
     }

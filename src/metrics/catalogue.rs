@@ -5,7 +5,7 @@
 
 /// One metric that only goes up, and the counters that are its samples.
 #[derive(Debug)]
-pub struct Family {
+pub struct CounterFamily {
     /// Its name at `/metrics`.
     pub metric: &'static str,
     /// What it counts.
@@ -14,14 +14,18 @@ pub struct Family {
     pub samples: &'static [(&'static str, &'static str)],
 }
 
-/// A metric of one counter without labels.
-const fn one(metric: &'static str, counter: &'static [(&'static str, &'static str)], help: &'static str) -> Family {
-    Family { metric, help, samples: counter }
+/// A metric with one counter and no labels.
+const fn single_counter(
+    metric: &'static str,
+    counter: &'static [(&'static str, &'static str)],
+    help: &'static str,
+) -> CounterFamily {
+    CounterFamily { metric, help, samples: counter }
 }
 
-/// A metric that is made of a snapshot; its samples are made where it is shown (`status`).
+/// A metric whose samples are taken from a snapshot when it is rendered.
 #[derive(Debug)]
-pub struct Shown {
+pub struct SnapshotMetric {
     /// Its name at `/metrics`.
     pub metric: &'static str,
     /// `gauge`, `counter` or `histogram`.
@@ -30,16 +34,16 @@ pub struct Shown {
     pub help: &'static str,
 }
 
-const fn gauge(metric: &'static str, help: &'static str) -> Shown {
-    Shown { metric, kind: "gauge", help }
+const fn gauge(metric: &'static str, help: &'static str) -> SnapshotMetric {
+    SnapshotMetric { metric, kind: "gauge", help }
 }
 
-const fn counter(metric: &'static str, help: &'static str) -> Shown {
-    Shown { metric, kind: "counter", help }
+const fn counter(metric: &'static str, help: &'static str) -> SnapshotMetric {
+    SnapshotMetric { metric, kind: "counter", help }
 }
 
 /// The metrics of snapshots, in the order in which they are shown.
-pub const SNAPSHOT: &[Shown] = &[
+pub const SNAPSHOT_METRICS: &[SnapshotMetric] = &[
     gauge("tlswarden_build_info", "The version of the daemon; always 1."),
     gauge("tlswarden_input_behind_bytes", "Octets of an input that are not read yet."),
     gauge(
@@ -69,7 +73,7 @@ pub const SNAPSHOT: &[Shown] = &[
         "tlswarden_answers_total",
         "Answers to an MTA, by protocol and kind; temp defers the mail, for nothing is known.",
     ),
-    Shown {
+    SnapshotMetric {
         metric: "tlswarden_answer_seconds",
         kind: "histogram",
         help: "How long an MTA waited for its answer, by protocol; one that was ready counts as nothing.",
@@ -83,9 +87,9 @@ pub const SNAPSHOT: &[Shown] = &[
 ];
 
 /// The counters, in the order in which they are shown.
-pub const CATALOGUE: &[Family] = &[
-    one("tlswarden_commits_total", &[("commits", "")], "Batches of counts written to the store."),
-    Family {
+pub const CATALOGUE: &[CounterFamily] = &[
+    single_counter("tlswarden_commits_total", &[("commits", "")], "Batches of counts written to the store."),
+    CounterFamily {
         metric: "tlswarden_sessions_left_out_total",
         help: "Sessions that were seen and not counted, by cause.",
         samples: &[
@@ -97,7 +101,7 @@ pub const CATALOGUE: &[Family] = &[
             ("sessions-local", "cause=\"local-network\""),
         ],
     },
-    Family {
+    CounterFamily {
         metric: "tlswarden_sessions_under_no_decision_total",
         help: "Sessions counted as no-policy-found though a policy may be published, by cause.",
         samples: &[
@@ -105,33 +109,33 @@ pub const CATALOGUE: &[Family] = &[
             ("sessions-contradicting", "cause=\"contradicts-decision\""),
         ],
     },
-    one(
+    single_counter(
         "tlswarden_sessions_left_to_datagrams_total",
         &[("sessions-left-to-datagrams", "")],
         "Sessions in the log that Postfix's own datagrams count.",
     ),
-    Family {
+    CounterFamily {
         metric: "tlswarden_datagrams_left_out_total",
         help: "TLSRPT datagrams that were not counted, by cause; unreadable ones are among tlswarden_lines_malformed_total.",
         samples: &[("datagrams-left-to-log", "cause=\"testing-mode\""), ("datagrams-lost", "cause=\"no-room\"")],
     },
-    one(
+    single_counter(
         "tlswarden_journal_gaps_total",
         &[("journal-gaps", "")],
         "Times that the journal's last counted entry was gone, so that entries may be missing.",
     ),
-    one(
+    single_counter(
         "tlswarden_hints_dropped_total",
         &[("hints-dropped", "")],
         "Failed deliveries after which the domain's record was not looked at, for too many failed at once.",
     ),
-    one("tlswarden_exim_told_total", &[("exim_told", "")], "Failed sessions that Exim's event action told."),
-    one(
+    single_counter("tlswarden_exim_told_total", &[("exim_told", "")], "Failed sessions that Exim's event action told."),
+    single_counter(
         "tlswarden_exim_told_lost_total",
         &[("exim_told_lost", "")],
         "Of those, not counted: there is no one Exim log to hold them against, or nothing could be stored in time.",
     ),
-    Family {
+    CounterFamily {
         metric: "tlswarden_connections_total",
         help: "Connections of an MTA, by protocol.",
         samples: &[
@@ -139,7 +143,7 @@ pub const CATALOGUE: &[Family] = &[
             ("readsocket_connections", "protocol=\"readsocket\""),
         ],
     },
-    Family {
+    CounterFamily {
         metric: "tlswarden_requests_total",
         help: "Questions of an MTA, by protocol.",
         samples: &[
@@ -147,7 +151,7 @@ pub const CATALOGUE: &[Family] = &[
             ("readsocket_requests", "protocol=\"readsocket\""),
         ],
     },
-    Family {
+    CounterFamily {
         metric: "tlswarden_requests_refused_total",
         help: "Questions that were no question, by protocol and cause.",
         samples: &[
@@ -157,26 +161,26 @@ pub const CATALOGUE: &[Family] = &[
             ("readsocket_slow_clients", "protocol=\"readsocket\",cause=\"slow\""),
         ],
     },
-    one(
+    single_counter(
         "tlswarden_decisions_temp_total",
         &[("answers_temp", "")],
         "Decisions that nothing is known; each may be answered several times.",
     ),
-    one("tlswarden_dane_lookups_total", &[("dane_lookups", "")], "DANE look-ups."),
-    one("tlswarden_dane_lookups_failed_total", &[("dane_lookups_failed", "")], "DANE look-ups that failed."),
-    one("tlswarden_sts_records_asked_total", &[("sts_records_asked", "")], "Look-ups of _mta-sts records."),
-    one(
+    single_counter("tlswarden_dane_lookups_total", &[("dane_lookups", "")], "DANE look-ups."),
+    single_counter("tlswarden_dane_lookups_failed_total", &[("dane_lookups_failed", "")], "DANE look-ups that failed."),
+    single_counter("tlswarden_sts_records_asked_total", &[("sts_records_asked", "")], "Look-ups of _mta-sts records."),
+    single_counter(
         "tlswarden_sts_records_hinted_total",
         &[("sts_records_hinted", "")],
         "Look-ups of _mta-sts records because a delivery failed under the policy.",
     ),
-    one("tlswarden_sts_fetches_total", &[("sts_fetches", "")], "Fetches of MTA-STS documents."),
-    one(
+    single_counter("tlswarden_sts_fetches_total", &[("sts_fetches", "")], "Fetches of MTA-STS documents."),
+    single_counter(
         "tlswarden_sts_fetches_failed_total",
         &[("sts_fetches_failed", "")],
         "Fetches of MTA-STS documents that failed.",
     ),
-    Family {
+    CounterFamily {
         metric: "tlswarden_evicted_total",
         help: "What gave way in a full table, by table.",
         samples: &[
@@ -185,7 +189,7 @@ pub const CATALOGUE: &[Family] = &[
             ("decisions_dropped", "table=\"history\""),
         ],
     },
-    Family {
+    CounterFamily {
         metric: "tlswarden_look_ups_put_off_total",
         help: "What was not looked up because much was being looked up already, by kind.",
         samples: &[
@@ -195,12 +199,12 @@ pub const CATALOGUE: &[Family] = &[
             ("dane_lookups_refused", "kind=\"dane\""),
         ],
     },
-    one(
+    single_counter(
         "tlswarden_decisions_unreadable_total",
         &[("decisions_unreadable", "")],
         "Records of the history that could not be read at start.",
     ),
-    Family {
+    CounterFamily {
         metric: "tlswarden_reports_total",
         help: "Attempts to deliver a report, by what they came to.",
         samples: &[
@@ -211,7 +215,7 @@ pub const CATALOGUE: &[Family] = &[
             ("reports_expired", "state=\"expired\""),
         ],
     },
-    one(
+    single_counter(
         "tlswarden_late_counts_dropped_total",
         &[("late-counts-dropped", "")],
         "Counts in no report: they came after the supplement of their day had gone, or after retention.",
@@ -219,6 +223,6 @@ pub const CATALOGUE: &[Family] = &[
 ];
 
 /// Whether there is such a counter.
-pub fn known(counter: &str) -> bool {
+pub fn is_known(counter: &str) -> bool {
     CATALOGUE.iter().any(|family| family.samples.iter().any(|(name, _)| *name == counter))
 }

@@ -5,40 +5,40 @@
 
 use serde::{Deserialize, Serialize};
 
-/// What came of the lines of one family.
+/// The numbers of lines of one family.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct OfFamily {
-    /// OfFamily that said something.
+pub struct FamilyCounts {
+    /// Lines that said something.
     pub used: u64,
-    /// OfFamily that looked ours and could not be read.
+    /// Lines that looked ours and could not be read.
     pub malformed: u64,
 }
 
-/// The same by family. A list, for it is short and looked at for every line.
+/// Numbers of lines by family. A list, because it is short and searched for every line.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Families(Vec<(&'static str, OfFamily)>);
+pub struct LineCounts(Vec<(&'static str, FamilyCounts)>);
 
-impl Families {
+impl LineCounts {
     /// The numbers of a family, zero at first.
-    pub fn of(&mut self, family: &'static str) -> &mut OfFamily {
+    pub fn entry(&mut self, family: &'static str) -> &mut FamilyCounts {
         let at = self.0.iter().position(|(name, _)| *name == family).unwrap_or_else(|| {
-            self.0.push((family, OfFamily::default()));
+            self.0.push((family, FamilyCounts::default()));
             self.0.len() - 1
         });
         &mut self.0[at].1
     }
 
     /// Every family that there was a line of.
-    pub fn iter(&self) -> impl Iterator<Item = (&'static str, OfFamily)> {
+    pub fn iter(&self) -> impl Iterator<Item = (&'static str, FamilyCounts)> {
         self.0.iter().copied()
     }
 
     /// All families together.
-    pub fn total(&self) -> OfFamily {
-        let add = |sum: OfFamily, (_, lines): (_, OfFamily)| OfFamily {
+    pub fn total(&self) -> FamilyCounts {
+        let add = |sum: FamilyCounts, (_, lines): (_, FamilyCounts)| FamilyCounts {
             used: sum.used + lines.used,
             malformed: sum.malformed + lines.malformed,
         };
-        self.iter().fold(OfFamily::default(), add)
+        self.iter().fold(FamilyCounts::default(), add)
     }
 }

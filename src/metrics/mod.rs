@@ -12,8 +12,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use answers::Answers;
-use line_counts::{Families, OfFamily};
+use answers::AnswerMetrics;
+use line_counts::{FamilyCounts, LineCounts};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
@@ -21,47 +21,47 @@ use crate::base::clock::Clock;
 use crate::base::tlsrpt::{Day, PolicyType, ResultType, TallyKey, TallyResult};
 
 /// How long an input must have been at its end before the day behind it may close, in seconds.
-pub const IDLE: i64 = 300;
+pub const CLOSING_IDLE_TIME: i64 = 300;
 
 /// How far an input must be read past a day's end, in seconds: lines of different processes may be out of order.
-pub const OUT_OF_ORDER: i64 = 10;
+pub const OUT_OF_ORDER_TIME: i64 = 10;
 
-/// The last errors that are kept for `status`.
-const LAST_ERRORS: usize = 16;
+/// How many of the last errors are kept for `status`.
+const MAX_RECENT_ERRORS: usize = 16;
 
 /// The one instance, shared by all tasks.
 #[derive(Clone, Default)]
-pub struct Metrics(Arc<Inner>);
+pub struct Metrics(Arc<MetricsInner>);
 
 #[derive(Default)]
-struct Inner {
+struct MetricsInner {
     counters: Mutex<BTreeMap<&'static str, Arc<AtomicU64>>>,
-    sessions: Mutex<BTreeMap<Counting, u64>>,
-    answers: [Arc<Answers>; Protocol::ALL.len()],
-    inputs: Mutex<BTreeMap<String, Progress>>,
+    sessions: Mutex<BTreeMap<SessionSeries, u64>>,
+    answers: [Arc<AnswerMetrics>; MtaProtocol::ALL.len()],
+    inputs: Mutex<BTreeMap<String, InputProgress>>,
     errors: Mutex<Vec<(i64, String)>>,
-    /// When each task that must not stand still got on last, and how long it may take.
-    alive: Mutex<BTreeMap<String, (Instant, Duration)>>,
+    /// When each monitored task last reported progress, and how long it may take.
+    heartbeats: Mutex<BTreeMap<String, (Instant, Duration)>>,
 }
 
-/// How an MTA asks.
+/// The protocol that an MTA asks over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Protocol {
+pub enum MtaProtocol {
     /// Postfix's socketmap.
     Socketmap,
     /// Exim's readsocket.
     Readsocket,
 }
 
-impl Protocol {
+impl MtaProtocol {
     /// Both, with their labels, in their order.
-    pub const ALL: [(Protocol, &'static str); 2] =
-        [(Protocol::Socketmap, "socketmap"), (Protocol::Readsocket, "readsocket")];
+    pub const ALL: [(MtaProtocol, &'static str); 2] =
+        [(MtaProtocol::Socketmap, "socketmap"), (MtaProtocol::Readsocket, "readsocket")];
 }
 
-/// What sessions are shown under: all labels are of fixed sets.
+/// The labels under which sessions are shown; all come from fixed sets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Counting {
+pub enum SessionSeries {
     /// Sessions, whether they succeeded.
     Sessions(PolicyType, bool),
     /// Entries of `failure-details`: those of the policies themselves among them.
@@ -71,7 +71,7 @@ pub enum Counting {
 /// How far an input has been read and counted.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub struct Progress {
+pub struct InputProgress {
     /// The time of the newest line counted, in seconds since 1970-01-01T00:00:00Z.
     pub newest: Option<i64>,
     /// Since when the input has been at its end with nothing to read; `None` while it is behind.
@@ -85,16 +85,16 @@ pub struct Progress {
     /// Lines that looked ours and could not be read.
     pub malformed: u64,
     /// The last two by family of lines.
-    pub families: BTreeMap<String, OfFamily>,
+    pub families: BTreeMap<String, FamilyCounts>,
     /// Lines over the limit, left out.
     pub skipped: u64,
     /// The last trouble with it, if it still stands.
     pub trouble: Option<String>,
 }
 
-impl Progress {
-    /// Adds what came of lines.
-    pub fn add(&mut self, families: &Families) {
+impl InputProgress {
+    /// Adds the counts of lines.
+    pub fn add_lines(&mut self, families: &LineCounts) {
         for (family, lines) in families.iter() {
             let known = match self.families.get_mut(family) {
                 Some(known) => known,
@@ -116,7 +116,7 @@ impl Metrics {
 
     /// A counter to hold on to, for paths where a look-up by name would show.
     pub fn counter(&self, name: &'static str) -> Arc<AtomicU64> {
-        debug_assert!(catalogue::known(name), "{name} is not in the catalogue");
+        debug_assert!(catalogue::is_known(name), "{name} is not in the catalogue");
         Arc::clone(self.0.counters.lock().entry(name).or_default())
     }
 
@@ -126,31 +126,31 @@ impl Metrics {
     }
 
     /// The answers given over a protocol.
-    pub fn answers(&self, protocol: Protocol) -> Arc<Answers> {
+    pub fn answers(&self, protocol: MtaProtocol) -> Arc<AnswerMetrics> {
         Arc::clone(&self.0.answers[protocol as usize])
     }
 
-    /// Adds what was committed to the counts of sessions.
-    pub fn counted<'a>(&self, counts: impl IntoIterator<Item = &'a (TallyKey, u64)>) {
+    /// Adds the committed counts to the counts of sessions.
+    pub fn add_sessions<'a>(&self, counts: impl IntoIterator<Item = &'a (TallyKey, u64)>) {
         let mut sessions = self.0.sessions.lock();
         for (tally, n) in counts {
             let policy = tally.policy.policy_type;
             let under = match &tally.result {
-                TallyResult::Success => Counting::Sessions(policy, true),
-                TallyResult::Failure => Counting::Sessions(policy, false),
-                TallyResult::Detail(failure) => Counting::Failures(policy, failure.result_type),
+                TallyResult::Success => SessionSeries::Sessions(policy, true),
+                TallyResult::Failure => SessionSeries::Sessions(policy, false),
+                TallyResult::Detail(failure) => SessionSeries::Failures(policy, failure.result_type),
             };
             *sessions.entry(under).or_default() += n;
         }
     }
 
     /// The counts of sessions since the daemon started.
-    pub fn sessions(&self) -> BTreeMap<Counting, u64> {
+    pub fn session_counts(&self) -> BTreeMap<SessionSeries, u64> {
         self.0.sessions.lock().clone()
     }
 
-    /// Changes what is known of an input, making its entry if there is none.
-    pub fn input(&self, name: &str, change: impl FnOnce(&mut Progress)) {
+    /// Updates the progress of an input; creates its entry if there is none.
+    pub fn update_input(&self, name: &str, change: impl FnOnce(&mut InputProgress)) {
         let mut inputs = self.0.inputs.lock();
         match inputs.get_mut(name) {
             Some(progress) => change(progress),
@@ -158,69 +158,70 @@ impl Metrics {
         }
     }
 
-    /// Says which inputs there are, each with its newest line as far as it is known; the others are forgotten.
-    pub fn only_inputs<'a>(&self, inputs: impl Iterator<Item = (&'a str, Option<i64>)>) {
+    /// Sets the list of inputs, each with the time of its newest line if known; all others are removed.
+    pub fn set_inputs<'a>(&self, inputs: impl Iterator<Item = (&'a str, Option<i64>)>) {
         let mut known = self.0.inputs.lock();
         let entry = |(name, newest): (&str, Option<i64>)| {
             let progress = known.remove(name).unwrap_or_default();
-            (name.to_owned(), Progress { newest, at_end_since: None, trouble: None, ..progress })
+            (name.to_owned(), InputProgress { newest, at_end_since: None, trouble: None, ..progress })
         };
         let inputs = inputs.map(entry).collect();
         *known = inputs;
     }
 
     /// All inputs, by name.
-    pub fn inputs(&self) -> BTreeMap<String, Progress> {
+    pub fn inputs(&self) -> BTreeMap<String, InputProgress> {
         self.0.inputs.lock().clone()
     }
 
-    /// Until when every input has been read, at most `now`; nothing while one has not said where it is.
+    /// The time up to which every input has been read, at most `now`; `None` while the progress of an input is not
+    /// known.
     pub fn read_until(&self, now: i64) -> Option<i64> {
         let inputs = self.0.inputs.lock();
-        let read = |p: &Progress| p.newest.max(p.at_end_since);
+        let read = |p: &InputProgress| p.newest.max(p.at_end_since);
         inputs.values().map(read).try_fold(now, |least, read| read.map(|read| least.min(read)))
     }
 
-    /// Says which tasks must not stand still, and for how long each may; from now on they are held to it.
-    pub fn expect_alive(&self, tasks: impl IntoIterator<Item = (String, Duration)>) {
+    /// Sets which tasks are monitored, and how long each may go without progress.
+    pub fn expect_heartbeats(&self, tasks: impl IntoIterator<Item = (String, Duration)>) {
         let now = Instant::now();
-        *self.0.alive.lock() = tasks.into_iter().map(|(name, limit)| (name, (now, limit))).collect();
+        *self.0.heartbeats.lock() = tasks.into_iter().map(|(name, limit)| (name, (now, limit))).collect();
     }
 
-    /// A task says that it got on; those that nobody expects may as well.
-    pub fn alive(&self, task: &str) {
-        if let Some((at, _)) = self.0.alive.lock().get_mut(task) {
+    /// Records that a task made progress; ignored for tasks that are not monitored.
+    pub fn heartbeat(&self, task: &str) {
+        if let Some((at, _)) = self.0.heartbeats.lock().get_mut(task) {
             *at = Instant::now();
         }
     }
 
-    /// The tasks that stand still for longer than they may at `now`.
-    pub fn stuck(&self, now: Instant) -> Vec<String> {
-        let alive = self.0.alive.lock();
+    /// The tasks that made no progress for longer than they may, at `now`.
+    pub fn stalled_tasks(&self, now: Instant) -> Vec<String> {
+        let alive = self.0.heartbeats.lock();
         let over = |(at, limit): &(Instant, Duration)| now.saturating_duration_since(*at) > *limit;
         alive.iter().filter(|(_, beat)| over(beat)).map(|(name, _)| name.clone()).collect()
     }
 
     /// Logs one line `subject: problem: cause; consequence` and keeps it for `status`.
-    pub fn error(&self, clock: Clock, line: String) {
+    pub fn log_error(&self, clock: Clock, line: String) {
         tracing::warn!("{line}");
         let mut errors = self.0.errors.lock();
-        if errors.len() == LAST_ERRORS {
+        if errors.len() == MAX_RECENT_ERRORS {
             errors.remove(0);
         }
         errors.push((clock.seconds(), line));
     }
 
     /// The last errors, oldest first: (seconds since 1970-01-01T00:00:00Z, line).
-    pub fn errors(&self) -> Vec<(i64, String)> {
+    pub fn recent_errors(&self) -> Vec<(i64, String)> {
         self.0.errors.lock().clone()
     }
 
-    /// The inputs that keep a day open: neither read past its end, nor at their end and idle for [`IDLE`].
-    pub fn lagging(&self, day: Day, now: i64) -> Vec<String> {
-        let closed = |p: &Progress| {
-            p.newest.is_some_and(|t| t >= day.end() + OUT_OF_ORDER)
-                || p.at_end_since.is_some_and(|t| now - t.max(day.end()) >= IDLE)
+    /// The inputs that keep a day open: neither read past its end, nor at their end and idle for [`CLOSING_IDLE_TIME`].
+    pub fn lagging_inputs(&self, day: Day, now: i64) -> Vec<String> {
+        let closed = |p: &InputProgress| {
+            p.newest.is_some_and(|t| t >= day.end() + OUT_OF_ORDER_TIME)
+                || p.at_end_since.is_some_and(|t| now - t.max(day.end()) >= CLOSING_IDLE_TIME)
         };
         self.0.inputs.lock().iter().filter(|(_, p)| !closed(p)).map(|(name, _)| name.clone()).collect()
     }
@@ -234,34 +235,34 @@ mod tests {
     fn a_day_waits_for_every_input() {
         let metrics = Metrics::default();
         let day = Day(100);
-        metrics.input("read past", |p| p.newest = Some(day.end() + OUT_OF_ORDER));
-        metrics.input("idle", |p| p.at_end_since = Some(day.end() - 7));
-        assert_eq!(metrics.lagging(day, day.end() + IDLE - 1), ["idle"]);
-        assert!(metrics.lagging(day, day.end() + IDLE).is_empty());
-        metrics.input("behind", |p| p.newest = Some(day.end() + OUT_OF_ORDER - 1));
-        assert_eq!(metrics.lagging(day, day.end() + IDLE), ["behind"]);
+        metrics.update_input("read past", |p| p.newest = Some(day.end() + OUT_OF_ORDER_TIME));
+        metrics.update_input("idle", |p| p.at_end_since = Some(day.end() - 7));
+        assert_eq!(metrics.lagging_inputs(day, day.end() + CLOSING_IDLE_TIME - 1), ["idle"]);
+        assert!(metrics.lagging_inputs(day, day.end() + CLOSING_IDLE_TIME).is_empty());
+        metrics.update_input("behind", |p| p.newest = Some(day.end() + OUT_OF_ORDER_TIME - 1));
+        assert_eq!(metrics.lagging_inputs(day, day.end() + CLOSING_IDLE_TIME), ["behind"]);
     }
 
     #[test]
     fn all_is_read_until_where_the_last_input_is() {
         let metrics = Metrics::default();
         assert_eq!(metrics.read_until(500), Some(500));
-        metrics.input("behind", |p| p.newest = Some(100));
-        metrics.input("at its end", |p| (p.newest, p.at_end_since) = (Some(50), Some(400)));
+        metrics.update_input("behind", |p| p.newest = Some(100));
+        metrics.update_input("at its end", |p| (p.newest, p.at_end_since) = (Some(50), Some(400)));
         assert_eq!(metrics.read_until(500), Some(100));
-        metrics.input("missing", |_| {});
+        metrics.update_input("missing", |_| {});
         assert_eq!(metrics.read_until(500), None);
     }
     #[test]
     fn who_stands_still_is_named() {
         let (metrics, second) = (Metrics::default(), Duration::from_secs(1));
-        metrics.expect_alive([("quick".to_owned(), second), ("slow".to_owned(), 1000 * second)]);
+        metrics.expect_heartbeats([("quick".to_owned(), second), ("slow".to_owned(), 1000 * second)]);
         let later = Instant::now() + 10 * second;
-        assert_eq!(metrics.stuck(later), ["quick"]);
-        assert_eq!(metrics.stuck(later + 2000 * second), ["quick", "slow"]);
-        assert!(metrics.stuck(Instant::now()).is_empty());
-        metrics.alive("unknown");
-        metrics.expect_alive([]);
-        assert!(metrics.stuck(later).is_empty());
+        assert_eq!(metrics.stalled_tasks(later), ["quick"]);
+        assert_eq!(metrics.stalled_tasks(later + 2000 * second), ["quick", "slow"]);
+        assert!(metrics.stalled_tasks(Instant::now()).is_empty());
+        metrics.heartbeat("unknown");
+        metrics.expect_heartbeats([]);
+        assert!(metrics.stalled_tasks(later).is_empty());
     }
 }

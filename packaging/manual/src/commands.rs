@@ -1,7 +1,7 @@
 //! `tlswarden(8)`: what the command line takes, and what the daemon shows.
 
 use clap::{Arg, ArgAction, Command};
-use tlswarden::metrics::catalogue::{CATALOGUE, SNAPSHOT};
+use tlswarden::metrics::catalogue::{CATALOGUE, SNAPSHOT_METRICS};
 
 use crate::page::Page;
 
@@ -57,7 +57,7 @@ pub fn page(mut command: Command) -> String {
     page.term("TLSWARDEN_LOG", "How much `serve` logs, as tracing-subscriber's filters; `info,sled=warn` without it.");
     page.section("METRICS");
     page.paragraph("At `/metrics` of the addresses in `[status] listen`, in Prometheus' text format.");
-    for metric in SNAPSHOT {
+    for metric in SNAPSHOT_METRICS {
         page.term(&format!("{} ({})", metric.metric, metric.kind), metric.help);
     }
     for family in CATALOGUE {
@@ -161,7 +161,7 @@ mod tests {
             }
         }
         assert!(seen > 10, "{seen}");
-        for metric in SNAPSHOT.iter().map(|s| s.metric).chain(CATALOGUE.iter().map(|f| f.metric)) {
+        for metric in SNAPSHOT_METRICS.iter().map(|s| s.metric).chain(CATALOGUE.iter().map(|f| f.metric)) {
             assert!(page.contains(&format!("{metric} (")), "{metric}");
         }
     }

@@ -113,7 +113,7 @@ impl Policies {
                 self.metrics.add("answers_temp", u64::from(urge.is_mail()));
                 if urge.is_mail() && self.throttle.permits("temp", now) {
                     let line = format!("policy of {key}: not known: {cause}; mail to it is deferred until it is");
-                    self.metrics.error(self.clock, line);
+                    self.metrics.log_error(self.clock, line);
                 }
                 None
             }
@@ -225,7 +225,7 @@ impl Policies {
         let stale = dane.coverage == Coverage::Unknown && !matches!(level, Level::Temp(_));
         if stale && self.throttle.permits("stale", now) {
             let line = format!("DANE of {}: the look-up fails; the verdict of before serves for up to 24 h", hop.key());
-            self.metrics.error(self.clock, line);
+            self.metrics.log_error(self.clock, line);
         }
         let temp = matches!(level, Level::Temp(_));
         let failure = known.failure.as_deref();
@@ -260,7 +260,7 @@ impl Policies {
                 "policy of {}: its MTA-STS policy does not allow the host itself; it is not enforced",
                 hop.key()
             );
-            self.metrics.error(self.clock, line);
+            self.metrics.log_error(self.clock, line);
         }
         applies
     }

@@ -12,7 +12,7 @@ use crate::answering::policy::history::compact::Under;
 use crate::answering::policy::sts::policy::{Cached, PolicyFailure};
 use crate::answering::policy::sts::text::Text;
 use crate::base::tlsrpt::{Failure, Mode};
-use crate::metrics::answers::Kind;
+use crate::metrics::answers::AnswerKind;
 
 /// What is answered, before it is put in words.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,15 +33,15 @@ pub enum Level {
 
 impl Level {
     /// The kind of answer that it is; `sts` says whether it rests on an MTA-STS policy.
-    pub(super) fn kind(&self, sts: bool) -> Kind {
+    pub(super) fn kind(&self, sts: bool) -> AnswerKind {
         match self {
-            Level::Default if sts => Kind::Testing,
-            Level::Default => Kind::None,
-            Level::Secure => Kind::Enforce,
-            Level::Dane => Kind::Dane,
-            Level::DaneOnly => Kind::DaneOnly,
-            Level::Fixed(_) => Kind::Override,
-            Level::Temp(_) => Kind::Temp,
+            Level::Default if sts => AnswerKind::Testing,
+            Level::Default => AnswerKind::None,
+            Level::Secure => AnswerKind::Enforce,
+            Level::Dane => AnswerKind::Dane,
+            Level::DaneOnly => AnswerKind::DaneOnly,
+            Level::Fixed(_) => AnswerKind::Override,
+            Level::Temp(_) => AnswerKind::Temp,
         }
     }
 }
@@ -105,7 +105,7 @@ impl PolicyFailure {
 
 impl Decision {
     /// The kind of answer that it is.
-    pub fn kind(&self) -> Kind {
+    pub fn kind(&self) -> AnswerKind {
         self.level.kind(self.sts.is_some())
     }
 

@@ -20,7 +20,7 @@ use crate::answering::policy::history::Period;
 use crate::answering::policy::sts::domain_state::Domain;
 use crate::answering::policy::sts::policy::{Cached, PolicyFailure};
 use crate::base::clock::{CompactTime, SharedCompactTime};
-use crate::metrics::answers::Kind;
+use crate::metrics::answers::AnswerKind;
 
 /// How many parts the decisions are kept in.
 const SHARDS: usize = 64;
@@ -136,7 +136,7 @@ impl Entry {
     }
 
     /// The kind of answer that it is.
-    pub fn kind(&self) -> Kind {
+    pub fn kind(&self) -> AnswerKind {
         self.level.kind(self.sts.is_some())
     }
 

@@ -32,7 +32,7 @@ use crate::base::next_hop::NextHop;
 use crate::base::shutdown::wait_for_shutdown;
 use crate::config::Config;
 use crate::metrics::Metrics;
-use crate::metrics::answers::Kind;
+use crate::metrics::answers::AnswerKind;
 use crate::net::dns::Resolver;
 use crate::net::https::HttpsClient;
 use crate::store::{Store, StoreError};
@@ -163,7 +163,7 @@ impl Policies {
         wording: u8,
         word: impl FnOnce(&Decision) -> Box<[u8]>,
         out: &mut Vec<u8>,
-    ) -> Option<Kind> {
+    ) -> Option<AnswerKind> {
         self.with_entry(key, |entry| {
             self.entries.say(entry, wording, word, out);
             entry.kind()
@@ -289,7 +289,7 @@ impl Policies {
             && self.throttle.permits("store", self.clock.seconds())
         {
             let line = format!("store: cannot write DANE verdicts: {error}; they serve from memory until it can");
-            self.metrics.error(self.clock, line);
+            self.metrics.log_error(self.clock, line);
         }
     }
 

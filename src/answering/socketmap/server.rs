@@ -31,8 +31,8 @@ use crate::answering::readsocket;
 use crate::answering::socketmap::netstring::{self, Frame};
 use crate::answering::socketmap::reply::{self, Wording};
 use crate::config::{Level, PostfixSection, PostfixVersion};
-use crate::metrics::answers::{Answers, ByKind, Kind};
-use crate::metrics::{Metrics, Protocol};
+use crate::metrics::answers::{AnswerMetrics, CountsByKind, AnswerKind};
+use crate::metrics::{Metrics, MtaProtocol};
 
 /// The first Postfix that knows the `policy_*` attributes.
 pub const ATTRIBUTES_SINCE: PostfixVersion = PostfixVersion { major: 3, minor: 10 };
@@ -63,7 +63,7 @@ pub async fn serve(
         default: postfix.default_level(),
         attributes: postfix.version() >= ATTRIBUTES_SINCE,
         waiting: AtomicUsize::new(0),
-        answers: metrics.answers(Protocol::Socketmap),
+        answers: metrics.answers(MtaProtocol::Socketmap),
         requests: metrics.counter("socketmap_requests"),
         malformed: metrics.counter("socketmap_malformed"),
         unknown: metrics.counter("socketmap_unknown_map"),
@@ -113,7 +113,7 @@ struct Service {
     attributes: bool,
     /// Connections that wait for an answer to be made.
     waiting: AtomicUsize,
-    answers: Arc<Answers>,
+    answers: Arc<AnswerMetrics>,
     requests: Arc<AtomicU64>,
     malformed: Arc<AtomicU64>,
     unknown: Arc<AtomicU64>,
@@ -156,7 +156,7 @@ impl Service {
     ) -> io::Result<Next> {
         let mut done = 0;
         let mut answered = 0;
-        let mut ready = ByKind::default();
+        let mut ready = CountsByKind::default();
         let next = loop {
             match netstring::decode(&rest[done..]) {
                 Frame::Partial => break Next::More,
@@ -168,7 +168,7 @@ impl Service {
                         // What is ready does not wait for what is not.
                         write(stream, out).await?;
                         let decision = self.policies.decide(hop).await;
-                        self.answers.made(decision.kind(), since.elapsed());
+                        self.answers.add_waited(decision.kind(), since.elapsed());
                         out.extend_from_slice(&self.word(wording, &decision));
                         write(stream, out).await?;
                     }
@@ -180,7 +180,7 @@ impl Service {
                 Frame::TooLong { header, data } => {
                     answered += 1;
                     netstring::encode(b"NOTFOUND ", out);
-                    ready[Kind::None as usize] += 1;
+                    ready[AnswerKind::None as usize] += 1;
                     let here = (rest.len() - done).min(header + data + 1);
                     done += here;
                     *skip = header + data + 1 - here;
@@ -197,13 +197,13 @@ impl Service {
         };
         rest.drain(..done);
         self.requests.fetch_add(answered, Ordering::Relaxed);
-        self.answers.ready(&ready);
+        self.answers.add_ready(&ready);
         write(stream, out).await?;
         Ok(next)
     }
 
     /// Appends the reply, if it is known, and adds it to `ready`; else says for which next hop it must be made.
-    fn request<'a>(&self, data: &'a [u8], out: &mut Vec<u8>, ready: &mut ByKind) -> Result<(), (Wording, &'a [u8])> {
+    fn request<'a>(&self, data: &'a [u8], out: &mut Vec<u8>, ready: &mut CountsByKind) -> Result<(), (Wording, &'a [u8])> {
         let space = data.iter().position(|b| *b == b' ').unwrap_or(data.len());
         let (map, key) = (&data[..space], data.get(space + 1..).unwrap_or_default());
         let Some(wording) = Wording::of_map(map) else {

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use crate::answering::policy::admin::list::Listed;
 use crate::checking::finding::{Finding, Findings, Weight};
 use crate::config::Config;
-use crate::metrics::Progress;
+use crate::metrics::InputProgress;
 
 /// How far an input may be behind its log, in octets: a busy minute.
 const MAX_BEHIND: u64 = 16 * 1024 * 1024;
@@ -40,7 +40,7 @@ pub struct DaemonState {
     /// What was found out about the host when the daemon started or was reloaded, one line each.
     pub found: Vec<String>,
     /// Each input, by name, and how far it is.
-    pub inputs: BTreeMap<String, Progress>,
+    pub inputs: BTreeMap<String, InputProgress>,
     /// What happened how often, since the daemon started.
     pub counters: BTreeMap<String, u64>,
     /// The last errors, oldest first, with their times.
@@ -268,13 +268,13 @@ mod tests {
     #[test]
     fn inputs_in_trouble_are_found_once() {
         let mut status = status(&[]);
-        let progress = |change: fn(&mut Progress)| {
-            let mut progress = Progress { at_end_since: Some(1), ..Progress::default() };
+        let progress = |change: fn(&mut InputProgress)| {
+            let mut progress = InputProgress { at_end_since: Some(1), ..InputProgress::default() };
             change(&mut progress);
             progress
         };
         for (name, change) in [
-            ("trouble", (|p| p.trouble = Some("gone".into())) as fn(&mut Progress)),
+            ("trouble", (|p| p.trouble = Some("gone".into())) as fn(&mut InputProgress)),
             ("said", |p| p.trouble = Some("gone".into())),
             ("behind", |p| (p.at_end_since, p.behind) = (None, MAX_BEHIND + 1)),
             ("unreadable", |p| (p.lines, p.used, p.malformed) = (50, 50, 1)),

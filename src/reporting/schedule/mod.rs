@@ -162,7 +162,7 @@ impl Scheduler {
         let today = Day::of(clock.seconds());
         let set = vec![(Table::NamedValue, NOT_BEFORE.to_vec(), Some(octets(&today)))];
         store.write(Batch { add: Vec::new(), set })?;
-        metrics.error(clock, format!(
+        metrics.log_error(clock, format!(
             "report: days before {today}: not reported: the store was lost, so what was sent is not known; reports go on with {today}"
         ));
         Ok(())
@@ -183,7 +183,7 @@ impl Scheduler {
             (delivery.state, delivery.last) = (DeliveryState::Unknown, Some(why.to_owned()));
             delivery.put(&mut batch, &which, &to, Some(&before));
             let line = format!("report {which} to {to}: unknown: {why}; it is not tried again");
-            context.metrics.error(context.clock, line);
+            context.metrics.log_error(context.clock, line);
         }
         let not_before = store.read(Table::NamedValue, NOT_BEFORE)?.and_then(|b| serde_json::from_slice(&b).ok());
         if !batch.set.is_empty() {
@@ -223,7 +223,7 @@ impl Scheduler {
         let mut next_scan = Instant::now();
         loop {
             if keeping.is_empty() {
-                self.context.metrics.alive("scheduler");
+                self.context.metrics.heartbeat("scheduler");
             }
             if keeping.is_empty() && Instant::now() >= next_scan {
                 let (scheduler, shutdown) = (Arc::clone(&self), shutdown.clone());
@@ -281,7 +281,7 @@ impl Scheduler {
     /// The inputs that keep a day open. Before any input has said where it is, all do.
     fn lagging(&self, day: Day, now: i64) -> Vec<String> {
         let metrics = &self.context.metrics;
-        if metrics.inputs().is_empty() { vec!["no input has begun".to_owned()] } else { metrics.lagging(day, now) }
+        if metrics.inputs().is_empty() { vec!["no input has begun".to_owned()] } else { metrics.lagging_inputs(day, now) }
     }
 
     /// Begins nothing for a while: the store has its troubles.
@@ -308,7 +308,7 @@ impl Scheduler {
     }
 
     fn error(&self, line: String) {
-        self.context.metrics.error(self.context.clock, line);
+        self.context.metrics.log_error(self.context.clock, line);
     }
 }
 

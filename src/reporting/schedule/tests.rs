@@ -6,7 +6,7 @@ use super::*;
 use crate::base::network::{HttpsCertificates, NetworkExceptions};
 use crate::base::tlsrpt::{Failure, Policy, PolicyType, ResultType, TallyKey, TallyResult};
 use crate::config::{Deliver, Dkim, DkimKey, Span};
-use crate::metrics::OUT_OF_ORDER;
+use crate::metrics::OUT_OF_ORDER_TIME;
 use crate::reporting::transport::tests::{ServerFault, smtp_server};
 use crate::store::embedded::EmbeddedStore;
 use mail_auth::report::tlsrpt::TlsReport;
@@ -107,7 +107,7 @@ impl World {
     ) -> (World, UnboundedReceiver<(String, String, Vec<u8>)>) {
         let (sink, taken) = smtp_server(turn).await;
         let metrics = Metrics::default();
-        metrics.input("maillog", |input| input.newest = Some(day().end() + OUT_OF_ORDER));
+        metrics.update_input("maillog", |input| input.newest = Some(day().end() + OUT_OF_ORDER_TIME));
         let folder = tempfile::tempdir().unwrap();
         let world = World { folder, dns: name_server(records).await, section: section(Deliver::Smtp(sink)), metrics };
         count(&world.store(), day(), "example.net");
@@ -158,7 +158,7 @@ impl World {
     }
 
     fn said(&self, text: &str) -> bool {
-        self.metrics.errors().iter().any(|(_, line)| line.contains(text))
+        self.metrics.recent_errors().iter().any(|(_, line)| line.contains(text))
     }
 }
 
@@ -226,7 +226,7 @@ async fn a_closed_day_is_reported_once() {
 #[tokio::test]
 async fn a_day_stays_open_while_an_input_lags_and_not_for_ever() {
     let (world, mut taken) = World::new(vec![RECORD], ServerFault::Never).await;
-    world.metrics.input("maillog", |input| input.newest = Some(day().end() - 1));
+    world.metrics.update_input("maillog", |update_input| update_input.newest = Some(day().end() - 1));
     let scheduler = world.open(day().end() + 60);
     let (stop, task) = start(&scheduler);
     until(&scheduler, |due| states(due) == [DueState::Waiting]).await;
@@ -359,7 +359,7 @@ async fn without_an_identity_days_wait_within_retention() {
     let late = next.end() + 3 * Day::SECONDS;
     world.run(next.end() + 1, |due| due.len() == 2).await;
     world.run(late + Day::SECONDS, <[Due]>::is_empty).await;
-    assert!(world.said("the results of 1 domains were not reported"), "{:?}", world.metrics.errors());
+    assert!(world.said("the results of 1 domains were not reported"), "{:?}", world.metrics.recent_errors());
     assert_eq!(world.store().days().unwrap(), []);
     assert_eq!(world.store().scan(Table::Delivery, b"").unwrap(), []);
 }
@@ -623,7 +623,7 @@ async fn a_week_in_seconds_each_day_once() {
             _ => day.end() + 30,
         };
         hand.store(over, Ordering::SeqCst);
-        world.metrics.input("maillog", |input| input.newest = Some(day.end() + OUT_OF_ORDER));
+        world.metrics.update_input("maillog", |input| input.newest = Some(day.end() + OUT_OF_ORDER_TIME));
         let sent = |due: &[Due]| due.iter().any(|d| d.day == day && d.state == DueState::Sent && !d.supplement);
         until(&scheduler, sent).await;
         if i == 3 {
@@ -655,7 +655,7 @@ async fn missed_days_are_sent_late_and_the_oldest_first() {
         (0..DOMAINS).for_each(|i| count(&store, day(), &format!("d{i}.example")));
         count_some(&store, next, "d0.example", 4);
     }
-    world.metrics.input("maillog", |input| input.newest = Some(next.end() + OUT_OF_ORDER));
+    world.metrics.update_input("maillog", |input| input.newest = Some(next.end() + OUT_OF_ORDER_TIME));
     world.run(next.end() + 40_000, |due| due.iter().filter(|d| d.state == DueState::Sent).count() > DOMAINS).await;
     let mut days = Vec::new();
     while let Ok((_, _, message)) = taken.try_recv() {

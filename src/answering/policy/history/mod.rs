@@ -339,7 +339,7 @@ impl History {
             if self.throttle.permits("store", self.clock.seconds()) {
                 let line =
                     format!("store: cannot write the history of decisions: {error}; it is kept in memory until it can");
-                self.metrics.error(self.clock, line);
+                self.metrics.log_error(self.clock, line);
             }
             return;
         }
@@ -536,7 +536,7 @@ mod tests {
         for (newest, kept) in [(2000 + ASKED + KEPT, 1), (2000 + ASKED + KEPT + 1, 0)] {
             let (_folder, store) = store();
             let (metrics, clock) = (Metrics::default(), Clock::starting_at(2000 + 2 * KEPT));
-            metrics.input("maillog", |input| input.newest = Some(newest));
+            metrics.update_input("maillog", |input| input.newest = Some(newest));
             let history = Arc::new(History::open(&*store, clock, metrics).unwrap());
             note(&history, "example.com", 2000, &sts(Mode::Testing));
             let (stop, stopped) = watch::channel(false);

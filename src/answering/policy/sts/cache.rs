@@ -280,7 +280,7 @@ impl Cache {
             "MTA-STS of {name}: the policy cannot be had: {}; {consequence}, next try in {minutes} min",
             failure.text
         );
-        self.metrics.error(self.clock, line);
+        self.metrics.log_error(self.clock, line);
     }
 
     fn changed(&self, name: &Arc<str>) {
@@ -364,7 +364,7 @@ impl Cache {
             if self.throttle.permits("store", self.clock.seconds()) {
                 let line =
                     format!("store: cannot write MTA-STS policies: {error}; they serve from memory until it can");
-                self.metrics.error(self.clock, line);
+                self.metrics.log_error(self.clock, line);
             }
             return Err(error);
         }
