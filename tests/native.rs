@@ -32,7 +32,7 @@ type Totals = BTreeMap<String, (u64, u64)>;
 fn rules(tlsrpt: &str) -> Arc<Rules> {
     let input = if tlsrpt == "datagrams" { "[[input]]\ndatagrams = \"/run/tlsrpt\"\n" } else { "" };
     let text = format!("[postfix]\ntlsrpt = \"{tlsrpt}\"\n[[input]]\nfile = \"/var/log/mail.log\"\n{input}");
-    let config: Config = config::parse(&text, Path::new("test")).unwrap();
+    let config: Config = config::parse_toml(&text, Path::new("test")).unwrap();
     Arc::new(Rules::of(&config))
 }
 
@@ -139,7 +139,7 @@ fn testing_mode_counts_from_the_log_and_native_counts_where_there_is_no_log() {
     // Outside the patterns: Postfix reports a success, for nothing was required of it.
     assert_eq!(totals(&mut [&mut beside]), Totals::from([("a.test".to_owned(), (0, 1))]));
     let text = "[postfix]\ntlsrpt = \"datagrams\"\n[[input]]\ndatagrams = \"/run/tlsrpt\"\n";
-    let alone: Config = config::parse(text, Path::new("test")).unwrap();
+    let alone: Config = config::parse_toml(text, Path::new("test")).unwrap();
     let mut native = counter(&Arc::new(Rules::of(&alone)));
     native.datagram(Some(raw.as_bytes()), 1_795_311_665, &NotAsked);
     assert_eq!(totals(&mut [&mut native]), Totals::from([("a.test".to_owned(), (1, 0))]));
@@ -148,7 +148,7 @@ fn testing_mode_counts_from_the_log_and_native_counts_where_there_is_no_log() {
 #[test]
 fn a_smart_host_is_counted_under_its_own_domain_and_a_content_filter_not_at_all() {
     let text = "[[nexthop]]\ndomain = \"*\"\nnexthop = \"[smart.test]:587\"\n[[input]]\nfile = \"/m\"\n";
-    let config: Config = config::parse(text, Path::new("test")).unwrap();
+    let config: Config = config::parse_toml(text, Path::new("test")).unwrap();
     let mut log = counter(&Arc::new(Rules::of(&config)));
     let session = |host: &str| {
         format!(

@@ -33,7 +33,7 @@ use crate::answering::listener::{Listener, Stream};
 use crate::answering::policy::decision::{Decision, Level};
 use crate::answering::policy::policies::Policies;
 use crate::base::exim_event::{EventReply, EximEvent};
-use crate::metrics::answers::{AnswerMetrics, AnswerKind};
+use crate::metrics::answers::{AnswerKind, AnswerMetrics};
 use crate::metrics::{Metrics, MtaProtocol};
 
 /// The longest request, in octets: longer than any domain name can be.
@@ -293,7 +293,7 @@ mod tests {
             "[policy]\nanswer_budget = \"300ms\"\n[resolver]\naddress = \"{}\"\n",
             silent.local_addr().unwrap()
         );
-        let config: Config = crate::config::parse(&config, Path::new("F")).unwrap();
+        let config: Config = crate::config::parse_toml(&config, Path::new("F")).unwrap();
         let resolver = Resolver::new(config.resolver.address).unwrap();
         let client = HttpsClient::new(resolver.clone(), &config.closed_network.exceptions()).unwrap();
         let history = Arc::new(History::open(&*store, clock, metrics.clone()).unwrap());

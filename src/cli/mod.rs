@@ -139,7 +139,7 @@ struct ConfigFile {
 impl ConfigFile {
     /// As the daemon has it: what the file does not say is found out.
     fn load(&self) -> Result<Config, Fault> {
-        Ok(Config::load_and(&self.config, |config| drop(detect::complete_unread(config)))?)
+        Ok(Config::load_with(&self.config, |config| drop(detect::complete_without_log_access(config)))?)
     }
 }
 

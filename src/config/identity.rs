@@ -5,7 +5,7 @@
 
 use crate::base::printable::escape_and_cut;
 use crate::base::rua_record::Mailbox;
-use crate::config::{Dkim, ReportSection};
+use crate::config::{DkimSigning, ReportSection};
 
 /// The longest `organization`, in octets: it must fit in a line of mail.
 pub const MAX_ORGANIZATION: usize = 200;
@@ -16,7 +16,7 @@ pub fn missing_identity(section: &ReportSection) -> Vec<&'static str> {
         ("organization", section.organization.is_none()),
         ("contact", section.contact.is_none()),
         ("from", section.from.is_none()),
-        ("dkim", section.dkim == Dkim::Keys(Vec::new())),
+        ("dkim", section.dkim == DkimSigning::Keys(Vec::new())),
     ];
     unset.into_iter().filter_map(|(name, missing)| missing.then_some(name)).collect()
 }

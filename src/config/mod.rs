@@ -19,7 +19,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use tlswarden_parsers::Dialect;
 
-pub use validate::{ConfigError, parse, time_zone};
+pub use validate::{ConfigError, parse_toml, time_zone};
 
 use crate::base::network::{HttpsCertificates, NetworkExceptions};
 use crate::base::tlsrpt::Day;
@@ -84,12 +84,12 @@ pub struct PostfixSection {
     pub version: Option<PostfixVersion>,
     /// Its `smtp_tls_security_level`: what a destination without a policy gets.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub default_level: Option<Level>,
+    pub default_level: Option<PostfixLevel>,
     /// Whether it has `smtp_dns_support_level = dnssec`; where not, no `dane*` answer is given.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub dnssec: Option<bool>,
     /// Which of Postfix's own results count (`smtp_tlsrpt_enable`, from 3.10 on).
-    pub tlsrpt: Tlsrpt,
+    pub tlsrpt: NativeTlsrpt,
 }
 
 impl PostfixSection {
@@ -99,8 +99,8 @@ impl PostfixSection {
     }
 
     /// Its own level; where nothing is known `may`.
-    pub fn default_level(&self) -> Level {
-        self.default_level.unwrap_or(Level::May)
+    pub fn default_level(&self) -> PostfixLevel {
+        self.default_level.unwrap_or(PostfixLevel::May)
     }
 
     /// Whether it does DNSSEC; where nothing is known it is taken to.
@@ -109,10 +109,10 @@ impl PostfixSection {
     }
 }
 
-/// Which of Postfix's own TLSRPT results count.
+/// Which of Postfix's own TLSRPT results are counted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Tlsrpt {
+pub enum NativeTlsrpt {
     /// None: what its lines about TLS come to counts.
     Off,
     /// The `TLSRPT:` lines, where its log has them.
@@ -147,7 +147,7 @@ pub struct NextHopSection {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 #[allow(missing_docs)]
-pub enum Level {
+pub enum PostfixLevel {
     None,
     May,
     Encrypt,
@@ -172,7 +172,7 @@ pub struct PostfixVersion {
 #[serde(default, deny_unknown_fields)]
 pub struct SocketmapSection {
     /// Addresses to listen on: `unix:/path` or `inet:127.0.0.1:8461`, any number.
-    pub listen: Vec<Listen>,
+    pub listen: Vec<ListenAddress>,
 }
 
 /// `[readsocket]`
@@ -180,13 +180,13 @@ pub struct SocketmapSection {
 #[serde(default, deny_unknown_fields)]
 pub struct ReadsocketSection {
     /// Addresses to listen on: `unix:/path` or `inet:127.0.0.1:8462`, any number.
-    pub listen: Vec<Listen>,
+    pub listen: Vec<ListenAddress>,
 }
 
-/// An address that is listened on.
+/// An address to listen on.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
-pub enum Listen {
+pub enum ListenAddress {
     /// A unix-domain socket, made with mode 0666: the folder says who may.
     Unix(PathBuf),
     /// TCP.
@@ -198,7 +198,7 @@ pub enum Listen {
 #[serde(default, deny_unknown_fields)]
 pub struct ResolverSection {
     /// The validating resolver; without it the first loopback `nameserver` of `/etc/resolv.conf`.
-    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "validate::address")]
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "validate::deserialize_address")]
     pub address: Option<SocketAddr>,
 }
 
@@ -207,7 +207,7 @@ pub struct ResolverSection {
 #[serde(default, deny_unknown_fields)]
 pub struct PolicySection {
     /// How long Postfix waits for a first answer at most.
-    pub answer_budget: Span,
+    pub answer_budget: ConfigDuration,
     /// How many domains' policies are kept.
     pub max_domains: usize,
     /// What is said about single domains.
@@ -227,16 +227,16 @@ pub struct OverrideSection {
     pub answer: Option<String>,
     /// What is not looked at.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub skip: Option<Skip>,
+    pub skip: Option<OverrideSkip>,
     /// No policy: the host's own default.
     #[serde(default, skip_serializing_if = "is_default")]
     pub none: bool,
 }
 
-/// What an override leaves out.
+/// The policy that an override ignores.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Skip {
+pub enum OverrideSkip {
     /// DANE: MTA-STS alone counts.
     Dane,
     /// MTA-STS: DANE alone counts.
@@ -261,7 +261,7 @@ pub struct ReportSection {
     pub envelope: Option<String>,
     /// How mail is handed over: `smtp:127.0.0.1:25`, `sendmail:/usr/sbin/sendmail`, `submission:mail.example.com:587`
     /// (STARTTLS) or `submissions:mail.example.com:465` (TLS from the first octet).
-    pub deliver: Deliver,
+    pub deliver: DeliveryMethod,
     /// Who logs in at the submission server; without it nobody does.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub user: Option<String>,
@@ -274,9 +274,9 @@ pub struct ReportSection {
     /// What is done about a receiver by https whose certificate does not pass.
     pub https_certificates: HttpsCertificates,
     /// Over how long a time after midnight UTC reports are spread.
-    pub spread: Span,
+    pub spread: ConfigDuration,
     /// How long counts and unsent reports are kept after their day.
-    pub retention: Span,
+    pub retention: ConfigDuration,
     /// Whether a report goes only where something failed.
     pub only_failures: bool,
     /// The domains and MX hosts that get reports, `.example.com` for all below it; where it is empty, all do.
@@ -286,7 +286,7 @@ pub struct ReportSection {
     /// The largest report that is sent, in octets, as it is on its way.
     pub max_size: usize,
     /// Who signs.
-    pub dkim: Dkim,
+    pub dkim: DkimSigning,
     /// Who gets no reports.
     pub suppress: Vec<SuppressSection>,
 }
@@ -294,12 +294,12 @@ pub struct ReportSection {
 /// Who signs reports: `"mta"`, or the keys in `[[report.dkim]]`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(untagged)]
-pub enum Dkim {
+pub enum DkimSigning {
     /// The MTA's own signer, such as a milter.
-    #[serde(serialize_with = "validate::mta")]
+    #[serde(serialize_with = "validate::serialize_mta")]
     Mta,
     /// We do: every key signs every report.
-    Keys(Vec<DkimKey>),
+    Keys(Vec<DkimKeySection>),
 }
 
 /// `[[report.suppress]]`: `domain` or `destination`, or both in two sections.
@@ -320,7 +320,7 @@ pub struct SuppressSection {
 /// `[[report.dkim]]`
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct DkimKey {
+pub struct DkimKeySection {
     /// `s=`.
     pub selector: String,
     /// `d=`; without it the domain of `from`.
@@ -330,10 +330,10 @@ pub struct DkimKey {
     pub key: PathBuf,
 }
 
-/// How report mail is handed over.
+/// How report mail is delivered.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
-pub enum Deliver {
+pub enum DeliveryMethod {
     /// SMTP without TLS to an MTA on this host.
     Smtp(SocketAddr),
     /// The sendmail command.
@@ -349,7 +349,7 @@ pub enum Deliver {
 #[serde(default, deny_unknown_fields)]
 pub struct StatusSection {
     /// Addresses where `/metrics` is served: `inet:127.0.0.1:9845` or `unix:/path`, any number; none by default.
-    pub listen: Vec<Listen>,
+    pub listen: Vec<ListenAddress>,
 }
 
 /// `[closed_network]`: what tests in a network without the Internet need. Refused together with a public resolver.
@@ -360,7 +360,7 @@ pub struct ClosedNetworkSection {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub extra_root: Option<PathBuf>,
     /// Where every policy host is reached, in place of its own address and port 443.
-    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "validate::address")]
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "validate::deserialize_address")]
     pub policy_hosts: Option<SocketAddr>,
     /// Whether policy hosts and receivers may have private and loopback addresses.
     #[serde(skip_serializing_if = "is_default")]
@@ -390,7 +390,7 @@ pub struct InputSection {
     pub file: Option<PathBuf>,
     /// The systemd journal: `true` for the host's, or the folder of another.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub journal: Option<Journal>,
+    pub journal: Option<JournalLocation>,
     /// Of the journal, the entries that name themselves so; without identifiers and units all of facility mail.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub identifiers: Vec<String>,
@@ -413,10 +413,10 @@ pub struct InputSection {
     pub timezone: Option<String>,
 }
 
-/// Which journal.
+/// Which journal is read.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged)]
-pub enum Journal {
+pub enum JournalLocation {
     /// The host's own, with `true`.
     Host(bool),
     /// That of a folder.
@@ -425,7 +425,7 @@ pub enum Journal {
 
 /// What an input reads.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub enum Source<'a> {
+pub enum InputKind<'a> {
     /// One file.
     File(&'a Path),
     /// Files by a pattern.
@@ -444,41 +444,42 @@ impl InputSection {
         InputSection { file: Some(path.into()), ..InputSection::default() }
     }
 
-    /// What it reads; where not exactly one thing is named, nothing.
-    pub fn source(&self) -> Option<Source<'_>> {
+    /// What it reads; `None` unless exactly one is set.
+    pub fn kind(&self) -> Option<InputKind<'_>> {
         let journal = match &self.journal {
-            None | Some(Journal::Host(false)) => None,
-            Some(Journal::Host(true)) => Some(Source::Journal(None)),
-            Some(Journal::Folder(path)) => Some(Source::Journal(Some(path))),
+            None | Some(JournalLocation::Host(false)) => None,
+            Some(JournalLocation::Host(true)) => Some(InputKind::Journal(None)),
+            Some(JournalLocation::Folder(path)) => Some(InputKind::Journal(Some(path))),
         };
         let pattern = |path: &Path| path.as_os_str().as_encoded_bytes().iter().any(|b| b"*?[".contains(b));
         let file = self.file.as_deref().map(|path| match pattern(path) {
-            true => Source::Files(path),
-            false => Source::File(path),
+            true => InputKind::Files(path),
+            false => InputKind::File(path),
         });
-        let stdin = self.stdin.then_some(Source::Stdin);
-        let mut named = [file, journal, stdin, self.datagrams.as_deref().map(Source::Datagrams)].into_iter().flatten();
+        let stdin = self.stdin.then_some(InputKind::Stdin);
+        let mut named =
+            [file, journal, stdin, self.datagrams.as_deref().map(InputKind::Datagrams)].into_iter().flatten();
         named.next().filter(|_| named.next().is_none())
     }
 }
 
-impl fmt::Display for Source<'_> {
+impl fmt::Display for InputKind<'_> {
     /// Its name, under which its mark and open state are stored.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Source::File(path) | Source::Files(path) => write!(f, "{}", path.display()),
-            Source::Journal(None) => f.write_str("journal"),
-            Source::Journal(Some(folder)) => write!(f, "journal {}", folder.display()),
-            Source::Stdin => f.write_str("stdin"),
-            Source::Datagrams(path) => write!(f, "datagrams {}", path.display()),
+            InputKind::File(path) | InputKind::Files(path) => write!(f, "{}", path.display()),
+            InputKind::Journal(None) => f.write_str("journal"),
+            InputKind::Journal(Some(folder)) => write!(f, "journal {}", folder.display()),
+            InputKind::Stdin => f.write_str("stdin"),
+            InputKind::Datagrams(path) => write!(f, "datagrams {}", path.display()),
         }
     }
 }
 
-/// A length of time, as `5s`, `4h`, `3days`.
+/// A duration, such as `5s`, `4h`, `3days`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
-pub struct Span(pub Duration);
+pub struct ConfigDuration(pub Duration);
 
 impl Default for StoreSection {
     fn default() -> Self {
@@ -494,12 +495,12 @@ impl Default for ControlSection {
 
 impl Default for CountSection {
     fn default() -> Self {
-        CountSection { local_networks: local_networks(), sending_addresses: Vec::new() }
+        CountSection { local_networks: default_local_networks(), sending_addresses: Vec::new() }
     }
 }
 
 /// Loopback, private use, link-local (RFC 6890): nobody in them publishes a policy.
-pub fn local_networks() -> Vec<IpNet> {
+pub fn default_local_networks() -> Vec<IpNet> {
     const LOCAL: [&str; 9] = [
         "127.0.0.0/8",
         "10.0.0.0/8",
@@ -515,23 +516,27 @@ pub fn local_networks() -> Vec<IpNet> {
 }
 
 impl PostfixSection {
-    /// Whether this Postfix, told `dane`, falls back to `may` where the MX records are not signed: the default of
-    /// `smtp_tls_dane_insecure_mx_policy` from 3.6 to 3.9.
-    pub fn takes_insecure_mx_for_may(&self) -> bool {
+    /// Whether this Postfix, when the answer is `dane`, falls back to `may` where the MX records are not signed: the
+    /// default of `smtp_tls_dane_insecure_mx_policy` from 3.6 to 3.9.
+    pub fn insecure_mx_means_may(&self) -> bool {
         let of = |minor| PostfixVersion { major: 3, minor };
-        (of(6)..=of(9)).contains(&self.version()) && self.default_level() != Level::Dane
+        (of(6)..=of(9)).contains(&self.version()) && self.default_level() != PostfixLevel::Dane
     }
 }
 
 impl Default for SocketmapSection {
     fn default() -> Self {
-        SocketmapSection { listen: vec![Listen::Unix("/var/spool/postfix/tlswarden/socketmap".into())] }
+        SocketmapSection { listen: vec![ListenAddress::Unix("/var/spool/postfix/tlswarden/socketmap".into())] }
     }
 }
 
 impl Default for PolicySection {
     fn default() -> Self {
-        PolicySection { answer_budget: Span(Duration::from_secs(5)), max_domains: 100_000, overrides: Vec::new() }
+        PolicySection {
+            answer_budget: ConfigDuration(Duration::from_secs(5)),
+            max_domains: 100_000,
+            overrides: Vec::new(),
+        }
     }
 }
 
@@ -542,9 +547,9 @@ impl Default for ReportSection {
             contact: None,
             from: None,
             envelope: None,
-            deliver: Deliver::Smtp(SocketAddr::new(IpAddr::from([127, 0, 0, 1]), 25)),
-            spread: Span(Duration::from_secs(4 * 3600)),
-            retention: Span(Duration::from_secs(3 * 86_400)),
+            deliver: DeliveryMethod::Smtp(SocketAddr::new(IpAddr::from([127, 0, 0, 1]), 25)),
+            spread: ConfigDuration(Duration::from_secs(4 * 3600)),
+            retention: ConfigDuration(Duration::from_secs(3 * 86_400)),
             user: None,
             password: None,
             ca_file: None,
@@ -553,7 +558,7 @@ impl Default for ReportSection {
             allow: Vec::new(),
             max_destinations: 5,
             max_size: 10_000_000,
-            dkim: Dkim::Keys(Vec::new()),
+            dkim: DkimSigning::Keys(Vec::new()),
             suppress: Vec::new(),
         }
     }

@@ -10,27 +10,27 @@ use crate::config::PostfixVersion;
 /// The longest fixed answer, in octets: far below what Postfix takes, far above what anybody writes.
 const MAX_ANSWER: usize = 10_000;
 
-/// An attribute: its name, the version that it came with, how often it may stand.
-struct Attribute {
+/// An attribute: its name, the version that introduced it, and whether it may be repeated.
+struct AttributeRule {
     name: &'static str,
     since: (u16, u16),
     once: bool,
 }
 
-const ATTRIBUTES: [Attribute; 13] = [
-    Attribute { name: "ciphers", since: (2, 3), once: true },
-    Attribute { name: "protocols", since: (2, 3), once: true },
-    Attribute { name: "match", since: (2, 3), once: false },
-    Attribute { name: "exclude", since: (2, 6), once: true },
-    Attribute { name: "tafile", since: (2, 11), once: false },
-    Attribute { name: "servername", since: (3, 4), once: true },
-    Attribute { name: "connection_reuse", since: (3, 4), once: false },
-    Attribute { name: "enable_rpk", since: (3, 9), once: false },
-    Attribute { name: "policy_type", since: (3, 10), once: true },
-    Attribute { name: "policy_domain", since: (3, 10), once: true },
-    Attribute { name: "policy_string", since: (3, 10), once: false },
-    Attribute { name: "mx_host_pattern", since: (3, 10), once: false },
-    Attribute { name: "policy_ttl", since: (3, 10), once: true },
+const ATTRIBUTES: [AttributeRule; 13] = [
+    AttributeRule { name: "ciphers", since: (2, 3), once: true },
+    AttributeRule { name: "protocols", since: (2, 3), once: true },
+    AttributeRule { name: "match", since: (2, 3), once: false },
+    AttributeRule { name: "exclude", since: (2, 6), once: true },
+    AttributeRule { name: "tafile", since: (2, 11), once: false },
+    AttributeRule { name: "servername", since: (3, 4), once: true },
+    AttributeRule { name: "connection_reuse", since: (3, 4), once: false },
+    AttributeRule { name: "enable_rpk", since: (3, 9), once: false },
+    AttributeRule { name: "policy_type", since: (3, 10), once: true },
+    AttributeRule { name: "policy_domain", since: (3, 10), once: true },
+    AttributeRule { name: "policy_string", since: (3, 10), once: false },
+    AttributeRule { name: "mx_host_pattern", since: (3, 10), once: false },
+    AttributeRule { name: "policy_ttl", since: (3, 10), once: true },
 ];
 
 const LEVELS: [&str; 8] = ["none", "may", "encrypt", "fingerprint", "dane", "dane-only", "verify", "secure"];
@@ -40,7 +40,7 @@ pub fn check(answer: &str, version: PostfixVersion, dnssec: bool) -> Result<(), 
     if answer.len() > MAX_ANSWER || !answer.bytes().all(|b| (b' '..=b'~').contains(&b)) {
         return Err(format!("longer than {MAX_ANSWER} octets, or not printable ASCII on one line"));
     }
-    let tokens = tokens(answer);
+    let tokens = split_tokens(answer);
     let Some((level, attributes)) = tokens.split_first() else {
         return Err("empty; allowed: a level and attributes, such as `encrypt`".into());
     };
@@ -55,16 +55,16 @@ pub fn check(answer: &str, version: PostfixVersion, dnssec: bool) -> Result<(), 
     }
     let mut seen = Vec::new();
     for token in attributes {
-        let (name, value) = split(token, version)?;
+        let (name, value) = split_attribute(token, version)?;
         let known = ATTRIBUTES.iter().find(|a| a.name == name);
         let Some(attribute) = known.filter(|a| (version.major, version.minor) >= a.since) else {
-            return Err(unknown(&name, known, version));
+            return Err(describe_unknown(&name, known, version));
         };
         if attribute.once && seen.contains(&attribute.name) {
             return Err(format!("`{name}` is there twice"));
         }
         seen.push(attribute.name);
-        takes(level, attribute.name, value, version)
+        check_value(level, attribute.name, value, version)
             .map_err(|allowed| format!("`{name}={value}`; allowed: {allowed}"))?;
     }
     let of_policy = |name: &&&str| name.starts_with("policy_") || **name == "mx_host_pattern";
@@ -74,8 +74,8 @@ pub fn check(answer: &str, version: PostfixVersion, dnssec: bool) -> Result<(), 
     }
 }
 
-/// What stands between commas and blanks; braces keep together what is within them.
-fn tokens(answer: &str) -> Vec<&str> {
+/// The tokens between commas and blanks; braces keep together what is within them.
+fn split_tokens(answer: &str) -> Vec<&str> {
     let mut depth = 0usize;
     let ends = |c: char| {
         match c {
@@ -88,7 +88,7 @@ fn tokens(answer: &str) -> Vec<&str> {
     answer.split(ends).filter(|token| !token.is_empty()).collect()
 }
 
-fn split(token: &str, version: PostfixVersion) -> Result<(String, &str), String> {
+fn split_attribute(token: &str, version: PostfixVersion) -> Result<(String, &str), String> {
     let braces = PostfixVersion { major: 3, minor: 10 };
     let inside = match token.strip_prefix('{') {
         Some(_) if version < braces => return Err(format!("`{token}`: braces are known from Postfix 3.10 on")),
@@ -99,10 +99,10 @@ fn split(token: &str, version: PostfixVersion) -> Result<(String, &str), String>
     Ok((name.trim().to_ascii_lowercase(), value.trim()))
 }
 
-fn unknown(name: &str, known: Option<&Attribute>, version: PostfixVersion) -> String {
+fn describe_unknown(name: &str, known: Option<&AttributeRule>, version: PostfixVersion) -> String {
     let PostfixVersion { major, minor } = version;
     match known {
-        Some(Attribute { since: (a, b), .. }) => {
+        Some(AttributeRule { since: (a, b), .. }) => {
             format!("`{name}` is known from Postfix {a}.{b} on, and [postfix] version is {major}.{minor}")
         }
         None if name == "policy_failure" => "`policy_failure` makes an enforced delivery fail; leave it out".into(),
@@ -110,8 +110,8 @@ fn unknown(name: &str, known: Option<&Attribute>, version: PostfixVersion) -> St
     }
 }
 
-/// Whether a value can stand at a level; fails with what is allowed.
-fn takes(level: &str, name: &str, value: &str, version: PostfixVersion) -> Result<(), &'static str> {
+/// Checks the value of an attribute at a level; fails with what is allowed.
+fn check_value(level: &str, name: &str, value: &str, version: PostfixVersion) -> Result<(), &'static str> {
     let ok = |good: bool, allowed: &'static str| if good { Ok(()) } else { Err(allowed) };
     let hostname = |name: &str| domain_name::normalize(name).is_some() && name.is_ascii();
     match name {
@@ -136,7 +136,7 @@ fn takes(level: &str, name: &str, value: &str, version: PostfixVersion) -> Resul
         "ciphers" => {
             ok(["export", "low", "medium", "high", "null"].contains(&value), "export, low, medium, high, null")
         }
-        "protocols" => ok(!value.is_empty() && value.split(':').all(|p| protocol(p, version)), {
+        "protocols" => ok(!value.is_empty() && value.split(':').all(|p| is_protocol(p, version)), {
             "such as `!SSLv3:!TLSv1`, or from Postfix 3.6 on `>=TLSv1.2`, with `:` between them"
         }),
         "connection_reuse" | "enable_rpk" => ok(matches!(value, "yes" | "no"), "yes, no"),
@@ -148,7 +148,7 @@ fn takes(level: &str, name: &str, value: &str, version: PostfixVersion) -> Resul
     }
 }
 
-fn protocol(text: &str, version: PostfixVersion) -> bool {
+fn is_protocol(text: &str, version: PostfixVersion) -> bool {
     let bounds = version >= PostfixVersion { major: 3, minor: 6 };
     let bound = text.strip_prefix(">=").or_else(|| text.strip_prefix("<=")).filter(|_| bounds);
     let name = bound.or_else(|| text.strip_prefix('!')).unwrap_or(text);
@@ -159,7 +159,7 @@ fn protocol(text: &str, version: PostfixVersion) -> bool {
 mod tests {
     use super::*;
 
-    fn says(answer: &str, minor: u16) -> Result<(), String> {
+    fn check_for(answer: &str, minor: u16) -> Result<(), String> {
         check(answer, PostfixVersion { major: 3, minor }, true)
     }
 
@@ -177,7 +177,7 @@ mod tests {
             "fingerprint match=3D:95|AB:CD match=00",
             "may connection_reuse=no servername=mx.example.com",
         ] {
-            assert_eq!(says(answer, 4), Ok(()), "{answer}");
+            assert_eq!(check_for(answer, 4), Ok(()), "{answer}");
         }
         for (answer, since) in [
             ("encrypt protocols=>=TLSv1.2", 6),
@@ -189,8 +189,8 @@ mod tests {
             ),
             ("encrypt { protocols = !TLSv1 }", 10),
         ] {
-            assert_eq!(says(answer, since), Ok(()), "{answer}");
-            assert!(says(answer, since - 1).is_err(), "{answer}");
+            assert_eq!(check_for(answer, since), Ok(()), "{answer}");
+            assert!(check_for(answer, since - 1).is_err(), "{answer}");
         }
     }
 
@@ -227,10 +227,10 @@ mod tests {
             ("may ciphers=strong", "`ciphers=strong`; allowed: export, low, medium, high, null"),
             ("secure match=b\u{fc}cher.example", "longer than 10000 octets, or not printable ASCII on one line"),
         ] {
-            assert_eq!(says(answer, 7), Err(want.to_owned()), "{answer}");
+            assert_eq!(check_for(answer, 7), Err(want.to_owned()), "{answer}");
         }
-        assert_eq!(says("may mx_host_pattern=a.example", 10), Err("`mx_host_pattern` needs `policy_type`".into()));
-        assert!(says("may policy_type=sts { policy_string = a } b }", 10).is_err());
+        assert_eq!(check_for("may mx_host_pattern=a.example", 10), Err("`mx_host_pattern` needs `policy_type`".into()));
+        assert!(check_for("may policy_type=sts { policy_string = a } b }", 10).is_err());
         assert!(check("dane", PostfixVersion { major: 3, minor: 7 }, false).is_err());
     }
 }

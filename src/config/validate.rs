@@ -15,13 +15,16 @@ use serde::{Deserialize, Deserializer, Serializer};
 
 use crate::base::domain_name;
 use crate::base::next_hop::NextHop;
-use crate::config::{Config, Deliver, Dkim, DkimKey, InputSection, PostfixVersion, ReportSection, Source, Tlsrpt};
+use crate::config::{
+    Config, DeliveryMethod, DkimKeySection, DkimSigning, InputKind, InputSection, NativeTlsrpt, PostfixVersion,
+    ReportSection,
+};
 
 /// The time between two reports to a domain, and how long one is tried (RFC 8460 §5.5).
 const DAY: Duration = Duration::from_secs(86_400);
 
 /// The longest path of a unix socket, in octets (unix(7), `sun_path`).
-const SUN_PATH: usize = 107;
+const MAX_SOCKET_PATH: usize = 107;
 
 /// What is wrong with a file of configuration, in one line.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,17 +49,17 @@ impl std::error::Error for ConfigError {}
 impl Config {
     /// Reads and checks a file. What it does not say of Postfix is not known then.
     pub fn load(path: &Path) -> Result<Config, ConfigError> {
-        Config::load_and(path, |_| ())
+        Config::load_with(path, |_| ())
     }
 
-    /// Reads a file, lets `complete` fill in what it does not say, and checks the whole.
-    pub fn load_and(path: &Path, complete: impl FnOnce(&mut Config)) -> Result<Config, ConfigError> {
+    /// Reads a file, lets `complete` fill in what it does not set, and checks the whole.
+    pub fn load_with(path: &Path, complete: impl FnOnce(&mut Config)) -> Result<Config, ConfigError> {
         let text = std::fs::read_to_string(path).map_err(|error| ConfigError {
             file: path.to_owned(),
             line: None,
             problem: format!("cannot be read: {error}; nothing was started"),
         })?;
-        let mut config: Config = parse(&text, path)?;
+        let mut config: Config = parse_toml(&text, path)?;
         complete(&mut config);
         config.check().map_err(|(section, key, problem)| ConfigError {
             file: path.to_owned(),
@@ -85,7 +88,7 @@ impl Config {
     fn check(&self) -> Result<(), (&'static str, &'static str, String)> {
         let report = &self.report;
         for (key, value) in [("contact", &report.contact), ("from", &report.from), ("envelope", &report.envelope)] {
-            if let Some(address) = value.as_deref().filter(|address| !is_address(address)) {
+            if let Some(address) = value.as_deref().filter(|address| !is_mail_address(address)) {
                 return Err(("report", key, format!("`{address}` is no address; allowed: `name@example.com`")));
             }
         }
@@ -144,11 +147,11 @@ impl Config {
 
 /// What belongs to a submission server, and how large reports are.
 fn check_delivery(report: &ReportSection) -> Result<(), (&'static str, &'static str, String)> {
-    if report.max_size < MIN_SIZE {
+    if report.max_size < MIN_REPORT_SIZE {
         let found = report.max_size;
-        return Err(("report", "max_size", format!("{found}; allowed: {MIN_SIZE} octets or more")));
+        return Err(("report", "max_size", format!("{found}; allowed: {MIN_REPORT_SIZE} octets or more")));
     }
-    let submits = matches!(report.deliver, Deliver::Submission(..) | Deliver::Submissions(..));
+    let submits = matches!(report.deliver, DeliveryMethod::Submission(..) | DeliveryMethod::Submissions(..));
     for (key, set) in [
         ("user", report.user.is_some()),
         ("password", report.password.is_some()),
@@ -166,15 +169,15 @@ fn check_delivery(report: &ReportSection) -> Result<(), (&'static str, &'static 
     Ok(())
 }
 
-/// The smallest `max_size`, in octets: headers, the part for people and every summary fit.
-const MIN_SIZE: usize = 1_000_000;
+/// The smallest `max_size`, in octets: headers, the text part and every summary fit.
+const MIN_REPORT_SIZE: usize = 1_000_000;
 
 impl InputSection {
     /// The log files that it reads now: the one that is named, be it there or not, or those that the pattern finds.
     pub fn log_files(&self) -> Vec<PathBuf> {
-        match self.source() {
-            Some(Source::File(path)) => vec![path.to_owned()],
-            Some(Source::Files(pattern)) => {
+        match self.kind() {
+            Some(InputKind::File(path)) => vec![path.to_owned()],
+            Some(InputKind::Files(pattern)) => {
                 glob::glob(&pattern.to_string_lossy()).map_or_else(|_| Vec::new(), |found| found.flatten().collect())
             }
             _ => Vec::new(),
@@ -182,42 +185,42 @@ impl InputSection {
     }
 }
 
-impl Dkim {
+impl DkimSigning {
     /// The keys; none where the MTA signs.
-    pub fn keys(&self) -> &[DkimKey] {
+    pub fn keys(&self) -> &[DkimKeySection] {
         match self {
-            Dkim::Mta => &[],
-            Dkim::Keys(keys) => keys,
+            DkimSigning::Mta => &[],
+            DkimSigning::Keys(keys) => keys,
         }
     }
 }
 
-pub(super) fn mta<S: Serializer>(into: S) -> Result<S::Ok, S::Error> {
+pub(super) fn serialize_mta<S: Serializer>(into: S) -> Result<S::Ok, S::Error> {
     into.serialize_str("mta")
 }
 
-impl<'de> Deserialize<'de> for Dkim {
-    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Dkim, D::Error> {
-        struct Either;
-        impl<'de> Visitor<'de> for Either {
-            type Value = Dkim;
+impl<'de> Deserialize<'de> for DkimSigning {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<DkimSigning, D::Error> {
+        struct DkimVisitor;
+        impl<'de> Visitor<'de> for DkimVisitor {
+            type Value = DkimSigning;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("`\"mta\"`, or keys in [[report.dkim]]")
             }
 
-            fn visit_str<E: Error>(self, text: &str) -> Result<Dkim, E> {
+            fn visit_str<E: Error>(self, text: &str) -> Result<DkimSigning, E> {
                 match text {
-                    "mta" => Ok(Dkim::Mta),
+                    "mta" => Ok(DkimSigning::Mta),
                     other => Err(E::custom(format!("`{other}`; allowed: \"mta\", or keys in [[report.dkim]]"))),
                 }
             }
 
-            fn visit_seq<A: SeqAccess<'de>>(self, keys: A) -> Result<Dkim, A::Error> {
-                Vec::deserialize(SeqAccessDeserializer::new(keys)).map(Dkim::Keys)
+            fn visit_seq<A: SeqAccess<'de>>(self, keys: A) -> Result<DkimSigning, A::Error> {
+                Vec::deserialize(SeqAccessDeserializer::new(keys)).map(DkimSigning::Keys)
             }
         }
-        from.deserialize_any(Either)
+        from.deserialize_any(DkimVisitor)
     }
 }
 
@@ -259,7 +262,7 @@ impl Config {
         let mut sources = HashSet::new();
         for (nth, input) in self.inputs.iter().enumerate() {
             let fault = |key, problem| Err(("input", nth, key, problem));
-            let Some(source) = input.source() else {
+            let Some(source) = input.kind() else {
                 return fault("file", "allowed: exactly one of `file`, `journal`, `stdin` and `datagrams`".into());
             };
             if !sources.insert(source.clone()) {
@@ -268,7 +271,7 @@ impl Config {
             if let Some(name) = &input.timezone {
                 time_zone(name).map(drop).or_else(|problem| fault("timezone", problem))?;
             }
-            if let Source::Files(pattern) = source
+            if let InputKind::Files(pattern) = source
                 && let Err(error) = glob::Pattern::new(&pattern.to_string_lossy())
             {
                 return fault(
@@ -277,7 +280,7 @@ impl Config {
                 );
             }
             let chooses = !input.identifiers.is_empty() || !input.units.is_empty();
-            if chooses && !matches!(source, Source::Journal(_)) {
+            if chooses && !matches!(source, InputKind::Journal(_)) {
                 return fault("identifiers", "allowed with `journal` alone, as `units` is".into());
             }
             let wrong = |name: &&String| name.is_empty() || name.starts_with('-') || name.contains('\0');
@@ -286,13 +289,15 @@ impl Config {
             }
             match (&source, input.socket_mode()) {
                 (_, Err(problem)) => return fault("mode", problem),
-                (Source::Datagrams(path), _) => self.check_datagrams(path).or_else(|(k, problem)| fault(k, problem))?,
+                (InputKind::Datagrams(path), _) => {
+                    self.check_datagrams(path).or_else(|(k, problem)| fault(k, problem))?
+                }
                 _ if input.mode.is_some() => return fault("mode", "allowed with `datagrams` alone".into()),
                 _ => {}
             }
         }
-        let native = self.inputs.iter().any(|input| matches!(input.source(), Some(Source::Datagrams(_))));
-        if self.postfix.tlsrpt == Tlsrpt::Datagrams && !native {
+        let native = self.inputs.iter().any(|input| matches!(input.kind(), Some(InputKind::Datagrams(_))));
+        if self.postfix.tlsrpt == NativeTlsrpt::Datagrams && !native {
             let problem = "`tlsrpt = \"datagrams\"` in [postfix] needs an [[input]] with `datagrams`".to_owned();
             return Err(("input", 0, "datagrams", problem));
         }
@@ -319,11 +324,11 @@ impl Config {
     }
 
     fn check_datagrams(&self, path: &Path) -> Result<(), (&'static str, String)> {
-        if !path.is_absolute() || path.as_os_str().len() > SUN_PATH {
-            let problem = format!("{}; allowed: an absolute path of at most {SUN_PATH} octets", path.display());
+        if !path.is_absolute() || path.as_os_str().len() > MAX_SOCKET_PATH {
+            let problem = format!("{}; allowed: an absolute path of at most {MAX_SOCKET_PATH} octets", path.display());
             return Err(("datagrams", problem));
         }
-        if self.postfix.tlsrpt != Tlsrpt::Datagrams {
+        if self.postfix.tlsrpt != NativeTlsrpt::Datagrams {
             let problem = "counts with `tlsrpt = \"datagrams\"` in [postfix] alone: otherwise the log's `TLSRPT:` lines \
                            or its TLS lines count, and every session would be counted twice";
             return Err(("datagrams", problem.into()));
@@ -341,8 +346,8 @@ impl crate::config::InputSection {
     }
 }
 
-/// Reads a TOML file into a type; every fault has its line and key.
-pub fn parse<T: DeserializeOwned>(text: &str, path: &Path) -> Result<T, ConfigError> {
+/// Reads a TOML file into a type; every error has its line and key.
+pub fn parse_toml<T: DeserializeOwned>(text: &str, path: &Path) -> Result<T, ConfigError> {
     toml::from_str(text).map_err(|error| {
         let at = error.span().map(|span| span.start);
         let key = at.and_then(|at| key_at(text, at)).map(|key| format!("{key}: ")).unwrap_or_default();
@@ -357,8 +362,8 @@ pub fn time_zone(name: &str) -> Result<TimeZone, String> {
     TimeZone::get(name).map_err(|_| format!("`{name}` is no time zone; allowed: an IANA name such as `Europe/Berlin`"))
 }
 
-/// An address with its port; else what was found and what is allowed.
-pub(super) fn address<'de, D: Deserializer<'de>>(from: D) -> Result<Option<SocketAddr>, D::Error> {
+/// Reads an address with its port; fails with what was found and what is allowed.
+pub(super) fn deserialize_address<'de, D: Deserializer<'de>>(from: D) -> Result<Option<SocketAddr>, D::Error> {
     let text = String::deserialize(from)?;
     let bad = |_| Error::custom(format!("`{text}` is no address with a port; allowed: such as `127.0.0.1:53`"));
     text.parse().map(Some).map_err(bad)
@@ -398,7 +403,7 @@ fn line_of(text: &str, section: &str, nth: usize, key: &str) -> Option<usize> {
 }
 
 /// An address as mail headers and SMTP take it, without quoting: one `@`, a domain name, nothing that ends a header.
-fn is_address(text: &str) -> bool {
+fn is_mail_address(text: &str) -> bool {
     let local = |b: u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-/=?^_`{|}~.".contains(&b);
     text.split_once('@').is_some_and(|(name, host)| {
         (1..=64).contains(&name.len()) && name.bytes().all(local) && domain_name::normalize(host).is_some()

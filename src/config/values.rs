@@ -6,20 +6,20 @@
 use std::fmt;
 
 use crate::base::domain_name;
-use crate::config::{Deliver, Listen, PostfixVersion, Span};
+use crate::config::{ConfigDuration, DeliveryMethod, ListenAddress, PostfixVersion};
 
-impl TryFrom<String> for Span {
+impl TryFrom<String> for ConfigDuration {
     type Error = String;
 
-    fn try_from(text: String) -> Result<Span, String> {
-        humantime::parse_duration(&text).map(Span).map_err(|_| {
+    fn try_from(text: String) -> Result<ConfigDuration, String> {
+        humantime::parse_duration(&text).map(ConfigDuration).map_err(|_| {
             format!("`{text}` is no length of time; allowed: a number with s, min, h or days, such as `5s`")
         })
     }
 }
 
-impl From<Span> for String {
-    fn from(span: Span) -> String {
+impl From<ConfigDuration> for String {
+    fn from(span: ConfigDuration) -> String {
         humantime::format_duration(span.0).to_string()
     }
 }
@@ -43,38 +43,38 @@ impl From<PostfixVersion> for String {
     }
 }
 
-impl TryFrom<String> for Listen {
+impl TryFrom<String> for ListenAddress {
     type Error = String;
 
-    fn try_from(text: String) -> Result<Listen, String> {
+    fn try_from(text: String) -> Result<ListenAddress, String> {
         let bad = || format!("`{text}` is no address; allowed: `unix:/path` or `inet:127.0.0.1:8461`");
         match text.split_once(':') {
-            Some(("unix", path)) if path.starts_with('/') => Ok(Listen::Unix(path.into())),
-            Some(("inet", addr)) => addr.parse().map(Listen::Inet).map_err(|_| bad()),
+            Some(("unix", path)) if path.starts_with('/') => Ok(ListenAddress::Unix(path.into())),
+            Some(("inet", addr)) => addr.parse().map(ListenAddress::Inet).map_err(|_| bad()),
             _ => Err(bad()),
         }
     }
 }
 
-impl fmt::Display for Listen {
+impl fmt::Display for ListenAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Listen::Unix(path) => write!(f, "unix:{}", path.display()),
-            Listen::Inet(addr) => write!(f, "inet:{addr}"),
+            ListenAddress::Unix(path) => write!(f, "unix:{}", path.display()),
+            ListenAddress::Inet(addr) => write!(f, "inet:{addr}"),
         }
     }
 }
 
-impl From<Listen> for String {
-    fn from(listen: Listen) -> String {
+impl From<ListenAddress> for String {
+    fn from(listen: ListenAddress) -> String {
         listen.to_string()
     }
 }
 
-impl TryFrom<String> for Deliver {
+impl TryFrom<String> for DeliveryMethod {
     type Error = String;
 
-    fn try_from(text: String) -> Result<Deliver, String> {
+    fn try_from(text: String) -> Result<DeliveryMethod, String> {
         let bad = || {
             format!(
                 "`{text}` is no way of delivery; allowed: `smtp:127.0.0.1:25`, `sendmail:/usr/sbin/sendmail`, \
@@ -86,30 +86,32 @@ impl TryFrom<String> for Deliver {
             Some((domain_name::normalize(host)?, port.parse().ok()?))
         };
         match text.split_once(':') {
-            Some(("smtp", addr)) => addr.parse().map(Deliver::Smtp).map_err(|_| bad()),
-            Some(("sendmail", path)) if path.starts_with('/') => Ok(Deliver::Sendmail(path.into())),
-            Some(("submission", at)) => server(at).map(|(host, port)| Deliver::Submission(host, port)).ok_or_else(bad),
+            Some(("smtp", addr)) => addr.parse().map(DeliveryMethod::Smtp).map_err(|_| bad()),
+            Some(("sendmail", path)) if path.starts_with('/') => Ok(DeliveryMethod::Sendmail(path.into())),
+            Some(("submission", at)) => {
+                server(at).map(|(host, port)| DeliveryMethod::Submission(host, port)).ok_or_else(bad)
+            }
             Some(("submissions", at)) => {
-                server(at).map(|(host, port)| Deliver::Submissions(host, port)).ok_or_else(bad)
+                server(at).map(|(host, port)| DeliveryMethod::Submissions(host, port)).ok_or_else(bad)
             }
             _ => Err(bad()),
         }
     }
 }
 
-impl fmt::Display for Deliver {
+impl fmt::Display for DeliveryMethod {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Deliver::Smtp(addr) => write!(f, "smtp:{addr}"),
-            Deliver::Sendmail(path) => write!(f, "sendmail:{}", path.display()),
-            Deliver::Submission(host, port) => write!(f, "submission:{host}:{port}"),
-            Deliver::Submissions(host, port) => write!(f, "submissions:{host}:{port}"),
+            DeliveryMethod::Smtp(addr) => write!(f, "smtp:{addr}"),
+            DeliveryMethod::Sendmail(path) => write!(f, "sendmail:{}", path.display()),
+            DeliveryMethod::Submission(host, port) => write!(f, "submission:{host}:{port}"),
+            DeliveryMethod::Submissions(host, port) => write!(f, "submissions:{host}:{port}"),
         }
     }
 }
 
-impl From<Deliver> for String {
-    fn from(deliver: Deliver) -> String {
+impl From<DeliveryMethod> for String {
+    fn from(deliver: DeliveryMethod) -> String {
         deliver.to_string()
     }
 }

@@ -20,7 +20,7 @@ use tlswarden_parsers::{Dialect, Event, MalformedLine, is_log_line, parse};
 
 use crate::base::policy_at::PolicyAt;
 use crate::base::tlsrpt::{Day, Mode, PolicyInForce, PolicyType, SessionOutcome, TallyKey, TallyResult};
-use crate::config::Tlsrpt;
+use crate::config::NativeTlsrpt;
 use crate::counting::input::journald as journal;
 use crate::counting::rules::Rules;
 use crate::counting::session::datagram::{self, Reported};
@@ -390,12 +390,12 @@ impl Counter {
             let in_force = self.rules.in_force(in_force, &outcome.domain, outcome.began);
             let tested = matches!(in_force, Some(PolicyInForce::Sts { mode: Mode::Testing, .. }));
             match self.rules.tlsrpt {
-                Tlsrpt::Off => outcome.native = None,
-                Tlsrpt::Datagrams if !tested && self.rules.is_native(&outcome) => {
+                NativeTlsrpt::Off => outcome.native = None,
+                NativeTlsrpt::Datagrams if !tested && self.rules.is_native(&outcome) => {
                     self.seen.left_to_native += 1;
                     continue;
                 }
-                Tlsrpt::Log | Tlsrpt::Datagrams => {}
+                NativeTlsrpt::Log | NativeTlsrpt::Datagrams => {}
             }
             let counts = tally::count(&outcome, in_force.as_ref());
             if counts.anchored

@@ -26,7 +26,7 @@ use crate::counting::failure_notices::Failing;
 use crate::counting::input::datagram::{DatagramBatch, DatagramQueue};
 use crate::counting::input::{LineBlock, MAX_LINE, Position};
 use crate::counting::session::{Losses, SESSION_TIMEOUT};
-use crate::metrics::{Metrics, InputProgress};
+use crate::metrics::{InputProgress, Metrics};
 use crate::store::{Batch, Store, StoreError, StoredRecord, Table};
 
 /// How long a line may wait for its commit: few enough commits for a disk, soon enough for a report.
@@ -362,7 +362,8 @@ impl River {
             if *shutdown.borrow() {
                 return Err(error);
             }
-            self.metrics.log_error(self.clock, format!("store: cannot write counts: {error}; reading waits, trying again"));
+            self.metrics
+                .log_error(self.clock, format!("store: cannot write counts: {error}; reading waits, trying again"));
             let _ = runtime.block_on(async { tokio::time::timeout(wait, wait_for_shutdown(shutdown)).await });
             wait = (wait * 2).min(RETRY_AT_MOST);
         }

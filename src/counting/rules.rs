@@ -16,7 +16,7 @@ use parking_lot::Mutex;
 use crate::base::domain_name;
 use crate::base::next_hop::NextHop;
 use crate::base::tlsrpt::{Mode, Policy, PolicyInForce, SessionOutcome};
-use crate::config::{Config, NextHopSection, Source, Tlsrpt};
+use crate::config::{Config, InputKind, NativeTlsrpt, NextHopSection};
 use crate::counting::session::datagram::Reported;
 
 /// Destinations whose source address is remembered; when full, all are forgotten: asking again costs microseconds.
@@ -38,7 +38,7 @@ const SMTP: u16 = 25;
 #[derive(Debug)]
 pub struct Rules {
     /// Which of Postfix's own results count.
-    pub tlsrpt: Tlsrpt,
+    pub tlsrpt: NativeTlsrpt,
     /// Whether there is a log beside the datagrams.
     pub logs: bool,
     local: Vec<IpNet>,
@@ -60,7 +60,7 @@ impl Default for Rules {
     /// Without a configuration, as for another host's log: every host is of the world, no sending address.
     fn default() -> Rules {
         Rules {
-            tlsrpt: Tlsrpt::Log,
+            tlsrpt: NativeTlsrpt::Log,
             logs: true,
             local: Vec::new(),
             next_hops: NextHops::default(),
@@ -77,7 +77,7 @@ impl Rules {
         let world_is_private = config.closed_network.private_addresses;
         Rules {
             tlsrpt: config.postfix.tlsrpt,
-            logs: config.inputs.iter().any(|i| !matches!(i.source(), None | Some(Source::Datagrams(_)))),
+            logs: config.inputs.iter().any(|i| !matches!(i.kind(), None | Some(InputKind::Datagrams(_)))),
             local: if world_is_private { Vec::new() } else { config.count.local_networks.clone() },
             next_hops: NextHops::of(&config.next_hops),
             sending: Some(Sending {
@@ -114,7 +114,7 @@ impl Rules {
     /// The policy in force for a session that began at `at`: our own decision, or, where we were not asked, a policy in
     /// testing mode that datagrams tell of.
     pub fn in_force(&self, decided: Option<PolicyInForce>, domain: &str, at: i64) -> Option<PolicyInForce> {
-        if decided.is_some() || self.tlsrpt != Tlsrpt::Datagrams {
+        if decided.is_some() || self.tlsrpt != NativeTlsrpt::Datagrams {
             return decided;
         }
         let native = self.native.lock();
@@ -221,7 +221,7 @@ fn source_address(host: IpAddr) -> Option<IpAddr> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::local_networks;
+    use crate::config::default_local_networks;
 
     #[test]
     fn the_nearest_next_hop_counts() {
@@ -246,7 +246,7 @@ mod tests {
 
     #[test]
     fn loopback_and_private_hosts_are_not_the_world() {
-        let rules = Rules { local: local_networks(), ..Rules::default() };
+        let rules = Rules { local: default_local_networks(), ..Rules::default() };
         for local in ["127.0.0.1", "::1", "10.1.2.3", "192.168.1.1", "172.31.0.1", "fd00::1", "::ffff:127.0.0.1"] {
             assert!(rules.is_local(local.parse().unwrap()), "{local}");
         }

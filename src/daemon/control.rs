@@ -31,7 +31,7 @@ use crate::base::shutdown::wait_for_shutdown;
 use crate::base::tlsrpt::{Day, TallyRow};
 use crate::config::Config;
 use crate::config::identity::missing_identity;
-use crate::metrics::{Metrics, InputProgress};
+use crate::metrics::{InputProgress, Metrics};
 use crate::net::dns::Resolver;
 use crate::reporting::schedule::Scheduler;
 pub use crate::reporting::schedule::{Due, DueState, Kept, Overview, Preview};

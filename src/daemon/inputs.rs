@@ -21,7 +21,7 @@ use tokio::sync::{Mutex, mpsc, oneshot, watch};
 use super::{DaemonError, House, Tasks, until};
 use crate::base::clock::Clock;
 use crate::base::own_reports::MessageIdKey;
-use crate::config::{Config, InputSection, Source as Named};
+use crate::config::{Config, InputKind as Named, InputSection};
 use crate::counting::input::datagram::{self, DatagramQueue};
 use crate::counting::input::stdin::StdinReader;
 use crate::counting::input::{InputError, file, journald};
@@ -42,7 +42,7 @@ pub type SharedStdin = Arc<Mutex<StdinReader>>;
 /// Whether every input can be read: what is not there yet may come.
 pub fn check(config: &Config) -> Result<(), DaemonError> {
     let mut known: HashMap<(u64, u64), &Path> = HashMap::new();
-    for source in config.inputs.iter().filter_map(InputSection::source) {
+    for source in config.inputs.iter().filter_map(InputSection::kind) {
         match source {
             Named::File(path) => {
                 if let Some(found) = readable(path)?
@@ -142,7 +142,7 @@ pub fn open(house: &mut House, config: &Config, zones: Vec<TimeZone>, makes: Mak
     let mut inputs = Inputs { makes, each: Vec::new(), patterns: Vec::new(), queue: Arc::default() };
     for (input, zone) in config.inputs.iter().zip(zones) {
         // Invariant: the configuration has been checked.
-        let Some(named) = input.source() else { continue };
+        let Some(named) = input.kind() else { continue };
         let name = named.to_string();
         let restored = |zone| inputs.makes.source(&name, input.mta, zone);
         let (restored, reads) = match named {
@@ -188,7 +188,7 @@ pub fn open(house: &mut House, config: &Config, zones: Vec<TimeZone>, makes: Mak
     }
     let metrics = &inputs.makes.metrics;
     metrics.set_inputs(inputs.each.iter().map(|one| (one.source.name.as_str(), one.source.counter.newest())));
-    for path in config.inputs.iter().filter_map(|input| match input.source()? {
+    for path in config.inputs.iter().filter_map(|input| match input.kind()? {
         Named::File(path) if !path.exists() => Some(path),
         _ => None,
     }) {

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 
 use listenfd::ListenFd;
 
-use crate::config::Listen;
+use crate::config::ListenAddress;
 use crate::counting::input::datagram::RECEIVE_BUFFER;
 
 /// Anybody may connect: the folder says who gets there. smtp(8) runs as user postfix.
@@ -50,18 +50,22 @@ impl Bound {
         })
     }
 
-    fn address(&self) -> Option<Listen> {
+    fn address(&self) -> Option<ListenAddress> {
         match self {
-            Bound::Unix(listener) => listener.local_addr().ok()?.as_pathname().map(|p| Listen::Unix(p.to_owned())),
-            Bound::Inet(listener) => listener.local_addr().ok().map(Listen::Inet),
-            Bound::Datagrams(socket) => socket.local_addr().ok()?.as_pathname().map(|p| Listen::Unix(p.to_owned())),
+            Bound::Unix(listener) => {
+                listener.local_addr().ok()?.as_pathname().map(|p| ListenAddress::Unix(p.to_owned()))
+            }
+            Bound::Inet(listener) => listener.local_addr().ok().map(ListenAddress::Inet),
+            Bound::Datagrams(socket) => {
+                socket.local_addr().ok()?.as_pathname().map(|p| ListenAddress::Unix(p.to_owned()))
+            }
         }
     }
 }
 
 /// All listening sockets of the daemon, by address.
 pub struct Sockets {
-    bound: Vec<(Listen, Bound, Origin)>,
+    bound: Vec<(ListenAddress, Bound, Origin)>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -91,7 +95,7 @@ impl Sockets {
 
     /// A handle of the control socket, mode 0600.
     pub fn control(&mut self, path: &Path) -> Result<UnixListener, SocketError> {
-        match self.handle(&Listen::Unix(path.to_owned()), OWNER_ONLY)? {
+        match self.handle(&ListenAddress::Unix(path.to_owned()), OWNER_ONLY)? {
             Bound::Unix(listener) => Ok(listener),
             _ => Err(SocketError { address: path.display().to_string(), problem: "it takes datagrams".into() }),
         }
@@ -99,7 +103,7 @@ impl Sockets {
 
     /// A handle of a socket that takes datagrams.
     pub fn datagrams(&mut self, path: &Path, mode: u32) -> Result<UnixDatagram, SocketError> {
-        let address = Listen::Unix(path.to_owned());
+        let address = ListenAddress::Unix(path.to_owned());
         let failed = |problem: String| SocketError { address: address.to_string(), problem };
         if !self.bound.iter().any(|(bound, _, _)| *bound == address) {
             let socket = bind_datagrams(path, mode).map_err(failed)?;
@@ -117,13 +121,18 @@ impl Sockets {
     }
 
     /// A handle of a socket that the MTA asks on; unix sockets get mode 0666.
-    pub fn open_to_all(&mut self, address: &Listen) -> Result<Bound, SocketError> {
+    pub fn open_to_all(&mut self, address: &ListenAddress) -> Result<Bound, SocketError> {
         self.handle(address, OPEN_TO_ALL)
     }
 
     /// Binds what is not bound yet of a new configuration: all of it, or nothing.
-    pub fn add(&mut self, control: &Path, listen: &[Listen], datagrams: &[(PathBuf, u32)]) -> Result<(), SocketError> {
-        let before: Vec<Listen> = self.bound.iter().map(|(address, _, _)| address.clone()).collect();
+    pub fn add(
+        &mut self,
+        control: &Path,
+        listen: &[ListenAddress],
+        datagrams: &[(PathBuf, u32)],
+    ) -> Result<(), SocketError> {
+        let before: Vec<ListenAddress> = self.bound.iter().map(|(address, _, _)| address.clone()).collect();
         let added = self
             .control(control)
             .map(drop)
@@ -136,24 +145,25 @@ impl Sockets {
     }
 
     /// The sockets of systemd that `used` does not name: whoever connects there waits for ever.
-    pub fn unused<'a>(&'a self, used: &'a [Listen]) -> impl Iterator<Item = &'a Listen> {
-        let idle =
-            |(address, _, origin): &&(Listen, Bound, Origin)| *origin == Origin::Systemd && !used.contains(address);
+    pub fn unused<'a>(&'a self, used: &'a [ListenAddress]) -> impl Iterator<Item = &'a ListenAddress> {
+        let idle = |(address, _, origin): &&(ListenAddress, Bound, Origin)| {
+            *origin == Origin::Systemd && !used.contains(address)
+        };
         self.bound.iter().filter(idle).map(|(address, _, _)| address)
     }
 
     /// Closes and removes the sockets that `keep` does not name; those of systemd stay systemd's.
-    pub fn close_others(&mut self, keep: &[Listen]) {
+    pub fn close_others(&mut self, keep: &[ListenAddress]) {
         self.bound.retain(|(address, _, origin)| {
             let stays = *origin == Origin::Systemd || keep.contains(address);
-            if let (false, Listen::Unix(path)) = (stays, address) {
+            if let (false, ListenAddress::Unix(path)) = (stays, address) {
                 remove(path);
             }
             stays
         });
     }
 
-    fn handle(&mut self, address: &Listen, mode: u32) -> Result<Bound, SocketError> {
+    fn handle(&mut self, address: &ListenAddress, mode: u32) -> Result<Bound, SocketError> {
         let failed = |problem: String| SocketError { address: address.to_string(), problem };
         if !self.bound.iter().any(|(bound, _, _)| bound == address) {
             let socket = bind(address, mode).map_err(failed)?;
@@ -179,10 +189,10 @@ fn nonblocking(socket: Bound) -> io::Result<Bound> {
     Ok(socket)
 }
 
-fn bind(address: &Listen, mode: u32) -> Result<Bound, String> {
+fn bind(address: &ListenAddress, mode: u32) -> Result<Bound, String> {
     match address {
-        Listen::Inet(address) => TcpListener::bind(address).map(Bound::Inet).map_err(|e| e.to_string()),
-        Listen::Unix(path) => {
+        ListenAddress::Inet(address) => TcpListener::bind(address).map(Bound::Inet).map_err(|e| e.to_string()),
+        ListenAddress::Unix(path) => {
             clear(path, || UnixStream::connect(path).map(drop))?;
             let listener = UnixListener::bind(path).map_err(|e| unbound(&e, path))?;
             std::fs::set_permissions(path, PermissionsExt::from_mode(mode)).map_err(|e| e.to_string())?;
@@ -276,13 +286,14 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let at = |name: &str| folder.path().join(name);
         let mut sockets = Sockets { bound: Vec::new() };
-        let old = [Listen::Unix(at("old"))];
+        let old = [ListenAddress::Unix(at("old"))];
         sockets.add(&at("control"), &old, &[]).unwrap();
-        let failed =
-            sockets.add(&at("control"), &[Listen::Unix(at("new")), Listen::Unix(at("no/s"))], &[]).unwrap_err();
+        let failed = sockets
+            .add(&at("control"), &[ListenAddress::Unix(at("new")), ListenAddress::Unix(at("no/s"))], &[])
+            .unwrap_err();
         assert!(failed.to_string().contains("is missing"), "{failed}");
         assert!(at("control").exists() && at("old").exists() && !at("new").exists());
-        sockets.add(&at("control"), &[Listen::Unix(at("new"))], &[]).unwrap();
+        sockets.add(&at("control"), &[ListenAddress::Unix(at("new"))], &[]).unwrap();
         assert!(at("old").exists() && at("new").exists(), "what runs keeps its sockets until it has ended");
     }
 }

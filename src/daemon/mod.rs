@@ -38,7 +38,7 @@ use crate::base::clock::Clock;
 use crate::base::shutdown::wait_for_shutdown;
 use crate::config::detect;
 use crate::config::identity::missing_identity;
-use crate::config::{Config, ConfigError, Dkim, Listen, time_zone};
+use crate::config::{Config, ConfigError, DkimSigning, ListenAddress, time_zone};
 use crate::counting::pipeline::River;
 use crate::counting::rules::Rules;
 use crate::metrics::Metrics;
@@ -131,7 +131,7 @@ struct Prepared {
 impl Prepared {
     fn load(path: &Path) -> Result<Prepared, DaemonError> {
         let mut found = Vec::new();
-        let config = Config::load_and(path, |config| found = detect::complete(config))?;
+        let config = Config::load_with(path, |config| found = detect::complete(config))?;
         Prepared::of(config, found)
     }
 
@@ -241,7 +241,7 @@ fn reload(path: &Path, house: &mut House) -> Result<Prepared, DaemonError> {
 }
 
 /// All sockets but the control socket.
-fn open_sockets(config: &Config) -> Vec<Listen> {
+fn open_sockets(config: &Config) -> Vec<ListenAddress> {
     [config.socketmap.listen.as_slice(), &config.readsocket.listen, &config.status.listen].concat()
 }
 
@@ -302,12 +302,12 @@ impl Tasks {
         let control = house.sockets.control(&config.control.socket)?;
         let (postfix_asks, exim_asks) = (&config.socketmap.listen, &config.readsocket.listen);
         let mut keep = open_sockets(&config);
-        keep.push(Listen::Unix(config.control.socket.clone()));
-        keep.extend(inputs::datagrams(&config).into_iter().map(|(path, _)| Listen::Unix(path)));
+        keep.push(ListenAddress::Unix(config.control.socket.clone()));
+        keep.extend(inputs::datagrams(&config).into_iter().map(|(path, _)| ListenAddress::Unix(path)));
         let socketmaps = listen(&mut house.sockets, "socketmap", postfix_asks)?;
         let readsockets = listen(&mut house.sockets, "readsocket", exim_asks)?;
         let statuses = listen(&mut house.sockets, "status", &config.status.listen)?;
-        let who = |subject: &'static str| move |(_, listener): &(Listen, Listener)| listener.name(subject);
+        let who = |subject: &'static str| move |(_, listener): &(ListenAddress, Listener)| listener.name(subject);
         let answering = socketmaps.iter().map(who("socketmap")).chain(readsockets.iter().map(who("readsocket")));
         let answering: Vec<_> = answering.map(|name| (name, watchdog::ANSWERING)).collect();
         house.sockets.close_others(&keep);
@@ -487,7 +487,11 @@ async fn until(mut shutdown: watch::Receiver<bool>, task: impl Future<Output = (
 }
 
 /// Binds what is not bound yet. `subject` is who listens.
-fn listen(sockets: &mut Sockets, subject: &str, at: &[Listen]) -> Result<Vec<(Listen, Listener)>, DaemonError> {
+fn listen(
+    sockets: &mut Sockets,
+    subject: &str,
+    at: &[ListenAddress],
+) -> Result<Vec<(ListenAddress, Listener)>, DaemonError> {
     let failed = |e: io::Error| DaemonError::Host(format!("{subject}: cannot listen: {e}; not started"));
     at.iter()
         .map(|address| Ok((address.clone(), into_listener(sockets.open_to_all(address)?).map_err(failed)?)))
@@ -514,7 +518,7 @@ fn say(config: &Config) {
         tracing::info!("status: metrics at {address}");
     }
     for input in &config.inputs {
-        if let Some(source) = input.source() {
+        if let Some(source) = input.kind() {
             tracing::info!("input: following {source}");
         }
     }
@@ -526,7 +530,7 @@ fn say(config: &Config) {
         let missing = missing.join(", ");
         tracing::warn!("report: no report is sent: [report] lacks {missing}; the days wait within retention");
     }
-    if config.report.dkim == Dkim::Mta {
+    if config.report.dkim == DkimSigning::Mta {
         tracing::info!(
             "report: dkim = \"mta\": reports are handed over unsigned; the MTA must sign them, TLS-Report-* fields included, \
              or receivers ignore them"

@@ -23,10 +23,10 @@ use tokio::sync::{Semaphore, watch};
 
 use crate::answering::listener::{Listener, Stream};
 use crate::daemon::control::Desk;
-use crate::metrics::answers::{WAIT_BOUNDS, AnswerKind};
+use crate::metrics::answers::{AnswerKind, WAIT_BOUNDS};
 use crate::metrics::catalogue::{CATALOGUE, SNAPSHOT_METRICS, SnapshotMetric};
 use crate::metrics::line_counts::FamilyCounts;
-use crate::metrics::{SessionSeries, InputProgress, MtaProtocol};
+use crate::metrics::{InputProgress, MtaProtocol, SessionSeries};
 
 /// Connections that are served at once: a few scrapers, each with one.
 const CLIENTS: usize = 16;

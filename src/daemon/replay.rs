@@ -247,7 +247,7 @@ impl Fixed {
         let name = path.display();
         let text =
             std::fs::read_to_string(path).map_err(|error| ReplayError::Policies { file: path.to_owned(), error })?;
-        let file: PoliciesFile = config::parse(&text, path)?;
+        let file: PoliciesFile = config::parse_toml(&text, path)?;
         let mut policies = HashMap::new();
         for entry in file.policy {
             let bad = |why: String| {

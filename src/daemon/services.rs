@@ -15,7 +15,7 @@ use crate::base::clock::Clock;
 use crate::checking::host::Program;
 use crate::checking::host::daemon::{DaemonState, NoState};
 use crate::checking::host::identity::{KeyCheck, KeyFault, RecordCheck};
-use crate::config::{Config, DkimKey};
+use crate::config::{Config, DkimKeySection};
 use crate::counting::pipeline;
 use crate::daemon::control::{AskError, Desk, Question, Status, ask};
 pub use crate::daemon::replay::{ReplayError, Replayed, Request as ReplayRequest, replay};
@@ -81,7 +81,7 @@ pub fn open_offline(config: &Config) -> Result<Desk, OpenError> {
         Policies::open(config, resolver.clone(), client, Arc::clone(&store), history, clock, metrics.clone())?;
     let mut newest = Vec::new();
     for input in &config.inputs {
-        let Some(name) = input.source().map(|source| source.to_string()) else { continue };
+        let Some(name) = input.kind().map(|source| source.to_string()) else { continue };
         newest.push((name.clone(), pipeline::newest(&*store, &name)?));
     }
     metrics.set_inputs(newest.iter().map(|(name, newest)| (name.as_str(), *newest)));
@@ -129,7 +129,7 @@ impl Program for ThisProgram {
         super::would_start(config).map_err(|error| error.to_string())
     }
 
-    async fn check_key(&self, key: &DkimKey, from: &str, resolver: &Resolver) -> KeyCheck {
+    async fn check_key(&self, key: &DkimKeySection, from: &str, resolver: &Resolver) -> KeyCheck {
         let mut check = KeyCheck { file: key.key.display().to_string(), ..KeyCheck::default() };
         let signer = match Signer::load(std::slice::from_ref(key), from) {
             Ok(signer) => signer,

@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use crate::base::domain_name;
-use crate::config::{OverrideSection, Skip};
+use crate::config::{OverrideSection, OverrideSkip};
 
 /// What is said about a domain.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,8 +36,8 @@ impl Overrides {
             };
             let rule = match (&section.answer, section.skip) {
                 (Some(answer), _) => Rule::Fixed(answer.as_str().into()),
-                (None, Some(Skip::Dane)) => Rule::SkipDane,
-                (None, Some(Skip::Sts)) => Rule::SkipSts,
+                (None, Some(OverrideSkip::Dane)) => Rule::SkipDane,
+                (None, Some(OverrideSkip::Sts)) => Rule::SkipSts,
                 (None, None) => Rule::None,
             };
             Some((name, rule))
@@ -78,8 +78,8 @@ mod tests {
         let rules = Overrides::new(&[
             section("Example.com", None, None),
             section(".example.com", Some("encrypt"), None),
-            section(".deep.example.com.", None, Some(Skip::Dane)),
-            section("bücher.example", None, Some(Skip::Sts)),
+            section(".deep.example.com.", None, Some(OverrideSkip::Dane)),
+            section("bücher.example", None, Some(OverrideSkip::Sts)),
         ]);
         for (domain, want) in [
             ("example.com", Some(Rule::None)),

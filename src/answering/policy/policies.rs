@@ -123,7 +123,7 @@ impl Policies {
             entries: Entries::new(limit),
             budget: config.policy.answer_budget.0,
             dane: why_no_dane.is_none(),
-            insecure_mx_is_may: config.postfix.takes_insecure_mx_for_may(),
+            insecure_mx_is_may: config.postfix.insecure_mx_means_may(),
             overrides: Overrides::new(&config.policy.overrides),
             resolver,
             sts: Arc::new(sts),

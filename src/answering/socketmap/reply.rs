@@ -13,7 +13,7 @@ use std::fmt::Write;
 
 use crate::answering::policy::decision::{Decision, Level};
 use crate::answering::policy::sts::document::Document;
-use crate::config::Level as DefaultLevel;
+use crate::config::PostfixLevel as DefaultLevel;
 
 /// The longest reply that every Postfix takes, in octets (`socketmap_max_reply_size`).
 pub const MAX_REPLY: usize = 100_000;

@@ -30,8 +30,8 @@ use crate::answering::policy::policies::Policies;
 use crate::answering::readsocket;
 use crate::answering::socketmap::netstring::{self, Frame};
 use crate::answering::socketmap::reply::{self, Wording};
-use crate::config::{Level, PostfixSection, PostfixVersion};
-use crate::metrics::answers::{AnswerMetrics, CountsByKind, AnswerKind};
+use crate::config::{PostfixLevel, PostfixSection, PostfixVersion};
+use crate::metrics::answers::{AnswerKind, AnswerMetrics, CountsByKind};
 use crate::metrics::{Metrics, MtaProtocol};
 
 /// The first Postfix that knows the `policy_*` attributes.
@@ -89,7 +89,7 @@ pub async fn serve(
 }
 
 /// What would be answered to a next hop, in Postfix's two wordings and in Exim's, and why.
-pub async fn explain(policies: &Arc<Policies>, key: &str, default: Level) -> Explanation {
+pub async fn explain(policies: &Arc<Policies>, key: &str, default: PostfixLevel) -> Explanation {
     policies
         .explain(key, |decision| {
             let postfix = Wording::ALL.iter().map(|(w, map)| ((*map).to_owned(), reply::reply(*w, decision, default)));
@@ -100,7 +100,7 @@ pub async fn explain(policies: &Arc<Policies>, key: &str, default: Level) -> Exp
 
 /// Every next hop that has a policy, with the answer in the words that every Postfix knows: a table for a day without
 /// the daemon. A testing policy has none, for it asks for nothing.
-pub fn table(policies: &Policies, default: Level) -> Vec<(String, String)> {
+pub fn table(policies: &Policies, default: PostfixLevel) -> Vec<(String, String)> {
     let word =
         |decision: &Decision| reply::reply(Wording::Policy, decision, default).strip_prefix("OK ").map(str::to_owned);
     policies.table(word)
@@ -108,7 +108,7 @@ pub fn table(policies: &Policies, default: Level) -> Vec<(String, String)> {
 
 struct Service {
     policies: Arc<Policies>,
-    default: Level,
+    default: PostfixLevel,
     /// Whether Postfix knows the `policy_*` attributes.
     attributes: bool,
     /// Connections that wait for an answer to be made.
@@ -203,7 +203,12 @@ impl Service {
     }
 
     /// Appends the reply, if it is known, and adds it to `ready`; else says for which next hop it must be made.
-    fn request<'a>(&self, data: &'a [u8], out: &mut Vec<u8>, ready: &mut CountsByKind) -> Result<(), (Wording, &'a [u8])> {
+    fn request<'a>(
+        &self,
+        data: &'a [u8],
+        out: &mut Vec<u8>,
+        ready: &mut CountsByKind,
+    ) -> Result<(), (Wording, &'a [u8])> {
         let space = data.iter().position(|b| *b == b' ').unwrap_or(data.len());
         let (map, key) = (&data[..space], data.get(space + 1..).unwrap_or_default());
         let Some(wording) = Wording::of_map(map) else {

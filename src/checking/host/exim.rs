@@ -14,7 +14,7 @@ use tlswarden_parsers::Dialect;
 use crate::checking::finding::{Finding, Findings, Weight};
 use crate::checking::host::access::{Obstacle, Person, Wish};
 use crate::checking::host::postfix::same_file;
-use crate::config::{Config, InputSection, Listen};
+use crate::config::{Config, InputSection, ListenAddress};
 
 /// The oldest Exim that the example is for.
 const OLDEST: (u16, u16) = (4, 94);
@@ -96,7 +96,7 @@ impl Exim {
         }
         let asking: Vec<(&Part, Asking)> =
             self.routers.iter().flat_map(|r| askings(r.get("address_data")).map(move |a| (r, a))).collect();
-        let ours = |asking: &Asking| config.readsocket.listen.contains(&Listen::Unix(asking.socket.clone()));
+        let ours = |asking: &Asking| config.readsocket.listen.contains(&ListenAddress::Unix(asking.socket.clone()));
         match (asking.iter().find(|(_, a)| ours(a)), asking.first()) {
             (Some((router, asking)), _) => {
                 self.asked(router, asking, config, &mut all);

@@ -17,7 +17,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use crate::checking::finding::{Finding, Findings, Weight};
-use crate::config::{Config, DkimKey};
+use crate::config::{Config, DkimKeySection};
 use crate::net::dns::Resolver;
 use daemon::{DaemonState, NoState, Running};
 use exim::Exim;
@@ -47,7 +47,7 @@ pub trait Program {
     /// Whether a daemon would start with this configuration; one line if not.
     fn would_start(&self, config: &Config) -> Result<(), String>;
     /// One key file of `[[report.dkim]]`, and its record in DNS; `from` is the domain of the From address.
-    async fn check_key(&self, key: &DkimKey, from: &str, resolver: &Resolver) -> KeyCheck;
+    async fn check_key(&self, key: &DkimKeySection, from: &str, resolver: &Resolver) -> KeyCheck;
 }
 
 /// Looks at everything.
@@ -55,8 +55,8 @@ pub async fn diagnose(options: &Options, program: &impl Program) -> Findings {
     let mut found = Findings::default();
     // As the daemon does: what the file does not say is found out.
     let mut host = Vec::new();
-    let complete = |config: &mut Config| host = crate::config::detect::complete_unread(config);
-    let config = match Config::load_and(&options.config, complete) {
+    let complete = |config: &mut Config| host = crate::config::detect::complete_without_log_access(config);
+    let config = match Config::load_with(&options.config, complete) {
         Ok(config) => config,
         Err(error) => {
             let why = "The daemon does not start with it, and goes on with what it has until it is restarted.";

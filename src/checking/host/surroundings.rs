@@ -14,7 +14,7 @@ use tokio::process::Command;
 
 use crate::checking::finding::{Finding, Findings, Weight};
 use crate::checking::host::access::{Obstacle, Person, Wish};
-use crate::config::{ClosedNetworkSection, Config, InputSection, Source};
+use crate::config::{ClosedNetworkSection, Config, InputKind, InputSection};
 use crate::net::dns::{DnsError, Resolver, nameservers};
 
 /// How long `timedatectl` may take: it asks a service that may have to be started.
@@ -37,7 +37,7 @@ pub fn logs(config: &Config, found: &mut Findings) {
         let finding = Finding::new(Weight::Warning, "no-input", "tlswarden.toml", "there is no [[input]]", why);
         found.push(finding.fix("tlswarden.toml: [[input]] file = \"/var/log/mail.log\""));
     }
-    if config.inputs.iter().any(|input| input.source() == Some(Source::Journal(None))) {
+    if config.inputs.iter().any(|input| input.kind() == Some(InputKind::Journal(None))) {
         journal(reader.as_ref(), found);
     }
     for path in &config.inputs.iter().flat_map(InputSection::log_files).collect::<Vec<_>>() {

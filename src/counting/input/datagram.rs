@@ -147,9 +147,13 @@ impl DatagramReceiver {
         let queue = &self.0;
         let mut buffer = vec![0; MAX_DATAGRAM + 1];
         let mut failing = false;
-        if let Err(log_error) = socket.set_nonblocking(false).and_then(|()| socket.set_read_timeout(Some(RECEIVE_TIMEOUT)))
+        if let Err(log_error) =
+            socket.set_nonblocking(false).and_then(|()| socket.set_read_timeout(Some(RECEIVE_TIMEOUT)))
         {
-            metrics.log_error(clock, format!("input {name}: cannot be received from: {log_error}; nothing is counted from it"));
+            metrics.log_error(
+                clock,
+                format!("input {name}: cannot be received from: {log_error}; nothing is counted from it"),
+            );
         }
         while !queue.closed.load(Ordering::Acquire) {
             match socket.recv(&mut buffer) {

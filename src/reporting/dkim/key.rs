@@ -180,7 +180,7 @@ fn tag(record: &str, name: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::DkimKey;
+    use crate::config::DkimKeySection;
     use crate::reporting::dkim::signer::Signer;
 
     fn made() -> Vec<(String, Public)> {
@@ -193,7 +193,7 @@ mod tests {
         for (pem, public) in made() {
             let path = folder.path().join("key.pem");
             std::fs::write(&path, pem).unwrap();
-            let keys = [DkimKey { selector: "s1".into(), domain: None, key: path }];
+            let keys = [DkimKeySection { selector: "s1".into(), domain: None, key: path }];
             let signer = Signer::load(&keys, "sender.example").unwrap();
             assert_eq!(signer.published, [public]);
         }

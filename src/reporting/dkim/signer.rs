@@ -19,7 +19,7 @@ use rustls::pki_types::pem::PemObject;
 
 use crate::base::domain_name;
 use crate::base::printable::escape_and_cut;
-use crate::config::DkimKey;
+use crate::config::DkimKeySection;
 use crate::reporting::dkim::key::Public;
 
 /// The folder whose keys systemd hands over (`packaging/systemd/tlswarden.service`).
@@ -105,7 +105,7 @@ pub struct SignError {
 
 impl Signer {
     /// Reads the keys. Fails with every bad key, not just the first; `from_domain` is `d=` where none is set.
-    pub fn load(keys: &[DkimKey], from_domain: &str) -> Result<Signer, Vec<KeyError>> {
+    pub fn load(keys: &[DkimKeySection], from_domain: &str) -> Result<Signer, Vec<KeyError>> {
         let mut signer = Signer { keys: Vec::new(), warnings: Vec::new(), published: Vec::new() };
         let mut errors = Vec::new();
         for key in keys {
@@ -119,7 +119,7 @@ impl Signer {
         if errors.is_empty() { Ok(signer) } else { Err(errors) }
     }
 
-    fn load_one(&mut self, key: &DkimKey, from_domain: &str) -> Result<Key, KeyFault> {
+    fn load_one(&mut self, key: &DkimKeySection, from_domain: &str) -> Result<Key, KeyFault> {
         let wanted = key.domain.as_deref().unwrap_or(from_domain);
         let name = format!("{}._domainkey.{wanted}", key.selector);
         let bad_name = || KeyFault::Name(escape_and_cut(&name, 300));
@@ -229,16 +229,16 @@ fn rsa(der: PrivateKeyDer<'_>) -> Result<RsaKey<Sha256>, KeyFault> {
 pub(crate) mod tests {
     use super::*;
 
-    pub(crate) fn key(file: &str) -> DkimKey {
+    pub(crate) fn key(file: &str) -> DkimKeySection {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/dkim").join(file);
-        DkimKey { selector: file.split('.').next().unwrap().into(), domain: None, key: path }
+        DkimKeySection { selector: file.split('.').next().unwrap().into(), domain: None, key: path }
     }
 
     #[test]
     fn each_bad_key_is_one_line() {
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join("text.pem"), "no key\n").unwrap();
-        let at = |name: &str| DkimKey { selector: "s".into(), domain: None, key: folder.path().join(name) };
+        let at = |name: &str| DkimKeySection { selector: "s".into(), domain: None, key: folder.path().join(name) };
         let keys = [
             key("rsa2048-pkcs1.pem"),
             at("missing.pem"),
@@ -247,7 +247,7 @@ pub(crate) mod tests {
             key("rsa1024.pem"),
             key("p256.pem"),
             key("encrypted.pem"),
-            DkimKey { selector: "a b".into(), ..key("ed25519.pem") },
+            DkimKeySection { selector: "a b".into(), ..key("ed25519.pem") },
         ];
         let errors = Signer::load(&keys, "sender.example").unwrap_err();
         let lines: Vec<_> = errors.iter().map(ToString::to_string).collect();
@@ -270,7 +270,7 @@ pub(crate) mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("key.pem");
         std::fs::copy(key("ed25519.pem").key, &path).unwrap();
-        let one = [DkimKey { selector: "s".into(), domain: None, key: path.clone() }];
+        let one = [DkimKeySection { selector: "s".into(), domain: None, key: path.clone() }];
         for (mode, warnings) in [(0o640, 0), (0o644, 1)] {
             std::fs::set_permissions(&path, PermissionsExt::from_mode(mode)).unwrap();
             assert_eq!(Signer::load(&one, "sender.example").unwrap().warnings.len(), warnings, "{mode:o}");

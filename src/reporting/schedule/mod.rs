@@ -281,7 +281,11 @@ impl Scheduler {
     /// The inputs that keep a day open. Before any input has said where it is, all do.
     fn lagging(&self, day: Day, now: i64) -> Vec<String> {
         let metrics = &self.context.metrics;
-        if metrics.inputs().is_empty() { vec!["no input has begun".to_owned()] } else { metrics.lagging_inputs(day, now) }
+        if metrics.inputs().is_empty() {
+            vec!["no input has begun".to_owned()]
+        } else {
+            metrics.lagging_inputs(day, now)
+        }
     }
 
     /// Begins nothing for a while: the store has its troubles.

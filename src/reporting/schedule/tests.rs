@@ -5,7 +5,7 @@ use super::records::Delivery;
 use super::*;
 use crate::base::network::{HttpsCertificates, NetworkExceptions};
 use crate::base::tlsrpt::{Failure, Policy, PolicyType, ResultType, TallyKey, TallyResult};
-use crate::config::{Deliver, Dkim, DkimKey, Span};
+use crate::config::{ConfigDuration, DeliveryMethod, DkimKeySection, DkimSigning};
 use crate::metrics::OUT_OF_ORDER_TIME;
 use crate::reporting::transport::tests::{ServerFault, smtp_server};
 use crate::store::embedded::EmbeddedStore;
@@ -66,15 +66,15 @@ async fn name_server(records: Vec<(&'static str, Option<&'static str>)>) -> Sock
     address
 }
 
-fn section(deliver: Deliver) -> ReportSection {
+fn section(deliver: DeliveryMethod) -> ReportSection {
     ReportSection {
         organization: Some("Example".into()),
         contact: Some("postmaster@sender.example".into()),
         from: Some("tlsrpt@sender.example".into()),
         envelope: Some("bounces@sender.example".into()),
         deliver,
-        spread: Span(Duration::ZERO),
-        dkim: Dkim::Keys(vec![DkimKey {
+        spread: ConfigDuration(Duration::ZERO),
+        dkim: DkimSigning::Keys(vec![DkimKeySection {
             selector: "ed".into(),
             domain: None,
             key: Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/dkim/ed25519.pem"),
@@ -109,7 +109,8 @@ impl World {
         let metrics = Metrics::default();
         metrics.update_input("maillog", |input| input.newest = Some(day().end() + OUT_OF_ORDER_TIME));
         let folder = tempfile::tempdir().unwrap();
-        let world = World { folder, dns: name_server(records).await, section: section(Deliver::Smtp(sink)), metrics };
+        let world =
+            World { folder, dns: name_server(records).await, section: section(DeliveryMethod::Smtp(sink)), metrics };
         count(&world.store(), day(), "example.net");
         (world, taken)
     }
@@ -266,7 +267,7 @@ async fn a_no_for_now_is_tried_again_with_the_same_ids_and_not_for_ever() {
     let first = ids(&world);
     let (sink, mut taken) = smtp_server(ServerFault::Never).await;
     let busy = world.section.deliver.clone();
-    world.section.deliver = Deliver::Smtp(sink);
+    world.section.deliver = DeliveryMethod::Smtp(sink);
     let due = world.run(again + 1, |due| states(due) == [DueState::Sent]).await;
     assert_eq!((due[0].attempts, ids(&world)), (2, first));
     assert!(taken.try_recv().is_ok());
@@ -303,7 +304,7 @@ async fn a_try_that_a_crash_cut_off_is_unknown() {
     until(&scheduler, |due| states(due) == [DueState::Attempting]).await;
     crash(scheduler, task).await;
     let (sink, mut taken) = smtp_server(ServerFault::Never).await;
-    world.section.deliver = Deliver::Smtp(sink);
+    world.section.deliver = DeliveryMethod::Smtp(sink);
     let due = world.run(day().end() + 90_000, |due| !due.is_empty()).await;
     assert_eq!((states(&due), due[0].attempts), (vec![DueState::Unknown], 1));
     assert!(world.said("the daemon ended while it was being sent"));
@@ -442,7 +443,7 @@ async fn the_overview_counts_all_and_lists_what_is_open() {
 #[tokio::test]
 async fn moments_are_spread_and_kept() {
     let (mut world, _taken) = World::new(vec![RECORD], ServerFault::Never).await;
-    world.section.spread = Span(Duration::from_secs(4 * 3600));
+    world.section.spread = ConfigDuration(Duration::from_secs(4 * 3600));
     for i in 0..50 {
         count(&world.store(), day(), &format!("d{i}.example"));
     }
@@ -568,7 +569,7 @@ async fn what_a_report_says_is_the_same_at_every_try() {
     world.run(now, |due| states(due) == [DueState::Planned] && due[0].attempts == 1).await;
     count_some(&world.store(), day(), "example.net", 100);
     let (sink, mut taken) = smtp_server(ServerFault::Never).await;
-    world.section.deliver = Deliver::Smtp(sink);
+    world.section.deliver = DeliveryMethod::Smtp(sink);
     world.section.organization = Some("Another".into());
     world.run(now + FIRST_PAUSE + 10, |due| due.iter().any(|d| d.state == DueState::Sent)).await;
     let (_, _, message) = taken.try_recv().unwrap();

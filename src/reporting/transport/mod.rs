@@ -25,7 +25,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::base::printable::escape_and_cut;
 use crate::base::rua_record::Mailbox;
-use crate::config::{Deliver, ReportSection};
+use crate::config::{DeliveryMethod, ReportSection};
 pub use https::post_report;
 use smtp::{IdleConnections, connect, reply_outcome, send_mail};
 use submission::SubmissionServer;
@@ -80,10 +80,10 @@ impl Transport {
 impl TransportKind {
     fn load(section: &ReportSection) -> Result<TransportKind, Vec<String>> {
         let (host, port, implicit) = match &section.deliver {
-            Deliver::Smtp(address) => return Ok(TransportKind::Smtp(*address)),
-            Deliver::Sendmail(path) => return Ok(TransportKind::Sendmail(path.clone())),
-            Deliver::Submission(host, port) => (host, *port, false),
-            Deliver::Submissions(host, port) => (host, *port, true),
+            DeliveryMethod::Smtp(address) => return Ok(TransportKind::Smtp(*address)),
+            DeliveryMethod::Sendmail(path) => return Ok(TransportKind::Sendmail(path.clone())),
+            DeliveryMethod::Submission(host, port) => (host, *port, false),
+            DeliveryMethod::Submissions(host, port) => (host, *port, true),
         };
         Ok(TransportKind::Submission(Box::new(SubmissionServer::load(section, host.clone(), port, implicit)?)))
     }

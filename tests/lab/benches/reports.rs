@@ -22,7 +22,7 @@ use lab::smtp::Mail;
 use lab::world::{Options, World};
 use tlswarden::base::clock::Clock;
 use tlswarden::base::tlsrpt::{Day, Failure, Policy, PolicyType, ResultType, TallyKey, TallyResult};
-use tlswarden::config::{Config, DkimKey};
+use tlswarden::config::{Config, DkimKeySection};
 use tlswarden::reporting::dkim::signer::Signer;
 use tlswarden::store::embedded::EmbeddedStore;
 use tlswarden::store::{Batch, Store};
@@ -163,10 +163,10 @@ fn fill(world: &World, count: usize) {
 
 fn signer(world: &World) -> Signer {
     let config = Config::load(&world.config()).expect("a configuration");
-    let keys: Vec<DkimKey> = world
+    let keys: Vec<DkimKeySection> = world
         .keys
         .iter()
-        .map(|key| DkimKey {
+        .map(|key| DkimKeySection {
             selector: key.selector.to_owned(),
             domain: None,
             key: config.store.path.with_file_name(format!("{}.pem", key.selector)),

@@ -20,7 +20,8 @@ use tlswarden::base::clock::Clock;
 use tlswarden::base::next_hop::NextHop;
 use tlswarden::base::tlsrpt::{Mode, PolicyInForce, ResultType};
 use tlswarden::config::{
-    Config, Level as Default_, Listen, OverrideSection, PostfixSection, PostfixVersion, Skip, Span,
+    Config, ConfigDuration, ListenAddress, OverrideSection, OverrideSkip, PostfixLevel as Default_, PostfixSection,
+    PostfixVersion,
 };
 use tlswarden::metrics::Metrics;
 use tlswarden::net::dns::Resolver;
@@ -69,7 +70,7 @@ impl World {
         config.closed_network.extra_root = Some(root);
         config.closed_network.policy_hosts = Some(hosts.address());
         config.closed_network.private_addresses = true;
-        config.policy.answer_budget = Span(Duration::from_secs(2));
+        config.policy.answer_budget = ConfigDuration(Duration::from_secs(2));
         World { dns, hosts, authority, folder, config }
     }
 
@@ -140,14 +141,14 @@ impl Daemon {
     }
 
     /// Serves as for this Postfix; returns where, if it is TCP.
-    async fn listen(&mut self, address: Listen, postfix: PostfixSection) -> SocketAddr {
+    async fn listen(&mut self, address: ListenAddress, postfix: PostfixSection) -> SocketAddr {
         let (listener, at) = match address {
-            Listen::Inet(address) => {
+            ListenAddress::Inet(address) => {
                 let tcp = TcpListener::bind(address).await.unwrap();
                 let at = tcp.local_addr().unwrap();
                 (Listener::Tcp(tcp), at)
             }
-            Listen::Unix(path) => {
+            ListenAddress::Unix(path) => {
                 (Listener::Unix(UnixListener::bind(path).unwrap()), SocketAddr::from((Ipv4Addr::LOCALHOST, 0)))
             }
         };
@@ -200,9 +201,9 @@ async fn an_enforced_policy_in_both_wordings_over_both_sockets() {
     let path = world.folder.path().join("socket");
     let postfix =
         |minor| PostfixSection { version: Some(PostfixVersion { major: 3, minor }), ..PostfixSection::default() };
-    daemon.listen(Listen::Unix(path.clone()), postfix(10)).await;
-    let at = daemon.listen(Listen::Inet((Ipv4Addr::LOCALHOST, 0).into()), postfix(10)).await;
-    let older = daemon.listen(Listen::Inet((Ipv4Addr::LOCALHOST, 0).into()), postfix(9)).await;
+    daemon.listen(ListenAddress::Unix(path.clone()), postfix(10)).await;
+    let at = daemon.listen(ListenAddress::Inet((Ipv4Addr::LOCALHOST, 0).into()), postfix(10)).await;
+    let older = daemon.listen(ListenAddress::Inet((Ipv4Addr::LOCALHOST, 0).into()), postfix(9)).await;
     let mut unix = UnixStream::connect(&path).await.unwrap();
     let mut tcp = TcpStream::connect(at).await.unwrap();
     let plain = "OK secure match=.enforced.test servername=hostname";
@@ -722,7 +723,7 @@ async fn faults_of_the_policy_host_are_told_apart() {
 #[tokio::test(flavor = "multi_thread")]
 async fn patience_ends_with_the_budget_and_the_fetch_goes_on() {
     let mut world = World::new().await;
-    world.config.policy.answer_budget = Span(Duration::from_millis(500));
+    world.config.policy.answer_budget = ConfigDuration(Duration::from_millis(500));
     world.domain("hang.test", false, &["mx"]);
     world.sts("hang.test", "1", "");
     world.site("hang.test", None, Answer::Hang);
@@ -879,7 +880,7 @@ async fn clients_that_misbehave_hold_up_themselves_alone() {
     world.site("hang.test", None, Answer::Hang);
     let mut daemon = world.daemon(0);
     let path = world.folder.path().join("socket");
-    daemon.listen(Listen::Unix(path.clone()), PostfixSection::default()).await;
+    daemon.listen(ListenAddress::Unix(path.clone()), PostfixSection::default()).await;
     let connect = async || UnixStream::connect(&path).await.unwrap();
     // Half a request, an endless pipeline that is never read, a first look-up that takes its time.
     let mut half = connect().await;
@@ -1035,7 +1036,7 @@ async fn an_administrator_looks_again_and_forgets() {
 #[tokio::test(flavor = "multi_thread")]
 async fn overrides_go_before_what_is_published() {
     let mut world = World::new().await;
-    let rule = |domain: &str, answer: Option<&str>, skip: Option<Skip>| OverrideSection {
+    let rule = |domain: &str, answer: Option<&str>, skip: Option<OverrideSkip>| OverrideSection {
         domain: domain.into(),
         answer: answer.map(str::to_owned),
         skip,
@@ -1044,8 +1045,8 @@ async fn overrides_go_before_what_is_published() {
     world.config.policy.overrides = vec![
         rule("fixed.test", Some("encrypt ciphers=high"), None),
         rule("none.test", None, None),
-        rule("nodane.test", None, Some(Skip::Dane)),
-        rule("nosts.test", None, Some(Skip::Sts)),
+        rule("nodane.test", None, Some(OverrideSkip::Dane)),
+        rule("nosts.test", None, Some(OverrideSkip::Sts)),
         rule(".below.test", Some("may"), None),
     ];
     for name in ["fixed.test", "none.test", "nodane.test", "nosts.test", "a.below.test", "below.test"] {
@@ -1057,7 +1058,7 @@ async fn overrides_go_before_what_is_published() {
         }
     }
     let mut daemon = world.daemon(0);
-    let at = daemon.listen(Listen::Inet((Ipv4Addr::LOCALHOST, 0).into()), PostfixSection::default()).await;
+    let at = daemon.listen(ListenAddress::Inet((Ipv4Addr::LOCALHOST, 0).into()), PostfixSection::default()).await;
     let mut tcp = TcpStream::connect(at).await.unwrap();
     for (key, want) in [
         ("fixed.test", "OK encrypt ciphers=high"),

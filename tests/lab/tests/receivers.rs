@@ -22,7 +22,7 @@ use tlswarden::base::clock::Clock;
 use tlswarden::base::network::{HttpsCertificates, NetworkExceptions};
 use tlswarden::base::rua_record::Mailbox;
 use tlswarden::base::tlsrpt::{Day, Policy, TallyKey, TallyResult};
-use tlswarden::config::{Deliver, ReportSection};
+use tlswarden::config::{DeliveryMethod, ReportSection};
 use tlswarden::net::dns::Resolver;
 use tlswarden::net::https::HttpsClient;
 use tlswarden::reporting::transport::{
@@ -359,8 +359,8 @@ async fn submitted(world: &World, by: Submission, password: &str) -> (DeliveryOu
     let file = world.folder.path().join("password");
     std::fs::write(&file, format!("{password}\n")).unwrap();
     let to = |port| match by.implicit {
-        true => Deliver::Submissions("localhost".into(), port),
-        false => Deliver::Submission("localhost".into(), port),
+        true => DeliveryMethod::Submissions("localhost".into(), port),
+        false => DeliveryMethod::Submission("localhost".into(), port),
     };
     let section = ReportSection {
         deliver: to(port),
@@ -423,7 +423,7 @@ fn passwords_and_roots_that_cannot_be_read_are_one_line_each() {
     let empty = folder.path().join("empty");
     std::fs::write(&empty, "\n").unwrap();
     let section = ReportSection {
-        deliver: Deliver::Submissions("mail.example.com".into(), 465),
+        deliver: DeliveryMethod::Submissions("mail.example.com".into(), 465),
         user: Some("tlsrpt".into()),
         password: Some(empty.clone()),
         ca_file: Some(empty),

@@ -10,12 +10,13 @@ use tlswarden_parsers::Dialect;
 use crate::checking::finding::{Finding, Weight};
 use crate::checking::host::postconf::Instance;
 use crate::checking::host::postfix::{View, same_file};
-use crate::config::{Config, InputSection, Source, Tlsrpt};
+use crate::config::{Config, InputKind, InputSection, NativeTlsrpt};
 
 impl View<'_> {
     pub(super) fn log_level(&self, found: &mut Vec<Finding>) {
         const NAME: &str = "smtp_tls_loglevel";
-        let datagrams = self.config.postfix.tlsrpt == Tlsrpt::Datagrams && self.get("smtp_tlsrpt_enable") == "yes";
+        let datagrams =
+            self.config.postfix.tlsrpt == NativeTlsrpt::Datagrams && self.get("smtp_tlsrpt_enable") == "yes";
         if !reads_a_log(self.config) || datagrams {
             return;
         }
@@ -63,23 +64,23 @@ impl View<'_> {
         const NAME: &str = "smtp_tlsrpt_enable";
         let on = self.get(NAME) == "yes";
         match (self.config.postfix.tlsrpt, on) {
-            (Tlsrpt::Datagrams, _) => self.datagrams(on, found),
-            (Tlsrpt::Log | Tlsrpt::Off, true) => {
+            (NativeTlsrpt::Datagrams, _) => self.datagrams(on, found),
+            (NativeTlsrpt::Log | NativeTlsrpt::Off, true) => {
                 let Some(socket) = self.tlsrpt_socket().filter(|socket| socket.exists()) else { return };
                 let what = format!("another program takes Postfix's own counts at {}", socket.display());
                 let why = "Where it reports too, every domain gets two reports of the same sessions.";
                 let finding = self.find(Weight::Warning, "reported-twice", NAME, what, why);
                 found.push(finding.fix(self.set("smtp_tlsrpt_socket_name", "")));
             }
-            (Tlsrpt::Log | Tlsrpt::Off, false) => {}
+            (NativeTlsrpt::Log | NativeTlsrpt::Off, false) => {}
         }
     }
 
     fn datagrams(&self, on: bool, found: &mut Vec<Finding>) {
         const NAME: &str = "smtp_tlsrpt_socket_name";
         let why = "With [postfix] tlsrpt = \"datagrams\" its sessions are counted from those.";
-        let ours = self.config.inputs.iter().find_map(|input| match input.source() {
-            Some(Source::Datagrams(path)) => Some(path),
+        let ours = self.config.inputs.iter().find_map(|input| match input.kind() {
+            Some(InputKind::Datagrams(path)) => Some(path),
             _ => None,
         });
         let queue = Path::new(self.instance.get("queue_directory"));
@@ -121,7 +122,7 @@ fn postfix_logs(config: &Config) -> impl Iterator<Item = PathBuf> {
 
 /// Whether a log of Postfix is read; its datagrams are none.
 fn reads_a_log(config: &Config) -> bool {
-    let is_log = |input: &InputSection| !matches!(input.source(), None | Some(Source::Datagrams(_)));
+    let is_log = |input: &InputSection| !matches!(input.kind(), None | Some(InputKind::Datagrams(_)));
     config.inputs.iter().any(|input| input.mta == Dialect::Postfix && is_log(input))
 }
 

@@ -17,7 +17,7 @@ use crate::answering::socketmap::server::ATTRIBUTES_SINCE;
 use crate::checking::finding::{Finding, Weight};
 use crate::checking::host::access::{Obstacle, Person, Wish};
 use crate::checking::host::postconf::{Instance, Service, words};
-use crate::config::{Config, Level, Listen, PostfixVersion};
+use crate::config::{Config, ListenAddress, PostfixLevel, PostfixVersion};
 
 /// A service and where its parameters come from.
 struct View<'a> {
@@ -28,7 +28,7 @@ struct View<'a> {
 
 /// One socketmap table of `smtp_tls_policy_maps`, as the service sees it.
 struct Table {
-    address: Listen,
+    address: ListenAddress,
     map: String,
     /// Where the service begins to look: above that it needs no right.
     from: PathBuf,
@@ -70,7 +70,7 @@ pub fn sockets(instance: &Instance, config: &Config, skipped: &mut Vec<String>) 
     let mut found = Vec::new();
     for service in instance.clients.iter().filter(|service| looks_up_mx(service)) {
         let view = View { instance, service, config };
-        let Some((Table { address: Listen::Unix(path), from, .. }, _)) = view.ours() else { continue };
+        let Some((Table { address: ListenAddress::Unix(path), from, .. }, _)) = view.ours() else { continue };
         let why = "smtp(8) runs as that user, and where it cannot ask, it defers the mail.";
         let say = |what| Finding::new(Weight::Error, "socket-denied", path.display().to_string(), what, why);
         match owner.obstacle(&path, &from, Wish::Write) {
@@ -155,7 +155,7 @@ impl View<'_> {
                     (false, Some(_)) => (Path::new("/"), PathBuf::from(path)),
                     (_, None) => (queue, queue.join(path)),
                 };
-                Some(Table { address: Listen::Unix(path), map: map.to_owned(), from: from.to_owned() })
+                Some(Table { address: ListenAddress::Unix(path), map: map.to_owned(), from: from.to_owned() })
             }
             ("inet", rest) => {
                 let (address, map) = rest.rsplit_once(':')?;
@@ -164,7 +164,7 @@ impl View<'_> {
                     "localhost" => IpAddr::V4(Ipv4Addr::LOCALHOST),
                     other => other.parse().ok()?,
                 };
-                let address = Listen::Inet(SocketAddr::new(ip, port.parse().ok()?));
+                let address = ListenAddress::Inet(SocketAddr::new(ip, port.parse().ok()?));
                 Some(Table { address, map: map.to_owned(), from: PathBuf::new() })
             }
             _ => None,
@@ -189,8 +189,8 @@ impl View<'_> {
     fn way(&self) -> Option<String> {
         let queue = Path::new(self.instance.get("queue_directory"));
         self.config.socketmap.listen.iter().find_map(|listen| match listen {
-            Listen::Inet(address) => Some(format!("inet:{address}")),
-            Listen::Unix(path) => match (path.strip_prefix(queue), self.service.chroot) {
+            ListenAddress::Inet(address) => Some(format!("inet:{address}")),
+            ListenAddress::Unix(path) => match (path.strip_prefix(queue), self.service.chroot) {
                 (Ok(below), _) => Some(format!("unix:{}", below.display())),
                 (Err(_), false) => Some(format!("unix:{}", path.display())),
                 (Err(_), true) => None,
@@ -475,7 +475,7 @@ impl View<'_> {
         {
             return;
         }
-        let may = self.config.postfix.takes_insecure_mx_for_may();
+        let may = self.config.postfix.insecure_mx_means_may();
         let taken_for = if may { "may" } else { "dane" };
         if real != taken_for {
             let what = format!("under unsigned MX records `dane` is `{real}`; the daemon takes it for `{taken_for}`");
@@ -517,11 +517,13 @@ impl View<'_> {
 }
 
 /// Whether two addresses are one socket.
-fn same(ours: &Listen, theirs: &Listen) -> bool {
+fn same(ours: &ListenAddress, theirs: &ListenAddress) -> bool {
     match (ours, theirs) {
-        (Listen::Unix(a), Listen::Unix(b)) => same_file(a, b),
-        (Listen::Inet(a), Listen::Inet(b)) => a.port() == b.port() && (a.ip() == b.ip() || a.ip().is_unspecified()),
-        (Listen::Unix(_), Listen::Inet(_)) | (Listen::Inet(_), Listen::Unix(_)) => false,
+        (ListenAddress::Unix(a), ListenAddress::Unix(b)) => same_file(a, b),
+        (ListenAddress::Inet(a), ListenAddress::Inet(b)) => {
+            a.port() == b.port() && (a.ip() == b.ip() || a.ip().is_unspecified())
+        }
+        (ListenAddress::Unix(_), ListenAddress::Inet(_)) | (ListenAddress::Inet(_), ListenAddress::Unix(_)) => false,
     }
 }
 
@@ -543,15 +545,15 @@ fn has_hashed(folder: &Path) -> bool {
     std::fs::read_dir(folder).is_ok_and(|entries| entries.flatten().any(|e| e.file_name().to_str().is_some_and(hashed)))
 }
 
-fn name_of(level: Level) -> &'static str {
+fn name_of(level: PostfixLevel) -> &'static str {
     match level {
-        Level::None => "none",
-        Level::May => "may",
-        Level::Encrypt => "encrypt",
-        Level::Dane => "dane",
-        Level::DaneOnly => "dane-only",
-        Level::Verify => "verify",
-        Level::Secure => "secure",
+        PostfixLevel::None => "none",
+        PostfixLevel::May => "may",
+        PostfixLevel::Encrypt => "encrypt",
+        PostfixLevel::Dane => "dane",
+        PostfixLevel::DaneOnly => "dane-only",
+        PostfixLevel::Verify => "verify",
+        PostfixLevel::Secure => "secure",
     }
 }
 
@@ -609,7 +611,7 @@ mod tests {
             let config = Config::default();
             let view = View { instance: &instance, service: &instance.clients[0], config: &config };
             let table = view.tables().remove(0).1.unwrap();
-            assert_eq!((table.address, table.map.as_str()), (Listen::Unix(address.into()), "policy"), "{maps}");
+            assert_eq!((table.address, table.map.as_str()), (ListenAddress::Unix(address.into()), "policy"), "{maps}");
             assert_eq!(view.ours().is_some(), address == SOCKET, "{maps}");
             let wanted = if address == SOCKET { "" } else { "socket-elsewhere" };
             assert_eq!(names(&main_cf(maps), smtp(chroot)), wanted, "{maps}");
@@ -618,8 +620,8 @@ mod tests {
             Instance::for_tests(&main_cf("hash:/a socketmap:inet:localhost:8461:policy tcp:a:1"), &[smtp(true)]);
         let config = Config::default();
         let view = View { instance: &instance, service: &instance.clients[0], config: &config };
-        let tables: Vec<Option<Listen>> = view.tables().into_iter().map(|(_, t)| t.map(|t| t.address)).collect();
-        assert_eq!(tables, [None, Some(Listen::Inet(([127, 0, 0, 1], 8461).into())), None]);
+        let tables: Vec<Option<ListenAddress>> = view.tables().into_iter().map(|(_, t)| t.map(|t| t.address)).collect();
+        assert_eq!(tables, [None, Some(ListenAddress::Inet(([127, 0, 0, 1], 8461).into())), None]);
     }
 
     #[test]
