@@ -23,9 +23,9 @@ use crate::base::tlsrpt::{Day, Mode, PolicyInForce, PolicyType, SessionOutcome, 
 use crate::config::NativeTlsrpt;
 use crate::counting::input::journald as journal;
 use crate::counting::rules::Rules;
-use crate::counting::session::datagram::{self, Reported};
-use crate::counting::session::tracked_map::Change;
-use crate::counting::session::{Losses, Sessions};
+use crate::counting::session::datagram::{self, ReportedSession};
+use crate::counting::session::tracked_map::RecordChange;
+use crate::counting::session::{Sessions, Uncounted};
 use crate::counting::tally;
 use crate::counting::timestamps::Calendar;
 use crate::metrics::line_counts::LineCounts;
@@ -199,7 +199,7 @@ impl Counter {
             return self.malformed("time stamp", line, now);
         };
         self.seen.lines.entry(event.kind.family().name()).used += 1;
-        self.sessions.event(&event, time, &*self.own, &mut self.outcomes);
+        self.sessions.handle_event(&event, time, &*self.own, &mut self.outcomes);
         self.delivery(&event);
         self.tally(policies, now);
     }
@@ -237,7 +237,7 @@ impl Counter {
 
     /// What servers call themselves goes into reports, and could be another name each time: a few a domain and day are
     /// kept.
-    fn bound_helos(&mut self, session: &mut Reported) {
+    fn bound_helos(&mut self, session: &mut ReportedSession) {
         for failure in &mut session.failures {
             let Some(helo) = &failure.receiving_mx_helo else { continue };
             if self.helos.len() >= MAX_HELO_DOMAINS && !self.helos.contains_key(&session.domain) {
@@ -319,12 +319,12 @@ impl Counter {
 
     /// A queue id that the MTA gave one of our reports at `time`.
     pub fn carries_own(&mut self, queue_id: &str, time: i64) {
-        self.sessions.carries_own(queue_id, time);
+        self.sessions.add_own_queue_id(queue_id, time);
     }
 
     /// Takes a failed session that Exim reports outside the log.
     pub fn event_action(&mut self, event: &EventAction<'_>) {
-        self.sessions.event_action(event);
+        self.sessions.handle_event_action(event);
     }
 
     /// Whose lines it counts.
@@ -350,8 +350,8 @@ impl Counter {
     }
 
     /// What came of the lines since the last call.
-    pub fn seen(&mut self) -> (Seen, Losses) {
-        (std::mem::take(&mut self.seen), self.sessions.losses())
+    pub fn seen(&mut self) -> (Seen, Uncounted) {
+        (std::mem::take(&mut self.seen), self.sessions.take_uncounted())
     }
 
     /// The counts since the last call.
@@ -360,8 +360,8 @@ impl Counter {
     }
 
     /// The changed part of the open state since the last call.
-    pub fn changes(&mut self) -> Vec<Change> {
-        let mut changes = self.sessions.changes();
+    pub fn changes(&mut self) -> Vec<RecordChange> {
+        let mut changes = self.sessions.take_changes();
         let newest = self.calendar.newest();
         if newest != self.newest_stored {
             self.newest_stored = newest;
@@ -401,7 +401,7 @@ impl Counter {
             if counts.anchored
                 && let Some(instance) = &outcome.anchors_shown_by
             {
-                self.sessions.has_anchors(instance, outcome.ended);
+                self.sessions.set_has_trust_anchors(instance, outcome.ended);
             }
             if outcome.clear_text && counts.tallies.is_empty() {
                 continue;

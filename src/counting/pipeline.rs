@@ -25,7 +25,7 @@ use crate::counting::duplicate_inputs::Twice;
 use crate::counting::failure_notices::Failing;
 use crate::counting::input::datagram::{DatagramBatch, DatagramQueue};
 use crate::counting::input::{LineBlock, MAX_LINE, Position};
-use crate::counting::session::{Losses, SESSION_TIMEOUT};
+use crate::counting::session::{SESSION_TIMEOUT, Uncounted};
 use crate::metrics::{InputProgress, Metrics};
 use crate::store::{Batch, Store, StoreError, StoredRecord, Table};
 
@@ -369,7 +369,7 @@ impl River {
         }
     }
 
-    fn count_losses(&self, seen: &Seen, losses: Losses) {
+    fn count_losses(&self, seen: &Seen, losses: Uncounted) {
         self.metrics.add("sessions-not-asked", seen.not_asked);
         self.metrics.add("sessions-contradicting", seen.contradicted);
         self.metrics.add("sessions-without-trust-anchors", seen.without_anchors);
@@ -378,7 +378,7 @@ impl River {
         self.metrics.add("datagrams-left-to-log", seen.left_to_log);
         self.metrics.add("sessions-without-domain", losses.without_domain);
         self.metrics.add("sessions-unmatched", losses.unmatched);
-        self.metrics.add("sessions-crowded-out", losses.crowded_out);
+        self.metrics.add("sessions-crowded-out", losses.evicted);
         self.metrics.add("sessions-of-own-reports", losses.own_reports);
     }
 }

@@ -17,7 +17,7 @@ use crate::base::domain_name;
 use crate::base::next_hop::NextHop;
 use crate::base::tlsrpt::{Mode, Policy, PolicyInForce, SessionOutcome};
 use crate::config::{Config, InputKind, NativeTlsrpt, NextHopSection};
-use crate::counting::session::datagram::Reported;
+use crate::counting::session::datagram::ReportedSession;
 
 /// Destinations whose source address is remembered; when full, all are forgotten: asking again costs microseconds.
 const MAX_SOURCES: usize = 10_000;
@@ -89,7 +89,7 @@ impl Rules {
     }
 
     /// Notes that datagrams tell of a destination, the last one received at `at`, and whether its policy is in testing mode.
-    pub fn note_reported(&self, session: &Reported, at: i64) {
+    pub fn note_reported(&self, session: &ReportedSession, at: i64) {
         let mut native = self.native.lock();
         if native.len() >= MAX_NATIVE && !native.contains_key(&session.domain) {
             native.retain(|_, known| at - known.last < NATIVE_MEMORY / 24);

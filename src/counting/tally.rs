@@ -10,7 +10,7 @@ use crate::base::tlsrpt::{
     Day, Failure, Mode, Policy, PolicyInForce, PolicyType, ResultType, SessionOutcome, SessionResult, TallyKey,
     TallyResult, Trust, mx_matches,
 };
-use crate::counting::session::datagram::Reported;
+use crate::counting::session::datagram::ReportedSession;
 use crate::counting::session::reason::{DANE_NO_MATCH, MX_MISMATCH};
 
 /// What a session counts as.
@@ -89,7 +89,7 @@ pub fn count(outcome: &SessionOutcome, in_force: Option<&PolicyInForce>) -> Coun
 /// The policy is the one in the datagram; our own decision stands in where Postfix was not told what it had come from, and
 /// adds the policy failure, which Postfix does not report.
 pub fn count_reported(
-    session: &Reported,
+    session: &ReportedSession,
     at: i64,
     in_force: Option<&PolicyInForce>,
     testing_is_counted_elsewhere: bool,

@@ -1,9 +1,9 @@
 //! Sessions from the datagrams of Postfix's libtlsrpt: each says what came of one connection, and under which policy.
 //!
-//! Takes: one datagram, JSON (libtlsrpt 0.5, version 1; earlier ones name none). Gives: a [`Reported`] for each policy in it.
-//! Limits: [`MAX_POLICIES`], [`MAX_FAILURES`] and [`MAX_STRINGS`] a policy; a reader behind them gives [`Unreadable`].
+//! Takes: one datagram, JSON (libtlsrpt 0.5, version 1; earlier ones name none). Gives: a [`ReportedSession`] for each policy in it.
+//! Limits: [`MAX_POLICIES`], [`MAX_FAILURES`] and [`MAX_STRINGS`] a policy; beyond them, [`DatagramError`].
 //! Texts of strangers (what a server calls itself) are cut to the name in them.
-//! When it fails: [`Unreadable`] names the cause, for a counter; nothing of the datagram counts.
+//! When it fails: [`DatagramError`] names the cause, for a counter; nothing of the datagram counts.
 //! Not here: the socket (`input::datagram`), what a result counts as (`tally`).
 
 use std::borrow::Cow;
@@ -28,9 +28,9 @@ pub const MAX_FAILURES: usize = 64;
 /// Lines of a policy, or `mx` patterns: a document of 64 KiB has more, and no policy that is in use.
 pub const MAX_STRINGS: usize = 1024;
 
-/// What Postfix says of one session.
+/// One session as Postfix reports it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Reported {
+pub struct ReportedSession {
     /// The recipient domain, or the next hop.
     pub domain: Arc<str>,
     /// The policy that Postfix had applied.
@@ -43,53 +43,53 @@ pub struct Reported {
     pub failures: Vec<Failure>,
 }
 
-/// Why a datagram does not count.
+/// Why a datagram is not counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Unreadable {
+pub enum DatagramError {
     /// It is not UTF-8.
     NotUtf8,
     /// It is no JSON, or not of that shape.
     Malformed,
     /// It is of a version that is not known.
-    Version,
-    /// A name, a policy type or a failure code that is none.
-    Words,
+    UnknownVersion,
+    /// An invalid name, policy type or failure code.
+    UnknownValue,
     /// More policies, failures or lines than are read.
     TooMany,
 }
 
-impl Unreadable {
+impl DatagramError {
     /// The cause, for people.
     pub const fn cause(self) -> &'static str {
         match self {
-            Unreadable::NotUtf8 => "it is not UTF-8",
-            Unreadable::Malformed => "it is no JSON of libtlsrpt's",
-            Unreadable::Version => "its version is not known",
-            Unreadable::Words => "a domain, policy type or failure code in it is none",
-            Unreadable::TooMany => "it has more policies or failures than are read",
+            DatagramError::NotUtf8 => "it is not UTF-8",
+            DatagramError::Malformed => "it is no JSON of libtlsrpt's",
+            DatagramError::UnknownVersion => "its version is not known",
+            DatagramError::UnknownValue => "a domain, policy type or failure code in it is none",
+            DatagramError::TooMany => "it has more policies or failures than are read",
         }
     }
 }
 
-impl fmt::Display for Unreadable {
+impl fmt::Display for DatagramError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.cause())
     }
 }
 
 #[derive(Deserialize)]
-struct Datagram<'a> {
+struct RawDatagram<'a> {
     #[serde(borrow, default)]
     dpv: Option<Cow<'a, str>>,
     #[serde(borrow)]
     d: Cow<'a, str>,
     #[serde(borrow)]
-    policies: Vec<OnePolicy<'a>>,
+    policies: Vec<RawPolicy<'a>>,
 }
 
 #[derive(Deserialize)]
 #[serde(rename_all = "kebab-case")]
-struct OnePolicy<'a> {
+struct RawPolicy<'a> {
     policy_type: u32,
     #[serde(borrow, default)]
     policy_domain: Option<Cow<'a, str>>,
@@ -98,12 +98,12 @@ struct OnePolicy<'a> {
     #[serde(default)]
     mx_host: Vec<String>,
     #[serde(borrow, default)]
-    failure_details: Vec<OneFailure<'a>>,
+    failure_details: Vec<RawFailure<'a>>,
     f: u32,
 }
 
 #[derive(Deserialize)]
-struct OneFailure<'a> {
+struct RawFailure<'a> {
     c: u32,
     #[serde(borrow, default)]
     s: Option<Cow<'a, str>>,
@@ -119,67 +119,67 @@ struct OneFailure<'a> {
     f: Option<Cow<'a, str>>,
 }
 
-/// Reads one datagram. libtlsrpt hands octets from 0x80 on through as they are, so that what is not UTF-8 in a server's
+/// Reads one datagram. libtlsrpt hands bytes from 0x80 on through as they are, so that what is not UTF-8 in a server's
 /// reply to EHLO does no harm; elsewhere it does.
-pub fn decode(octets: &[u8]) -> Result<Vec<Reported>, Unreadable> {
-    match std::str::from_utf8(octets) {
-        Ok(text) => read(text),
-        Err(_) => read(&String::from_utf8_lossy(octets)).map_err(|_| Unreadable::NotUtf8),
+pub fn decode(bytes: &[u8]) -> Result<Vec<ReportedSession>, DatagramError> {
+    match std::str::from_utf8(bytes) {
+        Ok(text) => decode_text(text),
+        Err(_) => decode_text(&String::from_utf8_lossy(bytes)).map_err(|_| DatagramError::NotUtf8),
     }
 }
 
-fn read(text: &str) -> Result<Vec<Reported>, Unreadable> {
-    let datagram: Datagram<'_> = serde_json::from_str(text).map_err(|_| Unreadable::Malformed)?;
+fn decode_text(text: &str) -> Result<Vec<ReportedSession>, DatagramError> {
+    let datagram: RawDatagram<'_> = serde_json::from_str(text).map_err(|_| DatagramError::Malformed)?;
     if datagram.dpv.is_some_and(|version| version != VERSION) {
-        return Err(Unreadable::Version);
+        return Err(DatagramError::UnknownVersion);
     }
     if datagram.policies.len() > MAX_POLICIES {
-        return Err(Unreadable::TooMany);
+        return Err(DatagramError::TooMany);
     }
-    let domain: Arc<str> = domain_name::normalize(&datagram.d).ok_or(Unreadable::Words)?.into();
-    datagram.policies.into_iter().map(|policy| reported(&domain, policy)).collect()
+    let domain: Arc<str> = domain_name::normalize(&datagram.d).ok_or(DatagramError::UnknownValue)?.into();
+    datagram.policies.into_iter().map(|policy| decode_policy(&domain, policy)).collect()
 }
 
-fn reported(domain: &Arc<str>, told: OnePolicy<'_>) -> Result<Reported, Unreadable> {
-    let strings = told.policy_string.len().max(told.mx_host.len());
-    if told.failure_details.len() > MAX_FAILURES || strings > MAX_STRINGS {
-        return Err(Unreadable::TooMany);
+fn decode_policy(domain: &Arc<str>, raw: RawPolicy<'_>) -> Result<ReportedSession, DatagramError> {
+    let strings = raw.policy_string.len().max(raw.mx_host.len());
+    if raw.failure_details.len() > MAX_FAILURES || strings > MAX_STRINGS {
+        return Err(DatagramError::TooMany);
     }
-    let policy_type = match told.policy_type {
+    let policy_type = match raw.policy_type {
         1 => PolicyType::Tlsa,
         2 => PolicyType::Sts,
         9 => PolicyType::NoPolicyFound,
-        _ => return Err(Unreadable::Words),
+        _ => return Err(DatagramError::UnknownValue),
     };
-    let policy_domain = match told.policy_domain {
+    let policy_domain = match raw.policy_domain {
         // Postfix before 3.10.5 leaves it out where there is no policy.
         None => domain.to_string(),
-        Some(name) => domain_name::normalize(&name).ok_or(Unreadable::Words)?,
+        Some(name) => domain_name::normalize(&name).ok_or(DatagramError::UnknownValue)?,
     };
     let mode = |line: &String| {
         line.split_once(':').is_some_and(|(key, value)| key.trim() == "mode" && value.trim() == "testing")
     };
-    let testing = policy_type == PolicyType::Sts && told.policy_string.iter().any(mode);
-    let failed = match told.f {
+    let testing = policy_type == PolicyType::Sts && raw.policy_string.iter().any(mode);
+    let failed = match raw.f {
         0 => false,
         1 => true,
-        _ => return Err(Unreadable::Words),
+        _ => return Err(DatagramError::UnknownValue),
     };
-    let failures = told.failure_details.into_iter().map(failure).collect::<Result<_, _>>()?;
-    let policy = Policy { policy_type, policy_string: told.policy_string, policy_domain, mx_host: told.mx_host };
-    Ok(Reported { domain: Arc::clone(domain), policy: Arc::new(policy), testing, failed, failures })
+    let failures = raw.failure_details.into_iter().map(decode_failure).collect::<Result<_, _>>()?;
+    let policy = Policy { policy_type, policy_string: raw.policy_string, policy_domain, mx_host: raw.mx_host };
+    Ok(ReportedSession { domain: Arc::clone(domain), policy: Arc::new(policy), testing, failed, failures })
 }
 
-fn failure(told: OneFailure<'_>) -> Result<Failure, Unreadable> {
+fn decode_failure(raw: RawFailure<'_>) -> Result<Failure, DatagramError> {
     let address = |text: Option<Cow<'_, str>>| text.and_then(|text| text.parse::<IpAddr>().ok());
     Ok(Failure {
-        sending_mta_ip: address(told.s),
-        receiving_mx_hostname: told.n.and_then(|name| domain_name::normalize(&name)),
-        receiving_mx_helo: told.h.as_deref().and_then(helo),
-        receiving_ip: address(told.r),
-        additional_information: told.a.as_deref().map(|text| words(text, MAX_INFORMATION)),
-        failure_reason_code: told.f.as_deref().map(|text| words(text, MAX_CODE)),
-        ..Failure::new(result_type(told.c).ok_or(Unreadable::Words)?, None)
+        sending_mta_ip: address(raw.s),
+        receiving_mx_hostname: raw.n.and_then(|name| domain_name::normalize(&name)),
+        receiving_mx_helo: raw.h.as_deref().and_then(parse_helo),
+        receiving_ip: address(raw.r),
+        additional_information: raw.a.as_deref().map(|text| printable(text, MAX_INFORMATION)),
+        failure_reason_code: raw.f.as_deref().map(|text| printable(text, MAX_CODE)),
+        ..Failure::new(result_type(raw.c).ok_or(DatagramError::UnknownValue)?, None)
     })
 }
 
@@ -206,7 +206,7 @@ fn result_type(code: u32) -> Option<ResultType> {
 }
 
 /// The name in a reply to EHLO or HELO: Postfix hands on all of it, `250-mx.example.com\r\n250 8BITMIME`.
-fn helo(reply: &str) -> Option<String> {
+fn parse_helo(reply: &str) -> Option<String> {
     let first = reply.split(['\r', '\n']).next()?;
     let line = match first.as_bytes() {
         [b'0'..=b'9', b'0'..=b'9', b'0'..=b'9', b' ' | b'-', ..] => first.get(4..)?,
@@ -223,7 +223,7 @@ fn helo(reply: &str) -> Option<String> {
 }
 
 /// A stranger's words: printable, and cut.
-fn words(text: &str, most: usize) -> String {
+fn printable(text: &str, most: usize) -> String {
     text.chars().map(|c| if c.is_control() { '?' } else { c }).take(most).collect()
 }
 
@@ -253,29 +253,29 @@ mod tests {
     fn a_policy_without_a_domain_is_of_the_domain_and_several_policies_are_several() {
         let text = r#"{"d": "a.test","pr": "x","policies":[{"policy-type":9,"t":0,"f":0},{"policy-type":2,"policy-domain":"b.test","policy-string":["mode:  testing"],"f":0}]}"#;
         let read = decode(text.as_bytes()).unwrap();
-        let told: Vec<_> = read.iter().map(|r| (&*r.policy.policy_domain, r.testing)).collect();
-        assert_eq!(told, [("a.test", false), ("b.test", true)]);
+        let raw: Vec<_> = read.iter().map(|r| (&*r.policy.policy_domain, r.testing)).collect();
+        assert_eq!(raw, [("a.test", false), ("b.test", true)]);
         assert_eq!(read[0].policy, Arc::new(Policy::none("a.test")));
     }
 
     #[test]
     fn what_is_wrong_is_named() {
         let with = |from: &str, to: &str| decode(FAILED.replace(from, to).as_bytes()).unwrap_err();
-        assert_eq!(with("\"dpv\": \"1\"", "\"dpv\": \"2\""), Unreadable::Version);
-        assert_eq!(with("Example.net", "192.0.2.1"), Unreadable::Words);
-        assert_eq!(with("\"c\":205", "\"c\":901"), Unreadable::Words);
-        assert_eq!(with("\"policy-type\":2", "\"policy-type\":3"), Unreadable::Words);
-        assert_eq!(with("\"policies\"", "\"polices\""), Unreadable::Malformed);
-        assert_eq!(decode(b"{\"d\": \"\xff\"}"), Err(Unreadable::NotUtf8));
+        assert_eq!(with("\"dpv\": \"1\"", "\"dpv\": \"2\""), DatagramError::UnknownVersion);
+        assert_eq!(with("Example.net", "192.0.2.1"), DatagramError::UnknownValue);
+        assert_eq!(with("\"c\":205", "\"c\":901"), DatagramError::UnknownValue);
+        assert_eq!(with("\"policy-type\":2", "\"policy-type\":3"), DatagramError::UnknownValue);
+        assert_eq!(with("\"policies\"", "\"polices\""), DatagramError::Malformed);
+        assert_eq!(decode(b"{\"d\": \"\xff\"}"), Err(DatagramError::NotUtf8));
         let latin =
             |at: &str| FAILED.replace(at, "\u{1}").bytes().map(|b| if b == 1 { 0xe9 } else { b }).collect::<Vec<_>>();
-        assert_eq!(decode(&latin("Example.net")), Err(Unreadable::NotUtf8));
+        assert_eq!(decode(&latin("Example.net")), Err(DatagramError::NotUtf8));
         assert_eq!(decode(&latin("greets")), decode(FAILED.as_bytes()), "a server's greeting");
-        assert_eq!(decode(b""), Err(Unreadable::Malformed));
-        assert_eq!(decode(&b"[".repeat(60_000)), Err(Unreadable::Malformed));
+        assert_eq!(decode(b""), Err(DatagramError::Malformed));
+        assert_eq!(decode(&b"[".repeat(60_000)), Err(DatagramError::Malformed));
         let one = r#"{"policy-type":9,"f":0}"#;
         let many = format!(r#"{{"d":"a.test","policies":[{}]}}"#, vec![one; MAX_POLICIES + 1].join(","));
-        assert_eq!(decode(many.as_bytes()), Err(Unreadable::TooMany));
+        assert_eq!(decode(many.as_bytes()), Err(DatagramError::TooMany));
     }
 
     #[test]
@@ -290,7 +290,7 @@ mod tests {
             ("250 ", None),
             ("", None),
         ] {
-            assert_eq!(helo(reply).as_deref(), want, "{reply}");
+            assert_eq!(parse_helo(reply).as_deref(), want, "{reply}");
         }
     }
 }

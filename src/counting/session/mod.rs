@@ -1,7 +1,7 @@
 //! Puts events together: one [`SessionOutcome`](crate::base::tlsrpt::SessionOutcome) for each attempt at TLS on a new connection.
 //!
 //! Takes: events of one input, in order, with their times. Gives: outcomes, and what must be kept over a restart.
-//! Pure: no clock, no I/O. Limits: every table has its own; what had to give way is counted in [`Losses`].
+//! Pure: no clock, no I/O. Limits: every table has its own; evicted entries are counted in [`Uncounted`].
 //! Not here: which policy was in force, and what an outcome counts as (`tally`).
 
 pub mod datagram;
@@ -16,22 +16,22 @@ use tlswarden_parsers::Dialect;
 use tlswarden_parsers::event::Event;
 use tlswarden_parsers::event::exim::EventAction;
 
-use self::tracked_map::Change;
+use self::tracked_map::RecordChange;
 use crate::base::tlsrpt::{ResultType, SessionOutcome};
 
 /// How long a session may stay open by the time in the lines, or by the clock once its input is at the end, in seconds.
 /// A transfer may take smtp_data_xfer_timeout (180 s) a buffer; an hour has room for a large message on a slow line.
 pub const SESSION_TIMEOUT: i64 = 3600;
 
-/// What was seen and could not be counted.
+/// Sessions that were seen and not counted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Losses {
-    /// Sessions whose domain no line ever told.
+pub struct Uncounted {
+    /// Sessions whose domain is in no line.
     pub without_domain: u64,
     /// Sessions that a delivery to another host followed: lines are missing between.
     pub unmatched: u64,
-    /// Entries of a full table that gave way to newer ones.
-    pub crowded_out: u64,
+    /// Entries that were evicted from a full table.
+    pub evicted: u64,
     /// Sessions that carried our own reports: not lost, left out.
     pub own_reports: u64,
 }
@@ -41,21 +41,21 @@ pub struct Losses {
 #[allow(clippy::large_enum_variant)] // One of them for each input: a box would save nothing.
 pub enum Sessions {
     /// From Postfix's lines.
-    Postfix(postfix::Sessions),
+    Postfix(postfix::PostfixSessions),
     /// From Exim's.
-    Exim(exim::Sessions),
+    Exim(exim::EximSessions),
 }
 
 impl Sessions {
     /// No sessions yet, of an MTA.
     pub fn new(mta: Dialect) -> Sessions {
         match mta {
-            Dialect::Postfix => Sessions::Postfix(postfix::Sessions::new()),
-            Dialect::Exim => Sessions::Exim(exim::Sessions::new()),
+            Dialect::Postfix => Sessions::Postfix(postfix::PostfixSessions::new()),
+            Dialect::Exim => Sessions::Exim(exim::EximSessions::new()),
         }
     }
 
-    /// Takes back one record of [`changes`](Self::changes); `false` if it does not read.
+    /// Takes back one record of [`take_changes`](Self::take_changes); `false` if it does not read.
     pub fn load(&mut self, key: &[u8], value: &[u8]) -> bool {
         match self {
             Sessions::Postfix(sessions) => sessions.load(key, value),
@@ -63,32 +63,38 @@ impl Sessions {
         }
     }
 
-    /// The records that have changed since the last call.
-    pub fn changes(&mut self) -> Vec<Change> {
+    /// Takes the records that have changed since the last call.
+    pub fn take_changes(&mut self) -> Vec<RecordChange> {
         match self {
-            Sessions::Postfix(sessions) => sessions.changes(),
-            Sessions::Exim(sessions) => sessions.changes(),
+            Sessions::Postfix(sessions) => sessions.take_changes(),
+            Sessions::Exim(sessions) => sessions.take_changes(),
         }
     }
 
-    /// What could not be counted since the last call.
-    pub fn losses(&mut self) -> Losses {
+    /// Takes the sessions that were not counted since the last call.
+    pub fn take_uncounted(&mut self) -> Uncounted {
         match self {
-            Sessions::Postfix(sessions) => sessions.losses(),
-            Sessions::Exim(sessions) => sessions.losses(),
+            Sessions::Postfix(sessions) => sessions.take_uncounted(),
+            Sessions::Exim(sessions) => sessions.take_uncounted(),
         }
     }
 
-    /// Takes one event at its time; `own` tells whether a Message-ID is one of our reports. Outcomes go to `out`.
-    pub fn event(&mut self, event: &Event<'_>, time: i64, own: impl Fn(&[u8]) -> bool, out: &mut Vec<SessionOutcome>) {
+    /// Takes one event at its time; `is_own_report` tells whether a Message-ID is one of our reports. Outcomes go to `out`.
+    pub fn handle_event(
+        &mut self,
+        event: &Event<'_>,
+        time: i64,
+        is_own_report: impl Fn(&[u8]) -> bool,
+        out: &mut Vec<SessionOutcome>,
+    ) {
         match self {
-            Sessions::Postfix(sessions) => sessions.event(event, time, own, out),
-            Sessions::Exim(sessions) => sessions.event(event, time, own, out),
+            Sessions::Postfix(sessions) => sessions.handle_event(event, time, is_own_report, out),
+            Sessions::Exim(sessions) => sessions.handle_event(event, time, is_own_report, out),
         }
     }
 
-    /// A queue id that the MTA gave one of our reports at `time`: its sessions are not counted.
-    pub fn carries_own(&mut self, queue_id: &str, time: i64) {
+    /// Adds a queue id that the MTA gave one of our reports at `time`: its sessions are not counted.
+    pub fn add_own_queue_id(&mut self, queue_id: &str, time: i64) {
         match self {
             Sessions::Postfix(sessions) => sessions.carries_own(queue_id.as_bytes(), time),
             Sessions::Exim(sessions) => sessions.carries_own(queue_id.as_bytes(), time),
@@ -96,15 +102,15 @@ impl Sessions {
     }
 
     /// Takes a failed session that Exim reports outside the log; of no other MTA.
-    pub fn event_action(&mut self, event: &EventAction<'_>) {
+    pub fn handle_event_action(&mut self, event: &EventAction<'_>) {
         match self {
             Sessions::Postfix(_) => {}
-            Sessions::Exim(sessions) => sessions.event_action(event),
+            Sessions::Exim(sessions) => sessions.handle_event_action(event),
         }
     }
 
     /// An instance has found a certificate trusted, which a line alone could not tell. Exim's lines tell it themselves.
-    pub fn has_anchors(&mut self, instance: &[u8], time: i64) {
+    pub fn set_has_trust_anchors(&mut self, instance: &[u8], time: i64) {
         match self {
             Sessions::Postfix(sessions) => sessions.has_anchors(instance, time),
             Sessions::Exim(_) => {}
@@ -129,4 +135,4 @@ impl Sessions {
 }
 
 /// Why a session failed: the result type of RFC 8460 §4.3 and, where one is known, a reason code.
-pub type Cause = (ResultType, Option<String>);
+pub type FailureCause = (ResultType, Option<String>);

@@ -8,7 +8,7 @@
 use tlswarden_parsers::event::VerificationError;
 
 use crate::base::tlsrpt::{ResultType, SessionResult};
-use crate::counting::session::Cause;
+use crate::counting::session::FailureCause;
 use crate::counting::session::text::lossy;
 
 /// The reason code of an MX host outside an MTA-STS policy.
@@ -21,7 +21,7 @@ pub const DANE_NO_MATCH: &str = "dane-no-match";
 pub(super) const HANDSHAKE_FAILURE: &str = "tls-handshake-failure";
 
 /// RFC 8460 §4.3's words for a verification failure: the cause goes into the reason code, in OpenSSL's words.
-pub(super) fn verification(cause: VerificationError<'_>) -> Cause {
+pub(super) fn verification_failure(cause: VerificationError<'_>) -> FailureCause {
     use ResultType::{CertificateExpired, CertificateHostMismatch, CertificateNotTrusted};
     let not_trusted = |code: &str| (CertificateNotTrusted, Some(code.to_owned()));
     match cause {
@@ -34,8 +34,8 @@ pub(super) fn verification(cause: VerificationError<'_>) -> Cause {
         VerificationError::ChainTooLong => not_trusted("certificate_chain_too_long"),
         VerificationError::Code(62, _) => (CertificateHostMismatch, None),
         VerificationError::Code(65, _) => not_trusted(DANE_NO_MATCH),
-        VerificationError::Code(_, words) => not_trusted(&reason_code(words)),
-        VerificationError::ExternalPolicy(word) => match native_verdict(word, None) {
+        VerificationError::Code(_, words) => not_trusted(&to_reason_code(words)),
+        VerificationError::ExternalPolicy(word) => match tlsrpt_verdict(word, None) {
             SessionResult::Failure(result, code) => (result, code),
             SessionResult::Success => (ResultType::ValidationFailure, None),
         },
@@ -43,17 +43,17 @@ pub(super) fn verification(cause: VerificationError<'_>) -> Cause {
 }
 
 /// What Postfix itself reports, as it is: its names have underscores in the log, hyphens in the policy table.
-pub(super) fn native_verdict(failure_type: &[u8], reason: Option<&[u8]>) -> SessionResult {
+pub(super) fn tlsrpt_verdict(failure_type: &[u8], reason: Option<&[u8]>) -> SessionResult {
     let name = lossy(failure_type).replace('_', "-").to_ascii_lowercase();
     let result = serde_json::from_value(serde_json::Value::String(name.clone()));
     match result {
-        Ok(result) => SessionResult::Failure(result, reason.map(reason_code)),
-        Err(_) => SessionResult::Failure(ResultType::ValidationFailure, Some(reason_code(name.as_bytes()))),
+        Ok(result) => SessionResult::Failure(result, reason.map(to_reason_code)),
+        Err(_) => SessionResult::Failure(ResultType::ValidationFailure, Some(to_reason_code(name.as_bytes()))),
     }
 }
 
 /// Words as a reason code: spaces become underscores, at most 64 of them, printable.
-pub(super) fn reason_code(words: &[u8]) -> String {
+pub(super) fn to_reason_code(words: &[u8]) -> String {
     let fit = |b: &u8| match b {
         b' ' => '_',
         b if b.is_ascii_graphic() => char::from(*b),

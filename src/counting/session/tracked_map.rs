@@ -1,7 +1,7 @@
 //! A bounded table that knows which of its entries have changed since they were last stored.
 //!
 //! Takes: entries by key, with the time of their last line. Gives: them back, and the changes for a commit.
-//! Limits: `limit` entries; when it is full, the sixteenth part that was touched longest ago gives way.
+//! Limits: `limit` entries; when it is full, the sixteenth part that was touched longest ago is evicted.
 
 use std::collections::HashMap;
 
@@ -9,22 +9,22 @@ use foldhash::quality::RandomState;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-/// The part of a full table that gives way at once: looking for the oldest costs a pass over all.
-const GIVES_WAY: usize = 16;
+/// One entry of so many is evicted at once from a full table: to find the oldest costs a pass over all.
+const EVICTED_FRACTION: usize = 16;
 
-/// See the head of this file.
+/// A bounded map that tracks which entries have changed since the last commit.
 #[derive(Debug)]
-pub struct Kept<V> {
+pub struct TrackedMap<V> {
     limit: usize,
-    entries: HashMap<Box<[u8]>, Entry<V>, RandomState>,
+    entries: HashMap<Box<[u8]>, TrackedEntry<V>, RandomState>,
     /// Keys of entries that are new or changed; one that has gone since is passed over.
     changed: Vec<Box<[u8]>>,
-    /// Keys that the store has and the table has not.
-    gone: Vec<Box<[u8]>>,
+    /// Keys of removed entries that the store still has.
+    removed: Vec<Box<[u8]>>,
 }
 
 #[derive(Debug)]
-struct Entry<V> {
+struct TrackedEntry<V> {
     time: i64,
     value: V,
     /// Its key is among `changed`.
@@ -34,18 +34,18 @@ struct Entry<V> {
 }
 
 /// One change for the store: a key, and the value to set or `None` to remove it.
-pub type Change = (Vec<u8>, Option<Vec<u8>>);
+pub type RecordChange = (Vec<u8>, Option<Vec<u8>>);
 
-impl<V: Serialize + DeserializeOwned> Kept<V> {
+impl<V: Serialize + DeserializeOwned> TrackedMap<V> {
     /// An empty table.
-    pub fn new(limit: usize) -> Kept<V> {
-        Kept { limit, entries: HashMap::default(), changed: Vec::new(), gone: Vec::new() }
+    pub fn new(limit: usize) -> TrackedMap<V> {
+        TrackedMap { limit, entries: HashMap::default(), changed: Vec::new(), removed: Vec::new() }
     }
 
     /// Takes back an entry that was stored; one that does not read is left out, and `false` says so.
     pub fn load(&mut self, key: &[u8], stored: &[u8]) -> bool {
         let Ok((time, value)) = serde_json::from_slice(stored) else { return false };
-        self.entries.insert(key.into(), Entry { time, value, dirty: false, stored: true });
+        self.entries.insert(key.into(), TrackedEntry { time, value, dirty: false, stored: true });
         true
     }
 
@@ -64,14 +64,14 @@ impl<V: Serialize + DeserializeOwned> Kept<V> {
         self.entries.is_empty()
     }
 
-    /// The entry to change, made by `new` if there is none, and how many had to give way for it.
-    pub fn change(&mut self, key: &[u8], time: i64, new: impl FnOnce() -> V) -> (&mut V, u64) {
-        let mut crowded_out = 0;
+    /// The entry to change, made by `new` if there is none, and how many entries were evicted for it.
+    pub fn upsert(&mut self, key: &[u8], time: i64, new: impl FnOnce() -> V) -> (&mut V, u64) {
+        let mut evicted = 0;
         if !self.entries.contains_key(key) {
             if self.entries.len() >= self.limit {
-                crowded_out = self.give_way();
+                evicted = self.evict_oldest();
             }
-            self.entries.insert(key.into(), Entry { time, value: new(), dirty: false, stored: false });
+            self.entries.insert(key.into(), TrackedEntry { time, value: new(), dirty: false, stored: false });
         }
         let entry = self.entries.get_mut(key).expect("it was there, or was put there above");
         entry.time = time;
@@ -79,14 +79,14 @@ impl<V: Serialize + DeserializeOwned> Kept<V> {
             entry.dirty = true;
             self.changed.push(key.into());
         }
-        (&mut entry.value, crowded_out)
+        (&mut entry.value, evicted)
     }
 
     /// Takes an entry out.
     pub fn remove(&mut self, key: &[u8]) -> Option<V> {
         let (key, entry) = self.entries.remove_entry(key)?;
         if entry.stored {
-            self.gone.push(key);
+            self.removed.push(key);
         }
         Some(entry.value)
     }
@@ -96,11 +96,11 @@ impl<V: Serialize + DeserializeOwned> Kept<V> {
         self.entries.keys()
     }
 
-    /// Takes out the entries whose key is like this.
-    pub fn remove_like(&mut self, like: impl Fn(&[u8]) -> bool) {
+    /// Removes the entries whose key matches.
+    pub fn remove_matching(&mut self, like: impl Fn(&[u8]) -> bool) {
         for (key, entry) in self.entries.extract_if(|key, _| like(key)) {
             if entry.stored {
-                self.gone.push(key);
+                self.removed.push(key);
             }
         }
     }
@@ -110,17 +110,17 @@ impl<V: Serialize + DeserializeOwned> Kept<V> {
         let mut out = Vec::new();
         for (key, entry) in self.entries.extract_if(|_, entry| entry.time < time) {
             if entry.stored {
-                self.gone.push(key);
+                self.removed.push(key);
             }
             out.push(entry.value);
         }
         out
     }
 
-    /// What has changed since the last call.
-    pub fn changes(&mut self) -> Vec<Change> {
+    /// Takes the changes since the last call.
+    pub fn take_changes(&mut self) -> Vec<RecordChange> {
         let mut changes = Vec::new();
-        for key in self.gone.drain(..) {
+        for key in self.removed.drain(..) {
             if !self.entries.contains_key(&key) {
                 changes.push((key.into_vec(), None));
             }
@@ -135,9 +135,9 @@ impl<V: Serialize + DeserializeOwned> Kept<V> {
         changes
     }
 
-    fn give_way(&mut self) -> u64 {
+    fn evict_oldest(&mut self) -> u64 {
         let mut times: Vec<i64> = self.entries.values().map(|entry| entry.time).collect();
-        let part = (times.len() / GIVES_WAY).max(1);
+        let part = (times.len() / EVICTED_FRACTION).max(1);
         let (_, last, _) = times.select_nth_unstable(part - 1);
         let last = *last;
         let older = self.remove_before(last).len();
@@ -160,59 +160,59 @@ mod tests {
 
     #[test]
     fn the_oldest_gives_way_and_changes_are_told_once() {
-        let mut table: Kept<u32> = Kept::new(2);
-        *table.change(b"a", 1, || 0).0 += 1;
-        *table.change(b"b", 2, || 0).0 += 1;
-        *table.change(b"a", 3, || 0).0 += 1;
-        let (_, crowded) = table.change(b"c", 4, || 9);
-        assert_eq!(crowded, 1);
+        let mut table: TrackedMap<u32> = TrackedMap::new(2);
+        *table.upsert(b"a", 1, || 0).0 += 1;
+        *table.upsert(b"b", 2, || 0).0 += 1;
+        *table.upsert(b"a", 3, || 0).0 += 1;
+        let (_, evicted) = table.upsert(b"c", 4, || 9);
+        assert_eq!(evicted, 1);
         assert!(!table.contains(b"b"));
         assert_eq!(table.peek(b"a"), Some((3, &2)));
-        let mut told = table.changes();
+        let mut told = table.take_changes();
         told.sort();
         assert_eq!(told, [(b"a".to_vec(), Some(b"[3,2]".to_vec())), (b"c".to_vec(), Some(b"[4,9]".to_vec()))]);
-        assert_eq!(table.changes(), []);
+        assert_eq!(table.take_changes(), []);
         assert_eq!(table.remove_before(4), [2]);
-        assert_eq!(table.changes(), [(b"a".to_vec(), None)]);
+        assert_eq!(table.take_changes(), [(b"a".to_vec(), None)]);
     }
 
     #[test]
     fn an_entry_that_comes_and_goes_between_commits_is_never_told_unless_the_store_has_it() {
-        let mut table: Kept<u32> = Kept::new(9);
-        table.change(b"a", 1, || 1);
+        let mut table: TrackedMap<u32> = TrackedMap::new(9);
+        table.upsert(b"a", 1, || 1);
         table.remove(b"a");
-        assert_eq!(table.changes(), []);
-        table.change(b"a", 1, || 2);
-        assert_eq!(table.changes().len(), 1);
+        assert_eq!(table.take_changes(), []);
+        table.upsert(b"a", 1, || 2);
+        assert_eq!(table.take_changes().len(), 1);
         table.remove(b"a");
-        table.change(b"a", 2, || 3);
-        assert_eq!(table.changes(), [(b"a".to_vec(), Some(b"[2,3]".to_vec()))]);
+        table.upsert(b"a", 2, || 3);
+        assert_eq!(table.take_changes(), [(b"a".to_vec(), Some(b"[2,3]".to_vec()))]);
         table.remove(b"a");
-        table.change(b"a", 3, || 4);
+        table.upsert(b"a", 3, || 4);
         table.remove(b"a");
-        assert_eq!(table.changes(), [(b"a".to_vec(), None)]);
+        assert_eq!(table.take_changes(), [(b"a".to_vec(), None)]);
     }
 
     #[test]
     fn a_sixteenth_gives_way_at_once() {
-        let mut table: Kept<u32> = Kept::new(32);
+        let mut table: TrackedMap<u32> = TrackedMap::new(32);
         for n in 0..32 {
-            table.change(&[n], i64::from(n / 4), || 0);
+            table.upsert(&[n], i64::from(n / 4), || 0);
         }
-        assert_eq!(table.change(b"new", 99, || 0).1, 2);
+        assert_eq!(table.upsert(b"new", 99, || 0).1, 2);
         assert_eq!(table.entries.values().filter(|e| e.time == 0).count(), 2);
         assert!(table.contains(b"new") && table.entries.len() == 31);
     }
 
     #[test]
     fn what_was_stored_comes_back() {
-        let mut table: Kept<String> = Kept::new(2);
-        table.change(b"k", 7, || "v".into());
-        let (key, value) = table.changes().remove(0);
-        let mut again: Kept<String> = Kept::new(2);
+        let mut table: TrackedMap<String> = TrackedMap::new(2);
+        table.upsert(b"k", 7, || "v".into());
+        let (key, value) = table.take_changes().remove(0);
+        let mut again: TrackedMap<String> = TrackedMap::new(2);
         assert!(again.load(&key, &value.unwrap()));
         assert!(!again.load(b"x", b"{"));
         assert_eq!(again.peek(b"k"), Some((7, &"v".to_owned())));
-        assert_eq!(again.changes(), []);
+        assert_eq!(again.take_changes(), []);
     }
 }

@@ -41,7 +41,7 @@ pub fn parse_exim(data: &[u8]) {
     for line in data.split(|&b| b == b'\n') {
         if let Ok(Some(event)) = parse(Dialect::Exim, line) {
             lines += 1;
-            sessions.event(&event, lines, |_| false, &mut outcomes);
+            sessions.handle_event(&event, lines, |_| false, &mut outcomes);
             for (key, value) in sessions.changes() {
                 assert!(value.is_none_or(|value| again.load(&key, &value)), "an open state that does not read back");
             }
@@ -57,7 +57,7 @@ pub fn parse_exim(data: &[u8]) {
 pub fn exim_event_action(data: &[u8]) {
     if let Some(event) = parse_event_action(data) {
         let mut sessions = Sessions::new(Dialect::Exim);
-        sessions.event_action(&event);
+        sessions.handle_event_action(&event);
         sessions.end_all(0, &mut Vec::new());
         assert!(sessions.is_idle());
     }

@@ -1,15 +1,15 @@
 //! Sessions from Exim's lines.
 //!
 //! Takes: events in the order of the log. Gives: outcomes, once a line tells the recipient domain.
-//! A process of its own connects to the hosts of one recipient domain, in turn, and says which failed: a [`Trouble`], that
+//! A process of its own connects to the hosts of one recipient domain, in turn, and says which failed: a [`HostFailure`], that
 //! has no recipient. Then the message's delivery process says what became of each recipient, and of the last host: lines
-//! about one host and domain are a [`Group`], one session. `=>` begins a transaction, and without `*` a connection; `->` is
+//! about one host and domain are a [`DeliveryBatch`], one session. `=>` begins a transaction, and without `*` a connection; `->` is
 //! of the same one. A recipient that comes again is of the next delivery attempt.
-//! Exim can be made to tell a trouble as it happens ([`EventAction`]), with its domain: the log leaves out a host where required TLS
-//! failed and the next one took the mail. It is one more trouble then, and whatever the log says of the same host of the
+//! Exim can be made to report a failure as it happens ([`EventAction`]), with its domain: the log leaves out a host where required TLS
+//! failed and the next one took the mail. It is one more host failure then, and whatever the log says of the same host of the
 //! same message is the same session, be it before or after: the log counts, what is told fills in. So nothing hangs on who
 //! comes first, on a daemon that was down (the log is what it was), or on lines that are read late.
-//! The host of a trouble tells whose it is, where it is the recipient's, or a neighbour of the recipient's; else the
+//! The host of a failure tells whose it is, where it is the recipient's, or a neighbour of the recipient's; else the
 //! first recipient that follows does, once the message is done with or nothing was logged of it for [`SESSION_TIMEOUT`].
 //! Limits: the constants below. Not here: the wording of a line (`parsers`).
 
@@ -24,93 +24,92 @@ use tlswarden_parsers::event::{Event, EventKind, Peer};
 
 use crate::base::domain_name;
 use crate::base::tlsrpt::{ResultType, SessionOutcome, SessionResult, Trust};
-use crate::counting::session::reason::{HANDSHAKE_FAILURE, MX_MISMATCH, reason_code, verification};
+use crate::counting::session::reason::{HANDSHAKE_FAILURE, MX_MISMATCH, to_reason_code, verification_failure};
 use crate::counting::session::text::{lossy, lower_case};
-use crate::counting::session::tracked_map::{Change, Kept};
-use crate::counting::session::{Cause, Losses, SESSION_TIMEOUT};
+use crate::counting::session::tracked_map::{RecordChange, TrackedMap};
+use crate::counting::session::{FailureCause, SESSION_TIMEOUT, Uncounted};
 
 /// Messages of which something is open. Exim's deliver_queue_load_max and queue_run_max keep deliveries to far fewer.
 const MAX_MESSAGES: usize = 100_000;
 
 /// Hosts that failed for one message and wait for a recipient: hosts_max_try_hardlimit is 50 for each of its domains.
-const MAX_TROUBLES: usize = 256;
+const MAX_HOST_FAILURES: usize = 256;
 
 /// Hosts of one message whose session is known: as many as it has batches of recipients.
-const MAX_GROUPS: usize = 256;
+const MAX_BATCHES: usize = 256;
 
 /// Recipients of one session that are remembered, to know them again: max_rcpt is 100 unless told otherwise.
 const MAX_RECIPIENTS: usize = 128;
 
 /// Servers whose verification error is remembered for one message.
-const MAX_CAUSES: usize = 64;
+const MAX_VERIFICATION_ERRORS: usize = 64;
 
-/// How far apart the lines of one session's recipients may be, in seconds: they are written in one go.
-const ONE_GO: i64 = 60;
+/// How far apart the lines of one session's recipients may be, in seconds: Exim writes them at once.
+const BATCH_WINDOW: i64 = 60;
 
 /// How far a line may be from what was told of the same attempt, in seconds: Exim writes a line as soon as it knows.
-const ORDER_SLACK: i64 = 1;
+const EVENT_SLACK: i64 = 1;
 
 /// How long our own report's id is remembered after its last line, in seconds: Exim gives up after four days (its
 /// default retry rule), and a host that is down for a day more is no reason to forget.
-const OWN_MEMORY: i64 = 5 * 86_400;
+const OWN_REPORT_TTL: i64 = 5 * 86_400;
 
 /// How long it is remembered after `Completed`, in seconds: lines can be out of order.
-const COMPLETED_MEMORY: i64 = 60;
+const COMPLETED_TTL: i64 = 60;
 
-/// The record that some certificate was verified by its chain, so that there are trust anchors.
-const ANCHORED: &[u8] = b"anchors";
+/// The key that is set once a certificate was verified by its chain, so that Exim has trust anchors.
+const HAS_TRUST_ANCHORS: &[u8] = b"anchors";
 
-/// The record that the log shows `X=`, so that a line without it is about clear text.
-const SHOWS_TLS: &[u8] = b"cipher";
+/// The key that is set once the log shows `X=`, so that a line without it means clear text.
+const LOGS_CIPHER: &[u8] = b"cipher";
 
 /// The sessions of one input.
 #[derive(Debug)]
-pub struct Sessions {
-    messages: Kept<Message>,
-    own: Kept<()>,
-    shown: Kept<()>,
-    swept: i64,
-    losses: Losses,
+pub struct EximSessions {
+    messages: TrackedMap<OpenMessage>,
+    own_reports: TrackedMap<()>,
+    log_features: TrackedMap<()>,
+    swept_at: i64,
+    uncounted: Uncounted,
 }
 
-/// What is open of one message.
+/// The open state of one message.
 #[derive(Debug, Default, Serialize, Deserialize)]
-struct Message {
-    troubles: Vec<Trouble>,
-    groups: Vec<Group>,
-    causes: Vec<(IpAddr, Cause)>,
+struct OpenMessage {
+    host_failures: Vec<HostFailure>,
+    batches: Vec<DeliveryBatch>,
+    verification_errors: Vec<(IpAddr, FailureCause)>,
     no_usable_tlsa: bool,
 }
 
-/// A host that failed, and has no recipient yet.
+/// A host that failed and whose recipient domain is not known yet.
 #[derive(Debug, Serialize, Deserialize)]
-struct Trouble {
+struct HostFailure {
     began: i64,
     host: String,
     ip: Option<IpAddr>,
-    why: Cause,
-    kind: Kind,
+    cause: FailureCause,
+    kind: HostFailureKind,
     /// The recipient domain, where Exim told it.
     domain: Option<String>,
     /// The domain of the first recipient that followed.
-    next: Option<String>,
+    next_recipient_domain: Option<String>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-enum Kind {
+enum HostFailureKind {
     /// A session that failed.
     Session,
-    /// The host was ruled out before any.
-    RuledOut,
-    /// So it was, for its TLSA records could not be looked up: that counts only where no other host took the mail, for
-    /// Exim goes on to the next without a word about the recipient.
-    NoLookup,
+    /// Policy excluded the host before any session.
+    Excluded,
+    /// The TLSA look-up failed. Counted only if no other host accepted the mail, because Exim silently tries the next host.
+    TlsaLookupFailed,
 }
 
 /// The recipients of one delivery attempt at one host: one session.
 #[derive(Debug, Serialize, Deserialize)]
-struct Group {
-    last: i64,
+struct DeliveryBatch {
+    last_line: i64,
     pid: u32,
     host: String,
     ip: Option<IpAddr>,
@@ -118,76 +117,82 @@ struct Group {
     recipients: Vec<u64>,
     /// `=>` was there.
     delivered: bool,
-    /// What it comes to is counted, or it is known that nothing is to be.
-    settled: bool,
+    /// Its session has been counted, or is known not to count.
+    counted: bool,
 }
 
-impl Sessions {
+impl EximSessions {
     /// No sessions.
-    pub fn new() -> Sessions {
-        Sessions {
-            messages: Kept::new(MAX_MESSAGES),
-            own: Kept::new(MAX_MESSAGES),
-            shown: Kept::new(2),
-            swept: 0,
-            losses: Losses::default(),
+    pub fn new() -> EximSessions {
+        EximSessions {
+            messages: TrackedMap::new(MAX_MESSAGES),
+            own_reports: TrackedMap::new(MAX_MESSAGES),
+            log_features: TrackedMap::new(2),
+            swept_at: 0,
+            uncounted: Uncounted::default(),
         }
     }
 
-    /// Takes back one record of [`changes`](Self::changes); `false` if it does not read.
+    /// Takes back one record of [`take_changes`](Self::take_changes); `false` if it does not read.
     pub fn load(&mut self, key: &[u8], value: &[u8]) -> bool {
         match key.split_first() {
             Some((b'm', key)) => self.messages.load(key, value),
-            Some((b'o', key)) => self.own.load(key, value),
-            Some((b't', key)) => self.shown.load(key, value),
+            Some((b'o', key)) => self.own_reports.load(key, value),
+            Some((b't', key)) => self.log_features.load(key, value),
             _ => false,
         }
     }
 
-    /// The records that have changed since the last call.
-    pub fn changes(&mut self) -> Vec<Change> {
+    /// Takes the records that have changed since the last call.
+    pub fn take_changes(&mut self) -> Vec<RecordChange> {
         let mut all = Vec::new();
-        let mut add = |table: u8, changes: Vec<Change>| {
+        let mut add = |table: u8, changes: Vec<RecordChange>| {
             all.extend(changes.into_iter().map(|(key, value)| ([&[table], &key[..]].concat(), value)));
         };
-        add(b'm', self.messages.changes());
-        add(b'o', self.own.changes());
-        add(b't', self.shown.changes());
+        add(b'm', self.messages.take_changes());
+        add(b'o', self.own_reports.take_changes());
+        add(b't', self.log_features.take_changes());
         all
     }
 
-    /// What could not be counted since the last call.
-    pub fn losses(&mut self) -> Losses {
-        std::mem::take(&mut self.losses)
+    /// Takes the sessions that were not counted since the last call.
+    pub fn take_uncounted(&mut self) -> Uncounted {
+        std::mem::take(&mut self.uncounted)
     }
 
-    /// Takes one event at its time; `own` tells whether a Message-ID is one of our reports. Outcomes go to `out`.
-    pub fn event(&mut self, event: &Event<'_>, time: i64, own: impl Fn(&[u8]) -> bool, out: &mut Vec<SessionOutcome>) {
-        if time >= self.swept + 60 {
-            self.swept = time;
+    /// Takes one event at its time; `is_own_report` tells whether a Message-ID is one of our reports. Outcomes go to `out`.
+    pub fn handle_event(
+        &mut self,
+        event: &Event<'_>,
+        time: i64,
+        is_own_report: impl Fn(&[u8]) -> bool,
+        out: &mut Vec<SessionOutcome>,
+    ) {
+        if time >= self.swept_at + 60 {
+            self.swept_at = time;
             self.sweep(time, out);
         }
         let EventKind::Exim(EximLine { id, kind: says }) = &event.kind else { return };
         match says {
             LineKind::Arrived { message_id } => {
-                if own(message_id) {
-                    self.own.change(id, time + OWN_MEMORY, || ());
+                if is_own_report(message_id) {
+                    self.own_reports.upsert(id, time + OWN_REPORT_TTL, || ());
                 }
             }
-            LineKind::Host { peer, problem } => self.trouble(id, *peer, *problem, time),
+            LineKind::Host { peer, problem } => self.handle_host_failure(id, *peer, *problem, time),
             LineKind::VerifyError { ip, cause } => {
-                let found = verification(*cause);
-                let message = self.message(id, time);
+                let found = verification_failure(*cause);
+                let message = self.open_message(id, time);
                 // A chain can fail at several depths; the name counts only where nothing else is wrong.
-                match message.causes.iter_mut().find(|(known, _)| known == ip) {
+                match message.verification_errors.iter_mut().find(|(known, _)| known == ip) {
                     Some((_, known)) if known.0 == ResultType::CertificateHostMismatch => *known = found,
                     Some(_) => {}
-                    None => push(&mut message.causes, MAX_CAUSES, (*ip, found)),
+                    None => push_bounded(&mut message.verification_errors, MAX_VERIFICATION_ERRORS, (*ip, found)),
                 }
             }
-            LineKind::NoUsableTlsa => self.message(id, time).no_usable_tlsa = true,
-            LineKind::Recipient(recipient) => self.recipient(id, recipient, event.process.pid, time, out),
-            LineKind::Completed => self.completed(id, time, out),
+            LineKind::NoUsableTlsa => self.open_message(id, time).no_usable_tlsa = true,
+            LineKind::Recipient(recipient) => self.handle_recipient(id, recipient, event.process.pid, time, out),
+            LineKind::Completed => self.handle_completed(id, time, out),
         }
     }
 
@@ -203,86 +208,109 @@ impl Sessions {
         self.messages.is_empty()
     }
 
-    fn trouble(&mut self, id: &[u8], peer: Peer<'_>, problem: HostProblem<'_>, time: i64) {
-        let message = self.message(id, time);
-        let why = message.why(problem, peer.ip);
+    fn handle_host_failure(&mut self, id: &[u8], peer: Peer<'_>, problem: HostProblem<'_>, time: i64) {
+        let message = self.open_message(id, time);
+        let cause = message.failure_cause(problem, peer.ip);
         let host = lower_case(peer.host);
         let kind = match problem {
-            HostProblem::TlsaLookup => Kind::NoLookup,
-            problem if problem.excludes_host() => Kind::RuledOut,
-            _ => Kind::Session,
+            HostProblem::TlsaLookup => HostFailureKind::TlsaLookupFailed,
+            problem if problem.excludes_host() => HostFailureKind::Excluded,
+            _ => HostFailureKind::Session,
         };
         // DANE's line, and then that it is tried in clear text: the same session.
-        let known = |t: &&mut Trouble| t.kind == kind && t.next.is_none() && t.host == host && t.ip == peer.ip;
-        if message.troubles.iter_mut().rfind(known).is_some() {
+        let known = |t: &&mut HostFailure| {
+            t.kind == kind && t.next_recipient_domain.is_none() && t.host == host && t.ip == peer.ip
+        };
+        if message.host_failures.iter_mut().rfind(known).is_some() {
             return;
         }
-        let trouble = Trouble { began: time, host, ip: peer.ip, why, kind, domain: None, next: None };
-        self.keep(id, trouble);
+        let failure =
+            HostFailure { began: time, host, ip: peer.ip, cause, kind, domain: None, next_recipient_domain: None };
+        self.add_host_failure(id, failure);
     }
 
     /// An id that Exim gave one of our reports at `time`.
     pub fn carries_own(&mut self, id: &[u8], time: i64) {
-        let (_, crowded) = self.own.change(id, time + OWN_MEMORY, || ());
-        self.losses.crowded_out += crowded;
+        let (_, evicted) = self.own_reports.upsert(id, time + OWN_REPORT_TTL, || ());
+        self.uncounted.evicted += evicted;
     }
 
     /// Takes a failed session that Exim reports by its event action, outside the log.
-    pub fn event_action(&mut self, event: &EventAction<'_>) {
+    pub fn handle_event_action(&mut self, event: &EventAction<'_>) {
         if !event.problem.is_session_failure() {
             return;
         }
-        let why = why(event.problem, None, false);
+        let cause = failure_cause(event.problem, None, false);
         let host = event.host.to_ascii_lowercase();
         let id = event.id.as_bytes();
-        let message = self.message(id, event.time);
+        let message = self.open_message(id, event.time);
         let domain = Some(event.domain.to_owned());
         // The log may have been read further already: what it says of that host is the same session.
-        let same = |t: &&mut Trouble| t.kind == Kind::Session && (&t.host, t.ip) == (&host, Some(event.ip));
-        if let Some(known) = message.troubles.iter_mut().rfind(same).filter(|t| t.domain.is_none()) {
+        let same =
+            |t: &&mut HostFailure| t.kind == HostFailureKind::Session && (&t.host, t.ip) == (&host, Some(event.ip));
+        if let Some(known) = message.host_failures.iter_mut().rfind(same).filter(|t| t.domain.is_none()) {
             known.domain = domain;
             return;
         }
-        let recent = |g: &Group| (0..=ORDER_SLACK).contains(&(g.last - event.time)) && g.settled;
-        if message.groups.iter().any(|g| recent(g) && (&g.host, g.ip) == (&host, Some(event.ip))) {
+        let recent = |g: &DeliveryBatch| (0..=EVENT_SLACK).contains(&(g.last_line - event.time)) && g.counted;
+        if message.batches.iter().any(|g| recent(g) && (&g.host, g.ip) == (&host, Some(event.ip))) {
             return;
         }
         let ip = Some(event.ip);
-        self.keep(id, Trouble { began: event.time, host, ip, why, kind: Kind::Session, domain, next: None });
+        self.add_host_failure(
+            id,
+            HostFailure {
+                began: event.time,
+                host,
+                ip,
+                cause,
+                kind: HostFailureKind::Session,
+                domain,
+                next_recipient_domain: None,
+            },
+        );
     }
 
-    fn keep(&mut self, id: &[u8], trouble: Trouble) {
-        let message = self.message(id, trouble.began);
-        if message.troubles.len() >= MAX_TROUBLES {
-            message.troubles.remove(0);
-            self.losses.crowded_out += 1;
+    fn add_host_failure(&mut self, id: &[u8], failure: HostFailure) {
+        let message = self.open_message(id, failure.began);
+        if message.host_failures.len() >= MAX_HOST_FAILURES {
+            message.host_failures.remove(0);
+            self.uncounted.evicted += 1;
         }
-        self.message(id, trouble.began).troubles.push(trouble);
+        self.open_message(id, failure.began).host_failures.push(failure);
     }
 
-    fn recipient(&mut self, id: &[u8], line: &RecipientLine<'_>, pid: u32, time: i64, out: &mut Vec<SessionOutcome>) {
-        if self.own.contains(id) {
+    fn handle_recipient(
+        &mut self,
+        id: &[u8],
+        line: &RecipientLine<'_>,
+        pid: u32,
+        time: i64,
+        out: &mut Vec<SessionOutcome>,
+    ) {
+        if self.own_reports.contains(id) {
             let message = self.messages.remove(id);
-            let failed = message.map_or(0, |m| m.troubles.len() as u64);
-            self.losses.own_reports +=
+            let failed = message.map_or(0, |m| m.host_failures.len() as u64);
+            self.uncounted.own_reports +=
                 failed + u64::from(line.tls.is_some() && line.status != RecipientStatus::DeliveredInSameTransaction);
             return;
         }
         if line.tls.is_some() {
-            self.show(SHOWS_TLS, time);
+            self.note_log_feature(LOGS_CIPHER, time);
         }
         if line.tls == Some(CertificateCheck::Pkix) {
-            self.show(ANCHORED, time);
+            self.note_log_feature(HAS_TRUST_ANCHORS, time);
         }
-        let (anchors, shows_tls) = (self.shown.contains(ANCHORED), self.shown.contains(SHOWS_TLS));
+        let (anchors, shows_tls) =
+            (self.log_features.contains(HAS_TRUST_ANCHORS), self.log_features.contains(LOGS_CIPHER));
         let domain = lossy(line.domain);
         let mut found = Vec::new();
-        let message = self.message(id, time);
-        message.settle_troubles(line, &domain, time, &mut found);
-        let group = message.group(line, &domain, pid, time);
-        if !group.settled {
+        let message = self.open_message(id, time);
+        message.match_host_failures(line, &domain, time, &mut found);
+        let batch = message.batch_for(line, &domain, pid, time);
+        if !batch.counted {
             let began = time;
-            let ended = |observed, trust, dane| Found {
+            let ended = |observed, trust, dane| EndedSession {
                 began,
                 host: line.peer.map(|peer| lower_case(peer.host)),
                 ip: line.peer.and_then(|peer| peer.ip),
@@ -293,39 +321,40 @@ impl Sessions {
                 clear_text: false,
             };
             if line.continued_connection {
-                group.settled = true;
+                batch.counted = true;
             } else if let Some(checked) = line.tls {
-                group.settled = true;
+                batch.counted = true;
                 let (trust, dane) = match checked {
                     CertificateCheck::Dane => (Some(Trust::Verified), Some(true)),
                     CertificateCheck::Pkix => (Some(Trust::Verified), Some(false)),
                     CertificateCheck::No => (Some(Trust::Untrusted), Some(false)),
                     CertificateCheck::NotLogged => (None, None),
                 };
-                let cause = line.peer.and_then(|peer| message.cause(peer.ip));
-                found.push(Found { cause, ..ended(Some(SessionResult::Success), trust, dane) });
+                let cause = line.peer.and_then(|peer| message.verification_error(peer.ip));
+                found.push(EndedSession { cause, ..ended(Some(SessionResult::Success), trust, dane) });
             } else if line.problem.is_session_failure() && line.peer.is_some() {
-                group.settled = true;
+                batch.counted = true;
                 // It may have been told by the process that made the connection.
-                let told = found.iter().any(|f| f.ip == line.peer.and_then(|peer| peer.ip) && f.observed.is_some());
-                if !told {
-                    let (result, code) = message.why(line.problem, line.peer.and_then(|peer| peer.ip));
+                let already_found =
+                    found.iter().any(|f| f.ip == line.peer.and_then(|peer| peer.ip) && f.observed.is_some());
+                if !already_found {
+                    let (result, code) = message.failure_cause(line.problem, line.peer.and_then(|peer| peer.ip));
                     found.push(ended(Some(SessionResult::Failure(result, code)), None, None));
                 }
             } else if line.problem.excludes_host() {
-                group.settled = true;
+                batch.counted = true;
                 // The hosts are told one by one where a version does so; else this is all there is.
                 if !found.iter().any(|f| f.observed.is_some()) {
-                    let (result, code) = message.why(line.problem, None);
+                    let (result, code) = message.failure_cause(line.problem, None);
                     found.push(ended(Some(SessionResult::Failure(result, code)), None, None));
                 }
             } else if matches!(line.status, RecipientStatus::Delivered | RecipientStatus::DeliveredInSameTransaction)
                 && line.peer.is_some()
             {
-                group.settled = true;
+                batch.counted = true;
                 let failed_first = found.iter().any(|f| f.ip == line.peer.and_then(|peer| peer.ip));
                 if shows_tls && !failed_first {
-                    found.push(Found { clear_text: true, ..ended(None, None, None) });
+                    found.push(EndedSession { clear_text: true, ..ended(None, None, None) });
                 }
             }
         }
@@ -334,31 +363,31 @@ impl Sessions {
         }
     }
 
-    fn completed(&mut self, id: &[u8], time: i64, out: &mut Vec<SessionOutcome>) {
-        if self.own.contains(id) {
-            self.own.change(id, time + COMPLETED_MEMORY, || ());
+    fn handle_completed(&mut self, id: &[u8], time: i64, out: &mut Vec<SessionOutcome>) {
+        if self.own_reports.contains(id) {
+            self.own_reports.upsert(id, time + COMPLETED_TTL, || ());
         }
         if let Some(message) = self.messages.remove(id) {
             self.abandon(message, time, out);
         }
     }
 
-    /// Ends a message: its troubles are its first recipient's after them.
-    fn abandon(&mut self, message: Message, ended: i64, out: &mut Vec<SessionOutcome>) {
-        let anchors = self.shown.contains(ANCHORED);
-        for trouble in message.troubles {
+    /// Ends a message: its host failures belong to the first recipient after them.
+    fn abandon(&mut self, message: OpenMessage, ended: i64, out: &mut Vec<SessionOutcome>) {
+        let anchors = self.log_features.contains(HAS_TRUST_ANCHORS);
+        for failure in message.host_failures {
             // A look-up that failed on the way to a host that took the mail.
-            if trouble.kind == Kind::NoLookup {
+            if failure.kind == HostFailureKind::TlsaLookupFailed {
                 continue;
             }
-            let domain = trouble.domain.clone().or_else(|| trouble.next.clone()).unwrap_or_default();
-            self.emit(trouble.found(), &domain, ended, anchors, out);
+            let domain = failure.domain.clone().or_else(|| failure.next_recipient_domain.clone()).unwrap_or_default();
+            self.emit(failure.into_ended_session(), &domain, ended, anchors, out);
         }
     }
 
-    fn emit(&mut self, found: Found, domain: &str, ended: i64, anchors: bool, out: &mut Vec<SessionOutcome>) {
+    fn emit(&mut self, found: EndedSession, domain: &str, ended: i64, anchors: bool, out: &mut Vec<SessionOutcome>) {
         let Some(name) = domain_name::normalize(domain) else {
-            self.losses.without_domain += u64::from(found.observed.is_some());
+            self.uncounted.without_domain += u64::from(found.observed.is_some());
             return;
         };
         out.push(SessionOutcome {
@@ -380,15 +409,15 @@ impl Sessions {
         });
     }
 
-    fn show(&mut self, what: &[u8], time: i64) {
-        if !self.shown.contains(what) {
-            self.shown.change(what, time, || ());
+    fn note_log_feature(&mut self, what: &[u8], time: i64) {
+        if !self.log_features.contains(what) {
+            self.log_features.upsert(what, time, || ());
         }
     }
 
-    fn message(&mut self, id: &[u8], time: i64) -> &mut Message {
-        let (message, crowded) = self.messages.change(id, time, Message::default);
-        self.losses.crowded_out += crowded;
+    fn open_message(&mut self, id: &[u8], time: i64) -> &mut OpenMessage {
+        let (message, evicted) = self.messages.upsert(id, time, OpenMessage::default);
+        self.uncounted.evicted += evicted;
         message
     }
 
@@ -397,32 +426,32 @@ impl Sessions {
             self.abandon(message, time, out);
         }
         // The time of an own report's entry is when it may go.
-        self.own.remove_before(time);
+        self.own_reports.remove_before(time);
     }
 }
 
-impl Default for Sessions {
+impl Default for EximSessions {
     fn default() -> Self {
         Self::new()
     }
 }
 
-/// What is known of a session that has ended, but its domain.
-struct Found {
+/// A session that has ended, without its domain.
+struct EndedSession {
     began: i64,
     host: Option<String>,
     ip: Option<IpAddr>,
     trust: Option<Trust>,
     dane: Option<bool>,
     observed: Option<SessionResult>,
-    cause: Option<Cause>,
+    cause: Option<FailureCause>,
     clear_text: bool,
 }
 
-impl Trouble {
-    fn found(self) -> Found {
-        let (result, code) = self.why;
-        Found {
+impl HostFailure {
+    fn into_ended_session(self) -> EndedSession {
+        let (result, code) = self.cause;
+        EndedSession {
             began: self.began,
             host: Some(self.host),
             ip: self.ip,
@@ -436,8 +465,8 @@ impl Trouble {
 
     /// Whether a recipient's line is about this host, or about one beside it.
     fn belongs_to(&self, line: &RecipientLine<'_>, domain: &str) -> bool {
-        if let Some(told) = &self.domain {
-            return told.eq_ignore_ascii_case(domain);
+        if let Some(known) = &self.domain {
+            return known.eq_ignore_ascii_case(domain);
         }
         let Some(peer) = line.peer else {
             return is_below(&self.host, domain);
@@ -452,90 +481,101 @@ impl Trouble {
     }
 }
 
-impl Message {
-    /// The troubles that a recipient's line belongs to; the others keep its domain, if they have none.
-    fn settle_troubles(&mut self, line: &RecipientLine<'_>, domain: &str, time: i64, found: &mut Vec<Found>) {
+impl OpenMessage {
+    /// Matches host failures with a recipient's line; the others take its domain if they have none.
+    fn match_host_failures(
+        &mut self,
+        line: &RecipientLine<'_>,
+        domain: &str,
+        time: i64,
+        found: &mut Vec<EndedSession>,
+    ) {
         let mut waiting = Vec::new();
-        for mut trouble in std::mem::take(&mut self.troubles) {
+        for mut failure in std::mem::take(&mut self.host_failures) {
             // Told of a later attempt than the line is of: the log is being read up.
-            if trouble.began > time + ORDER_SLACK {
-                waiting.push(trouble);
+            if failure.began > time + EVENT_SLACK {
+                waiting.push(failure);
                 continue;
             }
-            let belongs = trouble.belongs_to(line, domain);
-            match trouble.kind {
-                Kind::NoLookup if line.problem == HostProblem::TlsaLookup => found.push(trouble.found()),
+            let belongs = failure.belongs_to(line, domain);
+            match failure.kind {
+                HostFailureKind::TlsaLookupFailed if line.problem == HostProblem::TlsaLookup => {
+                    found.push(failure.into_ended_session())
+                }
                 // Another host took the mail, or did not want it.
-                Kind::NoLookup if belongs => {}
-                Kind::Session | Kind::RuledOut if belongs => found.push(trouble.found()),
+                HostFailureKind::TlsaLookupFailed if belongs => {}
+                HostFailureKind::Session | HostFailureKind::Excluded if belongs => {
+                    found.push(failure.into_ended_session())
+                }
                 _ => {
-                    if trouble.domain.is_none() {
-                        trouble.next.get_or_insert_with(|| domain.to_owned());
+                    if failure.domain.is_none() {
+                        failure.next_recipient_domain.get_or_insert_with(|| domain.to_owned());
                     }
-                    waiting.push(trouble);
+                    waiting.push(failure);
                 }
             }
         }
-        self.troubles = waiting;
+        self.host_failures = waiting;
     }
 
     /// The session that a recipient's line is about: one that is known, or a new one.
-    fn group(&mut self, line: &RecipientLine<'_>, domain: &str, pid: u32, time: i64) -> &mut Group {
+    fn batch_for(&mut self, line: &RecipientLine<'_>, domain: &str, pid: u32, time: i64) -> &mut DeliveryBatch {
         let host = line.peer.map(|peer| lower_case(peer.host)).unwrap_or_default();
         let ip = line.peer.and_then(|peer| peer.ip);
         let recipient = hash(line.address);
-        let same = |group: &Group| {
-            group.host == host
-                && group.ip == ip
-                && (group.pid == 0 || pid == 0 || group.pid == pid)
-                && time - group.last <= ONE_GO
-                && !group.recipients.contains(&recipient)
+        let same = |batch: &DeliveryBatch| {
+            batch.host == host
+                && batch.ip == ip
+                && (batch.pid == 0 || pid == 0 || batch.pid == pid)
+                && time - batch.last_line <= BATCH_WINDOW
+                && !batch.recipients.contains(&recipient)
                 && match line.status {
-                    RecipientStatus::DeliveredInSameTransaction => group.delivered || group.domain == domain,
-                    RecipientStatus::Delivered => !group.delivered && group.domain == domain,
-                    RecipientStatus::Deferred | RecipientStatus::Failed => group.domain == domain,
+                    RecipientStatus::DeliveredInSameTransaction => batch.delivered || batch.domain == domain,
+                    RecipientStatus::Delivered => !batch.delivered && batch.domain == domain,
+                    RecipientStatus::Deferred | RecipientStatus::Failed => batch.domain == domain,
                 }
         };
-        let at = match self.groups.iter().rposition(same) {
+        let at = match self.batches.iter().rposition(same) {
             Some(at) => at,
             None => {
                 // The same recipient again: what was known of it is of an attempt that is over.
-                self.groups.retain(|group| time - group.last <= ONE_GO && !group.recipients.contains(&recipient));
-                let group = Group {
-                    last: time,
+                self.batches
+                    .retain(|batch| time - batch.last_line <= BATCH_WINDOW && !batch.recipients.contains(&recipient));
+                let batch = DeliveryBatch {
+                    last_line: time,
                     pid,
                     host,
                     ip,
                     domain: domain.to_owned(),
                     recipients: Vec::new(),
                     delivered: false,
-                    settled: false,
+                    counted: false,
                 };
-                push(&mut self.groups, MAX_GROUPS, group);
-                self.groups.len() - 1
+                push_bounded(&mut self.batches, MAX_BATCHES, batch);
+                self.batches.len() - 1
             }
         };
-        let group = &mut self.groups[at];
-        group.last = time;
-        group.delivered |= line.status == RecipientStatus::Delivered;
-        if group.recipients.len() < MAX_RECIPIENTS {
-            group.recipients.push(recipient);
+        let batch = &mut self.batches[at];
+        batch.last_line = time;
+        batch.delivered |= line.status == RecipientStatus::Delivered;
+        if batch.recipients.len() < MAX_RECIPIENTS {
+            batch.recipients.push(recipient);
         }
-        group
+        batch
     }
 
-    /// What the TLS library said of a server's certificate.
-    fn cause(&self, ip: Option<IpAddr>) -> Option<Cause> {
-        self.causes.iter().find(|(known, _)| Some(*known) == ip).map(|(_, cause)| cause.clone())
+    /// The verification error that the TLS library logged for a server.
+    fn verification_error(&self, ip: Option<IpAddr>) -> Option<FailureCause> {
+        self.verification_errors.iter().find(|(known, _)| Some(*known) == ip).map(|(_, cause)| cause.clone())
     }
 
-    fn why(&self, problem: HostProblem<'_>, ip: Option<IpAddr>) -> Cause {
-        why(problem, self.cause(ip), self.no_usable_tlsa)
+    fn failure_cause(&self, problem: HostProblem<'_>, ip: Option<IpAddr>) -> FailureCause {
+        failure_cause(problem, self.verification_error(ip), self.no_usable_tlsa)
     }
 }
 
 /// RFC 8460 §4.3's words for a problem; `cause`: what the TLS library said of that server's certificate.
-fn why(problem: HostProblem<'_>, cause: Option<Cause>, no_usable_tlsa: bool) -> Cause {
+fn failure_cause(problem: HostProblem<'_>, cause: Option<FailureCause>, no_usable_tlsa: bool) -> FailureCause {
     use ResultType::{
         CertificateHostMismatch, CertificateNotTrusted, DaneRequired, DnssecInvalid, StarttlsNotSupported, TlsaInvalid,
         ValidationFailure,
@@ -554,7 +594,7 @@ fn why(problem: HostProblem<'_>, cause: Option<Cause>, no_usable_tlsa: bool) -> 
         HostProblem::CertificateName => (CertificateHostMismatch, None),
         HostProblem::CertificateRevoked => with(ValidationFailure, "certificate-revoked"),
         HostProblem::CertificateMissing => with(ValidationFailure, "certificate-not-supplied"),
-        HostProblem::DaneMismatch(words) => (CertificateNotTrusted, Some(dane_mismatch(words))),
+        HostProblem::DaneMismatch(words) => (CertificateNotTrusted, Some(dane_mismatch_code(words))),
         HostProblem::TlsaUnusable => tlsa_invalid(),
         HostProblem::TlsaLookup => (DnssecInvalid, None),
         HostProblem::DaneRequired => (DaneRequired, None),
@@ -563,11 +603,11 @@ fn why(problem: HostProblem<'_>, cause: Option<Cause>, no_usable_tlsa: bool) -> 
 }
 
 /// libdane's words, `Verification failed. The certificate differs. `, as a reason code.
-fn dane_mismatch(words: &[u8]) -> String {
+fn dane_mismatch_code(words: &[u8]) -> String {
     let words = words.strip_prefix(b"Verification failed. ").unwrap_or(words).trim_ascii();
     match words.strip_suffix(b".").unwrap_or(words) {
         b"The certificate differs" => "dane-no-match".to_owned(),
-        words => reason_code(words),
+        words => to_reason_code(words),
     }
 }
 
@@ -585,7 +625,7 @@ fn hash(address: &[u8]) -> u64 {
 }
 
 /// Appends; what was there first gives way where there is no room.
-fn push<T>(list: &mut Vec<T>, limit: usize, item: T) {
+fn push_bounded<T>(list: &mut Vec<T>, limit: usize, item: T) {
     if list.len() >= limit {
         list.remove(0);
     }
@@ -605,11 +645,11 @@ mod tests {
 
     /// What lines come to: `domain ok`, `domain failed: …`, `domain clear`. Each is written `SECOND TEXT`, of the message
     /// [`ID`]; `!` begins what Exim tells.
-    fn come_to(lines: &[&str]) -> Vec<String> {
-        let (mut sessions, mut out) = (Sessions::new(), Vec::new());
+    fn outcomes(lines: &[&str]) -> Vec<String> {
+        let (mut sessions, mut out) = (EximSessions::new(), Vec::new());
         for line in lines {
-            if let Some(told) = line.strip_prefix('!') {
-                sessions.event_action(&parse_event_action(told.as_bytes()).unwrap());
+            if let Some(text) = line.strip_prefix('!') {
+                sessions.handle_event_action(&parse_event_action(text.as_bytes()).unwrap());
                 continue;
             }
             let (second, text) = line.split_once(' ').unwrap();
@@ -620,7 +660,7 @@ mod tests {
             );
             let event = parse(Dialect::Exim, line.as_bytes()).unwrap().unwrap_or_else(|| panic!("{line}"));
             let LogTimestamp::Local(time) = event.timestamp else { panic!("{line}") };
-            sessions.event(&event, time, |id| id.starts_with(b"ours."), &mut out);
+            sessions.handle_event(&event, time, |id| id.starts_with(b"ours."), &mut out);
         }
         sessions.end_all(9999, &mut out);
         out.iter()
@@ -646,18 +686,18 @@ mod tests {
     fn several_recipients_are_one_session_and_another_transaction_without_an_asterisk_is_another() {
         let first = sent("1 =>", "u@a.test", "mx.a.test", TLS);
         let too = sent("1 ->", "v@a.test", "mx.a.test", TLS);
-        assert_eq!(come_to(&[&first, &too]), ["a.test ok"]);
+        assert_eq!(outcomes(&[&first, &too]), ["a.test ok"]);
         let again = sent("2 =>", "w@a.test", "mx.a.test", TLS);
-        assert_eq!(come_to(&[&first, &too, &again]), ["a.test ok", "a.test ok"]);
+        assert_eq!(outcomes(&[&first, &too, &again]), ["a.test ok", "a.test ok"]);
         let on = again.replace("[192.0.2.1]", "[192.0.2.1]*");
-        assert_eq!(come_to(&[&first, &too, &on]), ["a.test ok"]);
+        assert_eq!(outcomes(&[&first, &too, &on]), ["a.test ok"]);
         // Of several domains in one transaction the first one counts it.
-        assert_eq!(come_to(&[&first, &sent("1 ->", "v@b.test", "mx.a.test", TLS)]), ["a.test ok"]);
+        assert_eq!(outcomes(&[&first, &sent("1 ->", "v@b.test", "mx.a.test", TLS)]), ["a.test ok"]);
         // A refused one before it, and one that is put off, are of the same session.
         let refused = "1 ** x@a.test R=r T=t H=mx.a.test [192.0.2.1] X=TLS1.3:X:256 CV=yes: SMTP error: 550 no";
         let put_off = "1 == y@a.test R=r T=t defer (-44) H=mx.a.test [192.0.2.1]: SMTP error: 450 no";
-        assert_eq!(come_to(&[refused, put_off, &first, &too]), ["a.test ok"]);
-        assert_eq!(come_to(&[put_off]), [""; 0]);
+        assert_eq!(outcomes(&[refused, put_off, &first, &too]), ["a.test ok"]);
+        assert_eq!(outcomes(&[put_off]), [""; 0]);
     }
 
     #[test]
@@ -667,22 +707,22 @@ mod tests {
         };
         let ([a, b], [c, d]) = (failed(1), failed(2));
         let once = "a.test failed at mx.a.test: certificate-host-mismatch";
-        assert_eq!(come_to(&[&a, &b]), [once]);
-        assert_eq!(come_to(&[&a, &b, &c, &d]), [once, once]);
+        assert_eq!(outcomes(&[&a, &b]), [once]);
+        assert_eq!(outcomes(&[&a, &b, &c, &d]), [once, once]);
         // Where the addresses are not tried again, neither is their session.
         let not_yet = "3 == u@a.test R=r T=t defer (-54): retry time not reached for any host for 'a.test'";
-        assert_eq!(come_to(&[&a, &b, not_yet]), [once]);
+        assert_eq!(outcomes(&[&a, &b, not_yet]), [once]);
     }
 
     #[test]
     fn a_failed_session_and_then_clear_text_is_one_that_failed() {
         let failed = "1 TLS session: (gnutls_handshake): timed out: delivering unencrypted to H=mx.a.test [192.0.2.1] (not in hosts_require_tls)";
         let clear = sent("2 =>", "u@a.test", "mx.a.test", "C=\"250 ok\"");
-        assert_eq!(come_to(&[failed, &clear]), ["a.test failed at mx.a.test: validation-failure"]);
+        assert_eq!(outcomes(&[failed, &clear]), ["a.test failed at mx.a.test: validation-failure"]);
         // Without `X=` anywhere before, the selector may be off.
-        assert_eq!(come_to(&[&clear]), [""; 0]);
+        assert_eq!(outcomes(&[&clear]), [""; 0]);
         let other = sent("1 =>", "u@b.test", "mx.b.test", TLS);
-        assert_eq!(come_to(&[&other, &clear]), ["b.test ok", "a.test clear"]);
+        assert_eq!(outcomes(&[&other, &clear]), ["b.test ok", "a.test clear"]);
     }
 
     #[test]
@@ -690,45 +730,45 @@ mod tests {
         let dane = "1 DANE attempt failed; TLS connection to mx1.a.test [192.0.2.7]: (certificate verification failed): Verification failed. The certificate differs. ";
         let (b, a) = (sent("2 =>", "u@b.test", "mx.b.test", TLS), sent("2 =>", "u@a.test", "mx2.a.test", TLS));
         let failed = "a.test failed at mx1.a.test: certificate-not-trusted";
-        assert_eq!(come_to(&[dane, &b, &a, "2 Completed"]), ["b.test ok", failed, "a.test ok"]);
+        assert_eq!(outcomes(&[dane, &b, &a, "2 Completed"]), ["b.test ok", failed, "a.test ok"]);
         // Hosts of a provider, beside each other.
         let (dane, hosted) = (dane.replace("mx1.a.test", "mx1.mail.test"), a.replace("mx2.a.test", "mx2.mail.test"));
         let failed = "a.test failed at mx1.mail.test: certificate-not-trusted";
-        assert_eq!(come_to(&[&dane, &b, &hosted, "2 Completed"]), ["b.test ok", failed, "a.test ok"]);
+        assert_eq!(outcomes(&[&dane, &b, &hosted, "2 Completed"]), ["b.test ok", failed, "a.test ok"]);
         // Nothing tells: the first recipient's, at the end.
         let failed = "b.test failed at mx1.mail.test: certificate-not-trusted";
-        assert_eq!(come_to(&[&dane, &b, &a, "2 Completed"]), ["b.test ok", "a.test ok", failed]);
+        assert_eq!(outcomes(&[&dane, &b, &a, "2 Completed"]), ["b.test ok", "a.test ok", failed]);
     }
 
     #[test]
     fn what_exim_tells_fills_in_what_its_log_leaves_out_and_nothing_else() {
-        let told = |second: u32, host: &str, ip: &str| format!("!{second} {ID} {host} {ip} 25 a.test {BAD}");
-        let first = told(1, "mx1.a.test", "192.0.2.7");
+        let event = |second: u32, host: &str, ip: &str| format!("!{second} {ID} {host} {ip} 25 a.test {BAD}");
+        let first = event(1, "mx1.a.test", "192.0.2.7");
         let second = sent("2 =>", "u@a.test", "mx2.a.test", TLS);
         let failed = |host: &str| format!("a.test failed at {host}: certificate-host-mismatch");
-        assert_eq!(come_to(&[&first, &second]), [failed("mx1.a.test"), "a.test ok".into()]);
+        assert_eq!(outcomes(&[&first, &second]), [failed("mx1.a.test"), "a.test ok".into()]);
         // The log says it of the last host: before, after, and of another recipient of the same.
-        let (last, line) = (told(1, "mx2.a.test", "192.0.2.1"), format!("2 {}", deferred("u@a.test", "mx2.a.test")));
+        let (last, line) = (event(1, "mx2.a.test", "192.0.2.1"), format!("2 {}", deferred("u@a.test", "mx2.a.test")));
         let too = format!("2 {}", deferred("v@a.test", "mx2.a.test"));
         let both = [failed("mx1.a.test"), failed("mx2.a.test")];
-        assert_eq!(come_to(&[&first, &last, &line, &too]), both);
-        let late = told(2, "mx2.a.test", "192.0.2.1");
-        assert_eq!(come_to(&[&first, &line, &late, &too]), both);
+        assert_eq!(outcomes(&[&first, &last, &line, &too]), both);
+        let late = event(2, "mx2.a.test", "192.0.2.1");
+        assert_eq!(outcomes(&[&first, &line, &late, &too]), both);
         // DANE's own line, and the one about clear text.
         let dane = "1 DANE attempt failed; TLS connection to mx1.a.test [192.0.2.7]: (certificate verification failed)"
             .to_owned();
         let clear = format!("1 {BAD}: delivering unencrypted to H=mx1.a.test [192.0.2.7] (not in hosts_require_tls)");
         for line in [&dane, &clear] {
-            assert_eq!(come_to(&[line, &first, &second]), [failed("mx1.a.test"), "a.test ok".into()]);
-            assert_eq!(come_to(&[&first, line, &second]), [failed("mx1.a.test"), "a.test ok".into()]);
+            assert_eq!(outcomes(&[line, &first, &second]), [failed("mx1.a.test"), "a.test ok".into()]);
+            assert_eq!(outcomes(&[&first, line, &second]), [failed("mx1.a.test"), "a.test ok".into()]);
         }
         // Lines of an earlier attempt, read late, take nothing of a later one.
-        let later = told(600, "mx1.a.test", "192.0.2.7");
+        let later = event(600, "mx1.a.test", "192.0.2.7");
         let again = sent("601 =>", "u@a.test", "mx2.a.test", TLS);
         let all = [failed("mx2.a.test"), failed("mx1.a.test"), "a.test ok".into()];
-        assert_eq!(come_to(&[&later, &line, &again]), all);
+        assert_eq!(outcomes(&[&later, &line, &again]), all);
         // Of a message that its log never names again.
-        assert_eq!(come_to(&[&first]), [failed("mx1.a.test")]);
+        assert_eq!(outcomes(&[&first]), [failed("mx1.a.test")]);
     }
 
     #[test]
@@ -736,8 +776,8 @@ mod tests {
         let arrived = "1 <= s@h.test U=u P=local S=9 id=ours.1@h.test";
         let dane = "1 DANE attempt failed; TLS connection to mx1.a.test [192.0.2.7]: (certificate verification failed)";
         let sent = sent("2 =>", "u@a.test", "mx2.a.test", TLS);
-        assert_eq!(come_to(&[arrived, dane, &sent, "2 Completed"]), [""; 0]);
-        assert_eq!(come_to(&[&arrived.replace("ours", "theirs"), &sent]), ["a.test ok"]);
+        assert_eq!(outcomes(&[arrived, dane, &sent, "2 Completed"]), [""; 0]);
+        assert_eq!(outcomes(&[&arrived.replace("ours", "theirs"), &sent]), ["a.test ok"]);
     }
 
     #[test]
@@ -746,8 +786,8 @@ mod tests {
         let (one, two) = (line("mx1.a.test", "192.0.2.7"), line("mx2.a.test", "192.0.2.8"));
         let waits = "2 == u@a.test R=r T=t defer (-36): DANE error: tlsa lookup DEFER";
         let failed = |host: &str| format!("a.test failed at {host}: dnssec-invalid");
-        assert_eq!(come_to(&[&one, &two, waits]), [failed("mx1.a.test"), failed("mx2.a.test")]);
-        assert_eq!(come_to(&[waits]), [failed("-")]);
-        assert_eq!(come_to(&[&one, &sent("2 =>", "u@a.test", "mx2.a.test", TLS), "3 Completed"]), ["a.test ok"]);
+        assert_eq!(outcomes(&[&one, &two, waits]), [failed("mx1.a.test"), failed("mx2.a.test")]);
+        assert_eq!(outcomes(&[waits]), [failed("-")]);
+        assert_eq!(outcomes(&[&one, &sent("2 =>", "u@a.test", "mx2.a.test", TLS), "3 Completed"]), ["a.test ok"]);
     }
 }

@@ -10,7 +10,7 @@ use smallvec::SmallVec;
 use tlswarden_parsers::event::{Peer, Process};
 
 use crate::base::tlsrpt::{SessionResult, Trust};
-use crate::counting::session::Cause;
+use crate::counting::session::FailureCause;
 use crate::counting::session::reason::HANDSHAKE_FAILURE;
 use crate::counting::session::text::lower_case;
 
@@ -26,24 +26,24 @@ pub(super) struct Attempt {
     pub port: Option<u16>,
     pub trust: Option<Trust>,
     pub handshake_failed: bool,
-    pub verification: Option<Cause>,
+    pub verification: Option<FailureCause>,
     pub resumed_untrusted: bool,
     pub tlsa_unusable: bool,
-    pub ruled_out: Option<Cause>,
-    pub native: Option<SessionResult>,
-    /// Postfix's own report of it was not sent.
-    pub unsent: bool,
+    pub excluded: Option<FailureCause>,
+    pub tlsrpt_result: Option<SessionResult>,
+    /// Postfix could not send its own report of this session.
+    pub tlsrpt_not_sent: bool,
     /// The next hop, where the line names it.
     pub next_hop: Option<String>,
     /// There is no line about it but the delivery's.
-    pub unlogged: Option<Unlogged>,
-    /// `QID: reason` has ended it: the message, and what follows from the reason.
-    pub left: Option<(String, Option<SessionResult>)>,
+    pub unlogged: Option<UnloggedSession>,
+    /// `QID: reason` has ended it: the queue id, and the verdict that follows from the reason.
+    pub given_up: Option<(String, Option<SessionResult>)>,
 }
 
-/// What a delivery line alone tells of a connection.
+/// A session that only the delivery line shows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) enum Unlogged {
+pub(super) enum UnloggedSession {
     /// TLS, and as much as the level asks is known of the certificate.
     Encrypted(Option<Trust>),
     /// No TLS.
@@ -62,68 +62,68 @@ impl Attempt {
             verification: None,
             resumed_untrusted: false,
             tlsa_unusable: false,
-            ruled_out: None,
-            native: None,
-            unsent: false,
+            excluded: None,
+            tlsrpt_result: None,
+            tlsrpt_not_sent: false,
             next_hop: None,
             unlogged: None,
-            left: None,
+            given_up: None,
         }
     }
 
-    pub fn is_at(&self, peer: Peer<'_>) -> bool {
+    pub fn is_to(&self, peer: Peer<'_>) -> bool {
         self.ip == peer.ip
             && self.host.as_deref().is_none_or(|host| host.as_bytes().eq_ignore_ascii_case(peer.host))
             && (self.port.is_none() || peer.port.is_none() || self.port == peer.port)
     }
 
     /// Whether its handshake at `peer` failed; of one through tlsproxy(8) no line names the peer.
-    pub fn left_for_its_handshake(&self, peer: Peer<'_>) -> bool {
+    pub fn failed_handshake_at(&self, peer: Peer<'_>) -> bool {
         let failed = |verdict: &SessionResult| matches!(verdict, SessionResult::Failure(_, Some(code)) if code == HANDSHAKE_FAILURE);
-        self.left.as_ref().and_then(|(_, verdict)| verdict.as_ref()).is_some_and(failed)
-            && (self.ip.is_none() || self.is_at(peer))
+        self.given_up.as_ref().and_then(|(_, verdict)| verdict.as_ref()).is_some_and(failed)
+            && (self.ip.is_none() || self.is_to(peer))
     }
 
-    /// Whether the lines of its handshake are all there: another such line is another connection's.
-    pub fn finished_handshake(&self) -> bool {
+    /// Whether its handshake has finished: another line about a handshake belongs to another connection.
+    pub fn has_finished_handshake(&self) -> bool {
         self.trust.is_some() || self.handshake_failed
     }
 
-    pub fn peer_key(&self) -> Key {
-        key_of(self.host.as_deref().unwrap_or("").as_bytes(), self.ip, self.port)
+    pub fn peer_key(&self) -> TableKey {
+        address_key(self.host.as_deref().unwrap_or("").as_bytes(), self.ip, self.port)
     }
 }
 
 /// A key of a table: on the stack where it is as short as usual.
-pub(super) type Key = SmallVec<[u8; 96]>;
+pub(super) type TableKey = SmallVec<[u8; 96]>;
 
-fn key(parts: &[&[u8]]) -> Key {
-    let mut key = Key::new();
+fn join_key(parts: &[&[u8]]) -> TableKey {
+    let mut key = TableKey::new();
     parts.iter().for_each(|part| key.extend_from_slice(part));
     key
 }
 
-pub(super) fn process_key(process: &Process<'_>) -> Key {
-    key(&[process.instance, b"/", process.name, b"\0", &process.pid.to_be_bytes()])
+pub(super) fn process_key(process: &Process<'_>) -> TableKey {
+    join_key(&[process.instance, b"/", process.name, b"\0", &process.pid.to_be_bytes()])
 }
 
-pub(super) fn peer_key(peer: Peer<'_>) -> Key {
-    key_of(peer.host, peer.ip, peer.port)
+pub(super) fn peer_key(peer: Peer<'_>) -> TableKey {
+    address_key(peer.host, peer.ip, peer.port)
 }
 
 /// The host in lower case, its address and port.
-fn key_of(host: &[u8], ip: Option<IpAddr>, port: Option<u16>) -> Key {
+fn address_key(host: &[u8], ip: Option<IpAddr>, port: Option<u16>) -> TableKey {
     let port = port.unwrap_or(SMTP_PORT).to_be_bytes();
     let mut key = match ip {
-        Some(IpAddr::V4(ip)) => key(&[host, b"\0", &ip.octets(), &port]),
-        Some(IpAddr::V6(ip)) => key(&[host, b"\0", &ip.octets(), &port]),
-        None => key(&[host, b"\0", &port]),
+        Some(IpAddr::V4(ip)) => join_key(&[host, b"\0", &ip.octets(), &port]),
+        Some(IpAddr::V6(ip)) => join_key(&[host, b"\0", &ip.octets(), &port]),
+        None => join_key(&[host, b"\0", &port]),
     };
     key[..host.len()].make_ascii_lowercase();
     key
 }
 
 /// A host and its address, of any port.
-pub(super) fn host_key(host: &str, ip: Option<IpAddr>) -> Key {
-    key_of(host.as_bytes(), ip, None)
+pub(super) fn host_key(host: &str, ip: Option<IpAddr>) -> TableKey {
+    address_key(host.as_bytes(), ip, None)
 }

@@ -13,13 +13,13 @@ use tlswarden_parsers::event::{
     Event, EventKind, ExclusionReason, Peer, Process, TlsFeature, TlsFeatureStatus, TlsReason, VerificationError,
 };
 
-use self::attempt::{Attempt, SMTP_PORT, Unlogged, host_key, peer_key, process_key};
+use self::attempt::{Attempt, SMTP_PORT, UnloggedSession, host_key, peer_key, process_key};
 use crate::base::domain_name;
 use crate::base::tlsrpt::{ResultType, SessionOutcome, SessionResult, Trust};
-use crate::counting::session::reason::{HANDSHAKE_FAILURE, MX_MISMATCH, native_verdict, verification};
+use crate::counting::session::reason::{HANDSHAKE_FAILURE, MX_MISMATCH, tlsrpt_verdict, verification_failure};
 use crate::counting::session::text::{lossy, lower_case};
-use crate::counting::session::tracked_map::{Change, Kept};
-use crate::counting::session::{Losses, SESSION_TIMEOUT};
+use crate::counting::session::tracked_map::{RecordChange, TrackedMap};
+use crate::counting::session::{SESSION_TIMEOUT, Uncounted};
 
 /// smtp(8) processes that have a delivery under way. Postfix's default_process_limit is 100.
 const MAX_PROCESSES: usize = 100_000;
@@ -27,215 +27,232 @@ const MAX_PROCESSES: usize = 100_000;
 /// Connections of one delivery before its `to=` line: smtp_mx_session_limit is 2, addresses and retries come on top.
 const MAX_ATTEMPTS: usize = 64;
 
-/// Peers whose last verification failure is remembered.
-const MAX_FAILURES: usize = 100_000;
+/// Peers whose last verification failure is stored.
+const MAX_FAILED_PEERS: usize = 100_000;
 
 /// How long a verification failure explains a later one of the same peer that has no line of its own, in seconds:
 /// smtp_tls_session_cache_timeout, for a resumed session is not verified again.
-const FAILURE_MEMORY: i64 = 3600;
+const VERIFICATION_FAILURE_TTL: i64 = 3600;
 
 /// Destinations that Postfix reports on by itself; beyond, those that mail went to longest ago count from the log.
 const MAX_DESTINATIONS: usize = 100_000;
 
-/// How long a destination is known as one that Postfix reports on, in seconds: it looks for the record at each delivery,
-/// and who has taken it away gets no report of the day either.
-const REPORTED_MEMORY: i64 = 86_400;
+/// How long a destination is known as one that Postfix reports on, in seconds: it looks for the TLSRPT record at each
+/// delivery, and a domain that has removed the record gets no report of the day either.
+const REPORTED_DESTINATION_TTL: i64 = 86_400;
 
 /// Messages that are known by their queue id, as our own reports or as answered.
 const MAX_MESSAGES: usize = 100_000;
 
-/// How long a queue id is remembered after its last line, in seconds: maximal_queue_lifetime, five days.
-const MESSAGE_MEMORY: i64 = 5 * 86_400;
+/// How long a queue id is stored after its last line, in seconds: maximal_queue_lifetime, five days.
+const QUEUE_ID_TTL: i64 = 5 * 86_400;
 
-/// How long our own report's queue id is remembered after `removed`, in seconds: lines can be out of order.
-const REMOVED_MEMORY: i64 = 60;
+/// How long our own report's queue id is stored after `removed`, in seconds: lines can be out of order.
+const REMOVED_QUEUE_ID_TTL: i64 = 60;
 
 /// Instances (`syslog_name`) of which something is remembered: each is a line in main.cf or master.cf.
 const MAX_INSTANCES: usize = 1000;
 
 /// The sessions of one input.
 #[derive(Debug)]
-pub struct Sessions {
-    deliveries: Kept<Delivery>,
-    failures: Kept<(ResultType, Option<String>)>,
-    own: Kept<()>,
-    answered: Kept<Vec<Vec<u8>>>,
-    reported: Kept<()>,
-    proxied: Kept<u32>,
-    reporting: Kept<Vec<u8>>,
-    instances: Kept<Instance>,
-    swept: i64,
-    losses: Losses,
+pub struct PostfixSessions {
+    deliveries: TrackedMap<OpenDelivery>,
+    verification_failures: TrackedMap<(ResultType, Option<String>)>,
+    own_reports: TrackedMap<()>,
+    counted_recipients: TrackedMap<Vec<Vec<u8>>>,
+    reported_destinations: TrackedMap<()>,
+    proxied_sessions: TrackedMap<u32>,
+    last_reported_peer: TrackedMap<Vec<u8>>,
+    instances: TrackedMap<Instance>,
+    swept_at: i64,
+    uncounted: Uncounted,
 }
 
-/// What the lines of one instance have shown since it was started.
+/// What the lines of one instance (`syslog_name`) have shown since it was started.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 struct Instance {
     /// It has trust anchors: some certificate was found trusted.
-    anchored: bool,
+    has_trust_anchors: bool,
     /// It has sessions made by tlsproxy(8). Of those smtp(8) logs every one, whatever the log level is.
-    proxied: bool,
+    uses_tlsproxy: bool,
     /// Its log level shows every session.
-    shows_all: bool,
+    logs_all_sessions: bool,
 }
 
-/// What one smtp(8) process is doing.
+/// The delivery that one smtp(8) process has under way.
 #[derive(Debug, Default, Serialize, Deserialize)]
-struct Delivery {
+struct OpenDelivery {
     attempts: Vec<Attempt>,
-    /// Attempts that gave way to newer ones.
-    crowded_out: u64,
+    /// Attempts that were evicted by newer ones.
+    evicted: u64,
 }
 
-/// What a delivery line says of the connection that it came over.
-struct End<'a> {
+/// The fields of a delivery line that concern its connection.
+struct DeliveryLine<'a> {
     relay: Option<Peer<'a>>,
-    /// Not a cached one.
-    new: bool,
+    /// The connection is not a cached one.
+    new_connection: bool,
     tls: Option<TlsFeature<'a>>,
     sent: bool,
     reason: TlsReason<'a>,
 }
 
-impl Sessions {
+impl PostfixSessions {
     /// No sessions.
-    pub fn new() -> Sessions {
-        Sessions {
-            deliveries: Kept::new(MAX_PROCESSES),
-            failures: Kept::new(MAX_FAILURES),
-            own: Kept::new(MAX_MESSAGES),
-            answered: Kept::new(MAX_MESSAGES),
-            reported: Kept::new(MAX_DESTINATIONS),
-            proxied: Kept::new(MAX_FAILURES),
-            reporting: Kept::new(MAX_PROCESSES),
-            instances: Kept::new(MAX_INSTANCES),
-            swept: 0,
-            losses: Losses::default(),
+    pub fn new() -> PostfixSessions {
+        PostfixSessions {
+            deliveries: TrackedMap::new(MAX_PROCESSES),
+            verification_failures: TrackedMap::new(MAX_FAILED_PEERS),
+            own_reports: TrackedMap::new(MAX_MESSAGES),
+            counted_recipients: TrackedMap::new(MAX_MESSAGES),
+            reported_destinations: TrackedMap::new(MAX_DESTINATIONS),
+            proxied_sessions: TrackedMap::new(MAX_FAILED_PEERS),
+            last_reported_peer: TrackedMap::new(MAX_PROCESSES),
+            instances: TrackedMap::new(MAX_INSTANCES),
+            swept_at: 0,
+            uncounted: Uncounted::default(),
         }
     }
 
-    /// Takes back one record of [`changes`](Self::changes); `false` if it does not read.
+    /// Takes back one record of [`take_changes`](Self::take_changes); `false` if it does not read.
     pub fn load(&mut self, key: &[u8], value: &[u8]) -> bool {
         match key.split_first() {
             Some((b'd', key)) => self.deliveries.load(key, value),
-            Some((b'f', key)) => self.failures.load(key, value),
-            Some((b'o', key)) => self.own.load(key, value),
-            Some((b'a', key)) => self.answered.load(key, value),
-            Some((b'n', key)) => self.reported.load(key, value),
-            Some((b'q', key)) => self.proxied.load(key, value),
-            Some((b'p', key)) => self.reporting.load(key, value),
+            Some((b'f', key)) => self.verification_failures.load(key, value),
+            Some((b'o', key)) => self.own_reports.load(key, value),
+            Some((b'a', key)) => self.counted_recipients.load(key, value),
+            Some((b'n', key)) => self.reported_destinations.load(key, value),
+            Some((b'q', key)) => self.proxied_sessions.load(key, value),
+            Some((b'p', key)) => self.last_reported_peer.load(key, value),
             Some((b't', key)) => self.instances.load(key, value),
             _ => false,
         }
     }
 
-    /// The records that have changed since the last call.
-    pub fn changes(&mut self) -> Vec<Change> {
+    /// Takes the records that have changed since the last call.
+    pub fn take_changes(&mut self) -> Vec<RecordChange> {
         let mut all = Vec::new();
-        let mut add = |table: u8, changes: Vec<Change>| {
+        let mut add = |table: u8, changes: Vec<RecordChange>| {
             all.extend(changes.into_iter().map(|(key, value)| ([&[table], &key[..]].concat(), value)));
         };
-        add(b'd', self.deliveries.changes());
-        add(b'f', self.failures.changes());
-        add(b'o', self.own.changes());
-        add(b'a', self.answered.changes());
-        add(b'n', self.reported.changes());
-        add(b'q', self.proxied.changes());
-        add(b'p', self.reporting.changes());
-        add(b't', self.instances.changes());
+        add(b'd', self.deliveries.take_changes());
+        add(b'f', self.verification_failures.take_changes());
+        add(b'o', self.own_reports.take_changes());
+        add(b'a', self.counted_recipients.take_changes());
+        add(b'n', self.reported_destinations.take_changes());
+        add(b'q', self.proxied_sessions.take_changes());
+        add(b'p', self.last_reported_peer.take_changes());
+        add(b't', self.instances.take_changes());
         all
     }
 
-    /// What could not be counted since the last call.
-    pub fn losses(&mut self) -> Losses {
-        std::mem::take(&mut self.losses)
+    /// Takes the sessions that were not counted since the last call.
+    pub fn take_uncounted(&mut self) -> Uncounted {
+        std::mem::take(&mut self.uncounted)
     }
 
-    /// Takes one event at its time; `own` tells whether a Message-ID is one of our reports. Outcomes go to `out`.
-    pub fn event(&mut self, event: &Event<'_>, time: i64, own: impl Fn(&[u8]) -> bool, out: &mut Vec<SessionOutcome>) {
-        if time >= self.swept + 60 {
-            self.swept = time;
+    /// Takes one event at its time; `is_own_report` tells whether a Message-ID is one of our reports. Outcomes go to `out`.
+    pub fn handle_event(
+        &mut self,
+        event: &Event<'_>,
+        time: i64,
+        is_own_report: impl Fn(&[u8]) -> bool,
+        out: &mut Vec<SessionOutcome>,
+    ) {
+        if time >= self.swept_at + 60 {
+            self.swept_at = time;
             self.sweep(time, out);
         }
         let process = &event.process;
         let delivers = process.name == b"smtp";
         match &event.kind {
-            EventKind::VerificationFailed { peer, cause } => self.verification_failed(process, *peer, *cause, time),
+            EventKind::VerificationFailed { peer, cause } => {
+                self.handle_verification_failed(process, *peer, *cause, time)
+            }
             EventKind::MessageId { queue_id, message_id } => {
-                if own(message_id) {
-                    self.own.change(queue_id, time + MESSAGE_MEMORY, || ());
+                if is_own_report(message_id) {
+                    self.own_reports.upsert(queue_id, time + QUEUE_ID_TTL, || ());
                 } else {
                     // A queue id can come again.
-                    self.own.remove(queue_id);
+                    self.own_reports.remove(queue_id);
                 }
             }
             EventKind::QueueActive { queue_id } => {
-                self.answered.remove(queue_id);
+                self.counted_recipients.remove(queue_id);
             }
             EventKind::QueueRemoved { queue_id } => {
-                self.answered.remove(queue_id);
-                if self.own.contains(queue_id) {
-                    self.own.change(queue_id, time + REMOVED_MEMORY, || ());
+                self.counted_recipients.remove(queue_id);
+                if self.own_reports.contains(queue_id) {
+                    self.own_reports.upsert(queue_id, time + REMOVED_QUEUE_ID_TTL, || ());
                 }
             }
-            EventKind::DaemonStarted { .. } => self.instances.remove_like(|name| is_of(name, process.instance)),
+            EventKind::DaemonStarted { .. } => {
+                self.instances.remove_matching(|name| belongs_to_master(name, process.instance))
+            }
             EventKind::DaemonReloaded => {
-                let names: Vec<_> = self.instances.keys().filter(|n| is_of(n, process.instance)).cloned().collect();
+                let names: Vec<_> =
+                    self.instances.keys().filter(|n| belongs_to_master(n, process.instance)).cloned().collect();
                 for name in names {
-                    self.instance(&name, time, |i| (i.proxied, i.shows_all) = (false, false));
+                    self.update_instance(&name, time, |i| (i.uses_tlsproxy, i.logs_all_sessions) = (false, false));
                 }
             }
-            EventKind::TlsproxyConnect => self.instance(process.instance, time, |i| i.proxied = true),
+            EventKind::TlsproxyConnect => self.update_instance(process.instance, time, |i| i.uses_tlsproxy = true),
             EventKind::Established { reused: false, .. } if process.name == b"tlsproxy" => {
-                self.instance(process.instance, time, |i| i.shows_all = true);
+                self.update_instance(process.instance, time, |i| i.logs_all_sessions = true);
             }
             EventKind::TlsrptResult { domain, peer, .. } if !delivers => {
-                self.reports(domain, time);
+                self.note_reported_destination(domain, time);
                 let peer = host_key(&lossy(peer.host), peer.ip);
-                *self.proxied.change(&peer, time, || 0).0 += 1;
-                *self.reporting.change(&process_key(process), time, Vec::new).0 = peer.to_vec();
+                *self.proxied_sessions.upsert(&peer, time, || 0).0 += 1;
+                *self.last_reported_peer.upsert(&process_key(process), time, Vec::new).0 = peer.to_vec();
             }
             EventKind::TlsrptNotSent if !delivers => {
-                if let Some(peer) = self.reporting.remove(&process_key(process)) {
-                    self.was_proxied(&peer);
+                if let Some(peer) = self.last_reported_peer.remove(&process_key(process)) {
+                    self.take_proxied_session(&peer);
                 }
             }
             // The rest says something only where a delivery is under way: tlsproxy(8) repeats what smtp(8) logs.
             _ if !delivers => {}
             EventKind::Established { reused: true, .. } => {}
-            EventKind::Established { peer, trust, .. } => self.established(process, *peer, *trust, time),
+            EventKind::Established { peer, trust, .. } => self.handle_established(process, *peer, *trust, time),
             EventKind::HandshakeFailed { peer, .. } => {
-                self.attempt(process, Some(*peer), time, |a| a.finished_handshake()).handshake_failed = true;
+                self.open_attempt(process, Some(*peer), time, |a| a.has_finished_handshake()).handshake_failed = true;
             }
             EventKind::ResumedUntrusted { peer } => {
-                self.attempt(process, Some(*peer), time, |a| a.finished_handshake()).resumed_untrusted = true;
+                self.open_attempt(process, Some(*peer), time, |a| a.has_finished_handshake()).resumed_untrusted = true;
             }
             EventKind::TlsaUnusable { peer } => {
-                self.attempt(process, Some(*peer), time, |a| a.finished_handshake()).tlsa_unusable = true;
+                self.open_attempt(process, Some(*peer), time, |a| a.has_finished_handshake()).tlsa_unusable = true;
             }
             EventKind::HostExcluded { next_hop, host, reason: why } => {
-                self.ruled_out(process, next_hop, host, *why, time)
+                self.handle_host_excluded(process, next_hop, host, *why, time)
             }
             EventKind::TlsrptResult { domain, peer, failure } => {
                 let verdict = match failure {
                     None => SessionResult::Success,
-                    Some(f) => native_verdict(f.failure_type, f.reason),
+                    Some(f) => tlsrpt_verdict(f.failure_type, f.reason),
                 };
-                self.reports(domain, time);
-                let attempt = self.attempt(process, Some(*peer), time, |a| a.native.is_some());
-                attempt.native = Some(verdict);
+                self.note_reported_destination(domain, time);
+                let attempt = self.open_attempt(process, Some(*peer), time, |a| a.tlsrpt_result.is_some());
+                attempt.tlsrpt_result = Some(verdict);
                 attempt.next_hop = Some(lossy(domain));
             }
             EventKind::TlsrptNotSent => {
                 let last = self.deliveries.peek(&process_key(process)).is_some_and(|(_, d)| !d.attempts.is_empty());
-                if last && let Some(attempt) = self.delivery(process, time).attempts.last_mut() {
-                    attempt.unsent = attempt.native.is_some();
+                if last && let Some(attempt) = self.open_delivery(process, time).attempts.last_mut() {
+                    attempt.tlsrpt_not_sent = attempt.tlsrpt_result.is_some();
                 }
             }
-            EventKind::HostGivenUp { queue_id, reason } => self.left(process, queue_id, *reason, time),
+            EventKind::HostGivenUp { queue_id, reason } => self.handle_host_given_up(process, queue_id, *reason, time),
             EventKind::Delivery { queue_id, recipient_domain, relay, cached_connection, tls, sent, reason } => {
-                let end = End { relay: *relay, new: !cached_connection, tls: *tls, sent: *sent, reason: *reason };
-                self.delivered(process, queue_id, recipient_domain, &end, time, out);
+                let end = DeliveryLine {
+                    relay: *relay,
+                    new_connection: !cached_connection,
+                    tls: *tls,
+                    sent: *sent,
+                    reason: *reason,
+                };
+                self.handle_delivery(process, queue_id, recipient_domain, &end, time, out);
             }
             // The detail of a handshake failure that has its own line; another MTA's line.
             EventKind::LibraryProblem { .. } | EventKind::Exim(_) => {}
@@ -251,13 +268,13 @@ impl Sessions {
 
     /// A queue id that Postfix gave one of our reports at `time`. What the log says of its Message-ID goes before it.
     pub fn carries_own(&mut self, queue_id: &[u8], time: i64) {
-        let (_, crowded) = self.own.change(queue_id, time + MESSAGE_MEMORY, || ());
-        self.losses.crowded_out += crowded;
+        let (_, evicted) = self.own_reports.upsert(queue_id, time + QUEUE_ID_TTL, || ());
+        self.uncounted.evicted += evicted;
     }
 
     /// An instance has found a certificate trusted, which a line alone could not tell.
     pub fn has_anchors(&mut self, instance: &[u8], time: i64) {
-        self.instance(instance, time, |i| i.anchored = true);
+        self.update_instance(instance, time, |i| i.has_trust_anchors = true);
     }
 
     /// Whether anything is open.
@@ -265,38 +282,46 @@ impl Sessions {
         self.deliveries.is_empty()
     }
 
-    /// Notes that Postfix reports sessions to a destination by itself: it has one TLSRPT record.
-    fn reports(&mut self, domain: &[u8], time: i64) {
+    /// Notes that Postfix itself reports sessions to a destination: it has one TLSRPT record.
+    fn note_reported_destination(&mut self, domain: &[u8], time: i64) {
         if let Some(name) = domain_name::normalize(&lossy(domain)) {
-            let (_, crowded) = self.reported.change(name.as_bytes(), time, || ());
-            self.losses.crowded_out += crowded;
+            let (_, evicted) = self.reported_destinations.upsert(name.as_bytes(), time, || ());
+            self.uncounted.evicted += evicted;
         }
     }
 
-    /// Whether tlsproxy(8) has reported a session with a peer that no session of smtp(8)'s has been taken for yet.
-    fn was_proxied(&mut self, peer: &[u8]) -> bool {
-        let Some((time, left)) = self.proxied.peek(peer).map(|(time, left)| (time, *left)) else { return false };
+    /// Takes one session that tlsproxy(8) has reported with a peer and that no session of smtp(8) has been matched with.
+    fn take_proxied_session(&mut self, peer: &[u8]) -> bool {
+        let Some((time, left)) = self.proxied_sessions.peek(peer).map(|(time, left)| (time, *left)) else {
+            return false;
+        };
         if left > 1 {
-            *self.proxied.change(peer, time, || 0).0 = left - 1;
+            *self.proxied_sessions.upsert(peer, time, || 0).0 = left - 1;
         } else {
-            self.proxied.remove(peer);
+            self.proxied_sessions.remove(peer);
         }
         true
     }
 
-    fn established(&mut self, process: &Process<'_>, peer: Peer<'_>, trust: Trust, time: i64) {
-        self.instance(process.instance, time, |i| {
-            i.anchored |= trust == Trust::Trusted;
-            i.shows_all |= !i.proxied;
+    fn handle_established(&mut self, process: &Process<'_>, peer: Peer<'_>, trust: Trust, time: i64) {
+        self.update_instance(process.instance, time, |i| {
+            i.has_trust_anchors |= trust == Trust::Trusted;
+            i.logs_all_sessions |= !i.uses_tlsproxy;
         });
-        self.attempt(process, Some(peer), time, |a| a.finished_handshake()).trust = Some(trust);
+        self.open_attempt(process, Some(peer), time, |a| a.has_finished_handshake()).trust = Some(trust);
     }
 
-    fn verification_failed(&mut self, process: &Process<'_>, peer: Peer<'_>, cause: VerificationError<'_>, time: i64) {
-        let found = verification(cause);
-        self.failures.change(&peer_key(peer), time, || found.clone()).0.clone_from(&found);
+    fn handle_verification_failed(
+        &mut self,
+        process: &Process<'_>,
+        peer: Peer<'_>,
+        cause: VerificationError<'_>,
+        time: i64,
+    ) {
+        let found = verification_failure(cause);
+        self.verification_failures.upsert(&peer_key(peer), time, || found.clone()).0.clone_from(&found);
         if process.name == b"smtp" {
-            let attempt = self.attempt(process, Some(peer), time, |a| a.finished_handshake());
+            let attempt = self.open_attempt(process, Some(peer), time, |a| a.has_finished_handshake());
             // A chain can fail at several depths; the name counts only where nothing else is wrong (tls_verify.c).
             let name_only =
                 attempt.verification.as_ref().is_none_or(|(t, _)| *t == ResultType::CertificateHostMismatch);
@@ -306,7 +331,14 @@ impl Sessions {
         }
     }
 
-    fn ruled_out(&mut self, process: &Process<'_>, next_hop: &[u8], host: &[u8], why: ExclusionReason, time: i64) {
+    fn handle_host_excluded(
+        &mut self,
+        process: &Process<'_>,
+        next_hop: &[u8],
+        host: &[u8],
+        why: ExclusionReason,
+        time: i64,
+    ) {
         let host = lower_case(host);
         let found = match why {
             ExclusionReason::TlsaLookupError => (ResultType::DnssecInvalid, None),
@@ -314,59 +346,59 @@ impl Sessions {
             ExclusionReason::NoTlsa | ExclusionReason::NotDnssec => (ResultType::DaneRequired, None),
             ExclusionReason::StsMxMismatch => (ResultType::ValidationFailure, Some(MX_MISMATCH.to_owned())),
         };
-        let delivery = self.delivery(process, time);
+        let delivery = self.open_delivery(process, time);
         // Each address of a host is looked up again, with the same warning.
-        if delivery.attempts.iter().any(|a| a.ruled_out.is_some() && a.host.as_deref() == Some(&*host)) {
+        if delivery.attempts.iter().any(|a| a.excluded.is_some() && a.host.as_deref() == Some(&*host)) {
             return;
         }
         let mut attempt = Attempt::new(time, None);
         attempt.host = Some(host);
-        attempt.ruled_out = Some(found);
+        attempt.excluded = Some(found);
         attempt.next_hop = Some(next_hop_host(next_hop));
-        push(delivery, attempt);
+        push_attempt(delivery, attempt);
     }
 
-    fn left(&mut self, process: &Process<'_>, queue_id: &[u8], reason: TlsReason<'_>, time: i64) {
-        let open = |a: &Attempt| a.left.is_none() && a.ruled_out.is_none();
+    fn handle_host_given_up(&mut self, process: &Process<'_>, queue_id: &[u8], reason: TlsReason<'_>, time: i64) {
+        let open = |a: &Attempt| a.given_up.is_none() && a.excluded.is_none();
         let needs_one = match reason {
             TlsReason::Other => None,
             // At log level 0 Postfix 3.4 and 3.5 say no more of a certificate than this.
             TlsReason::HandshakeFailure | TlsReason::NotVerified | TlsReason::NotTrusted => Some(None),
             TlsReason::StarttlsRefused(peer) | TlsReason::StarttlsNotOffered(peer) => Some(Some(peer)),
         };
-        let delivery = self.delivery(process, time);
+        let delivery = self.open_delivery(process, time);
         if !delivery.attempts.last().is_some_and(open) {
             let Some(peer) = needs_one else {
                 self.drop_if_empty(process);
                 return;
             };
-            push(delivery, Attempt::new(time, peer));
+            push_attempt(delivery, Attempt::new(time, peer));
         }
         let Some(mut attempt) = delivery.attempts.pop() else { return };
         let verdict = self.verdict(&attempt, reason, time);
-        attempt.left = Some((lossy(queue_id), verdict));
-        self.delivery(process, time).attempts.push(attempt);
+        attempt.given_up = Some((lossy(queue_id), verdict));
+        self.open_delivery(process, time).attempts.push(attempt);
     }
 
-    fn delivered(
+    fn handle_delivery(
         &mut self,
         process: &Process<'_>,
         queue_id: &[u8],
         recipient_domain: &[u8],
-        end: &End<'_>,
+        end: &DeliveryLine<'_>,
         time: i64,
         out: &mut Vec<SessionOutcome>,
     ) {
-        let &End { relay, reason, .. } = end;
+        let &DeliveryLine { relay, reason, .. } = end;
         let key = process_key(process);
         let mut delivery = self.deliveries.remove(&key).unwrap_or_default();
-        self.losses.crowded_out += delivery.crowded_out;
-        if self.own.contains(queue_id) {
-            self.losses.own_reports += delivery.attempts.len() as u64;
+        self.uncounted.evicted += delivery.evicted;
+        if self.own_reports.contains(queue_id) {
+            self.uncounted.own_reports += delivery.attempts.len() as u64;
             return;
         }
-        let mut open = delivery.attempts.pop_if(|a| a.left.is_none() && a.ruled_out.is_none());
-        let unlogged = if open.is_some() { None } else { self.unlogged(process, end, &delivery) };
+        let mut open = delivery.attempts.pop_if(|a| a.given_up.is_none() && a.excluded.is_none());
+        let unlogged = if open.is_some() { None } else { self.unlogged_session(process, end, &delivery) };
         // The lines of the other recipients are alike, and without what was before them look like clear text.
         let told = open.is_some() || !delivery.attempts.is_empty();
         if !matches!(reason, TlsReason::Other) || unlogged.is_some() || told {
@@ -378,8 +410,8 @@ impl Sessions {
             // The other recipients of this delivery have the same line; another delivery of the message by the same
             // process is to another host.
             let answer = [&key[..], b"\0", &peer.map(peer_key).unwrap_or_default()[..]].concat();
-            let (seen, crowded) = self.answered.change(queue_id, time, Vec::new);
-            self.losses.crowded_out += crowded;
+            let (seen, evicted) = self.counted_recipients.upsert(queue_id, time, Vec::new);
+            self.uncounted.evicted += evicted;
             if !seen.contains(&answer) && seen.len() < MAX_ATTEMPTS {
                 seen.push(answer);
                 open = open.or_else(|| {
@@ -392,16 +424,16 @@ impl Sessions {
         let domain = lossy(recipient_domain);
         let queue_id = lossy(queue_id);
         for mut attempt in delivery.attempts {
-            match attempt.left.take() {
-                Some((of, _)) if of != queue_id => self.losses.unmatched += 1,
+            match attempt.given_up.take() {
+                Some((of, _)) if of != queue_id => self.uncounted.unmatched += 1,
                 // Neither given up nor the last: the line that ended it is missing.
-                None if attempt.ruled_out.is_none() => self.losses.unmatched += 1,
+                None if attempt.excluded.is_none() => self.uncounted.unmatched += 1,
                 left => self.finish(attempt, left.and_then(|(_, verdict)| verdict), &domain, time, process, out),
             }
         }
         if let Some(attempt) = open {
-            if relay.is_some_and(|relay| !attempt.is_at(relay)) {
-                self.losses.unmatched += 1;
+            if relay.is_some_and(|relay| !attempt.is_to(relay)) {
+                self.uncounted.unmatched += 1;
             } else {
                 let verdict = self.verdict(&attempt, reason, time);
                 self.finish(attempt, verdict, &domain, time, process, out);
@@ -409,20 +441,25 @@ impl Sessions {
         }
     }
 
-    /// What a delivery says of a connection of which no other line does.
-    fn unlogged(&self, process: &Process<'_>, end: &End<'_>, delivery: &Delivery) -> Option<Unlogged> {
-        let peer = end.relay.filter(|_| end.new && matches!(end.reason, TlsReason::Other))?;
+    /// The session of a delivery line whose connection no other line shows.
+    fn unlogged_session(
+        &self,
+        process: &Process<'_>,
+        end: &DeliveryLine<'_>,
+        delivery: &OpenDelivery,
+    ) -> Option<UnloggedSession> {
+        let peer = end.relay.filter(|_| end.new_connection && matches!(end.reason, TlsReason::Other))?;
         // In clear text because the handshake has just failed: that was the session.
-        let fell_back = delivery.attempts.last().is_some_and(|a| a.left_for_its_handshake(peer));
-        let clear = (!fell_back && peer.port == Some(SMTP_PORT)).then_some(Unlogged::ClearText);
+        let fell_back = delivery.attempts.last().is_some_and(|a| a.failed_handshake_at(peer));
+        let clear = (!fell_back && peer.port == Some(SMTP_PORT)).then_some(UnloggedSession::ClearText);
         match end.tls {
             Some(tls) if tls.status != TlsFeatureStatus::Met || tls.requested == b"none" => None,
             Some(TlsFeature { effective: b"none", .. }) => clear,
-            _ if self.shows_all(process.instance) => clear.filter(|_| end.sent && end.tls.is_none()),
-            Some(TlsFeature { effective: b"may" | b"encrypt", .. }) => Some(Unlogged::Encrypted(None)),
-            Some(TlsFeature { effective: b"halfdane", .. }) => Some(Unlogged::Encrypted(Some(Trust::Trusted))),
+            _ if self.logs_all_sessions(process.instance) => clear.filter(|_| end.sent && end.tls.is_none()),
+            Some(TlsFeature { effective: b"may" | b"encrypt", .. }) => Some(UnloggedSession::Encrypted(None)),
+            Some(TlsFeature { effective: b"halfdane", .. }) => Some(UnloggedSession::Encrypted(Some(Trust::Trusted))),
             Some(TlsFeature { effective: b"fingerprint" | b"dane" | b"dane-only" | b"verify" | b"secure", .. }) => {
-                Some(Unlogged::Encrypted(Some(Trust::Verified)))
+                Some(UnloggedSession::Encrypted(Some(Trust::Verified)))
             }
             _ => None,
         }
@@ -440,18 +477,18 @@ impl Sessions {
             TlsReason::HandshakeFailure => failure(ResultType::ValidationFailure, Some(HANDSHAKE_FAILURE)),
             _ if attempt.tlsa_unusable => failure(ResultType::TlsaInvalid, Some("all-TLSA-records-unusable")),
             TlsReason::NotVerified | TlsReason::NotTrusted => {
-                let (result, code) = self.why_not_verified(attempt, reason, time);
+                let (result, code) = self.verification_cause(attempt, reason, time);
                 Some(SessionResult::Failure(result, code))
             }
-            TlsReason::Other if matches!(attempt.unlogged, Some(Unlogged::Encrypted(_))) => {
+            TlsReason::Other if matches!(attempt.unlogged, Some(UnloggedSession::Encrypted(_))) => {
                 Some(SessionResult::Success)
             }
             TlsReason::Other => attempt.trust.map(|_| SessionResult::Success),
         }
     }
 
-    /// The cause of `Server certificate not verified`: its own line, or the last one about that peer, or what is left.
-    fn why_not_verified(&self, attempt: &Attempt, reason: TlsReason<'_>, time: i64) -> (ResultType, Option<String>) {
+    /// The cause of `Server certificate not verified`: from its own line, else from the last one about that peer.
+    fn verification_cause(&self, attempt: &Attempt, reason: TlsReason<'_>, time: i64) -> (ResultType, Option<String>) {
         if let Some(found) = &attempt.verification {
             return found.clone();
         }
@@ -459,9 +496,9 @@ impl Sessions {
         if (reason, attempt.trust) == (TlsReason::NotVerified, Some(Trust::Trusted)) {
             return (ResultType::CertificateHostMismatch, None);
         }
-        let remembered = self.failures.peek(&attempt.peer_key());
+        let remembered = self.verification_failures.peek(&attempt.peer_key());
         if let Some((then, found)) = remembered
-            && (attempt.resumed_untrusted || time - then <= FAILURE_MEMORY)
+            && (attempt.resumed_untrusted || time - then <= VERIFICATION_FAILURE_TTL)
         {
             return found.clone();
         }
@@ -481,7 +518,7 @@ impl Sessions {
         process: &Process<'_>,
         out: &mut Vec<SessionOutcome>,
     ) {
-        let anchors = self.instances.peek(process.instance).is_some_and(|(_, i)| i.anchored);
+        let anchors = self.instances.peek(process.instance).is_some_and(|(_, i)| i.has_trust_anchors);
         self.emit(attempt, verdict, Some(recipient_domain), time, anchors, out);
         if let Some(verified) = out.last_mut().filter(|o| !anchors && o.trust == Some(Trust::Verified)) {
             verified.anchors_shown_by = Some(process.instance.into());
@@ -497,24 +534,26 @@ impl Sessions {
         anchors: bool,
         out: &mut Vec<SessionOutcome>,
     ) {
-        let ruled_out = attempt.ruled_out.is_some();
-        let observed = attempt.ruled_out.map(|(result, code)| SessionResult::Failure(result, code)).or(verdict);
-        let clear_text = attempt.unlogged == Some(Unlogged::ClearText);
-        if observed.is_none() && attempt.native.is_none() && !clear_text {
+        let ruled_out = attempt.excluded.is_some();
+        let observed = attempt.excluded.map(|(result, code)| SessionResult::Failure(result, code)).or(verdict);
+        let clear_text = attempt.unlogged == Some(UnloggedSession::ClearText);
+        if observed.is_none() && attempt.tlsrpt_result.is_none() && !clear_text {
             return;
         }
         let Some(name) = attempt.next_hop.as_deref().or(recipient_domain).and_then(domain_name::normalize) else {
-            self.losses.without_domain += 1;
+            self.uncounted.without_domain += 1;
             return;
         };
         let peer = host_key(attempt.host.as_deref().unwrap_or(""), attempt.ip);
         let reported = if ruled_out {
             // Postfix reports nothing of a host that it does not connect to.
             Some(false)
-        } else if self.reported.contains(name.as_bytes()) {
-            let told = attempt.native.is_some() && !attempt.unsent;
+        } else if self.reported_destinations.contains(name.as_bytes()) {
+            let told = attempt.tlsrpt_result.is_some() && !attempt.tlsrpt_not_sent;
             Some(
-                told || attempt.native.is_none() && observed != Some(SessionResult::Success) && self.was_proxied(&peer),
+                told || attempt.tlsrpt_result.is_none()
+                    && observed != Some(SessionResult::Success)
+                    && self.take_proxied_session(&peer),
             )
         } else {
             None
@@ -526,12 +565,12 @@ impl Sessions {
             mx: attempt.host,
             ip: attempt.ip,
             trust: match attempt.unlogged {
-                Some(Unlogged::Encrypted(trust)) => trust,
+                Some(UnloggedSession::Encrypted(trust)) => trust,
                 _ => attempt.trust,
             },
             dane: None,
             observed,
-            native: attempt.native,
+            native: attempt.tlsrpt_result,
             cause: None,
             clear_text,
             anchors,
@@ -542,9 +581,9 @@ impl Sessions {
     }
 
     /// Ends a delivery whose `to=` line never came: what names its domain itself still counts.
-    fn abandon(&mut self, delivery: Delivery, ended: i64, out: &mut Vec<SessionOutcome>) {
+    fn abandon(&mut self, delivery: OpenDelivery, ended: i64, out: &mut Vec<SessionOutcome>) {
         for mut attempt in delivery.attempts {
-            let verdict = match attempt.left.take() {
+            let verdict = match attempt.given_up.take() {
                 Some((_, verdict)) => verdict,
                 None => self.verdict(&attempt, TlsReason::Other, attempt.began),
             };
@@ -556,33 +595,33 @@ impl Sessions {
         for delivery in self.deliveries.remove_before(time - SESSION_TIMEOUT) {
             self.abandon(delivery, time, out);
         }
-        self.failures.remove_before(time - MESSAGE_MEMORY);
+        self.verification_failures.remove_before(time - QUEUE_ID_TTL);
         // The recipients of one delivery are answered together; one that comes later is of another.
-        self.answered.remove_before(time - SESSION_TIMEOUT);
-        self.reported.remove_before(time - REPORTED_MEMORY);
-        self.proxied.remove_before(time - SESSION_TIMEOUT);
-        self.reporting.remove_before(time - SESSION_TIMEOUT);
+        self.counted_recipients.remove_before(time - SESSION_TIMEOUT);
+        self.reported_destinations.remove_before(time - REPORTED_DESTINATION_TTL);
+        self.proxied_sessions.remove_before(time - SESSION_TIMEOUT);
+        self.last_reported_peer.remove_before(time - SESSION_TIMEOUT);
         // The time of an own report's entry is when it may go.
-        self.own.remove_before(time);
+        self.own_reports.remove_before(time);
     }
 
-    /// Remembers something of an instance; one that has nothing new costs a look.
-    fn instance(&mut self, name: &[u8], time: i64, learn: impl Fn(&mut Instance)) {
+    /// Updates what is known of an instance; writes nothing if that is not new.
+    fn update_instance(&mut self, name: &[u8], time: i64, learn: impl Fn(&mut Instance)) {
         let known = self.instances.peek(name).map(|(_, instance)| *instance).unwrap_or_default();
         let mut now = known;
         learn(&mut now);
         if now != known {
-            *self.instances.change(name, time, Instance::default).0 = now;
+            *self.instances.upsert(name, time, Instance::default).0 = now;
         }
     }
 
-    fn shows_all(&self, instance: &[u8]) -> bool {
-        self.instances.peek(instance).is_some_and(|(_, i)| i.shows_all)
+    fn logs_all_sessions(&self, instance: &[u8]) -> bool {
+        self.instances.peek(instance).is_some_and(|(_, i)| i.logs_all_sessions)
     }
 
-    fn delivery(&mut self, process: &Process<'_>, time: i64) -> &mut Delivery {
-        let (delivery, crowded) = self.deliveries.change(&process_key(process), time, Delivery::default);
-        self.losses.crowded_out += crowded;
+    fn open_delivery(&mut self, process: &Process<'_>, time: i64) -> &mut OpenDelivery {
+        let (delivery, evicted) = self.deliveries.upsert(&process_key(process), time, OpenDelivery::default);
+        self.uncounted.evicted += evicted;
         delivery
     }
 
@@ -595,18 +634,18 @@ impl Sessions {
 
     /// The attempt that a line about `peer` belongs to: the open one at that peer, unless `done` says that it is
     /// past such a line; else a new one.
-    fn attempt(
+    fn open_attempt(
         &mut self,
         process: &Process<'_>,
         peer: Option<Peer<'_>>,
         time: i64,
         done: impl Fn(&Attempt) -> bool,
     ) -> &mut Attempt {
-        let delivery = self.delivery(process, time);
+        let delivery = self.open_delivery(process, time);
         let same =
-            |a: &Attempt| a.left.is_none() && a.ruled_out.is_none() && peer.is_none_or(|p| a.is_at(p)) && !done(a);
+            |a: &Attempt| a.given_up.is_none() && a.excluded.is_none() && peer.is_none_or(|p| a.is_to(p)) && !done(a);
         if !delivery.attempts.last().is_some_and(same) {
-            push(delivery, Attempt::new(time, peer));
+            push_attempt(delivery, Attempt::new(time, peer));
         }
         let attempt = delivery.attempts.last_mut().expect("the last one matched, or one was pushed");
         if let Some(port) = peer.and_then(|p| p.port) {
@@ -616,22 +655,22 @@ impl Sessions {
     }
 }
 
-impl Default for Sessions {
+impl Default for PostfixSessions {
     fn default() -> Self {
         Self::new()
     }
 }
 
-fn push(delivery: &mut Delivery, attempt: Attempt) {
+fn push_attempt(delivery: &mut OpenDelivery, attempt: Attempt) {
     if delivery.attempts.len() == MAX_ATTEMPTS {
         delivery.attempts.remove(0);
-        delivery.crowded_out += 1;
+        delivery.evicted += 1;
     }
     delivery.attempts.push(attempt);
 }
 
 /// Whether an instance is master(8)'s own or a service of it with a name of its own (`-o syslog_name=postfix/relay`).
-fn is_of(instance: &[u8], master: &[u8]) -> bool {
+fn belongs_to_master(instance: &[u8], master: &[u8]) -> bool {
     instance.strip_prefix(master).is_some_and(|rest| rest.is_empty() || rest.starts_with(b"/"))
 }
 

@@ -8,13 +8,13 @@ const TRUSTED: &str =
     "Trusted TLS connection established to mx.a.test[192.0.2.1]:25: TLSv1.3 with cipher X (256/256 bits)";
 
 /// The outcomes of lines of one process, behind `postfix/`.
-fn outcomes(sessions: &mut Sessions, lines: &[&str]) -> Vec<SessionOutcome> {
+fn outcomes(sessions: &mut PostfixSessions, lines: &[&str]) -> Vec<SessionOutcome> {
     let mut out = Vec::new();
     for line in lines {
         let line = format!("2026-11-22T01:00:00Z h postfix/{line}");
         let event = parse(Dialect::Postfix, line.as_bytes()).unwrap().unwrap();
         let LogTimestamp::Utc(time) = event.timestamp else { panic!("{line}") };
-        sessions.event(&event, time, |_| false, &mut out);
+        sessions.handle_event(&event, time, |_| false, &mut out);
     }
     out
 }
@@ -51,7 +51,7 @@ fn at_log_level_0_postfix_3_11_tells_by_the_tls_feature() {
         ("conn_use=2, tls=may, ", vec![]),
         ("", vec![]),
     ] {
-        let mut sessions = Sessions::new();
+        let mut sessions = PostfixSessions::new();
         assert_eq!(gist(&outcomes(&mut sessions, &[&sent("4AB0CDEF12", tls)])), want, "{tls}");
     }
 }
@@ -62,14 +62,14 @@ fn a_session_is_told_once_by_its_line_or_by_the_tls_feature() {
         delivery("4AB0CDEF12", "one", "tls=may, ", "status=sent (250 ok)"),
         delivery("4AB0CDEF12", "two", "tls=may, ", "status=deferred (host mx.a.test[192.0.2.1] said: 450 later)"),
     );
-    assert_eq!(outcomes(&mut Sessions::new(), &[&one, &two]).len(), 1);
+    assert_eq!(outcomes(&mut PostfixSessions::new(), &[&one, &two]).len(), 1);
     let active = "qmgr[3]: 4AB0CDEF12: from=<s@h>, size=1, nrcpt=1 (queue active)";
-    assert_eq!(outcomes(&mut Sessions::new(), &[&one, &two, active, &two]).len(), 2);
+    assert_eq!(outcomes(&mut PostfixSessions::new(), &[&one, &two, active, &two]).len(), 2);
     let established = format!("smtp[2]: {TRUSTED}");
-    assert_eq!(outcomes(&mut Sessions::new(), &[&established, &one, &two]).len(), 1);
+    assert_eq!(outcomes(&mut PostfixSessions::new(), &[&established, &one, &two]).len(), 1);
     // tlsproxy(8)'s sessions are always logged: that proves nothing of the others.
     let connect = "tlsproxy[4]: CONNECT to [192.0.2.1]:25";
-    assert_eq!(outcomes(&mut Sessions::new(), &[connect, &established, &one, &two]).len(), 1);
+    assert_eq!(outcomes(&mut PostfixSessions::new(), &[connect, &established, &one, &two]).len(), 1);
     let of_others = "tlsproxy[4]: Anonymous TLS connection established from h[192.0.2.9]:4711: TLSv1.3 with cipher X";
     assert_eq!(parse(Dialect::Postfix, format!("2026-11-22T01:00:00Z h postfix/{of_others}").as_bytes()), Ok(None));
 }
@@ -79,7 +79,7 @@ fn clear_text_is_proved_by_a_log_level_that_shows_every_session() {
     let (first, plain) = (sent("4AB0CDEF11", ""), sent("4AB0CDEF12", ""));
     let established = format!("smtp[2]: {TRUSTED}");
     let clear = |lines: &[&str]| {
-        let all = outcomes(&mut Sessions::new(), lines);
+        let all = outcomes(&mut PostfixSessions::new(), lines);
         all.iter().filter(|o| o.clear_text).count()
     };
     assert_eq!(clear(&[&plain]), 0);
@@ -110,7 +110,7 @@ fn clear_text_after_a_failed_handshake_is_the_same_session() {
                 .into_iter()
                 .flatten()
                 .collect();
-            let all = gist(&outcomes(&mut Sessions::new(), &lines));
+            let all = gist(&outcomes(&mut PostfixSessions::new(), &lines));
             assert_eq!(all, [(true, Some(Trust::Trusted), false), (false, None, false)], "{lines:?}");
         }
     }
@@ -123,14 +123,14 @@ fn further_recipients_of_a_session_are_no_clear_text() {
         delivery("4AB0CDEF12", "two", "", "status=sent (250 ok)"),
     );
     let established = format!("smtp[2]: {TRUSTED}");
-    let told = outcomes(&mut Sessions::new(), &[&established, &one, &two]);
+    let told = outcomes(&mut PostfixSessions::new(), &[&established, &one, &two]);
     assert_eq!(gist(&told), [(true, Some(Trust::Trusted), false)]);
     // After a handshake that failed the same message goes on in clear text: one session, whatever the recipients.
     let failed = [
         "smtp[2]: SSL_connect error to mx.a.test[192.0.2.1]:25: -1",
         "smtp[2]: 4AB0CDEF12: Cannot start TLS: handshake failure",
     ];
-    let mut sessions = Sessions::new();
+    let mut sessions = PostfixSessions::new();
     outcomes(&mut sessions, &[&established, &sent("4AB0CDEF11", "")]);
     let told = outcomes(&mut sessions, &[failed[0], failed[1], &one, &two]);
     assert_eq!(gist(&told), [(false, None, false)]);
@@ -138,25 +138,25 @@ fn further_recipients_of_a_session_are_no_clear_text() {
 
 #[test]
 fn a_services_own_name_belongs_to_its_master() {
-    let mut sessions = Sessions::new();
+    let mut sessions = PostfixSessions::new();
     outcomes(&mut sessions, &[&format!("relay/smtp[2]: {TRUSTED}")]);
-    assert!(sessions.shows_all(b"postfix/relay"));
+    assert!(sessions.logs_all_sessions(b"postfix/relay"));
     outcomes(&mut sessions, &["master[1]: daemon started -- version 3.7.11, configuration /etc/postfix"]);
-    assert!(!sessions.shows_all(b"postfix/relay"));
-    assert!(is_of(b"postfix", b"postfix") && !is_of(b"postfix-out", b"postfix"));
+    assert!(!sessions.logs_all_sessions(b"postfix/relay"));
+    assert!(belongs_to_master(b"postfix", b"postfix") && !belongs_to_master(b"postfix-out", b"postfix"));
 }
 
 #[test]
 fn open_sessions_are_bounded_and_what_gives_way_is_counted() {
-    let mut sessions = Sessions::new();
+    let mut sessions = PostfixSessions::new();
     let many = MAX_PROCESSES + 20_000;
     let mut out = Vec::new();
     for pid in 0..many {
         let line = format!("2026-11-22T01:00:00Z h postfix/smtp[{pid}]: {TRUSTED}");
         let event = parse(Dialect::Postfix, line.as_bytes()).unwrap().unwrap();
-        sessions.event(&event, 1_795_309_200, |_| false, &mut out);
+        sessions.handle_event(&event, 1_795_309_200, |_| false, &mut out);
     }
     let open = sessions.deliveries.keys().count();
     assert!(open <= MAX_PROCESSES && open > MAX_PROCESSES / 2, "{open}");
-    assert_eq!(sessions.losses().crowded_out, (many - open) as u64);
+    assert_eq!(sessions.take_uncounted().evicted, (many - open) as u64);
 }
