@@ -16,7 +16,7 @@ use clap::Args;
 use super::{CONFIG, ConfigFile, Fault, IO, SOFTWARE, USAGE, print};
 use crate::base::domain_name;
 use crate::config::Config;
-use crate::daemon::services::{Kind, Public, make};
+use crate::daemon::services::{DkimPublicKey, KeyType, generate_key};
 
 /// Of which systemd gives the daemon a copy (`LoadCredential=dkim:` in tlswarden.service).
 const FOLDER: &str = "dkim.d";
@@ -27,8 +27,8 @@ pub struct Options {
     #[arg(long, default_value = "tlsrpt")]
     selector: String,
     /// RSA of 2048 bits, which every receiver verifies, or Ed25519.
-    #[arg(long = "type", value_enum, default_value_t = Kind::Rsa)]
-    kind: Kind,
+    #[arg(long = "type", value_enum, default_value_t = KeyType::Rsa)]
+    kind: KeyType,
     /// The domain; without it that of `from` in [report].
     #[arg(long)]
     domain: Option<String>,
@@ -64,7 +64,7 @@ pub fn dkim_key(options: &Options) -> Result<(), Fault> {
         |e: std::io::Error| Fault::new(IO, format!("{}: cannot be made: {e}; no key was written", path.display()));
     // Opened first: where the file is there already, no second is spent on a key.
     let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path).map_err(failed)?;
-    let written = make(options.kind, selector, &domain)
+    let written = generate_key(options.kind, selector, &domain)
         .map_err(|e| Fault::new(SOFTWARE, format!("{}: no key was made: {e}; the file is removed", path.display())))
         .and_then(|(pem, public)| {
             file.write_all(pem.as_bytes()).and_then(|()| file.sync_all()).map_err(failed)?;
@@ -103,7 +103,7 @@ fn give(file: &File, config: Option<&Config>) -> std::io::Result<()> {
     if mine.uid() == 0 && owner.uid() != 0 { fchown(file, Some(owner.uid()), Some(owner.gid())) } else { Ok(()) }
 }
 
-fn said(public: &Public, path: &Path) -> String {
+fn said(public: &DkimPublicKey, path: &Path) -> String {
     format!(
         "The private key is in {path}; only its owner can read it.\n\n\
          Publish this record:\n\n{record}\n\n\

@@ -44,7 +44,7 @@ use crate::counting::rules::Rules;
 use crate::metrics::Metrics;
 use crate::net::dns::Resolver;
 use crate::net::https;
-use crate::reporting::dkim::key::Public;
+use crate::reporting::dkim::key::DkimPublicKey;
 use crate::reporting::schedule::{Context, Scheduler, Setup};
 use crate::store::embedded::EmbeddedStore;
 use crate::store::{Store, StoreError, message_id_key};
@@ -333,7 +333,7 @@ impl Tasks {
         let mut published = Vec::new();
         if let Some(sending) = &setup.sending {
             sending.signer.warnings.iter().for_each(|line| tracing::warn!("{line}"));
-            published.clone_from(&sending.signer.published);
+            published.clone_from(&sending.signer.public_keys);
         }
         let context = Context {
             store: Arc::clone(&store),
@@ -465,9 +465,9 @@ async fn heal(policies: Arc<Policies>, mut failed: mpsc::Receiver<Arc<str>>) {
 }
 
 /// Says which of the keys that sign reports is not the one that DNS has; then waits for the end.
-async fn check_keys(published: Vec<Public>, resolver: Resolver, metrics: Metrics, clock: Clock) {
+async fn check_keys(published: Vec<DkimPublicKey>, resolver: Resolver, metrics: Metrics, clock: Clock) {
     for key in published {
-        if let Err(line) = key.check(&resolver).await {
+        if let Err(line) = key.check_record(&resolver).await {
             metrics.log_error(clock, line);
         }
     }

@@ -22,7 +22,7 @@ pub use crate::daemon::replay::{ReplayError, Replayed, Request as ReplayRequest,
 use crate::metrics::Metrics;
 use crate::net::dns::Resolver;
 use crate::net::https;
-pub use crate::reporting::dkim::key::{Kind, Public, make};
+pub use crate::reporting::dkim::key::{DkimPublicKey, KeyType, generate_key};
 use crate::reporting::dkim::signer::{self as reporting, Signer};
 pub use crate::reporting::report::build::gzip;
 use crate::reporting::schedule::{Context, Scheduler, Setup};
@@ -135,7 +135,7 @@ impl Program for ThisProgram {
             Ok(signer) => signer,
             Err(faults) => {
                 check.fault = faults.into_iter().next().map(|error| match error.fault {
-                    reporting::KeyFault::Unreadable(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                    reporting::DkimKeyFault::Unreadable(error) if error.kind() == io::ErrorKind::PermissionDenied => {
                         KeyFault::Denied(error.to_string())
                     }
                     fault => KeyFault::Unusable(fault.to_string()),
@@ -144,9 +144,9 @@ impl Program for ThisProgram {
             }
         };
         check.warnings = signer.warnings;
-        for public in signer.published {
-            let fault = public.fault(resolver).await;
-            check.records.push(RecordCheck { name: public.name(), zone_line: public.zone_line(), fault });
+        for public in signer.public_keys {
+            let fault = public.find_fault(resolver).await;
+            check.records.push(RecordCheck { name: public.record_name(), zone_line: public.zone_line(), fault });
         }
         check
     }

@@ -21,48 +21,49 @@ use crate::net::dns::{DnsError, Resolver};
 /// Bits of an RSA key that is made: what every verifier takes (RFC 8301 §3.2), and a record of two strings.
 pub const RSA_BITS: usize = 2048;
 
-/// A kind of key.
+/// The type of a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub enum Kind {
+pub enum KeyType {
     /// RSA with SHA-256: every receiver verifies it.
     Rsa,
     /// Ed25519 (RFC 8463): short, and not known to every receiver; sign with an RSA key too.
     Ed25519,
 }
 
-impl Kind {
-    /// `k=`.
-    fn word(self) -> &'static str {
+impl KeyType {
+    /// The value of `k=`.
+    fn name(self) -> &'static str {
         match self {
-            Kind::Rsa => "rsa",
-            Kind::Ed25519 => "ed25519",
+            KeyType::Rsa => "rsa",
+            KeyType::Ed25519 => "ed25519",
         }
     }
 }
 
 /// The public half of a key, and where it is published.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Public {
+pub struct DkimPublicKey {
     /// `s=` of a signature.
     pub selector: String,
     /// `d=`.
     pub domain: String,
     /// `k=` of the record.
-    pub kind: Kind,
-    /// SubjectPublicKeyInfo of an RSA key, the 32 octets of an Ed25519 key: what `p=` has.
-    octets: Vec<u8>,
+    pub key_type: KeyType,
+    /// The content of `p=`: SubjectPublicKeyInfo of an RSA key, the 32 octets of an Ed25519 key.
+    public_key: Vec<u8>,
 }
 
-/// Makes a key. Gives the private half, PKCS#8 in PEM, and the public one. Takes up to a second.
-pub fn make(kind: Kind, selector: &str, domain: &str) -> Result<(String, Public), String> {
-    let public = |octets| Public { selector: selector.to_owned(), domain: domain.to_owned(), kind, octets };
-    match kind {
-        Kind::Rsa => {
+/// Generates a key. Returns the private half, PKCS#8 in PEM, and the public one. Takes up to a second.
+pub fn generate_key(key_type: KeyType, selector: &str, domain: &str) -> Result<(String, DkimPublicKey), String> {
+    let public =
+        |bytes| DkimPublicKey { selector: selector.to_owned(), domain: domain.to_owned(), key_type, public_key: bytes };
+    match key_type {
+        KeyType::Rsa => {
             let key = RsaPrivateKey::new(&mut rsa::rand_core::OsRng, RSA_BITS).map_err(|e| e.to_string())?;
             let pem = key.to_pkcs8_pem(LineEnding::LF).map_err(|e| e.to_string())?;
-            Ok((pem.to_string(), public(info(&key.to_public_key())?)))
+            Ok((pem.to_string(), public(spki_der(&key.to_public_key())?)))
         }
-        Kind::Ed25519 => {
+        KeyType::Ed25519 => {
             let der = Ed25519KeyPair::generate_pkcs8(&SystemRandom::new()).map_err(|e| e.to_string())?;
             let key = Ed25519KeyPair::from_pkcs8(der.as_ref()).map_err(|e| e.to_string())?;
             let der = SecretDocument::try_from(der.as_ref()).map_err(|e| e.to_string())?;
@@ -72,30 +73,40 @@ pub fn make(kind: Kind, selector: &str, domain: &str) -> Result<(String, Public)
     }
 }
 
-fn info(key: &RsaPublicKey) -> Result<Vec<u8>, String> {
+fn spki_der(key: &RsaPublicKey) -> Result<Vec<u8>, String> {
     Ok(key.to_public_key_der().map_err(|e| e.to_string())?.into_vec())
 }
 
-impl Public {
-    /// Of an RSA key whose public half is `RSAPublicKey` (RFC 8017 §A.1.1) in DER.
-    pub(crate) fn rsa(selector: &str, domain: &str, pkcs1: &[u8]) -> Result<Public, String> {
-        let octets = info(&RsaPublicKey::from_pkcs1_der(pkcs1).map_err(|e| e.to_string())?)?;
-        Ok(Public { selector: selector.to_owned(), domain: domain.to_owned(), kind: Kind::Rsa, octets })
+impl DkimPublicKey {
+    /// The public key of an RSA key whose public half is `RSAPublicKey` (RFC 8017 §A.1.1) in DER.
+    pub(crate) fn from_rsa(selector: &str, domain: &str, pkcs1: &[u8]) -> Result<DkimPublicKey, String> {
+        let bytes = spki_der(&RsaPublicKey::from_pkcs1_der(pkcs1).map_err(|e| e.to_string())?)?;
+        Ok(DkimPublicKey {
+            selector: selector.to_owned(),
+            domain: domain.to_owned(),
+            key_type: KeyType::Rsa,
+            public_key: bytes,
+        })
     }
 
-    /// Of an Ed25519 key.
-    pub(crate) fn ed25519(selector: &str, domain: &str, octets: Vec<u8>) -> Public {
-        Public { selector: selector.to_owned(), domain: domain.to_owned(), kind: Kind::Ed25519, octets }
+    /// The public key of an Ed25519 key.
+    pub(crate) fn from_ed25519(selector: &str, domain: &str, bytes: Vec<u8>) -> DkimPublicKey {
+        DkimPublicKey {
+            selector: selector.to_owned(),
+            domain: domain.to_owned(),
+            key_type: KeyType::Ed25519,
+            public_key: bytes,
+        }
     }
 
-    /// Where the record is: `SELECTOR._domainkey.DOMAIN`.
-    pub fn name(&self) -> String {
+    /// The name of the record: `SELECTOR._domainkey.DOMAIN`.
+    pub fn record_name(&self) -> String {
         format!("{}._domainkey.{}", self.selector, self.domain)
     }
 
     /// The record, with the service type that RFC 8460 §3 wants.
     pub fn record(&self) -> String {
-        format!("v=DKIM1; k={}; s=tlsrpt; p={}", self.kind.word(), BASE64_STANDARD.encode(&self.octets))
+        format!("v=DKIM1; k={}; s=tlsrpt; p={}", self.key_type.name(), BASE64_STANDARD.encode(&self.public_key))
     }
 
     /// The record as a zone file has it: strings of 255 octets at most (RFC 1035 §3.3.14).
@@ -103,13 +114,13 @@ impl Public {
         let record = self.record();
         let strings: Vec<String> =
             record.as_bytes().chunks(255).map(|part| format!("\"{}\"", String::from_utf8_lossy(part))).collect();
-        format!("{}. IN TXT ( {} )", self.name(), strings.join("\n    "))
+        format!("{}. IN TXT ( {} )", self.record_name(), strings.join("\n    "))
     }
 
-    /// Asks DNS. An error is one line that names the key and ends with what to publish.
-    pub async fn check(&self, resolver: &Resolver) -> Result<(), String> {
-        let name = self.name();
-        match self.fault(resolver).await {
+    /// Compares the key with its record in DNS. An error is one line that names the key and ends with what to publish.
+    pub async fn check_record(&self, resolver: &Resolver) -> Result<(), String> {
+        let name = self.record_name();
+        match self.find_fault(resolver).await {
             Ok(None) => Ok(()),
             Ok(Some(wrong)) => Err(format!(
                 "[[report.dkim]] {}: {name}: {wrong}; receivers ignore reports that it signs; publish: {}",
@@ -120,10 +131,10 @@ impl Public {
         }
     }
 
-    /// Asks DNS what a verifier would find wrong. An error says why it cannot be known.
-    pub async fn fault(&self, resolver: &Resolver) -> Result<Option<String>, String> {
-        match resolver.txt(&self.name()).await {
-            Ok(answer) => Ok(self.matches(&answer.records).err()),
+    /// What a verifier would find wrong in the record in DNS. An error says why DNS does not answer.
+    pub async fn find_fault(&self, resolver: &Resolver) -> Result<Option<String>, String> {
+        match resolver.txt(&self.record_name()).await {
+            Ok(answer) => Ok(self.compare(&answer.records).err()),
             Err(DnsError::NoSuchDomain { .. } | DnsError::NoRecords { .. }) => {
                 Ok(Some("there is no such record".into()))
             }
@@ -131,19 +142,23 @@ impl Public {
         }
     }
 
-    /// What a verifier would find wrong in the records at the key's name.
-    fn matches(&self, records: &[String]) -> Result<(), String> {
-        let mut keys = records.iter().filter(|record| tag(record, "p").is_some());
+    /// Compares the key with the records at its name; an error is what a verifier would find wrong.
+    fn compare(&self, records: &[String]) -> Result<(), String> {
+        let mut keys = records.iter().filter(|record| tag_value(record, "p").is_some());
         let (Some(record), None) = (keys.next(), keys.next()) else {
-            let found = records.iter().filter(|record| tag(record, "p").is_some()).count();
+            let found = records.iter().filter(|record| tag_value(record, "p").is_some()).count();
             return Err(format!("{found} key records, where there must be one"));
         };
-        let kind = tag(record, "k").unwrap_or_else(|| "rsa".to_owned());
-        if kind != self.kind.word() {
-            return Err(format!("k={} there, and the key is of kind {}", escape_and_cut(&kind, 40), self.kind.word()));
+        let key_type = tag_value(record, "k").unwrap_or_else(|| "rsa".to_owned());
+        if key_type != self.key_type.name() {
+            return Err(format!(
+                "k={} there, and the key is of kind {}",
+                escape_and_cut(&key_type, 40),
+                self.key_type.name()
+            ));
         }
         let allows = |name: &str, words: [&str; 2]| {
-            tag(record, name).is_none_or(|list| list.split(':').any(|word| words.contains(&word)))
+            tag_value(record, name).is_none_or(|list| list.split(':').any(|word| words.contains(&word)))
         };
         if !allows("s", ["*", "tlsrpt"]) {
             return Err("its s= does not allow tlsrpt".to_owned());
@@ -151,26 +166,27 @@ impl Public {
         if !allows("h", ["sha256", "sha256"]) {
             return Err("its h= does not allow sha256".to_owned());
         }
-        match tag(record, "p").unwrap_or_default() {
+        match tag_value(record, "p").unwrap_or_default() {
             revoked if revoked.is_empty() => Err("it is revoked (empty p=)".to_owned()),
             published => match BASE64_STANDARD.decode(published) {
-                Ok(octets) if self.is(&octets) => Ok(()),
+                Ok(bytes) if self.is_same_key(&bytes) => Ok(()),
                 Ok(_) => Err("it has another key".to_owned()),
                 Err(_) => Err("its p= is no base64".to_owned()),
             },
         }
     }
 
-    /// RFC 6376 §3.6.1 says `RSAPublicKey`, everybody publishes SubjectPublicKeyInfo, and verifiers take both.
-    fn is(&self, octets: &[u8]) -> bool {
-        octets == self.octets
-            || (self.kind == Kind::Rsa
-                && RsaPublicKey::from_pkcs1_der(octets).is_ok_and(|key| info(&key).is_ok_and(|der| der == self.octets)))
+    /// Whether the content of `p=` is this key. RFC 6376 §3.6.1 says `RSAPublicKey`, everybody publishes SubjectPublicKeyInfo, and verifiers take both.
+    fn is_same_key(&self, bytes: &[u8]) -> bool {
+        bytes == self.public_key
+            || (self.key_type == KeyType::Rsa
+                && RsaPublicKey::from_pkcs1_der(bytes)
+                    .is_ok_and(|key| spki_der(&key).is_ok_and(|der| der == self.public_key)))
     }
 }
 
 /// The value of a tag of a DKIM tag list (RFC 6376 §3.2), white space taken out.
-fn tag(record: &str, name: &str) -> Option<String> {
+fn tag_value(record: &str, name: &str) -> Option<String> {
     record.split(';').find_map(|field| {
         let (tag, value) = field.split_once('=')?;
         (tag.trim() == name).then(|| value.split_whitespace().collect())
@@ -183,32 +199,35 @@ mod tests {
     use crate::config::DkimKeySection;
     use crate::reporting::dkim::signer::Signer;
 
-    fn made() -> Vec<(String, Public)> {
-        [Kind::Rsa, Kind::Ed25519].into_iter().map(|kind| make(kind, "s1", "sender.example").unwrap()).collect()
+    fn generated_keys() -> Vec<(String, DkimPublicKey)> {
+        [KeyType::Rsa, KeyType::Ed25519]
+            .into_iter()
+            .map(|key_type| generate_key(key_type, "s1", "sender.example").unwrap())
+            .collect()
     }
 
     #[test]
     fn a_key_that_is_made_can_sign_and_is_the_one_described() {
         let folder = tempfile::tempdir().unwrap();
-        for (pem, public) in made() {
+        for (pem, public) in generated_keys() {
             let path = folder.path().join("key.pem");
             std::fs::write(&path, pem).unwrap();
             let keys = [DkimKeySection { selector: "s1".into(), domain: None, key: path }];
             let signer = Signer::load(&keys, "sender.example").unwrap();
-            assert_eq!(signer.published, [public]);
+            assert_eq!(signer.public_keys, [public]);
         }
     }
 
     #[test]
     fn a_record_is_held_against_the_key() {
-        for (_, public) in made() {
+        for (_, public) in generated_keys() {
             let right = public.record();
-            let other = make(public.kind, "s1", "sender.example").unwrap().1.record();
+            let other = generate_key(public.key_type, "s1", "sender.example").unwrap().1.record();
             let at = right.find("p=").unwrap() + 20;
             let folded = format!("{} {}", &right[..at], &right[at..]);
             let ok = [vec![right.clone()], vec!["v=spf1 -all".into(), right.clone()], vec![folded]];
             for records in ok {
-                assert_eq!(public.matches(&records), Ok(()), "{records:?}");
+                assert_eq!(public.compare(&records), Ok(()), "{records:?}");
             }
             for (records, said) in [
                 (vec![], "0 key records"),
@@ -216,11 +235,11 @@ mod tests {
                 (vec![other], "another key"),
                 (vec![right.replace("s=tlsrpt", "s=email")], "does not allow tlsrpt"),
                 (vec![right.replace("s=tlsrpt", "h=sha1")], "does not allow sha256"),
-                (vec!["v=DKIM1; k=rsa; p=".replace("rsa", public.kind.word())], "revoked"),
+                (vec!["v=DKIM1; k=rsa; p=".replace("rsa", public.key_type.name())], "revoked"),
                 (vec![right.replace("p=", "p=?")], "no base64"),
                 (vec![right.replace("k=", "k=x")], "the key is of kind"),
             ] {
-                let wrong = public.matches(&records).unwrap_err();
+                let wrong = public.compare(&records).unwrap_err();
                 assert!(wrong.contains(said), "{said}: {wrong}");
             }
         }
@@ -228,7 +247,7 @@ mod tests {
 
     #[test]
     fn strings_of_a_zone_line_are_short() {
-        for (_, public) in made() {
+        for (_, public) in generated_keys() {
             let line = public.zone_line();
             assert!(line.starts_with("s1._domainkey.sender.example. IN TXT ( \"v=DKIM1; k="), "{line}");
             let strings: Vec<&str> = line.split('"').skip(1).step_by(2).collect();

@@ -2,7 +2,7 @@
 //!
 //! Takes: `[[report.dkim]]`; a message. Gives: the message with one `DKIM-Signature` for each key.
 //! Limits: [`MAX_KEY_FILE`] octets of a key file.
-//! When it fails: one [`KeyError`] for each key that cannot be used; a [`SignError`] for one that does not sign.
+//! When it fails: one [`DkimKeyError`] for each key that cannot be used; a [`SignError`] for one that does not sign.
 //! Not here: making keys and comparing them with DNS (`key`).
 
 use std::fmt;
@@ -20,16 +20,16 @@ use rustls::pki_types::pem::PemObject;
 use crate::base::domain_name;
 use crate::base::printable::escape_and_cut;
 use crate::config::DkimKeySection;
-use crate::reporting::dkim::key::Public;
+use crate::reporting::dkim::key::DkimPublicKey;
 
 /// The folder whose keys systemd hands over (`packaging/systemd/tlswarden.service`).
-const KEYS: &str = "/etc/tlswarden/dkim.d";
+const KEY_FOLDER: &str = "/etc/tlswarden/dkim.d";
 
 /// The largest key file that is read, in octets: an RSA key of 4096 bits has 3.3 KiB.
 pub const MAX_KEY_FILE: u64 = 64 * 1024;
 
-/// What is signed: all that a receiver goes by. From, To and Subject twice, so that no second one can be added.
-const SIGNED: [&str; 14] = [
+/// The headers that are signed: all that a receiver relies on. From, To and Subject twice, so that no second one can be added.
+const SIGNED_HEADERS: [&str; 14] = [
     "From",
     "From",
     "To",
@@ -48,15 +48,15 @@ const SIGNED: [&str; 14] = [
 
 /// The keys that sign every report.
 pub struct Signer {
-    keys: Vec<Key>,
-    /// What is unwise about keys (and the password) and no reason to refuse them, one line each.
+    keys: Vec<LoadedKey>,
+    /// Warnings about the keys and the password, one line each.
     pub warnings: Vec<String>,
     /// Their public halves.
-    pub published: Vec<Public>,
+    pub public_keys: Vec<DkimPublicKey>,
 }
 
 /// A key, bound to its selector and domain.
-enum Key {
+enum LoadedKey {
     Rsa(DkimSigner<RsaKey<Sha256>, Done>),
     Ed25519(DkimSigner<Ed25519Key, Done>),
 }
@@ -64,21 +64,21 @@ enum Key {
 /// Why a key cannot sign; its text is one line that names the selector and the file.
 #[derive(Debug, thiserror::Error)]
 #[error("[[report.dkim]] {selector}: {}: {fault}", .path.display())]
-pub struct KeyError {
+pub struct DkimKeyError {
     /// `s=`.
     pub selector: String,
     /// The file.
     pub path: PathBuf,
     /// What is wrong.
-    pub fault: KeyFault,
+    pub fault: DkimKeyFault,
 }
 
 /// What is wrong with a key.
 #[derive(Debug, thiserror::Error)]
-pub enum KeyFault {
-    /// The selector or the domain is no DNS name.
+pub enum DkimKeyFault {
+    /// The selector or the domain is not a valid DNS name.
     #[error("`{0}` is no selector and domain; allowed: DNS labels such as `tlsrpt`")]
-    Name(String),
+    InvalidName(String),
     /// The file is missing, a folder, or not readable.
     #[error("{0}")]
     Unreadable(io::Error),
@@ -105,31 +105,35 @@ pub struct SignError {
 
 impl Signer {
     /// Reads the keys. Fails with every bad key, not just the first; `from_domain` is `d=` where none is set.
-    pub fn load(keys: &[DkimKeySection], from_domain: &str) -> Result<Signer, Vec<KeyError>> {
-        let mut signer = Signer { keys: Vec::new(), warnings: Vec::new(), published: Vec::new() };
+    pub fn load(keys: &[DkimKeySection], from_domain: &str) -> Result<Signer, Vec<DkimKeyError>> {
+        let mut signer = Signer { keys: Vec::new(), warnings: Vec::new(), public_keys: Vec::new() };
         let mut errors = Vec::new();
         for key in keys {
-            match signer.load_one(key, from_domain) {
+            match signer.load_key(key, from_domain) {
                 Ok(loaded) => signer.keys.push(loaded),
                 Err(fault) => {
-                    errors.push(KeyError { selector: escape_and_cut(&key.selector, 80), path: key.key.clone(), fault });
+                    errors.push(DkimKeyError {
+                        selector: escape_and_cut(&key.selector, 80),
+                        path: key.key.clone(),
+                        fault,
+                    });
                 }
             }
         }
         if errors.is_empty() { Ok(signer) } else { Err(errors) }
     }
 
-    fn load_one(&mut self, key: &DkimKeySection, from_domain: &str) -> Result<Key, KeyFault> {
+    fn load_key(&mut self, key: &DkimKeySection, from_domain: &str) -> Result<LoadedKey, DkimKeyFault> {
         let wanted = key.domain.as_deref().unwrap_or(from_domain);
         let name = format!("{}._domainkey.{wanted}", key.selector);
-        let bad_name = || KeyFault::Name(escape_and_cut(&name, 300));
+        let bad_name = || DkimKeyFault::InvalidName(escape_and_cut(&name, 300));
         let domain = domain_name::normalize(wanted).ok_or_else(bad_name)?;
         domain_name::normalize(&name).ok_or_else(bad_name)?;
 
-        let file = File::open(handed_over(&key.key)).map_err(KeyFault::Unreadable)?;
-        let mode = file.metadata().map_err(KeyFault::Unreadable)?.permissions().mode();
+        let file = File::open(credential_path(&key.key)).map_err(DkimKeyFault::Unreadable)?;
+        let mode = file.metadata().map_err(DkimKeyFault::Unreadable)?.permissions().mode();
         let mut pem = Vec::new();
-        file.take(MAX_KEY_FILE).read_to_end(&mut pem).map_err(KeyFault::Unreadable)?;
+        file.take(MAX_KEY_FILE).read_to_end(&mut pem).map_err(DkimKeyFault::Unreadable)?;
         if mode & 0o007 != 0 {
             self.warnings.push(format!(
                 "[[report.dkim]] {}: {}: others may read or write it (mode {:04o}); anyone on this host can sign as {domain}",
@@ -138,18 +142,18 @@ impl Signer {
                 mode & 0o7777
             ));
         }
-        let der = PrivateKeyDer::from_pem_slice(&pem).map_err(|_| KeyFault::NoKey)?;
-        match ed25519(&der) {
+        let der = PrivateKeyDer::from_pem_slice(&pem).map_err(|_| DkimKeyFault::NoKey)?;
+        match read_ed25519(&der) {
             Some(result) => {
                 let signing = result?;
-                self.published.push(Public::ed25519(&key.selector, &domain, signing.public_key()));
-                Ok(Key::Ed25519(bind(signing, &domain, &key.selector)))
+                self.public_keys.push(DkimPublicKey::from_ed25519(&key.selector, &domain, signing.public_key()));
+                Ok(LoadedKey::Ed25519(configure_signer(signing, &domain, &key.selector)))
             }
             None => {
-                let signing = rsa(der)?;
-                let public = Public::rsa(&key.selector, &domain, &signing.public_key());
-                self.published.push(public.map_err(KeyFault::Unusable)?);
-                Ok(Key::Rsa(bind(signing, &domain, &key.selector)))
+                let signing = read_rsa(der)?;
+                let public = DkimPublicKey::from_rsa(&key.selector, &domain, &signing.public_key());
+                self.public_keys.push(public.map_err(DkimKeyFault::Unusable)?);
+                Ok(LoadedKey::Rsa(configure_signer(signing, &domain, &key.selector)))
             }
         }
     }
@@ -159,8 +163,8 @@ impl Signer {
         let mut signed = Vec::new();
         for key in &self.keys {
             let signature = match key {
-                Key::Rsa(signer) => signer.sign(&message),
-                Key::Ed25519(signer) => signer.sign(&message),
+                LoadedKey::Rsa(signer) => signer.sign(&message),
+                LoadedKey::Ed25519(signer) => signer.sign(&message),
             };
             let signature =
                 signature.map_err(|e| SignError { selector: key.selector().to_owned(), why: e.to_string() })?;
@@ -173,55 +177,54 @@ impl Signer {
 
 impl fmt::Debug for Signer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_list().entries(self.keys.iter().map(Key::selector)).finish()
+        f.debug_list().entries(self.keys.iter().map(LoadedKey::selector)).finish()
     }
 }
 
-impl Key {
+impl LoadedKey {
     fn selector(&self) -> &str {
         match self {
-            Key::Rsa(signer) => &signer.template.s,
-            Key::Ed25519(signer) => &signer.template.s,
+            LoadedKey::Rsa(signer) => &signer.template.s,
+            LoadedKey::Ed25519(signer) => &signer.template.s,
         }
     }
 }
 
-/// Where systemd puts the daemon's own copy of a key (`LoadCredential=dkim:…`, systemd.exec(5)), if it has; else the
-/// file itself.
-fn handed_over(key: &Path) -> PathBuf {
+/// The daemon's own copy of a key, if systemd made one (`LoadCredential=dkim:…`, systemd.exec(5)); else the file itself.
+fn credential_path(key: &Path) -> PathBuf {
     let copy = || {
-        let name = key.strip_prefix(KEYS).ok()?.file_name()?.to_str()?;
+        let name = key.strip_prefix(KEY_FOLDER).ok()?.file_name()?.to_str()?;
         let copy = Path::new(&std::env::var_os("CREDENTIALS_DIRECTORY")?).join(format!("dkim_{name}"));
         copy.exists().then_some(copy)
     };
     copy().unwrap_or_else(|| key.to_owned())
 }
 
-fn bind<K: SigningKey>(key: K, domain: &str, selector: &str) -> DkimSigner<K, Done> {
+fn configure_signer<K: SigningKey>(key: K, domain: &str, selector: &str) -> DkimSigner<K, Done> {
     DkimSigner::from_key(key)
         .domain(domain)
         .selector(selector)
-        .headers(SIGNED)
+        .headers(SIGNED_HEADERS)
         .header_canonicalization(Canonicalization::Relaxed)
         .body_canonicalization(Canonicalization::Relaxed)
 }
 
-/// The key, where the PKCS#8 structure says that it is Ed25519 (RFC 8410 §3: OID 1.3.101.112).
-fn ed25519(der: &PrivateKeyDer<'_>) -> Option<Result<Ed25519Key, KeyFault>> {
+/// Reads the key, if its PKCS#8 structure says that it is Ed25519 (RFC 8410 §3: OID 1.3.101.112).
+fn read_ed25519(der: &PrivateKeyDer<'_>) -> Option<Result<Ed25519Key, DkimKeyFault>> {
     const OID: [u8; 5] = [0x06, 0x03, 0x2b, 0x65, 0x70];
     let PrivateKeyDer::Pkcs8(der) = der else { return None };
-    let octets = der.secret_pkcs8_der();
-    let head = &octets[..octets.len().min(24)];
+    let bytes = der.secret_pkcs8_der();
+    let head = &bytes[..bytes.len().min(24)];
     head.windows(OID.len()).any(|w| w == OID).then(|| {
         // `maybe_unchecked`: openssl writes the form without the public key.
-        Ed25519Key::from_pkcs8_maybe_unchecked_der(octets).map_err(|e| KeyFault::Unusable(e.to_string()))
+        Ed25519Key::from_pkcs8_maybe_unchecked_der(bytes).map_err(|e| DkimKeyFault::Unusable(e.to_string()))
     })
 }
 
-fn rsa(der: PrivateKeyDer<'_>) -> Result<RsaKey<Sha256>, KeyFault> {
+fn read_rsa(der: PrivateKeyDer<'_>) -> Result<RsaKey<Sha256>, DkimKeyFault> {
     RsaKey::from_key_der(der).map_err(|e| match e.to_string() {
-        text if text.contains("TooSmall") => KeyFault::TooSmall,
-        text => KeyFault::Unusable(text),
+        text if text.contains("TooSmall") => DkimKeyFault::TooSmall,
+        text => DkimKeyFault::Unusable(text),
     })
 }
 

@@ -26,7 +26,7 @@ pub struct Report {
     /// The domain that it is about.
     pub domain: String,
     /// What the JSON says.
-    pub document: Document,
+    pub document: ReportDocument,
     /// The JSON.
     pub json: Vec<u8>,
     /// The JSON, gzipped.
@@ -35,12 +35,12 @@ pub struct Report {
     pub file_name: String,
     /// The Subject (RFC 8460 §5.3).
     pub subject: String,
-    /// How many kinds of failure are not told apart in it, so that it fits.
-    pub left_out: usize,
+    /// How many failure details were merged by result type, so that the report fits.
+    pub merged_details: usize,
 }
 
-/// The most octets that the headers and the part for people need in a message.
-const AROUND: usize = 300_000;
+/// The octets that a message may need for its headers and its text part, at most.
+const MESSAGE_OVERHEAD: usize = 300_000;
 
 /// The largest JSON, in octets before it is compressed: receivers limit what they unpack (mox at 20 MiB).
 const MAX_JSON: usize = 20_000_000;
@@ -48,7 +48,7 @@ const MAX_JSON: usize = 20_000_000;
 /// The report as JSON has it (RFC 8460 §4.4).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub struct Document {
+pub struct ReportDocument {
     /// Who reports.
     pub organization_name: String,
     /// The day.
@@ -81,7 +81,7 @@ pub struct PolicyResult {
     pub summary: Summary,
     /// How they failed; left out when none did, as the large senders do.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub failure_details: Vec<Detail>,
+    pub failure_details: Vec<FailureDetail>,
 }
 
 /// `summary`.
@@ -97,7 +97,7 @@ pub struct Summary {
 /// An element of `failure-details`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub struct Detail {
+pub struct FailureDetail {
     /// What is common to them.
     #[serde(flatten)]
     pub failure: Failure,
@@ -111,22 +111,22 @@ pub struct Detail {
 pub struct ReportId(String);
 
 impl ReportId {
-    /// A new one. Fails where the system has no random octets.
-    pub fn make(day: Day, submitter: &str) -> io::Result<ReportId> {
-        Ok(ReportId::of(day, &own_reports::hex(&own_reports::random_bytes::<8>()?), submitter))
+    /// Generates a new one. Fails where the system has no random octets.
+    pub fn generate(day: Day, submitter: &str) -> io::Result<ReportId> {
+        Ok(ReportId::from_parts(day, &own_reports::hex(&own_reports::random_bytes::<8>()?), submitter))
     }
 
     /// One that no report is sent under.
     pub fn preview(day: Day, submitter: &str) -> ReportId {
-        ReportId::of(day, "preview", submitter)
+        ReportId::from_parts(day, "preview", submitter)
     }
 
     /// One that no supplement is sent under.
     pub fn preview_of_supplement(day: Day, submitter: &str) -> ReportId {
-        ReportId::of(day, "supplement", submitter)
+        ReportId::from_parts(day, "supplement", submitter)
     }
 
-    fn of(day: Day, unique: &str, submitter: &str) -> ReportId {
+    fn from_parts(day: Day, unique: &str, submitter: &str) -> ReportId {
         ReportId(format!("{}.{unique}@{submitter}", day.to_string().replace('-', "")))
     }
 
@@ -136,7 +136,7 @@ impl ReportId {
     }
 
     /// The `unique-id` of the file name: letters and digits.
-    fn unique(&self) -> &str {
+    fn unique_id(&self) -> &str {
         let left = self.0.split('@').next().unwrap_or_default();
         left.rsplit('.').next().unwrap_or_default()
     }
@@ -149,7 +149,7 @@ impl fmt::Display for ReportId {
 }
 
 impl Report {
-    /// Puts the rows of a day and domain (or MX host) together. `max_size`: the octets that it may have as a message.
+    /// Builds the report from the rows of a day and domain (or MX host). `max_size`: its largest size as a message, in octets.
     pub fn build(
         identity: &Identity,
         day: Day,
@@ -158,7 +158,7 @@ impl Report {
         rows: &[TallyRow],
         max_size: usize,
     ) -> Report {
-        let mut document = Document {
+        let mut document = ReportDocument {
             organization_name: identity.organization.clone(),
             date_range: DateRange {
                 start_datetime: format!("{day}T00:00:00Z"),
@@ -166,30 +166,30 @@ impl Report {
             },
             contact_info: identity.contact.to_string(),
             report_id: id.to_string(),
-            policies: policies(rows),
+            policies: merge_rows(rows),
         };
-        let (json, gzip, left_out) = fit(&mut document, max_size);
+        let (json, gzip, merged_details) = fit_to_size(&mut document, max_size);
         let submitter = identity.submitter();
         Report {
             day,
             domain: domain.to_owned(),
             gzip,
             json,
-            file_name: format!("{submitter}!{domain}!{}!{}!{}.json.gz", day.start(), day.end() - 1, id.unique()),
+            file_name: format!("{submitter}!{domain}!{}!{}!{}.json.gz", day.start(), day.end() - 1, id.unique_id()),
             subject: format!("Report Domain: {domain} Submitter: {submitter} Report-ID: <{id}>"),
             document,
-            left_out,
+            merged_details,
         }
     }
 
     /// All policies' sessions together.
     pub fn total(&self) -> Summary {
-        self.document.policies.iter().fold(Summary::default(), |sum, p| sum.plus(p.summary))
+        self.document.policies.iter().fold(Summary::default(), |sum, p| sum.add(p.summary))
     }
 }
 
 impl Summary {
-    fn plus(self, other: Summary) -> Summary {
+    fn add(self, other: Summary) -> Summary {
         let add = u64::saturating_add;
         Summary {
             total_successful_session_count: add(
@@ -201,19 +201,20 @@ impl Summary {
     }
 }
 
-/// Rows of equal policy become one element; details that are equal but for the count become one.
-fn policies(rows: &[TallyRow]) -> Vec<PolicyResult> {
+/// Merges rows of equal policy into one element, and details that are equal but for the count into one.
+fn merge_rows(rows: &[TallyRow]) -> Vec<PolicyResult> {
     let mut merged: BTreeMap<&Policy, (Summary, BTreeMap<&Failure, u64>)> = BTreeMap::new();
     for row in rows {
         let (summary, details) = merged.entry(&row.policy).or_default();
         *summary = summary
-            .plus(Summary { total_successful_session_count: row.successful, total_failure_session_count: row.failed });
+            .add(Summary { total_successful_session_count: row.successful, total_failure_session_count: row.failed });
         for (failure, count) in &row.details {
             let sum = details.entry(failure).or_default();
             *sum = sum.saturating_add(*count);
         }
     }
-    let detail = |(failure, count): (&Failure, u64)| Detail { failure: failure.clone(), failed_session_count: count };
+    let detail =
+        |(failure, count): (&Failure, u64)| FailureDetail { failure: failure.clone(), failed_session_count: count };
     merged
         .into_iter()
         .map(|(policy, (summary, details))| PolicyResult {
@@ -224,35 +225,35 @@ fn policies(rows: &[TallyRow]) -> Vec<PolicyResult> {
         .collect()
 }
 
-/// JSON and gzip of the document within the limit, and how many details were put together for that.
-fn fit(document: &mut Document, max_size: usize) -> (Vec<u8>, Vec<u8>, usize) {
+/// Merges details until the document fits. Returns its JSON, its gzip, and how many details were merged.
+fn fit_to_size(document: &mut ReportDocument, max_size: usize) -> (Vec<u8>, Vec<u8>, usize) {
     // 57 octets of gzip are a line of 76 characters and CRLF (RFC 2045 §6.8).
-    let limit = max_size.saturating_sub(AROUND) / 78 * 57;
-    let packed = |document: &Document| {
-        let json = octets(document);
+    let limit = max_size.saturating_sub(MESSAGE_OVERHEAD) / 78 * 57;
+    let encode = |document: &ReportDocument| {
+        let json = to_json(document);
         let compressed = gzip(&json);
         (json, compressed)
     };
-    let (mut json, mut compressed) = packed(document);
+    let (mut json, mut compressed) = encode(document);
     if compressed.len() <= limit && json.len() <= MAX_JSON {
         return (json, compressed, 0);
     }
-    let whole = document.policies.clone();
-    let all: usize = whole.iter().map(|p| p.failure_details.len()).sum();
+    let all_policies = document.policies.clone();
+    let all: usize = all_policies.iter().map(|p| p.failure_details.len()).sum();
     let mut kept = all;
     // Each turn keeps at least a tenth less. With none kept there is one detail a policy and result type, and no smaller form.
     while (compressed.len() > limit || json.len() > MAX_JSON) && kept > 0 {
         let share = (limit * 100 / compressed.len()).min(MAX_JSON * 100 / json.len()).min(90);
         kept = kept * share / 100;
-        document.policies = with_most_frequent(&whole, kept);
-        (json, compressed) = packed(document);
+        document.policies = keep_most_frequent(&all_policies, kept);
+        (json, compressed) = encode(document);
     }
     (json, compressed, all - kept)
 }
 
-/// The policies with so many details, those of the highest counts (of equal counts the first), the others put together.
-fn with_most_frequent(whole: &[PolicyResult], kept: usize) -> Vec<PolicyResult> {
-    let all = whole.iter().flat_map(|p| p.failure_details.iter().map(|d| d.failed_session_count));
+/// Keeps so many details, those with the highest counts (of equal counts the first), and merges the others by result type.
+fn keep_most_frequent(policies: &[PolicyResult], kept: usize) -> Vec<PolicyResult> {
+    let all = policies.iter().flat_map(|p| p.failure_details.iter().map(|d| d.failed_session_count));
     let mut counts: Vec<(Reverse<u64>, usize)> = all.zip(0..).map(|(count, nth)| (Reverse(count), nth)).collect();
     counts.sort_unstable();
     let rare: HashSet<usize> = counts.into_iter().skip(kept).map(|(_, nth)| nth).collect();
@@ -271,23 +272,23 @@ fn with_most_frequent(whole: &[PolicyResult], kept: usize) -> Vec<PolicyResult> 
         });
         failure_details.extend(rest.into_iter().map(|(result_type, (kinds, sessions))| {
             let said = format!("{kinds} kinds of failure in one, for the size of the report");
-            Detail { failure: Failure::new(result_type, Some(&said)), failed_session_count: sessions }
+            FailureDetail { failure: Failure::new(result_type, Some(&said)), failed_session_count: sessions }
         }));
         PolicyResult { policy: policy.policy.clone(), summary: policy.summary, failure_details }
     };
-    whole.iter().map(&mut fewer).collect()
+    policies.iter().map(&mut fewer).collect()
 }
 
-fn octets(document: &Document) -> Vec<u8> {
+fn to_json(document: &ReportDocument) -> Vec<u8> {
     // serde_json fails on maps whose keys are no strings and on types that refuse; the document has neither.
     serde_json::to_vec(document).expect("a document of strings and numbers")
 }
 
 /// Compressed, the same octets always giving the same: no name, no time.
-pub fn gzip(octets: &[u8]) -> Vec<u8> {
+pub fn gzip(bytes: &[u8]) -> Vec<u8> {
     let mut encoder = GzBuilder::new().mtime(0).write(Vec::new(), Compression::default());
     // Writing into a Vec does not fail.
-    encoder.write_all(octets).and_then(|()| encoder.finish()).expect("room in memory")
+    encoder.write_all(bytes).and_then(|()| encoder.finish()).expect("room in memory")
 }
 
 #[cfg(test)]
@@ -355,7 +356,7 @@ pub(crate) mod tests {
     }
 
     fn report(rows: &[TallyRow]) -> Report {
-        let id = ReportId::of(day(), "00112233aabbccdd", "sender.example");
+        let id = ReportId::from_parts(day(), "00112233aabbccdd", "sender.example");
         Report::build(&identity(), day(), "example.net", &id, rows, 10_000_000)
     }
 
@@ -403,7 +404,7 @@ pub(crate) mod tests {
                 ]
             })
         );
-        assert_eq!(serde_json::from_slice::<Document>(&report.json).unwrap(), report.document);
+        assert_eq!(serde_json::from_slice::<ReportDocument>(&report.json).unwrap(), report.document);
         assert_eq!(report.total().total_failure_session_count, 8);
     }
 
@@ -415,9 +416,9 @@ pub(crate) mod tests {
             report.subject,
             "Report Domain: example.net Submitter: sender.example Report-ID: <20261122.00112233aabbccdd@sender.example>"
         );
-        let made = ReportId::make(day(), "sender.example").unwrap();
-        assert!(made.unique().bytes().all(|b| b.is_ascii_alphanumeric()), "{made}");
-        assert_ne!(made, ReportId::make(day(), "sender.example").unwrap());
+        let made = ReportId::generate(day(), "sender.example").unwrap();
+        assert!(made.unique_id().bytes().all(|b| b.is_ascii_alphanumeric()), "{made}");
+        assert_ne!(made, ReportId::generate(day(), "sender.example").unwrap());
     }
 
     #[test]
@@ -463,7 +464,7 @@ pub(crate) mod tests {
         rows
     }
 
-    fn by_type(document: &Document) -> BTreeMap<ResultType, u64> {
+    fn by_type(document: &ReportDocument) -> BTreeMap<ResultType, u64> {
         let mut sums = BTreeMap::new();
         for detail in document.policies.iter().flat_map(|p| &p.failure_details) {
             *sums.entry(detail.failure.result_type).or_default() += detail.failed_session_count;
@@ -474,22 +475,22 @@ pub(crate) mod tests {
     #[test]
     fn a_report_that_is_too_large_tells_the_rarest_failures_as_one() {
         let rows = many(40_000);
-        let id = ReportId::of(day(), "00112233aabbccdd", "sender.example");
-        let whole = Report::build(&identity(), day(), "example.net", &id, &rows, 10_000_000);
-        assert_eq!(whole.left_out, 0);
+        let id = ReportId::from_parts(day(), "00112233aabbccdd", "sender.example");
+        let full = Report::build(&identity(), day(), "example.net", &id, &rows, 10_000_000);
+        assert_eq!(full.merged_details, 0);
         let cut = Report::build(&identity(), day(), "example.net", &id, &rows, 1_000_000);
-        assert!(cut.gzip.len() / 57 * 78 + AROUND <= 1_000_000, "{}", cut.gzip.len());
-        assert!((10_000..40_000).contains(&cut.left_out), "{}", cut.left_out);
-        assert_eq!(cut.total(), whole.total());
-        assert_eq!(by_type(&cut.document), by_type(&whole.document));
+        assert!(cut.gzip.len() / 57 * 78 + MESSAGE_OVERHEAD <= 1_000_000, "{}", cut.gzip.len());
+        assert!((10_000..40_000).contains(&cut.merged_details), "{}", cut.merged_details);
+        assert_eq!(cut.total(), full.total());
+        assert_eq!(by_type(&cut.document), by_type(&full.document));
         let details = &cut.document.policies.iter().find(|p| p.failure_details.len() > 2).unwrap().failure_details;
-        let merged: Vec<&Detail> = details
+        let merged: Vec<&FailureDetail> = details
             .iter()
             .filter(|d| d.failure.failure_reason_code.as_deref().is_some_and(|r| r.contains("kinds of failure")))
             .collect();
         assert_eq!(merged.len(), 2, "one a result type");
         let rarest = details.iter().filter(|d| !merged.contains(d)).map(|d| d.failed_session_count).min().unwrap();
-        assert!(rarest > cut.left_out as u64 - 10, "the most frequent are told apart: {rarest}");
+        assert!(rarest > cut.merged_details as u64 - 10, "the most frequent are told apart: {rarest}");
         let again = Report::build(&identity(), day(), "example.net", &id, &rows, 1_000_000);
         assert_eq!(again.gzip, cut.gzip);
     }
@@ -528,7 +529,7 @@ pub(crate) mod tests {
         #[test]
         fn the_json_reads_back_equal_and_has_no_null(rows in prop::collection::vec(any_row(), 0..6)) {
             let report = report(&rows);
-            prop_assert_eq!(&serde_json::from_slice::<Document>(&report.json).unwrap(), &report.document);
+            prop_assert_eq!(&serde_json::from_slice::<ReportDocument>(&report.json).unwrap(), &report.document);
             let value: serde_json::Value = serde_json::from_slice(&report.json).unwrap();
             fn has_null(value: &serde_json::Value) -> bool {
                 match value {

@@ -37,12 +37,12 @@ pub const MAX_DETAILS: usize = 20;
 /// Why a message was not made.
 #[derive(Debug, thiserror::Error)]
 pub enum MessageError {
-    /// A value has an octet that no header may have; the header's name.
+    /// A value has an octet that is not allowed in a header; the header's name.
     #[error("the value of {0} has an octet that no header may have")]
-    BadValue(&'static str),
+    InvalidHeaderValue(&'static str),
     /// A line is longer than mail allows; how long.
     #[error("a line of {0} octets")]
-    LongLine(usize),
+    LineTooLong(usize),
     /// Writing failed.
     #[error("{0}")]
     Io(#[from] io::Error),
@@ -51,9 +51,9 @@ pub enum MessageError {
     Sign(#[from] SignError),
 }
 
-/// Makes and signs the message of one report to one recipient. `message_id` has no angle brackets, `now` is in seconds
+/// Builds and signs the message of one report to one recipient. `message_id` has no angle brackets, `now` is in seconds
 /// since 1970-01-01T00:00:00Z.
-pub fn message(
+pub fn build_message(
     identity: &Identity,
     report: &Report,
     to: &Mailbox,
@@ -65,7 +65,7 @@ pub fn message(
     let signed = signer.sign(unsigned)?;
     let longest = signed.split(|b| *b == b'\n').map(|line| line.strip_suffix(b"\r").unwrap_or(line).len()).max();
     match longest {
-        Some(long) if long > MAX_LINE => Err(MessageError::LongLine(long)),
+        Some(long) if long > MAX_LINE => Err(MessageError::LineTooLong(long)),
         _ => Ok(signed),
     }
 }
@@ -89,7 +89,7 @@ fn compose(
         ("Content-Disposition", &report.file_name),
     ] {
         if !value.bytes().all(|b| b.is_ascii_graphic() || b == b' ') {
-            return Err(MessageError::BadValue(name));
+            return Err(MessageError::InvalidHeaderValue(name));
         }
     }
     // `=_` stands in neither base64 nor quoted-printable, so the boundary cannot be in a part.
@@ -98,8 +98,8 @@ fn compose(
     let kind = ContentType::new("multipart/report").attribute("report-type", "tlsrpt").attribute("boundary", boundary);
     let attachment = MimePart::new("application/tlsrpt+gzip", report.gzip.as_slice()).attachment(&*report.file_name);
     let message = MessageBuilder::new()
-        .from(plain(&from))
-        .to(plain(&to))
+        .from(bare_address(&from))
+        .to(bare_address(&to))
         .header("Subject", Raw::new(&*report.subject))
         .header("Date", Date::new(now))
         .message_id(MessageId::new(message_id))
@@ -107,17 +107,17 @@ fn compose(
         .header("TLS-Report-Submitter", Raw::new(identity.submitter()))
         .header("TLS-Required", Raw::new("No"))
         .header("Auto-Submitted", Raw::new("auto-generated"))
-        .body(MimePart::new(kind, vec![MimePart::new("text/plain", for_people(identity, report)), attachment]))
+        .body(MimePart::new(kind, vec![MimePart::new("text/plain", text_part(identity, report)), attachment]))
         .write_to_vec()?;
     Ok(message)
 }
 
-fn plain(address: &str) -> Address<'_> {
+fn bare_address(address: &str) -> Address<'_> {
     Address::new_address(None::<Cow<'_, str>>, address)
 }
 
-/// The first part: how many sessions, what failed, where.
-fn for_people(identity: &Identity, report: &Report) -> String {
+/// The text part, for people: how many sessions, what failed, where.
+fn text_part(identity: &Identity, report: &Report) -> String {
     let total = report.total();
     let (good, bad) = (total.total_successful_session_count, total.total_failure_session_count);
     let mut text = format!(
@@ -158,7 +158,7 @@ fn write_policy(text: &mut String, result: &PolicyResult) -> fmt::Result {
     details.sort_by_key(|d| std::cmp::Reverse(d.failed_session_count));
     for detail in details.iter().take(MAX_DETAILS) {
         let failure = &detail.failure;
-        write!(text, "  {} x {}", detail.failed_session_count, Word(failure.result_type))?;
+        write!(text, "  {} x {}", detail.failed_session_count, ResultTypeName(failure.result_type))?;
         if let Some(reason) = &failure.failure_reason_code {
             write!(text, " ({})", escape_and_cut(reason, 120))?;
         }
@@ -176,10 +176,10 @@ fn write_policy(text: &mut String, result: &PolicyResult) -> fmt::Result {
     Ok(())
 }
 
-/// A result type as the schema writes it.
-struct Word(ResultType);
+/// The name of a result type, as the schema writes it.
+struct ResultTypeName(ResultType);
 
-impl fmt::Display for Word {
+impl fmt::Display for ResultTypeName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.serialize(f)
     }
@@ -220,7 +220,7 @@ mod tests {
 
     fn mail(report: &Report) -> Vec<u8> {
         let to = "tls-reports@example.net".parse().unwrap();
-        message(&identity(), report, &to, "20261122-0011.abcd@sender.example", 1_795_400_000, &signer()).unwrap()
+        build_message(&identity(), report, &to, "20261122-0011.abcd@sender.example", 1_795_400_000, &signer()).unwrap()
     }
 
     fn usual() -> Report {
@@ -383,9 +383,9 @@ mod tests {
         let mut report = usual();
         report.domain = "example.net\r\nBcc: a@b.example".into();
         let to = "a@example.net".parse().unwrap();
-        let error = message(&identity(), &report, &to, "a@b", 0, &signer()).unwrap_err();
-        assert!(matches!(error, MessageError::BadValue("TLS-Report-Domain")), "{error}");
-        let error = message(&identity(), &usual(), &to, "a\n@b", 0, &signer()).unwrap_err();
-        assert!(matches!(error, MessageError::BadValue("Message-ID")), "{error}");
+        let error = build_message(&identity(), &report, &to, "a@b", 0, &signer()).unwrap_err();
+        assert!(matches!(error, MessageError::InvalidHeaderValue("TLS-Report-Domain")), "{error}");
+        let error = build_message(&identity(), &usual(), &to, "a\n@b", 0, &signer()).unwrap_err();
+        assert!(matches!(error, MessageError::InvalidHeaderValue("Message-ID")), "{error}");
     }
 }

@@ -1,8 +1,8 @@
 //! One closed day of one domain, from its counts to a message that is handed over.
 //!
-//! Takes: the `[report]` section, the rows of a day. Gives: [`Sending`], what every report needs; where a domain wants its reports.
+//! Takes: the `[report]` section, the rows of a day. Gives: [`ReportSender`]; where a domain wants its reports.
 //! When it fails: one line a fault, in the words of the configuration.
-//! Not here: when what goes (`scheduler`).
+//! Not here: when a report is sent (`schedule`).
 
 pub mod build;
 pub mod message;
@@ -19,27 +19,27 @@ use crate::reporting::dkim::signer::Signer;
 use crate::reporting::transport::{self, DeliveryOutcome, DeliveryTimeouts, OutgoingMail, Transport};
 use build::Report;
 use message::MessageError;
-use recipients::{About, Audience};
+use recipients::{RecipientFilter, ReportSubject};
 
-/// All that sending needs.
+/// Builds, signs and delivers reports; holds what every report needs.
 #[derive(Debug)]
-pub struct Sending {
+pub struct ReportSender {
     /// Who reports.
     pub identity: Identity,
     /// The DKIM keys.
     pub signer: Signer,
     /// Who gets reports.
-    pub audience: Audience,
+    pub recipient_filter: RecipientFilter,
     /// How mail is handed over.
-    pub way: Transport,
+    pub transport: Transport,
     /// The largest report, in octets, as it is on its way.
     pub max_size: usize,
 }
 
-impl Sending {
+impl ReportSender {
     /// Reads addresses and keys; nothing while [`missing_identity`] names something. Fails with one line a fault.
-    pub fn load(section: &ReportSection) -> Result<Option<Sending>, Vec<String>> {
-        let audience = Audience::of(section)?;
+    pub fn load(section: &ReportSection) -> Result<Option<ReportSender>, Vec<String>> {
+        let recipient_filter = RecipientFilter::from_section(section)?;
         if !missing_identity(section).is_empty() {
             return Ok(None);
         }
@@ -47,13 +47,13 @@ impl Sending {
         let mut signer = Signer::load(section.dkim.keys(), &identity.from.domain)
             .map_err(|keys| keys.iter().map(ToString::to_string).collect::<Vec<_>>())?;
         signer.warnings.extend(transport::password_warning(section));
-        let way = Transport::load(section)?;
-        Ok(Some(Sending { identity, signer, audience, way, max_size: section.max_size }))
+        let transport = Transport::load(section)?;
+        Ok(Some(ReportSender { identity, signer, recipient_filter, transport, max_size: section.max_size }))
     }
 
-    /// The octets that go to a destination: a signed message, or the gzip alone for a POST. `identity` is who reported,
+    /// Builds what is sent to a destination: a signed message, or the gzip alone for a POST. `identity` is who reported,
     /// `message_id` has no angle brackets, `now` is in seconds since 1970-01-01T00:00:00Z. It signs: not for a task's thread.
-    pub fn octets(
+    pub fn build_payload(
         &self,
         identity: &Identity,
         report: &Report,
@@ -62,26 +62,26 @@ impl Sending {
         now: i64,
     ) -> Result<Vec<u8>, MessageError> {
         match to {
-            Destination::Mail(to) => message::message(identity, report, to, message_id, now, &self.signer),
+            Destination::Mail(to) => message::build_message(identity, report, to, message_id, now, &self.signer),
             Destination::Https(_) => Ok(report.gzip.clone()),
         }
     }
 
-    /// Hands over what [`Sending::octets`] made. When `cut` resolves (the daemon ends), no longer waits.
+    /// Delivers what [`ReportSender::build_payload`] built. When `cancel` resolves (the daemon ends), it returns at once.
     pub async fn deliver(
         &self,
         https: &https::HttpsClient,
         to: &Destination,
-        octets: &[u8],
+        bytes: &[u8],
         limits: DeliveryTimeouts,
-        cut: impl Future<Output = ()>,
+        cancel: impl Future<Output = ()>,
     ) -> DeliveryOutcome {
         match to {
             Destination::Mail(to) => {
-                let letter = OutgoingMail { from: &self.identity.envelope, to, message: octets };
-                transport::deliver(&self.way, letter, limits, cut).await
+                let mail = OutgoingMail { from: &self.identity.envelope, to, message: bytes };
+                transport::deliver(&self.transport, mail, limits, cancel).await
             }
-            Destination::Https(uri) => transport::post_report(https, uri, octets, limits, cut).await,
+            Destination::Https(uri) => transport::post_report(https, uri, bytes, limits, cancel).await,
         }
     }
 }
@@ -105,15 +105,15 @@ pub fn has_failures(rows: &[TallyRow]) -> bool {
     rows.iter().any(|row| row.failed > 0 || !row.details.is_empty())
 }
 
-/// Asks where a domain or MX host wants its reports of a day, and leaves out what the administrator does not want.
-/// Whether it wants any is for [`Audience::wants`].
-pub async fn look_up(
+/// Looks up where a domain or MX host wants its reports of a day, without the destinations that the administrator
+/// suppressed. Whether a report is wanted at all is for [`RecipientFilter::check_wanted`].
+pub async fn look_up_served_recipients(
     resolver: &Resolver,
-    audience: &Audience,
-    about: &About,
+    recipient_filter: &RecipientFilter,
+    subject: &ReportSubject,
     day: Day,
 ) -> Result<Recipients, TlsrptLookupError> {
-    Ok(audience.narrow(look_up_recipients(resolver, about.name()).await?, day)?)
+    Ok(recipient_filter.apply_limits(look_up_recipients(resolver, subject.name()).await?, day)?)
 }
 
 #[cfg(test)]
@@ -124,7 +124,7 @@ mod tests {
     fn says_what_is_missing_and_what_is_wrong() {
         let mut section = ReportSection::default();
         assert_eq!(missing_identity(&section), ["organization", "contact", "from", "dkim"]);
-        assert!(Sending::load(&section).unwrap().is_none());
+        assert!(ReportSender::load(&section).unwrap().is_none());
         section.organization = Some("Example\r\nBcc: a@b.example".into());
         section.contact = Some("postmaster".into());
         section.from = Some("tlsrpt@example.com".into());

@@ -20,81 +20,86 @@ use crate::config::{ReportSection, SuppressSection};
 /// The policy domain that a report is about (RFC 8460 §1.1). Its text form, a domain or `mx:` and a host, reads back equal.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
-pub enum About {
+pub enum ReportSubject {
     /// A recipient domain: all its sessions, whatever the policy.
     Domain(String),
     /// An MX host (a TLSA base domain): its sessions under its own TLSA records, of all recipient domains together.
     Host(String),
 }
 
-impl About {
+impl ReportSubject {
     /// The policy domain: where `_smtp._tls` is looked up, `TLS-Report-Domain`, the name in file name and Subject.
     pub fn name(&self) -> &str {
         match self {
-            About::Domain(name) | About::Host(name) => name,
+            ReportSubject::Domain(name) | ReportSubject::Host(name) => name,
         }
     }
 }
 
-impl fmt::Display for About {
+impl fmt::Display for ReportSubject {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            About::Domain(name) => f.write_str(name),
-            About::Host(name) => write!(f, "mx:{name}"),
+            ReportSubject::Domain(name) => f.write_str(name),
+            ReportSubject::Host(name) => write!(f, "mx:{name}"),
         }
     }
 }
 
-impl From<About> for String {
-    fn from(about: About) -> String {
-        about.to_string()
+impl From<ReportSubject> for String {
+    fn from(subject: ReportSubject) -> String {
+        subject.to_string()
     }
 }
 
-impl FromStr for About {
+impl FromStr for ReportSubject {
     type Err = &'static str;
 
-    fn from_str(text: &str) -> Result<About, &'static str> {
-        let (name, about): (_, fn(String) -> About) =
-            text.strip_prefix("mx:").map_or((text, About::Domain), |host| (host, About::Host));
-        domain_name::normalize(name).filter(|normal| normal == name).map(about).ok_or("no domain name in its one form")
+    fn from_str(text: &str) -> Result<ReportSubject, &'static str> {
+        let (name, subject): (_, fn(String) -> ReportSubject) =
+            text.strip_prefix("mx:").map_or((text, ReportSubject::Domain), |host| (host, ReportSubject::Host));
+        domain_name::normalize(name)
+            .filter(|normal| normal == name)
+            .map(subject)
+            .ok_or("no domain name in its one form")
     }
 }
 
-impl TryFrom<String> for About {
+impl TryFrom<String> for ReportSubject {
     type Error = &'static str;
 
-    fn try_from(text: String) -> Result<About, &'static str> {
+    fn try_from(text: String) -> Result<ReportSubject, &'static str> {
         text.parse()
     }
 }
 
-/// Who gets reports, as `[report]` says.
+/// Which domains and destinations get reports, by `[report]`.
 #[derive(Clone, Debug)]
-pub struct Audience {
+pub struct RecipientFilter {
     only_failures: bool,
     allow: Vec<String>,
     suppress: Vec<SuppressSection>,
     max_destinations: usize,
 }
 
-impl Audience {
-    /// What the section says. Fails with one line a fault.
-    pub fn of(section: &ReportSection) -> Result<Audience, Vec<String>> {
+impl RecipientFilter {
+    /// Reads the section. Fails with one line a fault.
+    pub fn from_section(section: &ReportSection) -> Result<RecipientFilter, Vec<String>> {
         const DOMAIN: &str = "`example.com`, or `.example.com` for all below it";
         let mut faults = Vec::new();
         let mut fault = |key: &str, found: &str, allowed: &str| {
             faults.push(format!("{key}: `{}` cannot be used; allowed: {allowed}", escape_and_cut(found, 80)));
         };
-        section.allow.iter().filter(|p| !is_pattern(p)).for_each(|p| fault("[report] allow", p, DOMAIN));
+        section.allow.iter().filter(|p| !is_domain_pattern(p)).for_each(|p| fault("[report] allow", p, DOMAIN));
         if !(1..=MAX_READ).contains(&section.max_destinations) {
             let allowed = format!("1 to {MAX_READ}");
             fault("[report] max_destinations", &section.max_destinations.to_string(), &allowed);
         }
         for suppress in &section.suppress {
             match (&suppress.domain, &suppress.destination) {
-                (Some(domain), None) if !is_pattern(domain) => fault("[[report.suppress]] domain", domain, DOMAIN),
-                (None, Some(to)) if !is_pattern(to) && destination_of(to).is_err() => {
+                (Some(domain), None) if !is_domain_pattern(domain) => {
+                    fault("[[report.suppress]] domain", domain, DOMAIN)
+                }
+                (None, Some(to)) if !is_domain_pattern(to) && destination_of(to).is_err() => {
                     let allowed = format!("`name@example.com`, `mailto:...`, `https://...`, {DOMAIN}");
                     fault("[[report.suppress]] destination", to, &allowed);
                 }
@@ -106,7 +111,7 @@ impl Audience {
         if !faults.is_empty() {
             return Err(faults);
         }
-        Ok(Audience {
+        Ok(RecipientFilter {
             only_failures: section.only_failures,
             allow: section.allow.clone(),
             suppress: section.suppress.clone(),
@@ -114,21 +119,22 @@ impl Audience {
         })
     }
 
-    /// Whether a report without any failure is not sent: then [`Audience::wants`] must be told whether there is one.
+    /// Whether a report without any failure is not sent: then [`RecipientFilter::check_wanted`] needs to know whether there is one.
     pub fn only_failures(&self) -> bool {
         self.only_failures
     }
 
-    /// Whether a report of this day about this domain or host is to be made at all; `failures`: whether it has any.
-    pub fn wants(&self, about: &About, day: Day, failures: bool) -> Result<(), NoRecipients> {
-        let name = about.name();
+    /// Checks that a report of this day about this subject is wanted at all; `failures`: whether it has any.
+    pub fn check_wanted(&self, subject: &ReportSubject, day: Day, failures: bool) -> Result<(), NoRecipients> {
+        let name = subject.name();
         let unwanted = |option: String| Err(NoRecipients::Unwanted(option));
-        if !self.allow.is_empty() && !self.allow.iter().any(|pattern| covers(pattern, name)) {
+        if !self.allow.is_empty() && !self.allow.iter().any(|pattern| pattern_matches(pattern, name)) {
             return unwanted("it is not in [report] allow".to_owned());
         }
-        let suppressed = |s: &&SuppressSection| s.in_force(day) && s.domain.as_deref().is_some_and(|p| covers(p, name));
+        let suppressed =
+            |s: &&SuppressSection| s.in_force(day) && s.domain.as_deref().is_some_and(|p| pattern_matches(p, name));
         if let Some(by) = self.suppress.iter().find(suppressed) {
-            return unwanted(by.said());
+            return unwanted(by.describe());
         }
         if self.only_failures && !failures {
             return unwanted("nothing failed, and [report] only_failures is set".to_owned());
@@ -137,31 +143,31 @@ impl Audience {
     }
 
     /// Leaves out the destinations that are suppressed, and those above `max_destinations`.
-    pub fn narrow(&self, found: Recipients, day: Day) -> Result<Recipients, NoRecipients> {
+    pub fn apply_limits(&self, found: Recipients, day: Day) -> Result<Recipients, NoRecipients> {
         let Recipients { destinations, skipped, more_skipped } = found;
-        let mut narrow = Recipients { destinations: Vec::new(), skipped, more_skipped };
+        let mut limited = Recipients { destinations: Vec::new(), skipped, more_skipped };
         for destination in destinations {
-            let suppressed = |s: &&SuppressSection| s.in_force(day) && s.names(&destination);
+            let suppressed = |s: &&SuppressSection| s.in_force(day) && s.matches(&destination);
             if let Some(by) = self.suppress.iter().find(suppressed) {
-                narrow.skip(&destination.to_string(), by.said());
-            } else if narrow.destinations.len() == self.max_destinations {
-                narrow.skip(&destination.to_string(), "more destinations than are served");
+                limited.skip(&destination.to_string(), by.describe());
+            } else if limited.destinations.len() == self.max_destinations {
+                limited.skip(&destination.to_string(), "more destinations than are served");
             } else {
-                narrow.destinations.push(destination);
+                limited.destinations.push(destination);
             }
         }
-        if narrow.destinations.is_empty() { Err(NoRecipients::NoneUsable(narrow.skipped)) } else { Ok(narrow) }
+        if limited.destinations.is_empty() { Err(NoRecipients::NoneUsable(limited.skipped)) } else { Ok(limited) }
     }
 }
 
 /// A name in its one form, or one with a dot before it.
-fn is_pattern(text: &str) -> bool {
+fn is_domain_pattern(text: &str) -> bool {
     let name = text.strip_prefix('.').unwrap_or(text);
     domain_name::normalize(name).is_some_and(|normal| normal == name)
 }
 
 /// Whether a pattern of the configuration, `example.com` or `.example.com` for what is below it, covers a name.
-fn covers(pattern: &str, name: &str) -> bool {
+fn pattern_matches(pattern: &str, name: &str) -> bool {
     match pattern.strip_prefix('.') {
         Some(_) => name.len() > pattern.len() && name.ends_with(pattern),
         None => name == pattern,
@@ -174,16 +180,16 @@ impl SuppressSection {
         self.until.is_none_or(|until| day <= until)
     }
 
-    /// A destination is named by its URI, by its address, or by its host alone.
-    fn names(&self, destination: &Destination) -> bool {
+    /// Whether the rule names this destination: by its URI, by its address, or by its host alone.
+    fn matches(&self, destination: &Destination) -> bool {
         let Some(wanted) = self.destination.as_deref() else { return false };
         if wanted.contains([':', '@']) {
             return destination_of(wanted).is_ok_and(|wanted| wanted == *destination);
         }
-        covers(wanted, &destination.host().trim_end_matches('.').to_ascii_lowercase())
+        pattern_matches(wanted, &destination.host().trim_end_matches('.').to_ascii_lowercase())
     }
 
-    fn said(&self) -> String {
+    fn describe(&self) -> String {
         let of = self.domain.iter().map(|d| format!("domain = \"{d}\""));
         let to = self.destination.iter().map(|d| format!("destination = \"{d}\""));
         let until = self.until.iter().map(|day| format!("until {day}"));
@@ -197,10 +203,10 @@ mod tests {
     use super::*;
     use crate::base::rua_record::recipients;
 
-    fn audience(edit: impl FnOnce(&mut ReportSection)) -> Audience {
+    fn recipient_filter(edit: impl FnOnce(&mut ReportSection)) -> RecipientFilter {
         let mut section = ReportSection::default();
         edit(&mut section);
-        Audience::of(&section).unwrap()
+        RecipientFilter::from_section(&section).unwrap()
     }
 
     fn suppress(domain: Option<&str>, destination: Option<&str>, until: Option<&str>) -> SuppressSection {
@@ -214,23 +220,23 @@ mod tests {
 
     #[test]
     fn allow_suppress_and_only_failures_say_who_gets_a_report() {
-        let about = |name: &str| About::Domain(name.into());
+        let subject = |name: &str| ReportSubject::Domain(name.into());
         let today = day("2026-11-22");
-        let all = audience(|_| {});
-        assert_eq!(all.wants(&about("a.example"), today, false), Ok(()));
-        let some = audience(|s| s.allow = vec!["a.example".into(), ".b.example".into()]);
+        let all = recipient_filter(|_| {});
+        assert_eq!(all.check_wanted(&subject("a.example"), today, false), Ok(()));
+        let some = recipient_filter(|s| s.allow = vec!["a.example".into(), ".b.example".into()]);
         for (name, wanted) in [("a.example", true), ("x.a.example", false), ("x.b.example", true), ("b.example", false)]
         {
-            assert_eq!(some.wants(&about(name), today, true).is_ok(), wanted, "{name}");
+            assert_eq!(some.check_wanted(&subject(name), today, true).is_ok(), wanted, "{name}");
         }
-        assert!(some.wants(&About::Host("mx.b.example".into()), today, true).is_ok());
-        let none = audience(|s| s.suppress = vec![suppress(Some(".a.example"), None, Some("2026-11-22"))]);
-        let said = none.wants(&about("x.a.example"), today, true).unwrap_err().to_string();
+        assert!(some.check_wanted(&ReportSubject::Host("mx.b.example".into()), today, true).is_ok());
+        let none = recipient_filter(|s| s.suppress = vec![suppress(Some(".a.example"), None, Some("2026-11-22"))]);
+        let said = none.check_wanted(&subject("x.a.example"), today, true).unwrap_err().to_string();
         assert_eq!(said, "not wanted: [[report.suppress]] domain = \".a.example\", until 2026-11-22");
-        assert!(none.wants(&about("x.a.example"), day("2026-11-23"), true).is_ok(), "the last day is over");
-        let failures = audience(|s| s.only_failures = true);
-        assert!(failures.wants(&about("a.example"), today, true).is_ok());
-        assert!(failures.wants(&about("a.example"), today, false).is_err());
+        assert!(none.check_wanted(&subject("x.a.example"), day("2026-11-23"), true).is_ok(), "the last day is over");
+        let failures = recipient_filter(|s| s.only_failures = true);
+        assert!(failures.check_wanted(&subject("a.example"), today, true).is_ok());
+        assert!(failures.check_wanted(&subject("a.example"), today, false).is_err());
     }
 
     #[test]
@@ -238,20 +244,20 @@ mod tests {
         let record = "v=TLSRPTv1;rua=mailto:a@b.example,https://R.example:443/x,mailto:c@d.example,mailto:e@f.example";
         let found = || recipients(&[record]).unwrap();
         let today = day("2026-11-22");
-        let narrow = |audience: Audience| audience.narrow(found(), today);
+        let limited = |recipient_filter: RecipientFilter| recipient_filter.apply_limits(found(), today);
         let texts = |r: &Recipients| r.destinations.iter().map(ToString::to_string).collect::<Vec<_>>();
-        let by = |to: &str| audience(|s| s.suppress = vec![suppress(None, Some(to), None)]);
+        let by = |to: &str| recipient_filter(|s| s.suppress = vec![suppress(None, Some(to), None)]);
         for to in ["a@b.example", "mailto:a@B.example", "b.example", ".example"] {
-            let left = narrow(by(to));
+            let left = limited(by(to));
             match to {
                 ".example" => assert!(matches!(left, Err(NoRecipients::NoneUsable(_)))),
                 _ => assert!(!texts(&left.unwrap()).contains(&"mailto:a@b.example".to_owned()), "{to}"),
             }
         }
-        let left = narrow(by("r.example")).unwrap();
+        let left = limited(by("r.example")).unwrap();
         assert_eq!(texts(&left), ["mailto:a@b.example", "mailto:c@d.example", "mailto:e@f.example"]);
         assert_eq!(left.skipped[0].why, "[[report.suppress]] destination = \"r.example\"");
-        let left = narrow(audience(|s| s.max_destinations = 2)).unwrap();
+        let left = limited(recipient_filter(|s| s.max_destinations = 2)).unwrap();
         assert_eq!((texts(&left).len(), left.skipped.len()), (2, 2));
         assert_eq!(left.skipped[0].why, "more destinations than are served");
     }
@@ -269,7 +275,7 @@ mod tests {
             ],
             ..ReportSection::default()
         };
-        let faults = Audience::of(&section).unwrap_err();
+        let faults = RecipientFilter::from_section(&section).unwrap_err();
         assert_eq!(faults.len(), 7, "{faults:#?}");
         assert!(faults.iter().all(|f| f.contains("; allowed: ") && !f.contains('\n')), "{faults:#?}");
     }
@@ -277,10 +283,10 @@ mod tests {
     #[test]
     fn whom_a_report_is_about_reads_back() {
         for text in ["example.net", "mx:mx1.example.net"] {
-            assert_eq!(text.parse::<About>().unwrap().to_string(), text);
+            assert_eq!(text.parse::<ReportSubject>().unwrap().to_string(), text);
         }
         for no in ["", "mx:", "Example.net", "mx:mx:a.example", "a b.example", "x/y.example"] {
-            assert!(no.parse::<About>().is_err(), "{no}");
+            assert!(no.parse::<ReportSubject>().is_err(), "{no}");
         }
     }
 }

@@ -19,8 +19,8 @@ use crate::base::tlsrpt::TallyRow;
 use crate::net::tlsrpt_record::TlsrptLookupError;
 use crate::reporting::report::build::{Report, ReportId};
 use crate::reporting::report::message::MessageError;
-use crate::reporting::report::recipients::About;
-use crate::reporting::report::{Sending, has_failures, look_up};
+use crate::reporting::report::recipients::ReportSubject;
+use crate::reporting::report::{ReportSender, has_failures, look_up_served_recipients};
 use crate::reporting::schedule::mx_hosts::Told;
 use crate::reporting::schedule::planner;
 use crate::reporting::schedule::records::{Delivery, DeliveryState, Plan, PlanState, Which, delivery_key};
@@ -59,12 +59,12 @@ impl Scheduler {
 
     /// Looks up where the reports of a domain go, settles what they say and plans its deliveries. Returns the one that is
     /// due at once, which is busy from then on.
-    async fn look_up(&self, which: &Which, setup: &Setup, sending: &Sending) -> Option<Settled> {
+    async fn look_up(&self, which: &Which, setup: &Setup, sending: &ReportSender) -> Option<Settled> {
         let hindered = |e: String| {
             self.rest();
             self.error(format!("report {which}: not planned: {e}; it is tried again"));
         };
-        let settled = match ReportId::make(which.day, sending.identity.submitter()) {
+        let settled = match ReportId::generate(which.day, sending.identity.submitter()) {
             Ok(report_id) => self.settle(which, report_id, sending).await.map_err(|e| e.to_string()),
             Err(e) => Err(e.to_string()),
         };
@@ -164,21 +164,21 @@ impl Scheduler {
         &self,
         which: &Which,
         rows: &[TallyRow],
-        sending: &Sending,
+        sending: &ReportSender,
     ) -> Result<(Result<Recipients, TlsrptLookupError>, Option<Told>), StoreError> {
-        let (about, audience) = (&which.about, &sending.audience);
+        let (about, audience) = (&which.about, &sending.recipient_filter);
         let failures = match about {
             _ if !audience.only_failures() => true,
-            About::Domain(_) => has_failures(rows),
-            About::Host(_) => has_failures(&self.told_of(which).await?.rows),
+            ReportSubject::Domain(_) => has_failures(rows),
+            ReportSubject::Host(_) => has_failures(&self.told_of(which).await?.rows),
         };
-        if let Err(unwanted) = audience.wants(about, which.day, failures) {
+        if let Err(unwanted) = audience.check_wanted(about, which.day, failures) {
             return Ok((Err(unwanted.into()), None));
         }
-        let found = look_up(&self.context.resolver, audience, about, which.day).await;
+        let found = look_up_served_recipients(&self.context.resolver, audience, about, which.day).await;
         match (about, found) {
             // Only now: few hosts have a record, and it takes a look at all rows of the day.
-            (About::Host(_), Ok(found)) => {
+            (ReportSubject::Host(_), Ok(found)) => {
                 let told = self.told_of(which).await?;
                 let found = if told.open { Ok(found) } else { told.narrow(found).map_err(TlsrptLookupError::None) };
                 Ok((found, Some(told)))
@@ -194,7 +194,7 @@ impl Scheduler {
         &self,
         which: &Which,
         report_id: ReportId,
-        sending: &Sending,
+        sending: &ReportSender,
     ) -> Result<Option<(Plan, Said, u64)>, StoreError> {
         let (of, organization) = (which.clone(), sending.identity.organization.clone());
         let contact = sending.identity.contact.to_string();
@@ -218,7 +218,7 @@ impl Scheduler {
         which: &Which,
         report_id: &ReportId,
         found: &Recipients,
-        sending: &Sending,
+        sending: &ReportSender,
         now: i64,
         spread: i64,
     ) -> io::Result<Vec<(Destination, Delivery)>> {
@@ -313,7 +313,7 @@ impl Scheduler {
         drop(turn);
         // At once: the MTA is sending it on already.
         if let (DeliveryOutcome::Accepted(answer), Destination::Mail(_)) = (&outcome, to)
-            && let Some(id) = sending.way.queue_id(answer)
+            && let Some(id) = sending.transport.queue_id(answer)
         {
             self.queued.add(id);
         }
@@ -337,11 +337,11 @@ impl Scheduler {
             let identity = said.identity(&sending.identity);
             let (id, rows) = (&said.report_id, &said.rows);
             let report = Report::build(&identity, which.day, which.about.name(), id, rows, sending.max_size);
-            if report.left_out > 0 {
-                let merged = report.left_out;
+            if report.merged_details > 0 {
+                let merged = report.merged_details;
                 tracing::warn!("report {which}: too large: {merged} kinds of failure are told as one each result type");
             }
-            sending.octets(&identity, &report, &to, &message_id, now)
+            sending.build_payload(&identity, &report, &to, &message_id, now)
         })
         .await
     }

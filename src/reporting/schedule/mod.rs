@@ -36,7 +36,7 @@ use crate::config::ReportSection;
 use crate::metrics::Metrics;
 use crate::net::dns::Resolver;
 use crate::net::https;
-use crate::reporting::report::Sending;
+use crate::reporting::report::ReportSender;
 use crate::reporting::transport::DeliveryTimeouts;
 use crate::store::group_commit::GroupCommit;
 use crate::store::{Batch, Store, StoreError, Table};
@@ -103,7 +103,7 @@ pub struct Setup {
     /// How long counts are kept after their day, in seconds.
     pub retention: i64,
     /// What sending needs; nothing while the identity is incomplete.
-    pub sending: Option<Sending>,
+    pub sending: Option<ReportSender>,
 }
 
 impl Setup {
@@ -113,7 +113,7 @@ impl Setup {
         Ok(Setup {
             spread: seconds(section.spread.0),
             retention: seconds(section.retention.0),
-            sending: Sending::load(section)?,
+            sending: ReportSender::load(section)?,
         })
     }
 }
@@ -274,7 +274,7 @@ impl Scheduler {
     async fn hang_up(&self) {
         let setup = Arc::clone(&self.setup.read());
         if let Some(sending) = &setup.sending {
-            sending.way.close_idle().await;
+            sending.transport.close_idle().await;
         }
     }
 

@@ -11,7 +11,7 @@ use std::collections::BTreeSet;
 
 use crate::base::rua_record::{Destination, NoRecipients, Recipients};
 use crate::base::tlsrpt::{Day, PolicyType, TallyRow};
-use crate::reporting::report::recipients::About;
+use crate::reporting::report::recipients::ReportSubject;
 use crate::reporting::report::rows_of_host;
 use crate::reporting::schedule::planner;
 use crate::reporting::schedule::records::{Named, Plan, PlanState, Which, delivery_key};
@@ -71,7 +71,7 @@ impl Scheduler {
 fn unplanned(store: &dyn Store, day: Day, hosts: BTreeSet<String>, supplement: bool) -> Result<Vec<Which>, StoreError> {
     let mut unplanned = Vec::new();
     for host in hosts {
-        let host = Which::first(day, About::Host(host));
+        let host = Which::first(day, ReportSubject::Host(host));
         match planner::read(store, &host)?.map(|plan| plan.state) {
             None => unplanned.push(host),
             Some(PlanState::Planned) if supplement && planner::read(store, &host.supplement())?.is_none() => {

@@ -204,7 +204,11 @@ impl Scheduler {
     }
 
     /// A Message-ID that nobody else can have made.
-    pub(super) fn message_id(&self, day: Day, sending: &crate::reporting::report::Sending) -> std::io::Result<String> {
+    pub(super) fn message_id(
+        &self,
+        day: Day,
+        sending: &crate::reporting::report::ReportSender,
+    ) -> std::io::Result<String> {
         let unique =
             format!("{}-{}", day.to_string().replace('-', ""), own_reports::hex(&own_reports::random_bytes::<8>()?));
         Ok(self.context.own.message_id(&unique, &sending.identity.from.domain))

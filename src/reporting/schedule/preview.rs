@@ -16,8 +16,8 @@ use crate::config::ReportSection;
 use crate::config::identity::Identity;
 use crate::net::tlsrpt_record::TlsrptLookupError;
 use crate::reporting::report::build::{Report, ReportId};
-use crate::reporting::report::recipients::{About, Audience};
-use crate::reporting::report::{has_failures, look_up, rows_of_host};
+use crate::reporting::report::recipients::{RecipientFilter, ReportSubject};
+use crate::reporting::report::{has_failures, look_up_served_recipients, rows_of_host};
 use crate::reporting::schedule::records::{Plan, PlanState, Which};
 use crate::reporting::schedule::snapshot::{self, Said};
 use crate::reporting::schedule::{Scheduler, planner};
@@ -50,7 +50,7 @@ struct Making<'a> {
     scheduler: &'a Scheduler,
     section: &'a ReportSection,
     identity: Identity,
-    audience: Audience,
+    audience: RecipientFilter,
     day: Day,
     previews: Vec<Preview>,
 }
@@ -60,7 +60,7 @@ impl Scheduler {
     /// not those that sent reports have. Blocks for as long as the store does; fails with one line.
     pub async fn preview(&self, section: &ReportSection, day: Day, name: Option<&str>) -> Result<Vec<Preview>, String> {
         let identity = Identity::read(section).map_err(|faults| faults.join("; "))?;
-        let audience = Audience::of(section).map_err(|faults| faults.join("; "))?;
+        let audience = RecipientFilter::from_section(section).map_err(|faults| faults.join("; "))?;
         let making = Making { scheduler: self, section, identity, audience, day, previews: Vec::new() };
         making.all(name).await.map_err(|e| e.to_string())
     }
@@ -89,13 +89,15 @@ impl Making<'_> {
         let mut known: HashMap<String, Vec<Destination>> = HashMap::new();
         for (host, (rows, mut from)) in hosts {
             from.dedup();
-            let about = About::Host(host);
+            let about = ReportSubject::Host(host);
             let mut found = self.find(&about, &rows).await;
             if let Ok(recipients) = found {
                 for domain in &from {
                     if !known.contains_key(domain) {
-                        let of = About::Domain(domain.clone());
-                        let found = look_up(&self.scheduler.context.resolver, &self.audience, &of, self.day).await;
+                        let of = ReportSubject::Domain(domain.clone());
+                        let found =
+                            look_up_served_recipients(&self.scheduler.context.resolver, &self.audience, &of, self.day)
+                                .await;
                         known.insert(domain.clone(), found.map(|found| found.destinations).unwrap_or_default());
                     }
                 }
@@ -110,7 +112,7 @@ impl Making<'_> {
 
     /// The report about a domain; where it is settled already, the supplement as well, if there is to be one.
     async fn domain(&mut self, domain: String, rows: Vec<TallyRow>) -> Result<(), StoreError> {
-        let about = About::Domain(domain);
+        let about = ReportSubject::Domain(domain);
         let found = self.find(&about, &rows).await;
         let which = Which::first(self.day, about.clone());
         let Some((plan, said)) = self.reported(&which)? else {
@@ -137,14 +139,14 @@ impl Making<'_> {
         Ok(packed.and_then(|packed| Some((plan, Said::unpack(&packed).ok()?))))
     }
 
-    async fn find(&self, about: &About, rows: &[TallyRow]) -> Result<Recipients, TlsrptLookupError> {
-        self.audience.wants(about, self.day, has_failures(rows))?;
-        look_up(&self.scheduler.context.resolver, &self.audience, about, self.day).await
+    async fn find(&self, about: &ReportSubject, rows: &[TallyRow]) -> Result<Recipients, TlsrptLookupError> {
+        self.audience.check_wanted(about, self.day, has_failures(rows))?;
+        look_up_served_recipients(&self.scheduler.context.resolver, &self.audience, about, self.day).await
     }
 
     fn add(
         &mut self,
-        about: &About,
+        about: &ReportSubject,
         supplement: bool,
         reported: Option<ReportId>,
         rows: &[TallyRow],

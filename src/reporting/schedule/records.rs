@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::base::rua_record::Destination;
 use crate::base::tlsrpt::Day;
 use crate::reporting::report::build::ReportId;
-use crate::reporting::report::recipients::About;
+use crate::reporting::report::recipients::ReportSubject;
 use crate::store::{Batch, Table};
 
 /// Which report: the one of a day and domain, or its supplement: what was counted after the first one was settled.
@@ -19,7 +19,7 @@ pub struct Which {
     /// The UTC day.
     pub day: Day,
     /// The recipient domain or MX host.
-    pub about: About,
+    pub about: ReportSubject,
     /// Whether it is the second one.
     pub supplement: bool,
 }
@@ -125,7 +125,7 @@ pub enum Named {
 
 impl Which {
     /// The first report of a day and domain.
-    pub fn first(day: Day, about: About) -> Which {
+    pub fn first(day: Day, about: ReportSubject) -> Which {
         Which { day, about, supplement: false }
     }
 
@@ -294,8 +294,8 @@ mod tests {
     #[test]
     fn keys_read_back() {
         let to = Destination::try_from("https://r.example/a/b?c=d".to_owned()).unwrap();
-        let first = Which::first(day(), About::Domain("a.example".into()));
-        let host = Which::first(day(), About::Host("mx.a.example".into()));
+        let first = Which::first(day(), ReportSubject::Domain("a.example".into()));
+        let host = Which::first(day(), ReportSubject::Host("mx.a.example".into()));
         for which in [first.clone(), first.supplement(), host.supplement(), host] {
             assert_eq!(Named::read(&which.key()), Some(Named::Plan(which.clone())));
             let named = Named::Delivery(which.clone(), to.clone());
@@ -320,7 +320,7 @@ mod tests {
     #[test]
     fn what_is_done_has_no_place_and_what_moves_has_one() {
         let (which, to) = (
-            Which::first(day(), About::Domain("a.example".into())),
+            Which::first(day(), ReportSubject::Domain("a.example".into())),
             Destination::try_from("mailto:a@b.example".to_owned()),
         );
         let to = to.unwrap();

@@ -518,7 +518,7 @@ fn received(message: &[u8]) -> (String, u64, String) {
     let part = parsed.parts.iter().find(|part| part.attachment_name().is_some()).unwrap();
     let mut json = String::new();
     flate2::read::GzDecoder::new(part.contents()).read_to_string(&mut json).unwrap();
-    let report: crate::reporting::report::build::Document = serde_json::from_str(&json).unwrap();
+    let report: crate::reporting::report::build::ReportDocument = serde_json::from_str(&json).unwrap();
     let sum = report.policies.iter().map(|p| p.summary.total_successful_session_count).sum();
     (report.date_range.start_datetime[..10].to_owned(), sum, report.report_id)
 }
