@@ -87,6 +87,21 @@ fn forbidden_imports_and_circles_are_seen() {
     assert_eq!(circle(&module("store"), &found), None);
 }
 
+#[test]
+fn a_type_that_others_see_has_a_name_of_its_own() {
+    let mut files = Vec::new();
+    list(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"), &mut files);
+    let mut names: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for file in &files {
+        let text = fs::read_to_string(file).unwrap();
+        for name in without_tests(&text).lines().filter_map(public_type) {
+            names.entry(name).or_default().push(file.display().to_string());
+        }
+    }
+    names.retain(|_, files| files.len() > 1);
+    assert!(names.is_empty(), "public types of the same name: {names:#?}");
+}
+
 /// The first circle through `start`, from its smallest member; none where there is no circle.
 fn circle(start: &Module, imports: &Imports) -> Option<String> {
     let mut paths = vec![vec![start.clone()]];
@@ -226,4 +241,11 @@ fn absolute(module: &Module, path: &[String], modules: &BTreeMap<Module, PathBuf
         }
         None => Vec::new(),
     }
+}
+
+/// The name of the type that a line declares, where other files see it.
+fn public_type(line: &str) -> Option<String> {
+    let line = line.strip_prefix("pub ").or_else(|| line.strip_prefix("pub(crate) "))?;
+    let rest = ["struct ", "enum ", "trait ", "type ", "union "].iter().find_map(|word| line.strip_prefix(word))?;
+    Some(rest.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect())
 }
