@@ -7,6 +7,7 @@
 pub mod detect;
 pub mod identity;
 mod override_answer;
+mod toml_errors;
 mod validate;
 mod values;
 

@@ -15,6 +15,7 @@ use serde::{Deserialize, Deserializer, Serializer};
 
 use crate::base::domain_name;
 use crate::base::next_hop::NextHop;
+use crate::config::toml_errors;
 use crate::config::{
     Config, DeliveryMethod, DkimKeySection, DkimSigning, InputKind, InputSection, NativeTlsrpt, PostfixVersion,
     ReportSection,
@@ -54,10 +55,12 @@ impl Config {
 
     /// Reads a file, lets `complete` fill in what it does not set, and checks the whole.
     pub fn load_with(path: &Path, complete: impl FnOnce(&mut Config)) -> Result<Config, ConfigError> {
-        let text = std::fs::read_to_string(path).map_err(|error| ConfigError {
-            file: path.to_owned(),
-            line: None,
-            problem: format!("cannot be read: {error}; nothing was started"),
+        let error = |line, problem| ConfigError { file: path.to_owned(), line, problem };
+        let bytes =
+            std::fs::read(path).map_err(|e| error(None, format!("cannot be read: {e}; nothing was started")))?;
+        let text = String::from_utf8(bytes).map_err(|e| {
+            let (line, problem) = toml_errors::not_utf8(e.as_bytes(), e.utf8_error());
+            error(Some(line), problem)
         })?;
         let mut config: Config = parse_toml(&text, path)?;
         complete(&mut config);
@@ -349,10 +352,7 @@ impl crate::config::InputSection {
 /// Reads a TOML file into a type; every error has its line and key.
 pub fn parse_toml<T: DeserializeOwned>(text: &str, path: &Path) -> Result<T, ConfigError> {
     toml::from_str(text).map_err(|error| {
-        let at = error.span().map(|span| span.start);
-        let key = at.and_then(|at| key_at(text, at)).map(|key| format!("{key}: ")).unwrap_or_default();
-        let line = at.map(|at| text[..at.min(text.len())].matches('\n').count() + 1);
-        let problem = format!("{key}{}", error.message().replace('\n', " "));
+        let (line, problem) = toml_errors::explain(text, &error, &toml_errors::sections_with::<T>);
         ConfigError { file: path.to_owned(), line, problem }
     })
 }
@@ -367,14 +367,6 @@ pub(super) fn deserialize_address<'de, D: Deserializer<'de>>(from: D) -> Result<
     let text = String::deserialize(from)?;
     let bad = |_| Error::custom(format!("`{text}` is no address with a port; allowed: such as `127.0.0.1:53`"));
     text.parse().map(Some).map_err(bad)
-}
-
-/// The key of the line at an octet of the text, if it has one.
-fn key_at(text: &str, at: usize) -> Option<&str> {
-    let start = text.get(..at)?.rfind('\n').map_or(0, |newline| newline + 1);
-    let (key, _) = text[start..].lines().next()?.split_once('=')?;
-    let key = key.trim();
-    (!key.is_empty() && key.bytes().all(|b| b.is_ascii_alphanumeric() || b"_-.\"".contains(&b))).then_some(key)
 }
 
 /// The line of a key within a section, counted from 1; the section's own where the key is missing. `nth`, from 0, is
