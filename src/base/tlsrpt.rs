@@ -169,7 +169,8 @@ impl std::str::FromStr for Day {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Day, String> {
-        let date: jiff::civil::Date = text.parse().map_err(|_| format!("`{text}` is no day; allowed: YYYY-MM-DD"))?;
+        let date: jiff::civil::Date =
+            text.parse().map_err(|_| format!("invalid date \"{text}\": expected YYYY-MM-DD"))?;
         let zoned = date.to_zoned(jiff::tz::TimeZone::UTC).map_err(|e| e.to_string())?;
         Ok(Day::of(zoned.timestamp().as_second()))
     }

@@ -44,7 +44,7 @@ impl Identity {
             text.parse().unwrap_or_else(|_| {
                 let found = escape_and_cut(text, 80);
                 faults.push(format!(
-                    "[report] {key}: `{found}` is no mail address; allowed: such as `tlsrpt@example.com`"
+                    "[report] {key}: invalid mail address \"{found}\": expected an address such as \"tlsrpt@example.com\""
                 ));
                 Mailbox { local: String::new(), domain: String::new() }
             })
@@ -62,7 +62,7 @@ impl Identity {
         {
             let found = escape_and_cut(&organization, 80);
             faults.push(format!(
-                "[report] organization: `{found}` is no name; allowed: 1 to {MAX_ORGANIZATION} octets without control characters"
+                "[report] organization: invalid name \"{found}\": expected 1 to {MAX_ORGANIZATION} octets without control characters"
             ));
         }
         if faults.is_empty() { Ok(Identity { organization, contact, from, envelope }) } else { Err(faults) }

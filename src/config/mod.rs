@@ -128,6 +128,7 @@ pub enum NativeTlsrpt {
 #[serde(default, deny_unknown_fields)]
 pub struct CountSection {
     /// Networks that are not the world: sessions to their hosts (content filters, mail stores) do not count.
+    #[serde(deserialize_with = "validate::deserialize_networks")]
     pub local_networks: Vec<IpNet>,
     /// The addresses that mail is sent from, for `sending-mta-ip`; without one of a family, the host's own for that
     /// destination.
@@ -408,6 +409,7 @@ pub struct InputSection {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mode: Option<String>,
     /// Whose log it is.
+    #[serde(deserialize_with = "validate::deserialize_mta")]
     pub mta: Dialect,
     /// The IANA name of the zone of its time stamps, where they have none; without it the host's.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -42,10 +42,10 @@ pub fn check(answer: &str, version: PostfixVersion, dnssec: bool) -> Result<(), 
     }
     let tokens = split_tokens(answer);
     let Some((level, attributes)) = tokens.split_first() else {
-        return Err("empty; allowed: a level and attributes, such as `encrypt`".into());
+        return Err("the answer is empty: expected a level and attributes, such as \"encrypt\"".into());
     };
     if !LEVELS.contains(level) {
-        return Err(format!("`{level}` is no level; allowed: {}", LEVELS.join(", ")));
+        return Err(format!("invalid level \"{level}\": expected one of {}", LEVELS.join(", ")));
     }
     if level.starts_with("dane") && !dnssec {
         return Err(format!("`{level}` needs [postfix] dnssec; without it Postfix defers the mail"));
@@ -61,11 +61,11 @@ pub fn check(answer: &str, version: PostfixVersion, dnssec: bool) -> Result<(), 
             return Err(describe_unknown(&name, known, version));
         };
         if attribute.once && seen.contains(&attribute.name) {
-            return Err(format!("`{name}` is there twice"));
+            return Err(format!("duplicate attribute \"{name}\""));
         }
         seen.push(attribute.name);
         check_value(level, attribute.name, value, version)
-            .map_err(|allowed| format!("`{name}={value}`; allowed: {allowed}"))?;
+            .map_err(|allowed| format!("invalid attribute \"{name}={value}\": expected {allowed}"))?;
     }
     let of_policy = |name: &&&str| name.starts_with("policy_") || **name == "mx_host_pattern";
     match seen.iter().find(of_policy) {
@@ -95,7 +95,7 @@ fn split_attribute(token: &str, version: PostfixVersion) -> Result<(String, &str
         Some(rest) => rest.strip_suffix('}').ok_or(format!("`{token}` has no closing brace at its end"))?,
         None => token,
     };
-    let (name, value) = inside.split_once('=').ok_or(format!("`{token}` is no `name=value`"))?;
+    let (name, value) = inside.split_once('=').ok_or(format!("invalid attribute \"{token}\": expected name=value"))?;
     Ok((name.trim().to_ascii_lowercase(), value.trim()))
 }
 
@@ -106,7 +106,7 @@ fn describe_unknown(name: &str, known: Option<&AttributeRule>, version: PostfixV
             format!("`{name}` is known from Postfix {a}.{b} on, and [postfix] version is {major}.{minor}")
         }
         None if name == "policy_failure" => "`policy_failure` makes an enforced delivery fail; leave it out".into(),
-        None => format!("`{name}` is no attribute that Postfix knows"),
+        None => format!("unknown attribute \"{name}\": Postfix has none of that name"),
     }
 }
 
@@ -197,34 +197,37 @@ mod tests {
     #[test]
     fn what_would_defer_the_mail() {
         for (answer, want) in [
-            ("", "empty; allowed: a level and attributes, such as `encrypt`"),
+            ("", "the answer is empty: expected a level and attributes, such as \"encrypt\""),
             (
                 "Secure",
-                "`Secure` is no level; allowed: none, may, encrypt, fingerprint, dane, dane-only, verify, secure",
+                "invalid level \"Secure\": expected one of none, may, encrypt, fingerprint, dane, dane-only, verify, secure",
             ),
             (
                 "half dane",
-                "`half` is no level; allowed: none, may, encrypt, fingerprint, dane, dane-only, verify, secure",
+                "invalid level \"half\": expected one of none, may, encrypt, fingerprint, dane, dane-only, verify, secure",
             ),
             ("none ciphers=high", "level `none` takes no attributes"),
-            ("encrypt match=nexthop", "`match=nexthop`; allowed: `match` at fingerprint, verify and secure alone"),
+            (
+                "encrypt match=nexthop",
+                "invalid attribute \"match=nexthop\": expected `match` at fingerprint, verify and secure alone",
+            ),
             (
                 "secure match=",
-                "`match=`; allowed: nexthop, dot-nexthop, hostname, names, `.name`, with `:` between them",
+                "invalid attribute \"match=\": expected nexthop, dot-nexthop, hostname, names, `.name`, with `:` between them",
             ),
             (
                 "secure match=a.example::b.example",
-                "`match=a.example::b.example`; allowed: nexthop, dot-nexthop, hostname, names, `.name`, with `:` between them",
+                "invalid attribute \"match=a.example::b.example\": expected nexthop, dot-nexthop, hostname, names, `.name`, with `:` between them",
             ),
-            ("encrypt tafile=/x", "`tafile=/x`; allowed: at verify and secure, the path of a file"),
-            ("may servername=a servername=b", "`servername` is there twice"),
+            ("encrypt tafile=/x", "invalid attribute \"tafile=/x\": expected at verify and secure, the path of a file"),
+            ("may servername=a servername=b", "duplicate attribute \"servername\""),
             ("may enable_rpk=yes", "`enable_rpk` is known from Postfix 3.9 on, and [postfix] version is 3.7"),
             ("may { ciphers = high }", "`{ ciphers = high }`: braces are known from Postfix 3.10 on"),
-            ("may nonsense", "`nonsense` is no `name=value`"),
-            ("may enforce_mx=yes", "`enforce_mx` is no attribute that Postfix knows"),
+            ("may nonsense", "invalid attribute \"nonsense\": expected name=value"),
+            ("may enforce_mx=yes", "unknown attribute \"enforce_mx\": Postfix has none of that name"),
             ("may policy_failure=sts-policy-invalid", "`policy_failure` makes an enforced delivery fail; leave it out"),
-            ("may connection_reuse=maybe", "`connection_reuse=maybe`; allowed: yes, no"),
-            ("may ciphers=strong", "`ciphers=strong`; allowed: export, low, medium, high, null"),
+            ("may connection_reuse=maybe", "invalid attribute \"connection_reuse=maybe\": expected yes, no"),
+            ("may ciphers=strong", "invalid attribute \"ciphers=strong\": expected export, low, medium, high, null"),
             ("secure match=b\u{fc}cher.example", "longer than 10000 octets, or not printable ASCII on one line"),
         ] {
             assert_eq!(check_for(answer, 7), Err(want.to_owned()), "{answer}");

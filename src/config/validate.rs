@@ -4,14 +4,16 @@
 
 use std::collections::HashSet;
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use ipnet::IpNet;
 use jiff::tz::TimeZone;
 use serde::de::value::SeqAccessDeserializer;
 use serde::de::{DeserializeOwned, Error, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serializer};
+use tlswarden_parsers::Dialect;
 
 use crate::base::domain_name;
 use crate::base::next_hop::NextHop;
@@ -56,8 +58,7 @@ impl Config {
     /// Reads a file, lets `complete` fill in what it does not set, and checks the whole.
     pub fn load_with(path: &Path, complete: impl FnOnce(&mut Config)) -> Result<Config, ConfigError> {
         let error = |line, problem| ConfigError { file: path.to_owned(), line, problem };
-        let bytes =
-            std::fs::read(path).map_err(|e| error(None, format!("cannot be read: {e}; nothing was started")))?;
+        let bytes = std::fs::read(path).map_err(|e| error(None, format!("cannot be read: {e}")))?;
         let text = String::from_utf8(bytes).map_err(|e| {
             let (line, problem) = toml_errors::not_utf8(e.as_bytes(), e.utf8_error());
             error(Some(line), problem)
@@ -92,29 +93,34 @@ impl Config {
         let report = &self.report;
         for (key, value) in [("contact", &report.contact), ("from", &report.from), ("envelope", &report.envelope)] {
             if let Some(address) = value.as_deref().filter(|address| !is_mail_address(address)) {
-                return Err(("report", key, format!("`{address}` is no address; allowed: `name@example.com`")));
+                return Err(("report", key, format!("invalid address \"{address}\": expected \"name@example.com\"")));
             }
         }
         if report.organization.as_deref().is_some_and(|name| name.is_empty() || name.chars().any(char::is_control)) {
-            return Err(("report", "organization", "empty, or with control characters; allowed: a name".into()));
+            return Err(("report", "organization", "empty, or with control characters: expected a name".into()));
         }
         for key in report.dkim.keys() {
             if domain_name::normalize(&key.selector).is_none() {
-                return Err(("report.dkim", "selector", format!("`{}` is no DNS name", key.selector)));
+                return Err(("report.dkim", "selector", format!("invalid DNS name \"{}\"", key.selector)));
             }
             if let Some(name) = key.domain.as_deref().filter(|name| domain_name::normalize(name).is_none()) {
-                return Err(("report.dkim", "domain", format!("`{name}` is no domain name")));
+                return Err(("report.dkim", "domain", format!("invalid domain name \"{name}\"")));
             }
         }
         check_delivery(report)?;
         let (spread, retention) = (report.spread.0, report.retention.0);
         if spread > DAY {
             let found = humantime::format_duration(spread);
-            return Err(("report", "spread", format!("{found}; allowed: at most 24h, the time to the next report")));
+            return Err((
+                "report",
+                "spread",
+                format!("{found} is too long: expected at most 24h, the time to the next report"),
+            ));
         }
         if retention < spread + DAY {
             let found = humantime::format_duration(retention);
-            let problem = format!("{found}; allowed: a day more than spread, or longer: later tries need it");
+            let problem =
+                format!("{found} is too short: expected at least spread and a day more, which later tries need");
             return Err(("report", "retention", problem));
         }
         let budget = self.policy.answer_budget.0;
@@ -123,25 +129,25 @@ impl Config {
             return Err((
                 "policy",
                 "answer_budget",
-                format!("{found}; allowed: 100ms to 1m, for Postfix gives up at 100s"),
+                format!("invalid duration {found}: expected 100ms to 1m (Postfix gives up after 100s)"),
             ));
         }
         if self.policy.max_domains == 0 {
-            return Err(("policy", "max_domains", "0; allowed: 1 or more".into()));
+            return Err(("policy", "max_domains", "invalid number 0: expected 1 or more".into()));
         }
         let mut sockets = HashSet::new();
         for (section, listen) in [("socketmap", &self.socketmap.listen), ("readsocket", &self.readsocket.listen)] {
             if let Some(twice) = listen.iter().map(ToString::to_string).find(|s| !sockets.insert(s.clone())) {
-                return Err((section, "listen", format!("{twice} is there twice; allowed: each address once")));
+                return Err((section, "listen", format!("duplicate address \"{twice}\"")));
             }
         }
         let public = self.resolver.address.filter(|address| !address.ip().is_loopback());
         if let (false, Some(address)) = (crate::config::is_default(&self.closed_network), public) {
-            let problem = format!("{address} is not on this host; with [closed_network] allowed: a loopback address");
+            let problem = format!("{address} is not on this host: with [closed_network] expected a loopback address");
             return Err(("resolver", "address", problem));
         }
         if !crate::config::is_default(&self.closed_network) && self.resolver.address.is_none() {
-            let problem = "missing; with [closed_network] it must name a loopback address".to_owned();
+            let problem = "missing: with [closed_network] expected a loopback address".to_owned();
             return Err(("resolver", "address", problem));
         }
         Ok(())
@@ -152,7 +158,7 @@ impl Config {
 fn check_delivery(report: &ReportSection) -> Result<(), (&'static str, &'static str, String)> {
     if report.max_size < MIN_REPORT_SIZE {
         let found = report.max_size;
-        return Err(("report", "max_size", format!("{found}; allowed: {MIN_REPORT_SIZE} octets or more")));
+        return Err(("report", "max_size", format!("{found} is too small: expected at least {MIN_REPORT_SIZE} bytes")));
     }
     let submits = matches!(report.deliver, DeliveryMethod::Submission(..) | DeliveryMethod::Submissions(..));
     for (key, set) in [
@@ -161,13 +167,13 @@ fn check_delivery(report: &ReportSection) -> Result<(), (&'static str, &'static 
         ("ca_file", report.ca_file.is_some()),
     ] {
         if set && !submits {
-            let problem = format!("set, and deliver is `{}`; allowed: with submission or submissions", report.deliver);
+            let problem = format!("not used: deliver is \"{}\", expected submission: or submissions:", report.deliver);
             return Err(("report", key, problem));
         }
     }
     if report.user.is_some() != report.password.is_some() {
         let key = if report.user.is_some() { "user" } else { "password" };
-        return Err(("report", key, "stands alone; allowed: user and password together, or neither".into()));
+        return Err(("report", key, "expected user and password together, or neither".into()));
     }
     Ok(())
 }
@@ -215,7 +221,9 @@ impl<'de> Deserialize<'de> for DkimSigning {
             fn visit_str<E: Error>(self, text: &str) -> Result<DkimSigning, E> {
                 match text {
                     "mta" => Ok(DkimSigning::Mta),
-                    other => Err(E::custom(format!("`{other}`; allowed: \"mta\", or keys in [[report.dkim]]"))),
+                    other => Err(E::custom(format!(
+                        "invalid value \"{other}\": expected \"mta\", or keys in [[report.dkim]]"
+                    ))),
                 }
             }
 
@@ -235,16 +243,18 @@ impl Config {
             let text = &section.domain;
             let (dot, name) = text.strip_prefix('.').map_or(("", text.as_str()), |parent| (".", parent));
             let Some(name) = domain_name::normalize(name) else {
-                let problem =
-                    format!("`{}` is no domain name; allowed: `example.com` or `.example.com`", text.escape_debug());
+                let problem = format!(
+                    "invalid domain name \"{}\": expected \"example.com\" or \".example.com\"",
+                    text.escape_debug()
+                );
                 return Err((nth, "domain", problem));
             };
             if !domains.insert(format!("{dot}{name}")) {
-                return Err((nth, "domain", format!("{dot}{name} is there twice; allowed: each once")));
+                return Err((nth, "domain", format!("duplicate domain \"{dot}{name}\"")));
             }
             let said = [section.answer.is_some(), section.skip.is_some(), section.none];
             if said.into_iter().filter(|said| *said).count() != 1 {
-                let problem = format!("{dot}{name}: allowed: one of `answer`, `skip` and `none = true`");
+                let problem = format!("{dot}{name}: expected one of `answer`, `skip` and `none = true`");
                 return Err((nth, "domain", problem));
             }
             if let Some(answer) = &section.answer {
@@ -266,10 +276,10 @@ impl Config {
         for (nth, input) in self.inputs.iter().enumerate() {
             let fault = |key, problem| Err(("input", nth, key, problem));
             let Some(source) = input.kind() else {
-                return fault("file", "allowed: exactly one of `file`, `journal`, `stdin` and `datagrams`".into());
+                return fault("file", "expected exactly one of `file`, `journal`, `stdin` and `datagrams`".into());
             };
             if !sources.insert(source.clone()) {
-                return fault("file", format!("{source} is there twice; every session would be counted twice"));
+                return fault("file", format!("duplicate input \"{source}\"; every session would be counted twice"));
             }
             if let Some(name) = &input.timezone {
                 time_zone(name).map(drop).or_else(|problem| fault("timezone", problem))?;
@@ -279,7 +289,7 @@ impl Config {
             {
                 return fault(
                     "file",
-                    format!("{} is no pattern: {error}; allowed: `*`, `?`, `[…]`", pattern.display()),
+                    format!("invalid pattern \"{}\": {error}; expected `*`, `?`, `[…]`", pattern.display()),
                 );
             }
             let chooses = !input.identifiers.is_empty() || !input.units.is_empty();
@@ -309,17 +319,20 @@ impl Config {
             let text = &rule.domain;
             let name = text.strip_prefix('.').unwrap_or(text);
             if text != "*" && domain_name::normalize(name).is_none() {
-                let problem =
-                    format!("`{}` is no domain; allowed: `example.com`, `.example.com`, `*`", text.escape_debug());
+                let problem = format!(
+                    "invalid domain \"{}\": expected \"example.com\", \".example.com\" or \"*\"",
+                    text.escape_debug()
+                );
                 return Err(("nexthop", nth, "domain", problem));
             }
             if !domains.insert(text.to_ascii_lowercase()) {
-                return Err(("nexthop", nth, "domain", format!("{text} is there twice; allowed: each once")));
+                return Err(("nexthop", nth, "domain", format!("duplicate domain \"{text}\"")));
             }
             if NextHop::parse(rule.nexthop.as_bytes()).is_none() {
                 let found = rule.nexthop.escape_debug();
-                let problem =
-                    format!("`{found}` is no next hop; allowed: such as `[smarthost.example]:587`, `example.com`");
+                let problem = format!(
+                    "invalid next hop \"{found}\": expected such as \"[smarthost.example]:587\" or \"example.com\""
+                );
                 return Err(("nexthop", nth, "nexthop", problem));
             }
         }
@@ -328,7 +341,10 @@ impl Config {
 
     fn check_datagrams(&self, path: &Path) -> Result<(), (&'static str, String)> {
         if !path.is_absolute() || path.as_os_str().len() > MAX_SOCKET_PATH {
-            let problem = format!("{}; allowed: an absolute path of at most {MAX_SOCKET_PATH} octets", path.display());
+            let problem = format!(
+                "invalid path \"{}\": expected an absolute path of at most {MAX_SOCKET_PATH} bytes",
+                path.display()
+            );
             return Err(("datagrams", problem));
         }
         if self.postfix.tlsrpt != NativeTlsrpt::Datagrams {
@@ -345,7 +361,9 @@ impl crate::config::InputSection {
     pub fn socket_mode(&self) -> Result<u32, String> {
         let Some(text) = &self.mode else { return Ok(0o666) };
         let digits = (3..=4).contains(&text.len()).then(|| u32::from_str_radix(text, 8).ok()).flatten();
-        digits.filter(|mode| *mode <= 0o777).ok_or_else(|| format!("`{text}` is no mode; allowed: such as `0660`"))
+        digits
+            .filter(|mode| *mode <= 0o777)
+            .ok_or_else(|| format!("invalid mode \"{text}\": expected such as \"0660\""))
     }
 }
 
@@ -359,14 +377,42 @@ pub fn parse_toml<T: DeserializeOwned>(text: &str, path: &Path) -> Result<T, Con
 
 /// A zone by its IANA name; else what was found and what is allowed.
 pub fn time_zone(name: &str) -> Result<TimeZone, String> {
-    TimeZone::get(name).map_err(|_| format!("`{name}` is no time zone; allowed: an IANA name such as `Europe/Berlin`"))
+    TimeZone::get(name)
+        .map_err(|_| format!("invalid time zone \"{name}\": expected an IANA name such as \"Europe/Berlin\""))
 }
 
 /// Reads an address with its port; fails with what was found and what is allowed.
 pub(super) fn deserialize_address<'de, D: Deserializer<'de>>(from: D) -> Result<Option<SocketAddr>, D::Error> {
     let text = String::deserialize(from)?;
-    let bad = |_| Error::custom(format!("`{text}` is no address with a port; allowed: such as `127.0.0.1:53`"));
-    text.parse().map(Some).map_err(bad)
+    let address = text.parse::<SocketAddr>().or_else(|e| text.parse().map(|ip| SocketAddr::new(ip, 53)).map_err(|_| e));
+    address.map(Some).map_err(|_| {
+        Error::custom(format!(
+            "invalid address \"{text}\": expected an IP address, with or without a port, such as \"127.0.0.1:53\""
+        ))
+    })
+}
+
+/// Networks, or single addresses, which are networks of one.
+pub(super) fn deserialize_networks<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<IpNet>, D::Error> {
+    let network = |text: String| {
+        let single = || text.parse::<IpAddr>().map(IpNet::from);
+        text.parse().or_else(|_| single()).map_err(|_| {
+            Error::custom(format!(
+                "invalid network \"{text}\": expected an address or a network, such as \"192.168.0.0/16\""
+            ))
+        })
+    };
+    Vec::<String>::deserialize(from)?.into_iter().map(network).collect()
+}
+
+/// The MTA's name, in any case of letters.
+pub(super) fn deserialize_mta<'de, D: Deserializer<'de>>(from: D) -> Result<Dialect, D::Error> {
+    let text = String::deserialize(from)?;
+    match text.to_ascii_lowercase().as_str() {
+        "postfix" => Ok(Dialect::Postfix),
+        "exim" => Ok(Dialect::Exim),
+        _ => Err(Error::unknown_variant(&text, &["postfix", "exim"])),
+    }
 }
 
 /// The line of a key within a section, counted from 1; the section's own where the key is missing. `nth`, from 0, is
@@ -437,41 +483,61 @@ mod tests {
     }
 
     #[test]
+    fn common_forms_are_accepted() {
+        let config = load(
+            "[resolver]\naddress = \"127.0.0.1\"\n[report]\ndeliver = \"smtp:localhost:2525\"\n\
+             [count]\nlocal_networks = [\"192.168.1.5\", \"fd00::/8\"]\n[[input]]\nfile = \"/a\"\nmta = \"Exim\"\n",
+        )
+        .unwrap();
+        assert_eq!(config.resolver.address, Some("127.0.0.1:53".parse().unwrap()));
+        assert_eq!(config.report.deliver, DeliveryMethod::Smtp("127.0.0.1:2525".parse().unwrap()));
+        let networks: Vec<String> = config.count.local_networks.iter().map(ToString::to_string).collect();
+        assert_eq!(networks, ["192.168.1.5/32", "fd00::/8"]);
+        assert_eq!(config.inputs[0].mta, Dialect::Exim);
+        let six = load("[resolver]\naddress = \"::1\"\n").unwrap();
+        assert_eq!(six.resolver.address, Some("[::1]:53".parse().unwrap()));
+    }
+
+    #[test]
     fn faults_name_line_key_finding_and_what_is_allowed() {
         for (text, want) in [
-            ("[postfix]\nversion = \"new\"\n", "F:2: version: `new` is no Postfix version; allowed: such as `3.7`"),
-            ("[report]\nfrom = \"me\"\n", "F:2: [report] from: `me` is no address; allowed: `name@example.com`"),
+            (
+                "[postfix]\nversion = \"new\"\n",
+                "F:2: [postfix] version: invalid Postfix version \"new\": expected a version such as \"3.7\"",
+            ),
+            ("[report]\nfrom = \"me\"\n", "F:2: [report] from: invalid address \"me\": expected \"name@example.com\""),
             (
                 "[[input]]\nfile = \"/a\"\ntimezone = \"Mars\"\n",
-                "F:3: [[input]] timezone: `Mars` is no time zone; allowed: an IANA name such as `Europe/Berlin`",
+                "F:3: [[input]] timezone: invalid time zone \"Mars\": expected an IANA name such as \"Europe/Berlin\"",
             ),
             (
                 "[socketmap]\nlisten = [\"unix:/a\"]\n[readsocket]\nlisten = [\"unix:/b\", \"unix:/a\"]\n",
-                "F:4: [readsocket] listen: unix:/a is there twice; allowed: each address once",
+                "F:4: [readsocket] listen: duplicate address \"unix:/a\"",
             ),
             (
                 "[policy]\nanswer_budget = \"5\"\n",
-                "F:2: answer_budget: `5` is no length of time; allowed: a number with s, min, h or days, such as `5s`",
+                "F:2: [policy] answer_budget: invalid duration \"5\": expected a number with a unit (s, min, h, days), such as \"5s\"",
             ),
             (
                 "[policy]\nanswer_budget = \"2h\"\n",
-                "F:2: [policy] answer_budget: 2h; allowed: 100ms to 1m, for Postfix gives up at 100s",
+                "F:2: [policy] answer_budget: invalid duration 2h: expected 100ms to 1m (Postfix gives up after 100s)",
             ),
             (
                 "[report]\nspread = \"2days\"\n",
-                "F:2: [report] spread: 2days; allowed: at most 24h, the time to the next report",
+                "F:2: [report] spread: 2days is too long: expected at most 24h, the time to the next report",
             ),
             (
                 "[report]\nretention = \"0s\"\n",
-                "F:2: [report] retention: 0s; allowed: a day more than spread, or longer: later tries need it",
+                "F:2: [report] retention: 0s is too short: expected at least spread and a day more, which later tries need",
             ),
             (
-                "[resolver]\naddress = \"127.0.0.1\"\n",
-                "F:2: address: `127.0.0.1` is no address with a port; allowed: such as `127.0.0.1:53`",
+                "[resolver]\naddress = \"localhost:53\"\n",
+                "F:2: [resolver] address: invalid address \"localhost:53\": expected an IP address, with or without a port, \
+                 such as \"127.0.0.1:53\"",
             ),
             (
                 "[closed_network]\nprivate_addresses = true\n[resolver]\naddress = \"9.9.9.9:53\"\n",
-                "F:4: [resolver] address: 9.9.9.9:53 is not on this host; with [closed_network] allowed: a loopback address",
+                "F:4: [resolver] address: 9.9.9.9:53 is not on this host: with [closed_network] expected a loopback address",
             ),
             (
                 "[postfix]\nversion = \"3.7\"\n[[policy.override]]\ndomain = \"a.example\"\nanswer = \"may\"\n\
@@ -481,20 +547,20 @@ mod tests {
             ),
             (
                 "[[policy.override]]\ndomain = \".a.example\"\n",
-                "F:2: [[policy.override]] domain: .a.example: allowed: one of `answer`, `skip` and `none = true`",
+                "F:2: [[policy.override]] domain: .a.example: expected one of `answer`, `skip` and `none = true`",
             ),
             (
                 "[[policy.override]]\ndomain = \"A.example\"\nnone = true\n[[policy.override]]\ndomain = \"a.example.\"\n\
                  skip = \"dane\"\n",
-                "F:5: [[policy.override]] domain: a.example is there twice; allowed: each once",
+                "F:5: [[policy.override]] domain: duplicate domain \"a.example\"",
             ),
             (
                 "[[input]]\nfile = \"/a\"\n[[input]]\nfile = \"/b\"\nstdin = true\n",
-                "F:4: [[input]] file: allowed: exactly one of `file`, `journal`, `stdin` and `datagrams`",
+                "F:4: [[input]] file: expected exactly one of `file`, `journal`, `stdin` and `datagrams`",
             ),
             (
                 "[[input]]\njournal = true\n[[input]]\njournal = true\n",
-                "F:3: [[input]] file: journal is there twice; every session would be counted twice",
+                "F:3: [[input]] file: duplicate input \"journal\"; every session would be counted twice",
             ),
             (
                 "[[input]]\ndatagrams = \"/run/tlsrpt\"\n",
@@ -503,21 +569,21 @@ mod tests {
             ),
             (
                 "[postfix]\ntlsrpt = \"datagrams\"\n[[input]]\ndatagrams = \"tlsrpt\"\n",
-                "F:4: [[input]] datagrams: tlsrpt; allowed: an absolute path of at most 107 octets",
+                "F:4: [[input]] datagrams: invalid path \"tlsrpt\": expected an absolute path of at most 107 bytes",
             ),
             (
                 "[[nexthop]]\ndomain = \"*\"\nnexthop = \"[192.0.2.1]:587\"\n",
-                "F:3: [[nexthop]] nexthop: `[192.0.2.1]:587` is no next hop; allowed: such as `[smarthost.example]:587`, \
-                 `example.com`",
+                "F:3: [[nexthop]] nexthop: invalid next hop \"[192.0.2.1]:587\": expected such as \"[smarthost.example]:587\" or \
+                 \"example.com\"",
             ),
             (
                 "[[policy.override]]\ndomain = \"*.a.example\"\nnone = true\n",
-                "F:2: [[policy.override]] domain: `*.a.example` is no domain name; allowed: `example.com` or `.example.com`",
+                "F:2: [[policy.override]] domain: invalid domain name \"*.a.example\": expected \"example.com\" or \".example.com\"",
             ),
         ] {
             assert_eq!(load(text).unwrap_err(), want);
         }
         let unknown = load("[postfix]\n\nversoin = \"3.7\"\n").unwrap_err();
-        assert!(unknown.starts_with("F:3: versoin: unknown field `versoin`, expected one of `version`"), "{unknown}");
+        assert_eq!(unknown, "F:3: [postfix] versoin: unknown option; did you mean \"version\"?");
     }
 }

@@ -4,6 +4,7 @@
 //! When it fails: what was found and what is allowed; where it stands is added by `load`.
 
 use std::fmt;
+use std::net::SocketAddr;
 
 use crate::base::domain_name;
 use crate::config::{ConfigDuration, DeliveryMethod, ListenAddress, PostfixVersion};
@@ -13,7 +14,7 @@ impl TryFrom<String> for ConfigDuration {
 
     fn try_from(text: String) -> Result<ConfigDuration, String> {
         humantime::parse_duration(&text).map(ConfigDuration).map_err(|_| {
-            format!("`{text}` is no length of time; allowed: a number with s, min, h or days, such as `5s`")
+            format!("invalid duration \"{text}\": expected a number with a unit (s, min, h, days), such as \"5s\"")
         })
     }
 }
@@ -32,7 +33,7 @@ impl TryFrom<String> for PostfixVersion {
         let mut number = || parts.next().and_then(|p| p.parse().ok());
         match (number(), number()) {
             (Some(major), Some(minor)) => Ok(PostfixVersion { major, minor }),
-            _ => Err(format!("`{text}` is no Postfix version; allowed: such as `3.7`")),
+            _ => Err(format!("invalid Postfix version \"{text}\": expected a version such as \"3.7\"")),
         }
     }
 }
@@ -47,7 +48,15 @@ impl TryFrom<String> for ListenAddress {
     type Error = String;
 
     fn try_from(text: String) -> Result<ListenAddress, String> {
-        let bad = || format!("`{text}` is no address; allowed: `unix:/path` or `inet:127.0.0.1:8461`");
+        let bad = || {
+            let expected = "expected \"unix:/path\" or \"inet:127.0.0.1:8461\"";
+            let meant = match text.parse::<SocketAddr>() {
+                Ok(address) => format!("; did you mean \"inet:{address}\"?"),
+                Err(_) if text.starts_with('/') => format!("; did you mean \"unix:{text}\"?"),
+                Err(_) => String::new(),
+            };
+            format!("invalid address \"{text}\": {expected}{meant}")
+        };
         match text.split_once(':') {
             Some(("unix", path)) if path.starts_with('/') => Ok(ListenAddress::Unix(path.into())),
             Some(("inet", addr)) => addr.parse().map(ListenAddress::Inet).map_err(|_| bad()),
@@ -77,8 +86,8 @@ impl TryFrom<String> for DeliveryMethod {
     fn try_from(text: String) -> Result<DeliveryMethod, String> {
         let bad = || {
             format!(
-                "`{text}` is no way of delivery; allowed: `smtp:127.0.0.1:25`, `sendmail:/usr/sbin/sendmail`, \
-                 `submission:mail.example.com:587`, `submissions:mail.example.com:465`"
+                "invalid delivery method \"{text}\": expected \"smtp:127.0.0.1:25\", \"sendmail:/usr/sbin/sendmail\", \
+                 \"submission:mail.example.com:587\" or \"submissions:mail.example.com:465\""
             )
         };
         let server = |at: &str| {
@@ -86,7 +95,10 @@ impl TryFrom<String> for DeliveryMethod {
             Some((domain_name::normalize(host)?, port.parse().ok()?))
         };
         match text.split_once(':') {
-            Some(("smtp", addr)) => addr.parse().map(DeliveryMethod::Smtp).map_err(|_| bad()),
+            Some(("smtp", at)) => {
+                let numeric = at.strip_prefix("localhost:").map(|port| format!("127.0.0.1:{port}"));
+                numeric.as_deref().unwrap_or(at).parse().map(DeliveryMethod::Smtp).map_err(|_| bad())
+            }
             Some(("sendmail", path)) if path.starts_with('/') => Ok(DeliveryMethod::Sendmail(path.into())),
             Some(("submission", at)) => {
                 server(at).map(|(host, port)| DeliveryMethod::Submission(host, port)).ok_or_else(bad)
