@@ -23,7 +23,7 @@ use tlswarden::base::clock::Clock;
 use tlswarden::base::policy_at::PolicyAt;
 use tlswarden::base::tlsrpt::PolicyInForce;
 use tlswarden::counting::input::datagram::{DatagramQueue, RECEIVE_BUFFER, kernel_queue_length};
-use tlswarden::counting::pipeline::{Counter, Fed, River, Source};
+use tlswarden::counting::pipeline::{CountedInput, Counter, CountingTask, InputEvent};
 use tlswarden::metrics::Metrics;
 use tlswarden::store::Store;
 use tlswarden::store::embedded::EmbeddedStore;
@@ -146,12 +146,12 @@ fn flow(folder: &Path, count: usize, rate: u64) -> Flow {
     let queue = Arc::new(DatagramQueue::default());
     let metrics = Metrics::default();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let river = River {
+    let river = CountingTask {
         store: Arc::clone(&store),
         policies: Box::new(NoPolicy),
         hints: mpsc::channel(1).0,
         datagrams: Arc::clone(&queue),
-        queued: tlswarden::base::own_reports::OwnQueueIds::default(),
+        own_queue_ids: tlswarden::base::own_reports::OwnQueueIds::default(),
         metrics: metrics.clone(),
         clock: Clock::default(),
     };
@@ -159,7 +159,12 @@ fn flow(folder: &Path, count: usize, rate: u64) -> Flow {
     let (stop, shutdown) = watch::channel(false);
     let counter = Counter::new(Dialect::Postfix, TimeZone::UTC, Arc::new(|_: &[u8]| false));
     let (known, is_known) = oneshot::channel();
-    feed.blocking_send(Fed::Receiver(0, Box::new(Source { name: "datagrams".into(), counter }), known)).unwrap();
+    feed.blocking_send(InputEvent::DatagramInput(
+        0,
+        Box::new(CountedInput { name: "datagrams".into(), counter }),
+        known,
+    ))
+    .unwrap();
     let begin = Instant::now();
     let mut taken = 0;
     std::thread::scope(|threads| {

@@ -27,7 +27,7 @@ use tlswarden::base::clock::Clock;
 use tlswarden::base::policy_at::PolicyAt;
 use tlswarden::base::tlsrpt::{PolicyInForce, sum_tallies};
 use tlswarden::counting::input::{LineBlock, MAX_BLOCK, Position};
-use tlswarden::counting::pipeline::{Counter, Fed, River, Source};
+use tlswarden::counting::pipeline::{CountedInput, Counter, CountingTask, InputEvent};
 use tlswarden::metrics::Metrics;
 use tlswarden::store::Store;
 use tlswarden::store::embedded::EmbeddedStore;
@@ -116,8 +116,8 @@ type Sessions = (u64, u64);
 
 fn count(log: &[u8]) -> Sessions {
     let mut counter = counter();
-    counter.lines(log, Clock::default().seconds(), &NoPolicy);
-    sum_tallies(counter.counts()).iter().fold((0, 0), |sum, row| (sum.0 + row.successful, sum.1 + row.failed))
+    counter.count_lines(log, Clock::default().seconds(), &NoPolicy);
+    sum_tallies(counter.take_counts()).iter().fold((0, 0), |sum, row| (sum.0 + row.successful, sum.1 + row.failed))
 }
 
 /// What the kernel says that we have in memory, in kB.
@@ -177,27 +177,27 @@ fn through_the_river(mut next: impl FnMut() -> Option<(Vec<u8>, usize)> + Send) 
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let folder = tempfile::tempdir().unwrap();
     let store: Arc<dyn Store> = Arc::new(EmbeddedStore::open(folder.path(), Clock::default()).unwrap().store);
-    let river = River {
+    let river = CountingTask {
         store: Arc::clone(&store),
         policies: Box::new(NoPolicy),
         hints: mpsc::channel(1).0,
         datagrams: Arc::default(),
-        queued: tlswarden::base::own_reports::OwnQueueIds::default(),
+        own_queue_ids: tlswarden::base::own_reports::OwnQueueIds::default(),
         metrics: Metrics::default(),
         clock: Clock::default(),
     };
-    let source = Source { name: "log".into(), counter: counter() };
+    let source = CountedInput { name: "log".into(), counter: counter() };
     let (sender, blocks) = mpsc::channel(2);
     let (_stop, shutdown) = watch::channel(false);
     std::thread::scope(|threads| {
         threads.spawn(move || {
-            sender.blocking_send(Fed::Source(0, Box::new(source))).unwrap();
+            sender.blocking_send(InputEvent::LogInput(0, Box::new(source))).unwrap();
             let mut offset = 0;
             while let Some((lines, behind)) = next() {
                 offset += lines.len() as u64;
                 let position = Position::File { fingerprint: 1, covers: 1, inode: 1, offset };
                 let block = LineBlock { lines, position, skipped: 0, bytes_behind: behind as u64, at_end: behind == 0 };
-                sender.blocking_send(Fed::Block(0, block)).unwrap();
+                sender.blocking_send(InputEvent::Block(0, block)).unwrap();
             }
         });
         river.run(runtime.handle(), blocks, mpsc::channel(1).1, shutdown).unwrap();

@@ -46,11 +46,11 @@ fn a_line_that_is_not_used_costs_no_allocation() {
         let unused = unused.join(&b'\n');
         let many = unused.split(|b| *b == b'\n').count();
         let mut counter = Counter::new(Dialect::Postfix, TimeZone::UTC, Arc::new(|_| false));
-        let counting = measure(|| counter.lines(&unused, 1_795_400_000, &NotAsked));
+        let counting = measure(|| counter.count_lines(&unused, 1_795_400_000, &NotAsked));
         assert_eq!((counting.count_total, many > 5_000), (0, true), "unused lines allocate: {counting:?}");
 
         // That it counts at all.
-        let used = measure(|| counter.lines(&log, 1_795_400_000, &NotAsked));
+        let used = measure(|| counter.count_lines(&log, 1_795_400_000, &NotAsked));
         assert!(used.count_total > 1000, "{used:?}");
         println!(
             "{} lines, {events} used: {:.2} allocations a used line",

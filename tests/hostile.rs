@@ -44,10 +44,10 @@ static LOGS: LazyLock<Vec<(String, Vec<TallyRow>)>> = LazyLock::new(|| {
 fn counted(log: &str) -> (Vec<TallyRow>, u64) {
     let mut counter = Counter::new(Dialect::Postfix, TimeZone::UTC, Arc::new(|_| false));
     let now = 1_795_400_000;
-    counter.lines(log.as_bytes(), now, &NotAsked);
-    counter.end(now, &NotAsked);
-    let malformed = counter.seen().0.lines.total().malformed;
-    (sum_tallies(counter.counts()), malformed)
+    counter.count_lines(log.as_bytes(), now, &NotAsked);
+    counter.end_sessions(now, &NotAsked);
+    let malformed = counter.take_stats().0.lines.total().malformed;
+    (sum_tallies(counter.take_counts()), malformed)
 }
 
 /// As Postfix writes a local part that needs it (RFC 5321 §4.1.2).

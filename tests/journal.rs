@@ -158,12 +158,12 @@ async fn identifiers_and_units_choose_and_the_counts_are_those_of_the_log() {
         while begin.elapsed() < Duration::from_secs(20) {
             let JournalEvent::Entries(block) = follower.next().await else { continue };
             read += block.lines.iter().filter(|b| **b == b'\n').count();
-            counter.lines(&block.lines, 1_795_400_000, &NotAsked);
+            counter.count_lines(&block.lines, 1_795_400_000, &NotAsked);
             if read >= entries && block.at_end {
                 break;
             }
         }
-        let counted: u64 = sum_tallies(counter.counts()).iter().map(|row| row.successful).sum();
+        let counted: u64 = sum_tallies(counter.take_counts()).iter().map(|row| row.successful).sum();
         assert_eq!((read, counted), (entries, sessions), "{journal:?}");
     }
 }

@@ -11,7 +11,7 @@ use tlswarden::base::policy_at::PolicyAt;
 use tlswarden::base::tlsrpt::{PolicyInForce, sum_tallies};
 use tlswarden::config::{self, Config};
 use tlswarden::counting::pipeline::Counter;
-use tlswarden::counting::rules::Rules;
+use tlswarden::counting::rules::CountingRules;
 use tlswarden_parsers::Dialect;
 
 /// 2026-11-23, for time stamps without a year.
@@ -29,22 +29,22 @@ impl PolicyAt for NotAsked {
 /// By recipient domain: sessions that succeeded and failed.
 type Totals = BTreeMap<String, (u64, u64)>;
 
-fn rules(tlsrpt: &str) -> Arc<Rules> {
+fn rules(tlsrpt: &str) -> Arc<CountingRules> {
     let input = if tlsrpt == "datagrams" { "[[input]]\ndatagrams = \"/run/tlsrpt\"\n" } else { "" };
     let text = format!("[postfix]\ntlsrpt = \"{tlsrpt}\"\n[[input]]\nfile = \"/var/log/mail.log\"\n{input}");
     let config: Config = config::parse_toml(&text, Path::new("test")).unwrap();
-    Arc::new(Rules::of(&config))
+    Arc::new(CountingRules::from_config(&config))
 }
 
-fn counter(rules: &Arc<Rules>) -> Counter {
-    Counter::new(Dialect::Postfix, TimeZone::UTC, Arc::new(|_: &[u8]| false)).under(Arc::clone(rules))
+fn counter(rules: &Arc<CountingRules>) -> Counter {
+    Counter::new(Dialect::Postfix, TimeZone::UTC, Arc::new(|_: &[u8]| false)).with_rules(Arc::clone(rules))
 }
 
 fn totals(counters: &mut [&mut Counter]) -> Totals {
     let mut totals = Totals::new();
     for counter in counters {
-        counter.end(NOW, &NotAsked);
-        for row in sum_tallies(counter.counts()) {
+        counter.end_sessions(NOW, &NotAsked);
+        for row in sum_tallies(counter.take_counts()) {
             let entry = totals.entry(row.domain).or_default();
             *entry = (entry.0 + row.successful, entry.1 + row.failed);
         }
@@ -81,15 +81,15 @@ fn datagrams_with_the_log_count_what_the_log_alone_does() {
         cases += 1;
         let log = std::fs::read(&path).unwrap();
         let mut alone = counter(&rules("log"));
-        alone.lines(&log, NOW, &NotAsked);
+        alone.count_lines(&log, NOW, &NotAsked);
         let mut want = totals(&mut [&mut alone]);
         let rules = rules("datagrams");
         let (mut beside, mut native) = (counter(&rules), counter(&rules));
         for (at, raw) in datagrams(&path.with_extension("datagrams")) {
-            native.datagram(Some(raw.as_bytes()), at, &NotAsked);
+            native.count_datagram(Some(raw.as_bytes()), at, &NotAsked);
         }
-        beside.lines(&log, NOW, &NotAsked);
-        let malformed = native.seen().0.lines.total().malformed;
+        beside.count_lines(&log, NOW, &NotAsked);
+        let malformed = native.take_stats().0.lines.total().malformed;
         let got = totals(&mut [&mut beside, &mut native]);
         for (case, domain) in EXCEPTIONS.iter().filter(|(case, _)| *case == name) {
             seen.push(*case);
@@ -119,7 +119,7 @@ fn a_session_whose_datagram_was_not_sent_counts_from_the_log() {
                   Connection refused (errno 111)\n";
     let rules = rules("datagrams");
     let mut log = counter(&rules);
-    log.lines((session("") + &session(unsent)).as_bytes(), NOW, &NotAsked);
+    log.count_lines((session("") + &session(unsent)).as_bytes(), NOW, &NotAsked);
     assert_eq!(totals(&mut [&mut log]), Totals::from([("a.test".to_owned(), (1, 0))]));
 }
 
@@ -133,15 +133,15 @@ fn testing_mode_counts_from_the_log_and_native_counts_where_there_is_no_log() {
                delay=0.1, delays=0/0/0/0.1, dsn=2.0.0, status=sent (250 2.0.0 Ok)\n";
     let rules = rules("datagrams");
     let (mut native, mut beside) = (counter(&rules), counter(&rules));
-    native.datagram(Some(raw.as_bytes()), 1_795_311_665, &NotAsked);
-    beside.lines(log.as_bytes(), NOW, &NotAsked);
+    native.count_datagram(Some(raw.as_bytes()), 1_795_311_665, &NotAsked);
+    beside.count_lines(log.as_bytes(), NOW, &NotAsked);
     assert_eq!(totals(&mut [&mut native]), Totals::new());
     // Outside the patterns: Postfix reports a success, for nothing was required of it.
     assert_eq!(totals(&mut [&mut beside]), Totals::from([("a.test".to_owned(), (0, 1))]));
     let text = "[postfix]\ntlsrpt = \"datagrams\"\n[[input]]\ndatagrams = \"/run/tlsrpt\"\n";
     let alone: Config = config::parse_toml(text, Path::new("test")).unwrap();
-    let mut native = counter(&Arc::new(Rules::of(&alone)));
-    native.datagram(Some(raw.as_bytes()), 1_795_311_665, &NotAsked);
+    let mut native = counter(&Arc::new(CountingRules::from_config(&alone)));
+    native.count_datagram(Some(raw.as_bytes()), 1_795_311_665, &NotAsked);
     assert_eq!(totals(&mut [&mut native]), Totals::from([("a.test".to_owned(), (1, 0))]));
 }
 
@@ -149,7 +149,7 @@ fn testing_mode_counts_from_the_log_and_native_counts_where_there_is_no_log() {
 fn a_smart_host_is_counted_under_its_own_domain_and_a_content_filter_not_at_all() {
     let text = "[[nexthop]]\ndomain = \"*\"\nnexthop = \"[smart.test]:587\"\n[[input]]\nfile = \"/m\"\n";
     let config: Config = config::parse_toml(text, Path::new("test")).unwrap();
-    let mut log = counter(&Arc::new(Rules::of(&config)));
+    let mut log = counter(&Arc::new(CountingRules::from_config(&config)));
     let session = |host: &str| {
         format!(
             "Nov 22 01:41:05 mta postfix/smtp[7]: Trusted TLS connection established to {host}:587: TLSv1.3 with cipher \
@@ -157,7 +157,7 @@ fn a_smart_host_is_counted_under_its_own_domain_and_a_content_filter_not_at_all(
              delay=0.1, delays=0/0/0/0.1, dsn=2.0.0, status=sent (250 2.0.0 Ok)\n"
         )
     };
-    log.lines((session("smart.test[203.0.113.10]") + &session("filter[127.0.0.1]")).as_bytes(), NOW, &NotAsked);
-    assert_eq!(log.seen().0.local, 1);
+    log.count_lines((session("smart.test[203.0.113.10]") + &session("filter[127.0.0.1]")).as_bytes(), NOW, &NotAsked);
+    assert_eq!(log.take_stats().0.local, 1);
     assert_eq!(totals(&mut [&mut log]), Totals::from([("smart.test".to_owned(), (1, 0))]));
 }

@@ -2,7 +2,7 @@
 //!
 //! Takes: whole lines, or datagrams, in order, and the policy that was in force. Gives: counts, and the changed part of the
 //! open state, for the next commit.
-//! Limits: the constants below; what is left out is counted in [`Seen`] and [`Losses`].
+//! Limits: the constants below; what is left out is counted in [`CounterStats`] and [`Uncounted`].
 //! When it fails: a line that looks like the MTA's and cannot be read is counted, and shown once a minute.
 //! Not here: when a commit is made (`pipeline`), how lines become a session (`session`).
 
@@ -22,32 +22,32 @@ use crate::base::policy_at::PolicyAt;
 use crate::base::tlsrpt::{Day, Mode, PolicyInForce, PolicyType, SessionOutcome, TallyKey, TallyResult};
 use crate::config::NativeTlsrpt;
 use crate::counting::input::journald as journal;
-use crate::counting::rules::Rules;
+use crate::counting::rules::CountingRules;
 use crate::counting::session::datagram::{self, ReportedSession};
 use crate::counting::session::tracked_map::RecordChange;
 use crate::counting::session::{Sessions, Uncounted};
 use crate::counting::tally;
-use crate::counting::timestamps::Calendar;
+use crate::counting::timestamps::TimestampResolver;
 use crate::metrics::line_counts::LineCounts;
 use crate::store::StoredRecord;
 
 /// The least time between two samples of a family of lines that cannot be read, in seconds.
-const SAMPLE_EVERY: i64 = 60;
+const SAMPLE_INTERVAL: i64 = 60;
 
-/// How old a line may be at most for its failure to be a hint, in seconds: what a log says of yesterday is no news.
-const NEWS: i64 = 3600;
+/// The greatest age of a line whose failure is a hint, in seconds: a newer policy is not looked for because of an old log.
+const HINT_MAX_AGE: i64 = 3600;
 
-/// Deliveries in a row without TLS after which the log is thought to leave TLS out: more than nine of ten servers have it.
-const BARE: u32 = 20;
+/// Deliveries in a row without TLS after which the log is assumed to hide TLS: more than nine of ten servers have it.
+const MAX_PLAINTEXT_RUN: u32 = 20;
 
 /// The same once the log has shown a session: a run of servers without TLS, or a change of the level.
-const BARE_AFTER_TLS: u32 = 500;
+const MAX_PLAINTEXT_RUN_AFTER_TLS: u32 = 500;
 
-/// Lines that do not begin as a log's do, before any that does, after which that is said.
-const STRANGE: u64 = 100;
+/// Lines without a timestamp, before any line with one, after which the input is reported not to be a log.
+const MAX_UNRECOGNIZED_LINES: u64 = 100;
 
-/// Deliveries that are compared with other inputs, a block.
-const MAX_DELIVERED: usize = 1024;
+/// The most deliveries of a block that are compared with other inputs.
+const MAX_DELIVERY_FINGERPRINTS: usize = 1024;
 
 /// Names that servers of one domain may call themselves in a day's reports.
 const MAX_HELOS: usize = 16;
@@ -55,40 +55,40 @@ const MAX_HELOS: usize = 16;
 /// Domains whose servers' names are known; when full, all are forgotten.
 const MAX_HELO_DOMAINS: usize = 10_000;
 
-/// Hints that wait between two blocks; more of them are dropped, for a hint is no more than that.
-const HINTS: usize = 256;
+/// The most hints between two blocks; more are dropped, because nothing depends on a hint.
+const MAX_HINTS: usize = 256;
 
-/// Tells our own reports by their Message-ID.
-pub type OwnReports = Arc<dyn Fn(&[u8]) -> bool + Send + Sync>;
+/// Whether a Message-ID belongs to one of our own reports.
+pub type OwnReportCheck = Arc<dyn Fn(&[u8]) -> bool + Send + Sync>;
 
 /// Counts the lines of one input.
 pub struct Counter {
     dialect: Dialect,
-    calendar: Calendar,
+    timestamps: TimestampResolver,
     sessions: Sessions,
-    own: OwnReports,
+    is_own_report: OwnReportCheck,
     counts: HashMap<TallyKey, u64, RandomState>,
     outcomes: Vec<SessionOutcome>,
-    failed: Vec<Arc<str>>,
-    seen: Seen,
+    failed_domains: Vec<Arc<str>>,
+    stats: CounterStats,
     newest_stored: Option<i64>,
-    sampled: HashMap<&'static str, i64>,
-    rules: Arc<Rules>,
-    bare: u32,
+    last_sampled: HashMap<&'static str, i64>,
+    rules: Arc<CountingRules>,
+    plaintext_run: u32,
     shows_tls: bool,
     hides_tls: bool,
-    /// Lines so far that do not begin as a log's do; `None` once there was one that does.
-    strange: Option<u64>,
-    delivered: Vec<u64>,
+    /// Lines so far without a timestamp; `None` once a line had one.
+    unrecognized_lines: Option<u64>,
+    delivery_fingerprints: Vec<u64>,
     helos: HashMap<Arc<str>, Vec<String>>,
 }
 
-/// What came of the lines so far.
+/// Statistics of the lines that were counted.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Seen {
+pub struct CounterStats {
     /// Lines read.
-    pub read: u64,
-    /// Those among them that said something, and those that looked ours and could not be read.
+    pub lines_read: u64,
+    /// By family: the lines that were used, and those that were malformed.
     pub lines: LineCounts,
     /// Sessions whose destination our responder was not asked about.
     pub not_asked: u64,
@@ -99,62 +99,62 @@ pub struct Seen {
     /// Sessions to hosts of local networks.
     pub local: u64,
     /// Sessions in the log that Postfix's own datagrams count.
-    pub left_to_native: u64,
+    pub left_to_datagrams: u64,
     /// Datagrams that did not count, for their policy is in testing mode: the log counts those sessions.
     pub left_to_log: u64,
 }
 
 /// The family of datagrams, beside those of lines.
-const DATAGRAM: &str = "TLSRPT datagram";
+const DATAGRAM_FAMILY: &str = "TLSRPT datagram";
 
-/// The record of the calendar among the open state; those of the sessions begin with other letters.
-pub(super) const CALENDAR: &[u8] = b"c";
+/// The key of the newest line's time in the open state; keys of sessions begin with other letters.
+pub(super) const NEWEST_LINE_KEY: &[u8] = b"c";
 
 impl Counter {
     /// A counter for lines of an MTA, with time stamps of a zone.
-    pub fn new(mta: Dialect, zone: TimeZone, own: OwnReports) -> Counter {
+    pub fn new(mta: Dialect, zone: TimeZone, own: OwnReportCheck) -> Counter {
         Counter {
             dialect: mta,
-            calendar: Calendar::new(zone, None),
+            timestamps: TimestampResolver::new(zone, None),
             sessions: Sessions::new(mta),
-            own,
+            is_own_report: own,
             counts: HashMap::default(),
             outcomes: Vec::new(),
-            failed: Vec::new(),
-            seen: Seen::default(),
+            failed_domains: Vec::new(),
+            stats: CounterStats::default(),
             newest_stored: None,
-            sampled: HashMap::new(),
+            last_sampled: HashMap::new(),
             rules: Arc::default(),
-            bare: 0,
+            plaintext_run: 0,
             shows_tls: false,
             hides_tls: false,
-            strange: Some(0),
-            delivered: Vec::new(),
+            unrecognized_lines: Some(0),
+            delivery_fingerprints: Vec::new(),
             helos: HashMap::new(),
         }
     }
 
-    /// Says what the configuration says of sessions.
-    pub fn under(mut self, rules: Arc<Rules>) -> Counter {
+    /// Sets the counting rules of the configuration.
+    pub fn with_rules(mut self, rules: Arc<CountingRules>) -> Counter {
         self.rules = rules;
         self
     }
 
-    /// Says in which year the first line was written.
+    /// Sets the year of the first line.
     pub fn with_first_year(mut self, year: Option<i16>) -> Counter {
-        self.calendar = self.calendar.with_first_year(year);
+        self.timestamps = self.timestamps.with_first_year(year);
         self
     }
 
-    /// Takes back the open state; returns how many records could not be read.
-    pub fn load(mut self, zone: TimeZone, records: &[StoredRecord]) -> (Counter, u64) {
+    /// Restores the open state; returns how many records could not be read.
+    pub fn with_open_state(mut self, zone: TimeZone, records: &[StoredRecord]) -> (Counter, u64) {
         let mut unread = 0;
         for (key, value) in records {
-            if key == CALENDAR {
+            if key == NEWEST_LINE_KEY {
                 let newest = serde_json::from_slice(value).ok();
                 unread += u64::from(newest.is_none());
                 self.newest_stored = newest;
-                self.calendar = Calendar::new(zone.clone(), newest);
+                self.timestamps = TimestampResolver::new(zone.clone(), newest);
             } else {
                 unread += u64::from(!self.sessions.load(key, value));
             }
@@ -163,71 +163,81 @@ impl Counter {
     }
 
     /// Counts whole lines that are read at `now`: of a log file, or entries as `journalctl -o json` prints them.
-    pub fn lines(&mut self, lines: &[u8], now: i64, policies: &dyn PolicyAt) {
+    pub fn count_lines(&mut self, lines: &[u8], now: i64, policies: &dyn PolicyAt) {
         let mut rest = lines;
         while !rest.is_empty() {
-            self.seen.read += 1;
+            self.stats.lines_read += 1;
             let end = memchr(b'\n', rest).unwrap_or(rest.len());
             let line = &rest[..end];
             rest = rest.get(end + 1..).unwrap_or_default();
-            if let Some(strange) = &mut self.strange {
-                self.strange = (!is_log_line(line)).then_some(*strange + 1);
+            if let Some(unrecognized) = &mut self.unrecognized_lines {
+                self.unrecognized_lines = (!is_log_line(line)).then_some(*unrecognized + 1);
             }
-            if is_journal(line) {
+            if is_journal_entry(line) {
                 match journal::decode_entry(line) {
                     Ok(None) => {}
                     Ok(Some(entry)) => {
-                        self.strange = None;
+                        self.unrecognized_lines = None;
                         let read = entry.parse_text(self.dialect);
-                        self.line(&entry.text, read, now, policies);
+                        self.count_line(&entry.text, read, now, policies);
                     }
-                    Err(family) => self.malformed(family, line, now),
+                    Err(family) => self.sample_malformed_line(family, line, now),
                 }
             } else {
-                self.line(line, parse(self.dialect, line), now, policies);
+                self.count_line(line, parse(self.dialect, line), now, policies);
             }
         }
     }
 
-    fn line(&mut self, line: &[u8], read: Result<Option<Event<'_>>, MalformedLine>, now: i64, policies: &dyn PolicyAt) {
+    fn count_line(
+        &mut self,
+        line: &[u8],
+        read: Result<Option<Event<'_>>, MalformedLine>,
+        now: i64,
+        policies: &dyn PolicyAt,
+    ) {
         let event = match read {
             Ok(None) => return,
             Ok(Some(event)) => event,
-            Err(malformed) => return self.malformed(malformed.family.name(), line, now),
+            Err(malformed) => return self.sample_malformed_line(malformed.family.name(), line, now),
         };
-        let Some(time) = self.calendar.resolve(event.timestamp, now) else {
-            return self.malformed("time stamp", line, now);
+        let Some(time) = self.timestamps.resolve(event.timestamp, now) else {
+            return self.sample_malformed_line("time stamp", line, now);
         };
-        self.seen.lines.entry(event.kind.family().name()).used += 1;
-        self.sessions.handle_event(&event, time, &*self.own, &mut self.outcomes);
-        self.delivery(&event);
-        self.tally(policies, now);
+        self.stats.lines.entry(event.kind.family().name()).used += 1;
+        self.sessions.handle_event(&event, time, &*self.is_own_report, &mut self.outcomes);
+        self.check_delivery(&event);
+        self.tally_outcomes(policies, now);
     }
 
     /// Counts one datagram of Postfix's libtlsrpt, received at `at`; `None` is one that was too long.
-    pub fn datagram(&mut self, octets: Option<&[u8]>, at: i64, policies: &dyn PolicyAt) {
-        self.seen.read += 1;
-        let day_before = self.calendar.newest().map(Day::of);
-        self.calendar.resolve(LogTimestamp::Utc(at), at);
+    pub fn count_datagram(&mut self, bytes: Option<&[u8]>, at: i64, policies: &dyn PolicyAt) {
+        self.stats.lines_read += 1;
+        let day_before = self.timestamps.newest().map(Day::of);
+        self.timestamps.resolve(LogTimestamp::Utc(at), at);
         if day_before != Some(Day::of(at)) {
             self.helos.clear();
         }
-        let sessions = match octets.map(datagram::decode) {
+        let sessions = match bytes.map(datagram::decode) {
             Some(Ok(sessions)) => sessions,
-            Some(Err(why)) => return self.unreadable(why.cause(), octets.unwrap_or_default(), at),
-            None => return self.unreadable("it is longer than any is", b"", at),
+            Some(Err(why)) => return self.sample_unreadable_datagram(why.cause(), bytes.unwrap_or_default(), at),
+            None => return self.sample_unreadable_datagram("it is longer than any is", b"", at),
         };
-        self.seen.lines.entry(DATAGRAM).used += 1;
+        self.stats.lines.entry(DATAGRAM_FAMILY).used += 1;
         for mut session in sessions {
-            self.bound_helos(&mut session);
-            self.rules.note_reported(&session, at);
+            self.limit_helo_names(&mut session);
+            self.rules.record_reported(&session, at);
             let in_force = policies.at(&session.domain, at);
-            let in_force = self.rules.in_force(in_force, &session.domain, at);
-            let tallies = tally::count_reported(&session, at, in_force.as_ref(), self.rules.logs);
-            self.seen.left_to_log += u64::from(tallies.is_empty());
+            let in_force = self.rules.policy_in_force(in_force, &session.domain, at);
+            let tallies = tally::tally_reported_session(&session, at, in_force.as_ref(), self.rules.has_log_input);
+            self.stats.left_to_log += u64::from(tallies.is_empty());
             let under_sts = session.policy.policy_type == PolicyType::Sts;
-            if under_sts && session.failed && self.failed.len() < HINTS && !self.failed.contains(&session.domain) {
-                self.failed.push(Arc::clone(&session.domain));
+            if under_sts
+                && session.failed
+                && self.failed_domains.len() < MAX_HINTS
+                && !self.failed_domains.contains(&session.domain)
+            {
+                self.failed_domains.push(Arc::clone(&session.domain));
             }
             for tally in tallies {
                 *self.counts.entry(tally).or_default() += 1;
@@ -235,9 +245,8 @@ impl Counter {
         }
     }
 
-    /// What servers call themselves goes into reports, and could be another name each time: a few a domain and day are
-    /// kept.
-    fn bound_helos(&mut self, session: &mut ReportedSession) {
+    /// Limits the HELO names in reports: a server may use another name each time, so a few a domain and day are reported.
+    fn limit_helo_names(&mut self, session: &mut ReportedSession) {
         for failure in &mut session.failures {
             let Some(helo) = &failure.receiving_mx_helo else { continue };
             if self.helos.len() >= MAX_HELO_DOMAINS && !self.helos.contains_key(&session.domain) {
@@ -254,18 +263,18 @@ impl Counter {
         }
     }
 
-    fn unreadable(&mut self, cause: &'static str, octets: &[u8], now: i64) {
-        self.seen.lines.entry(DATAGRAM).malformed += 1;
-        let last = self.sampled.entry(cause).or_insert(i64::MIN);
-        if now.saturating_sub(*last) >= SAMPLE_EVERY {
+    fn sample_unreadable_datagram(&mut self, cause: &'static str, bytes: &[u8], now: i64) {
+        self.stats.lines.entry(DATAGRAM_FAMILY).malformed += 1;
+        let last = self.last_sampled.entry(cause).or_insert(i64::MIN);
+        if now.saturating_sub(*last) >= SAMPLE_INTERVAL {
             *last = now;
-            let sample = octets.get(..300).unwrap_or(octets).escape_ascii();
-            tracing::warn!("{DATAGRAM}: cannot be read: {cause}: \"{sample}\"; not counted");
+            let sample = bytes.get(..300).unwrap_or(bytes).escape_ascii();
+            tracing::warn!("{DATAGRAM_FAMILY}: cannot be read: {cause}: \"{sample}\"; not counted");
         }
     }
 
-    /// Looks at a delivery for what is wrong with the log as a whole; its sessions are in `outcomes`.
-    fn delivery(&mut self, event: &Event<'_>) {
+    /// Checks a delivery for problems with the log as a whole; its sessions are in `outcomes`.
+    fn check_delivery(&mut self, event: &Event<'_>) {
         let mut hasher = DefaultHasher::new();
         let (shows_tls, new, peer) = match &event.kind {
             EventKind::Delivery { queue_id, recipient_domain, relay, cached_connection, sent, .. } => {
@@ -280,20 +289,20 @@ impl Counter {
             }
             _ => return,
         };
-        if self.delivered.len() < MAX_DELIVERED {
-            self.delivered.push(hasher.finish());
+        if self.delivery_fingerprints.len() < MAX_DELIVERY_FINGERPRINTS {
+            self.delivery_fingerprints.push(hasher.finish());
         }
         if shows_tls {
-            (self.bare, self.shows_tls, self.hides_tls) = (0, true, false);
+            (self.plaintext_run, self.shows_tls, self.hides_tls) = (0, true, false);
         } else if new && peer.and_then(|peer| peer.ip).is_some_and(|ip| !self.rules.is_local(ip)) {
-            self.bare = self.bare.saturating_add(1);
-            let most = if self.shows_tls { BARE_AFTER_TLS } else { BARE };
-            self.hides_tls |= self.bare >= most;
+            self.plaintext_run = self.plaintext_run.saturating_add(1);
+            let limit = if self.shows_tls { MAX_PLAINTEXT_RUN_AFTER_TLS } else { MAX_PLAINTEXT_RUN };
+            self.hides_tls |= self.plaintext_run >= limit;
         }
     }
 
-    /// What to do where the log seems to leave TLS out: many deliveries, and no session with TLS.
-    pub fn hides_tls(&self) -> Option<&'static str> {
+    /// Advice if the log seems to hide TLS: many deliveries, and no session with TLS.
+    pub fn missing_tls_advice(&self) -> Option<&'static str> {
         let advice = match self.dialect {
             Dialect::Postfix => {
                 "smtp_tls_loglevel is 0, or no TLS is used; sessions that succeed are not counted from it: add \
@@ -307,36 +316,36 @@ impl Counter {
         self.hides_tls.then_some(advice)
     }
 
-    /// Whether no line so far begins as a log's do.
-    pub fn is_no_log(&self) -> bool {
-        self.strange.is_some_and(|strange| strange >= STRANGE)
+    /// Whether no line so far begins with a timestamp.
+    pub fn is_not_a_log(&self) -> bool {
+        self.unrecognized_lines.is_some_and(|unrecognized| unrecognized >= MAX_UNRECOGNIZED_LINES)
     }
 
-    /// Marks of the deliveries since the last call, by which the same lines are known in another input.
-    pub fn delivered(&mut self) -> Vec<u64> {
-        std::mem::take(&mut self.delivered)
+    /// Takes the fingerprints of the deliveries since the last call, by which the same lines in another input are recognized.
+    pub fn take_delivery_fingerprints(&mut self) -> Vec<u64> {
+        std::mem::take(&mut self.delivery_fingerprints)
     }
 
-    /// A queue id that the MTA gave one of our reports at `time`.
-    pub fn carries_own(&mut self, queue_id: &str, time: i64) {
+    /// Adds a queue id that the MTA gave one of our reports at `time`.
+    pub fn add_own_queue_id(&mut self, queue_id: &str, time: i64) {
         self.sessions.add_own_queue_id(queue_id, time);
     }
 
     /// Takes a failed session that Exim reports outside the log.
-    pub fn event_action(&mut self, event: &EventAction<'_>) {
+    pub fn handle_event_action(&mut self, event: &EventAction<'_>) {
         self.sessions.handle_event_action(event);
     }
 
-    /// Whose lines it counts.
+    /// The MTA whose lines it counts.
     pub fn dialect(&self) -> Dialect {
         self.dialect
     }
 
     /// Ends the sessions that are open at `now`: there will be no more lines.
-    pub fn end(&mut self, now: i64, policies: &dyn PolicyAt) {
+    pub fn end_sessions(&mut self, now: i64, policies: &dyn PolicyAt) {
         self.sessions.end_all(now, &mut self.outcomes);
         // What ends by waiting is no news.
-        self.tally(policies, i64::MAX);
+        self.tally_outcomes(policies, i64::MAX);
     }
 
     /// Whether no session is open.
@@ -345,40 +354,40 @@ impl Counter {
     }
 
     /// The time of the newest line.
-    pub fn newest(&self) -> Option<i64> {
-        self.calendar.newest()
+    pub fn newest_line_time(&self) -> Option<i64> {
+        self.timestamps.newest()
     }
 
-    /// What came of the lines since the last call.
-    pub fn seen(&mut self) -> (Seen, Uncounted) {
-        (std::mem::take(&mut self.seen), self.sessions.take_uncounted())
+    /// Takes the statistics since the last call.
+    pub fn take_stats(&mut self) -> (CounterStats, Uncounted) {
+        (std::mem::take(&mut self.stats), self.sessions.take_uncounted())
     }
 
-    /// The counts since the last call.
-    pub fn counts(&mut self) -> impl Iterator<Item = (TallyKey, u64)> {
+    /// Takes the counts since the last call.
+    pub fn take_counts(&mut self) -> impl Iterator<Item = (TallyKey, u64)> {
         std::mem::take(&mut self.counts).into_iter()
     }
 
-    /// The changed part of the open state since the last call.
-    pub fn changes(&mut self) -> Vec<RecordChange> {
+    /// Takes the part of the open state that has changed since the last call.
+    pub fn take_changes(&mut self) -> Vec<RecordChange> {
         let mut changes = self.sessions.take_changes();
-        let newest = self.calendar.newest();
+        let newest = self.timestamps.newest();
         if newest != self.newest_stored {
             self.newest_stored = newest;
-            changes.push((CALENDAR.to_vec(), newest.map(|t| t.to_string().into_bytes())));
+            changes.push((NEWEST_LINE_KEY.to_vec(), newest.map(|t| t.to_string().into_bytes())));
         }
         changes
     }
 
-    /// The domains to which a session failed under an MTA-STS policy within the last hour, since the last call.
-    pub fn failed(&mut self) -> Vec<Arc<str>> {
-        std::mem::take(&mut self.failed)
+    /// Takes the domains to which a session failed under an MTA-STS policy within the last hour, since the last call.
+    pub fn take_failed_domains(&mut self) -> Vec<Arc<str>> {
+        std::mem::take(&mut self.failed_domains)
     }
 
-    fn tally(&mut self, policies: &dyn PolicyAt, now: i64) {
+    fn tally_outcomes(&mut self, policies: &dyn PolicyAt, now: i64) {
         for mut outcome in self.outcomes.drain(..) {
             if outcome.ip.is_some_and(|ip| self.rules.is_local(ip)) {
-                self.seen.local += 1;
+                self.stats.local += 1;
                 continue;
             }
             if !outcome.next_hop_named
@@ -387,18 +396,18 @@ impl Counter {
                 outcome.domain = hop.into();
             }
             let in_force = policies.at(&outcome.domain, outcome.began);
-            let in_force = self.rules.in_force(in_force, &outcome.domain, outcome.began);
+            let in_force = self.rules.policy_in_force(in_force, &outcome.domain, outcome.began);
             let tested = matches!(in_force, Some(PolicyInForce::Sts { mode: Mode::Testing, .. }));
             match self.rules.tlsrpt {
                 NativeTlsrpt::Off => outcome.native = None,
-                NativeTlsrpt::Datagrams if !tested && self.rules.is_native(&outcome) => {
-                    self.seen.left_to_native += 1;
+                NativeTlsrpt::Datagrams if !tested && self.rules.is_counted_by_datagrams(&outcome) => {
+                    self.stats.left_to_datagrams += 1;
                     continue;
                 }
                 NativeTlsrpt::Log | NativeTlsrpt::Datagrams => {}
             }
-            let counts = tally::count(&outcome, in_force.as_ref());
-            if counts.anchored
+            let counts = tally::tally_session(&outcome, in_force.as_ref());
+            if counts.shows_trust_anchors
                 && let Some(instance) = &outcome.anchors_shown_by
             {
                 self.sessions.set_has_trust_anchors(instance, outcome.ended);
@@ -406,17 +415,17 @@ impl Counter {
             if outcome.clear_text && counts.tallies.is_empty() {
                 continue;
             }
-            self.seen.not_asked += u64::from(in_force.is_none());
-            self.seen.contradicted += u64::from(counts.contradicted);
-            self.seen.without_anchors += u64::from(counts.without_anchors);
+            self.stats.not_asked += u64::from(in_force.is_none());
+            self.stats.contradicted += u64::from(counts.contradicted);
+            self.stats.without_anchors += u64::from(counts.without_trust_anchors);
             let under_sts = matches!(&in_force, Some(PolicyInForce::Sts { mode: Mode::Enforce | Mode::Testing, .. }));
             if under_sts
-                && now.saturating_sub(outcome.ended) <= NEWS
-                && self.failed.len() < HINTS
+                && now.saturating_sub(outcome.ended) <= HINT_MAX_AGE
+                && self.failed_domains.len() < MAX_HINTS
                 && counts.tallies.iter().any(|tally| tally.result == TallyResult::Failure)
-                && !self.failed.contains(&outcome.domain)
+                && !self.failed_domains.contains(&outcome.domain)
             {
-                self.failed.push(Arc::clone(&outcome.domain));
+                self.failed_domains.push(Arc::clone(&outcome.domain));
             }
             for mut tally in counts.tallies {
                 if let (TallyResult::Detail(failure), Some(ip)) = (&mut tally.result, outcome.ip)
@@ -430,10 +439,10 @@ impl Counter {
     }
 
     /// A line that looks ours and cannot be read may be a new version's wording: one sample a minute is shown.
-    fn malformed(&mut self, family: &'static str, line: &[u8], now: i64) {
-        self.seen.lines.entry(family).malformed += 1;
-        let last = self.sampled.entry(family).or_insert(i64::MIN);
-        if now.saturating_sub(*last) >= SAMPLE_EVERY {
+    fn sample_malformed_line(&mut self, family: &'static str, line: &[u8], now: i64) {
+        self.stats.lines.entry(family).malformed += 1;
+        let last = self.last_sampled.entry(family).or_insert(i64::MIN);
+        if now.saturating_sub(*last) >= SAMPLE_INTERVAL {
             *last = now;
             let line = line.get(..300).unwrap_or(line).escape_ascii();
             tracing::warn!("log line: cannot be read: {family}: \"{line}\"; not counted");
@@ -442,13 +451,13 @@ impl Counter {
 }
 
 /// Whether a line is an entry of a journal as `journalctl -o json` prints it: no other log's line begins so.
-fn is_journal(line: &[u8]) -> bool {
+fn is_journal_entry(line: &[u8]) -> bool {
     line.first() == Some(&b'{')
 }
 
-/// Whether a line says something in an MTA's words.
-pub fn is_of(mta: Dialect, line: &[u8]) -> bool {
-    if is_journal(line) {
+/// Whether a line is one of an MTA's that is counted.
+pub fn is_line_of(mta: Dialect, line: &[u8]) -> bool {
+    if is_journal_entry(line) {
         return journal::decode_entry(line)
             .is_ok_and(|found| found.is_some_and(|e| matches!(e.parse_text(mta), Ok(Some(_)))));
     }
@@ -482,8 +491,8 @@ mod tests {
 
     fn counted(lines: &str) -> Vec<(String, u64, u64)> {
         let mut counter = fresh();
-        counter.lines(lines.as_bytes(), NOW, &NotAsked);
-        sum_tallies(counter.counts()).into_iter().map(|row| (row.domain, row.successful, row.failed)).collect()
+        counter.count_lines(lines.as_bytes(), NOW, &NotAsked);
+        sum_tallies(counter.take_counts()).into_iter().map(|row| (row.domain, row.successful, row.failed)).collect()
     }
 
     /// A restart after any line of any real log: what was open is taken back from what was stored, and nothing changes.
@@ -501,25 +510,25 @@ mod tests {
                 }
                 let log = std::fs::read(&path).unwrap();
                 let mut whole = of(mta);
-                whole.lines(&log, NOW, &NotAsked);
+                whole.count_lines(&log, NOW, &NotAsked);
                 let mut stored: BTreeMap<Vec<u8>, Vec<u8>> = BTreeMap::new();
                 let mut counts: HashMap<TallyKey, u64> = HashMap::new();
                 for line in log.split_inclusive(|b| *b == b'\n') {
                     let records: Vec<_> = stored.clone().into_iter().collect();
-                    let (mut counter, unread) = of(mta).load(TimeZone::UTC, &records);
+                    let (mut counter, unread) = of(mta).with_open_state(TimeZone::UTC, &records);
                     assert_eq!(unread, 0);
-                    counter.lines(line, NOW, &NotAsked);
-                    for (tally, n) in counter.counts() {
+                    counter.count_lines(line, NOW, &NotAsked);
+                    for (tally, n) in counter.take_counts() {
                         *counts.entry(tally).or_default() += n;
                     }
-                    for (key, value) in counter.changes() {
+                    for (key, value) in counter.take_changes() {
                         match value {
                             Some(value) => drop(stored.insert(key, value)),
                             None => drop(stored.remove(&key)),
                         }
                     }
                 }
-                assert_eq!(sum_tallies(counts), sum_tallies(whole.counts()), "{}", path.display());
+                assert_eq!(sum_tallies(counts), sum_tallies(whole.take_counts()), "{}", path.display());
             }
         }
     }
@@ -581,9 +590,9 @@ mod tests {
             "Nov 22 01:00:00 h postfix/smtp[2]: {other}\nNov 22 01:00:01 h postfix/smtp[2]: {TLS}\n\
              Nov 22 01:00:01 h postfix/smtp[2]: 4AB0CDEF12: to=<r@a.test>, {TO}, dsn=2.0.0, status=sent (250 ok)\n"
         );
-        counter.lines(log.as_bytes(), NOW, &NotAsked);
-        assert_eq!(counter.seen().1.unmatched, 1);
-        assert_eq!(sum_tallies(counter.counts()).len(), 1);
+        counter.count_lines(log.as_bytes(), NOW, &NotAsked);
+        assert_eq!(counter.take_stats().1.unmatched, 1);
+        assert_eq!(sum_tallies(counter.take_counts()).len(), 1);
     }
 
     /// The log does not show the Message-ID: the reply to the report's final dot has told the queue id.
@@ -595,23 +604,23 @@ mod tests {
         );
         let at = 1_795_309_200; // 2026-11-22T01:00:00Z
         let mut before = fresh();
-        before.carries_own("4AB0CDEF12", at);
-        let stored: Vec<_> = before.changes().into_iter().filter_map(|(key, value)| Some((key, value?))).collect();
-        let (mut counter, unread) = fresh().load(TimeZone::UTC, &stored);
+        before.add_own_queue_id("4AB0CDEF12", at);
+        let stored: Vec<_> = before.take_changes().into_iter().filter_map(|(key, value)| Some((key, value?))).collect();
+        let (mut counter, unread) = fresh().with_open_state(TimeZone::UTC, &stored);
         assert_eq!(unread, 0);
-        counter.lines(sent.as_bytes(), NOW, &NotAsked);
-        assert_eq!((counter.counts().count(), counter.seen().1.own_reports), (0, 1), "after a restart");
+        counter.count_lines(sent.as_bytes(), NOW, &NotAsked);
+        assert_eq!((counter.take_counts().count(), counter.take_stats().1.own_reports), (0, 1), "after a restart");
         // Another message under the same id.
         let other = "Nov 22 02:00:00 h postfix/cleanup[4]: 4AB0CDEF12: message-id=<theirs.1@a.test>\n";
-        counter.lines(format!("{other}{}", sent.replace("01:00", "02:00")).as_bytes(), NOW, &NotAsked);
-        assert_eq!(sum_tallies(counter.counts()).len(), 1);
+        counter.count_lines(format!("{other}{}", sent.replace("01:00", "02:00")).as_bytes(), NOW, &NotAsked);
+        assert_eq!(sum_tallies(counter.take_counts()).len(), 1);
 
         let mut exim = of(Dialect::Exim);
-        exim.carries_own("1vNxyZ-00000003Abc-1aBC", at);
+        exim.add_own_queue_id("1vNxyZ-00000003Abc-1aBC", at);
         let sent = "2026-11-22 01:00:02 1vNxyZ-00000003Abc-1aBC => u@a.test R=r T=t H=mx.a.test [192.0.2.1] \
                     X=TLS1.3:X:256 CV=yes C=\"250 ok\"\n";
-        exim.lines(sent.as_bytes(), NOW, &NotAsked);
-        assert_eq!((exim.counts().count(), exim.seen().1.own_reports), (0, 1));
+        exim.count_lines(sent.as_bytes(), NOW, &NotAsked);
+        assert_eq!((exim.take_counts().count(), exim.take_stats().1.own_reports), (0, 1));
     }
 
     #[test]
@@ -625,10 +634,10 @@ mod tests {
              Nov 22 01:00:01 h postfix/smtp[2]: 4AB0CDEF12: to=<r@a.test>, {TO}, dsn=4.7.5, \
              status=deferred (Server certificate not verified)\n"
         );
-        counter.lines(log.as_bytes(), NOW, &NotAsked);
-        let rows = sum_tallies(counter.counts());
-        let told: Vec<_> = rows[0].details.iter().map(|(failure, n)| (failure.result_type, *n)).collect();
-        assert_eq!(told, [(ResultType::CertificateHostMismatch, 1), (ResultType::CertificateExpired, 1)]);
+        counter.count_lines(log.as_bytes(), NOW, &NotAsked);
+        let rows = sum_tallies(counter.take_counts());
+        let details: Vec<_> = rows[0].details.iter().map(|(failure, n)| (failure.result_type, *n)).collect();
+        assert_eq!(details, [(ResultType::CertificateHostMismatch, 1), (ResultType::CertificateExpired, 1)]);
     }
 
     struct Always(PolicyInForce);
@@ -656,13 +665,13 @@ mod tests {
         let sts = |mode| Always(PolicyInForce::Sts { mode, policy: policy(), failure: None });
         let hints = |now: i64, lines: &str, policies: &dyn PolicyAt| {
             let mut counter = fresh();
-            counter.lines(lines.as_bytes(), now, policies);
-            counter.failed().iter().map(|d| d.to_string()).collect::<Vec<_>>()
+            counter.count_lines(lines.as_bytes(), now, policies);
+            counter.take_failed_domains().iter().map(|d| d.to_string()).collect::<Vec<_>>()
         };
         let at = 1_795_309_201; // 2026-11-22T01:00:01Z
         let failed = log("a.test") + &log("b.test") + &log("a.test");
         assert_eq!(hints(at + 60, &failed, &sts(Mode::Enforce)), ["a.test", "b.test"]);
-        assert_eq!(hints(at + 2 * NEWS, &failed, &sts(Mode::Enforce)), [""; 0]);
+        assert_eq!(hints(at + 2 * HINT_MAX_AGE, &failed, &sts(Mode::Enforce)), [""; 0]);
         assert_eq!(hints(at + 60, &failed, &sts(Mode::None)), [""; 0]);
         assert_eq!(hints(at + 60, &failed, &NotAsked), [""; 0]);
         let sent = format!(
@@ -676,10 +685,14 @@ mod tests {
     #[test]
     fn what_is_no_log_is_noticed() {
         let mut counter = fresh();
-        counter.lines("\x00\u{fe}binary\n".repeat(STRANGE as usize - 1).as_bytes(), NOW, &NotAsked);
-        assert!(!counter.is_no_log());
-        counter.lines(b"more\n", NOW, &NotAsked);
-        assert!(counter.is_no_log());
+        counter.count_lines(
+            "\x00\u{fe}binary\n".repeat(MAX_UNRECOGNIZED_LINES as usize - 1).as_bytes(),
+            NOW,
+            &NotAsked,
+        );
+        assert!(!counter.is_not_a_log());
+        counter.count_lines(b"more\n", NOW, &NotAsked);
+        assert!(counter.is_not_a_log());
         for line in [
             "Nov 22 01:00:00 h dovecot: imap-login: Login",
             "<22>1 2026-11-22T01:00:00Z h dovecot - - - x",
@@ -687,8 +700,12 @@ mod tests {
             r#"{"__REALTIME_TIMESTAMP":"1795312226645918","SYSLOG_IDENTIFIER":"dovecot","MESSAGE":"x"}"#,
         ] {
             let mut counter = fresh();
-            counter.lines(format!("{}{line}\n", "x\n".repeat(STRANGE as usize)).as_bytes(), NOW, &NotAsked);
-            assert!(!counter.is_no_log(), "{line}");
+            counter.count_lines(
+                format!("{}{line}\n", "x\n".repeat(MAX_UNRECOGNIZED_LINES as usize)).as_bytes(),
+                NOW,
+                &NotAsked,
+            );
+            assert!(!counter.is_not_a_log(), "{line}");
         }
     }
 
@@ -699,24 +716,28 @@ mod tests {
         };
         let mut counter = of(Dialect::Exim);
         let world = "mx.a.test [203.0.113.9]";
-        (0..BARE - 1).for_each(|n| counter.lines(line(n, world, "").as_bytes(), NOW, &NotAsked));
-        counter.lines(line(50, "mx.a.test [203.0.113.9]*", "").as_bytes(), NOW, &NotAsked);
-        assert_eq!(counter.hides_tls(), None);
-        counter.lines(line(60, world, "").as_bytes(), NOW, &NotAsked);
-        assert!(counter.hides_tls().unwrap().contains("log_selector = +tls_cipher"), "{:?}", counter.hides_tls());
-        counter.lines(line(61, world, " X=TLS1.3:X:256 CV=no").as_bytes(), NOW, &NotAsked);
-        assert_eq!(counter.hides_tls(), None);
+        (0..MAX_PLAINTEXT_RUN - 1).for_each(|n| counter.count_lines(line(n, world, "").as_bytes(), NOW, &NotAsked));
+        counter.count_lines(line(50, "mx.a.test [203.0.113.9]*", "").as_bytes(), NOW, &NotAsked);
+        assert_eq!(counter.missing_tls_advice(), None);
+        counter.count_lines(line(60, world, "").as_bytes(), NOW, &NotAsked);
+        assert!(
+            counter.missing_tls_advice().unwrap().contains("log_selector = +tls_cipher"),
+            "{:?}",
+            counter.missing_tls_advice()
+        );
+        counter.count_lines(line(61, world, " X=TLS1.3:X:256 CV=no").as_bytes(), NOW, &NotAsked);
+        assert_eq!(counter.missing_tls_advice(), None);
     }
 
     #[test]
     fn a_session_whose_delivery_never_comes_is_lost_and_said() {
         let mut counter = fresh();
-        counter.lines(format!("Nov 22 01:00:00 h postfix/smtp[2]: {TLS}\n").as_bytes(), NOW, &NotAsked);
+        counter.count_lines(format!("Nov 22 01:00:00 h postfix/smtp[2]: {TLS}\n").as_bytes(), NOW, &NotAsked);
         assert!(!counter.is_idle());
         let later = "Nov 22 03:00:00 h postfix/qmgr[3]: 4AB0CDEF12: removed\n";
-        counter.lines(later.as_bytes(), NOW, &NotAsked);
+        counter.count_lines(later.as_bytes(), NOW, &NotAsked);
         assert!(counter.is_idle());
-        assert_eq!(counter.seen().1.without_domain, 1);
-        assert_eq!(counter.counts().count(), 0);
+        assert_eq!(counter.take_stats().1.without_domain, 1);
+        assert_eq!(counter.take_counts().count(), 0);
     }
 }

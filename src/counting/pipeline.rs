@@ -1,8 +1,8 @@
-//! The counting river: lines become events, sessions, tallies, and one commit.
+//! The counting task: lines become events, sessions, tallies, and one commit.
 //!
-//! Takes: blocks of lines from the inputs. Gives: commits to the store: the counts, the marks of the lines that they came
+//! Takes: blocks of lines from the inputs. Gives: commits to the store: the counts, the positions of the lines that they came
 //! from, and the open state, in one batch. What is committed is counted, what is not is read again: nothing twice.
-//! Limits: a commit at most `COMMIT` after its first line, or as soon as an input is at its end.
+//! Limits: a commit at most `COMMIT_INTERVAL` after its first line, or as soon as an input is at its end.
 //! When it fails: a store that does not write is tried again, and reading waits; the log file is the queue.
 //! Not here: reading (`input`), what lines come to (`counter`), what the store does with a batch (`store`).
 
@@ -19,10 +19,10 @@ use crate::base::exim_event::{EventReply, EximEvent};
 use crate::base::own_reports::OwnQueueIds;
 use crate::base::policy_at::PolicyAt;
 use crate::base::shutdown::wait_for_shutdown;
-use crate::counting::counter::CALENDAR;
-pub use crate::counting::counter::{Counter, OwnReports, Seen, is_of};
-use crate::counting::duplicate_inputs::Twice;
-use crate::counting::failure_notices::Failing;
+use crate::counting::counter::NEWEST_LINE_KEY;
+pub use crate::counting::counter::{Counter, CounterStats, OwnReportCheck, is_line_of};
+use crate::counting::duplicate_inputs::DuplicateInputs;
+use crate::counting::failure_notices::FailureNotices;
 use crate::counting::input::datagram::{DatagramBatch, DatagramQueue};
 use crate::counting::input::{LineBlock, MAX_LINE, Position};
 use crate::counting::session::{SESSION_TIMEOUT, Uncounted};
@@ -30,38 +30,38 @@ use crate::metrics::{InputProgress, Metrics};
 use crate::store::{Batch, Store, StoreError, StoredRecord, Table};
 
 /// How long a line may wait for its commit: few enough commits for a disk, soon enough for a report.
-const COMMIT: Duration = Duration::from_millis(250);
+const COMMIT_INTERVAL: Duration = Duration::from_millis(250);
 
 /// How long to wait before a commit that failed is tried again; twice as long each time, up to the second figure.
-const RETRY: Duration = Duration::from_secs(1);
-const RETRY_AT_MOST: Duration = Duration::from_secs(60);
+const MIN_RETRY_DELAY: Duration = Duration::from_secs(1);
+const MAX_RETRY_DELAY: Duration = Duration::from_secs(60);
 
-/// How often a trouble with an input as a whole is said, in seconds.
-const SAY_AGAIN: i64 = 3600;
+/// How often a problem with an input as a whole is logged, in seconds.
+const PROBLEM_LOG_INTERVAL: i64 = 3600;
 
-/// How far a line may be ahead of the clock, in seconds, before that is said: clocks of two hosts differ by less.
-const FUTURE: i64 = 600;
+/// How far a line may be ahead of the clock before that is logged, in seconds: clocks of two hosts differ by less.
+const MAX_CLOCK_SKEW: i64 = 600;
 
-/// One input of the river.
-pub struct Source {
-    /// Its name, under which its mark and open state are stored.
+/// An input with its counter.
+pub struct CountedInput {
+    /// Its name, under which its position and open state are stored.
     pub name: String,
     /// Its counter.
     pub counter: Counter,
 }
 
-/// What inputs hand to the river; the number is the input's.
-pub enum Fed {
+/// What inputs send to the counting task; the number is the input's.
+pub enum InputEvent {
     /// A new input, before its first block.
-    Source(usize, Box<Source>),
-    /// A new input whose datagrams come by the queue: none may be put there until it is said that the input is known.
-    Receiver(usize, Box<Source>, oneshot::Sender<()>),
-    /// What it has read.
+    LogInput(usize, Box<CountedInput>),
+    /// A new input whose datagrams come by the queue: it may queue none until the sender confirms that the input is known.
+    DatagramInput(usize, Box<CountedInput>, oneshot::Sender<()>),
+    /// Lines that it has read.
     Block(usize, LineBlock),
 }
 
-/// What the river writes to, and looks up.
-pub struct River {
+/// The counting task, with what it writes to and looks up.
+pub struct CountingTask {
     /// Where commits go.
     pub store: Arc<dyn Store>,
     /// Which policy was in force.
@@ -72,98 +72,98 @@ pub struct River {
     /// The datagrams that wait.
     pub datagrams: Arc<DatagramQueue>,
     /// Queue ids of our own reports that are on their way here.
-    pub queued: OwnQueueIds,
+    pub own_queue_ids: OwnQueueIds,
     /// Where progress is shown.
     pub metrics: Metrics,
     /// The time of reading.
     pub clock: Clock,
 }
 
-/// What is waiting for its commit.
+/// The state that waits for the next commit.
 #[derive(Default)]
-struct Pending {
+struct PendingCommit {
     since: Option<Instant>,
-    marks: HashMap<usize, Position>,
-    failing: Failing,
-    events: Vec<oneshot::Sender<EventReply>>,
+    positions: HashMap<usize, Position>,
+    failure_notices: FailureNotices,
+    event_replies: Vec<oneshot::Sender<EventReply>>,
 }
 
-/// The inputs, and what has been noticed of them.
+/// The inputs by number, with what has been logged about them.
 #[derive(Default)]
-struct Inputs {
-    sources: HashMap<usize, Source>,
-    twice: Twice,
-    /// When a trouble was last said, by input.
-    said: HashMap<String, i64>,
+struct CountedInputs {
+    by_number: HashMap<usize, CountedInput>,
+    duplicates: DuplicateInputs,
+    /// When a problem was last logged, by kind and input.
+    last_logged: HashMap<String, i64>,
 }
 
-struct Closing<'a>(&'a DatagramQueue);
+struct QueueCloser<'a>(&'a DatagramQueue);
 
-impl Drop for Closing<'_> {
+impl Drop for QueueCloser<'_> {
     fn drop(&mut self) {
         self.0.close();
     }
 }
 
-impl River {
+impl CountingTask {
     /// Counts blocks and datagrams until the inputs have ended or `shutdown` turns true; what was taken by then is
     /// committed. Blocks the thread that it runs on.
     pub fn run(
         self,
         runtime: &Handle,
-        mut feed: mpsc::Receiver<Fed>,
-        mut events: mpsc::Receiver<EximEvent>,
+        mut feed: mpsc::Receiver<InputEvent>,
+        mut exim_events: mpsc::Receiver<EximEvent>,
         mut shutdown: watch::Receiver<bool>,
     ) -> Result<(), StoreError> {
-        enum Next {
-            Fed(Option<Fed>),
-            Event(EximEvent),
+        enum Wakeup {
+            Input(Option<InputEvent>),
+            EximEvent(EximEvent),
             Datagrams,
-            Nothing,
+            Timeout,
         }
         // However this ends, the receivers end as well.
-        let _closing = Closing(&self.datagrams);
-        let mut pending = Pending::default();
-        let mut inputs = Inputs::default();
-        let mut taken = DatagramBatch::default();
+        let _closing = QueueCloser(&self.datagrams);
+        let mut pending = PendingCommit::default();
+        let mut inputs = CountedInputs::default();
+        let mut batch = DatagramBatch::default();
         loop {
             self.metrics.heartbeat("counting");
-            let wait = pending.since.map_or(COMMIT, |since| COMMIT.saturating_sub(since.elapsed()));
+            let wait = pending.since.map_or(COMMIT_INTERVAL, |since| COMMIT_INTERVAL.saturating_sub(since.elapsed()));
             let next = runtime.block_on(async {
                 tokio::select! {
-                    () = self.datagrams.ready() => Next::Datagrams,
-                    fed = feed.recv() => Next::Fed(fed),
-                    Some(event) = events.recv() => Next::Event(event),
-                    () = tokio::time::sleep(wait) => Next::Nothing,
+                    () = self.datagrams.ready() => Wakeup::Datagrams,
+                    event = feed.recv() => Wakeup::Input(event),
+                    Some(event) = exim_events.recv() => Wakeup::EximEvent(event),
+                    () = tokio::time::sleep(wait) => Wakeup::Timeout,
                 }
             });
-            let ended = matches!(next, Next::Fed(None));
+            let ended = matches!(next, Wakeup::Input(None));
             let ending = ended || *shutdown.borrow();
             let mut due = ending;
             // Before the next lines, for they may be of such a report.
-            self.queued(&mut inputs, &mut pending);
+            self.take_own_queue_ids(&mut inputs, &mut pending);
             // First, for a datagram is sent before the log has the delivery.
-            taken = self.datagrams.take(taken);
-            self.received(&mut inputs, &taken, &mut pending);
+            batch = self.datagrams.take(batch);
+            self.count_datagrams(&mut inputs, &batch, &mut pending);
             match next {
-                Next::Fed(Some(fed)) => due |= self.fed(&mut inputs, fed, &mut pending),
-                Next::Event(event) => self.event_action(&mut inputs, event, &mut pending),
-                Next::Fed(None) | Next::Datagrams => {}
-                Next::Nothing => self.idle(&mut inputs, &mut pending),
+                Wakeup::Input(Some(event)) => due |= self.take_input_event(&mut inputs, event, &mut pending),
+                Wakeup::EximEvent(event) => self.handle_event_action(&mut inputs, event, &mut pending),
+                Wakeup::Input(None) | Wakeup::Datagrams => {}
+                Wakeup::Timeout => self.end_idle_sessions(&mut inputs, &mut pending),
             }
             if ending {
                 // What is on its way has left its source, and may be nowhere else.
                 self.datagrams.close();
-                taken = self.datagrams.take(taken);
-                self.received(&mut inputs, &taken, &mut pending);
+                batch = self.datagrams.take(batch);
+                self.count_datagrams(&mut inputs, &batch, &mut pending);
                 feed.close();
-                while let Some(fed) = runtime.block_on(feed.recv()) {
-                    self.fed(&mut inputs, fed, &mut pending);
+                while let Some(event) = runtime.block_on(feed.recv()) {
+                    self.take_input_event(&mut inputs, event, &mut pending);
                 }
             }
-            due |= pending.since.is_some_and(|since| since.elapsed() >= COMMIT);
+            due |= pending.since.is_some_and(|since| since.elapsed() >= COMMIT_INTERVAL);
             if due && pending.since.is_some() {
-                self.commit(runtime, &mut inputs.sources, &mut pending, &mut shutdown)?;
+                self.commit(runtime, &mut inputs.by_number, &mut pending, &mut shutdown)?;
             }
             if ending {
                 return Ok(());
@@ -172,17 +172,17 @@ impl River {
     }
 
     /// Hands what Exim's event action reports to the sessions of its log, where it is kept and held against the lines.
-    fn event_action(&self, inputs: &mut Inputs, event: EximEvent, pending: &mut Pending) {
+    fn handle_event_action(&self, inputs: &mut CountedInputs, event: EximEvent, pending: &mut PendingCommit) {
         let Some(read) = tlswarden_parsers::parse_event_action(&event.text) else {
             // Who asked may have gone.
             let _ = event.reply.send(EventReply::Malformed);
             return;
         };
-        let mut exim = inputs.sources.values_mut().filter(|source| source.counter.dialect() == Dialect::Exim);
+        let mut exim = inputs.by_number.values_mut().filter(|input| input.counter.dialect() == Dialect::Exim);
         match (exim.next(), exim.next()) {
-            (Some(source), None) => {
-                source.counter.event_action(&read);
-                pending.events.push(event.reply);
+            (Some(input), None) => {
+                input.counter.handle_event_action(&read);
+                pending.event_replies.push(event.reply);
                 pending.since.get_or_insert_with(Instant::now);
             }
             // Without its log nothing is known of the same message, and of two logs not which is its own.
@@ -192,118 +192,118 @@ impl River {
     }
 
     /// Hands the queue ids of our own reports to every input: which one has the MTA's lines is not known.
-    fn queued(&self, inputs: &mut Inputs, pending: &mut Pending) {
+    fn take_own_queue_ids(&self, inputs: &mut CountedInputs, pending: &mut PendingCommit) {
         let now = self.clock.seconds();
-        for id in self.queued.take() {
-            inputs.sources.values_mut().for_each(|source| source.counter.carries_own(&id, now));
+        for id in self.own_queue_ids.take() {
+            inputs.by_number.values_mut().for_each(|input| input.counter.add_own_queue_id(&id, now));
             pending.since.get_or_insert_with(Instant::now);
         }
     }
 
-    /// Takes what an input hands on; whether it is at its end.
-    fn fed(&self, inputs: &mut Inputs, fed: Fed, pending: &mut Pending) -> bool {
-        match fed {
-            Fed::Source(number, source) => {
-                inputs.sources.insert(number, *source);
+    /// Takes an event of an input; returns whether the input is at its end.
+    fn take_input_event(&self, inputs: &mut CountedInputs, event: InputEvent, pending: &mut PendingCommit) -> bool {
+        match event {
+            InputEvent::LogInput(number, input) => {
+                inputs.by_number.insert(number, *input);
                 false
             }
-            Fed::Receiver(number, source, known) => {
-                inputs.sources.insert(number, *source);
+            InputEvent::DatagramInput(number, input, known) => {
+                inputs.by_number.insert(number, *input);
                 // Who asked may have ended already.
                 let _ = known.send(());
                 false
             }
-            Fed::Block(number, block) => {
+            InputEvent::Block(number, block) => {
                 let at_end = block.at_end;
-                self.block(inputs, block, number, pending);
+                self.count_block(inputs, block, number, pending);
                 at_end
             }
         }
     }
 
-    fn block(&self, inputs: &mut Inputs, block: LineBlock, number: usize, pending: &mut Pending) {
+    fn count_block(&self, inputs: &mut CountedInputs, block: LineBlock, number: usize, pending: &mut PendingCommit) {
         let now = self.clock.seconds();
         // Invariant: an input feeds its source before its first block.
-        let source = inputs.sources.get_mut(&number).expect("an input is known before its blocks");
-        source.counter.lines(&block.lines, now, &*self.policies);
-        self.tell(source, block.skipped, |p| {
+        let input = inputs.by_number.get_mut(&number).expect("an input is known before its blocks");
+        input.counter.count_lines(&block.lines, now, &*self.policies);
+        self.publish_progress(input, block.skipped, |p| {
             p.at_end_since = block.at_end.then_some(now);
             p.behind = block.bytes_behind;
         });
-        let delivered = source.counter.delivered();
-        let wrong = wrong_with(source, block.skipped, now);
-        let name = source.name.clone();
-        pending.marks.insert(number, block.position);
+        let delivered = input.counter.take_delivery_fingerprints();
+        let problems = input_problems(input, block.skipped, now);
+        let name = input.name.clone();
+        pending.positions.insert(number, block.position);
         pending.since.get_or_insert_with(Instant::now);
-        for (what, line) in wrong {
-            self.trouble(inputs, &name, what, line, now);
+        for (what, line) in problems {
+            self.log_input_problem(inputs, &name, what, line, now);
         }
-        if inputs.sources.len() > 1
-            && let Some(other) = inputs.twice.note(number, &delivered)
-            && let Some(other) = inputs.sources.get(&other).map(|source| source.name.clone())
+        if inputs.by_number.len() > 1
+            && let Some(other) = inputs.duplicates.note(number, &delivered)
+            && let Some(other) = inputs.by_number.get(&other).map(|input| input.name.clone())
         {
             let line = format!(
                 "input {name}: it has the same lines as input {other}; every session in both is counted twice: remove \
                  one of the two"
             );
-            self.trouble(inputs, &name, "twice", line, now);
+            self.log_input_problem(inputs, &name, "twice", line, now);
         }
     }
 
     /// Counts datagrams that were taken from the queue.
-    fn received(&self, inputs: &mut Inputs, taken: &DatagramBatch, pending: &mut Pending) {
-        if taken.is_empty() {
+    fn count_datagrams(&self, inputs: &mut CountedInputs, batch: &DatagramBatch, pending: &mut PendingCommit) {
+        if batch.is_empty() {
             return;
         }
         let now = self.clock.seconds();
         let mut touched: Vec<usize> = Vec::new();
-        for (number, at, octets) in taken.iter() {
+        for (number, at, bytes) in batch.iter() {
             // Invariant: what a receiver puts into the queue comes after its input is known.
-            let source = inputs.sources.get_mut(&number).expect("an input is known before its datagrams");
-            source.counter.datagram(octets, at, &*self.policies);
+            let input = inputs.by_number.get_mut(&number).expect("an input is known before its datagrams");
+            input.counter.count_datagram(bytes, at, &*self.policies);
             if !touched.contains(&number) {
                 touched.push(number);
             }
         }
-        for (number, lost) in taken.lost() {
+        for (number, lost) in batch.lost() {
             self.metrics.add("datagrams-lost", *lost);
-            if let Some(name) = inputs.sources.get(number).map(|source| source.name.clone()) {
+            if let Some(name) = inputs.by_number.get(number).map(|input| input.name.clone()) {
                 let line =
                     format!("input {name}: {lost} datagrams dropped: too many wait; those sessions are not counted");
-                self.trouble(inputs, &name, "lost", line, now);
+                self.log_input_problem(inputs, &name, "lost", line, now);
             }
         }
         for number in touched {
-            let Some(source) = inputs.sources.get_mut(&number) else { continue };
-            self.tell(source, 0, |p| p.at_end_since = Some(now));
+            let Some(input) = inputs.by_number.get_mut(&number) else { continue };
+            self.publish_progress(input, 0, |p| p.at_end_since = Some(now));
             pending.since.get_or_insert_with(Instant::now);
         }
     }
 
-    /// Shows what came of an input, and hands its hints on.
-    fn tell(&self, source: &mut Source, skipped: u64, more: impl FnOnce(&mut InputProgress)) {
-        for domain in source.counter.failed() {
+    /// Publishes the progress of an input, and passes its hints on.
+    fn publish_progress(&self, input: &mut CountedInput, skipped: u64, more: impl FnOnce(&mut InputProgress)) {
+        for domain in input.counter.take_failed_domains() {
             if self.hints.try_send(domain).is_err() {
                 self.metrics.add("hints-dropped", 1);
             }
         }
-        let (seen, losses) = source.counter.seen();
-        let newest = source.counter.newest();
-        self.metrics.update_input(&source.name, |p| {
+        let (stats, uncounted) = input.counter.take_stats();
+        let newest = input.counter.newest_line_time();
+        self.metrics.update_input(&input.name, |p| {
             p.newest = newest;
-            p.lines += seen.read;
-            p.add_lines(&seen.lines);
+            p.lines += stats.lines_read;
+            p.add_lines(&stats.lines);
             p.skipped += skipped;
             p.trouble = None;
             more(p);
         });
-        self.count_losses(&seen, losses);
+        self.record_uncounted(&stats, uncounted);
     }
 
-    /// Says what is wrong with an input as a whole, once an hour for as long as it stands.
-    fn trouble(&self, inputs: &mut Inputs, name: &str, what: &str, line: String, now: i64) {
-        let last = inputs.said.entry(format!("{what} {name}")).or_insert(i64::MIN);
-        if now.saturating_sub(*last) >= SAY_AGAIN {
+    /// Logs a problem with an input as a whole, once an hour for as long as it lasts.
+    fn log_input_problem(&self, inputs: &mut CountedInputs, name: &str, what: &str, line: String, now: i64) {
+        let last = inputs.last_logged.entry(format!("{what} {name}")).or_insert(i64::MIN);
+        if now.saturating_sub(*last) >= PROBLEM_LOG_INTERVAL {
             *last = now;
             self.metrics.log_error(self.clock, line.clone());
         }
@@ -311,15 +311,15 @@ impl River {
     }
 
     /// Ends the sessions of inputs that have been at their end for long.
-    fn idle(&self, inputs: &mut Inputs, pending: &mut Pending) {
+    fn end_idle_sessions(&self, inputs: &mut CountedInputs, pending: &mut PendingCommit) {
         let now = self.clock.seconds();
         let progress = self.metrics.inputs();
-        for source in inputs.sources.values_mut().filter(|s| !s.counter.is_idle()) {
-            let since = progress.get(&source.name).and_then(|p| p.at_end_since);
+        for input in inputs.by_number.values_mut().filter(|s| !s.counter.is_idle()) {
+            let since = progress.get(&input.name).and_then(|p| p.at_end_since);
             if since.is_some_and(|since| now - since >= SESSION_TIMEOUT) {
-                source.counter.end(now, &*self.policies);
-                let (seen, losses) = source.counter.seen();
-                self.count_losses(&seen, losses);
+                input.counter.end_sessions(now, &*self.policies);
+                let (stats, uncounted) = input.counter.take_stats();
+                self.record_uncounted(&stats, uncounted);
                 pending.since.get_or_insert_with(Instant::now);
             }
         }
@@ -328,32 +328,32 @@ impl River {
     fn commit(
         &self,
         runtime: &Handle,
-        sources: &mut HashMap<usize, Source>,
-        pending: &mut Pending,
+        inputs: &mut HashMap<usize, CountedInput>,
+        pending: &mut PendingCommit,
         shutdown: &mut watch::Receiver<bool>,
     ) -> Result<(), StoreError> {
         let mut batch = Batch::default();
-        for (number, source) in sources {
-            batch.add.extend(source.counter.counts());
-            for (key, value) in source.counter.changes() {
-                batch.set.push((Table::OpenState, open_key(&source.name, &key), value));
+        for (number, input) in inputs {
+            batch.add.extend(input.counter.take_counts());
+            for (key, value) in input.counter.take_changes() {
+                batch.set.push((Table::OpenState, open_key(&input.name, &key), value));
             }
-            if let Some(mark) = pending.marks.remove(number).filter(|mark| *mark != Position::Nowhere) {
-                let mark = serde_json::to_vec(&mark).expect("plain structures always serialise");
-                batch.set.push((Table::Position, source.name.clone().into_bytes(), Some(mark)));
+            if let Some(position) = pending.positions.remove(number).filter(|position| *position != Position::Nowhere) {
+                let position = serde_json::to_vec(&position).expect("plain structures always serialise");
+                batch.set.push((Table::Position, input.name.clone().into_bytes(), Some(position)));
             }
         }
         pending.since = None;
-        for line in pending.failing.lines(&batch.add, self.clock.seconds()) {
+        for line in pending.failure_notices.take_lines(&batch.add, self.clock.seconds()) {
             tracing::warn!("{line}");
         }
-        let mut wait = RETRY;
+        let mut wait = MIN_RETRY_DELAY;
         loop {
             self.metrics.heartbeat("counting");
             let Err(error) = self.store.write(batch.clone()) else {
                 self.metrics.add("commits", 1);
                 self.metrics.add_sessions(&batch.add);
-                for reply in pending.events.drain(..) {
+                for reply in pending.event_replies.drain(..) {
                     // Who asked may have gone.
                     let _ = reply.send(EventReply::Committed);
                 }
@@ -365,53 +365,53 @@ impl River {
             self.metrics
                 .log_error(self.clock, format!("store: cannot write counts: {error}; reading waits, trying again"));
             let _ = runtime.block_on(async { tokio::time::timeout(wait, wait_for_shutdown(shutdown)).await });
-            wait = (wait * 2).min(RETRY_AT_MOST);
+            wait = (wait * 2).min(MAX_RETRY_DELAY);
         }
     }
 
-    fn count_losses(&self, seen: &Seen, losses: Uncounted) {
-        self.metrics.add("sessions-not-asked", seen.not_asked);
-        self.metrics.add("sessions-contradicting", seen.contradicted);
-        self.metrics.add("sessions-without-trust-anchors", seen.without_anchors);
-        self.metrics.add("sessions-local", seen.local);
-        self.metrics.add("sessions-left-to-datagrams", seen.left_to_native);
-        self.metrics.add("datagrams-left-to-log", seen.left_to_log);
-        self.metrics.add("sessions-without-domain", losses.without_domain);
-        self.metrics.add("sessions-unmatched", losses.unmatched);
-        self.metrics.add("sessions-crowded-out", losses.evicted);
-        self.metrics.add("sessions-of-own-reports", losses.own_reports);
+    fn record_uncounted(&self, stats: &CounterStats, uncounted: Uncounted) {
+        self.metrics.add("sessions-not-asked", stats.not_asked);
+        self.metrics.add("sessions-contradicting", stats.contradicted);
+        self.metrics.add("sessions-without-trust-anchors", stats.without_anchors);
+        self.metrics.add("sessions-local", stats.local);
+        self.metrics.add("sessions-left-to-datagrams", stats.left_to_datagrams);
+        self.metrics.add("datagrams-left-to-log", stats.left_to_log);
+        self.metrics.add("sessions-without-domain", uncounted.without_domain);
+        self.metrics.add("sessions-unmatched", uncounted.unmatched);
+        self.metrics.add("sessions-crowded-out", uncounted.evicted);
+        self.metrics.add("sessions-of-own-reports", uncounted.own_reports);
     }
 }
 
-/// What is wrong with an input as a whole after a block of it: its kind, and a line.
-fn wrong_with(source: &Source, skipped: u64, now: i64) -> Vec<(&'static str, String)> {
-    let (name, counter) = (&source.name, &source.counter);
-    let mut wrong = Vec::new();
-    if let Some(advice) = counter.hides_tls() {
-        wrong.push(("level", format!("input {name}: many deliveries and no TLS session: {advice}")));
+/// The problems with an input as a whole after a block: each with its kind and its message.
+fn input_problems(input: &CountedInput, skipped: u64, now: i64) -> Vec<(&'static str, String)> {
+    let (name, counter) = (&input.name, &input.counter);
+    let mut problems = Vec::new();
+    if let Some(advice) = counter.missing_tls_advice() {
+        problems.push(("level", format!("input {name}: many deliveries and no TLS session: {advice}")));
     }
-    if counter.is_no_log() {
+    if counter.is_not_a_log() {
         let line = format!("input {name}: no log: no line of it begins with a time; nothing is counted from it");
-        wrong.push(("no log", line));
+        problems.push(("no log", line));
     }
     if skipped > 0 {
         let line = format!("input {name}: a line of more than {MAX_LINE} octets: no log has any; it is not counted");
-        wrong.push(("long", line));
+        problems.push(("long", line));
     }
-    if let Some(newest) = counter.newest().filter(|newest| *newest > now + FUTURE) {
+    if let Some(newest) = counter.newest_line_time().filter(|newest| *newest > now + MAX_CLOCK_SKEW) {
         let ahead = (newest - now) / 60;
         let line = format!(
             "input {name}: its newest line is of the future, by {ahead} minutes: this host's clock went back, or \
              `timezone` is wrong; its lines count for the days that they name"
         );
-        wrong.push(("future", line));
+        problems.push(("future", line));
     }
-    wrong
+    problems
 }
 
-/// What a store keeps of an input: its mark, and the open state that belongs to it.
-pub fn restore(store: &dyn Store, name: &str) -> Result<(Option<Position>, Vec<StoredRecord>), StoreError> {
-    let mark = match store.read(Table::Position, name.as_bytes())? {
+/// Loads the stored position of an input, and the open state that belongs to it.
+pub fn load_input_state(store: &dyn Store, name: &str) -> Result<(Option<Position>, Vec<StoredRecord>), StoreError> {
+    let position = match store.read(Table::Position, name.as_bytes())? {
         None => None,
         Some(bytes) => Some(
             serde_json::from_slice(&bytes)
@@ -420,12 +420,12 @@ pub fn restore(store: &dyn Store, name: &str) -> Result<(Option<Position>, Vec<S
     };
     let prefix = open_key(name, b"");
     let open = store.scan(Table::OpenState, &prefix)?;
-    Ok((mark, open.into_iter().map(|(key, value)| (key[prefix.len()..].to_vec(), value)).collect()))
+    Ok((position, open.into_iter().map(|(key, value)| (key[prefix.len()..].to_vec(), value)).collect()))
 }
 
 /// The time of the newest line that was counted of an input.
-pub fn newest(store: &dyn Store, name: &str) -> Result<Option<i64>, StoreError> {
-    let stored = store.read(Table::OpenState, &open_key(name, CALENDAR))?;
+pub fn load_newest_line_time(store: &dyn Store, name: &str) -> Result<Option<i64>, StoreError> {
+    let stored = store.read(Table::OpenState, &open_key(name, NEWEST_LINE_KEY))?;
     Ok(stored.and_then(|bytes| serde_json::from_slice(&bytes).ok()))
 }
 

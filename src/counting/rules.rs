@@ -1,7 +1,7 @@
-//! What the configuration says of sessions: which count, under which next hop, sent from which address.
+//! The configured rules for sessions: which count, under which next hop, sent from which address.
 //!
 //! Takes: `[count]`, `[[nexthop]]` and `[postfix] tlsrpt`. Gives: answers about single sessions.
-//! Limits: [`MAX_SOURCES`] destinations whose source address is remembered, for [`REMEMBERED`].
+//! Limits: [`MAX_CACHED_ADDRESSES`] destinations whose source address is cached, for [`ADDRESS_TTL`].
 //! When it fails: an address that the host cannot tell is left out.
 //! Not here: what a session came to (`session`), and what it counts as (`tally`).
 
@@ -19,139 +19,142 @@ use crate::base::tlsrpt::{Mode, Policy, PolicyInForce, SessionOutcome};
 use crate::config::{Config, InputKind, NativeTlsrpt, NextHopSection};
 use crate::counting::session::datagram::ReportedSession;
 
-/// Destinations whose source address is remembered; when full, all are forgotten: asking again costs microseconds.
-const MAX_SOURCES: usize = 10_000;
+/// Destinations whose source address is cached; when full, all are dropped: to ask again costs microseconds.
+const MAX_CACHED_ADDRESSES: usize = 10_000;
 
-/// How long a source address is remembered: routes change.
-const REMEMBERED: Duration = Duration::from_secs(600);
+/// How long a source address is cached: routes change.
+const ADDRESS_TTL: Duration = Duration::from_secs(600);
 
-/// Destinations that datagrams tell of; beyond, those of the last hour are kept.
-const MAX_NATIVE: usize = 100_000;
+/// Destinations that datagrams report on; beyond, only those of the last hour stay.
+const MAX_REPORTED_DESTINATIONS: usize = 100_000;
 
-/// How long one is known after its last datagram, in seconds.
-const NATIVE_MEMORY: i64 = 86_400;
+/// How long a destination is known after its last datagram, in seconds.
+const REPORTED_DESTINATION_TTL: i64 = 86_400;
 
 /// The port that a route is asked for; nothing is sent there.
-const SMTP: u16 = 25;
+const SMTP_PORT: u16 = 25;
 
-/// What the configuration says of sessions.
+/// The configured rules for sessions.
 #[derive(Debug)]
-pub struct Rules {
+pub struct CountingRules {
     /// Which of Postfix's own results count.
     pub tlsrpt: NativeTlsrpt,
-    /// Whether there is a log beside the datagrams.
-    pub logs: bool,
-    local: Vec<IpNet>,
-    next_hops: NextHops,
-    sending: Option<Sending>,
-    /// The destinations that datagrams tell of.
-    native: Mutex<HashMap<Arc<str>, Native>>,
+    /// Whether there is a log input beside the datagrams.
+    pub has_log_input: bool,
+    local_networks: Vec<IpNet>,
+    next_hops: NextHopRules,
+    sending_addresses: Option<SendingAddresses>,
+    /// The destinations that datagrams report on.
+    reported_destinations: Mutex<HashMap<Arc<str>, ReportedDestination>>,
 }
 
 #[derive(Debug)]
-struct Native {
-    /// When the last one came.
-    last: i64,
-    /// The MTA-STS policy in testing mode that it named: no log says it.
-    tested: Option<Arc<Policy>>,
+struct ReportedDestination {
+    /// When the last datagram arrived.
+    last_datagram: i64,
+    /// The MTA-STS policy in testing mode that it named: no log line shows it.
+    testing_policy: Option<Arc<Policy>>,
 }
 
-impl Default for Rules {
+impl Default for CountingRules {
     /// Without a configuration, as for another host's log: every host is of the world, no sending address.
-    fn default() -> Rules {
-        Rules {
+    fn default() -> CountingRules {
+        CountingRules {
             tlsrpt: NativeTlsrpt::Log,
-            logs: true,
-            local: Vec::new(),
-            next_hops: NextHops::default(),
-            sending: None,
-            native: Mutex::default(),
+            has_log_input: true,
+            local_networks: Vec::new(),
+            next_hops: NextHopRules::default(),
+            sending_addresses: None,
+            reported_destinations: Mutex::default(),
         }
     }
 }
 
-impl Rules {
-    /// Those of a checked configuration.
-    pub fn of(config: &Config) -> Rules {
+impl CountingRules {
+    /// The rules of a checked configuration.
+    pub fn from_config(config: &Config) -> CountingRules {
         // In a closed network the world has such addresses.
         let world_is_private = config.closed_network.private_addresses;
-        Rules {
+        CountingRules {
             tlsrpt: config.postfix.tlsrpt,
-            logs: config.inputs.iter().any(|i| !matches!(i.kind(), None | Some(InputKind::Datagrams(_)))),
-            local: if world_is_private { Vec::new() } else { config.count.local_networks.clone() },
-            next_hops: NextHops::of(&config.next_hops),
-            sending: Some(Sending {
+            has_log_input: config.inputs.iter().any(|i| !matches!(i.kind(), None | Some(InputKind::Datagrams(_)))),
+            local_networks: if world_is_private { Vec::new() } else { config.count.local_networks.clone() },
+            next_hops: NextHopRules::from_sections(&config.next_hops),
+            sending_addresses: Some(SendingAddresses {
                 configured: config.count.sending_addresses.clone(),
-                found: Mutex::new(HashMap::new()),
+                cache: Mutex::new(HashMap::new()),
             }),
-            native: Mutex::default(),
+            reported_destinations: Mutex::default(),
         }
     }
 
-    /// Notes that datagrams tell of a destination, the last one received at `at`, and whether its policy is in testing mode.
-    pub fn note_reported(&self, session: &ReportedSession, at: i64) {
-        let mut native = self.native.lock();
-        if native.len() >= MAX_NATIVE && !native.contains_key(&session.domain) {
-            native.retain(|_, known| at - known.last < NATIVE_MEMORY / 24);
-            if native.len() >= MAX_NATIVE {
+    /// Records that a datagram received at `at` reports on a destination, and whether its policy is in testing mode.
+    pub fn record_reported(&self, session: &ReportedSession, at: i64) {
+        let mut destinations = self.reported_destinations.lock();
+        if destinations.len() >= MAX_REPORTED_DESTINATIONS && !destinations.contains_key(&session.domain) {
+            destinations.retain(|_, known| at - known.last_datagram < REPORTED_DESTINATION_TTL / 24);
+            if destinations.len() >= MAX_REPORTED_DESTINATIONS {
                 return;
             }
         }
-        let tested = session.testing.then(|| Arc::clone(&session.policy));
-        native.insert(Arc::clone(&session.domain), Native { last: at, tested });
+        let testing_policy = session.testing.then(|| Arc::clone(&session.policy));
+        destinations.insert(Arc::clone(&session.domain), ReportedDestination { last_datagram: at, testing_policy });
     }
 
     /// Whether a session in the log is one that Postfix's own datagrams count: the log says so itself, or, where it never
     /// shows what Postfix reports, there are datagrams of that destination.
-    pub fn is_native(&self, outcome: &SessionOutcome) -> bool {
+    pub fn is_counted_by_datagrams(&self, outcome: &SessionOutcome) -> bool {
         let known = || {
-            let native = self.native.lock();
-            native.get(&outcome.domain).is_some_and(|known| (outcome.ended - known.last).abs() < NATIVE_MEMORY)
+            let destinations = self.reported_destinations.lock();
+            destinations
+                .get(&outcome.domain)
+                .is_some_and(|known| (outcome.ended - known.last_datagram).abs() < REPORTED_DESTINATION_TTL)
         };
         outcome.reported.unwrap_or_else(known)
     }
 
     /// The policy in force for a session that began at `at`: our own decision, or, where we were not asked, a policy in
     /// testing mode that datagrams tell of.
-    pub fn in_force(&self, decided: Option<PolicyInForce>, domain: &str, at: i64) -> Option<PolicyInForce> {
+    pub fn policy_in_force(&self, decided: Option<PolicyInForce>, domain: &str, at: i64) -> Option<PolicyInForce> {
         if decided.is_some() || self.tlsrpt != NativeTlsrpt::Datagrams {
             return decided;
         }
-        let native = self.native.lock();
-        let known = native.get(domain).filter(|known| (at - known.last).abs() < NATIVE_MEMORY)?;
-        let policy = known.tested.as_ref()?;
+        let destinations = self.reported_destinations.lock();
+        let known =
+            destinations.get(domain).filter(|known| (at - known.last_datagram).abs() < REPORTED_DESTINATION_TTL)?;
+        let policy = known.testing_policy.as_ref()?;
         Some(PolicyInForce::Sts { mode: Mode::Testing, policy: Arc::clone(policy), failure: None })
     }
 
     /// Whether a host is not of the world: its sessions do not count.
     pub fn is_local(&self, host: IpAddr) -> bool {
         let host = host.to_canonical();
-        self.local.iter().any(|network| network.contains(&host))
+        self.local_networks.iter().any(|network| network.contains(&host))
     }
 
     /// The policy domain of the next hop of a recipient domain, where that is another.
     pub fn next_hop(&self, recipient_domain: &str) -> Option<&str> {
-        self.next_hops.of_domain(recipient_domain)
+        self.next_hops.for_domain(recipient_domain)
     }
 
     /// The address that mail to a host is sent from, as far as it is known.
     pub fn sending_address(&self, host: IpAddr) -> Option<IpAddr> {
-        self.sending.as_ref()?.to(host)
+        self.sending_addresses.as_ref()?.address_for(host)
     }
 }
 
 /// `[[nexthop]]`.
 #[derive(Debug, Default)]
-struct NextHops {
+struct NextHopRules {
     exact: HashMap<String, String>,
     /// Without the dot in front.
     below: HashMap<String, String>,
     all: Option<String>,
 }
 
-impl NextHops {
-    fn of(rules: &[NextHopSection]) -> NextHops {
-        let mut hops = NextHops::default();
+impl NextHopRules {
+    fn from_sections(rules: &[NextHopSection]) -> NextHopRules {
+        let mut hops = NextHopRules::default();
         for rule in rules {
             let Some(hop) = NextHop::parse(rule.nexthop.as_bytes()) else { continue };
             let policy_domain = hop.domain;
@@ -165,7 +168,7 @@ impl NextHops {
     }
 
     /// The nearest rule: the domain itself, what it is below, all.
-    fn of_domain(&self, domain: &str) -> Option<&str> {
+    fn for_domain(&self, domain: &str) -> Option<&str> {
         if let Some(hop) = self.exact.get(domain) {
             return Some(hop);
         }
@@ -181,27 +184,27 @@ impl NextHops {
 }
 
 #[derive(Debug)]
-struct Sending {
+struct SendingAddresses {
     configured: Vec<IpAddr>,
-    found: Mutex<HashMap<IpAddr, (Instant, Option<IpAddr>)>>,
+    cache: Mutex<HashMap<IpAddr, (Instant, Option<IpAddr>)>>,
 }
 
-impl Sending {
-    fn to(&self, host: IpAddr) -> Option<IpAddr> {
+impl SendingAddresses {
+    fn address_for(&self, host: IpAddr) -> Option<IpAddr> {
         if let Some(configured) = self.configured.iter().find(|address| address.is_ipv4() == host.is_ipv4()) {
             return Some(*configured);
         }
-        let mut found = self.found.lock();
-        if let Some((when, address)) = found.get(&host)
-            && when.elapsed() < REMEMBERED
+        let mut cache = self.cache.lock();
+        if let Some((when, address)) = cache.get(&host)
+            && when.elapsed() < ADDRESS_TTL
         {
             return *address;
         }
-        if found.len() >= MAX_SOURCES {
-            found.clear();
+        if cache.len() >= MAX_CACHED_ADDRESSES {
+            cache.clear();
         }
         let address = source_address(host);
-        found.insert(host, (Instant::now(), address));
+        cache.insert(host, (Instant::now(), address));
         address
     }
 }
@@ -213,7 +216,7 @@ fn source_address(host: IpAddr) -> Option<IpAddr> {
         IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
     };
     let socket = UdpSocket::bind(SocketAddr::new(any, 0)).ok()?;
-    socket.connect(SocketAddr::new(host, SMTP)).ok()?;
+    socket.connect(SocketAddr::new(host, SMTP_PORT)).ok()?;
     let address = socket.local_addr().ok()?.ip();
     (!address.is_unspecified()).then_some(address)
 }
@@ -226,7 +229,7 @@ mod tests {
     #[test]
     fn the_nearest_next_hop_counts() {
         let rule = |domain: &str, nexthop: &str| NextHopSection { domain: domain.into(), nexthop: nexthop.into() };
-        let hops = NextHops::of(&[
+        let hops = NextHopRules::from_sections(&[
             rule("*", "[Smarthost.example]:587"),
             rule(".example.com", "inner.example:25"),
             rule("direct.example.com", "direct.example.com"),
@@ -239,14 +242,14 @@ mod tests {
             ("direct.example.com", "direct.example.com"),
             ("below.direct.example.com", "inner.example"),
         ] {
-            assert_eq!(hops.of_domain(domain), Some(want), "{domain}");
+            assert_eq!(hops.for_domain(domain), Some(want), "{domain}");
         }
-        assert_eq!(NextHops::default().of_domain("a.test"), None);
+        assert_eq!(NextHopRules::default().for_domain("a.test"), None);
     }
 
     #[test]
     fn loopback_and_private_hosts_are_not_the_world() {
-        let rules = Rules { local: default_local_networks(), ..Rules::default() };
+        let rules = CountingRules { local_networks: default_local_networks(), ..CountingRules::default() };
         for local in ["127.0.0.1", "::1", "10.1.2.3", "192.168.1.1", "172.31.0.1", "fd00::1", "::ffff:127.0.0.1"] {
             assert!(rules.is_local(local.parse().unwrap()), "{local}");
         }
@@ -257,16 +260,17 @@ mod tests {
 
     #[test]
     fn the_sending_address_is_configured_or_the_kernels() {
-        let sending = |configured: &[&str]| Sending {
+        let sending = |configured: &[&str]| SendingAddresses {
             configured: configured.iter().map(|a| a.parse().unwrap()).collect(),
-            found: Mutex::new(HashMap::new()),
+            cache: Mutex::new(HashMap::new()),
         };
-        let to = |sending: &Sending, host: &str| sending.to(host.parse().unwrap()).map(|a| a.to_string());
+        let to =
+            |sending: &SendingAddresses, host: &str| sending.address_for(host.parse().unwrap()).map(|a| a.to_string());
         let both = sending(&["192.0.2.1", "2001:db8::1"]);
         assert_eq!(to(&both, "203.0.113.1").as_deref(), Some("192.0.2.1"));
         assert_eq!(to(&both, "2001:db8::7").as_deref(), Some("2001:db8::1"));
         let none = sending(&[]);
         assert_eq!(to(&none, "127.0.0.1").as_deref(), Some("127.0.0.1"));
-        assert_eq!(none.found.lock().len(), 1);
+        assert_eq!(none.cache.lock().len(), 1);
     }
 }

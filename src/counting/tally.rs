@@ -13,41 +13,47 @@ use crate::base::tlsrpt::{
 use crate::counting::session::datagram::ReportedSession;
 use crate::counting::session::reason::{DANE_NO_MATCH, MX_MISMATCH};
 
-/// What a session counts as.
+/// The tallies that a session is counted in.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Counts {
+pub struct SessionTallies {
     /// The counts to add one to.
     pub tallies: Vec<TallyKey>,
     /// The line contradicts the decision, so no policy can have been in force.
     pub contradicted: bool,
-    /// Nothing is known, for the MTA has not shown that it has trust anchors: a loss.
-    pub without_anchors: bool,
-    /// The certificate was held to trust anchors and passed, as MTA-STS asks; with DANE it may need none.
-    pub anchored: bool,
+    /// Not counted, because the MTA has not shown that it has trust anchors.
+    pub without_trust_anchors: bool,
+    /// The certificate was verified against trust anchors, as MTA-STS requires; under DANE it may need none.
+    pub shows_trust_anchors: bool,
 }
 
-/// Counts one session under the policy that was in force; `None` stands for a destination that was not asked about.
-pub fn count(outcome: &SessionOutcome, in_force: Option<&PolicyInForce>) -> Counts {
+/// Tallies one session under the policy in force; `None` means that the MTA did not ask about the destination.
+pub fn tally_session(outcome: &SessionOutcome, in_force: Option<&PolicyInForce>) -> SessionTallies {
     let none = || Arc::new(Policy::none(&outcome.domain));
     let (policy, verdict, contradicted) = match in_force {
-        None | Some(PolicyInForce::None) => (none(), reported(outcome), false),
-        Some(PolicyInForce::Sts { mode: Mode::None, failure: None, .. }) => (none(), reported(outcome), false),
-        Some(PolicyInForce::Sts { mode: Mode::None, policy, .. }) => (Arc::clone(policy), reported(outcome), false),
-        Some(PolicyInForce::Sts { mode: Mode::Enforce, policy, .. }) => match enforced(outcome, policy) {
+        None | Some(PolicyInForce::None) => (none(), reported_or_observed(outcome), false),
+        Some(PolicyInForce::Sts { mode: Mode::None, failure: None, .. }) => {
+            (none(), reported_or_observed(outcome), false)
+        }
+        Some(PolicyInForce::Sts { mode: Mode::None, policy, .. }) => {
+            (Arc::clone(policy), reported_or_observed(outcome), false)
+        }
+        Some(PolicyInForce::Sts { mode: Mode::Enforce, policy, .. }) => match verdict_under_enforce(outcome, policy) {
             Some(verdict) => (Arc::clone(policy), Some(verdict), false),
-            None => (none(), reported(outcome), true),
+            None => (none(), reported_or_observed(outcome), true),
         },
         Some(PolicyInForce::Sts { mode: Mode::Testing, policy, .. }) => {
-            (Arc::clone(policy), tested(outcome, policy), false)
+            (Arc::clone(policy), verdict_under_testing(outcome, policy), false)
         }
         Some(PolicyInForce::Dane { hosts }) => {
             let covers = |host: &str| hosts.iter().find(|(name, _)| name.eq_ignore_ascii_case(host));
             match outcome.mx.as_deref().and_then(covers) {
-                Some(_) if passed_unchecked(outcome) => (none(), reported(outcome), true),
-                Some((_, policy)) => {
-                    (Arc::clone(policy), reported(outcome).map(|verdict| by_key(verdict, policy)), false)
-                }
-                None => (none(), reported(outcome), false),
+                Some(_) if skipped_dane_check(outcome) => (none(), reported_or_observed(outcome), true),
+                Some((_, policy)) => (
+                    Arc::clone(policy),
+                    reported_or_observed(outcome).map(|verdict| as_dane_ee_mismatch(verdict, policy)),
+                    false,
+                ),
+                None => (none(), reported_or_observed(outcome), false),
             }
         }
     };
@@ -80,15 +86,15 @@ pub fn count(outcome: &SessionOutcome, in_force: Option<&PolicyInForce>) -> Coun
     }
     let enforced = matches!(in_force, Some(PolicyInForce::Sts { mode: Mode::Enforce, .. }));
     let anchored = enforced && !contradicted && outcome.trust == Some(Trust::Verified);
-    Counts { tallies, contradicted, without_anchors, anchored }
+    SessionTallies { tallies, contradicted, without_trust_anchors: without_anchors, shows_trust_anchors: anchored }
 }
 
-/// Counts one result of Postfix's libtlsrpt, received at `at`; nothing where its policy is in testing mode and
+/// Tallies one result of Postfix's libtlsrpt, received at `at`; nothing where its policy is in testing mode and
 /// `testing_is_counted_elsewhere`: Postfix reports what it required, not what the policy would have.
 ///
 /// The policy is the one in the datagram; our own decision stands in where Postfix was not told what it had come from, and
 /// adds the policy failure, which Postfix does not report.
-pub fn count_reported(
+pub fn tally_reported_session(
     session: &ReportedSession,
     at: i64,
     in_force: Option<&PolicyInForce>,
@@ -125,26 +131,26 @@ pub fn count_reported(
     tallies
 }
 
-/// What the MTA itself reports, else what its lines come to.
-fn reported(outcome: &SessionOutcome) -> Option<SessionResult> {
+/// The result that the MTA itself reports, else the one observed in its lines.
+fn reported_or_observed(outcome: &SessionOutcome) -> Option<SessionResult> {
     outcome.native.clone().or_else(|| outcome.observed.clone())
 }
 
-/// Under an enforced MTA-STS policy; `None` where the session shows that it was not applied.
-fn enforced(outcome: &SessionOutcome, policy: &Policy) -> Option<SessionResult> {
+/// The result under an enforced MTA-STS policy; `None` if the session shows that the policy was not applied.
+fn verdict_under_enforce(outcome: &SessionOutcome, policy: &Policy) -> Option<SessionResult> {
     if outcome.observed == Some(SessionResult::Success) && outcome.trust != Some(Trust::Verified) {
         return None;
     }
-    match reported(outcome)? {
-        verdict if covered(outcome, policy) => Some(verdict),
+    match reported_or_observed(outcome)? {
+        verdict if mx_is_allowed(outcome, policy) => Some(verdict),
         _ => Some(mx_mismatch()),
     }
 }
 
-/// Under an MTA-STS policy in testing mode, where nothing was required: what would have failed, failed.
+/// The result under an MTA-STS policy in testing mode, which required nothing: a session that would have failed, failed.
 /// What the MTA itself reports is of the level that it applied, not of the policy.
-fn tested(outcome: &SessionOutcome, policy: &Policy) -> Option<SessionResult> {
-    if !covered(outcome, policy) {
+fn verdict_under_testing(outcome: &SessionOutcome, policy: &Policy) -> Option<SessionResult> {
+    if !mx_is_allowed(outcome, policy) {
         return Some(mx_mismatch());
     }
     if outcome.clear_text {
@@ -163,13 +169,13 @@ fn tested(outcome: &SessionOutcome, policy: &Policy) -> Option<SessionResult> {
     }
 }
 
-fn covered(outcome: &SessionOutcome, policy: &Policy) -> bool {
+fn mx_is_allowed(outcome: &SessionOutcome, policy: &Policy) -> bool {
     // An MX that no line names cannot be held against the patterns.
     outcome.mx.as_deref().is_none_or(|mx| policy.mx_host.iter().any(|pattern| mx_matches(pattern, mx)))
 }
 
-/// A session that went through without the check that a DANE answer asks for. `Trusted` can be half-dane.
-fn passed_unchecked(outcome: &SessionOutcome) -> bool {
+/// Whether a session succeeded without the check that a DANE answer requires. `Trusted` can be half-dane.
+fn skipped_dane_check(outcome: &SessionOutcome) -> bool {
     let unchecked = match outcome.dane {
         Some(dane) => !dane,
         None => matches!(outcome.trust, None | Some(Trust::Untrusted | Trust::Anonymous)),
@@ -177,9 +183,9 @@ fn passed_unchecked(outcome: &SessionOutcome) -> bool {
     outcome.observed == Some(SessionResult::Success) && unchecked
 }
 
-/// Where all records are DANE-EE, no name is checked (RFC 7672 §3.1.1): it was the key. Postfix 3.4 and 3.5 log only that
-/// the certificate was not verified.
-fn by_key(verdict: SessionResult, policy: &Policy) -> SessionResult {
+/// If all records are DANE-EE, no name is checked (RFC 7672 §3.1.1), so the key did not match. Postfix 3.4 and 3.5 log only
+/// that the certificate was not verified.
+fn as_dane_ee_mismatch(verdict: SessionResult, policy: &Policy) -> SessionResult {
     let keys_alone = || policy.policy_string.iter().all(|record| record.starts_with("3 "));
     match verdict {
         SessionResult::Failure(ResultType::CertificateHostMismatch, _) if keys_alone() => {
@@ -227,7 +233,7 @@ mod tests {
         PolicyInForce::Sts { mode, policy: Arc::new(policy), failure: None }
     }
 
-    fn told(counts: &Counts) -> (PolicyType, Option<(ResultType, Option<&str>)>) {
+    fn summarize(counts: &SessionTallies) -> (PolicyType, Option<(ResultType, Option<&str>)>) {
         let of = |t: &TallyKey| t.policy.policy_type;
         match &counts.tallies[..] {
             [one] if one.result == TallyResult::Success => (of(one), None),
@@ -249,26 +255,26 @@ mod tests {
     #[test]
     fn enforced_and_met_or_not() {
         let enforce = sts(Mode::Enforce, "mx.a.example");
-        let met = count(&session(Some(Trust::Verified), SessionResult::Success), Some(&enforce));
-        assert_eq!((told(&met), met.anchored), ((PolicyType::Sts, None), true));
-        let not = count(&session(Some(Trust::Untrusted), expired()), Some(&enforce));
-        assert_eq!(told(&not), (PolicyType::Sts, Some((ResultType::CertificateExpired, None))));
+        let met = tally_session(&session(Some(Trust::Verified), SessionResult::Success), Some(&enforce));
+        assert_eq!((summarize(&met), met.shows_trust_anchors), ((PolicyType::Sts, None), true));
+        let not = tally_session(&session(Some(Trust::Untrusted), expired()), Some(&enforce));
+        assert_eq!(summarize(&not), (PolicyType::Sts, Some((ResultType::CertificateExpired, None))));
     }
 
     #[test]
     fn an_mx_outside_an_enforced_policy_fails_whatever_its_certificate() {
         let enforce = sts(Mode::Enforce, "*.b.example");
         for (trust, verdict) in [(Trust::Verified, SessionResult::Success), (Trust::Untrusted, expired())] {
-            let counts = count(&session(Some(trust), verdict), Some(&enforce));
-            assert_eq!(told(&counts), (PolicyType::Sts, Some(MISMATCH)));
+            let counts = tally_session(&session(Some(trust), verdict), Some(&enforce));
+            assert_eq!(summarize(&counts), (PolicyType::Sts, Some(MISMATCH)));
         }
     }
 
     #[test]
     fn delivery_over_an_untrusted_session_says_that_secure_was_not_applied() {
         let enforce = sts(Mode::Enforce, "mx.a.example");
-        let counts = count(&session(Some(Trust::Untrusted), SessionResult::Success), Some(&enforce));
-        assert_eq!((told(&counts), counts.contradicted), ((PolicyType::NoPolicyFound, None), true));
+        let counts = tally_session(&session(Some(Trust::Untrusted), SessionResult::Success), Some(&enforce));
+        assert_eq!((summarize(&counts), counts.contradicted), ((PolicyType::NoPolicyFound, None), true));
     }
 
     #[test]
@@ -276,14 +282,14 @@ mod tests {
         let testing = sts(Mode::Testing, "mx.a.example");
         let mut untrusted = session(Some(Trust::Untrusted), SessionResult::Success);
         untrusted.native = Some(SessionResult::Success);
-        let failed = count(&untrusted, Some(&testing));
-        assert_eq!(told(&failed), (PolicyType::Sts, Some((ResultType::CertificateNotTrusted, None))));
+        let failed = tally_session(&untrusted, Some(&testing));
+        assert_eq!(summarize(&failed), (PolicyType::Sts, Some((ResultType::CertificateNotTrusted, None))));
         untrusted.anchors = false;
-        let unknown = count(&untrusted, Some(&testing));
-        assert_eq!((unknown.tallies, unknown.without_anchors), (vec![], true));
+        let unknown = tally_session(&untrusted, Some(&testing));
+        assert_eq!((unknown.tallies, unknown.without_trust_anchors), (vec![], true));
         let elsewhere = sts(Mode::Testing, "mx.b.example");
-        let outside = count(&session(Some(Trust::Trusted), SessionResult::Success), Some(&elsewhere));
-        assert_eq!(told(&outside), (PolicyType::Sts, Some(MISMATCH)));
+        let outside = tally_session(&session(Some(Trust::Trusted), SessionResult::Success), Some(&elsewhere));
+        assert_eq!(summarize(&outside), (PolicyType::Sts, Some(MISMATCH)));
     }
 
     #[test]
@@ -292,21 +298,21 @@ mod tests {
         (plain.observed, plain.clear_text) = (None, true);
         let testing = sts(Mode::Testing, "mx.a.example");
         let missing = (PolicyType::Sts, Some((ResultType::StarttlsNotSupported, None)));
-        assert_eq!(told(&count(&plain, Some(&testing))), missing);
+        assert_eq!(summarize(&tally_session(&plain, Some(&testing))), missing);
         let outside = sts(Mode::Testing, "mx.b.example");
-        assert_eq!(told(&count(&plain, Some(&outside))), MISMATCH_UNDER_STS);
+        assert_eq!(summarize(&tally_session(&plain, Some(&outside))), MISMATCH_UNDER_STS);
         for in_force in [None, Some(PolicyInForce::None), Some(sts(Mode::Enforce, "mx.a.example"))] {
-            assert_eq!(count(&plain, in_force.as_ref()).tallies, []);
+            assert_eq!(tally_session(&plain, in_force.as_ref()).tallies, []);
         }
     }
 
     #[test]
     fn a_session_of_which_only_the_level_is_known() {
         let hidden = session(None, SessionResult::Success);
-        assert_eq!(told(&count(&hidden, None)), (PolicyType::NoPolicyFound, None));
-        let testing = count(&hidden, Some(&sts(Mode::Testing, "mx.a.example")));
-        assert_eq!((testing.tallies, testing.without_anchors), (vec![], true));
-        assert!(count(&hidden, Some(&sts(Mode::Enforce, "mx.a.example"))).contradicted);
+        assert_eq!(summarize(&tally_session(&hidden, None)), (PolicyType::NoPolicyFound, None));
+        let testing = tally_session(&hidden, Some(&sts(Mode::Testing, "mx.a.example")));
+        assert_eq!((testing.tallies, testing.without_trust_anchors), (vec![], true));
+        assert!(tally_session(&hidden, Some(&sts(Mode::Enforce, "mx.a.example"))).contradicted);
     }
 
     #[test]
@@ -314,8 +320,8 @@ mod tests {
         let testing = sts(Mode::Testing, "mx.a.example");
         let mut untrusted = session(Some(Trust::Untrusted), SessionResult::Success);
         untrusted.cause = Some((ResultType::CertificateExpired, None));
-        let failed = count(&untrusted, Some(&testing));
-        assert_eq!(told(&failed), (PolicyType::Sts, Some((ResultType::CertificateExpired, None))));
+        let failed = tally_session(&untrusted, Some(&testing));
+        assert_eq!(summarize(&failed), (PolicyType::Sts, Some((ResultType::CertificateExpired, None))));
     }
 
     #[test]
@@ -327,7 +333,7 @@ mod tests {
             policy: Arc::new(policy.clone()),
             failure: Some(Arc::new(failure.clone())),
         };
-        let counts = count(&session(Some(Trust::Untrusted), SessionResult::Success), Some(&unfetched));
+        let counts = tally_session(&session(Some(Trust::Untrusted), SessionResult::Success), Some(&unfetched));
         let counted: Vec<_> = counts.tallies.iter().map(|t| (t.policy.policy_type, t.result.clone())).collect();
         let want = [(PolicyType::Sts, TallyResult::Success), (PolicyType::Sts, TallyResult::Detail(failure))];
         assert_eq!(counted, want);
@@ -343,23 +349,27 @@ mod tests {
         };
         let dane = |host: &str| PolicyInForce::Dane { hosts: vec![(host.into(), Arc::new(policy.clone()))] };
         let verified = session(Some(Trust::Verified), SessionResult::Success);
-        assert_eq!(told(&count(&verified, Some(&dane("MX.a.example")))), (PolicyType::Tlsa, None));
-        assert_eq!(told(&count(&verified, Some(&dane("mx2.a.example")))), (PolicyType::NoPolicyFound, None));
+        assert_eq!(summarize(&tally_session(&verified, Some(&dane("MX.a.example")))), (PolicyType::Tlsa, None));
+        assert_eq!(
+            summarize(&tally_session(&verified, Some(&dane("mx2.a.example")))),
+            (PolicyType::NoPolicyFound, None)
+        );
         let name = session(Some(Trust::Trusted), SessionResult::Failure(ResultType::CertificateHostMismatch, None));
         let key = (PolicyType::Tlsa, Some((ResultType::CertificateNotTrusted, Some(DANE_NO_MATCH))));
-        assert_eq!(told(&count(&name, Some(&dane("mx.a.example")))), key);
-        let untrusted = count(&session(Some(Trust::Untrusted), SessionResult::Success), Some(&dane("mx.a.example")));
-        assert_eq!((told(&untrusted), untrusted.contradicted), ((PolicyType::NoPolicyFound, None), true));
+        assert_eq!(summarize(&tally_session(&name, Some(&dane("mx.a.example")))), key);
+        let untrusted =
+            tally_session(&session(Some(Trust::Untrusted), SessionResult::Success), Some(&dane("mx.a.example")));
+        assert_eq!((summarize(&untrusted), untrusted.contradicted), ((PolicyType::NoPolicyFound, None), true));
         // Verified by its chain, where the MTA says that no TLSA record did.
         let by_chain = SessionOutcome { dane: Some(false), ..verified };
-        let counts = count(&by_chain, Some(&dane("mx.a.example")));
-        assert_eq!((told(&counts), counts.contradicted), ((PolicyType::NoPolicyFound, None), true));
+        let counts = tally_session(&by_chain, Some(&dane("mx.a.example")));
+        assert_eq!((summarize(&counts), counts.contradicted), ((PolicyType::NoPolicyFound, None), true));
     }
 
     #[test]
     fn what_the_mta_reports_passes_as_it_is() {
         let mut both = session(Some(Trust::Trusted), expired());
         both.native = Some(SessionResult::Success);
-        assert_eq!(told(&count(&both, None)), (PolicyType::NoPolicyFound, None));
+        assert_eq!(summarize(&tally_session(&both, None)), (PolicyType::NoPolicyFound, None));
     }
 }

@@ -11,45 +11,45 @@ use jiff::{Timestamp, ToSpan};
 use tlswarden_parsers::event::LogTimestamp;
 
 /// How far lines of different processes may be out of order, and how far a clock may be ahead, in seconds.
-const DAY: i64 = 86_400;
+const MAX_DISORDER: i64 = 86_400;
 
 /// How far back a line may lie within a repeated hour before it is taken for the second pass, in seconds.
-const ORDER_SLACK: i64 = 60;
+const REPEATED_HOUR_SLACK: i64 = 60;
 
 /// Turns one input's time stamps into UTC.
 #[derive(Clone, Debug)]
-pub struct Calendar {
+pub struct TimestampResolver {
     zone: TimeZone,
-    /// The year of the first line, where somebody named it.
+    /// The year of the first line, if it was given.
     first_year: Option<i16>,
     newest: Option<i64>,
-    hour: Option<Hour>,
+    civil_hour: Option<CachedHour>,
     /// The same for stamps with a year: the hour, counted as if the zone were UTC, and its start in UTC.
     local_hour: Option<(i64, i64)>,
 }
 
 /// An hour without a change of offset: the common case, resolved once.
 #[derive(Clone, Copy, Debug)]
-struct Hour {
+struct CachedHour {
     month: u8,
     day: u8,
     hour: u8,
     start: i64,
 }
 
-impl Calendar {
-    /// A calendar for time stamps of a zone, going on after `newest`, the newest line that was read before.
-    pub fn new(zone: TimeZone, newest: Option<i64>) -> Calendar {
-        Calendar { zone, first_year: None, newest, hour: None, local_hour: None }
+impl TimestampResolver {
+    /// A resolver for timestamps of a zone that continues after `newest`, the newest line that was read before.
+    pub fn new(zone: TimeZone, newest: Option<i64>) -> TimestampResolver {
+        TimestampResolver { zone, first_year: None, newest, civil_hour: None, local_hour: None }
     }
 
-    /// Says in which year the first line was written.
-    pub fn with_first_year(mut self, year: Option<i16>) -> Calendar {
+    /// Sets the year of the first line.
+    pub fn with_first_year(mut self, year: Option<i16>) -> TimestampResolver {
         self.first_year = year;
         self
     }
 
-    /// The newest time so far: what must be kept over a restart.
+    /// The newest time so far, which must be stored over a restart.
     pub fn newest(&self) -> Option<i64> {
         self.newest
     }
@@ -58,13 +58,13 @@ impl Calendar {
     pub fn resolve(&mut self, stamp: LogTimestamp, now: i64) -> Option<i64> {
         let time = match stamp {
             LogTimestamp::Utc(seconds) => seconds,
-            LogTimestamp::Local(seconds) => self.local(seconds)?,
+            LogTimestamp::Local(seconds) => self.resolve_local(seconds)?,
             LogTimestamp::Civil { month, day, hour, minute, second } => {
                 let within = i64::from(minute) * 60 + i64::from(second);
-                match self.hour {
+                match self.civil_hour {
                     // The hour before or at the newest line: a year later it would be ahead of `newest` by more than a day.
                     Some(h) if (h.month, h.day, h.hour) == (month, day, hour) => h.start + within,
-                    _ => self.civil(month, day, hour, within, now)?,
+                    _ => self.resolve_civil(month, day, hour, within, now)?,
                 }
             }
         };
@@ -74,8 +74,8 @@ impl Calendar {
         Some(time)
     }
 
-    /// A time with a year in the input's zone. `seconds` are those that it would have in UTC.
-    fn local(&mut self, seconds: i64) -> Option<i64> {
+    /// Resolves a time with a year in the input's zone. `seconds` are those that it would have in UTC.
+    fn resolve_local(&mut self, seconds: i64) -> Option<i64> {
         let hour = seconds.div_euclid(3600);
         if let Some((_, start)) = self.local_hour.filter(|(known, _)| *known == hour) {
             return Some(start + seconds.rem_euclid(3600));
@@ -91,45 +91,49 @@ impl Calendar {
                 self.local_hour = Some((hour, start));
                 Some(start + seconds.rem_euclid(3600))
             }
-            _ => self.zoned(civil(seconds)?),
+            _ => self.to_utc(civil(seconds)?),
         }
     }
 
-    fn civil(&mut self, month: u8, day: u8, hour: u8, within: i64, now: i64) -> Option<i64> {
+    fn resolve_civil(&mut self, month: u8, day: u8, hour: u8, within: i64, now: i64) -> Option<i64> {
         let (month, day, hour) = (i8::try_from(month).ok()?, i8::try_from(day).ok()?, i8::try_from(hour).ok()?);
         let in_year = |year: i16| {
             let date = DateTime::new(year, month, day, hour, 0, 0, 0).ok()?;
-            self.zoned(date.checked_add(within.seconds()).ok()?)
+            self.to_utc(date.checked_add(within.seconds()).ok()?)
         };
         let time = match (self.newest, self.first_year) {
             (None, Some(year)) => in_year(year)?,
-            (None, None) => latest(year_of(now), in_year, now + DAY)?,
+            (None, None) => latest(year_of(now), in_year, now + MAX_DISORDER)?,
             (Some(newest), named) => {
                 let year = year_of(newest);
-                let forward = (year - 1..=year + 8).filter_map(in_year).find(|t| *t >= newest - DAY)?;
+                let forward = (year - 1..=year + 8).filter_map(in_year).find(|t| *t >= newest - MAX_DISORDER)?;
                 // A year that was named is the past's: nothing is known of when it is read.
-                if named.is_none() && forward > now + DAY { latest(year_of(now), in_year, now + DAY)? } else { forward }
+                if named.is_none() && forward > now + MAX_DISORDER {
+                    latest(year_of(now), in_year, now + MAX_DISORDER)?
+                } else {
+                    forward
+                }
             }
         };
-        self.remember_hour(month, day, hour, time);
+        self.cache_hour(month, day, hour, time);
         Some(time)
     }
 
-    /// A civil time in UTC; one that comes twice is the first, unless lines have passed it already.
-    fn zoned(&self, civil: DateTime) -> Option<i64> {
+    /// Converts a civil time to UTC; one that occurs twice is the first, unless lines have passed it already.
+    fn to_utc(&self, civil: DateTime) -> Option<i64> {
         let seconds = |offset: Offset| offset.to_timestamp(civil).ok().map(Timestamp::as_second);
         match self.zone.to_ambiguous_timestamp(civil).offset() {
             AmbiguousOffset::Unambiguous { offset } => seconds(offset),
             AmbiguousOffset::Gap { before, .. } => seconds(before),
             AmbiguousOffset::Fold { before, after } => {
                 let first = seconds(before)?;
-                let passed = self.newest.is_some_and(|newest| first < newest - ORDER_SLACK);
+                let passed = self.newest.is_some_and(|newest| first < newest - REPEATED_HOUR_SLACK);
                 if passed { seconds(after) } else { Some(first) }
             }
         }
     }
 
-    fn remember_hour(&mut self, month: i8, day: i8, hour: i8, time: i64) {
+    fn cache_hour(&mut self, month: i8, day: i8, hour: i8, time: i64) {
         let whole = |minute: i8, second: i8| {
             let year = Timestamp::from_second(time).ok()?.to_zoned(self.zone.clone()).year();
             let civil = DateTime::new(year, month, day, hour, minute, second, 0).ok()?;
@@ -138,9 +142,9 @@ impl Calendar {
                 AmbiguousOffset::Gap { .. } | AmbiguousOffset::Fold { .. } => None,
             }
         };
-        self.hour = match (whole(0, 0), whole(59, 59)) {
+        self.civil_hour = match (whole(0, 0), whole(59, 59)) {
             (Some(start), Some(end)) if end - start == 3599 => {
-                Some(Hour { month: month as u8, day: day as u8, hour: hour as u8, start })
+                Some(CachedHour { month: month as u8, day: day as u8, hour: hour as u8, start })
             }
             _ => None,
         };
@@ -176,7 +180,7 @@ mod tests {
     #[test]
     fn first_line_lies_at_most_a_day_ahead_of_the_reading() {
         let now = at("2026-01-01T00:00:10Z");
-        let first = |stamp| Calendar::new(TimeZone::UTC, None).resolve(stamp, now);
+        let first = |stamp| TimestampResolver::new(TimeZone::UTC, None).resolve(stamp, now);
         assert_eq!(first(civil(12, 31, 23, 59, 59)), Some(at("2025-12-31T23:59:59Z")));
         assert_eq!(first(civil(1, 1, 12, 0, 0)), Some(at("2026-01-01T12:00:00Z")));
         assert_eq!(first(civil(1, 3, 0, 0, 0)), Some(at("2025-01-03T00:00:00Z")));
@@ -187,8 +191,8 @@ mod tests {
     #[test]
     fn the_year_only_moves_forward() {
         let now = at("2026-09-01T00:00:00Z");
-        let mut calendar = Calendar::new(TimeZone::UTC, None).with_first_year(None);
-        let mut newest = Calendar::new(TimeZone::UTC, Some(at("2025-12-31T23:59:58Z")));
+        let mut calendar = TimestampResolver::new(TimeZone::UTC, None).with_first_year(None);
+        let mut newest = TimestampResolver::new(TimeZone::UTC, Some(at("2025-12-31T23:59:58Z")));
         assert_eq!(newest.resolve(civil(1, 1, 0, 0, 0), now), Some(at("2026-01-01T00:00:00Z")));
         assert_eq!(newest.resolve(civil(12, 31, 23, 59, 59), now), Some(at("2025-12-31T23:59:59Z")));
         assert_eq!(newest.resolve(civil(1, 1, 0, 0, 1), now), Some(at("2026-01-01T00:00:01Z")));
@@ -201,7 +205,7 @@ mod tests {
 
     #[test]
     fn a_named_year_is_believed_and_goes_on() {
-        let mut calendar = Calendar::new(TimeZone::UTC, None).with_first_year(Some(2031));
+        let mut calendar = TimestampResolver::new(TimeZone::UTC, None).with_first_year(Some(2031));
         let now = at("2026-09-01T00:00:00Z");
         assert_eq!(calendar.resolve(civil(12, 31, 23, 0, 0), now), Some(at("2031-12-31T23:00:00Z")));
         assert_eq!(calendar.resolve(civil(1, 1, 0, 0, 0), now), Some(at("2032-01-01T00:00:00Z")));
@@ -209,7 +213,7 @@ mod tests {
 
     #[test]
     fn a_repeated_hour_is_resolved_by_order() {
-        let mut calendar = Calendar::new(zone("Europe/Berlin"), None);
+        let mut calendar = TimestampResolver::new(zone("Europe/Berlin"), None);
         let now = at("2026-10-25T12:00:00Z");
         let mut next = |minute| calendar.resolve(civil(10, 25, 2, minute, 0), now).unwrap();
         assert_eq!(next(0), at("2026-10-25T00:00:00Z"));
@@ -222,7 +226,7 @@ mod tests {
     #[test]
     fn half_an_hour_repeated_is_not_taken_from_the_hour_that_is_remembered() {
         // Lord Howe Island goes from +11:00 to +10:30 at 02:00.
-        let mut calendar = Calendar::new(zone("Australia/Lord_Howe"), None);
+        let mut calendar = TimestampResolver::new(zone("Australia/Lord_Howe"), None);
         let now = at("2026-04-05T12:00:00Z");
         let mut next = |minute| calendar.resolve(civil(4, 5, 1, minute, 0), now).unwrap();
         assert_eq!(next(10), at("2026-04-04T14:10:00Z"));

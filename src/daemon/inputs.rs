@@ -25,8 +25,8 @@ use crate::config::{Config, InputKind as Named, InputSection};
 use crate::counting::input::datagram::{self, DatagramQueue};
 use crate::counting::input::stdin::StdinReader;
 use crate::counting::input::{InputError, file, journald};
-use crate::counting::pipeline::{self, Counter, Fed, Source};
-use crate::counting::rules::Rules;
+use crate::counting::pipeline::{self, CountedInput, Counter, InputEvent};
+use crate::counting::rules::CountingRules;
 use crate::metrics::Metrics;
 use crate::store::{Store, StoreError};
 
@@ -87,7 +87,7 @@ pub fn datagrams(config: &Config) -> Vec<(PathBuf, u32)> {
 pub struct Makes {
     pub store: Arc<dyn Store>,
     pub own: MessageIdKey,
-    pub rules: Arc<Rules>,
+    pub rules: Arc<CountingRules>,
     pub metrics: Metrics,
     pub clock: Clock,
 }
@@ -95,15 +95,15 @@ pub struct Makes {
 impl Makes {
     /// An input's counter where the store left it, and its mark.
     fn source(&self, name: &str, mta: Dialect, zone: TimeZone) -> Result<Restored, StoreError> {
-        let (mark, open) = pipeline::restore(&*self.store, name)?;
+        let (mark, open) = pipeline::load_input_state(&*self.store, name)?;
         let secret = self.own.clone();
         let counter = Counter::new(mta, zone.clone(), Arc::new(move |id: &[u8]| secret.is_ours(id)));
-        let (counter, unread) = counter.under(Arc::clone(&self.rules)).load(zone, &open);
+        let (counter, unread) = counter.with_rules(Arc::clone(&self.rules)).with_open_state(zone, &open);
         if unread > 0 {
             let line = format!("input {name}: {unread} records of open sessions cannot be read; those are not counted");
             self.metrics.log_error(self.clock, line);
         }
-        Ok(Restored { source: Source { name: name.to_owned(), counter }, mark })
+        Ok(Restored { source: CountedInput { name: name.to_owned(), counter }, mark })
     }
 
     fn trouble(&self, name: &str, line: String) {
@@ -113,7 +113,7 @@ impl Makes {
 }
 
 struct Restored {
-    source: Source,
+    source: CountedInput,
     mark: Option<crate::counting::input::Position>,
 }
 
@@ -126,7 +126,7 @@ pub struct Inputs {
 }
 
 struct One {
-    source: Source,
+    source: CountedInput,
     reads: Reads,
 }
 
@@ -187,7 +187,7 @@ pub fn open(house: &mut House, config: &Config, zones: Vec<TimeZone>, makes: Mak
         inputs.each.push(One { source: restored.source, reads });
     }
     let metrics = &inputs.makes.metrics;
-    metrics.set_inputs(inputs.each.iter().map(|one| (one.source.name.as_str(), one.source.counter.newest())));
+    metrics.set_inputs(inputs.each.iter().map(|one| (one.source.name.as_str(), one.source.counter.newest_line_time())));
     for path in config.inputs.iter().filter_map(|input| match input.kind()? {
         Named::File(path) if !path.exists() => Some(path),
         _ => None,
@@ -217,7 +217,7 @@ impl Inputs {
     pub fn start(
         self,
         tasks: &mut Tasks,
-        feed: &mpsc::Sender<Fed>,
+        feed: &mpsc::Sender<InputEvent>,
         shutdown: &watch::Receiver<bool>,
     ) -> Arc<DatagramQueue> {
         let numbers = Arc::new(AtomicUsize::new(0));
@@ -248,21 +248,21 @@ impl Inputs {
 /// What an input's task has.
 struct Feeding {
     number: usize,
-    feed: mpsc::Sender<Fed>,
+    feed: mpsc::Sender<InputEvent>,
     makes: Makes,
 }
 
 impl Feeding {
     /// Reads a file for as long as somebody takes its blocks.
-    async fn file(self, source: Source, mut follower: file::FileFollower) {
+    async fn file(self, source: CountedInput, mut follower: file::FileFollower) {
         let name = source.name.clone();
-        if self.feed.send(Fed::Source(self.number, Box::new(source))).await.is_err() {
+        if self.feed.send(InputEvent::LogInput(self.number, Box::new(source))).await.is_err() {
             return self.ended().await;
         }
         loop {
             match follower.next().await {
                 Ok(block) => {
-                    if self.feed.send(Fed::Block(self.number, block)).await.is_err() {
+                    if self.feed.send(InputEvent::Block(self.number, block)).await.is_err() {
                         return self.ended().await;
                     }
                 }
@@ -276,15 +276,15 @@ impl Feeding {
         }
     }
 
-    async fn journal(self, source: Source, mut follower: Box<journald::JournalFollower>) {
+    async fn journal(self, source: CountedInput, mut follower: Box<journald::JournalFollower>) {
         let name = source.name.clone();
-        if self.feed.send(Fed::Source(self.number, Box::new(source))).await.is_err() {
+        if self.feed.send(InputEvent::LogInput(self.number, Box::new(source))).await.is_err() {
             return self.ended().await;
         }
         loop {
             match follower.next().await {
                 journald::JournalEvent::Entries(block) => {
-                    if self.feed.send(Fed::Block(self.number, block)).await.is_err() {
+                    if self.feed.send(InputEvent::Block(self.number, block)).await.is_err() {
                         return self.ended().await;
                     }
                 }
@@ -297,16 +297,16 @@ impl Feeding {
         }
     }
 
-    async fn stdin(self, source: Source, stdin: SharedStdin) {
+    async fn stdin(self, source: CountedInput, stdin: SharedStdin) {
         let name = source.name.clone();
-        if self.feed.send(Fed::Source(self.number, Box::new(source))).await.is_err() {
+        if self.feed.send(InputEvent::LogInput(self.number, Box::new(source))).await.is_err() {
             return self.ended().await;
         }
         let mut stdin = stdin.lock().await;
         // A place first: what is taken from the input must not be dropped on its way.
         while let Ok(place) = self.feed.reserve().await {
             match stdin.next().await {
-                Some(Ok(block)) => place.send(Fed::Block(self.number, block)),
+                Some(Ok(block)) => place.send(InputEvent::Block(self.number, block)),
                 Some(Err(error)) => self.makes.trouble(&name, format!("cannot be read: {error}; nothing more is read")),
                 None => {
                     drop(place);
@@ -320,7 +320,7 @@ impl Feeding {
 
     async fn datagrams(
         self,
-        source: Source,
+        source: CountedInput,
         socket: UnixDatagram,
         queue: Arc<DatagramQueue>,
         mut shutdown: watch::Receiver<bool>,
@@ -328,7 +328,8 @@ impl Feeding {
         let name = source.name.clone();
         let (metrics, clock) = (self.makes.metrics.clone(), self.makes.clock);
         let (known, is_known) = oneshot::channel();
-        if self.feed.send(Fed::Receiver(self.number, Box::new(source), known)).await.is_err() || is_known.await.is_err()
+        if self.feed.send(InputEvent::DatagramInput(self.number, Box::new(source), known)).await.is_err()
+            || is_known.await.is_err()
         {
             return Ok(());
         }
@@ -371,7 +372,7 @@ impl Feeding {
                     Ok(Restored { source, mark }) => {
                         tracing::info!("input: following {file}");
                         let number = numbers.fetch_add(1, Ordering::Relaxed);
-                        let newest = source.counter.newest();
+                        let newest = source.counter.newest_line_time();
                         self.makes.metrics.update_input(&file, |p| p.newest = newest);
                         let task = Feeding { number, feed: self.feed.clone(), makes: self.makes.clone() };
                         readers.spawn(task.file(source, file::FileFollower::new(&path, mark)));

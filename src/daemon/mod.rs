@@ -39,8 +39,8 @@ use crate::base::shutdown::wait_for_shutdown;
 use crate::config::detect;
 use crate::config::identity::missing_identity;
 use crate::config::{Config, ConfigError, DkimSigning, ListenAddress, time_zone};
-use crate::counting::pipeline::River;
-use crate::counting::rules::Rules;
+use crate::counting::pipeline::CountingTask;
+use crate::counting::rules::CountingRules;
 use crate::metrics::Metrics;
 use crate::net::dns::Resolver;
 use crate::net::https;
@@ -326,7 +326,7 @@ impl Tasks {
             clock,
             metrics.clone(),
         )?;
-        let rules = Arc::new(Rules::of(&config));
+        let rules = Arc::new(CountingRules::from_config(&config));
         let makes =
             inputs::Makes { store: Arc::clone(&store), own: own.clone(), rules, metrics: metrics.clone(), clock };
         let inputs = inputs::open(house, &config, zones, makes)?;
@@ -356,12 +356,12 @@ impl Tasks {
         drop(feed);
         let (hints, failed) = mpsc::channel(HINTS);
         let (exim_events, events) = mpsc::channel(EXIM_EVENTS);
-        let river = River {
+        let river = CountingTask {
             store: Arc::clone(&store),
             policies: Box::new(Arc::clone(&history)),
             hints,
             datagrams,
-            queued: scheduler.queued(),
+            own_queue_ids: scheduler.queued(),
             metrics: metrics.clone(),
             clock,
         };

@@ -25,7 +25,7 @@ use crate::base::tlsrpt::{Policy, PolicyInForce, PolicyType, TallyRow, sum_talli
 use crate::config::{self, ConfigError};
 use crate::counting::input::MAX_BLOCK;
 use crate::counting::input::journald::MAX_ENTRY as MAX_LINE;
-use crate::counting::pipeline::{Counter, is_of};
+use crate::counting::pipeline::{Counter, is_line_of};
 use crate::metrics::line_counts::FamilyCounts;
 
 /// How many lines tell whose log it is.
@@ -101,7 +101,7 @@ pub fn replay(request: &Request<'_>) -> Result<Replayed, ReplayError> {
     let mut counter: Option<Counter> = None;
     let now = Clock::default().seconds();
     let new = |mta| Counter::new(mta, request.zone.clone(), Arc::new(|_| false)).with_first_year(request.year);
-    let mut count = |mta, lines: &[u8]| counter.get_or_insert_with(|| new(mta)).lines(lines, now, &policies);
+    let mut count = |mta, lines: &[u8]| counter.get_or_insert_with(|| new(mta)).count_lines(lines, now, &policies);
     let mut lines = Lines { dialect: request.dialect, ..Lines::default() };
     for log in request.logs {
         let mut source = open(log).map_err(|error| ReplayError::Log { log: log.clone(), error })?;
@@ -113,12 +113,12 @@ pub fn replay(request: &Request<'_>) -> Result<Replayed, ReplayError> {
     // A log so short that nothing in it tells whose it is counts as nothing.
     count(lines.dialect.unwrap_or_default(), &lines.held);
     let mut counter = counter.unwrap_or_else(|| new(Dialect::Postfix));
-    counter.end(counter.newest().unwrap_or(now), &policies);
-    let (seen, losses) = counter.seen();
+    counter.end_sessions(counter.newest_line_time().unwrap_or(now), &policies);
+    let (seen, losses) = counter.take_stats();
     let FamilyCounts { used, malformed } = seen.lines.total();
     Ok(Replayed {
-        rows: sum_tallies(counter.counts()),
-        read: seen.read + lines.skipped,
+        rows: sum_tallies(counter.take_counts()),
+        read: seen.lines_read + lines.skipped,
         used,
         malformed: malformed + lines.skipped,
         without_delivery: losses.without_domain + losses.unmatched,
@@ -200,7 +200,7 @@ impl Lines {
                 break;
             }
             self.looked_at += 1;
-            let of = |dialect: &Dialect| is_of(*dialect, line);
+            let of = |dialect: &Dialect| is_line_of(*dialect, line);
             self.dialect = [Dialect::Postfix, Dialect::Exim].into_iter().find(of);
         }
         match self.dialect {

@@ -82,7 +82,7 @@ pub fn open_offline(config: &Config) -> Result<Desk, OpenError> {
     let mut newest = Vec::new();
     for input in &config.inputs {
         let Some(name) = input.kind().map(|source| source.to_string()) else { continue };
-        newest.push((name.clone(), pipeline::newest(&*store, &name)?));
+        newest.push((name.clone(), pipeline::load_newest_line_time(&*store, &name)?));
     }
     metrics.set_inputs(newest.iter().map(|(name, newest)| (name.as_str(), *newest)));
     let own = message_id_key::load_or_create(&*store)?;

@@ -254,12 +254,12 @@ fn ours(log: &[u8], scenarios: &[Scenario]) -> BTreeMap<String, Told> {
     let decisions = Decisions(scenarios.iter().map(|s| (s.domain.name().to_owned(), s.in_force())).collect());
     let mut counter = Counter::new(Dialect::Postfix, TimeZone::UTC, Arc::new(|_| false));
     let now = i64::try_from(host::seconds()).unwrap();
-    counter.lines(&lines, now, &decisions);
-    counter.end(now, &decisions);
-    let (seen, losses) = counter.seen();
+    counter.count_lines(&lines, now, &decisions);
+    counter.end_sessions(now, &decisions);
+    let (seen, losses) = counter.take_stats();
     assert_eq!((seen.lines.total().malformed, losses.unmatched), (0, 0), "{seen:?} {losses:?}");
     let mut told: BTreeMap<String, Told> = BTreeMap::new();
-    for row in sum_tallies(counter.counts()) {
+    for row in sum_tallies(counter.take_counts()) {
         let told = told.entry(row.domain).or_default();
         told.counts.0 += row.successful;
         told.counts.1 += row.failed;
