@@ -17,6 +17,8 @@ use tlswarden_parsers::Dialect;
 
 use crate::base::domain_name;
 use crate::base::next_hop::NextHop;
+use crate::base::printable::escape_and_cut;
+use crate::base::rua_record::{MAX_READ, destination_of};
 use crate::config::toml_errors;
 use crate::config::{
     Config, DeliveryMethod, DkimKeySection, DkimSigning, InputKind, InputSection, NativeTlsrpt, PostfixVersion,
@@ -78,7 +80,10 @@ impl Config {
         config.check_inputs().map_err(|(section, nth, key, problem)| ConfigError {
             file: path.to_owned(),
             line: line_of(&text, section, nth, key),
-            problem: format!("[[{section}]] {key}: {problem}"),
+            problem: match section {
+                "report" => format!("[{section}] {key}: {problem}"),
+                _ => format!("[[{section}]] {key}: {problem}"),
+            },
         })?;
         Ok(config)
     }
@@ -93,6 +98,13 @@ impl Config {
         let report = &self.report;
         for (key, value) in [("contact", &report.contact), ("from", &report.from), ("envelope", &report.envelope)] {
             if let Some(address) = value.as_deref().filter(|address| !is_mail_address(address)) {
+                if let Some(bare) = address.strip_prefix("mailto:").filter(|bare| is_mail_address(bare)) {
+                    return Err((
+                        "report",
+                        key,
+                        format!("expected the address without \"mailto:\": {key} = \"{bare}\""),
+                    ));
+                }
                 return Err(("report", key, format!("invalid address \"{address}\": expected \"name@example.com\"")));
             }
         }
@@ -176,6 +188,48 @@ fn check_delivery(report: &ReportSection) -> Result<(), (&'static str, &'static 
         return Err(("report", key, "expected user and password together, or neither".into()));
     }
     Ok(())
+}
+
+/// Who gets reports; (section, which of several, key, problem).
+fn check_recipients(report: &ReportSection) -> Result<(), (&'static str, usize, &'static str, String)> {
+    const DOMAIN: &str = "\"example.com\", or \".example.com\" for all below it";
+    if let Some(bad) = report.allow.iter().find(|pattern| !is_domain_pattern(pattern)) {
+        return Err((
+            "report",
+            0,
+            "allow",
+            format!("invalid domain \"{}\": expected {DOMAIN}", escape_and_cut(bad, 80)),
+        ));
+    }
+    if !(1..=MAX_READ).contains(&report.max_destinations) {
+        let problem = format!("invalid number {}: expected 1 to {MAX_READ}", report.max_destinations);
+        return Err(("report", 0, "max_destinations", problem));
+    }
+    for (nth, suppress) in report.suppress.iter().enumerate() {
+        let fault = |key, problem| Err(("report.suppress", nth, key, problem));
+        match (&suppress.domain, &suppress.destination) {
+            (Some(domain), None) if !is_domain_pattern(domain) => {
+                let found = escape_and_cut(domain, 80);
+                return fault("domain", format!("invalid domain \"{found}\": expected {DOMAIN}"));
+            }
+            (None, Some(to)) if !is_domain_pattern(to) && destination_of(to).is_err() => {
+                let (found, forms) = (escape_and_cut(to, 80), "\"name@example.com\", \"mailto:...\", \"https://...\"");
+                return fault("destination", format!("invalid destination \"{found}\": expected {forms}, {DOMAIN}"));
+            }
+            (Some(_), None) | (None, Some(_)) => {}
+            (None, None) => return fault("domain", "missing: expected one of `domain` and `destination`".into()),
+            (Some(_), Some(_)) => {
+                return fault("destination", "expected one of `domain` and `destination`, not both".into());
+            }
+        }
+    }
+    Ok(())
+}
+
+/// A name in its one form, or one with a dot before it.
+fn is_domain_pattern(text: &str) -> bool {
+    let name = text.strip_prefix('.').unwrap_or(text);
+    domain_name::normalize(name).is_some_and(|normal| normal == name)
 }
 
 /// The smallest `max_size`, in octets: headers, the text part and every summary fit.
@@ -309,6 +363,7 @@ impl Config {
                 _ => {}
             }
         }
+        check_recipients(&self.report)?;
         let native = self.inputs.iter().any(|input| matches!(input.kind(), Some(InputKind::Datagrams(_))));
         if self.postfix.tlsrpt == NativeTlsrpt::Datagrams && !native {
             let problem = "`tlsrpt = \"datagrams\"` in [postfix] needs an [[input]] with `datagrams`".to_owned();
@@ -576,6 +631,25 @@ mod tests {
                 "F:3: [[nexthop]] nexthop: invalid next hop \"[192.0.2.1]:587\": expected such as \"[smarthost.example]:587\" or \
                  \"example.com\"",
             ),
+            (
+                "[[report.suppress]]\ndomain = \"a.example\"\n[[report.suppress]]\nuntil = \"2026-12-31\"\n",
+                "F:3: [[report.suppress]] domain: missing: expected one of `domain` and `destination`",
+            ),
+            (
+                "[[report.suppress]]\ndomain = \"a.example\"\ndestination = \"b.example\"\n",
+                "F:3: [[report.suppress]] destination: expected one of `domain` and `destination`, not both",
+            ),
+            (
+                "[[report.suppress]]\ndestination = \"ftp://x.example\"\n",
+                "F:2: [[report.suppress]] destination: invalid destination \"ftp://x.example\": expected \"name@example.com\", \
+                 \"mailto:...\", \"https://...\", \"example.com\", or \".example.com\" for all below it",
+            ),
+            (
+                "[report]\nallow = [\"*.a.example\"]\n",
+                "F:2: [report] allow: invalid domain \"*.a.example\": expected \"example.com\", or \".example.com\" for all \
+                 below it",
+            ),
+            ("[report]\nmax_destinations = 0\n", "F:2: [report] max_destinations: invalid number 0: expected 1 to 64"),
             (
                 "[[policy.override]]\ndomain = \"*.a.example\"\nnone = true\n",
                 "F:2: [[policy.override]] domain: invalid domain name \"*.a.example\": expected \"example.com\" or \".example.com\"",

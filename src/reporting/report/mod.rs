@@ -39,7 +39,7 @@ pub struct ReportSender {
 impl ReportSender {
     /// Reads addresses and keys; nothing while [`missing_identity`] names something. Fails with one line a fault.
     pub fn load(section: &ReportSection) -> Result<Option<ReportSender>, Vec<String>> {
-        let recipient_filter = RecipientFilter::from_section(section)?;
+        let recipient_filter = RecipientFilter::from_section(section);
         if !missing_identity(section).is_empty() {
             return Ok(None);
         }

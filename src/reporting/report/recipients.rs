@@ -12,8 +12,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 use crate::base::domain_name;
-use crate::base::printable::escape_and_cut;
-use crate::base::rua_record::{Destination, MAX_READ, NoRecipients, Recipients, destination_of};
+use crate::base::rua_record::{Destination, NoRecipients, Recipients, destination_of};
 use crate::base::tlsrpt::Day;
 use crate::config::{ReportSection, SuppressSection};
 
@@ -82,41 +81,14 @@ pub struct RecipientFilter {
 }
 
 impl RecipientFilter {
-    /// Reads the section. Fails with one line a fault.
-    pub fn from_section(section: &ReportSection) -> Result<RecipientFilter, Vec<String>> {
-        const DOMAIN: &str = "`example.com`, or `.example.com` for all below it";
-        let mut faults = Vec::new();
-        let mut fault = |key: &str, found: &str, allowed: &str| {
-            faults.push(format!("{key}: `{}` cannot be used; allowed: {allowed}", escape_and_cut(found, 80)));
-        };
-        section.allow.iter().filter(|p| !is_domain_pattern(p)).for_each(|p| fault("[report] allow", p, DOMAIN));
-        if !(1..=MAX_READ).contains(&section.max_destinations) {
-            let allowed = format!("1 to {MAX_READ}");
-            fault("[report] max_destinations", &section.max_destinations.to_string(), &allowed);
-        }
-        for suppress in &section.suppress {
-            match (&suppress.domain, &suppress.destination) {
-                (Some(domain), None) if !is_domain_pattern(domain) => {
-                    fault("[[report.suppress]] domain", domain, DOMAIN)
-                }
-                (None, Some(to)) if !is_domain_pattern(to) && destination_of(to).is_err() => {
-                    let allowed = format!("`name@example.com`, `mailto:...`, `https://...`, {DOMAIN}");
-                    fault("[[report.suppress]] destination", to, &allowed);
-                }
-                (Some(_), None) | (None, Some(_)) => {}
-                (None, None) => fault("[[report.suppress]]", "", "one of `domain` and `destination`"),
-                (Some(both), Some(_)) => fault("[[report.suppress]]", both, "one of `domain` and `destination`"),
-            }
-        }
-        if !faults.is_empty() {
-            return Err(faults);
-        }
-        Ok(RecipientFilter {
+    /// Reads the section, which the configuration has checked.
+    pub fn from_section(section: &ReportSection) -> RecipientFilter {
+        RecipientFilter {
             only_failures: section.only_failures,
             allow: section.allow.clone(),
             suppress: section.suppress.clone(),
             max_destinations: section.max_destinations,
-        })
+        }
     }
 
     /// Whether a report without any failure is not sent: then [`RecipientFilter::check_wanted`] needs to know whether there is one.
@@ -160,12 +132,6 @@ impl RecipientFilter {
     }
 }
 
-/// A name in its one form, or one with a dot before it.
-fn is_domain_pattern(text: &str) -> bool {
-    let name = text.strip_prefix('.').unwrap_or(text);
-    domain_name::normalize(name).is_some_and(|normal| normal == name)
-}
-
 /// Whether a pattern of the configuration, `example.com` or `.example.com` for what is below it, covers a name.
 fn pattern_matches(pattern: &str, name: &str) -> bool {
     match pattern.strip_prefix('.') {
@@ -206,7 +172,7 @@ mod tests {
     fn recipient_filter(edit: impl FnOnce(&mut ReportSection)) -> RecipientFilter {
         let mut section = ReportSection::default();
         edit(&mut section);
-        RecipientFilter::from_section(&section).unwrap()
+        RecipientFilter::from_section(&section)
     }
 
     fn suppress(domain: Option<&str>, destination: Option<&str>, until: Option<&str>) -> SuppressSection {
@@ -260,24 +226,6 @@ mod tests {
         let left = limited(recipient_filter(|s| s.max_destinations = 2)).unwrap();
         assert_eq!((texts(&left).len(), left.skipped.len()), (2, 2));
         assert_eq!(left.skipped[0].why, "more destinations than are served");
-    }
-
-    #[test]
-    fn bad_options_are_one_line_each() {
-        let section = ReportSection {
-            allow: vec!["*.a.example".into(), "A.example".into()],
-            max_destinations: 0,
-            suppress: vec![
-                suppress(None, None, None),
-                suppress(Some("a.example"), Some("b.example"), None),
-                suppress(None, Some("ftp://x.example"), None),
-                suppress(Some("a b"), None, None),
-            ],
-            ..ReportSection::default()
-        };
-        let faults = RecipientFilter::from_section(&section).unwrap_err();
-        assert_eq!(faults.len(), 7, "{faults:#?}");
-        assert!(faults.iter().all(|f| f.contains("; allowed: ") && !f.contains('\n')), "{faults:#?}");
     }
 
     #[test]

@@ -60,7 +60,7 @@ impl Scheduler {
     /// not those that sent reports have. Blocks for as long as the store does; fails with one line.
     pub async fn preview(&self, section: &ReportSection, day: Day, name: Option<&str>) -> Result<Vec<Preview>, String> {
         let identity = Identity::read(section).map_err(|faults| faults.join("; "))?;
-        let audience = RecipientFilter::from_section(section).map_err(|faults| faults.join("; "))?;
+        let audience = RecipientFilter::from_section(section);
         let making = Making { scheduler: self, section, identity, audience, day, previews: Vec::new() };
         making.all(name).await.map_err(|e| e.to_string())
     }
