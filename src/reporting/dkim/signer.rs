@@ -77,19 +77,28 @@ pub struct DkimKeyError {
 #[derive(Debug, thiserror::Error)]
 pub enum DkimKeyFault {
     /// The selector or the domain is not a valid DNS name.
-    #[error("`{0}` is no selector and domain; allowed: DNS labels such as `tlsrpt`")]
+    #[error("invalid selector and domain \"{0}\": expected DNS labels, such as \"tlsrpt\"")]
     InvalidName(String),
     /// The file is missing, a folder, or not readable.
-    #[error("{0}")]
+    #[error("cannot be read: {0}")]
     Unreadable(io::Error),
     /// The file holds no private key in PEM.
-    #[error("no private key in it; allowed: PEM of an RSA or Ed25519 key that is not encrypted")]
+    #[error("no private key in the file: expected an RSA or Ed25519 key in PEM form")]
     NoKey,
+    /// The file holds a public key.
+    #[error("the file has a public key: expected the private one")]
+    Public,
+    /// The key needs a passphrase.
+    #[error("the key is encrypted: remove the passphrase with `openssl pkey -in FILE -out FILE.new`")]
+    Encrypted,
+    /// An elliptic-curve key (RFC 5480), which DKIM has no algorithm for.
+    #[error("an EC key: expected RSA of 2048 to 4096 bits, or Ed25519")]
+    EllipticCurve,
     /// An RSA key below 2048 bits (RFC 8301 §3.2).
-    #[error("an RSA key of less than 2048 bits; allowed: 2048 to 4096 bits")]
+    #[error("the RSA key is too short: expected 2048 to 4096 bits")]
     TooSmall,
     /// A key of another kind, or a broken one.
-    #[error("a key that cannot be used ({0}); allowed: RSA of 2048 to 4096 bits, or Ed25519")]
+    #[error("the key cannot be used: {0}; expected RSA of 2048 to 4096 bits, or Ed25519")]
     Unusable(String),
 }
 
@@ -142,7 +151,7 @@ impl Signer {
                 mode & 0o7777
             ));
         }
-        let der = PrivateKeyDer::from_pem_slice(&pem).map_err(|_| DkimKeyFault::NoKey)?;
+        let der = read_pem(&pem)?;
         match read_ed25519(&der) {
             Some(result) => {
                 let signing = result?;
@@ -209,6 +218,22 @@ fn configure_signer<K: SigningKey>(key: K, domain: &str, selector: &str) -> Dkim
         .body_canonicalization(Canonicalization::Relaxed)
 }
 
+/// Reads the first private key of a PEM file. What else is there is named: an encrypted key, a public one, an EC one.
+fn read_pem(pem: &[u8]) -> Result<PrivateKeyDer<'static>, DkimKeyFault> {
+    let has = |label: &str| memchr::memmem::find(pem, label.as_bytes()).is_some();
+    if has("BEGIN ENCRYPTED PRIVATE KEY") || has("Proc-Type: 4,ENCRYPTED") {
+        return Err(DkimKeyFault::Encrypted);
+    }
+    let public = has("BEGIN PUBLIC KEY") || has("BEGIN RSA PUBLIC KEY");
+    let absent = || if public { DkimKeyFault::Public } else { DkimKeyFault::NoKey };
+    let der = PrivateKeyDer::from_pem_slice(pem).map_err(|_| absent())?;
+    // id-ecPublicKey, 1.2.840.10045.2.1 (RFC 5480 §2.1.1), stands at the beginning of the PKCS#8 form.
+    const EC: [u8; 9] = [0x06, 0x07, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x02, 0x01];
+    let bytes = der.secret_der();
+    let elliptic = bytes[..bytes.len().min(32)].windows(EC.len()).any(|window| window == EC);
+    if elliptic || matches!(der, PrivateKeyDer::Sec1(_)) { Err(DkimKeyFault::EllipticCurve) } else { Ok(der) }
+}
+
 /// Reads the key, if its PKCS#8 structure says that it is Ed25519 (RFC 8410 §3: OID 1.3.101.112).
 fn read_ed25519(der: &PrivateKeyDer<'_>) -> Option<Result<Ed25519Key, DkimKeyFault>> {
     const OID: [u8; 5] = [0x06, 0x03, 0x2b, 0x65, 0x70];
@@ -249,20 +274,24 @@ pub(crate) mod tests {
             at("text.pem"),
             key("rsa1024.pem"),
             key("p256.pem"),
+            key("ec-sec1.pem"),
             key("encrypted.pem"),
+            key("public.pem"),
             DkimKeySection { selector: "a b".into(), ..key("ed25519.pem") },
         ];
         let errors = Signer::load(&keys, "sender.example").unwrap_err();
         let lines: Vec<_> = errors.iter().map(ToString::to_string).collect();
-        assert_eq!(lines.len(), 7, "{lines:#?}");
+        assert_eq!(lines.len(), 9, "{lines:#?}");
         for (line, said) in lines.iter().zip([
             "No such file",
             "directory",
             "no private key",
-            "less than 2048 bits",
-            "cannot be used",
-            "no private key",
-            "no selector",
+            "the RSA key is too short",
+            "an EC key: expected RSA",
+            "an EC key: expected RSA",
+            "the key is encrypted",
+            "a public key: expected the private one",
+            "invalid selector",
         ]) {
             assert!(line.contains(said) && !line.contains('\n'), "{said}: {line}");
         }
