@@ -14,7 +14,7 @@ use super::{ConfigFile, Fault, IO, USAGE, print};
 use crate::base::domain_name;
 use crate::base::tlsrpt::Day;
 use crate::config::Config;
-use crate::daemon::control::{DayPreview, Due, DueState, Kept, Preview, Question};
+use crate::daemon::control::{ArchivedReport, DayPreview, Question, ReportPreview, ReportState, ReportStatus};
 use crate::daemon::services::gzip;
 
 #[derive(Args)]
@@ -80,14 +80,14 @@ pub fn reports(options: &Options) -> Result<(), Fault> {
 }
 
 fn list(config: &Config, day: Option<Day>, all: bool, json: bool) -> Result<(), Fault> {
-    let mut due: Vec<Due> = answer(config, &Question::Reports, async |desk| desk.reports().await)?;
-    due.retain(|due| day.is_none_or(|day| due.day == day) && (all || due.state != DueState::Nothing));
+    let mut due: Vec<ReportStatus> = answer(config, &Question::Reports, async |desk| desk.reports().await)?;
+    due.retain(|due| day.is_none_or(|day| due.day == day) && (all || due.state != ReportState::Nothing));
     if json { print(&pretty(&due)) } else { print(&people(&due)) }
 }
 
 fn show(config: &Config, id: &str, json: bool) -> Result<(), Fault> {
     let question = Question::ReportsShow { id: id.to_owned() };
-    let kept: Kept = answer(config, &question, async |desk| desk.kept(id.to_owned()).await)?;
+    let kept: ArchivedReport = answer(config, &question, async |desk| desk.kept(id.to_owned()).await)?;
     if json {
         return print(&pretty(&kept));
     }
@@ -134,7 +134,7 @@ fn preview(config: &Config, day: Option<Day>, domain: Option<&str>, out: Option<
 }
 
 /// What a report is about, and where it would go.
-fn headline(report: &Preview) -> String {
+fn headline(report: &ReportPreview) -> String {
     let to: Vec<String> = report.recipients.iter().map(ToString::to_string).collect();
     let goes = match (&report.reported, &report.why_not) {
         (Some(id), _) => format!("reported already (report-id {id}); this is the whole day as counted by now"),
@@ -144,7 +144,7 @@ fn headline(report: &Preview) -> String {
     format!("{}{}: {goes}", report.domain, if report.supplement { " (supplement)" } else { "" })
 }
 
-fn people(due: &[Due]) -> String {
+fn people(due: &[ReportStatus]) -> String {
     if due.is_empty() {
         return "no reports\n".to_owned();
     }

@@ -6,7 +6,7 @@ use super::control::answer;
 use super::render::{moment, pretty, table};
 use super::{Fault, print};
 use crate::config::Config;
-use crate::daemon::control::{Due, Overview, Question, Status};
+use crate::daemon::control::{Question, ReportOverview, ReportStatus, Status};
 
 pub fn status(config: &Config, json: bool) -> Result<(), Fault> {
     let status: Status = answer(config, &Question::Status, async |desk| Ok(desk.status().await))?;
@@ -57,13 +57,13 @@ fn people(status: &Status) -> String {
 }
 
 /// How many reports there are of which state, and the first that are still to go or went wrong.
-fn reports(due: &Overview) -> String {
+fn reports(due: &ReportOverview) -> String {
     if due.counts.is_empty() {
         return "reports: none due".to_owned();
     }
     let counts: Vec<String> = due.counts.iter().map(|(state, n)| format!("{n} {state}")).collect();
     let counts = format!("reports: {}", counts.join(", "));
-    let row = |due: &Due| {
+    let row = |due: &ReportStatus| {
         let to = due.destination.as_ref().map_or_else(|| "-".to_owned(), ToString::to_string);
         let next = due.next.map_or_else(|| "-".to_owned(), moment);
         let last = due.last.clone().unwrap_or_default();

@@ -34,7 +34,7 @@ use crate::config::identity::missing_identity;
 use crate::metrics::{InputProgress, Metrics};
 use crate::net::dns::Resolver;
 use crate::reporting::schedule::Scheduler;
-pub use crate::reporting::schedule::{Due, DueState, Kept, Overview, Preview};
+pub use crate::reporting::schedule::{ArchivedReport, ReportOverview, ReportPreview, ReportState, ReportStatus};
 use crate::store::Store;
 use crate::store::embedded::BACKUP_PREFIX;
 
@@ -140,7 +140,7 @@ pub struct Status {
     /// What `[report]` lacks; until it is there no report is sent.
     pub missing_identity: Vec<String>,
     /// What is due, in short.
-    pub due: Overview,
+    pub due: ReportOverview,
     /// What happened how often, since the daemon started.
     pub counters: BTreeMap<String, u64>,
     /// The last errors, oldest first, with their times.
@@ -156,7 +156,7 @@ pub struct DayPreview {
     /// The UTC day.
     pub day: Day,
     /// One for each recipient domain and MX host; a second one where there is to be a supplement.
-    pub reports: Vec<Preview>,
+    pub reports: Vec<ReportPreview>,
 }
 
 /// Where questions are answered: everything that can be looked at.
@@ -245,13 +245,13 @@ impl Desk {
     }
 
     /// What is due, under way or done within retention. Fails with one line.
-    pub async fn reports(&self) -> Result<Vec<Due>, String> {
-        self.stored(|_, scheduler| scheduler.due().map_err(|e| e.to_string())).await
+    pub async fn reports(&self) -> Result<Vec<ReportStatus>, String> {
+        self.stored(|_, scheduler| scheduler.list_reports().map_err(|e| e.to_string())).await
     }
 
     /// A report by its identifier. Fails with one line.
-    pub async fn kept(&self, id: String) -> Result<Kept, String> {
-        self.stored(move |_, scheduler| scheduler.kept(&id)).await
+    pub async fn kept(&self, id: String) -> Result<ArchivedReport, String> {
+        self.stored(move |_, scheduler| scheduler.archived_report(&id)).await
     }
 
     /// Sends a report once more; returns to how many destinations. Fails with one line.

@@ -45,7 +45,7 @@ use crate::metrics::Metrics;
 use crate::net::dns::Resolver;
 use crate::net::https;
 use crate::reporting::dkim::key::DkimPublicKey;
-use crate::reporting::schedule::{Context, Scheduler, Setup};
+use crate::reporting::schedule::{Scheduler, SchedulerContext, SchedulerSettings};
 use crate::store::embedded::EmbeddedStore;
 use crate::store::{Store, StoreError, message_id_key};
 
@@ -122,7 +122,7 @@ pub fn would_start(config: &Config) -> Result<(), DaemonError> {
 /// A configuration and what it names, all of it there.
 struct Prepared {
     config: Config,
-    setup: Setup,
+    setup: SchedulerSettings,
     zones: Vec<TimeZone>,
     /// What was found out about the host, one line each.
     found: Vec<String>,
@@ -136,7 +136,7 @@ impl Prepared {
     }
 
     fn of(config: Config, found: Vec<String>) -> Result<Prepared, DaemonError> {
-        let setup = Setup::load(&config.report).map_err(DaemonError::Keys)?;
+        let setup = SchedulerSettings::load(&config.report).map_err(DaemonError::Keys)?;
         let zone = |name: &Option<String>| name.as_deref().map_or(Ok(TimeZone::system()), time_zone);
         let zones = config.inputs.iter().map(|input| zone(&input.timezone)).collect::<Result<_, _>>();
         let zones = zones.map_err(|problem| DaemonError::Keys(vec![problem]))?;
@@ -166,7 +166,7 @@ async fn serve(path: &Path, mut prepared: Prepared) -> Result<(), DaemonError> {
     let opened = EmbeddedStore::open(&folder, clock)?;
     let metrics = Metrics::default();
     if opened.lost_commits() {
-        Scheduler::note_loss(&opened.store, clock, &metrics)?;
+        Scheduler::record_store_loss(&opened.store, clock, &metrics)?;
     }
     let mut house =
         House { store: Arc::new(opened.store), folder, sockets: Sockets::from_systemd(), stdin: None, clock, metrics };
@@ -212,7 +212,7 @@ async fn serve(path: &Path, mut prepared: Prepared) -> Result<(), DaemonError> {
             let store = Arc::clone(&house.store);
             let lost_commits = tokio::task::spawn_blocking(move || store.recover()).await;
             if lost_commits.map_err(|e| DaemonError::Task(format!("store: not recovered: {e}; the daemon ends")))?? {
-                Scheduler::note_loss(&*house.store, clock, &house.metrics)?;
+                Scheduler::record_store_loss(&*house.store, clock, &house.metrics)?;
             }
         }
         match (next, drained) {
@@ -331,17 +331,17 @@ impl Tasks {
             inputs::Makes { store: Arc::clone(&store), own: own.clone(), rules, metrics: metrics.clone(), clock };
         let inputs = inputs::open(house, &config, zones, makes)?;
         let mut published = Vec::new();
-        if let Some(sending) = &setup.sending {
+        if let Some(sending) = &setup.sender {
             sending.signer.warnings.iter().for_each(|line| tracing::warn!("{line}"));
             published.clone_from(&sending.signer.public_keys);
         }
-        let context = Context {
+        let context = SchedulerContext {
             store: Arc::clone(&store),
             resolver: resolver.clone(),
             https,
             metrics: metrics.clone(),
             clock,
-            own,
+            message_id_key: own,
         };
         let scheduler = Scheduler::open(context, setup)?;
         say(&config);
@@ -361,7 +361,7 @@ impl Tasks {
             policies: Box::new(Arc::clone(&history)),
             hints,
             datagrams,
-            own_queue_ids: scheduler.queued(),
+            own_queue_ids: scheduler.own_queue_ids(),
             metrics: metrics.clone(),
             clock,
         };

@@ -25,7 +25,7 @@ use crate::net::https;
 pub use crate::reporting::dkim::key::{DkimPublicKey, KeyType, generate_key};
 use crate::reporting::dkim::signer::{self as reporting, Signer};
 pub use crate::reporting::report::build::gzip;
-use crate::reporting::schedule::{Context, Scheduler, Setup};
+use crate::reporting::schedule::{Scheduler, SchedulerContext, SchedulerSettings};
 pub use crate::store::StoreError;
 use crate::store::embedded::EmbeddedStore;
 use crate::store::{Store, message_id_key};
@@ -64,7 +64,7 @@ pub fn open_offline(config: &Config) -> Result<Desk, OpenError> {
     let metrics = Metrics::default();
     // What this finds damaged and sets aside, the daemon finds new and whole.
     if opened.lost_commits() {
-        Scheduler::note_loss(&opened.store, clock, &metrics)?;
+        Scheduler::record_store_loss(&opened.store, clock, &metrics)?;
     }
     let store: Arc<dyn Store> = Arc::new(opened.store);
     let resolver = Resolver::new(config.resolver.address).map_err(|e| host("resolver", e.to_string()))?;
@@ -86,9 +86,15 @@ pub fn open_offline(config: &Config) -> Result<Desk, OpenError> {
     }
     metrics.set_inputs(newest.iter().map(|(name, newest)| (name.as_str(), *newest)));
     let own = message_id_key::load_or_create(&*store)?;
-    let setup = Setup::load(&config.report).map_err(OpenError::Keys)?;
-    let context =
-        Context { store: Arc::clone(&store), resolver: resolver.clone(), https, metrics: metrics.clone(), clock, own };
+    let setup = SchedulerSettings::load(&config.report).map_err(OpenError::Keys)?;
+    let context = SchedulerContext {
+        store: Arc::clone(&store),
+        resolver: resolver.clone(),
+        https,
+        metrics: metrics.clone(),
+        clock,
+        message_id_key: own,
+    };
     let scheduler = Scheduler::open(context, setup)?;
     Ok(Desk {
         config: config.clone(),

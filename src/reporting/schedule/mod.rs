@@ -1,14 +1,14 @@
 //! What is due when: closed days become plans, plans become deliveries, deliveries are tried until they are done.
 //!
 //! Takes: the counts in the store, the progress of the inputs, the clock. Gives: reports that went, each at most once a
-//! destination, and [`Scheduler::due`], all of it as data.
+//! destination, and [`Scheduler::list_reports`], all of it as data.
 //! Everything that is to be done stands in the store in the order of time; here is only what is under way, so that memory
 //! does not grow with the number of domains. Every try is written to the store before it starts, and its outcome after: a
 //! try that is found at start is unknown, and is not repeated.
-//! Limits: [`UNDER_WAY`] look-ups and tries at once, [`HANDED_OVER`] of them at the MTA; [`RETRY_FOR`] of tries;
+//! Limits: [`MAX_JOBS`] look-ups and deliveries at once, [`MAX_DELIVERIES`] of them at the MTA; [`RETRY_FOR`] of tries;
 //! `retention` days are kept.
 //! When it fails: a store that fails is said and asked again later; nothing is sent whose intent was not stored.
-//! Not here: what a report says (`report::build`), how it goes (`report::deliver`).
+//! Not here: what a report says (`report::build`), how it is handed over (`transport`).
 
 mod attempt;
 mod due_jobs;
@@ -40,47 +40,46 @@ use crate::reporting::report::ReportSender;
 use crate::reporting::transport::DeliveryTimeouts;
 use crate::store::group_commit::GroupCommit;
 use crate::store::{Batch, Store, StoreError, Table};
-pub use overview::{Due, DueState, Kept, Overview};
-pub use preview::Preview;
-use records::{Delivery, DeliveryState, Lane, Named, Which, delivery_key, octets};
+pub use overview::{ArchivedReport, ReportOverview, ReportState, ReportStatus};
+pub use preview::ReportPreview;
+use records::{DeliveryState, Queue, RecordKey, ReportDelivery, ReportKey, delivery_key, to_json};
 
-/// How many look-ups and tries are under way at once: enough that reading, signing and the disk are never waited for one
-/// after the other.
-pub const UNDER_WAY: usize = 32;
+/// The most look-ups and deliveries at once: enough that reading, signing and the disk overlap.
+pub const MAX_JOBS: usize = 32;
 
-/// How many of them are at the MTA at once: enough that one slow reply holds up nothing, few enough for any MTA (Exim
+/// The most deliveries at the MTA at once: enough that one slow reply holds up nothing, few enough for any MTA (Exim
 /// takes 20 connections by default).
-pub const HANDED_OVER: usize = 8;
+pub const MAX_DELIVERIES: usize = 8;
 
-/// How many jobs are picked at once, so that picking costs little a job.
-const QUEUE: usize = 128;
+/// The most jobs that are read from the store at once, so that reading costs little for each job.
+const MAX_QUEUED: usize = 128;
 
 /// How long a look-up or a delivery is tried, from its first try, in seconds (RFC 8460 §5.5).
 pub const RETRY_FOR: i64 = 24 * 3600;
 
-/// The first pause between two tries, in seconds; each is twice the one before, up to [`LAST_PAUSE`].
-pub const FIRST_PAUSE: i64 = 300;
+/// The delay before the first retry, in seconds; it doubles with each retry, up to [`MAX_RETRY_DELAY`].
+pub const FIRST_RETRY_DELAY: i64 = 300;
 
-/// The longest pause between two tries, in seconds.
-pub const LAST_PAUSE: i64 = 4 * 3600;
+/// The longest delay before a retry, in seconds.
+pub const MAX_RETRY_DELAY: i64 = 4 * 3600;
 
 /// How long after its moment a report waits for inputs that lag, in seconds.
 pub const WAIT_FOR_INPUTS: i64 = 12 * 3600;
 
-/// How long counts that came late are gathered for their supplement, in seconds.
-pub const GATHER: i64 = 3600;
+/// How long late counts are collected before their supplement is built, in seconds.
+pub const SUPPLEMENT_DELAY: i64 = 3600;
 
-/// How often what is due is looked at, at least and at most. Looking at the store costs one part in [`SHARE`] of the time.
-const SOONEST: Duration = Duration::from_secs(1);
-const LATEST: Duration = Duration::from_secs(60);
-const SHARE: u32 = 100;
+/// The least and the most time between two scans of the store. Scanning takes one part in [`SCAN_TIME_FACTOR`] of the time.
+const MIN_SCAN_INTERVAL: Duration = Duration::from_secs(1);
+const MAX_SCAN_INTERVAL: Duration = Duration::from_secs(60);
+const SCAN_TIME_FACTOR: u32 = 100;
 
-/// Where the day is kept before which nothing is reported, because what was sent is not known.
-const NOT_BEFORE: &[u8] = b"report-not-before";
+/// The key of the day before which nothing is reported, because it is not known what was sent.
+const NOT_BEFORE_KEY: &[u8] = b"report-not-before";
 
-/// What the scheduler works with.
+/// The store, clients and clock that the scheduler works with.
 #[derive(Clone)]
-pub struct Context {
+pub struct SchedulerContext {
     /// Counts and records.
     pub store: Arc<dyn Store>,
     /// For `_smtp._tls` records.
@@ -91,76 +90,76 @@ pub struct Context {
     pub metrics: Metrics,
     /// The time.
     pub clock: Clock,
-    /// What makes our Message-IDs.
-    pub own: MessageIdKey,
+    /// The key of our Message-IDs.
+    pub message_id_key: MessageIdKey,
 }
 
-/// What the configuration says about reports.
+/// The scheduler's configuration.
 #[derive(Debug)]
-pub struct Setup {
+pub struct SchedulerSettings {
     /// Over how long reports are spread, in seconds.
     pub spread: i64,
     /// How long counts are kept after their day, in seconds.
     pub retention: i64,
-    /// What sending needs; nothing while the identity is incomplete.
-    pub sending: Option<ReportSender>,
+    /// Builds and sends reports; `None` while the identity is incomplete.
+    pub sender: Option<ReportSender>,
 }
 
-impl Setup {
+impl SchedulerSettings {
     /// Reads the section and the keys that it names. Fails with one line a fault.
-    pub fn load(section: &ReportSection) -> Result<Setup, Vec<String>> {
+    pub fn load(section: &ReportSection) -> Result<SchedulerSettings, Vec<String>> {
         let seconds = |span: Duration| i64::try_from(span.as_secs()).unwrap_or(i64::MAX / 4).min(i64::MAX / 4);
-        Ok(Setup {
+        Ok(SchedulerSettings {
             spread: seconds(section.spread.0),
             retention: seconds(section.retention.0),
-            sending: ReportSender::load(section)?,
+            sender: ReportSender::load(section)?,
         })
     }
 }
 
 /// The scheduler; shared by its task and by who looks at it.
 pub struct Scheduler {
-    context: Context,
-    queued: OwnQueueIds,
-    setup: RwLock<Arc<Setup>>,
-    board: Mutex<Board>,
-    journal: GroupCommit,
-    /// Something new was planned.
-    planned: Notify,
-    /// Held by who plans reports about MX hosts.
-    planning_hosts: tokio::sync::Mutex<()>,
-    at_the_mta: Semaphore,
+    context: SchedulerContext,
+    own_queue_ids: OwnQueueIds,
+    settings: RwLock<Arc<SchedulerSettings>>,
+    in_flight: Mutex<InFlight>,
+    group_commit: GroupCommit,
+    /// Notified when new plans are stored.
+    new_plans: Notify,
+    /// Held while reports about MX hosts are planned.
+    planning_mx_hosts: tokio::sync::Mutex<()>,
+    delivery_slots: Semaphore,
     /// One for each core: more threads than that would sign no faster, and each keeps memory of its own.
-    threads: Semaphore,
-    limits: DeliveryTimeouts,
+    blocking_slots: Semaphore,
+    timeouts: DeliveryTimeouts,
 }
 
-/// What is under way.
+/// The work in progress, and what holds back new work.
 #[derive(Default)]
-struct Board {
-    /// What a task works on, or was picked for it.
-    busy: HashSet<Job>,
-    /// Days that were closed though inputs lagged; each is said once.
-    forced: BTreeSet<Day>,
+struct InFlight {
+    /// The jobs that a task works on, or that are queued for one.
+    jobs: HashSet<Job>,
+    /// Days that were closed although inputs lagged; each is logged once.
+    closed_late: BTreeSet<Day>,
     /// Days before this one are not reported.
     not_before: Option<Day>,
-    /// Nothing new is begun before, for the store did not do what was asked.
-    rest_until: Option<Instant>,
+    /// No job starts before this time, because the store failed.
+    back_off_until: Option<Instant>,
 }
 
-/// A piece of work.
+/// A unit of work.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum Job {
-    LookUp(Which),
-    Send(Which, Destination),
+    LookUp(ReportKey),
+    Send(ReportKey, Destination),
 }
 
 impl Scheduler {
-    /// Notes that the store is new because the old one was damaged: days before today are not reported then, for they may
-    /// have been. To be called as soon as the store is open: a start that fails after it must not forget it.
-    pub fn note_loss(store: &dyn Store, clock: Clock, metrics: &Metrics) -> Result<(), StoreError> {
+    /// Records that the old store was lost: days before today are not reported then, because they may have been reported.
+    /// To be called as soon as the store is open: a start that fails afterwards must not forget it.
+    pub fn record_store_loss(store: &dyn Store, clock: Clock, metrics: &Metrics) -> Result<(), StoreError> {
         let today = Day::of(clock.seconds());
-        let set = vec![(Table::NamedValue, NOT_BEFORE.to_vec(), Some(octets(&today)))];
+        let set = vec![(Table::NamedValue, NOT_BEFORE_KEY.to_vec(), Some(to_json(&today)))];
         store.write(Batch { add: Vec::new(), set })?;
         metrics.log_error(clock, format!(
             "report: days before {today}: not reported: the store was lost, so what was sent is not known; reports go on with {today}"
@@ -170,49 +169,49 @@ impl Scheduler {
 
     /// Takes up what the store holds; tries that were under way when the last process ended become unknown.
     /// Blocks for as long as the store does.
-    pub fn open(context: Context, setup: Setup) -> Result<Arc<Scheduler>, StoreError> {
+    pub fn open(context: SchedulerContext, settings: SchedulerSettings) -> Result<Arc<Scheduler>, StoreError> {
         let store = &*context.store;
         let mut batch = Batch::default();
-        // At most UNDER_WAY of them.
-        for (place, _) in store.scan(Table::Due, &records::lane(Lane::UnderWay, None))? {
-            let Some((_, Named::Delivery(which, to))) = Named::placed(&place) else { continue };
-            let Some(value) = store.read(Table::Delivery, &delivery_key(&which, &to))? else { continue };
-            let Ok(mut delivery) = serde_json::from_slice::<Delivery>(&value) else { continue };
+        // At most MAX_JOBS of them.
+        for (due_key, _) in store.scan(Table::Due, &records::queue_prefix(Queue::InProgress, None))? {
+            let Some((_, RecordKey::Delivery(report_key, to))) = RecordKey::decode_due_key(&due_key) else { continue };
+            let Some(value) = store.read(Table::Delivery, &delivery_key(&report_key, &to))? else { continue };
+            let Ok(mut delivery) = serde_json::from_slice::<ReportDelivery>(&value) else { continue };
             let before = delivery.clone();
             let why = "the daemon ended while it was being sent";
             (delivery.state, delivery.last) = (DeliveryState::Unknown, Some(why.to_owned()));
-            delivery.put(&mut batch, &which, &to, Some(&before));
-            let line = format!("report {which} to {to}: unknown: {why}; it is not tried again");
+            delivery.add_to_batch(&mut batch, &report_key, &to, Some(&before));
+            let line = format!("report {report_key} to {to}: unknown: {why}; it is not tried again");
             context.metrics.log_error(context.clock, line);
         }
-        let not_before = store.read(Table::NamedValue, NOT_BEFORE)?.and_then(|b| serde_json::from_slice(&b).ok());
+        let not_before = store.read(Table::NamedValue, NOT_BEFORE_KEY)?.and_then(|b| serde_json::from_slice(&b).ok());
         if !batch.set.is_empty() {
             store.write(batch)?;
         }
         let written = Arc::clone(&context.store);
-        let journal = GroupCommit::new(move |batch| written.write(batch));
+        let group_commit = GroupCommit::new(move |batch| written.write(batch));
         Ok(Arc::new(Scheduler {
             context,
-            queued: OwnQueueIds::default(),
-            setup: RwLock::new(Arc::new(setup)),
-            board: Mutex::new(Board { not_before, ..Board::default() }),
-            journal,
-            planned: Notify::new(),
-            planning_hosts: tokio::sync::Mutex::new(()),
-            at_the_mta: Semaphore::new(HANDED_OVER),
-            threads: Semaphore::new(std::thread::available_parallelism().map_or(1, usize::from)),
-            limits: DeliveryTimeouts::default(),
+            own_queue_ids: OwnQueueIds::default(),
+            settings: RwLock::new(Arc::new(settings)),
+            in_flight: Mutex::new(InFlight { not_before, ..InFlight::default() }),
+            group_commit,
+            new_plans: Notify::new(),
+            planning_mx_hosts: tokio::sync::Mutex::new(()),
+            delivery_slots: Semaphore::new(MAX_DELIVERIES),
+            blocking_slots: Semaphore::new(std::thread::available_parallelism().map_or(1, usize::from)),
+            timeouts: DeliveryTimeouts::default(),
         }))
     }
 
-    /// Where the queue ids go under which the MTA took our reports.
-    pub fn queued(&self) -> OwnQueueIds {
-        self.queued.clone()
+    /// The queue IDs under which the MTA accepted our reports.
+    pub fn own_queue_ids(&self) -> OwnQueueIds {
+        self.own_queue_ids.clone()
     }
 
     /// Takes a new configuration; what is under way ends with the old one.
-    pub fn configure(&self, setup: Setup) {
-        *self.setup.write() = Arc::new(setup);
+    pub fn configure(&self, settings: SchedulerSettings) {
+        *self.settings.write() = Arc::new(settings);
     }
 
     /// Works until `shutdown` becomes true (or its sender goes), then lets what is under way end within 5 seconds.
@@ -229,57 +228,57 @@ impl Scheduler {
                 let (scheduler, shutdown) = (Arc::clone(&self), shutdown.clone());
                 keeping.spawn(async move {
                     let started = Instant::now();
-                    let kept = scheduler.keep_days(&shutdown).await;
-                    let pause = (started.elapsed() * SHARE).clamp(SOONEST, LATEST);
+                    let kept = scheduler.plan_days(&shutdown).await;
+                    let pause = (started.elapsed() * SCAN_TIME_FACTOR).clamp(MIN_SCAN_INTERVAL, MAX_SCAN_INTERVAL);
                     // What failed is not said every second: a full disk must not be filled with it.
-                    Instant::now() + if kept { pause } else { LATEST }
+                    Instant::now() + if kept { pause } else { MAX_SCAN_INTERVAL }
                 });
             }
-            if queue.is_empty() && under_way.len() < UNDER_WAY {
-                queue.extend(self.ready(QUEUE).await);
+            if queue.is_empty() && under_way.len() < MAX_JOBS {
+                queue.extend(self.take_due_jobs(MAX_QUEUED).await);
             }
-            while under_way.len() < UNDER_WAY
+            while under_way.len() < MAX_JOBS
                 && let Some(job) = queue.pop_front()
             {
-                under_way.spawn(Arc::clone(&self).work(job, shutdown.clone()));
+                under_way.spawn(Arc::clone(&self).run_job(job, shutdown.clone()));
             }
             if under_way.is_empty() {
-                self.hang_up().await;
+                self.close_idle_connections().await;
             }
             tokio::select! {
                 biased;
                 () = wait_for_shutdown(&mut shutdown) => break,
-                Some(ended) = under_way.join_next() => self.ended(ended),
+                Some(ended) = under_way.join_next() => self.log_failed_task(ended),
                 Some(ended) = keeping.join_next() => match ended {
                     Ok(next) => next_scan = next,
                     Err(_) => {
-                        self.ended(ended.map(drop));
-                        next_scan = Instant::now() + LATEST;
+                        self.log_failed_task(ended.map(drop));
+                        next_scan = Instant::now() + MAX_SCAN_INTERVAL;
                     }
                 },
-                () = self.planned.notified() => {}
-                () = tokio::time::sleep(SOONEST) => {}
+                () = self.new_plans.notified() => {}
+                () = tokio::time::sleep(MIN_SCAN_INTERVAL) => {}
             }
         }
         while let Some(ended) = under_way.join_next().await {
-            self.ended(ended);
+            self.log_failed_task(ended);
         }
-        self.hang_up().await;
+        self.close_idle_connections().await;
         while let Some(ended) = keeping.join_next().await {
-            self.ended(ended.map(drop));
+            self.log_failed_task(ended.map(drop));
         }
     }
 
-    /// Nothing is on its way: the MTA's connections are not kept for what may come.
-    async fn hang_up(&self) {
-        let setup = Arc::clone(&self.setup.read());
-        if let Some(sending) = &setup.sending {
-            sending.transport.close_idle().await;
+    /// Closes the connections to the MTA, when nothing is being sent.
+    async fn close_idle_connections(&self) {
+        let settings = Arc::clone(&self.settings.read());
+        if let Some(sender) = &settings.sender {
+            sender.transport.close_idle().await;
         }
     }
 
-    /// The inputs that keep a day open. Before any input has said where it is, all do.
-    fn lagging(&self, day: Day, now: i64) -> Vec<String> {
+    /// The inputs that keep a day open. Before any input has reported its position, every day is open.
+    fn lagging_inputs(&self, day: Day, now: i64) -> Vec<String> {
         let metrics = &self.context.metrics;
         if metrics.inputs().is_empty() {
             vec!["no input has begun".to_owned()]
@@ -288,16 +287,16 @@ impl Scheduler {
         }
     }
 
-    /// Begins nothing for a while: the store has its troubles.
-    fn rest(&self) {
-        self.board.lock().rest_until = Some(Instant::now() + LATEST);
+    /// Starts no job for a while, because the store failed.
+    fn back_off(&self) {
+        self.in_flight.lock().back_off_until = Some(Instant::now() + MAX_SCAN_INTERVAL);
     }
 
-    /// Runs a call that blocks where that holds up nobody.
-    async fn blocking<T: Send + 'static>(&self, call: impl FnOnce(&dyn Store) -> T + Send + 'static) -> T {
+    /// Runs a blocking store call on a blocking thread.
+    async fn run_blocking<T: Send + 'static>(&self, call: impl FnOnce(&dyn Store) -> T + Send + 'static) -> T {
         let store = Arc::clone(&self.context.store);
         // Never closed, so always given.
-        let _turn = self.threads.acquire().await;
+        let _turn = self.blocking_slots.acquire().await;
         match tokio::task::spawn_blocking(move || call(&*store)).await {
             Ok(value) => value,
             // The call does not get cancelled; a panic in it goes on here, as if it had been called here.
@@ -305,19 +304,19 @@ impl Scheduler {
         }
     }
 
-    fn ended(&self, task: Result<(), JoinError>) {
+    fn log_failed_task(&self, task: Result<(), JoinError>) {
         if let Err(e) = task {
-            self.error(format!("report: a task ended: {e}; its report waits for a restart"));
+            self.log_error(format!("report: a task ended: {e}; its report waits for a restart"));
         }
     }
 
-    fn error(&self, line: String) {
+    fn log_error(&self, line: String) {
         self.context.metrics.log_error(self.context.clock, line);
     }
 }
 
 /// A random number of seconds from 0 to `span`. Without random octets, 0.
-fn within(span: i64) -> i64 {
+fn random_delay(span: i64) -> i64 {
     let random = own_reports::random_bytes::<8>().map(u64::from_le_bytes).unwrap_or_default();
     let span = u64::try_from(span).unwrap_or_default();
     i64::try_from(random % (span + 1)).unwrap_or_default()

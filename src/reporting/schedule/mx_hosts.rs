@@ -14,68 +14,78 @@ use crate::base::tlsrpt::{Day, PolicyType, TallyRow};
 use crate::reporting::report::recipients::ReportSubject;
 use crate::reporting::report::rows_of_host;
 use crate::reporting::schedule::planner;
-use crate::reporting::schedule::records::{Named, Plan, PlanState, Which, delivery_key};
-use crate::reporting::schedule::{Scheduler, snapshot, within};
+use crate::reporting::schedule::records::{PlanState, RecordKey, ReportKey, ReportPlan, delivery_key};
+use crate::reporting::schedule::{Scheduler, random_delay, snapshot};
 use crate::store::{Batch, Store, StoreError, Table};
 
-/// How many domains are read in one go.
-const PAGE: usize = 200;
+/// How many domains are read at once.
+const PAGE_SIZE: usize = 200;
 
-/// What the reports about recipient domains told of a host.
-pub(super) struct Told {
+/// The counts of an MX host, from the reports about recipient domains.
+pub(super) struct HostCounts {
     /// The rows of a report about it.
     pub rows: Vec<TallyRow>,
-    /// Where each of the domains' reports go.
-    pub to: Vec<Vec<Destination>>,
+    /// For each of the domains, the destinations of its report.
+    pub domain_destinations: Vec<Vec<Destination>>,
     /// Whether one of the domains has not been looked up yet.
-    pub open: bool,
+    pub lookups_pending: bool,
 }
 
-impl Told {
-    /// Leaves out where all of it goes already.
-    pub fn narrow(&self, found: Recipients) -> Result<Recipients, NoRecipients> {
-        found.without(&self.to)
+impl HostCounts {
+    /// Excludes the destinations that get all of it already.
+    pub fn exclude_reported(&self, found: Recipients) -> Result<Recipients, NoRecipients> {
+        found.without(&self.domain_destinations)
     }
 }
 
 impl Scheduler {
     /// Plans the reports about the hosts of a recipient domain that have no plan yet; with a domain's supplement, those of
     /// the hosts whose report is settled without it.
-    pub(super) async fn plan_hosts(&self, which: &Which, rows: &[TallyRow], spread: i64) -> Result<(), String> {
+    pub(super) async fn plan_mx_hosts(
+        &self,
+        report_key: &ReportKey,
+        rows: &[TallyRow],
+        spread: i64,
+    ) -> Result<(), String> {
         let own = rows.iter().filter(|row| row.policy.policy_type == PolicyType::Tlsa);
         let hosts: BTreeSet<String> = own.map(|row| row.policy.policy_domain.clone()).collect();
         if hosts.is_empty() {
             return Ok(());
         }
         // One at a time: what another look-up has planned meanwhile may be sent already, and must not begin anew.
-        let _turn = self.planning_hosts.lock().await;
-        let (day, supplement) = (which.day, which.supplement);
-        let unplanned = self.blocking(move |store| unplanned(store, day, hosts, supplement)).await;
+        let _turn = self.planning_mx_hosts.lock().await;
+        let (day, supplement) = (report_key.day, report_key.supplement);
+        let unplanned = self.run_blocking(move |store| unplanned_hosts(store, day, hosts, supplement)).await;
         let begin = if supplement { self.context.clock.seconds() } else { day.end() };
         let mut batch = Batch::default();
         for host in unplanned.map_err(|e| e.to_string())? {
             // After those of the recipient domains.
-            Plan::at(begin + spread + within(spread)).put(&mut batch, &host, None);
+            ReportPlan::waiting_until(begin + spread + random_delay(spread)).add_to_batch(&mut batch, &host, None);
         }
-        if batch.set.is_empty() { Ok(()) } else { self.journal.write(batch).await }
+        if batch.set.is_empty() { Ok(()) } else { self.group_commit.write(batch).await }
     }
 
-    /// What a report about a host says, and where it is known already.
-    pub(super) async fn told_of(&self, which: &Which) -> Result<Told, StoreError> {
-        let which = which.clone();
-        self.blocking(move |store| told(store, &which)).await
+    /// Reads the counts of a host, and the destinations that get them already.
+    pub(super) async fn host_counts(&self, report_key: &ReportKey) -> Result<HostCounts, StoreError> {
+        let report_key = report_key.clone();
+        self.run_blocking(move |store| read_host_counts(store, &report_key)).await
     }
 }
 
-/// Those of the hosts that have no plan; of what came late also those that have said the rest.
-fn unplanned(store: &dyn Store, day: Day, hosts: BTreeSet<String>, supplement: bool) -> Result<Vec<Which>, StoreError> {
+/// The hosts that have no plan; for a supplement also those whose first report is planned.
+fn unplanned_hosts(
+    store: &dyn Store,
+    day: Day,
+    hosts: BTreeSet<String>,
+    supplement: bool,
+) -> Result<Vec<ReportKey>, StoreError> {
     let mut unplanned = Vec::new();
     for host in hosts {
-        let host = Which::first(day, ReportSubject::Host(host));
-        match planner::read(store, &host)?.map(|plan| plan.state) {
+        let host = ReportKey::first(day, ReportSubject::Host(host));
+        match planner::read_plan(store, &host)?.map(|plan| plan.state) {
             None => unplanned.push(host),
-            Some(PlanState::Planned) if supplement && planner::read(store, &host.supplement())?.is_none() => {
-                unplanned.push(host.supplement());
+            Some(PlanState::Planned) if supplement && planner::read_plan(store, &host.as_supplement())?.is_none() => {
+                unplanned.push(host.as_supplement());
             }
             Some(_) => {}
         }
@@ -83,12 +93,12 @@ fn unplanned(store: &dyn Store, day: Day, hosts: BTreeSet<String>, supplement: b
     Ok(unplanned)
 }
 
-fn told(store: &dyn Store, which: &Which) -> Result<Told, StoreError> {
-    let (day, host) = (which.day, which.about.name());
-    let mut told = Told { rows: Vec::new(), to: Vec::new(), open: false };
+fn read_host_counts(store: &dyn Store, report_key: &ReportKey) -> Result<HostCounts, StoreError> {
+    let (day, host) = (report_key.day, report_key.subject.name());
+    let mut host_counts = HostCounts { rows: Vec::new(), domain_destinations: Vec::new(), lookups_pending: false };
     let mut after: Option<String> = None;
     loop {
-        let domains = store.domain_sums(day, after.as_deref(), PAGE)?;
+        let domains = store.domain_sums(day, after.as_deref(), PAGE_SIZE)?;
         let Some((last, _)) = domains.last() else { break };
         after = Some(last.clone());
         for (domain, _) in domains {
@@ -96,34 +106,36 @@ fn told(store: &dyn Store, which: &Which) -> Result<Told, StoreError> {
             if rows.is_empty() {
                 continue;
             }
-            told.rows.extend(rows);
-            let Ok(about) = domain.parse() else { continue };
-            let of_domain = Which { about, ..which.clone() };
-            match planner::read(store, &of_domain)? {
+            host_counts.rows.extend(rows);
+            let Ok(subject) = domain.parse() else { continue };
+            let of_domain = ReportKey { subject, ..report_key.clone() };
+            match planner::read_plan(store, &of_domain)? {
                 // Nothing came late for this one.
-                None if which.supplement => {}
+                None if report_key.supplement => {}
                 // A domain whose look-up fails for the time being is not waited for.
                 plan => {
-                    told.open |= plan.is_none_or(|p| p.state == PlanState::Waiting && p.attempts == 0);
-                    told.to.push(destinations(store, &of_domain)?);
+                    host_counts.lookups_pending |=
+                        plan.is_none_or(|p| p.state == PlanState::Waiting && p.attempts == 0);
+                    host_counts.domain_destinations.push(planned_destinations(store, &of_domain)?);
                 }
             }
         }
     }
-    if which.supplement {
-        let first = snapshot::read(store, &Which { supplement: false, ..which.clone() })?;
-        told.rows = snapshot::since(snapshot::merged(told.rows), &snapshot::merged(first));
+    if report_key.supplement {
+        let first = snapshot::read_rows(store, &ReportKey { supplement: false, ..report_key.clone() })?;
+        host_counts.rows =
+            snapshot::counted_since(snapshot::merge_by_policy(host_counts.rows), &snapshot::merge_by_policy(first));
     }
-    Ok(told)
+    Ok(host_counts)
 }
 
-fn destinations(store: &dyn Store, which: &Which) -> Result<Vec<Destination>, StoreError> {
-    let prefix = [&which.key()[..], b"/"].concat();
+fn planned_destinations(store: &dyn Store, report_key: &ReportKey) -> Result<Vec<Destination>, StoreError> {
+    let prefix = [&report_key.encode()[..], b"/"].concat();
     let records = store.scan(Table::Delivery, &prefix)?;
     Ok(records
         .iter()
-        .filter_map(|(key, _)| match Named::read(key)? {
-            Named::Delivery(of, to) if delivery_key(&of, &to) == *key => Some(to),
+        .filter_map(|(key, _)| match RecordKey::decode(key)? {
+            RecordKey::Delivery(of, to) if delivery_key(&of, &to) == *key => Some(to),
             _ => None,
         })
         .collect())

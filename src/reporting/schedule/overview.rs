@@ -1,7 +1,7 @@
-//! What is due, under way or done, to be looked at; and a report that went, to be sent once more.
+//! The reports that are due, in progress or done, for display; and the resending of a report.
 //!
-//! Takes: the records in the store. Gives: [`Due`]s, all or in short, and [`Kept`] reports.
-//! Limits: [`MAX_DUE`] lines in one answer, [`MAX_SHOWN`] in short.
+//! Takes: the records in the store. Gives: a [`ReportStatus`] for each, or a [`ReportOverview`], and an [`ArchivedReport`].
+//! Limits: [`MAX_LISTED`] lines in one answer, [`MAX_OPEN_LISTED`] in an overview.
 //! When it fails: a line that says why; nothing is changed.
 //! Not here: the counts that no report has yet (`store`).
 
@@ -13,24 +13,24 @@ use crate::base::own_reports;
 use crate::base::rua_record::Destination;
 use crate::base::tlsrpt::Day;
 use crate::reporting::report::build::Report;
-use crate::reporting::schedule::records::{Delivery, DeliveryState, Named, Plan, PlanState, Which};
-use crate::reporting::schedule::snapshot::Said;
+use crate::reporting::schedule::records::{DeliveryState, PlanState, RecordKey, ReportDelivery, ReportKey, ReportPlan};
+use crate::reporting::schedule::snapshot::ReportSnapshot;
 use crate::reporting::schedule::{Job, Scheduler};
 use crate::store::{Batch, StoreError, Table};
 
 /// The most lines in one answer: what a terminal can be asked to show, and some tens of MiB.
-pub const MAX_DUE: usize = 100_000;
+pub const MAX_LISTED: usize = 100_000;
 
-/// The most lines of what is due in short: a screen or two.
-pub const MAX_SHOWN: usize = 50;
+/// The most lines of an overview: a screen or two.
+pub const MAX_OPEN_LISTED: usize = 50;
 
 /// How many records are read at once.
-const PAGE: usize = 1000;
+const PAGE_SIZE: usize = 1000;
 
-/// One line of what is due, or done.
+/// The status of a report that is due, in progress or done, for one destination.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub struct Due {
+pub struct ReportStatus {
     /// The UTC day.
     pub day: Day,
     /// The recipient domain; `mx:` and its name for an MX host.
@@ -45,7 +45,7 @@ pub struct Due {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub report_id: Option<String>,
     /// How far it is.
-    pub state: DueState,
+    pub state: ReportState,
     /// When something happens next, in seconds since 1970-01-01T00:00:00Z; nothing where it is done.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub next: Option<i64>,
@@ -59,10 +59,10 @@ pub struct Due {
     pub last: Option<String>,
 }
 
-/// How far a line of [`Due`] is.
+/// The state of a [`ReportStatus`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum DueState {
+pub enum ReportState {
     /// For its moment, for an input that lags, or for DNS.
     Waiting,
     /// The domain gets no report of this day.
@@ -81,67 +81,67 @@ pub enum DueState {
     Expired,
 }
 
-/// What is due, in short.
+/// All reports in short.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub struct Overview {
+pub struct ReportOverview {
     /// How many lines there are in each state.
-    pub counts: BTreeMap<DueState, u64>,
-    /// The first of those that are still to go or went wrong, oldest day first, [`MAX_SHOWN`] at most.
-    pub open: Vec<Due>,
+    pub counts: BTreeMap<ReportState, u64>,
+    /// The first of those that are still to go or went wrong, oldest day first, [`MAX_OPEN_LISTED`] at most.
+    pub open: Vec<ReportStatus>,
 }
 
-/// A report that went or is to go.
+/// The content of a report that was sent or will be, and its deliveries.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub struct Kept {
+pub struct ArchivedReport {
     /// The name of the attached file.
     pub file_name: String,
     /// The JSON, as it is compressed for its receivers.
     pub json: String,
     /// Where it goes, and how far that is.
-    pub deliveries: Vec<Due>,
+    pub deliveries: Vec<ReportStatus>,
 }
 
-impl std::fmt::Display for DueState {
+impl std::fmt::Display for ReportState {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         self.serialize(f)
     }
 }
 
-impl From<DeliveryState> for DueState {
-    fn from(state: DeliveryState) -> DueState {
+impl From<DeliveryState> for ReportState {
+    fn from(state: DeliveryState) -> ReportState {
         match state {
-            DeliveryState::Planned => DueState::Planned,
-            DeliveryState::Attempting => DueState::Attempting,
-            DeliveryState::Sent => DueState::Sent,
-            DeliveryState::Refused => DueState::Refused,
-            DeliveryState::Unknown => DueState::Unknown,
-            DeliveryState::Expired => DueState::Expired,
+            DeliveryState::Planned => ReportState::Planned,
+            DeliveryState::Attempting => ReportState::Attempting,
+            DeliveryState::Sent => ReportState::Sent,
+            DeliveryState::Refused => ReportState::Refused,
+            DeliveryState::Unknown => ReportState::Unknown,
+            DeliveryState::Expired => ReportState::Expired,
         }
     }
 }
 
 impl Scheduler {
-    /// Everything that is planned, under way or done within retention, oldest day first, [`MAX_DUE`] at most.
+    /// Everything that is planned, in progress or done within retention, oldest day first, [`MAX_LISTED`] at most.
     /// Blocks for as long as the store does.
-    pub fn due(&self) -> Result<Vec<Due>, StoreError> {
+    pub fn list_reports(&self) -> Result<Vec<ReportStatus>, StoreError> {
         let mut due = Vec::new();
-        self.records(|key, value| {
-            due.extend(line(key, value));
-            due.len() < MAX_DUE
+        self.visit_records(|key, value| {
+            due.extend(record_status(key, value));
+            due.len() < MAX_LISTED
         })?;
         Ok(due)
     }
 
-    /// How many there are of what, and the first that ask for attention. Blocks for as long as the store does.
-    pub fn overview(&self) -> Result<Overview, StoreError> {
-        let mut overview = Overview::default();
-        self.records(|key, value| {
-            if let Some(due) = line(key, value) {
+    /// How many reports are in each state, and the first that need attention. Blocks for as long as the store does.
+    pub fn overview(&self) -> Result<ReportOverview, StoreError> {
+        let mut overview = ReportOverview::default();
+        self.visit_records(|key, value| {
+            if let Some(due) = record_status(key, value) {
                 *overview.counts.entry(due.state).or_default() += 1;
-                let over = matches!(due.state, DueState::Sent | DueState::Nothing);
-                if !over && overview.open.len() < MAX_SHOWN {
+                let over = matches!(due.state, ReportState::Sent | ReportState::Nothing);
+                if !over && overview.open.len() < MAX_OPEN_LISTED {
                     overview.open.push(due);
                 }
             }
@@ -151,41 +151,47 @@ impl Scheduler {
     }
 
     /// A report by its identifier, or by what stands before its `@`. Blocks for as long as the store does.
-    pub fn kept(&self, id: &str) -> Result<Kept, String> {
-        let (which, deliveries) = self.find(id)?;
-        let setup = self.setup.read();
-        let Some(sending) = &setup.sending else { return Err("[report] is incomplete; nothing is shown".to_owned()) };
-        let packed = self.context.store.read(Table::Snapshot, &which.key()).map_err(|e| e.to_string())?;
-        let packed = packed.ok_or_else(|| format!("report {which}: what it says is not kept; nothing is shown"))?;
-        let said =
-            Said::unpack(&packed).map_err(|e| format!("report {which}: cannot be read: {e}; nothing is shown"))?;
-        let identity = said.identity(&sending.identity);
-        let (about, id, rows) = (&which.about, &said.report_id, &said.rows);
-        let report = Report::build(&identity, which.day, about.name(), id, rows, sending.max_size);
-        let deliveries = deliveries.iter().map(|(to, delivery)| delivered(&which, to, delivery)).collect();
-        Ok(Kept { file_name: report.file_name, json: String::from_utf8_lossy(&report.json).into_owned(), deliveries })
+    pub fn archived_report(&self, id: &str) -> Result<ArchivedReport, String> {
+        let (report_key, deliveries) = self.find_report(id)?;
+        let settings = self.settings.read();
+        let Some(sender) = &settings.sender else { return Err("[report] is incomplete; nothing is shown".to_owned()) };
+        let encoded = self.context.store.read(Table::Snapshot, &report_key.encode()).map_err(|e| e.to_string())?;
+        let encoded =
+            encoded.ok_or_else(|| format!("report {report_key}: what it says is not kept; nothing is shown"))?;
+        let snapshot = ReportSnapshot::decode(&encoded)
+            .map_err(|e| format!("report {report_key}: cannot be read: {e}; nothing is shown"))?;
+        let identity = snapshot.identity(&sender.identity);
+        let (subject, id, rows) = (&report_key.subject, &snapshot.report_id, &snapshot.rows);
+        let report = Report::build(&identity, report_key.day, subject.name(), id, rows, sender.max_size);
+        let deliveries = deliveries.iter().map(|(to, delivery)| delivery_status(&report_key, to, delivery)).collect();
+        Ok(ArchivedReport {
+            file_name: report.file_name,
+            json: String::from_utf8_lossy(&report.json).into_owned(),
+            deliveries,
+        })
     }
 
     /// Has a report sent once more, wherever it went or was to go: the same report under a new Message-ID. Returns to how
     /// many destinations; those to which it is on its way are left alone. Blocks for as long as the store does.
     pub fn resend(&self, id: &str) -> Result<usize, String> {
-        let (which, deliveries) = self.find(id)?;
-        let setup = self.setup.read();
-        let Some(sending) = &setup.sending else { return Err("[report] is incomplete; nothing is sent".to_owned()) };
+        let (report_key, deliveries) = self.find_report(id)?;
+        let settings = self.settings.read();
+        let Some(sender) = &settings.sender else { return Err("[report] is incomplete; nothing is sent".to_owned()) };
         let mut batch = Batch::default();
         let mut again = 0;
         // Held until it is written: what is picked meanwhile would be tried beside it.
-        let board = self.board.lock();
+        let in_flight = self.in_flight.lock();
         for (to, before) in deliveries {
             let on_its_way = matches!(before.state, DeliveryState::Planned | DeliveryState::Attempting)
-                || board.busy.contains(&Job::Send(which.clone(), to.clone()));
+                || in_flight.jobs.contains(&Job::Send(report_key.clone(), to.clone()));
             if on_its_way {
                 continue;
             }
-            let message_id =
-                self.message_id(which.day, sending).map_err(|e| format!("report {which}: {e}; nothing is sent"))?;
+            let message_id = self
+                .new_message_id(report_key.day, sender)
+                .map_err(|e| format!("report {report_key}: {e}; nothing is sent"))?;
             let now = self.context.clock.seconds();
-            let planned = Delivery {
+            let planned = ReportDelivery {
                 state: DeliveryState::Planned,
                 next: now,
                 first: None,
@@ -193,35 +199,35 @@ impl Scheduler {
                 message_id,
                 ..before.clone()
             };
-            planned.put(&mut batch, &which, &to, Some(&before));
+            planned.add_to_batch(&mut batch, &report_key, &to, Some(&before));
             again += 1;
         }
         if again > 0 {
-            self.context.store.write(batch).map_err(|e| format!("report {which}: {e}; nothing is sent"))?;
-            self.planned.notify_one();
+            self.context.store.write(batch).map_err(|e| format!("report {report_key}: {e}; nothing is sent"))?;
+            self.new_plans.notify_one();
         }
         Ok(again)
     }
 
-    /// A Message-ID that nobody else can have made.
-    pub(super) fn message_id(
+    /// A new Message-ID that nobody else can have made.
+    pub(super) fn new_message_id(
         &self,
         day: Day,
-        sending: &crate::reporting::report::ReportSender,
+        sender: &crate::reporting::report::ReportSender,
     ) -> std::io::Result<String> {
         let unique =
             format!("{}-{}", day.to_string().replace('-', ""), own_reports::hex(&own_reports::random_bytes::<8>()?));
-        Ok(self.context.own.message_id(&unique, &sending.identity.from.domain))
+        Ok(self.context.message_id_key.message_id(&unique, &sender.identity.from.domain))
     }
 
-    fn find(&self, id: &str) -> Result<(Which, Vec<(Destination, Delivery)>), String> {
-        let mut found: Option<(Which, Vec<(Destination, Delivery)>)> = None;
+    fn find_report(&self, id: &str) -> Result<(ReportKey, Vec<(Destination, ReportDelivery)>), String> {
+        let mut found: Option<(ReportKey, Vec<(Destination, ReportDelivery)>)> = None;
         let same = |known: &str| known == id || known.split('@').next() == Some(id);
-        let read = self.records(|key, value| {
-            let Some(Named::Delivery(which, to)) = Named::read(key) else { return true };
-            match serde_json::from_slice::<Delivery>(value) {
+        let read = self.visit_records(|key, value| {
+            let Some(RecordKey::Delivery(report_key, to)) = RecordKey::decode(key) else { return true };
+            match serde_json::from_slice::<ReportDelivery>(value) {
                 Ok(delivery) if same(delivery.report_id.as_str()) => {
-                    found.get_or_insert_with(|| (which, Vec::new())).1.push((to, delivery));
+                    found.get_or_insert_with(|| (report_key, Vec::new())).1.push((to, delivery));
                     true
                 }
                 // They stand together.
@@ -233,10 +239,10 @@ impl Scheduler {
     }
 
     /// Hands each record to `each`, until it returns false.
-    fn records(&self, mut each: impl FnMut(&[u8], &[u8]) -> bool) -> Result<(), StoreError> {
+    fn visit_records(&self, mut each: impl FnMut(&[u8], &[u8]) -> bool) -> Result<(), StoreError> {
         let mut from = Vec::new();
         loop {
-            let page = self.context.store.scan_page(Table::Delivery, b"", &from, PAGE)?;
+            let page = self.context.store.scan_page(Table::Delivery, b"", &from, PAGE_SIZE)?;
             let Some((last, _)) = page.last() else { return Ok(()) };
             // The next key there can be.
             from = [&last[..], &[0]].concat();
@@ -247,25 +253,27 @@ impl Scheduler {
     }
 }
 
-/// The line of a record; none for a plan whose deliveries have their own.
-fn line(key: &[u8], value: &[u8]) -> Option<Due> {
-    match Named::read(key)? {
-        Named::Delivery(which, to) => Some(delivered(&which, &to, &serde_json::from_slice(value).ok()?)),
-        Named::Plan(which) => {
-            let plan = Plan::read(value);
+/// The status of a record; `None` for a plan whose deliveries have their own.
+fn record_status(key: &[u8], value: &[u8]) -> Option<ReportStatus> {
+    match RecordKey::decode(key)? {
+        RecordKey::Delivery(report_key, to) => {
+            Some(delivery_status(&report_key, &to, &serde_json::from_slice(value).ok()?))
+        }
+        RecordKey::Plan(report_key) => {
+            let plan = ReportPlan::decode(value);
             let state = match plan.state {
-                PlanState::Waiting => DueState::Waiting,
-                PlanState::Nothing => DueState::Nothing,
+                PlanState::Waiting => ReportState::Waiting,
+                PlanState::Nothing => ReportState::Nothing,
                 PlanState::Planned => return None,
             };
-            Some(Due {
-                day: which.day,
-                domain: which.name(),
-                supplement: which.supplement,
+            Some(ReportStatus {
+                day: report_key.day,
+                domain: report_key.subject_text(),
+                supplement: report_key.supplement,
                 destination: None,
                 report_id: None,
                 state,
-                next: (state == DueState::Waiting).then_some(plan.next),
+                next: (state == ReportState::Waiting).then_some(plan.next),
                 tried: None,
                 attempts: plan.attempts,
                 last: plan.last,
@@ -274,11 +282,11 @@ fn line(key: &[u8], value: &[u8]) -> Option<Due> {
     }
 }
 
-fn delivered(which: &Which, to: &Destination, delivery: &Delivery) -> Due {
-    Due {
-        day: which.day,
-        domain: which.name(),
-        supplement: which.supplement,
+fn delivery_status(report_key: &ReportKey, to: &Destination, delivery: &ReportDelivery) -> ReportStatus {
+    ReportStatus {
+        day: report_key.day,
+        domain: report_key.subject_text(),
+        supplement: report_key.supplement,
         destination: Some(to.clone()),
         report_id: Some(delivery.report_id.to_string()),
         state: delivery.state.into(),

@@ -1,10 +1,10 @@
 //! The reports of a day as they would go now, to be looked at.
 //!
-//! Takes: the counts in the store, what was said of them already, the receivers' records in DNS. Gives: a [`Preview`] for
+//! Takes: the counts in the store, what was said of them already, the receivers' records in DNS. Gives: a [`ReportPreview`] for
 //! each report about a recipient domain, for each supplement, and for each MX host that has sessions under its own TLSA
 //! records. Sends nothing, changes nothing; what `[report]` lacks stands in it as not set.
 //! Limits: all reports of a day are in memory, for they are all shown.
-//! When it fails: one line. Not here: when they go (`plan`), what went (`due`).
+//! When it fails: one line. Not here: when they are sent (`planner`), what was sent (`overview`).
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -18,15 +18,15 @@ use crate::net::tlsrpt_record::TlsrptLookupError;
 use crate::reporting::report::build::{Report, ReportId};
 use crate::reporting::report::recipients::{RecipientFilter, ReportSubject};
 use crate::reporting::report::{has_failures, look_up_served_recipients, rows_of_host};
-use crate::reporting::schedule::records::{Plan, PlanState, Which};
-use crate::reporting::schedule::snapshot::{self, Said};
+use crate::reporting::schedule::records::{PlanState, ReportKey, ReportPlan};
+use crate::reporting::schedule::snapshot::{self, ReportSnapshot};
 use crate::reporting::schedule::{Scheduler, planner};
 use crate::store::{StoreError, Table};
 
-/// A report as it would go.
+/// A report as it would be sent now.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub struct Preview {
+pub struct ReportPreview {
     /// The recipient domain; `mx:` and its name for an MX host.
     pub domain: String,
     /// Whether it has only what was counted after the day's report was settled.
@@ -45,30 +45,36 @@ pub struct Preview {
     pub json: String,
 }
 
-/// What previews of one day have in common.
-struct Making<'a> {
+/// Builds the previews of one day.
+struct PreviewBuilder<'a> {
     scheduler: &'a Scheduler,
     section: &'a ReportSection,
     identity: Identity,
-    audience: RecipientFilter,
+    recipient_filter: RecipientFilter,
     day: Day,
-    previews: Vec<Preview>,
+    previews: Vec<ReportPreview>,
 }
 
 impl Scheduler {
     /// The reports of a day as they would go now: about one domain or MX host, or all that have counts. The report-ids are
     /// not those that sent reports have. Blocks for as long as the store does; fails with one line.
-    pub async fn preview(&self, section: &ReportSection, day: Day, name: Option<&str>) -> Result<Vec<Preview>, String> {
+    pub async fn preview(
+        &self,
+        section: &ReportSection,
+        day: Day,
+        name: Option<&str>,
+    ) -> Result<Vec<ReportPreview>, String> {
         let identity = Identity::read(section).map_err(|faults| faults.join("; "))?;
-        let audience = RecipientFilter::from_section(section);
-        let making = Making { scheduler: self, section, identity, audience, day, previews: Vec::new() };
-        making.all(name).await.map_err(|e| e.to_string())
+        let recipient_filter = RecipientFilter::from_section(section);
+        let builder =
+            PreviewBuilder { scheduler: self, section, identity, recipient_filter, day, previews: Vec::new() };
+        builder.build(name).await.map_err(|e| e.to_string())
     }
 }
 
-impl Making<'_> {
-    async fn all(mut self, name: Option<&str>) -> Result<Vec<Preview>, StoreError> {
-        let wanted = |about: &str| name.is_none_or(|name| name == about);
+impl PreviewBuilder<'_> {
+    async fn build(mut self, name: Option<&str>) -> Result<Vec<ReportPreview>, StoreError> {
+        let wanted = |subject: &str| name.is_none_or(|name| name == subject);
         let store = &*self.scheduler.context.store;
         // Of each host its rows, and the domains that they are from.
         let mut hosts: BTreeMap<String, (Vec<TallyRow>, Vec<String>)> = BTreeMap::new();
@@ -83,70 +89,82 @@ impl Making<'_> {
                 }
             }
             if wanted(&domain) {
-                self.domain(domain, rows).await?;
+                self.add_domain(domain, rows).await?;
             }
         }
         let mut known: HashMap<String, Vec<Destination>> = HashMap::new();
         for (host, (rows, mut from)) in hosts {
             from.dedup();
-            let about = ReportSubject::Host(host);
-            let mut found = self.find(&about, &rows).await;
+            let subject = ReportSubject::Host(host);
+            let mut found = self.find_recipients(&subject, &rows).await;
             if let Ok(recipients) = found {
                 for domain in &from {
                     if !known.contains_key(domain) {
                         let of = ReportSubject::Domain(domain.clone());
-                        let found =
-                            look_up_served_recipients(&self.scheduler.context.resolver, &self.audience, &of, self.day)
-                                .await;
+                        let found = look_up_served_recipients(
+                            &self.scheduler.context.resolver,
+                            &self.recipient_filter,
+                            &of,
+                            self.day,
+                        )
+                        .await;
                         known.insert(domain.clone(), found.map(|found| found.destinations).unwrap_or_default());
                     }
                 }
-                let told: Vec<Vec<Destination>> = from.iter().map(|domain| known[domain].clone()).collect();
-                found = recipients.without(&told).map_err(TlsrptLookupError::None);
+                let domain_destinations: Vec<Vec<Destination>> =
+                    from.iter().map(|domain| known[domain].clone()).collect();
+                found = recipients.without(&domain_destinations).map_err(TlsrptLookupError::None);
             }
-            let reported = self.reported(&Which::first(self.day, about.clone()))?.map(|(_, said)| said.report_id);
-            self.add(&about, false, reported, &rows, found);
+            let reported = self
+                .read_reported(&ReportKey::first(self.day, subject.clone()))?
+                .map(|(_, snapshot)| snapshot.report_id);
+            self.add(&subject, false, reported, &rows, found);
         }
         Ok(self.previews)
     }
 
     /// The report about a domain; where it is settled already, the supplement as well, if there is to be one.
-    async fn domain(&mut self, domain: String, rows: Vec<TallyRow>) -> Result<(), StoreError> {
-        let about = ReportSubject::Domain(domain);
-        let found = self.find(&about, &rows).await;
-        let which = Which::first(self.day, about.clone());
-        let Some((plan, said)) = self.reported(&which)? else {
-            self.add(&about, false, None, &rows, found);
+    async fn add_domain(&mut self, domain: String, rows: Vec<TallyRow>) -> Result<(), StoreError> {
+        let subject = ReportSubject::Domain(domain);
+        let found = self.find_recipients(&subject, &rows).await;
+        let report_key = ReportKey::first(self.day, subject.clone());
+        let Some((plan, snapshot)) = self.read_reported(&report_key)? else {
+            self.add(&subject, false, None, &rows, found);
             return Ok(());
         };
-        self.add(&about, false, Some(said.report_id), &rows, found);
-        let supplement = planner::read(&*self.scheduler.context.store, &which.supplement())?;
-        if snapshot::sum(&rows) > plan.counted && supplement.is_none_or(|plan| plan.state == PlanState::Waiting) {
-            let since = snapshot::since(rows, &said.rows);
-            let found = self.find(&about, &since).await;
-            self.add(&about, true, None, &since, found);
+        self.add(&subject, false, Some(snapshot.report_id), &rows, found);
+        let supplement = planner::read_plan(&*self.scheduler.context.store, &report_key.as_supplement())?;
+        if snapshot::total_count(&rows) > plan.counted && supplement.is_none_or(|plan| plan.state == PlanState::Waiting)
+        {
+            let since = snapshot::counted_since(rows, &snapshot.rows);
+            let found = self.find_recipients(&subject, &since).await;
+            self.add(&subject, true, None, &since, found);
         }
         Ok(())
     }
 
-    /// The plan of a report that is settled, and what it says.
-    fn reported(&self, which: &Which) -> Result<Option<(Plan, Said)>, StoreError> {
+    /// Reads the plan and the snapshot of a report that has recipients.
+    fn read_reported(&self, report_key: &ReportKey) -> Result<Option<(ReportPlan, ReportSnapshot)>, StoreError> {
         let store = &*self.scheduler.context.store;
-        let Some(plan) = planner::read(store, which)?.filter(|plan| plan.state == PlanState::Planned) else {
+        let Some(plan) = planner::read_plan(store, report_key)?.filter(|plan| plan.state == PlanState::Planned) else {
             return Ok(None);
         };
-        let packed = store.read(Table::Snapshot, &which.key())?;
-        Ok(packed.and_then(|packed| Some((plan, Said::unpack(&packed).ok()?))))
+        let encoded = store.read(Table::Snapshot, &report_key.encode())?;
+        Ok(encoded.and_then(|encoded| Some((plan, ReportSnapshot::decode(&encoded).ok()?))))
     }
 
-    async fn find(&self, about: &ReportSubject, rows: &[TallyRow]) -> Result<Recipients, TlsrptLookupError> {
-        self.audience.check_wanted(about, self.day, has_failures(rows))?;
-        look_up_served_recipients(&self.scheduler.context.resolver, &self.audience, about, self.day).await
+    async fn find_recipients(
+        &self,
+        subject: &ReportSubject,
+        rows: &[TallyRow],
+    ) -> Result<Recipients, TlsrptLookupError> {
+        self.recipient_filter.check_wanted(subject, self.day, has_failures(rows))?;
+        look_up_served_recipients(&self.scheduler.context.resolver, &self.recipient_filter, subject, self.day).await
     }
 
     fn add(
         &mut self,
-        about: &ReportSubject,
+        subject: &ReportSubject,
         supplement: bool,
         reported: Option<ReportId>,
         rows: &[TallyRow],
@@ -154,11 +172,11 @@ impl Making<'_> {
     ) {
         let id = if supplement { ReportId::preview_of_supplement } else { ReportId::preview };
         let id = id(self.day, self.identity.submitter());
-        let report = Report::build(&self.identity, self.day, about.name(), &id, rows, self.section.max_size);
+        let report = Report::build(&self.identity, self.day, subject.name(), &id, rows, self.section.max_size);
         let why_not = found.as_ref().err().map(ToString::to_string);
         let Recipients { destinations, skipped, .. } = found.unwrap_or_default();
-        self.previews.push(Preview {
-            domain: about.to_string(),
+        self.previews.push(ReportPreview {
+            domain: subject.to_string(),
             supplement,
             reported: reported.map(|id| id.to_string()),
             recipients: destinations,

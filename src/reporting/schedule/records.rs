@@ -1,9 +1,9 @@
 //! What is kept of a report that is to go, or went: a plan for a day and domain, a delivery for each destination, and
 //! for each of them that is not done a place in the order of time.
 //!
-//! Takes: octets of the store. Gives: the records, and keys that sort by day and domain, or by lane, day and time.
+//! Takes: octets of the store. Gives: the records, and keys that sort by day and domain, or by queue, day and time.
 //! When it fails: a record that cannot be read counts as done: what may have been sent is not sent again.
-//! Not here: when a record changes (`plan`, `attempt`).
+//! Not here: when a record changes (`planner`, `attempt`).
 
 use serde::{Deserialize, Serialize};
 
@@ -13,21 +13,22 @@ use crate::reporting::report::build::ReportId;
 use crate::reporting::report::recipients::ReportSubject;
 use crate::store::{Batch, Table};
 
-/// Which report: the one of a day and domain, or its supplement: what was counted after the first one was settled.
+/// The key of a report: its day and subject, and whether it is the supplement, with the counts that came after the first
+/// report's snapshot.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Which {
+pub struct ReportKey {
     /// The UTC day.
     pub day: Day,
     /// The recipient domain or MX host.
-    pub about: ReportSubject,
+    pub subject: ReportSubject,
     /// Whether it is the second one.
     pub supplement: bool,
 }
 
-/// What is to be done for a report. Key: `day/domain`, `day/domain~` for a supplement.
+/// The look-up for a report: when it is due, and its result. Key: `day/domain`, `day/domain~` for a supplement.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub struct Plan {
+pub struct ReportPlan {
     /// How far it is.
     pub state: PlanState,
     /// Its moment within the spread, which a restart does not move: seconds since 1970-01-01T00:00:00Z.
@@ -58,10 +59,10 @@ pub enum PlanState {
     Nothing,
 }
 
-/// A report to one destination. Key: `day/domain/destination`.
+/// The delivery of a report to one destination. Key: `day/domain/destination`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub struct Delivery {
+pub struct ReportDelivery {
     /// How far it is.
     pub state: DeliveryState,
     /// When it goes, or goes again: seconds since 1970-01-01T00:00:00Z.
@@ -101,158 +102,168 @@ pub enum DeliveryState {
     Expired,
 }
 
-/// Where in the order of time something stands. Each has its own rule of when its time has come.
+/// The queues of due work. Each has its own rule of when an entry is due.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Lane {
+pub enum Queue {
     /// Look-ups: once the day is closed.
     LookUp,
     /// Look-ups for supplements: once no input lags any more.
     Supplement,
-    /// Tries.
+    /// Deliveries.
     Send,
-    /// Tries under way.
-    UnderWay,
+    /// Deliveries in progress.
+    InProgress,
 }
 
-/// What a key in the store is of.
+/// The key of a record in the store, decoded.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub enum Named {
+pub enum RecordKey {
     /// A plan.
-    Plan(Which),
+    Plan(ReportKey),
     /// A delivery.
-    Delivery(Which, Destination),
+    Delivery(ReportKey, Destination),
 }
 
-impl Which {
+impl ReportKey {
     /// The first report of a day and domain.
-    pub fn first(day: Day, about: ReportSubject) -> Which {
-        Which { day, about, supplement: false }
+    pub fn first(day: Day, subject: ReportSubject) -> ReportKey {
+        ReportKey { day, subject, supplement: false }
     }
 
-    /// Under what its counts stand in the store.
-    pub fn name(&self) -> String {
-        self.about.to_string()
+    /// The subject as text: the domain, or `mx:` and the host.
+    pub fn subject_text(&self) -> String {
+        self.subject.to_string()
     }
 
-    /// What was counted after the first one was settled.
-    pub fn supplement(&self) -> Which {
-        Which { supplement: true, ..self.clone() }
+    /// The key of its supplement.
+    pub fn as_supplement(&self) -> ReportKey {
+        ReportKey { supplement: true, ..self.clone() }
     }
 
-    /// The key of its plan, and of what it says.
-    pub fn key(&self) -> Vec<u8> {
-        self.text().into_bytes()
+    /// The key of its plan, and of its snapshot.
+    pub fn encode(&self) -> Vec<u8> {
+        self.to_text().into_bytes()
     }
 
-    fn text(&self) -> String {
+    fn to_text(&self) -> String {
         // No domain has a tilde, and it sorts behind the slash.
-        format!("{}/{}{}", self.day, self.about, if self.supplement { "~" } else { "" })
+        format!("{}/{}{}", self.day, self.subject, if self.supplement { "~" } else { "" })
     }
 }
 
-impl std::fmt::Display for Which {
+impl std::fmt::Display for ReportKey {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let supplement = if self.supplement { " (supplement)" } else { "" };
-        write!(f, "{} {}{supplement}", self.day, self.about)
+        write!(f, "{} {}{supplement}", self.day, self.subject)
     }
 }
 
-impl Plan {
+impl ReportPlan {
     /// A plan whose look-up comes at `moment`.
-    pub fn at(moment: i64) -> Plan {
-        Plan { state: PlanState::Waiting, moment, next: moment, first: None, attempts: 0, last: None, counted: 0 }
+    pub fn waiting_until(moment: i64) -> ReportPlan {
+        ReportPlan { state: PlanState::Waiting, moment, next: moment, first: None, attempts: 0, last: None, counted: 0 }
     }
 
-    /// Reads a plan; one that makes no sense is done.
-    pub fn read(octets: &[u8]) -> Plan {
+    /// Decodes a plan; one that cannot be decoded counts as done.
+    pub fn decode(bytes: &[u8]) -> ReportPlan {
         let last = Some("its record in the store cannot be read".to_owned());
-        let unreadable = Plan { state: PlanState::Nothing, last, ..Plan::at(0) };
-        serde_json::from_slice(octets).unwrap_or(unreadable)
+        let unreadable = ReportPlan { state: PlanState::Nothing, last, ..ReportPlan::waiting_until(0) };
+        serde_json::from_slice(bytes).unwrap_or(unreadable)
     }
 
-    /// Its place in the order of time; none when it is done.
-    fn place(&self, which: &Which) -> Option<Vec<u8>> {
-        let lane = if which.supplement { Lane::Supplement } else { Lane::LookUp };
-        (self.state == PlanState::Waiting).then(|| place(lane, which.day, self.next, &which.key()))
+    /// Its key in [`Table::Due`]; `None` when it is done.
+    fn due_key(&self, report_key: &ReportKey) -> Option<Vec<u8>> {
+        let queue = if report_key.supplement { Queue::Supplement } else { Queue::LookUp };
+        (self.state == PlanState::Waiting).then(|| due_key(queue, report_key.day, self.next, &report_key.encode()))
     }
 
-    /// Adds what keeps it to a batch; `before` is what is kept so far.
-    pub fn put(&self, batch: &mut Batch, which: &Which, before: Option<&Plan>) {
-        move_place(batch, before.and_then(|plan| plan.place(which)), self.place(which));
-        batch.set.push((Table::Delivery, which.key(), Some(octets(self))));
+    /// Adds the record and its entry in [`Table::Due`] to a batch; `before` is the stored record.
+    pub fn add_to_batch(&self, batch: &mut Batch, report_key: &ReportKey, before: Option<&ReportPlan>) {
+        move_due_entry(batch, before.and_then(|plan| plan.due_key(report_key)), self.due_key(report_key));
+        batch.set.push((Table::Delivery, report_key.encode(), Some(to_json(self))));
     }
 }
 
-impl Delivery {
-    fn place(&self, which: &Which, to: &Destination) -> Option<Vec<u8>> {
-        let lane = match self.state {
-            DeliveryState::Planned => Lane::Send,
-            DeliveryState::Attempting => Lane::UnderWay,
+impl ReportDelivery {
+    fn due_key(&self, report_key: &ReportKey, to: &Destination) -> Option<Vec<u8>> {
+        let queue = match self.state {
+            DeliveryState::Planned => Queue::Send,
+            DeliveryState::Attempting => Queue::InProgress,
             DeliveryState::Sent | DeliveryState::Refused | DeliveryState::Unknown | DeliveryState::Expired => {
                 return None;
             }
         };
-        Some(place(lane, which.day, self.next, &delivery_key(which, to)))
+        Some(due_key(queue, report_key.day, self.next, &delivery_key(report_key, to)))
     }
 
-    /// Adds what keeps it to a batch; `before` is what is kept so far.
-    pub fn put(&self, batch: &mut Batch, which: &Which, to: &Destination, before: Option<&Delivery>) {
-        move_place(batch, before.and_then(|delivery| delivery.place(which, to)), self.place(which, to));
-        batch.set.push((Table::Delivery, delivery_key(which, to), Some(octets(self))));
+    /// Adds the record and its entry in [`Table::Due`] to a batch; `before` is the stored record.
+    pub fn add_to_batch(
+        &self,
+        batch: &mut Batch,
+        report_key: &ReportKey,
+        to: &Destination,
+        before: Option<&ReportDelivery>,
+    ) {
+        move_due_entry(
+            batch,
+            before.and_then(|delivery| delivery.due_key(report_key, to)),
+            self.due_key(report_key, to),
+        );
+        batch.set.push((Table::Delivery, delivery_key(report_key, to), Some(to_json(self))));
     }
 }
 
-/// Adds what forgets a record, as it was read, to a batch; whether it was open.
-pub fn forget(batch: &mut Batch, key: &[u8], value: &[u8]) -> bool {
-    let place = match Named::read(key) {
-        Some(Named::Plan(which)) => {
-            batch.set.push((Table::Snapshot, which.key(), None));
-            Plan::read(value).place(&which)
+/// Adds the removal of a record, as it was read, to a batch. Returns whether it was open.
+pub fn remove_record(batch: &mut Batch, key: &[u8], value: &[u8]) -> bool {
+    let due_key = match RecordKey::decode(key) {
+        Some(RecordKey::Plan(report_key)) => {
+            batch.set.push((Table::Snapshot, report_key.encode(), None));
+            ReportPlan::decode(value).due_key(&report_key)
         }
-        Some(Named::Delivery(which, to)) => {
-            serde_json::from_slice::<Delivery>(value).ok().and_then(|delivery| delivery.place(&which, &to))
+        Some(RecordKey::Delivery(report_key, to)) => {
+            serde_json::from_slice::<ReportDelivery>(value).ok().and_then(|delivery| delivery.due_key(&report_key, &to))
         }
         None => None,
     };
-    let open = place.is_some();
-    move_place(batch, place, None);
+    let open = due_key.is_some();
+    move_due_entry(batch, due_key, None);
     batch.set.push((Table::Delivery, key.to_vec(), None));
     open
 }
 
-impl Named {
-    /// What a key of [`Table::Delivery`] is of.
-    pub fn read(key: &[u8]) -> Option<Named> {
+impl RecordKey {
+    /// Decodes a key of [`Table::Delivery`].
+    pub fn decode(key: &[u8]) -> Option<RecordKey> {
         let mut parts = std::str::from_utf8(key).ok()?.splitn(3, '/');
-        let (day, about) = (parts.next()?.parse().ok()?, parts.next()?);
-        let supplement = about.ends_with('~');
-        let which = Which { day, about: about.trim_end_matches('~').parse().ok()?, supplement };
+        let (day, subject) = (parts.next()?.parse().ok()?, parts.next()?);
+        let supplement = subject.ends_with('~');
+        let report_key = ReportKey { day, subject: subject.trim_end_matches('~').parse().ok()?, supplement };
         Some(match parts.next() {
-            None => Named::Plan(which),
-            Some(uri) => Named::Delivery(which, Destination::try_from(uri.to_owned()).ok()?),
+            None => RecordKey::Plan(report_key),
+            Some(uri) => RecordKey::Delivery(report_key, Destination::try_from(uri.to_owned()).ok()?),
         })
     }
 
-    /// What a key of [`Table::Due`] is of, and its time.
-    pub fn placed(key: &[u8]) -> Option<(i64, Named)> {
+    /// Decodes a key of [`Table::Due`]: its time, and the record's key.
+    pub fn decode_due_key(key: &[u8]) -> Option<(i64, RecordKey)> {
         let (_, rest) = key.split_at_checked(1 + size_of::<i32>())?;
         let (time, key) = rest.split_first_chunk()?;
-        Some((i64::from_be_bytes(*time) ^ i64::MIN, Named::read(key)?))
+        Some((i64::from_be_bytes(*time) ^ i64::MIN, RecordKey::decode(key)?))
     }
 }
 
 /// The key of a delivery.
-pub fn delivery_key(which: &Which, destination: &Destination) -> Vec<u8> {
-    format!("{}/{destination}", which.text()).into_bytes()
+pub fn delivery_key(report_key: &ReportKey, destination: &Destination) -> Vec<u8> {
+    format!("{}/{destination}", report_key.to_text()).into_bytes()
 }
 
-/// What all places in a lane begin with; with a day, those of the day.
-pub fn lane(lane: Lane, day: Option<Day>) -> Vec<u8> {
-    let letter = match lane {
-        Lane::LookUp => b'l',
-        Lane::Supplement => b's',
-        Lane::Send => b't',
-        Lane::UnderWay => b'u',
+/// The prefix of all keys of a queue; with a day, of those of the day.
+pub fn queue_prefix(queue: Queue, day: Option<Day>) -> Vec<u8> {
+    let letter = match queue {
+        Queue::LookUp => b'l',
+        Queue::Supplement => b's',
+        Queue::Send => b't',
+        Queue::InProgress => b'u',
     };
     let mut prefix = vec![letter];
     // The sign flipped, so that octets sort as the numbers do.
@@ -260,19 +271,19 @@ pub fn lane(lane: Lane, day: Option<Day>) -> Vec<u8> {
     prefix
 }
 
-fn place(at: Lane, day: Day, time: i64, key: &[u8]) -> Vec<u8> {
-    [&lane(at, Some(day))[..], &(time ^ i64::MIN).to_be_bytes(), key].concat()
+fn due_key(at: Queue, day: Day, time: i64, key: &[u8]) -> Vec<u8> {
+    [&queue_prefix(at, Some(day))[..], &(time ^ i64::MIN).to_be_bytes(), key].concat()
 }
 
-fn move_place(batch: &mut Batch, before: Option<Vec<u8>>, after: Option<Vec<u8>>) {
+fn move_due_entry(batch: &mut Batch, before: Option<Vec<u8>>, after: Option<Vec<u8>>) {
     if before != after {
-        batch.set.extend(before.map(|place| (Table::Due, place, None)));
-        batch.set.extend(after.map(|place| (Table::Due, place, Some(Vec::new()))));
+        batch.set.extend(before.map(|due_key| (Table::Due, due_key, None)));
+        batch.set.extend(after.map(|due_key| (Table::Due, due_key, Some(Vec::new()))));
     }
 }
 
-/// The octets of a record.
-pub fn octets<T: Serialize>(record: &T) -> Vec<u8> {
+/// Encodes a record.
+pub fn to_json<T: Serialize>(record: &T) -> Vec<u8> {
     // Structures of strings and numbers always serialise.
     serde_json::to_vec(record).expect("a record of strings and numbers")
 }
@@ -285,42 +296,42 @@ mod tests {
         "2026-11-22".parse().unwrap()
     }
 
-    fn delivery(state: DeliveryState, next: i64) -> Delivery {
+    fn delivery(state: DeliveryState, next: i64) -> ReportDelivery {
         let report_id = ReportId::preview(day(), "sender.example");
         let message_id = "a@b".into();
-        Delivery { state, next, first: None, tried: None, attempts: 0, report_id, message_id, last: None }
+        ReportDelivery { state, next, first: None, tried: None, attempts: 0, report_id, message_id, last: None }
     }
 
     #[test]
     fn keys_read_back() {
         let to = Destination::try_from("https://r.example/a/b?c=d".to_owned()).unwrap();
-        let first = Which::first(day(), ReportSubject::Domain("a.example".into()));
-        let host = Which::first(day(), ReportSubject::Host("mx.a.example".into()));
-        for which in [first.clone(), first.supplement(), host.supplement(), host] {
-            assert_eq!(Named::read(&which.key()), Some(Named::Plan(which.clone())));
-            let named = Named::Delivery(which.clone(), to.clone());
-            assert_eq!(Named::read(&delivery_key(&which, &to)), Some(named.clone()));
+        let first = ReportKey::first(day(), ReportSubject::Domain("a.example".into()));
+        let host = ReportKey::first(day(), ReportSubject::Host("mx.a.example".into()));
+        for report_key in [first.clone(), first.as_supplement(), host.as_supplement(), host] {
+            assert_eq!(RecordKey::decode(&report_key.encode()), Some(RecordKey::Plan(report_key.clone())));
+            let record_key = RecordKey::Delivery(report_key.clone(), to.clone());
+            assert_eq!(RecordKey::decode(&delivery_key(&report_key, &to)), Some(record_key.clone()));
             for time in [-1, 0, 1_795_392_000] {
-                let key = place(Lane::Send, which.day, time, &delivery_key(&which, &to));
-                assert_eq!(Named::placed(&key), Some((time, named.clone())));
+                let key = due_key(Queue::Send, report_key.day, time, &delivery_key(&report_key, &to));
+                assert_eq!(RecordKey::decode_due_key(&key), Some((time, record_key.clone())));
             }
         }
         for bad in [&b"\xff"[..], b"", b"2026-11-22", b"2026-11-22/a.example/gopher:x"] {
-            assert_eq!(Named::read(bad), None);
+            assert_eq!(RecordKey::decode(bad), None);
         }
-        assert_eq!(Named::placed(b"short"), None);
+        assert_eq!(RecordKey::decode_due_key(b"short"), None);
     }
 
     #[test]
     fn places_sort_by_day_and_time() {
-        let at = |day, time| place(Lane::LookUp, Day(day), time, b"k");
+        let at = |day, time| due_key(Queue::LookUp, Day(day), time, b"k");
         assert!(at(-1, 9) < at(0, 1) && at(0, -1) < at(0, 1) && at(0, 1) < at(0, 256) && at(0, 256) < at(1, 0));
     }
 
     #[test]
     fn what_is_done_has_no_place_and_what_moves_has_one() {
-        let (which, to) = (
-            Which::first(day(), ReportSubject::Domain("a.example".into())),
+        let (report_key, to) = (
+            ReportKey::first(day(), ReportSubject::Domain("a.example".into())),
             Destination::try_from("mailto:a@b.example".to_owned()),
         );
         let to = to.unwrap();
@@ -336,12 +347,12 @@ mod tests {
             (None, &sent, vec![]),
         ] {
             let mut batch = Batch::default();
-            after.put(&mut batch, &which, &to, before);
+            after.add_to_batch(&mut batch, &report_key, &to, before);
             assert_eq!(due(&batch), wanted);
         }
         let mut batch = Batch::default();
-        assert!(forget(&mut batch, &delivery_key(&which, &to), &octets(&planned)));
-        assert!(!forget(&mut batch, &which.key(), b"{"), "what cannot be read is done");
+        assert!(remove_record(&mut batch, &delivery_key(&report_key, &to), &to_json(&planned)));
+        assert!(!remove_record(&mut batch, &report_key.encode(), b"{"), "what cannot be read is done");
         assert_eq!(batch.set.iter().filter(|(.., value)| value.is_some()).count(), 0);
     }
 }

@@ -1,10 +1,10 @@
-//! What a report says, from the moment that it is settled: the same at every try and for every destination, whatever is
-//! counted meanwhile; and the difference between it and what has been counted since.
+//! The content of a report, frozen when its recipients are looked up: the same at every attempt and for every destination,
+//! whatever is counted meanwhile; and the difference between it and what has been counted since.
 //!
 //! Takes: the rows of a day and domain. Gives: octets for the store, gzipped, and the rows back.
 //! The counts themselves stay where they are: what was said is subtracted from them, which is exact because counts only
 //! grow, and safe because what was said is stored in one batch with the plan.
-//! Limits: [`MAX_SAID`] octets unpacked. When it fails: octets that make no sense give an error, and nothing is sent.
+//! Limits: [`MAX_SNAPSHOT`] octets unpacked. When it fails: octets that make no sense give an error, and nothing is sent.
 //! Not here: the report that is made of it (`report::build`).
 
 use std::collections::BTreeMap;
@@ -16,16 +16,16 @@ use serde::{Deserialize, Serialize};
 use crate::base::tlsrpt::{Policy, TallyRow};
 use crate::config::identity::Identity;
 use crate::reporting::report::build::{ReportId, gzip};
-use crate::reporting::schedule::records::{Which, octets};
+use crate::reporting::schedule::records::{ReportKey, to_json};
 use crate::store::{Store, StoreError, Table};
 
-/// The most that is unpacked, in octets: the rows of the largest receivers have a few MiB.
-const MAX_SAID: u64 = 1 << 30;
+/// The largest snapshot that is unpacked, in octets: the rows of the largest receivers have a few MiB.
+const MAX_SNAPSHOT: u64 = 1 << 30;
 
-/// What a report says.
+/// The frozen content of a report.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub struct Said {
+pub struct ReportSnapshot {
     /// Its identifier.
     pub report_id: ReportId,
     /// `organization-name` at the time.
@@ -36,20 +36,20 @@ pub struct Said {
     pub rows: Vec<TallyRow>,
 }
 
-impl Said {
-    /// Its octets in the store.
-    pub fn pack(&self) -> Vec<u8> {
-        gzip(&octets(self))
+impl ReportSnapshot {
+    /// Encodes it for the store.
+    pub fn encode(&self) -> Vec<u8> {
+        gzip(&to_json(self))
     }
 
-    /// Reads it back; the error says why not.
-    pub fn unpack(packed: &[u8]) -> Result<Said, String> {
+    /// Decodes it; the error says why that failed.
+    pub fn decode(encoded: &[u8]) -> Result<ReportSnapshot, String> {
         let mut json = Vec::new();
-        GzDecoder::new(packed).take(MAX_SAID).read_to_end(&mut json).map_err(|e| e.to_string())?;
+        GzDecoder::new(encoded).take(MAX_SNAPSHOT).read_to_end(&mut json).map_err(|e| e.to_string())?;
         serde_json::from_slice(&json).map_err(|e| e.to_string())
     }
 
-    /// Who reported: as at the time, but for what only the mail around it needs.
+    /// The reporting identity as of the snapshot; envelope fields come from the current configuration.
     pub fn identity(&self, now: &Identity) -> Identity {
         let mut identity = now.clone();
         // What was stored was read from an identity, so it reads back.
@@ -61,15 +61,16 @@ impl Said {
     }
 }
 
-/// What the report of a day and domain or host says; nothing where none is settled.
-pub(super) fn read(store: &dyn Store, which: &Which) -> Result<Vec<TallyRow>, StoreError> {
-    let said = store.read(Table::Snapshot, &which.key())?.map(|packed| Said::unpack(&packed)).transpose();
-    let said = said.map_err(|e| StoreError::Corrupt(format!("what was said cannot be read: {e}")))?;
-    Ok(said.map(|said| said.rows).unwrap_or_default())
+/// Reads the counts that a report has; none if it has no snapshot.
+pub(super) fn read_rows(store: &dyn Store, report_key: &ReportKey) -> Result<Vec<TallyRow>, StoreError> {
+    let snapshot =
+        store.read(Table::Snapshot, &report_key.encode())?.map(|encoded| ReportSnapshot::decode(&encoded)).transpose();
+    let snapshot = snapshot.map_err(|e| StoreError::Corrupt(format!("what was said cannot be read: {e}")))?;
+    Ok(snapshot.map(|snapshot| snapshot.rows).unwrap_or_default())
 }
 
-/// The same counts with one row a policy: those of a host come from many domains.
-pub(super) fn merged(rows: Vec<TallyRow>) -> Vec<TallyRow> {
+/// Merges the rows of equal policies: those of a host come from many domains.
+pub(super) fn merge_by_policy(rows: Vec<TallyRow>) -> Vec<TallyRow> {
     let mut merged: BTreeMap<Policy, TallyRow> = BTreeMap::new();
     for row in rows {
         match merged.get_mut(&row.policy) {
@@ -89,18 +90,18 @@ pub(super) fn merged(rows: Vec<TallyRow>) -> Vec<TallyRow> {
     merged.into_values().collect()
 }
 
-/// The sum of all counts, as [`crate::store::Store::domain_sums`] has it.
-pub fn sum(rows: &[TallyRow]) -> u64 {
+/// The sum of all counts, as in [`crate::store::Store::domain_sums`].
+pub fn total_count(rows: &[TallyRow]) -> u64 {
     let details = |row: &TallyRow| row.details.iter().fold(0_u64, |sum, (_, n)| sum.saturating_add(*n));
     rows.iter().fold(0_u64, |sum, row| {
         sum.saturating_add(row.successful.saturating_add(row.failed)).saturating_add(details(row))
     })
 }
 
-/// What `rows` have more than `said`; rows and details without any more are left out.
-pub fn since(rows: Vec<TallyRow>, said: &[TallyRow]) -> Vec<TallyRow> {
+/// The counts that `rows` have more than the snapshot; rows and details that have not grown are left out.
+pub fn counted_since(rows: Vec<TallyRow>, snapshot: &[TallyRow]) -> Vec<TallyRow> {
     let more = |mut row: TallyRow| {
-        for before in said.iter().filter(|before| before.policy == row.policy) {
+        for before in snapshot.iter().filter(|before| before.policy == row.policy) {
             row.successful = row.successful.saturating_sub(before.successful);
             row.failed = row.failed.saturating_sub(before.failed);
             for (failure, count) in &mut row.details {
@@ -124,26 +125,26 @@ mod tests {
     #[test]
     fn it_reads_back_and_what_came_since_is_the_rest() {
         let day: Day = "2026-11-22".parse().unwrap();
-        let said = Said {
+        let snapshot = ReportSnapshot {
             report_id: ReportId::preview(day, "sender.example"),
             organization: "Then Ltd.".into(),
             contact: "then@sender.example".into(),
             rows: rows(day)[..3].to_vec(),
         };
-        assert_eq!(Said::unpack(&said.pack()).unwrap(), said);
-        assert!(Said::unpack(b"no gzip").is_err());
-        assert_eq!(said.identity(&identity()).contact.to_string(), "then@sender.example");
-        assert_eq!(since(said.rows.clone(), &said.rows), []);
-        let mut later = said.rows.clone();
+        assert_eq!(ReportSnapshot::decode(&snapshot.encode()).unwrap(), snapshot);
+        assert!(ReportSnapshot::decode(b"no gzip").is_err());
+        assert_eq!(snapshot.identity(&identity()).contact.to_string(), "then@sender.example");
+        assert_eq!(counted_since(snapshot.rows.clone(), &snapshot.rows), []);
+        let mut later = snapshot.rows.clone();
         later[0].successful += 2;
         later[0].details[0].1 += 5;
         let mut new = later[1].clone();
         new.policy.policy_domain = "new.example".into();
         later.push(new.clone());
-        let more = since(later.clone(), &said.rows);
+        let more = counted_since(later.clone(), &snapshot.rows);
         assert_eq!((more.len(), more[0].successful, more[0].failed), (2, 2, 0));
         assert_eq!(more[0].details, [(later[0].details[0].0.clone(), 5)]);
         assert_eq!(more[1], new);
-        assert_eq!(sum(&later), sum(&said.rows) + sum(&more));
+        assert_eq!(total_count(&later), total_count(&snapshot.rows) + total_count(&more));
     }
 }

@@ -1,7 +1,7 @@
 //! The scheduler against a real store, a name server and an SMTP server on loopback.
 
-use super::attempt::pause;
-use super::records::Delivery;
+use super::attempt::retry_delay;
+use super::records::ReportDelivery;
 use super::*;
 use crate::base::network::{HttpsCertificates, NetworkExceptions};
 use crate::base::tlsrpt::{Failure, Policy, PolicyType, ResultType, TallyKey, TallyResult};
@@ -31,9 +31,9 @@ async fn name_server(records: Vec<(&'static str, Option<&'static str>)>) -> Sock
     let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
     let address = socket.local_addr().unwrap();
     tokio::spawn(async move {
-        let mut octets = [0; 1500];
-        while let Ok((n, from)) = socket.recv_from(&mut octets).await {
-            let query = &octets[..n];
+        let mut bytes = [0; 1500];
+        while let Ok((n, from)) = socket.recv_from(&mut bytes).await {
+            let query = &bytes[..n];
             let (mut at, mut labels) = (12, Vec::new());
             while query[at] != 0 {
                 let end = at + 1 + usize::from(query[at]);
@@ -134,22 +134,22 @@ impl World {
     fn open_with(&self, clock: Clock) -> Arc<Scheduler> {
         let resolver = Resolver::new(Some(self.dns)).unwrap();
         let closed = NetworkExceptions::default();
-        let context = Context {
+        let context = SchedulerContext {
             store: Arc::new(self.store()),
             https: https::HttpsClient::for_reports(resolver.clone(), &closed, HttpsCertificates::Ignore).unwrap(),
             resolver,
             metrics: self.metrics.clone(),
             clock,
-            own: MessageIdKey::from_bytes(&SECRET),
+            message_id_key: MessageIdKey::from_bytes(&SECRET),
         };
-        let mut scheduler = Scheduler::open(context, Setup::load(&self.section).unwrap()).unwrap();
+        let mut scheduler = Scheduler::open(context, SchedulerSettings::load(&self.section).unwrap()).unwrap();
         let short = Duration::from_millis(500);
-        Arc::get_mut(&mut scheduler).unwrap().limits = DeliveryTimeouts { before_dot: short, after_dot: short };
+        Arc::get_mut(&mut scheduler).unwrap().timeouts = DeliveryTimeouts { before_dot: short, after_dot: short };
         scheduler
     }
 
     /// Runs a scheduler from `now` until `done`, then stops it in order and gives what it held then.
-    async fn run(&self, now: i64, done: impl Fn(&[Due]) -> bool) -> Vec<Due> {
+    async fn run(&self, now: i64, done: impl Fn(&[ReportStatus]) -> bool) -> Vec<ReportStatus> {
         let scheduler = self.open(now);
         let (stop, task) = start(&scheduler);
         let due = until(&scheduler, done).await;
@@ -179,10 +179,10 @@ async fn crash(scheduler: Arc<Scheduler>, task: JoinHandle<()>) {
     }
 }
 
-async fn until(scheduler: &Scheduler, done: impl Fn(&[Due]) -> bool) -> Vec<Due> {
+async fn until(scheduler: &Scheduler, done: impl Fn(&[ReportStatus]) -> bool) -> Vec<ReportStatus> {
     let limit = Instant::now() + Duration::from_secs(60);
     loop {
-        let due = scheduler.due().unwrap();
+        let due = scheduler.list_reports().unwrap();
         if done(&due) {
             return due;
         }
@@ -196,7 +196,7 @@ fn going() -> watch::Receiver<bool> {
     watch::channel(false).1
 }
 
-fn states(due: &[Due]) -> Vec<DueState> {
+fn states(due: &[ReportStatus]) -> Vec<ReportState> {
     due.iter().map(|d| d.state).collect()
 }
 
@@ -205,7 +205,7 @@ const RECORD: (&str, Option<&str>) = ("_smtp._tls.example.net", Some("v=TLSRPTv1
 #[tokio::test]
 async fn a_closed_day_is_reported_once() {
     let (world, mut taken) = World::new(vec![RECORD], ServerFault::Never).await;
-    let due = world.run(day().end() + 60, |due| states(due) == [DueState::Sent]).await;
+    let due = world.run(day().end() + 60, |due| states(due) == [ReportState::Sent]).await;
     let (from, to, message) = taken.try_recv().unwrap();
     assert_eq!((from.as_str(), to.as_str()), ("MAIL FROM:<bounces@sender.example>", "RCPT TO:<tls@example.net>"));
     let text = String::from_utf8(message).unwrap();
@@ -216,12 +216,12 @@ async fn a_closed_day_is_reported_once() {
 
     // A restart remembers, a day later too.
     for now in [day().end() + 120, day().end() + 90_000] {
-        world.run(now, |due| states(due) == [DueState::Sent]).await;
+        world.run(now, |due| states(due) == [ReportState::Sent]).await;
     }
     tokio::time::sleep(Duration::from_millis(100)).await;
     assert!(taken.try_recv().is_err());
     let text = serde_json::to_string(&due).unwrap();
-    assert_eq!(serde_json::from_str::<Vec<Due>>(&text).unwrap(), due);
+    assert_eq!(serde_json::from_str::<Vec<ReportStatus>>(&text).unwrap(), due);
 }
 
 #[tokio::test]
@@ -230,14 +230,14 @@ async fn a_day_stays_open_while_an_input_lags_and_not_for_ever() {
     world.metrics.update_input("maillog", |update_input| update_input.newest = Some(day().end() - 1));
     let scheduler = world.open(day().end() + 60);
     let (stop, task) = start(&scheduler);
-    until(&scheduler, |due| states(due) == [DueState::Waiting]).await;
+    until(&scheduler, |due| states(due) == [ReportState::Waiting]).await;
     tokio::time::sleep(Duration::from_millis(1500)).await;
-    assert_eq!(states(&scheduler.due().unwrap()), [DueState::Waiting]);
+    assert_eq!(states(&scheduler.list_reports().unwrap()), [ReportState::Waiting]);
     stop.send(true).unwrap();
     task.await.unwrap();
     drop(scheduler);
     assert!(taken.try_recv().is_err());
-    world.run(day().end() + WAIT_FOR_INPUTS + 1, |due| states(due) == [DueState::Sent]).await;
+    world.run(day().end() + WAIT_FOR_INPUTS + 1, |due| states(due) == [ReportState::Sent]).await;
     assert!(world.said("closed late: maillog lagged"));
 }
 
@@ -246,35 +246,35 @@ async fn no_input_that_has_begun_keeps_all_days_open() {
     let (mut world, _taken) = World::new(vec![RECORD], ServerFault::Never).await;
     world.metrics = Metrics::default();
     let scheduler = world.open(day().end() + 60);
-    scheduler.keep_days(&going()).await;
-    assert!(scheduler.ready(8).await.is_empty());
-    assert_eq!(states(&scheduler.due().unwrap()), [DueState::Waiting]);
+    scheduler.plan_days(&going()).await;
+    assert!(scheduler.take_due_jobs(8).await.is_empty());
+    assert_eq!(states(&scheduler.list_reports().unwrap()), [ReportState::Waiting]);
 }
 
 #[tokio::test]
 async fn a_no_for_now_is_tried_again_with_the_same_ids_and_not_for_ever() {
     let (mut world, _taken) = World::new(vec![RECORD], ServerFault::Reply("RCPT", "451 4.3.0 later")).await;
     let now = day().end() + 60;
-    let tried = |due: &[Due]| states(due) == [DueState::Planned] && due[0].attempts == 1;
+    let tried = |due: &[ReportStatus]| states(due) == [ReportState::Planned] && due[0].attempts == 1;
     let due = world.run(now, tried).await;
     let again = due[0].next.unwrap();
-    assert!((now + FIRST_PAUSE..now + FIRST_PAUSE + 10).contains(&again), "{due:?}");
+    assert!((now + FIRST_RETRY_DELAY..now + FIRST_RETRY_DELAY + 10).contains(&again), "{due:?}");
     let ids = |world: &World| {
         let records = world.store().scan(Table::Delivery, b"").unwrap();
-        let delivery: Delivery = serde_json::from_slice(&records[1].1).unwrap();
+        let delivery: ReportDelivery = serde_json::from_slice(&records[1].1).unwrap();
         (delivery.report_id, delivery.message_id)
     };
     let first = ids(&world);
     let (sink, mut taken) = smtp_server(ServerFault::Never).await;
     let busy = world.section.deliver.clone();
     world.section.deliver = DeliveryMethod::Smtp(sink);
-    let due = world.run(again + 1, |due| states(due) == [DueState::Sent]).await;
+    let due = world.run(again + 1, |due| states(due) == [ReportState::Sent]).await;
     assert_eq!((due[0].attempts, ids(&world)), (2, first));
     assert!(taken.try_recv().is_ok());
 
     count(&world.store(), day(), "other.example.net");
     world.section.deliver = busy;
-    let due = world.run(now, |due| due.iter().any(|d| d.state == DueState::Nothing)).await;
+    let due = world.run(now, |due| due.iter().any(|d| d.state == ReportState::Nothing)).await;
     assert_eq!(due.len(), 2, "{due:?}");
 }
 
@@ -282,18 +282,18 @@ async fn a_no_for_now_is_tried_again_with_the_same_ids_and_not_for_ever() {
 async fn tries_end_after_a_day() {
     let (world, _taken) = World::new(vec![RECORD], ServerFault::Reply("RCPT", "451 4.3.0 later")).await;
     let now = day().end() + 60;
-    world.run(now, |due| states(due) == [DueState::Planned] && due[0].attempts == 1).await;
-    world.run(now + RETRY_FOR, |due| states(due) == [DueState::Expired]).await;
+    world.run(now, |due| states(due) == [ReportState::Planned] && due[0].attempts == 1).await;
+    world.run(now + RETRY_FOR, |due| states(due) == [ReportState::Expired]).await;
     assert!(world.said("given up after 24 hours"));
-    assert_eq!([1, 2, 3, 6, 7, 100].map(pause), [300, 600, 1200, 9600, LAST_PAUSE, LAST_PAUSE]);
+    assert_eq!([1, 2, 3, 6, 7, 100].map(retry_delay), [300, 600, 1200, 9600, MAX_RETRY_DELAY, MAX_RETRY_DELAY]);
 }
 
 #[tokio::test]
 async fn what_may_have_arrived_is_not_sent_again() {
     let (world, _taken) = World::new(vec![RECORD], ServerFault::Silence(".")).await;
-    world.run(day().end() + 60, |due| states(due) == [DueState::Unknown]).await;
+    world.run(day().end() + 60, |due| states(due) == [ReportState::Unknown]).await;
     let due = world.run(day().end() + 90_000, |due| !due.is_empty()).await;
-    assert_eq!((states(&due), due[0].attempts), (vec![DueState::Unknown], 1));
+    assert_eq!((states(&due), due[0].attempts), (vec![ReportState::Unknown], 1));
 }
 
 #[tokio::test]
@@ -301,12 +301,12 @@ async fn a_try_that_a_crash_cut_off_is_unknown() {
     let (mut world, _taken) = World::new(vec![RECORD], ServerFault::Silence(".")).await;
     let scheduler = world.open(day().end() + 60);
     let (_stop, task) = start(&scheduler);
-    until(&scheduler, |due| states(due) == [DueState::Attempting]).await;
+    until(&scheduler, |due| states(due) == [ReportState::Attempting]).await;
     crash(scheduler, task).await;
     let (sink, mut taken) = smtp_server(ServerFault::Never).await;
     world.section.deliver = DeliveryMethod::Smtp(sink);
     let due = world.run(day().end() + 90_000, |due| !due.is_empty()).await;
-    assert_eq!((states(&due), due[0].attempts), (vec![DueState::Unknown], 1));
+    assert_eq!((states(&due), due[0].attempts), (vec![ReportState::Unknown], 1));
     assert!(world.said("the daemon ended while it was being sent"));
     assert!(taken.try_recv().is_err());
 }
@@ -316,9 +316,10 @@ async fn each_destination_has_its_own_delivery_and_https_is_not_lost_silently() 
     let record = "v=TLSRPTv1; rua=mailto:a@example.net,mailto:b@example.org,https://r.example.net/,ftp://x/";
     let (world, mut taken) = World::new(vec![("_smtp._tls.example.net", Some(record))], ServerFault::Never).await;
     // The https host has no address here: that is tried again, as a mail server's trouble is.
-    let all = |due: &[Due]| due.len() == 3 && due.iter().all(|d| d.state == DueState::Sent || d.last.is_some());
+    let all =
+        |due: &[ReportStatus]| due.len() == 3 && due.iter().all(|d| d.state == ReportState::Sent || d.last.is_some());
     let due = world.run(day().end() + 60, all).await;
-    assert_eq!(due.iter().filter(|d| d.state == DueState::Sent).count(), 2);
+    assert_eq!(due.iter().filter(|d| d.state == ReportState::Sent).count(), 2);
     assert!(world.said("to https://r.example.net/: not taken: no address: no such domain; it is tried again"));
     let id = |mail: (String, String, Vec<u8>)| {
         let text = String::from_utf8(mail.2).unwrap();
@@ -332,9 +333,9 @@ async fn dns_trouble_is_waited_out_for_a_day() {
     let (world, _taken) = World::new(vec![("_smtp._tls.example.net", None)], ServerFault::Never).await;
     let now = day().end() + 60;
     let due = world.run(now, |due| due.first().is_some_and(|d| d.attempts == 1)).await;
-    assert_eq!(states(&due), [DueState::Waiting]);
-    assert!(due[0].next.unwrap() >= now + FIRST_PAUSE);
-    world.run(now + RETRY_FOR, |due| states(due) == [DueState::Nothing]).await;
+    assert_eq!(states(&due), [ReportState::Waiting]);
+    assert!(due[0].next.unwrap() >= now + FIRST_RETRY_DELAY);
+    world.run(now + RETRY_FOR, |due| states(due) == [ReportState::Nothing]).await;
     assert!(world.said("given up after 24 hours"));
 }
 
@@ -345,11 +346,11 @@ async fn without_an_identity_days_wait_within_retention() {
     world.section.contact = None;
     let scheduler = world.open(day().end() + 60);
     let (stop, task) = start(&scheduler);
-    until(&scheduler, |due| states(due) == [DueState::Waiting]).await;
+    until(&scheduler, |due| states(due) == [ReportState::Waiting]).await;
     tokio::time::sleep(Duration::from_millis(1500)).await;
-    assert_eq!(states(&scheduler.due().unwrap()), [DueState::Waiting]);
-    scheduler.configure(Setup::load(&complete).unwrap());
-    until(&scheduler, |due| states(due) == [DueState::Sent]).await;
+    assert_eq!(states(&scheduler.list_reports().unwrap()), [ReportState::Waiting]);
+    scheduler.configure(SchedulerSettings::load(&complete).unwrap());
+    until(&scheduler, |due| states(due) == [ReportState::Sent]).await;
     stop.send(true).unwrap();
     task.await.unwrap();
     drop(scheduler);
@@ -359,7 +360,7 @@ async fn without_an_identity_days_wait_within_retention() {
     count(&world.store(), next, "example.net");
     let late = next.end() + 3 * Day::SECONDS;
     world.run(next.end() + 1, |due| due.len() == 2).await;
-    world.run(late + Day::SECONDS, <[Due]>::is_empty).await;
+    world.run(late + Day::SECONDS, <[ReportStatus]>::is_empty).await;
     assert!(world.said("the results of 1 domains were not reported"), "{:?}", world.metrics.recent_errors());
     assert_eq!(world.store().days().unwrap(), []);
     assert_eq!(world.store().scan(Table::Delivery, b"").unwrap(), []);
@@ -369,16 +370,16 @@ async fn without_an_identity_days_wait_within_retention() {
 async fn after_a_lost_store_old_days_are_not_reported() {
     let (world, _taken) = World::new(vec![RECORD], ServerFault::Never).await;
     // A start that fails comes between the loss and the first scheduler.
-    Scheduler::note_loss(&world.store(), Clock::starting_at(day().end() + 60), &world.metrics).unwrap();
+    Scheduler::record_store_loss(&world.store(), Clock::starting_at(day().end() + 60), &world.metrics).unwrap();
     for _ in 0..2 {
         let scheduler = world.open(day().end() + 60);
-        scheduler.keep_days(&going()).await;
-        assert_eq!(scheduler.due().unwrap(), []);
+        scheduler.plan_days(&going()).await;
+        assert_eq!(scheduler.list_reports().unwrap(), []);
     }
     count(&world.store(), Day(day().0 + 1), "example.net");
     let scheduler = world.open(day().end() + Day::SECONDS + 60);
-    scheduler.keep_days(&going()).await;
-    assert_eq!(scheduler.due().unwrap().len(), 1);
+    scheduler.plan_days(&going()).await;
+    assert_eq!(scheduler.list_reports().unwrap().len(), 1);
 }
 
 #[tokio::test]
@@ -401,9 +402,9 @@ async fn a_preview_shows_what_would_go_and_sends_nothing() {
 #[tokio::test]
 async fn a_preview_of_a_reported_day_says_so_and_shows_the_supplement() {
     let (world, _taken) = World::new(vec![RECORD], ServerFault::Never).await;
-    let due = world.run(day().end() + 60, |due| states(due) == [DueState::Sent]).await;
+    let due = world.run(day().end() + 60, |due| states(due) == [ReportState::Sent]).await;
     let scheduler = world.open(day().end() + 90);
-    let gist = |shown: &[Preview]| -> Vec<(bool, bool, bool)> {
+    let gist = |shown: &[ReportPreview]| -> Vec<(bool, bool, bool)> {
         let sessions = |n: u64| format!("\"total-successful-session-count\":{n},");
         shown.iter().map(|p| (p.supplement, p.json.contains(&sessions(8)), p.json.contains(&sessions(5)))).collect()
     };
@@ -416,7 +417,7 @@ async fn a_preview_of_a_reported_day_says_so_and_shows_the_supplement() {
     assert_ne!(shown[0].file_name, shown[1].file_name);
     drop(scheduler);
     world.run(day().end() + 600, |due| due.len() == 2).await;
-    world.run(day().end() + 600 + GATHER + 60, |due| states(due) == [DueState::Sent; 2]).await;
+    world.run(day().end() + 600 + SUPPLEMENT_DELAY + 60, |due| states(due) == [ReportState::Sent; 2]).await;
     let scheduler = world.open(day().end() + 20_000);
     let shown = scheduler.preview(&world.section, day(), None).await.unwrap();
     assert_eq!(gist(&shown), [(false, true, false)], "there is one supplement");
@@ -425,19 +426,22 @@ async fn a_preview_of_a_reported_day_says_so_and_shows_the_supplement() {
 #[tokio::test]
 async fn the_overview_counts_all_and_lists_what_is_open() {
     let (world, _taken) = World::new(vec![RECORD], ServerFault::Never).await;
-    for n in 0..2 * overview::MAX_SHOWN {
+    for n in 0..2 * overview::MAX_OPEN_LISTED {
         count(&world.store(), day(), &format!("d{n:03}.example"));
     }
-    world.run(day().end() + 60, |due| due.iter().all(|d| d.next.is_none()) && due.len() > overview::MAX_SHOWN).await;
-    (0..2 * overview::MAX_SHOWN).for_each(|n| count(&world.store(), Day(day().0 + 1), &format!("d{n:03}.example")));
+    world
+        .run(day().end() + 60, |due| due.iter().all(|d| d.next.is_none()) && due.len() > overview::MAX_OPEN_LISTED)
+        .await;
+    (0..2 * overview::MAX_OPEN_LISTED)
+        .for_each(|n| count(&world.store(), Day(day().0 + 1), &format!("d{n:03}.example")));
     let scheduler = world.open(day().end() + Day::SECONDS + 60);
-    scheduler.keep_days(&going()).await;
+    scheduler.plan_days(&going()).await;
     let overview = scheduler.overview().unwrap();
-    let all = 2 * overview::MAX_SHOWN as u64;
-    let counts = [(DueState::Waiting, all), (DueState::Nothing, all), (DueState::Sent, 1)];
+    let all = 2 * overview::MAX_OPEN_LISTED as u64;
+    let counts = [(ReportState::Waiting, all), (ReportState::Nothing, all), (ReportState::Sent, 1)];
     assert_eq!(overview.counts, counts.into());
-    assert_eq!(overview.open.len(), overview::MAX_SHOWN);
-    assert!(overview.open.iter().all(|due| due.state == DueState::Waiting && due.day == Day(day().0 + 1)));
+    assert_eq!(overview.open.len(), overview::MAX_OPEN_LISTED);
+    assert!(overview.open.iter().all(|due| due.state == ReportState::Waiting && due.day == Day(day().0 + 1)));
 }
 
 #[tokio::test]
@@ -450,8 +454,8 @@ async fn moments_are_spread_and_kept() {
     let moments = |world: &World| {
         let scheduler = world.open(day().end() + 1);
         async move {
-            scheduler.keep_days(&going()).await;
-            scheduler.due().unwrap().iter().map(|d| d.next.unwrap()).collect::<Vec<_>>()
+            scheduler.plan_days(&going()).await;
+            scheduler.list_reports().unwrap().iter().map(|d| d.next.unwrap()).collect::<Vec<_>>()
         }
     };
     let first = moments(&world).await;
@@ -477,14 +481,15 @@ async fn stopped_at_any_moment_nothing_is_sent_twice() {
     for round in 0..12 {
         let scheduler = world.open(day().end() + 60 + round);
         let (_stop, task) = start(&scheduler);
-        let stage =
-            |due: &[Due]| due.iter().any(|d| d.state == DueState::Attempting) || due.iter().all(|d| d.next.is_none());
+        let stage = |due: &[ReportStatus]| {
+            due.iter().any(|d| d.state == ReportState::Attempting) || due.iter().all(|d| d.next.is_none())
+        };
         until(&scheduler, stage).await;
         tokio::time::sleep(Duration::from_millis(3 * u64::try_from(round).unwrap())).await;
         crash(scheduler, task).await;
     }
-    let over = |due: &[Due]| {
-        due.len() == DOMAINS + 1 && due.iter().all(|d| d.next.is_none() && d.state != DueState::Attempting)
+    let over = |due: &[ReportStatus]| {
+        due.len() == DOMAINS + 1 && due.iter().all(|d| d.next.is_none() && d.state != ReportState::Attempting)
     };
     let due = world.run(day().end() + 600, over).await;
     let mut arrived: BTreeMap<String, usize> = BTreeMap::new();
@@ -495,8 +500,8 @@ async fn stopped_at_any_moment_nothing_is_sent_twice() {
     for one in due.iter().filter(|d| d.destination.is_some()) {
         let n = arrived.get(&format!("RCPT TO:<r@{}>", one.domain)).copied().unwrap_or_default();
         match one.state {
-            DueState::Sent => assert_eq!(n, 1, "{one:?}"),
-            DueState::Unknown => unknown += 1,
+            ReportState::Sent => assert_eq!(n, 1, "{one:?}"),
+            ReportState::Unknown => unknown += 1,
             _ => panic!("{one:?}"),
         }
         assert!(n <= 1, "{one:?} arrived {n} times");
@@ -540,13 +545,13 @@ fn sums(taken: &mut UnboundedReceiver<(String, String, Vec<u8>)>) -> (BTreeMap<S
 async fn what_comes_late_goes_into_one_supplement_and_then_is_dropped_and_counted() {
     let (world, mut taken) = World::new(vec![RECORD], ServerFault::Never).await;
     let now = day().end() + 60;
-    world.run(now, |due| states(due) == [DueState::Sent]).await;
+    world.run(now, |due| states(due) == [ReportState::Sent]).await;
     count_some(&world.store(), day(), "example.net", 5);
     // A restart in between changes nothing: what was said stands in the store.
     let due = world.run(now + 600, |due| due.len() == 2).await;
-    assert_eq!((due[1].supplement, due[1].state), (true, DueState::Waiting), "{due:?}");
+    assert_eq!((due[1].supplement, due[1].state), (true, ReportState::Waiting), "{due:?}");
     count_some(&world.store(), day(), "example.net", 7);
-    let due = world.run(now + 600 + GATHER + 60, |due| states(due) == [DueState::Sent; 2]).await;
+    let due = world.run(now + 600 + SUPPLEMENT_DELAY + 60, |due| states(due) == [ReportState::Sent; 2]).await;
     assert_ne!(due[0].report_id, due[1].report_id);
     let (_, _, first) = taken.try_recv().unwrap();
     let (_, _, second) = taken.try_recv().unwrap();
@@ -555,8 +560,8 @@ async fn what_comes_late_goes_into_one_supplement_and_then_is_dropped_and_counte
     count_some(&world.store(), day(), "example.net", 11);
     for round in 0..2 {
         let scheduler = world.open(now + 40_000 + round);
-        assert!(scheduler.keep_days(&going()).await);
-        assert!(scheduler.ready(8).await.is_empty());
+        assert!(scheduler.plan_days(&going()).await);
+        assert!(scheduler.take_due_jobs(8).await.is_empty());
     }
     assert_eq!(world.metrics.counters().get("late-counts-dropped"), Some(&11));
     assert!(taken.try_recv().is_err());
@@ -566,15 +571,16 @@ async fn what_comes_late_goes_into_one_supplement_and_then_is_dropped_and_counte
 async fn what_a_report_says_is_the_same_at_every_try() {
     let (mut world, _taken) = World::new(vec![RECORD], ServerFault::Reply("RCPT", "451 4.3.0 later")).await;
     let now = day().end() + 60;
-    world.run(now, |due| states(due) == [DueState::Planned] && due[0].attempts == 1).await;
+    world.run(now, |due| states(due) == [ReportState::Planned] && due[0].attempts == 1).await;
     count_some(&world.store(), day(), "example.net", 100);
     let (sink, mut taken) = smtp_server(ServerFault::Never).await;
     world.section.deliver = DeliveryMethod::Smtp(sink);
     world.section.organization = Some("Another".into());
-    world.run(now + FIRST_PAUSE + 10, |due| due.iter().any(|d| d.state == DueState::Sent)).await;
+    world.run(now + FIRST_RETRY_DELAY + 10, |due| due.iter().any(|d| d.state == ReportState::Sent)).await;
     let (_, _, message) = taken.try_recv().unwrap();
     assert_eq!(received(&message).1, 3);
-    let due = world.run(now + 2 * GATHER + 60, |due| due.len() == 2 && states(due) == [DueState::Sent; 2]).await;
+    let due =
+        world.run(now + 2 * SUPPLEMENT_DELAY + 60, |due| due.len() == 2 && states(due) == [ReportState::Sent; 2]).await;
     assert!(due[1].supplement);
     assert_eq!(received(&taken.try_recv().unwrap().2).1, 100);
 }
@@ -582,20 +588,20 @@ async fn what_a_report_says_is_the_same_at_every_try() {
 #[tokio::test]
 async fn a_report_is_kept_shown_and_sent_once_more() {
     let (world, mut taken) = World::new(vec![RECORD], ServerFault::Never).await;
-    let due = world.run(day().end() + 60, |due| states(due) == [DueState::Sent]).await;
+    let due = world.run(day().end() + 60, |due| states(due) == [ReportState::Sent]).await;
     let (_, _, first) = taken.try_recv().unwrap();
     let id = due[0].report_id.clone().unwrap();
     {
         let scheduler = world.open(day().end() + 90);
-        let kept = scheduler.kept(id.split('@').next().unwrap()).unwrap();
+        let kept = scheduler.archived_report(id.split('@').next().unwrap()).unwrap();
         assert!(kept.json.contains(&id) && kept.json.contains("\"total-successful-session-count\":3"));
         assert_eq!(kept.deliveries, due);
         assert_eq!(due[0].tried.map(|t| (t - day().end() - 60) / 10), Some(0));
-        assert!(scheduler.kept("20261122.nothing").unwrap_err().contains("is no report that is kept"));
+        assert!(scheduler.archived_report("20261122.nothing").unwrap_err().contains("is no report that is kept"));
         assert_eq!(scheduler.resend(&id), Ok(1));
         assert_eq!(scheduler.resend(&id), Ok(0), "it is on its way");
     }
-    world.run(day().end() + 100, |due| states(due) == [DueState::Sent]).await;
+    world.run(day().end() + 100, |due| states(due) == [ReportState::Sent]).await;
     let (_, _, second) = taken.try_recv().unwrap();
     assert_eq!(received(&first), received(&second));
     let id = |m: &[u8]| String::from_utf8_lossy(m).split("Message-ID: <").nth(1).unwrap()[..40].to_owned();
@@ -625,7 +631,8 @@ async fn a_week_in_seconds_each_day_once() {
         };
         hand.store(over, Ordering::SeqCst);
         world.metrics.update_input("maillog", |input| input.newest = Some(day.end() + OUT_OF_ORDER_TIME));
-        let sent = |due: &[Due]| due.iter().any(|d| d.day == day && d.state == DueState::Sent && !d.supplement);
+        let sent =
+            |due: &[ReportStatus]| due.iter().any(|d| d.day == day && d.state == ReportState::Sent && !d.supplement);
         until(&scheduler, sent).await;
         if i == 3 {
             // Back before midnight: the day that was reported goes on.
@@ -634,8 +641,8 @@ async fn a_week_in_seconds_each_day_once() {
             *wanted.get_mut(&day.to_string()).unwrap() += 1000;
             hand.store(day.end() + 600, Ordering::SeqCst);
             until(&scheduler, |due| due.iter().any(|d| d.day == day && d.supplement)).await;
-            hand.store(day.end() + 600 + GATHER + 10, Ordering::SeqCst);
-            until(&scheduler, |due| due.iter().any(|d| d.day == day && d.supplement && d.state == DueState::Sent))
+            hand.store(day.end() + 600 + SUPPLEMENT_DELAY + 10, Ordering::SeqCst);
+            until(&scheduler, |due| due.iter().any(|d| d.day == day && d.supplement && d.state == ReportState::Sent))
                 .await;
         }
     }
@@ -648,7 +655,7 @@ async fn a_week_in_seconds_each_day_once() {
 /// The host was off for two days: both are reported, the older one first.
 #[tokio::test]
 async fn missed_days_are_sent_late_and_the_oldest_first() {
-    const DOMAINS: usize = 2 * UNDER_WAY;
+    const DOMAINS: usize = 2 * MAX_JOBS;
     let (world, mut taken) = World::new(many(DOMAINS), ServerFault::Never).await;
     let next = Day(day().0 + 1);
     {
@@ -657,13 +664,13 @@ async fn missed_days_are_sent_late_and_the_oldest_first() {
         count_some(&store, next, "d0.example", 4);
     }
     world.metrics.update_input("maillog", |input| input.newest = Some(next.end() + OUT_OF_ORDER_TIME));
-    world.run(next.end() + 40_000, |due| due.iter().filter(|d| d.state == DueState::Sent).count() > DOMAINS).await;
+    world.run(next.end() + 40_000, |due| due.iter().filter(|d| d.state == ReportState::Sent).count() > DOMAINS).await;
     let mut days = Vec::new();
     while let Ok((_, _, message)) = taken.try_recv() {
         days.push(received(&message).0);
     }
     let newer = days.iter().position(|day| day == "2026-11-23").unwrap();
-    assert!(newer >= DOMAINS - UNDER_WAY, "{newer}");
+    assert!(newer >= DOMAINS - MAX_JOBS, "{newer}");
 }
 
 /// A session with a detail under the TLSA records of an MX host, counted for a recipient domain.
@@ -693,8 +700,9 @@ async fn an_mx_host_gets_a_report_of_its_own_that_names_no_recipient_domain() {
     count_dane(&store, "two.example", "mx.provider.example", "mail.two.example");
     count_dane(&store, "one.example", "mx.told.example", "mx.told.example");
     drop(store);
-    let done =
-        |due: &[Due]| due.len() == 5 && due.iter().all(|d| matches!(d.state, DueState::Sent | DueState::Nothing));
+    let done = |due: &[ReportStatus]| {
+        due.len() == 5 && due.iter().all(|d| matches!(d.state, ReportState::Sent | ReportState::Nothing))
+    };
     let due = world.run(day().end() + 60, done).await;
     let told = due.iter().find(|d| d.domain == "mx:mx.told.example").unwrap();
     assert!(told.last.as_ref().unwrap().contains("went to the same destinations"), "{told:?}");
@@ -733,8 +741,8 @@ async fn an_mx_host_gets_what_came_late_in_one_supplement() {
     count_dane(&world.store(), "two.example", "mx.provider.example", "mx.provider.example");
     let now = day().end() + 60;
     let sent = |name: &'static str, supplement: bool| {
-        move |due: &[Due]| {
-            due.iter().any(|d| d.domain == name && d.supplement == supplement && d.state == DueState::Sent)
+        move |due: &[ReportStatus]| {
+            due.iter().any(|d| d.domain == name && d.supplement == supplement && d.state == ReportState::Sent)
         }
     };
     world.run(now, sent("mx:mx.provider.example", false)).await;
@@ -748,15 +756,15 @@ async fn an_mx_host_gets_what_came_late_in_one_supplement() {
     for _ in 0..5 {
         count_dane(&world.store(), "one.example", "mx.provider.example", "mx.provider.example");
     }
-    let planned = |due: &[Due]| due.iter().any(|d| d.domain == "one.example" && d.supplement);
+    let planned = |due: &[ReportStatus]| due.iter().any(|d| d.domain == "one.example" && d.supplement);
     world.run(now + 600, planned).await;
-    world.run(now + 600 + 2 * GATHER, sent("mx:mx.provider.example", true)).await;
+    world.run(now + 600 + 2 * SUPPLEMENT_DELAY, sent("mx:mx.provider.example", true)).await;
     let mut late = BTreeMap::new();
     while let Ok((_, to, message)) = taken.try_recv() {
         assert!(late.insert(to, received(&message).1).is_none());
     }
     let to = |to: &str| format!("RCPT TO:<r@{to}>");
     assert_eq!(late, [(to("one.example"), 5), (to("provider.example"), 5)].into());
-    world.run(now + 8 * GATHER, sent("mx:mx.provider.example", true)).await;
+    world.run(now + 8 * SUPPLEMENT_DELAY, sent("mx:mx.provider.example", true)).await;
     assert!(taken.try_recv().is_err());
 }
