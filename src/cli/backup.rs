@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use super::control::answer;
 use super::{Fault, IO, USAGE, print};
 use crate::config::Config;
-use crate::daemon::control::Question;
+use crate::daemon::control::ControlRequest;
 
 pub fn backup(config: &Config, to: &Path) -> Result<(), Fault> {
     let shown = to.display();
@@ -22,7 +22,7 @@ pub fn backup(config: &Config, to: &Path) -> Result<(), Fault> {
             format!("{shown}: is there already: allowed: a new or an empty folder; nothing done"),
         ));
     }
-    let copy: PathBuf = answer(config, &Question::Backup, async |desk| desk.backup().await)?;
+    let copy: PathBuf = answer(config, &ControlRequest::Backup, async |desk| desk.backup().await)?;
     let fetched = fetch(&copy, to).map_err(|e| {
         // What was copied so far is no backup.
         let _ = fs::remove_dir_all(to);

@@ -6,7 +6,7 @@ use crate::cli::{Fault, print};
 use crate::daemon;
 
 pub fn check(path: &Path) -> Result<(), Fault> {
-    let (config, found) = daemon::check(path)?;
+    let (config, found) = daemon::check_config(path)?;
     let found: String = found.iter().map(|line| format!("# {line}\n")).collect();
     print(&(found + &config.to_toml()))
 }

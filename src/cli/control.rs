@@ -9,15 +9,15 @@ use serde::de::DeserializeOwned;
 
 use super::{CONFIG, Fault, IO, SOFTWARE, UNAVAILABLE};
 use crate::config::Config;
-use crate::daemon::control::{AskError, Desk, Question, ask};
+use crate::daemon::control::{ControlRequest, RequestError, Services, send_request};
 use crate::daemon::services::{self, OpenError, StoreError};
 
 impl From<OpenError> for Fault {
     fn from(error: OpenError) -> Fault {
         let status = match error {
             OpenError::NoStore { .. } | OpenError::Store(StoreError::Locked(_)) => UNAVAILABLE,
-            OpenError::Store(_) | OpenError::Host(_) => IO,
-            OpenError::Keys(_) => CONFIG,
+            OpenError::Store(_) | OpenError::System(_) => IO,
+            OpenError::Named(_) => CONFIG,
         };
         Fault::new(status, error.to_string())
     }
@@ -26,17 +26,17 @@ impl From<OpenError> for Fault {
 /// Asks the daemon, or does what it would do.
 pub(super) fn answer<T: DeserializeOwned>(
     config: &Config,
-    question: &Question,
-    here: impl AsyncFnOnce(&Desk) -> Result<T, String>,
+    question: &ControlRequest,
+    here: impl AsyncFnOnce(&Services) -> Result<T, String>,
 ) -> Result<T, Fault> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     let runtime = runtime.map_err(|e| Fault::new(SOFTWARE, format!("runtime: cannot start: {e}; nothing is shown")))?;
     let mut opened_here = false;
     let result = runtime.block_on(async {
-        match ask(&config.control.socket, question).await {
+        match send_request(&config.control.socket, question).await {
             Ok(answer) => Ok(answer),
-            Err(AskError::Failed(line)) => Err(Fault::new(UNAVAILABLE, line)),
-            Err(AskError::NobodyThere) => {
+            Err(RequestError::Failed(line)) => Err(Fault::new(UNAVAILABLE, line)),
+            Err(RequestError::NotRunning) => {
                 opened_here = true;
                 let desk = services::open_offline(config)?;
                 here(&desk).await.map_err(|line| Fault::new(CONFIG, line))

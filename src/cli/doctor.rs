@@ -7,7 +7,7 @@ use clap::Args;
 use super::render::pretty;
 use super::{ConfigFile, Fault, SOFTWARE, print, status_of};
 use crate::checking::host;
-use crate::daemon::services::ThisProgram;
+use crate::daemon::services::DoctorContext;
 
 #[derive(Args)]
 pub struct Options {
@@ -41,7 +41,7 @@ pub fn doctor(options: &Options) -> Result<u8, Fault> {
     };
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     let runtime = runtime.map_err(|e| Fault::new(SOFTWARE, format!("runtime: cannot start: {e}; nothing is shown")))?;
-    let found = runtime.block_on(host::diagnose(&where_to_look, &ThisProgram));
+    let found = runtime.block_on(host::diagnose(&where_to_look, &DoctorContext));
     runtime.shutdown_timeout(std::time::Duration::from_millis(100));
     print(&if options.json { pretty(&found) } else { found.to_string() })?;
     Ok(status_of(&found))

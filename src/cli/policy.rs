@@ -13,7 +13,7 @@ use super::render::{moment, pretty, table};
 use super::{ConfigFile, Fault, USAGE, print};
 use crate::base::next_hop::NextHop;
 use crate::base::tlsrpt::Mode;
-use crate::daemon::control::{Explanation, Listed, Question, Record};
+use crate::daemon::control::{ControlRequest, Explanation, Listed, Record};
 
 #[derive(Args)]
 pub struct Options {
@@ -109,14 +109,14 @@ pub fn policy(options: &Options) -> Result<(), Fault> {
 
 fn explain(options: &Options, next_hop: &str) -> Result<(), Fault> {
     let config = options.config.load()?;
-    let question = Question::Policy { next_hop: next_hop.to_owned() };
-    let explanation: Explanation = answer(&config, &question, async |desk| Ok(desk.policy(next_hop).await))?;
+    let question = ControlRequest::PolicyExplain { next_hop: next_hop.to_owned() };
+    let explanation: Explanation = answer(&config, &question, async |desk| Ok(desk.explain_policy(next_hop).await))?;
     if options.json { print(&pretty(&explanation)) } else { print(&explanation.to_string()) }
 }
 
 fn list(options: &Options, list_options: &ListOptions) -> Result<(), Fault> {
     let config = options.config.load()?;
-    let listed = answer(&config, &Question::Policies, async |desk| Ok(desk.policies.listed()))?;
+    let listed = answer(&config, &ControlRequest::PolicyList, async |desk| Ok(desk.policies.listed()))?;
     let listed = chosen(listed, list_options);
     if options.json {
         return print(&pretty(&listed));
@@ -144,10 +144,10 @@ fn show(options: &Options, domain: &str, refresh: bool) -> Result<(), Fault> {
     let next_hop = checked(domain)?;
     let config = options.config.load()?;
     let question = match refresh {
-        false => Question::PoliciesShow { next_hop: next_hop.clone() },
-        true => Question::PoliciesRefresh { next_hop: next_hop.clone() },
+        false => ControlRequest::PolicyShow { next_hop: next_hop.clone() },
+        true => ControlRequest::PolicyRefresh { next_hop: next_hop.clone() },
     };
-    let found: Option<Listed> = answer(&config, &question, async |desk| desk.show(&next_hop, refresh).await)?;
+    let found: Option<Listed> = answer(&config, &question, async |desk| desk.show_policy(&next_hop, refresh).await)?;
     match (found, options.json) {
         (found, true) => print(&pretty(&found)),
         (Some(found), false) => print(&whole(&found)),
@@ -158,14 +158,15 @@ fn show(options: &Options, domain: &str, refresh: bool) -> Result<(), Fault> {
 fn purge(options: &Options, domain: Option<&str>) -> Result<(), Fault> {
     let domain = domain.map(checked).transpose()?;
     let config = options.config.load()?;
-    let question = Question::PoliciesPurge { domain: domain.clone() };
-    let gone: usize = answer(&config, &question, async |desk| desk.purge(domain.as_deref()).await)?;
+    let question = ControlRequest::PolicyPurge { domain: domain.clone() };
+    let gone: usize = answer(&config, &question, async |desk| desk.purge_policies(domain.as_deref()).await)?;
     if options.json { print(&pretty(&gone)) } else { print(&format!("forgotten: {gone} domains\n")) }
 }
 
 fn export(options: &Options) -> Result<(), Fault> {
     let config = options.config.load()?;
-    let lines: Vec<(String, String)> = answer(&config, &Question::PoliciesExport, async |desk| Ok(desk.export()))?;
+    let lines: Vec<(String, String)> =
+        answer(&config, &ControlRequest::PolicyExport, async |desk| Ok(desk.export_policies()))?;
     if options.json {
         return print(&pretty(&lines));
     }

@@ -14,7 +14,7 @@ use super::render::table;
 use super::{CONFIG, Fault, NO_INPUT, USAGE, print};
 use crate::base::tlsrpt::{Failure, Policy, TallyRow};
 use crate::config;
-use crate::daemon::services::{self, ReplayError, ReplayRequest as Request, Replayed};
+use crate::daemon::services::{self, ReplayError, ReplayRequest, ReplayResult};
 
 pub const HELP: &str = "\
 A policies file gives the policies in force, as the daemon's own decisions would:
@@ -82,7 +82,7 @@ pub fn replay(options: &Options) -> Result<(), Fault> {
             config::time_zone(name).map_err(|e| Fault::new(USAGE, format!("--timezone: {e}; nothing was read")))?
         }
     };
-    let replayed = services::replay(&Request {
+    let replayed = services::replay(&ReplayRequest {
         dialect: options.mta.dialect(),
         policies: options.policies.as_deref(),
         zone,
@@ -96,15 +96,15 @@ impl From<ReplayError> for Fault {
     fn from(error: ReplayError) -> Fault {
         let status = match error {
             ReplayError::Log { .. } | ReplayError::Policies { .. } => NO_INPUT,
-            ReplayError::NoLog(_) => USAGE,
-            ReplayError::Form(_) | ReplayError::Policy(_) => CONFIG,
+            ReplayError::NotALog(_) => USAGE,
+            ReplayError::Syntax(_) | ReplayError::Policy(_) => CONFIG,
         };
         Fault::new(status, error.to_string())
     }
 }
 
-fn json(replayed: &Replayed) -> String {
-    let Replayed { read, used, malformed, .. } = *replayed;
+fn json(replayed: &ReplayResult) -> String {
+    let ReplayResult { read, used, malformed, .. } = *replayed;
     let shown = Shown {
         lines: LineCounts { read, used, malformed },
         results: replayed.rows.iter().map(ShownRow::new).collect(),
@@ -170,7 +170,7 @@ impl<'a> ShownRow<'a> {
     }
 }
 
-fn people(replayed: &Replayed) -> String {
+fn people(replayed: &ReplayResult) -> String {
     let rows = &replayed.rows;
     let mut lines = Vec::new();
     let (mut successful, mut failed) = (0, 0);
@@ -194,7 +194,7 @@ fn people(replayed: &Replayed) -> String {
     }
     let mut text = table(&["day", "recipient domain", "policy", "ok", "failed", "why"], &lines);
     text.push_str(&format!("\n{} rows, {successful} sessions succeeded, {failed} failed\n", rows.len()));
-    let Replayed { read, used, malformed, without_delivery, without_anchors, contradicted, .. } = replayed;
+    let ReplayResult { read, used, malformed, without_delivery, without_anchors, contradicted, .. } = replayed;
     text.push_str(&format!("{read} lines read, {used} used, {malformed} could not be read\n"));
     if *without_delivery > 0 {
         text.push_str(&format!("{without_delivery} sessions whose delivery is not in these logs were not counted\n"));

@@ -14,7 +14,7 @@ use super::{ConfigFile, Fault, IO, USAGE, print};
 use crate::base::domain_name;
 use crate::base::tlsrpt::Day;
 use crate::config::Config;
-use crate::daemon::control::{ArchivedReport, DayPreview, Question, ReportPreview, ReportState, ReportStatus};
+use crate::daemon::control::{ArchivedReport, DayPreview, ControlRequest, ReportPreview, ReportState, ReportStatus};
 use crate::daemon::services::gzip;
 
 #[derive(Args)]
@@ -80,14 +80,14 @@ pub fn reports(options: &Options) -> Result<(), Fault> {
 }
 
 fn list(config: &Config, day: Option<Day>, all: bool, json: bool) -> Result<(), Fault> {
-    let mut due: Vec<ReportStatus> = answer(config, &Question::Reports, async |desk| desk.reports().await)?;
+    let mut due: Vec<ReportStatus> = answer(config, &ControlRequest::ReportsList, async |desk| desk.list_reports().await)?;
     due.retain(|due| day.is_none_or(|day| due.day == day) && (all || due.state != ReportState::Nothing));
     if json { print(&pretty(&due)) } else { print(&people(&due)) }
 }
 
 fn show(config: &Config, id: &str, json: bool) -> Result<(), Fault> {
-    let question = Question::ReportsShow { id: id.to_owned() };
-    let kept: ArchivedReport = answer(config, &question, async |desk| desk.kept(id.to_owned()).await)?;
+    let question = ControlRequest::ReportsShow { id: id.to_owned() };
+    let archived_report: ArchivedReport = answer(config, &question, async |desk| desk.archived_report(id.to_owned()).await)?;
     if json {
         return print(&pretty(&kept));
     }
@@ -95,8 +95,8 @@ fn show(config: &Config, id: &str, json: bool) -> Result<(), Fault> {
 }
 
 fn resend(config: &Config, id: &str, json: bool) -> Result<(), Fault> {
-    let question = Question::ReportsResend { id: id.to_owned() };
-    let again: usize = answer(config, &question, async |desk| desk.resend(id.to_owned()).await)?;
+    let question = ControlRequest::ReportsResend { id: id.to_owned() };
+    let again: usize = answer(config, &question, async |desk| desk.resend_report(id.to_owned()).await)?;
     if json { print(&pretty(&again)) } else { print(&format!("sent again: to {again} destinations\n")) }
 }
 
@@ -104,8 +104,8 @@ fn preview(config: &Config, day: Option<Day>, domain: Option<&str>, out: Option<
     if let Some(name) = domain.filter(|name| domain_name::normalize(name).is_none()) {
         return Err(Fault::new(USAGE, format!("--domain: `{name}` is no domain name; nothing is shown")));
     }
-    let question = Question::Report { day, domain: domain.map(str::to_owned) };
-    let days: Vec<DayPreview> = answer(config, &question, async |desk| desk.report(day, domain).await)?;
+    let question = ControlRequest::ReportsPreview { day, domain: domain.map(str::to_owned) };
+    let days: Vec<DayPreview> = answer(config, &question, async |desk| desk.preview_reports(day, domain).await)?;
     let mut text = String::new();
     for DayPreview { day, reports } in &days {
         for report in reports {

@@ -10,7 +10,7 @@ use super::render::{pretty, table};
 use super::{ConfigFile, Fault, USAGE, print};
 use crate::base::domain_name;
 use crate::base::tlsrpt::{Day, TallyRow};
-use crate::daemon::control::Question;
+use crate::daemon::control::ControlRequest;
 
 #[derive(Args)]
 pub struct Options {
@@ -32,7 +32,7 @@ pub fn results(options: &Options) -> Result<(), Fault> {
         return Err(Fault::new(USAGE, format!("--domain: `{name}` is no domain name; nothing is shown")));
     }
     let (day, domain) = (options.day, options.domain.clone());
-    let question = Question::Results { day, domain: domain.clone() };
+    let question = ControlRequest::Results { day, domain: domain.clone() };
     let config = options.config.load()?;
     let rows: Vec<TallyRow> = answer(&config, &question, async |desk| desk.results(day, domain.as_deref()).await)?;
     if options.json { print(&pretty(&rows)) } else { print(&people(&rows)) }

@@ -51,11 +51,11 @@ impl From<DaemonError> for Fault {
 
 fn status(error: &DaemonError) -> u8 {
     match error {
-        DaemonError::Config(_) | DaemonError::Keys(_) => CONFIG,
+        DaemonError::Config(_) | DaemonError::Named(_) => CONFIG,
         DaemonError::Input(_) => NO_INPUT,
         DaemonError::Store(StoreError::Locked(_)) => UNAVAILABLE,
         DaemonError::Store(StoreError::Unusable(_)) => CONFIG,
         DaemonError::Store(StoreError::Io(_) | StoreError::Corrupt(_)) | DaemonError::Socket(_) => IO,
-        DaemonError::Host(_) | DaemonError::Task(_) => SOFTWARE,
+        DaemonError::System(_) | DaemonError::Task(_) => SOFTWARE,
     }
 }

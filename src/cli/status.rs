@@ -6,14 +6,14 @@ use super::control::answer;
 use super::render::{moment, pretty, table};
 use super::{Fault, print};
 use crate::config::Config;
-use crate::daemon::control::{Question, ReportOverview, ReportStatus, Status};
+use crate::daemon::control::{ControlRequest, ReportOverview, ReportStatus, DaemonStatus};
 
 pub fn status(config: &Config, json: bool) -> Result<(), Fault> {
-    let status: Status = answer(config, &Question::Status, async |desk| Ok(desk.status().await))?;
+    let status: DaemonStatus = answer(config, &ControlRequest::Status, async |desk| Ok(desk.status().await))?;
     if json { print(&pretty(&status)) } else { print(&people(&status)) }
 }
 
-fn people(status: &Status) -> String {
+fn people(status: &DaemonStatus) -> String {
     let mut text = String::new();
     let mut say = |line: String| {
         text.push_str(&line);

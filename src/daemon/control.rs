@@ -1,8 +1,10 @@
 //! The control socket: what the command line asks a running daemon.
 //!
-//! Takes: one connection a question: a line of JSON ([`Question`]). Gives: one JSON value ([`Reply`]), then the end.
-//! Limits: [`MAX_QUESTION`] octets within [`PATIENCE`]; [`MAX_ANSWER`] octets. Only the daemon's user and root get there.
-//! The same [`Desk`] answers where no daemon runs: the command line opens the store itself then.
+//! Takes: one connection for each request: a line of JSON ([`ControlRequest`]). Gives: one JSON value
+//! ([`ControlResponse`]), then the end.
+//! Limits: [`MAX_REQUEST`] octets within [`REQUEST_TIMEOUT`]; [`MAX_RESPONSE`] octets. Only the daemon's user and root
+//! may connect.
+//! Without a daemon the command line opens the same [`Services`] itself.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -38,28 +40,28 @@ pub use crate::reporting::schedule::{ArchivedReport, ReportOverview, ReportPrevi
 use crate::store::Store;
 use crate::store::embedded::BACKUP_PREFIX;
 
-/// The longest question, in octets: a next hop of any length that Postfix would ask for.
-const MAX_QUESTION: u64 = 16 * 1024;
+/// The longest request, in octets: a next hop of any length that Postfix would ask for.
+const MAX_REQUEST: u64 = 16 * 1024;
 
-/// The longest answer that is read, in octets: the reports of a day of a large host.
-const MAX_ANSWER: u64 = 1 << 30;
+/// The longest response that is read, in octets: the reports of a day of a large host.
+const MAX_RESPONSE: u64 = 1 << 30;
 
-/// How long a question may take to arrive.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// How long a request may take to arrive.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// What can be asked.
+/// A request to the daemon.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", tag = "ask")]
-pub enum Question {
-    /// How things stand: [`Status`].
+pub enum ControlRequest {
+    /// How things stand: [`DaemonStatus`].
     Status,
     /// What Postfix would be answered: [`Explanation`].
-    Policy {
+    PolicyExplain {
         /// As Postfix would write it.
         next_hop: String,
     },
     /// What would be sent: `Vec<DayPreview>`.
-    Report {
+    ReportsPreview {
         /// One day; without it all that have counts.
         day: Option<Day>,
         /// One recipient domain or MX host; without it all.
@@ -73,7 +75,7 @@ pub enum Question {
         domain: Option<String>,
     },
     /// What is due, under way or done within retention: `Vec<Due>`.
-    Reports,
+    ReportsList,
     /// A report that went or is to go: [`Kept`].
     ReportsShow {
         /// Its identifier.
@@ -85,42 +87,42 @@ pub enum Question {
         id: String,
     },
     /// What is known of each next hop: `Vec<Listed>`.
-    Policies,
+    PolicyList,
     /// What is known of one: `Option<Listed>`, with its document.
-    PoliciesShow {
+    PolicyShow {
         /// As Postfix would write it.
         next_hop: String,
     },
     /// The same, after DNS and the policy host have been asked again.
-    PoliciesRefresh {
+    PolicyRefresh {
         /// As Postfix would write it.
         next_hop: String,
     },
     /// Forgets, and says how many domains were forgotten: `usize`.
-    PoliciesPurge {
+    PolicyPurge {
         /// One domain; without it all.
         domain: Option<String>,
     },
     /// Each next hop that has a policy and its answer: `Vec<(String, String)>`.
-    PoliciesExport,
+    PolicyExport,
     /// Copies the store within its own folder, and says where: `PathBuf`. Whoever asked fetches it from there.
     Backup,
 }
 
-/// What is answered.
+/// The response to a request.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-enum Reply<T> {
+enum ControlResponse<T> {
     /// The answer.
     Answer(T),
     /// One line that says why there is none.
     Fault(String),
 }
 
-/// How things stand.
+/// The state of the daemon.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub struct Status {
+pub struct DaemonStatus {
     /// The version of the program.
     pub version: String,
     /// Whether a daemon answers, or the store was looked at without one.
@@ -159,12 +161,12 @@ pub struct DayPreview {
     pub reports: Vec<ReportPreview>,
 }
 
-/// Where questions are answered: everything that can be looked at.
-pub struct Desk {
+/// Everything that requests are answered from.
+pub struct Services {
     /// The configuration in force.
     pub config: Config,
-    /// What of it was found out about the host, one line each.
-    pub found: Vec<String>,
+    /// The settings that were detected on the host, one line each.
+    pub detected: Vec<String>,
     /// Whether this is the daemon.
     pub running: bool,
     /// Counts and records.
@@ -181,20 +183,23 @@ pub struct Desk {
     pub clock: Clock,
 }
 
-impl Desk {
+impl Services {
     /// How things stand.
-    pub async fn status(&self) -> Status {
-        Status {
+    pub async fn status(&self) -> DaemonStatus {
+        DaemonStatus {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             running: self.running,
             now: self.clock.seconds(),
-            found: self.found.clone(),
+            found: self.detected.clone(),
             inputs: self.metrics.inputs(),
             resolver: self.resolver.server().to_string(),
             validating: self.resolver.is_trusted(),
             policies: self.policies.counts(),
             missing_identity: missing_identity(&self.config.report).into_iter().map(str::to_owned).collect(),
-            due: self.stored(|_, scheduler| scheduler.overview().map_err(|e| e.to_string())).await.unwrap_or_default(),
+            due: self
+                .run_blocking(|_, scheduler| scheduler.overview().map_err(|e| e.to_string()))
+                .await
+                .unwrap_or_default(),
             counters: self.metrics.counters().into_iter().map(|(name, n)| (name.to_owned(), n)).collect(),
             errors: self.metrics.recent_errors(),
             store_size: self.store.size().unwrap_or(0),
@@ -202,12 +207,12 @@ impl Desk {
     }
 
     /// What Postfix would be answered, and why.
-    pub async fn policy(&self, next_hop: &str) -> Explanation {
+    pub async fn explain_policy(&self, next_hop: &str) -> Explanation {
         server::explain(&self.policies, next_hop, self.config.postfix.default_level()).await
     }
 
-    /// What would be sent. Fails with one line.
-    pub async fn report(&self, day: Option<Day>, domain: Option<&str>) -> Result<Vec<DayPreview>, String> {
+    /// The reports that would be sent. Fails with one line.
+    pub async fn preview_reports(&self, day: Option<Day>, domain: Option<&str>) -> Result<Vec<DayPreview>, String> {
         let domain = match domain {
             Some(name) => Some(domain_name::normalize(name).ok_or_else(|| format!("`{name}` is no domain name"))?),
             None => None,
@@ -230,7 +235,7 @@ impl Desk {
             Some(name) => Some(domain_name::normalize(name).ok_or_else(|| format!("`{name}` is no domain name"))?),
             None => None,
         };
-        self.stored(move |store, _| {
+        self.run_blocking(move |store, _| {
             let days = day.map_or_else(|| store.days(), |day| Ok(vec![day])).map_err(|e| e.to_string())?;
             let mut rows = Vec::new();
             for day in days {
@@ -245,22 +250,22 @@ impl Desk {
     }
 
     /// What is due, under way or done within retention. Fails with one line.
-    pub async fn reports(&self) -> Result<Vec<ReportStatus>, String> {
-        self.stored(|_, scheduler| scheduler.list_reports().map_err(|e| e.to_string())).await
+    pub async fn list_reports(&self) -> Result<Vec<ReportStatus>, String> {
+        self.run_blocking(|_, scheduler| scheduler.list_reports().map_err(|e| e.to_string())).await
     }
 
     /// A report by its identifier. Fails with one line.
-    pub async fn kept(&self, id: String) -> Result<ArchivedReport, String> {
-        self.stored(move |_, scheduler| scheduler.archived_report(&id)).await
+    pub async fn archived_report(&self, id: String) -> Result<ArchivedReport, String> {
+        self.run_blocking(move |_, scheduler| scheduler.archived_report(&id)).await
     }
 
     /// Sends a report once more; returns to how many destinations. Fails with one line.
-    pub async fn resend(&self, id: String) -> Result<usize, String> {
-        self.stored(move |_, scheduler| scheduler.resend(&id)).await
+    pub async fn resend_report(&self, id: String) -> Result<usize, String> {
+        self.run_blocking(move |_, scheduler| scheduler.resend(&id)).await
     }
 
-    /// What blocks for as long as the store does, where that holds up nobody.
-    async fn stored<T: Send + 'static>(
+    /// Runs a call that blocks on the store, on a thread where it delays no other task.
+    async fn run_blocking<T: Send + 'static>(
         &self,
         call: impl FnOnce(&dyn Store, &Scheduler) -> Result<T, String> + Send + 'static,
     ) -> Result<T, String> {
@@ -269,20 +274,25 @@ impl Desk {
         call.await.unwrap_or_else(|e| Err(format!("control: {e}; nothing is shown")))
     }
 
-    /// What is known of a next hop; with `refresh` after everything has been asked again. Fails with one line.
-    pub async fn show(&self, next_hop: &str, refresh: bool) -> Result<Option<Listed>, String> {
-        let hop = hop(next_hop)?;
-        if refresh { self.policies.look_again(&hop).await.map_err(unwritten) } else { Ok(self.policies.show(&hop)) }
+    /// The status of a next hop; with `refresh` after DNS and the policy host have been asked again. Fails with one
+    /// line.
+    pub async fn show_policy(&self, next_hop: &str, refresh: bool) -> Result<Option<Listed>, String> {
+        let hop = parse_next_hop(next_hop)?;
+        if refresh {
+            self.policies.look_again(&hop).await.map_err(describe_write_failure)
+        } else {
+            Ok(self.policies.show(&hop))
+        }
     }
 
-    /// Forgets a domain, or all; returns how many. Fails with one line.
-    pub async fn purge(&self, domain: Option<&str>) -> Result<usize, String> {
-        let domain = domain.map(|name| hop(name).map(|hop| hop.domain)).transpose()?;
-        self.policies.purge(domain.as_deref()).await.map_err(unwritten)
+    /// Removes the policy of a domain, or of all; returns how many were removed. Fails with one line.
+    pub async fn purge_policies(&self, domain: Option<&str>) -> Result<usize, String> {
+        let domain = domain.map(|name| parse_next_hop(name).map(|hop| hop.domain)).transpose()?;
+        self.policies.purge(domain.as_deref()).await.map_err(describe_write_failure)
     }
 
     /// Each next hop that has a policy, and its answer.
-    pub fn export(&self) -> Vec<(String, String)> {
+    pub fn export_policies(&self) -> Vec<(String, String)> {
         server::table(&self.policies, self.config.postfix.default_level())
     }
 
@@ -297,101 +307,120 @@ impl Desk {
         Ok(to)
     }
 
-    async fn answer(&self, question: &[u8]) -> Vec<u8> {
-        match serde_json::from_slice(question) {
-            Ok(Question::Status) => octets(&Reply::Answer(self.status().await)),
-            Ok(Question::Policy { next_hop }) => octets(&Reply::Answer(self.policy(&next_hop).await)),
-            Ok(Question::Report { day, domain }) => octets(&reply(self.report(day, domain.as_deref()).await)),
-            Ok(Question::Results { day, domain }) => octets(&reply(self.results(day, domain.as_deref()).await)),
-            Ok(Question::Reports) => octets(&reply(self.reports().await)),
-            Ok(Question::ReportsShow { id }) => octets(&reply(self.kept(id).await)),
-            Ok(Question::ReportsResend { id }) => octets(&reply(self.resend(id).await)),
-            Ok(Question::Policies) => octets(&Reply::Answer(self.policies.listed())),
-            Ok(Question::PoliciesShow { next_hop }) => octets(&reply(self.show(&next_hop, false).await)),
-            Ok(Question::PoliciesRefresh { next_hop }) => octets(&reply(self.show(&next_hop, true).await)),
-            Ok(Question::PoliciesPurge { domain }) => octets(&reply(self.purge(domain.as_deref()).await)),
-            Ok(Question::PoliciesExport) => octets(&Reply::Answer(self.export())),
-            Ok(Question::Backup) => octets(&reply(self.backup().await)),
-            Err(error) => octets(&Reply::<()>::Fault(format!("control: no question: {error}; nothing was done"))),
+    async fn respond(&self, request: &[u8]) -> Vec<u8> {
+        match serde_json::from_slice(request) {
+            Ok(ControlRequest::Status) => to_json(&ControlResponse::Answer(self.status().await)),
+            Ok(ControlRequest::PolicyExplain { next_hop }) => {
+                to_json(&ControlResponse::Answer(self.explain_policy(&next_hop).await))
+            }
+            Ok(ControlRequest::ReportsPreview { day, domain }) => {
+                to_json(&to_response(self.preview_reports(day, domain.as_deref()).await))
+            }
+            Ok(ControlRequest::Results { day, domain }) => {
+                to_json(&to_response(self.results(day, domain.as_deref()).await))
+            }
+            Ok(ControlRequest::ReportsList) => to_json(&to_response(self.list_reports().await)),
+            Ok(ControlRequest::ReportsShow { id }) => to_json(&to_response(self.archived_report(id).await)),
+            Ok(ControlRequest::ReportsResend { id }) => to_json(&to_response(self.resend_report(id).await)),
+            Ok(ControlRequest::PolicyList) => to_json(&ControlResponse::Answer(self.policies.listed())),
+            Ok(ControlRequest::PolicyShow { next_hop }) => {
+                to_json(&to_response(self.show_policy(&next_hop, false).await))
+            }
+            Ok(ControlRequest::PolicyRefresh { next_hop }) => {
+                to_json(&to_response(self.show_policy(&next_hop, true).await))
+            }
+            Ok(ControlRequest::PolicyPurge { domain }) => {
+                to_json(&to_response(self.purge_policies(domain.as_deref()).await))
+            }
+            Ok(ControlRequest::PolicyExport) => to_json(&ControlResponse::Answer(self.export_policies())),
+            Ok(ControlRequest::Backup) => to_json(&to_response(self.backup().await)),
+            Err(error) => {
+                to_json(&ControlResponse::<()>::Fault(format!("control: no question: {error}; nothing was done")))
+            }
         }
     }
 
-    async fn converse(&self, stream: UnixStream) -> io::Result<()> {
+    async fn serve_connection(&self, stream: UnixStream) -> io::Result<()> {
         let mut stream = BufReader::new(stream);
-        let mut question = Vec::new();
-        tokio::time::timeout(PATIENCE, (&mut stream).take(MAX_QUESTION).read_until(b'\n', &mut question)).await??;
-        let answer = self.answer(&question).await;
+        let mut request = Vec::new();
+        tokio::time::timeout(REQUEST_TIMEOUT, (&mut stream).take(MAX_REQUEST).read_until(b'\n', &mut request))
+            .await??;
+        let answer = self.respond(&request).await;
         stream.get_mut().write_all(&answer).await?;
         stream.get_mut().shutdown().await
     }
 }
 
 /// Answers whoever connects, until `shutdown` turns true.
-pub async fn serve(listener: UnixListener, desk: Arc<Desk>, mut shutdown: watch::Receiver<bool>) -> io::Result<()> {
+pub async fn serve(
+    listener: UnixListener,
+    services: Arc<Services>,
+    mut shutdown: watch::Receiver<bool>,
+) -> io::Result<()> {
     let listener = tokio::net::UnixListener::from_std(listener)?;
-    let mut conversations = JoinSet::new();
+    let mut connections = JoinSet::new();
     loop {
         tokio::select! {
             accepted = listener.accept() => match accepted {
                 Ok((stream, _)) => {
-                    let desk = Arc::clone(&desk);
-                    // Who asks and goes away is nobody's fault.
-                    conversations.spawn(async move { drop(desk.converse(stream).await) });
+                    let services = Arc::clone(&services);
+                    // A client that disconnects early is not an error.
+                    connections.spawn(async move { drop(services.serve_connection(stream).await) });
                 }
                 Err(error) => {
                     tracing::warn!("control: cannot accept a connection: {error}; trying again");
                     tokio::time::sleep(Duration::from_millis(100)).await;
                 }
             },
-            Some(_) = conversations.join_next() => {}
+            Some(_) = connections.join_next() => {}
             () = wait_for_shutdown(&mut shutdown) => return Ok(()),
         }
     }
 }
 
-/// Why a daemon gave no answer.
+/// Why a request got no response.
 #[derive(Debug)]
-pub enum AskError {
-    /// Nobody listens: no daemon runs.
-    NobodyThere,
+pub enum RequestError {
+    /// Nothing listens on the control socket: no daemon is running.
+    NotRunning,
     /// One line.
     Failed(String),
 }
 
-/// Asks the daemon behind a control socket.
-pub async fn ask<T: DeserializeOwned>(socket: &Path, question: &Question) -> Result<T, AskError> {
+/// Sends a request to the daemon behind a control socket.
+pub async fn send_request<T: DeserializeOwned>(socket: &Path, request: &ControlRequest) -> Result<T, RequestError> {
     let failed = |problem: &dyn std::fmt::Display| {
-        AskError::Failed(format!("{}: the daemon did not answer: {problem}; nothing is shown", socket.display()))
+        RequestError::Failed(format!("{}: the daemon did not answer: {problem}; nothing is shown", socket.display()))
     };
     let mut stream = UnixStream::connect(socket).await.map_err(|error| match error.kind() {
-        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => AskError::NobodyThere,
+        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => RequestError::NotRunning,
         _ => failed(&error),
     })?;
-    let mut line = octets(question);
+    let mut line = to_json(request);
     line.push(b'\n');
     stream.write_all(&line).await.map_err(|e| failed(&e))?;
     let mut answer = Vec::new();
-    stream.take(MAX_ANSWER).read_to_end(&mut answer).await.map_err(|e| failed(&e))?;
+    stream.take(MAX_RESPONSE).read_to_end(&mut answer).await.map_err(|e| failed(&e))?;
     match serde_json::from_slice(&answer) {
-        Ok(Reply::Answer(answer)) => Ok(answer),
-        Ok(Reply::Fault(line)) => Err(AskError::Failed(line)),
+        Ok(ControlResponse::Answer(answer)) => Ok(answer),
+        Ok(ControlResponse::Fault(line)) => Err(RequestError::Failed(line)),
         Err(error) => Err(failed(&error)),
     }
 }
 
-fn reply<T>(result: Result<T, String>) -> Reply<T> {
-    result.map_or_else(Reply::Fault, Reply::Answer)
+fn to_response<T>(result: Result<T, String>) -> ControlResponse<T> {
+    result.map_or_else(ControlResponse::Fault, ControlResponse::Answer)
 }
 
-fn hop(text: &str) -> Result<NextHop, String> {
+fn parse_next_hop(text: &str) -> Result<NextHop, String> {
     NextHop::parse(text.as_bytes())
         .ok_or_else(|| format!("`{}` is no next hop that can have a policy", text.escape_debug()))
 }
 
-fn unwritten(cause: String) -> String {
+fn describe_write_failure(cause: String) -> String {
     format!("store: cannot write policies: {cause}; changed in memory alone")
 }
 
-fn octets(value: &impl Serialize) -> Vec<u8> {
+fn to_json(value: &impl Serialize) -> Vec<u8> {
     serde_json::to_vec(value).expect("plain structures always serialise")
 }

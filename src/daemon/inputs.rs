@@ -1,6 +1,6 @@
-//! The inputs that the configuration names: looked at, opened where the store left them, and run.
+//! The inputs that the configuration names: checked, opened at the stored position, and run.
 //!
-//! Takes: `[[input]]` sections. Gives: a task for each, which feeds the river; files of a pattern get one each as they appear.
+//! Takes: `[[input]]` sections. Gives: a task for each, which feeds the counting; files of a pattern get one each as they appear.
 //! When it fails: at start, a [`DaemonError`] that names the input; later, a trouble that `status` shows.
 //! Not here: reading (`input`), counting (`pipeline`).
 
@@ -18,7 +18,7 @@ use jiff::tz::TimeZone;
 use tlswarden_parsers::Dialect;
 use tokio::sync::{Mutex, mpsc, oneshot, watch};
 
-use super::{DaemonError, House, Tasks, until};
+use super::{DaemonError, PersistentState, Tasks, run_until_shutdown};
 use crate::base::clock::Clock;
 use crate::base::own_reports::MessageIdKey;
 use crate::config::{Config, InputKind as Named, InputSection};
@@ -30,22 +30,22 @@ use crate::counting::rules::CountingRules;
 use crate::metrics::Metrics;
 use crate::store::{Store, StoreError};
 
-/// How often a pattern is looked through for new files.
-const LOOK: Duration = Duration::from_secs(5);
+/// How often a pattern is checked for new files.
+const PATTERN_INTERVAL: Duration = Duration::from_secs(5);
 
-/// The most files that one pattern has: an instance each, and each a task.
-const MAX_FILES: usize = 1000;
+/// The most files that one pattern may match: each takes a counter and a task.
+const MAX_PATTERN_FILES: usize = 1000;
 
 /// Standard input, which outlives a reload.
 pub type SharedStdin = Arc<Mutex<StdinReader>>;
 
-/// Whether every input can be read: what is not there yet may come.
-pub fn check(config: &Config) -> Result<(), DaemonError> {
+/// Checks that every input can be read; a log file that does not exist yet is allowed.
+pub fn check_inputs(config: &Config) -> Result<(), DaemonError> {
     let mut known: HashMap<(u64, u64), &Path> = HashMap::new();
     for source in config.inputs.iter().filter_map(InputSection::kind) {
         match source {
             Named::File(path) => {
-                if let Some(found) = readable(path)?
+                if let Some(found) = file_identity(path)?
                     && let Some(other) = known.insert(found, path)
                 {
                     let (path, other) = (path.display(), other.display());
@@ -62,8 +62,8 @@ pub fn check(config: &Config) -> Result<(), DaemonError> {
     Ok(())
 }
 
-/// A log may be missing as yet; one that is there must be one that can be read: its device and inode.
-fn readable(path: &Path) -> Result<Option<(u64, u64)>, DaemonError> {
+/// The device and inode of a log file, `None` where it does not exist yet. Fails where it cannot be read.
+fn file_identity(path: &Path) -> Result<Option<(u64, u64)>, DaemonError> {
     // Opening a fifo would wait for its writer.
     let problem = match std::fs::metadata(path) {
         Ok(found) if !found.is_file() => "it is no file".to_owned(),
@@ -76,84 +76,89 @@ fn readable(path: &Path) -> Result<Option<(u64, u64)>, DaemonError> {
     Err(DaemonError::Input(format!("{}: cannot be read: {problem}; not started", path.display())))
 }
 
-/// The datagram sockets that are to be bound, each with its mode.
-pub fn datagrams(config: &Config) -> Vec<(PathBuf, u32)> {
+/// The datagram sockets to bind, each with its mode.
+pub fn datagram_sockets(config: &Config) -> Vec<(PathBuf, u32)> {
     let mode = |input: &InputSection| input.socket_mode().unwrap_or(0o666);
     config.inputs.iter().filter_map(|input| Some((input.datagrams.clone()?, mode(input)))).collect()
 }
 
-/// What counters are made of.
+/// Creates the counter of an input.
 #[derive(Clone)]
-pub struct Makes {
+pub struct CounterFactory {
     pub store: Arc<dyn Store>,
-    pub own: MessageIdKey,
+    pub message_id_key: MessageIdKey,
     pub rules: Arc<CountingRules>,
     pub metrics: Metrics,
     pub clock: Clock,
 }
 
-impl Makes {
-    /// An input's counter where the store left it, and its mark.
-    fn source(&self, name: &str, mta: Dialect, zone: TimeZone) -> Result<Restored, StoreError> {
-        let (mark, open) = pipeline::load_input_state(&*self.store, name)?;
-        let secret = self.own.clone();
+impl CounterFactory {
+    /// An input's counter where the store left it, and its position.
+    fn restore_input(&self, name: &str, mta: Dialect, zone: TimeZone) -> Result<RestoredInput, StoreError> {
+        let (position, open) = pipeline::load_input_state(&*self.store, name)?;
+        let secret = self.message_id_key.clone();
         let counter = Counter::new(mta, zone.clone(), Arc::new(move |id: &[u8]| secret.is_ours(id)));
         let (counter, unread) = counter.with_rules(Arc::clone(&self.rules)).with_open_state(zone, &open);
         if unread > 0 {
             let line = format!("input {name}: {unread} records of open sessions cannot be read; those are not counted");
             self.metrics.log_error(self.clock, line);
         }
-        Ok(Restored { source: CountedInput { name: name.to_owned(), counter }, mark })
+        Ok(RestoredInput { input: CountedInput { name: name.to_owned(), counter }, position })
     }
 
-    fn trouble(&self, name: &str, line: String) {
+    fn report_problem(&self, name: &str, line: String) {
         self.metrics.update_input(name, |p| p.trouble = Some(line.clone()));
         self.metrics.log_error(self.clock, format!("input {name}: {line}"));
     }
 }
 
-struct Restored {
-    source: CountedInput,
-    mark: Option<crate::counting::input::Position>,
+struct RestoredInput {
+    input: CountedInput,
+    position: Option<crate::counting::input::Position>,
 }
 
 /// All inputs, opened.
-pub struct Inputs {
-    makes: Makes,
-    each: Vec<One>,
+pub struct OpenInputs {
+    counters: CounterFactory,
+    inputs: Vec<OpenInput>,
     patterns: Vec<(PathBuf, Dialect, TimeZone)>,
     queue: Arc<DatagramQueue>,
 }
 
-struct One {
-    source: CountedInput,
-    reads: Reads,
+struct OpenInput {
+    input: CountedInput,
+    reader: InputReader,
 }
 
-enum Reads {
+enum InputReader {
     File(file::FileFollower),
     Journal(Box<journald::JournalFollower>),
     Stdin(SharedStdin),
     Datagrams(UnixDatagram),
 }
 
-/// Opens the inputs. Whatever can fail at start fails here.
-pub fn open(house: &mut House, config: &Config, zones: Vec<TimeZone>, makes: Makes) -> Result<Inputs, DaemonError> {
-    let mut inputs = Inputs { makes, each: Vec::new(), patterns: Vec::new(), queue: Arc::default() };
+/// Opens the inputs. Everything that can fail at start fails here.
+pub fn open_inputs(
+    state: &mut PersistentState,
+    config: &Config,
+    zones: Vec<TimeZone>,
+    counters: CounterFactory,
+) -> Result<OpenInputs, DaemonError> {
+    let mut inputs = OpenInputs { counters, inputs: Vec::new(), patterns: Vec::new(), queue: Arc::default() };
     for (input, zone) in config.inputs.iter().zip(zones) {
         // Invariant: the configuration has been checked.
         let Some(named) = input.kind() else { continue };
         let name = named.to_string();
-        let restored = |zone| inputs.makes.source(&name, input.mta, zone);
-        let (restored, reads) = match named {
+        let restored = |zone| inputs.counters.restore_input(&name, input.mta, zone);
+        let (restored, reader) = match named {
             Named::Files(pattern) => {
                 inputs.patterns.push((pattern.to_owned(), input.mta, zone));
                 continue;
             }
             Named::File(path) => {
                 let mut restored = restored(zone)?;
-                let follower = file::FileFollower::new(path, restored.mark.take());
-                (restored, Reads::File(follower))
+                let follower = file::FileFollower::new(path, restored.position.take());
+                (restored, InputReader::File(follower))
             }
             Named::Journal(folder) => {
                 let mut restored = restored(zone)?;
@@ -162,32 +167,32 @@ pub fn open(house: &mut House, config: &Config, zones: Vec<TimeZone>, makes: Mak
                     identifiers: input.identifiers.clone(),
                     units: input.units.clone(),
                 };
-                let follower = journald::JournalFollower::new(journal, restored.mark.take());
-                (restored, Reads::Journal(Box::new(follower)))
+                let follower = journald::JournalFollower::new(journal, restored.position.take());
+                (restored, InputReader::Journal(Box::new(follower)))
             }
             Named::Stdin => {
-                let stdin = match &house.stdin {
+                let stdin = match &state.stdin {
                     Some(stdin) => Arc::clone(stdin),
                     None => {
-                        let failed = |e| DaemonError::Host(format!("stdin: cannot be read: {e}; not started"));
+                        let failed = |e| DaemonError::System(format!("stdin: cannot be read: {e}; not started"));
                         Arc::new(Mutex::new(StdinReader::open().map_err(failed)?))
                     }
                 };
-                house.stdin = Some(Arc::clone(&stdin));
+                state.stdin = Some(Arc::clone(&stdin));
                 tracing::warn!(
                     "input stdin: it has no mark: what is read and not yet counted when the daemon is killed is lost"
                 );
-                (restored(zone)?, Reads::Stdin(stdin))
+                (restored(zone)?, InputReader::Stdin(stdin))
             }
             Named::Datagrams(path) => {
-                let socket = house.sockets.datagrams(path, input.socket_mode().unwrap_or(0o666))?;
-                (restored(zone)?, Reads::Datagrams(socket))
+                let socket = state.sockets.datagram_socket(path, input.socket_mode().unwrap_or(0o666))?;
+                (restored(zone)?, InputReader::Datagrams(socket))
             }
         };
-        inputs.each.push(One { source: restored.source, reads });
+        inputs.inputs.push(OpenInput { input: restored.input, reader });
     }
-    let metrics = &inputs.makes.metrics;
-    metrics.set_inputs(inputs.each.iter().map(|one| (one.source.name.as_str(), one.source.counter.newest_line_time())));
+    let metrics = &inputs.counters.metrics;
+    metrics.set_inputs(inputs.inputs.iter().map(|one| (one.input.name.as_str(), one.input.counter.newest_line_time())));
     for path in config.inputs.iter().filter_map(|input| match input.kind()? {
         Named::File(path) if !path.exists() => Some(path),
         _ => None,
@@ -195,14 +200,14 @@ pub fn open(house: &mut House, config: &Config, zones: Vec<TimeZone>, makes: Mak
         let missing = Some("does not exist; it is waited for".to_owned());
         metrics.update_input(&path.display().to_string(), |p| p.trouble = missing);
     }
-    if inputs.each.iter().any(|one| matches!(one.reads, Reads::Datagrams(_))) {
-        say_queue_length();
+    if inputs.inputs.iter().any(|one| matches!(one.reader, InputReader::Datagrams(_))) {
+        warn_of_short_queue();
     }
     Ok(inputs)
 }
 
-/// Says what to add where the kernel lets too few datagrams wait.
-fn say_queue_length() {
+/// Warns, with what to add, where the kernel limits the datagram queue too much.
+fn warn_of_short_queue() {
     if let Some(found) = datagram::kernel_queue_length().filter(|found| *found < datagram::MIN_SOCKET_QUEUE) {
         let wanted = datagram::MIN_SOCKET_QUEUE;
         tracing::warn!(
@@ -212,8 +217,8 @@ fn say_queue_length() {
     }
 }
 
-impl Inputs {
-    /// Runs all of them; the queue that datagrams wait in.
+impl OpenInputs {
+    /// Starts a task for each input; returns the queue that datagrams wait in.
     pub fn start(
         self,
         tasks: &mut Tasks,
@@ -221,104 +226,113 @@ impl Inputs {
         shutdown: &watch::Receiver<bool>,
     ) -> Arc<DatagramQueue> {
         let numbers = Arc::new(AtomicUsize::new(0));
-        for One { source, reads } in self.each {
+        for OpenInput { input: source, reader } in self.inputs {
             let number = numbers.fetch_add(1, Ordering::Relaxed);
             let name = source.name.clone();
-            let task = Feeding { number, feed: feed.clone(), makes: self.makes.clone() };
+            let task = InputTask { number, events: feed.clone(), counters: self.counters.clone() };
             let title = format!("input {name}");
-            match reads {
-                Reads::File(follower) => tasks.spawn(title, until(shutdown.clone(), task.file(source, follower))),
-                Reads::Journal(follower) => tasks.spawn(title, until(shutdown.clone(), task.journal(source, follower))),
-                Reads::Stdin(stdin) => tasks.spawn(title, until(shutdown.clone(), task.stdin(source, stdin))),
-                Reads::Datagrams(socket) => {
+            match reader {
+                InputReader::File(follower) => {
+                    tasks.spawn(title, run_until_shutdown(shutdown.clone(), task.read_file(source, follower)))
+                }
+                InputReader::Journal(follower) => {
+                    tasks.spawn(title, run_until_shutdown(shutdown.clone(), task.read_journal(source, follower)))
+                }
+                InputReader::Stdin(stdin) => {
+                    tasks.spawn(title, run_until_shutdown(shutdown.clone(), task.read_stdin(source, stdin)))
+                }
+                InputReader::Datagrams(socket) => {
                     let queue = Arc::clone(&self.queue);
-                    tasks.spawn(title, task.datagrams(source, socket, queue, shutdown.clone()));
+                    tasks.spawn(title, task.receive_datagrams(source, socket, queue, shutdown.clone()));
                 }
             }
         }
         for (pattern, mta, zone) in self.patterns {
             let title = format!("input {}", pattern.display());
-            let task = Feeding { number: 0, feed: feed.clone(), makes: self.makes.clone() };
-            tasks.spawn(title, until(shutdown.clone(), task.pattern(pattern, mta, zone, Arc::clone(&numbers))));
+            let task = InputTask { number: 0, events: feed.clone(), counters: self.counters.clone() };
+            tasks.spawn(
+                title,
+                run_until_shutdown(shutdown.clone(), task.follow_pattern(pattern, mta, zone, Arc::clone(&numbers))),
+            );
         }
         self.queue
     }
 }
 
-/// What an input's task has.
-struct Feeding {
+/// The task of one input.
+struct InputTask {
     number: usize,
-    feed: mpsc::Sender<InputEvent>,
-    makes: Makes,
+    events: mpsc::Sender<InputEvent>,
+    counters: CounterFactory,
 }
 
-impl Feeding {
-    /// Reads a file for as long as somebody takes its blocks.
-    async fn file(self, source: CountedInput, mut follower: file::FileFollower) {
+impl InputTask {
+    /// Reads a read_file for as long as somebody takes its blocks.
+    async fn read_file(self, source: CountedInput, mut follower: read_file::FileFollower) {
         let name = source.name.clone();
-        if self.feed.send(InputEvent::LogInput(self.number, Box::new(source))).await.is_err() {
-            return self.ended().await;
+        if self.events.send(InputEvent::LogInput(self.number, Box::new(source))).await.is_err() {
+            return self.wait_forever().await;
         }
         loop {
             match follower.next().await {
                 Ok(block) => {
-                    if self.feed.send(InputEvent::Block(self.number, block)).await.is_err() {
-                        return self.ended().await;
+                    if self.events.send(InputEvent::Block(self.number, block)).await.is_err() {
+                        return self.wait_forever().await;
                     }
                 }
-                Err(InputError::Stopped(_)) => return self.ended().await,
+                Err(InputError::Stopped(_)) => return self.wait_forever().await,
                 Err(error @ (InputError::NotAFile(_) | InputError::Unreadable(_))) => {
                     let line = error.to_string();
-                    self.makes.metrics.update_input(&name, |p| p.trouble = Some(line.clone()));
-                    self.makes.metrics.log_error(self.makes.clock, line);
+                    self.counters.metrics.update_input(&name, |p| p.trouble = Some(line.clone()));
+                    self.counters.metrics.log_error(self.counters.clock, line);
                 }
             }
         }
     }
 
-    async fn journal(self, source: CountedInput, mut follower: Box<journald::JournalFollower>) {
+    async fn read_journal(self, source: CountedInput, mut follower: Box<journald::JournalFollower>) {
         let name = source.name.clone();
-        if self.feed.send(InputEvent::LogInput(self.number, Box::new(source))).await.is_err() {
-            return self.ended().await;
+        if self.events.send(InputEvent::LogInput(self.number, Box::new(source))).await.is_err() {
+            return self.wait_forever().await;
         }
         loop {
             match follower.next().await {
                 journald::JournalEvent::Entries(block) => {
-                    if self.feed.send(InputEvent::Block(self.number, block)).await.is_err() {
-                        return self.ended().await;
+                    if self.events.send(InputEvent::Block(self.number, block)).await.is_err() {
+                        return self.wait_forever().await;
                     }
                 }
-                journald::JournalEvent::Failed(line) => self.makes.trouble(&name, line),
+                journald::JournalEvent::Failed(line) => self.counters.report_problem(&name, line),
                 journald::JournalEvent::Gap(line) => {
-                    self.makes.metrics.add("journal-gaps", 1);
-                    self.makes.trouble(&name, line);
+                    self.counters.metrics.add("journal-gaps", 1);
+                    self.counters.report_problem(&name, line);
                 }
             }
         }
     }
 
-    async fn stdin(self, source: CountedInput, stdin: SharedStdin) {
+    async fn read_stdin(self, source: CountedInput, read_stdin: SharedStdin) {
         let name = source.name.clone();
-        if self.feed.send(InputEvent::LogInput(self.number, Box::new(source))).await.is_err() {
-            return self.ended().await;
+        if self.events.send(InputEvent::LogInput(self.number, Box::new(source))).await.is_err() {
+            return self.wait_forever().await;
         }
         let mut stdin = stdin.lock().await;
         // A place first: what is taken from the input must not be dropped on its way.
-        while let Ok(place) = self.feed.reserve().await {
+        while let Ok(place) = self.events.reserve().await {
             match stdin.next().await {
                 Some(Ok(block)) => place.send(InputEvent::Block(self.number, block)),
-                Some(Err(error)) => self.makes.trouble(&name, format!("cannot be read: {error}; nothing more is read")),
+                Some(Err(error)) => self.counters.report_problem(&name, format!("cannot be read: {error}; nothing more is read")),
                 None => {
                     drop(place);
                     tracing::info!("input stdin: has ended; nothing more is counted from it");
-                    return self.ended().await;
+                    return self.wait_forever().await;
                 }
             }
         }
-        self.ended().await;
+        self.wait_forever().await;
     }
 
-    async fn datagrams(
+    async fn receive_datagrams(
         self,
         source: CountedInput,
         socket: UnixDatagram,
@@ -326,9 +340,9 @@ impl Feeding {
         mut shutdown: watch::Receiver<bool>,
     ) -> Result<(), String> {
         let name = source.name.clone();
-        let (metrics, clock) = (self.makes.metrics.clone(), self.makes.clock);
+        let (metrics, clock) = (self.counters.metrics.clone(), self.counters.clock);
         let (known, is_known) = oneshot::channel();
-        if self.feed.send(InputEvent::DatagramInput(self.number, Box::new(source), known)).await.is_err()
+        if self.events.send(InputEvent::DatagramInput(self.number, Box::new(source), known)).await.is_err()
             || is_known.await.is_err()
         {
             return Ok(());
@@ -345,45 +359,47 @@ impl Feeding {
         ended
     }
 
-    /// Looks for the files of a pattern, and reads each as an input of its own.
-    async fn pattern(self, pattern: PathBuf, mta: Dialect, zone: TimeZone, numbers: Arc<AtomicUsize>) {
+    /// Finds the files of a pattern, and reads each as a separate input.
+    async fn follow_pattern(self, pattern: PathBuf, mta: Dialect, zone: TimeZone, numbers: Arc<AtomicUsize>) {
         let mut known: BTreeSet<PathBuf> = BTreeSet::new();
         let mut readers = tokio::task::JoinSet::new();
         let name = pattern.display().to_string();
-        let mut said = false;
+        let mut warned = false;
         loop {
             let text = name.clone();
-            let found = tokio::task::spawn_blocking(move || matching(&text)).await.unwrap_or_default();
+            let found = tokio::task::spawn_blocking(move || matching_files(&text)).await.unwrap_or_default();
             for path in found {
                 if known.contains(&path) || self.is_followed(&path) {
                     continue;
                 }
-                if known.len() >= MAX_FILES {
-                    if !said {
-                        said = true;
-                        let line =
-                            format!("more than {MAX_FILES} files; {} and later ones are not read", path.display());
-                        self.makes.trouble(&name, line);
+                if known.len() >= MAX_PATTERN_FILES {
+                    if !warned {
+                        warned = true;
+                        let line = format!(
+                            "more than {MAX_PATTERN_FILES} files; {} and later ones are not read",
+                            path.display()
+                        );
+                        self.counters.report_problem(&name, line);
                     }
                     break;
                 }
                 let file = path.display().to_string();
-                match self.makes.source(&file, mta, zone.clone()) {
-                    Ok(Restored { source, mark }) => {
+                match self.counters.restore_input(&file, mta, zone.clone()) {
+                    Ok(RestoredInput { input: source, position: mark }) => {
                         tracing::info!("input: following {file}");
                         let number = numbers.fetch_add(1, Ordering::Relaxed);
                         let newest = source.counter.newest_line_time();
-                        self.makes.metrics.update_input(&file, |p| p.newest = newest);
-                        let task = Feeding { number, feed: self.feed.clone(), makes: self.makes.clone() };
-                        readers.spawn(task.file(source, file::FileFollower::new(&path, mark)));
+                        self.counters.metrics.update_input(&read_file, |p| p.newest = newest);
+                        let task = InputTask { number, events: self.events.clone(), counters: self.counters.clone() };
+                        readers.spawn(task.read_file(source, read_file::FileFollower::new(&path, mark)));
                         known.insert(path);
                     }
-                    Err(error) => self.makes.trouble(&name, format!("{file}: {error}; it is tried again")),
+                    Err(error) => self.counters.report_problem(&name, format!("{file}: {error}; it is tried again")),
                 }
             }
-            let _ = tokio::time::timeout(LOOK, readers.join_next()).await;
+            let _ = tokio::time::timeout(PATTERN_INTERVAL, readers.join_next()).await;
             if readers.is_empty() {
-                tokio::time::sleep(LOOK).await;
+                tokio::time::sleep(PATTERN_INTERVAL).await;
             }
         }
     }
@@ -393,17 +409,17 @@ impl Feeding {
         let identity = |path: &Path| std::fs::metadata(path).map(|found| (found.dev(), found.ino())).ok();
         let this = identity(path);
         let same = |other: &Path| other == path || other.is_absolute() && this.is_some() && identity(other) == this;
-        self.makes.metrics.inputs().keys().any(|name| same(Path::new(name)))
+        self.counters.metrics.inputs().keys().any(|name| same(Path::new(name)))
     }
 
-    /// The counting has ended, and says why itself.
-    async fn ended(&self) {
+    /// The counting has ended, and logs the reason itself.
+    async fn wait_forever(&self) {
         std::future::pending().await
     }
 }
 
 /// The log files of a pattern: regular files, without the rotated ones beside another that is one of them.
-fn matching(pattern: &str) -> Vec<PathBuf> {
+fn matching_files(pattern: &str) -> Vec<PathBuf> {
     let Ok(found) = glob::glob(pattern) else { return Vec::new() };
     let files: Vec<PathBuf> = found.filter_map(Result::ok).filter(|path| path.is_file()).collect();
     let rotated = |path: &PathBuf| files.iter().any(|other| other != path && file::is_rotated(other, path));
@@ -421,7 +437,7 @@ mod tests {
             std::fs::write(folder.path().join(name), "x").unwrap();
         }
         std::fs::create_dir(folder.path().join("mail.d")).unwrap();
-        let found = matching(&format!("{}/mail*", folder.path().display()));
+        let found = matching_files(&format!("{}/mail*", folder.path().display()));
         let names: Vec<_> = found.iter().map(|p| p.file_name().unwrap().to_str().unwrap()).collect();
         assert_eq!(names, ["mail-out.log", "mail.log"]);
     }

@@ -16,11 +16,11 @@ use listenfd::ListenFd;
 use crate::config::ListenAddress;
 use crate::counting::input::datagram::RECEIVE_BUFFER;
 
-/// Anybody may connect: the folder says who gets there. smtp(8) runs as user postfix.
-const OPEN_TO_ALL: u32 = 0o666;
+/// Any user may connect; the folder limits who can. smtp(8) runs as user postfix.
+const MODE_ALL: u32 = 0o666;
 
-/// Only the daemon's user and root may command it.
-const OWNER_ONLY: u32 = 0o600;
+/// Only the daemon's user and root may control it.
+const MODE_OWNER: u32 = 0o600;
 
 /// A socket that cannot be listened on.
 #[derive(Debug, thiserror::Error)]
@@ -31,7 +31,7 @@ pub struct SocketError {
 }
 
 /// A listening socket.
-pub enum Bound {
+pub enum BoundSocket {
     /// A unix-domain socket.
     Unix(UnixListener),
     /// TCP.
@@ -40,23 +40,23 @@ pub enum Bound {
     Datagrams(UnixDatagram),
 }
 
-impl Bound {
+impl BoundSocket {
     /// Another handle of the same socket.
-    pub fn share(&self) -> io::Result<Bound> {
+    pub fn try_clone(&self) -> io::Result<BoundSocket> {
         Ok(match self {
-            Bound::Unix(listener) => Bound::Unix(listener.try_clone()?),
-            Bound::Inet(listener) => Bound::Inet(listener.try_clone()?),
-            Bound::Datagrams(socket) => Bound::Datagrams(socket.try_clone()?),
+            BoundSocket::Unix(listener) => BoundSocket::Unix(listener.try_clone()?),
+            BoundSocket::Inet(listener) => BoundSocket::Inet(listener.try_clone()?),
+            BoundSocket::Datagrams(socket) => BoundSocket::Datagrams(socket.try_clone()?),
         })
     }
 
     fn address(&self) -> Option<ListenAddress> {
         match self {
-            Bound::Unix(listener) => {
+            BoundSocket::Unix(listener) => {
                 listener.local_addr().ok()?.as_pathname().map(|p| ListenAddress::Unix(p.to_owned()))
             }
-            Bound::Inet(listener) => listener.local_addr().ok().map(ListenAddress::Inet),
-            Bound::Datagrams(socket) => {
+            BoundSocket::Inet(listener) => listener.local_addr().ok().map(ListenAddress::Inet),
+            BoundSocket::Datagrams(socket) => {
                 socket.local_addr().ok()?.as_pathname().map(|p| ListenAddress::Unix(p.to_owned()))
             }
         }
@@ -65,11 +65,11 @@ impl Bound {
 
 /// All listening sockets of the daemon, by address.
 pub struct Sockets {
-    bound: Vec<(ListenAddress, Bound, Origin)>,
+    bound: Vec<(ListenAddress, BoundSocket, SocketOrigin)>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Origin {
+enum SocketOrigin {
     Systemd,
     Own,
 }
@@ -80,11 +80,12 @@ impl Sockets {
         let mut passed = ListenFd::from_env();
         let mut bound = Vec::new();
         for number in 0..passed.len() {
-            let unix = passed.take_unix_listener(number).ok().flatten().map(Bound::Unix);
-            let socket = unix.or_else(|| passed.take_tcp_listener(number).ok().flatten().map(Bound::Inet));
-            let socket = socket.or_else(|| passed.take_unix_datagram(number).ok().flatten().map(Bound::Datagrams));
+            let unix = passed.take_unix_listener(number).ok().flatten().map(BoundSocket::Unix);
+            let socket = unix.or_else(|| passed.take_tcp_listener(number).ok().flatten().map(BoundSocket::Inet));
+            let socket =
+                socket.or_else(|| passed.take_unix_datagram(number).ok().flatten().map(BoundSocket::Datagrams));
             match socket.and_then(|socket| Some((socket.address()?, socket))) {
-                Some((address, socket)) => bound.push((address, socket, Origin::Systemd)),
+                Some((address, socket)) => bound.push((address, socket, SocketOrigin::Systemd)),
                 None => tracing::warn!(
                     "systemd: socket {number}: neither a unix nor a TCP listener, nor a unix datagram socket; not used"
                 ),
@@ -94,24 +95,24 @@ impl Sockets {
     }
 
     /// A handle of the control socket, mode 0600.
-    pub fn control(&mut self, path: &Path) -> Result<UnixListener, SocketError> {
-        match self.handle(&ListenAddress::Unix(path.to_owned()), OWNER_ONLY)? {
-            Bound::Unix(listener) => Ok(listener),
+    pub fn control_socket(&mut self, path: &Path) -> Result<UnixListener, SocketError> {
+        match self.bind_or_share(&ListenAddress::Unix(path.to_owned()), MODE_OWNER)? {
+            BoundSocket::Unix(listener) => Ok(listener),
             _ => Err(SocketError { address: path.display().to_string(), problem: "it takes datagrams".into() }),
         }
     }
 
     /// A handle of a socket that takes datagrams.
-    pub fn datagrams(&mut self, path: &Path, mode: u32) -> Result<UnixDatagram, SocketError> {
+    pub fn datagram_socket(&mut self, path: &Path, mode: u32) -> Result<UnixDatagram, SocketError> {
         let address = ListenAddress::Unix(path.to_owned());
         let failed = |problem: String| SocketError { address: address.to_string(), problem };
         if !self.bound.iter().any(|(bound, _, _)| *bound == address) {
             let socket = bind_datagrams(path, mode).map_err(failed)?;
-            self.bound.push((address.clone(), Bound::Datagrams(socket), Origin::Own));
+            self.bound.push((address.clone(), BoundSocket::Datagrams(socket), SocketOrigin::Own));
         }
         let (_, socket, _) = self.bound.iter().find(|(bound, _, _)| *bound == address).expect("found or bound above");
-        match socket.share().map_err(|e| failed(e.to_string()))? {
-            Bound::Datagrams(socket) => {
+        match socket.try_clone().map_err(|e| failed(e.to_string()))? {
+            BoundSocket::Datagrams(socket) => {
                 // The kernel gives what net.core.rmem_max allows; less is no fault.
                 let _ = rustix::net::sockopt::set_socket_recv_buffer_size(&socket, RECEIVE_BUFFER);
                 Ok(socket)
@@ -121,12 +122,12 @@ impl Sockets {
     }
 
     /// A handle of a socket that the MTA asks on; unix sockets get mode 0666.
-    pub fn open_to_all(&mut self, address: &ListenAddress) -> Result<Bound, SocketError> {
-        self.handle(address, OPEN_TO_ALL)
+    pub fn mta_socket(&mut self, address: &ListenAddress) -> Result<BoundSocket, SocketError> {
+        self.bind_or_share(address, MODE_ALL)
     }
 
-    /// Binds what is not bound yet of a new configuration: all of it, or nothing.
-    pub fn add(
+    /// Binds every address of a new configuration that is not bound yet: all of them, or none.
+    pub fn bind_all(
         &mut self,
         control: &Path,
         listen: &[ListenAddress],
@@ -134,89 +135,89 @@ impl Sockets {
     ) -> Result<(), SocketError> {
         let before: Vec<ListenAddress> = self.bound.iter().map(|(address, _, _)| address.clone()).collect();
         let added = self
-            .control(control)
+            .control_socket(control)
             .map(drop)
-            .and_then(|()| listen.iter().try_for_each(|address| self.open_to_all(address).map(drop)))
-            .and_then(|()| datagrams.iter().try_for_each(|(path, mode)| self.datagrams(path, *mode).map(drop)));
+            .and_then(|()| listen.iter().try_for_each(|address| self.mta_socket(address).map(drop)))
+            .and_then(|()| datagrams.iter().try_for_each(|(path, mode)| self.datagram_socket(path, *mode).map(drop)));
         if added.is_err() {
-            self.close_others(&before);
+            self.close_except(&before);
         }
         added
     }
 
-    /// The sockets of systemd that `used` does not name: whoever connects there waits for ever.
-    pub fn unused<'a>(&'a self, used: &'a [ListenAddress]) -> impl Iterator<Item = &'a ListenAddress> {
-        let idle = |(address, _, origin): &&(ListenAddress, Bound, Origin)| {
-            *origin == Origin::Systemd && !used.contains(address)
+    /// The sockets of systemd that `used` does not name: a client that connects there waits for ever.
+    pub fn unused_systemd_sockets<'a>(&'a self, used: &'a [ListenAddress]) -> impl Iterator<Item = &'a ListenAddress> {
+        let idle = |(address, _, origin): &&(ListenAddress, BoundSocket, SocketOrigin)| {
+            *origin == SocketOrigin::Systemd && !used.contains(address)
         };
         self.bound.iter().filter(idle).map(|(address, _, _)| address)
     }
 
-    /// Closes and removes the sockets that `keep` does not name; those of systemd stay systemd's.
-    pub fn close_others(&mut self, keep: &[ListenAddress]) {
+    /// Closes and removes the sockets that `keep` does not name; systemd's sockets stay open.
+    pub fn close_except(&mut self, keep: &[ListenAddress]) {
         self.bound.retain(|(address, _, origin)| {
-            let stays = *origin == Origin::Systemd || keep.contains(address);
+            let stays = *origin == SocketOrigin::Systemd || keep.contains(address);
             if let (false, ListenAddress::Unix(path)) = (stays, address) {
-                remove(path);
+                remove_socket_file(path);
             }
             stays
         });
     }
 
-    fn handle(&mut self, address: &ListenAddress, mode: u32) -> Result<Bound, SocketError> {
+    fn bind_or_share(&mut self, address: &ListenAddress, mode: u32) -> Result<BoundSocket, SocketError> {
         let failed = |problem: String| SocketError { address: address.to_string(), problem };
         if !self.bound.iter().any(|(bound, _, _)| bound == address) {
-            let socket = bind(address, mode).map_err(failed)?;
-            self.bound.push((address.clone(), socket, Origin::Own));
+            let socket = bind_listener(address, mode).map_err(failed)?;
+            self.bound.push((address.clone(), socket, SocketOrigin::Own));
         }
         let (_, socket, _) = self.bound.iter().find(|(bound, _, _)| bound == address).expect("found or bound above");
-        socket.share().and_then(nonblocking).map_err(|e| failed(e.to_string()))
+        socket.try_clone().and_then(set_nonblocking).map_err(|e| failed(e.to_string()))
     }
 }
 
 impl Drop for Sockets {
     fn drop(&mut self) {
-        self.close_others(&[]);
+        self.close_except(&[]);
     }
 }
 
-fn nonblocking(socket: Bound) -> io::Result<Bound> {
+fn set_nonblocking(socket: BoundSocket) -> io::Result<BoundSocket> {
     match &socket {
-        Bound::Unix(listener) => listener.set_nonblocking(true)?,
-        Bound::Inet(listener) => listener.set_nonblocking(true)?,
-        Bound::Datagrams(_) => return Err(io::Error::other("it takes datagrams, not connections")),
+        BoundSocket::Unix(listener) => listener.set_nonblocking(true)?,
+        BoundSocket::Inet(listener) => listener.set_nonblocking(true)?,
+        BoundSocket::Datagrams(_) => return Err(io::Error::other("it takes datagrams, not connections")),
     }
     Ok(socket)
 }
 
-fn bind(address: &ListenAddress, mode: u32) -> Result<Bound, String> {
+fn bind_listener(address: &ListenAddress, mode: u32) -> Result<BoundSocket, String> {
     match address {
-        ListenAddress::Inet(address) => TcpListener::bind(address).map(Bound::Inet).map_err(|e| e.to_string()),
+        ListenAddress::Inet(address) => TcpListener::bind(address).map(BoundSocket::Inet).map_err(|e| e.to_string()),
         ListenAddress::Unix(path) => {
-            clear(path, || UnixStream::connect(path).map(drop))?;
-            let listener = UnixListener::bind(path).map_err(|e| unbound(&e, path))?;
+            remove_leftover(path, || UnixStream::connect(path).map(drop))?;
+            let listener = UnixListener::bind(path).map_err(|e| describe_bind_error(&e, path))?;
             std::fs::set_permissions(path, PermissionsExt::from_mode(mode)).map_err(|e| e.to_string())?;
-            Ok(Bound::Unix(listener))
+            Ok(BoundSocket::Unix(listener))
         }
     }
 }
 
 fn bind_datagrams(path: &Path, mode: u32) -> Result<UnixDatagram, String> {
-    clear(path, || UnixDatagram::unbound()?.connect(path))?;
-    let socket = UnixDatagram::bind(path).map_err(|e| unbound(&e, path))?;
+    remove_leftover(path, || UnixDatagram::unbound()?.connect(path))?;
+    let socket = UnixDatagram::bind(path).map_err(|e| describe_bind_error(&e, path))?;
     std::fs::set_permissions(path, PermissionsExt::from_mode(mode)).map_err(|e| e.to_string())?;
     Ok(socket)
 }
 
-fn unbound(error: &io::Error, path: &Path) -> String {
+fn describe_bind_error(error: &io::Error, path: &Path) -> String {
     match (error.kind(), path.parent()) {
         (io::ErrorKind::NotFound, Some(folder)) => format!("the folder {} is missing", folder.display()),
         _ => error.to_string(),
     }
 }
 
-/// Removes a leftover socket; what is no socket, and what somebody answers on, is not touched.
-fn clear(path: &Path, connect: impl FnOnce() -> io::Result<()>) -> Result<(), String> {
+/// Removes a leftover socket; fails where the file is not a socket, or a process listens on it.
+fn remove_leftover(path: &Path, connect: impl FnOnce() -> io::Result<()>) -> Result<(), String> {
     match std::fs::symlink_metadata(path) {
         Err(_) => Ok(()),
         Ok(found) if !found.file_type().is_socket() => Err("there is something that is no socket".into()),
@@ -230,7 +231,7 @@ fn clear(path: &Path, connect: impl FnOnce() -> io::Result<()>) -> Result<(), St
     }
 }
 
-fn remove(path: &PathBuf) {
+fn remove_socket_file(path: &PathBuf) {
     // A socket file that stays is replaced at the next start.
     let _ = std::fs::remove_file(path);
 }
@@ -245,20 +246,20 @@ mod tests {
         let path = folder.path().join("s");
         drop(UnixListener::bind(&path).unwrap());
         let mut sockets = Sockets { bound: Vec::new() };
-        let first = sockets.control(&path).unwrap();
+        let first = sockets.control_socket(&path).unwrap();
         assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         let mut others = Sockets { bound: Vec::new() };
-        let taken = others.control(&path).unwrap_err().to_string();
+        let taken = others.control_socket(&path).unwrap_err().to_string();
         assert_eq!(
             taken,
             format!("unix:{}: cannot listen: another process answers there; not started", path.display())
         );
         drop(first);
-        sockets.close_others(&[]);
+        sockets.close_except(&[]);
         assert!(!path.exists());
         std::fs::write(&path, "").unwrap();
-        assert!(others.control(&path).unwrap_err().to_string().contains("no socket"));
-        let nowhere = others.control(&folder.path().join("no/s")).unwrap_err().to_string();
+        assert!(others.control_socket(&path).unwrap_err().to_string().contains("no socket"));
+        let nowhere = others.control_socket(&folder.path().join("no/s")).unwrap_err().to_string();
         assert!(nowhere.contains("is missing"), "{nowhere}");
     }
 
@@ -268,16 +269,18 @@ mod tests {
         let path = folder.path().join("tlsrpt");
         drop(UnixDatagram::bind(&path).unwrap());
         let mut sockets = Sockets { bound: Vec::new() };
-        let socket = sockets.datagrams(&path, 0o620).unwrap();
+        let socket = sockets.datagram_socket(&path, 0o620).unwrap();
         assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o620);
         let mut others = Sockets { bound: Vec::new() };
-        assert!(others.datagrams(&path, 0o620).unwrap_err().to_string().contains("another process answers there"));
-        assert!(sockets.control(&path).unwrap_err().to_string().contains("takes datagrams"));
+        assert!(
+            others.datagram_socket(&path, 0o620).unwrap_err().to_string().contains("another process answers there")
+        );
+        assert!(sockets.control_socket(&path).unwrap_err().to_string().contains("takes datagrams"));
         drop(socket);
         UnixDatagram::unbound().unwrap().send_to(b"x", &path).unwrap();
         let mut octets = [0; 2];
-        assert_eq!(sockets.datagrams(&path, 0o620).unwrap().recv(&mut octets).unwrap(), 1, "kept in between");
-        sockets.close_others(&[]);
+        assert_eq!(sockets.datagram_socket(&path, 0o620).unwrap().recv(&mut octets).unwrap(), 1, "kept in between");
+        sockets.close_except(&[]);
         assert!(!path.exists());
     }
 
@@ -287,13 +290,13 @@ mod tests {
         let at = |name: &str| folder.path().join(name);
         let mut sockets = Sockets { bound: Vec::new() };
         let old = [ListenAddress::Unix(at("old"))];
-        sockets.add(&at("control"), &old, &[]).unwrap();
+        sockets.bind_all(&at("control"), &old, &[]).unwrap();
         let failed = sockets
-            .add(&at("control"), &[ListenAddress::Unix(at("new")), ListenAddress::Unix(at("no/s"))], &[])
+            .bind_all(&at("control"), &[ListenAddress::Unix(at("new")), ListenAddress::Unix(at("no/s"))], &[])
             .unwrap_err();
         assert!(failed.to_string().contains("is missing"), "{failed}");
         assert!(at("control").exists() && at("old").exists() && !at("new").exists());
-        sockets.add(&at("control"), &[ListenAddress::Unix(at("new"))], &[]).unwrap();
+        sockets.bind_all(&at("control"), &[ListenAddress::Unix(at("new"))], &[]).unwrap();
         assert!(at("old").exists() && at("new").exists(), "what runs keeps its sockets until it has ended");
     }
 }

@@ -1,4 +1,4 @@
-//! The only wiring: load, check, open, bind, spawn, say ready, wait, drain.
+//! Runs the daemon: loads the configuration, opens everything, binds the sockets, starts the tasks, and drains them.
 //!
 //! Takes: the path of the configuration. Gives: a running host, until SIGTERM or SIGINT, or until a task ends by itself,
 //! which is an error. SIGHUP rereads the configuration: what runs is drained and started anew on the same store and the
@@ -25,9 +25,9 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::task::{Id, JoinError, JoinSet};
 
-use control::Desk;
+use control::Services;
 pub use listeners::SocketError;
-use listeners::{Bound, Sockets};
+use listeners::{BoundSocket, Sockets};
 
 use crate::answering::listener::Listener;
 use crate::answering::policy::history::History;
@@ -49,17 +49,18 @@ use crate::reporting::schedule::{Scheduler, SchedulerContext, SchedulerSettings}
 use crate::store::embedded::EmbeddedStore;
 use crate::store::{Store, StoreError, message_id_key};
 
-/// How long the tasks have to end what they are at.
-const DEADLINE: Duration = Duration::from_secs(15);
+/// How long the tasks have to finish what they are doing.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// Blocks that wait between the inputs and the counting: reading is never far ahead of what is counted.
-const BLOCKS: usize = 4;
+/// Blocks that wait between the inputs and the counting: reading is never far ahead of counting.
+const MAX_QUEUED_BLOCKS: usize = 4;
 
-/// Hints that wait between the counting and the policies: more than that in a moment is a host in trouble of its own.
-const HINTS: usize = 1024;
+/// Failed domains that wait between the counting and the policies. More than that at once means that this host itself
+/// is failing.
+const MAX_QUEUED_HINTS: usize = 1024;
 
 /// Failed sessions that Exim reported and that wait for the counting: more at once than Exim has processes.
-const EXIM_EVENTS: usize = 1024;
+const MAX_QUEUED_EXIM_EVENTS: usize = 1024;
 
 /// Why the daemon did not start, or ended.
 #[derive(Debug, thiserror::Error)]
@@ -67,9 +68,9 @@ pub enum DaemonError {
     /// The file.
     #[error(transparent)]
     Config(#[from] ConfigError),
-    /// Addresses and keys that the file names.
+    /// Something that the file names: an address, a key, a zone, a root certificate.
     #[error("{}", .0.join("; "))]
-    Keys(Vec<String>),
+    Named(Vec<String>),
     /// A log that cannot be read.
     #[error("{0}")]
     Input(String),
@@ -79,9 +80,9 @@ pub enum DaemonError {
     /// A socket.
     #[error(transparent)]
     Socket(#[from] SocketError),
-    /// Something that every host should have: threads, signals, the platform's roots.
+    /// Something that every host should have: threads, signals, the platform's root certificates.
     #[error("{0}")]
-    Host(String),
+    System(String),
     /// A task that ended by itself.
     #[error("{0}")]
     Task(String),
@@ -89,9 +90,9 @@ pub enum DaemonError {
 
 /// Runs until it is told to end.
 pub fn run(path: &Path) -> Result<(), DaemonError> {
-    let prepared = Prepared::load(path)?;
-    descriptors();
-    let host = |e: io::Error| DaemonError::Host(format!("runtime: cannot start: {e}; not started"));
+    let prepared = PreparedConfig::load(path)?;
+    raise_descriptor_limit();
+    let host = |e: io::Error| DaemonError::System(format!("runtime: cannot start: {e}; not started"));
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(host)?;
     let ended = runtime.block_on(serve(path, prepared));
     // What still runs has had its time.
@@ -101,58 +102,58 @@ pub fn run(path: &Path) -> Result<(), DaemonError> {
 
 /// Allows this process as many descriptors as the host lets it have: each client takes one, and the common limit of
 /// 1,024 is there for programs that use select(2).
-fn descriptors() {
+fn raise_descriptor_limit() {
     match rlimit::increase_nofile_limit(u64::MAX) {
         Ok(limit) => tracing::debug!("descriptors: {limit}"),
         Err(error) => tracing::warn!("descriptors: the limit stays as it is: {error}; clients beyond it wait"),
     }
 }
 
-/// The configuration, if the daemon would start with it: what it names is there and can be read by this user.
-/// Beside it what was found out about the host, one line each.
-pub fn check(path: &Path) -> Result<(Config, Vec<String>), DaemonError> {
-    Prepared::load(path).map(|prepared| (prepared.config, prepared.found))
+/// The configuration, if the daemon would start with it: everything it names exists and this user can read it. With it,
+/// one line for each setting that was detected.
+pub fn check_config(path: &Path) -> Result<(Config, Vec<String>), DaemonError> {
+    PreparedConfig::load(path).map(|prepared| (prepared.config, prepared.detected))
 }
 
-/// Whether the daemon would start with a configuration that is complete already.
-pub fn would_start(config: &Config) -> Result<(), DaemonError> {
-    Prepared::of(config.clone(), Vec::new()).map(drop)
+/// Checks that the daemon would start with a configuration that is complete already.
+pub fn check_start(config: &Config) -> Result<(), DaemonError> {
+    PreparedConfig::from_config(config.clone(), Vec::new()).map(drop)
 }
 
-/// A configuration and what it names, all of it there.
-struct Prepared {
+/// A configuration, checked together with everything that it names.
+struct PreparedConfig {
     config: Config,
     setup: SchedulerSettings,
     zones: Vec<TimeZone>,
-    /// What was found out about the host, one line each.
-    found: Vec<String>,
+    /// What was detected on the host, one line each.
+    detected: Vec<String>,
 }
 
-impl Prepared {
-    fn load(path: &Path) -> Result<Prepared, DaemonError> {
+impl PreparedConfig {
+    fn load(path: &Path) -> Result<PreparedConfig, DaemonError> {
         let mut found = Vec::new();
         let config = Config::load_with(path, |config| found = detect::complete(config))?;
-        Prepared::of(config, found)
+        PreparedConfig::from_config(config, found)
     }
 
-    fn of(config: Config, found: Vec<String>) -> Result<Prepared, DaemonError> {
-        let setup = SchedulerSettings::load(&config.report).map_err(DaemonError::Keys)?;
+    fn from_config(config: Config, found: Vec<String>) -> Result<PreparedConfig, DaemonError> {
+        let setup = SchedulerSettings::load(&config.report).map_err(DaemonError::Named)?;
         let zone = |name: &Option<String>| name.as_deref().map_or(Ok(TimeZone::system()), time_zone);
         let zones = config.inputs.iter().map(|input| zone(&input.timezone)).collect::<Result<_, _>>();
-        let zones = zones.map_err(|problem| DaemonError::Keys(vec![problem]))?;
-        inputs::check(&config)?;
+        let zones = zones.map_err(|problem| DaemonError::Named(vec![problem]))?;
+        inputs::check_inputs(&config)?;
         if let Some(root) = &config.closed_network.extra_root {
             let unread = |e| format!("{}: the extra root cannot be read: {e}; not started", root.display());
-            std::fs::read(root).map_err(|e| DaemonError::Keys(vec![unread(e)]))?;
+            std::fs::read(root).map_err(|e| DaemonError::Named(vec![unread(e)]))?;
         }
-        Ok(Prepared { config, setup, zones, found })
+        Ok(PreparedConfig { config, setup, zones, detected: found })
     }
 }
 
-/// What outlives a reload.
-struct House {
+/// What is kept over a reload.
+struct PersistentState {
     store: Arc<EmbeddedStore>,
-    folder: PathBuf,
+    store_folder: PathBuf,
     sockets: Sockets,
     /// Standard input, once it has been read.
     stdin: Option<inputs::SharedStdin>,
@@ -160,7 +161,7 @@ struct House {
     metrics: Metrics,
 }
 
-async fn serve(path: &Path, mut prepared: Prepared) -> Result<(), DaemonError> {
+async fn serve(path: &Path, mut prepared: PreparedConfig) -> Result<(), DaemonError> {
     let clock = prepared.config.closed_network.clock.map_or_else(Clock::default, |t| Clock::starting_at(t.as_second()));
     let folder = prepared.config.store.path.clone();
     let opened = EmbeddedStore::open(&folder, clock)?;
@@ -168,51 +169,57 @@ async fn serve(path: &Path, mut prepared: Prepared) -> Result<(), DaemonError> {
     if opened.lost_commits() {
         Scheduler::record_store_loss(&opened.store, clock, &metrics)?;
     }
-    let mut house =
-        House { store: Arc::new(opened.store), folder, sockets: Sockets::from_systemd(), stdin: None, clock, metrics };
+    let mut state = PersistentState {
+        store: Arc::new(opened.store),
+        store_folder: folder,
+        sockets: Sockets::from_systemd(),
+        stdin: None,
+        clock,
+        metrics,
+    };
     let mut signals = Signals::listen()?;
     // Ends with this function.
-    let mut feeding = JoinSet::new();
-    feeding.spawn(watchdog::feed(house.metrics.clone()));
+    let mut watchdog_task = JoinSet::new();
+    watchdog_task.spawn(watchdog::feed(state.metrics.clone()));
     loop {
-        let mut tasks = Tasks::start(&mut house, prepared)?;
-        notify(sd_notify::NotifyState::Ready);
-        let store = Arc::clone(&house.store);
+        let mut tasks = Tasks::start(&mut state, prepared)?;
+        notify_systemd(sd_notify::NotifyState::Ready);
+        let store = Arc::clone(&state.store);
         let started = tokio::task::spawn_blocking(move || store.drop_preloaded()).await;
         started.map_err(|e| DaemonError::Task(format!("store: memory not freed: {e}; the daemon ends")))?;
         let mut damaged = false;
         let next = loop {
-            match tasks.wait(&mut signals, &house.store).await {
-                Wake::End => break None,
+            match tasks.wait(&mut signals, &state.store).await {
+                WakeReason::Shutdown => break None,
                 // What runs remembers more than is stored: it starts anew, as after a restart.
-                Wake::Damaged => {
+                WakeReason::StoreDamaged => {
                     damaged = true;
-                    break Some(Prepared::load(path)?);
+                    break Some(PreparedConfig::load(path)?);
                 }
-                Wake::Ended(problem) => {
+                WakeReason::TaskEnded(problem) => {
                     tasks.drain().await;
                     return Err(DaemonError::Task(problem));
                 }
-                Wake::Reload => match reload(path, &mut house) {
+                WakeReason::Reload => match reload(path, &mut state) {
                     Ok(next) => break Some(next),
                     Err(error) => {
                         let line =
                             format!("reload: the configuration was not taken: {error}; going on with the old one");
-                        house.metrics.log_error(house.clock, line);
+                        state.metrics.log_error(state.clock, line);
                     }
                 },
             }
         };
         if next.is_none() {
-            notify(sd_notify::NotifyState::Stopping);
+            notify_systemd(sd_notify::NotifyState::Stopping);
         }
-        house.metrics.expect_heartbeats([]);
+        state.metrics.expect_heartbeats([]);
         let drained = tasks.drain().await;
         if damaged && drained {
-            let store = Arc::clone(&house.store);
+            let store = Arc::clone(&state.store);
             let lost_commits = tokio::task::spawn_blocking(move || store.recover()).await;
             if lost_commits.map_err(|e| DaemonError::Task(format!("store: not recovered: {e}; the daemon ends")))?? {
-                Scheduler::record_store_loss(&*house.store, clock, &house.metrics)?;
+                Scheduler::record_store_loss(&*state.store, clock, &state.metrics)?;
             }
         }
         match (next, drained) {
@@ -227,62 +234,66 @@ async fn serve(path: &Path, mut prepared: Prepared) -> Result<(), DaemonError> {
     }
 }
 
-fn reload(path: &Path, house: &mut House) -> Result<Prepared, DaemonError> {
-    let next = Prepared::load(path)?;
-    if next.config.store.path != house.folder {
+fn reload(path: &Path, state: &mut PersistentState) -> Result<PreparedConfig, DaemonError> {
+    let next = PreparedConfig::load(path)?;
+    if next.config.store.path != state.store_folder {
         let problem = "[store] path: changes only with a restart".to_owned();
-        return Err(DaemonError::Keys(vec![problem]));
+        return Err(DaemonError::Named(vec![problem]));
     }
     // What can fail is tried while the old configuration still runs: a start that fails would end the daemon.
-    doors(&next.config)?;
-    house.sockets.add(&next.config.control.socket, &open_sockets(&next.config), &inputs::datagrams(&next.config))?;
+    open_clients(&next.config)?;
+    state.sockets.bind_all(
+        &next.config.control.socket,
+        &listen_addresses(&next.config),
+        &inputs::datagram_sockets(&next.config),
+    )?;
     tracing::info!("reload: {}: taken", path.display());
     Ok(next)
 }
 
-/// All sockets but the control socket.
-fn open_sockets(config: &Config) -> Vec<ListenAddress> {
+/// The addresses of all sockets but the control socket.
+fn listen_addresses(config: &Config) -> Vec<ListenAddress> {
     [config.socketmap.listen.as_slice(), &config.readsocket.listen, &config.status.listen].concat()
 }
 
 /// The resolver that the configuration names, and the HTTPS clients for policy hosts and for receivers of reports.
-fn doors(config: &Config) -> Result<(Resolver, https::HttpsClient, https::HttpsClient), DaemonError> {
+fn open_clients(config: &Config) -> Result<(Resolver, https::HttpsClient, https::HttpsClient), DaemonError> {
     let resolver = Resolver::new(config.resolver.address)
-        .map_err(|e| DaemonError::Host(format!("resolver: cannot be used: {e}; not started")))?;
-    let host = |e| DaemonError::Host(format!("https: cannot be used: {e}; not started"));
+        .map_err(|e| DaemonError::System(format!("resolver: cannot be used: {e}; not started")))?;
+    let host = |e| DaemonError::System(format!("https: cannot be used: {e}; not started"));
     let closed = &config.closed_network.exceptions();
     let client = https::HttpsClient::new(resolver.clone(), closed).map_err(host)?;
     let reports = https::HttpsClient::for_reports(resolver.clone(), closed, config.report.https_certificates);
     Ok((resolver, client, reports.map_err(host)?))
 }
 
-fn notify(state: sd_notify::NotifyState<'_>) {
+fn notify_systemd(state: sd_notify::NotifyState<'_>) {
     if let Err(error) = sd_notify::notify(&[state]) {
         tracing::warn!("systemd: not told: {error}; going on");
     }
 }
 
 struct Signals {
-    end: [tokio::signal::unix::Signal; 2],
+    shutdown: [tokio::signal::unix::Signal; 2],
     reload: tokio::signal::unix::Signal,
 }
 
 impl Signals {
     fn listen() -> Result<Signals, DaemonError> {
         let on =
-            |kind| signal(kind).map_err(|e| DaemonError::Host(format!("signals: cannot listen: {e}; not started")));
+            |kind| signal(kind).map_err(|e| DaemonError::System(format!("signals: cannot listen: {e}; not started")));
         Ok(Signals {
-            end: [on(SignalKind::terminate())?, on(SignalKind::interrupt())?],
+            shutdown: [on(SignalKind::terminate())?, on(SignalKind::interrupt())?],
             reload: on(SignalKind::hangup())?,
         })
     }
 }
 
-enum Wake {
-    End,
+enum WakeReason {
+    Shutdown,
     Reload,
-    Damaged,
-    Ended(String),
+    StoreDamaged,
+    TaskEnded(String),
 }
 
 /// Everything that runs, until it is drained.
@@ -293,28 +304,29 @@ struct Tasks {
 }
 
 impl Tasks {
-    fn start(house: &mut House, prepared: Prepared) -> Result<Tasks, DaemonError> {
-        let Prepared { config, setup, zones, found } = prepared;
+    fn start(state: &mut PersistentState, prepared: PreparedConfig) -> Result<Tasks, DaemonError> {
+        let PreparedConfig { config, setup, zones, detected: found } = prepared;
         found.iter().for_each(|line| tracing::info!("{line}"));
-        let store: Arc<dyn Store> = Arc::<EmbeddedStore>::clone(&house.store);
-        let (metrics, clock) = (house.metrics.clone(), house.clock);
+        let store: Arc<dyn Store> = Arc::<EmbeddedStore>::clone(&state.store);
+        let (metrics, clock) = (state.metrics.clone(), state.clock);
         // Everything that can fail comes first: no half start.
-        let control = house.sockets.control(&config.control.socket)?;
+        let control = state.sockets.control_socket(&config.control.socket)?;
         let (postfix_asks, exim_asks) = (&config.socketmap.listen, &config.readsocket.listen);
-        let mut keep = open_sockets(&config);
-        keep.push(ListenAddress::Unix(config.control.socket.clone()));
-        keep.extend(inputs::datagrams(&config).into_iter().map(|(path, _)| ListenAddress::Unix(path)));
-        let socketmaps = listen(&mut house.sockets, "socketmap", postfix_asks)?;
-        let readsockets = listen(&mut house.sockets, "readsocket", exim_asks)?;
-        let statuses = listen(&mut house.sockets, "status", &config.status.listen)?;
-        let who = |subject: &'static str| move |(_, listener): &(ListenAddress, Listener)| listener.name(subject);
-        let answering = socketmaps.iter().map(who("socketmap")).chain(readsockets.iter().map(who("readsocket")));
-        let answering: Vec<_> = answering.map(|name| (name, watchdog::ANSWERING)).collect();
-        house.sockets.close_others(&keep);
-        for address in house.sockets.unused(&keep) {
+        let mut in_use = listen_addresses(&config);
+        in_use.push(ListenAddress::Unix(config.control.socket.clone()));
+        in_use.extend(inputs::datagram_sockets(&config).into_iter().map(|(path, _)| ListenAddress::Unix(path)));
+        let socketmaps = bind_listeners(&mut state.sockets, "socketmap", postfix_asks)?;
+        let readsockets = bind_listeners(&mut state.sockets, "readsocket", exim_asks)?;
+        let statuses = bind_listeners(&mut state.sockets, "status", &config.status.listen)?;
+        let task_name = |subject: &'static str| move |(_, listener): &(ListenAddress, Listener)| listener.name(subject);
+        let answering =
+            socketmaps.iter().map(task_name("socketmap")).chain(readsockets.iter().map(task_name("readsocket")));
+        let answering: Vec<_> = answering.map(|name| (name, watchdog::LISTENER_LIMIT)).collect();
+        state.sockets.close_except(&in_use);
+        for address in state.sockets.unused_systemd_sockets(&in_use) {
             tracing::warn!("systemd: {address}: in no `listen`; nobody is answered there");
         }
-        let (resolver, client, https) = doors(&config)?;
+        let (resolver, client, https) = open_clients(&config)?;
         let own = message_id_key::load_or_create(&*store)?;
         let history = Arc::new(History::open(&*store, clock, metrics.clone())?);
         let policies = Policies::open(
@@ -327,9 +339,9 @@ impl Tasks {
             metrics.clone(),
         )?;
         let rules = Arc::new(CountingRules::from_config(&config));
-        let makes =
-            inputs::Makes { store: Arc::clone(&store), own: own.clone(), rules, metrics: metrics.clone(), clock };
-        let inputs = inputs::open(house, &config, zones, makes)?;
+        let counter_factory =
+            inputs::CounterFactory { store: Arc::clone(&store), message_id_key: message_id_key.clone(), rules, metrics: metrics.clone(), clock };
+        let inputs = inputs::open_inputs(state, &config, zones, counter_factory)?;
         let mut published = Vec::new();
         if let Some(sending) = &setup.sender {
             sending.signer.warnings.iter().for_each(|line| tracing::warn!("{line}"));
@@ -344,18 +356,18 @@ impl Tasks {
             message_id_key: own,
         };
         let scheduler = Scheduler::open(context, setup)?;
-        say(&config);
+        log_configuration(&config);
 
         let (stop, shutdown) = watch::channel(false);
         let mut tasks = Tasks { stop, set: JoinSet::new(), names: HashMap::new() };
-        let (feed, fed) = mpsc::channel(BLOCKS);
+        let (feed, fed) = mpsc::channel(MAX_QUEUED_BLOCKS);
         let datagrams = inputs.start(&mut tasks, &feed, &shutdown);
         // With no input at all the river has nothing to do, and waits to be told so.
         let idle = feed.clone();
-        tasks.spawn("idle".into(), until(shutdown.clone(), async move { idle.closed().await }));
+        tasks.spawn("idle".into(), run_until_shutdown(shutdown.clone(), async move { idle.closed().await }));
         drop(feed);
-        let (hints, failed) = mpsc::channel(HINTS);
-        let (exim_events, events) = mpsc::channel(EXIM_EVENTS);
+        let (hints, failed) = mpsc::channel(MAX_QUEUED_HINTS);
+        let (exim_events, events) = mpsc::channel(MAX_QUEUED_EXIM_EVENTS);
         let river = CountingTask {
             store: Arc::clone(&store),
             policies: Box::new(Arc::clone(&history)),
@@ -371,18 +383,18 @@ impl Tasks {
             .spawn_blocking(move || river.run(&runtime, fed, events, stopping).map_err(|e| e.to_string()))
             .id();
         tasks.names.insert(id, "counting".into());
-        tasks.spawn("history".into(), done(Arc::clone(&history).run(Arc::clone(&store), shutdown.clone())));
-        let task = heal(Arc::clone(&policies), failed);
-        tasks.spawn("hints".into(), until(shutdown.clone(), task));
-        tasks.spawn("policies".into(), done(Arc::clone(&policies).run(shutdown.clone())));
-        let task = check_keys(published, resolver.clone(), metrics.clone(), clock);
-        tasks.spawn("DKIM keys".into(), until(shutdown.clone(), task));
-        tasks.spawn("scheduler".into(), done(Arc::clone(&scheduler).run(shutdown.clone())));
+        tasks.spawn("history".into(), run_task(Arc::clone(&history).run(Arc::clone(&store), shutdown.clone())));
+        let task = recheck_failed_domains(Arc::clone(&policies), failed);
+        tasks.spawn("hints".into(), run_until_shutdown(shutdown.clone(), task));
+        tasks.spawn("policies".into(), run_task(Arc::clone(&policies).run(shutdown.clone())));
+        let task = check_dkim_records(published, resolver.clone(), metrics.clone(), clock);
+        tasks.spawn("DKIM keys".into(), run_until_shutdown(shutdown.clone(), task));
+        tasks.spawn("scheduler".into(), run_task(Arc::clone(&scheduler).run(shutdown.clone())));
         let postfix = &config.postfix;
         for (address, listener) in socketmaps {
             let task =
                 server::serve(listener, Arc::clone(&policies), postfix.clone(), metrics.clone(), shutdown.clone());
-            tasks.spawn(format!("socketmap {address}"), done(task));
+            tasks.spawn(format!("socketmap {address}"), run_task(task));
         }
         for (address, listener) in readsockets {
             let task = readsocket::serve(
@@ -392,17 +404,26 @@ impl Tasks {
                 metrics.clone(),
                 shutdown.clone(),
             );
-            tasks.spawn(format!("readsocket {address}"), done(task));
+            tasks.spawn(format!("readsocket {address}"), run_task(task));
         }
-        let writing = ["counting", "scheduler"].map(|name| (name.to_owned(), watchdog::DISK));
+        let writing = ["counting", "scheduler"].map(|name| (name.to_owned(), watchdog::STORE_LIMIT));
         metrics.expect_heartbeats(writing.into_iter().chain(answering));
-        let desk =
-            Arc::new(Desk { config, found, running: true, store, resolver, policies, scheduler, metrics, clock });
+        let services = Arc::new(Services {
+            config,
+            detected: found,
+            running: true,
+            store,
+            resolver,
+            policies,
+            scheduler,
+            metrics,
+            clock,
+        });
         for (address, listener) in statuses {
-            let task = prometheus::serve(listener, Arc::clone(&desk), shutdown.clone());
-            tasks.spawn(format!("status {address}"), done(task));
+            let task = prometheus::serve(listener, Arc::clone(&services), shutdown.clone());
+            tasks.spawn(format!("status {address}"), run_task(task));
         }
-        let task = control::serve(control, desk, shutdown);
+        let task = control::serve(control, services, shutdown);
         tasks.spawn("control".into(), async move { task.await.map_err(|e| e.to_string()) });
         Ok(tasks)
     }
@@ -412,21 +433,21 @@ impl Tasks {
         self.names.insert(id, name);
     }
 
-    async fn wait(&mut self, signals: &mut Signals, store: &EmbeddedStore) -> Wake {
-        let [terminate, interrupt] = &mut signals.end;
+    async fn wait(&mut self, signals: &mut Signals, store: &EmbeddedStore) -> WakeReason {
+        let [terminate, interrupt] = &mut signals.shutdown;
         tokio::select! {
-            _ = terminate.recv() => Wake::End,
-            _ = interrupt.recv() => Wake::End,
-            _ = signals.reload.recv() => Wake::Reload,
-            () = store.wait_for_damage() => Wake::Damaged,
+            _ = terminate.recv() => WakeReason::Shutdown,
+            _ = interrupt.recv() => WakeReason::Shutdown,
+            _ = signals.reload.recv() => WakeReason::Reload,
+            () = store.wait_for_damage() => WakeReason::StoreDamaged,
             Some(ended) = self.set.join_next_with_id() => {
-                let (name, why) = self.ended(ended);
-                Wake::Ended(format!("{name}: ended by itself: {why}; the daemon ends"))
+                let (name, why) = self.describe_end(ended);
+                WakeReason::TaskEnded(format!("{name}: ended by itself: {why}; the daemon ends"))
             }
         }
     }
 
-    fn ended(&mut self, ended: Result<(Id, Result<(), String>), JoinError>) -> (String, String) {
+    fn describe_end(&mut self, ended: Result<(Id, Result<(), String>), JoinError>) -> (String, String) {
         let (id, why) = match ended {
             Ok((id, Ok(()))) => (id, "no reason given".to_owned()),
             Ok((id, Err(why))) => (id, why),
@@ -435,28 +456,28 @@ impl Tasks {
         (self.names.remove(&id).unwrap_or_default(), why)
     }
 
-    /// Tells everybody to end, and waits until they have, or until the deadline; whether they have.
+    /// Tells all tasks to stop, and waits until they have, or until the timeout; returns whether all have.
     async fn drain(mut self) -> bool {
         let _ = self.stop.send(true);
         let all = async {
             while let Some(ended) = self.set.join_next_with_id().await {
                 let well = matches!(ended, Ok((_, Ok(()))));
-                let (name, why) = self.ended(ended);
+                let (name, why) = self.describe_end(ended);
                 if !well {
                     tracing::warn!("{name}: did not end well: {why}; going on with the others");
                 }
             }
         };
-        if tokio::time::timeout(DEADLINE, all).await.is_err() {
+        if tokio::time::timeout(DRAIN_TIMEOUT, all).await.is_err() {
             let names: Vec<&str> = self.names.values().map(String::as_str).collect();
-            tracing::warn!("{}: still busy after {} s; ended", names.join(", "), DEADLINE.as_secs());
+            tracing::warn!("{}: still busy after {} s; ended", names.join(", "), DRAIN_TIMEOUT.as_secs());
         }
         self.names.is_empty()
     }
 }
 
 /// Looks for newer policies of domains to which sessions failed.
-async fn heal(policies: Arc<Policies>, mut failed: mpsc::Receiver<Arc<str>>) {
+async fn recheck_failed_domains(policies: Arc<Policies>, mut failed: mpsc::Receiver<Arc<str>>) {
     while let Some(domain) = failed.recv().await {
         policies.hint(&domain);
     }
@@ -464,8 +485,8 @@ async fn heal(policies: Arc<Policies>, mut failed: mpsc::Receiver<Arc<str>>) {
     std::future::pending().await
 }
 
-/// Says which of the keys that sign reports is not the one that DNS has; then waits for the end.
-async fn check_keys(published: Vec<DkimPublicKey>, resolver: Resolver, metrics: Metrics, clock: Clock) {
+/// Logs which of the keys that sign reports is not the one that DNS record; then waits for the end.
+async fn check_dkim_records(published: Vec<DkimPublicKey>, resolver: Resolver, metrics: Metrics, clock: Clock) {
     for key in published {
         if let Err(line) = key.check_record(&resolver).await {
             metrics.log_error(clock, line);
@@ -474,40 +495,40 @@ async fn check_keys(published: Vec<DkimPublicKey>, resolver: Resolver, metrics: 
     std::future::pending().await
 }
 
-async fn done(task: impl Future<Output = ()>) -> Result<(), String> {
+async fn run_task(task: impl Future<Output = ()>) -> Result<(), String> {
     task.await;
     Ok(())
 }
 
-async fn until(mut shutdown: watch::Receiver<bool>, task: impl Future<Output = ()>) -> Result<(), String> {
+async fn run_until_shutdown(mut shutdown: watch::Receiver<bool>, task: impl Future<Output = ()>) -> Result<(), String> {
     tokio::select! {
         () = task => Ok(()),
         () = wait_for_shutdown(&mut shutdown) => Ok(()),
     }
 }
 
-/// Binds what is not bound yet. `subject` is who listens.
-fn listen(
+/// Binds the addresses that are not bound yet. `subject` is the name of the service.
+fn bind_listeners(
     sockets: &mut Sockets,
     subject: &str,
     at: &[ListenAddress],
 ) -> Result<Vec<(ListenAddress, Listener)>, DaemonError> {
-    let failed = |e: io::Error| DaemonError::Host(format!("{subject}: cannot listen: {e}; not started"));
+    let failed = |e: io::Error| DaemonError::System(format!("{subject}: cannot listen: {e}; not started"));
     at.iter()
-        .map(|address| Ok((address.clone(), into_listener(sockets.open_to_all(address)?).map_err(failed)?)))
+        .map(|address| Ok((address.clone(), into_listener(sockets.mta_socket(address)?).map_err(failed)?)))
         .collect()
 }
 
-fn into_listener(bound: Bound) -> io::Result<Listener> {
+fn into_listener(bound: BoundSocket) -> io::Result<Listener> {
     Ok(match bound {
-        Bound::Unix(listener) => Listener::Unix(tokio::net::UnixListener::from_std(listener)?),
-        Bound::Inet(listener) => Listener::Tcp(tokio::net::TcpListener::from_std(listener)?),
-        Bound::Datagrams(_) => return Err(io::Error::other("it takes datagrams, not connections")),
+        BoundSocket::Unix(listener) => Listener::Unix(tokio::net::UnixListener::from_std(listener)?),
+        BoundSocket::Inet(listener) => Listener::Tcp(tokio::net::TcpListener::from_std(listener)?),
+        BoundSocket::Datagrams(_) => return Err(io::Error::other("it takes datagrams, not connections")),
     })
 }
 
-/// What was understood, one line each.
-fn say(config: &Config) {
+/// Logs the configuration, one line for each part.
+fn log_configuration(config: &Config) {
     for address in &config.socketmap.listen {
         tracing::info!("socketmap: listening on {address}");
     }

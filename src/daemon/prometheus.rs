@@ -2,7 +2,8 @@
 //!
 //! Takes: GET requests of HTTP/1 on a local socket. Gives: the text format 0.0.4, made from a snapshot; it reads
 //! nothing that mail waits for, and changes nothing.
-//! Limits: [`CLIENTS`] connections at once, more wait; [`PATIENCE`] for a request's head, [`HEAD`] octets of it.
+//! Limits: [`MAX_CONNECTIONS`] connections at once, more wait; [`HEAD_TIMEOUT`] for a request's head, [`MAX_HEAD`]
+//! octets of it.
 //! Label sets are fixed, but for the names of the inputs, which the configuration sets.
 //! Not here: what is counted (`metrics`), who may connect (the address that is configured).
 
@@ -22,51 +23,51 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{Semaphore, watch};
 
 use crate::answering::listener::{Listener, Stream};
-use crate::daemon::control::Desk;
+use crate::daemon::control::Services;
 use crate::metrics::answers::{AnswerKind, WAIT_BOUNDS};
 use crate::metrics::catalogue::{CATALOGUE, SNAPSHOT_METRICS, SnapshotMetric};
 use crate::metrics::line_counts::FamilyCounts;
 use crate::metrics::{InputProgress, MtaProtocol, SessionSeries};
 
 /// Connections that are served at once: a few scrapers, each with one.
-const CLIENTS: usize = 16;
+const MAX_CONNECTIONS: usize = 16;
 
-/// How long a request's head may take to arrive, and an idle connection is kept.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// How long a request's head may take to arrive, and how long an idle connection is kept.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The longest head of a request, in octets (the least that hyper takes).
-const HEAD: usize = 8192;
+const MAX_HEAD: usize = 8192;
 
 /// Serves whoever connects, until `shutdown` turns true.
-pub async fn serve(listener: Listener, desk: Arc<Desk>, mut shutdown: watch::Receiver<bool>) {
-    let room = Arc::new(Semaphore::new(CLIENTS));
-    let metrics = desk.metrics.clone();
+pub async fn serve(listener: Listener, services: Arc<Services>, mut shutdown: watch::Receiver<bool>) {
+    let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let metrics = services.metrics.clone();
     let begin = |stream| {
-        let (desk, room) = (Arc::clone(&desk), Arc::clone(&room));
+        let (services, permits) = (Arc::clone(&services), Arc::clone(&permits));
         async move {
-            let Ok(_place) = room.acquire().await else { return };
+            let Ok(_permit) = permits.acquire().await else { return };
             match stream {
-                Stream::Unix(stream) => converse(stream, desk).await,
-                Stream::Tcp(stream) => converse(stream, desk).await,
+                Stream::Unix(stream) => serve_connection(stream, services).await,
+                Stream::Tcp(stream) => serve_connection(stream, services).await,
             }
         }
     };
     listener.accept_all("status", &metrics, &mut shutdown, begin).await.shutdown().await;
 }
 
-async fn converse(stream: impl AsyncRead + AsyncWrite + Unpin, desk: Arc<Desk>) {
-    let service = service_fn(|request| answer(request, Arc::clone(&desk)));
+async fn serve_connection(stream: impl AsyncRead + AsyncWrite + Unpin, services: Arc<Services>) {
+    let service = service_fn(|request| respond(request, Arc::clone(&services)));
     let mut http = http1::Builder::new();
-    http.timer(TokioTimer::new()).header_read_timeout(PATIENCE).max_buf_size(HEAD);
-    // Who asks and goes away is nobody's fault.
+    http.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT).max_buf_size(MAX_HEAD);
+    // A client that disconnects early is not an error.
     let _ = http.serve_connection(TokioIo::new(stream), service).await;
 }
 
-async fn answer(request: Request<Incoming>, desk: Arc<Desk>) -> Result<Response<Full<Bytes>>, Infallible> {
+async fn respond(request: Request<Incoming>, services: Arc<Services>) -> Result<Response<Full<Bytes>>, Infallible> {
     let get = matches!(*request.method(), Method::GET | Method::HEAD);
     let (status, kind, body) = match request.uri().path() {
         _ if !get => (StatusCode::METHOD_NOT_ALLOWED, TEXT, "GET only\n".to_owned()),
-        "/metrics" => match tokio::task::spawn_blocking(move || metrics(&desk)).await {
+        "/metrics" => match tokio::task::spawn_blocking(move || render_metrics(&services)).await {
             Ok(text) => (StatusCode::OK, EXPOSITION, text),
             Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, TEXT, format!("{error}\n")),
         },
@@ -84,37 +85,37 @@ async fn answer(request: Request<Incoming>, desk: Arc<Desk>) -> Result<Response<
 const TEXT: &str = "text/plain; charset=utf-8";
 const EXPOSITION: &str = "text/plain; version=0.0.4; charset=utf-8";
 
-/// The metrics of this moment, in Prometheus' text format 0.0.4.
-pub fn metrics(desk: &Desk) -> String {
-    let mut page = Page::default();
-    page.shown("tlswarden_build_info", [(label("version", env!("CARGO_PKG_VERSION")), 1.0)]);
-    inputs(desk, &mut page);
-    sessions(desk, &mut page);
-    answers(desk, &mut page);
-    let known = desk.policies.counts();
-    page.number("tlswarden_policies", known.policies as f64);
-    page.number("tlswarden_sts_domains", known.domains as f64);
-    page.number("tlswarden_decisions", known.decisions as f64);
-    page.number("tlswarden_history_periods", known.periods as f64);
-    page.number("tlswarden_resolver_validating", f64::from(u8::from(desk.resolver.is_trusted())));
-    if let Ok(octets) = desk.store.size() {
-        page.number("tlswarden_store_bytes", octets as f64);
+/// The current metrics, in Prometheus' text format 0.0.4.
+pub fn render_metrics(services: &Services) -> String {
+    let mut page = MetricsPage::default();
+    page.add_snapshot("tlswarden_build_info", [(label("version", env!("CARGO_PKG_VERSION")), 1.0)]);
+    add_inputs(services, &mut page);
+    add_sessions(services, &mut page);
+    add_answers(services, &mut page);
+    let known = services.policies.counts();
+    page.add_gauge("tlswarden_policies", known.policies as f64);
+    page.add_gauge("tlswarden_sts_domains", known.domains as f64);
+    page.add_gauge("tlswarden_decisions", known.decisions as f64);
+    page.add_gauge("tlswarden_history_periods", known.periods as f64);
+    page.add_gauge("tlswarden_resolver_validating", f64::from(u8::from(services.resolver.is_trusted())));
+    if let Ok(octets) = services.store.size() {
+        page.add_gauge("tlswarden_store_bytes", octets as f64);
     }
-    let counters = desk.metrics.counters();
+    let counters = services.metrics.counters();
     for family in CATALOGUE {
         let value = |(name, labels): &(&str, &str)| {
             ((*labels).to_owned(), counters.get(name).copied().unwrap_or_default() as f64)
         };
-        page.metric("counter", family.metric, family.help, family.samples.iter().map(value));
+        page.add_metric("counter", family.metric, family.help, family.samples.iter().map(value));
     }
     page.0
 }
 
-fn inputs(desk: &Desk, page: &mut Page) {
-    let now = desk.clock.seconds();
-    let inputs = desk.metrics.inputs();
+fn add_inputs(services: &Services, page: &mut MetricsPage) {
+    let now = services.clock.seconds();
+    let inputs = services.metrics.inputs();
     let mut each = |metric: &str, value: &dyn Fn(&InputProgress) -> f64| {
-        page.shown(metric, inputs.iter().map(|(name, p)| (label("input", name), value(p))));
+        page.add_snapshot(metric, inputs.iter().map(|(name, p)| (label("input", name), value(p))));
     };
     each("tlswarden_input_behind_bytes", &|p| p.behind as f64);
     each("tlswarden_input_lag_seconds", &|p| match (p.at_end_since, p.newest) {
@@ -130,15 +131,15 @@ fn inputs(desk: &Desk, page: &mut Page) {
             let labels = move |family: &str| format!("{},{}", label("input", name), label("family", family));
             p.families.iter().map(move |(family, n)| (labels(family), value(n) as f64))
         });
-        page.shown(metric, samples);
+        page.add_snapshot(metric, samples);
     };
     by_family("tlswarden_lines_used_total", &|lines| lines.used);
     by_family("tlswarden_lines_malformed_total", &|lines| lines.malformed);
 }
 
-fn sessions(desk: &Desk, page: &mut Page) {
+fn add_sessions(services: &Services, page: &mut MetricsPage) {
     let (mut sessions, mut failures) = (Vec::new(), Vec::new());
-    for (counting, n) in desk.metrics.session_counts() {
+    for (counting, n) in services.metrics.session_counts() {
         let n = n as f64;
         match counting {
             SessionSeries::Sessions(policy, succeeded) => {
@@ -150,60 +151,60 @@ fn sessions(desk: &Desk, page: &mut Page) {
             }
         }
     }
-    page.shown("tlswarden_sessions_total", sessions);
-    page.shown("tlswarden_failures_total", failures);
+    page.add_snapshot("tlswarden_sessions_total", sessions);
+    page.add_snapshot("tlswarden_failures_total", failures);
 }
 
-fn answers(desk: &Desk, page: &mut Page) {
+fn add_answers(services: &Services, page: &mut MetricsPage) {
     let counts: Vec<_> =
-        MtaProtocol::ALL.iter().map(|(protocol, name)| (*name, desk.metrics.answers(*protocol).counts())).collect();
+        MtaProtocol::ALL.iter().map(|(protocol, name)| (*name, services.metrics.answers(*protocol).counts())).collect();
     let of_kinds = counts.iter().flat_map(|(protocol, counts)| {
         let label = move |kind: &str| format!("protocol=\"{protocol}\",kind=\"{kind}\"");
         AnswerKind::ALL.iter().zip(counts.kinds).map(move |((_, kind), n)| (label(kind), n as f64))
     });
-    page.shown("tlswarden_answers_total", of_kinds);
-    page.shown("tlswarden_answer_seconds", []);
+    page.add_snapshot("tlswarden_answers_total", of_kinds);
+    page.add_snapshot("tlswarden_answer_seconds", []);
     for (protocol, counts) in &counts {
         let bounds = WAIT_BOUNDS.iter().map(f64::to_string).chain(["+Inf".to_owned()]);
         for (bound, n) in bounds.zip(counts.cumulative) {
-            page.sample(
+            page.add_sample(
                 "tlswarden_answer_seconds_bucket",
                 &format!("protocol=\"{protocol}\",le=\"{bound}\""),
                 n as f64,
             );
         }
         let [.., all] = counts.cumulative;
-        page.sample("tlswarden_answer_seconds_sum", &format!("protocol=\"{protocol}\""), counts.wait_seconds);
-        page.sample("tlswarden_answer_seconds_count", &format!("protocol=\"{protocol}\""), all as f64);
+        page.add_sample("tlswarden_answer_seconds_sum", &format!("protocol=\"{protocol}\""), counts.wait_seconds);
+        page.add_sample("tlswarden_answer_seconds_count", &format!("protocol=\"{protocol}\""), all as f64);
     }
 }
 
-/// A text in the making.
+/// The text, as it is built.
 #[derive(Default)]
-struct Page(String);
+struct MetricsPage(String);
 
-impl Page {
-    fn number(&mut self, metric: &str, value: f64) {
-        self.shown(metric, [(String::new(), value)]);
+impl MetricsPage {
+    fn add_gauge(&mut self, metric: &str, value: f64) {
+        self.add_snapshot(metric, [(String::new(), value)]);
     }
 
-    /// A metric of the snapshot, with its labels and values.
-    fn shown(&mut self, metric: &str, samples: impl IntoIterator<Item = (String, f64)>) {
+    /// Adds a metric of the snapshot, with its labels and values.
+    fn add_snapshot(&mut self, metric: &str, samples: impl IntoIterator<Item = (String, f64)>) {
         let found = SNAPSHOT_METRICS.iter().find(|shown| shown.metric == metric);
         debug_assert!(found.is_some(), "{metric} is not in the catalogue");
         if let Some(SnapshotMetric { metric, kind, help }) = found {
-            self.metric(kind, metric, help, samples);
+            self.add_metric(kind, metric, help, samples);
         }
     }
 
-    fn metric(&mut self, kind: &str, name: &str, help: &str, samples: impl IntoIterator<Item = (String, f64)>) {
+    fn add_metric(&mut self, kind: &str, name: &str, help: &str, samples: impl IntoIterator<Item = (String, f64)>) {
         let _ = write!(self.0, "# HELP {name} {help}\n# TYPE {name} {kind}\n");
         for (labels, value) in samples {
-            self.sample(name, &labels, value);
+            self.add_sample(name, &labels, value);
         }
     }
 
-    fn sample(&mut self, name: &str, labels: &str, value: f64) {
+    fn add_sample(&mut self, name: &str, labels: &str, value: f64) {
         let _ = match labels {
             "" => writeln!(self.0, "{name} {value}"),
             labels => writeln!(self.0, "{name}{{{labels}}} {value}"),

@@ -2,7 +2,7 @@
 //!
 //! Takes: log files (`.gz` too, `-` for standard input), oldest first, or what `journalctl -o json` prints; the policies in
 //! force. Gives: the rows of RFC 8460, and how many lines were read.
-//! Limits: `MAX_LINE` octets a line; [`AUTO_LINES`] lines tell whose log it is.
+//! Limits: `MAX_LINE` octets a line; the MTA is detected from the first [`MTA_DETECTION_LINES`] lines.
 //! When it fails: a [`ReplayError`]; nothing was counted then.
 //! Not here: how the result is printed (`cli::replay`).
 
@@ -28,12 +28,12 @@ use crate::counting::input::journald::MAX_ENTRY as MAX_LINE;
 use crate::counting::pipeline::{Counter, is_line_of};
 use crate::metrics::line_counts::FamilyCounts;
 
-/// How many lines tell whose log it is.
-pub const AUTO_LINES: usize = 1000;
+/// How many lines are examined to detect the MTA.
+pub const MTA_DETECTION_LINES: usize = 1000;
 
 /// What to read, and how.
 #[derive(Debug)]
-pub struct Request<'a> {
+pub struct ReplayRequest<'a> {
     /// Whose logs they are; without it the lines tell.
     pub dialect: Option<Dialect>,
     /// A file with the policies in force; without it every destination has none.
@@ -46,9 +46,9 @@ pub struct Request<'a> {
     pub logs: &'a [PathBuf],
 }
 
-/// What was counted.
+/// The result.
 #[derive(Debug)]
-pub struct Replayed {
+pub struct ReplayResult {
     /// The rows of all days.
     pub rows: Vec<TallyRow>,
     /// Lines read.
@@ -77,8 +77,8 @@ pub enum ReplayError {
         error: io::Error,
     },
     /// A log in which no line is an MTA's.
-    #[error("{}: no line of Postfix's or Exim's in the first {AUTO_LINES}; if it is such a log, say --mta postfix or exim", .0.display())]
-    NoLog(PathBuf),
+    #[error("{}: no line of Postfix's or Exim's in the first {MTA_DETECTION_LINES}; if it is such a log, say --mta postfix or exim", .0.display())]
+    NotALog(PathBuf),
     /// The file of policies.
     #[error("{}: cannot be read: {error}; nothing was read", .file.display())]
     Policies {
@@ -87,36 +87,36 @@ pub enum ReplayError {
         /// Why.
         error: io::Error,
     },
-    /// The form of that file.
+    /// The syntax of that file.
     #[error(transparent)]
-    Form(#[from] ConfigError),
+    Syntax(#[from] ConfigError),
     /// A policy in it.
     #[error("{0}")]
     Policy(String),
 }
 
 /// Counts the logs.
-pub fn replay(request: &Request<'_>) -> Result<Replayed, ReplayError> {
-    let policies = request.policies.map_or(Ok(Fixed::default()), Fixed::load)?;
+pub fn replay(request: &ReplayRequest<'_>) -> Result<ReplayResult, ReplayError> {
+    let policies = request.policies.map_or(Ok(FixedPolicies::default()), FixedPolicies::load)?;
     let mut counter: Option<Counter> = None;
     let now = Clock::default().seconds();
     let new = |mta| Counter::new(mta, request.zone.clone(), Arc::new(|_| false)).with_first_year(request.year);
     let mut count = |mta, lines: &[u8]| counter.get_or_insert_with(|| new(mta)).count_lines(lines, now, &policies);
-    let mut lines = Lines { dialect: request.dialect, ..Lines::default() };
+    let mut lines = LineReader { dialect: request.dialect, ..LineReader::default() };
     for log in request.logs {
         let mut source = open(log).map_err(|error| ReplayError::Log { log: log.clone(), error })?;
         lines.read(&mut *source, &mut count).map_err(|error| match error {
-            LinesError::Io(error) => ReplayError::Log { log: log.clone(), error },
-            LinesError::NoLog => ReplayError::NoLog(log.clone()),
+            LineReaderError::Io(error) => ReplayError::Log { log: log.clone(), error },
+            LineReaderError::NotALog => ReplayError::NotALog(log.clone()),
         })?;
     }
     // A log so short that nothing in it tells whose it is counts as nothing.
-    count(lines.dialect.unwrap_or_default(), &lines.held);
+    count(lines.dialect.unwrap_or_default(), &lines.pending);
     let mut counter = counter.unwrap_or_else(|| new(Dialect::Postfix));
     counter.end_sessions(counter.newest_line_time().unwrap_or(now), &policies);
     let (seen, losses) = counter.take_stats();
     let FamilyCounts { used, malformed } = seen.lines.total();
-    Ok(Replayed {
+    Ok(ReplayResult {
         rows: sum_tallies(counter.take_counts()),
         read: seen.lines_read + lines.skipped,
         used,
@@ -138,24 +138,24 @@ fn open(log: &Path) -> io::Result<Box<dyn Read>> {
     Ok(Box::new(file))
 }
 
-/// Cuts a stream into blocks of whole lines.
+/// Splits a stream into blocks of whole lines.
 #[derive(Default)]
-struct Lines {
+struct LineReader {
     /// Whose log it is, once that is known.
     dialect: Option<Dialect>,
-    /// Lines that came before it was known: at most [`AUTO_LINES`].
-    held: Vec<u8>,
-    looked_at: usize,
+    /// Lines that came before the MTA was known: at most [`MTA_DETECTION_LINES`].
+    pending: Vec<u8>,
+    examined: usize,
     skipped: u64,
 }
 
-enum LinesError {
+enum LineReaderError {
     Io(io::Error),
-    NoLog,
+    NotALog,
 }
 
-impl Lines {
-    fn read(&mut self, source: &mut dyn Read, take: &mut dyn FnMut(Dialect, &[u8])) -> Result<(), LinesError> {
+impl LineReader {
+    fn read(&mut self, source: &mut dyn Read, take: &mut dyn FnMut(Dialect, &[u8])) -> Result<(), LineReaderError> {
         let mut buffer = Vec::with_capacity(MAX_BLOCK);
         let mut too_long = false;
         loop {
@@ -165,12 +165,12 @@ impl Lines {
             buffer.truncate(filled + read.as_ref().map_or(0, |read| *read));
             let read = match read {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                other => other.map_err(LinesError::Io)?,
+                other => other.map_err(LineReaderError::Io)?,
             };
             if read == 0 {
                 // A last line that nobody ended.
                 if !too_long {
-                    self.hand_on(&buffer, take)?;
+                    self.pass_on(&buffer, take)?;
                 }
                 return Ok(());
             }
@@ -181,7 +181,7 @@ impl Lines {
                 lines = &lines[end..];
                 too_long = false;
             }
-            self.hand_on(lines, take)?;
+            self.pass_on(lines, take)?;
             buffer.drain(..whole);
             if buffer.len() > MAX_LINE {
                 buffer.clear();
@@ -193,29 +193,29 @@ impl Lines {
         }
     }
 
-    /// Hands lines on, as soon as it is known whose they are.
-    fn hand_on(&mut self, lines: &[u8], take: &mut dyn FnMut(Dialect, &[u8])) -> Result<(), LinesError> {
+    /// Passes lines on, as soon as the MTA is known.
+    fn pass_on(&mut self, lines: &[u8], take: &mut dyn FnMut(Dialect, &[u8])) -> Result<(), LineReaderError> {
         for line in lines.split(|b| *b == b'\n') {
-            if self.dialect.is_some() || self.looked_at >= AUTO_LINES {
+            if self.dialect.is_some() || self.examined >= MTA_DETECTION_LINES {
                 break;
             }
-            self.looked_at += 1;
+            self.examined += 1;
             let of = |dialect: &Dialect| is_line_of(*dialect, line);
             self.dialect = [Dialect::Postfix, Dialect::Exim].into_iter().find(of);
         }
         match self.dialect {
             Some(dialect) => {
-                if !self.held.is_empty() {
-                    take(dialect, &std::mem::take(&mut self.held));
+                if !self.pending.is_empty() {
+                    take(dialect, &std::mem::take(&mut self.pending));
                 }
                 take(dialect, lines);
                 Ok(())
             }
-            None if self.looked_at >= AUTO_LINES => Err(LinesError::NoLog),
+            None if self.examined >= MTA_DETECTION_LINES => Err(LineReaderError::NotALog),
             None => {
-                self.held.extend_from_slice(lines);
+                self.pending.extend_from_slice(lines);
                 if !lines.is_empty() && !lines.ends_with(b"\n") {
-                    self.held.push(b'\n');
+                    self.pending.push(b'\n');
                 }
                 Ok(())
             }
@@ -225,7 +225,7 @@ impl Lines {
 
 /// Policies that do not change.
 #[derive(Default)]
-struct Fixed(HashMap<String, PolicyInForce>);
+struct FixedPolicies(HashMap<String, PolicyInForce>);
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -242,8 +242,8 @@ struct PolicyEntry {
     tlsa: Option<BTreeMap<String, Vec<String>>>,
 }
 
-impl Fixed {
-    fn load(path: &Path) -> Result<Fixed, ReplayError> {
+impl FixedPolicies {
+    fn load(path: &Path) -> Result<FixedPolicies, ReplayError> {
         let name = path.display();
         let text =
             std::fs::read_to_string(path).map_err(|error| ReplayError::Policies { file: path.to_owned(), error })?;
@@ -264,7 +264,7 @@ impl Fixed {
             };
             policies.insert(domain, in_force);
         }
-        Ok(Fixed(policies))
+        Ok(FixedPolicies(policies))
     }
 }
 
@@ -289,7 +289,7 @@ fn tlsa_host((host, records): (&String, &Vec<String>)) -> (String, Arc<Policy>) 
     (host, Arc::new(policy))
 }
 
-impl PolicyAt for Fixed {
+impl PolicyAt for FixedPolicies {
     fn at(&self, domain: &str, _: i64) -> Option<PolicyInForce> {
         Some(self.0.get(domain).cloned().unwrap_or(PolicyInForce::None))
     }

@@ -17,8 +17,8 @@ use crate::checking::host::daemon::{DaemonState, NoState};
 use crate::checking::host::identity::{KeyCheck, KeyFault, RecordCheck};
 use crate::config::{Config, DkimKeySection};
 use crate::counting::pipeline;
-use crate::daemon::control::{AskError, Desk, Question, Status, ask};
-pub use crate::daemon::replay::{ReplayError, Replayed, Request as ReplayRequest, replay};
+use crate::daemon::control::{ControlRequest, DaemonStatus, RequestError, Services, send_request};
+pub use crate::daemon::replay::{ReplayError, ReplayRequest, ReplayResult, replay};
 use crate::metrics::Metrics;
 use crate::net::dns::Resolver;
 use crate::net::https;
@@ -44,22 +44,22 @@ pub enum OpenError {
     /// The store.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// Addresses and keys that the configuration names.
+    /// Something that the configuration names: an address or a key.
     #[error("{}", .0.join("; "))]
-    Keys(Vec<String>),
+    Named(Vec<String>),
     /// Something that every host should have.
     #[error("{0}")]
-    Host(String),
+    System(String),
 }
 
 /// Opens everything that the daemon would answer from, where no daemon runs.
-pub fn open_offline(config: &Config) -> Result<Desk, OpenError> {
+pub fn open_offline(config: &Config) -> Result<Services, OpenError> {
     if !config.store.path.exists() {
         return Err(OpenError::NoStore { socket: config.control.socket.clone(), store: config.store.path.clone() });
     }
     let clock = config.closed_network.clock.map_or_else(Clock::default, |t| Clock::starting_at(t.as_second()));
     let host =
-        |what: &str, error: String| OpenError::Host(format!("{what}: cannot be used: {error}; nothing is shown"));
+        |what: &str, error: String| OpenError::System(format!("{what}: cannot be used: {error}; nothing is shown"));
     let opened = EmbeddedStore::open(&config.store.path, clock)?;
     let metrics = Metrics::default();
     // What this finds damaged and sets aside, the daemon finds new and whole.
@@ -86,7 +86,7 @@ pub fn open_offline(config: &Config) -> Result<Desk, OpenError> {
     }
     metrics.set_inputs(newest.iter().map(|(name, newest)| (name.as_str(), *newest)));
     let own = message_id_key::load_or_create(&*store)?;
-    let setup = SchedulerSettings::load(&config.report).map_err(OpenError::Keys)?;
+    let setup = SchedulerSettings::load(&config.report).map_err(OpenError::Named)?;
     let context = SchedulerContext {
         store: Arc::clone(&store),
         resolver: resolver.clone(),
@@ -96,9 +96,9 @@ pub fn open_offline(config: &Config) -> Result<Desk, OpenError> {
         message_id_key: own,
     };
     let scheduler = Scheduler::open(context, setup)?;
-    Ok(Desk {
+    Ok(Services {
         config: config.clone(),
-        found: Vec::new(),
+        detected: Vec::new(),
         running: false,
         store,
         resolver,
@@ -109,17 +109,18 @@ pub fn open_offline(config: &Config) -> Result<Desk, OpenError> {
     })
 }
 
-/// What `doctor` needs of this program, for [`crate::checking::host::diagnose`].
+/// What `doctor` needs of this program, for [`crate::checking::host::check_host`].
 #[derive(Clone, Copy, Debug)]
-pub struct ThisProgram;
+pub struct DoctorContext;
 
-impl Program for ThisProgram {
+impl Program for DoctorContext {
     async fn daemon_state(&self, config: &Config) -> Result<DaemonState, NoState> {
         let socket = &config.control.socket;
-        let status: Status = ask(socket, &Question::Status).await.map_err(|error| match error {
-            AskError::NobodyThere => NoState::NotRunning,
-            AskError::Failed(line) => NoState::Failed(line),
-        })?;
+        let status: DaemonStatus =
+            send_request(socket, &ControlRequest::Status).await.map_err(|error| match error {
+                RequestError::NotRunning => NoState::NotRunning,
+                RequestError::Failed(line) => NoState::Failed(line),
+            })?;
         Ok(DaemonState {
             version: status.version,
             now: status.now,
@@ -127,12 +128,12 @@ impl Program for ThisProgram {
             inputs: status.inputs,
             counters: status.counters,
             errors: status.errors,
-            policies: ask(socket, &Question::Policies).await.unwrap_or_default(),
+            policies: send_request(socket, &ControlRequest::PolicyList).await.unwrap_or_default(),
         })
     }
 
     fn would_start(&self, config: &Config) -> Result<(), String> {
-        super::would_start(config).map_err(|error| error.to_string())
+        super::check_start(config).map_err(|error| error.to_string())
     }
 
     async fn check_key(&self, key: &DkimKeySection, from: &str, resolver: &Resolver) -> KeyCheck {

@@ -1,19 +1,20 @@
 //! Feeds systemd's watchdog while the tasks get on.
 //!
-//! Takes: what the tasks say of themselves ([`Metrics::heartbeat`]). Gives: `WATCHDOG=1` at a third of the time that systemd
+//! Takes: the progress that the tasks record ([`Metrics::heartbeat`]). Gives: `WATCHDOG=1` at a third of the time that systemd
 //! allows, unless a task stands still for longer than it may; then nothing, and systemd ends and restarts the daemon.
-//! Limits: the counting and the scheduler wait for the disk, [`DISK`]; who answers waits for nobody, [`ANSWERING`].
+//! Limits: the counting and the scheduler wait for the disk, [`STORE_LIMIT`]; a listener waits for nothing,
+//! [`LISTENER_LIMIT`].
 //! Without `WATCHDOG_USEC` it does nothing.
 
 use std::time::{Duration, Instant};
 
 use crate::metrics::Metrics;
 
-/// How long a task that writes to the store may stand still: a disk may be slow, a store large.
-pub const DISK: Duration = Duration::from_secs(300);
+/// How long a task that writes to the store may make no progress: a disk may be slow, a store large.
+pub const STORE_LIMIT: Duration = Duration::from_secs(300);
 
-/// How long one that accepts connections may.
-pub const ANSWERING: Duration = Duration::from_secs(30);
+/// How long a task that accepts connections may make no progress.
+pub const LISTENER_LIMIT: Duration = Duration::from_secs(30);
 
 /// Feeds for ever.
 pub async fn feed(metrics: Metrics) {
