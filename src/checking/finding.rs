@@ -1,16 +1,16 @@
-//! What was found wrong, and what would mend it: the words of `doctor` and `check-domain`.
+//! Findings: what is wrong, its impact, and how to fix it; the results of `doctor` and `check-domain`.
 //!
-//! Takes: findings, in any order. Gives: [`Findings`], the heaviest first, which people and scripts read.
-//! Not here: what is looked for (`doctor`, `receiving`).
+//! Takes: findings, in any order. Gives: [`Findings`], the most severe first, for people and scripts.
+//! Not here: what is looked for (`host`, `domain`).
 
 use std::fmt::{self, Write};
 
 use serde::{Deserialize, Serialize};
 
-/// How much a finding weighs.
+/// How serious a finding is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Weight {
+pub enum Severity {
     /// Mail waits, or is delivered with less than was published, or nothing is counted.
     Error,
     /// It works, and less well than it could.
@@ -23,16 +23,19 @@ pub enum Weight {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct Finding {
-    /// How much it weighs.
-    pub weight: Weight,
+    /// How serious it is.
+    #[serde(rename = "weight")]
+    pub severity: Severity,
     /// One word for scripts, which stays the same from release to release.
     pub name: String,
     /// Where: a file, a service, a host.
     pub subject: String,
-    /// What is so.
-    pub what: String,
+    /// What is wrong.
+    #[serde(rename = "what")]
+    pub problem: String,
     /// Why it matters.
-    pub why: String,
+    #[serde(rename = "why")]
+    pub impact: String,
     /// The lines to type, or to write into a file or a zone.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub fix: Vec<String>,
@@ -42,7 +45,7 @@ pub struct Finding {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct Findings {
-    /// What was found wrong, the heaviest first.
+    /// The findings, the most severe first.
     pub findings: Vec<Finding>,
     /// What was looked at.
     pub looked_at: Vec<String>,
@@ -51,19 +54,19 @@ pub struct Findings {
 }
 
 impl Finding {
-    /// A finding without a line that mends it.
+    /// A finding without a fix.
     pub fn new(
-        weight: Weight,
+        severity: Severity,
         name: &str,
         subject: impl Into<String>,
-        what: impl Into<String>,
-        why: impl Into<String>,
+        problem: impl Into<String>,
+        impact: impl Into<String>,
     ) -> Finding {
-        let (subject, what, why) = (subject.into(), what.into(), why.into());
-        Finding { weight, name: name.to_owned(), subject, what, why, fix: Vec::new() }
+        let (subject, problem, impact) = (subject.into(), problem.into(), impact.into());
+        Finding { severity, name: name.to_owned(), subject, problem, impact, fix: Vec::new() }
     }
 
-    /// With one more line that mends it.
+    /// Adds one more line to the fix.
     pub fn fix(mut self, line: impl Into<String>) -> Finding {
         self.fix.push(line.into());
         self
@@ -74,13 +77,14 @@ impl Findings {
     /// Adds one. The same about another subject is one finding with two subjects.
     pub fn push(&mut self, finding: Finding) {
         let same = |f: &&mut Finding| {
-            (f.weight, &f.name, &f.what, &f.fix) == (finding.weight, &finding.name, &finding.what, &finding.fix)
+            (f.severity, &f.name, &f.problem, &f.fix)
+                == (finding.severity, &finding.name, &finding.problem, &finding.fix)
         };
         match self.findings.iter_mut().find(same) {
             Some(known) if known.subject.split(", ").any(|subject| subject == finding.subject) => {}
             Some(known) => known.subject = format!("{}, {}", known.subject, finding.subject),
             None => {
-                let behind = self.findings.iter().take_while(|f| f.weight <= finding.weight).count();
+                let behind = self.findings.iter().take_while(|f| f.severity <= finding.severity).count();
                 self.findings.insert(behind, finding);
             }
         }
@@ -91,30 +95,30 @@ impl Findings {
         others.into_iter().for_each(|finding| self.push(finding));
     }
 
-    /// The heaviest weight.
-    pub fn heaviest(&self) -> Option<Weight> {
-        self.findings.first().map(|finding| finding.weight)
+    /// The highest severity.
+    pub fn highest_severity(&self) -> Option<Severity> {
+        self.findings.first().map(|finding| finding.severity)
     }
 
-    fn count(&self, weight: Weight) -> usize {
-        self.findings.iter().filter(|finding| finding.weight == weight).count()
+    fn count(&self, severity: Severity) -> usize {
+        self.findings.iter().filter(|finding| finding.severity == severity).count()
     }
 }
 
-impl fmt::Display for Weight {
+impl fmt::Display for Severity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Weight::Error => "ERROR",
-            Weight::Warning => "warning",
-            Weight::Note => "note",
+            Severity::Error => "ERROR",
+            Severity::Warning => "warning",
+            Severity::Note => "note",
         })
     }
 }
 
 impl fmt::Display for Finding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "{:7}  {}: {} [{}]", self.weight.to_string(), self.subject, self.what, self.name)?;
-        writeln!(f, "         {}", self.why)?;
+        writeln!(f, "{:7}  {}: {} [{}]", self.severity.to_string(), self.subject, self.problem, self.name)?;
+        writeln!(f, "         {}", self.impact)?;
         self.fix.iter().try_for_each(|line| writeln!(f, "           {line}"))
     }
 }
@@ -125,9 +129,11 @@ impl fmt::Display for Findings {
         self.looked_at.iter().try_for_each(|line| writeln!(f, "looked at: {line}"))?;
         self.not_looked_at.iter().try_for_each(|line| writeln!(f, "not looked at: {line}"))?;
         let mut sum = String::new();
-        for (weight, name) in [(Weight::Error, "errors"), (Weight::Warning, "warnings"), (Weight::Note, "notes")] {
+        for (severity, name) in
+            [(Severity::Error, "errors"), (Severity::Warning, "warnings"), (Severity::Note, "notes")]
+        {
             let comma = if sum.is_empty() { "" } else { ", " };
-            write!(sum, "{comma}{} {name}", self.count(weight))?;
+            write!(sum, "{comma}{} {name}", self.count(severity))?;
         }
         writeln!(f, "{sum}")
     }
@@ -140,17 +146,17 @@ mod tests {
     #[test]
     fn the_heaviest_is_first_and_the_same_is_said_once() {
         let mut found = Findings::default();
-        assert_eq!(found.heaviest(), None);
-        let low = |subject: &str| Finding::new(Weight::Warning, "level", subject, "it is 0", "x").fix("set it to 1");
+        assert_eq!(found.highest_severity(), None);
+        let low = |subject: &str| Finding::new(Severity::Warning, "level", subject, "it is 0", "x").fix("set it to 1");
         found.push(low("smtp"));
-        found.push(Finding::new(Weight::Note, "n", "a", "b", "c"));
+        found.push(Finding::new(Severity::Note, "n", "a", "b", "c"));
         found.push(low("relay"));
         found.push(low("relay"));
-        found.push(Finding::new(Weight::Error, "e", "a", "b", "c"));
+        found.push(Finding::new(Severity::Error, "e", "a", "b", "c"));
         let names: Vec<&str> = found.findings.iter().map(|f| f.name.as_str()).collect();
         assert_eq!(names, ["e", "level", "n"]);
         assert_eq!(found.findings[1].subject, "smtp, relay");
-        assert_eq!(found.heaviest(), Some(Weight::Error));
+        assert_eq!(found.highest_severity(), Some(Severity::Error));
         assert!(found.to_string().ends_with("1 errors, 1 warnings, 1 notes\n"), "{found}");
     }
 }

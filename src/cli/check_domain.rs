@@ -6,7 +6,7 @@ use std::path::Path;
 use clap::Args;
 
 use crate::base::domain_name;
-use crate::checking::domain::{Advice, Examination, Host, State, examine};
+use crate::checking::domain::{Advice, CheckedHost, DomainCheck, PublicationState, check_domain};
 use crate::cli::render::{moment, pretty};
 use crate::cli::{ConfigFile, Fault, IO, SOFTWARE, USAGE, print, status_of};
 use crate::config::Config;
@@ -36,7 +36,7 @@ pub fn domain(options: &Options) -> Result<u8, Fault> {
     };
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     let runtime = runtime.map_err(|e| Fault::new(SOFTWARE, format!("runtime: cannot start: {e}; nothing is shown")))?;
-    let seen = runtime.block_on(examine(&config, &options.domain));
+    let seen = runtime.block_on(check_domain(&config, &options.domain));
     runtime.shutdown_timeout(std::time::Duration::from_millis(100));
     let seen =
         seen.map_err(|cause| Fault::new(IO, format!("domain: cannot be looked at: {cause}; nothing is shown")))?;
@@ -44,7 +44,7 @@ pub fn domain(options: &Options) -> Result<u8, Fault> {
     Ok(status_of(&seen.findings))
 }
 
-fn people(seen: &Examination) -> String {
+fn people(seen: &DomainCheck) -> String {
     let mut text = String::new();
     // Writing to a String cannot fail.
     let _ = writeln!(text, "{} as a sender sees it\n", seen.domain);
@@ -57,7 +57,7 @@ fn people(seen: &Examination) -> String {
     text
 }
 
-fn of_host(host: &Host, text: &mut String) {
+fn of_host(host: &CheckedHost, text: &mut String) {
     let preference = host.preference.map_or_else(String::new, |p| format!("{p} "));
     let _ = writeln!(text, "         {preference}{}", host.name);
     for record in &host.tlsa {
@@ -80,10 +80,10 @@ fn of_advice(advice: &Advice, text: &mut String) {
     if advice.zone.is_empty() {
         return;
     }
-    let mark = |state: State| match state {
-        State::Stays => "  ",
-        State::New => "+ ",
-        State::Replaces => "! ",
+    let mark = |state: PublicationState| match state {
+        PublicationState::Stays => "  ",
+        PublicationState::New => "+ ",
+        PublicationState::Replaces => "! ",
     };
     let _ = writeln!(text, "What should be published (+ new, ! in place of what is there):\n");
     for line in &advice.zone {

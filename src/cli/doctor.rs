@@ -32,7 +32,7 @@ pub struct Options {
 
 /// Looks, and prints what was found; the exit status says how bad it is.
 pub fn doctor(options: &Options) -> Result<u8, Fault> {
-    let where_to_look = host::Options {
+    let where_to_look = host::HostCheckOptions {
         config: options.config.config.clone(),
         postfix: options.postfix_config.clone(),
         exim: options.exim.clone(),
@@ -41,7 +41,7 @@ pub fn doctor(options: &Options) -> Result<u8, Fault> {
     };
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     let runtime = runtime.map_err(|e| Fault::new(SOFTWARE, format!("runtime: cannot start: {e}; nothing is shown")))?;
-    let found = runtime.block_on(host::diagnose(&where_to_look, &DoctorContext));
+    let found = runtime.block_on(host::check_host(&where_to_look, &DoctorContext));
     runtime.shutdown_timeout(std::time::Duration::from_millis(100));
     print(&if options.json { pretty(&found) } else { found.to_string() })?;
     Ok(status_of(&found))

@@ -24,7 +24,7 @@ use std::process::ExitCode;
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
 
-use crate::checking::finding::{Findings, Weight};
+use crate::checking::finding::{Findings, Severity};
 use crate::config::detect;
 use crate::config::{Config, ConfigError};
 
@@ -187,10 +187,10 @@ fn exit(result: Result<u8, Fault>) -> ExitCode {
 
 /// The exit status of what was found.
 fn status_of(found: &Findings) -> u8 {
-    match found.heaviest() {
-        None | Some(Weight::Note) => OK,
-        Some(Weight::Warning) => WARNINGS,
-        Some(Weight::Error) => ERRORS,
+    match found.highest_severity() {
+        None | Some(Severity::Note) => OK,
+        Some(Severity::Warning) => WARNINGS,
+        Some(Severity::Error) => ERRORS,
     }
 }
 

@@ -1,7 +1,7 @@
 //! What commands get where no daemon runs: the store, the policies and the reports, opened as the daemon opens them.
 //!
-//! Takes: the configuration. Gives: a [`Desk`] that answers as the daemon would; the parts of the pipelines that single
-//! commands call.
+//! Takes: the configuration. Gives: [`Services`] that answer as the daemon would; the parts of the pipelines that
+//! single commands call.
 //! When it fails: an [`OpenError`].
 //! Not here: the tasks of a running daemon (`daemon`), how results are printed (`cli`).
 
@@ -12,9 +12,9 @@ use std::sync::Arc;
 use crate::answering::policy::history::History;
 use crate::answering::policy::policies::Policies;
 use crate::base::clock::Clock;
-use crate::checking::host::Program;
-use crate::checking::host::daemon::{DaemonState, NoState};
-use crate::checking::host::identity::{KeyCheck, KeyFault, RecordCheck};
+use crate::checking::host::HostCheckContext;
+use crate::checking::host::daemon::{DaemonState, DaemonStateError};
+use crate::checking::host::identity::{DkimKeyCheck, DkimRecordCheck, KeyFileError};
 use crate::config::{Config, DkimKeySection};
 use crate::counting::pipeline;
 use crate::daemon::control::{ControlRequest, DaemonStatus, RequestError, Services, send_request};
@@ -113,18 +113,18 @@ pub fn open_offline(config: &Config) -> Result<Services, OpenError> {
 #[derive(Clone, Copy, Debug)]
 pub struct DoctorContext;
 
-impl Program for DoctorContext {
-    async fn daemon_state(&self, config: &Config) -> Result<DaemonState, NoState> {
+impl HostCheckContext for DoctorContext {
+    async fn daemon_state(&self, config: &Config) -> Result<DaemonState, DaemonStateError> {
         let socket = &config.control.socket;
         let status: DaemonStatus =
             send_request(socket, &ControlRequest::Status).await.map_err(|error| match error {
-                RequestError::NotRunning => NoState::NotRunning,
-                RequestError::Failed(line) => NoState::Failed(line),
+                RequestError::NotRunning => DaemonStateError::NotRunning,
+                RequestError::Failed(line) => DaemonStateError::Failed(line),
             })?;
         Ok(DaemonState {
             version: status.version,
             now: status.now,
-            found: status.found,
+            detected: status.found,
             inputs: status.inputs,
             counters: status.counters,
             errors: status.errors,
@@ -132,20 +132,20 @@ impl Program for DoctorContext {
         })
     }
 
-    fn would_start(&self, config: &Config) -> Result<(), String> {
+    fn check_start(&self, config: &Config) -> Result<(), String> {
         super::check_start(config).map_err(|error| error.to_string())
     }
 
-    async fn check_key(&self, key: &DkimKeySection, from: &str, resolver: &Resolver) -> KeyCheck {
-        let mut check = KeyCheck { file: key.key.display().to_string(), ..KeyCheck::default() };
+    async fn check_key(&self, key: &DkimKeySection, from: &str, resolver: &Resolver) -> DkimKeyCheck {
+        let mut check = DkimKeyCheck { file: key.key.display().to_string(), ..DkimKeyCheck::default() };
         let signer = match Signer::load(std::slice::from_ref(key), from) {
             Ok(signer) => signer,
             Err(faults) => {
                 check.fault = faults.into_iter().next().map(|error| match error.fault {
                     reporting::DkimKeyFault::Unreadable(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-                        KeyFault::Denied(error.to_string())
+                        KeyFileError::Denied(error.to_string())
                     }
-                    fault => KeyFault::Unusable(fault.to_string()),
+                    fault => KeyFileError::Unusable(fault.to_string()),
                 });
                 return check;
             }
@@ -153,7 +153,7 @@ impl Program for DoctorContext {
         check.warnings = signer.warnings;
         for public in signer.public_keys {
             let fault = public.find_fault(resolver).await;
-            check.records.push(RecordCheck { name: public.record_name(), zone_line: public.zone_line(), fault });
+            check.records.push(DkimRecordCheck { name: public.record_name(), zone_line: public.zone_line(), fault });
         }
         check
     }

@@ -11,28 +11,28 @@ use serde::Serialize;
 
 use crate::base::rua_record::Recipients;
 use crate::base::tlsrpt::{Mode, mx_matches};
-use crate::checking::domain::probe::ProbeFault;
+use crate::checking::domain::probe::ProbeError;
 use crate::checking::domain::smtp::SmtpError;
-use crate::checking::domain::{Host, Outcome, Sts, Whole};
+use crate::checking::domain::{CheckedHost, ConnectionOutcome, DomainFacts, PublishedSts};
 
-/// How long a policy in mode enforce is to hold, in seconds: four weeks (RFC 8461 §3.2 speaks of weeks).
-const ENFORCED: u64 = 4 * 7 * 86_400;
+/// The `max_age` of a policy in mode enforce, in seconds: four weeks (RFC 8461 §3.2 speaks of weeks).
+const ENFORCE_MAX_AGE: u64 = 4 * 7 * 86_400;
 
-/// The same in mode testing: a day, so that a change is soon known.
-const TESTED: u64 = 86_400;
+/// The `max_age` in mode testing, in seconds: a day, so that a change is known soon.
+const TESTING_MAX_AGE: u64 = 86_400;
 
 /// What to publish.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct Advice {
     /// Records, as in a zone file.
-    pub zone: Vec<Line>,
+    pub zone: Vec<AdvisedRecord>,
     /// Where the policy file is served.
     pub policy_url: String,
     /// The policy file, its lines without their ends.
     pub policy: Vec<String>,
     /// Whether it is served as it is.
-    pub policy_state: State,
+    pub policy_state: PublicationState,
     /// What to know before it is published.
     pub remarks: Vec<String>,
 }
@@ -40,17 +40,17 @@ pub struct Advice {
 /// A record.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
-pub struct Line {
+pub struct AdvisedRecord {
     /// `NAME. IN TYPE VALUE`.
     pub record: String,
     /// Whether it is there.
-    pub state: State,
+    pub state: PublicationState,
 }
 
-/// How what should be relates to what is.
+/// How what should be published relates to what is published.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum State {
+pub enum PublicationState {
     /// It is published so.
     #[default]
     Stays,
@@ -60,84 +60,88 @@ pub enum State {
     Replaces,
 }
 
-impl Whole<'_> {
+impl DomainFacts<'_> {
     /// What would make it right; `now` is in seconds since 1970-01-01T00:00:00Z.
     pub fn advise(&self, now: i64) -> Advice {
         let mut advice = Advice::default();
         if self.hosts.is_empty() {
             return advice;
         }
-        self.policy_advice(now, &mut advice);
-        self.report_advice(&mut advice);
+        self.add_policy_advice(now, &mut advice);
+        self.add_report_advice(&mut advice);
         for host in self.hosts {
-            self.tlsa_advice(host, &mut advice);
+            self.add_tlsa_advice(host, &mut advice);
         }
         advice
     }
 
-    /// A host that a sender under MTA-STS cannot deliver to.
-    fn fails(host: &Host) -> bool {
-        let fails = |outcome: &Outcome| match outcome {
-            Outcome::Private
-            | Outcome::Fault(ProbeFault::Connect(_) | ProbeFault::Timeout | ProbeFault::Smtp(SmtpError::Refused(_))) => {
-                false
-            }
-            Outcome::Fault(ProbeFault::Smtp(_) | ProbeFault::Handshake(_)) => true,
-            Outcome::Tls(faults) => !faults.is_empty(),
+    /// Whether a sender under MTA-STS cannot deliver to a host.
+    fn fails_under_sts(host: &CheckedHost) -> bool {
+        let fails = |outcome: &ConnectionOutcome| match outcome {
+            ConnectionOutcome::Private
+            | ConnectionOutcome::Fault(
+                ProbeError::Connect(_) | ProbeError::Timeout | ProbeError::Smtp(SmtpError::Refused(_)),
+            ) => false,
+            ConnectionOutcome::Fault(ProbeError::Smtp(_) | ProbeError::Handshake(_)) => true,
+            ConnectionOutcome::Tls(faults) => !faults.is_empty(),
         };
         host.addresses.iter().any(|seen| fails(&seen.outcome))
     }
 
-    fn policy_advice(&self, now: i64, advice: &mut Advice) {
+    fn add_policy_advice(&self, now: i64, advice: &mut Advice) {
         let domain = self.domain;
         advice.policy_url = format!("https://mta-sts.{domain}/.well-known/mta-sts.txt");
-        let failing: Vec<&str> =
-            self.hosts.iter().filter(|host| Whole::fails(host)).map(|host| host.name.as_str()).collect();
+        let failing: Vec<&str> = self
+            .hosts
+            .iter()
+            .filter(|host| DomainFacts::fails_under_sts(host))
+            .map(|host| host.name.as_str())
+            .collect();
         let (mode, id) = match self.sts {
-            Sts::Policy(id, document) => {
-                let named = |host: &Host| document.mx.iter().any(|pattern| mx_matches(pattern, &host.name));
+            PublishedSts::Policy(id, document) => {
+                let named = |host: &CheckedHost| document.mx.iter().any(|pattern| mx_matches(pattern, &host.name));
                 let sound = document.mode != Mode::None
                     && self.hosts.iter().all(named)
-                    && (document.mode == Mode::Testing || document.max_age >= TESTED);
+                    && (document.mode == Mode::Testing || document.max_age >= TESTING_MAX_AGE);
                 if sound {
                     // Strangers' text, and shown.
                     advice.policy = document.lines.iter().map(|line| line.escape_debug().to_string()).collect();
-                    advice.zone.push(Line { record: sts_record(domain, id), state: State::Stays });
-                    self.policy_remarks(document.mode, &failing, advice);
+                    advice.zone.push(AdvisedRecord { record: sts_record(domain, id), state: PublicationState::Stays });
+                    self.add_policy_remarks(document.mode, &failing, advice);
                     return;
                 }
-                advice.policy_state = State::Replaces;
+                advice.policy_state = PublicationState::Replaces;
                 (if document.mode == Mode::Enforce { Mode::Enforce } else { Mode::Testing }, Some(id))
             }
-            Sts::NoDocument(id, _) => {
-                advice.policy_state = State::Replaces;
+            PublishedSts::NoDocument(id, _) => {
+                advice.policy_state = PublicationState::Replaces;
                 (Mode::Testing, Some(id))
             }
-            Sts::NoRecord(_) | Sts::Unknown(_) => {
-                advice.policy_state = State::New;
+            PublishedSts::NoRecord(_) | PublishedSts::Unknown(_) => {
+                advice.policy_state = PublicationState::New;
                 (Mode::Testing, None)
             }
         };
         let names: BTreeSet<&str> = self.hosts.iter().map(|host| host.name.as_str()).collect();
-        let max_age = if mode == Mode::Enforce { ENFORCED } else { TESTED };
+        let max_age = if mode == Mode::Enforce { ENFORCE_MAX_AGE } else { TESTING_MAX_AGE };
         advice.policy = vec!["version: STSv1".into(), format!("mode: {mode}")];
         advice.policy.extend(names.iter().map(|name| format!("mx: {name}")));
         advice.policy.push(format!("max_age: {max_age}"));
         let state = match self.sts {
-            Sts::NoRecord(crate::answering::policy::sts::record::NoRecord::Absent) => State::New,
-            _ => State::Replaces,
+            PublishedSts::NoRecord(crate::answering::policy::sts::record::NoRecord::Absent) => PublicationState::New,
+            _ => PublicationState::Replaces,
         };
-        advice.zone.push(Line { record: sts_record(domain, &new_id(now, id.map(String::as_str))), state });
-        if state == State::New {
+        advice.zone.push(AdvisedRecord { record: sts_record(domain, &new_id(now, id.map(String::as_str))), state });
+        if state == PublicationState::New {
             let record = format!(
                 "mta-sts.{domain}. IN CNAME a host that serves the policy file over HTTPS, with a certificate for mta-sts.{domain}"
             );
             advice.remarks.push(record);
         }
-        self.policy_remarks(mode, &failing, advice);
+        self.add_policy_remarks(mode, &failing, advice);
     }
 
-    fn policy_remarks(&self, mode: Mode, failing: &[&str], advice: &mut Advice) {
+    fn add_policy_remarks(&self, mode: Mode, failing: &[&str], advice: &mut Advice) {
         if !failing.is_empty() && mode != Mode::None {
             let then = if mode == Mode::Enforce {
                 "until then enforcing senders do not deliver to it"
@@ -147,54 +151,56 @@ impl Whole<'_> {
             advice.remarks.push(format!("mend TLS of {} first: {then}", failing.join(", ")));
         } else if mode == Mode::Testing {
             advice.remarks.push(format!(
-                "when reports show no failures for a week or two: mode: enforce, max_age: {ENFORCED}, and a new id"
+                "when reports show no failures for a week or two: mode: enforce, max_age: {ENFORCE_MAX_AGE}, and a new id"
             ));
         }
     }
 
-    fn report_advice(&self, advice: &mut Advice) {
+    fn add_report_advice(&self, advice: &mut Advice) {
         let own = self.reports.as_ref().ok();
         let state = match (own, self.reports) {
-            (Some(_), _) => State::Stays,
+            (Some(_), _) => PublicationState::Stays,
             (
                 None,
                 Err(crate::net::tlsrpt_record::TlsrptLookupError::None(
                     crate::base::rua_record::NoRecipients::NoRecord,
                 )),
-            ) => State::New,
-            (None, _) => State::Replaces,
+            ) => PublicationState::New,
+            (None, _) => PublicationState::Replaces,
         };
-        advice.zone.push(Line { record: report_record(self.domain, own, self.domain), state });
+        advice.zone.push(AdvisedRecord { record: report_record(self.domain, own, self.domain), state });
         for host in self.hosts.iter().filter(|host| host.name != self.domain) {
-            let theirs = host.found.reports.as_ref().and_then(|found| found.as_ref().ok());
+            let theirs = host.dns.reports.as_ref().and_then(|found| found.as_ref().ok());
             let within = host.name.ends_with(&format!(".{}", self.domain));
             // A host of somebody else's is somebody else's affair.
-            if theirs.is_some() || (within && host.found.signed) {
-                let state = if theirs.is_some() { State::Stays } else { State::New };
-                advice.zone.push(Line { record: report_record(&host.name, theirs.or(own), self.domain), state });
+            if theirs.is_some() || (within && host.dns.signed) {
+                let state = if theirs.is_some() { PublicationState::Stays } else { PublicationState::New };
+                advice
+                    .zone
+                    .push(AdvisedRecord { record: report_record(&host.name, theirs.or(own), self.domain), state });
             }
         }
     }
 
-    /// Records for the keys that were seen, where the zone is signed.
-    fn tlsa_advice(&self, host: &Host, advice: &mut Advice) {
-        let name = format!("_25._tcp.{}", host.found.base);
-        if !host.found.signed || host.found.failure.is_some() {
+    /// Adds records for the keys that were presented, where the zone is signed.
+    fn add_tlsa_advice(&self, host: &CheckedHost, advice: &mut Advice) {
+        let name = format!("_25._tcp.{}", host.dns.base);
+        if !host.dns.signed || host.dns.failure.is_some() {
             return;
         }
         let all_fit = host.addresses.iter().all(|seen| seen.certificate.is_none() || seen.fits.is_some());
         if host.has_dane() && all_fit {
-            let stays = |record: &crate::net::dns::TlsaRecord| Line {
+            let stays = |record: &crate::net::dns::TlsaRecord| AdvisedRecord {
                 record: format!("{name}. IN TLSA {record}"),
-                state: State::Stays,
+                state: PublicationState::Stays,
             };
-            advice.zone.extend(host.found.records.iter().map(stays));
+            advice.zone.extend(host.dns.records.iter().map(stays));
             return;
         }
         let keys: BTreeSet<&str> =
             host.addresses.iter().filter_map(|seen| Some(seen.certificate.as_ref()?.tlsa_3_1_1.as_str())).collect();
-        let state = if host.found.records.is_empty() { State::New } else { State::Replaces };
-        let record = |key| Line { record: format!("{name}. IN TLSA 3 1 1 {key}"), state };
+        let state = if host.dns.records.is_empty() { PublicationState::New } else { PublicationState::Replaces };
+        let record = |key| AdvisedRecord { record: format!("{name}. IN TLSA 3 1 1 {key}"), state };
         if !keys.is_empty() {
             advice.zone.extend(keys.into_iter().map(record));
             advice

@@ -1,6 +1,6 @@
 //! What a server's certificate says, and whether a sender would take it.
 //!
-//! Takes: the chain as presented. Gives: [`Facts`] for people, the verdict of the web's authorities (RFC 8461 §4.2), and
+//! Takes: the chain as presented. Gives: [`CertificateFacts`] for people, the verdict of the web's authorities (RFC 8461 §4.2), and
 //! which TLSA record fits (RFC 7672 §3).
 //! Limits: [`MAX_NAMES`] names of a certificate.
 //! When it fails: a chain that cannot be read has no facts, and passes nothing.
@@ -28,10 +28,10 @@ pub const MAX_NAMES: usize = 100;
 /// How much of a stranger's text is shown, in characters.
 const MAX_TEXT: usize = 200;
 
-/// What stands in a certificate.
+/// The contents of a certificate.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
-pub struct Facts {
+pub struct CertificateFacts {
     /// Whom it is for.
     pub subject: String,
     /// Who signed it.
@@ -46,20 +46,20 @@ pub struct Facts {
     pub tlsa_3_1_1: String,
 }
 
-/// What stands in the first certificate of a chain; nothing where it cannot be read.
-pub fn facts(certificate: &[u8]) -> Option<Facts> {
+/// The contents of the first certificate of a chain; `None` where it cannot be read.
+pub fn read_facts(certificate: &[u8]) -> Option<CertificateFacts> {
     let (_, parsed) = X509Certificate::from_der(certificate).ok()?;
     let alternative = parsed.subject_alternative_name().ok().flatten();
     let names = alternative.map(|extension| extension.value.general_names.as_slice()).unwrap_or_default();
     let dns = |name: &GeneralName<'_>| match name {
-        GeneralName::DNSName(name) => Some(shown(name)),
+        GeneralName::DNSName(name) => Some(escape(name)),
         _ => None,
     };
     let validity = parsed.validity();
     let key = parsed.public_key().raw;
-    Some(Facts {
-        subject: shown(&parsed.subject().to_string()),
-        issuer: shown(&parsed.issuer().to_string()),
+    Some(CertificateFacts {
+        subject: escape(&parsed.subject().to_string()),
+        issuer: escape(&parsed.issuer().to_string()),
         names: names.iter().filter_map(dns).take(MAX_NAMES).collect(),
         not_before: validity.not_before.timestamp(),
         not_after: validity.not_after.timestamp(),
@@ -67,8 +67,9 @@ pub fn facts(certificate: &[u8]) -> Option<Facts> {
     })
 }
 
-/// Every fault that a sender sees who holds the chain to the web's authorities: trust, time and name apart.
-pub fn faults(
+/// Every fault of the chain for a sender that verifies it against the public certificate authorities: trust, time and
+/// name separately.
+pub fn find_faults(
     verifier: &dyn ServerCertVerifier,
     chain: &[CertificateDer<'_>],
     host: &str,
@@ -87,7 +88,7 @@ pub fn faults(
         faults.push(CertificateFault::Name);
     }
     let seconds = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
-    if facts(leaf).is_none_or(|facts| !(facts.not_before..=facts.not_after).contains(&seconds)) {
+    if read_facts(leaf).is_none_or(|facts| !(facts.not_before..=facts.not_after).contains(&seconds)) {
         faults.push(CertificateFault::Expired);
     }
     faults.sort_by_key(|fault| *fault as u8);
@@ -95,25 +96,25 @@ pub fn faults(
     faults
 }
 
-/// The first TLSA record that the chain fits; `names` are those that a certificate under usage 2 may be for: the TLSA base
-/// domain and the next hop (RFC 7672 §3.2.2).
-pub fn fitting<'a>(
+/// The first TLSA record that the chain matches; `names` are the names that a certificate under usage 2 may have: the
+/// TLSA base domain and the next hop (RFC 7672 §3.2.2).
+pub fn matching_record<'a>(
     records: &'a [TlsaRecord],
     chain: &[CertificateDer<'_>],
     names: &[&str],
     now: UnixTime,
 ) -> Option<&'a TlsaRecord> {
     records.iter().filter(|record| usability(record).is_ok()).find(|record| match record.usage {
-        3 => chain.first().is_some_and(|leaf| matches(record, leaf)),
-        _ => under_anchor(record, chain, names, now),
+        3 => chain.first().is_some_and(|leaf| record_matches(record, leaf)),
+        _ => chains_to_anchor(record, chain, names, now),
     })
 }
 
 /// Usage 2: the chain leads to a certificate that the record names (RFC 7671 §5.2).
-fn under_anchor(record: &TlsaRecord, chain: &[CertificateDer<'_>], names: &[&str], now: UnixTime) -> bool {
+fn chains_to_anchor(record: &TlsaRecord, chain: &[CertificateDer<'_>], names: &[&str], now: UnixTime) -> bool {
     let Some((leaf, others)) = chain.split_first() else { return false };
     let mut anchors = RootCertStore::empty();
-    for certificate in others.iter().filter(|certificate| matches(record, certificate)) {
+    for certificate in others.iter().filter(|certificate| record_matches(record, certificate)) {
         // One that cannot be an anchor leads nowhere.
         let _ = anchors.add(certificate.clone().into_owned());
     }
@@ -129,8 +130,8 @@ fn under_anchor(record: &TlsaRecord, chain: &[CertificateDer<'_>], names: &[&str
     names.into_iter().any(|name| verifier.verify_server_cert(leaf, others, &name, &[], now).is_ok())
 }
 
-/// Whether a record is about this certificate (RFC 6698 §2.1).
-fn matches(record: &TlsaRecord, certificate: &CertificateDer<'_>) -> bool {
+/// Whether a record matches this certificate (RFC 6698 §2.1).
+fn record_matches(record: &TlsaRecord, certificate: &CertificateDer<'_>) -> bool {
     let selected = match record.selector {
         0 => certificate.to_vec(),
         _ => match ParsedCertificate::try_from(certificate) {
@@ -145,7 +146,7 @@ fn matches(record: &TlsaRecord, certificate: &CertificateDer<'_>) -> bool {
     }
 }
 
-fn shown(text: &str) -> String {
+fn escape(text: &str) -> String {
     text.chars().take(MAX_TEXT).flat_map(char::escape_debug).collect()
 }
 
@@ -155,10 +156,10 @@ mod tests {
 
     #[test]
     fn what_is_no_certificate_passes_nothing() {
-        assert_eq!(facts(b""), None);
-        assert_eq!(facts(b"\x30\x03\x02\x01\x01"), None);
+        assert_eq!(read_facts(b""), None);
+        assert_eq!(read_facts(b"\x30\x03\x02\x01\x01"), None);
         let junk = [CertificateDer::from(vec![0x30, 0x00])];
         let record = TlsaRecord { usage: 3, selector: 1, matching: 1, data: vec![0; 32] };
-        assert_eq!(fitting(&[record], &junk, &["a.test"], UnixTime::now()), None);
+        assert_eq!(matching_record(&[record], &junk, &["a.test"], UnixTime::now()), None);
     }
 }

@@ -1,8 +1,8 @@
 //! One connection to one address of an MX host, as a sender makes it: STARTTLS, and what certificate comes.
 //!
-//! Takes: an address and the host's name. Gives: a [`Probe`]. Any certificate is taken, and kept to be judged.
+//! Takes: an address and the host's name. Gives: a [`TlsProbe`]. Any certificate is taken, and kept to be judged.
 //! Limits: [`CONNECT_TIME`], [`PROBE_TIME`] in all; TLS 1.2 and 1.3.
-//! When it fails: a [`ProbeFault`].
+//! When it fails: a [`ProbeError`].
 //! Not here: what is made of the certificate (`certificate`).
 
 use std::net::SocketAddr;
@@ -24,18 +24,18 @@ const CONNECT_TIME: Duration = Duration::from_secs(10);
 /// How long all of it may take: some servers greet late on purpose.
 const PROBE_TIME: Duration = Duration::from_secs(45);
 
-/// What a server showed.
+/// What a server presented.
 #[derive(Clone, Debug)]
-pub struct Probe {
+pub struct TlsProbe {
     /// Such as `TLSv1_3`.
     pub protocol: String,
     /// The certificates, the server's own first.
     pub chain: Vec<CertificateDer<'static>>,
 }
 
-/// Why it showed nothing.
+/// Why a server presented no certificate.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum ProbeFault {
+pub enum ProbeError {
     /// No connection.
     #[error("no connection: {0}")]
     Connect(String),
@@ -51,42 +51,43 @@ pub enum ProbeFault {
 }
 
 /// Connects, as `name`, to one address of `host`.
-pub async fn probe(address: SocketAddr, host: &str, name: &str) -> Result<Probe, ProbeFault> {
-    timeout(PROBE_TIME, converse(address, host, name)).await.unwrap_or(Err(ProbeFault::Timeout))
+pub async fn probe(address: SocketAddr, host: &str, name: &str) -> Result<TlsProbe, ProbeError> {
+    timeout(PROBE_TIME, connect_and_start_tls(address, host, name)).await.unwrap_or(Err(ProbeError::Timeout))
 }
 
-async fn converse(address: SocketAddr, host: &str, name: &str) -> Result<Probe, ProbeFault> {
+async fn connect_and_start_tls(address: SocketAddr, host: &str, name: &str) -> Result<TlsProbe, ProbeError> {
     let mut stream = match timeout(CONNECT_TIME, TcpStream::connect(address)).await {
-        Err(_) => return Err(ProbeFault::Connect(format!("no answer within {} s", CONNECT_TIME.as_secs()))),
-        Ok(Err(error)) => return Err(ProbeFault::Connect(error.to_string())),
+        Err(_) => return Err(ProbeError::Connect(format!("no answer within {} s", CONNECT_TIME.as_secs()))),
+        Ok(Err(error)) => return Err(ProbeError::Connect(error.to_string())),
         Ok(Ok(stream)) => stream,
     };
     start_tls(&mut stream, name).await?;
-    let failed = |text: String| ProbeFault::Handshake(text.chars().take(200).flat_map(char::escape_debug).collect());
+    let failed = |text: String| ProbeError::Handshake(text.chars().take(200).flat_map(char::escape_debug).collect());
     let server = ServerName::try_from(host.to_owned()).map_err(|e| failed(e.to_string()))?;
     let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let keeper = Arc::new(Keeper { algorithms: provider.signature_verification_algorithms, chain: Mutex::default() });
+    let recorder =
+        Arc::new(ChainRecorder { algorithms: provider.signature_verification_algorithms, chain: Mutex::default() });
     let config = rustls::ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .map_err(|e| failed(e.to_string()))?
         .dangerous()
-        .with_custom_certificate_verifier(Arc::clone(&keeper) as Arc<dyn ServerCertVerifier>)
+        .with_custom_certificate_verifier(Arc::clone(&recorder) as Arc<dyn ServerCertVerifier>)
         .with_no_client_auth();
     let shaken = TlsConnector::from(Arc::new(config)).connect(server, stream).await;
     let stream = shaken.map_err(|e| failed(e.to_string()))?;
     let protocol = stream.get_ref().1.protocol_version().map_or_else(String::new, |version| format!("{version:?}"));
-    let chain = keeper.chain.lock().unwrap_or_else(PoisonError::into_inner).clone();
-    Ok(Probe { protocol, chain })
+    let chain = recorder.chain.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    Ok(TlsProbe { protocol, chain })
 }
 
-/// Takes any certificate and keeps it; that the server has its key is still proven.
+/// Accepts any certificate and records the chain; the signature that proves possession of the key is still verified.
 #[derive(Debug)]
-struct Keeper {
+struct ChainRecorder {
     algorithms: rustls::crypto::WebPkiSupportedAlgorithms,
     chain: Mutex<Vec<CertificateDer<'static>>>,
 }
 
-impl ServerCertVerifier for Keeper {
+impl ServerCertVerifier for ChainRecorder {
     fn verify_server_cert(
         &self,
         leaf: &CertificateDer<'_>,

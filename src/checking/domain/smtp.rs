@@ -20,21 +20,21 @@ const MAX_TEXT: usize = 200;
 
 /// A reply (RFC 5321 §4.2).
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Reply {
+pub struct SmtpReply {
     /// Three digits.
     pub code: u16,
     /// The text of each line, without code and line end.
     pub lines: Vec<String>,
 }
 
-/// What the octets at hand are.
+/// The result of parsing the bytes received so far.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Parsed {
-    /// A reply, and how many octets it takes.
-    Whole(Reply, usize),
-    /// The beginning of one.
-    Partial,
-    /// None.
+pub enum ParsedReply {
+    /// A reply, and how many bytes it takes.
+    Complete(SmtpReply, usize),
+    /// The beginning of a reply.
+    Incomplete,
+    /// Not a reply.
     Malformed,
 }
 
@@ -44,107 +44,113 @@ pub enum SmtpError {
     /// The connection broke.
     #[error("the connection broke: {0}")]
     Broken(String),
-    /// What came is no SMTP.
+    /// The server does not speak SMTP.
     #[error("it does not speak SMTP")]
-    NoSmtp,
+    NotSmtp,
     /// The server does not want to talk; its words.
     #[error("it does not take mail from here: {0}")]
     Refused(String),
     /// STARTTLS is not among the extensions.
     #[error("STARTTLS is not offered")]
-    NotOffered,
+    StarttlsNotOffered,
     /// It is, and is refused; the server's words.
     #[error("STARTTLS is offered and refused: {0}")]
-    NotStarted(String),
-    /// Something follows the reply to STARTTLS in clear text: an attacker could have put it there (CVE-2011-0411).
+    StarttlsRefused(String),
+    /// Data follows the reply to STARTTLS in clear text: an attacker could have inserted it (CVE-2011-0411).
     #[error("clear text follows the reply to STARTTLS")]
-    Injected,
+    DataAfterStarttls,
 }
 
-/// Reads one reply from the beginning of what has arrived.
-pub fn parse(octets: &[u8]) -> Parsed {
+/// Parses one reply at the beginning of the bytes received so far.
+pub fn parse_reply(octets: &[u8]) -> ParsedReply {
     let mut lines = Vec::new();
     let mut code = None;
     let mut used = 0;
     loop {
         let rest = &octets[used..];
         let Some(end) = rest.iter().take(MAX_LINE).position(|b| *b == b'\n') else {
-            return if rest.len() >= MAX_LINE { Parsed::Malformed } else { Parsed::Partial };
+            return if rest.len() >= MAX_LINE { ParsedReply::Malformed } else { ParsedReply::Incomplete };
         };
         let line = rest[..end].strip_suffix(b"\r").unwrap_or(&rest[..end]);
         used += end + 1;
-        let (Some(digits), lines_left) = (line.get(..3), lines.len() < MAX_LINES) else { return Parsed::Malformed };
+        let (Some(digits), lines_left) = (line.get(..3), lines.len() < MAX_LINES) else {
+            return ParsedReply::Malformed;
+        };
         let number = std::str::from_utf8(digits).ok().filter(|d| d.bytes().all(|b| b.is_ascii_digit()));
         let number = number.and_then(|digits| digits.parse::<u16>().ok()).filter(|n| (200..600).contains(n));
-        let (Some(number), true) = (number, lines_left) else { return Parsed::Malformed };
+        let (Some(number), true) = (number, lines_left) else { return ParsedReply::Malformed };
         if code.is_some_and(|code| code != number) {
-            return Parsed::Malformed;
+            return ParsedReply::Malformed;
         }
         code = Some(number);
         let text = String::from_utf8_lossy(line.get(4..).unwrap_or_default()).into_owned();
         lines.push(text);
         match line.get(3) {
             Some(b'-') => {}
-            Some(b' ') | None => return Parsed::Whole(Reply { code: number, lines }, used),
-            Some(_) => return Parsed::Malformed,
+            Some(b' ') | None => return ParsedReply::Complete(SmtpReply { code: number, lines }, used),
+            Some(_) => return ParsedReply::Malformed,
         }
     }
 }
 
 /// Goes as far as the TLS handshake. `name` is who we are.
 pub async fn start_tls<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut S, name: &str) -> Result<(), SmtpError> {
-    let mut reader = Reader { waiting: Vec::new() };
-    let greeting = reader.reply(stream).await?;
+    let mut reader = ReplyReader { waiting: Vec::new() };
+    let greeting = reader.read_reply(stream).await?;
     if greeting.code != 220 {
         return Err(SmtpError::Refused(greeting.text()));
     }
-    let hello = reader.ask(stream, &format!("EHLO {name}\r\n")).await?;
+    let hello = reader.send_command(stream, &format!("EHLO {name}\r\n")).await?;
     if hello.code / 100 != 2 {
         return Err(SmtpError::Refused(hello.text()));
     }
     let offered = hello.lines.iter().skip(1).any(|line| line.trim().eq_ignore_ascii_case("STARTTLS"));
     if !offered {
         let _ = stream.write_all(b"QUIT\r\n").await;
-        return Err(SmtpError::NotOffered);
+        return Err(SmtpError::StarttlsNotOffered);
     }
-    let started = reader.ask(stream, "STARTTLS\r\n").await?;
+    let started = reader.send_command(stream, "STARTTLS\r\n").await?;
     if started.code != 220 {
         let _ = stream.write_all(b"QUIT\r\n").await;
-        return Err(SmtpError::NotStarted(started.text()));
+        return Err(SmtpError::StarttlsRefused(started.text()));
     }
-    if reader.waiting.is_empty() { Ok(()) } else { Err(SmtpError::Injected) }
+    if reader.waiting.is_empty() { Ok(()) } else { Err(SmtpError::DataAfterStarttls) }
 }
 
-impl Reply {
+impl SmtpReply {
     fn text(&self) -> String {
         let text = format!("{} {}", self.code, self.lines.join(" "));
         text.chars().take(MAX_TEXT).flat_map(char::escape_debug).collect()
     }
 }
 
-struct Reader {
+struct ReplyReader {
     /// Read, and no part of a reply yet.
     waiting: Vec<u8>,
 }
 
-impl Reader {
-    async fn ask<S: AsyncRead + AsyncWrite + Unpin>(&mut self, stream: &mut S, line: &str) -> Result<Reply, SmtpError> {
+impl ReplyReader {
+    async fn send_command<S: AsyncRead + AsyncWrite + Unpin>(
+        &mut self,
+        stream: &mut S,
+        line: &str,
+    ) -> Result<SmtpReply, SmtpError> {
         if !self.waiting.is_empty() {
-            return Err(SmtpError::NoSmtp);
+            return Err(SmtpError::NotSmtp);
         }
         stream.write_all(line.as_bytes()).await.map_err(broken)?;
-        self.reply(stream).await
+        self.read_reply(stream).await
     }
 
-    async fn reply<S: AsyncRead + Unpin>(&mut self, stream: &mut S) -> Result<Reply, SmtpError> {
+    async fn read_reply<S: AsyncRead + Unpin>(&mut self, stream: &mut S) -> Result<SmtpReply, SmtpError> {
         loop {
-            match parse(&self.waiting) {
-                Parsed::Whole(reply, used) => {
+            match parse_reply(&self.waiting) {
+                ParsedReply::Complete(reply, used) => {
                     self.waiting.drain(..used);
                     return Ok(reply);
                 }
-                Parsed::Malformed => return Err(SmtpError::NoSmtp),
-                Parsed::Partial => {}
+                ParsedReply::Malformed => return Err(SmtpError::NotSmtp),
+                ParsedReply::Incomplete => {}
             }
             let mut chunk = [0; 1024];
             match stream.read(&mut chunk).await.map_err(broken)? {
@@ -164,8 +170,8 @@ mod tests {
     use super::*;
 
     fn whole(text: &str) -> (u16, Vec<String>) {
-        match parse(text.as_bytes()) {
-            Parsed::Whole(reply, used) if used == text.len() => (reply.code, reply.lines),
+        match parse_reply(text.as_bytes()) {
+            ParsedReply::Complete(reply, used) if used == text.len() => (reply.code, reply.lines),
             other => panic!("{text:?}: {other:?}"),
         }
     }
@@ -176,7 +182,7 @@ mod tests {
         assert_eq!(whole("250-mx\r\n250-STARTTLS\r\n250 SIZE\r\n").1, ["mx", "STARTTLS", "SIZE"]);
         assert_eq!(whole("354\n"), (354, vec![String::new()]));
         for partial in ["", "22", "220 mx", "250-mx\r\n", "250-mx\r\n250 "] {
-            assert_eq!(parse(partial.as_bytes()), Parsed::Partial, "{partial:?}");
+            assert_eq!(parse_reply(partial.as_bytes()), ParsedReply::Incomplete, "{partial:?}");
         }
         let many = "250-x\r\n".repeat(MAX_LINES + 1);
         let long = format!("220 {}", "x".repeat(MAX_LINE));
@@ -190,9 +196,9 @@ mod tests {
             &many,
             &long,
         ] {
-            assert_eq!(parse(none.as_bytes()), Parsed::Malformed, "{none:?}");
+            assert_eq!(parse_reply(none.as_bytes()), ParsedReply::Malformed, "{none:?}");
         }
-        assert!(matches!(parse(b"220 a\r\n220 b\r\n"), Parsed::Whole(_, 7)));
+        assert!(matches!(parse_reply(b"220 a\r\n220 b\r\n"), ParsedReply::Complete(_, 7)));
     }
 
     async fn talk(server: &'static [(&'static str, &'static str)]) -> Result<(), SmtpError> {
@@ -218,13 +224,13 @@ mod tests {
         const HELLO: &str = "EHLO me.example\r\n";
         const OFFER: &str = "250-mx\r\n250-starttls\r\n250 X\r\n";
         assert_eq!(talk(&[("", "220 x\r\n"), (HELLO, OFFER), ("STARTTLS\r\n", "220 go\r\n")]).await, Ok(()));
-        assert_eq!(talk(&[("", "220 x\r\n"), (HELLO, "250 STARTTLS\r\n")]).await, Err(SmtpError::NotOffered));
+        assert_eq!(talk(&[("", "220 x\r\n"), (HELLO, "250 STARTTLS\r\n")]).await, Err(SmtpError::StarttlsNotOffered));
         let refused = talk(&[("", "220 x\r\n"), (HELLO, OFFER), ("STARTTLS\r\n", "454 no\u{1b}\r\n")]).await;
-        assert_eq!(refused, Err(SmtpError::NotStarted("454 no\\u{1b}".into())));
+        assert_eq!(refused, Err(SmtpError::StarttlsRefused("454 no\\u{1b}".into())));
         let injected = talk(&[("", "220 x\r\n"), (HELLO, OFFER), ("STARTTLS\r\n", "220 go\r\n250 ok\r\n")]).await;
-        assert_eq!(injected, Err(SmtpError::Injected));
+        assert_eq!(injected, Err(SmtpError::DataAfterStarttls));
         assert_eq!(talk(&[("", "554 go away\r\n")]).await, Err(SmtpError::Refused("554 go away".into())));
-        assert_eq!(talk(&[("", "220 x\r\n250 y\r\n")]).await, Err(SmtpError::NoSmtp));
+        assert_eq!(talk(&[("", "220 x\r\n250 y\r\n")]).await, Err(SmtpError::NotSmtp));
         assert!(matches!(talk(&[("", "22")]).await, Err(SmtpError::Broken(_))));
     }
 }

@@ -6,27 +6,27 @@
 use std::collections::BTreeMap;
 
 use crate::answering::policy::admin::list::Listed;
-use crate::checking::finding::{Finding, Findings, Weight};
+use crate::checking::finding::{Finding, Findings, Severity};
 use crate::config::Config;
 use crate::metrics::InputProgress;
 
 /// How far an input may be behind its log, in octets: a busy minute.
 const MAX_BEHIND: u64 = 16 * 1024 * 1024;
 
-/// How many lines make a log in which no session is a wrong log.
-const ENOUGH_LINES: u64 = 1000;
+/// A log with this many lines and no session among them is a wrong log.
+const MIN_LINES_TO_JUDGE: u64 = 1000;
 
 /// How far a log may be ahead of the clock, in seconds.
-const CLOCK: i64 = 600;
+const MAX_CLOCK_LEAD: i64 = 600;
 
-/// Whether a daemon runs, as far as whoever looks can see.
+/// Whether a daemon runs, as far as this process can see.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Running {
+pub enum DaemonPresence {
     /// It answers.
-    Yes,
-    /// Nobody answers.
-    No,
-    /// Whoever looks may not ask it, or it does not answer.
+    Running,
+    /// Nothing listens.
+    NotRunning,
+    /// This process may not ask it, or it does not answer.
     Unknown,
 }
 
@@ -37,8 +37,8 @@ pub struct DaemonState {
     pub version: String,
     /// The time, in seconds since 1970-01-01T00:00:00Z.
     pub now: i64,
-    /// What was found out about the host when the daemon started or was reloaded, one line each.
-    pub found: Vec<String>,
+    /// The settings that were detected on the host when the daemon started or was reloaded, one line each.
+    pub detected: Vec<String>,
     /// Each input, by name, and how far it is.
     pub inputs: BTreeMap<String, InputProgress>,
     /// What happened how often, since the daemon started.
@@ -51,42 +51,47 @@ pub struct DaemonState {
 
 /// Why the daemon's state is not known.
 #[derive(Debug)]
-pub enum NoState {
+pub enum DaemonStateError {
     /// No daemon answers.
     NotRunning,
     /// It could not be asked; one line.
     Failed(String),
 }
 
-/// Looks at the daemon's state. `host` is what is found out about the host now, as the daemon did at its start.
-pub fn look(config: &Config, state: Result<DaemonState, NoState>, host: &[String], found: &mut Findings) -> Running {
+/// Checks the daemon's state. `host` is what is detected on the host now, as the daemon did at its start.
+pub fn check_daemon(
+    config: &Config,
+    state: Result<DaemonState, DaemonStateError>,
+    host: &[String],
+    found: &mut Findings,
+) -> DaemonPresence {
     let state = match state {
         Ok(state) => state,
-        Err(NoState::NotRunning) => {
-            let what = format!("no daemon answers at {}", config.control.socket.display());
-            let why = "An MTA that cannot ask defers its mail, and nothing is counted or reported.";
-            let finding = Finding::new(Weight::Error, "daemon-down", "tlswarden", what, why);
+        Err(DaemonStateError::NotRunning) => {
+            let problem = format!("no daemon answers at {}", config.control.socket.display());
+            let impact = "An MTA that cannot ask defers its mail, and nothing is counted or reported.";
+            let finding = Finding::new(Severity::Error, "daemon-down", "tlswarden", problem, impact);
             found.push(finding.fix("systemctl start tlswarden; journalctl -u tlswarden   # says why it ended"));
-            return Running::No;
+            return DaemonPresence::NotRunning;
         }
-        Err(NoState::Failed(line)) => {
+        Err(DaemonStateError::Failed(line)) => {
             found.not_looked_at.push(format!("the running daemon: {line}"));
-            return Running::Unknown;
+            return DaemonPresence::Unknown;
         }
     };
-    found.looked_at.push(format!("the daemon, version {}: {}", state.version, asked(&state)));
+    found.looked_at.push(format!("the daemon, version {}: {}", state.version, describe_requests(&state)));
     let mut all = Vec::new();
-    asking(&state, &mut all);
-    changed(&state, host, &mut all);
-    inputs(&state, config, found, &mut all);
-    errors(&state, &mut all);
+    check_requests(&state, &mut all);
+    check_host_changes(&state, host, &mut all);
+    check_inputs(&state, config, found, &mut all);
+    check_errors(&state, &mut all);
     found.extend(all);
-    Running::Yes
+    DaemonPresence::Running
 }
 
-/// Who asked how often, and when last.
-fn asked(status: &DaemonState) -> String {
-    let (postfix, exim) = (count(status, "socketmap_requests"), count(status, "readsocket_requests"));
+/// How many requests there were, and when the last one was.
+fn describe_requests(status: &DaemonState) -> String {
+    let (postfix, exim) = (counter(status, "socketmap_requests"), counter(status, "readsocket_requests"));
     let last = status.policies.iter().max_by_key(|listed| listed.used).filter(|listed| listed.used > 0);
     let last = last.map_or_else(String::new, |listed| {
         let at = jiff::Timestamp::from_second(listed.used).map_or_else(|_| listed.used.to_string(), |t| t.to_string());
@@ -95,125 +100,132 @@ fn asked(status: &DaemonState) -> String {
     format!("asked {postfix} times over socketmap, {exim} times over readsocket{last}")
 }
 
-fn count(status: &DaemonState, name: &str) -> u64 {
+fn counter(status: &DaemonState, name: &str) -> u64 {
     status.counters.get(name).copied().unwrap_or(0)
 }
 
-fn asking(status: &DaemonState, found: &mut Vec<Finding>) {
-    let asked = count(status, "socketmap_requests") + count(status, "readsocket_requests");
-    let not_asked = count(status, "sessions-not-asked");
-    let mut say = |weight, name: &str, what: String, why: &str| {
-        found.push(Finding::new(weight, name, "tlswarden", what, why));
+fn check_requests(status: &DaemonState, found: &mut Vec<Finding>) {
+    let asked = counter(status, "socketmap_requests") + counter(status, "readsocket_requests");
+    let not_asked = counter(status, "sessions-not-asked");
+    let mut add = |severity, name: &str, problem: String, impact: &str| {
+        found.push(Finding::new(severity, name, "tlswarden", problem, impact));
     };
     if not_asked > 0 && asked == 0 {
-        let what = format!("{not_asked} sessions were counted since the daemon started, and it was asked about none");
-        say(
-            Weight::Error,
+        let problem =
+            format!("{not_asked} sessions were counted since the daemon started, and it was asked about none");
+        add(
+            Severity::Error,
             "never-asked",
-            what,
+            problem,
             "Published policies are not followed; `smtp_tls_policy_maps` says whom the MTA asks.",
         );
     } else if not_asked >= 10 && not_asked * 2 >= asked {
-        let what = format!("{not_asked} sessions went to destinations that the daemon was not asked about");
-        say(
-            Weight::Warning,
+        let problem = format!("{not_asked} sessions went to destinations that the daemon was not asked about");
+        add(
+            Severity::Warning,
             "seldom-asked",
-            what,
+            problem,
             "They are counted under no policy. Another table or another instance may send past the daemon.",
         );
     }
-    let unknown = count(status, "socketmap_unknown_map");
+    let unknown = counter(status, "socketmap_unknown_map");
     if unknown > 0 {
-        let what = format!("{unknown} requests were for a map that the daemon has not");
-        say(
-            Weight::Warning,
+        let problem = format!("{unknown} requests were for a map that the daemon has not");
+        add(
+            Severity::Warning,
             "map-unknown-asked",
-            what,
+            problem,
             "They got PERM, and the mail was deferred. The maps are `policy` and `policy-tlsrpt`.",
         );
     }
-    let temp = count(status, "answers_temp");
+    let temp = counter(status, "answers_temp");
     if temp > 0 && temp * 10 >= asked {
-        let what = format!("{temp} of {asked} answers were `ask again`");
-        say(
-            Weight::Warning,
+        let problem = format!("{temp} of {asked} answers were `ask again`");
+        add(
+            Severity::Warning,
             "answers-temporary",
-            what,
+            problem,
             "Mail was deferred because nothing could be found out: the resolver fails. \
              `tlswarden policy explain DOMAIN` says how.",
         );
     }
 }
 
-/// What the daemon goes by, and is no longer so.
-fn changed(status: &DaemonState, host: &[String], found: &mut Vec<Finding>) {
+/// Finds detected settings that have changed since the daemon started.
+fn check_host_changes(status: &DaemonState, host: &[String], found: &mut Vec<Finding>) {
     let without = |lines: &[String], others: &[String]| -> String {
         let lines: Vec<&str> = lines.iter().filter(|line| !others.contains(line)).map(String::as_str).collect();
         if lines.is_empty() { "nothing of it".into() } else { lines.join("; ") }
     };
-    if status.found == host {
+    if status.detected == host {
         return;
     }
-    let what = format!("at its start: {}; now: {}", without(&status.found, host), without(host, &status.found));
-    let why =
+    let problem =
+        format!("at its start: {}; now: {}", without(&status.detected, host), without(host, &status.detected));
+    let impact =
         "It goes by what it found at its start: answers are worded, and sessions counted, for a host that has changed.";
-    let finding = Finding::new(Weight::Error, "host-changed", "tlswarden", what, why);
+    let finding = Finding::new(Severity::Error, "host-changed", "tlswarden", problem, impact);
     found.push(finding.fix("systemctl reload tlswarden"));
 }
 
-fn inputs(status: &DaemonState, config: &Config, known: &Findings, found: &mut Vec<Finding>) {
+fn check_inputs(status: &DaemonState, config: &Config, known: &Findings, found: &mut Vec<Finding>) {
     let said = |name: &str| known.findings.iter().any(|finding| finding.subject == name);
     for (name, progress) in &status.inputs {
-        let mut say = |weight, kind: &str, what: String, why: &str| {
-            found.push(Finding::new(weight, kind, name.clone(), what, why));
+        let mut add = |severity, kind: &str, problem: String, impact: &str| {
+            found.push(Finding::new(severity, kind, name.clone(), problem, impact));
         };
         if let Some(trouble) = progress.trouble.as_ref().filter(|_| !said(name)) {
-            say(Weight::Error, "input-trouble", trouble.clone(), "Sessions are not counted, and days stay open.");
+            add(Severity::Error, "input-trouble", trouble.clone(), "Sessions are not counted, and days stay open.");
         }
         if progress.at_end_since.is_none() && progress.behind > MAX_BEHIND {
-            let what = format!("the daemon is {} octets behind", progress.behind);
-            say(Weight::Warning, "input-behind", what, "Reports wait until it has caught up, at most 12 h.");
+            let problem = format!("the daemon is {} octets behind", progress.behind);
+            add(Severity::Warning, "input-behind", problem, "Reports wait until it has caught up, at most 12 h.");
         }
         if progress.malformed > 0 && progress.malformed * 100 > progress.used {
-            let what = format!("{} lines about sessions could not be read", progress.malformed);
-            say(Weight::Warning, "lines-unreadable", what, "Those are not counted. Please report such a line.");
+            let problem = format!("{} lines about sessions could not be read", progress.malformed);
+            add(Severity::Warning, "lines-unreadable", problem, "Those are not counted. Please report such a line.");
         }
-        if progress.lines >= ENOUGH_LINES && progress.used == 0 {
-            let what = format!("{} lines were read, and none was about an outbound session", progress.lines);
-            say(
-                Weight::Warning,
+        if progress.lines >= MIN_LINES_TO_JUDGE && progress.used == 0 {
+            let problem = format!("{} lines were read, and none was about an outbound session", progress.lines);
+            add(
+                Severity::Warning,
                 "log-of-another",
-                what,
+                problem,
                 "It may be the log of another program, or this host sends no mail.",
             );
         }
-        if config.closed_network.clock.is_none() && progress.newest.is_some_and(|t| t > status.now + CLOCK) {
-            let what =
+        if config.closed_network.clock.is_none() && progress.newest.is_some_and(|t| t > status.now + MAX_CLOCK_LEAD) {
+            let problem =
                 "its newest line is in the future: the clock went back, or [[input]] timezone is wrong".to_owned();
-            say(
-                Weight::Error,
+            add(
+                Severity::Error,
                 "clock-behind",
-                what,
+                problem,
                 "Counts go to the wrong day, and reports leave at the wrong time.",
             );
         }
     }
 }
 
-fn errors(status: &DaemonState, found: &mut Vec<Finding>) {
+fn check_errors(status: &DaemonState, found: &mut Vec<Finding>) {
     if status.version != env!("CARGO_PKG_VERSION") {
-        let what = format!("the daemon is version {}, this program {}", status.version, env!("CARGO_PKG_VERSION"));
-        let finding =
-            Finding::new(Weight::Warning, "daemon-older", "tlswarden", what, "It was not restarted after an upgrade.");
+        let problem = format!("the daemon is version {}, this program {}", status.version, env!("CARGO_PKG_VERSION"));
+        let finding = Finding::new(
+            Severity::Warning,
+            "daemon-older",
+            "tlswarden",
+            problem,
+            "It was not restarted after an upgrade.",
+        );
         found.push(finding.fix("systemctl restart tlswarden"));
     }
     if let Some((_, last)) = status.errors.last() {
-        let what = format!("{} errors lately, the last: {last}", status.errors.len());
+        let problem = format!("{} errors lately, the last: {last}", status.errors.len());
         found.push(Finding::new(
-            Weight::Note,
+            Severity::Note,
             "last-errors",
             "tlswarden",
-            what,
+            problem,
             "`tlswarden status` shows all of them with their times.",
         ));
     }
@@ -240,7 +252,7 @@ mod tests {
     fn who_does_not_ask_is_found() {
         let names_of = |counters: &[(&str, u64)]| {
             let mut found = Vec::new();
-            asking(&status(counters), &mut found);
+            check_requests(&status(counters), &mut found);
             names(&found).join(" ")
         };
         assert_eq!(names_of(&[]), "");
@@ -255,14 +267,14 @@ mod tests {
     fn a_host_that_has_changed_is_found() {
         let lines = |version: &str| vec![format!("postfix: found: version {version}"), "input: found: f".to_owned()];
         let mut running = status(&[]);
-        running.found = lines("3.7");
+        running.detected = lines("3.7");
         let mut found = Vec::new();
-        changed(&running, &lines("3.7"), &mut found);
+        check_host_changes(&running, &lines("3.7"), &mut found);
         assert!(found.is_empty());
-        changed(&running, &lines("3.10"), &mut found);
-        assert_eq!(found[0].what, "at its start: postfix: found: version 3.7; now: postfix: found: version 3.10");
-        changed(&status(&[]), &lines("3.7")[1..], &mut found);
-        assert_eq!(found[1].what, "at its start: nothing of it; now: input: found: f");
+        check_host_changes(&running, &lines("3.10"), &mut found);
+        assert_eq!(found[0].problem, "at its start: postfix: found: version 3.7; now: postfix: found: version 3.10");
+        check_host_changes(&status(&[]), &lines("3.7")[1..], &mut found);
+        assert_eq!(found[1].problem, "at its start: nothing of it; now: input: found: f");
     }
 
     #[test]
@@ -278,16 +290,16 @@ mod tests {
             ("said", |p| p.trouble = Some("gone".into())),
             ("behind", |p| (p.at_end_since, p.behind) = (None, MAX_BEHIND + 1)),
             ("unreadable", |p| (p.lines, p.used, p.malformed) = (50, 50, 1)),
-            ("other", |p| p.lines = ENOUGH_LINES),
-            ("future", |p| p.newest = Some(1_000_000 + CLOCK + 1)),
+            ("other", |p| p.lines = MIN_LINES_TO_JUDGE),
+            ("future", |p| p.newest = Some(1_000_000 + MAX_CLOCK_LEAD + 1)),
             ("well", |p| (p.lines, p.used, p.newest) = (5000, 4000, Some(1_000_000))),
         ] {
             status.inputs.insert(name.into(), progress(change));
         }
         let mut known = Findings::default();
-        known.push(Finding::new(Weight::Error, "log-missing", "said", "x", "y"));
+        known.push(Finding::new(Severity::Error, "log-missing", "said", "x", "y"));
         let mut found = Vec::new();
-        inputs(&status, &Config::default(), &known, &mut found);
+        check_inputs(&status, &Config::default(), &known, &mut found);
         let found: Vec<_> = found.iter().map(|f| (f.subject.as_str(), f.name.as_str())).collect();
         assert_eq!(
             found,

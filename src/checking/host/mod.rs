@@ -1,4 +1,4 @@
-//! What is wrong on this host, and the line that mends it: what `tlswarden doctor` shows.
+//! What is wrong on this host, and how to fix it: what `tlswarden doctor` shows.
 //!
 //! Takes: the configuration file, and where the MTA's own is. Gives: [`Findings`].
 //! It changes nothing, and needs neither a running daemon nor root: what it could not look at, it says.
@@ -7,26 +7,26 @@
 
 mod access;
 pub mod daemon;
+mod surroundings;
 pub mod exim;
 pub mod identity;
 pub mod postconf;
 pub mod postfix;
-mod surroundings;
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use crate::checking::finding::{Finding, Findings, Weight};
+use crate::checking::finding::{Finding, Findings, Severity};
 use crate::config::{Config, DkimKeySection};
 use crate::net::dns::Resolver;
-use daemon::{DaemonState, NoState, Running};
-use exim::Exim;
-use identity::KeyCheck;
-use postconf::Instance;
+use daemon::{DaemonPresence, DaemonState, DaemonStateError};
+use exim::EximInstallation;
+use identity::DkimKeyCheck;
+use postconf::PostfixInstance;
 
-/// Where to look.
+/// Where to find the configurations to check.
 #[derive(Clone, Debug)]
-pub struct Options {
+pub struct HostCheckOptions {
     /// Our configuration.
     pub config: PathBuf,
     /// Postfix's configuration folder; without it Postfix's own default.
@@ -41,17 +41,17 @@ pub struct Options {
 
 /// What the checks need of the other parts of the program, which they do not import.
 #[expect(async_fn_in_trait, reason = "used within this crate alone, on one task")]
-pub trait Program {
+pub trait HostCheckContext {
     /// The state of the running daemon.
-    async fn daemon_state(&self, config: &Config) -> Result<DaemonState, NoState>;
+    async fn daemon_state(&self, config: &Config) -> Result<DaemonState, DaemonStateError>;
     /// Whether a daemon would start with this configuration; one line if not.
-    fn would_start(&self, config: &Config) -> Result<(), String>;
+    fn check_start(&self, config: &Config) -> Result<(), String>;
     /// One key file of `[[report.dkim]]`, and its record in DNS; `from` is the domain of the From address.
-    async fn check_key(&self, key: &DkimKeySection, from: &str, resolver: &Resolver) -> KeyCheck;
+    async fn check_key(&self, key: &DkimKeySection, from: &str, resolver: &Resolver) -> DkimKeyCheck;
 }
 
-/// Looks at everything.
-pub async fn diagnose(options: &Options, program: &impl Program) -> Findings {
+/// Checks everything.
+pub async fn check_host(options: &HostCheckOptions, program: &impl HostCheckContext) -> Findings {
     let mut found = Findings::default();
     // As the daemon does: what the file does not say is found out.
     let mut host = Vec::new();
@@ -59,34 +59,34 @@ pub async fn diagnose(options: &Options, program: &impl Program) -> Findings {
     let config = match Config::load_with(&options.config, complete) {
         Ok(config) => config,
         Err(error) => {
-            let why = "The daemon does not start with it, and goes on with what it has until it is restarted.";
-            found.push(Finding::new(Weight::Error, "config", "configuration", error.to_string(), why));
+            let impact = "The daemon does not start with it, and goes on with what it has until it is restarted.";
+            found.push(Finding::new(Severity::Error, "config", "configuration", error.to_string(), impact));
             found.not_looked_at.push("everything else, which depends on the configuration".into());
             return found;
         }
     };
-    surroundings::logs(&config, &mut found);
-    let running = daemon::look(&config, program.daemon_state(&config).await, &host, &mut found);
+    surroundings::check_logs(&config, &mut found);
+    let running = daemon::check_daemon(&config, program.daemon_state(&config).await, &host, &mut found);
     // Others may read less than the daemon: what they cannot would not keep it from starting.
-    if running == Running::No && !rustix::process::geteuid().is_root() {
+    if running == DaemonPresence::NotRunning && !rustix::process::geteuid().is_root() {
         found.not_looked_at.push("whether the daemon would start: that takes root".into());
-    } else if running == Running::No
-        && let Err(error) = program.would_start(&config)
+    } else if running == DaemonPresence::NotRunning
+        && let Err(error) = program.check_start(&config)
     {
-        let why = "The daemon does not start before that is mended.";
-        found.push(Finding::new(Weight::Error, "would-not-start", "tlswarden", error, why));
+        let impact = "The daemon does not start before that is mended.";
+        found.push(Finding::new(Severity::Error, "would-not-start", "tlswarden", error, impact));
     }
-    let running = running == Running::Yes;
+    let running = running == DaemonPresence::Running;
     let mut roots = BTreeSet::from([PathBuf::from("/")]);
     let postfix = options.exim.is_none() && options.exim_config.is_none();
     let mut mtas = 0;
-    if postfix && look_at_postfix(&config, options.postfix.as_deref(), running, &mut roots, &mut found) {
+    if postfix && check_postfix(&config, options.postfix.as_deref(), running, &mut roots, &mut found) {
         mtas += 1;
     }
     let exim_wanted = !postfix || (options.postfix.is_none() && (mtas == 0 || !config.readsocket.listen.is_empty()));
     let mut exims = 0;
     if exim_wanted {
-        match Exim::read(options.exim.as_deref(), options.exim_config.as_deref()) {
+        match EximInstallation::read(options.exim.as_deref(), options.exim_config.as_deref()) {
             Ok(exim) => {
                 found.looked_at.push(format!("Exim {}", exim.version()));
                 exim.check(&config, running, &mut found);
@@ -96,28 +96,28 @@ pub async fn diagnose(options: &Options, program: &impl Program) -> Findings {
         }
     }
     if mtas + exims == 0 {
-        let why = "Nobody asks for policies, and nothing writes the log that is counted from.";
-        let what = "neither Postfix nor Exim could be looked at";
-        found.push(Finding::new(Weight::Warning, "no-mta", "MTA", what, why));
+        let impact = "Nobody asks for policies, and nothing writes the log that is counted from.";
+        let problem = "neither Postfix nor Exim could be looked at";
+        found.push(Finding::new(Severity::Warning, "no-mta", "MTA", problem, impact));
     }
-    surroundings::resolver(&config, &options.bogus, &roots, exims > 0, &mut found).await;
-    surroundings::clock(&config, &mut found).await;
+    surroundings::check_resolver(&config, &options.bogus, &roots, exims > 0, &mut found).await;
+    surroundings::check_clock(&config, &mut found).await;
     match Resolver::new(config.resolver.address) {
-        Ok(resolver) => identity::look(program, &config.report, &resolver, &mut found).await,
+        Ok(resolver) => identity::check_identity(program, &config.report, &resolver, &mut found).await,
         Err(_) => found.not_looked_at.push("the records of [report]: there is no resolver".into()),
     }
     found
 }
 
-/// Whether there is a Postfix to look at. The folders that its services are chrooted in are added to `roots`.
-fn look_at_postfix(
+/// Checks Postfix; returns whether there is one. The folders that its services are chrooted in are added to `roots`.
+fn check_postfix(
     config: &Config,
     folder: Option<&Path>,
     running: bool,
     roots: &mut BTreeSet<PathBuf>,
     found: &mut Findings,
 ) -> bool {
-    let (instances, skipped) = match Instance::read_all(folder) {
+    let (instances, skipped) = match PostfixInstance::read_all(folder) {
         Ok(read) => read,
         Err(error) => {
             found.not_looked_at.push(format!("Postfix: {error}"));
@@ -125,21 +125,21 @@ fn look_at_postfix(
         }
     };
     found.not_looked_at.extend(skipped);
-    let asked = instances.iter().any(|instance| postfix::asks(instance, config));
+    let asked = instances.iter().any(|instance| postfix::asks_daemon(instance, config));
     for instance in &instances {
-        let services: Vec<&str> = instance.clients.iter().map(|service| service.name.as_str()).collect();
+        let services: Vec<&str> = instance.smtp_clients.iter().map(|service| service.name.as_str()).collect();
         let folder = instance.folder.display();
         let version = instance.get("mail_version");
         found.looked_at.push(match services.is_empty() {
             true => format!("Postfix {version} in {folder}: it delivers nothing by SMTP"),
             false => format!("Postfix {version} in {folder}: services {}", services.join(", ")),
         });
-        found.extend(postfix::check(instance, config, asked));
+        found.extend(postfix::check_instance(instance, config, asked));
         if running {
-            let denied = postfix::sockets(instance, config, &mut found.not_looked_at);
+            let denied = postfix::check_sockets(instance, config, &mut found.not_looked_at);
             found.extend(denied);
         }
-        if instance.clients.iter().any(|service| service.chroot) {
+        if instance.smtp_clients.iter().any(|service| service.chroot) {
             roots.insert(PathBuf::from(instance.get("queue_directory")));
         }
     }

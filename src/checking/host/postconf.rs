@@ -1,6 +1,6 @@
 //! What Postfix is configured to do, as postconf(1) says it.
 //!
-//! Takes: a configuration folder, or Postfix's own default. Gives: an [`Instance`] for it and for each further one of
+//! Takes: a configuration folder, or Postfix's own default. Gives: a [`PostfixInstance`] for it and for each further one of
 //! `multi_instance_directories`, its parameters expanded, with the overrides of the services that deliver by SMTP.
 //! Limits: [`MAX_OUTPUT`] octets of a postconf; [`MAX_INSTANCES`].
 //! When it fails: one line with what postconf said.
@@ -22,21 +22,21 @@ const MAX_INSTANCES: usize = 64;
 /// Where postconf is, which is not on everybody's path.
 const SBIN: &str = "/usr/sbin:/sbin:/usr/local/sbin";
 
-/// One configured Postfix.
+/// One configured Postfix instance.
 #[derive(Clone, Debug, Default)]
-pub struct Instance {
+pub struct PostfixInstance {
     /// Its configuration folder.
     pub folder: PathBuf,
     parameters: BTreeMap<String, String>,
     /// The services that deliver by SMTP.
-    pub clients: Vec<Service>,
+    pub smtp_clients: Vec<MasterService>,
     /// Other services, by name and command, and whether they are chrooted.
-    others: Vec<Service>,
+    other_services: Vec<MasterService>,
 }
 
 /// A service of master.cf.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Service {
+pub struct MasterService {
     /// Its name, the first column.
     pub name: String,
     /// Its type, the second column.
@@ -49,17 +49,17 @@ pub struct Service {
     pub overrides: BTreeMap<String, String>,
 }
 
-impl Instance {
+impl PostfixInstance {
     /// All instances, the primary one first; the second value says which could not be looked at. Fails where there is no
     /// postconf, or the primary instance cannot be read.
-    pub fn read_all(folder: Option<&Path>) -> Result<(Vec<Instance>, Vec<String>), String> {
-        let primary = Instance::read(folder)?;
+    pub fn read_all(folder: Option<&Path>) -> Result<(Vec<PostfixInstance>, Vec<String>), String> {
+        let primary = PostfixInstance::read(folder)?;
         let mut skipped = Vec::new();
         let more = primary.list("multi_instance_directories");
         let mut instances = vec![primary];
         for folder in more.iter().take(MAX_INSTANCES) {
-            match Instance::read(Some(Path::new(folder))) {
-                Ok(instance) if instance.is("multi_instance_enable") => instances.push(instance),
+            match PostfixInstance::read(Some(Path::new(folder))) {
+                Ok(instance) if instance.is_yes("multi_instance_enable") => instances.push(instance),
                 Ok(_) => skipped.push(format!("Postfix instance {folder}: multi_instance_enable is no")),
                 Err(error) => skipped.push(format!("Postfix instance {folder}: {error}")),
             }
@@ -67,19 +67,19 @@ impl Instance {
         Ok((instances, skipped))
     }
 
-    fn read(folder: Option<&Path>) -> Result<Instance, String> {
-        let parameters = parameters(&postconf(folder, &["-x"])?);
+    fn read(folder: Option<&Path>) -> Result<PostfixInstance, String> {
+        let parameters = parse_parameters(&run_postconf(folder, &["-x"])?);
         let folder = folder.map(Path::to_owned);
         let folder = folder.or_else(|| parameters.get("config_directory").map(PathBuf::from)).unwrap_or_default();
-        let mut instance = Instance { folder, parameters, ..Instance::default() };
-        let overrides = overrides(&postconf(Some(&instance.folder), &["-P", "-x"])?);
+        let mut instance = PostfixInstance { folder, parameters, ..PostfixInstance::default() };
+        let overrides = parse_overrides(&run_postconf(Some(&instance.folder), &["-P", "-x"])?);
         let chroot_is_default = instance.get("compatibility_level").split('.').next() == Some("0");
-        for mut service in services(&postconf(Some(&instance.folder), &["-M"])?, chroot_is_default) {
+        for mut service in parse_services(&run_postconf(Some(&instance.folder), &["-M"])?, chroot_is_default) {
             service.overrides =
                 overrides.get(&format!("{}/{}", service.name, service.kind)).cloned().unwrap_or_default();
             match service.command.as_str() {
-                "smtp" => instance.clients.push(service),
-                _ => instance.others.push(service),
+                "smtp" => instance.smtp_clients.push(service),
+                _ => instance.other_services.push(service),
             }
         }
         Ok(instance)
@@ -91,23 +91,23 @@ impl Instance {
     }
 
     /// A parameter as a service sees it.
-    pub fn of<'a>(&'a self, service: &'a Service, name: &str) -> &'a str {
+    pub fn service_parameter<'a>(&'a self, service: &'a MasterService, name: &str) -> &'a str {
         service.overrides.get(name).map_or_else(|| self.get(name), String::as_str)
     }
 
     /// Whether this Postfix knows a parameter at all.
-    pub fn knows(&self, name: &str) -> bool {
+    pub fn has_parameter(&self, name: &str) -> bool {
         self.parameters.contains_key(name)
     }
 
     /// Whether a parameter is `yes`.
-    pub fn is(&self, name: &str) -> bool {
+    pub fn is_yes(&self, name: &str) -> bool {
         self.get(name) == "yes"
     }
 
     /// A parameter that is a list.
     pub fn list(&self, name: &str) -> Vec<String> {
-        words(self.get(name))
+        split_list(self.get(name))
     }
 
     /// Its version.
@@ -116,33 +116,33 @@ impl Instance {
     }
 
     /// Whether the services of a program other than smtp(8) are chrooted.
-    pub fn chroots(&self, command: &str) -> bool {
-        self.others.iter().any(|service| service.command == command && service.chroot)
+    pub fn is_chrooted(&self, command: &str) -> bool {
+        self.other_services.iter().any(|service| service.command == command && service.chroot)
     }
 
-    /// `postconf`, for this instance, in a line to type.
-    pub fn postconf(&self) -> String {
-        match self.is_usual() {
+    /// The `postconf` command for this instance.
+    pub fn postconf_command(&self) -> String {
+        match self.is_default_folder() {
             true => "postconf".to_owned(),
             false => format!("postconf -c {}", self.folder.display()),
         }
     }
 
-    /// `postfix reload`, for this instance.
-    pub fn reload(&self) -> String {
-        match self.is_usual() {
+    /// The `postfix reload` command for this instance.
+    pub fn reload_command(&self) -> String {
+        match self.is_default_folder() {
             true => "postfix reload".to_owned(),
             false => format!("postfix -c {} reload", self.folder.display()),
         }
     }
 
-    fn is_usual(&self) -> bool {
+    fn is_default_folder(&self) -> bool {
         self.folder == Path::new("/etc/postfix")
     }
 }
 
 /// Runs postconf to its end.
-fn postconf(folder: Option<&Path>, arguments: &[&str]) -> Result<String, String> {
+fn run_postconf(folder: Option<&Path>, arguments: &[&str]) -> Result<String, String> {
     let path = std::env::var("PATH").unwrap_or_default();
     let mut command = Command::new("postconf");
     command.env("PATH", format!("{path}:{SBIN}"));
@@ -164,15 +164,15 @@ fn postconf(folder: Option<&Path>, arguments: &[&str]) -> Result<String, String>
 }
 
 /// `name = value`, a line each.
-fn parameters(text: &str) -> BTreeMap<String, String> {
+fn parse_parameters(text: &str) -> BTreeMap<String, String> {
     let pair = |line: &str| line.split_once(" =").map(|(name, value)| (name.to_owned(), value.trim().to_owned()));
     text.lines().filter_map(pair).collect()
 }
 
 /// `name/type/parameter = value`, a line each; by `name/type`.
-fn overrides(text: &str) -> BTreeMap<String, BTreeMap<String, String>> {
+fn parse_overrides(text: &str) -> BTreeMap<String, BTreeMap<String, String>> {
     let mut all: BTreeMap<String, BTreeMap<String, String>> = BTreeMap::new();
-    for (key, value) in parameters(text) {
+    for (key, value) in parse_parameters(text) {
         if let Some((service, name)) = key.rsplit_once('/') {
             all.entry(service.to_owned()).or_default().insert(name.to_owned(), value);
         }
@@ -180,8 +180,9 @@ fn overrides(text: &str) -> BTreeMap<String, BTreeMap<String, String>> {
     all
 }
 
-/// The lines of `postconf -M`, without their arguments. `-` in the chroot column is what master(5) takes it for.
-fn services(text: &str, chroot_is_default: bool) -> Vec<Service> {
+/// The lines of `postconf -M`, without their arguments. `-` in the chroot column has the meaning that master(5) gives
+/// it.
+fn parse_services(text: &str, chroot_is_default: bool) -> Vec<MasterService> {
     let service = |line: &str| {
         let columns: Vec<&str> = line.split_whitespace().collect();
         let chroot = match *columns.get(4)? {
@@ -189,7 +190,7 @@ fn services(text: &str, chroot_is_default: bool) -> Vec<Service> {
             "n" => false,
             _ => chroot_is_default,
         };
-        Some(Service {
+        Some(MasterService {
             name: (*columns.first()?).to_owned(),
             kind: (*columns.get(1)?).to_owned(),
             command: (*columns.get(7)?).to_owned(),
@@ -200,8 +201,8 @@ fn services(text: &str, chroot_is_default: bool) -> Vec<Service> {
     text.lines().filter(|line| !line.starts_with([' ', '\t', '#'])).filter_map(service).collect()
 }
 
-/// The elements of a list: white space and commas divide, but for what is in braces.
-pub fn words(text: &str) -> Vec<String> {
+/// The elements of a list: separated by white space and commas, except within braces.
+pub fn split_list(text: &str) -> Vec<String> {
     let mut words = vec![String::new()];
     let mut depth = 0usize;
     for c in text.chars() {
@@ -221,11 +222,16 @@ pub fn words(text: &str) -> Vec<String> {
 }
 
 #[cfg(test)]
-impl Instance {
+impl PostfixInstance {
     /// One that was never read.
-    pub fn for_tests(parameters: &[(&str, &str)], clients: &[Service]) -> Instance {
+    pub fn for_tests(parameters: &[(&str, &str)], clients: &[MasterService]) -> PostfixInstance {
         let parameters = parameters.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
-        Instance { folder: "/etc/postfix".into(), parameters, clients: clients.to_vec(), others: Vec::new() }
+        PostfixInstance {
+            folder: "/etc/postfix".into(),
+            parameters,
+            smtp_clients: clients.to_vec(),
+            other_services: Vec::new(),
+        }
     }
 }
 
@@ -238,20 +244,20 @@ mod tests {
         let text = "smtp       inet  n       -       y       -       -       smtpd\n\
                     smtp       unix  -       -       y       -       -       smtp\n\
                     relay      unix  -       -       -       -       -       smtp -o syslog_name=postfix/$service_name\n";
-        let found = services(text, false);
+        let found = parse_services(text, false);
         let short: Vec<_> = found.iter().map(|s| (s.name.as_str(), s.command.as_str(), s.chroot)).collect();
         assert_eq!(short, [("smtp", "smtpd", true), ("smtp", "smtp", true), ("relay", "smtp", false)]);
-        assert!(services(text, true)[2].chroot);
-        let found = overrides("relay/unix/smtp_tls_loglevel = 0\nrelay/unix/x =\nslow/unix/y = a = b\n");
+        assert!(parse_services(text, true)[2].chroot);
+        let found = parse_overrides("relay/unix/smtp_tls_loglevel = 0\nrelay/unix/x =\nslow/unix/y = a = b\n");
         assert_eq!(found["relay/unix"]["smtp_tls_loglevel"], "0");
         assert_eq!((found["relay/unix"]["x"].as_str(), found["slow/unix"]["y"].as_str()), ("", "a = b"));
     }
 
     #[test]
     fn braces_hold_a_word_together() {
-        assert_eq!(words("hash:/a, socketmap:unix:s:policy"), ["hash:/a", "socketmap:unix:s:policy"]);
-        assert_eq!(words("inline:{ {a = b}, c=d },x"), ["inline:{ {a = b}, c=d }", "x"]);
-        assert_eq!(words(" ,\t"), Vec::<String>::new());
-        assert_eq!(words("}a b{"), ["}a", "b{"]);
+        assert_eq!(split_list("hash:/a, socketmap:unix:s:policy"), ["hash:/a", "socketmap:unix:s:policy"]);
+        assert_eq!(split_list("inline:{ {a = b}, c=d },x"), ["inline:{ {a = b}, c=d }", "x"]);
+        assert_eq!(split_list(" ,\t"), Vec::<String>::new());
+        assert_eq!(split_list("}a b{"), ["}a", "b{"]);
     }
 }

@@ -1,7 +1,7 @@
-//! What the host itself has to give: logs that can be read, a resolver that validates, a clock that is right.
+//! What the host itself must provide: logs that can be read, a resolver that validates, a clock that is right.
 //!
 //! Takes: our configuration, and the root folders of the MTA's services. Gives: findings.
-//! Limits: those of `dns`; `timedatectl` for [`PATIENCE`].
+//! Limits: those of `dns`; `timedatectl` for [`TIMEDATECTL_TIMEOUT`].
 //! Not here: what stands in a log (`daemon` has read it).
 
 use std::collections::BTreeSet;
@@ -12,20 +12,20 @@ use std::time::{Duration, SystemTime};
 
 use tokio::process::Command;
 
-use crate::checking::finding::{Finding, Findings, Weight};
-use crate::checking::host::access::{Obstacle, Person, Wish};
+use crate::checking::finding::{Finding, Findings, Severity};
+use crate::checking::host::access::{AccessKind, AccessObstacle, SystemUser};
 use crate::config::{ClosedNetworkSection, Config, InputKind, InputSection};
 use crate::net::dns::{DnsError, Resolver, nameservers};
 
 /// How long `timedatectl` may take: it asks a service that may have to be started.
-const PATIENCE: Duration = Duration::from_secs(5);
+const TIMEDATECTL_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How long a log may be silent.
-const SILENT: Duration = Duration::from_secs(2 * 86_400);
+/// How long a log may go without a new line.
+const MAX_LOG_SILENCE: Duration = Duration::from_secs(2 * 86_400);
 
-/// Whether the daemon can read its logs.
-pub fn logs(config: &Config, found: &mut Findings) {
-    let reader = match reader(config) {
+/// Checks that the daemon can read its logs.
+pub fn check_logs(config: &Config, found: &mut Findings) {
+    let reader = match daemon_user(config) {
         Ok(reader) => Some(reader),
         Err(error) => {
             found.not_looked_at.push(format!("whether the daemon may read its logs: {error}"));
@@ -33,22 +33,24 @@ pub fn logs(config: &Config, found: &mut Findings) {
         }
     };
     if config.inputs.is_empty() {
-        let why = "Nothing is counted, and nothing can be reported.";
-        let finding = Finding::new(Weight::Warning, "no-input", "tlswarden.toml", "there is no [[input]]", why);
+        let impact = "Nothing is counted, and nothing can be reported.";
+        let finding = Finding::new(Severity::Warning, "no-input", "tlswarden.toml", "there is no [[input]]", impact);
         found.push(finding.fix("tlswarden.toml: [[input]] file = \"/var/log/mail.log\""));
     }
     if config.inputs.iter().any(|input| input.kind() == Some(InputKind::Journal(None))) {
-        journal(reader.as_ref(), found);
+        check_journal(reader.as_ref(), found);
     }
     for path in &config.inputs.iter().flat_map(InputSection::log_files).collect::<Vec<_>>() {
         let shown = path.display().to_string();
-        let say = |weight, name: &str, what: String, why: &str| Finding::new(weight, name, shown.clone(), what, why);
+        let add = |severity, name: &str, problem: String, impact: &str| {
+            Finding::new(severity, name, shown.clone(), problem, impact)
+        };
         let age = match std::fs::metadata(path) {
             Ok(file) => file.modified().ok().and_then(|at| SystemTime::now().duration_since(at).ok()),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                let why =
+                let impact =
                     "No session is counted. Without rsyslog, Debian 12 and later have their log in the journal alone.";
-                let finding = say(Weight::Error, "log-missing", "it does not exist".into(), why);
+                let finding = add(Severity::Error, "log-missing", "it does not exist".into(), impact);
                 found.push(finding.fix("tlswarden.toml: [[input]] journal = true   # or: apt-get install rsyslog"));
                 continue;
             }
@@ -57,11 +59,14 @@ pub fn logs(config: &Config, found: &mut Findings) {
                 continue;
             }
         };
-        match reader.as_ref().and_then(|reader| Some((reader, reader.obstacle(path, Path::new("/"), Wish::Read)?))) {
+        match reader
+            .as_ref()
+            .and_then(|reader| Some((reader, reader.find_obstacle(path, Path::new("/"), AccessKind::Read)?)))
+        {
             None => found.looked_at.push(format!("the log {shown}")),
-            Some((reader, Obstacle::Mode(at, words))) => {
-                let what = if at == *path { words } else { format!("{}: {words}", at.display()) };
-                let finding = say(Weight::Error, "log-denied", what, "No session is counted.");
+            Some((reader, AccessObstacle::Mode(at, words))) => {
+                let problem = if at == *path { words } else { format!("{}: {words}", at.display()) };
+                let finding = add(Severity::Error, "log-denied", problem, "No session is counted.");
                 let group = std::fs::metadata(&at).map_or(0, |m| m.gid());
                 let name = &reader.name;
                 let line =
@@ -69,66 +74,76 @@ pub fn logs(config: &Config, found: &mut Findings) {
                 found.push(finding.fix(line));
                 continue;
             }
-            Some((_, Obstacle::Missing(at))) => found.not_looked_at.push(format!("{}: it is gone", at.display())),
-            Some((_, Obstacle::Unknown(at, error))) => found.not_looked_at.push(format!("{}: {error}", at.display())),
+            Some((_, AccessObstacle::Missing(at))) => found.not_looked_at.push(format!("{}: it is gone", at.display())),
+            Some((_, AccessObstacle::Unknown(at, error))) => {
+                found.not_looked_at.push(format!("{}: {error}", at.display()))
+            }
         }
-        if let Some(age) = age.filter(|age| *age > SILENT) {
-            let what = format!("nothing was written to it for {} hours", age.as_secs() / 3600);
-            found.push(say(Weight::Note, "log-silent", what, "This host may send no mail, or log elsewhere."));
+        if let Some(age) = age.filter(|age| *age > MAX_LOG_SILENCE) {
+            let problem = format!("nothing was written to it for {} hours", age.as_secs() / 3600);
+            found.push(add(Severity::Note, "log-silent", problem, "This host may send no mail, or log elsewhere."));
         }
     }
 }
 
-/// Whether the daemon's user may read the host's journal: its files are open to these groups (journalctl(1)).
-fn journal(reader: Option<&Person>, found: &mut Findings) {
+/// Checks that the daemon's user may read the host's journal: its files are open to these groups (journalctl(1)).
+fn check_journal(reader: Option<&SystemUser>, found: &mut Findings) {
     let Some(reader) = reader else { return };
-    if reader.is_in(&["systemd-journal", "adm", "wheel"]) {
+    if reader.is_in_any_group(&["systemd-journal", "adm", "wheel"]) {
         found.looked_at.push("the journal".into());
         return;
     }
-    let what = format!("{} may not read the journal: it is not in the group systemd-journal", reader.name);
-    let finding = Finding::new(Weight::Error, "log-denied", "journal", what, "No session is counted.");
+    let problem = format!("{} may not read the journal: it is not in the group systemd-journal", reader.name);
+    let finding = Finding::new(Severity::Error, "log-denied", "journal", problem, "No session is counted.");
     found.push(finding.fix(format!("usermod -aG systemd-journal {} && systemctl restart tlswarden", reader.name)));
 }
 
 /// The daemon's user: the owner of its store; where there is none yet, the user of that name.
-fn reader(config: &Config) -> Result<Person, String> {
+fn daemon_user(config: &Config) -> Result<SystemUser, String> {
     match std::fs::metadata(&config.store.path) {
-        Ok(store) => Person::named(&store.uid().to_string()),
-        Err(_) => Person::named("tlswarden"),
+        Ok(store) => SystemUser::look_up(&store.uid().to_string()),
+        Err(_) => SystemUser::look_up("tlswarden"),
     }
 }
 
-/// Whether DNSSEC verdicts are to be had and can be believed, by the daemon and by the MTA. `roots` are the folders that
-/// services of the MTA are chrooted in. `trust_ad` says that the MTA leaves that option to resolv.conf, as Exim does.
-pub async fn resolver(config: &Config, bogus: &str, roots: &BTreeSet<PathBuf>, trust_ad: bool, found: &mut Findings) {
+/// Checks that DNSSEC results are available and can be trusted, by the daemon and by the MTA. `roots` are the folders
+/// that services of the MTA are chrooted in. `trust_ad` means that the MTA leaves that option to resolv.conf, as Exim
+/// does.
+pub async fn check_resolver(
+    config: &Config,
+    bogus: &str,
+    roots: &BTreeSet<PathBuf>,
+    trust_ad: bool,
+    found: &mut Findings,
+) {
     if config.postfix.dnssec() {
         for root in roots {
-            resolv_conf(&root.join("etc/resolv.conf"), trust_ad, found);
+            check_resolv_conf(&root.join("etc/resolv.conf"), trust_ad, found);
         }
     }
     let resolver = match Resolver::new(config.resolver.address) {
         Ok(resolver) => resolver,
         Err(error) => {
-            let why = "No policy can be found out.";
-            found.push(Finding::new(Weight::Error, "resolver-none", "resolver", error.to_string(), why));
+            let impact = "No policy can be found out.";
+            found.push(Finding::new(Severity::Error, "resolver-none", "resolver", error.to_string(), impact));
             return;
         }
     };
     let server = format!("resolver {}", resolver.server());
-    let say = |name: &str, what: &str, why: &str| Finding::new(Weight::Error, name, server.clone(), what, why);
+    let add =
+        |name: &str, problem: &str, impact: &str| Finding::new(Severity::Error, name, server.clone(), problem, impact);
     let unbound = "apt-get install unbound   # then `nameserver 127.0.0.1` and `options trust-ad` in /etc/resolv.conf";
     let no_dane = "There is no DANE: TLSA records count only where DNSSEC proves them (RFC 7672 §2.1).";
     match resolver.probe_validation().await {
         Err(DnsError::Failed(error)) => {
-            let why = "Nothing can be found out of a domain: the daemon answers `ask again`, and mail is deferred.";
-            found.push(say("resolver-dead", &error, why).fix("systemctl status unbound"));
+            let impact = "Nothing can be found out of a domain: the daemon answers `ask again`, and mail is deferred.";
+            found.push(add("resolver-dead", &error, impact).fix("systemctl status unbound"));
             return;
         }
         _ if !resolver.is_trusted() => {
             if config.postfix.dnssec() {
-                let what = "it is not on this host, so that its word about DNSSEC is not believed";
-                found.push(say("resolver-remote", what, no_dane).fix(unbound));
+                let problem = "it is not on this host, so that its word about DNSSEC is not believed";
+                found.push(add("resolver-remote", problem, no_dane).fix(unbound));
             }
             return;
         }
@@ -136,7 +151,7 @@ pub async fn resolver(config: &Config, bogus: &str, roots: &BTreeSet<PathBuf>, t
         Ok(false) | Err(_) => {
             if config.postfix.dnssec() {
                 found.push(
-                    say("resolver-not-validating", "it does not validate: the root is not signed for it", no_dane)
+                    add("resolver-not-validating", "it does not validate: the root is not signed for it", no_dane)
                         .fix(unbound),
                 );
             }
@@ -144,17 +159,17 @@ pub async fn resolver(config: &Config, bogus: &str, roots: &BTreeSet<PathBuf>, t
         }
     }
     if !bogus.is_empty() && resolver.addresses(bogus).await.is_ok() {
-        let what = format!("it answers about {bogus}, whose signatures are broken on purpose");
-        let why = "It sets the AD bit and does not refuse what is forged.";
+        let problem = format!("it answers about {bogus}, whose signatures are broken on purpose");
+        let impact = "It sets the AD bit and does not refuse what is forged.";
         found.push(
-            say("resolver-accepts-bogus", &what, why)
+            add("resolver-accepts-bogus", &problem, impact)
                 .fix("unbound.conf: auto-trust-anchor-file, no val-permissive-mode"),
         );
     }
 }
 
-/// What the MTA's own resolver library goes by.
-fn resolv_conf(path: &Path, trust_ad: bool, found: &mut Findings) {
+/// Checks the settings of the MTA's own resolver library.
+fn check_resolv_conf(path: &Path, trust_ad: bool, found: &mut Findings) {
     let shown = path.display().to_string();
     let text = match std::fs::read_to_string(path) {
         Ok(text) => text,
@@ -165,43 +180,44 @@ fn resolv_conf(path: &Path, trust_ad: bool, found: &mut Findings) {
             return;
         }
     };
-    let why = "The MTA believes any nameserver that it has: who can forge the answers of this one can forge DANE.";
+    let impact = "The MTA believes any nameserver that it has: who can forge the answers of this one can forge DANE.";
     if let Some(remote) = nameservers(&text).iter().find(|ip| !ip.is_loopback()) {
-        let what = format!("nameserver {remote} is not on this host");
-        let finding = Finding::new(Weight::Error, "nameserver-remote", shown.clone(), what, why);
+        let problem = format!("nameserver {remote} is not on this host");
+        let finding = Finding::new(Severity::Error, "nameserver-remote", shown.clone(), problem, impact);
         found.push(finding.fix(format!("{shown}: nameserver 127.0.0.1, and no other")));
     }
     let mut options = text.lines().filter_map(|line| line.trim().strip_prefix("options"));
     let has = options.any(|options| options.split_whitespace().any(|option| option == "trust-ad"));
     if trust_ad && !has {
-        let what = "`options trust-ad` is missing";
-        let why =
+        let problem = "`options trust-ad` is missing";
+        let impact =
             "The C library removes the AD bit, so that Exim finds no name signed, and mail to domains with DANE waits.";
-        let finding = Finding::new(Weight::Error, "no-trust-ad", shown.clone(), what, why);
+        let finding = Finding::new(Severity::Error, "no-trust-ad", shown.clone(), problem, impact);
         found.push(finding.fix(format!("echo 'options trust-ad' >> {shown}")));
     }
 }
 
-/// Whether the kernel takes its clock for synchronised. In a closed network there is nothing to be in time with.
-pub async fn clock(config: &Config, found: &mut Findings) {
+/// Checks that the kernel considers its clock synchronized. In a closed network there is no time source.
+pub async fn check_clock(config: &Config, found: &mut Findings) {
     if config.closed_network != ClosedNetworkSection::default() {
         return;
     }
     let mut asked = Command::new("timedatectl");
     let asked = asked.args(["show", "--property=NTPSynchronized", "--value"]).kill_on_drop(true).output();
-    let said = match tokio::time::timeout(PATIENCE, asked).await {
+    let said = match tokio::time::timeout(TIMEDATECTL_TIMEOUT, asked).await {
         Ok(Ok(output)) => String::from_utf8_lossy(&output.stdout).into_owned(),
         _ => String::new(),
     };
-    synchronised(&said, found);
+    check_synchronization(&said, found);
 }
 
-fn synchronised(said: &str, found: &mut Findings) {
+fn check_synchronization(said: &str, found: &mut Findings) {
     match said.trim() {
         "yes" => found.looked_at.push("the clock: it is synchronised".into()),
         "no" => {
-            let why = "Certificates and signatures are judged by it, and reports cover UTC days.";
-            let finding = Finding::new(Weight::Warning, "clock-unsynchronised", "clock", "it is not synchronised", why);
+            let impact = "Certificates and signatures are judged by it, and reports cover UTC days.";
+            let finding =
+                Finding::new(Severity::Warning, "clock-unsynchronised", "clock", "it is not synchronised", impact);
             found.push(finding.fix("timedatectl set-ntp true"));
         }
         _ => found.not_looked_at.push("whether the clock is synchronised: timedatectl does not say".into()),
@@ -215,11 +231,11 @@ mod tests {
     #[test]
     fn a_clock_that_nobody_sets() {
         let mut found = Findings::default();
-        synchronised("yes\n", &mut found);
+        check_synchronization("yes\n", &mut found);
         assert!(found.findings.is_empty() && found.looked_at.len() == 1);
-        synchronised("", &mut found);
+        check_synchronization("", &mut found);
         assert!(found.findings.is_empty() && found.not_looked_at.len() == 1);
-        synchronised("no\n", &mut found);
+        check_synchronization("no\n", &mut found);
         assert_eq!(found.findings[0].name, "clock-unsynchronised");
     }
 
@@ -229,7 +245,7 @@ mod tests {
         let names = |text: &str, trust_ad| {
             std::fs::write(file.path(), text).unwrap();
             let mut found = Findings::default();
-            resolv_conf(file.path(), trust_ad, &mut found);
+            check_resolv_conf(file.path(), trust_ad, &mut found);
             found.findings.iter().map(|f| f.name.as_str()).collect::<Vec<_>>().join(" ")
         };
         assert_eq!(names("nameserver 127.0.0.1\noptions edns0 trust-ad\n", true), "");
@@ -237,7 +253,7 @@ mod tests {
         assert_eq!(names("nameserver ::1\n# options trust-ad\n", true), "no-trust-ad");
         assert_eq!(names("nameserver 127.0.0.1\nnameserver 192.0.2.1\n", false), "nameserver-remote");
         let mut found = Findings::default();
-        resolv_conf(Path::new("/nonexistent/resolv.conf"), false, &mut found);
+        check_resolv_conf(Path::new("/nonexistent/resolv.conf"), false, &mut found);
         assert_eq!(found, Findings::default());
     }
 }

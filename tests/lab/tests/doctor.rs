@@ -43,7 +43,7 @@ struct Said {
 impl Said {
     /// `weight name` of each finding, the heaviest first.
     fn names(&self) -> Vec<String> {
-        let name = |f: &Finding| format!("{} {}", f.weight.to_string().to_lowercase(), f.name);
+        let name = |f: &Finding| format!("{} {}", f.severity.to_string().to_lowercase(), f.name);
         self.found.findings.iter().map(name).collect()
     }
 
@@ -89,7 +89,7 @@ impl Host {
         };
         let _ = writeln!(self.rows, "{what:62} {}  {}", said.status, said.names().join(", "));
         for finding in &said.found.findings {
-            let _ = writeln!(self.rows, "     {}: {}", finding.subject, finding.what);
+            let _ = writeln!(self.rows, "     {}: {}", finding.subject, finding.problem);
         }
         if said.names() != wanted || said.status != status {
             self.faults.push(format!("{what}: wanted {status} {wanted:?}, and it said:\n{}", said.found));

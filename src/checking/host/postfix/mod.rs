@@ -1,6 +1,6 @@
 //! What is wrong with how a Postfix asks us, and with what it needs to follow the answers.
 //!
-//! Takes: an [`Instance`] as postconf shows it, and our configuration. Gives: findings, each with the line that mends it.
+//! Takes: a [`PostfixInstance`] as postconf shows it, and our configuration. Gives: findings, each with its fix.
 //! Every service that delivers by SMTP is looked at with its own `-o`, and from its own root folder.
 //! Not here: how postconf is read (`postconf`), whether the daemon answers (`daemon`).
 
@@ -14,53 +14,53 @@ use rustls::pki_types::pem::PemObject;
 
 use crate::answering::socketmap::reply::{MAX_REPLY, Wording};
 use crate::answering::socketmap::server::ATTRIBUTES_SINCE;
-use crate::checking::finding::{Finding, Weight};
-use crate::checking::host::access::{Obstacle, Person, Wish};
-use crate::checking::host::postconf::{Instance, Service, words};
+use crate::checking::finding::{Finding, Severity};
+use crate::checking::host::access::{AccessKind, AccessObstacle, SystemUser};
+use crate::checking::host::postconf::{MasterService, PostfixInstance, split_list};
 use crate::config::{Config, ListenAddress, PostfixLevel, PostfixVersion};
 
-/// A service and where its parameters come from.
-struct View<'a> {
-    instance: &'a Instance,
-    service: &'a Service,
+/// The check of one service: the service, and where its parameters come from.
+struct ServiceCheck<'a> {
+    instance: &'a PostfixInstance,
+    service: &'a MasterService,
     config: &'a Config,
 }
 
 /// One socketmap table of `smtp_tls_policy_maps`, as the service sees it.
-struct Table {
+struct SocketmapTable {
     address: ListenAddress,
     map: String,
-    /// Where the service begins to look: above that it needs no right.
-    from: PathBuf,
+    /// Where the path of the service begins: above it no access right is needed.
+    root: PathBuf,
 }
 
-/// All that can be seen without the daemon. `asked` says whether another instance asks us.
-pub fn check(instance: &Instance, config: &Config, asked: bool) -> Vec<Finding> {
+/// Everything that can be checked without the daemon. `asked_elsewhere` tells whether another instance asks the daemon.
+pub fn check_instance(instance: &PostfixInstance, config: &Config, asked: bool) -> Vec<Finding> {
     let mut found = Vec::new();
-    for service in instance.clients.iter().filter(|service| looks_up_mx(service)) {
-        let view = View { instance, service, config };
-        view.map(asked, &mut found);
-        view.level(&mut found);
-        view.log_level(&mut found);
-        view.dnssec(&mut found);
-        view.anchors(&mut found);
-        view.insecure_mx(&mut found);
-        view.native_reports(&mut found);
-        view.patterns(&mut found);
-        view.others(&mut found);
+    for service in instance.smtp_clients.iter().filter(|service| looks_up_mx(service)) {
+        let view = ServiceCheck { instance, service, config };
+        view.check_map(asked, &mut found);
+        view.check_level(&mut found);
+        view.check_log_level(&mut found);
+        view.check_dnssec(&mut found);
+        view.check_trust_anchors(&mut found);
+        view.check_insecure_mx(&mut found);
+        view.check_native_tlsrpt(&mut found);
+        view.check_mx_patterns(&mut found);
+        view.check_relay_and_reply_size(&mut found);
     }
-    counting::log_file(instance, config, &mut found);
+    counting::check_log_file(instance, config, &mut found);
     found
 }
 
-/// Whether one of its services asks us.
-pub fn asks(instance: &Instance, config: &Config) -> bool {
-    instance.clients.iter().any(|service| View { instance, service, config }.ours().is_some())
+/// Whether one of its services asks the daemon.
+pub fn asks_daemon(instance: &PostfixInstance, config: &Config) -> bool {
+    instance.smtp_clients.iter().any(|service| ServiceCheck { instance, service, config }.our_table().is_some())
 }
 
-/// What keeps its services from the sockets that they ask at; what could not be looked at goes to `skipped`.
-pub fn sockets(instance: &Instance, config: &Config, skipped: &mut Vec<String>) -> Vec<Finding> {
-    let owner = match Person::named(instance.get("mail_owner")) {
+/// Finds what denies its services access to the sockets; what could not be checked goes to `skipped`.
+pub fn check_sockets(instance: &PostfixInstance, config: &Config, skipped: &mut Vec<String>) -> Vec<Finding> {
+    let owner = match SystemUser::look_up(instance.get("mail_owner")) {
         Ok(owner) => owner,
         Err(error) => {
             skipped.push(format!("the way of Postfix's user to the socket: {error}"));
@@ -68,40 +68,42 @@ pub fn sockets(instance: &Instance, config: &Config, skipped: &mut Vec<String>) 
         }
     };
     let mut found = Vec::new();
-    for service in instance.clients.iter().filter(|service| looks_up_mx(service)) {
-        let view = View { instance, service, config };
-        let Some((Table { address: ListenAddress::Unix(path), from, .. }, _)) = view.ours() else { continue };
-        let why = "smtp(8) runs as that user, and where it cannot ask, it defers the mail.";
-        let say = |what| Finding::new(Weight::Error, "socket-denied", path.display().to_string(), what, why);
-        match owner.obstacle(&path, &from, Wish::Write) {
+    for service in instance.smtp_clients.iter().filter(|service| looks_up_mx(service)) {
+        let view = ServiceCheck { instance, service, config };
+        let Some((SocketmapTable { address: ListenAddress::Unix(path), root: from, .. }, _)) = view.our_table() else {
+            continue;
+        };
+        let impact = "smtp(8) runs as that user, and where it cannot ask, it defers the mail.";
+        let add = |problem| Finding::new(Severity::Error, "socket-denied", path.display().to_string(), problem, impact);
+        match owner.find_obstacle(&path, &from, AccessKind::Write) {
             None => {}
-            Some(Obstacle::Missing(at)) => found.push(
-                say(format!("{} is missing, though the daemon runs", at.display()))
+            Some(AccessObstacle::Missing(at)) => found.push(
+                add(format!("{} is missing, though the daemon runs", at.display()))
                     .fix("systemctl restart tlswarden   # makes the socket again"),
             ),
-            Some(Obstacle::Mode(at, words)) if at == path => {
-                found.push(say(words).fix(format!("chmod 666 {}", path.display())));
+            Some(AccessObstacle::Mode(at, words)) if at == path => {
+                found.push(add(words).fix(format!("chmod 666 {}", path.display())));
             }
-            Some(Obstacle::Mode(at, words)) => {
+            Some(AccessObstacle::Mode(at, words)) => {
                 let group = instance.get("mail_owner");
                 let line = format!("chgrp {group} {0} && chmod g+x {0}", at.display());
-                found.push(say(format!("{}: {words}", at.display())).fix(line));
+                found.push(add(format!("{}: {words}", at.display())).fix(line));
             }
-            Some(Obstacle::Unknown(at, error)) => skipped.push(format!("{}: {error}", at.display())),
+            Some(AccessObstacle::Unknown(at, error)) => skipped.push(format!("{}: {error}", at.display())),
         }
     }
     found
 }
 
 /// A service that feeds a filter asks for no MX records, and needs no policies.
-fn looks_up_mx(service: &Service) -> bool {
+fn looks_up_mx(service: &MasterService) -> bool {
     let set = |name: &str, value: &str| service.overrides.get(name).is_some_and(|found| found == value);
     !set("disable_dns_lookups", "yes") && !set("smtp_dns_support_level", "disabled")
 }
 
-impl View<'_> {
+impl ServiceCheck<'_> {
     fn get(&self, name: &str) -> &str {
-        self.instance.of(self.service, name)
+        self.instance.service_parameter(self.service, name)
     }
 
     fn version(&self) -> PostfixVersion {
@@ -117,13 +119,13 @@ impl View<'_> {
         }
     }
 
-    fn find(&self, weight: Weight, name: &str, parameter: &str, what: String, why: &str) -> Finding {
-        Finding::new(weight, name, self.subject(parameter), what, why)
+    fn finding(&self, severity: Severity, name: &str, parameter: &str, problem: String, impact: &str) -> Finding {
+        Finding::new(severity, name, self.subject(parameter), problem, impact)
     }
 
-    /// The line that sets a parameter.
-    fn set(&self, name: &str, value: &str) -> String {
-        let (postconf, reload) = (self.instance.postconf(), self.instance.reload());
+    /// The command that sets a parameter.
+    fn set_command(&self, name: &str, value: &str) -> String {
+        let (postconf, reload) = (self.instance.postconf_command(), self.instance.reload_command());
         match self.service.overrides.contains_key(name) {
             false => format!("{postconf} -e '{name} = {value}' && {reload}"),
             true => {
@@ -133,16 +135,16 @@ impl View<'_> {
         }
     }
 
-    /// The parts of `smtp_tls_policy_maps`, and which of them is one of our sockets.
-    fn tables(&self) -> Vec<(String, Option<Table>)> {
-        let tables = words(self.get("smtp_tls_policy_maps"));
-        tables.into_iter().map(|text| (text.clone(), self.table(&text))).collect()
+    /// The tables of `smtp_tls_policy_maps`; for each socketmap table, its address and map.
+    fn policy_tables(&self) -> Vec<(String, Option<SocketmapTable>)> {
+        let tables = split_list(self.get("smtp_tls_policy_maps"));
+        tables.into_iter().map(|text| (text.clone(), self.parse_table(&text))).collect()
     }
 
     /// `[proxy:]socketmap:unix:PATH:MAP`, `socketmap:inet:HOST:PORT:MAP` (socketmap_table(5)).
-    fn table(&self, text: &str) -> Option<Table> {
+    fn parse_table(&self, text: &str) -> Option<SocketmapTable> {
         let (chroot, text) = match text.strip_prefix("proxy:") {
-            Some(rest) => (self.instance.chroots("proxymap"), rest),
+            Some(rest) => (self.instance.is_chrooted("proxymap"), rest),
             None => (self.service.chroot, text),
         };
         let queue = Path::new(self.instance.get("queue_directory"));
@@ -155,7 +157,7 @@ impl View<'_> {
                     (false, Some(_)) => (Path::new("/"), PathBuf::from(path)),
                     (_, None) => (queue, queue.join(path)),
                 };
-                Some(Table { address: ListenAddress::Unix(path), map: map.to_owned(), from: from.to_owned() })
+                Some(SocketmapTable { address: ListenAddress::Unix(path), map: map.to_owned(), root: from.to_owned() })
             }
             ("inet", rest) => {
                 let (address, map) = rest.rsplit_once(':')?;
@@ -165,18 +167,18 @@ impl View<'_> {
                     other => other.parse().ok()?,
                 };
                 let address = ListenAddress::Inet(SocketAddr::new(ip, port.parse().ok()?));
-                Some(Table { address, map: map.to_owned(), from: PathBuf::new() })
+                Some(SocketmapTable { address, map: map.to_owned(), root: PathBuf::new() })
             }
             _ => None,
         }
     }
 
-    /// The table that asks us, and those before it.
-    fn ours(&self) -> Option<(Table, Vec<String>)> {
+    /// The table that asks the daemon, and the tables before it.
+    fn our_table(&self) -> Option<(SocketmapTable, Vec<String>)> {
         let mut before = Vec::new();
-        for (text, table) in self.tables() {
+        for (text, table) in self.policy_tables() {
             match table {
-                Some(table) if self.config.socketmap.listen.iter().any(|l| same(l, &table.address)) => {
+                Some(table) if self.config.socketmap.listen.iter().any(|l| is_same_socket(l, &table.address)) => {
                     return Some((table, before));
                 }
                 _ => before.push(text),
@@ -185,8 +187,8 @@ impl View<'_> {
         None
     }
 
-    /// The path of one of our sockets as this service must write it, if it can get there at all.
-    fn way(&self) -> Option<String> {
+    /// The address of one of our sockets as this service must write it, if it can reach one.
+    fn socket_address(&self) -> Option<String> {
         let queue = Path::new(self.instance.get("queue_directory"));
         self.config.socketmap.listen.iter().find_map(|listen| match listen {
             ListenAddress::Inet(address) => Some(format!("inet:{address}")),
@@ -203,33 +205,37 @@ impl View<'_> {
         Wording::ALL[usize::from(newer)].1
     }
 
-    fn map(&self, asked: bool, found: &mut Vec<Finding>) {
+    fn check_map(&self, asked: bool, found: &mut Vec<Finding>) {
         const NAME: &str = "smtp_tls_policy_maps";
-        let Some((ours, before)) = self.ours() else { return self.not_asked(asked, found) };
+        let Some((ours, before)) = self.our_table() else { return self.report_not_asked(asked, found) };
         for other in before {
             let stands = self.get(NAME).replace(&other, "");
-            let behind: Vec<String> = words(&stands).into_iter().chain([other.clone()]).collect();
-            let what = format!("`{other}` is asked before this daemon");
-            let (weight, why) = if other.starts_with("static:") {
-                (Weight::Error, "That table answers for every destination, so that the daemon is never asked.")
+            let behind: Vec<String> = split_list(&stands).into_iter().chain([other.clone()]).collect();
+            let problem = format!("`{other}` is asked before this daemon");
+            let (severity, impact) = if other.starts_with("static:") {
+                (Severity::Error, "That table answers for every destination, so that the daemon is never asked.")
             } else if other.contains("socketmap:") || other.starts_with("tcp:") {
-                (Weight::Warning, "Where that server answers, the daemon is not asked, and counts no policy in force.")
+                (
+                    Severity::Warning,
+                    "Where that server answers, the daemon is not asked, and counts no policy in force.",
+                )
             } else {
                 (
-                    Weight::Note,
+                    Severity::Note,
                     "What it says about a destination goes before what that published; put it behind if it must not.",
                 )
             };
-            let finding = self.find(weight, "map-before", NAME, what, why);
-            found.push(finding.fix(self.set(NAME, &behind.join(", "))));
+            let finding = self.finding(severity, "map-before", NAME, problem, impact);
+            found.push(finding.fix(self.set_command(NAME, &behind.join(", "))));
         }
-        let renamed =
-            |name: &str| self.set(NAME, &self.get(NAME).replace(&format!(":{}", ours.map), &format!(":{name}")));
+        let renamed = |name: &str| {
+            self.set_command(NAME, &self.get(NAME).replace(&format!(":{}", ours.map), &format!(":{name}")))
+        };
         let (real, told) = (self.version(), self.config.postfix.version());
         match Wording::of_map(ours.map.as_bytes()) {
             None => found.push(
-                self.find(
-                    Weight::Error,
+                self.finding(
+                    Severity::Error,
                     "map-unknown",
                     NAME,
                     format!("the daemon has no map `{}`", ours.map),
@@ -239,8 +245,8 @@ impl View<'_> {
             ),
             Some(Wording::PolicyTlsrpt) if real < ATTRIBUTES_SINCE && told >= ATTRIBUTES_SINCE => {
                 found.push(
-                    self.find(
-                        Weight::Error,
+                    self.finding(
+                        Severity::Error,
                         "attributes-unknown",
                         NAME,
                         format!(
@@ -255,8 +261,8 @@ impl View<'_> {
                 );
             }
             Some(Wording::PolicyTlsrpt) if real < ATTRIBUTES_SINCE => found.push(
-                self.find(
-                    Weight::Warning,
+                self.finding(
+                    Severity::Warning,
                     "attributes-unused",
                     NAME,
                     format!("the map policy-tlsrpt is for Postfix 3.10 and later; this is {}", self.instance.get("mail_version")),
@@ -265,8 +271,8 @@ impl View<'_> {
                 .fix(renamed("policy")),
             ),
             Some(Wording::Policy) if real >= ATTRIBUTES_SINCE => found.push(
-                self.find(
-                    Weight::Warning,
+                self.finding(
+                    Severity::Warning,
                     "attributes-missing",
                     NAME,
                     "the map is `policy`, and this Postfix knows the attributes of `policy-tlsrpt`".into(),
@@ -281,7 +287,7 @@ impl View<'_> {
             let version = String::from(real);
             found.push(
                 Finding::new(
-                    Weight::Warning,
+                    Severity::Warning,
                     "version-differs",
                     "tlswarden.toml [postfix] version",
                     format!("it says {}, and Postfix is {}", String::from(told), self.instance.get("mail_version")),
@@ -292,15 +298,15 @@ impl View<'_> {
         }
     }
 
-    fn not_asked(&self, asked: bool, found: &mut Vec<Finding>) {
+    fn report_not_asked(&self, asked: bool, found: &mut Vec<Finding>) {
         const NAME: &str = "smtp_tls_policy_maps";
         let listen: Vec<String> = self.config.socketmap.listen.iter().map(ToString::to_string).collect();
         let listen = listen.join(", ");
-        let elsewhere = self.tables().into_iter().find_map(|(text, table)| {
+        let elsewhere = self.policy_tables().into_iter().find_map(|(text, table)| {
             let table = table.filter(|t| Wording::of_map(t.map.as_bytes()).is_some())?;
             Some((text, table))
         });
-        let (name, what, why) = match &elsewhere {
+        let (name, problem, impact) = match &elsewhere {
             Some((text, table)) => (
                 "socket-elsewhere",
                 format!(
@@ -317,14 +323,14 @@ impl View<'_> {
                 "No published policy is followed, and what is counted is counted under no policy.",
             ),
         };
-        let weight = if asked && elsewhere.is_none() { Weight::Warning } else { Weight::Error };
-        let finding = self.find(weight, name, NAME, what, why);
-        found.push(match self.way() {
+        let severity = if asked && elsewhere.is_none() { Severity::Warning } else { Severity::Error };
+        let finding = self.finding(severity, name, NAME, problem, impact);
+        found.push(match self.socket_address() {
             Some(way) => {
                 let ours = format!("socketmap:{way}:{}", self.map_name());
-                let others = words(self.get(NAME));
+                let others = split_list(self.get(NAME));
                 let others = others.into_iter().filter(|text| elsewhere.as_ref().is_none_or(|(e, _)| e != text));
-                finding.fix(self.set(NAME, &others.chain([ours]).collect::<Vec<_>>().join(", ")))
+                finding.fix(self.set_command(NAME, &others.chain([ours]).collect::<Vec<_>>().join(", ")))
             }
             None => {
                 let queue = self.instance.get("queue_directory");
@@ -333,7 +339,7 @@ impl View<'_> {
         });
     }
 
-    /// `smtp_tls_security_level`, or what stands for it where it is empty (postconf(5)).
+    /// `smtp_tls_security_level`, or the level that older parameters give where it is empty (postconf(5)).
     fn own_level(&self) -> &str {
         match (self.get("smtp_tls_security_level"), self.get("smtp_enforce_tls"), self.get("smtp_use_tls")) {
             ("", "yes", _) if self.get("smtp_tls_enforce_peername") == "no" => "encrypt",
@@ -344,14 +350,16 @@ impl View<'_> {
         }
     }
 
-    fn level(&self, found: &mut Vec<Finding>) {
+    fn check_level(&self, found: &mut Vec<Finding>) {
         const NAME: &str = "smtp_tls_security_level";
         let level = self.own_level();
         let weakened = match level {
             "none" => {
-                let what = "a destination without a policy is sent to in clear text".to_owned();
-                let why = "TLS is not tried where no policy asks for it, and there is nothing to count.";
-                let finding = self.find(Weight::Warning, "level-none", NAME, what, why).fix(self.set(NAME, "may"));
+                let problem = "a destination without a policy is sent to in clear text".to_owned();
+                let impact = "TLS is not tried where no policy asks for it, and there is nothing to count.";
+                let finding = self
+                    .finding(Severity::Warning, "level-none", NAME, problem, impact)
+                    .fix(self.set_command(NAME, "may"));
                 found.push(finding.fix("tlswarden.toml: [postfix] default_level = \"may\""));
                 None
             }
@@ -364,113 +372,125 @@ impl View<'_> {
             ),
             _ => None,
         };
-        if let Some(why) = weakened {
-            let what = format!("`{level}` for all destinations is replaced by what a destination published");
-            let finding = self.find(Weight::Warning, "level-weakened", NAME, what, why);
+        if let Some(impact) = weakened {
+            let problem = format!("`{level}` for all destinations is replaced by what a destination published");
+            let finding = self.finding(Severity::Warning, "level-weakened", NAME, problem, impact);
             let example =
                 format!("tlswarden.toml: [[policy.override]] with answer = \"{level}\" for the domains that need it");
-            found.push(finding.fix(self.set(NAME, "may")).fix(example));
+            found.push(finding.fix(self.set_command(NAME, "may")).fix(example));
         }
-        let told = name_of(self.config.postfix.default_level());
+        let told = level_name(self.config.postfix.default_level());
         // One service of its own kind is not what the daemon is told of.
         let of_its_own = self.service.overrides.contains_key(NAME) && told == self.instance.get(NAME);
         if told != level && !of_its_own {
             let attributes = self.version() >= ATTRIBUTES_SINCE && self.config.postfix.version() >= ATTRIBUTES_SINCE;
-            let weaker = attributes && strength(told) < strength(level);
-            let weight = if weaker { Weight::Error } else { Weight::Warning };
-            let why = "A domain with a testing policy is answered with that level, and DANE is counted by it.";
-            let what = format!("it says {told}, and Postfix has {level}");
-            let finding = Finding::new(weight, "level-differs", "tlswarden.toml [postfix] default_level", what, why);
+            let weaker = attributes && level_strength(told) < level_strength(level);
+            let severity = if weaker { Severity::Error } else { Severity::Warning };
+            let impact = "A domain with a testing policy is answered with that level, and DANE is counted by it.";
+            let problem = format!("it says {told}, and Postfix has {level}");
+            let finding =
+                Finding::new(severity, "level-differs", "tlswarden.toml [postfix] default_level", problem, impact);
             found.push(finding.fix(format!("tlswarden.toml: [postfix] default_level = \"{level}\"")));
         }
     }
 
-    fn dnssec(&self, found: &mut Vec<Finding>) {
+    fn check_dnssec(&self, found: &mut Vec<Finding>) {
         const NAME: &str = "smtp_dns_support_level";
         let on = self.get(NAME) == "dnssec";
         match (on, self.config.postfix.dnssec()) {
             (false, true) => {
-                let what =
+                let problem =
                     "Postfix does not ask for DNSSEC, and tlswarden.toml says that it does ([postfix] dnssec)".into();
-                let why = "It cannot check TLSA records, and defers mail for which the answer is dane-only.";
-                found.push(self.find(Weight::Error, "no-dnssec", NAME, what, why).fix(self.set(NAME, "dnssec")));
+                let impact = "It cannot check TLSA records, and defers mail for which the answer is dane-only.";
+                found.push(
+                    self.finding(Severity::Error, "no-dnssec", NAME, problem, impact)
+                        .fix(self.set_command(NAME, "dnssec")),
+                );
             }
             (false, false) => {
-                let what = "there is no DANE: Postfix does not ask for DNSSEC".into();
-                let why = "Where a validating resolver is on this host, TLSA records protect better than certificates.";
-                let finding = self.find(Weight::Note, "no-dane", NAME, what, why).fix(self.set(NAME, "dnssec"));
+                let problem = "there is no DANE: Postfix does not ask for DNSSEC".into();
+                let impact =
+                    "Where a validating resolver is on this host, TLSA records protect better than certificates.";
+                let finding = self
+                    .finding(Severity::Note, "no-dane", NAME, problem, impact)
+                    .fix(self.set_command(NAME, "dnssec"));
                 found.push(finding.fix("tlswarden.toml: [postfix] dnssec = true"));
             }
             (true, false) => {
-                let what = "Postfix asks for DNSSEC, and tlswarden.toml says that it does not".to_owned();
-                let why = "No TLSA record is looked for.";
-                let finding =
-                    Finding::new(Weight::Warning, "dnssec-unused", "tlswarden.toml [postfix] dnssec", what, why);
+                let problem = "Postfix asks for DNSSEC, and tlswarden.toml says that it does not".to_owned();
+                let impact = "No TLSA record is looked for.";
+                let finding = Finding::new(
+                    Severity::Warning,
+                    "dnssec-unused",
+                    "tlswarden.toml [postfix] dnssec",
+                    problem,
+                    impact,
+                );
                 found.push(finding.fix("tlswarden.toml: [postfix] dnssec = true"));
             }
-            (true, true) => self.dane_needs(found),
+            (true, true) => self.check_dane_requirements(found),
         }
     }
 
-    /// What else keeps Postfix from TLSA records (`tls_policy` in smtp(8)).
-    fn dane_needs(&self, found: &mut Vec<Finding>) {
-        let why = "Postfix then does no DANE, and defers mail for which the answer is dane-only.";
-        let mut say = |name: &str, what: String, value: &str| {
-            let finding = self.find(Weight::Error, "dane-impossible", name, what, why);
-            found.push(finding.fix(self.set(name, value)));
+    /// The other settings that keep Postfix from using TLSA records (`tls_policy` in smtp(8)).
+    fn check_dane_requirements(&self, found: &mut Vec<Finding>) {
+        let impact = "Postfix then does no DANE, and defers mail for which the answer is dane-only.";
+        let mut add = |name: &str, problem: String, value: &str| {
+            let finding = self.finding(Severity::Error, "dane-impossible", name, problem, impact);
+            found.push(finding.fix(self.set_command(name, value)));
         };
         if self.get("disable_dns_lookups") == "yes" {
-            say("disable_dns_lookups", "DNS is not asked at all (disable_dns_lookups)".into(), "no");
+            add("disable_dns_lookups", "DNS is not asked at all (disable_dns_lookups)".into(), "no");
         }
         if self.get("ignore_mx_lookup_error") == "yes" {
-            say(
+            add(
                 "ignore_mx_lookup_error",
                 "failed MX look-ups are taken for none (ignore_mx_lookup_error)".into(),
                 "no",
             );
         }
-        if !words(self.get("smtp_host_lookup")).iter().any(|word| word == "dns") {
-            say("smtp_host_lookup", "host names are not looked up in DNS (smtp_host_lookup)".into(), "dns");
+        if !split_list(self.get("smtp_host_lookup")).iter().any(|word| word == "dns") {
+            add("smtp_host_lookup", "host names are not looked up in DNS (smtp_host_lookup)".into(), "dns");
         }
-        let options = words(self.get("smtp_dns_resolver_options"));
+        let options = split_list(self.get("smtp_dns_resolver_options"));
         if options.iter().any(|option| option == "res_defnames" || option == "res_dnsrch") {
-            let what = "names are completed with a search list (smtp_dns_resolver_options)".into();
-            say("smtp_dns_resolver_options", what, "");
+            let problem = "names are completed with a search list (smtp_dns_resolver_options)".into();
+            add("smtp_dns_resolver_options", problem, "");
         }
     }
 
-    fn anchors(&self, found: &mut Vec<Finding>) {
+    fn check_trust_anchors(&self, found: &mut Vec<Finding>) {
         const FILE: &str = "smtp_tls_CAfile";
         let (file, folder) = (self.get(FILE), self.get("smtp_tls_CApath"));
-        let why = "No certificate leads to a root that is trusted, and `secure` (MTA-STS) defers the mail.";
-        let mend = self.set(FILE, "/etc/ssl/certs/ca-certificates.crt");
-        let mut say = |parameter: &str, what: String| {
-            found.push(self.find(Weight::Error, "no-roots", parameter, what, why).fix(mend.clone()));
+        let impact = "No certificate leads to a root that is trusted, and `secure` (MTA-STS) defers the mail.";
+        let mend = self.set_command(FILE, "/etc/ssl/certs/ca-certificates.crt");
+        let mut add = |parameter: &str, problem: String| {
+            found.push(self.finding(Severity::Error, "no-roots", parameter, problem, impact).fix(mend.clone()));
         };
         if !file.is_empty() {
             // Opened before smtp(8) enters its chroot.
             match CertificateDer::pem_file_iter(file).and_then(Iterator::collect::<Result<Vec<_>, _>>) {
                 Ok(roots) if !roots.is_empty() => {}
-                Ok(_) => say(FILE, format!("{file} has no certificate in it (smtp_tls_CAfile)")),
-                Err(error) => say(FILE, format!("{file} cannot be read (smtp_tls_CAfile): {error}")),
+                Ok(_) => add(FILE, format!("{file} has no certificate in it (smtp_tls_CAfile)")),
+                Err(error) => add(FILE, format!("{file} cannot be read (smtp_tls_CAfile): {error}")),
             }
         } else if !folder.is_empty() {
             let jail = Path::new(self.instance.get("queue_directory")).join(folder.trim_start_matches('/'));
             let folder = if self.service.chroot { jail } else { PathBuf::from(folder) };
-            if !has_hashed(&folder) {
-                let what = format!("{} has no hashed certificate in it (smtp_tls_CApath)", folder.display());
-                say("smtp_tls_CApath", what);
+            if !has_hashed_certificate(&folder) {
+                let problem = format!("{} has no hashed certificate in it (smtp_tls_CApath)", folder.display());
+                add("smtp_tls_CApath", problem);
             }
         } else if self.get("tls_append_default_CA") != "yes" {
-            say(FILE, "neither smtp_tls_CAfile nor smtp_tls_CApath is set".into());
+            add(FILE, "neither smtp_tls_CAfile nor smtp_tls_CApath is set".into());
         }
     }
 
-    fn insecure_mx(&self, found: &mut Vec<Finding>) {
+    fn check_insecure_mx(&self, found: &mut Vec<Finding>) {
         const NAME: &str = "smtp_tls_dane_insecure_mx_policy";
         let real = self.get(NAME);
         if !self.config.postfix.dnssec()
-            || !self.instance.knows(NAME)
+            || !self.instance.has_parameter(NAME)
             || self.version() != self.config.postfix.version()
         {
             return;
@@ -478,48 +498,56 @@ impl View<'_> {
         let may = self.config.postfix.insecure_mx_means_may();
         let taken_for = if may { "may" } else { "dane" };
         if real != taken_for {
-            let what = format!("under unsigned MX records `dane` is `{real}`; the daemon takes it for `{taken_for}`");
-            let why = match may {
+            let problem =
+                format!("under unsigned MX records `dane` is `{real}`; the daemon takes it for `{taken_for}`");
+            let impact = match may {
                 true => "Those sessions are checked against TLSA records and counted as under no policy.",
                 false => "Those sessions are counted under DANE, and are not held to it.",
             };
-            found.push(self.find(Weight::Warning, "insecure-mx", NAME, what, why).fix(self.set(NAME, taken_for)));
+            found.push(
+                self.finding(Severity::Warning, "insecure-mx", NAME, problem, impact)
+                    .fix(self.set_command(NAME, taken_for)),
+            );
         }
     }
 
-    fn patterns(&self, found: &mut Vec<Finding>) {
+    fn check_mx_patterns(&self, found: &mut Vec<Finding>) {
         const NAME: &str = "smtp_tls_enforce_sts_mx_patterns";
-        if self.instance.knows(NAME) && self.get(NAME) == "no" {
-            let what = "MX hosts that an MTA-STS policy does not name are not skipped".into();
-            let why = "RFC 8461 §4.1: mail must not go to a host that no pattern of the policy names.";
-            found.push(self.find(Weight::Warning, "patterns-ignored", NAME, what, why).fix(self.set(NAME, "yes")));
+        if self.instance.has_parameter(NAME) && self.get(NAME) == "no" {
+            let problem = "MX hosts that an MTA-STS policy does not name are not skipped".into();
+            let impact = "RFC 8461 §4.1: mail must not go to a host that no pattern of the policy names.";
+            found.push(
+                self.finding(Severity::Warning, "patterns-ignored", NAME, problem, impact)
+                    .fix(self.set_command(NAME, "yes")),
+            );
         }
     }
 
-    fn others(&self, found: &mut Vec<Finding>) {
+    fn check_relay_and_reply_size(&self, found: &mut Vec<Finding>) {
         let relay = self.get("relayhost");
         if !relay.is_empty() && !self.config.next_hops.iter().any(|rule| rule.domain == "*") {
-            let what = format!("all mail goes to {relay}, which the log does not say");
-            let why =
+            let problem = format!("all mail goes to {relay}, which the log does not say");
+            let impact =
                 "Sessions with the relay host are counted under the recipient domains, which they do not belong to.";
-            let finding = self.find(Weight::Warning, "relayhost", "relayhost", what, why);
+            let finding = self.finding(Severity::Warning, "relayhost", "relayhost", problem, impact);
             found.push(finding.fix(format!("tlswarden.toml: [[nexthop]] domain = \"*\", nexthop = \"{relay}\"")));
         }
         const SIZE: &str = "socketmap_max_reply_size";
         if self.instance.get(SIZE).parse::<usize>().is_ok_and(|size| size < MAX_REPLY) {
-            let what = format!("it is {}; answers have up to {MAX_REPLY} octets", self.instance.get(SIZE));
-            let why = "Postfix defers mail to domains with a longer policy.";
+            let problem = format!("it is {}; answers have up to {MAX_REPLY} octets", self.instance.get(SIZE));
+            let impact = "Postfix defers mail to domains with a longer policy.";
             found.push(
-                self.find(Weight::Warning, "reply-size", SIZE, what, why).fix(self.set(SIZE, &MAX_REPLY.to_string())),
+                self.finding(Severity::Warning, "reply-size", SIZE, problem, impact)
+                    .fix(self.set_command(SIZE, &MAX_REPLY.to_string())),
             );
         }
     }
 }
 
-/// Whether two addresses are one socket.
-fn same(ours: &ListenAddress, theirs: &ListenAddress) -> bool {
+/// Whether two addresses are the same socket.
+fn is_same_socket(ours: &ListenAddress, theirs: &ListenAddress) -> bool {
     match (ours, theirs) {
-        (ListenAddress::Unix(a), ListenAddress::Unix(b)) => same_file(a, b),
+        (ListenAddress::Unix(a), ListenAddress::Unix(b)) => is_same_file(a, b),
         (ListenAddress::Inet(a), ListenAddress::Inet(b)) => {
             a.port() == b.port() && (a.ip() == b.ip() || a.ip().is_unspecified())
         }
@@ -527,8 +555,8 @@ fn same(ours: &ListenAddress, theirs: &ListenAddress) -> bool {
     }
 }
 
-/// Whether two paths are one file, which need not be there yet.
-pub(super) fn same_file(a: &Path, b: &Path) -> bool {
+/// Whether two paths are the same file, which need not exist yet.
+pub(super) fn is_same_file(a: &Path, b: &Path) -> bool {
     let real = |path: &Path| match (path.parent().map(Path::canonicalize), path.file_name()) {
         (Some(Ok(folder)), Some(name)) => folder.join(name),
         _ => path.to_owned(),
@@ -537,7 +565,7 @@ pub(super) fn same_file(a: &Path, b: &Path) -> bool {
 }
 
 /// Whether a folder has a certificate under its hashed name (openssl-rehash(1)).
-fn has_hashed(folder: &Path) -> bool {
+fn has_hashed_certificate(folder: &Path) -> bool {
     let hashed = |name: &str| {
         let (hash, number) = name.split_once('.').unwrap_or_default();
         hash.len() == 8 && hash.bytes().all(|b| b.is_ascii_hexdigit()) && number.parse::<u16>().is_ok()
@@ -545,7 +573,7 @@ fn has_hashed(folder: &Path) -> bool {
     std::fs::read_dir(folder).is_ok_and(|entries| entries.flatten().any(|e| e.file_name().to_str().is_some_and(hashed)))
 }
 
-fn name_of(level: PostfixLevel) -> &'static str {
+fn level_name(level: PostfixLevel) -> &'static str {
     match level {
         PostfixLevel::None => "none",
         PostfixLevel::May => "may",
@@ -558,7 +586,7 @@ fn name_of(level: PostfixLevel) -> &'static str {
 }
 
 /// How much a level asks of every destination.
-fn strength(level: &str) -> u8 {
+fn level_strength(level: &str) -> u8 {
     match level {
         "none" => 0,
         "may" => 1,
@@ -574,8 +602,14 @@ mod tests {
 
     const SOCKET: &str = "/var/spool/postfix/tlswarden/socketmap";
 
-    fn smtp(chroot: bool) -> Service {
-        Service { name: "smtp".into(), kind: "unix".into(), command: "smtp".into(), chroot, ..Service::default() }
+    fn smtp(chroot: bool) -> MasterService {
+        MasterService {
+            name: "smtp".into(),
+            kind: "unix".into(),
+            command: "smtp".into(),
+            chroot,
+            ..MasterService::default()
+        }
     }
 
     fn main_cf(maps: &str) -> Vec<(&str, &str)> {
@@ -592,9 +626,9 @@ mod tests {
         ]
     }
 
-    fn names(parameters: &[(&str, &str)], service: Service) -> String {
-        let instance = Instance::for_tests(parameters, &[service]);
-        let found = check(&instance, &Config::default(), false);
+    fn names(parameters: &[(&str, &str)], service: MasterService) -> String {
+        let instance = PostfixInstance::for_tests(parameters, &[service]);
+        let found = check_instance(&instance, &Config::default(), false);
         found.iter().map(|f| f.name.as_str()).collect::<Vec<_>>().join(" ")
     }
 
@@ -607,20 +641,21 @@ mod tests {
             ("socketmap:unix:/tlswarden/socketmap:policy", false, "/tlswarden/socketmap"),
             ("proxy:socketmap:unix:/var/spool/postfix/tlswarden/socketmap:policy", true, SOCKET),
         ] {
-            let instance = Instance::for_tests(&main_cf(maps), &[smtp(chroot)]);
+            let instance = PostfixInstance::for_tests(&main_cf(maps), &[smtp(chroot)]);
             let config = Config::default();
-            let view = View { instance: &instance, service: &instance.clients[0], config: &config };
-            let table = view.tables().remove(0).1.unwrap();
+            let view = ServiceCheck { instance: &instance, service: &instance.smtp_clients[0], config: &config };
+            let table = view.policy_tables().remove(0).1.unwrap();
             assert_eq!((table.address, table.map.as_str()), (ListenAddress::Unix(address.into()), "policy"), "{maps}");
-            assert_eq!(view.ours().is_some(), address == SOCKET, "{maps}");
+            assert_eq!(view.our_table().is_some(), address == SOCKET, "{maps}");
             let wanted = if address == SOCKET { "" } else { "socket-elsewhere" };
             assert_eq!(names(&main_cf(maps), smtp(chroot)), wanted, "{maps}");
         }
         let instance =
-            Instance::for_tests(&main_cf("hash:/a socketmap:inet:localhost:8461:policy tcp:a:1"), &[smtp(true)]);
+            PostfixInstance::for_tests(&main_cf("hash:/a socketmap:inet:localhost:8461:policy tcp:a:1"), &[smtp(true)]);
         let config = Config::default();
-        let view = View { instance: &instance, service: &instance.clients[0], config: &config };
-        let tables: Vec<Option<ListenAddress>> = view.tables().into_iter().map(|(_, t)| t.map(|t| t.address)).collect();
+        let view = ServiceCheck { instance: &instance, service: &instance.smtp_clients[0], config: &config };
+        let tables: Vec<Option<ListenAddress>> =
+            view.policy_tables().into_iter().map(|(_, t)| t.map(|t| t.address)).collect();
         assert_eq!(tables, [None, Some(ListenAddress::Inet(([127, 0, 0, 1], 8461).into())), None]);
     }
 

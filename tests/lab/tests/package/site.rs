@@ -239,7 +239,7 @@ impl Site {
         let found: tlswarden::checking::finding::Findings =
             serde_json::from_str(&json).unwrap_or_else(|e| panic!("{e}: {json}"));
         let names: Vec<String> =
-            found.findings.iter().map(|f| format!("{} {}", f.weight.to_string().to_lowercase(), f.name)).collect();
+            found.findings.iter().map(|f| format!("{} {}", f.severity.to_string().to_lowercase(), f.name)).collect();
         println!("{found}");
         assert_eq!(names, wanted);
     }
