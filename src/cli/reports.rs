@@ -14,7 +14,7 @@ use super::{ConfigFile, Fault, IO, USAGE, print};
 use crate::base::domain_name;
 use crate::base::tlsrpt::Day;
 use crate::config::Config;
-use crate::daemon::control::{ArchivedReport, DayPreview, ControlRequest, ReportPreview, ReportState, ReportStatus};
+use crate::daemon::control::{ArchivedReport, ControlRequest, DayPreview, ReportPreview, ReportState, ReportStatus};
 use crate::daemon::services::gzip;
 
 #[derive(Args)]
@@ -80,18 +80,19 @@ pub fn reports(options: &Options) -> Result<(), Fault> {
 }
 
 fn list(config: &Config, day: Option<Day>, all: bool, json: bool) -> Result<(), Fault> {
-    let mut due: Vec<ReportStatus> = answer(config, &ControlRequest::ReportsList, async |desk| desk.list_reports().await)?;
+    let mut due: Vec<ReportStatus> =
+        answer(config, &ControlRequest::ReportsList, async |desk| desk.list_reports().await)?;
     due.retain(|due| day.is_none_or(|day| due.day == day) && (all || due.state != ReportState::Nothing));
     if json { print(&pretty(&due)) } else { print(&people(&due)) }
 }
 
 fn show(config: &Config, id: &str, json: bool) -> Result<(), Fault> {
     let question = ControlRequest::ReportsShow { id: id.to_owned() };
-    let archived_report: ArchivedReport = answer(config, &question, async |desk| desk.archived_report(id.to_owned()).await)?;
+    let archived: ArchivedReport = answer(config, &question, async |desk| desk.archived_report(id.to_owned()).await)?;
     if json {
-        return print(&pretty(&kept));
+        return print(&pretty(&archived));
     }
-    print(&format!("{}{}\n\n{}\n", people(&kept.deliveries), kept.file_name, kept.json))
+    print(&format!("{}{}\n\n{}\n", people(&archived.deliveries), archived.file_name, archived.json))
 }
 
 fn resend(config: &Config, id: &str, json: bool) -> Result<(), Fault> {

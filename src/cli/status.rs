@@ -6,7 +6,7 @@ use super::control::answer;
 use super::render::{moment, pretty, table};
 use super::{Fault, print};
 use crate::config::Config;
-use crate::daemon::control::{ControlRequest, ReportOverview, ReportStatus, DaemonStatus};
+use crate::daemon::control::{ControlRequest, DaemonStatus, ReportOverview, ReportStatus};
 
 pub fn status(config: &Config, json: bool) -> Result<(), Fault> {
     let status: DaemonStatus = answer(config, &ControlRequest::Status, async |desk| Ok(desk.status().await))?;

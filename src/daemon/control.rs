@@ -249,7 +249,7 @@ impl Services {
         .await
     }
 
-    /// What is due, under way or done within retention. Fails with one line.
+    /// The reports that are due, under way or done within retention. Fails with one line.
     pub async fn list_reports(&self) -> Result<Vec<ReportStatus>, String> {
         self.run_blocking(|_, scheduler| scheduler.list_reports().map_err(|e| e.to_string())).await
     }

@@ -93,7 +93,7 @@ pub struct CounterFactory {
 }
 
 impl CounterFactory {
-    /// An input's counter where the store left it, and its position.
+    /// An input's counter and position, as the store has them.
     fn restore_input(&self, name: &str, mta: Dialect, zone: TimeZone) -> Result<RestoredInput, StoreError> {
         let (position, open) = pipeline::load_input_state(&*self.store, name)?;
         let secret = self.message_id_key.clone();
@@ -267,8 +267,8 @@ struct InputTask {
 }
 
 impl InputTask {
-    /// Reads a read_file for as long as somebody takes its blocks.
-    async fn read_file(self, source: CountedInput, mut follower: read_file::FileFollower) {
+    /// Reads a file for as long as its blocks are taken.
+    async fn read_file(self, source: CountedInput, mut follower: file::FileFollower) {
         let name = source.name.clone();
         if self.events.send(InputEvent::LogInput(self.number, Box::new(source))).await.is_err() {
             return self.wait_forever().await;
@@ -311,7 +311,7 @@ impl InputTask {
         }
     }
 
-    async fn read_stdin(self, source: CountedInput, read_stdin: SharedStdin) {
+    async fn read_stdin(self, source: CountedInput, stdin: SharedStdin) {
         let name = source.name.clone();
         if self.events.send(InputEvent::LogInput(self.number, Box::new(source))).await.is_err() {
             return self.wait_forever().await;
@@ -321,7 +321,9 @@ impl InputTask {
         while let Ok(place) = self.events.reserve().await {
             match stdin.next().await {
                 Some(Ok(block)) => place.send(InputEvent::Block(self.number, block)),
-                Some(Err(error)) => self.counters.report_problem(&name, format!("cannot be read: {error}; nothing more is read")),
+                Some(Err(error)) => {
+                    self.counters.report_problem(&name, format!("cannot be read: {error}; nothing more is read"))
+                }
                 None => {
                     drop(place);
                     tracing::info!("input stdin: has ended; nothing more is counted from it");
@@ -389,9 +391,9 @@ impl InputTask {
                         tracing::info!("input: following {file}");
                         let number = numbers.fetch_add(1, Ordering::Relaxed);
                         let newest = source.counter.newest_line_time();
-                        self.counters.metrics.update_input(&read_file, |p| p.newest = newest);
+                        self.counters.metrics.update_input(&file, |p| p.newest = newest);
                         let task = InputTask { number, events: self.events.clone(), counters: self.counters.clone() };
-                        readers.spawn(task.read_file(source, read_file::FileFollower::new(&path, mark)));
+                        readers.spawn(task.read_file(source, file::FileFollower::new(&path, mark)));
                         known.insert(path);
                     }
                     Err(error) => self.counters.report_problem(&name, format!("{file}: {error}; it is tried again")),

@@ -339,8 +339,13 @@ impl Tasks {
             metrics.clone(),
         )?;
         let rules = Arc::new(CountingRules::from_config(&config));
-        let counter_factory =
-            inputs::CounterFactory { store: Arc::clone(&store), message_id_key: message_id_key.clone(), rules, metrics: metrics.clone(), clock };
+        let counter_factory = inputs::CounterFactory {
+            store: Arc::clone(&store),
+            message_id_key: own.clone(),
+            rules,
+            metrics: metrics.clone(),
+            clock,
+        };
         let inputs = inputs::open_inputs(state, &config, zones, counter_factory)?;
         let mut published = Vec::new();
         if let Some(sending) = &setup.sender {
@@ -485,7 +490,7 @@ async fn recheck_failed_domains(policies: Arc<Policies>, mut failed: mpsc::Recei
     std::future::pending().await
 }
 
-/// Logs which of the keys that sign reports is not the one that DNS record; then waits for the end.
+/// Logs which of the keys that sign reports differs from its DNS record; then waits for the end.
 async fn check_dkim_records(published: Vec<DkimPublicKey>, resolver: Resolver, metrics: Metrics, clock: Clock) {
     for key in published {
         if let Err(line) = key.check_record(&resolver).await {

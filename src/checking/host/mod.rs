@@ -7,7 +7,7 @@
 
 mod access;
 pub mod daemon;
-mod surroundings;
+mod environment;
 pub mod exim;
 pub mod identity;
 pub mod postconf;
@@ -65,7 +65,7 @@ pub async fn check_host(options: &HostCheckOptions, program: &impl HostCheckCont
             return found;
         }
     };
-    surroundings::check_logs(&config, &mut found);
+    environment::check_logs(&config, &mut found);
     let running = daemon::check_daemon(&config, program.daemon_state(&config).await, &host, &mut found);
     // Others may read less than the daemon: what they cannot would not keep it from starting.
     if running == DaemonPresence::NotRunning && !rustix::process::geteuid().is_root() {
@@ -100,8 +100,8 @@ pub async fn check_host(options: &HostCheckOptions, program: &impl HostCheckCont
         let problem = "neither Postfix nor Exim could be looked at";
         found.push(Finding::new(Severity::Warning, "no-mta", "MTA", problem, impact));
     }
-    surroundings::check_resolver(&config, &options.bogus, &roots, exims > 0, &mut found).await;
-    surroundings::check_clock(&config, &mut found).await;
+    environment::check_resolver(&config, &options.bogus, &roots, exims > 0, &mut found).await;
+    environment::check_clock(&config, &mut found).await;
     match Resolver::new(config.resolver.address) {
         Ok(resolver) => identity::check_identity(program, &config.report, &resolver, &mut found).await,
         Err(_) => found.not_looked_at.push("the records of [report]: there is no resolver".into()),
