@@ -16,7 +16,7 @@ use tlswarden::base::next_hop::NextHop;
 use tlswarden::base::rua_record::{Destination, MAX_READ, MAX_SKIPPED, recipients};
 use tlswarden::base::tlsrpt::Mode;
 use tlswarden::checking::domain::{certificate as server_certificate, smtp};
-use tlswarden::config::Level as DefaultLevel;
+use tlswarden::config::PostfixLevel as DefaultLevel;
 use tlswarden::counting::input::journald;
 use tlswarden::counting::session::{Sessions, datagram as session};
 use tlswarden::net::dns::TlsaRecord;
@@ -42,7 +42,7 @@ pub fn parse_exim(data: &[u8]) {
         if let Ok(Some(event)) = parse(Dialect::Exim, line) {
             lines += 1;
             sessions.handle_event(&event, lines, |_| false, &mut outcomes);
-            for (key, value) in sessions.changes() {
+            for (key, value) in sessions.take_changes() {
                 assert!(value.is_none_or(|value| again.load(&key, &value)), "an open state that does not read back");
             }
         }
