@@ -59,7 +59,7 @@ const MAX_HELO_DOMAINS: usize = 10_000;
 const MAX_HINTS: usize = 256;
 
 /// Whether a Message-ID belongs to one of our own reports.
-pub type OwnReportCheck = Arc<dyn Fn(&[u8]) -> bool + Send + Sync>;
+pub(crate) type OwnReportCheck = Arc<dyn Fn(&[u8]) -> bool + Send + Sync>;
 
 /// Counts the lines of one input.
 pub struct Counter {
@@ -87,21 +87,21 @@ pub struct Counter {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct CounterStats {
     /// Lines read.
-    pub lines_read: u64,
+    pub(crate) lines_read: u64,
     /// By family: the lines that were used, and those that were malformed.
     pub lines: LineCounts,
     /// Sessions whose destination our responder was not asked about.
-    pub not_asked: u64,
+    pub(crate) not_asked: u64,
     /// Sessions that contradict the decision.
-    pub contradicted: u64,
+    pub(crate) contradicted: u64,
     /// Sessions of which nothing is known, for the MTA has not shown that it has trust anchors.
-    pub without_anchors: u64,
+    pub(crate) without_anchors: u64,
     /// Sessions to hosts of local networks.
     pub local: u64,
     /// Sessions in the log that Postfix's own datagrams count.
-    pub left_to_datagrams: u64,
+    pub(crate) left_to_datagrams: u64,
     /// Datagrams that did not count, for their policy is in testing mode: the log counts those sessions.
-    pub left_to_log: u64,
+    pub(crate) left_to_log: u64,
 }
 
 /// The family of datagrams, beside those of lines.
@@ -141,13 +141,13 @@ impl Counter {
     }
 
     /// Sets the year of the first line.
-    pub fn with_first_year(mut self, year: Option<i16>) -> Counter {
+    pub(crate) fn with_first_year(mut self, year: Option<i16>) -> Counter {
         self.timestamps = self.timestamps.with_first_year(year);
         self
     }
 
     /// Restores the open state; returns how many records could not be read.
-    pub fn with_open_state(mut self, zone: TimeZone, records: &[StoredRecord]) -> (Counter, u64) {
+    pub(crate) fn with_open_state(mut self, zone: TimeZone, records: &[StoredRecord]) -> (Counter, u64) {
         let mut unread = 0;
         for (key, value) in records {
             if key == NEWEST_LINE_KEY {
@@ -302,7 +302,7 @@ impl Counter {
     }
 
     /// Advice if the log seems to hide TLS: many deliveries, and no session with TLS.
-    pub fn missing_tls_advice(&self) -> Option<&'static str> {
+    pub(crate) fn missing_tls_advice(&self) -> Option<&'static str> {
         let advice = match self.dialect {
             Dialect::Postfix => {
                 "smtp_tls_loglevel is 0, or no TLS is used; sessions that succeed are not counted from it: add \
@@ -317,17 +317,17 @@ impl Counter {
     }
 
     /// Whether no line so far begins with a timestamp.
-    pub fn is_not_a_log(&self) -> bool {
+    pub(crate) fn is_not_a_log(&self) -> bool {
         self.unrecognized_lines.is_some_and(|unrecognized| unrecognized >= MAX_UNRECOGNIZED_LINES)
     }
 
     /// Takes the fingerprints of the deliveries since the last call, by which the same lines in another input are recognized.
-    pub fn take_delivery_fingerprints(&mut self) -> Vec<u64> {
+    pub(crate) fn take_delivery_fingerprints(&mut self) -> Vec<u64> {
         std::mem::take(&mut self.delivery_fingerprints)
     }
 
     /// Adds a queue id that the MTA gave one of our reports at `time`.
-    pub fn add_own_queue_id(&mut self, queue_id: &str, time: i64) {
+    pub(crate) fn add_own_queue_id(&mut self, queue_id: &str, time: i64) {
         self.sessions.add_own_queue_id(queue_id, time);
     }
 
@@ -354,7 +354,7 @@ impl Counter {
     }
 
     /// The time of the newest line.
-    pub fn newest_line_time(&self) -> Option<i64> {
+    pub(crate) fn newest_line_time(&self) -> Option<i64> {
         self.timestamps.newest()
     }
 
@@ -369,7 +369,7 @@ impl Counter {
     }
 
     /// Takes the part of the open state that has changed since the last call.
-    pub fn take_changes(&mut self) -> Vec<RecordChange> {
+    pub(crate) fn take_changes(&mut self) -> Vec<RecordChange> {
         let mut changes = self.sessions.take_changes();
         let newest = self.timestamps.newest();
         if newest != self.newest_stored {
@@ -380,7 +380,7 @@ impl Counter {
     }
 
     /// Takes the domains to which a session failed under an MTA-STS policy within the last hour, since the last call.
-    pub fn take_failed_domains(&mut self) -> Vec<Arc<str>> {
+    pub(crate) fn take_failed_domains(&mut self) -> Vec<Arc<str>> {
         std::mem::take(&mut self.failed_domains)
     }
 
@@ -456,7 +456,7 @@ fn is_journal_entry(line: &[u8]) -> bool {
 }
 
 /// Whether a line is one of an MTA's that is counted.
-pub fn is_line_of(mta: Dialect, line: &[u8]) -> bool {
+pub(crate) fn is_line_of(mta: Dialect, line: &[u8]) -> bool {
     if is_journal_entry(line) {
         return journal::decode_entry(line)
             .is_ok_and(|found| found.is_some_and(|e| matches!(e.parse_text(mta), Ok(Some(_)))));

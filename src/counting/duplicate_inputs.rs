@@ -8,7 +8,7 @@ use std::collections::{HashMap, VecDeque};
 
 /// Compares the deliveries of all inputs.
 #[derive(Default)]
-pub struct DuplicateInputs {
+pub(crate) struct DuplicateInputs {
     seen: HashMap<u64, usize>,
     order: VecDeque<u64>,
     hits: HashMap<(usize, usize), u32>,
@@ -25,7 +25,7 @@ const MIN_MATCHES: u32 = 3;
 impl DuplicateInputs {
     /// Notes deliveries of an input; returns another input that has its lines too. This stays so until the configuration
     /// changes.
-    pub fn note(&mut self, input: usize, delivered: &[u64]) -> Option<usize> {
+    pub(crate) fn note(&mut self, input: usize, delivered: &[u64]) -> Option<usize> {
         for fingerprint in delivered {
             match self.seen.get(fingerprint) {
                 Some(other) if *other != input => {

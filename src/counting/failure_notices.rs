@@ -19,7 +19,7 @@ const REPEAT_INTERVAL: i64 = 86_400;
 
 /// The destinations that have been logged as failing.
 #[derive(Default)]
-pub struct FailureNotices {
+pub(crate) struct FailureNotices {
     known: HashMap<Arc<str>, i64>,
     minute: i64,
     lines_this_minute: u32,
@@ -28,7 +28,7 @@ pub struct FailureNotices {
 
 impl FailureNotices {
     /// Takes the lines to log for these counts at `now`, in seconds.
-    pub fn take_lines(&mut self, counts: &[(TallyKey, u64)], now: i64) -> Vec<String> {
+    pub(crate) fn take_lines(&mut self, counts: &[(TallyKey, u64)], now: i64) -> Vec<String> {
         let mut lines = Vec::new();
         if now.div_euclid(60) != self.minute {
             if self.suppressed > 0 {

@@ -10,5 +10,5 @@ pub mod input;
 pub mod pipeline;
 pub mod rules;
 pub mod session;
-pub mod tally;
-pub mod timestamps;
+pub(crate) mod tally;
+pub(crate) mod timestamps;

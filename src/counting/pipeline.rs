@@ -20,7 +20,8 @@ use crate::base::own_reports::OwnQueueIds;
 use crate::base::policy_at::PolicyAt;
 use crate::base::shutdown::wait_for_shutdown;
 use crate::counting::counter::NEWEST_LINE_KEY;
-pub use crate::counting::counter::{Counter, CounterStats, OwnReportCheck, is_line_of};
+pub(crate) use crate::counting::counter::is_line_of;
+pub use crate::counting::counter::{Counter, CounterStats};
 use crate::counting::duplicate_inputs::DuplicateInputs;
 use crate::counting::failure_notices::FailureNotices;
 use crate::counting::input::datagram::{DatagramBatch, DatagramQueue};
@@ -410,7 +411,10 @@ fn input_problems(input: &CountedInput, skipped: u64, now: i64) -> Vec<(&'static
 }
 
 /// Loads the stored position of an input, and the open state that belongs to it.
-pub fn load_input_state(store: &dyn Store, name: &str) -> Result<(Option<Position>, Vec<StoredRecord>), StoreError> {
+pub(crate) fn load_input_state(
+    store: &dyn Store,
+    name: &str,
+) -> Result<(Option<Position>, Vec<StoredRecord>), StoreError> {
     let position = match store.read(Table::Position, name.as_bytes())? {
         None => None,
         Some(bytes) => Some(
@@ -424,7 +428,7 @@ pub fn load_input_state(store: &dyn Store, name: &str) -> Result<(Option<Positio
 }
 
 /// The time of the newest line that was counted of an input.
-pub fn load_newest_line_time(store: &dyn Store, name: &str) -> Result<Option<i64>, StoreError> {
+pub(crate) fn load_newest_line_time(store: &dyn Store, name: &str) -> Result<Option<i64>, StoreError> {
     let stored = store.read(Table::OpenState, &open_key(name, NEWEST_LINE_KEY))?;
     Ok(stored.and_then(|bytes| serde_json::from_slice(&bytes).ok()))
 }

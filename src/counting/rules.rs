@@ -40,7 +40,7 @@ pub struct CountingRules {
     /// Which of Postfix's own results count.
     pub tlsrpt: NativeTlsrpt,
     /// Whether there is a log input beside the datagrams.
-    pub has_log_input: bool,
+    pub(crate) has_log_input: bool,
     local_networks: Vec<IpNet>,
     next_hops: NextHopRules,
     sending_addresses: Option<SendingAddresses>,
@@ -89,7 +89,7 @@ impl CountingRules {
     }
 
     /// Records that a datagram received at `at` reports on a destination, and whether its policy is in testing mode.
-    pub fn record_reported(&self, session: &ReportedSession, at: i64) {
+    pub(crate) fn record_reported(&self, session: &ReportedSession, at: i64) {
         let mut destinations = self.reported_destinations.lock();
         if destinations.len() >= MAX_REPORTED_DESTINATIONS && !destinations.contains_key(&session.domain) {
             destinations.retain(|_, known| at - known.last_datagram < REPORTED_DESTINATION_TTL / 24);
@@ -103,7 +103,7 @@ impl CountingRules {
 
     /// Whether a session in the log is one that Postfix's own datagrams count: the log says so itself, or, where it never
     /// shows what Postfix reports, there are datagrams of that destination.
-    pub fn is_counted_by_datagrams(&self, outcome: &SessionOutcome) -> bool {
+    pub(crate) fn is_counted_by_datagrams(&self, outcome: &SessionOutcome) -> bool {
         let known = || {
             let destinations = self.reported_destinations.lock();
             destinations
@@ -115,7 +115,12 @@ impl CountingRules {
 
     /// The policy in force for a session that began at `at`: our own decision, or, where we were not asked, a policy in
     /// testing mode that datagrams tell of.
-    pub fn policy_in_force(&self, decided: Option<PolicyInForce>, domain: &str, at: i64) -> Option<PolicyInForce> {
+    pub(crate) fn policy_in_force(
+        &self,
+        decided: Option<PolicyInForce>,
+        domain: &str,
+        at: i64,
+    ) -> Option<PolicyInForce> {
         if decided.is_some() || self.tlsrpt != NativeTlsrpt::Datagrams {
             return decided;
         }
@@ -127,7 +132,7 @@ impl CountingRules {
     }
 
     /// Whether a host is not of the world: its sessions do not count.
-    pub fn is_local(&self, host: IpAddr) -> bool {
+    pub(crate) fn is_local(&self, host: IpAddr) -> bool {
         let host = host.to_canonical();
         self.local_networks.iter().any(|network| network.contains(&host))
     }
@@ -138,7 +143,7 @@ impl CountingRules {
     }
 
     /// The address that mail to a host is sent from, as far as it is known.
-    pub fn sending_address(&self, host: IpAddr) -> Option<IpAddr> {
+    pub(crate) fn sending_address(&self, host: IpAddr) -> Option<IpAddr> {
         self.sending_addresses.as_ref()?.address_for(host)
     }
 }

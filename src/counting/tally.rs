@@ -15,19 +15,19 @@ use crate::counting::session::reason::{DANE_NO_MATCH, MX_MISMATCH};
 
 /// The tallies that a session is counted in.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SessionTallies {
+pub(crate) struct SessionTallies {
     /// The counts to add one to.
-    pub tallies: Vec<TallyKey>,
+    pub(crate) tallies: Vec<TallyKey>,
     /// The line contradicts the decision, so no policy can have been in force.
-    pub contradicted: bool,
+    pub(crate) contradicted: bool,
     /// Not counted, because the MTA has not shown that it has trust anchors.
-    pub without_trust_anchors: bool,
+    pub(crate) without_trust_anchors: bool,
     /// The certificate was verified against trust anchors, as MTA-STS requires; under DANE it may need none.
-    pub shows_trust_anchors: bool,
+    pub(crate) shows_trust_anchors: bool,
 }
 
 /// Tallies one session under the policy in force; `None` means that the MTA did not ask about the destination.
-pub fn tally_session(outcome: &SessionOutcome, in_force: Option<&PolicyInForce>) -> SessionTallies {
+pub(crate) fn tally_session(outcome: &SessionOutcome, in_force: Option<&PolicyInForce>) -> SessionTallies {
     let none = || Arc::new(Policy::none(&outcome.domain));
     let (policy, verdict, contradicted) = match in_force {
         None | Some(PolicyInForce::None) => (none(), reported_or_observed(outcome), false),
@@ -94,7 +94,7 @@ pub fn tally_session(outcome: &SessionOutcome, in_force: Option<&PolicyInForce>)
 ///
 /// The policy is the one in the datagram; our own decision stands in where Postfix was not told what it had come from, and
 /// adds the policy failure, which Postfix does not report.
-pub fn tally_reported_session(
+pub(crate) fn tally_reported_session(
     session: &ReportedSession,
     at: i64,
     in_force: Option<&PolicyInForce>,

@@ -18,7 +18,7 @@ const REPEATED_HOUR_SLACK: i64 = 60;
 
 /// Turns one input's time stamps into UTC.
 #[derive(Clone, Debug)]
-pub struct TimestampResolver {
+pub(crate) struct TimestampResolver {
     zone: TimeZone,
     /// The year of the first line, if it was given.
     first_year: Option<i16>,
@@ -44,18 +44,18 @@ impl TimestampResolver {
     }
 
     /// Sets the year of the first line.
-    pub fn with_first_year(mut self, year: Option<i16>) -> TimestampResolver {
+    pub(crate) fn with_first_year(mut self, year: Option<i16>) -> TimestampResolver {
         self.first_year = year;
         self
     }
 
     /// The newest time so far, which must be stored over a restart.
-    pub fn newest(&self) -> Option<i64> {
+    pub(crate) fn newest(&self) -> Option<i64> {
         self.newest
     }
 
     /// The time of a line that is read at `now`; `None` for a date that no calendar has (`Feb 30`).
-    pub fn resolve(&mut self, stamp: LogTimestamp, now: i64) -> Option<i64> {
+    pub(crate) fn resolve(&mut self, stamp: LogTimestamp, now: i64) -> Option<i64> {
         let time = match stamp {
             LogTimestamp::Utc(seconds) => seconds,
             LogTimestamp::Local(seconds) => self.resolve_local(seconds)?,

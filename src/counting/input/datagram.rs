@@ -20,19 +20,19 @@ use crate::base::clock::Clock;
 use crate::metrics::Metrics;
 
 /// The longest datagram that is read, in bytes. Postfix sends one or two thousand: a policy, and a reply to EHLO.
-pub const MAX_DATAGRAM: usize = 64 * 1024;
+pub(crate) const MAX_DATAGRAM: usize = 64 * 1024;
 
 /// The most bytes in the queue: half a minute at full speed.
-pub const MAX_QUEUED_BYTES: usize = 64 * 1024 * 1024;
+pub(crate) const MAX_QUEUED_BYTES: usize = 64 * 1024 * 1024;
 
 /// The most datagrams in the queue.
-pub const MAX_QUEUED_DATAGRAMS: usize = 400_000;
+pub(crate) const MAX_QUEUED_DATAGRAMS: usize = 400_000;
 
 /// The receive buffer that is asked for, in bytes; the kernel gives as much as net.core.rmem_max allows.
 pub const RECEIVE_BUFFER: usize = 4 * 1024 * 1024;
 
 /// How many datagrams a socket should hold (net.unix.max_dgram_qlen): a burst while this process is not scheduled.
-pub const MIN_SOCKET_QUEUE: u32 = 512;
+pub(crate) const MIN_SOCKET_QUEUE: u32 = 512;
 
 /// How long one call to receive may block, so that a receiver notices the end of the daemon.
 const RECEIVE_TIMEOUT: Duration = Duration::from_millis(50);
@@ -52,7 +52,7 @@ pub struct DatagramQueue {
 
 /// Datagrams in the order of their receipt, in one buffer.
 #[derive(Default)]
-pub struct DatagramBatch {
+pub(crate) struct DatagramBatch {
     bytes: Vec<u8>,
     entries: Vec<DatagramEntry>,
     lost: Vec<(usize, u64)>,
@@ -79,7 +79,7 @@ impl DatagramBatch {
     }
 
     /// How many there was no room for, by input.
-    pub fn lost(&self) -> &[(usize, u64)] {
+    pub(crate) fn lost(&self) -> &[(usize, u64)] {
         &self.lost
     }
 
@@ -104,7 +104,7 @@ impl DatagramBatch {
 
 impl DatagramQueue {
     /// Takes everything in the queue. The caller hands back the last batch as `cleared`, so that its memory is used again.
-    pub fn take(&self, mut cleared: DatagramBatch) -> DatagramBatch {
+    pub(crate) fn take(&self, mut cleared: DatagramBatch) -> DatagramBatch {
         cleared.bytes.clear();
         cleared.entries.clear();
         cleared.lost.clear();
@@ -112,13 +112,13 @@ impl DatagramQueue {
     }
 
     /// Waits until there is something that was not there when [`DatagramQueue::take`] was called. For one waiter.
-    pub async fn ready(&self) {
+    pub(crate) async fn ready(&self) {
         self.ready.notified().await;
     }
 
     /// Tells the receivers to end, and waits until they have: what they have taken is in the queue then, and what they
     /// have not stays in the socket for whoever reads it next.
-    pub fn close(&self) {
+    pub(crate) fn close(&self) {
         self.closed.store(true, Ordering::Release);
         while self.receivers.load(Ordering::Acquire) > 0 {
             std::thread::sleep(Duration::from_millis(2));

@@ -26,7 +26,7 @@ use crate::counting::input::line_splitter::LineSplitter;
 use crate::counting::input::{LineBlock, MAX_BLOCK, MAX_LINE, Position};
 
 /// The longest entry that is read, in bytes: a text of `MAX_LINE` as an array of numbers, and the other fields.
-pub const MAX_ENTRY: usize = 4 * MAX_LINE + 64 * 1024;
+pub(crate) const MAX_ENTRY: usize = 4 * MAX_LINE + 64 * 1024;
 
 /// How long to wait for more entries before a batch is returned.
 const BATCH_WAIT: Duration = Duration::from_millis(20);
@@ -258,11 +258,11 @@ impl JournalFollower {
 #[derive(Debug)]
 pub struct JournalEntry<'a> {
     /// When the journal took it, in seconds since 1970-01-01T00:00:00Z.
-    pub timestamp: i64,
+    pub(crate) timestamp: i64,
     /// What its writer calls itself: `postfix/smtp`.
     pub ident: Cow<'a, [u8]>,
     /// Its writer's process id; 0 where the journal has none.
-    pub pid: u32,
+    pub(crate) pid: u32,
     /// The text.
     pub text: Cow<'a, [u8]>,
 }

@@ -7,7 +7,7 @@ use memchr::{memchr, memrchr};
 
 /// Collects chunks until they make whole lines.
 #[derive(Debug)]
-pub struct LineSplitter {
+pub(crate) struct LineSplitter {
     buffer: Vec<u8>,
     max_line: usize,
     /// Within a line that is too long.
@@ -22,7 +22,7 @@ impl LineSplitter {
     }
 
     /// Takes what was read.
-    pub fn push(&mut self, mut bytes: &[u8]) {
+    pub(crate) fn push(&mut self, mut bytes: &[u8]) {
         if self.skipping {
             let Some(end) = memchr(b'\n', bytes) else { return };
             bytes = &bytes[end + 1..];
@@ -38,12 +38,12 @@ impl LineSplitter {
     }
 
     /// How many bytes of whole lines are buffered.
-    pub fn complete_bytes(&self) -> usize {
+    pub(crate) fn complete_bytes(&self) -> usize {
         memrchr(b'\n', &self.buffer).map_or(0, |at| at + 1)
     }
 
     /// Takes the whole lines, and how many were too long since the last call.
-    pub fn take_lines(&mut self) -> (Vec<u8>, u64) {
+    pub(crate) fn take_lines(&mut self) -> (Vec<u8>, u64) {
         let rest = self.buffer.split_off(self.complete_bytes());
         let mut lines = std::mem::replace(&mut self.buffer, rest);
         let too_long = |line: &&[u8]| line.len() > self.max_line + 1;
@@ -56,19 +56,19 @@ impl LineSplitter {
     }
 
     /// The first whole line, without its `\n`.
-    pub fn first_line(&self) -> &[u8] {
+    pub(crate) fn first_line(&self) -> &[u8] {
         memchr(b'\n', &self.buffer).map_or(b"", |end| &self.buffer[..end])
     }
 
     /// Drops the first whole line.
-    pub fn drop_first_line(&mut self) {
+    pub(crate) fn drop_first_line(&mut self) {
         if let Some(end) = memchr(b'\n', &self.buffer) {
             self.buffer.drain(..=end);
         }
     }
 
     /// Takes a last line without an end, and adds `\n`; empty if there is none.
-    pub fn take_unterminated(&mut self) -> Vec<u8> {
+    pub(crate) fn take_unterminated(&mut self) -> Vec<u8> {
         let mut line = std::mem::take(&mut self.buffer);
         if !line.is_empty() && !line.ends_with(b"\n") {
             line.push(b'\n');

@@ -8,7 +8,7 @@ pub mod datagram;
 pub mod file;
 pub mod journald;
 mod line_splitter;
-pub mod stdin;
+pub(crate) mod stdin;
 
 use serde::{Deserialize, Serialize};
 

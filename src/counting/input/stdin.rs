@@ -20,7 +20,7 @@ const READ_CHUNK_BYTES: usize = 64 * 1024;
 
 /// Standard input, read by a thread of its own for as long as the process lives: one reading that nobody waits for any
 /// more would swallow what comes next.
-pub struct StdinReader {
+pub(crate) struct StdinReader {
     blocks: mpsc::Receiver<Result<LineBlock, String>>,
 }
 
@@ -33,7 +33,7 @@ impl StdinReader {
     }
 
     /// The next lines; `None` after the end. Nothing is lost where the future is dropped.
-    pub async fn next(&mut self) -> Option<Result<LineBlock, String>> {
+    pub(crate) async fn next(&mut self) -> Option<Result<LineBlock, String>> {
         self.blocks.recv().await
     }
 }

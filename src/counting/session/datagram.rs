@@ -36,7 +36,7 @@ pub struct ReportedSession {
     /// The policy that Postfix had applied.
     pub policy: Arc<Policy>,
     /// Whether that policy is MTA-STS in testing mode.
-    pub testing: bool,
+    pub(crate) testing: bool,
     /// Whether the session failed.
     pub failed: bool,
     /// Why; Postfix may name a cause of a session that succeeded.
@@ -60,7 +60,7 @@ pub enum DatagramError {
 
 impl DatagramError {
     /// The cause, for people.
-    pub const fn cause(self) -> &'static str {
+    pub(crate) const fn cause(self) -> &'static str {
         match self {
             DatagramError::NotUtf8 => "it is not UTF-8",
             DatagramError::Malformed => "it is no JSON of libtlsrpt's",

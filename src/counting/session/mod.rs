@@ -5,11 +5,11 @@
 //! Not here: which policy was in force, and what an outcome counts as (`tally`).
 
 pub mod datagram;
-pub mod exim;
+pub(crate) mod exim;
 pub mod postfix;
-pub mod reason;
+pub(crate) mod reason;
 mod text;
-pub mod tracked_map;
+pub(crate) mod tracked_map;
 
 use serde::{Deserialize, Serialize};
 use tlswarden_parsers::Dialect;
@@ -21,19 +21,19 @@ use crate::base::tlsrpt::{ResultType, SessionOutcome};
 
 /// How long a session may stay open by the time in the lines, or by the clock once its input is at the end, in seconds.
 /// A transfer may take smtp_data_xfer_timeout (180 s) a buffer; an hour has room for a large message on a slow line.
-pub const SESSION_TIMEOUT: i64 = 3600;
+pub(crate) const SESSION_TIMEOUT: i64 = 3600;
 
 /// Sessions that were seen and not counted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Uncounted {
     /// Sessions whose domain is in no line.
-    pub without_domain: u64,
+    pub(crate) without_domain: u64,
     /// Sessions that a delivery to another host followed: lines are missing between.
     pub unmatched: u64,
     /// Entries that were evicted from a full table.
-    pub evicted: u64,
+    pub(crate) evicted: u64,
     /// Sessions that carried our own reports: not lost, left out.
-    pub own_reports: u64,
+    pub(crate) own_reports: u64,
 }
 
 /// The sessions of one input: each MTA's lines are put together in their own way.
@@ -72,7 +72,7 @@ impl Sessions {
     }
 
     /// Takes the sessions that were not counted since the last call.
-    pub fn take_uncounted(&mut self) -> Uncounted {
+    pub(crate) fn take_uncounted(&mut self) -> Uncounted {
         match self {
             Sessions::Postfix(sessions) => sessions.take_uncounted(),
             Sessions::Exim(sessions) => sessions.take_uncounted(),
@@ -94,7 +94,7 @@ impl Sessions {
     }
 
     /// Adds a queue id that the MTA gave one of our reports at `time`: its sessions are not counted.
-    pub fn add_own_queue_id(&mut self, queue_id: &str, time: i64) {
+    pub(crate) fn add_own_queue_id(&mut self, queue_id: &str, time: i64) {
         match self {
             Sessions::Postfix(sessions) => sessions.carries_own(queue_id.as_bytes(), time),
             Sessions::Exim(sessions) => sessions.carries_own(queue_id.as_bytes(), time),
@@ -110,7 +110,7 @@ impl Sessions {
     }
 
     /// An instance has found a certificate trusted, which a line alone could not tell. Exim's lines tell it themselves.
-    pub fn set_has_trust_anchors(&mut self, instance: &[u8], time: i64) {
+    pub(crate) fn set_has_trust_anchors(&mut self, instance: &[u8], time: i64) {
         match self {
             Sessions::Postfix(sessions) => sessions.has_anchors(instance, time),
             Sessions::Exim(_) => {}
@@ -135,4 +135,4 @@ impl Sessions {
 }
 
 /// Why a session failed: the result type of RFC 8460 §4.3 and, where one is known, a reason code.
-pub type FailureCause = (ResultType, Option<String>);
+pub(crate) type FailureCause = (ResultType, Option<String>);

@@ -12,10 +12,10 @@ use crate::counting::session::FailureCause;
 use crate::counting::session::text::lossy;
 
 /// The reason code of an MX host outside an MTA-STS policy.
-pub const MX_MISMATCH: &str = "mtasts-policy-mx-mismatch";
+pub(crate) const MX_MISMATCH: &str = "mtasts-policy-mx-mismatch";
 
 /// The reason code of a certificate that no TLSA record fits.
-pub const DANE_NO_MATCH: &str = "dane-no-match";
+pub(crate) const DANE_NO_MATCH: &str = "dane-no-match";
 
 /// The reason code of a handshake that failed.
 pub(super) const HANDSHAKE_FAILURE: &str = "tls-handshake-failure";

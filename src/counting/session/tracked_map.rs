@@ -14,7 +14,7 @@ const EVICTED_FRACTION: usize = 16;
 
 /// A bounded map that tracks which entries have changed since the last commit.
 #[derive(Debug)]
-pub struct TrackedMap<V> {
+pub(crate) struct TrackedMap<V> {
     limit: usize,
     entries: HashMap<Box<[u8]>, TrackedEntry<V>, RandomState>,
     /// Keys of entries that are new or changed; one that has gone since is passed over.
@@ -34,7 +34,7 @@ struct TrackedEntry<V> {
 }
 
 /// One change for the store: a key, and the value to set or `None` to remove it.
-pub type RecordChange = (Vec<u8>, Option<Vec<u8>>);
+pub(crate) type RecordChange = (Vec<u8>, Option<Vec<u8>>);
 
 impl<V: Serialize + DeserializeOwned> TrackedMap<V> {
     /// An empty table.
@@ -50,7 +50,7 @@ impl<V: Serialize + DeserializeOwned> TrackedMap<V> {
     }
 
     /// The entry and its time, unchanged.
-    pub fn peek(&self, key: &[u8]) -> Option<(i64, &V)> {
+    pub(crate) fn peek(&self, key: &[u8]) -> Option<(i64, &V)> {
         self.entries.get(key).map(|entry| (entry.time, &entry.value))
     }
 
@@ -65,7 +65,7 @@ impl<V: Serialize + DeserializeOwned> TrackedMap<V> {
     }
 
     /// The entry to change, made by `new` if there is none, and how many entries were evicted for it.
-    pub fn upsert(&mut self, key: &[u8], time: i64, new: impl FnOnce() -> V) -> (&mut V, u64) {
+    pub(crate) fn upsert(&mut self, key: &[u8], time: i64, new: impl FnOnce() -> V) -> (&mut V, u64) {
         let mut evicted = 0;
         if !self.entries.contains_key(key) {
             if self.entries.len() >= self.limit {
@@ -83,7 +83,7 @@ impl<V: Serialize + DeserializeOwned> TrackedMap<V> {
     }
 
     /// Takes an entry out.
-    pub fn remove(&mut self, key: &[u8]) -> Option<V> {
+    pub(crate) fn remove(&mut self, key: &[u8]) -> Option<V> {
         let (key, entry) = self.entries.remove_entry(key)?;
         if entry.stored {
             self.removed.push(key);
@@ -92,12 +92,12 @@ impl<V: Serialize + DeserializeOwned> TrackedMap<V> {
     }
 
     /// All keys, in no order.
-    pub fn keys(&self) -> impl Iterator<Item = &Box<[u8]>> {
+    pub(crate) fn keys(&self) -> impl Iterator<Item = &Box<[u8]>> {
         self.entries.keys()
     }
 
     /// Removes the entries whose key matches.
-    pub fn remove_matching(&mut self, like: impl Fn(&[u8]) -> bool) {
+    pub(crate) fn remove_matching(&mut self, like: impl Fn(&[u8]) -> bool) {
         for (key, entry) in self.entries.extract_if(|key, _| like(key)) {
             if entry.stored {
                 self.removed.push(key);
@@ -106,7 +106,7 @@ impl<V: Serialize + DeserializeOwned> TrackedMap<V> {
     }
 
     /// Takes out the entries that were last touched before `time`.
-    pub fn remove_before(&mut self, time: i64) -> Vec<V> {
+    pub(crate) fn remove_before(&mut self, time: i64) -> Vec<V> {
         let mut out = Vec::new();
         for (key, entry) in self.entries.extract_if(|_, entry| entry.time < time) {
             if entry.stored {
@@ -118,7 +118,7 @@ impl<V: Serialize + DeserializeOwned> TrackedMap<V> {
     }
 
     /// Takes the changes since the last call.
-    pub fn take_changes(&mut self) -> Vec<RecordChange> {
+    pub(crate) fn take_changes(&mut self) -> Vec<RecordChange> {
         let mut changes = Vec::new();
         for key in self.removed.drain(..) {
             if !self.entries.contains_key(&key) {

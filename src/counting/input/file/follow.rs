@@ -73,7 +73,7 @@ impl LogReader {
     }
 
     /// Polls once.
-    pub fn step(&mut self) -> Result<FollowStep, InputError> {
+    pub(crate) fn step(&mut self) -> Result<FollowStep, InputError> {
         let step = self.read();
         match step {
             Ok(step) => Ok(step),

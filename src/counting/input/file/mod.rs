@@ -27,7 +27,7 @@ use self::follow::{FollowStep, LogReader, POLL_INTERVAL};
 use crate::counting::input::{InputError, LineBlock, Position};
 
 /// Whether `other` has the name of a rotated file of `log`, packed or not.
-pub fn is_rotated(log: &Path, other: &Path) -> bool {
+pub(crate) fn is_rotated(log: &Path, other: &Path) -> bool {
     rotated::is_rotated_name(log, other)
 }
 

@@ -21,18 +21,18 @@ pub(super) const MAX_HEAD: usize = 1024;
 /// An open log file, and how far it has been read.
 pub(super) struct OpenLog {
     pub path: PathBuf,
-    pub device: u64,
-    pub inode: u64,
+    pub(crate) device: u64,
+    pub(crate) inode: u64,
     /// Where the next line begins.
-    pub offset: u64,
+    pub(crate) offset: u64,
     /// How far there is known to be no end of that line; not before `offset`.
     searched: u64,
     /// Where its content begins: behind the NULs of the hole that truncation leaves under a writer that does not append.
     head_offset: u64,
     /// The first bytes from there, up to [`MAX_HEAD`].
-    pub head: Vec<u8>,
+    pub(crate) head: Vec<u8>,
     /// Its length when last seen; for gzip, as far as it has been unpacked.
-    pub length: u64,
+    pub(crate) length: u64,
     /// Whether the last read reached that length.
     reached_end: bool,
     /// When it last grew.
@@ -95,7 +95,7 @@ impl OpenLog {
     }
 
     /// Moves to `offset`, or to the end if that comes first.
-    pub fn seek(&mut self, offset: u64) -> io::Result<()> {
+    pub(crate) fn seek(&mut self, offset: u64) -> io::Result<()> {
         if let LogContent::Gzip { .. } = self.content {
             let mut passed = Vec::new();
             while self.length < offset {
@@ -168,7 +168,7 @@ impl OpenLog {
 
     /// Takes the last line, which has no end, once nobody will write it any more: with `\n`, or skipped if it is too long.
     /// A line that damage has cut off is left out.
-    pub fn take_last_line(&mut self) -> io::Result<Option<(Vec<u8>, u64)>> {
+    pub(crate) fn take_last_line(&mut self) -> io::Result<Option<(Vec<u8>, u64)>> {
         if self.searched > self.offset {
             self.advance_to(self.searched);
             return Ok(Some((Vec::new(), 1)));
@@ -184,12 +184,12 @@ impl OpenLog {
     }
 
     /// Whether no whole line is left in what was last seen; of gzip nobody knows before the next reading.
-    pub fn is_at_end(&self) -> bool {
+    pub(crate) fn is_at_end(&self) -> bool {
         self.reached_end
     }
 
     /// Why a gzip file could not be unpacked to its end.
-    pub fn damage(&self) -> Option<&io::Error> {
+    pub(crate) fn damage(&self) -> Option<&io::Error> {
         match &self.content {
             LogContent::Plain(_) => None,
             LogContent::Gzip { damage, .. } => damage.as_ref(),
@@ -197,12 +197,12 @@ impl OpenLog {
     }
 
     /// Bytes seen and not yet read.
-    pub fn bytes_behind(&self) -> u64 {
+    pub(crate) fn bytes_behind(&self) -> u64 {
         self.length.saturating_sub(self.offset)
     }
 
     /// Whether it has not grown for `quiet`. A gzip file never does.
-    pub fn is_quiet(&self, quiet: Duration) -> bool {
+    pub(crate) fn is_quiet(&self, quiet: Duration) -> bool {
         match self.content {
             LogContent::Plain(_) => self.grew_at.elapsed() >= quiet,
             LogContent::Gzip { .. } => true,
@@ -210,7 +210,7 @@ impl OpenLog {
     }
 
     /// The position after the lines that were read.
-    pub fn position(&self) -> Position {
+    pub(crate) fn position(&self) -> Position {
         Position::File {
             fingerprint: fingerprint(&self.head),
             covers: self.head.len() as u64,
@@ -225,14 +225,14 @@ impl OpenLog {
     }
 
     /// Whether its first bytes have the fingerprint of the position.
-    pub fn matches_fingerprint(&self, position: &Position) -> bool {
+    pub(crate) fn matches_fingerprint(&self, position: &Position) -> bool {
         let Position::File { fingerprint: wanted, covers, .. } = position else { return false };
         let covered = usize::try_from(*covers).ok().and_then(|covers| self.head.get(..covers));
         covered.is_some_and(|head| fingerprint(head) == *wanted)
     }
 
     /// Whether it is a copy of `log`, perhaps an unfinished one: never longer, and as far as it is known the same.
-    pub fn is_copy_of(&self, log: &OpenLog) -> bool {
+    pub(crate) fn is_copy_of(&self, log: &OpenLog) -> bool {
         match self.content {
             LogContent::Plain(_) => {
                 self.length <= log.length && !self.head.is_empty() && log.head.starts_with(&self.head)
@@ -242,7 +242,7 @@ impl OpenLog {
     }
 
     /// Whether it can be as long as `offset`; of gzip nobody knows before it is unpacked.
-    pub fn reaches(&self, offset: u64) -> bool {
+    pub(crate) fn reaches(&self, offset: u64) -> bool {
         match self.content {
             LogContent::Plain(_) => self.length >= offset,
             LogContent::Gzip { .. } => true,

@@ -19,10 +19,10 @@ const MAX_ROTATED_FILES: usize = 1000;
 #[derive(Debug)]
 pub(super) struct RotatedFile {
     pub path: PathBuf,
-    pub inode: u64,
-    pub device: u64,
+    pub(crate) inode: u64,
+    pub(crate) device: u64,
     /// Bytes on disk.
-    pub length: u64,
+    pub(crate) length: u64,
     compressed: bool,
     modified_at: SystemTime,
     order: RotationOrder,

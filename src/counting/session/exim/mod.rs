@@ -144,7 +144,7 @@ impl EximSessions {
     }
 
     /// Takes the records that have changed since the last call.
-    pub fn take_changes(&mut self) -> Vec<RecordChange> {
+    pub(crate) fn take_changes(&mut self) -> Vec<RecordChange> {
         let mut all = Vec::new();
         let mut add = |table: u8, changes: Vec<RecordChange>| {
             all.extend(changes.into_iter().map(|(key, value)| ([&[table], &key[..]].concat(), value)));
@@ -156,7 +156,7 @@ impl EximSessions {
     }
 
     /// Takes the sessions that were not counted since the last call.
-    pub fn take_uncounted(&mut self) -> Uncounted {
+    pub(crate) fn take_uncounted(&mut self) -> Uncounted {
         std::mem::take(&mut self.uncounted)
     }
 
@@ -230,7 +230,7 @@ impl EximSessions {
     }
 
     /// An id that Exim gave one of our reports at `time`.
-    pub fn carries_own(&mut self, id: &[u8], time: i64) {
+    pub(crate) fn carries_own(&mut self, id: &[u8], time: i64) {
         let (_, evicted) = self.own_reports.upsert(id, time + OWN_REPORT_TTL, || ());
         self.uncounted.evicted += evicted;
     }

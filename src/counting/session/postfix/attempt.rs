@@ -20,25 +20,25 @@ pub(super) const SMTP_PORT: u16 = 25;
 /// One connection that is being put together, or a host that was ruled out before any.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct Attempt {
-    pub began: i64,
+    pub(crate) began: i64,
     pub host: Option<String>,
-    pub ip: Option<IpAddr>,
+    pub(crate) ip: Option<IpAddr>,
     pub port: Option<u16>,
-    pub trust: Option<Trust>,
-    pub handshake_failed: bool,
-    pub verification: Option<FailureCause>,
-    pub resumed_untrusted: bool,
-    pub tlsa_unusable: bool,
-    pub excluded: Option<FailureCause>,
-    pub tlsrpt_result: Option<SessionResult>,
+    pub(crate) trust: Option<Trust>,
+    pub(crate) handshake_failed: bool,
+    pub(crate) verification: Option<FailureCause>,
+    pub(crate) resumed_untrusted: bool,
+    pub(crate) tlsa_unusable: bool,
+    pub(crate) excluded: Option<FailureCause>,
+    pub(crate) tlsrpt_result: Option<SessionResult>,
     /// Postfix could not send its own report of this session.
-    pub tlsrpt_not_sent: bool,
+    pub(crate) tlsrpt_not_sent: bool,
     /// The next hop, where the line names it.
     pub next_hop: Option<String>,
     /// There is no line about it but the delivery's.
-    pub unlogged: Option<UnloggedSession>,
+    pub(crate) unlogged: Option<UnloggedSession>,
     /// `QID: reason` has ended it: the queue id, and the verdict that follows from the reason.
-    pub given_up: Option<(String, Option<SessionResult>)>,
+    pub(crate) given_up: Option<(String, Option<SessionResult>)>,
 }
 
 /// A session that only the delivery line shows.
@@ -71,25 +71,25 @@ impl Attempt {
         }
     }
 
-    pub fn is_to(&self, peer: Peer<'_>) -> bool {
+    pub(crate) fn is_to(&self, peer: Peer<'_>) -> bool {
         self.ip == peer.ip
             && self.host.as_deref().is_none_or(|host| host.as_bytes().eq_ignore_ascii_case(peer.host))
             && (self.port.is_none() || peer.port.is_none() || self.port == peer.port)
     }
 
     /// Whether its handshake at `peer` failed; of one through tlsproxy(8) no line names the peer.
-    pub fn failed_handshake_at(&self, peer: Peer<'_>) -> bool {
+    pub(crate) fn failed_handshake_at(&self, peer: Peer<'_>) -> bool {
         let failed = |verdict: &SessionResult| matches!(verdict, SessionResult::Failure(_, Some(code)) if code == HANDSHAKE_FAILURE);
         self.given_up.as_ref().and_then(|(_, verdict)| verdict.as_ref()).is_some_and(failed)
             && (self.ip.is_none() || self.is_to(peer))
     }
 
     /// Whether its handshake has finished: another line about a handshake belongs to another connection.
-    pub fn has_finished_handshake(&self) -> bool {
+    pub(crate) fn has_finished_handshake(&self) -> bool {
         self.trust.is_some() || self.handshake_failed
     }
 
-    pub fn peer_key(&self) -> TableKey {
+    pub(crate) fn peer_key(&self) -> TableKey {
         address_key(self.host.as_deref().unwrap_or("").as_bytes(), self.ip, self.port)
     }
 }

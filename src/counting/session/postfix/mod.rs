@@ -130,7 +130,7 @@ impl PostfixSessions {
     }
 
     /// Takes the records that have changed since the last call.
-    pub fn take_changes(&mut self) -> Vec<RecordChange> {
+    pub(crate) fn take_changes(&mut self) -> Vec<RecordChange> {
         let mut all = Vec::new();
         let mut add = |table: u8, changes: Vec<RecordChange>| {
             all.extend(changes.into_iter().map(|(key, value)| ([&[table], &key[..]].concat(), value)));
@@ -147,7 +147,7 @@ impl PostfixSessions {
     }
 
     /// Takes the sessions that were not counted since the last call.
-    pub fn take_uncounted(&mut self) -> Uncounted {
+    pub(crate) fn take_uncounted(&mut self) -> Uncounted {
         std::mem::take(&mut self.uncounted)
     }
 
@@ -267,13 +267,13 @@ impl PostfixSessions {
     }
 
     /// A queue id that Postfix gave one of our reports at `time`. What the log says of its Message-ID goes before it.
-    pub fn carries_own(&mut self, queue_id: &[u8], time: i64) {
+    pub(crate) fn carries_own(&mut self, queue_id: &[u8], time: i64) {
         let (_, evicted) = self.own_reports.upsert(queue_id, time + QUEUE_ID_TTL, || ());
         self.uncounted.evicted += evicted;
     }
 
     /// An instance has found a certificate trusted, which a line alone could not tell.
-    pub fn has_anchors(&mut self, instance: &[u8], time: i64) {
+    pub(crate) fn has_anchors(&mut self, instance: &[u8], time: i64) {
         self.update_instance(instance, time, |i| i.has_trust_anchors = true);
     }
 
