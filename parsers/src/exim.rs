@@ -16,6 +16,7 @@ use crate::{
     },
     family::{LineFamily, ParseResult},
     syslog::{self, decimal},
+    timestamp::civil_and_zone,
 };
 
 mod delivery;
@@ -115,7 +116,7 @@ fn timestamp(text: &[u8]) -> Option<(LogTimestamp, &[u8])> {
         }
         rest => (None, rest),
     };
-    Some((syslog::civil_and_zone(civil, zone)?, rest))
+    Some((civil_and_zone(civil, zone)?, rest))
 }
 
 /// `[26096] `.

@@ -14,6 +14,7 @@ mod exim;
 mod family;
 mod postfix;
 mod syslog;
+mod timestamp;
 
 pub use event::Event;
 pub use exim::parse_event_action;
