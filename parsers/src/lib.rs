@@ -12,6 +12,7 @@
 pub mod event;
 mod exim;
 mod family;
+mod ip_address;
 mod postfix;
 mod syslog;
 mod timestamp;

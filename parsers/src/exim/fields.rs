@@ -4,11 +4,9 @@
 //! What a stranger chose is read by its own grammar: a quoted local part ends at its quote, a host at its bracket.
 //! When it fails: `None`.
 
-use core::{net::IpAddr, str};
-
 use memchr::memchr;
 
-use crate::{event::Peer, syslog::decimal};
+use crate::{event::Peer, ip_address, syslog::decimal};
 
 /// Longest host name that is looked at: 255 bytes of DNS, four times that where it is escaped.
 const MAX_HOST_BYTES: usize = 1024;
@@ -45,7 +43,7 @@ pub(super) fn peer(text: &[u8]) -> Option<(Peer<'_>, &[u8])> {
     let rest = rest.strip_prefix(b" DS").unwrap_or(rest);
     let rest = rest.strip_prefix(b" [")?;
     let (address, rest) = rest.split_at_checked(memchr(b']', rest.get(..64.min(rest.len()))?)?)?;
-    let ip = ip(address)?;
+    let ip = ip_address::parse(address)?;
     let rest = rest.get(1..)?;
     let (port, rest) = port(rest)?;
     (!host.is_empty()).then_some((Peer { host, ip: Some(ip), port }, rest))
@@ -60,12 +58,6 @@ fn port(text: &[u8]) -> Option<(Option<u16>, &[u8])> {
         }
         _ => Some((None, text)),
     }
-}
-
-/// An address; the zone of a link-local one is of no use to others and dropped.
-pub(super) fn ip(address: &[u8]) -> Option<IpAddr> {
-    let end = memchr(b'%', address).unwrap_or(address.len());
-    str::from_utf8(address.get(..end)?).ok()?.parse().ok()
 }
 
 /// What follows `name` and a word without spaces; the text itself where it does not begin with `name`.

@@ -13,6 +13,7 @@ use crate::{
         exim::{HostProblem, LineKind},
     },
     family::{LineFamily, ParseResult},
+    ip_address,
 };
 
 /// A line without an arrow.
@@ -70,7 +71,7 @@ fn verification(text: &[u8]) -> ParseResult<LineKind<'_>> {
     let Some(rest) = text.strip_prefix(b"[") else { return Ok(None) };
     let Some((address, rest)) = memchr(b']', rest).and_then(|end| rest.split_at_checked(end)) else { return Ok(None) };
     let Some(rest) = rest.strip_prefix(b"] SSL verify error: ") else { return Ok(None) };
-    let ip = fields::ip(address).ok_or(LineFamily::EximVerification)?;
+    let ip = ip_address::parse(address).ok_or(LineFamily::EximVerification)?;
     if let Some(words) = rest.get(..25).filter(|words| *words == b"certificate name mismatch") {
         return Ok(Some(LineKind::VerifyError { ip, cause: VerificationError::Code(62, words) }));
     }

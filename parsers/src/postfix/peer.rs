@@ -4,11 +4,9 @@
 //! Postfix checks a host name before it connects, so that no bracket, space or comma is in it.
 //! When it fails: `None`.
 
-use core::{net::IpAddr, str};
-
 use memchr::{memchr, memchr3};
 
-use crate::{event::Peer, syslog::decimal};
+use crate::{event::Peer, ip_address, syslog::decimal};
 
 /// Longest host name that is looked at: 255 bytes of DNS, with room for an escaped or a UTF-8 form.
 const MAX_HOST_BYTES: usize = 512;
@@ -36,13 +34,7 @@ pub(super) fn without_port(text: &[u8]) -> Option<(Peer<'_>, &[u8])> {
     if host.is_empty() || address.is_empty() {
         return None;
     }
-    Some((Peer { host, ip: ip(address), port: None }, rest.get(1..)?))
-}
-
-/// `None` for a socket's path. The zone of a link-local address is of no use to others and dropped.
-fn ip(address: &[u8]) -> Option<IpAddr> {
-    let end = address.iter().position(|&b| b == b'%').unwrap_or(address.len());
-    str::from_utf8(address.get(..end)?).ok()?.parse().ok()
+    Some((Peer { host, ip: ip_address::parse(address), port: None }, rest.get(1..)?))
 }
 
 #[cfg(test)]
