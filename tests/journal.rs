@@ -13,7 +13,8 @@ use jiff::tz::TimeZone;
 use tlswarden::base::policy_at::PolicyAt;
 use tlswarden::base::tlsrpt::{PolicyInForce, sum_tallies};
 use tlswarden::counting::input::Position;
-use tlswarden::counting::input::journald::{JournalEvent, JournalFilter, JournalFollower, decode_entry};
+use tlswarden::counting::input::journald::{JournalEvent, JournalFilter, JournalFollower};
+use tlswarden::counting::input::json_entry::decode_entry;
 use tlswarden::counting::pipeline::Counter;
 use tlswarden_parsers::Dialect;
 

@@ -21,7 +21,7 @@ use tlswarden_parsers::{Dialect, Event, MalformedLine, is_log_line, parse};
 use crate::base::policy_at::PolicyAt;
 use crate::base::tlsrpt::{Day, Mode, PolicyInForce, PolicyType, SessionOutcome, TallyKey, TallyResult};
 use crate::config::NativeTlsrpt;
-use crate::counting::input::journald as journal;
+use crate::counting::input::json_entry;
 use crate::counting::rules::CountingRules;
 use crate::counting::session::datagram::{self, ReportedSession};
 use crate::counting::session::tracked_map::RecordChange;
@@ -174,7 +174,7 @@ impl Counter {
                 self.unrecognized_lines = (!is_log_line(line)).then_some(*unrecognized + 1);
             }
             if is_journal_entry(line) {
-                match journal::decode_entry(line) {
+                match json_entry::decode_entry(line) {
                     Ok(None) => {}
                     Ok(Some(entry)) => {
                         self.unrecognized_lines = None;
@@ -458,7 +458,7 @@ fn is_journal_entry(line: &[u8]) -> bool {
 /// Whether a line is one of an MTA's that is counted.
 pub(crate) fn is_line_of(mta: Dialect, line: &[u8]) -> bool {
     if is_journal_entry(line) {
-        return journal::decode_entry(line)
+        return json_entry::decode_entry(line)
             .is_ok_and(|found| found.is_some_and(|e| matches!(e.parse_text(mta), Ok(Some(_)))));
     }
     matches!(parse(mta, line), Ok(Some(_)))

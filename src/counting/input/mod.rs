@@ -7,6 +7,7 @@
 pub mod datagram;
 pub mod file;
 pub mod journald;
+pub mod json_entry;
 mod line_splitter;
 pub(crate) mod stdin;
 

@@ -17,7 +17,7 @@ use tlswarden::base::rua_record::{Destination, MAX_READ, MAX_SKIPPED, recipients
 use tlswarden::base::tlsrpt::Mode;
 use tlswarden::checking::domain::{certificate as server_certificate, smtp};
 use tlswarden::config::PostfixLevel as DefaultLevel;
-use tlswarden::counting::input::journald;
+use tlswarden::counting::input::json_entry;
 use tlswarden::counting::session::{Sessions, datagram as session};
 use tlswarden::net::dns::TlsaRecord;
 use tlswarden_parsers::{Dialect, parse, parse_event_action};
@@ -93,7 +93,7 @@ pub fn datagram(data: &[u8]) {
 /// What `journalctl -o json` prints: no entry panics, and its event lies in its fields.
 pub fn journal(data: &[u8]) {
     for line in data.split(|&b| b == b'\n') {
-        let Ok(Some(entry)) = journald::decode_entry(line) else { continue };
+        let Ok(Some(entry)) = json_entry::decode_entry(line) else { continue };
         if let Ok(Some(event)) = entry.parse_text(Dialect::Postfix) {
             for text in borrowed::texts(&event) {
                 assert!(borrowed::lies_in(text, &entry.text) || borrowed::lies_in(text, &entry.ident), "{event:?}");
