@@ -46,6 +46,8 @@ pub enum LogTimestamp {
 /// The writer of a line: `postfix/relay/smtp[1234]` is instance `postfix/relay`, name `smtp`, pid 1234.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Process<'a> {
+    /// The host that it runs on, as the log names it; empty where it does not.
+    pub host: &'a [u8],
     /// The `syslog_name`, all before the last slash.
     pub instance: &'a [u8],
     /// The program, after the last slash.

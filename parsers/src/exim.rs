@@ -10,12 +10,14 @@
 use memchr::memchr;
 
 use crate::{
+    Entry,
+    envelope::{self, Envelope},
     event::{
         Event, EventKind, LogTimestamp, Process,
         exim::{EximLine, LineKind},
     },
     family::{LineFamily, ParseResult},
-    syslog::{self, decimal},
+    syslog::{self, MAX_HOST, MAX_IDENT, SyslogLine, decimal, may_be_a_line},
     timestamp::civil_and_zone,
 };
 
@@ -28,32 +30,52 @@ pub use event_action::parse_event_action;
 
 /// Reads one line.
 pub(crate) fn parse(line: &[u8]) -> ParseResult<Event<'_>> {
-    prefix(line).map_or(Ok(None), parse_message)
-}
-
-/// Reads the text of a writer whose name and time are known.
-pub(crate) fn parse_entry<'a>(
-    timestamp: LogTimestamp,
-    ident: &'a [u8],
-    pid: u32,
-    text: &'a [u8],
-) -> ParseResult<Event<'a>> {
-    if !ident.starts_with(b"exim") {
-        return Ok(None);
+    if let Some((timestamp, text)) = timestamp(line) {
+        let (pid, text) = pid(text).unwrap_or((0, text));
+        let prefix = Prefix { timestamp: Some(timestamp), host: b"", ident: b"", pid, continues: false, text };
+        if let Some((id, text)) = message_id(text) {
+            return parse_message(&prefix, id, text);
+        }
+        if !may_begin_with_a_tag(text) {
+            return Ok(None);
+        }
     }
-    let Some((continues, text)) = strip_part_number(text) else { return Ok(None) };
-    let text = self::timestamp(text).map_or(text, |(_, rest)| rest);
-    let text = self::pid(text).map_or(text, |(_, rest)| rest);
-    parse_message(Prefix { timestamp: Some(timestamp), ident, pid, continues, text })
+    let prefix = match syslog::split_plain(line) {
+        Some(plain) if !plain.may_hold_a_line() => behind_tag(&plain),
+        _ => in_envelope(&envelope::open(line)),
+    };
+    parse_prefixed(prefix)
 }
 
-/// Whether a line begins with Exim's own time.
-pub(crate) fn starts_with_timestamp(line: &[u8]) -> bool {
-    timestamp(line).is_some()
+/// Whether a text may begin with a host and a tag, so that the time before it was not Exim's: most lines without a message
+/// are told apart by their first colon.
+#[inline]
+fn may_begin_with_a_tag(text: &[u8]) -> bool {
+    let Some((front, rest)) = memchr(b':', text).and_then(|colon| text.split_at_checked(colon)) else { return false };
+    front.last() == Some(&b']') && rest.starts_with(b": ") || front.iter().filter(|b| **b == b' ').count() < 2
 }
 
-fn parse_message(prefix: Prefix<'_>) -> ParseResult<Event<'_>> {
+/// Reads an entry whose parts are known.
+pub(crate) fn parse_entry<'a>(entry: &Entry<'a>) -> ParseResult<Event<'a>> {
+    // A container's name says nothing of what runs in it: there Exim's own time does.
+    let of_exim = entry.ident.starts_with(b"exim");
+    let prefix = if entry.ident.is_empty() || !of_exim && may_be_a_line(entry.ident, entry.text) {
+        in_envelope(&envelope::open_within(entry.timestamp, entry.host, entry.text))
+    } else if of_exim {
+        envelope::entry_line(entry).as_ref().and_then(behind_tag)
+    } else {
+        None
+    };
+    parse_prefixed(prefix)
+}
+
+fn parse_prefixed(prefix: Option<Prefix<'_>>) -> ParseResult<Event<'_>> {
+    let Some(prefix) = prefix else { return Ok(None) };
     let Some((id, text)) = message_id(prefix.text) else { return Ok(None) };
+    parse_message(&prefix, id, text)
+}
+
+fn parse_message<'a>(prefix: &Prefix<'a>, id: &'a [u8], text: &'a [u8]) -> ParseResult<Event<'a>> {
     let found = match text.first() {
         Some(b'<' | b'=' | b'-' | b'>' | b'*') => delivery::parse(text, prefix.continues),
         Some(b'C') if text == b"Completed" || text.starts_with(b"Completed ") => Ok(Some(LineKind::Completed)),
@@ -61,14 +83,18 @@ fn parse_message(prefix: Prefix<'_>) -> ParseResult<Event<'_>> {
         _ => Ok(None),
     };
     let Some(kind) = found? else { return Ok(None) };
+    if prefix.host.len() > MAX_HOST || prefix.ident.len() > MAX_IDENT {
+        return Err(LineFamily::Prefix);
+    }
     let timestamp = prefix.timestamp.ok_or(LineFamily::Timestamp)?;
-    let process = Process { instance: b"", name: prefix.ident, pid: prefix.pid };
+    let process = Process { host: prefix.host, instance: b"", name: prefix.ident, pid: prefix.pid };
     Ok(Some(Event { timestamp, process, kind: EventKind::Exim(EximLine { id, kind }) }))
 }
 
 /// The parts of a line before the message id.
 struct Prefix<'a> {
     timestamp: Option<LogTimestamp>,
+    host: &'a [u8],
     /// The syslog tag; empty in a file.
     ident: &'a [u8],
     /// 0 where the line does not tell it.
@@ -78,25 +104,42 @@ struct Prefix<'a> {
     text: &'a [u8],
 }
 
+/// A line behind a syslog tag.
 #[inline]
-fn prefix(line: &[u8]) -> Option<Prefix<'_>> {
-    if let Some((timestamp, text)) = timestamp(line) {
-        let (pid, text) = pid(text).unwrap_or((0, text));
-        return Some(Prefix { timestamp: Some(timestamp), ident: b"", pid, continues: false, text });
-    }
-    let entry = syslog::split_hostless(line)?;
-    let (pid, text) = entry.pid_and_text()?;
+fn behind_tag<'a>(line: &SyslogLine<'a>) -> Option<Prefix<'a>> {
+    let (pid, text) = line.pid_and_text()?;
     let (continues, text) = strip_part_number(text)?;
+    Some(with_own_time(line.timestamp(), line.host(), line.ident, pid, continues, text))
+}
+
+/// A line in an envelope: behind a tag, or behind Exim's own time alone.
+fn in_envelope<'a>(found: &Envelope<'a>) -> Option<Prefix<'a>> {
+    if let Some(line) = &found.line {
+        return behind_tag(line);
+    }
+    let text = found.from_last_time?;
+    Some(with_own_time(found.time_before, b"", b"", 0, false, text))
+}
+
+/// Takes Exim's own time and process id from the front of a text, where it writes them.
+#[inline]
+fn with_own_time<'a>(
+    outer: Option<LogTimestamp>,
+    host: &'a [u8],
+    ident: &'a [u8],
+    pid: u32,
+    continues: bool,
+    text: &'a [u8],
+) -> Prefix<'a> {
     // Exim's own time has the year; that of syslog may have the zone.
     let (own, text) = timestamp(text).map_or((None, text), |(own, rest)| (Some(own), rest));
     // And its own process id stands there in place of syslog's, where it has that left out.
     let (pid, text) = self::pid(text).unwrap_or((pid, text));
-    let outer = entry.timestamp();
     let timestamp = match (outer, own) {
         (Some(LogTimestamp::Utc(_)), _) | (_, None) => outer,
         (_, own) => own,
     };
-    Some(Prefix { timestamp, ident: entry.ident, pid, continues, text })
+    Prefix { timestamp, host, ident, pid, continues, text }
 }
 
 /// `2026-11-22 01:40:29[.567][ +0100] `, and what follows.

@@ -22,6 +22,12 @@ pub struct MalformedLine {
 pub enum LineFamily {
     /// The time at the front of a line that would have been used.
     Timestamp,
+    /// What stands before the text of a line of ours: a process id that is missing, a name that is too long.
+    Prefix,
+    /// The name of the program is missing: `postfix` instead of `postfix/smtp`.
+    ProgramName,
+    /// A queue id that is longer than any.
+    QueueId,
     /// `… TLS connection established to …`.
     TlsSummary,
     /// `… certificate verification failed for …`.
@@ -68,6 +74,9 @@ impl LineFamily {
     pub const fn name(self) -> &'static str {
         match self {
             LineFamily::Timestamp => "time stamp",
+            LineFamily::Prefix => "prefix",
+            LineFamily::ProgramName => "program name",
+            LineFamily::QueueId => "queue id",
             LineFamily::TlsSummary => "TLS summary",
             LineFamily::CertificateVerification => "certificate verification",
             LineFamily::TlsHandshake => "TLS handshake",

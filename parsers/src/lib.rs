@@ -9,6 +9,7 @@
 
 #![cfg_attr(not(test), no_std)]
 
+mod envelope;
 pub mod event;
 mod exim;
 mod family;
@@ -50,26 +51,38 @@ pub fn parse<'a>(dialect: Dialect, line: &'a [u8]) -> Result<Option<Event<'a>>, 
 /// Whether a line begins as those of a log do, with a time: any program's, in any of the forms that [`parse`] knows.
 #[must_use]
 pub fn is_log_line(line: &[u8]) -> bool {
-    syslog::starts_with_timestamp(line) || exim::starts_with_timestamp(line)
+    syslog::split_plain(line).is_some() || envelope::open(line).time.is_some()
 }
 
-/// Reads one entry of a log that keeps the parts of a line apart, as the systemd journal does: when it was written, by
-/// which program (`postfix/smtp`) under which process id, and the text.
+/// An entry of a log that keeps the parts of a line apart, as the systemd journal does.
+#[derive(Clone, Copy, Debug)]
+pub struct Entry<'a> {
+    /// When it was written or collected.
+    pub timestamp: Option<event::LogTimestamp>,
+    /// The host that it is of; empty where that is not known.
+    pub host: &'a [u8],
+    /// The program, such as `postfix/smtp`; empty where the text is a whole line.
+    pub ident: &'a [u8],
+    /// Its process id, 0 where that is not known.
+    pub pid: u32,
+    /// The text: of the program, or a line of another one where the program is a container.
+    pub text: &'a [u8],
+}
+
+/// Reads one entry.
 ///
 /// # Errors
 ///
 /// As [`parse`].
-pub fn parse_entry<'a>(
-    dialect: Dialect,
-    timestamp: event::LogTimestamp,
-    ident: &'a [u8],
-    pid: u32,
-    text: &'a [u8],
-) -> Result<Option<Event<'a>>, MalformedLine> {
+pub fn parse_entry<'a>(dialect: Dialect, entry: &Entry<'a>) -> Result<Option<Event<'a>>, MalformedLine> {
     match dialect {
-        Dialect::Postfix => {
-            postfix::parse_entry(timestamp, ident, pid, text).map_err(|family| MalformedLine { family })
-        }
-        Dialect::Exim => exim::parse_entry(timestamp, ident, pid, text).map_err(|family| MalformedLine { family }),
+        Dialect::Postfix => postfix::parse_entry(entry).map_err(|family| MalformedLine { family }),
+        Dialect::Exim => exim::parse_entry(entry).map_err(|family| MalformedLine { family }),
     }
+}
+
+/// Reads a time by itself, in any of the forms that a line may begin with.
+#[must_use]
+pub fn parse_timestamp(text: &[u8]) -> Option<event::LogTimestamp> {
+    timestamp::split(text).and_then(|(timestamp, rest)| rest.is_empty().then_some(timestamp))
 }

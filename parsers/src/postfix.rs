@@ -7,9 +7,11 @@
 //! Not here: the prefix (`syslog`); lmtp(8), which speaks to mail stores and not to the Internet's MX hosts.
 
 use crate::{
-    event::{Event, EventKind, LogTimestamp, Process},
+    Entry,
+    envelope::entry_line,
+    event::{Event, EventKind, Process},
     family::{LineFamily, ParseResult},
-    syslog,
+    syslog::{self, MAX_HOST, MAX_IDENT, SyslogLine},
 };
 
 mod delivery;
@@ -21,24 +23,41 @@ mod tlsrpt;
 
 /// Reads one line.
 pub(crate) fn parse(line: &[u8]) -> ParseResult<Event<'_>> {
-    let Some(entry) = syslog::split(line) else { return Ok(None) };
-    let Some(program) = Program::from_ident(entry.ident) else { return Ok(None) };
-    let Some((pid, text)) = entry.pid_and_text() else { return Ok(None) };
-    let Some(kind) = program.parse(text)? else { return Ok(None) };
-    let timestamp = entry.timestamp().ok_or(LineFamily::Timestamp)?;
-    Ok(Some(Event { timestamp, process: program.process(entry.ident, pid), kind }))
+    syslog::split(line).map_or(Ok(None), |line| parse_line(&line))
 }
 
-/// Reads the text of a writer whose name and time are known.
-pub(crate) fn parse_entry<'a>(
-    timestamp: LogTimestamp,
-    ident: &'a [u8],
-    pid: u32,
-    text: &'a [u8],
-) -> ParseResult<Event<'a>> {
-    let Some(program) = Program::from_ident(ident) else { return Ok(None) };
-    let kind = program.parse(text)?;
-    Ok(kind.map(|kind| Event { timestamp, process: program.process(ident, pid), kind }))
+/// Reads an entry whose parts are known.
+pub(crate) fn parse_entry<'a>(entry: &Entry<'a>) -> ParseResult<Event<'a>> {
+    entry_line(entry).map_or(Ok(None), |line| parse_line(&line))
+}
+
+#[inline]
+fn parse_line<'a>(line: &SyslogLine<'a>) -> ParseResult<Event<'a>> {
+    let Some(program) = Program::from_ident(line.ident) else { return without_program(line) };
+    let Some((pid, text)) = line.pid_and_text() else { return Ok(None) };
+    let Some(kind) = program.parse(text)? else { return Ok(None) };
+    let host = line.host();
+    if !line.has_pid() || host.len() > MAX_HOST || line.ident.len() > MAX_IDENT {
+        return Err(LineFamily::Prefix);
+    }
+    let timestamp = line.timestamp().ok_or(LineFamily::Timestamp)?;
+    Ok(Some(Event { timestamp, process: program.process(host, line.ident, pid), kind }))
+}
+
+/// A line of an instance, or of a unit of the journal, with the words of smtp(8): its program's name is lost, and with it
+/// whose process it is.
+#[inline]
+fn without_program<'a>(line: &SyslogLine<'a>) -> ParseResult<Event<'a>> {
+    match line.ident.strip_prefix(b"postfix") {
+        None | Some([b'/', ..]) => return Ok(None),
+        Some(rest) if rest.contains(&b'/') => return Ok(None),
+        Some(_) => {}
+    }
+    let Some((_, text)) = line.pid_and_text() else { return Ok(None) };
+    match smtp(syslog::unwrap_repeated(text)) {
+        Ok(Some(_)) | Err(_) => Err(LineFamily::ProgramName),
+        Ok(None) => Ok(None),
+    }
 }
 
 /// The daemons whose lines we read.
@@ -95,15 +114,15 @@ impl Program {
     }
 
     /// The process of this program that calls itself `ident`.
-    fn process(self, ident: &[u8], pid: u32) -> Process<'_> {
+    fn process<'a>(self, host: &'a [u8], ident: &'a [u8], pid: u32) -> Process<'a> {
         let (slash_instance, name) = ident.split_at(ident.len() - self.tag().len() + 1);
-        Process { instance: slash_instance.strip_suffix(b"/").unwrap_or(slash_instance), name, pid }
+        Process { host, instance: slash_instance.strip_suffix(b"/").unwrap_or(slash_instance), name, pid }
     }
 }
 
 /// A line of smtp(8): its TLS library's, or `QID: …`.
 fn smtp(text: &[u8]) -> ParseResult<EventKind<'_>> {
-    if let Some((queue_id, text)) = queue::split_queue_id(text) {
+    if let Some((queue_id, text)) = queue::split_queue_id(text)? {
         return delivery::parse(queue_id, text);
     }
     tls_line(text)
@@ -141,7 +160,7 @@ fn warning(text: &[u8]) -> ParseResult<EventKind<'_>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::event::{TlsReason, Trust};
+    use crate::event::{LogTimestamp, TlsReason, Trust};
 
     fn read(line: &str) -> Option<Event<'_>> {
         parse(line.as_bytes()).unwrap_or_else(|family| panic!("{family}: {line}"))
@@ -160,7 +179,7 @@ mod tests {
                  mx.a.test[192.0.2.1]:25: TLSv1.3 with cipher X (256/256 bits)"
             );
             let event = read(&line).expect("an event");
-            let process = Process { instance: instance.as_bytes(), name: name.as_bytes(), pid: 26510 };
+            let process = Process { host: b"mta", instance: instance.as_bytes(), name: name.as_bytes(), pid: 26510 };
             assert_eq!((event.process, event.timestamp), (process, LogTimestamp::Utc(1_795_311_973)), "{line}");
             assert!(
                 matches!(event.kind, EventKind::Established { trust: Trust::Verified, reused: false, .. }),
@@ -181,7 +200,7 @@ mod tests {
             "postfix/xsmtp",
             "smtp",
             "/smtp",
-            "postfix-smtp",
+            "mypostfix-smtp",
             "opendkim",
         ] {
             let line = format!(
@@ -326,13 +345,14 @@ mod tests {
     #[test]
     fn an_entry_of_a_journal_is_a_line_without_its_prefix() {
         let line = b"2026-11-22T01:46:13Z mta postfix/relay/qmgr[19250]: 1818EA260B5: removed";
-        let entry = crate::parse_entry(
-            crate::Dialect::Postfix,
-            LogTimestamp::Utc(1_795_311_973),
-            b"postfix/relay/qmgr",
-            19250,
-            b"1818EA260B5: removed",
-        );
+        let entry = Entry {
+            timestamp: Some(LogTimestamp::Utc(1_795_311_973)),
+            host: b"mta",
+            ident: b"postfix/relay/qmgr",
+            pid: 19250,
+            text: b"1818EA260B5: removed",
+        };
+        let entry = crate::parse_entry(crate::Dialect::Postfix, &entry);
         assert_eq!(entry.expect("well-formed"), parse(line).expect("well-formed"));
     }
 

@@ -1,90 +1,79 @@
-//! Takes the prefix off a log line: time, host, program, process id.
+//! Splits a syslog line: time, host, program, process id, text.
 //!
-//! Takes: a line without its line end. Gives: where its parts are; the time is read only when asked for, because most
-//! lines are dropped for their program's name alone.
-//! Understood: `Nov 22 01:39:01 host ident[pid]: text` (Postfix's own `maillog_file`, traditional syslog; the day padded
-//! with a space or a zero) and `2026-11-22T01:46:13.565141+00:00 host ident[pid]: text` (RFC 3339; any offset),
-//! both with or without `<PRI>` before them, and `<PRI>1 stamp host ident pid msgid data text` (RFC 5424 §6).
-//! When it fails: a line of another shape is `None`: some other program's.
-//! Not here: the year of a stamp that has none.
+//! Takes: a line without its line end. Gives: where its parts are; in the plain forms the time is read only when asked
+//! for, because most lines are dropped for their program's name alone.
+//! The plain forms are `Nov 22 01:39:01 host ident[pid]: text` (Postfix's own `maillog_file`, traditional syslog; the day
+//! padded with a space or a zero) and `2026-11-22T01:46:13.565141+00:00 host ident[pid]: text` (RFC 3339; any offset),
+//! both with or without `<PRI>` before them, with or without the host, with or without `[pid]`.
+//! When it fails: a line of another shape is `None`.
+//! Not here: the other forms, and lines within lines (`envelope`); the reading of a time (`timestamp`).
 
 use memchr::{memchr, memchr2};
 
+use crate::envelope;
 use crate::event::LogTimestamp;
 use crate::timestamp;
+
+/// The longest host name that a line may have (RFC 5424 §6.2.4).
+pub(crate) const MAX_HOST: usize = 255;
+
+/// The longest tag: RFC 5424 allows 48 bytes, Postfix's `syslog_name` has no limit of its own.
+pub(crate) const MAX_IDENT: usize = 256;
 
 /// A line split into its parts by their position; the values are not checked.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct SyslogLine<'a> {
-    timestamp: RawTimestamp<'a>,
+    pub(crate) timestamp: RawTimestamp<'a>,
+    /// The host's name; in its place can stand a priority (see [`host`](Self::host)).
+    pub(crate) host: &'a [u8],
     /// The program's tag, all before `[pid]`: `postfix/smtp`.
     pub(crate) ident: &'a [u8],
-    pid: PidForm,
-    /// `[pid]: text`, ` text`, or `pid msgid data text`.
-    tail: &'a [u8],
+    pub(crate) pid: PidForm,
+    /// `[pid]: text`, ` text`, or the text.
+    pub(crate) tail: &'a [u8],
 }
 
 /// How the process id is written.
 #[derive(Clone, Copy, Debug)]
-enum PidForm {
+pub(crate) enum PidForm {
     Bracketed,
     Missing,
-    Word,
+    /// Read already; 0 where the line has none. The tail is the text.
+    Read(u32),
 }
 
+/// A time that is read when somebody asks for it.
 #[derive(Clone, Copy, Debug)]
-enum RawTimestamp<'a> {
+pub(crate) enum RawTimestamp<'a> {
     /// Fifteen bytes, `Nov 22 01:39:01`.
     Traditional(&'a [u8]),
     Rfc3339(&'a [u8]),
+    Read(LogTimestamp),
 }
 
-/// Finds the parts of a line by their position.
+/// Splits a line of any form: one of the plain forms, or what is in an envelope.
 #[inline]
 pub(crate) fn split(line: &[u8]) -> Option<SyslogLine<'_>> {
+    match split_plain(line) {
+        Some(plain) if !plain.may_hold_a_line() => Some(plain),
+        _ => envelope::open(line).line,
+    }
+}
+
+/// Splits a line of a plain form.
+#[inline]
+pub(crate) fn split_plain(line: &[u8]) -> Option<SyslogLine<'_>> {
     let line = if line.first() == Some(&b'<') { strip_priority(line)? } else { line };
-    if let Some(line) = line.strip_prefix(b"1 ") {
-        return split_5424(line);
+    let (timestamp, rest) = split_timestamp(line)?;
+    let (host, behind) = rest.split_at_checked(memchr(b' ', rest)?)?;
+    // A tag in the place of the host's name: there is none (`2001:db8::` is one).
+    let hostless = host.last() == Some(&b':') && !host.ends_with(b"::");
+    let (host, rest) = if hostless { (&b""[..], rest) } else { (host, behind.get(1..)?) };
+    let (ident, tail) = rest.split_at_checked(memchr2(b'[', b' ', rest)?)?;
+    if tail.first() == Some(&b'[') {
+        return Some(SyslogLine { timestamp, host, ident, pid: PidForm::Bracketed, tail });
     }
-    let (timestamp, host) = split_timestamp(line)?;
-    let ident = host.get(memchr(b' ', host)? + 1..)?;
-    let bracket = memchr2(b'[', b' ', ident)?;
-    let (ident, tail) = ident.split_at_checked(bracket)?;
-    (tail.first() == Some(&b'[')).then_some(SyslogLine { timestamp, ident, pid: PidForm::Bracketed, tail })
-}
-
-/// RFC 5424 §6: `stamp host ident pid msgid data text`.
-#[cold]
-fn split_5424(line: &[u8]) -> Option<SyslogLine<'_>> {
-    let word = |text: &'_ [u8]| -> Option<usize> { memchr(b' ', text) };
-    let timestamp = line.get(..word(line)?)?;
-    let rest = line.get(timestamp.len() + 1..)?;
-    let rest = rest.get(word(rest)? + 1..)?;
-    let ident = rest.get(..word(rest)?)?;
-    let tail = rest.get(ident.len() + 1..)?;
-    let shaped = matches!(timestamp, [_, _, _, _, b'-', _, _, b'-', _, _, b'T', _, _, b':', _, _, b':', _, _, ..]);
-    shaped.then_some(SyslogLine { timestamp: RawTimestamp::Rfc3339(timestamp), ident, pid: PidForm::Word, tail })
-}
-
-/// What follows RFC 5424's structured data, a nil (`-`) or any number of `[…]`, and the space behind it.
-fn strip_structured_data(text: &[u8]) -> Option<&[u8]> {
-    if let Some(rest) = text.strip_prefix(b"-") {
-        return Some(rest.strip_prefix(b" ").unwrap_or(rest));
-    }
-    let (mut quoted, mut escaped, mut inside) = (false, false, false);
-    for (at, byte) in text.iter().enumerate() {
-        match byte {
-            _ if escaped => escaped = false,
-            b'\\' if quoted => escaped = true,
-            b'"' if inside => quoted = !quoted,
-            b'[' if !inside => inside = true,
-            b']' if !quoted => inside = false,
-            b' ' if !inside => return text.get(at + 1..),
-            _ if inside => {}
-            _ => return None,
-        }
-    }
-    None
+    Some(SyslogLine { timestamp, host, ident: ident.strip_suffix(b":")?, pid: PidForm::Missing, tail })
 }
 
 /// Unwraps rsyslog's `message repeated 3 times: [ text]`. A repeated text about one session adds nothing, so it is read
@@ -96,25 +85,16 @@ pub(crate) fn unwrap_repeated(text: &[u8]) -> &[u8] {
     inner.unwrap_or(text)
 }
 
-/// The same for a line that may have come without a host name, as a program hands it to `/dev/log`, or without a process
-/// id: `ident: text`.
-#[inline]
-pub(crate) fn split_hostless(line: &[u8]) -> Option<SyslogLine<'_>> {
-    let line = if line.first() == Some(&b'<') { strip_priority(line)? } else { line };
-    let (timestamp, rest) = split_timestamp(line)?;
-    let first = rest.get(..memchr(b' ', rest)?)?;
-    let ident = if first.ends_with(b":") { rest } else { rest.get(first.len() + 1..)? };
-    let (ident, tail) = ident.split_at_checked(memchr2(b'[', b' ', ident)?)?;
-    if tail.first() == Some(&b'[') {
-        return Some(SyslogLine { timestamp, ident, pid: PidForm::Bracketed, tail });
-    }
-    Some(SyslogLine { timestamp, ident: ident.strip_suffix(b":")?, pid: PidForm::Missing, tail })
-}
-
-/// Whether a line begins with a time.
-pub(crate) fn starts_with_timestamp(line: &[u8]) -> bool {
-    let line = if line.first() == Some(&b'<') { strip_priority(line) } else { Some(line) };
-    line.is_some_and(|line| split_timestamp(line.strip_prefix(b"1 ").unwrap_or(line)).is_some())
+/// Skips `[ID 197553 mail.info] `, which the syslog daemon of Solaris puts before a text.
+#[cold]
+fn strip_message_id(text: &[u8]) -> &[u8] {
+    let text_behind = || {
+        let (_, rest) = decimal(text.strip_prefix(b"[ID ")?)?;
+        let rest = rest.strip_prefix(b" ")?;
+        let (priority, rest) = rest.split_at_checked(memchr(b']', rest)?)?;
+        envelope::is_priority(priority).then(|| rest.strip_prefix(b"] "))?
+    };
+    text_behind().unwrap_or(text)
 }
 
 /// The time at the front of a line, unread, and what follows its space.
@@ -133,28 +113,57 @@ fn split_timestamp(line: &[u8]) -> Option<(RawTimestamp<'_>, &[u8])> {
 }
 
 /// `<PRI>` of RFC 3164 §4.1.1: one to three digits.
-fn strip_priority(line: &[u8]) -> Option<&[u8]> {
+pub(crate) fn strip_priority(line: &[u8]) -> Option<&[u8]> {
     let digits = line.get(1..5.min(line.len()))?;
     let end = digits.iter().position(|&b| b == b'>')?;
     (end > 0 && digits.iter().take(end).all(u8::is_ascii_digit)).then(|| line.get(end + 2..))?
+}
+
+/// Whether a text of a program may be a line of another program's, as where the program is a container. What the MTAs
+/// themselves log never is: it would let strangers write it.
+#[inline]
+pub(crate) fn may_be_a_line(ident: &[u8], text: &[u8]) -> bool {
+    if ident.starts_with(b"postfix/") {
+        return false;
+    }
+    match text {
+        [b'<', ..] => true,
+        [_, _, _, _, b'-', _, _, b'-', _, _, separator, _, _, b':', _, _, b':', ..] => {
+            // Exim's own time.
+            *separator != b' ' || !ident.starts_with(b"exim")
+        }
+        [_, _, _, b' ', _, _, b' ', _, _, b':', _, _, b':', ..] => true,
+        _ => false,
+    }
 }
 
 impl<'a> SyslogLine<'a> {
     /// The process id, 0 where the line does not tell it, and the text behind the prefix.
     #[inline]
     pub(crate) fn pid_and_text(&self) -> Option<(u32, &'a [u8])> {
-        if let PidForm::Missing = self.pid {
-            return Some((0, self.tail.strip_prefix(b" ")?));
-        }
-        if let PidForm::Word = self.pid {
-            let (pid, rest) = decimal(self.tail)?;
-            let rest = rest.strip_prefix(b" ")?;
-            let text = strip_structured_data(rest.get(memchr(b' ', rest)? + 1..)?)?;
-            // RFC 5424 §6.4: a byte order mark says that it is UTF-8.
-            return Some((pid, text.strip_prefix(b"\xef\xbb\xbf").unwrap_or(text)));
-        }
-        let (pid, rest) = decimal(self.tail.get(1..)?)?;
-        Some((pid, rest.strip_prefix(b"]: ")?))
+        let (pid, text) = match self.pid {
+            PidForm::Read(pid) => (pid, self.tail),
+            PidForm::Missing => (0, self.tail.strip_prefix(b" ")?),
+            PidForm::Bracketed => {
+                let (pid, rest) = decimal(self.tail.get(1..)?)?;
+                (pid, rest.strip_prefix(b"]: ")?)
+            }
+        };
+        // A template that puts a space between tag and message doubles the one that the message has.
+        let text = text.strip_prefix(b" ").unwrap_or(text);
+        Some((pid, if text.starts_with(b"[ID ") { strip_message_id(text) } else { text }))
+    }
+
+    /// Whether the line tells the process id.
+    #[inline]
+    pub(crate) fn has_pid(&self) -> bool {
+        !matches!(self.pid, PidForm::Missing | PidForm::Read(0))
+    }
+
+    /// The host's name; empty where the line has none, or a priority in its place.
+    #[inline]
+    pub(crate) fn host(&self) -> &'a [u8] {
+        if self.host == b"-" || envelope::is_priority(self.host) { b"" } else { self.host }
     }
 
     /// Reads the time; `None` if it is none.
@@ -162,7 +171,25 @@ impl<'a> SyslogLine<'a> {
         match self.timestamp {
             RawTimestamp::Traditional(text) => timestamp::traditional(text),
             RawTimestamp::Rfc3339(text) => timestamp::rfc3339(text),
+            RawTimestamp::Read(timestamp) => Some(timestamp),
         }
+    }
+
+    /// Whether the text may be a line of its own, as where the program is a container.
+    #[inline]
+    pub(crate) fn may_hold_a_line(&self) -> bool {
+        if self.ident.starts_with(b"postfix/") {
+            return false;
+        }
+        let text = match self.pid {
+            PidForm::Bracketed => {
+                // At most ten digits.
+                let start = self.tail.get(..12.min(self.tail.len())).unwrap_or_default();
+                start.iter().position(|b| *b == b']').and_then(|end| self.tail.get(end + 3..))
+            }
+            PidForm::Missing | PidForm::Read(_) => self.tail.get(1..),
+        };
+        text.is_some_and(|text| may_be_a_line(self.ident, text))
     }
 }
 
@@ -216,8 +243,8 @@ mod tests {
             "",
             "\r",
             "Nov 22 01:39:01 mta",
-            "Nov 22 01:39:01 mta kernel: [12.5] x",
-            "Nov 22 01:39:01 mta dovecot: imap-login: Login: user=<a>, rip=192.0.2.1 [x]",
+            "Nov 22 01:39:01 mta -- MARK --",
+            "Nov 22 01:39:01 mta last message repeated 2 times",
             "<>Nov 22 01:39:01 mta a/b[1]: x",
             "<1234>Nov 22 01:39:01 mta a/b[1]: x",
             "<2x>Nov 22 01:39:01 mta a/b[1]: x",
@@ -263,8 +290,8 @@ mod tests {
             "2100-02-29T01:46:13Z",
             "2026-13-22T01:46:13Z",
             "2026-00-22T01:46:13Z",
-            "2026-11-22T01:46:13",
             "2026-11-22T01:46:13.Z",
+            "2026-11-22T01:46:13.",
             "2026-11-22T01:46:13+24:00",
             "2026-11-22T01:46:13*00:00",
             "20x6-11-22T01:46:13Z",

@@ -8,27 +8,34 @@ use memchr::memchr;
 use crate::event::EventKind;
 use crate::family::{LineFamily, ParseResult};
 
+/// The longest queue id, with room to spare: a long one of 64-bit seconds and inode has 29 characters.
+const MAX_QUEUE_ID: usize = 32;
+
 /// `QID: ` at the front, and what follows.
 ///
 /// Short ids are upper-case hexadecimal, six digits and more; long ids (`enable_long_queue_ids`) are digits and letters
 /// without vowels, at least six for the second, four for the microsecond, a `z` and the inode.
 #[inline]
-pub(super) fn split_queue_id(text: &[u8]) -> Option<(&[u8], &[u8])> {
+pub(super) fn split_queue_id(text: &[u8]) -> ParseResult<(&[u8], &[u8])> {
     let mut alphabets = SHORT | LONG;
     let mut length = 0;
     loop {
-        match *text.get(length)? {
-            b':' => break,
-            b => alphabets &= ALPHABETS[usize::from(b)],
+        match text.get(length) {
+            Some(b':') => break,
+            Some(b) => alphabets &= ALPHABETS[usize::from(*b)],
+            None => return Ok(None),
         }
         length += 1;
         if alphabets == 0 {
-            return None;
+            return Ok(None);
         }
     }
     let shortest = if alphabets & SHORT == 0 { 12 } else { 6 };
-    let (id, rest) = text.split_at_checked(length)?;
-    (length >= shortest).then_some((id, rest.strip_prefix(b": ")?))
+    let Some((id, [b':', b' ', rest @ ..])) = text.split_at_checked(length) else { return Ok(None) };
+    if length > MAX_QUEUE_ID {
+        return Err(LineFamily::QueueId);
+    }
+    Ok((length >= shortest).then_some((id, rest)))
 }
 
 const SHORT: u8 = 1;
@@ -55,7 +62,7 @@ static ALPHABETS: [u8; 256] = {
 
 /// `QID: message-id=<…>`, `QID: resent-message-id=<…>`, `QID: removed[ (canceled)]`.
 pub(super) fn cleanup(text: &[u8]) -> ParseResult<EventKind<'_>> {
-    let Some((queue_id, text)) = split_queue_id(text) else { return Ok(None) };
+    let Some((queue_id, text)) = split_queue_id(text)? else { return Ok(None) };
     let value = text.strip_prefix(b"message-id=").or_else(|| text.strip_prefix(b"resent-message-id="));
     Ok(match value {
         Some(value) => Some(EventKind::MessageId { queue_id, message_id: without_brackets(value) }),
@@ -77,7 +84,7 @@ fn is_removed(text: &[u8]) -> bool {
 
 /// `QID: from=<…>, size=…, nrcpt=… (queue active)`, `QID: removed`.
 pub(super) fn qmgr(text: &[u8]) -> ParseResult<EventKind<'_>> {
-    let Some((queue_id, text)) = split_queue_id(text) else { return Ok(None) };
+    let Some((queue_id, text)) = split_queue_id(text)? else { return Ok(None) };
     if is_removed(text) {
         return Ok(Some(EventKind::QueueRemoved { queue_id }));
     }
@@ -126,7 +133,7 @@ mod tests {
             ("", None),
         ] {
             let want = want.map(|id| (id.as_bytes(), &b"x"[..]));
-            assert_eq!(split_queue_id(text.as_bytes()), want, "{text}");
+            assert_eq!(split_queue_id(text.as_bytes()), Ok(want), "{text}");
         }
     }
 

@@ -5,7 +5,7 @@ use tlswarden_parsers::event::{Event, EventKind, Peer, TlsReason, VerificationEr
 
 /// All text fields of an event. A new field belongs here: the match has no `..` for text.
 pub fn texts<'a>(event: &Event<'a>) -> Vec<&'a [u8]> {
-    let mut texts = vec![event.process.instance, event.process.name];
+    let mut texts = vec![event.process.host, event.process.instance, event.process.name];
     let host = |peer: &Peer<'a>| peer.host;
     match &event.kind {
         EventKind::Established { peer, trust: _, reused: _ } => texts.push(host(peer)),

@@ -184,7 +184,7 @@ impl JournalFollower {
         let mut command = Command::new("journalctl");
         command
             .args(["--output=json", "--follow", "--no-tail", "--all", "--no-pager"])
-            .arg("--output-fields=MESSAGE,SYSLOG_IDENTIFIER,SYSLOG_PID,_PID")
+            .arg("--output-fields=MESSAGE,SYSLOG_IDENTIFIER,SYSLOG_PID,_PID,_HOSTNAME")
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())

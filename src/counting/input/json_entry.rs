@@ -10,13 +10,15 @@ use std::fmt;
 use serde::de::{Deserializer, IgnoredAny, SeqAccess, Visitor};
 use serde::{Deserialize, de};
 use tlswarden_parsers::event::LogTimestamp;
-use tlswarden_parsers::{Dialect, Event, MalformedLine, parse_entry};
+use tlswarden_parsers::{Dialect, Entry, Event, MalformedLine, parse_entry};
 
 /// One entry of the journal.
 #[derive(Debug)]
 pub struct JournalEntry<'a> {
     /// When the journal took it, in seconds since 1970-01-01T00:00:00Z.
     pub(crate) timestamp: i64,
+    /// The host that it is of.
+    pub host: Cow<'a, [u8]>,
     /// What its writer calls itself: `postfix/smtp`.
     pub ident: Cow<'a, [u8]>,
     /// Its writer's process id; 0 where the journal has none.
@@ -28,7 +30,9 @@ pub struct JournalEntry<'a> {
 impl JournalEntry<'_> {
     /// Reads the text as a log line of an MTA's.
     pub fn parse_text(&self, dialect: Dialect) -> Result<Option<Event<'_>>, MalformedLine> {
-        parse_entry(dialect, LogTimestamp::Utc(self.timestamp), &self.ident, self.pid, &self.text)
+        let timestamp = Some(LogTimestamp::Utc(self.timestamp));
+        let entry = Entry { timestamp, host: &self.host, ident: &self.ident, pid: self.pid, text: &self.text };
+        parse_entry(dialect, &entry)
     }
 }
 
@@ -36,6 +40,8 @@ impl JournalEntry<'_> {
 struct JournalFields<'a> {
     #[serde(rename = "__REALTIME_TIMESTAMP", borrow)]
     at: BytesField<'a>,
+    #[serde(rename = "_HOSTNAME", borrow, default)]
+    host: BytesField<'a>,
     #[serde(rename = "SYSLOG_IDENTIFIER", borrow, default)]
     ident: BytesField<'a>,
     #[serde(rename = "SYSLOG_PID", borrow, default)]
@@ -59,7 +65,13 @@ pub fn decode_entry(line: &[u8]) -> Result<Option<JournalEntry<'_>>, &'static st
         return Ok(None);
     }
     let pid = number(&fields.syslog_pid).or_else(|| number(&fields.pid)).and_then(|pid| u32::try_from(pid).ok());
-    Ok(Some(JournalEntry { timestamp: at, ident: fields.ident.0, pid: pid.unwrap_or(0), text: fields.text.0 }))
+    Ok(Some(JournalEntry {
+        timestamp: at,
+        host: fields.host.0,
+        ident: fields.ident.0,
+        pid: pid.unwrap_or(0),
+        text: fields.text.0,
+    }))
 }
 
 /// The value of a field: text, an array of bytes if it is not UTF-8, null if it is too long; the first of several.

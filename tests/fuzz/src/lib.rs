@@ -96,7 +96,8 @@ pub fn journal(data: &[u8]) {
         let Ok(Some(entry)) = json_entry::decode_entry(line) else { continue };
         if let Ok(Some(event)) = entry.parse_text(Dialect::Postfix) {
             for text in borrowed::texts(&event) {
-                assert!(borrowed::lies_in(text, &entry.text) || borrowed::lies_in(text, &entry.ident), "{event:?}");
+                let fields = [&entry.text, &entry.ident, &entry.host];
+                assert!(fields.iter().any(|field| borrowed::lies_in(text, field)), "{event:?}");
             }
         }
     }
