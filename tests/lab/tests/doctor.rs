@@ -676,10 +676,15 @@ async fn play_exim() {
             "  #address_data = ${readsocket".into(),
             "error exim-not-asked",
         ),
-        ("TLS is not required", "  hosts_require_tls = TLSWARDEN_MUST\n".into(), String::new(), "error exim-transport"),
+        (
+            "TLS is not required",
+            "  hosts_require_tls = ${if TLSWARDEN_MUST{*}{TLSWARDEN_OWN_REQUIRE_TLS}}\n".into(),
+            String::new(),
+            "error exim-transport",
+        ),
         (
             "certificates are not checked",
-            "  tls_verify_hosts = TLSWARDEN_MUST\n".into(),
+            "  tls_verify_hosts = ${if TLSWARDEN_MUST{*}{TLSWARDEN_OWN_VERIFY}}\n".into(),
             String::new(),
             "error exim-transport",
         ),

@@ -480,7 +480,7 @@ impl Posting {
         let daemon = Daemon::start(&self.program, &self.world).await.unwrap();
         let begun = Instant::now();
         let due = loop {
-            let output = self.program.run(&self.world, &["reports", "--json"]).await.unwrap();
+            let output = self.program.run(&self.world, &["reports", "list", "--json"]).await.unwrap();
             let due: Vec<Value> = serde_json::from_slice(&output.stdout).unwrap_or_default();
             let is = |(name, state): &(&str, &str)| {
                 due.iter()
