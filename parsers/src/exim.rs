@@ -404,6 +404,16 @@ mod tests {
                 "defer (-37) H=mx.a.test [192.0.2.1]: TLS session: (SSL_connect): error:0A000086:SSL routines::certificate verify failed".into(),
                 HostProblem::CertificateRejected,
             ),
+            // 4.100 has no number.
+            (format!("defer H=mx.a.test [192.0.2.1]: TLS session: {invalid}"), HostProblem::CertificateInvalid),
+            (format!("defer H=mx.a.test [192.0.2.1]:25 DT=0.003s: TLS session: {invalid}"), HostProblem::CertificateInvalid),
+            ("defer: DANE error: tlsa lookup DEFER".into(), HostProblem::TlsaLookup),
+            ("defer H=mx.a.test [192.0.2.1]: a TLS session is required, but the server did not offer TLS support".into(), HostProblem::StarttlsNotOffered),
+            ("defer H=mx.a.test [192.0.2.1]: SMTP error from remote mail server after STARTTLS: 454 x".into(), HostProblem::StarttlsRefused),
+            ("defer (Connection refused)".into(), HostProblem::Other),
+            ("defer (Connection reset by peer) H=mx.a.test [192.0.2.1]: smtp send to x failed".into(), HostProblem::Other),
+            ("defer: retry time not reached for any host for 'a.test'".into(), HostProblem::Other),
+            ("defer".into(), HostProblem::Other),
             (
                 "defer (-37) H=mx.a.test [192.0.2.1]: TLS session: (cert/key setup: cert=/x key=/y): Error while reading file.".into(),
                 HostProblem::Local,

@@ -180,32 +180,44 @@ fn certificate_check(word: &[u8]) -> Option<CertificateCheck> {
     })
 }
 
-/// `== … defer (N)[: text of errno] H=… DT=…: message`.
+/// `== … defer (N)[: text of errno] H=… DT=…: message`; from 4.100 on without the number, `defer[ (text of errno)] H=…`.
 fn parse_deferred(text: &[u8]) -> Option<Fields<'_>> {
     let nothing =
         Fields { peer: None, continued_connection: false, tls: None, problem: HostProblem::Other, complete: true };
     let rest = fields::skip_word(text, b" Q=");
     let rest = fields::skip_word(rest, b" R=");
     let rest = fields::skip_word(rest, b" T=");
-    let Some(rest) = rest.strip_prefix(b" defer (") else {
+    let Some(rest) = rest.strip_prefix(b" defer") else {
         // ` routing defer (N)`, ` transport concurrency limit …`: no host was tried.
         return Some(nothing);
     };
-    let (negative, rest) = rest.strip_prefix(b"-").map_or((false, rest), |rest| (true, rest));
-    let (number, rest) = crate::syslog::decimal(rest)?;
-    let mut rest = rest.strip_prefix(b")")?;
-    if !negative && number > 0 {
-        // What the C library says of an errno has neither of these.
-        rest = rest.strip_prefix(b": ")?;
-        let ends = [memmem::find(rest, b" H="), memmem::find(rest, b" DT="), memmem::find(rest, b": ")];
-        rest = rest.get(ends.into_iter().flatten().min().unwrap_or(rest.len())..)?;
-    }
+    let rest = skip_errno(rest)?;
     let (host, rest) = host(rest)?;
     let rest = fields::skip_word(rest, b" DT=");
     let (peer, continued_connection) =
         host.map_or((None, false), |(peer, continued_connection)| (Some(peer), continued_connection));
     let problem = message(rest).map_or(HostProblem::Other, parse_problem);
     Some(Fields { peer, continued_connection, problem, complete: !rest.is_empty(), ..nothing })
+}
+
+/// What follows ` (N)`, ` (N): text of errno`, ` (text of errno)` or nothing at all.
+fn skip_errno(text: &[u8]) -> Option<&[u8]> {
+    let Some(inside) = text.strip_prefix(b" (") else {
+        return (text.is_empty() || [b' ', b':'].contains(text.first()?)).then_some(text);
+    };
+    let (negative, digits) = inside.strip_prefix(b"-").map_or((false, inside), |rest| (true, rest));
+    let number = crate::syslog::decimal(digits).and_then(|(number, rest)| Some((number, rest.strip_prefix(b")")?)));
+    let Some((number, rest)) = number else {
+        // What the C library says of an errno has no parentheses.
+        return inside.get(memchr(b')', inside)? + 1..);
+    };
+    if negative || number == 0 {
+        return Some(rest);
+    }
+    // And neither of these.
+    let rest = rest.strip_prefix(b": ")?;
+    let ends = [memmem::find(rest, b" H="), memmem::find(rest, b" DT="), memmem::find(rest, b": ")];
+    rest.get(ends.into_iter().flatten().min().unwrap_or(rest.len())..)
 }
 
 /// ` H=HOST [IP]:PORT*` and what belongs to it; `None` inside where no host is named.
