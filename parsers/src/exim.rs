@@ -315,6 +315,29 @@ mod tests {
     }
 
     #[test]
+    fn reads_an_address_that_exim_logs_without_its_quotes() {
+        let behind = "R=r T=t H=mx.a.test [192.0.2.1] X=TLS1.3:X:256 CV=yes";
+        for (to, whole) in [
+            (" foo@a.test <\" foo\"@a.test>", " foo@a.test"),
+            ("foo bar@a.test <\"foo bar\"@a.test>", "foo bar@a.test"),
+            ("foo bar @a.test (p@b.test) <p@b.test>", "foo bar @a.test"),
+        ] {
+            for arrow in ["=>", "->"] {
+                let line = format!("2026-11-22 01:40:29 1xUwZB-0006OQ-0w {arrow} {to} {behind}");
+                let read = recipient(&line);
+                assert_eq!((read.address, read.domain), (whole.as_bytes(), &b"a.test"[..]), "{line}");
+                assert_eq!(read.tls, Some(CertificateCheck::Pkix), "{line}");
+            }
+        }
+        for local in
+            ["|/bin/notify u@b.test <u@a.test>", "/var/mail/a b@c.test <u@a.test>", "save x y@c.test <u@a.test>"]
+        {
+            let line = format!("2026-11-22 01:40:29 1xUwZB-0006OQ-0w => {local} R=r T=address_pipe");
+            assert_eq!(parse(line.as_bytes()), Ok(None), "{line}");
+        }
+    }
+
+    #[test]
     fn a_line_that_syslog_cut_is_read_or_malformed() {
         let front = "<22>Nov 22 01:44:51 exim[7930]: [1/2] 2026-11-22 01:40:29 1xUwZB-0006OQ-0w => u@a.test R=r T=t H=mx.a.test";
         let whole = format!("{front} [192.0.2.1] X=TLS1.3:X:256 CV=yes C=\"250 o");

@@ -36,6 +36,16 @@ pub(super) fn address(text: &[u8]) -> Option<(&[u8], &[u8], &[u8])> {
     Some((text.get(..at + 1 + end)?, domain, after))
 }
 
+/// An address whose local part had to be quoted: Exim logs it without its quotes (deliver.c, `string_log_address`), and
+/// with spaces in it. A pipe, a file and a mailbox are no addresses, and have no `@` before the original in angle brackets.
+pub(super) fn dequoted_address(text: &[u8]) -> Option<(&[u8], &[u8], &[u8])> {
+    let local = text.iter().position(|&b| matches!(b, b'@' | b'<' | b'>' | b'"'))?;
+    let is_command = matches!(text.first(), Some(b'|' | b'/' | b':')) || text.starts_with(b"save ");
+    let last_word = text.get(..local)?.iter().rposition(|&b| b == b' ')? + 1;
+    let (_, domain, after) = address(text.get(last_word..)?).filter(|_| !is_command)?;
+    Some((text.get(..text.len() - after.len())?, domain, after))
+}
+
 /// `HOST[ DS] [IP][:PORT]`: the peer and what follows.
 pub(super) fn peer(text: &[u8]) -> Option<(Peer<'_>, &[u8])> {
     let space = text.iter().take(MAX_HOST_BYTES).position(|&b| b == b' ')?;
