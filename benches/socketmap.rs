@@ -18,7 +18,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tlswarden::answering::listener::Listener;
-use tlswarden::answering::policy::history::History;
+use tlswarden::answering::policy::history::PolicyHistory;
 use tlswarden::answering::policy::policies::Policies;
 use tlswarden::answering::policy::sts::document;
 use tlswarden::answering::policy::sts::policy::Cached;
@@ -166,7 +166,7 @@ async fn daemon(folder: &Path, keys: &[String]) -> (Target, usize, u128) {
     config.resolver.address = Some(dns().await);
     let resolver = Resolver::new(config.resolver.address).expect("a resolver");
     let client = HttpsClient::new(resolver.clone(), &config.closed_network.exceptions()).expect("an HTTPS client");
-    let history = Arc::new(History::open(&*store, clock, metrics.clone()).expect("a history"));
+    let history = Arc::new(PolicyHistory::open(&*store, clock, metrics.clone()).expect("a history"));
     let open =
         Policies::open(&config, resolver, client, Arc::clone(&store), Arc::clone(&history), clock, metrics.clone());
     let policies = open.expect("policies");

@@ -264,7 +264,7 @@ mod tests {
     use tokio::time::Instant;
 
     use super::*;
-    use crate::answering::policy::history::History;
+    use crate::answering::policy::history::PolicyHistory;
     use crate::answering::policy::sts::document;
     use crate::answering::policy::sts::policy::Cached;
     use crate::base::clock::Clock;
@@ -277,7 +277,7 @@ mod tests {
     /// A daemon without DNS: names that are none have no policy at once, others are not known within 300 ms.
     struct Daemon {
         folder: tempfile::TempDir,
-        history: Arc<History>,
+        history: Arc<PolicyHistory>,
         metrics: Metrics,
         events: mpsc::Receiver<EximEvent>,
         stop: watch::Sender<bool>,
@@ -296,7 +296,7 @@ mod tests {
         let config: Config = crate::config::parse_toml(&config, Path::new("F")).unwrap();
         let resolver = Resolver::new(config.resolver.address).unwrap();
         let client = HttpsClient::new(resolver.clone(), &config.closed_network.exceptions()).unwrap();
-        let history = Arc::new(History::open(&*store, clock, metrics.clone()).unwrap());
+        let history = Arc::new(PolicyHistory::open(&*store, clock, metrics.clone()).unwrap());
         let policies =
             Policies::open(&config, resolver, client, store, Arc::clone(&history), clock, metrics.clone()).unwrap();
         let listener = UnixListener::bind(folder.path().join("exim")).unwrap();

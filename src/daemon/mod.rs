@@ -30,7 +30,7 @@ pub use listeners::SocketError;
 use listeners::{BoundSocket, Sockets};
 
 use crate::answering::listener::Listener;
-use crate::answering::policy::history::History;
+use crate::answering::policy::history::PolicyHistory;
 use crate::answering::policy::policies::Policies;
 use crate::answering::readsocket;
 use crate::answering::socketmap::server;
@@ -328,7 +328,7 @@ impl Tasks {
         }
         let (resolver, client, https) = open_clients(&config)?;
         let own = message_id_key::load_or_create(&*store)?;
-        let history = Arc::new(History::open(&*store, clock, metrics.clone())?);
+        let history = Arc::new(PolicyHistory::open(&*store, clock, metrics.clone())?);
         let policies = Policies::open(
             &config,
             resolver.clone(),

@@ -9,7 +9,7 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use crate::answering::policy::history::History;
+use crate::answering::policy::history::PolicyHistory;
 use crate::answering::policy::policies::Policies;
 use crate::base::clock::Clock;
 use crate::checking::host::HostCheckContext;
@@ -76,7 +76,7 @@ pub fn open_offline(config: &Config) -> Result<Services, OpenError> {
         config.report.https_certificates,
     )
     .map_err(|e| host("https", e))?;
-    let history = Arc::new(History::open(&*store, clock, metrics.clone())?);
+    let history = Arc::new(PolicyHistory::open(&*store, clock, metrics.clone())?);
     let policies =
         Policies::open(config, resolver.clone(), client, Arc::clone(&store), history, clock, metrics.clone())?;
     let mut newest = Vec::new();

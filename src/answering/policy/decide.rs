@@ -16,7 +16,7 @@ use crate::answering::policy::dane::lookup::{self, Coverage};
 use crate::answering::policy::decision::combine;
 use crate::answering::policy::decision::{Decision, Level};
 use crate::answering::policy::decision_cache::Entry;
-use crate::answering::policy::history::compact::Under;
+use crate::answering::policy::history::compact::StoredPolicy;
 use crate::answering::policy::overrides::Rule;
 use crate::answering::policy::policies::{Policies, Urge};
 use crate::answering::policy::sts::domain_state::{Domain, Known};
@@ -60,7 +60,7 @@ struct DaneNow {
 struct Settled {
     level: Level,
     sts: Option<Arc<Cached>>,
-    under: Under,
+    under: StoredPolicy,
     until: i64,
     refresh: i64,
 }
@@ -121,9 +121,9 @@ impl Policies {
             _ if urge != Urge::Asked => old
                 .as_ref()
                 .and_then(|old| old.period.as_ref())
-                .filter(|period| period.under() == &settled.under)
+                .filter(|period| period.policy() == &settled.under)
                 .map(Arc::clone),
-            _ => Some(self.history.note(&hop, &domain.name, now, settled.under)),
+            _ => Some(self.history.record_answer(&hop, &domain.name, now, settled.under)),
         };
         // A refresh that changed what is in force is noted when it is first answered: it must not answer from memory.
         let until = if urge != Urge::Asked && period.is_none() { now } else { settled.until };
@@ -234,7 +234,7 @@ impl Policies {
             Level::Secure => enforced.map(|policy| policy.under(failure)),
             Level::Dane | Level::DaneOnly => {
                 let held = dane.held.as_ref().filter(|held| !self.falls_back(held, &level));
-                held.map(|held| Under::Dane(held.rows()))
+                held.map(|held| StoredPolicy::Dane(held.rows()))
             }
             Level::Default => match (testing, &policy) {
                 (Some(policy), _) => Some(policy.under(failure)),

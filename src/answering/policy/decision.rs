@@ -8,9 +8,9 @@ use std::sync::Arc;
 use crate::answering::policy::dane::cached_verdict::Held;
 use crate::answering::policy::dane::cached_verdict::STALE;
 use crate::answering::policy::dane::lookup::Coverage;
-use crate::answering::policy::history::compact::Under;
+use crate::answering::policy::history::compact::StoredPolicy;
 use crate::answering::policy::sts::policy::{Cached, PolicyFailure};
-use crate::answering::policy::sts::text::Text;
+use crate::answering::policy::sts::text::PolicyText;
 use crate::base::tlsrpt::{Failure, Mode};
 use crate::metrics::answers::AnswerKind;
 
@@ -86,20 +86,20 @@ pub(super) fn combine(coverage: Coverage, held: Option<&Held>, enforced: bool, n
 
 impl Cached {
     /// This policy, though a newer document could perhaps not be had.
-    pub(super) fn under(&self, failure: Option<&PolicyFailure>) -> Under {
+    pub(super) fn under(&self, failure: Option<&PolicyFailure>) -> StoredPolicy {
         let told = |failure: &PolicyFailure| {
             let reason = format!("{}+fallback-to-cached-policy", failure.reason);
             Arc::new(Failure::new(failure.result_type, Some(&reason)))
         };
-        Under::Sts { mode: self.mode, text: self.text.clone(), failure: failure.map(told) }
+        StoredPolicy::Sts { mode: self.mode, text: self.text.clone(), failure: failure.map(told) }
     }
 }
 
 impl PolicyFailure {
     /// No policy, because the document could not be had: the sessions are counted under what was served of it.
-    pub(super) fn under(&self, domain: &str) -> Under {
+    pub(super) fn under(&self, domain: &str) -> StoredPolicy {
         let failure = Arc::new(Failure::new(self.result_type, Some(&self.reason)));
-        Under::Sts { mode: Mode::None, text: Text::of(domain, &self.lines), failure: Some(failure) }
+        StoredPolicy::Sts { mode: Mode::None, text: PolicyText::new(domain, &self.lines), failure: Some(failure) }
     }
 }
 

@@ -22,7 +22,7 @@ use crate::answering::policy::dane::lookup::Verdict;
 use crate::answering::policy::dane::store::{self, Shelf};
 use crate::answering::policy::decision::Decision;
 use crate::answering::policy::decision_cache::{Entries, Entry};
-use crate::answering::policy::history::History;
+use crate::answering::policy::history::PolicyHistory;
 use crate::answering::policy::overrides::Overrides;
 use crate::answering::policy::single_flight::{Flight, Flights};
 use crate::answering::policy::sts::cache::{Cache, MAX_BEHIND, MAX_LOOKS};
@@ -68,7 +68,7 @@ pub struct Policies {
     pub(super) overrides: Overrides,
     pub(super) shelf: Shelf,
     pub(super) sts: Arc<Cache>,
-    pub(super) history: Arc<History>,
+    pub(super) history: Arc<PolicyHistory>,
     pub(super) clock: Clock,
     pub(super) metrics: Metrics,
     pub(super) throttle: Throttle,
@@ -101,7 +101,7 @@ impl Policies {
         resolver: Resolver,
         client: HttpsClient,
         store: Arc<dyn Store>,
-        history: Arc<History>,
+        history: Arc<PolicyHistory>,
         clock: Clock,
         metrics: Metrics,
     ) -> Result<Arc<Policies>, StoreError> {
@@ -146,7 +146,7 @@ impl Policies {
     /// A name as it is kept already, if it is, so that it is kept once.
     pub(super) fn name(&self, name: &str) -> Arc<str> {
         let known = self.sts.known(name).map(|domain| Arc::clone(&domain.name));
-        known.or_else(|| self.history.name(name)).unwrap_or_else(|| name.into())
+        known.or_else(|| self.history.interned_name(name)).unwrap_or_else(|| name.into())
     }
 
     /// The decision that stands for a next hop as the MTA writes it; none where one must be made ([`Policies::decide`]).

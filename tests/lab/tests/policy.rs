@@ -10,7 +10,7 @@ use lab::dns::{self, Dns, Zone};
 use lab::https::{Answer, PolicyHosts, Site};
 use tlswarden::answering::listener::Listener;
 use tlswarden::answering::policy::decision::Level;
-use tlswarden::answering::policy::history::History;
+use tlswarden::answering::policy::history::PolicyHistory;
 use tlswarden::answering::policy::policies::Policies;
 use tlswarden::answering::policy::sts::cache::{MAX_BEHIND, OCTETS_EACH};
 use tlswarden::answering::policy::sts::document;
@@ -48,7 +48,7 @@ struct World {
 /// What a daemon has of it.
 struct Daemon {
     policies: Arc<Policies>,
-    history: Arc<History>,
+    history: Arc<PolicyHistory>,
     metrics: Metrics,
     stop: watch::Sender<bool>,
     tasks: JoinSet<()>,
@@ -103,7 +103,7 @@ impl World {
             Arc::new(EmbeddedStore::open(&self.folder.path().join("store"), clock).unwrap().store);
         let resolver = Resolver::new(self.config.resolver.address).unwrap();
         let client = HttpsClient::new(resolver.clone(), &self.config.closed_network.exceptions()).unwrap();
-        let history = Arc::new(History::open(&*store, clock, metrics.clone()).unwrap());
+        let history = Arc::new(PolicyHistory::open(&*store, clock, metrics.clone()).unwrap());
         let (stop, stopped) = watch::channel(false);
         let policies = Policies::open(
             &self.config,
@@ -223,9 +223,9 @@ async fn an_enforced_policy_in_both_wordings_over_both_sockets() {
     let mut older = TcpStream::connect(older).await.unwrap();
     assert_eq!(ask(&mut older, "policy-tlsrpt enforced.test").await, plain);
     let now = Clock::default().seconds();
-    let found = daemon.history.at("enforced.test", now);
+    let found = daemon.history.policy_at("enforced.test", now);
     assert!(found.asked && matches!(found.in_force, PolicyInForce::Sts { mode: Mode::Enforce, .. }), "{found:?}");
-    assert!(!daemon.history.at("enforced.test", now - 100).asked);
+    assert!(!daemon.history.policy_at("enforced.test", now - 100).asked);
     daemon.end().await;
 }
 
@@ -287,7 +287,7 @@ async fn dane_before_mta_sts_and_never_weaker() {
             let want = if sts { &with } else { &without };
             assert_eq!(daemon.level(&name).await, *want, "{name}");
             if matches!(want, Level::Dane | Level::DaneOnly) {
-                let found = daemon.history.at(&name, Clock::default().seconds()).in_force;
+                let found = daemon.history.policy_at(&name, Clock::default().seconds()).in_force;
                 match (kind, found) {
                     // Postfix 3.7 at default `may` does not follow TLSA records under unsigned MX records.
                     ("unsigned", found) => assert_eq!(found, PolicyInForce::None),
@@ -314,7 +314,7 @@ async fn a_bogus_zone_defers_and_heals() {
     world.dns.change().fault("_25._tcp.mx1.bogus.test", Some(dns::Fault::ServFail));
     let daemon = world.daemon(0);
     assert!(matches!(daemon.level("bogus.test").await, Level::Temp(cause) if cause.contains("SERVFAIL")));
-    assert!(!daemon.history.at("bogus.test", Clock::default().seconds()).asked);
+    assert!(!daemon.history.policy_at("bogus.test", Clock::default().seconds()).asked);
     world.dns.change().fault("_25._tcp.mx1.bogus.test", None);
     daemon.becomes("bogus.test", &Level::DaneOnly).await;
     // The MX itself: nothing is known.
@@ -412,7 +412,7 @@ async fn aliases_implicit_mx_and_smart_hosts() {
         assert_eq!(daemon.level(key).await, want, "{key}");
     }
     assert_eq!(world.dns.zone().asked("_25._tcp.mx.broken-tlsa.test", RecordType::TLSA), 0);
-    let found = daemon.history.at("alias.test", Clock::default().seconds()).in_force;
+    let found = daemon.history.policy_at("alias.test", Clock::default().seconds()).in_force;
     let PolicyInForce::Dane { hosts } = found else { panic!("{found:?}") };
     assert_eq!((hosts[0].0.as_str(), hosts[0].1.policy_domain.as_str()), ("mx.alias.test", "mx.target.test"));
     daemon.end().await;
@@ -457,7 +457,7 @@ async fn what_an_unsigned_mx_with_dane_is_counted_under_depends_on_the_postfix()
         world.config.postfix.default_level = Some(default_level);
         let daemon = world.daemon(0);
         assert_eq!(daemon.level(&name).await, Level::Dane, "{name}");
-        let found = daemon.history.at(&name, Clock::default().seconds());
+        let found = daemon.history.policy_at(&name, Clock::default().seconds());
         assert!(found.asked);
         assert_eq!(matches!(found.in_force, PolicyInForce::Dane { .. }), followed, "{name}: {:?}", found.in_force);
         assert_eq!(matches!(found.in_force, PolicyInForce::None), !followed, "{name}: {:?}", found.in_force);
@@ -807,7 +807,10 @@ async fn a_changed_id_replaces_the_policy_behind_the_answer() {
     daemon.becomes("changes.test", &Level::Default).await;
     assert_eq!(daemon.policies.decide(b"changes.test").await.sts.as_ref().unwrap().mode, Mode::Testing);
     let now = Clock::default().seconds() + 100;
-    assert!(matches!(daemon.history.at("changes.test", now).in_force, PolicyInForce::Sts { mode: Mode::Testing, .. }));
+    assert!(matches!(
+        daemon.history.policy_at("changes.test", now).in_force,
+        PolicyInForce::Sts { mode: Mode::Testing, .. }
+    ));
     daemon.end().await;
     world.sts("changes.test", "3", "version: STSv1\nmode: none\nmax_age: 86400\n");
     let daemon = world.daemon(200);
@@ -866,7 +869,7 @@ async fn the_history_outlives_a_restart() {
     daemon.level("asked.test").await;
     daemon.end().await;
     let daemon = world.daemon(5000);
-    let found = daemon.history.at("asked.test", now + 1);
+    let found = daemon.history.policy_at("asked.test", now + 1);
     assert!(found.asked && matches!(found.in_force, PolicyInForce::Sts { mode: Mode::Testing, .. }), "{found:?}");
     daemon.end().await;
 }
@@ -975,23 +978,23 @@ async fn who_has_an_answer_explained_has_not_asked() {
     // No mail is held to it, while it looks and when it is known.
     for _ in 0..2 {
         explain(&daemon, "told.test").await;
-        assert!(!daemon.history.at("told.test", Clock::default().seconds()).asked);
+        assert!(!daemon.history.policy_at("told.test", Clock::default().seconds()).asked);
     }
     assert_eq!(world.hosts.requests("told.test"), 1);
     // Who asks then is noted; so is who asks while another has it explained.
     assert_eq!(daemon.level("told.test").await, Level::Secure);
-    assert!(daemon.history.at("told.test", Clock::default().seconds()).asked);
+    assert!(daemon.history.policy_at("told.test", Clock::default().seconds()).asked);
     world.dns.change().fault("_mta-sts.asked.test", Some(dns::Fault::Late(Duration::from_millis(300))));
     let (_, level) = tokio::join!(explain(&daemon, "asked.test"), daemon.level("asked.test"));
     assert_eq!(level, Level::Secure);
-    assert!(daemon.history.at("asked.test", Clock::default().seconds()).asked);
+    assert!(daemon.history.policy_at("asked.test", Clock::default().seconds()).asked);
     daemon.end().await;
     // Nor is it an asking that goes on: ten minutes later, and 25 after the mail.
     let daemon = world.daemon(600);
     explain(&daemon, "told.test").await;
     explain(&daemon, "told.test").await;
-    assert!(daemon.history.at("told.test", now + 600).asked);
-    assert!(!daemon.history.at("told.test", now + 1500).asked);
+    assert!(daemon.history.policy_at("told.test", now + 600).asked);
+    assert!(!daemon.history.policy_at("told.test", now + 1500).asked);
     daemon.end().await;
 }
 
@@ -1075,7 +1078,11 @@ async fn overrides_go_before_what_is_published() {
     }
     for quiet in ["fixed.test", "none.test", "nosts.test", "a.below.test"] {
         assert_eq!(world.dns.zone().asked(&format!("_mta-sts.{quiet}"), RecordType::TXT), 0, "{quiet}");
-        assert_eq!(daemon.history.at(quiet, Clock::default().seconds()).in_force, PolicyInForce::None, "{quiet}");
+        assert_eq!(
+            daemon.history.policy_at(quiet, Clock::default().seconds()).in_force,
+            PolicyInForce::None,
+            "{quiet}"
+        );
     }
     assert_eq!(world.dns.zone().asked("fixed.test", RecordType::MX), 0);
     let table = server::table(&daemon.policies, Default_::May);

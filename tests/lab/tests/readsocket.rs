@@ -8,7 +8,7 @@ use lab::daemon::{Daemon, Program};
 use lab::dns;
 use lab::https::Answer;
 use lab::world::{Domain, Options, Server, Tlsa, World};
-use tlswarden::answering::policy::history::History;
+use tlswarden::answering::policy::history::PolicyHistory;
 use tlswarden::base::clock::Clock;
 use tlswarden::base::tlsrpt::{Mode, PolicyInForce};
 use tlswarden::metrics::Metrics;
@@ -67,8 +67,8 @@ async fn each_decision_is_told_and_noted() {
     daemon.stop().await.unwrap();
     let clock = Clock::default();
     let store = EmbeddedStore::open(&world.folder().join("store"), clock).unwrap().store;
-    let history = History::open(&store, clock, Metrics::default()).unwrap();
-    let noted = |domain: &str| history.at(domain, clock.seconds());
+    let history = PolicyHistory::open(&store, clock, Metrics::default()).unwrap();
+    let noted = |domain: &str| history.policy_at(domain, clock.seconds());
     for (domain, want) in [("enforce.test", Mode::Enforce), ("testing.test", Mode::Testing), ("lost.test", Mode::None)]
     {
         let found = noted(domain);

@@ -6,7 +6,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::answering::policy::dane::lookup::{Coverage, Mx, Verdict};
-use crate::answering::policy::history::compact::Rows;
+use crate::answering::policy::history::compact::TlsaHosts;
 use crate::base::clock::CompactTime;
 
 /// How long a DANE verdict serves past its TTL while the resolver fails, in seconds.
@@ -31,7 +31,7 @@ pub struct Held {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct More {
     cause: String,
-    rows: Rows,
+    rows: TlsaHosts,
 }
 
 impl Held {
@@ -60,8 +60,8 @@ impl Held {
     }
 
     /// The hosts with TLSA records, if there are any.
-    pub fn rows(&self) -> Option<Rows> {
-        self.more.as_ref().map(|more| Rows::clone(&more.rows)).filter(|rows: &Rows| !rows.is_empty())
+    pub fn rows(&self) -> Option<TlsaHosts> {
+        self.more.as_ref().map(|more| TlsaHosts::clone(&more.rows)).filter(|rows: &TlsaHosts| !rows.is_empty())
     }
 
     /// As it is stored.

@@ -12,7 +12,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use tokio::task::JoinSet;
 
-use crate::answering::policy::history::compact::Row;
+use crate::answering::policy::history::compact::TlsaHost;
 use crate::base::next_hop::NextHop;
 use crate::base::tlsrpt::{Policy, PolicyType};
 use crate::net::dns::{DnsError, Resolver, TlsaRecord};
@@ -326,9 +326,9 @@ impl Verdict {
     }
 
     /// Per host that has TLSA records, the row that its sessions are counted under.
-    pub fn rows(&self) -> Arc<[Row]> {
+    pub fn rows(&self) -> Arc<[TlsaHost]> {
         let row = |host: &Host| match &host.tlsa {
-            HostTlsa::Records { base, records, .. } => Some(Row::of(&host.name, base, &records.policy_string)),
+            HostTlsa::Records { base, records, .. } => Some(TlsaHost::new(&host.name, base, &records.policy_string)),
             HostTlsa::None { .. } | HostTlsa::Failed { .. } => None,
         };
         self.hosts.iter().filter_map(row).collect()

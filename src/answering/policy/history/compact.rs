@@ -1,7 +1,7 @@
 //! What the sessions of a next hop are held to, as it is kept: texts packed, and each once however many hold it.
 //!
-//! Takes: what was decided. Gives: [`Under`], small enough for half a million periods, the [`PolicyInForce`] that counting and
-//! reports know, and a stored form.
+//! Takes: what was decided. Gives: [`StoredPolicy`], small enough for half a million periods, the [`PolicyInForce`]
+//! that counting and reports know, and a stored form.
 //! Not here: deciding (`decision`), when what stood (`history`).
 
 use std::sync::Arc;
@@ -9,12 +9,12 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use crate::answering::policy::sts::policy;
-use crate::answering::policy::sts::text::Text;
+use crate::answering::policy::sts::text::PolicyText;
 use crate::base::tlsrpt::{Failure, Mode, Policy, PolicyInForce, PolicyType, ResultType};
 
 /// A policy in force.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub enum Under {
+pub enum StoredPolicy {
     /// Nothing was published.
     #[default]
     None,
@@ -23,20 +23,20 @@ pub enum Under {
         /// What was asked of the MTA.
         mode: Mode,
         /// The lines.
-        text: Text,
+        text: PolicyText,
         /// What went wrong with the document.
         failure: Option<Arc<Failure>>,
     },
     /// DANE.
-    Dane(Option<Rows>),
+    Dane(Option<TlsaHosts>),
 }
 
-/// The MX hosts that have TLSA records; none is no rows.
-pub type Rows = Arc<[Row]>;
+/// The MX hosts that have TLSA records.
+pub type TlsaHosts = Arc<[TlsaHost]>;
 
 /// An MX host with TLSA records.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Row {
+pub struct TlsaHost {
     /// Its name.
     pub host: Box<str>,
     /// The TLSA base domain, where it is another one.
@@ -46,16 +46,16 @@ pub struct Row {
 }
 
 #[derive(Serialize, Deserialize)]
-enum Stored<'a> {
+enum EncodedPolicy<'a> {
     None,
     Sts { mode: Mode, text: &'a [u8], failure: Option<(ResultType, &'a str)> },
-    Dane(Vec<Row>),
+    Dane(Vec<TlsaHost>),
 }
 
-impl Row {
+impl TlsaHost {
     /// A host and its records at a TLSA base domain.
-    pub fn of(host: &str, base: &str, records: &[String]) -> Row {
-        Row { host: host.into(), base: (base != host).then(|| base.into()), records: records.join("\n").into() }
+    pub fn new(host: &str, base: &str, records: &[String]) -> TlsaHost {
+        TlsaHost { host: host.into(), base: (base != host).then(|| base.into()), records: records.join("\n").into() }
     }
 
     fn policy(&self) -> Policy {
@@ -68,12 +68,12 @@ impl Row {
     }
 }
 
-impl Under {
-    /// As sessions are counted under it.
+impl StoredPolicy {
+    /// The policy as counting and reports use it.
     pub fn in_force(&self, domain: &str) -> PolicyInForce {
         match self {
-            Under::None => PolicyInForce::None,
-            Under::Sts { mode, text, failure } => {
+            StoredPolicy::None => PolicyInForce::None,
+            StoredPolicy::Sts { mode, text, failure } => {
                 let policy = match mode {
                     Mode::Enforce | Mode::Testing => policy::policy(text, domain),
                     Mode::None => Policy {
@@ -85,73 +85,77 @@ impl Under {
                 };
                 PolicyInForce::Sts { mode: *mode, policy: Arc::new(policy), failure: failure.clone() }
             }
-            Under::Dane(rows) => {
+            StoredPolicy::Dane(rows) => {
                 let hosts = rows.iter().flat_map(|rows| rows.iter());
                 PolicyInForce::Dane { hosts: hosts.map(|row| (row.host.to_string(), Arc::new(row.policy()))).collect() }
             }
         }
     }
 
-    /// The same, from what counting and reports know.
-    pub fn of(domain: &str, in_force: &PolicyInForce) -> Under {
+    /// The compact form of a policy in force.
+    pub fn from_in_force(domain: &str, in_force: &PolicyInForce) -> StoredPolicy {
         match in_force {
-            PolicyInForce::None => Under::None,
-            PolicyInForce::Sts { mode, policy, failure } => {
-                Under::Sts { mode: *mode, text: Text::of(domain, &policy.policy_string), failure: failure.clone() }
-            }
+            PolicyInForce::None => StoredPolicy::None,
+            PolicyInForce::Sts { mode, policy, failure } => StoredPolicy::Sts {
+                mode: *mode,
+                text: PolicyText::new(domain, &policy.policy_string),
+                failure: failure.clone(),
+            },
             PolicyInForce::Dane { hosts } => {
                 let row = |(host, policy): &(String, Arc<Policy>)| {
-                    Row::of(host, &policy.policy_domain, &policy.policy_string)
+                    TlsaHost::new(host, &policy.policy_domain, &policy.policy_string)
                 };
-                Under::Dane((!hosts.is_empty()).then(|| hosts.iter().map(row).collect()))
+                StoredPolicy::Dane((!hosts.is_empty()).then(|| hosts.iter().map(row).collect()))
             }
         }
     }
 
-    /// Holds the same piece of text as another, where both have the same.
-    pub fn share(&mut self, other: &Under) {
+    /// Shares the text of another policy if both are equal, so that it is stored once.
+    pub fn share_text_with(&mut self, other: &StoredPolicy) {
         match (self, other) {
-            (Under::Sts { text, .. }, Under::Sts { text: ours, .. }) => drop(text.share(ours)),
-            (Under::Dane(rows), Under::Dane(ours)) if rows == ours => rows.clone_from(ours),
+            (StoredPolicy::Sts { text, .. }, StoredPolicy::Sts { text: theirs, .. }) => drop(text.share_with(theirs)),
+            (StoredPolicy::Dane(rows), StoredPolicy::Dane(theirs)) if rows == theirs => rows.clone_from(theirs),
             _ => {}
         }
     }
 
-    /// What it takes besides its place, in octets.
+    /// The heap memory that it takes, in bytes.
     pub fn size(&self) -> usize {
         match self {
-            Under::None | Under::Dane(None) => 0,
-            Under::Sts { text, .. } => text.octets().len(),
-            Under::Dane(Some(rows)) => rows.iter().map(|row| row.host.len() + row.records.len() + 64).sum(),
+            StoredPolicy::None | StoredPolicy::Dane(None) => 0,
+            StoredPolicy::Sts { text, .. } => text.packed_bytes().len(),
+            StoredPolicy::Dane(Some(rows)) => rows.iter().map(|row| row.host.len() + row.records.len() + 64).sum(),
         }
     }
 
     /// As it is stored, behind what is in `octets`.
-    pub fn encode(&self, octets: Vec<u8>) -> Vec<u8> {
+    pub fn encode(&self, bytes: Vec<u8>) -> Vec<u8> {
         let stored = match self {
-            Under::None => Stored::None,
-            Under::Sts { mode, text, failure } => {
-                let told = failure.as_ref();
-                let failure = told.map(|f| (f.result_type, f.failure_reason_code.as_deref().unwrap_or_default()));
-                Stored::Sts { mode: *mode, text: text.octets(), failure }
+            StoredPolicy::None => EncodedPolicy::None,
+            StoredPolicy::Sts { mode, text, failure } => {
+                let failure = failure.as_ref();
+                let failure = failure.map(|f| (f.result_type, f.failure_reason_code.as_deref().unwrap_or_default()));
+                EncodedPolicy::Sts { mode: *mode, text: text.packed_bytes(), failure }
             }
-            Under::Dane(rows) => Stored::Dane(rows.iter().flat_map(|rows| rows.iter().cloned()).collect()),
+            StoredPolicy::Dane(rows) => {
+                EncodedPolicy::Dane(rows.iter().flat_map(|rows| rows.iter().cloned()).collect())
+            }
         };
         // Invariant: postcard writes numbers, texts, lists and variants into a vector without fail.
-        postcard::to_extend(&stored, octets).expect("a policy in force has a stored form")
+        postcard::to_extend(&stored, bytes).expect("a policy in force has a stored form")
     }
 
-    /// Reads it back; nothing where it is not in that form.
-    pub fn decode(octets: &[u8]) -> Option<Under> {
-        Some(match postcard::from_bytes(octets).ok()? {
-            Stored::None => Under::None,
-            Stored::Sts { mode, text, failure } => {
-                let told = |(result_type, reason): (ResultType, &str)| {
+    /// Reads the stored form; `None` if it is malformed.
+    pub fn decode(bytes: &[u8]) -> Option<StoredPolicy> {
+        Some(match postcard::from_bytes(bytes).ok()? {
+            EncodedPolicy::None => StoredPolicy::None,
+            EncodedPolicy::Sts { mode, text, failure } => {
+                let restored = |(result_type, reason): (ResultType, &str)| {
                     Arc::new(Failure::new(result_type, (!reason.is_empty()).then_some(reason)))
                 };
-                Under::Sts { mode, text: Text::packed(text), failure: failure.map(told) }
+                StoredPolicy::Sts { mode, text: PolicyText::from_packed(text), failure: failure.map(restored) }
             }
-            Stored::Dane(rows) => Under::Dane((!rows.is_empty()).then(|| rows.into())),
+            EncodedPolicy::Dane(rows) => StoredPolicy::Dane((!rows.is_empty()).then(|| rows.into())),
         })
     }
 }
@@ -198,10 +202,10 @@ mod tests {
                 hosts: vec![("mx.example".into(), tlsa("mx.example")), ("b.example".into(), tlsa("c"))],
             },
         ] {
-            let under = Under::of("example.com", &wanted);
-            assert_eq!(under.in_force("example.com"), wanted);
-            assert_eq!(Under::decode(&under.encode(Vec::new())), Some(under));
+            let policy = StoredPolicy::from_in_force("example.com", &wanted);
+            assert_eq!(policy.in_force("example.com"), wanted);
+            assert_eq!(StoredPolicy::decode(&policy.encode(Vec::new())), Some(policy));
         }
-        assert_eq!(Under::decode(b"{}"), None);
+        assert_eq!(StoredPolicy::decode(b"{}"), None);
     }
 }

@@ -2,10 +2,9 @@
 //!
 //! Takes: a note of each decision that was answered. Gives: the decision that stood at a moment.
 //! One decision that is asked about again and again is one [`Period`], from its first to its last asking; a pause of
-//! [`ASKED`] or another decision begins a new one. Kept in the store: a new period within [`BEHIND`], its last asking
-//! within [`STEP`] seconds.
-//! Forgotten two days after every input has been read past it.
-//! Limits: [`MAX_PERIODS`], [`MAX_OCTETS`] of text; beyond, the longest past go first and are counted
+//! [`ANSWER_LIFETIME`] or another decision begins a new one. Kept in the store: a new period within [`WRITE_DELAY`],
+//! its last asking within [`MAX_STORED_LAG`] seconds. Forgotten two days after every input has been read past it.
+//! Limits: [`MAX_PERIODS`], [`MAX_TEXT_BYTES`] of text; beyond, the longest past go first and are counted
 //! (`decisions_dropped`).
 //! When it fails: what cannot be written stays in memory and is written with the next attempt.
 //! Not here: deciding (`policy`), reading logs.
@@ -21,8 +20,8 @@ use parking_lot::{Mutex, RwLock};
 use smallvec::SmallVec;
 use tokio::sync::{Notify, watch};
 
-use crate::answering::policy::history::compact::Under;
-use crate::answering::policy::sts::text::Text;
+use crate::answering::policy::history::compact::StoredPolicy;
+use crate::answering::policy::sts::text::PolicyText;
 use crate::answering::policy::throttle::Throttle;
 use crate::base::clock::{Clock, CompactTime, SharedCompactTime};
 use crate::base::next_hop::NextHop;
@@ -32,51 +31,53 @@ use crate::base::tlsrpt::PolicyInForce;
 use crate::metrics::Metrics;
 use crate::store::{Batch, MAX_BATCH_RECORDS, Store, StoreError, Table};
 
-/// How long after the last asking a decision still stands, in seconds: Postfix keeps a connection for less.
-pub const ASKED: i64 = 20 * 60;
+/// How long an answer counts as the policy in force after it was last asked for, in seconds: Postfix keeps a connection
+/// for less.
+pub const ANSWER_LIFETIME: i64 = 20 * 60;
 
 /// How soon a new period is in the store, while the disk keeps up.
-pub const BEHIND: Duration = Duration::from_millis(20);
+pub const WRITE_DELAY: Duration = Duration::from_millis(20);
 
-/// How far the stored last asking may lag behind, in seconds.
-pub const STEP: i64 = 60;
+/// How far the stored time of the last request may lag behind, in seconds.
+pub const MAX_STORED_LAG: i64 = 60;
 
 /// How many periods are kept: 24 changes a day for 20,000 destinations. About 150 octets each, and their text.
 pub const MAX_PERIODS: usize = 500_000;
 
 /// How much text the periods hold, in octets, each counted as if no other had the same: a domain that changes the
 /// longest of policies every minute fills it in a day.
-pub const MAX_OCTETS: usize = 128 * 1024 * 1024;
+pub const MAX_TEXT_BYTES: usize = 128 * 1024 * 1024;
 
-/// Decisions that were looked up lately and are kept in the words of reports: sessions come in bursts to a few domains.
-const SHOWN: usize = 256;
+/// How many recently used policies are cached in the form of reports: sessions come in bursts to a few domains.
+const MAX_RENDERED: usize = 256;
 
-/// How often last askings are looked through.
-const TICK: Duration = Duration::from_secs(1);
+/// How often the write queue is checked.
+const WRITE_INTERVAL: Duration = Duration::from_secs(1);
 
-/// How often periods that no line can be about any more are looked for, in seconds.
-const PRUNE: i64 = 3600;
+/// How often periods that no log line can refer to any more are removed, in seconds.
+const PRUNE_INTERVAL: i64 = 3600;
 
-/// How long a period is kept beyond the last line of every input, in seconds: sessions take hours, and a clock may be off.
-const KEPT: i64 = 2 * 86_400;
+/// How long a period is kept beyond the last line of every input, in seconds: sessions take hours, and a clock may be
+/// off.
+const RETENTION: i64 = 2 * 86_400;
 
 /// One decision, as long as it was asked about without a pause.
 #[derive(Debug)]
 pub struct Period {
     /// The next hop in its one form.
     hop: Arc<str>,
-    under: Under,
+    policy: StoredPolicy,
     from: CompactTime,
-    last: SharedCompactTime,
+    last_asked: SharedCompactTime,
     /// The last asking as it is in the store.
-    written: SharedCompactTime,
+    stored_last_asked: SharedCompactTime,
     /// Whether it waits to be written.
     dirty: AtomicBool,
 }
 
-/// What stood at a moment.
+/// The policy in force at a time.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Lookup {
+pub struct PolicyLookup {
     /// The policy in force.
     pub in_force: PolicyInForce,
     /// Whether the destination had been asked about; where not, the policy is [`PolicyInForce::None`].
@@ -87,56 +88,56 @@ pub struct Lookup {
 type Periods = HashMap<Arc<str>, SmallVec<[Arc<Period>; 1]>>;
 
 /// All periods.
-pub struct History {
+pub struct PolicyHistory {
     periods: RwLock<Periods>,
-    held: Mutex<Held>,
+    totals: Mutex<HistoryTotals>,
     /// Periods to write, or to look at whether to.
-    queue: Mutex<Vec<Arc<Period>>>,
+    write_queue: Mutex<Vec<Arc<Period>>>,
     /// Keys to remove from the store.
-    removed: Mutex<Vec<Vec<u8>>>,
-    /// By the place of their period, which is kept beside them.
-    shown: Mutex<HashMap<usize, (Arc<Period>, PolicyInForce)>>,
+    removed_keys: Mutex<Vec<Vec<u8>>>,
+    /// By the address of their period, which is stored with them so that the address stays taken.
+    rendered: Mutex<HashMap<usize, (Arc<Period>, PolicyInForce)>>,
     wake: Notify,
     clock: Clock,
     metrics: Metrics,
     throttle: Throttle,
 }
 
-/// How much there is.
+/// How many periods there are and how much text they hold.
 #[derive(Clone, Copy, Default)]
-struct Held {
+struct HistoryTotals {
     periods: usize,
-    octets: usize,
+    bytes: usize,
 }
 
-impl History {
+impl PolicyHistory {
     /// The periods that the store has. A record that cannot be read is left out.
-    pub fn open(store: &dyn Store, clock: Clock, metrics: Metrics) -> Result<History, StoreError> {
+    pub fn open(store: &dyn Store, clock: Clock, metrics: Metrics) -> Result<PolicyHistory, StoreError> {
         let mut periods = Periods::new();
-        let mut held = Held::default();
+        let mut totals = HistoryTotals::default();
         let mut before: Option<(Arc<str>, Arc<Period>)> = None;
         store.visit(Table::Decision, b"", &mut |key, value| {
-            let Some((domain, mut period)) = restore(key, value, before.as_ref().map(|(name, _)| name)) else {
+            let Some((domain, mut period)) = decode_record(key, value, before.as_ref().map(|(name, _)| name)) else {
                 metrics.add("decisions_unreadable", 1);
                 return;
             };
             // Most periods of a domain are of one decision: keep its text once.
             if let Some((_, before)) = before.as_ref().filter(|(name, _)| *name == domain) {
-                period.under.share(&before.under);
+                period.policy.share_text_with(&before.policy);
             }
-            held.periods += 1;
-            held.octets += period.under.size();
+            totals.periods += 1;
+            totals.bytes += period.policy.size();
             let period = Arc::new(period);
             before = Some((Arc::clone(&domain), Arc::clone(&period)));
             periods.entry(domain).or_default().push(period);
         })?;
         periods.shrink_to_fit();
-        Ok(History {
+        Ok(PolicyHistory {
             periods: RwLock::new(periods),
-            held: Mutex::new(held),
-            queue: Mutex::default(),
-            removed: Mutex::default(),
-            shown: Mutex::default(),
+            totals: Mutex::new(totals),
+            write_queue: Mutex::default(),
+            removed_keys: Mutex::default(),
+            rendered: Mutex::default(),
             wake: Notify::new(),
             clock,
             metrics,
@@ -145,12 +146,12 @@ impl History {
     }
 
     /// The name as it is kept here if it is, so that it is kept once; makes a text that is kept here the same piece.
-    pub fn share(&self, domain: &str, text: &mut Text) -> Arc<str> {
+    pub fn share_text(&self, domain: &str, text: &mut PolicyText) -> Arc<str> {
         let periods = self.periods.read();
         let Some((name, list)) = periods.get_key_value(domain) else { return domain.into() };
         for period in list.iter().rev() {
-            if let Under::Sts { text: ours, .. } = &period.under
-                && text.share(ours)
+            if let StoredPolicy::Sts { text: ours, .. } = &period.policy
+                && text.share_with(ours)
             {
                 break;
             }
@@ -159,46 +160,47 @@ impl History {
     }
 
     /// The name as it is kept here, if it is.
-    pub fn name(&self, domain: &str) -> Option<Arc<str>> {
+    pub fn interned_name(&self, domain: &str) -> Option<Arc<str>> {
         self.periods.read().get_key_value(domain).map(|(name, _)| Arc::clone(name))
     }
 
-    /// Notes that a decision was answered for a next hop at `now` (seconds); `name` is that of its domain. The period is
-    /// for [`History::touch`].
-    pub fn note(&self, hop: &NextHop, name: &Arc<str>, now: i64, under: Under) -> Arc<Period> {
+    /// Notes that a decision was answered for a next hop at `now` (seconds); `name` is that of its domain. The period
+    /// is for [`PolicyHistory::touch`].
+    pub fn record_answer(&self, hop: &NextHop, name: &Arc<str>, now: i64, policy: StoredPolicy) -> Arc<Period> {
         let key = hop.key();
         let mut periods = self.periods.write();
         let known = periods.get(&**name);
         let latest = known.and_then(|list| list.iter().rev().find(|p| *p.hop == *key)).map(Arc::clone);
-        let mut under = under;
-        if let Some(latest) = latest.filter(|latest| latest.under == under) {
+        let mut policy = policy;
+        if let Some(latest) = latest.filter(|latest| latest.policy == policy) {
             if self.touch(&latest, now) {
                 return latest;
             }
-            under = latest.under.clone();
+            policy = latest.policy.clone();
         }
         let hop = if *key == **name { Arc::clone(name) } else { key.into() };
         let period = Arc::new(Period {
             hop,
             from: CompactTime::from_seconds(now),
-            last: SharedCompactTime::from_seconds(now),
+            last_asked: SharedCompactTime::from_seconds(now),
             dirty: AtomicBool::new(true),
-            written: SharedCompactTime::from_seconds(0),
-            under,
+            stored_last_asked: SharedCompactTime::from_seconds(0),
+            policy: policy,
         });
         periods.entry(Arc::clone(name)).or_default().push(Arc::clone(&period));
-        let mut held = self.held.lock();
-        held.periods += 1;
-        held.octets += period.under.size();
-        if held.periods > MAX_PERIODS || held.octets > MAX_OCTETS {
-            let cutoff = oldest(&periods, held.periods / 20);
-            let dropped =
-                self.remove(&mut held, &mut periods, |p| p.last.seconds() <= cutoff && !Arc::ptr_eq(p, &period));
+        let mut totals = self.totals.lock();
+        totals.periods += 1;
+        totals.bytes += period.policy.size();
+        if totals.periods > MAX_PERIODS || totals.bytes > MAX_TEXT_BYTES {
+            let cutoff = nth_last_asked(&periods, totals.periods / 20);
+            let dropped = self.remove_where(&mut totals, &mut periods, |p| {
+                p.last_asked.seconds() <= cutoff && !Arc::ptr_eq(p, &period)
+            });
             self.metrics.add("decisions_dropped", dropped as u64);
         }
-        drop(held);
+        drop(totals);
         drop(periods);
-        self.queue.lock().push(Arc::clone(&period));
+        self.write_queue.lock().push(Arc::clone(&period));
         self.wake.notify_one();
         period
     }
@@ -206,46 +208,48 @@ impl History {
     /// Notes that the decision of a period was answered again. False where the pause was too long: the decision is to
     /// be noted anew. Costs no more than a comparison when called again within the second.
     pub fn touch(&self, period: &Arc<Period>, now: i64) -> bool {
-        let last = period.last.seconds();
+        let last = period.last_asked.seconds();
         if now <= last {
             // A clock that was set back: the period stands as it is.
-            return last - now < ASKED;
+            return last - now < ANSWER_LIFETIME;
         }
-        if now - last >= ASKED {
+        if now - last >= ANSWER_LIFETIME {
             return false;
         }
-        period.last.advance_to(now);
+        period.last_asked.advance_to(now);
         if !period.dirty.swap(true, Ordering::Relaxed) {
-            self.queue.lock().push(Arc::clone(period));
+            self.write_queue.lock().push(Arc::clone(period));
         }
         true
     }
 
     /// The policy in force for a destination at a moment (seconds): the latest decision that had been asked about at
-    /// most [`ASKED`] before. Decisions for the domain itself go before those for it with a port or in brackets.
-    pub fn at(&self, domain: &str, seconds: i64) -> Lookup {
+    /// most [`ANSWER_LIFETIME`] before. Decisions for the domain itself go before those for it with a port or in
+    /// brackets.
+    pub fn policy_at(&self, domain: &str, seconds: i64) -> PolicyLookup {
         let periods = self.periods.read();
-        let stands = |p: &&Arc<Period>| p.from.seconds() <= seconds && seconds <= p.last.seconds() + ASKED;
+        let stands =
+            |p: &&Arc<Period>| p.from.seconds() <= seconds && seconds <= p.last_asked.seconds() + ANSWER_LIFETIME;
         let found = periods
             .get(domain)
             .and_then(|list| list.iter().filter(stands).max_by_key(|p| (*p.hop == *domain, p.from)))
             .map(Arc::clone);
         drop(periods);
         match found {
-            Some(period) => Lookup { in_force: self.show(domain, period), asked: true },
-            None => Lookup { in_force: PolicyInForce::None, asked: false },
+            Some(period) => PolicyLookup { in_force: self.render(domain, period), asked: true },
+            None => PolicyLookup { in_force: PolicyInForce::None, asked: false },
         }
     }
 
-    /// What a period stands for, in the words of reports.
-    fn show(&self, domain: &str, period: Arc<Period>) -> PolicyInForce {
+    /// The policy of a period in the form of reports.
+    fn render(&self, domain: &str, period: Arc<Period>) -> PolicyInForce {
         let place = Arc::as_ptr(&period).addr();
-        let mut shown = self.shown.lock();
+        let mut shown = self.rendered.lock();
         if let Some((_, in_force)) = shown.get(&place) {
             return in_force.clone();
         }
-        let in_force = period.under.in_force(domain);
-        if shown.len() >= SHOWN {
+        let in_force = period.policy.in_force(domain);
+        if shown.len() >= MAX_RENDERED {
             shown.clear();
         }
         shown.insert(place, (period, in_force.clone()));
@@ -255,10 +259,10 @@ impl History {
     /// Forgets what ended before a moment (seconds) that every input has been read past.
     fn prune_before(&self, seconds: i64) {
         let mut periods = self.periods.write();
-        let past = |p: &Arc<Period>| p.last.seconds() + ASKED < seconds;
-        let removed = self.remove(&mut self.held.lock(), &mut periods, past);
+        let past = |p: &Arc<Period>| p.last_asked.seconds() + ANSWER_LIFETIME < seconds;
+        let removed = self.remove_where(&mut self.totals.lock(), &mut periods, past);
         // What waits to be written would come back.
-        self.queue.lock().retain(|period| !past(period));
+        self.write_queue.lock().retain(|period| !past(period));
         drop(periods);
         if removed > 0 {
             self.wake.notify_one();
@@ -267,7 +271,7 @@ impl History {
 
     /// How many periods are kept.
     pub fn len(&self) -> usize {
-        self.held.lock().periods
+        self.totals.lock().periods
     }
 
     /// Whether nothing is kept.
@@ -277,39 +281,39 @@ impl History {
 
     /// Writes behind until `shutdown` turns true, and then what is left.
     pub async fn run(self: Arc<Self>, store: Arc<dyn Store>, mut shutdown: watch::Receiver<bool>) {
-        let mut tick = tokio::time::interval(TICK);
+        let mut tick = tokio::time::interval(WRITE_INTERVAL);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut pruned = i64::MIN;
         loop {
             tokio::select! {
-                () = self.wake.notified() => tokio::time::sleep(BEHIND).await,
+                () = self.wake.notified() => tokio::time::sleep(WRITE_DELAY).await,
                 _ = tick.tick() => {}
                 () = wait_for_shutdown(&mut shutdown) => break,
             }
             let now = self.clock.seconds();
-            if now >= pruned.saturating_add(PRUNE) {
+            if now >= pruned.saturating_add(PRUNE_INTERVAL) {
                 pruned = now;
                 if let Some(read) = self.metrics.read_until(now) {
-                    self.prune_before(read - KEPT);
+                    self.prune_before(read - RETENTION);
                 }
             }
-            self.write(&store, STEP).await;
+            self.write(&store, MAX_STORED_LAG).await;
         }
         self.write(&store, 1).await;
     }
 
-    /// Writes what is new, what was asked about `step` seconds or more after what is stored, and what was last asked about
-    /// so long ago.
+    /// Writes what is new, what was asked about `step` seconds or more after what is stored, and what was last asked
+    /// about so long ago.
     async fn write(&self, store: &Arc<dyn Store>, step: i64) {
         let now = self.clock.seconds();
-        let mut removed = std::mem::take(&mut *self.removed.lock());
-        let mut queue = std::mem::take(&mut *self.queue.lock());
+        let mut removed = std::mem::take(&mut *self.removed_keys.lock());
+        let mut queue = std::mem::take(&mut *self.write_queue.lock());
         // One that is asked about often waits for its step. One that is not any more is written and leaves the queue.
         queue.retain(|period| {
-            let (last, written) = (period.last.seconds(), period.written.seconds());
+            let (last, written) = (period.last_asked.seconds(), period.stored_last_asked.seconds());
             let waits = last < written.saturating_add(step) && now < last.saturating_add(step);
             if waits {
-                self.queue.lock().push(Arc::clone(period));
+                self.write_queue.lock().push(Arc::clone(period));
             }
             !waits
         });
@@ -319,23 +323,23 @@ impl History {
             batch.set.extend(gone.iter().map(|key| (Table::Decision, key.clone(), None)));
             for period in queue.split_off(queue.len().saturating_sub(MAX_BATCH_RECORDS)) {
                 period.dirty.store(false, Ordering::Relaxed);
-                let last = period.last.seconds();
-                batch.set.push((Table::Decision, period.stored_key(), Some(period.stored(last))));
+                let last = period.last_asked.seconds();
+                batch.set.push((Table::Decision, period.stored_key(), Some(period.encode(last))));
                 writing.push((period, last));
             }
             let to = Arc::clone(store);
             let error = match tokio::task::spawn_blocking(move || to.write(batch)).await {
                 Ok(Ok(())) => {
-                    writing.iter().for_each(|(period, last)| period.written.set(*last));
+                    writing.iter().for_each(|(period, last)| period.stored_last_asked.set(*last));
                     continue;
                 }
                 Ok(Err(error)) => error.to_string(),
                 Err(error) => error.to_string(),
             };
-            self.removed.lock().extend(gone.into_iter().chain(removed));
+            self.removed_keys.lock().extend(gone.into_iter().chain(removed));
             let again = writing.into_iter().map(|(period, _)| period);
             let again = again.filter(|period| !period.dirty.swap(true, Ordering::Relaxed)).chain(queue);
-            self.queue.lock().extend(again);
+            self.write_queue.lock().extend(again);
             if self.throttle.permits("store", self.clock.seconds()) {
                 let line =
                     format!("store: cannot write the history of decisions: {error}; it is kept in memory until it can");
@@ -345,37 +349,42 @@ impl History {
         }
     }
 
-    fn remove(&self, held: &mut Held, periods: &mut Periods, gone: impl Fn(&Arc<Period>) -> bool) -> usize {
-        let mut removed = self.removed.lock();
+    fn remove_where(
+        &self,
+        totals: &mut HistoryTotals,
+        periods: &mut Periods,
+        gone: impl Fn(&Arc<Period>) -> bool,
+    ) -> usize {
+        let mut removed = self.removed_keys.lock();
         let before = removed.len();
         periods.retain(|_, list| {
             list.retain(|period| {
                 let goes = gone(period);
                 if goes {
                     removed.push(period.stored_key());
-                    held.octets = held.octets.saturating_sub(period.under.size());
+                    totals.bytes = totals.bytes.saturating_sub(period.policy.size());
                 }
                 !goes
             });
             !list.is_empty()
         });
         let gone = removed.len() - before;
-        held.periods -= gone;
+        totals.periods -= gone;
         gone
     }
 }
 
-impl PolicyAt for Arc<History> {
+impl PolicyAt for Arc<PolicyHistory> {
     fn at(&self, domain: &str, seconds: i64) -> Option<PolicyInForce> {
-        let found = History::at(self, domain, seconds);
+        let found = PolicyHistory::policy_at(self, domain, seconds);
         found.asked.then_some(found.in_force)
     }
 }
 
 impl Period {
-    /// What stood.
-    pub fn under(&self) -> &Under {
-        &self.under
+    /// The policy in force during the period.
+    pub fn policy(&self) -> &StoredPolicy {
+        &self.policy
     }
 
     /// `DOMAIN NUL FROM HOP`, the moment in four octets; the hop is left out where it is the domain.
@@ -387,35 +396,35 @@ impl Period {
     }
 
     /// The last asking, in four octets, and what stood.
-    fn stored(&self, last: i64) -> Vec<u8> {
+    fn encode(&self, last: i64) -> Vec<u8> {
         let last = u32::try_from(last.max(0)).unwrap_or(u32::MAX).to_be_bytes();
-        self.under.encode(last.to_vec())
+        self.policy.encode(last.to_vec())
     }
 }
 
 /// The domain and a period. `before` is the name of the record before, which is mostly the same.
-fn restore(key: &[u8], value: &[u8], before: Option<&Arc<str>>) -> Option<(Arc<str>, Period)> {
+fn decode_record(key: &[u8], value: &[u8], before: Option<&Arc<str>>) -> Option<(Arc<str>, Period)> {
     let end = key.iter().position(|octet| *octet == 0)?;
     let (domain, rest) = (std::str::from_utf8(&key[..end]).ok()?, &key[end + 1..]);
     let domain = before.filter(|before| ***before == *domain).map_or_else(|| domain.into(), Arc::clone);
     let (from, hop) = rest.split_first_chunk()?;
-    let (last, under) = value.split_first_chunk()?;
-    let seconds = |octets: &[u8; 4]| i64::from(u32::from_be_bytes(*octets));
+    let (last, policy) = value.split_first_chunk()?;
+    let seconds = |bytes: &[u8; 4]| i64::from(u32::from_be_bytes(*bytes));
     let hop = std::str::from_utf8(hop).ok()?;
     let period = Period {
         hop: if hop.is_empty() { Arc::clone(&domain) } else { hop.into() },
-        under: Under::decode(under)?,
+        policy: StoredPolicy::decode(policy)?,
         from: CompactTime::from_seconds(seconds(from)),
-        last: SharedCompactTime::from_seconds(seconds(last)),
-        written: SharedCompactTime::from_seconds(seconds(last)),
+        last_asked: SharedCompactTime::from_seconds(seconds(last)),
+        stored_last_asked: SharedCompactTime::from_seconds(seconds(last)),
         dirty: AtomicBool::new(false),
     };
     Some((domain, period))
 }
 
 /// The last asking of the `nth` period from the past.
-fn oldest(periods: &Periods, nth: usize) -> i64 {
-    let mut last: Vec<i64> = periods.values().flatten().map(|p| p.last.seconds()).collect();
+fn nth_last_asked(periods: &Periods, nth: usize) -> i64 {
+    let mut last: Vec<i64> = periods.values().flatten().map(|p| p.last_asked.seconds()).collect();
     let nth = nth.min(last.len().saturating_sub(1));
     *last.select_nth_unstable(nth).1
 }
@@ -426,16 +435,16 @@ mod tests {
     use crate::base::tlsrpt::Mode;
     use crate::store::embedded::EmbeddedStore;
 
-    fn sts(mode: Mode) -> Under {
+    fn sts(mode: Mode) -> StoredPolicy {
         let word = if mode == Mode::Enforce { "mode: enforce" } else { "mode: testing" };
         let lines = ["version: STSv1", word, "mx: mx.example.com", "max_age: 86400"];
-        Under::Sts { mode, text: Text::of("example.com", &lines), failure: None }
+        StoredPolicy::Sts { mode, text: PolicyText::new("example.com", &lines), failure: None }
     }
 
-    fn note(history: &History, key: &str, now: i64, under: &Under) -> Arc<Period> {
+    fn record(history: &PolicyHistory, key: &str, now: i64, policy: &StoredPolicy) -> Arc<Period> {
         let hop = NextHop::parse(key.as_bytes()).unwrap();
         let name = hop.domain.as_str().into();
-        history.note(&hop, &name, now, under.clone())
+        history.record_answer(&hop, &name, now, policy.clone())
     }
 
     fn store() -> (tempfile::TempDir, Arc<dyn Store>) {
@@ -444,28 +453,28 @@ mod tests {
         (folder, Arc::new(store))
     }
 
-    fn empty() -> History {
-        History::open(&*store().1, Clock::default(), Metrics::default()).unwrap()
+    fn empty() -> PolicyHistory {
+        PolicyHistory::open(&*store().1, Clock::default(), Metrics::default()).unwrap()
     }
 
     #[test]
     fn periods_grow_end_and_follow_each_other() {
         let history = empty();
         let (old, new) = (sts(Mode::Testing), sts(Mode::Enforce));
-        assert!(!history.at("example.com", 1000).asked);
-        let first = note(&history, "example.com", 1000, &old);
-        assert!(Arc::ptr_eq(&first, &note(&history, "example.com", 1000 + ASKED - 1, &old)));
-        note(&history, "example.com", 2500, &new);
-        let at = |t| history.at("example.com", t);
+        assert!(!history.policy_at("example.com", 1000).asked);
+        let first = record(&history, "example.com", 1000, &old);
+        assert!(Arc::ptr_eq(&first, &record(&history, "example.com", 1000 + ANSWER_LIFETIME - 1, &old)));
+        record(&history, "example.com", 2500, &new);
+        let at = |t| history.policy_at("example.com", t);
         assert!(!at(999).asked);
-        assert_eq!(at(1000), Lookup { in_force: old.in_force("example.com"), asked: true });
+        assert_eq!(at(1000), PolicyLookup { in_force: old.in_force("example.com"), asked: true });
         assert_eq!(at(2499).in_force, old.in_force("example.com"));
         assert_eq!(at(2500).in_force, new.in_force("example.com"));
-        assert!(at(2500 + ASKED).asked);
-        assert!(!at(2500 + ASKED + 1).asked);
+        assert!(at(2500 + ANSWER_LIFETIME).asked);
+        assert!(!at(2500 + ANSWER_LIFETIME + 1).asked);
         // The same decision again after a pause is a period of its own.
         assert!(!history.touch(&first, 9000));
-        note(&history, "example.com", 9000, &new);
+        record(&history, "example.com", 9000, &new);
         assert!(!at(8999).asked && at(9000).asked);
         assert_eq!(history.len(), 3);
     }
@@ -473,75 +482,80 @@ mod tests {
     #[test]
     fn the_domain_itself_goes_before_its_other_next_hops() {
         let history = empty();
-        note(&history, "example.com", 1000, &sts(Mode::Enforce));
-        note(&history, "example.com:587", 1001, &Under::None);
-        assert_eq!(history.at("example.com", 1002).in_force, sts(Mode::Enforce).in_force("example.com"));
+        record(&history, "example.com", 1000, &sts(Mode::Enforce));
+        record(&history, "example.com:587", 1001, &StoredPolicy::None);
+        assert_eq!(history.policy_at("example.com", 1002).in_force, sts(Mode::Enforce).in_force("example.com"));
         let history = empty();
-        note(&history, "[example.com]:587", 1001, &sts(Mode::Testing));
-        assert_eq!(history.at("example.com", 1002).in_force, sts(Mode::Testing).in_force("example.com"));
+        record(&history, "[example.com]:587", 1001, &sts(Mode::Testing));
+        assert_eq!(history.policy_at("example.com", 1002).in_force, sts(Mode::Testing).in_force("example.com"));
     }
 
     #[test]
     fn a_change_within_a_second_is_the_later_one() {
         let history = empty();
-        note(&history, "example.com", 1000, &sts(Mode::Testing));
-        note(&history, "example.com", 1000, &sts(Mode::Enforce));
-        assert_eq!(history.at("example.com", 1000).in_force, sts(Mode::Enforce).in_force("example.com"));
+        record(&history, "example.com", 1000, &sts(Mode::Testing));
+        record(&history, "example.com", 1000, &sts(Mode::Enforce));
+        assert_eq!(history.policy_at("example.com", 1000).in_force, sts(Mode::Enforce).in_force("example.com"));
     }
 
     #[tokio::test]
     async fn it_is_kept_and_pruned_in_the_store() {
         let (_folder, store) = store();
         let clock = Clock::starting_at(2000);
-        let open = || Arc::new(History::open(&*store, clock, Metrics::default()).unwrap());
+        let open = || Arc::new(PolicyHistory::open(&*store, clock, Metrics::default()).unwrap());
         let history = open();
-        note(&history, "example.com", 1000, &sts(Mode::Testing));
-        let period = note(&history, "example.com", 2000, &sts(Mode::Enforce));
-        note(&history, "[example.net]", 3000, &Under::None);
-        history.write(&store, STEP).await;
-        assert!(history.touch(&period, 2000 + STEP - 1));
-        history.write(&store, STEP).await;
-        assert!(!History::at(&open(), "example.com", 2000 + STEP - 1 + ASKED).asked, "not worth a write yet");
-        assert!(history.touch(&period, 2000 + STEP));
-        history.write(&store, STEP).await;
+        record(&history, "example.com", 1000, &sts(Mode::Testing));
+        let period = record(&history, "example.com", 2000, &sts(Mode::Enforce));
+        record(&history, "[example.net]", 3000, &StoredPolicy::None);
+        history.write(&store, MAX_STORED_LAG).await;
+        assert!(history.touch(&period, 2000 + MAX_STORED_LAG - 1));
+        history.write(&store, MAX_STORED_LAG).await;
+        assert!(
+            !PolicyHistory::policy_at(&open(), "example.com", 2000 + MAX_STORED_LAG - 1 + ANSWER_LIFETIME).asked,
+            "not worth a write yet"
+        );
+        assert!(history.touch(&period, 2000 + MAX_STORED_LAG));
+        history.write(&store, MAX_STORED_LAG).await;
         let again = open();
         assert_eq!(again.len(), 3);
-        for t in [999, 1000, 1999, 2000, 2000 + STEP + ASKED, 3500] {
+        for t in [999, 1000, 1999, 2000, 2000 + MAX_STORED_LAG + ANSWER_LIFETIME, 3500] {
             assert_eq!(again.at("example.com", t), history.at("example.com", t), "{t}");
             assert_eq!(again.at("example.net", t), history.at("example.net", t), "{t}");
         }
-        again.prune_before(2000 + STEP + ASKED);
-        again.write(&store, STEP).await;
+        again.prune_before(2000 + MAX_STORED_LAG + ANSWER_LIFETIME);
+        again.write(&store, MAX_STORED_LAG).await;
         assert_eq!((again.len(), open().len()), (2, 2));
     }
 
     #[tokio::test]
     async fn a_last_asking_is_written_once_nobody_asks_any_more() {
         let (_folder, store) = store();
-        let mut history = History::open(&*store, Clock::starting_at(1000), Metrics::default()).unwrap();
-        let period = note(&history, "example.com", 1000, &sts(Mode::Testing));
-        history.write(&store, STEP).await;
+        let mut history = PolicyHistory::open(&*store, Clock::starting_at(1000), Metrics::default()).unwrap();
+        let period = record(&history, "example.com", 1000, &sts(Mode::Testing));
+        history.write(&store, MAX_STORED_LAG).await;
         history.touch(&period, 1003);
-        let stored = || History::open(&*store, Clock::default(), Metrics::default()).unwrap();
-        for (seconds, left, kept) in [(1003, 1, false), (1003 + STEP - 2, 1, false), (1003 + STEP, 0, true)] {
+        let stored = || PolicyHistory::open(&*store, Clock::default(), Metrics::default()).unwrap();
+        for (seconds, left, kept) in
+            [(1003, 1, false), (1003 + MAX_STORED_LAG - 2, 1, false), (1003 + MAX_STORED_LAG, 0, true)]
+        {
             history.clock = Clock::starting_at(seconds);
-            history.write(&store, STEP).await;
-            assert_eq!(history.queue.lock().len(), left, "{seconds}");
-            assert_eq!(stored().at("example.com", 1003 + ASKED).asked, kept, "{seconds}");
+            history.write(&store, MAX_STORED_LAG).await;
+            assert_eq!(history.write_queue.lock().len(), left, "{seconds}");
+            assert_eq!(stored().policy_at("example.com", 1003 + ANSWER_LIFETIME).asked, kept, "{seconds}");
         }
     }
 
     #[tokio::test]
     async fn the_task_forgets_what_every_input_is_past() {
-        for (newest, kept) in [(2000 + ASKED + KEPT, 1), (2000 + ASKED + KEPT + 1, 0)] {
+        for (newest, kept) in [(2000 + ANSWER_LIFETIME + RETENTION, 1), (2000 + ANSWER_LIFETIME + RETENTION + 1, 0)] {
             let (_folder, store) = store();
-            let (metrics, clock) = (Metrics::default(), Clock::starting_at(2000 + 2 * KEPT));
+            let (metrics, clock) = (Metrics::default(), Clock::starting_at(2000 + 2 * RETENTION));
             metrics.update_input("maillog", |input| input.newest = Some(newest));
-            let history = Arc::new(History::open(&*store, clock, metrics).unwrap());
-            note(&history, "example.com", 2000, &sts(Mode::Testing));
+            let history = Arc::new(PolicyHistory::open(&*store, clock, metrics).unwrap());
+            record(&history, "example.com", 2000, &sts(Mode::Testing));
             let (stop, stopped) = watch::channel(false);
             let task = tokio::spawn(Arc::clone(&history).run(Arc::clone(&store), stopped));
-            tokio::time::sleep(BEHIND * 10).await;
+            tokio::time::sleep(WRITE_DELAY * 10).await;
             stop.send(true).unwrap();
             task.await.unwrap();
             assert_eq!(history.len(), kept);
@@ -552,17 +566,17 @@ mod tests {
     #[tokio::test]
     async fn the_task_writes_at_once_and_at_the_end() {
         let (_folder, store) = store();
-        let history = Arc::new(History::open(&*store, Clock::starting_at(1000), Metrics::default()).unwrap());
+        let history = Arc::new(PolicyHistory::open(&*store, Clock::starting_at(1000), Metrics::default()).unwrap());
         let (stop, stopped) = watch::channel(false);
         let task = tokio::spawn(Arc::clone(&history).run(Arc::clone(&store), stopped));
-        let period = note(&history, "example.com", 1000, &sts(Mode::Testing));
+        let period = record(&history, "example.com", 1000, &sts(Mode::Testing));
         while store.scan(Table::Decision, b"").unwrap().is_empty() {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         history.touch(&period, 1002);
         stop.send(true).unwrap();
         task.await.unwrap();
-        let again = History::open(&*store, Clock::default(), Metrics::default()).unwrap();
-        assert!(again.at("example.com", 1002 + ASKED).asked);
+        let again = PolicyHistory::open(&*store, Clock::default(), Metrics::default()).unwrap();
+        assert!(again.policy_at("example.com", 1002 + ANSWER_LIFETIME).asked);
     }
 }

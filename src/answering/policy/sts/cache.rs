@@ -18,7 +18,7 @@ use std::time::Duration;
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::{Notify, Semaphore, watch};
 
-use crate::answering::policy::history::History;
+use crate::answering::policy::history::PolicyHistory;
 use crate::answering::policy::single_flight::{Flight, Flights};
 use crate::answering::policy::sts::domain_state::Domain;
 use crate::answering::policy::sts::fetch;
@@ -102,7 +102,7 @@ impl Cache {
         resolver: Resolver,
         client: HttpsClient,
         store: Arc<dyn Store>,
-        history: &History,
+        history: &PolicyHistory,
         clock: Clock,
         metrics: Metrics,
     ) -> Result<Cache, StoreError> {
@@ -112,7 +112,7 @@ impl Cache {
             let Ok(name) = std::str::from_utf8(key) else { return };
             match Cached::decode(value).filter(|restored| restored.policy.expires() > now) {
                 Some(mut restored) => {
-                    let name = history.share(name, &mut restored.policy.text);
+                    let name = history.share_text(name, &mut restored.policy.text);
                     size += restored.policy.size();
                     domains.insert(ByName(Arc::new(Domain::restored(name, restored))));
                 }

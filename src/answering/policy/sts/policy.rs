@@ -10,7 +10,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use serde::{Deserialize, Serialize};
 
 use crate::answering::policy::sts::document::{self, Document, MAX_AGE};
-use crate::answering::policy::sts::text::Text;
+use crate::answering::policy::sts::text::PolicyText;
 use crate::base::clock::CompactTime;
 use crate::base::tlsrpt::{Mode, Policy, PolicyType, ResultType};
 
@@ -33,7 +33,7 @@ pub struct Cached {
     /// The `id` of the record that led to it.
     pub id: Box<str>,
     /// The document as served.
-    pub text: Text,
+    pub text: PolicyText,
     fetched: CompactTime,
     expires: CompactTime,
     refresh: CompactTime,
@@ -96,7 +96,7 @@ impl Cached {
         let spread = i64::try_from(hasher.finish() % 100).unwrap_or(0) * (REFRESH / 1000);
         Cached {
             id: id.into(),
-            text: Text::of(name, &document.lines),
+            text: PolicyText::new(name, &document.lines),
             fetched: CompactTime::from_seconds(fetched),
             expires: CompactTime::from_seconds(fetched + age),
             refresh: CompactTime::from_seconds(fetched + (REFRESH - spread).min(age / 2)),
@@ -131,7 +131,7 @@ impl Cached {
 
     /// What it takes besides what every domain takes, in octets.
     pub fn size(&self) -> usize {
-        self.text.octets().len() + self.id.len()
+        self.text.packed_bytes().len() + self.id.len()
     }
 
     /// As it is stored; `failure` is why a newer document could not be had.
@@ -144,7 +144,7 @@ impl Cached {
             refresh: self.refresh,
             used: CompactTime::from_seconds(used),
             checked: checked.map(CompactTime::from_seconds),
-            text: self.text.octets(),
+            text: self.text.packed_bytes(),
             failure: failure.map(Cow::Borrowed),
         };
         // Invariant: postcard writes numbers, texts, lists and unit variants into a vector without fail.
@@ -156,7 +156,7 @@ impl Cached {
         let stored: Stored<'_> = postcard::from_bytes(octets).ok()?;
         let policy = Cached {
             id: stored.id.into(),
-            text: Text::packed(stored.text),
+            text: PolicyText::from_packed(stored.text),
             fetched: stored.fetched,
             expires: stored.expires,
             refresh: stored.refresh,
@@ -179,7 +179,7 @@ impl PolicyFailure {
 }
 
 /// A text that was a policy when it was packed, as reports show it.
-pub fn policy(text: &Text, name: &str) -> Policy {
+pub fn policy(text: &PolicyText, name: &str) -> Policy {
     let document = patterns(text, name);
     Policy {
         policy_type: PolicyType::Sts,
@@ -189,8 +189,8 @@ pub fn policy(text: &Text, name: &str) -> Policy {
     }
 }
 
-fn patterns(text: &Text, name: &str) -> Document {
-    let whole = text.whole(name);
+fn patterns(text: &PolicyText, name: &str) -> Document {
+    let whole = text.unpack(name);
     // Only policies are packed as such; what has become unreadable in the store asks for nothing.
     document::parse(whole.as_bytes()).unwrap_or_else(|_| Document {
         mode: Mode::None,
