@@ -30,7 +30,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::timeout;
 
 use crate::answering::listener::{Listener, Stream};
-use crate::answering::policy::decision::{Decision, Level};
+use crate::answering::policy::decision::{Basis, Decision, EximAnswer, kind_for_exim};
 use crate::answering::policy::policies::Policies;
 use crate::base::exim_event::{EventReply, EximEvent};
 use crate::metrics::answers::{AnswerKind, AnswerMetrics};
@@ -133,20 +133,28 @@ pub fn request(octets: &[u8], ended: bool) -> Request<'_> {
 /// A decision in the words that a router reads, without a line end. Names are those of `policy`, letters, digits and
 /// `-_.*` alone: nothing in them ends the quotes.
 pub fn answer(decision: &Decision) -> String {
-    match (&decision.level, &decision.sts) {
-        (Level::Temp(cause), _) => defer(cause),
+    let published = match &decision.basis {
+        Basis::Published(published) => published,
         // In Postfix's words: those that ask for nothing are the same here, the others must not be lost.
-        (Level::Fixed(answer), _) => match answer.split([' ', ',']).next() {
-            Some("none" | "may") => NONE.into(),
-            _ => defer("the answer that is configured for this domain is Postfix's alone"),
-        },
-        (Level::DaneOnly, _) => "mode=none dane=require".into(),
-        (Level::Dane, _) => "mode=none dane=try".into(),
-        (Level::Secure, Some(policy)) => sts("enforce", &policy.document(&decision.domain).mx),
-        (Level::Default, Some(policy)) => sts("testing", &policy.document(&decision.domain).mx),
-        (Level::Default, None) => NONE.into(),
-        // `policy` gives every enforced decision its policy.
-        (Level::Secure, None) => defer("the policy is missing"),
+        Basis::Override(answer) => {
+            return match answer.split([' ', ',']).next() {
+                Some("none" | "may") => NONE.into(),
+                _ => defer("the answer that is configured for this domain is Postfix's alone"),
+            };
+        }
+    };
+    let patterns = |mode| match &decision.sts {
+        Some(policy) => sts(mode, &policy.document(&decision.domain).mx),
+        // Every enforced or testing decision has its policy.
+        None => defer("the policy is missing"),
+    };
+    match published.facts(decision.sts.as_ref().map(|policy| policy.mode)).for_exim() {
+        EximAnswer::Enforce => patterns("enforce"),
+        EximAnswer::Testing => patterns("testing"),
+        EximAnswer::NoPolicy => NONE.into(),
+        EximAnswer::TryDane => "mode=none dane=try".into(),
+        EximAnswer::RequireDane => "mode=none dane=require".into(),
+        EximAnswer::Defer => defer(published.cause()),
     }
 }
 
@@ -204,7 +212,7 @@ impl Service {
             Request::Policy(key) => {
                 let since = Instant::now();
                 let decision = self.policies.decide(key).await;
-                self.answers.add_waited(decision.kind(), since.elapsed());
+                self.answers.add_waited(kind_for_exim(decision.facts()), since.elapsed());
                 answer(&decision)
             }
             Request::Failed(text) => self.note(text).await.into(),
@@ -264,6 +272,8 @@ mod tests {
     use tokio::time::Instant;
 
     use super::*;
+    use crate::answering::policy::dane::coverage::Coverage;
+    use crate::answering::policy::decision::{DatalessTlsa, Published};
     use crate::answering::policy::history::PolicyHistory;
     use crate::answering::policy::sts::document;
     use crate::answering::policy::sts::policy::Cached;
@@ -449,10 +459,11 @@ mod tests {
         timeout(DRAIN * 2, daemon.tasks.join_next()).await.unwrap().unwrap().unwrap();
     }
 
-    fn decided(level: Level, document: &str) -> Decision {
+    fn decided(coverage: Coverage, cause: &str, document: &str) -> Decision {
         let sts = document::parse(document.as_bytes()).ok();
         let sts = sts.map(|document| Arc::new(Cached::of("example.com", "1", &document, 0)));
-        Decision::for_tests("example.com", level, sts)
+        let published = Published::new(coverage, DatalessTlsa::Absent, cause, Vec::new());
+        Decision::for_tests("example.com", published, sts)
     }
 
     const DOCUMENT: &str = "version: STSv1\nmode: enforce\nmx: mx.example.com\nmx: *.example.net\nmax_age: 604800\n";
@@ -460,21 +471,25 @@ mod tests {
     #[test]
     fn each_decision_in_words() {
         let patterns = "mx=\"mx.example.com,*.example.net\"";
-        for (level, document, want) in [
-            (Level::Secure, DOCUMENT, format!("mode=enforce dane=no {patterns}")),
-            (Level::Default, DOCUMENT, format!("mode=testing dane=no {patterns}")),
-            (Level::Default, "", "mode=none dane=no".into()),
-            (Level::Dane, "", "mode=none dane=try".into()),
-            (Level::DaneOnly, "", "mode=none dane=require".into()),
-            (Level::Secure, "", "mode=defer cause=\"the policy is missing\"".into()),
+        let testing = DOCUMENT.replace("enforce", "testing");
+        let long = "x".repeat(1000);
+        for (coverage, cause, document, want) in [
+            (Coverage::NoTlsa, "", DOCUMENT, format!("mode=enforce dane=no {patterns}")),
+            (Coverage::SomeFailed, "", DOCUMENT, format!("mode=enforce dane=no {patterns}")),
+            (Coverage::NoTlsa, "", &testing, format!("mode=testing dane=no {patterns}")),
+            (Coverage::NoTlsa, "", "", "mode=none dane=no".into()),
+            (Coverage::UnsignedMx, "", "", "mode=none dane=try".into()),
+            (Coverage::AllFailed, "", "", "mode=none dane=try".into()),
+            (Coverage::AllHosts, "", DOCUMENT, "mode=none dane=require".into()),
             (
-                Level::Temp("a \"b\" \\N\nmode=none \u{e9}".into()),
-                "",
+                Coverage::MxFailed,
+                "a \"b\" \\N\nmode=none \u{e9}",
+                DOCUMENT,
                 "mode=defer cause=\"a ?b? ?N?mode=none ?\"".into(),
             ),
-            (Level::Temp("x".repeat(1000).into()), "", format!("mode=defer cause=\"{}\"", "x".repeat(MAX_CAUSE))),
+            (Coverage::MxFailed, &long, "", format!("mode=defer cause=\"{}\"", "x".repeat(MAX_CAUSE))),
         ] {
-            assert_eq!(answer(&decided(level, document)), want);
+            assert_eq!(answer(&decided(coverage, cause, document)), want);
         }
     }
 
@@ -531,12 +546,12 @@ mod tests {
 
         #[test]
         fn served_text_cannot_break_out(cause in ".{0,300}", mx in proptest::collection::vec("[ -~\u{e9}]{0,30}", 0..5), mode in 0..2) {
-            let told = answer(&decided(Level::Temp(cause.into()), ""));
+            let told = answer(&decided(Coverage::MxFailed, &cause, ""));
             assert_eq!(extract(&told, "mode").as_deref(), Some("defer"));
             assert!(!told.contains('\n') && told.is_ascii());
-            let (mode, level) = [("enforce", Level::Secure), ("testing", Level::Default)][mode as usize].clone();
+            let mode = ["enforce", "testing"][mode as usize];
             let mx: String = mx.iter().map(|mx| format!("mx: {mx}\n")).collect();
-            let decision = decided(level, &format!("version: STSv1\nmode: {mode}\nmax_age: 1\nmx: a.example\n{mx}"));
+            let decision = decided(Coverage::NoTlsa, "", &format!("version: STSv1\nmode: {mode}\nmax_age: 1\nmx: a.example\n{mx}"));
             let told = answer(&decision);
             assert_eq!(extract(&told, "mode").as_deref(), Some(mode));
             assert_eq!(extract(&told, "dane").as_deref(), Some("no"));

@@ -15,7 +15,8 @@ use std::time::{Duration, Instant};
 use tlswarden_parsers::Dialect;
 
 use crate::config::{
-    Config, InputSection, JournalLocation, ListenAddress, PostfixLevel, PostfixSection, SocketmapSection,
+    Config, InputSection, InsecureMxPolicy, JournalLocation, ListenAddress, PostfixLevel, PostfixSection,
+    SocketmapSection,
 };
 
 /// How long `postconf` may take.
@@ -39,12 +40,14 @@ const SOCKET_FOLDER: &str = "/var/spool/postfix/tlswarden";
 const EXIM_SOCKET: &str = "/run/tlswarden/exim";
 
 /// What is asked of `postconf`.
-const PARAMETERS: [&str; 6] = [
+const PARAMETERS: [&str; 8] = [
     "mail_version",
     "smtp_tls_security_level",
     "smtp_use_tls",
     "smtp_enforce_tls",
+    "smtp_tls_enforce_peername",
     "smtp_dns_support_level",
+    "smtp_tls_dane_insecure_mx_policy",
     "maillog_file",
 ];
 
@@ -62,7 +65,8 @@ pub fn complete_without_log_access(config: &mut Config) -> Vec<String> {
 fn complete_with(config: &mut Config, reads: bool) -> Vec<String> {
     let section = &config.postfix;
     let asks = config.inputs.is_empty() || section.version.is_none() || section.default_level.is_none();
-    let asks = asks || section.dnssec.is_none() || config.socketmap == SocketmapSection::default();
+    let asks = asks || section.dnssec.is_none() || section.dane_insecure_mx_policy.is_none();
+    let asks = asks || config.socketmap == SocketmapSection::default();
     if asks { DetectedHost::detect(reads).complete(config) } else { Vec::new() }
 }
 
@@ -119,7 +123,8 @@ impl DetectedHost {
     }
 
     fn complete_postfix(&self, section: &mut PostfixSection, lines: &mut Vec<String>) {
-        if section.version.is_none() || section.default_level.is_none() || section.dnssec.is_none() {
+        let complete = section.version.is_some() && section.default_level.is_some();
+        if !complete || section.dnssec.is_none() || section.dane_insecure_mx_policy.is_none() {
             match &self.postconf {
                 Some(Ok(text)) => fill_postfix_section(section, text, lines),
                 Some(Err(problem)) => lines.push(format!(
@@ -129,6 +134,7 @@ impl DetectedHost {
             }
         }
         // From here on it is complete: what checks and what answers see the same.
+        section.dane_insecure_mx_policy = Some(section.dane_insecure_mx_policy());
         let (version, level, dnssec) = (section.version(), section.default_level(), section.dnssec());
         (section.version, section.default_level, section.dnssec) = (Some(version), Some(level), Some(dnssec));
     }
@@ -191,16 +197,17 @@ fn fill_postfix_section(section: &mut PostfixSection, text: &str, lines: &mut Ve
         section.version = Some(version);
         found.push(format!("version {}", String::from(version)));
     }
-    if section.default_level.is_none() {
-        match effective_level(text) {
-            Some((level, name)) => {
-                section.default_level = Some(level);
-                found.push(format!("smtp_tls_security_level {name}"));
-            }
-            None => lines.push(
-                "postfix: smtp_tls_security_level: not one that a host can have without policies; taken to be may"
-                    .into(),
-            ),
+    if section.default_level.is_none()
+        && let Some(name) = effective_level(text)
+    {
+        let level = PostfixLevel::from_name(name);
+        section.default_level = Some(level.unwrap_or(PostfixLevel::Unknown));
+        found.push(format!("smtp_tls_security_level {name}"));
+        if matches!(level, None | Some(PostfixLevel::Fingerprint)) {
+            lines.push(format!(
+                "postfix: smtp_tls_security_level: {name}: no answer replaces this level; published policies are counted \
+                 and not enforced"
+            ));
         }
     }
     if section.dnssec.is_none()
@@ -210,32 +217,32 @@ fn fill_postfix_section(section: &mut PostfixSection, text: &str, lines: &mut Ve
         let support = if support.is_empty() { "empty" } else { support };
         found.push(format!("smtp_dns_support_level {support}"));
     }
+    if section.dane_insecure_mx_policy.is_none() {
+        let value = parameter(text, "smtp_tls_dane_insecure_mx_policy");
+        section.dane_insecure_mx_policy = match value {
+            Some("may") => Some(InsecureMxPolicy::May),
+            Some("encrypt") => Some(InsecureMxPolicy::Encrypt),
+            Some("dane") => Some(InsecureMxPolicy::Dane),
+            _ => None,
+        };
+        let known = section.dane_insecure_mx_policy;
+        found.extend(known.map(|policy| format!("smtp_tls_dane_insecure_mx_policy {}", policy.name())));
+    }
     if !found.is_empty() {
         lines.push(format!("postfix: found: {}", found.join(", ")));
     }
 }
 
-/// The level of a destination without a policy, and its name (postconf(5): an empty one obeys older parameters).
-fn effective_level(text: &str) -> Option<(PostfixLevel, &str)> {
+/// The level of a destination without a policy (postconf(5): an empty one obeys older parameters).
+fn effective_level(text: &str) -> Option<&str> {
     let yes = |name| parameter(text, name) == Some("yes");
-    let named = parameter(text, "smtp_tls_security_level")?;
-    let name = match named {
+    Some(match parameter(text, "smtp_tls_security_level")? {
+        "" if yes("smtp_enforce_tls") && parameter(text, "smtp_tls_enforce_peername") == Some("no") => "encrypt",
         "" if yes("smtp_enforce_tls") => "verify",
         "" if yes("smtp_use_tls") => "may",
         "" => "none",
         other => other,
-    };
-    let level = match name {
-        "none" => PostfixLevel::None,
-        "may" => PostfixLevel::May,
-        "encrypt" => PostfixLevel::Encrypt,
-        "dane" => PostfixLevel::Dane,
-        "dane-only" => PostfixLevel::DaneOnly,
-        "verify" => PostfixLevel::Verify,
-        "secure" => PostfixLevel::Secure,
-        _ => return None,
-    };
-    Some((level, name))
+    })
 }
 
 /// The value of a parameter in the output of `postconf`.
@@ -295,7 +302,7 @@ mod tests {
     use crate::config::PostfixVersion;
 
     const POSTFIX: &str = "mail_version = 3.10.13\nsmtp_tls_security_level = dane\nsmtp_use_tls = no\n\
-        smtp_enforce_tls = no\nsmtp_dns_support_level = dnssec\nmaillog_file =\n";
+        smtp_enforce_tls = no\nsmtp_dns_support_level = dnssec\nsmtp_tls_dane_insecure_mx_policy = may\nmaillog_file =\n";
 
     fn host(postconf: &str) -> DetectedHost {
         DetectedHost { postconf: Some(Ok(postconf.to_owned())), syslog: true, ..DetectedHost::default() }
@@ -306,13 +313,15 @@ mod tests {
         let mut config = Config::default();
         let lines = host(POSTFIX).complete(&mut config);
         let postfix = &config.postfix;
-        assert_eq!(postfix.version, Some(PostfixVersion { major: 3, minor: 10 }));
+        assert_eq!(postfix.version, Some(PostfixVersion { major: 3, minor: 10, patch: Some(13) }));
         assert_eq!((postfix.default_level, postfix.dnssec), (Some(PostfixLevel::Dane), Some(true)));
+        assert_eq!(postfix.dane_insecure_mx_policy, Some(InsecureMxPolicy::May));
         assert_eq!(config.inputs, [InputSection::file(MAIL_LOG)]);
         assert_eq!(
             lines,
             [
-                "postfix: found: version 3.10, smtp_tls_security_level dane, smtp_dns_support_level dnssec",
+                "postfix: found: version 3.10.13, smtp_tls_security_level dane, smtp_dns_support_level dnssec, \
+                 smtp_tls_dane_insecure_mx_policy may",
                 "input: found: /var/log/mail.log (a syslog daemon is installed)",
             ]
         );
@@ -330,22 +339,33 @@ mod tests {
         let lines = host(POSTFIX).complete(&mut config);
         assert_eq!(config.postfix.default_level, Some(PostfixLevel::Secure));
         assert_eq!(config.inputs.len(), 1);
-        assert_eq!(lines, ["postfix: found: version 3.10, smtp_dns_support_level dnssec"]);
+        let found = "version 3.10.13, smtp_dns_support_level dnssec, smtp_tls_dane_insecure_mx_policy may";
+        assert_eq!(lines, [format!("postfix: found: {found}")]);
     }
 
     #[test]
     fn an_empty_level_obeys_the_older_parameters() {
         for (from, to, want) in [
-            ("dane\n", "\n", Some((PostfixLevel::None, "none"))),
-            ("dane\nsmtp_use_tls = no", "\nsmtp_use_tls = yes", Some((PostfixLevel::May, "may"))),
-            ("dane\n", "fingerprint\n", None),
+            ("dane\n", "\n", Some("none")),
+            ("dane\nsmtp_use_tls = no", "\nsmtp_use_tls = yes", Some("may")),
+            ("dane\n", "fingerprint\n", Some("fingerprint")),
         ] {
             assert_eq!(effective_level(&POSTFIX.replacen(from, to, 1)), want);
         }
-        assert_eq!(
-            effective_level("smtp_tls_security_level =\nsmtp_use_tls = yes\nsmtp_enforce_tls = yes\n"),
-            Some((PostfixLevel::Verify, "verify"))
-        );
+        let enforce = "smtp_tls_security_level =\nsmtp_use_tls = yes\nsmtp_enforce_tls = yes\n";
+        assert_eq!(effective_level(enforce), Some("verify"));
+        assert_eq!(effective_level(&format!("{enforce}smtp_tls_enforce_peername = no\n")), Some("encrypt"));
+    }
+
+    #[test]
+    fn a_level_that_no_answer_replaces_is_named() {
+        for (name, want) in [("fingerprint", PostfixLevel::Fingerprint), ("half-dane", PostfixLevel::Unknown)] {
+            let mut config = Config::default();
+            let lines = host(&POSTFIX.replacen("dane\n", &format!("{name}\n"), 1)).complete(&mut config);
+            assert_eq!(config.postfix.default_level, Some(want));
+            let line = format!("postfix: smtp_tls_security_level: {name}: no answer replaces this level");
+            assert!(lines.iter().any(|found| found.starts_with(&line)), "{lines:?}");
+        }
     }
 
     #[test]
@@ -371,7 +391,7 @@ mod tests {
         let host = DetectedHost { exim: true, no_socket_folder: true, ..DetectedHost::default() };
         let mut config = Config::default();
         let lines = host.complete(&mut config).join("\n");
-        assert_eq!(config.postfix.version, Some(PostfixVersion { major: 3, minor: 7 }));
+        assert_eq!(config.postfix.version, Some(PostfixVersion::new(3, 7)));
         assert!(config.socketmap.listen.is_empty(), "{lines}");
         assert_eq!(config.readsocket.listen, [ListenAddress::Unix(EXIM_SOCKET.into())]);
     }

@@ -80,7 +80,7 @@ pub struct ControlSection {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct PostfixSection {
-    /// Its version, major and minor (`postconf -h mail_version`).
+    /// Its version (`postconf -h mail_version`).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub version: Option<PostfixVersion>,
     /// Its `smtp_tls_security_level`: what a destination without a policy gets.
@@ -89,6 +89,9 @@ pub struct PostfixSection {
     /// Whether it has `smtp_dns_support_level = dnssec`; where not, no `dane*` answer is given.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub dnssec: Option<bool>,
+    /// Its `smtp_tls_dane_insecure_mx_policy`: what `dane` means under unsigned MX records.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dane_insecure_mx_policy: Option<InsecureMxPolicy>,
     /// Which of Postfix's own results count (`smtp_tlsrpt_enable`, from 3.10 on).
     pub tlsrpt: NativeTlsrpt,
 }
@@ -96,7 +99,7 @@ pub struct PostfixSection {
 impl PostfixSection {
     /// Its version; where nothing is known the oldest that is supported, which knows the fewest attributes.
     pub fn version(&self) -> PostfixVersion {
-        self.version.unwrap_or(PostfixVersion { major: 3, minor: 7 })
+        self.version.unwrap_or(PostfixVersion::new(3, 7))
     }
 
     /// Its own level; where nothing is known `may`.
@@ -107,6 +110,48 @@ impl PostfixSection {
     /// Whether it does DNSSEC; where nothing is known it is taken to.
     pub fn dnssec(&self) -> bool {
         self.dnssec.unwrap_or(true)
+    }
+
+    /// What `dane` means under unsigned MX records; where nothing is known the default of its version (postconf(5)):
+    /// `dane`, but for the releases from 3.6 on that had `may` at every own level except `dane`.
+    pub fn dane_insecure_mx_policy(&self) -> InsecureMxPolicy {
+        let version = self.version();
+        let dane_since = match (version.major, version.minor) {
+            (3, 6) => Some(17),
+            (3, 7) => Some(13),
+            (3, 8) => Some(8),
+            (3, 9) => Some(2),
+            _ => None,
+        };
+        let had_may = dane_since.is_some_and(|patch| version.patch.is_none_or(|own| own < patch));
+        let default = match had_may && self.default_level() != PostfixLevel::Dane {
+            true => InsecureMxPolicy::May,
+            false => InsecureMxPolicy::Dane,
+        };
+        self.dane_insecure_mx_policy.unwrap_or(default)
+    }
+}
+
+/// Postfix's `smtp_tls_dane_insecure_mx_policy` (postconf(5)).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum InsecureMxPolicy {
+    /// TLS where it is offered.
+    May,
+    /// TLS, to any certificate.
+    Encrypt,
+    /// DANE at the hosts that have TLSA records.
+    Dane,
+}
+
+impl InsecureMxPolicy {
+    /// As Postfix writes it.
+    pub fn name(self) -> &'static str {
+        match self {
+            InsecureMxPolicy::May => "may",
+            InsecureMxPolicy::Encrypt => "encrypt",
+            InsecureMxPolicy::Dane => "dane",
+        }
     }
 }
 
@@ -145,7 +190,7 @@ pub struct NextHopSection {
     pub nexthop: String,
 }
 
-/// A Postfix security level that a destination without a policy can have (postconf(5), `smtp_tls_security_level`).
+/// The level that Postfix has without a policy (postconf(5), `smtp_tls_security_level`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 #[allow(missing_docs)]
@@ -157,9 +202,36 @@ pub enum PostfixLevel {
     DaneOnly,
     Verify,
     Secure,
+    Fingerprint,
+    /// One that this program does not know: no answer is given that replaces it.
+    Unknown,
 }
 
-/// A Postfix release, `3.7`.
+impl PostfixLevel {
+    /// Each that Postfix knows, with its name.
+    pub const ALL: [(PostfixLevel, &'static str); 8] = [
+        (PostfixLevel::None, "none"),
+        (PostfixLevel::May, "may"),
+        (PostfixLevel::Encrypt, "encrypt"),
+        (PostfixLevel::Dane, "dane"),
+        (PostfixLevel::DaneOnly, "dane-only"),
+        (PostfixLevel::Verify, "verify"),
+        (PostfixLevel::Secure, "secure"),
+        (PostfixLevel::Fingerprint, "fingerprint"),
+    ];
+
+    /// As Postfix writes it.
+    pub fn name(self) -> &'static str {
+        PostfixLevel::ALL.iter().find(|(level, _)| *level == self).map_or("unknown", |(_, name)| name)
+    }
+
+    /// The level of this name, if Postfix has one.
+    pub fn from_name(name: &str) -> Option<PostfixLevel> {
+        PostfixLevel::ALL.iter().find(|(_, known)| *known == name).map(|(level, _)| *level)
+    }
+}
+
+/// A Postfix release, such as `3.7` or `3.10.13`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct PostfixVersion {
@@ -167,6 +239,29 @@ pub struct PostfixVersion {
     pub major: u16,
     /// After the dot.
     pub minor: u16,
+    /// After the second dot; nothing where it is not known.
+    pub patch: Option<u16>,
+}
+
+impl PostfixVersion {
+    /// A release whose patch level is not known; every known patch level is a later one.
+    pub const fn new(major: u16, minor: u16) -> PostfixVersion {
+        PostfixVersion { major, minor, patch: None }
+    }
+
+    /// Whether a TLSA record without data ends its smtp(8) (`panic: mymalloc: requested length 0`): every 3.7, and later
+    /// releases before the patch that mended it. A patch level that is not known is taken to be an early one.
+    pub fn ends_at_dataless_tlsa(self) -> bool {
+        let before = |patch| self.patch.is_none_or(|own| own < patch);
+        match (self.major, self.minor) {
+            (..=2, _) | (3, ..=7) => true,
+            (3, 8) => before(18),
+            (3, 9) => before(12),
+            (3, 10) => before(11),
+            (3, 11) => before(4),
+            _ => false,
+        }
+    }
 }
 
 /// `[socketmap]`
@@ -518,15 +613,6 @@ pub fn default_local_networks() -> Vec<IpNet> {
     LOCAL.iter().filter_map(|network| network.parse().ok()).collect()
 }
 
-impl PostfixSection {
-    /// Whether this Postfix, when the answer is `dane`, falls back to `may` where the MX records are not signed: the
-    /// default of `smtp_tls_dane_insecure_mx_policy` from 3.6 to 3.9.
-    pub fn insecure_mx_means_may(&self) -> bool {
-        let of = |minor| PostfixVersion { major: 3, minor };
-        (of(6)..=of(9)).contains(&self.version()) && self.default_level() != PostfixLevel::Dane
-    }
-}
-
 impl Default for SocketmapSection {
     fn default() -> Self {
         SocketmapSection { listen: vec![ListenAddress::Unix("/var/spool/postfix/tlswarden/socketmap".into())] }
@@ -569,4 +655,61 @@ impl Default for ReportSection {
 
 fn is_default<T: Default + PartialEq>(value: &T) -> bool {
     *value == T::default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn section(version: &str, level: PostfixLevel) -> PostfixSection {
+        let version = Some(version.to_owned().try_into().unwrap());
+        PostfixSection { version, default_level: Some(level), ..PostfixSection::default() }
+    }
+
+    #[test]
+    fn the_default_for_unsigned_mx_records_is_that_of_the_patch_level() {
+        use InsecureMxPolicy::{Dane, May};
+        for (version, at_may) in [
+            ("3.5.25", Dane),
+            ("3.6.16", May),
+            ("3.6.17", Dane),
+            ("3.7", May),
+            ("3.7.11", May),
+            ("3.7.13", Dane),
+            ("3.8.7", May),
+            ("3.8.8", Dane),
+            ("3.9.1", May),
+            ("3.9.2", Dane),
+            ("3.10", Dane),
+            ("3.11.1", Dane),
+        ] {
+            assert_eq!(section(version, PostfixLevel::May).dane_insecure_mx_policy(), at_may, "{version}");
+            assert_eq!(section(version, PostfixLevel::Dane).dane_insecure_mx_policy(), Dane, "{version}");
+        }
+        let set = PostfixSection { dane_insecure_mx_policy: Some(May), ..section("3.10.13", PostfixLevel::Dane) };
+        assert_eq!(set.dane_insecure_mx_policy(), May);
+    }
+
+    #[test]
+    fn a_tlsa_record_without_data_ends_these_releases() {
+        for (version, ends) in [
+            ("3.5.25", true),
+            ("3.7", true),
+            ("3.7.99", true),
+            ("3.8", true),
+            ("3.8.17", true),
+            ("3.8.18", false),
+            ("3.9.11", true),
+            ("3.9.12", false),
+            ("3.10", true),
+            ("3.10.10", true),
+            ("3.10.11", false),
+            ("3.11.3", true),
+            ("3.11.4", false),
+            ("3.12.0", false),
+        ] {
+            let version: PostfixVersion = version.to_owned().try_into().unwrap();
+            assert_eq!(version.ends_at_dataless_tlsa(), ends, "{version:?}");
+        }
+    }
 }

@@ -89,7 +89,7 @@ fn split_tokens(answer: &str) -> Vec<&str> {
 }
 
 fn split_attribute(token: &str, version: PostfixVersion) -> Result<(String, &str), String> {
-    let braces = PostfixVersion { major: 3, minor: 10 };
+    let braces = PostfixVersion::new(3, 10);
     let inside = match token.strip_prefix('{') {
         Some(_) if version < braces => return Err(format!("`{token}`: braces are known from Postfix 3.10 on")),
         Some(rest) => rest.strip_suffix('}').ok_or(format!("`{token}` has no closing brace at its end"))?,
@@ -100,7 +100,7 @@ fn split_attribute(token: &str, version: PostfixVersion) -> Result<(String, &str
 }
 
 fn describe_unknown(name: &str, known: Option<&AttributeRule>, version: PostfixVersion) -> String {
-    let PostfixVersion { major, minor } = version;
+    let PostfixVersion { major, minor, .. } = version;
     match known {
         Some(AttributeRule { since: (a, b), .. }) => {
             format!("`{name}` is known from Postfix {a}.{b} on, and [postfix] version is {major}.{minor}")
@@ -149,7 +149,7 @@ fn check_value(level: &str, name: &str, value: &str, version: PostfixVersion) ->
 }
 
 fn is_protocol(text: &str, version: PostfixVersion) -> bool {
-    let bounds = version >= PostfixVersion { major: 3, minor: 6 };
+    let bounds = version >= PostfixVersion::new(3, 6);
     let bound = text.strip_prefix(">=").or_else(|| text.strip_prefix("<=")).filter(|_| bounds);
     let name = bound.or_else(|| text.strip_prefix('!')).unwrap_or(text);
     ["SSLv2", "SSLv3", "TLSv1", "TLSv1.1", "TLSv1.2", "TLSv1.3"].iter().any(|known| known.eq_ignore_ascii_case(name))
@@ -160,7 +160,7 @@ mod tests {
     use super::*;
 
     fn check_for(answer: &str, minor: u16) -> Result<(), String> {
-        check(answer, PostfixVersion { major: 3, minor }, true)
+        check(answer, PostfixVersion::new(3, minor), true)
     }
 
     #[test]
@@ -234,6 +234,6 @@ mod tests {
         }
         assert_eq!(check_for("may mx_host_pattern=a.example", 10), Err("`mx_host_pattern` needs `policy_type`".into()));
         assert!(check_for("may policy_type=sts { policy_string = a } b }", 10).is_err());
-        assert!(check("dane", PostfixVersion { major: 3, minor: 7 }, false).is_err());
+        assert!(check("dane", PostfixVersion::new(3, 7), false).is_err());
     }
 }

@@ -314,7 +314,7 @@ impl Config {
             if let Some(answer) = &section.answer {
                 let postfix = &self.postfix;
                 // Where the version is not known yet nothing is too new.
-                let version = postfix.version.unwrap_or(PostfixVersion { major: u16::MAX, minor: 0 });
+                let version = postfix.version.unwrap_or(PostfixVersion::new(u16::MAX, 0));
                 let checked = crate::config::override_answer::check(answer, version, postfix.dnssec());
                 checked.map_err(|problem| (nth, "answer", format!("{dot}{name}: {problem}")))?;
             }

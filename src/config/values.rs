@@ -29,10 +29,10 @@ impl TryFrom<String> for PostfixVersion {
     type Error = String;
 
     fn try_from(text: String) -> Result<PostfixVersion, String> {
-        let mut parts = text.split('.');
-        let mut number = || parts.next().and_then(|p| p.parse().ok());
-        match (number(), number()) {
-            (Some(major), Some(minor)) => Ok(PostfixVersion { major, minor }),
+        // A snapshot or a release candidate has `-DATE` or `-RC1` behind it.
+        let mut parts = text.split('-').next().unwrap_or_default().split('.').map(|part| part.parse().ok());
+        match (parts.next().flatten(), parts.next().flatten()) {
+            (Some(major), Some(minor)) => Ok(PostfixVersion { major, minor, patch: parts.next().flatten() }),
             _ => Err(format!("invalid Postfix version \"{text}\": expected a version such as \"3.7\"")),
         }
     }
@@ -40,7 +40,8 @@ impl TryFrom<String> for PostfixVersion {
 
 impl From<PostfixVersion> for String {
     fn from(v: PostfixVersion) -> String {
-        format!("{}.{}", v.major, v.minor)
+        let patch = v.patch.map(|patch| format!(".{patch}")).unwrap_or_default();
+        format!("{}.{}{patch}", v.major, v.minor)
     }
 }
 

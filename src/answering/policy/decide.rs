@@ -11,10 +11,10 @@ use std::sync::atomic::AtomicBool;
 
 use tokio::time::Instant;
 
-use crate::answering::policy::dane::cached_verdict::Held;
-use crate::answering::policy::dane::lookup::{self, Coverage};
-use crate::answering::policy::decision::combine;
-use crate::answering::policy::decision::{Decision, Level};
+use crate::answering::policy::dane::cached_verdict::{CachedVerdict, MAX_STALE};
+use crate::answering::policy::dane::coverage::Coverage;
+use crate::answering::policy::dane::lookup::{self, DaneVerdict, NARROWED_TTL};
+use crate::answering::policy::decision::{Answer, Basis, DatalessTlsa, Decision, Facts, Published, facts};
 use crate::answering::policy::decision_cache::Entry;
 use crate::answering::policy::history::compact::StoredPolicy;
 use crate::answering::policy::overrides::Rule;
@@ -46,23 +46,26 @@ impl Urge {
 }
 
 /// What is known of DANE now.
-struct DaneNow {
+struct DaneResult {
     coverage: Coverage,
+    dataless: DatalessTlsa,
     /// The cause of what is not known.
     cause: String,
-    held: Option<Held>,
-    /// How long that stands.
-    until: i64,
-    refresh: i64,
+    verdict: Option<CachedVerdict>,
+    /// Whether an earlier verdict serves past its end, because the look-up fails.
+    stale: bool,
+    expires: i64,
+    refresh_at: i64,
 }
 
-/// A decision, not kept yet.
-struct Settled {
-    level: Level,
+/// A decision that is not in the cache yet.
+struct Resolved {
+    basis: Basis,
     sts: Option<Arc<Cached>>,
-    under: StoredPolicy,
-    until: i64,
-    refresh: i64,
+    /// What the sessions are counted under.
+    policy: StoredPolicy,
+    expires: i64,
+    refresh_at: i64,
 }
 
 impl Policies {
@@ -80,14 +83,14 @@ impl Policies {
         if urge.is_mail() {
             domain.touch(self.clock.seconds());
         }
-        if old.as_ref().is_some_and(|old| matches!(old.level, Level::Temp(_))) {
+        if old.as_ref().is_some_and(|old| self.is_temp(old.facts())) {
             // DNS failed as a whole: the deferred mail must not go out as if there were no record.
             domain.forget_failed_record();
         }
         let dane = async {
             match rule {
-                Some(Rule::Fixed(_) | Rule::None | Rule::SkipDane) => DaneNow::skipped(),
-                Some(Rule::SkipSts) | None => self.dane(&hop, held, began, urge).await,
+                Some(Rule::Fixed(_) | Rule::None | Rule::SkipDane) => DaneResult::skipped(),
+                Some(Rule::SkipSts) | None => self.look_up_dane(&hop, held, began, urge).await,
             }
         };
         let sts = async {
@@ -102,14 +105,20 @@ impl Policies {
             Some(Rule::Fixed(_) | Rule::None | Rule::SkipSts) => Known { due: i64::MAX, ..Known::default() },
             Some(Rule::SkipDane) | None => domain.known(now),
         };
-        let held = dane.held.clone();
+        let verdict = dane.verdict.clone();
         let failure = known.failure.clone();
-        let mut settled = self.settle(&hop, dane, known, now);
+        let mut resolved = self.assemble(&hop, dane, known, now);
         if let Some(Rule::Fixed(answer)) = rule {
-            settled.level = Level::Fixed(Arc::clone(answer));
+            resolved.basis = Basis::Override(Arc::clone(answer));
         }
-        let period = match &settled.level {
-            Level::Temp(cause) => {
+        let unknown = match &resolved.basis {
+            Basis::Published(published) if self.is_temp(facts(&resolved.basis, resolved.sts.as_deref())) => {
+                Some(published.cause())
+            }
+            Basis::Published(_) | Basis::Override(_) => None,
+        };
+        let period = match unknown {
+            Some(cause) => {
                 self.metrics.add("answers_temp", u64::from(urge.is_mail()));
                 if urge.is_mail() && self.throttle.permits("temp", now) {
                     let line = format!("policy of {key}: not known: {cause}; mail to it is deferred until it is");
@@ -121,23 +130,23 @@ impl Policies {
             _ if urge != Urge::Asked => old
                 .as_ref()
                 .and_then(|old| old.period.as_ref())
-                .filter(|period| period.policy() == &settled.under)
+                .filter(|period| period.policy() == &resolved.policy)
                 .map(Arc::clone),
-            _ => Some(self.history.record_answer(&hop, &domain.name, now, settled.under)),
+            _ => Some(self.history.record_answer(&hop, &domain.name, now, resolved.policy)),
         };
         // A refresh that changed what is in force is noted when it is first answered: it must not answer from memory.
-        let until = if urge != Urge::Asked && period.is_none() { now } else { settled.until };
+        let until = if urge != Urge::Asked && period.is_none() { now } else { resolved.expires };
         let asked = if urge.is_mail() { now } else { old.map_or(0, |old| old.asked.seconds()) };
         let entry = Entry {
             hop: if *key == *domain.name { Arc::clone(&domain.name) } else { key.into() },
-            level: settled.level,
-            sts: settled.sts,
+            basis: resolved.basis,
+            sts: resolved.sts,
             failure,
             domain,
-            held,
+            held: verdict,
             period,
             until: CompactTime::from_seconds(until),
-            refresh: CompactTime::from_seconds(settled.refresh.max(now + 1)),
+            refresh: CompactTime::from_seconds(resolved.refresh_at.max(now + 1)),
             asked: SharedCompactTime::from_seconds(asked),
             version,
             refreshing: AtomicBool::new(false),
@@ -164,30 +173,34 @@ impl Policies {
         }
     }
 
-    async fn dane(&self, hop: &NextHop, held: Option<Held>, began: Instant, urge: Urge) -> DaneNow {
+    async fn look_up_dane(
+        &self,
+        hop: &NextHop,
+        known: Option<CachedVerdict>,
+        began: Instant,
+        urge: Urge,
+    ) -> DaneResult {
         if !self.dane {
-            return DaneNow::skipped();
+            return DaneResult::skipped();
         }
         let now = self.clock.seconds();
-        let fresh = |h: &&Held| match urge {
-            Urge::Asked | Urge::Explained => now < h.until(),
-            Urge::Ahead => now < h.refresh(),
+        let is_fresh = |verdict: &&CachedVerdict| match urge {
+            Urge::Asked | Urge::Explained => now < verdict.expires(),
+            Urge::Ahead => now < verdict.refresh_at(),
             Urge::Told => false,
         };
-        if let Some(fresh) = held.as_ref().filter(fresh) {
-            return DaneNow::of(fresh.clone());
+        if let Some(fresh) = known.as_ref().filter(is_fresh) {
+            return DaneResult::from_cached(fresh.clone());
         }
         let flight = self.verdicts.join(&hop.key(), || {
             let (resolver, hop) = (self.resolver.clone(), hop.clone());
-            async move { Arc::new(lookup::look(&resolver, &hop).await) }
+            async move { Arc::new(lookup::look_up(&resolver, &hop).await) }
         });
-        let verdict = match flight {
+        let found = match flight {
             Some(flight) => {
                 let deadline = began.min(flight.began) + self.budget;
-                flight
-                    .landed(deadline)
-                    .await
-                    .ok_or_else(|| format!("DNS: no answer within {} s", self.budget.as_secs()))
+                let late = || format!("DNS: no answer within {} s", self.budget.as_secs());
+                flight.landed(deadline).await.ok_or_else(late)
             }
             None => {
                 self.metrics.add("dane_lookups_refused", 1);
@@ -195,61 +208,87 @@ impl Policies {
             }
         };
         self.metrics.add("dane_lookups", 1);
+        let found = found.unwrap_or_else(|cause| Arc::new(DaneVerdict::failed(cause)));
         let now = self.clock.seconds();
-        let cause = match verdict {
-            Ok(verdict) if verdict.coverage() != Coverage::Unknown => {
-                let ttl = i64::try_from(verdict.ttl.as_secs()).unwrap_or(i64::MAX / 4);
-                let held = Held::of(&verdict, now + ttl, now + ttl * 4 / 5);
-                self.shelf.put(hop.key(), held.clone());
-                return DaneNow::of(held);
+        let ttl = i64::try_from(found.ttl.as_secs()).unwrap_or(i64::MAX / 4);
+        let found = CachedVerdict::new(&found, now + ttl, now + ttl * 4 / 5);
+        self.metrics.add("dane_lookups_failed", u64::from(found.coverage.is_failure()));
+        match known {
+            Some(known) if known.outranks(&found) && now < known.expires() + MAX_STALE => {
+                let stale = now >= known.expires();
+                // Not yet at its end: nothing is lost.
+                let expires = if stale { now + RETRY } else { known.expires() };
+                DaneResult { stale, expires, refresh_at: now + RETRY, ..DaneResult::from_cached(known) }
             }
-            Ok(verdict) => verdict.failure().unwrap_or("not known").to_owned(),
-            Err(cause) => cause,
-        };
-        self.metrics.add("dane_lookups_failed", 1);
-        match held {
-            // Not yet at its end: nothing is lost.
-            Some(h) if now < h.until() => DaneNow { refresh: now + RETRY, ..DaneNow::of(h) },
-            held => DaneNow { coverage: Coverage::Unknown, cause, held, until: now + RETRY, refresh: i64::MAX },
+            _ if found.coverage.is_failure() && found.coverage != Coverage::SomeFailed => {
+                let (expires, refresh_at) = (now + RETRY, i64::MAX);
+                DaneResult { verdict: None, expires, refresh_at, ..DaneResult::from_cached(found) }
+            }
+            _ => {
+                self.shelf.put(hop.key(), found.clone());
+                DaneResult::from_cached(found)
+            }
         }
     }
 
+    /// Whether the MTA is to try again; by the own level of main.cf.
+    fn is_temp(&self, facts: Option<Facts>) -> bool {
+        facts.is_some_and(|facts| facts.for_postfix(self.postfix.own_level, self.postfix) == Answer::Temp)
+    }
+
     /// Puts together what is known.
-    fn settle(&self, hop: &NextHop, dane: DaneNow, known: Known, now: i64) -> Settled {
+    fn assemble(&self, hop: &NextHop, dane: DaneResult, known: Known, now: i64) -> Resolved {
         let policy = known.policy.filter(|policy| policy.mode != Mode::None);
-        let sts_until = policy.as_ref().map_or(known.due.max(now + PROVISIONAL), |policy| policy.expires());
+        let sts_expires = policy.as_ref().map_or(known.due.max(now + PROVISIONAL), |policy| policy.expires());
         let sts_refresh = if policy.is_some() { known.due } else { known.due.saturating_sub(AHEAD) };
-        let enforced =
-            policy.as_ref().filter(|policy| policy.mode == Mode::Enforce).filter(|p| self.applies(hop, p, now));
-        let level = combine(dane.coverage, dane.held.as_ref(), enforced.is_some(), now, &dane.cause);
-        let stale = dane.coverage == Coverage::Unknown && !matches!(level, Level::Temp(_));
-        if stale && self.throttle.permits("stale", now) {
+        let failure = known.failure.as_deref();
+        let failed = failure.filter(|_| policy.is_none());
+        let in_force = |policy: &Arc<Cached>| policy.mode != Mode::Enforce || self.applies(hop, policy, now);
+        let sts = policy.filter(in_force);
+        let published = dane.published(hop, sts.as_deref());
+        let facts = published.facts(sts.as_ref().map(|policy| policy.mode));
+        let answer = facts.for_postfix(self.postfix.own_level, self.postfix);
+        if dane.stale && self.throttle.permits("stale", now) {
             let line = format!("DANE of {}: the look-up fails; the verdict of before serves for up to 24 h", hop.key());
             self.metrics.log_error(self.clock, line);
         }
-        let temp = matches!(level, Level::Temp(_));
-        let failure = known.failure.as_deref();
-        let testing = policy.as_ref().filter(|policy| policy.mode == Mode::Testing);
-        let under = match &level {
-            Level::Secure => enforced.map(|policy| policy.under(failure)),
-            Level::Dane | Level::DaneOnly => {
-                let held = dane.held.as_ref().filter(|held| !self.falls_back(held, &level));
-                held.map(|held| StoredPolicy::Dane(held.rows()))
-            }
-            Level::Default => match (testing, &policy) {
-                (Some(policy), _) => Some(policy.under(failure)),
-                (None, None) => failure.map(|failure| failure.under(&hop.domain)),
-                (None, Some(_)) => None,
-            },
-            Level::Fixed(_) | Level::Temp(_) => None,
+        if facts.dataless != DatalessTlsa::Absent
+            && self.postfix.ends_at_dataless_tlsa
+            && self.throttle.permits("dataless", now)
+        {
+            let line = format!(
+                "DANE of {}: a TLSA record without data, which ends smtp(8) of this Postfix; it is given no answer that \
+                 makes it look the record up",
+                hop.key()
+            );
+            self.metrics.log_error(self.clock, line);
+        }
+        // Postfix follows TLSA records by itself at the levels dane and dane-only.
+        let follows_tlsa = facts.follows_tlsa(answer, self.postfix.own_level, self.postfix);
+        let tlsa_hosts = dane.verdict.as_ref().and_then(CachedVerdict::tlsa_hosts).filter(|_| follows_tlsa);
+        let enforced = matches!(answer, Answer::Secure | Answer::SecureNarrowed);
+        let policy = match (&sts, tlsa_hosts, failed) {
+            _ if answer == Answer::Temp => None,
+            (_, Some(hosts), _) => Some(StoredPolicy::Dane(Some(hosts))),
+            (Some(policy), None, _) if enforced || policy.mode == Mode::Testing => Some(policy.stored_policy(failure)),
+            (None, None, Some(failure)) => Some(failure.stored_policy(&hop.domain)),
+            (_, None, _) => None,
         };
-        let sts = match &level {
-            Level::Secure => enforced.map(Arc::clone),
-            Level::Default => testing.map(Arc::clone),
-            Level::Dane | Level::DaneOnly | Level::Fixed(_) | Level::Temp(_) => None,
-        };
-        let until = if temp { now + TEMP } else { sts_until.min(dane.until) };
-        Settled { level, sts, under: under.unwrap_or_default(), until, refresh: sts_refresh.min(dane.refresh) }
+        let mut expires = sts_expires.min(dane.expires);
+        if facts.sts == Some(Mode::Enforce) && facts.allows_host_without_tlsa {
+            // A new MX host is not refused for longer.
+            expires = expires.min(now + NARROWED_TTL.as_secs() as i64);
+        }
+        if answer == Answer::Temp {
+            expires = now + TEMP;
+        }
+        Resolved {
+            basis: Basis::Published(published),
+            sts,
+            policy: policy.unwrap_or_default(),
+            expires,
+            refresh_at: sts_refresh.min(dane.refresh_at),
+        }
     }
 
     /// RFC 8461 §3.4: a smart host is its own policy domain, and must itself be one of the hosts that its policy allows.
@@ -264,12 +303,6 @@ impl Policies {
         }
         applies
     }
-
-    /// Postfix 3.6 to 3.9 with another default than `dane` treats `dane` at unsigned MX records as `may`
-    /// (`smtp_tls_dane_insecure_mx_policy`): there sessions are held to nothing.
-    fn falls_back(&self, held: &Held, level: &Level) -> bool {
-        self.insecure_mx_is_may && *level == Level::Dane && held.unsigned
-    }
 }
 
 /// Whether a policy says anything about a next hop: one in brackets must be one of the hosts that it allows.
@@ -277,15 +310,48 @@ pub(super) fn allows(hop: &NextHop, policy: &Cached) -> bool {
     hop.mx || policy.document(&hop.domain).mx.iter().any(|pattern| mx_matches(pattern, &hop.domain))
 }
 
-impl DaneNow {
+impl DaneResult {
     /// DANE is not looked at.
-    fn skipped() -> DaneNow {
-        let (coverage, cause) = (Coverage::Nothing, String::new());
-        DaneNow { coverage, cause, held: None, until: i64::MAX, refresh: i64::MAX }
+    fn skipped() -> DaneResult {
+        DaneResult {
+            coverage: Coverage::NoTlsa,
+            dataless: DatalessTlsa::Absent,
+            cause: String::new(),
+            verdict: None,
+            stale: false,
+            expires: i64::MAX,
+            refresh_at: i64::MAX,
+        }
     }
 
-    fn of(held: Held) -> DaneNow {
-        let (until, refresh) = (held.until(), held.refresh());
-        DaneNow { coverage: held.coverage, cause: held.cause().to_owned(), held: Some(held), until, refresh }
+    fn from_cached(verdict: CachedVerdict) -> DaneResult {
+        DaneResult {
+            coverage: verdict.coverage,
+            dataless: verdict.dataless,
+            cause: verdict.cause().to_owned(),
+            expires: verdict.expires(),
+            refresh_at: verdict.refresh_at(),
+            verdict: Some(verdict),
+            stale: false,
+        }
     }
+
+    fn published(&self, hop: &NextHop, sts: Option<&Cached>) -> Published {
+        match &self.verdict {
+            Some(verdict) => published(verdict, hop, sts),
+            None => Published::new(self.coverage, self.dataless, &self.cause, Vec::new()),
+        }
+    }
+}
+
+/// What is published for a next hop, from its DANE verdict and its MTA-STS policy.
+pub(super) fn published(verdict: &CachedVerdict, hop: &NextHop, sts: Option<&Cached>) -> Published {
+    let enforced = sts.filter(|policy| policy.mode == Mode::Enforce);
+    let narrowed = enforced.map_or_else(Vec::new, |policy| {
+        let mut hosts = verdict.without_tlsa().peekable();
+        let patterns = if hosts.peek().is_some() { policy.document(&hop.domain).mx } else { Vec::new() };
+        let allowed = |host: &&str| patterns.iter().any(|pattern| mx_matches(pattern, host));
+        hosts.filter(allowed).map(str::to_owned).collect()
+    });
+    Published::new(verdict.coverage, verdict.dataless, verdict.cause(), narrowed)
 }

@@ -14,13 +14,12 @@ use std::sync::{Arc, OnceLock};
 use parking_lot::RwLock;
 
 use crate::answering::policy::compress;
-use crate::answering::policy::dane::cached_verdict::Held;
-use crate::answering::policy::decision::{Decision, Level};
+use crate::answering::policy::dane::cached_verdict::CachedVerdict;
+use crate::answering::policy::decision::{Basis, Decision, Facts, Published, facts};
 use crate::answering::policy::history::Period;
 use crate::answering::policy::sts::domain_state::Domain;
 use crate::answering::policy::sts::policy::{Cached, PolicyFailure};
 use crate::base::clock::{CompactTime, SharedCompactTime};
-use crate::metrics::answers::AnswerKind;
 
 /// How many parts the decisions are kept in.
 const SHARDS: usize = 64;
@@ -43,16 +42,16 @@ const WORDS: [&str; 7] = [
 pub struct Entry {
     /// The next hop in its one form.
     pub hop: Arc<str>,
-    /// What is answered.
-    pub level: Level,
-    /// The MTA-STS policy that the answer rests on.
+    /// What the answer rests on.
+    pub basis: Basis,
+    /// The MTA-STS policy in force.
     pub sts: Option<Arc<Cached>>,
     /// The MTA-STS document could not be had.
     pub failure: Option<Arc<PolicyFailure>>,
     /// The policy domain.
     pub domain: Arc<Domain>,
     /// The last DANE verdict that was no failure.
-    pub held: Option<Held>,
+    pub held: Option<CachedVerdict>,
     /// None for "ask again", under which there are no sessions.
     pub period: Option<Arc<Period>>,
     /// It stands before this moment.
@@ -104,7 +103,7 @@ impl Entry {
     pub fn nothing() -> Entry {
         Entry {
             hop: "".into(),
-            level: Level::Default,
+            basis: Basis::Published(Published::NOTHING),
             sts: None,
             failure: None,
             domain: Arc::new(Domain::new("".into(), 0)),
@@ -120,8 +119,8 @@ impl Entry {
     }
 
     /// What was known before a restart: a decision is made from it when it is asked for.
-    pub fn before(hop: Arc<str>, domain: Arc<Domain>, held: Held) -> Entry {
-        let asked = SharedCompactTime::from_seconds(held.refresh());
+    pub fn before(hop: Arc<str>, domain: Arc<Domain>, held: CachedVerdict) -> Entry {
+        let asked = SharedCompactTime::from_seconds(held.refresh_at());
         Entry { hop, domain, until: CompactTime::from_seconds(0), asked, held: Some(held), ..Entry::nothing() }
     }
 
@@ -129,15 +128,15 @@ impl Entry {
     pub fn decision(&self) -> Decision {
         Decision {
             domain: Arc::clone(&self.domain.name),
-            level: self.level.clone(),
+            basis: self.basis.clone(),
             sts: self.sts.clone(),
             failure: self.failure.clone(),
         }
     }
 
-    /// The kind of answer that it is.
-    pub fn kind(&self) -> AnswerKind {
-        self.level.kind(self.sts.is_some())
+    /// What the answer follows from; nothing where an override says it.
+    pub fn facts(&self) -> Option<Facts> {
+        facts(&self.basis, self.sts.as_deref())
     }
 
     fn size(&self) -> usize {

@@ -17,10 +17,10 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use crate::answering::policy::dane::cached_verdict::STALE;
-use crate::answering::policy::dane::lookup::Verdict;
+use crate::answering::policy::dane::cached_verdict::MAX_STALE;
+use crate::answering::policy::dane::lookup::DaneVerdict;
 use crate::answering::policy::dane::store::{self, Shelf};
-use crate::answering::policy::decision::Decision;
+use crate::answering::policy::decision::{Decision, Facts, PostfixTraits};
 use crate::answering::policy::decision_cache::{Entries, Entry};
 use crate::answering::policy::history::PolicyHistory;
 use crate::answering::policy::overrides::Overrides;
@@ -32,7 +32,6 @@ use crate::base::next_hop::NextHop;
 use crate::base::shutdown::wait_for_shutdown;
 use crate::config::Config;
 use crate::metrics::Metrics;
-use crate::metrics::answers::AnswerKind;
 use crate::net::dns::Resolver;
 use crate::net::https::HttpsClient;
 use crate::store::{Store, StoreError};
@@ -63,8 +62,8 @@ pub struct Policies {
     pub(super) resolver: Resolver,
     /// Whether DANE is looked at: the resolver validates and the MTA uses DNSSEC.
     pub(super) dane: bool,
-    /// Whether the MTA, told `dane`, falls back to `may` where the MX records are not signed.
-    pub(super) insecure_mx_is_may: bool,
+    /// What is known of the Postfix that asks.
+    pub(super) postfix: PostfixTraits,
     pub(super) overrides: Overrides,
     pub(super) shelf: Shelf,
     pub(super) sts: Arc<Cache>,
@@ -73,7 +72,7 @@ pub struct Policies {
     pub(super) metrics: Metrics,
     pub(super) throttle: Throttle,
     decisions: Flights<Decision>,
-    pub(super) verdicts: Flights<Arc<Verdict>>,
+    pub(super) verdicts: Flights<Arc<DaneVerdict>>,
     /// For what is no domain name.
     pub(super) nothing: Entry,
 }
@@ -123,7 +122,7 @@ impl Policies {
             entries: Entries::new(limit),
             budget: config.policy.answer_budget.0,
             dane: why_no_dane.is_none(),
-            insecure_mx_is_may: config.postfix.insecure_mx_means_may(),
+            postfix: PostfixTraits::of(&config.postfix),
             overrides: Overrides::new(&config.policy.overrides),
             resolver,
             sts: Arc::new(sts),
@@ -143,6 +142,16 @@ impl Policies {
         Ok(Arc::new(policies))
     }
 
+    /// What is known of the Postfix that asks.
+    pub fn postfix(&self) -> PostfixTraits {
+        self.postfix
+    }
+
+    /// The clock that all of it goes by.
+    pub fn clock(&self) -> Clock {
+        self.clock
+    }
+
     /// A name as it is kept already, if it is, so that it is kept once.
     pub(super) fn name(&self, name: &str) -> Arc<str> {
         let known = self.sts.known(name).map(|domain| Arc::clone(&domain.name));
@@ -155,7 +164,7 @@ impl Policies {
     }
 
     /// Appends the answer that stands for a next hop as the MTA writes it, in the words of `word`, which are kept:
-    /// `wording` tells them apart; gives its kind. None where an answer must be made ([`Policies::decide`]). What is no
+    /// `wording` tells them apart; gives what it follows from. None where an answer must be made ([`Policies::decide`]). What is no
     /// domain name (address literals, paths, dot-keys) has the answer "no policy" at once. A microsecond or less.
     pub fn say(
         self: &Arc<Self>,
@@ -163,10 +172,10 @@ impl Policies {
         wording: u8,
         word: impl FnOnce(&Decision) -> Box<[u8]>,
         out: &mut Vec<u8>,
-    ) -> Option<AnswerKind> {
+    ) -> Option<Option<Facts>> {
         self.with_entry(key, |entry| {
             self.entries.say(entry, wording, word, out);
-            entry.kind()
+            entry.facts()
         })
     }
 
@@ -295,8 +304,8 @@ impl Policies {
 
     fn sweep(&self, now: i64) {
         self.entries.retain(|entry| {
-            let ended = entry.held.as_ref().is_some_and(|held| held.until() + STALE < now);
-            let goes = ended && entry.asked.seconds() + STALE < now;
+            let ended = entry.held.as_ref().is_some_and(|held| held.expires() + MAX_STALE < now);
+            let goes = ended && entry.asked.seconds() + MAX_STALE < now;
             if goes {
                 self.shelf.remove(entry.hop.to_string());
             }

@@ -11,9 +11,10 @@ mod model;
 
 use std::fmt::Write;
 
-use crate::answering::policy::decision::{Decision, Level};
+use crate::answering::policy::decision::{Answer, Basis, Decision, PostfixTraits};
 use crate::answering::policy::sts::document::Document;
-use crate::config::PostfixLevel as DefaultLevel;
+use crate::base::tlsrpt::Mode;
+use crate::config::PostfixLevel;
 
 /// The longest reply that every Postfix takes, in octets (`socketmap_max_reply_size`).
 pub const MAX_REPLY: usize = 100_000;
@@ -42,57 +43,91 @@ impl Wording {
         [(Wording::Policy, "policy"), (Wording::PolicyTlsrpt, "policy-tlsrpt")];
 }
 
-/// The reply: `OK POLICY`, `NOTFOUND `, `TEMP CAUSE`. `default` is the host's own level.
-pub fn reply(wording: Wording, decision: &Decision, default: DefaultLevel) -> String {
-    match (&decision.level, &decision.sts, wording) {
-        (Level::DaneOnly, ..) => "OK dane-only".into(),
-        (Level::Dane, ..) => "OK dane".into(),
-        // Checked at load against the grammar of the Postfix that asks.
-        (Level::Fixed(answer), ..) => format!("OK {answer}"),
-        (Level::Temp(cause), ..) => format!("TEMP {}", one_line(cause)),
-        (Level::Secure, Some(policy), wording) => secure(wording, &decision.domain, &policy.document(&decision.domain)),
-        (Level::Default, Some(policy), Wording::PolicyTlsrpt) => {
-            testing(&decision.domain, &policy.document(&decision.domain), default)
-        }
-        (Level::Default, ..) => "NOTFOUND ".into(),
-        // `policy` gives every enforced decision its policy.
-        (Level::Secure, None, _) => "TEMP the policy is missing".into(),
+/// A map as it is asked: how its answers are worded, and the own level of the service that asks, where it names one:
+/// `policy`, `policy@encrypt`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MapName {
+    /// How its answers are worded.
+    pub wording: Wording,
+    /// The level behind the `@`.
+    pub own_level: Option<PostfixLevel>,
+}
+
+impl MapName {
+    /// Reads it; nothing where there is no such map. A level that Postfix does not have is [`PostfixLevel::Unknown`].
+    pub fn parse(name: &[u8]) -> Option<MapName> {
+        let at = name.iter().position(|byte| *byte == b'@');
+        let (map, level) = at.map_or((name, None), |at| (&name[..at], Some(&name[at + 1..])));
+        let known = |level| std::str::from_utf8(level).ok().and_then(PostfixLevel::from_name);
+        let own_level = level.map(|level| known(level).unwrap_or(PostfixLevel::Unknown));
+        Some(MapName { wording: Wording::of_map(map)?, own_level })
     }
 }
 
-fn secure(wording: Wording, domain: &str, policy: &Document) -> String {
-    let names: Vec<&str> = policy.mx.iter().map(|mx| mx.strip_prefix('*').unwrap_or(mx)).collect();
+/// The reply to a service with this own level: `OK POLICY`, `NOTFOUND `, `TEMP CAUSE`.
+pub fn reply(wording: Wording, decision: &Decision, own_level: PostfixLevel, postfix: PostfixTraits) -> String {
+    let published = match &decision.basis {
+        Basis::Published(published) => published,
+        // Checked at load against the grammar of the Postfix that asks.
+        Basis::Override(answer) => return format!("OK {answer}"),
+    };
+    let domain = &*decision.domain;
+    let sts = decision.sts.as_ref().map(|policy| (policy.mode, policy.document(domain)));
+    let answer = published.facts(decision.sts.as_ref().map(|policy| policy.mode)).for_postfix(own_level, postfix);
+    let testing = match &sts {
+        Some((Mode::Testing, document)) if wording == Wording::PolicyTlsrpt => Some(document),
+        _ => None,
+    };
+    match (answer, testing, &sts) {
+        (Answer::DaneOnly, ..) => "OK dane-only".into(),
+        (Answer::Encrypt, ..) => "OK encrypt".into(),
+        (Answer::Dane, None, _) => "OK dane".into(),
+        (Answer::Dane, Some(document), _) => {
+            testing_at(PostfixLevel::Dane, domain, document).unwrap_or_else(|| "OK dane".into())
+        }
+        (Answer::OwnLevel, None, _) => "NOTFOUND ".into(),
+        (Answer::OwnLevel, Some(document), _) => {
+            testing_at(own_level, domain, document).unwrap_or_else(|| "NOTFOUND ".into())
+        }
+        (Answer::Temp, ..) => format!("TEMP {}", one_line(published.cause())),
+        (Answer::Secure, _, Some((_, document))) => secure(wording, domain, document, None),
+        (Answer::SecureNarrowed, _, Some((_, document))) => {
+            secure(wording, domain, document, Some(published.narrowed()))
+        }
+        // Every enforced decision has its policy.
+        (Answer::Secure | Answer::SecureNarrowed, _, None) => "TEMP the policy is missing".into(),
+    }
+}
+
+/// `narrowed`: the only hosts that are allowed.
+fn secure(wording: Wording, domain: &str, policy: &Document, narrowed: Option<&[String]>) -> String {
+    let patterns = narrowed.unwrap_or(&policy.mx);
+    let names: Vec<&str> = patterns.iter().map(|mx| mx.strip_prefix('*').unwrap_or(mx)).collect();
     let plain = format!("OK secure match={} servername=hostname", names.join(":"));
     match wording {
         Wording::Policy => plain,
-        Wording::PolicyTlsrpt => with_attributes(&plain, domain, policy, true).unwrap_or(plain),
+        Wording::PolicyTlsrpt => with_attributes(&plain, domain, policy, patterns).unwrap_or(plain),
     }
 }
 
-/// Delivered as the host delivers without a policy; the attributes are for reports. At `dane`, `verify` and `secure`
-/// Postfix would enforce the patterns, which a testing policy does not ask for.
-fn testing(domain: &str, policy: &Document, default: DefaultLevel) -> String {
-    let (level, patterns) = match default {
-        DefaultLevel::None => return "NOTFOUND ".into(),
-        DefaultLevel::May => ("may", true),
-        DefaultLevel::Encrypt => ("encrypt", true),
-        DefaultLevel::Dane => ("dane", false),
-        DefaultLevel::DaneOnly => ("dane-only", false),
-        DefaultLevel::Verify => ("verify", false),
-        DefaultLevel::Secure => ("secure", false),
+/// Delivered at a level as without a policy; the attributes are for reports. Above `encrypt` Postfix would enforce the
+/// patterns, which a testing policy does not ask for. Nothing where the level takes no attributes.
+fn testing_at(level: PostfixLevel, domain: &str, policy: &Document) -> Option<String> {
+    let patterns = match level {
+        PostfixLevel::None | PostfixLevel::Fingerprint | PostfixLevel::Unknown => return None,
+        PostfixLevel::May | PostfixLevel::Encrypt => policy.mx.as_slice(),
+        PostfixLevel::Dane | PostfixLevel::DaneOnly | PostfixLevel::Verify | PostfixLevel::Secure => &[],
     };
-    with_attributes(&format!("OK {level}"), domain, policy, patterns).unwrap_or_else(|| "NOTFOUND ".into())
+    with_attributes(&format!("OK {}", level.name()), domain, policy, patterns)
 }
 
 /// `policy_failure` is never among them: it makes an enforced delivery fail. Policies without any string end Postfix
 /// 3.10.0 to 3.10.5: where there is no room for all, the short ones stay; nothing where there is no room for those.
-fn with_attributes(plain: &str, domain: &str, policy: &Document, patterns: bool) -> Option<String> {
+fn with_attributes(plain: &str, domain: &str, policy: &Document, patterns: &[String]) -> Option<String> {
     let mut text = format!("{plain} policy_type=sts policy_domain={domain}");
-    if patterns {
-        for mx in &policy.mx {
-            // Writing to a String cannot fail.
-            let _ = write!(text, " mx_host_pattern={mx}");
-        }
+    for mx in patterns {
+        // Writing to a String cannot fail.
+        let _ = write!(text, " mx_host_pattern={mx}");
     }
     let strings: Vec<String> = policy.lines.iter().filter_map(|line| attribute(line)).collect();
     let all: usize = strings.iter().map(String::len).sum();
@@ -128,17 +163,26 @@ mod tests {
 
     use super::model::{accepted, postfix};
     use super::*;
+    use crate::answering::policy::dane::coverage::Coverage;
+    use crate::answering::policy::decision::{DatalessTlsa, Published};
     use crate::answering::policy::sts::document;
     use crate::answering::policy::sts::policy::Cached;
-    use crate::base::tlsrpt::Mode;
 
     fn cached(lines: &str) -> Arc<Cached> {
         Arc::new(Cached::of("example.com", "1", &document::parse(lines.as_bytes()).unwrap(), 0))
     }
 
-    fn word(wording: Wording, level: Level, lines: &str, default: DefaultLevel) -> String {
+    const POSTFIX: PostfixTraits = PostfixTraits {
+        own_level: PostfixLevel::May,
+        attributes: true,
+        dane_under_unsigned_mx: true,
+        ends_at_dataless_tlsa: false,
+    };
+
+    fn word(wording: Wording, coverage: Coverage, lines: &str, own_level: PostfixLevel) -> String {
+        let published = Published::new(coverage, DatalessTlsa::Absent, "no\nanswer", Vec::new());
         let sts = (!lines.is_empty()).then(|| cached(lines));
-        reply(wording, &Decision::for_tests("example.com", level, sts), default)
+        reply(wording, &Decision::for_tests("example.com", published, sts), own_level, POSTFIX)
     }
 
     const ENFORCE: &str = "version: STSv1\nmode: enforce\nmx: mx1.example.com\nmx: *.example.net\nmax_age: 604800\n";
@@ -146,11 +190,11 @@ mod tests {
     #[test]
     fn enforced() {
         assert_eq!(
-            word(Wording::Policy, Level::Secure, ENFORCE, DefaultLevel::May),
+            word(Wording::Policy, Coverage::NoTlsa, ENFORCE, PostfixLevel::May),
             "OK secure match=mx1.example.com:.example.net servername=hostname"
         );
         assert_eq!(
-            word(Wording::PolicyTlsrpt, Level::Secure, ENFORCE, DefaultLevel::May),
+            word(Wording::PolicyTlsrpt, Coverage::NoTlsa, ENFORCE, PostfixLevel::May),
             "OK secure match=mx1.example.com:.example.net servername=hostname policy_type=sts \
              policy_domain=example.com mx_host_pattern=mx1.example.com mx_host_pattern=*.example.net \
              { policy_string = version: STSv1 } { policy_string = mode: enforce } \
@@ -160,38 +204,104 @@ mod tests {
     }
 
     #[test]
-    fn testing_is_delivered_as_without_a_policy() {
-        let lines = "version: STSv1\nmode: testing\nmx: mx1.example.com\nmax_age: 1\n";
-        let newer = |default| word(Wording::PolicyTlsrpt, Level::Default, lines, default);
-        assert_eq!(word(Wording::Policy, Level::Default, lines, DefaultLevel::May), "NOTFOUND ");
-        assert_eq!(newer(DefaultLevel::None), "NOTFOUND ");
+    fn narrowed_to_the_hosts_without_tlsa_records() {
+        let hosts = vec!["mx1.example.com".to_owned(), "b.example.net".to_owned()];
+        let published = Published::new(Coverage::WorseHosts, DatalessTlsa::Absent, "", hosts);
+        let decision = Decision::for_tests("example.com", published, Some(cached(ENFORCE)));
+        let plain = "OK secure match=mx1.example.com:b.example.net servername=hostname";
+        assert_eq!(reply(Wording::Policy, &decision, PostfixLevel::May, POSTFIX), plain);
+        assert_eq!(
+            reply(Wording::PolicyTlsrpt, &decision, PostfixLevel::May, POSTFIX),
+            format!(
+                "{plain} policy_type=sts policy_domain=example.com mx_host_pattern=mx1.example.com \
+                 mx_host_pattern=b.example.net {{ policy_string = version: STSv1 }} {{ policy_string = mode: enforce }} \
+                 {{ policy_string = mx: mx1.example.com }} {{ policy_string = mx: *.example.net }} \
+                 {{ policy_string = max_age: 604800 }}"
+            )
+        );
+    }
+
+    const TESTING: &str = "version: STSv1\nmode: testing\nmx: mx1.example.com\nmax_age: 1\n";
+
+    /// In mode testing, to Postfix 3.10 and later: `+` is the level with attributes, `+mx` with patterns too.
+    const TESTING_ATTRIBUTES: &str = "
+        row | none      | may       | encrypt    | dane      | dane-only   | verify    | secure    | fingerprint
+        1   | dane-only | dane-only | dane-only  | dane-only | dane-only   | dane-only | dane-only | NOTFOUND
+        2   | dane+     | dane+     | dane-only  | dane+     | dane-only+  | dane-only | dane-only | NOTFOUND
+        3   | dane+     | dane+     | encrypt+mx | dane+     | dane-only+  | verify+   | secure+   | NOTFOUND
+        4   | encrypt   | encrypt   | encrypt+mx | dane+     | dane-only+  | verify+   | secure+   | NOTFOUND
+        5   | dane+     | dane+     | TEMP       | dane+     | dane-only+  | verify+   | secure+   | NOTFOUND
+        6   | TEMP      | TEMP      | TEMP       | TEMP      | TEMP        | verify+   | secure+   | NOTFOUND
+        7   | NOTFOUND  | may+mx    | encrypt+mx | dane+     | dane-only+  | verify+   | secure+   | NOTFOUND
+        8   | dane+     | dane+     | encrypt+mx | dane+     | dane-only+  | verify+   | secure+   | NOTFOUND
+        9   | NOTFOUND  | may+mx    | encrypt+mx | dane+     | dane-only+  | verify+   | secure+   | NOTFOUND
+        10  | TEMP      | TEMP      | TEMP       | TEMP      | TEMP        | TEMP      | TEMP      | NOTFOUND";
+
+    #[test]
+    fn testing_is_delivered_as_without_a_policy_and_has_attributes() {
         let strings = "{ policy_string = version: STSv1 } { policy_string = mode: testing } \
                        { policy_string = mx: mx1.example.com } { policy_string = max_age: 1 }";
         let sts = "policy_type=sts policy_domain=example.com";
-        for level in [DefaultLevel::May, DefaultLevel::Encrypt] {
-            let name = if level == DefaultLevel::May { "may" } else { "encrypt" };
-            assert_eq!(newer(level), format!("OK {name} {sts} mx_host_pattern=mx1.example.com {strings}"));
+        let mut lines =
+            TESTING_ATTRIBUTES.lines().filter(|line| !line.is_empty()).map(|line| line.split('|').map(str::trim));
+        let levels: Vec<&str> = lines.next().unwrap().skip(1).collect();
+        for mut cells in lines {
+            let row = cells.next().unwrap();
+            let coverage = match row {
+                "1" => Coverage::AllHosts,
+                "2" => Coverage::BestHosts,
+                "3" => Coverage::WorseHosts,
+                "4" => Coverage::Unusable { every_host: true },
+                "5" => Coverage::SomeFailed,
+                "6" => Coverage::AllFailed,
+                "7" => Coverage::NoTlsa,
+                "8" => Coverage::UnsignedMx,
+                "9" => Coverage::UnsignedFailed,
+                _ => Coverage::MxFailed,
+            };
+            for (level, cell) in levels.iter().zip(cells) {
+                let want = match cell {
+                    "NOTFOUND" => "NOTFOUND ".to_owned(),
+                    "TEMP" => "TEMP no?answer".to_owned(),
+                    cell => match cell.split_once('+') {
+                        Some((level, "mx")) => format!("OK {level} {sts} mx_host_pattern=mx1.example.com {strings}"),
+                        Some((level, _)) => format!("OK {level} {sts} {strings}"),
+                        None => format!("OK {cell}"),
+                    },
+                };
+                let own_level = PostfixLevel::from_name(level).unwrap();
+                assert_eq!(word(Wording::PolicyTlsrpt, coverage, TESTING, own_level), want, "row {row}, {level}");
+                let older = word(Wording::Policy, coverage, TESTING, own_level);
+                assert_eq!(older, word(Wording::Policy, coverage, "", own_level), "row {row}, {level}");
+                assert!(!older.contains("policy_type"), "{older}");
+            }
         }
-        assert_eq!(newer(DefaultLevel::Dane), format!("OK dane {sts} {strings}"));
-        assert_eq!(newer(DefaultLevel::Verify), format!("OK verify {sts} {strings}"));
-        assert_eq!(newer(DefaultLevel::Secure), format!("OK secure {sts} {strings}"));
     }
 
     #[test]
-    fn the_other_levels_have_no_attributes() {
-        for (wording, _) in Wording::ALL {
-            let say = |level| word(wording, level, "", DefaultLevel::May);
-            assert_eq!(say(Level::DaneOnly), "OK dane-only");
-            assert_eq!(say(Level::Dane), "OK dane");
-            assert_eq!(say(Level::Default), "NOTFOUND ");
-            assert_eq!(say(Level::Temp("no\nanswer".into())), "TEMP no?answer");
+    fn the_level_of_a_service_stands_behind_the_name_of_its_map() {
+        use PostfixLevel as L;
+        for (name, wording, own_level) in [
+            ("policy", Wording::Policy, None),
+            ("QUERY@may", Wording::Policy, Some(L::May)),
+            ("policy@encrypt", Wording::Policy, Some(L::Encrypt)),
+            ("policy-tlsrpt@dane-only", Wording::PolicyTlsrpt, Some(L::DaneOnly)),
+            ("policy-tlsrpt@fingerprint", Wording::PolicyTlsrpt, Some(L::Fingerprint)),
+            ("policy@Secure", Wording::Policy, Some(L::Unknown)),
+            ("policy@", Wording::Policy, Some(L::Unknown)),
+            ("policy@unknown", Wording::Policy, Some(L::Unknown)),
+        ] {
+            assert_eq!(MapName::parse(name.as_bytes()), Some(MapName { wording, own_level }), "{name}");
+        }
+        for name in ["", "@may", "other", "Policy", "policy @may"] {
+            assert_eq!(MapName::parse(name.as_bytes()), None, "{name}");
         }
     }
 
     #[test]
     fn served_text_cannot_break_out() {
         let lines = format!("{ENFORCE}x: a }} match=evil.example {{ b\ny: {{\nz: \u{e9}\n");
-        let text = word(Wording::PolicyTlsrpt, Level::Secure, &lines, DefaultLevel::May);
+        let text = word(Wording::PolicyTlsrpt, Coverage::NoTlsa, &lines, PostfixLevel::May);
         assert!(!text.contains("evil") && !text.contains('\u{e9}'), "{text}");
         let (level, attributes) = postfix(text.strip_prefix("OK ").unwrap()).unwrap();
         assert_eq!(level, "secure");
@@ -206,8 +316,8 @@ mod tests {
             let lines = format!("version: STSv1\nmode: enforce\n{mx}max_age: 1\n");
             assert!(lines.len() <= document::MAX_DOCUMENT);
             (
-                word(Wording::Policy, Level::Secure, &lines, DefaultLevel::May),
-                word(Wording::PolicyTlsrpt, Level::Secure, &lines, DefaultLevel::May),
+                word(Wording::Policy, Coverage::NoTlsa, &lines, PostfixLevel::May),
+                word(Wording::PolicyTlsrpt, Coverage::NoTlsa, &lines, PostfixLevel::May),
             )
         };
         let (_, small) = with(300, 0);
@@ -225,18 +335,16 @@ mod tests {
             lines in proptest::collection::vec("[ -~\u{e9}{}=,:\t]{0,40}", 0..8),
             mx in proptest::collection::vec("(\\*\\.)?[a-z0-9-]{1,9}\\.[a-z]{2,4}", 0..5),
             mode in 0..2,
-            default in 0..7usize,
+            level in 0..8usize,
         ) {
-            use DefaultLevel as L;
-            let default = [L::None, L::May, L::Encrypt, L::Dane, L::DaneOnly, L::Verify, L::Secure][default];
+            let own_level = PostfixLevel::ALL[level].0;
             let mode = ["enforce", "testing"][mode as usize];
             let mx: String = mx.iter().map(|mx| format!("mx: {mx}\n")).collect();
             let extra: String = lines.iter().map(|l| format!("x: a{l}\n")).collect();
             let text = format!("version: STSv1\nmode: {mode}\nmax_age: 1\nmx: a.example\n{mx}{extra}");
             let Ok(document) = document::parse(text.as_bytes()) else { return Ok(()) };
-            let level = if document.mode == Mode::Enforce { Level::Secure } else { Level::Default };
             for (wording, _) in Wording::ALL {
-                let said = word(wording, level.clone(), &text, default);
+                let said = word(wording, Coverage::NoTlsa, &text, own_level);
                 assert!(said.len() <= MAX_REPLY);
                 if let Some(policy) = said.strip_prefix("OK ") {
                     let (level, attributes) = postfix(policy).unwrap();

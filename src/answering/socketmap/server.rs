@@ -25,17 +25,15 @@ use tokio::sync::watch;
 use crate::answering::listener::Listener;
 use crate::answering::listener::Stream;
 use crate::answering::policy::admin::explain::Explanation;
-use crate::answering::policy::decision::Decision;
+use crate::answering::policy::decision::{Decision, PostfixTraits, kind_for_postfix};
 use crate::answering::policy::policies::Policies;
+use crate::answering::policy::throttle::Throttle;
 use crate::answering::readsocket;
 use crate::answering::socketmap::netstring::{self, Frame};
-use crate::answering::socketmap::reply::{self, Wording};
-use crate::config::{PostfixLevel, PostfixSection, PostfixVersion};
+use crate::answering::socketmap::reply::{self, MapName, Wording};
+use crate::config::{PostfixLevel, PostfixSection};
 use crate::metrics::answers::{AnswerKind, AnswerMetrics, CountsByKind};
 use crate::metrics::{Metrics, MtaProtocol};
-
-/// The first Postfix that knows the `policy_*` attributes.
-pub const ATTRIBUTES_SINCE: PostfixVersion = PostfixVersion { major: 3, minor: 10 };
 
 /// How much is read at once, in octets: some eighty requests.
 const CHUNK: usize = 4096;
@@ -50,7 +48,8 @@ const IDLE_CAPACITY: usize = 1024;
 const DRAIN: Duration = Duration::from_secs(2);
 
 /// Serves everyone who connects, until `shutdown` turns true. `postfix` is what is known of who asks: its own level
-/// without a policy, and whether its version knows the attributes of `policy-tlsrpt`; where not, it is not given any.
+/// without a policy, where the map's name does not say another (`policy@encrypt`), and whether its version knows the
+/// attributes of `policy-tlsrpt`; where not, it is not given any.
 pub async fn serve(
     listener: Listener,
     policies: Arc<Policies>,
@@ -60,13 +59,14 @@ pub async fn serve(
 ) {
     let service = Arc::new(Service {
         policies,
-        default: postfix.default_level(),
-        attributes: postfix.version() >= ATTRIBUTES_SINCE,
+        postfix: PostfixTraits::of(&postfix),
         waiting: AtomicUsize::new(0),
         answers: metrics.answers(MtaProtocol::Socketmap),
         requests: metrics.counter("socketmap_requests"),
         malformed: metrics.counter("socketmap_malformed"),
         unknown: metrics.counter("socketmap_unknown_map"),
+        throttle: Throttle::default(),
+        metrics: metrics.clone(),
     });
     let connections_total = metrics.counter("socketmap_connections");
     let begin = |stream| {
@@ -88,11 +88,13 @@ pub async fn serve(
     connections.shutdown().await;
 }
 
-/// What would be answered to a next hop, in Postfix's two wordings and in Exim's, and why.
-pub async fn explain(policies: &Arc<Policies>, key: &str, default: PostfixLevel) -> Explanation {
+/// What would be answered to a next hop, in Postfix's two wordings and in Exim's, and why; Postfix at this own level.
+pub async fn explain(policies: &Arc<Policies>, key: &str, own_level: PostfixLevel) -> Explanation {
+    let traits = policies.postfix();
     policies
         .explain(key, |decision| {
-            let postfix = Wording::ALL.iter().map(|(w, map)| ((*map).to_owned(), reply::reply(*w, decision, default)));
+            let word = |wording| reply::reply(wording, decision, own_level, traits);
+            let postfix = Wording::ALL.iter().map(|(wording, map)| ((*map).to_owned(), word(*wording)));
             postfix.chain([("exim".to_owned(), readsocket::answer(decision))]).collect()
         })
         .await
@@ -100,23 +102,25 @@ pub async fn explain(policies: &Arc<Policies>, key: &str, default: PostfixLevel)
 
 /// Every next hop that has a policy, with the answer in the words that every Postfix knows: a table for a day without
 /// the daemon. A testing policy has none, for it asks for nothing.
-pub fn table(policies: &Policies, default: PostfixLevel) -> Vec<(String, String)> {
-    let word =
-        |decision: &Decision| reply::reply(Wording::Policy, decision, default).strip_prefix("OK ").map(str::to_owned);
+pub fn table(policies: &Policies, own_level: PostfixLevel) -> Vec<(String, String)> {
+    let traits = policies.postfix();
+    let word = |decision: &Decision| {
+        reply::reply(Wording::Policy, decision, own_level, traits).strip_prefix("OK ").map(str::to_owned)
+    };
     policies.table(word)
 }
 
 struct Service {
     policies: Arc<Policies>,
-    default: PostfixLevel,
-    /// Whether Postfix knows the `policy_*` attributes.
-    attributes: bool,
+    postfix: PostfixTraits,
     /// Connections that wait for an answer to be made.
     waiting: AtomicUsize,
     answers: Arc<AnswerMetrics>,
     requests: Arc<AtomicU64>,
     malformed: Arc<AtomicU64>,
     unknown: Arc<AtomicU64>,
+    throttle: Throttle,
+    metrics: Metrics,
 }
 
 /// Whether a connection goes on.
@@ -162,14 +166,15 @@ impl Service {
                 Frame::Partial => break Next::More,
                 Frame::Whole { data, used } => {
                     answered += 1;
-                    if let Err((wording, hop)) = self.request(data, out, &mut ready) {
+                    if let Err((map, hop)) = self.request(data, out, &mut ready) {
                         let since = Instant::now();
                         let _waiting = Waiting::new(&self.waiting);
                         // What is ready does not wait for what is not.
                         write(stream, out).await?;
                         let decision = self.policies.decide(hop).await;
-                        self.answers.add_waited(decision.kind(), since.elapsed());
-                        out.extend_from_slice(&self.word(wording, &decision));
+                        let kind = kind_for_postfix(decision.facts(), self.own_level(map), self.postfix);
+                        self.answers.add_waited(kind, since.elapsed());
+                        out.extend_from_slice(&self.word(map, &decision));
                         write(stream, out).await?;
                     }
                     done += used;
@@ -202,38 +207,95 @@ impl Service {
         Ok(next)
     }
 
-    /// Appends the reply, if it is known, and adds it to `ready`; else says for which next hop it must be made.
+    /// Appends the reply, if it is known, and adds it to `ready`; else says for which map and next hop it must be made.
     fn request<'a>(
         &self,
         data: &'a [u8],
         out: &mut Vec<u8>,
         ready: &mut CountsByKind,
-    ) -> Result<(), (Wording, &'a [u8])> {
+    ) -> Result<(), (MapName, &'a [u8])> {
         let space = data.iter().position(|b| *b == b' ').unwrap_or(data.len());
-        let (map, key) = (&data[..space], data.get(space + 1..).unwrap_or_default());
-        let Some(wording) = Wording::of_map(map) else {
+        let (name, key) = (&data[..space], data.get(space + 1..).unwrap_or_default());
+        let Some(mut map) = MapName::parse(name) else {
             self.unknown.fetch_add(1, Ordering::Relaxed);
+            self.log_unknown_map(name);
             netstring::encode(b"PERM no such map; there are policy and policy-tlsrpt", out);
             return Ok(());
         };
+        if map.own_level == Some(PostfixLevel::Unknown) {
+            self.unknown.fetch_add(1, Ordering::Relaxed);
+            self.log_unknown_level(name);
+        }
         // An attribute that the asking Postfix does not know makes it defer the mail.
-        let wording = if self.attributes { wording } else { Wording::Policy };
-        let slot = match wording {
-            Wording::Policy => 0,
-            Wording::PolicyTlsrpt => 1,
-        };
-        let said = self.policies.say(key, slot, |decision| self.word(wording, decision), out);
-        let kind = said.ok_or((wording, key))?;
-        ready[kind as usize] += 1;
+        if !self.postfix.attributes {
+            map.wording = Wording::Policy;
+        }
+        let own_level = self.own_level(map);
+        let slot = own_level as u8 * 2 + u8::from(map.wording == Wording::PolicyTlsrpt);
+        let facts = self.policies.say(key, slot, |decision| self.word(map, decision), out).ok_or((map, key))?;
+        ready[kind_for_postfix(facts, own_level, self.postfix) as usize] += 1;
         Ok(())
     }
 
+    /// That of the service that asks.
+    fn own_level(&self, map: MapName) -> PostfixLevel {
+        map.own_level.unwrap_or(self.postfix.own_level)
+    }
+
     /// A whole frame.
-    fn word(&self, wording: Wording, decision: &Decision) -> Box<[u8]> {
+    fn word(&self, map: MapName, decision: &Decision) -> Box<[u8]> {
+        let own_level = self.own_level(map);
+        if decision.facts().is_some_and(|facts| facts.own_level_is_weaker_at_some_host(own_level, self.postfix)) {
+            self.log(
+                "worse-hosts",
+                format!(
+                    "policy of {}: the own level ({}) holds, although MX hosts of lesser preference have TLSA records: no \
+                     answer means DANE at these and the own level at the others",
+                    decision.domain,
+                    own_level.name()
+                ),
+            );
+        }
         let mut frame = Vec::new();
-        netstring::encode(reply::reply(wording, decision, self.default).as_bytes(), &mut frame);
+        let reply = reply::reply(map.wording, decision, own_level, self.postfix);
+        netstring::encode(reply.as_bytes(), &mut frame);
         frame.into_boxed_slice()
     }
+
+    fn log_unknown_map(&self, name: &[u8]) {
+        let name = printable(name);
+        self.log(
+            "unknown-map",
+            format!(
+                "socketmap: no such map: {name}; there are policy and policy-tlsrpt, and with the level of the service that \
+                 asks policy@LEVEL and policy-tlsrpt@LEVEL; the mail is deferred"
+            ),
+        );
+    }
+
+    fn log_unknown_level(&self, name: &[u8]) {
+        let name = printable(name);
+        let levels = PostfixLevel::ALL.map(|(_, name)| name).join(", ");
+        self.log(
+            "unknown-level",
+            format!(
+                "socketmap: map {name}: unknown level; there are {levels}; no policy is answered, the own level holds"
+            ),
+        );
+    }
+
+    /// At most once a minute for each kind.
+    fn log(&self, kind: &'static str, line: String) {
+        let clock = self.policies.clock();
+        if self.throttle.permits(kind, clock.seconds()) {
+            self.metrics.log_error(clock, line);
+        }
+    }
+}
+
+/// A client's text on one line, short.
+fn printable(text: &[u8]) -> String {
+    text.iter().take(100).flat_map(|byte| byte.escape_ascii()).map(char::from).collect()
 }
 
 /// Counts who waits for an answer that is being made.

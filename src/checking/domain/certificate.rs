@@ -18,7 +18,7 @@ use serde::Serialize;
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
-use crate::answering::policy::dane::lookup::usability;
+use crate::answering::policy::dane::lookup::check_usability;
 use crate::net::dns::TlsaRecord;
 use crate::net::https::{CertificateFault, certificate_fault};
 
@@ -104,7 +104,7 @@ pub fn matching_record<'a>(
     names: &[&str],
     now: UnixTime,
 ) -> Option<&'a TlsaRecord> {
-    records.iter().filter(|record| usability(record).is_ok()).find(|record| match record.usage {
+    records.iter().filter(|record| check_usability(record).is_ok()).find(|record| match record.usage {
         3 => chain.first().is_some_and(|leaf| record_matches(record, leaf)),
         _ => chains_to_anchor(record, chain, names, now),
     })

@@ -3,7 +3,8 @@
 //! Takes: all that was found. Gives: findings.
 //! Not here: the records that mend it all together (`advice`).
 
-use crate::answering::policy::dane::lookup::{self, Coverage};
+use crate::answering::policy::dane::coverage::Coverage;
+use crate::answering::policy::dane::lookup;
 use crate::answering::policy::sts::record::NoRecord;
 use crate::base::rua_record::NoRecipients;
 use crate::base::tlsrpt::{Mode, mx_matches};
@@ -50,8 +51,10 @@ impl DomainFacts<'_> {
             (Err(DnsError::NoSuchDomain { .. }), _) => {
                 add(Severity::Error, "no-domain", "there is no such domain".into(), "Mail to it bounces.")
             }
-            (_, lookup::Mx::Null) => add(Severity::Note, "null-mx", self.describe_mx(), "There is nothing to protect."),
-            (_, lookup::Mx::Nowhere) => {
+            (_, lookup::MxStatus::Null) => {
+                add(Severity::Note, "null-mx", self.describe_mx(), "There is nothing to protect.")
+            }
+            (_, lookup::MxStatus::Nowhere) => {
                 add(Severity::Error, "no-host", "no host of it has an address".into(), "Mail to it bounces or waits.")
             }
             _ => true,
@@ -68,7 +71,7 @@ impl DomainFacts<'_> {
 
     /// Whether DANE protects all of its hosts.
     pub(super) fn is_fully_dane(&self) -> bool {
-        self.verdict.coverage() == Coverage::Every
+        self.verdict.coverage() == Coverage::AllHosts
     }
 
     fn check_sts(&self, found: &mut Findings) {
@@ -148,7 +151,7 @@ impl DomainFacts<'_> {
         if with.is_empty() || self.is_fully_dane() {
             return;
         }
-        if matches!(self.verdict.mx, lookup::Mx::Unsigned) {
+        if matches!(self.verdict.mx, lookup::MxStatus::Unsigned) {
             let problem = format!("{} has TLSA records, and the MX records are not signed", with.join(", "));
             let impact =
                 "Who forges the MX records sends the mail to another host: DANE protects nothing (RFC 7672 §2.2.1).";
@@ -206,7 +209,7 @@ impl DomainFacts<'_> {
             );
         }
         for record in records {
-            if let Err(fault) = lookup::usability(record) {
+            if let Err(fault) = lookup::check_usability(record) {
                 let impact = match host.has_dane() {
                     true => "Senders leave it out.",
                     false => "None is usable: TLS is required, and any certificate will do (RFC 7672 §2.2).",

@@ -23,7 +23,7 @@ use serde::Serialize;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
-use crate::answering::policy::dane::lookup::{self, Verdict};
+use crate::answering::policy::dane::lookup::{self, DaneVerdict};
 use crate::answering::policy::sts::document::Document;
 use crate::answering::policy::sts::fetch::{FetchFault, fetch};
 use crate::answering::policy::sts::record::{self, NoRecord};
@@ -159,7 +159,7 @@ pub async fn check_domain(config: &Config, domain: &str) -> Result<DomainCheck, 
     };
     let (mx, verdict, sts, reports) = tokio::join!(
         resolver.mx(&domain),
-        lookup::look(&resolver, &hop),
+        lookup::look_up(&resolver, &hop),
         look_up_sts(&resolver, &client, &domain),
         look_up_recipients(&resolver, &domain),
     );
@@ -174,7 +174,7 @@ pub async fn check_domain(config: &Config, domain: &str) -> Result<DomainCheck, 
     let advice = facts.advise(prober.clock.seconds());
     Ok(DomainCheck {
         mx: facts.describe_mx(),
-        mx_signed: matches!(verdict.mx, lookup::Mx::Signed),
+        mx_signed: matches!(verdict.mx, lookup::MxStatus::Signed),
         mta_sts: facts.describe_sts(),
         tlsrpt: facts.describe_reports(),
         domain: domain.clone(),
@@ -188,7 +188,7 @@ pub async fn check_domain(config: &Config, domain: &str) -> Result<DomainCheck, 
 struct DomainFacts<'a> {
     domain: &'a str,
     mx: &'a Result<crate::net::dns::DnsAnswer<(u16, String)>, DnsError>,
-    verdict: &'a Verdict,
+    verdict: &'a DaneVerdict,
     hosts: &'a [CheckedHost],
     sts: &'a PublishedSts,
     reports: &'a Result<Recipients, TlsrptLookupError>,
@@ -284,7 +284,7 @@ impl Prober {
         }
         let mut addresses = tasks.join_all().await;
         addresses.sort_by_key(|seen| seen.address);
-        let word = |record: &TlsaRecord| match lookup::usability(record) {
+        let word = |record: &TlsaRecord| match lookup::check_usability(record) {
             Ok(()) => record.to_string(),
             Err(impact) => format!("{record}: unusable: {impact}"),
         };
@@ -347,14 +347,14 @@ impl Prober {
 impl CheckedHost {
     /// Whether it has TLSA records that a sender goes by.
     fn has_dane(&self) -> bool {
-        self.dns.records_signed && self.dns.records.iter().any(|record| lookup::usability(record).is_ok())
+        self.dns.records_signed && self.dns.records.iter().any(|record| lookup::check_usability(record).is_ok())
     }
 }
 
 impl DomainFacts<'_> {
     fn describe_mx(&self) -> String {
         match (self.mx, &self.verdict.mx) {
-            (Ok(_), lookup::Mx::Null) => "a null MX: it takes no mail (RFC 7505)".into(),
+            (Ok(_), lookup::MxStatus::Null) => "a null MX: it takes no mail (RFC 7505)".into(),
             (Ok(answer), _) => format!("{} MX records", answer.records.len()),
             (Err(DnsError::NoRecords { .. }), _) => "no MX records: the domain is its own host".into(),
             (Err(error), _) => error.to_string(),

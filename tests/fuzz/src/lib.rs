@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use rustls_pki_types::{CertificateDer, UnixTime};
-use tlswarden::answering::policy::decision::{Decision, Level};
+use tlswarden::answering::policy::decision::{Basis, Decision, PostfixTraits, Published};
 use tlswarden::answering::policy::sts::policy::Cached;
 use tlswarden::answering::policy::sts::{document, record};
 use tlswarden::answering::socketmap::netstring::{self, Frame};
@@ -16,8 +16,8 @@ use tlswarden::base::next_hop::NextHop;
 use tlswarden::base::rua_record::{Destination, MAX_READ, MAX_SKIPPED, recipients};
 use tlswarden::base::tlsrpt::Mode;
 use tlswarden::checking::domain::{certificate as server_certificate, smtp};
-use tlswarden::config::PostfixLevel as DefaultLevel;
 use tlswarden::counting::input::json_entry;
+use tlswarden::config::PostfixLevel;
 use tlswarden::counting::session::{Sessions, datagram as session};
 use tlswarden::net::dns::TlsaRecord;
 use tlswarden_parsers::{Dialect, parse, parse_event_action};
@@ -181,26 +181,30 @@ pub fn next_hop(data: &[u8]) {
 /// document names and no others, and no served text becomes an attribute of its own. The first octet is the host's own
 /// level.
 pub fn answer(data: &[u8]) {
-    use DefaultLevel as D;
     let Some((first, served)) = data.split_first() else { return };
     let Ok(found) = document::parse(&served[..served.len().min(document::MAX_DOCUMENT)]) else { return };
-    let default = [D::None, D::May, D::Encrypt, D::Dane, D::DaneOnly, D::Verify, D::Secure][usize::from(first % 7)];
-    let level = match found.mode {
-        Mode::Enforce => Level::Secure,
-        Mode::Testing => Level::Default,
-        Mode::None => return,
-    };
+    let (own_level, own_name) = PostfixLevel::ALL[usize::from(first % 8)];
+    if found.mode == Mode::None {
+        return;
+    }
     let cached = Arc::new(Cached::of("example.com", "1", &found, 0));
     // What is kept of a document says what the document says.
     assert_eq!(cached.document("example.com").mx, found.mx);
     let policy = cached.policy("example.com");
     assert_eq!(policy.policy_string, found.lines);
-    let decision = Decision { domain: "example.com".into(), level, sts: Some(cached), failure: None };
+    let basis = Basis::Published(Published::NOTHING);
+    let decision = Decision { domain: "example.com".into(), basis, sts: Some(cached), failure: None };
+    let postfix = PostfixTraits {
+        own_level,
+        attributes: true,
+        dane_under_unsigned_mx: true,
+        ends_at_dataless_tlsa: false,
+    };
     for (wording, _) in Wording::ALL {
-        let said = reply::reply(wording, &decision, default);
+        let said = reply::reply(wording, &decision, own_level, postfix);
         assert!(said.len() <= MAX_REPLY);
         let Some(words) = said.strip_prefix("OK ") else {
-            assert!(said == "NOTFOUND " && found.mode == Mode::Testing);
+            assert!(said == "NOTFOUND " && (found.mode == Mode::Testing || matches!(own_name, "dane-only" | "fingerprint")));
             continue;
         };
         let (level, attributes) = model::postfix(words).unwrap_or_else(|e| panic!("{e}: {said}"));
@@ -213,8 +217,7 @@ pub fn answer(data: &[u8]) {
             assert_eq!((level.as_str(), values("match")), ("secure", vec![wanted.join(":").as_str()]));
         } else {
             assert!(values("match").is_empty());
-            let level_of_the_host = serde_json::to_value(default).ok().and_then(|v| Some(v.as_str()?.to_owned()));
-            assert_eq!(Some(level), level_of_the_host);
+            assert_eq!(level, own_name);
         }
         for pattern in values("mx_host_pattern") {
             assert!(policy.mx_host.iter().any(|mx| mx == pattern));

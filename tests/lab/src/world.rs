@@ -299,6 +299,12 @@ impl World {
         self.options.default_level = level;
     }
 
+    /// The default of `smtp_tls_dane_insecure_mx_policy` of the Postfixes that the tests use.
+    fn insecure_mx_policy(&self) -> &'static str {
+        let newer = ["3.10", "3.11"].iter().any(|version| self.options.postfix.starts_with(version));
+        if newer || self.options.default_level == "dane" { "dane" } else { "may" }
+    }
+
     /// Writes the daemon's configuration; its clock shows `clock` (RFC 3339) at start, or the host's time.
     pub fn configure(&self, clock: Option<&str>) -> std::io::Result<()> {
         let quoted = |path: PathBuf| serde_json::Value::from(path.to_string_lossy()).to_string();
@@ -317,7 +323,7 @@ impl World {
         let tlsrpt = if self.options.native { "datagrams" } else { "log" };
         let mut text = format!(
             "[store]\npath = {}\n\n[control]\nsocket = {}\n\n[postfix]\nversion = \"{}\"\n\
-             default_level = \"{}\"\ndnssec = true\ntlsrpt = \"{tlsrpt}\"\n\n\
+             default_level = \"{}\"\ndnssec = true\ndane_insecure_mx_policy = \"{}\"\ntlsrpt = \"{tlsrpt}\"\n\n\
              [socketmap]\nlisten = [{listen}]\n\n[readsocket]\nlisten = [\"unix:{}\"]\n\n\
              [resolver]\naddress = \"{}\"\n\n\
              [report]\norganization = \"Closed World\"\ncontact = \"postmaster@{SENDER}\"\n\
@@ -328,6 +334,7 @@ impl World {
             quoted(self.folder().join("control")),
             self.options.postfix,
             self.options.default_level,
+            self.insecure_mx_policy(),
             self.readsocket().display(),
             self.dns.address(),
         );

@@ -9,7 +9,7 @@ use lab::ca::{self, Authority};
 use lab::dns::{self, Dns, Zone};
 use lab::https::{Answer, PolicyHosts, Site};
 use tlswarden::answering::listener::Listener;
-use tlswarden::answering::policy::decision::Level;
+use tlswarden::answering::policy::decision::{Answer as PolicyAnswer, Decision};
 use tlswarden::answering::policy::history::PolicyHistory;
 use tlswarden::answering::policy::policies::Policies;
 use tlswarden::answering::policy::sts::cache::{MAX_BEHIND, OCTETS_EACH};
@@ -122,13 +122,19 @@ impl World {
     }
 }
 
+/// What Postfix is told at the level of main.cf.
+fn postfix_answer(policies: &Policies, decision: &Decision) -> PolicyAnswer {
+    let postfix = policies.postfix();
+    decision.facts().map_or(PolicyAnswer::OwnLevel, |facts| facts.for_postfix(postfix.own_level, postfix))
+}
+
 impl Daemon {
-    async fn level(&self, key: &str) -> Level {
-        self.policies.decide(key.as_bytes()).await.level.clone()
+    async fn level(&self, key: &str) -> PolicyAnswer {
+        postfix_answer(&self.policies, &self.policies.decide(key.as_bytes()).await)
     }
 
     /// Waits until the level is another, asking as Postfix would.
-    async fn becomes(&self, key: &str, want: &Level) {
+    async fn becomes(&self, key: &str, want: &PolicyAnswer) {
         let until = Instant::now() + Duration::from_secs(20);
         loop {
             let level = self.level(key).await;
@@ -199,8 +205,7 @@ async fn an_enforced_policy_in_both_wordings_over_both_sockets() {
     world.sts("enforced.test", "1", &document("enforce", "*.enforced.test", 10 * DAY));
     let mut daemon = world.daemon(0);
     let path = world.folder.path().join("socket");
-    let postfix =
-        |minor| PostfixSection { version: Some(PostfixVersion { major: 3, minor }), ..PostfixSection::default() };
+    let postfix = |minor| PostfixSection { version: Some(PostfixVersion::new(3, minor)), ..PostfixSection::default() };
     daemon.listen(ListenAddress::Unix(path.clone()), postfix(10)).await;
     let at = daemon.listen(ListenAddress::Inet((Ipv4Addr::LOCALHOST, 0).into()), postfix(10)).await;
     let older = daemon.listen(ListenAddress::Inet((Ipv4Addr::LOCALHOST, 0).into()), postfix(9)).await;
@@ -238,10 +243,10 @@ async fn one_fetch_however_many_ask() {
     let mut askers = JoinSet::new();
     for _ in 0..500 {
         let policies = Arc::clone(&daemon.policies);
-        askers.spawn(async move { policies.decide(b"busy.test").await.level.clone() });
+        askers.spawn(async move { postfix_answer(&policies, &policies.decide(b"busy.test").await) });
     }
     while let Some(level) = askers.join_next().await {
-        assert_eq!(level.unwrap(), Level::Secure);
+        assert_eq!(level.unwrap(), PolicyAnswer::Secure);
     }
     assert_eq!(world.hosts.requests("busy.test"), 1);
     assert_eq!(world.dns.zone().asked("_mta-sts.busy.test", RecordType::TXT), 1);
@@ -255,12 +260,12 @@ async fn dane_before_mta_sts_and_never_weaker() {
     let enforce = |name: &str| world.sts(name, "1", &document("enforce", &format!("*.{name}"), DAY));
     // Each with and without an enforced MTA-STS policy: the table.
     for (kind, signed, without, with) in [
-        ("every", true, Level::DaneOnly, Level::DaneOnly),
-        ("some", true, Level::Dane, Level::DaneOnly),
-        ("unusable", true, Level::Dane, Level::Secure),
-        ("unsigned", false, Level::Dane, Level::Secure),
-        ("none", true, Level::Default, Level::Secure),
-        ("partly", true, Level::Dane, Level::DaneOnly),
+        ("every", true, PolicyAnswer::DaneOnly, PolicyAnswer::DaneOnly),
+        ("some", true, PolicyAnswer::Dane, PolicyAnswer::DaneOnly),
+        ("unusable", true, PolicyAnswer::Dane, PolicyAnswer::Secure),
+        ("unsigned", false, PolicyAnswer::OwnLevel, PolicyAnswer::Secure),
+        ("none", true, PolicyAnswer::OwnLevel, PolicyAnswer::Secure),
+        ("partly", true, PolicyAnswer::Dane, PolicyAnswer::DaneOnly),
     ] {
         for (name, sts) in [(format!("{kind}.test"), false), (format!("{kind}-sts.test"), true)] {
             world.domain(&name, signed, &["mx1", "mx2"]);
@@ -286,7 +291,7 @@ async fn dane_before_mta_sts_and_never_weaker() {
             let daemon = world.daemon(0);
             let want = if sts { &with } else { &without };
             assert_eq!(daemon.level(&name).await, *want, "{name}");
-            if matches!(want, Level::Dane | Level::DaneOnly) {
+            if matches!(want, PolicyAnswer::Dane | PolicyAnswer::DaneOnly) {
                 let found = daemon.history.policy_at(&name, Clock::default().seconds()).in_force;
                 match (kind, found) {
                     // Postfix 3.7 at default `may` does not follow TLSA records under unsigned MX records.
@@ -313,14 +318,14 @@ async fn a_bogus_zone_defers_and_heals() {
     tlsa(&mut world.dns.change(), "mx1.bogus.test");
     world.dns.change().fault("_25._tcp.mx1.bogus.test", Some(dns::Fault::ServFail));
     let daemon = world.daemon(0);
-    assert!(matches!(daemon.level("bogus.test").await, Level::Temp(cause) if cause.contains("SERVFAIL")));
+    assert!(daemon.level("bogus.test").await == PolicyAnswer::Temp);
     assert!(!daemon.history.policy_at("bogus.test", Clock::default().seconds()).asked);
     world.dns.change().fault("_25._tcp.mx1.bogus.test", None);
-    daemon.becomes("bogus.test", &Level::DaneOnly).await;
+    daemon.becomes("bogus.test", &PolicyAnswer::DaneOnly).await;
     // The MX itself: nothing is known.
     world.domain("bogusmx.test", true, &["mx1"]);
     world.dns.change().fault("bogusmx.test", Some(dns::Fault::ServFail));
-    assert!(matches!(daemon.level("bogusmx.test").await, Level::Temp(_)));
+    assert!(daemon.level("bogusmx.test").await == PolicyAnswer::Temp);
     daemon.end().await;
 }
 
@@ -393,21 +398,21 @@ async fn aliases_implicit_mx_and_smart_hosts() {
     }
     let daemon = world.daemon(0);
     for (key, want) in [
-        ("implicit.test", Level::DaneOnly),
-        ("implicit-unsigned.test", Level::Default),
-        ("null.test", Level::Default),
-        ("nowhere.test", Level::Default),
-        ("alias.test", Level::DaneOnly),
-        ("half.test", Level::DaneOnly),
-        ("second.test", Level::DaneOnly),
-        ("forged.test", Level::Default),
-        ("www.test", Level::DaneOnly),
-        ("www-unsigned.test", Level::Dane),
-        ("[relay.smart.test]:587", Level::DaneOnly),
-        ("[relay.smart.test]", Level::Default),
-        ("broken-tlsa.test", Level::Default),
-        ("[in.gateway.test]", Level::Secure),
-        ("[out.gateway.test]:25", Level::Default),
+        ("implicit.test", PolicyAnswer::DaneOnly),
+        ("implicit-unsigned.test", PolicyAnswer::OwnLevel),
+        ("null.test", PolicyAnswer::OwnLevel),
+        ("nowhere.test", PolicyAnswer::OwnLevel),
+        ("alias.test", PolicyAnswer::DaneOnly),
+        ("half.test", PolicyAnswer::DaneOnly),
+        ("second.test", PolicyAnswer::DaneOnly),
+        ("forged.test", PolicyAnswer::OwnLevel),
+        ("www.test", PolicyAnswer::DaneOnly),
+        ("www-unsigned.test", PolicyAnswer::OwnLevel),
+        ("[relay.smart.test]:587", PolicyAnswer::DaneOnly),
+        ("[relay.smart.test]", PolicyAnswer::OwnLevel),
+        ("broken-tlsa.test", PolicyAnswer::OwnLevel),
+        ("[in.gateway.test]", PolicyAnswer::Secure),
+        ("[out.gateway.test]:25", PolicyAnswer::OwnLevel),
     ] {
         assert_eq!(daemon.level(key).await, want, "{key}");
     }
@@ -425,7 +430,7 @@ async fn no_dane_where_the_mta_has_no_dnssec() {
     tlsa(&mut world.dns.change(), "mx1.signed.test");
     world.config.postfix.dnssec = Some(false);
     let daemon = world.daemon(0);
-    assert_eq!(daemon.level("signed.test").await, Level::Default);
+    assert_eq!(daemon.level("signed.test").await, PolicyAnswer::OwnLevel);
     assert_eq!(world.dns.zone().asked("signed.test", RecordType::MX), 0);
     let told = server::explain(&daemon.policies, "signed.test", Default_::May).await.to_string();
     assert!(
@@ -442,21 +447,22 @@ async fn no_dane_where_the_mta_has_no_dnssec() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_an_unsigned_mx_with_dane_is_counted_under_depends_on_the_postfix() {
     let mut world = World::new().await;
-    for (minor, default_level, followed) in [
-        (5, Default_::May, true),
-        (6, Default_::May, false),
-        (9, Default_::Encrypt, false),
-        (9, Default_::Dane, true),
-        (10, Default_::May, true),
+    for (minor, default_level, followed, answer) in [
+        (5, Default_::May, true, PolicyAnswer::Dane),
+        (6, Default_::May, false, PolicyAnswer::OwnLevel),
+        (9, Default_::Encrypt, false, PolicyAnswer::OwnLevel),
+        // Postfix follows them by itself.
+        (9, Default_::Dane, true, PolicyAnswer::OwnLevel),
+        (10, Default_::May, true, PolicyAnswer::Dane),
     ] {
         let name = format!("unsigned{minor}-{followed}.test");
         world.domain(&name, false, &["mx"]);
         world.dns.change().cut(&format!("mx.{name}"), true);
         tlsa(&mut world.dns.change(), &format!("mx.{name}"));
-        world.config.postfix.version = Some(PostfixVersion { major: 3, minor });
+        world.config.postfix.version = Some(PostfixVersion::new(3, minor));
         world.config.postfix.default_level = Some(default_level);
         let daemon = world.daemon(0);
-        assert_eq!(daemon.level(&name).await, Level::Dane, "{name}");
+        assert_eq!(daemon.level(&name).await, answer, "{name}");
         let found = daemon.history.policy_at(&name, Clock::default().seconds());
         assert!(found.asked);
         assert_eq!(matches!(found.in_force, PolicyInForce::Dane { .. }), followed, "{name}: {:?}", found.in_force);
@@ -472,10 +478,10 @@ async fn verdicts_hold_for_their_ttl_and_are_asked_again_before_it_ends() {
     tlsa(&mut world.dns.change(), "mx.used.test");
     let asked = |name: &str| world.dns.zone().asked(name, RecordType::MX);
     let daemon = world.daemon(0);
-    assert_eq!(daemon.level("used.test").await, Level::DaneOnly);
+    assert_eq!(daemon.level("used.test").await, PolicyAnswer::DaneOnly);
     // "No such domain" holds as long as the SOA record says (RFC 2308 §5).
     world.dns.change().ttl(1200);
-    assert_eq!(daemon.level("absent.test").await, Level::Default);
+    assert_eq!(daemon.level("absent.test").await, PolicyAnswer::OwnLevel);
     daemon.end().await;
     // Of its 60 s the verdict has ten left: it answers, and is asked for behind the answer, as it is in use.
     world.dns.change().ttl(60);
@@ -484,7 +490,7 @@ async fn verdicts_hold_for_their_ttl_and_are_asked_again_before_it_ends() {
     let until = Instant::now() + Duration::from_secs(10);
     while asked("used.test") < 2 {
         let began = Instant::now();
-        assert_eq!(daemon.level("used.test").await, Level::DaneOnly);
+        assert_eq!(daemon.level("used.test").await, PolicyAnswer::DaneOnly);
         assert!(began.elapsed() < Duration::from_millis(500), "{:?}", began.elapsed());
         assert!(Instant::now() < until, "it is not asked again");
         tokio::time::sleep(Duration::from_millis(50)).await;
@@ -511,7 +517,7 @@ async fn a_policy_host_at_a_private_address_is_not_asked() {
         world.sts(&name, "1", &document("enforce", &format!("mx.{name}"), DAY));
         world.dns.change().address(&format!("mta-sts.{name}"), address.parse().unwrap());
         let decision = daemon.policies.decide(name.as_bytes()).await;
-        assert_eq!(decision.level, Level::Default, "{address}");
+        assert_eq!(postfix_answer(&daemon.policies, &decision), PolicyAnswer::OwnLevel, "{address}");
         assert_eq!(decision.failure.as_ref().map(|f| f.reason.as_str()), Some("no-address"), "{address}");
         assert_eq!(world.hosts.handshakes(&name), 0);
     }
@@ -526,7 +532,7 @@ async fn a_record_behind_an_alias_is_the_domains_own() {
     world.dns.change().cname("_mta-sts.hosted.test", "_mta-sts.provider.test");
     world.dns.change().txt("_mta-sts.provider.test", "v=STSv1; id=1;");
     let daemon = world.daemon(0);
-    assert_eq!(daemon.level("hosted.test").await, Level::Secure);
+    assert_eq!(daemon.level("hosted.test").await, PolicyAnswer::Secure);
     daemon.end().await;
 }
 
@@ -548,8 +554,11 @@ async fn the_strings_of_a_record_are_joined_and_two_records_are_none() {
         }
     }
     let daemon = world.daemon(0);
-    for (name, want) in [("strings.test", Level::Secure), ("beside.test", Level::Secure), ("two.test", Level::Default)]
-    {
+    for (name, want) in [
+        ("strings.test", PolicyAnswer::Secure),
+        ("beside.test", PolicyAnswer::Secure),
+        ("two.test", PolicyAnswer::OwnLevel),
+    ] {
         assert_eq!(daemon.level(name).await, want, "{name}");
     }
     assert_eq!(world.hosts.requests("two.test"), 0);
@@ -567,13 +576,13 @@ async fn a_policy_in_use_is_fetched_anew_each_day_and_an_unused_one_goes_when_it
     }
     let daemon = world.daemon(0);
     for name in ["used.test", "unused.test"] {
-        assert_eq!(daemon.level(name).await, Level::Secure, "{name}");
+        assert_eq!(daemon.level(name).await, PolicyAnswer::Secure, "{name}");
     }
     daemon.end().await;
     // Half a day later nothing is fetched; after a day what is asked about is.
     for (ahead, want) in [(DAY / 2, 1), (DAY + 1, 2)] {
         let daemon = world.daemon(ahead);
-        assert_eq!(daemon.level("used.test").await, Level::Secure);
+        assert_eq!(daemon.level("used.test").await, PolicyAnswer::Secure);
         let until = Instant::now() + Duration::from_secs(if want == 1 { 1 } else { 20 });
         while world.hosts.requests("used.test") < 2 && Instant::now() < until {
             tokio::time::sleep(Duration::from_millis(20)).await;
@@ -587,8 +596,8 @@ async fn a_policy_in_use_is_fetched_anew_each_day_and_an_unused_one_goes_when_it
     // As if it had never been known, also for a clock that is set back.
     world.site("unused.test", None, Answer::Close);
     let daemon = world.daemon(0);
-    assert_eq!(daemon.level("unused.test").await, Level::Default);
-    assert_eq!(daemon.level("used.test").await, Level::Secure);
+    assert_eq!(daemon.level("unused.test").await, PolicyAnswer::OwnLevel);
+    assert_eq!(daemon.level("used.test").await, PolicyAnswer::Secure);
     daemon.end().await;
 }
 
@@ -601,12 +610,12 @@ async fn the_least_recently_used_go_first_and_enforced_policies_last() {
         world.sts(name, "1", &document(mode, &format!("mx.{name}"), 10 * DAY));
     }
     let daemon = world.daemon(0);
-    assert_eq!(daemon.level("enforced.test").await, Level::Secure);
-    assert_eq!(daemon.level("tried.test").await, Level::Default);
+    assert_eq!(daemon.level("enforced.test").await, PolicyAnswer::Secure);
+    assert_eq!(daemon.level("tried.test").await, PolicyAnswer::OwnLevel);
     // Later than both, to the second.
     tokio::time::sleep(Duration::from_millis(1100)).await;
     for n in 0..60 {
-        assert_eq!(daemon.level(&format!("absent{n}.test")).await, Level::Default);
+        assert_eq!(daemon.level(&format!("absent{n}.test")).await, PolicyAnswer::OwnLevel);
         assert!(daemon.policies.counts().domains <= 20);
     }
     assert!(daemon.metrics.counters()["sts_domains_evicted"] >= 42);
@@ -616,7 +625,7 @@ async fn the_least_recently_used_go_first_and_enforced_policies_last() {
     world.site("enforced.test", None, Answer::Close);
     let daemon = world.daemon(10);
     assert_eq!(daemon.policies.counts().policies, 1);
-    assert_eq!(daemon.level("enforced.test").await, Level::Secure);
+    assert_eq!(daemon.level("enforced.test").await, PolicyAnswer::Secure);
     daemon.end().await;
 }
 
@@ -639,7 +648,7 @@ async fn the_text_of_all_policies_is_bounded() {
     assert!(counts.sts_octets <= 100 * OCTETS_EACH && counts.sts_octets > 30_000, "{counts:?}");
     assert!(daemon.metrics.counters()["sts_domains_evicted"] >= 3);
     // The enforced one has stayed, though it was used least recently.
-    assert_eq!(daemon.level("long0.test").await, Level::Secure);
+    assert_eq!(daemon.level("long0.test").await, PolicyAnswer::Secure);
     assert_eq!(world.hosts.requests("long0.test"), 1);
     daemon.end().await;
 }
@@ -667,7 +676,7 @@ async fn what_is_looked_at_while_policies_serve_is_bounded() {
     let daemon = world.daemon(0);
     let begin = Instant::now();
     for name in &names {
-        assert_eq!(daemon.level(name).await, Level::Secure, "{name}");
+        assert_eq!(daemon.level(name).await, PolicyAnswer::Secure, "{name}");
     }
     assert!(begin.elapsed() < Duration::from_secs(30), "{:?}", begin.elapsed());
     let counters = daemon.metrics.counters();
@@ -707,7 +716,7 @@ async fn faults_of_the_policy_host_are_told_apart() {
         world.sts(&domain, "1", "");
         world.site(&domain, fault, answer);
         let decision = daemon.policies.decide(domain.as_bytes()).await;
-        assert_eq!(decision.level, Level::Default, "{domain}");
+        assert_eq!(postfix_answer(&daemon.policies, &decision), PolicyAnswer::OwnLevel, "{domain}");
         let failure = decision.failure.clone().unwrap_or_else(|| panic!("{domain}: no failure"));
         assert_eq!((failure.result_type, failure.reason.as_str()), (result_type, reason), "{domain}: {}", failure.text);
         assert_eq!(failure.retry - failure.at, 300);
@@ -716,7 +725,7 @@ async fn faults_of_the_policy_host_are_told_apart() {
     world.domain("charset.test", false, &["mx"]);
     world.sts("charset.test", "1", "");
     world.site("charset.test", None, Answer::MediaType("Text/Plain; charset=utf-8; x=y".into(), sound));
-    assert_eq!(daemon.level("charset.test").await, Level::Secure);
+    assert_eq!(daemon.level("charset.test").await, PolicyAnswer::Secure);
     daemon.end().await;
 }
 
@@ -746,14 +755,14 @@ async fn patience_ends_with_the_budget_and_the_fetch_goes_on() {
         (level, began.elapsed())
     };
     for key in ["hang.test", "silent-txt.test", "broken-txt.test", "late.test"] {
-        assert_eq!(timed(key).await.0, Level::Default, "{key}");
+        assert_eq!(timed(key).await.0, PolicyAnswer::OwnLevel, "{key}");
     }
-    assert!(matches!(timed("silent.test").await.0, Level::Temp(_)));
+    assert!(matches!(timed("silent.test").await.0, PolicyAnswer::Temp));
     // Who comes next does not wait for the same again.
     let (level, took) = timed("hang.test").await;
-    assert_eq!(level, Level::Default);
+    assert_eq!(level, PolicyAnswer::OwnLevel);
     assert!(took < Duration::from_millis(100), "{took:?}");
-    daemon.becomes("late.test", &Level::Secure).await;
+    daemon.becomes("late.test", &PolicyAnswer::Secure).await;
     daemon.end().await;
 }
 
@@ -763,7 +772,7 @@ async fn a_policy_serves_whatever_fails_until_it_expires() {
     world.domain("kept.test", false, &["mx"]);
     world.sts("kept.test", "1", &document("enforce", "mx.kept.test", 10 * DAY));
     let daemon = world.daemon(0);
-    assert_eq!(daemon.level("kept.test").await, Level::Secure);
+    assert_eq!(daemon.level("kept.test").await, PolicyAnswer::Secure);
     // Killed, not ended: what was answered from is in the store.
     tokio::time::sleep(Duration::from_millis(500)).await;
     let mut tasks = daemon.tasks;
@@ -772,22 +781,22 @@ async fn a_policy_serves_whatever_fails_until_it_expires() {
     // The record is gone, and later the policy host too.
     world.dns.change().remove("_mta-sts.kept.test", RecordType::TXT);
     let daemon = world.daemon(DAY);
-    assert_eq!(daemon.level("kept.test").await, Level::Secure);
+    assert_eq!(daemon.level("kept.test").await, PolicyAnswer::Secure);
     daemon.end().await;
     world.sts("kept.test", "2", "");
     world.site("kept.test", None, Answer::Status(500));
     let daemon = world.daemon(2 * DAY);
-    assert_eq!(daemon.level("kept.test").await, Level::Secure);
+    assert_eq!(daemon.level("kept.test").await, PolicyAnswer::Secure);
     let until = Instant::now() + Duration::from_secs(10);
     while daemon.policies.decide(b"kept.test").await.failure.is_none() {
         assert!(Instant::now() < until, "the new id is not fetched");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    assert_eq!(daemon.level("kept.test").await, Level::Secure);
+    assert_eq!(daemon.level("kept.test").await, PolicyAnswer::Secure);
     assert_eq!(world.hosts.requests("kept.test"), 2);
     daemon.end().await;
     let daemon = world.daemon(10 * DAY + 1);
-    assert_eq!(daemon.level("kept.test").await, Level::Default);
+    assert_eq!(daemon.level("kept.test").await, PolicyAnswer::OwnLevel);
     daemon.end().await;
 }
 
@@ -797,14 +806,14 @@ async fn a_changed_id_replaces_the_policy_behind_the_answer() {
     world.domain("changes.test", false, &["mx"]);
     world.sts("changes.test", "1", &document("enforce", "mx.changes.test", 10 * DAY));
     let daemon = world.daemon(0);
-    assert_eq!(daemon.level("changes.test").await, Level::Secure);
+    assert_eq!(daemon.level("changes.test").await, PolicyAnswer::Secure);
     daemon.end().await;
     world.sts("changes.test", "2", &document("testing", "mx.changes.test", 10 * DAY));
     // Late, so that the first answer is surely given before the new policy is there.
     world.dns.change().fault("_mta-sts.changes.test", Some(dns::Fault::Late(Duration::from_secs(1))));
     let daemon = world.daemon(100);
-    assert_eq!(daemon.level("changes.test").await, Level::Secure, "the cached policy serves");
-    daemon.becomes("changes.test", &Level::Default).await;
+    assert_eq!(daemon.level("changes.test").await, PolicyAnswer::Secure, "the cached policy serves");
+    daemon.becomes("changes.test", &PolicyAnswer::OwnLevel).await;
     assert_eq!(daemon.policies.decide(b"changes.test").await.sts.as_ref().unwrap().mode, Mode::Testing);
     let now = Clock::default().seconds() + 100;
     assert!(matches!(
@@ -828,13 +837,13 @@ async fn a_cached_answer_stands_while_dns_is_down() {
     world.domain("down.test", true, &["mx"]);
     world.sts("down.test", "1", &document("enforce", "mx.down.test", 10 * DAY));
     let daemon = world.daemon(0);
-    assert_eq!(daemon.level("down.test").await, Level::Secure);
+    assert_eq!(daemon.level("down.test").await, PolicyAnswer::Secure);
     for name in ["down.test", "mx.down.test", "_25._tcp.mx.down.test", "_mta-sts.down.test"] {
         world.dns.change().fault(name, Some(dns::Fault::ServFail));
     }
-    assert_eq!(daemon.level("down.test").await, Level::Secure);
+    assert_eq!(daemon.level("down.test").await, PolicyAnswer::Secure);
     // Another port is another verdict, and nothing is known of it.
-    assert!(matches!(daemon.level("down.test:587").await, Level::Temp(_)));
+    assert!(daemon.level("down.test:587").await == PolicyAnswer::Temp);
     daemon.end().await;
 }
 
@@ -846,13 +855,13 @@ async fn a_record_that_failed_with_all_of_dns_is_asked_with_the_next_answer() {
     world.sts("back.test", "1", &document("enforce", "mx.back.test", DAY));
     world.dns.change().outage(Some(dns::Fault::ServFail));
     let daemon = world.daemon(0);
-    assert!(matches!(daemon.level("back.test").await, Level::Temp(_)));
+    assert!(daemon.level("back.test").await == PolicyAnswer::Temp);
     world.dns.change().outage(None);
     let until = Instant::now() + Duration::from_secs(20);
     loop {
         match daemon.level("back.test").await {
-            Level::Temp(_) => assert!(Instant::now() < until, "does not heal"),
-            level => break assert_eq!(level, Level::Secure),
+            PolicyAnswer::Temp => assert!(Instant::now() < until, "does not heal"),
+            level => break assert_eq!(level, PolicyAnswer::Secure),
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
@@ -935,7 +944,7 @@ async fn clients_that_misbehave_hold_up_themselves_alone() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_answer_is_explained() {
     let mut world = World::new().await;
-    world.config.postfix.version = Some(PostfixVersion { major: 3, minor: 10 });
+    world.config.postfix.version = Some(PostfixVersion::new(3, 10));
     world.domain("told.test", true, &["mx1", "mx2"]);
     world.sts("told.test", "20260101", &document("enforce", "mx1.told.test", 10 * DAY));
     world.dns.change().tlsa("mx1.told.test", 1, 1, 1, &DIGEST);
@@ -982,11 +991,11 @@ async fn who_has_an_answer_explained_has_not_asked() {
     }
     assert_eq!(world.hosts.requests("told.test"), 1);
     // Who asks then is noted; so is who asks while another has it explained.
-    assert_eq!(daemon.level("told.test").await, Level::Secure);
+    assert_eq!(daemon.level("told.test").await, PolicyAnswer::Secure);
     assert!(daemon.history.policy_at("told.test", Clock::default().seconds()).asked);
     world.dns.change().fault("_mta-sts.asked.test", Some(dns::Fault::Late(Duration::from_millis(300))));
     let (_, level) = tokio::join!(explain(&daemon, "asked.test"), daemon.level("asked.test"));
-    assert_eq!(level, Level::Secure);
+    assert_eq!(level, PolicyAnswer::Secure);
     assert!(daemon.history.policy_at("asked.test", Clock::default().seconds()).asked);
     daemon.end().await;
     // Nor is it an asking that goes on: ten minutes later, and 25 after the mail.
@@ -1007,14 +1016,14 @@ async fn an_administrator_looks_again_and_forgets() {
     let daemon = world.daemon(0);
     let hop = NextHop::parse(b"told.test").unwrap();
     assert!(daemon.policies.show(&hop).is_none());
-    assert_eq!(daemon.level("told.test").await, Level::Default);
+    assert_eq!(daemon.level("told.test").await, PolicyAnswer::OwnLevel);
     assert_eq!(daemon.policies.show(&hop).unwrap().failure.unwrap().reason, "http-status-500");
     // It backs off, but for who is told to look.
     world.site("told.test", None, Answer::Document(document("enforce", "mx1.told.test", 10 * DAY)));
     let found = daemon.policies.look_again(&hop).await.unwrap().unwrap();
     assert_eq!((found.answer.as_str(), found.failure), ("secure", None));
     assert_eq!(found.sts.unwrap().document.len(), 4);
-    assert_eq!(daemon.level("told.test").await, Level::Secure);
+    assert_eq!(daemon.level("told.test").await, PolicyAnswer::Secure);
     let asked = world.dns.zone().asked("told.test", RecordType::MX);
     // A changed document under the same id, and a DANE verdict that still holds: both are asked for again.
     world.site("told.test", None, Answer::Document(document("testing", "mx1.told.test", 10 * DAY)));
@@ -1022,17 +1031,17 @@ async fn an_administrator_looks_again_and_forgets() {
     let found = daemon.policies.look_again(&hop).await.unwrap().unwrap();
     assert_eq!((found.answer.as_str(), found.sts.unwrap().mode), ("dane-only", Mode::Testing));
     assert_eq!(world.dns.zone().asked("told.test", RecordType::MX), asked + 1);
-    assert_eq!(daemon.level("told.test").await, Level::DaneOnly);
+    assert_eq!(daemon.level("told.test").await, PolicyAnswer::DaneOnly);
     // What cannot be had anew stays.
     world.site("told.test", None, Answer::Close);
     world.dns.change().fault("told.test", Some(dns::Fault::ServFail));
     let found = daemon.policies.look_again(&hop).await.unwrap().unwrap();
     assert_eq!((found.answer.as_str(), found.sts.unwrap().mode), ("dane-only", Mode::Testing));
-    assert_eq!(daemon.level("told.test").await, Level::DaneOnly);
+    assert_eq!(daemon.level("told.test").await, PolicyAnswer::DaneOnly);
     // Forgotten: as if it had never been asked about.
     assert_eq!(daemon.policies.purge(Some("told.test")).await, Ok(1));
     assert_eq!(daemon.policies.purge(Some("told.test")).await, Ok(0));
-    assert!(matches!(daemon.level("told.test").await, Level::Temp(_)));
+    assert!(daemon.level("told.test").await == PolicyAnswer::Temp);
     daemon.end().await;
 }
 
@@ -1111,7 +1120,11 @@ async fn verdicts_outlive_a_restart_and_serve_for_a_day_while_dns_fails() {
     }
     tlsa(&mut world.dns.change(), "mx1.dane.test");
     world.sts("none-sts.test", "1", &document("enforce", "mx1.none-sts.test", 10 * DAY));
-    let names = [("dane.test", Level::DaneOnly), ("none.test", Level::Default), ("none-sts.test", Level::Secure)];
+    let names = [
+        ("dane.test", PolicyAnswer::DaneOnly),
+        ("none.test", PolicyAnswer::OwnLevel),
+        ("none-sts.test", PolicyAnswer::Secure),
+    ];
     let daemon = world.daemon(0);
     for (name, level) in &names {
         assert_eq!(daemon.level(name).await, *level, "{name}");
@@ -1128,28 +1141,28 @@ async fn verdicts_outlive_a_restart_and_serve_for_a_day_while_dns_fails() {
     for (name, _) in &names {
         world.dns.change().fault(name, Some(dns::Fault::ServFail));
     }
-    // Past the TTL: a DANE verdict serves, and "none" together with an enforced policy alone.
+    // Past the TTL the last verdict serves, whatever it was.
     let daemon = world.daemon(DAY - 60);
-    assert_eq!(daemon.level("dane.test").await, Level::DaneOnly);
-    assert!(matches!(daemon.level("none.test").await, Level::Temp(_)));
-    assert_eq!(daemon.level("none-sts.test").await, Level::Secure);
+    assert_eq!(daemon.level("dane.test").await, PolicyAnswer::DaneOnly);
+    assert_eq!(daemon.level("none.test").await, PolicyAnswer::OwnLevel);
+    assert_eq!(daemon.level("none-sts.test").await, PolicyAnswer::Secure);
     assert!(asked("dane.test") > 1);
     daemon.end().await;
     let daemon = world.daemon(3 * DAY);
     for (name, _) in &names {
-        assert!(matches!(daemon.level(name).await, Level::Temp(_)), "{name}");
+        assert!(daemon.level(name).await == PolicyAnswer::Temp, "{name}");
     }
     daemon.end().await;
     // What was forgotten stays so.
     world.dns.change().fault("dane.test", None);
     let daemon = world.daemon(0);
-    assert_eq!(daemon.level("dane.test").await, Level::DaneOnly);
+    assert_eq!(daemon.level("dane.test").await, PolicyAnswer::DaneOnly);
     // The policy of none-sts.test and what was just asked; the verdicts that ended are gone already.
     assert_eq!(daemon.policies.purge(None).await, Ok(2));
     daemon.end().await;
     world.dns.change().fault("dane.test", Some(dns::Fault::ServFail));
     let daemon = world.daemon(0);
-    assert!(matches!(daemon.level("dane.test").await, Level::Temp(_)));
+    assert!(daemon.level("dane.test").await == PolicyAnswer::Temp);
     daemon.end().await;
 }
 
@@ -1159,7 +1172,7 @@ async fn a_failed_delivery_brings_the_newer_policy() {
     world.domain("moved.test", false, &["mx1", "mx2"]);
     world.sts("moved.test", "1", &document("enforce", "mx1.moved.test", 10 * DAY));
     let daemon = world.daemon(0);
-    assert_eq!(daemon.level("moved.test").await, Level::Secure);
+    assert_eq!(daemon.level("moved.test").await, PolicyAnswer::Secure);
     daemon.end().await;
     world.site("moved.test", None, Answer::Document(document("enforce", "mx2.moved.test", 10 * DAY)));
     world.dns.change().txt("_mta-sts.moved.test", "v=STSv1; id=2;");

@@ -13,9 +13,9 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::answering::policy::dane::lookup::Coverage;
-use crate::answering::policy::dane::lookup::{self, HostTlsa, Mx, Verdict};
-use crate::answering::policy::decision::{Decision, Level};
+use crate::answering::policy::dane::coverage::Coverage;
+use crate::answering::policy::dane::lookup::{self, DaneVerdict, HostTlsa, MxStatus};
+use crate::answering::policy::decision::{Answer, Basis, Decision, PostfixTraits};
 use crate::answering::policy::overrides::Rule;
 use crate::answering::policy::policies::Policies;
 use crate::answering::policy::sts::domain_state::{Known, Record};
@@ -99,13 +99,13 @@ impl Policies {
             answers: answers(&decision),
             because: match hop.as_ref().and_then(|hop| self.overrides.of(&hop.domain)) {
                 Some(Rule::Fixed(_) | Rule::None) => "the configuration says so ([[policy.override]])".into(),
-                Some(Rule::SkipDane | Rule::SkipSts) | None => because(&decision, hop.is_some(), verdict.as_ref()),
+                Some(Rule::SkipDane | Rule::SkipSts) | None => because(&decision, hop.is_some(), self.postfix),
             },
             steps,
         }
     }
 
-    async fn explain_dane(&self, hop: &NextHop, steps: &mut Vec<Step>) -> Verdict {
+    async fn explain_dane(&self, hop: &NextHop, steps: &mut Vec<Step>) -> DaneVerdict {
         if hop.mx {
             let subject = format!("MX of {}", hop.domain);
             steps.push(match self.resolver.mx(&hop.domain).await {
@@ -123,7 +123,7 @@ impl Policies {
                 Err(error) => Step::new(subject, nothing(&error)),
             });
         }
-        let verdict = lookup::look(&self.resolver, hop).await;
+        let verdict = lookup::look_up(&self.resolver, hop).await;
         for host in &verdict.hosts {
             let subject = format!("TLSA of {}", host.name);
             steps.push(match &host.tlsa {
@@ -137,11 +137,15 @@ impl Policies {
                 },
             });
         }
+        for (name, cause) in &verdict.unreachable {
+            let found = format!("left out: its address is not known: {}", escaped(cause));
+            steps.push(Step::new(format!("MX host {name}"), found));
+        }
         let found = match &verdict.mx {
-            Mx::Null => "a null MX: the domain takes no mail".to_owned(),
-            Mx::Nowhere => "no host with an address".to_owned(),
-            Mx::Failed(cause) => format!("not known: {}", escaped(cause)),
-            Mx::Signed | Mx::Unsigned => coverage(verdict.coverage()).to_owned(),
+            MxStatus::Null => "a null MX: the domain takes no mail".to_owned(),
+            MxStatus::Nowhere => "neither MX records nor an address".to_owned(),
+            MxStatus::Failed(cause) => format!("not known: {}", escaped(cause)),
+            MxStatus::Signed | MxStatus::Unsigned => coverage(verdict.coverage()).to_owned(),
         };
         steps.push(Step::new("DANE", found));
         verdict
@@ -152,7 +156,7 @@ impl Policies {
             Ok(answer) => answer
                 .records
                 .iter()
-                .map(|record| match lookup::usability(record) {
+                .map(|record| match lookup::check_usability(record) {
                     Ok(()) => format!("{}: usable", cut(&record.to_string())),
                     Err(why) => format!("{}: unusable: {why}", cut(&record.to_string())),
                 })
@@ -227,7 +231,7 @@ impl Step {
 }
 
 /// Which pattern allows which host.
-fn patterns(patterns: &[String], verdict: &Verdict) -> Vec<Step> {
+fn patterns(patterns: &[String], verdict: &DaneVerdict) -> Vec<Step> {
     let allowed = |name: &str| match patterns.iter().find(|pattern| mx_matches(pattern, name)) {
         Some(pattern) => format!("allowed by mx: {pattern}"),
         None => "allowed by no mx pattern: an enforcing sender does not deliver to it".to_owned(),
@@ -235,26 +239,32 @@ fn patterns(patterns: &[String], verdict: &Verdict) -> Vec<Step> {
     verdict.hosts.iter().map(|host| Step::new(format!("MX host {}", host.name), allowed(&host.name))).collect()
 }
 
-fn because(decision: &Decision, is_name: bool, verdict: Option<&Verdict>) -> String {
+fn because(decision: &Decision, is_name: bool, postfix: PostfixTraits) -> String {
     if !is_name {
         return "it is no domain name: address literals, paths and keys that begin with a dot have no policy".into();
     }
-    match &decision.level {
-        Level::DaneOnly => "DANE comes first: usable TLSA records under signed MX records".into(),
-        Level::Dane => match verdict {
-            Some(verdict) => format!("DANE comes first: {}", coverage(verdict.coverage())),
-            None => "DANE comes first".into(),
-        },
-        Level::Secure => "an unexpired MTA-STS policy in mode enforce, and no DANE that is stronger".into(),
-        Level::Temp(cause) => {
-            format!("not known, so that nothing weaker than published is answered: {}", escaped(cause))
+    let (Some(facts), Basis::Published(published)) = (decision.facts(), &decision.basis) else {
+        return "the configuration says so".into();
+    };
+    let found = coverage(facts.coverage);
+    match facts.for_postfix(postfix.own_level, postfix) {
+        Answer::DaneOnly => format!("DANE comes first: {found}"),
+        Answer::Dane | Answer::Encrypt => format!("DANE: {found}"),
+        Answer::Secure => "an unexpired MTA-STS policy in mode enforce, and no DANE that is stronger".into(),
+        Answer::SecureNarrowed => format!(
+            "an unexpired MTA-STS policy in mode enforce, for the hosts without TLSA records that it allows ({}): {found}",
+            published.narrowed().join(", ")
+        ),
+        Answer::Temp => {
+            format!("not known, so that nothing weaker than published is answered: {}", escaped(published.cause()))
         }
-        Level::Fixed(_) => "the configuration says so".into(),
-        Level::Default => match &decision.sts {
-            Some(policy) if policy.mode == Mode::Testing => {
-                "an MTA-STS policy in mode testing: delivered as without a policy, and counted".into()
-            }
-            _ => match &decision.failure {
+        Answer::OwnLevel if facts.coverage != Coverage::NoTlsa || facts.sts == Some(Mode::Enforce) => {
+            let (name, level) = (found, postfix.own_level.name());
+            format!("the own level ({level}) holds, for no answer is stronger or fits all hosts: {name}")
+        }
+        Answer::OwnLevel => match &decision.sts {
+            Some(_) => "an MTA-STS policy in mode testing: delivered as without a policy, and counted".into(),
+            None => match &decision.failure {
                 Some(failure) => {
                     format!("no policy: the MTA-STS document could not be had: {}", escaped(&failure.text))
                 }
@@ -266,13 +276,22 @@ fn because(decision: &Decision, is_name: bool, verdict: Option<&Verdict>) -> Str
 
 pub(super) fn coverage(coverage: Coverage) -> &'static str {
     match coverage {
-        Coverage::Every => "signed MX records, usable TLSA records on every host",
-        Coverage::Some => "signed MX records, usable TLSA records on some hosts",
-        Coverage::Unusable => "signed MX records, TLSA records of which none is usable",
-        Coverage::Unsigned => "unsigned MX records, usable TLSA records on a signed host",
-        Coverage::Nothing => "no TLSA record that counts",
-        Coverage::Partly { .. } => "some hosts are known, others could not be asked",
-        Coverage::Unknown => "nothing could be found out",
+        Coverage::AllHosts => "signed MX records, usable TLSA records at every host",
+        Coverage::BestHosts => "signed MX records, usable TLSA records at a most preferred host, not at every host",
+        Coverage::WorseHosts => "signed MX records, usable TLSA records at less preferred hosts only",
+        Coverage::Unusable { every_host: true } => {
+            "signed MX records, no usable TLSA record, unusable ones at every host"
+        }
+        Coverage::Unusable { every_host: false } => {
+            "signed MX records, no usable TLSA record, unusable ones at some hosts"
+        }
+        Coverage::SomeFailed => "signed MX records, no usable TLSA record, and the look-up for some hosts failed",
+        Coverage::AllFailed => "signed MX records, and the TLSA look-up for every host failed",
+        Coverage::NoTlsa => "no TLSA record that counts",
+        Coverage::UnsignedMx => "unsigned MX records, usable TLSA records at a signed host",
+        Coverage::UnsignedFailed => "unsigned MX records, and the TLSA look-up for some hosts failed",
+        Coverage::MxFailed => "the MX look-up failed",
+        Coverage::NoAddress => "no MX host has an address that is known",
     }
 }
 

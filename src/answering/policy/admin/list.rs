@@ -11,10 +11,9 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::answering::policy::dane::cached_verdict::STALE;
-use crate::answering::policy::dane::lookup::Coverage;
-use crate::answering::policy::decide::allows;
-use crate::answering::policy::decision::{Decision, Level, combine};
+use crate::answering::policy::dane::cached_verdict::MAX_STALE;
+use crate::answering::policy::decide::{allows, published};
+use crate::answering::policy::decision::{Answer, Basis, Decision, Published};
 use crate::answering::policy::decision_cache::Entry;
 use crate::answering::policy::overrides::Rule;
 use crate::answering::policy::policies::Policies;
@@ -30,8 +29,8 @@ use crate::base::tlsrpt::Mode;
 pub struct Listed {
     /// In its one form.
     pub next_hop: String,
-    /// What is answered: `dane-only`, `dane`, `secure`, `default` (no policy), `fixed` (by the configuration), `temp`
-    /// (not known).
+    /// What is answered at the level of main.cf: `dane-only`, `dane`, `encrypt`, `secure`, `default` (no policy, or the own
+    /// level is the stronger one), `fixed` (by the configuration), `temp` (not known).
     pub answer: String,
     /// The DANE verdict, if there is one.
     pub dane: Option<ListedDane>,
@@ -109,10 +108,10 @@ impl Policies {
         let held = entry.as_ref().and_then(|entry| entry.held.as_ref());
         Some(Listed {
             next_hop: hop.key(),
-            answer: decision.level.name().to_owned(),
+            answer: self.answer_name(&decision).to_owned(),
             dane: held.map(|held| ListedDane {
                 found: crate::answering::policy::admin::explain::coverage(held.coverage).to_owned(),
-                until: held.until(),
+                until: held.expires(),
             }),
             sts: known.policy.map(|policy| {
                 let document = policy.document(&hop.domain);
@@ -202,41 +201,37 @@ impl Policies {
     fn standing(&self, hop: &NextHop, entry: Option<&Entry>, known: &Known, now: i64) -> Decision {
         let rule = self.overrides.of(&hop.domain);
         match rule {
-            Some(Rule::Fixed(answer)) => return Decision::bare(Level::Fixed(Arc::clone(answer))),
-            Some(Rule::None) => return Decision::none(),
+            Some(Rule::Fixed(answer)) => return Decision::from_basis(Basis::Override(Arc::clone(answer))),
+            Some(Rule::None) => return Decision::no_policy(),
             Some(Rule::SkipDane | Rule::SkipSts) | None => {}
         }
-        let policy = known.policy.as_ref().filter(|_| rule != Some(&Rule::SkipSts));
-        let enforced = policy.filter(|policy| policy.mode == Mode::Enforce).filter(|policy| allows(hop, policy));
+        let policy = known.policy.as_ref().filter(|policy| rule != Some(&Rule::SkipSts) && policy.mode != Mode::None);
+        let sts = policy.filter(|policy| policy.mode != Mode::Enforce || allows(hop, policy)).map(Arc::clone);
         // Past its TTL it is asked again with the next mail, and serves if that fails: it is what is known.
-        let held = entry
+        let verdict = entry
             .and_then(|entry| entry.held.as_ref())
-            .filter(|held| now < held.until() + STALE && rule != Some(&Rule::SkipDane));
-        let level = match (held, entry.map(|entry| &entry.level)) {
-            (Some(held), _) => combine(held.coverage, None, enforced.is_some(), now, held.cause()),
-            (None, Some(temp @ Level::Temp(_))) => temp.clone(),
+            .filter(|verdict| now < verdict.expires() + MAX_STALE && rule != Some(&Rule::SkipDane));
+        let basis = match (verdict, entry.map(|entry| &entry.basis)) {
+            (Some(verdict), _) => Basis::Published(published(verdict, hop, sts.as_deref())),
+            (None, Some(Basis::Published(unknown))) if unknown.coverage.is_failure() => {
+                Basis::Published(unknown.clone())
+            }
             // DANE is not looked at, or was not yet: what the policy says stands.
-            (None, _) => combine(Coverage::Nothing, None, enforced.is_some(), now, ""),
+            (None, _) => Basis::Published(Published::NOTHING),
         };
-        let sts = match &level {
-            Level::Secure => enforced.map(Arc::clone),
-            Level::Default => policy.filter(|policy| policy.mode == Mode::Testing).map(Arc::clone),
-            Level::Dane | Level::DaneOnly | Level::Fixed(_) | Level::Temp(_) => None,
-        };
-        Decision { domain: hop.domain.as_str().into(), sts, failure: known.failure.clone(), level }
+        Decision { domain: hop.domain.as_str().into(), basis, sts, failure: known.failure.clone() }
     }
-}
 
-impl Level {
     /// The word that lists show.
-    pub fn name(&self) -> &'static str {
-        match self {
-            Level::Default => "default",
-            Level::Secure => "secure",
-            Level::Dane => "dane",
-            Level::DaneOnly => "dane-only",
-            Level::Fixed(_) => "fixed",
-            Level::Temp(_) => "temp",
+    fn answer_name(&self, decision: &Decision) -> &'static str {
+        let Some(facts) = decision.facts() else { return "fixed" };
+        match facts.for_postfix(self.postfix.own_level, self.postfix) {
+            Answer::OwnLevel => "default",
+            Answer::Encrypt => "encrypt",
+            Answer::Dane => "dane",
+            Answer::DaneOnly => "dane-only",
+            Answer::Secure | Answer::SecureNarrowed => "secure",
+            Answer::Temp => "temp",
         }
     }
 }

@@ -1,67 +1,100 @@
-//! A DANE verdict as it is kept: what it comes to, for how long, and the rows of the hosts that have TLSA records.
+//! A cached DANE verdict: the row of the table of decisions, for how long, and the hosts that have TLSA records.
 //!
-//! Takes: a [`Verdict`] and when it was found. Gives: [`Held`], in memory and in the store.
-//! Not here: finding it (`dane`), writing it (`shelf`), how long it serves past its end (`policy`).
+//! Takes: a [`DaneVerdict`] and when it was found. Gives: [`CachedVerdict`], in memory and in the store.
+//! When it fails: a verdict that was known is not replaced by a poorer one because of a failure
+//! ([`CachedVerdict::outranks`]).
+//! Not here: finding it (`lookup`), writing it (`store`), how long it serves past its end (`policies`).
 
 use serde::{Deserialize, Serialize};
 
-use crate::answering::policy::dane::lookup::{Coverage, Mx, Verdict};
+use crate::answering::policy::dane::coverage::Coverage;
+use crate::answering::policy::dane::lookup::{DaneVerdict, MxStatus};
+use crate::answering::policy::decision::DatalessTlsa;
 use crate::answering::policy::history::compact::TlsaHosts;
 use crate::base::clock::CompactTime;
 
 /// How long a DANE verdict serves past its TTL while the resolver fails, in seconds.
-pub const STALE: i64 = 86_400;
+pub const MAX_STALE: i64 = 86_400;
 
 /// How much of a cause is kept, in characters.
-const CAUSE: usize = 200;
+const MAX_CAUSE_CHARS: usize = 200;
 
-/// The last verdict that was no failure.
+/// A verdict and how long it holds.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Held {
-    until: CompactTime,
-    refresh: CompactTime,
-    /// What it comes to.
+pub struct CachedVerdict {
+    expires: CompactTime,
+    refresh_at: CompactTime,
+    /// The row of the table of decisions.
     pub coverage: Coverage,
+    /// Whether there are TLSA records without data.
+    pub dataless: DatalessTlsa,
     /// Whether there are MX records that are not signed.
     pub unsigned: bool,
-    more: Option<Box<More>>,
+    details: Option<Box<VerdictDetails>>,
 }
 
 /// What most verdicts have none of.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct More {
+struct VerdictDetails {
     cause: String,
-    rows: TlsaHosts,
+    tlsa_hosts: TlsaHosts,
+    /// The hosts without usable TLSA records, where others have some or could not be asked.
+    without_tlsa: Vec<Box<str>>,
 }
 
-impl Held {
+impl CachedVerdict {
     /// A verdict that holds until a moment, and is to be asked again at another (seconds).
-    pub fn of(verdict: &Verdict, until: i64, refresh: i64) -> Held {
-        let cause: String = verdict.failure().unwrap_or_default().chars().take(CAUSE).collect();
-        let rows = verdict.rows();
-        let more = (!rows.is_empty() || !cause.is_empty()).then(|| Box::new(More { cause, rows }));
-        let (until, refresh) = (CompactTime::from_seconds(until), CompactTime::from_seconds(refresh));
-        Held { until, refresh, coverage: verdict.coverage(), unsigned: verdict.mx == Mx::Unsigned, more }
+    pub fn new(verdict: &DaneVerdict, expires: i64, refresh_at: i64) -> CachedVerdict {
+        let coverage = verdict.coverage();
+        let cause: String = verdict.first_failure().unwrap_or_default().chars().take(MAX_CAUSE_CHARS).collect();
+        let tlsa_hosts = verdict.tlsa_hosts();
+        let without_tlsa = match coverage {
+            Coverage::WorseHosts | Coverage::SomeFailed => verdict.hosts_without_tlsa().map(Box::from).collect(),
+            _ => Vec::new(),
+        };
+        let some = !tlsa_hosts.is_empty() || !cause.is_empty() || !without_tlsa.is_empty();
+        CachedVerdict {
+            expires: CompactTime::from_seconds(expires),
+            refresh_at: CompactTime::from_seconds(refresh_at),
+            coverage,
+            dataless: verdict.dataless(),
+            unsigned: verdict.mx == MxStatus::Unsigned,
+            details: some.then(|| Box::new(VerdictDetails { cause, tlsa_hosts, without_tlsa })),
+        }
     }
 
     /// Until when it holds, in seconds since 1970-01-01T00:00:00Z.
-    pub fn until(&self) -> i64 {
-        self.until.seconds()
+    pub fn expires(&self) -> i64 {
+        self.expires.seconds()
     }
 
     /// When it is to be asked again, likewise.
-    pub fn refresh(&self) -> i64 {
-        self.refresh.seconds()
+    pub fn refresh_at(&self) -> i64 {
+        self.refresh_at.seconds()
     }
 
-    /// The first cause of what is not known.
+    /// The first cause of what is not known; empty where nothing failed.
     pub fn cause(&self) -> &str {
-        self.more.as_ref().map_or("", |more| &more.cause)
+        self.details.as_ref().map_or("", |details| &details.cause)
     }
 
     /// The hosts with TLSA records, if there are any.
-    pub fn rows(&self) -> Option<TlsaHosts> {
-        self.more.as_ref().map(|more| TlsaHosts::clone(&more.rows)).filter(|rows: &TlsaHosts| !rows.is_empty())
+    pub fn tlsa_hosts(&self) -> Option<TlsaHosts> {
+        let hosts = self.details.as_ref().map(|details| TlsaHosts::clone(&details.tlsa_hosts));
+        hosts.filter(|hosts: &TlsaHosts| !hosts.is_empty())
+    }
+
+    /// The hosts without usable TLSA records, in the rows where an answer may be narrowed to them.
+    pub fn without_tlsa(&self) -> impl Iterator<Item = &str> {
+        self.details.iter().flat_map(|details| details.without_tlsa.iter().map(|host| &**host))
+    }
+
+    /// Whether this, known before, serves in place of a newer verdict in which something failed: where that knows too
+    /// little for an answer, or protects less. Whether MX records are signed is no failure.
+    pub fn outranks(&self, newer: &CachedVerdict) -> bool {
+        let failed = !newer.cause().is_empty();
+        let comparable = newer.coverage.is_failure() || self.unsigned == newer.unsigned;
+        failed && comparable && self.coverage.outranks(newer.coverage)
     }
 
     /// As it is stored.
@@ -71,8 +104,8 @@ impl Held {
     }
 
     /// Reads it back; nothing where it is not in that form.
-    pub fn decode(octets: &[u8]) -> Option<Held> {
-        postcard::from_bytes(octets).ok()
+    pub fn decode(bytes: &[u8]) -> Option<CachedVerdict> {
+        postcard::from_bytes(bytes).ok()
     }
 }
 
@@ -82,27 +115,75 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::answering::policy::dane::lookup::{Host, HostTlsa};
+    use crate::answering::policy::dane::lookup::{HostTlsa, MxHost};
     use crate::base::tlsrpt::{Policy, PolicyType};
 
-    #[test]
-    fn the_stored_form_reads_back() {
+    fn usable() -> HostTlsa {
         let records = Arc::new(Policy {
             policy_type: PolicyType::Tlsa,
             policy_string: vec!["3 1 1 ab".into()],
             policy_domain: "base.example".into(),
             mx_host: Vec::new(),
         });
-        let host = |name: &str, tlsa| Host { name: name.into(), tlsa };
-        let hosts = vec![
-            host("a.example", HostTlsa::Records { base: "base.example".into(), records, usable: true }),
-            host("b.example", HostTlsa::Failed { cause: "SERVFAIL".into() }),
-        ];
-        for (mx, hosts) in [(Mx::Unsigned, hosts), (Mx::Nowhere, Vec::new())] {
-            let verdict = Verdict { mx, hosts, ttl: Duration::ZERO };
-            let held = Held::of(&verdict, 1_700_000_000, 1_600_000_000);
-            assert_eq!(Held::decode(&held.encode()), Some(held));
+        HostTlsa::Records { base: "base.example".into(), records, usable: true, dataless: false }
+    }
+
+    fn verdict(mx: MxStatus, hosts: Vec<HostTlsa>) -> DaneVerdict {
+        let host = |(n, tlsa)| MxHost { name: format!("mx{n}.example"), preference: n, tlsa };
+        let hosts = (0..).zip(hosts).map(host).collect();
+        DaneVerdict { mx, hosts, unreachable: Vec::new(), ttl: Duration::ZERO }
+    }
+
+    fn none() -> HostTlsa {
+        HostTlsa::None { reason: "".into() }
+    }
+
+    fn failed() -> HostTlsa {
+        HostTlsa::Failed { cause: "SERVFAIL".into() }
+    }
+
+    #[test]
+    fn the_stored_form_reads_back() {
+        for (mx, hosts, without) in [
+            (MxStatus::Unsigned, vec![usable(), failed()], vec![]),
+            (MxStatus::Signed, vec![none(), usable()], vec!["mx0.example"]),
+            (MxStatus::Signed, vec![none(), failed()], vec!["mx0.example"]),
+            (MxStatus::Nowhere, vec![], vec![]),
+        ] {
+            let cached = CachedVerdict::new(&verdict(mx, hosts), 1_700_000_000, 1_600_000_000);
+            assert_eq!(cached.without_tlsa().collect::<Vec<_>>(), without);
+            assert_eq!(CachedVerdict::decode(&cached.encode()), Some(cached));
         }
-        assert_eq!(Held::decode(b""), None);
+        assert_eq!(CachedVerdict::decode(b""), None);
+    }
+
+    #[test]
+    fn a_known_verdict_outranks_a_poorer_one_with_a_failure() {
+        let cached = |mx, hosts| CachedVerdict::new(&verdict(mx, hosts), 0, 0);
+        let all = cached(MxStatus::Signed, vec![usable(), usable()]);
+        let none_there = cached(MxStatus::Signed, vec![none(), none()]);
+        // Rows 5, 6 and 10: whatever was known serves.
+        for newer in [
+            cached(MxStatus::Signed, vec![none(), failed()]),
+            cached(MxStatus::Signed, vec![failed()]),
+            cached(MxStatus::Failed("SERVFAIL".into()), vec![]),
+        ] {
+            assert!(all.outranks(&newer) && none_there.outranks(&newer), "{newer:?}");
+            assert!(!newer.outranks(&all) && !newer.outranks(&newer));
+        }
+        // A host that failed does not lower what was known of the others.
+        let one_failed = cached(MxStatus::Signed, vec![usable(), failed()]);
+        assert!(all.outranks(&one_failed) && !none_there.outranks(&one_failed));
+        // What did not fail is what is published now.
+        assert!(!all.outranks(&none_there) && !all.outranks(&cached(MxStatus::Signed, vec![usable(), none()])));
+        assert!(!all.outranks(&cached(MxStatus::Unsigned, vec![usable(), failed()])));
+        // A dead backup host takes nothing from the others.
+        let dead_backup = DaneVerdict {
+            unreachable: vec![("mx9.example".into(), "REFUSED".into())],
+            ..verdict(MxStatus::Signed, vec![none()])
+        };
+        let dead_backup = CachedVerdict::new(&dead_backup, 0, 0);
+        assert_eq!(dead_backup.coverage, Coverage::NoTlsa);
+        assert!(all.outranks(&dead_backup) && !none_there.outranks(&dead_backup));
     }
 }

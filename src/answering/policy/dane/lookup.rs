@@ -1,6 +1,8 @@
 //! DANE for SMTP (RFC 7672): which MX hosts of a next hop have TLSA records that the resolver validated.
 //!
-//! Takes: a next hop. Gives: a [`Verdict`]: whether the MX records are signed, and what each host has.
+//! Takes: a next hop. Gives: a [`DaneVerdict`]: whether the MX records are signed, and what each host has, with its
+//! preference. A host without an address is left out, and one whose address look-up failed is kept apart: delivery may
+//! proceed by the others (RFC 7672 §2.1.2).
 //! Limits: [`MAX_HOSTS`] MX hosts, the most preferred; the rest count as hosts without TLSA records.
 //! When it fails: the part that could not be found out is marked so; what was found out stands.
 //! Not here: what is answered to the MTA (`policy`), matching certificates (the MTA does).
@@ -9,9 +11,11 @@ use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
 use tokio::task::JoinSet;
 
+use crate::answering::policy::dane::coverage::{Coverage, HostClass};
+use crate::answering::policy::dane::der;
+use crate::answering::policy::decision::DatalessTlsa;
 use crate::answering::policy::history::compact::TlsaHost;
 use crate::base::next_hop::NextHop;
 use crate::base::tlsrpt::{Policy, PolicyType};
@@ -26,30 +30,36 @@ const MAX_TTL: Duration = Duration::from_secs(86_400);
 /// The shortest: the MTA asks once per host and message, and TTLs of 0 exist.
 const MIN_TTL: Duration = Duration::from_secs(10);
 
+/// The longest that a verdict holds from which the answer may allow some of the hosts only: a new MX host is not refused
+/// for longer.
+pub const NARROWED_TTL: Duration = Duration::from_secs(300);
+
 /// How long a verdict with a failed part holds before it is tried again.
 const FAILED_TTL: Duration = Duration::from_secs(30);
 
 /// What is known of a next hop.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Verdict {
+pub struct DaneVerdict {
     /// Its MX records.
-    pub mx: Mx,
+    pub mx: MxStatus,
     /// Its hosts, in order of preference; those without an address are left out.
-    pub hosts: Vec<Host>,
+    pub hosts: Vec<MxHost>,
+    /// Hosts whose address look-up failed, and why: they are left out too.
+    pub unreachable: Vec<(String, String)>,
     /// How long that holds.
     pub ttl: Duration,
 }
 
 /// What the MX records are.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Mx {
+pub enum MxStatus {
     /// Validated; or there are none, and the name's own addresses are; or none are wanted (`[host]`).
     Signed,
     /// There, and not validated.
     Unsigned,
     /// A null MX (RFC 7505): the domain takes no mail.
     Null,
-    /// No such domain, or no host of it has an address.
+    /// No such domain, or it has neither MX records nor an address.
     Nowhere,
     /// Not known.
     Failed(String),
@@ -57,9 +67,11 @@ pub enum Mx {
 
 /// One MX host.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Host {
+pub struct MxHost {
     /// Its name, as in the MX record.
     pub name: String,
+    /// Its preference number; the lowest is preferred.
+    pub preference: u16,
     /// What it has.
     pub tlsa: HostTlsa,
 }
@@ -75,6 +87,8 @@ pub enum HostTlsa {
         records: Arc<Policy>,
         /// Whether at least one is usable.
         usable: bool,
+        /// Whether one of them has no data.
+        dataless: bool,
     },
     /// None, or none that is validated; the reason for people.
     None {
@@ -88,127 +102,138 @@ pub enum HostTlsa {
     },
 }
 
-/// A verdict in one word, which with MTA-STS gives the answer. It is stored by the place of each variant.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Coverage {
-    /// Signed MX records, usable TLSA records on every host.
-    Every,
-    /// Signed MX records, usable TLSA records on some hosts.
-    Some,
-    /// Signed MX records, TLSA records, and none is usable.
-    Unusable,
-    /// Unsigned MX records, usable TLSA records on a host.
-    Unsigned,
-    /// No TLSA record that counts.
-    Nothing,
-    /// Some hosts are known and some are not.
-    Partly {
-        /// Whether the MX records are signed.
-        signed: bool,
-        /// Whether a known host has usable TLSA records.
-        usable: bool,
-    },
-    /// Nothing is known.
-    Unknown,
+impl HostTlsa {
+    /// Its class in the table of decisions.
+    pub fn class(&self) -> HostClass {
+        match self {
+            HostTlsa::Records { usable: true, .. } => HostClass::Usable,
+            HostTlsa::Records { usable: false, .. } => HostClass::Unusable,
+            HostTlsa::None { .. } => HostClass::NoTlsa,
+            HostTlsa::Failed { .. } => HostClass::Failed,
+        }
+    }
 }
 
 /// Asks about a next hop.
-pub async fn look(resolver: &Resolver, hop: &NextHop) -> Verdict {
+pub async fn look_up(resolver: &Resolver, hop: &NextHop) -> DaneVerdict {
     let mut verdict = if hop.mx {
         match resolver.mx(&hop.domain).await {
-            Ok(answer) => by_mx(resolver, hop, answer.records, answer.secure, answer.ttl).await,
-            Err(DnsError::NoRecords { ttl }) => single(resolver, hop, ttl).await,
-            Err(DnsError::NoSuchDomain { ttl }) => Verdict { mx: Mx::Nowhere, hosts: Vec::new(), ttl },
-            Err(DnsError::Failed(cause)) => Verdict { mx: Mx::Failed(cause), hosts: Vec::new(), ttl: FAILED_TTL },
+            Ok(answer) => look_up_mx_hosts(resolver, hop, answer.records, answer.secure, answer.ttl).await,
+            Err(DnsError::NoRecords { ttl }) => look_up_single_host(resolver, hop, ttl).await,
+            Err(DnsError::NoSuchDomain { ttl }) => DaneVerdict { mx: MxStatus::Nowhere, ..DaneVerdict::empty(ttl) },
+            Err(DnsError::Failed(cause)) => DaneVerdict::failed(cause),
         }
     } else {
-        single(resolver, hop, MAX_TTL).await
+        look_up_single_host(resolver, hop, MAX_TTL).await
     };
     verdict.ttl = verdict.ttl.clamp(MIN_TTL, MAX_TTL);
-    if matches!(verdict.coverage(), Coverage::Partly { .. } | Coverage::Unknown) {
+    if verdict.first_failure().is_some() {
         verdict.ttl = verdict.ttl.min(FAILED_TTL);
+    }
+    if verdict.coverage() == Coverage::WorseHosts {
+        verdict.ttl = verdict.ttl.min(NARROWED_TTL);
     }
     verdict
 }
 
-async fn by_mx(
+async fn look_up_mx_hosts(
     resolver: &Resolver,
     hop: &NextHop,
     records: Vec<(u16, String)>,
     secure: bool,
     mut ttl: Duration,
-) -> Verdict {
-    let names: Vec<String> = records.into_iter().map(|(_, host)| host).filter(|host| host != ".").collect();
-    if names.is_empty() {
-        return Verdict { mx: Mx::Null, hosts: Vec::new(), ttl };
+) -> DaneVerdict {
+    let records: Vec<(u16, String)> = records.into_iter().filter(|(_, host)| host != ".").collect();
+    if records.is_empty() {
+        return DaneVerdict { mx: MxStatus::Null, ..DaneVerdict::empty(ttl) };
     }
     let mut tasks = JoinSet::new();
-    for (index, name) in names.iter().take(MAX_HOSTS).enumerate() {
+    for (index, (_, name)) in records.iter().take(MAX_HOSTS).enumerate() {
         let (resolver, name, port) = (resolver.clone(), name.clone(), hop.port);
-        tasks.spawn(async move { (index, host(&resolver, &name, port).await) });
+        tasks.spawn(async move { (index, look_up_host(&resolver, &name, port).await) });
     }
-    let mut found: Vec<(usize, Found)> = Vec::new();
+    let mut found: Vec<Option<HostLookup>> = records.iter().take(MAX_HOSTS).map(|_| None).collect();
     while let Some(done) = tasks.join_next().await {
-        // A host whose task broke is a host that is not known.
-        found.push(done.unwrap_or_else(|e| (usize::MAX, Found::failed(e.to_string()))));
+        if let Ok((index, lookup)) = done {
+            found[index] = Some(lookup);
+        }
     }
-    found.sort_by_key(|(index, _)| *index);
-    let mut hosts = Vec::new();
-    for (index, one) in found {
-        ttl = ttl.min(one.ttl);
-        let name = names.get(index).cloned().unwrap_or_default();
-        hosts.extend(one.tlsa.map(|tlsa| Host { name, tlsa }));
+    let (mut hosts, mut unreachable) = (Vec::new(), Vec::new());
+    for ((preference, name), lookup) in records.iter().zip(found) {
+        // The host of a look-up that broke is a host that is not known.
+        let lookup = lookup.unwrap_or_else(|| HostLookup::failed("the look-up broke".into()));
+        ttl = ttl.min(lookup.ttl);
+        match lookup.host {
+            HostFound::Address(tlsa) => hosts.push(MxHost { name: name.clone(), preference: *preference, tlsa }),
+            HostFound::AddressFailed(cause) => unreachable.push((name.clone(), cause)),
+            HostFound::NoAddress => {}
+        }
     }
-    let beyond = names.into_iter().skip(MAX_HOSTS);
-    hosts.extend(
-        beyond.map(|name| Host { name, tlsa: HostTlsa::None { reason: "too many MX hosts: not asked".into() } }),
-    );
-    let mx = match (hosts.is_empty(), secure) {
-        (true, _) => Mx::Nowhere,
-        (_, true) => Mx::Signed,
-        (_, false) => Mx::Unsigned,
-    };
-    Verdict { mx, hosts, ttl }
+    let beyond = records.into_iter().skip(MAX_HOSTS);
+    let tlsa = HostTlsa::None { reason: "too many MX hosts: not asked".into() };
+    hosts.extend(beyond.map(|(preference, name)| MxHost { name, preference, tlsa: tlsa.clone() }));
+    let mx = if secure { MxStatus::Signed } else { MxStatus::Unsigned };
+    DaneVerdict { mx, hosts, unreachable, ttl }
 }
 
 /// A name that is its own host: `[host]`, or a domain without MX records (RFC 5321 §5.1). Whether that is signed is
 /// the AD bit of its own addresses.
-async fn single(resolver: &Resolver, hop: &NextHop, ttl: Duration) -> Verdict {
-    let found = host(resolver, &hop.domain, hop.port).await;
+async fn look_up_single_host(resolver: &Resolver, hop: &NextHop, ttl: Duration) -> DaneVerdict {
+    let found = look_up_host(resolver, &hop.domain, hop.port).await;
     let ttl = ttl.min(found.ttl);
-    match found.tlsa {
-        None => Verdict { mx: Mx::Nowhere, hosts: Vec::new(), ttl },
-        Some(tlsa) => {
-            let mx = match (hop.mx, found.signed) {
-                (true, false) => Mx::Unsigned,
-                _ => Mx::Signed,
-            };
-            Verdict { mx, hosts: vec![Host { name: hop.domain.clone(), tlsa }], ttl }
+    let mx = if hop.mx && !found.signed { MxStatus::Unsigned } else { MxStatus::Signed };
+    let name = hop.domain.clone();
+    match found.host {
+        HostFound::Address(tlsa) => {
+            DaneVerdict { mx, hosts: vec![MxHost { name, preference: 0, tlsa }], ..DaneVerdict::empty(ttl) }
         }
+        HostFound::AddressFailed(cause) => {
+            DaneVerdict { mx, unreachable: vec![(name, cause)], ..DaneVerdict::empty(ttl) }
+        }
+        HostFound::NoAddress => DaneVerdict::empty(ttl),
     }
 }
 
-struct Found {
-    /// Nothing where the host has no address.
-    tlsa: Option<HostTlsa>,
+/// What a look-up for one host found.
+struct HostLookup {
+    host: HostFound,
     /// Whether its addresses, or the alias that leads to them, are validated.
     signed: bool,
     ttl: Duration,
 }
 
-impl Found {
-    fn failed(cause: String) -> Found {
-        Found { tlsa: Some(HostTlsa::Failed { cause }), signed: false, ttl: FAILED_TTL }
+enum HostFound {
+    /// It has an address, and this is what it has of TLSA.
+    Address(HostTlsa),
+    /// Whether it has an address is not known, for this cause.
+    AddressFailed(String),
+    NoAddress,
+}
+
+impl HostLookup {
+    /// The address is known, and the TLSA records are not.
+    fn failed(cause: String) -> HostLookup {
+        HostLookup { host: HostFound::Address(HostTlsa::Failed { cause }), signed: false, ttl: FAILED_TTL }
+    }
+
+    fn without_tlsa(reason: &'static str, signed: bool, ttl: Duration) -> HostLookup {
+        HostLookup { host: HostFound::Address(HostTlsa::None { reason: reason.into() }), signed, ttl }
     }
 }
 
 /// RFC 7672 §2.2.2 for one host: addresses first, TLSA records only where those are validated, at the name that the
 /// CNAMEs lead to and then at the name itself.
-async fn host(resolver: &Resolver, name: &str, port: u16) -> Found {
+async fn look_up_host(resolver: &Resolver, name: &str, port: u16) -> HostLookup {
     let addresses = match resolver.addresses(name).await {
         Ok(answer) => answer,
-        Err(DnsError::Failed(cause)) => return Found::failed(format!("addresses: {cause}")),
-        Err(none) => return Found { tlsa: None, signed: false, ttl: none.negative_ttl().unwrap_or(FAILED_TTL) },
+        Err(DnsError::Failed(cause)) => {
+            let host = HostFound::AddressFailed(format!("addresses of {name}: {cause}"));
+            return HostLookup { host, signed: false, ttl: FAILED_TTL };
+        }
+        Err(none) => {
+            let ttl = none.negative_ttl().unwrap_or(FAILED_TTL);
+            return HostLookup { host: HostFound::NoAddress, signed: false, ttl };
+        }
     };
     let mut bases = Vec::new();
     if addresses.secure {
@@ -219,41 +244,41 @@ async fn host(resolver: &Resolver, name: &str, port: u16) -> Found {
         match alias_signed {
             Ok(true) => bases.push(name.to_owned()),
             Ok(false) => {}
-            Err(error) => return Found::failed(format!("CNAME: {error}")),
+            // Whether it is signed is not known either.
+            Err(error) => {
+                return HostLookup { signed: true, ..HostLookup::failed(format!("CNAME of {name}: {error}")) };
+            }
         }
     }
     let mut ttl = addresses.ttl;
     if bases.is_empty() {
-        return Found {
-            tlsa: Some(HostTlsa::None { reason: "its addresses are not signed".into() }),
-            signed: false,
-            ttl,
-        };
+        return HostLookup::without_tlsa("its addresses are not signed", false, ttl);
     }
     let mut reason = "there is none";
     for base in bases {
         match resolver.tlsa(port, &base).await {
             Ok(answer) if answer.secure => {
-                let usable = answer.records.iter().any(|record| usability(record).is_ok());
-                let records = Arc::new(row(&base, &answer.records));
-                ttl = ttl.min(answer.ttl);
-                return Found { tlsa: Some(HostTlsa::Records { base, records, usable }), signed: true, ttl };
+                let usable = answer.records.iter().any(|record| check_usability(record).is_ok());
+                let dataless = answer.records.iter().any(|record| record.data.is_empty());
+                let records = Arc::new(tlsa_policy(&base, &answer.records));
+                let host = HostFound::Address(HostTlsa::Records { base, records, usable, dataless });
+                return HostLookup { host, signed: true, ttl: ttl.min(answer.ttl) };
             }
             Ok(answer) => {
                 reason = "it is not signed";
                 ttl = ttl.min(answer.ttl);
             }
             Err(DnsError::Failed(cause)) => {
-                return Found { signed: true, ..Found::failed(format!("TLSA at {base}: {cause}")) };
+                return HostLookup { signed: true, ..HostLookup::failed(format!("TLSA at {base}: {cause}")) };
             }
             Err(none) => ttl = ttl.min(none.negative_ttl().unwrap_or(ttl)),
         }
     }
-    Found { tlsa: Some(HostTlsa::None { reason: reason.into() }), signed: true, ttl }
+    HostLookup::without_tlsa(reason, true, ttl)
 }
 
 /// The row that sessions with a host are counted under.
-fn row(base: &str, records: &[TlsaRecord]) -> Policy {
+fn tlsa_policy(base: &str, records: &[TlsaRecord]) -> Policy {
     let mut lines: Vec<String> = records.iter().map(TlsaRecord::to_string).collect();
     lines.sort();
     lines.dedup();
@@ -261,7 +286,7 @@ fn row(base: &str, records: &[TlsaRecord]) -> Policy {
 }
 
 /// Whether a record can match any certificate (RFC 7672 §3.1: usages 0 and 1 cannot); else why not.
-pub fn usability(record: &TlsaRecord) -> Result<(), &'static str> {
+pub fn check_usability(record: &TlsaRecord) -> Result<(), &'static str> {
     match record {
         TlsaRecord { usage: 0 | 1, .. } => Err("usages 0 and 1 are not for SMTP (RFC 7672 §3.1.3)"),
         TlsaRecord { usage: 4.., .. } => Err("unknown usage"),
@@ -269,65 +294,73 @@ pub fn usability(record: &TlsaRecord) -> Result<(), &'static str> {
         TlsaRecord { matching: 3.., .. } => Err("unknown matching type"),
         TlsaRecord { matching: 1, data, .. } if data.len() != 32 => Err("a SHA-256 digest has 32 octets"),
         TlsaRecord { matching: 2, data, .. } if data.len() != 64 => Err("a SHA-512 digest has 64 octets"),
-        TlsaRecord { matching: 0, data, .. } if !is_der_sequence(data) => Err("no certificate or key in DER"),
+        TlsaRecord { matching: 0, selector: 0, data, .. } if !der::is_certificate(data) => {
+            Err("not a certificate in DER")
+        }
+        TlsaRecord { matching: 0, selector: 1, data, .. } if !der::is_public_key(data) => {
+            Err("not a public key in DER")
+        }
         _ => Ok(()),
     }
 }
 
-/// Whether the octets are one DER SEQUENCE, as certificates and public keys are, from end to end.
-fn is_der_sequence(data: &[u8]) -> bool {
-    let (length, header) = match data {
-        [0x30, short @ 0..=0x7f, ..] => (usize::from(*short), 2),
-        [0x30, 0x81, a, ..] => (usize::from(*a), 3),
-        [0x30, 0x82, a, b, ..] => (usize::from(u16::from_be_bytes([*a, *b])), 4),
-        _ => return false,
-    };
-    length > 0 && data.len() == header + length
-}
+impl DaneVerdict {
+    /// No MX host; nothing is there.
+    fn empty(ttl: Duration) -> DaneVerdict {
+        DaneVerdict { mx: MxStatus::Nowhere, hosts: Vec::new(), unreachable: Vec::new(), ttl }
+    }
 
-impl Verdict {
-    /// In one word.
+    /// Nothing is known, for this cause.
+    pub fn failed(cause: String) -> DaneVerdict {
+        DaneVerdict { mx: MxStatus::Failed(cause), ..DaneVerdict::empty(FAILED_TTL) }
+    }
+
+    /// The row of the table of decisions.
     pub fn coverage(&self) -> Coverage {
         let signed = match &self.mx {
-            Mx::Signed => true,
-            Mx::Unsigned => false,
-            Mx::Null | Mx::Nowhere => return Coverage::Nothing,
-            Mx::Failed(_) => return Coverage::Unknown,
+            MxStatus::Signed => true,
+            MxStatus::Unsigned => false,
+            MxStatus::Null | MxStatus::Nowhere => return Coverage::NoTlsa,
+            MxStatus::Failed(_) => return Coverage::MxFailed,
         };
-        let (mut usable, mut unusable, mut failed) = (0, 0, 0);
-        for host in &self.hosts {
-            match &host.tlsa {
-                HostTlsa::Records { usable: true, .. } => usable += 1,
-                HostTlsa::Records { usable: false, .. } => unusable += 1,
-                HostTlsa::None { .. } => {}
-                HostTlsa::Failed { .. } => failed += 1,
-            }
-        }
-        match (signed, usable, failed) {
-            (_, _, failed) if failed == self.hosts.len() => Coverage::Unknown,
-            (signed, usable, 1..) => Coverage::Partly { signed, usable: usable > 0 },
-            (true, usable, 0) if usable == self.hosts.len() => Coverage::Every,
-            (true, 1.., 0) => Coverage::Some,
-            (true, 0, 0) if unusable > 0 => Coverage::Unusable,
-            (false, 1.., 0) => Coverage::Unsigned,
-            _ => Coverage::Nothing,
+        let hosts: Vec<_> = self.hosts.iter().map(|host| (host.preference, host.tlsa.class())).collect();
+        Coverage::of(signed, &hosts)
+    }
+
+    /// Whether there are TLSA records without data.
+    pub fn dataless(&self) -> DatalessTlsa {
+        let any = |wanted: fn(&HostTlsa) -> bool| self.hosts.iter().any(|host| wanted(&host.tlsa));
+        let dataless = any(|tlsa| matches!(tlsa, HostTlsa::Records { dataless: true, .. }));
+        match (dataless, any(|tlsa| tlsa.class() == HostClass::Usable)) {
+            (false, _) => DatalessTlsa::Absent,
+            (true, false) => DatalessTlsa::Alone,
+            (true, true) => DatalessTlsa::BesideUsable,
         }
     }
 
+    /// The hosts that are known to have no usable TLSA records.
+    pub fn hosts_without_tlsa(&self) -> impl Iterator<Item = &str> {
+        let without = |host: &&MxHost| matches!(host.tlsa.class(), HostClass::NoTlsa | HostClass::Unusable);
+        self.hosts.iter().filter(without).map(|host| host.name.as_str())
+    }
+
     /// The first cause of what is not known.
-    pub fn failure(&self) -> Option<&str> {
+    pub fn first_failure(&self) -> Option<&str> {
         match &self.mx {
-            Mx::Failed(cause) => Some(cause),
-            _ => self.hosts.iter().find_map(|host| match &host.tlsa {
-                HostTlsa::Failed { cause } => Some(cause.as_str()),
-                _ => None,
-            }),
+            MxStatus::Failed(cause) => Some(cause),
+            _ => {
+                let failed = self.hosts.iter().find_map(|host| match &host.tlsa {
+                    HostTlsa::Failed { cause } => Some(cause.as_str()),
+                    HostTlsa::Records { .. } | HostTlsa::None { .. } => None,
+                });
+                failed.or_else(|| self.unreachable.first().map(|(_, cause)| cause.as_str()))
+            }
         }
     }
 
     /// Per host that has TLSA records, the row that its sessions are counted under.
-    pub fn rows(&self) -> Arc<[TlsaHost]> {
-        let row = |host: &Host| match &host.tlsa {
+    pub fn tlsa_hosts(&self) -> Arc<[TlsaHost]> {
+        let row = |host: &MxHost| match &host.tlsa {
             HostTlsa::Records { base, records, .. } => Some(TlsaHost::new(&host.name, base, &records.policy_string)),
             HostTlsa::None { .. } | HostTlsa::Failed { .. } => None,
         };
@@ -346,7 +379,7 @@ mod tests {
     #[test]
     fn usability_as_rfc_7672_has_it() {
         for good in [tlsa(3, 1, 1, 32), tlsa(2, 0, 1, 32), tlsa(3, 0, 2, 64), tlsa(2, 1, 2, 64)] {
-            assert_eq!(usability(&good), Ok(()), "{good}");
+            assert_eq!(check_usability(&good), Ok(()), "{good}");
         }
         for bad in [
             tlsa(0, 0, 1, 32),
@@ -360,57 +393,77 @@ mod tests {
             tlsa(3, 1, 2, 32),
             tlsa(3, 0, 0, 40),
         ] {
-            assert!(usability(&bad).is_err(), "{bad}");
+            assert!(check_usability(&bad).is_err(), "{bad}");
         }
-        let mut full = tlsa(3, 0, 0, 0);
-        full.data = vec![0x30, 0x02, 0x05, 0x00];
-        assert_eq!(usability(&full), Ok(()));
-        full.data.push(0);
-        assert!(usability(&full).is_err());
+        let full = |selector, data: &[u8]| TlsaRecord { data: data.to_vec(), ..tlsa(3, selector, 0, 0) };
+        // An Ed25519 key; DER that is neither a key nor a certificate.
+        let key = [b"\x30\x2a\x30\x05\x06\x03\x2b\x65\x70\x03\x21\x00".as_slice(), &[7; 32]].concat();
+        assert_eq!(check_usability(&full(1, &key)), Ok(()));
+        assert_eq!(check_usability(&full(0, &key)), Err("not a certificate in DER"));
+        assert_eq!(check_usability(&full(1, &[0x30, 0x02, 0x05, 0x00])), Err("not a public key in DER"));
     }
 
-    fn verdict(mx: Mx, hosts: &str) -> Verdict {
-        let host = |kind: char| match kind {
-            'u' => HostTlsa::Records { base: "a".into(), records: Arc::new(Policy::none("a")), usable: true },
-            'x' => HostTlsa::Records { base: "a".into(), records: Arc::new(Policy::none("a")), usable: false },
-            'n' => HostTlsa::None { reason: "".into() },
-            _ => HostTlsa::Failed { cause: "SERVFAIL".into() },
+    /// `d`: records of which one has no data; a `|` separates preferences.
+    fn verdict(mx: MxStatus, hosts: &str) -> DaneVerdict {
+        let host = |preference, kind: char| {
+            let records = |usable, dataless| HostTlsa::Records {
+                base: "a".into(),
+                records: Arc::new(Policy::none("a")),
+                usable,
+                dataless,
+            };
+            let tlsa = match kind {
+                'u' => records(true, false),
+                'b' => records(false, false),
+                'd' => records(false, true),
+                'n' => HostTlsa::None { reason: "".into() },
+                _ => HostTlsa::Failed { cause: "SERVFAIL".into() },
+            };
+            MxHost { name: format!("{kind}.example"), preference, tlsa }
         };
-        let hosts = hosts.chars().map(|kind| Host { name: "mx.example".into(), tlsa: host(kind) }).collect();
-        Verdict { mx, hosts, ttl: MIN_TTL }
+        let groups = (0..).zip(hosts.split('|'));
+        let hosts =
+            groups.flat_map(|(preference, group)| group.chars().map(move |kind| host(preference, kind))).collect();
+        DaneVerdict { mx, hosts, ..DaneVerdict::empty(MIN_TTL) }
     }
 
     #[test]
-    fn coverage_of_each_kind() {
+    fn the_row_of_a_verdict() {
         for (mx, hosts, want) in [
-            (Mx::Signed, "u", Coverage::Every),
-            (Mx::Signed, "uu", Coverage::Every),
-            (Mx::Signed, "un", Coverage::Some),
-            (Mx::Signed, "ux", Coverage::Some),
-            (Mx::Signed, "x", Coverage::Unusable),
-            (Mx::Signed, "xn", Coverage::Unusable),
-            (Mx::Signed, "n", Coverage::Nothing),
-            (Mx::Unsigned, "u", Coverage::Unsigned),
-            (Mx::Unsigned, "un", Coverage::Unsigned),
-            (Mx::Unsigned, "x", Coverage::Nothing),
-            (Mx::Unsigned, "nn", Coverage::Nothing),
-            (Mx::Signed, "uf", Coverage::Partly { signed: true, usable: true }),
-            (Mx::Signed, "nf", Coverage::Partly { signed: true, usable: false }),
-            (Mx::Unsigned, "uf", Coverage::Partly { signed: false, usable: true }),
-            (Mx::Signed, "ff", Coverage::Unknown),
-            (Mx::Unsigned, "f", Coverage::Unknown),
-            (Mx::Failed("x".into()), "", Coverage::Unknown),
-            (Mx::Null, "", Coverage::Nothing),
-            (Mx::Nowhere, "", Coverage::Nothing),
+            (MxStatus::Signed, "u|u", Coverage::AllHosts),
+            (MxStatus::Signed, "u|n", Coverage::BestHosts),
+            (MxStatus::Signed, "n|u", Coverage::WorseHosts),
+            (MxStatus::Signed, "n|x", Coverage::SomeFailed),
+            (MxStatus::Unsigned, "x", Coverage::UnsignedFailed),
+            (MxStatus::Failed("x".into()), "", Coverage::MxFailed),
+            (MxStatus::Null, "", Coverage::NoTlsa),
+            (MxStatus::Nowhere, "", Coverage::NoTlsa),
+            (MxStatus::Signed, "", Coverage::NoAddress),
         ] {
             assert_eq!(verdict(mx.clone(), hosts).coverage(), want, "{mx:?} {hosts}");
         }
     }
 
     #[test]
+    fn records_without_data_are_noticed() {
+        for (hosts, want) in [
+            ("ub", DatalessTlsa::Absent),
+            ("d", DatalessTlsa::Alone),
+            ("bd|x", DatalessTlsa::Alone),
+            ("u|d", DatalessTlsa::BesideUsable),
+        ] {
+            assert_eq!(verdict(MxStatus::Signed, hosts).dataless(), want, "{hosts}");
+        }
+    }
+
+    #[test]
     fn hosts_with_records_have_rows_usable_or_not() {
-        let found = verdict(Mx::Signed, "uxnf");
-        assert_eq!(found.rows().len(), 2);
-        assert_eq!(found.failure(), Some("SERVFAIL"));
+        let found = verdict(MxStatus::Signed, "ubnx");
+        assert_eq!(found.tlsa_hosts().len(), 2);
+        assert_eq!(found.first_failure(), Some("SERVFAIL"));
+        assert_eq!(found.hosts_without_tlsa().collect::<Vec<_>>(), ["b.example", "n.example"]);
+        let unreachable = vec![("mx.example".to_owned(), "REFUSED".to_owned())];
+        let found = DaneVerdict { unreachable, ..verdict(MxStatus::Signed, "u") };
+        assert_eq!((found.coverage(), found.first_failure()), (Coverage::AllHosts, Some("REFUSED")));
     }
 }

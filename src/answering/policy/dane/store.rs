@@ -12,8 +12,8 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
-use crate::answering::policy::dane::cached_verdict::Held;
-use crate::answering::policy::dane::cached_verdict::STALE;
+use crate::answering::policy::dane::cached_verdict::CachedVerdict;
+use crate::answering::policy::dane::cached_verdict::MAX_STALE;
 use crate::store::{Batch, MAX_BATCH_RECORDS, Store, StoreError, Table};
 
 /// How long after it was found a verdict is in the store, while the disk keeps up: many go into one write.
@@ -23,7 +23,7 @@ pub const BEHIND: Duration = Duration::from_millis(250);
 pub struct Shelf {
     store: Arc<dyn Store>,
     /// What to set, or to remove.
-    dirty: Mutex<HashMap<String, Option<Held>>>,
+    dirty: Mutex<HashMap<String, Option<CachedVerdict>>>,
     /// Something waits.
     pub wake: Notify,
 }
@@ -35,11 +35,11 @@ impl Shelf {
     }
 
     /// The verdicts that may still serve at `now` (seconds), at most `limit`; the others are removed.
-    pub fn load(&self, now: i64, limit: usize) -> Result<Vec<(String, Held)>, StoreError> {
+    pub fn load(&self, now: i64, limit: usize) -> Result<Vec<(String, CachedVerdict)>, StoreError> {
         let (mut found, mut over) = (Vec::new(), Vec::new());
         self.store.visit(Table::Dane, b"", &mut |key, value| {
             let Ok(key) = std::str::from_utf8(key) else { return };
-            match Held::decode(value).filter(|held| now < held.until() + STALE && found.len() < limit) {
+            match CachedVerdict::decode(value).filter(|held| now < held.expires() + MAX_STALE && found.len() < limit) {
                 Some(held) => found.push((key.to_owned(), held)),
                 None => over.push(key.to_owned()),
             }
@@ -49,7 +49,7 @@ impl Shelf {
     }
 
     /// Keeps a verdict.
-    pub fn put(&self, key: String, held: Held) {
+    pub fn put(&self, key: String, held: CachedVerdict) {
         self.dirty.lock().insert(key, Some(held));
         self.wake.notify_one();
     }

@@ -12,12 +12,12 @@ use std::path::{Path, PathBuf};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 
-use crate::answering::socketmap::reply::{MAX_REPLY, Wording};
-use crate::answering::socketmap::server::ATTRIBUTES_SINCE;
+use crate::answering::policy::decision::ATTRIBUTES_SINCE;
+use crate::answering::socketmap::reply::{MAX_REPLY, MapName, Wording};
 use crate::checking::finding::{Finding, Severity};
 use crate::checking::host::access::{AccessKind, AccessObstacle, SystemUser};
 use crate::checking::host::postconf::{MasterService, PostfixInstance, split_list};
-use crate::config::{Config, ListenAddress, PostfixLevel, PostfixVersion};
+use crate::config::{Config, ListenAddress, PostfixVersion};
 
 /// The check of one service: the service, and where its parameters come from.
 struct ServiceCheck<'a> {
@@ -232,7 +232,7 @@ impl ServiceCheck<'_> {
             self.set_command(NAME, &self.get(NAME).replace(&format!(":{}", ours.map), &format!(":{name}")))
         };
         let (real, told) = (self.version(), self.config.postfix.version());
-        match Wording::of_map(ours.map.as_bytes()) {
+        match MapName::parse(ours.map.as_bytes()).map(|map| map.wording) {
             None => found.push(
                 self.finding(
                     Severity::Error,
@@ -283,7 +283,8 @@ impl ServiceCheck<'_> {
             Some(Wording::Policy | Wording::PolicyTlsrpt) => {}
         }
         let attributes_wrong = ours.map != "policy" && real < ATTRIBUTES_SINCE && told >= ATTRIBUTES_SINCE;
-        if real != told && !attributes_wrong {
+        let patch_differs = told.patch.is_some() && told.patch != real.patch;
+        if ((real.major, real.minor) != (told.major, told.minor) || patch_differs) && !attributes_wrong {
             let version = String::from(real);
             found.push(
                 Finding::new(
@@ -291,7 +292,7 @@ impl ServiceCheck<'_> {
                     "version-differs",
                     "tlswarden.toml [postfix] version",
                     format!("it says {}, and Postfix is {}", String::from(told), self.instance.get("mail_version")),
-                    "Answers are worded, and DANE under unsigned MX records is counted, for the version that is named.",
+                    "Answers are worded for the version that is named.",
                 )
                 .fix(format!("tlswarden.toml: [postfix] version = \"{version}\"")),
             );
@@ -303,7 +304,7 @@ impl ServiceCheck<'_> {
         let listen: Vec<String> = self.config.socketmap.listen.iter().map(ToString::to_string).collect();
         let listen = listen.join(", ");
         let elsewhere = self.policy_tables().into_iter().find_map(|(text, table)| {
-            let table = table.filter(|t| Wording::of_map(t.map.as_bytes()).is_some())?;
+            let table = table.filter(|t| MapName::parse(t.map.as_bytes()).is_some())?;
             Some((text, table))
         });
         let (name, problem, impact) = match &elsewhere {
@@ -379,7 +380,7 @@ impl ServiceCheck<'_> {
                 format!("tlswarden.toml: [[policy.override]] with answer = \"{level}\" for the domains that need it");
             found.push(finding.fix(self.set_command(NAME, "may")).fix(example));
         }
-        let told = level_name(self.config.postfix.default_level());
+        let told = self.config.postfix.default_level().name();
         // One service of its own kind is not what the daemon is told of.
         let of_its_own = self.service.overrides.contains_key(NAME) && told == self.instance.get(NAME);
         if told != level && !of_its_own {
@@ -488,26 +489,19 @@ impl ServiceCheck<'_> {
 
     fn check_insecure_mx(&self, found: &mut Vec<Finding>) {
         const NAME: &str = "smtp_tls_dane_insecure_mx_policy";
-        let real = self.get(NAME);
-        if !self.config.postfix.dnssec()
-            || !self.instance.has_parameter(NAME)
-            || self.version() != self.config.postfix.version()
-        {
+        if !self.config.postfix.dnssec() || !self.instance.has_parameter(NAME) {
             return;
         }
-        let may = self.config.postfix.insecure_mx_means_may();
-        let taken_for = if may { "may" } else { "dane" };
-        if real != taken_for {
-            let problem =
-                format!("under unsigned MX records `dane` is `{real}`; the daemon takes it for `{taken_for}`");
-            let impact = match may {
-                true => "Those sessions are checked against TLSA records and counted as under no policy.",
-                false => "Those sessions are counted under DANE, and are not held to it.",
+        let real = self.get(NAME);
+        let assumed = self.config.postfix.dane_insecure_mx_policy().name();
+        if real != assumed {
+            let problem = format!("under unsigned MX records `dane` is `{real}`; the daemon takes it for `{assumed}`");
+            let impact = match real {
+                "dane" => "The TLSA records of hosts under unsigned MX records are not asked for.",
+                _ => "Those sessions are counted under DANE, and are not held to it.",
             };
-            found.push(
-                self.finding(Severity::Warning, "insecure-mx", NAME, problem, impact)
-                    .fix(self.set_command(NAME, taken_for)),
-            );
+            let finding = self.finding(Severity::Warning, "insecure-mx", NAME, problem, impact);
+            found.push(finding.fix(format!("tlswarden.toml: [postfix] dane_insecure_mx_policy = \"{real}\"")));
         }
     }
 
@@ -571,18 +565,6 @@ fn has_hashed_certificate(folder: &Path) -> bool {
         hash.len() == 8 && hash.bytes().all(|b| b.is_ascii_hexdigit()) && number.parse::<u16>().is_ok()
     };
     std::fs::read_dir(folder).is_ok_and(|entries| entries.flatten().any(|e| e.file_name().to_str().is_some_and(hashed)))
-}
-
-fn level_name(level: PostfixLevel) -> &'static str {
-    match level {
-        PostfixLevel::None => "none",
-        PostfixLevel::May => "may",
-        PostfixLevel::Encrypt => "encrypt",
-        PostfixLevel::Dane => "dane",
-        PostfixLevel::DaneOnly => "dane-only",
-        PostfixLevel::Verify => "verify",
-        PostfixLevel::Secure => "secure",
-    }
 }
 
 /// How much a level asks of every destination.
