@@ -36,7 +36,7 @@ use crate::config::identity::missing_identity;
 use crate::metrics::{InputProgress, Metrics};
 use crate::net::dns::Resolver;
 use crate::reporting::schedule::Scheduler;
-pub use crate::reporting::schedule::{ArchivedReport, ReportOverview, ReportPreview, ReportState, ReportStatus};
+pub(crate) use crate::reporting::schedule::{ArchivedReport, ReportOverview, ReportPreview, ReportState, ReportStatus};
 use crate::store::Store;
 use crate::store::embedded::BACKUP_PREFIX;
 

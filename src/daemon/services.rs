@@ -22,11 +22,11 @@ pub use crate::daemon::replay::{ReplayError, ReplayRequest, ReplayResult, replay
 use crate::metrics::Metrics;
 use crate::net::dns::Resolver;
 use crate::net::https;
-pub use crate::reporting::dkim::key::{DkimPublicKey, KeyType, generate_key};
+pub(crate) use crate::reporting::dkim::key::{DkimPublicKey, KeyType, generate_key};
 use crate::reporting::dkim::signer::{self as reporting, Signer};
-pub use crate::reporting::report::build::gzip;
+pub(crate) use crate::reporting::report::build::gzip;
 use crate::reporting::schedule::{Scheduler, SchedulerContext, SchedulerSettings};
-pub use crate::store::StoreError;
+pub(crate) use crate::store::StoreError;
 use crate::store::embedded::EmbeddedStore;
 use crate::store::{Store, message_id_key};
 

@@ -4,6 +4,6 @@
 //! [`transport`] hands it over.
 
 pub mod dkim;
-pub mod report;
+pub(crate) mod report;
 pub mod schedule;
 pub mod transport;

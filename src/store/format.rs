@@ -28,19 +28,19 @@ pub const VERSION: u32 = 2;
 pub const VERSION_KEY: &[u8] = b"store-format";
 
 /// The longest key, in octets: an index page holds 256 of them and must stay under half a mebibyte.
-pub const MAX_KEY: usize = 1024;
+pub(crate) const MAX_KEY: usize = 1024;
 
 /// The longest value that is stored as one record, in octets: a leaf holds 17 of them and must stay under half a
 /// mebibyte, over which sled writes a file of its own that it never syncs.
-pub const MAX_PART: usize = 16 * 1024;
+pub(crate) const MAX_PART: usize = 16 * 1024;
 
 /// What a policy or a failure is known by inside a key.
-pub type Digest = [u8; 16];
+pub(crate) type Digest = [u8; 16];
 
 /// Stored octets that are not in this layout.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
-pub struct MalformedRecord(pub String);
+pub(crate) struct MalformedRecord(pub(crate) String);
 
 const COUNT_TAG: u8 = b'c';
 const POLICY_TAG: u8 = b'p';
@@ -52,7 +52,7 @@ const NO_POLICY: u8 = 0;
 const BY_DIGEST: u8 = 1;
 
 /// The key of a table's record.
-pub fn record_key(table: Table, key: &[u8]) -> Vec<u8> {
+pub(crate) fn record_key(table: Table, key: &[u8]) -> Vec<u8> {
     let tag = match table {
         Table::Position => b'm',
         Table::OpenState => b'o',
@@ -68,14 +68,14 @@ pub fn record_key(table: Table, key: &[u8]) -> Vec<u8> {
 }
 
 /// The key of one part of a long record.
-pub fn part_key(record: &[u8], number: u32) -> Vec<u8> {
+pub(crate) fn part_key(record: &[u8], number: u32) -> Vec<u8> {
     let length = u32::try_from(record.len()).unwrap_or(u32::MAX);
     [&[PART_TAG], &length.to_be_bytes()[..], record, &number.to_be_bytes()].concat()
 }
 
 /// The value that is stored under a record's key.
 #[derive(Debug, PartialEq, Eq)]
-pub enum StoredValue<'a> {
+pub(crate) enum StoredValue<'a> {
     /// All of it.
     Whole(&'a [u8]),
     /// Split into parts.
@@ -89,7 +89,7 @@ pub enum StoredValue<'a> {
 
 impl StoredValue<'_> {
     /// Its octets.
-    pub fn encode(&self) -> Vec<u8> {
+    pub(crate) fn encode(&self) -> Vec<u8> {
         match self {
             StoredValue::Whole(bytes) => [&[WHOLE_VALUE], *bytes].concat(),
             StoredValue::Parts { parts, length } => {
@@ -99,7 +99,7 @@ impl StoredValue<'_> {
     }
 
     /// Reads it back.
-    pub fn decode(bytes: &[u8]) -> Result<StoredValue<'_>, MalformedRecord> {
+    pub(crate) fn decode(bytes: &[u8]) -> Result<StoredValue<'_>, MalformedRecord> {
         match bytes.split_first() {
             Some((&WHOLE_VALUE, rest)) => Ok(StoredValue::Whole(rest)),
             Some((&VALUE_IN_PARTS, rest)) => {
@@ -114,33 +114,33 @@ impl StoredValue<'_> {
 
 /// Stored with each commit. A store whose records do not add up to it is damaged.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct StoreChecksum {
+pub(crate) struct StoreChecksum {
     /// How many commits the store has taken.
-    pub commits: u64,
+    pub(crate) commits: u64,
     /// The sum of [`record_checksum`] over all records except this one.
-    pub sum: u64,
+    pub(crate) sum: u64,
 }
 
 impl StoreChecksum {
     /// Its octets.
-    pub fn encode(self) -> [u8; 16] {
+    pub(crate) fn encode(self) -> [u8; 16] {
         (u128::from(self.commits) << 64 | u128::from(self.sum)).to_be_bytes()
     }
 
     /// Reads it back.
-    pub fn decode(bytes: &[u8]) -> Result<StoreChecksum, MalformedRecord> {
+    pub(crate) fn decode(bytes: &[u8]) -> Result<StoreChecksum, MalformedRecord> {
         let both = u128::from_be_bytes(bytes.try_into().map_err(|_| malformed("seal", bytes))?);
         Ok(StoreChecksum { commits: (both >> 64) as u64, sum: both as u64 })
     }
 }
 
 /// The key of the store's checksum.
-pub fn store_checksum_key() -> Vec<u8> {
+pub(crate) fn store_checksum_key() -> Vec<u8> {
     vec![CHECKSUM_TAG]
 }
 
 /// What a key and its value add to the sum of [`StoreChecksum`].
-pub fn record_checksum(key: &[u8], value: &[u8]) -> u64 {
+pub(crate) fn record_checksum(key: &[u8], value: &[u8]) -> u64 {
     let mut crc = flate2::Crc::new();
     crc.update(key);
     let of_key = crc.sum();
@@ -150,7 +150,7 @@ pub fn record_checksum(key: &[u8], value: &[u8]) -> u64 {
 
 /// Which policy a count belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum PolicyRef {
+pub(crate) enum PolicyRef {
     /// None was published, and its policy domain is the recipient domain: by far the most, so it has no record.
     None,
     /// The one with this digest.
@@ -159,20 +159,20 @@ pub enum PolicyRef {
 
 /// What is counted under a key.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct CountKey {
+pub(crate) struct CountKey {
     /// The UTC day.
-    pub day: Day,
+    pub(crate) day: Day,
     /// The recipient domain.
-    pub domain: String,
+    pub(crate) domain: String,
     /// The policy in force.
-    pub policy: PolicyRef,
+    pub(crate) policy: PolicyRef,
     /// `None` for the totals, else the digest of the failure.
-    pub failure: Option<Digest>,
+    pub(crate) failure: Option<Digest>,
 }
 
 impl CountKey {
     /// Its octets.
-    pub fn encode(&self) -> Vec<u8> {
+    pub(crate) fn encode(&self) -> Vec<u8> {
         let mut key = domain_prefix(self.day, &self.domain);
         match &self.policy {
             PolicyRef::None => key.push(NO_POLICY),
@@ -189,7 +189,7 @@ impl CountKey {
     }
 
     /// Reads it back.
-    pub fn decode(bytes: &[u8]) -> Result<CountKey, MalformedRecord> {
+    pub(crate) fn decode(bytes: &[u8]) -> Result<CountKey, MalformedRecord> {
         let wrong = || malformed("count key", bytes);
         let rest = bytes.strip_prefix(&[COUNT_TAG]).ok_or_else(wrong)?;
         let (day, mut rest) = rest.split_first_chunk::<4>().ok_or_else(wrong)?;
@@ -231,17 +231,17 @@ impl CountKey {
 }
 
 /// The first key that counts of a day can have; that of the next day ends them.
-pub fn day_prefix(day: Day) -> Vec<u8> {
+pub(crate) fn day_prefix(day: Day) -> Vec<u8> {
     [&[COUNT_TAG][..], &encode_day(day)].concat()
 }
 
 /// The range of all counts' keys: the first (inclusive) and the end (exclusive).
-pub fn counts_range() -> (Vec<u8>, Vec<u8>) {
+pub(crate) fn counts_range() -> (Vec<u8>, Vec<u8>) {
     (vec![COUNT_TAG], vec![COUNT_TAG + 1])
 }
 
 /// The first key that counts of a recipient domain can have on a day.
-pub fn domain_prefix(day: Day, domain: &str) -> Vec<u8> {
+pub(crate) fn domain_prefix(day: Day, domain: &str) -> Vec<u8> {
     let mut key = day_prefix(day);
     for octet in domain.bytes() {
         key.push(octet);
@@ -254,24 +254,24 @@ pub fn domain_prefix(day: Day, domain: &str) -> Vec<u8> {
 }
 
 /// The first key beyond the counts of a recipient domain on a day.
-pub fn domain_end(day: Day, domain: &str) -> Vec<u8> {
+pub(crate) fn domain_end(day: Day, domain: &str) -> Vec<u8> {
     let mut key = domain_prefix(day, domain);
     key.push(BY_DIGEST + 1);
     key
 }
 
 /// The key of a policy's text.
-pub fn policy_key(day: Day, digest: &Digest) -> Vec<u8> {
+pub(crate) fn policy_key(day: Day, digest: &Digest) -> Vec<u8> {
     [&[POLICY_TAG][..], &encode_day(day), digest].concat()
 }
 
 /// The range of the keys of all policies before `day`: the first (inclusive) and the end (exclusive).
-pub fn policies_range_before(day: Day) -> (Vec<u8>, Vec<u8>) {
+pub(crate) fn policies_range_before(day: Day) -> (Vec<u8>, Vec<u8>) {
     (vec![POLICY_TAG], [&[POLICY_TAG][..], &encode_day(day)].concat())
 }
 
 /// How a policy is named in a count's key, and its text where that needs a record.
-pub fn policy_ref(policy: &Policy, domain: &str) -> (PolicyRef, Option<Vec<u8>>) {
+pub(crate) fn policy_ref(policy: &Policy, domain: &str) -> (PolicyRef, Option<Vec<u8>>) {
     if *policy == Policy::none(domain) {
         return (PolicyRef::None, None);
     }
@@ -280,22 +280,22 @@ pub fn policy_ref(policy: &Policy, domain: &str) -> (PolicyRef, Option<Vec<u8>>)
 }
 
 /// Decodes a policy's text.
-pub fn decode_policy(text: &[u8]) -> Result<Policy, MalformedRecord> {
+pub(crate) fn decode_policy(text: &[u8]) -> Result<Policy, MalformedRecord> {
     serde_json::from_slice(text).map_err(|e| MalformedRecord(format!("a policy's text does not read back ({e})")))
 }
 
 /// Encodes a failure.
-pub fn encode_failure(failure: &Failure) -> Vec<u8> {
+pub(crate) fn encode_failure(failure: &Failure) -> Vec<u8> {
     to_json(failure)
 }
 
 /// Encodes totals: the sessions that succeeded, and those that failed.
-pub fn encode_totals(successful: u64, failed: u64) -> Vec<u8> {
+pub(crate) fn encode_totals(successful: u64, failed: u64) -> Vec<u8> {
     [&[WHOLE_VALUE], &successful.to_be_bytes()[..], &failed.to_be_bytes()].concat()
 }
 
 /// Decodes totals.
-pub fn decode_totals(bytes: &[u8]) -> Result<(u64, u64), MalformedRecord> {
+pub(crate) fn decode_totals(bytes: &[u8]) -> Result<(u64, u64), MalformedRecord> {
     let numbers: [u8; 16] = match bytes {
         [WHOLE_VALUE, numbers @ ..] => numbers.try_into().map_err(|_| malformed("totals", bytes))?,
         _ => return Err(malformed("totals", bytes)),
@@ -305,12 +305,12 @@ pub fn decode_totals(bytes: &[u8]) -> Result<(u64, u64), MalformedRecord> {
 }
 
 /// Encodes a detail: how many sessions failed that way, and the failure's text.
-pub fn encode_detail(count: u64, failure: &[u8]) -> Vec<u8> {
+pub(crate) fn encode_detail(count: u64, failure: &[u8]) -> Vec<u8> {
     [&[WHOLE_VALUE], &count.to_be_bytes()[..], failure].concat()
 }
 
 /// Decodes a detail: the count, and the failure's text.
-pub fn decode_detail(bytes: &[u8]) -> Result<(u64, &[u8]), MalformedRecord> {
+pub(crate) fn decode_detail(bytes: &[u8]) -> Result<(u64, &[u8]), MalformedRecord> {
     match bytes {
         [WHOLE_VALUE, rest @ ..] => {
             let (count, text) = rest.split_first_chunk().ok_or_else(|| malformed("detail", bytes))?;
@@ -321,12 +321,12 @@ pub fn decode_detail(bytes: &[u8]) -> Result<(u64, &[u8]), MalformedRecord> {
 }
 
 /// Decodes a failure's text.
-pub fn decode_failure(text: &[u8]) -> Result<Failure, MalformedRecord> {
+pub(crate) fn decode_failure(text: &[u8]) -> Result<Failure, MalformedRecord> {
     serde_json::from_slice(text).map_err(|e| MalformedRecord(format!("a failure's text does not read back ({e})")))
 }
 
 /// The digest of a text.
-pub fn digest(text: &[u8]) -> Digest {
+pub(crate) fn digest(text: &[u8]) -> Digest {
     let whole = ring::digest::digest(&ring::digest::SHA256, text);
     let mut cut = Digest::default();
     cut.copy_from_slice(&whole.as_ref()[..16]);

@@ -14,7 +14,7 @@ const KEY: &[u8] = b"own-message-id-secret";
 ///
 /// # Errors
 /// Those of the store; [`StoreError::Corrupt`] where the stored secret has another length.
-pub fn load_or_create(store: &dyn Store) -> Result<MessageIdKey, StoreError> {
+pub(crate) fn load_or_create(store: &dyn Store) -> Result<MessageIdKey, StoreError> {
     match store.read(Table::NamedValue, KEY)? {
         Some(bytes) if bytes.len() == KEY_LENGTH => Ok(MessageIdKey::from_bytes(&bytes)),
         Some(bytes) => Err(StoreError::Corrupt(format!("the Message-ID secret has {} octets", bytes.len()))),

@@ -51,7 +51,7 @@ pub struct Batch {
 pub const MAX_BATCH_RECORDS: usize = 500;
 
 /// A record as a scan returns it: its key and its value.
-pub type StoredRecord = (Vec<u8>, Vec<u8>);
+pub(crate) type StoredRecord = (Vec<u8>, Vec<u8>);
 
 /// The store. Calls block for as long as the disk does; call them off the answering path.
 pub trait Store: Send + Sync + 'static {

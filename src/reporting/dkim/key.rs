@@ -19,11 +19,11 @@ use crate::base::printable::escape_and_cut;
 use crate::net::dns::{DnsError, Resolver};
 
 /// Bits of an RSA key that is made: what every verifier takes (RFC 8301 §3.2), and a record of two strings.
-pub const RSA_BITS: usize = 2048;
+pub(crate) const RSA_BITS: usize = 2048;
 
 /// The type of a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub enum KeyType {
+pub(crate) enum KeyType {
     /// RSA with SHA-256: every receiver verifies it.
     Rsa,
     /// Ed25519 (RFC 8463): short, and not known to every receiver; sign with an RSA key too.
@@ -42,19 +42,19 @@ impl KeyType {
 
 /// The public half of a key, and where it is published.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct DkimPublicKey {
+pub(crate) struct DkimPublicKey {
     /// `s=` of a signature.
-    pub selector: String,
+    pub(crate) selector: String,
     /// `d=`.
-    pub domain: String,
+    pub(crate) domain: String,
     /// `k=` of the record.
-    pub key_type: KeyType,
+    pub(crate) key_type: KeyType,
     /// The content of `p=`: SubjectPublicKeyInfo of an RSA key, the 32 octets of an Ed25519 key.
     public_key: Vec<u8>,
 }
 
 /// Generates a key. Returns the private half, PKCS#8 in PEM, and the public one. Takes up to a second.
-pub fn generate_key(key_type: KeyType, selector: &str, domain: &str) -> Result<(String, DkimPublicKey), String> {
+pub(crate) fn generate_key(key_type: KeyType, selector: &str, domain: &str) -> Result<(String, DkimPublicKey), String> {
     let public =
         |bytes| DkimPublicKey { selector: selector.to_owned(), domain: domain.to_owned(), key_type, public_key: bytes };
     match key_type {
@@ -100,17 +100,17 @@ impl DkimPublicKey {
     }
 
     /// The name of the record: `SELECTOR._domainkey.DOMAIN`.
-    pub fn record_name(&self) -> String {
+    pub(crate) fn record_name(&self) -> String {
         format!("{}._domainkey.{}", self.selector, self.domain)
     }
 
     /// The record, with the service type that RFC 8460 §3 wants.
-    pub fn record(&self) -> String {
+    pub(crate) fn record(&self) -> String {
         format!("v=DKIM1; k={}; s=tlsrpt; p={}", self.key_type.name(), BASE64_STANDARD.encode(&self.public_key))
     }
 
     /// The record as a zone file has it: strings of 255 octets at most (RFC 1035 §3.3.14).
-    pub fn zone_line(&self) -> String {
+    pub(crate) fn zone_line(&self) -> String {
         let record = self.record();
         let strings: Vec<String> =
             record.as_bytes().chunks(255).map(|part| format!("\"{}\"", String::from_utf8_lossy(part))).collect();
@@ -118,7 +118,7 @@ impl DkimPublicKey {
     }
 
     /// Compares the key with its record in DNS. An error is one line that names the key and ends with what to publish.
-    pub async fn check_record(&self, resolver: &Resolver) -> Result<(), String> {
+    pub(crate) async fn check_record(&self, resolver: &Resolver) -> Result<(), String> {
         let name = self.record_name();
         match self.find_fault(resolver).await {
             Ok(None) => Ok(()),
@@ -132,7 +132,7 @@ impl DkimPublicKey {
     }
 
     /// What a verifier would find wrong in the record in DNS. An error says why DNS does not answer.
-    pub async fn find_fault(&self, resolver: &Resolver) -> Result<Option<String>, String> {
+    pub(crate) async fn find_fault(&self, resolver: &Resolver) -> Result<Option<String>, String> {
         match resolver.txt(&self.record_name()).await {
             Ok(answer) => Ok(self.compare(&answer.records).err()),
             Err(DnsError::NoSuchDomain { .. } | DnsError::NoRecords { .. }) => {

@@ -26,7 +26,7 @@ use crate::reporting::dkim::key::DkimPublicKey;
 const KEY_FOLDER: &str = "/etc/tlswarden/dkim.d";
 
 /// The largest key file that is read, in octets: an RSA key of 4096 bits has 3.3 KiB.
-pub const MAX_KEY_FILE: u64 = 64 * 1024;
+pub(crate) const MAX_KEY_FILE: u64 = 64 * 1024;
 
 /// The headers that are signed: all that a receiver relies on. From, To and Subject twice, so that no second one can be added.
 const SIGNED_HEADERS: [&str; 14] = [
@@ -50,9 +50,9 @@ const SIGNED_HEADERS: [&str; 14] = [
 pub struct Signer {
     keys: Vec<LoadedKey>,
     /// Warnings about the keys and the password, one line each.
-    pub warnings: Vec<String>,
+    pub(crate) warnings: Vec<String>,
     /// Their public halves.
-    pub public_keys: Vec<DkimPublicKey>,
+    pub(crate) public_keys: Vec<DkimPublicKey>,
 }
 
 /// A key, bound to its selector and domain.
@@ -66,16 +66,16 @@ enum LoadedKey {
 #[error("[[report.dkim]] {selector}: {}: {fault}", .path.display())]
 pub struct DkimKeyError {
     /// `s=`.
-    pub selector: String,
+    pub(crate) selector: String,
     /// The file.
-    pub path: PathBuf,
+    pub(crate) path: PathBuf,
     /// What is wrong.
-    pub fault: DkimKeyFault,
+    pub(crate) fault: DkimKeyFault,
 }
 
 /// What is wrong with a key.
 #[derive(Debug, thiserror::Error)]
-pub enum DkimKeyFault {
+pub(crate) enum DkimKeyFault {
     /// The selector or the domain is not a valid DNS name.
     #[error("invalid selector and domain \"{0}\": expected DNS labels, such as \"tlsrpt\"")]
     InvalidName(String),
@@ -107,9 +107,9 @@ pub enum DkimKeyFault {
 #[error("the DKIM key of selector `{selector}` did not sign: {why}")]
 pub struct SignError {
     /// `s=`.
-    pub selector: String,
+    pub(crate) selector: String,
     /// What the signing library says.
-    pub why: String,
+    pub(crate) why: String,
 }
 
 impl Signer {

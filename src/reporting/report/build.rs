@@ -20,23 +20,23 @@ use crate::config::identity::Identity;
 
 /// A report, ready to be put into a message.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Report {
+pub(crate) struct Report {
     /// The day.
-    pub day: Day,
+    pub(crate) day: Day,
     /// The domain that it is about.
-    pub domain: String,
+    pub(crate) domain: String,
     /// What the JSON says.
-    pub document: ReportDocument,
+    pub(crate) document: ReportDocument,
     /// The JSON.
-    pub json: Vec<u8>,
+    pub(crate) json: Vec<u8>,
     /// The JSON, gzipped.
-    pub gzip: Vec<u8>,
+    pub(crate) gzip: Vec<u8>,
     /// The file name (RFC 8460 §5.1).
-    pub file_name: String,
+    pub(crate) file_name: String,
     /// The Subject (RFC 8460 §5.3).
-    pub subject: String,
+    pub(crate) subject: String,
     /// How many failure details were merged by result type, so that the report fits.
-    pub merged_details: usize,
+    pub(crate) merged_details: usize,
 }
 
 /// The octets that a message may need for its headers and its text part, at most.
@@ -48,81 +48,81 @@ const MAX_JSON: usize = 20_000_000;
 /// The report as JSON has it (RFC 8460 §4.4).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub struct ReportDocument {
+pub(crate) struct ReportDocument {
     /// Who reports.
-    pub organization_name: String,
+    pub(crate) organization_name: String,
     /// The day.
-    pub date_range: DateRange,
+    pub(crate) date_range: DateRange,
     /// Whom to ask.
-    pub contact_info: String,
+    pub(crate) contact_info: String,
     /// The identifier.
-    pub report_id: String,
+    pub(crate) report_id: String,
     /// One element a policy.
-    pub policies: Vec<PolicyResult>,
+    pub(crate) policies: Vec<PolicyResult>,
 }
 
 /// `date-range`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub struct DateRange {
+pub(crate) struct DateRange {
     /// The first second, RFC 3339.
-    pub start_datetime: String,
+    pub(crate) start_datetime: String,
     /// The last second.
-    pub end_datetime: String,
+    pub(crate) end_datetime: String,
 }
 
 /// An element of `policies`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub struct PolicyResult {
+pub(crate) struct PolicyResult {
     /// The policy.
-    pub policy: Policy,
+    pub(crate) policy: Policy,
     /// Its sessions.
-    pub summary: Summary,
+    pub(crate) summary: Summary,
     /// How they failed; left out when none did, as the large senders do.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub failure_details: Vec<FailureDetail>,
+    pub(crate) failure_details: Vec<FailureDetail>,
 }
 
 /// `summary`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub struct Summary {
+pub(crate) struct Summary {
     /// Sessions that succeeded.
-    pub total_successful_session_count: u64,
+    pub(crate) total_successful_session_count: u64,
     /// Sessions that failed.
-    pub total_failure_session_count: u64,
+    pub(crate) total_failure_session_count: u64,
 }
 
 /// An element of `failure-details`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub struct FailureDetail {
+pub(crate) struct FailureDetail {
     /// What is common to them.
     #[serde(flatten)]
-    pub failure: Failure,
+    pub(crate) failure: Failure,
     /// How many.
-    pub failed_session_count: u64,
+    pub(crate) failed_session_count: u64,
 }
 
 /// A `report-id`: `day.unique@submitter`, the form that the Subject wants (RFC 5322 §3.6.4).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
-pub struct ReportId(String);
+pub(crate) struct ReportId(String);
 
 impl ReportId {
     /// Generates a new one. Fails where the system has no random octets.
-    pub fn generate(day: Day, submitter: &str) -> io::Result<ReportId> {
+    pub(crate) fn generate(day: Day, submitter: &str) -> io::Result<ReportId> {
         Ok(ReportId::from_parts(day, &own_reports::hex(&own_reports::random_bytes::<8>()?), submitter))
     }
 
     /// One that no report is sent under.
-    pub fn preview(day: Day, submitter: &str) -> ReportId {
+    pub(crate) fn preview(day: Day, submitter: &str) -> ReportId {
         ReportId::from_parts(day, "preview", submitter)
     }
 
     /// One that no supplement is sent under.
-    pub fn preview_of_supplement(day: Day, submitter: &str) -> ReportId {
+    pub(crate) fn preview_of_supplement(day: Day, submitter: &str) -> ReportId {
         ReportId::from_parts(day, "supplement", submitter)
     }
 
@@ -131,7 +131,7 @@ impl ReportId {
     }
 
     /// The text between the angle brackets.
-    pub fn as_str(&self) -> &str {
+    pub(crate) fn as_str(&self) -> &str {
         &self.0
     }
 
@@ -150,7 +150,7 @@ impl fmt::Display for ReportId {
 
 impl Report {
     /// Builds the report from the rows of a day and domain (or MX host). `max_size`: its largest size as a message, in octets.
-    pub fn build(
+    pub(crate) fn build(
         identity: &Identity,
         day: Day,
         domain: &str,
@@ -183,7 +183,7 @@ impl Report {
     }
 
     /// All policies' sessions together.
-    pub fn total(&self) -> Summary {
+    pub(crate) fn total(&self) -> Summary {
         self.document.policies.iter().fold(Summary::default(), |sum, p| sum.add(p.summary))
     }
 }
@@ -285,7 +285,7 @@ fn to_json(document: &ReportDocument) -> Vec<u8> {
 }
 
 /// Compressed, the same octets always giving the same: no name, no time.
-pub fn gzip(bytes: &[u8]) -> Vec<u8> {
+pub(crate) fn gzip(bytes: &[u8]) -> Vec<u8> {
     let mut encoder = GzBuilder::new().mtime(0).write(Vec::new(), Compression::default());
     // Writing into a Vec does not fail.
     encoder.write_all(bytes).and_then(|()| encoder.finish()).expect("room in memory")

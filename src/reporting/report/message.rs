@@ -26,17 +26,17 @@ use crate::reporting::dkim::signer::{SignError, Signer};
 use crate::reporting::report::build::{PolicyResult, Report};
 
 /// The longest line of a message, in octets without CRLF (RFC 5322 §2.1.1).
-pub const MAX_LINE: usize = 998;
+pub(crate) const MAX_LINE: usize = 998;
 
 /// How many policies the part for people lists.
-pub const MAX_POLICIES: usize = 20;
+pub(crate) const MAX_POLICIES: usize = 20;
 
 /// How many kinds of failure it lists for each.
-pub const MAX_DETAILS: usize = 20;
+pub(crate) const MAX_DETAILS: usize = 20;
 
 /// Why a message was not made.
 #[derive(Debug, thiserror::Error)]
-pub enum MessageError {
+pub(crate) enum MessageError {
     /// A value has an octet that is not allowed in a header; the header's name.
     #[error("the value of {0} has an octet that no header may have")]
     InvalidHeaderValue(&'static str),
@@ -53,7 +53,7 @@ pub enum MessageError {
 
 /// Builds and signs the message of one report to one recipient. `message_id` has no angle brackets, `now` is in seconds
 /// since 1970-01-01T00:00:00Z.
-pub fn build_message(
+pub(crate) fn build_message(
     identity: &Identity,
     report: &Report,
     to: &Mailbox,

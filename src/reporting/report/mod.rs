@@ -4,9 +4,9 @@
 //! When it fails: one line a fault, in the words of the configuration.
 //! Not here: when a report is sent (`schedule`).
 
-pub mod build;
-pub mod message;
-pub mod recipients;
+pub(crate) mod build;
+pub(crate) mod message;
+pub(crate) mod recipients;
 
 use crate::base::rua_record::{Destination, Recipients};
 use crate::base::tlsrpt::{Day, PolicyType, TallyRow};
@@ -23,22 +23,22 @@ use recipients::{RecipientFilter, ReportSubject};
 
 /// Builds, signs and delivers reports; holds what every report needs.
 #[derive(Debug)]
-pub struct ReportSender {
+pub(crate) struct ReportSender {
     /// Who reports.
-    pub identity: Identity,
+    pub(crate) identity: Identity,
     /// The DKIM keys.
-    pub signer: Signer,
+    pub(crate) signer: Signer,
     /// Who gets reports.
-    pub recipient_filter: RecipientFilter,
+    pub(crate) recipient_filter: RecipientFilter,
     /// How mail is handed over.
-    pub transport: Transport,
+    pub(crate) transport: Transport,
     /// The largest report, in octets, as it is on its way.
-    pub max_size: usize,
+    pub(crate) max_size: usize,
 }
 
 impl ReportSender {
     /// Reads addresses and keys; nothing while [`missing_identity`] names something. Fails with one line a fault.
-    pub fn load(section: &ReportSection) -> Result<Option<ReportSender>, Vec<String>> {
+    pub(crate) fn load(section: &ReportSection) -> Result<Option<ReportSender>, Vec<String>> {
         let recipient_filter = RecipientFilter::from_section(section);
         if !missing_identity(section).is_empty() {
             return Ok(None);
@@ -53,7 +53,7 @@ impl ReportSender {
 
     /// Builds what is sent to a destination: a signed message, or the gzip alone for a POST. `identity` is who reported,
     /// `message_id` has no angle brackets, `now` is in seconds since 1970-01-01T00:00:00Z. It signs: not for a task's thread.
-    pub fn build_payload(
+    pub(crate) fn build_payload(
         &self,
         identity: &Identity,
         report: &Report,
@@ -68,7 +68,7 @@ impl ReportSender {
     }
 
     /// Delivers what [`ReportSender::build_payload`] built. When `cancel` resolves (the daemon ends), it returns at once.
-    pub async fn deliver(
+    pub(crate) async fn deliver(
         &self,
         https: &https::HttpsClient,
         to: &Destination,
@@ -88,7 +88,7 @@ impl ReportSender {
 
 /// The rows of a day that a report about an MX host has, out of those of recipient domains: the sessions under its own
 /// TLSA records. They name no recipient domain: another name of the host is left out of the details, for it may be one.
-pub fn rows_of_host<'a>(host: &str, rows: impl IntoIterator<Item = &'a TallyRow>) -> Vec<TallyRow> {
+pub(crate) fn rows_of_host<'a>(host: &str, rows: impl IntoIterator<Item = &'a TallyRow>) -> Vec<TallyRow> {
     let own = |row: &&TallyRow| row.policy.policy_type == PolicyType::Tlsa && row.policy.policy_domain == host;
     let nameless = |row: &TallyRow| {
         let mut row = TallyRow { domain: host.to_owned(), ..row.clone() };
@@ -101,13 +101,13 @@ pub fn rows_of_host<'a>(host: &str, rows: impl IntoIterator<Item = &'a TallyRow>
 }
 
 /// Whether a report of these rows has anything that failed, a policy included.
-pub fn has_failures(rows: &[TallyRow]) -> bool {
+pub(crate) fn has_failures(rows: &[TallyRow]) -> bool {
     rows.iter().any(|row| row.failed > 0 || !row.details.is_empty())
 }
 
 /// Looks up where a domain or MX host wants its reports of a day, without the destinations that the administrator
 /// suppressed. Whether a report is wanted at all is for [`RecipientFilter::check_wanted`].
-pub async fn look_up_served_recipients(
+pub(crate) async fn look_up_served_recipients(
     resolver: &Resolver,
     recipient_filter: &RecipientFilter,
     subject: &ReportSubject,

@@ -19,7 +19,7 @@ use crate::config::{ReportSection, SuppressSection};
 /// The policy domain that a report is about (RFC 8460 §1.1). Its text form, a domain or `mx:` and a host, reads back equal.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
-pub enum ReportSubject {
+pub(crate) enum ReportSubject {
     /// A recipient domain: all its sessions, whatever the policy.
     Domain(String),
     /// An MX host (a TLSA base domain): its sessions under its own TLSA records, of all recipient domains together.
@@ -28,7 +28,7 @@ pub enum ReportSubject {
 
 impl ReportSubject {
     /// The policy domain: where `_smtp._tls` is looked up, `TLS-Report-Domain`, the name in file name and Subject.
-    pub fn name(&self) -> &str {
+    pub(crate) fn name(&self) -> &str {
         match self {
             ReportSubject::Domain(name) | ReportSubject::Host(name) => name,
         }
@@ -73,7 +73,7 @@ impl TryFrom<String> for ReportSubject {
 
 /// Which domains and destinations get reports, by `[report]`.
 #[derive(Clone, Debug)]
-pub struct RecipientFilter {
+pub(crate) struct RecipientFilter {
     only_failures: bool,
     allow: Vec<String>,
     suppress: Vec<SuppressSection>,
@@ -82,7 +82,7 @@ pub struct RecipientFilter {
 
 impl RecipientFilter {
     /// Reads the section, which the configuration has checked.
-    pub fn from_section(section: &ReportSection) -> RecipientFilter {
+    pub(crate) fn from_section(section: &ReportSection) -> RecipientFilter {
         RecipientFilter {
             only_failures: section.only_failures,
             allow: section.allow.clone(),
@@ -92,12 +92,12 @@ impl RecipientFilter {
     }
 
     /// Whether a report without any failure is not sent: then [`RecipientFilter::check_wanted`] needs to know whether there is one.
-    pub fn only_failures(&self) -> bool {
+    pub(crate) fn only_failures(&self) -> bool {
         self.only_failures
     }
 
     /// Checks that a report of this day about this subject is wanted at all; `failures`: whether it has any.
-    pub fn check_wanted(&self, subject: &ReportSubject, day: Day, failures: bool) -> Result<(), NoRecipients> {
+    pub(crate) fn check_wanted(&self, subject: &ReportSubject, day: Day, failures: bool) -> Result<(), NoRecipients> {
         let name = subject.name();
         let unwanted = |option: String| Err(NoRecipients::Unwanted(option));
         if !self.allow.is_empty() && !self.allow.iter().any(|pattern| pattern_matches(pattern, name)) {
@@ -115,7 +115,7 @@ impl RecipientFilter {
     }
 
     /// Leaves out the destinations that are suppressed, and those above `max_destinations`.
-    pub fn apply_limits(&self, found: Recipients, day: Day) -> Result<Recipients, NoRecipients> {
+    pub(crate) fn apply_limits(&self, found: Recipients, day: Day) -> Result<Recipients, NoRecipients> {
         let Recipients { destinations, skipped, more_skipped } = found;
         let mut limited = Recipients { destinations: Vec::new(), skipped, more_skipped };
         for destination in destinations {

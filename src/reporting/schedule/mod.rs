@@ -16,8 +16,8 @@ mod mx_hosts;
 mod overview;
 mod planner;
 mod preview;
-pub mod records;
-pub mod snapshot;
+pub(crate) mod records;
+pub(crate) mod snapshot;
 
 use std::collections::{BTreeSet, HashSet, VecDeque};
 use std::sync::Arc;
@@ -40,34 +40,34 @@ use crate::reporting::report::ReportSender;
 use crate::reporting::transport::DeliveryTimeouts;
 use crate::store::group_commit::GroupCommit;
 use crate::store::{Batch, Store, StoreError, Table};
-pub use overview::{ArchivedReport, ReportOverview, ReportState, ReportStatus};
-pub use preview::ReportPreview;
+pub(crate) use overview::{ArchivedReport, ReportOverview, ReportState, ReportStatus};
+pub(crate) use preview::ReportPreview;
 use records::{DeliveryState, Queue, RecordKey, ReportDelivery, ReportKey, delivery_key, to_json};
 
 /// The most look-ups and deliveries at once: enough that reading, signing and the disk overlap.
-pub const MAX_JOBS: usize = 32;
+pub(crate) const MAX_JOBS: usize = 32;
 
 /// The most deliveries at the MTA at once: enough that one slow reply holds up nothing, few enough for any MTA (Exim
 /// takes 20 connections by default).
-pub const MAX_DELIVERIES: usize = 8;
+pub(crate) const MAX_DELIVERIES: usize = 8;
 
 /// The most jobs that are read from the store at once, so that reading costs little for each job.
 const MAX_QUEUED: usize = 128;
 
 /// How long a look-up or a delivery is tried, from its first try, in seconds (RFC 8460 §5.5).
-pub const RETRY_FOR: i64 = 24 * 3600;
+pub(crate) const RETRY_FOR: i64 = 24 * 3600;
 
 /// The delay before the first retry, in seconds; it doubles with each retry, up to [`MAX_RETRY_DELAY`].
-pub const FIRST_RETRY_DELAY: i64 = 300;
+pub(crate) const FIRST_RETRY_DELAY: i64 = 300;
 
 /// The longest delay before a retry, in seconds.
-pub const MAX_RETRY_DELAY: i64 = 4 * 3600;
+pub(crate) const MAX_RETRY_DELAY: i64 = 4 * 3600;
 
 /// How long after its moment a report waits for inputs that lag, in seconds.
-pub const WAIT_FOR_INPUTS: i64 = 12 * 3600;
+pub(crate) const WAIT_FOR_INPUTS: i64 = 12 * 3600;
 
 /// How long late counts are collected before their supplement is built, in seconds.
-pub const SUPPLEMENT_DELAY: i64 = 3600;
+pub(crate) const SUPPLEMENT_DELAY: i64 = 3600;
 
 /// The least and the most time between two scans of the store. Scanning takes one part in [`SCAN_TIME_FACTOR`] of the time.
 const MIN_SCAN_INTERVAL: Duration = Duration::from_secs(1);
@@ -79,35 +79,35 @@ const NOT_BEFORE_KEY: &[u8] = b"report-not-before";
 
 /// The store, clients and clock that the scheduler works with.
 #[derive(Clone)]
-pub struct SchedulerContext {
+pub(crate) struct SchedulerContext {
     /// Counts and records.
-    pub store: Arc<dyn Store>,
+    pub(crate) store: Arc<dyn Store>,
     /// For `_smtp._tls` records.
-    pub resolver: Resolver,
+    pub(crate) resolver: Resolver,
     /// For receivers by https.
-    pub https: https::HttpsClient,
+    pub(crate) https: https::HttpsClient,
     /// How far the inputs are; every input must have its entry before [`Scheduler::run`].
-    pub metrics: Metrics,
+    pub(crate) metrics: Metrics,
     /// The time.
-    pub clock: Clock,
+    pub(crate) clock: Clock,
     /// The key of our Message-IDs.
-    pub message_id_key: MessageIdKey,
+    pub(crate) message_id_key: MessageIdKey,
 }
 
 /// The scheduler's configuration.
 #[derive(Debug)]
 pub struct SchedulerSettings {
     /// Over how long reports are spread, in seconds.
-    pub spread: i64,
+    pub(crate) spread: i64,
     /// How long counts are kept after their day, in seconds.
-    pub retention: i64,
+    pub(crate) retention: i64,
     /// Builds and sends reports; `None` while the identity is incomplete.
-    pub sender: Option<ReportSender>,
+    pub(crate) sender: Option<ReportSender>,
 }
 
 impl SchedulerSettings {
     /// Reads the section and the keys that it names. Fails with one line a fault.
-    pub fn load(section: &ReportSection) -> Result<SchedulerSettings, Vec<String>> {
+    pub(crate) fn load(section: &ReportSection) -> Result<SchedulerSettings, Vec<String>> {
         let seconds = |span: Duration| i64::try_from(span.as_secs()).unwrap_or(i64::MAX / 4).min(i64::MAX / 4);
         Ok(SchedulerSettings {
             spread: seconds(section.spread.0),
@@ -157,7 +157,7 @@ enum Job {
 impl Scheduler {
     /// Records that the old store was lost: days before today are not reported then, because they may have been reported.
     /// To be called as soon as the store is open: a start that fails afterwards must not forget it.
-    pub fn record_store_loss(store: &dyn Store, clock: Clock, metrics: &Metrics) -> Result<(), StoreError> {
+    pub(crate) fn record_store_loss(store: &dyn Store, clock: Clock, metrics: &Metrics) -> Result<(), StoreError> {
         let today = Day::of(clock.seconds());
         let set = vec![(Table::NamedValue, NOT_BEFORE_KEY.to_vec(), Some(to_json(&today)))];
         store.write(Batch { add: Vec::new(), set })?;
@@ -169,7 +169,7 @@ impl Scheduler {
 
     /// Takes up what the store holds; tries that were under way when the last process ended become unknown.
     /// Blocks for as long as the store does.
-    pub fn open(context: SchedulerContext, settings: SchedulerSettings) -> Result<Arc<Scheduler>, StoreError> {
+    pub(crate) fn open(context: SchedulerContext, settings: SchedulerSettings) -> Result<Arc<Scheduler>, StoreError> {
         let store = &*context.store;
         let mut batch = Batch::default();
         // At most MAX_JOBS of them.
@@ -205,7 +205,7 @@ impl Scheduler {
     }
 
     /// The queue IDs under which the MTA accepted our reports.
-    pub fn own_queue_ids(&self) -> OwnQueueIds {
+    pub(crate) fn own_queue_ids(&self) -> OwnQueueIds {
         self.own_queue_ids.clone()
     }
 
@@ -215,7 +215,7 @@ impl Scheduler {
     }
 
     /// Works until `shutdown` becomes true (or its sender goes), then lets what is under way end within 5 seconds.
-    pub async fn run(self: Arc<Self>, mut shutdown: watch::Receiver<bool>) {
+    pub(crate) async fn run(self: Arc<Self>, mut shutdown: watch::Receiver<bool>) {
         let mut under_way = JoinSet::new();
         let mut keeping = JoinSet::new();
         let mut queue = VecDeque::new();

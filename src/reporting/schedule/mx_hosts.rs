@@ -24,16 +24,16 @@ const PAGE_SIZE: usize = 200;
 /// The counts of an MX host, from the reports about recipient domains.
 pub(super) struct HostCounts {
     /// The rows of a report about it.
-    pub rows: Vec<TallyRow>,
+    pub(crate) rows: Vec<TallyRow>,
     /// For each of the domains, the destinations of its report.
-    pub domain_destinations: Vec<Vec<Destination>>,
+    pub(crate) domain_destinations: Vec<Vec<Destination>>,
     /// Whether one of the domains has not been looked up yet.
-    pub lookups_pending: bool,
+    pub(crate) lookups_pending: bool,
 }
 
 impl HostCounts {
     /// Excludes the destinations that get all of it already.
-    pub fn exclude_reported(&self, found: Recipients) -> Result<Recipients, NoRecipients> {
+    pub(crate) fn exclude_reported(&self, found: Recipients) -> Result<Recipients, NoRecipients> {
         found.without(&self.domain_destinations)
     }
 }

@@ -19,10 +19,10 @@ use crate::reporting::schedule::{Job, Scheduler};
 use crate::store::{Batch, StoreError, Table};
 
 /// The most lines in one answer: what a terminal can be asked to show, and some tens of MiB.
-pub const MAX_LISTED: usize = 100_000;
+pub(crate) const MAX_LISTED: usize = 100_000;
 
 /// The most lines of an overview: a screen or two.
-pub const MAX_OPEN_LISTED: usize = 50;
+pub(crate) const MAX_OPEN_LISTED: usize = 50;
 
 /// How many records are read at once.
 const PAGE_SIZE: usize = 1000;
@@ -32,37 +32,37 @@ const PAGE_SIZE: usize = 1000;
 #[serde(rename_all = "kebab-case")]
 pub struct ReportStatus {
     /// The UTC day.
-    pub day: Day,
+    pub(crate) day: Day,
     /// The recipient domain; `mx:` and its name for an MX host.
-    pub domain: String,
+    pub(crate) domain: String,
     /// Whether it is about what was counted after the day's first report was settled.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub supplement: bool,
+    pub(crate) supplement: bool,
     /// The destination, once it is known.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub destination: Option<Destination>,
+    pub(crate) destination: Option<Destination>,
     /// The report's identifier, once it has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub report_id: Option<String>,
+    pub(crate) report_id: Option<String>,
     /// How far it is.
-    pub state: ReportState,
+    pub(crate) state: ReportState,
     /// When something happens next, in seconds since 1970-01-01T00:00:00Z; nothing where it is done.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub next: Option<i64>,
+    pub(crate) next: Option<i64>,
     /// When it was last tried.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub tried: Option<i64>,
+    pub(crate) tried: Option<i64>,
     /// How often it was tried.
-    pub attempts: u32,
+    pub(crate) attempts: u32,
     /// What the last try came to.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub last: Option<String>,
+    pub(crate) last: Option<String>,
 }
 
 /// The state of a [`ReportStatus`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum ReportState {
+pub(crate) enum ReportState {
     /// For its moment, for an input that lags, or for DNS.
     Waiting,
     /// The domain gets no report of this day.
@@ -86,9 +86,9 @@ pub enum ReportState {
 #[serde(rename_all = "kebab-case")]
 pub struct ReportOverview {
     /// How many lines there are in each state.
-    pub counts: BTreeMap<ReportState, u64>,
+    pub(crate) counts: BTreeMap<ReportState, u64>,
     /// The first of those that are still to go or went wrong, oldest day first, [`MAX_OPEN_LISTED`] at most.
-    pub open: Vec<ReportStatus>,
+    pub(crate) open: Vec<ReportStatus>,
 }
 
 /// The content of a report that was sent or will be, and its deliveries.
@@ -96,11 +96,11 @@ pub struct ReportOverview {
 #[serde(rename_all = "kebab-case")]
 pub struct ArchivedReport {
     /// The name of the attached file.
-    pub file_name: String,
+    pub(crate) file_name: String,
     /// The JSON, as it is compressed for its receivers.
-    pub json: String,
+    pub(crate) json: String,
     /// Where it goes, and how far that is.
-    pub deliveries: Vec<ReportStatus>,
+    pub(crate) deliveries: Vec<ReportStatus>,
 }
 
 impl std::fmt::Display for ReportState {
@@ -125,7 +125,7 @@ impl From<DeliveryState> for ReportState {
 impl Scheduler {
     /// Everything that is planned, in progress or done within retention, oldest day first, [`MAX_LISTED`] at most.
     /// Blocks for as long as the store does.
-    pub fn list_reports(&self) -> Result<Vec<ReportStatus>, StoreError> {
+    pub(crate) fn list_reports(&self) -> Result<Vec<ReportStatus>, StoreError> {
         let mut due = Vec::new();
         self.visit_records(|key, value| {
             due.extend(record_status(key, value));
@@ -135,7 +135,7 @@ impl Scheduler {
     }
 
     /// How many reports are in each state, and the first that need attention. Blocks for as long as the store does.
-    pub fn overview(&self) -> Result<ReportOverview, StoreError> {
+    pub(crate) fn overview(&self) -> Result<ReportOverview, StoreError> {
         let mut overview = ReportOverview::default();
         self.visit_records(|key, value| {
             if let Some(due) = record_status(key, value) {
@@ -151,7 +151,7 @@ impl Scheduler {
     }
 
     /// A report by its identifier, or by what stands before its `@`. Blocks for as long as the store does.
-    pub fn archived_report(&self, id: &str) -> Result<ArchivedReport, String> {
+    pub(crate) fn archived_report(&self, id: &str) -> Result<ArchivedReport, String> {
         let (report_key, deliveries) = self.find_report(id)?;
         let settings = self.settings.read();
         let Some(sender) = &settings.sender else { return Err("[report] is incomplete; nothing is shown".to_owned()) };
@@ -173,7 +173,7 @@ impl Scheduler {
 
     /// Has a report sent once more, wherever it went or was to go: the same report under a new Message-ID. Returns to how
     /// many destinations; those to which it is on its way are left alone. Blocks for as long as the store does.
-    pub fn resend(&self, id: &str) -> Result<usize, String> {
+    pub(crate) fn resend(&self, id: &str) -> Result<usize, String> {
         let (report_key, deliveries) = self.find_report(id)?;
         let settings = self.settings.read();
         let Some(sender) = &settings.sender else { return Err("[report] is incomplete; nothing is sent".to_owned()) };

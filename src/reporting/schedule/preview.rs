@@ -28,21 +28,21 @@ use crate::store::{StoreError, Table};
 #[serde(rename_all = "kebab-case")]
 pub struct ReportPreview {
     /// The recipient domain; `mx:` and its name for an MX host.
-    pub domain: String,
+    pub(crate) domain: String,
     /// Whether it has only what was counted after the day's report was settled.
-    pub supplement: bool,
+    pub(crate) supplement: bool,
     /// The identifier of the report that has gone, or goes, about this day already: what is shown then is the whole day.
-    pub reported: Option<String>,
+    pub(crate) reported: Option<String>,
     /// Where it would go.
-    pub recipients: Vec<Destination>,
+    pub(crate) recipients: Vec<Destination>,
     /// What of `rua` is left out.
-    pub skipped: Vec<Skipped>,
+    pub(crate) skipped: Vec<Skipped>,
     /// Why it would not go anywhere.
-    pub why_not: Option<String>,
+    pub(crate) why_not: Option<String>,
     /// The name of the attached file.
-    pub file_name: String,
+    pub(crate) file_name: String,
     /// The JSON, as it would be compressed.
-    pub json: String,
+    pub(crate) json: String,
 }
 
 /// Builds the previews of one day.
@@ -58,7 +58,7 @@ struct PreviewBuilder<'a> {
 impl Scheduler {
     /// The reports of a day as they would go now: about one domain or MX host, or all that have counts. The report-ids are
     /// not those that sent reports have. Blocks for as long as the store does; fails with one line.
-    pub async fn preview(
+    pub(crate) async fn preview(
         &self,
         section: &ReportSection,
         day: Day,

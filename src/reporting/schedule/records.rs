@@ -16,41 +16,41 @@ use crate::store::{Batch, Table};
 /// The key of a report: its day and subject, and whether it is the supplement, with the counts that came after the first
 /// report's snapshot.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct ReportKey {
+pub(crate) struct ReportKey {
     /// The UTC day.
-    pub day: Day,
+    pub(crate) day: Day,
     /// The recipient domain or MX host.
-    pub subject: ReportSubject,
+    pub(crate) subject: ReportSubject,
     /// Whether it is the second one.
-    pub supplement: bool,
+    pub(crate) supplement: bool,
 }
 
 /// The look-up for a report: when it is due, and its result. Key: `day/domain`, `day/domain~` for a supplement.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub struct ReportPlan {
+pub(crate) struct ReportPlan {
     /// How far it is.
-    pub state: PlanState,
+    pub(crate) state: PlanState,
     /// Its moment within the spread, which a restart does not move: seconds since 1970-01-01T00:00:00Z.
-    pub moment: i64,
+    pub(crate) moment: i64,
     /// When the record is looked up, or looked up again.
-    pub next: i64,
+    pub(crate) next: i64,
     /// When it was first looked up.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub first: Option<i64>,
+    pub(crate) first: Option<i64>,
     /// How often it was looked up.
-    pub attempts: u32,
+    pub(crate) attempts: u32,
     /// What the last look-up said, where it gave no destination.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub last: Option<String>,
+    pub(crate) last: Option<String>,
     /// The sum of all counts of the day and domain that have a place in a report, or were dropped.
-    pub counted: u64,
+    pub(crate) counted: u64,
 }
 
 /// How far a plan is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum PlanState {
+pub(crate) enum PlanState {
     /// The record is still to be looked up.
     Waiting,
     /// It was: what the report says is settled, and there are deliveries.
@@ -62,32 +62,32 @@ pub enum PlanState {
 /// The delivery of a report to one destination. Key: `day/domain/destination`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub struct ReportDelivery {
+pub(crate) struct ReportDelivery {
     /// How far it is.
-    pub state: DeliveryState,
+    pub(crate) state: DeliveryState,
     /// When it goes, or goes again: seconds since 1970-01-01T00:00:00Z.
-    pub next: i64,
+    pub(crate) next: i64,
     /// When it was first tried.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub first: Option<i64>,
+    pub(crate) first: Option<i64>,
     /// When it was last tried.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub tried: Option<i64>,
+    pub(crate) tried: Option<i64>,
     /// How often it was tried.
-    pub attempts: u32,
+    pub(crate) attempts: u32,
     /// The report's identifier, the same for all destinations and tries.
-    pub report_id: ReportId,
+    pub(crate) report_id: ReportId,
     /// The message's, without angle brackets, the same for all tries.
-    pub message_id: String,
+    pub(crate) message_id: String,
     /// What the last try came to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub last: Option<String>,
+    pub(crate) last: Option<String>,
 }
 
 /// How far a delivery is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum DeliveryState {
+pub(crate) enum DeliveryState {
     /// To be tried.
     Planned,
     /// Being tried. Found at start, it means that nobody knows.
@@ -104,7 +104,7 @@ pub enum DeliveryState {
 
 /// The queues of due work. Each has its own rule of when an entry is due.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Queue {
+pub(crate) enum Queue {
     /// Look-ups: once the day is closed.
     LookUp,
     /// Look-ups for supplements: once no input lags any more.
@@ -117,7 +117,7 @@ pub enum Queue {
 
 /// The key of a record in the store, decoded.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub enum RecordKey {
+pub(crate) enum RecordKey {
     /// A plan.
     Plan(ReportKey),
     /// A delivery.
@@ -126,22 +126,22 @@ pub enum RecordKey {
 
 impl ReportKey {
     /// The first report of a day and domain.
-    pub fn first(day: Day, subject: ReportSubject) -> ReportKey {
+    pub(crate) fn first(day: Day, subject: ReportSubject) -> ReportKey {
         ReportKey { day, subject, supplement: false }
     }
 
     /// The subject as text: the domain, or `mx:` and the host.
-    pub fn subject_text(&self) -> String {
+    pub(crate) fn subject_text(&self) -> String {
         self.subject.to_string()
     }
 
     /// The key of its supplement.
-    pub fn as_supplement(&self) -> ReportKey {
+    pub(crate) fn as_supplement(&self) -> ReportKey {
         ReportKey { supplement: true, ..self.clone() }
     }
 
     /// The key of its plan, and of its snapshot.
-    pub fn encode(&self) -> Vec<u8> {
+    pub(crate) fn encode(&self) -> Vec<u8> {
         self.to_text().into_bytes()
     }
 
@@ -160,12 +160,12 @@ impl std::fmt::Display for ReportKey {
 
 impl ReportPlan {
     /// A plan whose look-up comes at `moment`.
-    pub fn waiting_until(moment: i64) -> ReportPlan {
+    pub(crate) fn waiting_until(moment: i64) -> ReportPlan {
         ReportPlan { state: PlanState::Waiting, moment, next: moment, first: None, attempts: 0, last: None, counted: 0 }
     }
 
     /// Decodes a plan; one that cannot be decoded counts as done.
-    pub fn decode(bytes: &[u8]) -> ReportPlan {
+    pub(crate) fn decode(bytes: &[u8]) -> ReportPlan {
         let last = Some("its record in the store cannot be read".to_owned());
         let unreadable = ReportPlan { state: PlanState::Nothing, last, ..ReportPlan::waiting_until(0) };
         serde_json::from_slice(bytes).unwrap_or(unreadable)
@@ -178,7 +178,7 @@ impl ReportPlan {
     }
 
     /// Adds the record and its entry in [`Table::Due`] to a batch; `before` is the stored record.
-    pub fn add_to_batch(&self, batch: &mut Batch, report_key: &ReportKey, before: Option<&ReportPlan>) {
+    pub(crate) fn add_to_batch(&self, batch: &mut Batch, report_key: &ReportKey, before: Option<&ReportPlan>) {
         move_due_entry(batch, before.and_then(|plan| plan.due_key(report_key)), self.due_key(report_key));
         batch.set.push((Table::Delivery, report_key.encode(), Some(to_json(self))));
     }
@@ -197,7 +197,7 @@ impl ReportDelivery {
     }
 
     /// Adds the record and its entry in [`Table::Due`] to a batch; `before` is the stored record.
-    pub fn add_to_batch(
+    pub(crate) fn add_to_batch(
         &self,
         batch: &mut Batch,
         report_key: &ReportKey,
@@ -214,7 +214,7 @@ impl ReportDelivery {
 }
 
 /// Adds the removal of a record, as it was read, to a batch. Returns whether it was open.
-pub fn remove_record(batch: &mut Batch, key: &[u8], value: &[u8]) -> bool {
+pub(crate) fn remove_record(batch: &mut Batch, key: &[u8], value: &[u8]) -> bool {
     let due_key = match RecordKey::decode(key) {
         Some(RecordKey::Plan(report_key)) => {
             batch.set.push((Table::Snapshot, report_key.encode(), None));
@@ -233,7 +233,7 @@ pub fn remove_record(batch: &mut Batch, key: &[u8], value: &[u8]) -> bool {
 
 impl RecordKey {
     /// Decodes a key of [`Table::Delivery`].
-    pub fn decode(key: &[u8]) -> Option<RecordKey> {
+    pub(crate) fn decode(key: &[u8]) -> Option<RecordKey> {
         let mut parts = std::str::from_utf8(key).ok()?.splitn(3, '/');
         let (day, subject) = (parts.next()?.parse().ok()?, parts.next()?);
         let supplement = subject.ends_with('~');
@@ -245,7 +245,7 @@ impl RecordKey {
     }
 
     /// Decodes a key of [`Table::Due`]: its time, and the record's key.
-    pub fn decode_due_key(key: &[u8]) -> Option<(i64, RecordKey)> {
+    pub(crate) fn decode_due_key(key: &[u8]) -> Option<(i64, RecordKey)> {
         let (_, rest) = key.split_at_checked(1 + size_of::<i32>())?;
         let (time, key) = rest.split_first_chunk()?;
         Some((i64::from_be_bytes(*time) ^ i64::MIN, RecordKey::decode(key)?))
@@ -253,12 +253,12 @@ impl RecordKey {
 }
 
 /// The key of a delivery.
-pub fn delivery_key(report_key: &ReportKey, destination: &Destination) -> Vec<u8> {
+pub(crate) fn delivery_key(report_key: &ReportKey, destination: &Destination) -> Vec<u8> {
     format!("{}/{destination}", report_key.to_text()).into_bytes()
 }
 
 /// The prefix of all keys of a queue; with a day, of those of the day.
-pub fn queue_prefix(queue: Queue, day: Option<Day>) -> Vec<u8> {
+pub(crate) fn queue_prefix(queue: Queue, day: Option<Day>) -> Vec<u8> {
     let letter = match queue {
         Queue::LookUp => b'l',
         Queue::Supplement => b's',
@@ -283,7 +283,7 @@ fn move_due_entry(batch: &mut Batch, before: Option<Vec<u8>>, after: Option<Vec<
 }
 
 /// Encodes a record.
-pub fn to_json<T: Serialize>(record: &T) -> Vec<u8> {
+pub(crate) fn to_json<T: Serialize>(record: &T) -> Vec<u8> {
     // Structures of strings and numbers always serialise.
     serde_json::to_vec(record).expect("a record of strings and numbers")
 }

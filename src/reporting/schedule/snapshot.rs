@@ -25,32 +25,32 @@ const MAX_SNAPSHOT: u64 = 1 << 30;
 /// The frozen content of a report.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub struct ReportSnapshot {
+pub(crate) struct ReportSnapshot {
     /// Its identifier.
-    pub report_id: ReportId,
+    pub(crate) report_id: ReportId,
     /// `organization-name` at the time.
-    pub organization: String,
+    pub(crate) organization: String,
     /// `contact-info` at the time.
-    pub contact: String,
+    pub(crate) contact: String,
     /// The counts.
-    pub rows: Vec<TallyRow>,
+    pub(crate) rows: Vec<TallyRow>,
 }
 
 impl ReportSnapshot {
     /// Encodes it for the store.
-    pub fn encode(&self) -> Vec<u8> {
+    pub(crate) fn encode(&self) -> Vec<u8> {
         gzip(&to_json(self))
     }
 
     /// Decodes it; the error says why that failed.
-    pub fn decode(encoded: &[u8]) -> Result<ReportSnapshot, String> {
+    pub(crate) fn decode(encoded: &[u8]) -> Result<ReportSnapshot, String> {
         let mut json = Vec::new();
         GzDecoder::new(encoded).take(MAX_SNAPSHOT).read_to_end(&mut json).map_err(|e| e.to_string())?;
         serde_json::from_slice(&json).map_err(|e| e.to_string())
     }
 
     /// The reporting identity as of the snapshot; envelope fields come from the current configuration.
-    pub fn identity(&self, now: &Identity) -> Identity {
+    pub(crate) fn identity(&self, now: &Identity) -> Identity {
         let mut identity = now.clone();
         // What was stored was read from an identity, so it reads back.
         if let Ok(contact) = self.contact.parse() {
@@ -91,7 +91,7 @@ pub(super) fn merge_by_policy(rows: Vec<TallyRow>) -> Vec<TallyRow> {
 }
 
 /// The sum of all counts, as in [`crate::store::Store::domain_sums`].
-pub fn total_count(rows: &[TallyRow]) -> u64 {
+pub(crate) fn total_count(rows: &[TallyRow]) -> u64 {
     let details = |row: &TallyRow| row.details.iter().fold(0_u64, |sum, (_, n)| sum.saturating_add(*n));
     rows.iter().fold(0_u64, |sum, row| {
         sum.saturating_add(row.successful.saturating_add(row.failed)).saturating_add(details(row))
@@ -99,7 +99,7 @@ pub fn total_count(rows: &[TallyRow]) -> u64 {
 }
 
 /// The counts that `rows` have more than the snapshot; rows and details that have not grown are left out.
-pub fn counted_since(rows: Vec<TallyRow>, snapshot: &[TallyRow]) -> Vec<TallyRow> {
+pub(crate) fn counted_since(rows: Vec<TallyRow>, snapshot: &[TallyRow]) -> Vec<TallyRow> {
     let more = |mut row: TallyRow| {
         for before in snapshot.iter().filter(|before| before.policy == row.policy) {
             row.successful = row.successful.saturating_sub(before.successful);

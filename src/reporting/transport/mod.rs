@@ -29,7 +29,7 @@ use crate::config::{DeliveryMethod, ReportSection};
 pub use https::post_report;
 use smtp::{IdleConnections, connect, reply_outcome, send_mail};
 use submission::SubmissionServer;
-pub use submission::password_warning;
+pub(crate) use submission::password_warning;
 
 /// How much of a reply is kept, in characters.
 const MAX_REPLY_TEXT: usize = 300;
@@ -59,13 +59,13 @@ impl Transport {
     }
 
     /// Closes the idle connections. Waits half a second at most.
-    pub async fn close_idle(&self) {
+    pub(crate) async fn close_idle(&self) {
         self.idle.close().await;
     }
 
     /// The queue id in a reply of this host's MTA to the final dot: `250 2.0.0 Ok: queued as ID` (Postfix), `250 OK id=ID`
     /// (Exim). Nothing of another host's: its queue ids are in no log here.
-    pub fn queue_id<'a>(&self, answer: &'a str) -> Option<&'a str> {
+    pub(crate) fn queue_id<'a>(&self, answer: &'a str) -> Option<&'a str> {
         if !matches!(self.kind, TransportKind::Smtp(_)) {
             return None;
         }

@@ -26,8 +26,8 @@ const MAX_FILE_SIZE: u64 = 64 * 1024;
 
 /// A submission server and how to talk to it.
 pub(super) struct SubmissionServer {
-    pub host: String,
-    pub port: u16,
+    pub(crate) host: String,
+    pub(crate) port: u16,
     /// TLS from the first octet; otherwise STARTTLS.
     implicit_tls: bool,
     tls: TlsParameters,
@@ -74,7 +74,7 @@ impl SubmissionServer {
 }
 
 /// A warning if other users than the daemon's can read the password file.
-pub fn password_warning(section: &ReportSection) -> Option<String> {
+pub(crate) fn password_warning(section: &ReportSection) -> Option<String> {
     let path = section.password.as_ref()?;
     let mode = std::fs::metadata(path).ok()?.permissions().mode();
     let shown = path.display();

@@ -17,8 +17,8 @@ pub(super) type KeyChanges = BTreeMap<Vec<u8>, KeyChange>;
 
 /// The old and the new value of a key; `None` where there is none.
 pub(super) struct KeyChange {
-    pub old: Option<sled::IVec>,
-    pub new: Option<Vec<u8>>,
+    pub(crate) old: Option<sled::IVec>,
+    pub(crate) new: Option<Vec<u8>>,
 }
 
 /// Policy texts that a batch stores for the first time.

@@ -20,7 +20,7 @@ const RECORDS_PER_BATCH: usize = 1000;
 
 impl EmbeddedStore {
     /// Copies the store, as it stands now, into `to`.
-    pub fn copy(&self, to: &Path) -> Result<(), StoreError> {
+    pub(crate) fn copy(&self, to: &Path) -> Result<(), StoreError> {
         // Who reads holds writers off, so that the copy is of one moment.
         let files = self.lock_for_reading()?;
         fs::DirBuilder::new().mode(0o700).create(to).map_err(|e| disk_error(to, &e))?;

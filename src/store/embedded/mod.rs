@@ -25,7 +25,8 @@ use parking_lot::{MappedRwLockReadGuard, Mutex, RwLock, RwLockReadGuard, RwLockW
 use tokio::sync::Notify;
 
 use changes::{KeyChange, KeyChanges};
-pub use open::{BACKUP_PREFIX, OpenedStore};
+pub(crate) use open::BACKUP_PREFIX;
+pub use open::OpenedStore;
 use reopen::{ClosedReason, FailedCommit};
 
 use crate::base::clock::Clock;
@@ -36,7 +37,7 @@ use crate::store::{Batch, Store, StoreError, StoredRecord, Table};
 /// The size of sled's page cache, in octets as they are on disk; in memory they take three times as much. sled
 /// evicts a page only at every 64th look at one of the same 256th part of all, so that it has all that was read of a
 /// store of less than some 16,000 pages, whatever is allowed here: see [`EmbeddedStore::drop_preloaded`].
-pub const CACHE_SIZE: u64 = 256 * 1024;
+pub(crate) const CACHE_SIZE: u64 = 256 * 1024;
 
 /// The tables that are read whole when the daemon starts.
 const PRELOADED: [Table; 3] = [Table::Sts, Table::Dane, Table::Decision];
@@ -99,7 +100,7 @@ impl EmbeddedStore {
 
     /// Frees the memory of the preloaded tables, once the start is over. sled's files are closed and opened again for it:
     /// readers and writers wait for a tenth of a second.
-    pub fn drop_preloaded(&self) {
+    pub(crate) fn drop_preloaded(&self) {
         let mut state = self.state.write();
         state.preloaded.get_mut().clear();
         self.reopen_to_free_memory(&mut state);

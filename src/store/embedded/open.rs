@@ -37,7 +37,7 @@ pub(super) const ACKNOWLEDGED_FILE: &str = "acknowledged";
 const FORMAT_FILE: &str = "format";
 
 /// Copies for a backup are named so, followed by a number; one that still exists at start was not fetched.
-pub const BACKUP_PREFIX: &str = "backup-";
+pub(crate) const BACKUP_PREFIX: &str = "backup-";
 
 /// How often a lock is tried: ours, which the command line holds for a moment where no daemon runs, and sled's own, which
 /// only this process can still hold from a moment ago.
@@ -61,7 +61,7 @@ pub struct OpenedStore {
 
 impl OpenedStore {
     /// Whether commits were lost: it is not known what was sent under them, and nothing may be sent twice.
-    pub fn lost_commits(&self) -> bool {
+    pub(crate) fn lost_commits(&self) -> bool {
         self.moved_aside.is_some() || self.missing_commits > 0
     }
 }
@@ -95,9 +95,9 @@ pub(super) fn open(store_folder: &Path, clock: Clock) -> Result<OpenedStore, Sto
 
 /// sled's files of a locked folder, and what had to be done to open them.
 pub(super) struct RecoveredFiles {
-    pub files: SledFiles,
-    pub preloaded: HashMap<u8, KeyValues>,
-    pub checksum: StoreChecksum,
+    pub(crate) files: SledFiles,
+    pub(crate) preloaded: HashMap<u8, KeyValues>,
+    pub(crate) checksum: StoreChecksum,
     notices: Vec<String>,
     pub moved_aside: Option<PathBuf>,
     pub missing_commits: u64,
@@ -105,9 +105,9 @@ pub(super) struct RecoveredFiles {
 
 /// sled's files, every record read and verified.
 pub(super) struct VerifiedFiles {
-    pub files: SledFiles,
-    pub preloaded: HashMap<u8, KeyValues>,
-    pub checksum: StoreChecksum,
+    pub(crate) files: SledFiles,
+    pub(crate) preloaded: HashMap<u8, KeyValues>,
+    pub(crate) checksum: StoreChecksum,
 }
 
 /// Opens sled's files. `number` commits were acknowledged. A store that is damaged beyond use is moved aside.

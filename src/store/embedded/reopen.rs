@@ -28,11 +28,11 @@ const CHUNK: usize = 1024 * 1024;
 
 /// A commit that failed.
 pub(super) struct FailedCommit {
-    pub error: StoreError,
+    pub(crate) error: StoreError,
     /// The store's checksum if the commit is on disk all the same.
-    pub checksum: StoreChecksum,
+    pub(crate) checksum: StoreChecksum,
     /// The host had taken it; it is the sync that failed.
-    pub handed_over: bool,
+    pub(crate) handed_over: bool,
 }
 
 /// Why the files are closed.
@@ -41,7 +41,7 @@ pub(super) struct ClosedReason {
     /// The checksum after the commit that failed: if it is found, the commit is on disk.
     checksum: StoreChecksum,
     /// Its batch, whose writer was told that this is not known.
-    pub batch: Option<Batch>,
+    pub(crate) batch: Option<Batch>,
     /// The kernel may hold as written what the disk has refused: the log has to be written again.
     rewrite_needed: bool,
     /// The last try found damage.
@@ -52,13 +52,13 @@ pub(super) struct ClosedReason {
 
 impl EmbeddedStore {
     /// Waits until damage is found that only [`EmbeddedStore::recover`] can repair.
-    pub async fn wait_for_damage(&self) {
+    pub(crate) async fn wait_for_damage(&self) {
         self.damage_found.notified().await;
     }
 
     /// Deals with the damage as [`EmbeddedStore::open`] does, and says whether commits are gone. To be called when nobody is
     /// at work on the store any more; all that is remembered of it must be read anew.
-    pub fn recover(&self) -> Result<bool, StoreError> {
+    pub(crate) fn recover(&self) -> Result<bool, StoreError> {
         let mut state = self.state.write();
         if state.files.is_ok() {
             return Ok(false);
