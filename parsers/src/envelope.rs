@@ -15,7 +15,8 @@ use memchr::memchr;
 
 use crate::Entry;
 use crate::event::LogTimestamp;
-use crate::syslog::{PidForm, RawTimestamp, SyslogLine, decimal, may_be_a_line, strip_priority};
+use crate::number::decimal;
+use crate::syslog::{PidForm, RawTimestamp, SyslogLine, is_priority, may_be_a_line, split_plain, strip_priority};
 use crate::timestamp;
 
 /// The longest envelope known has nine words; all lines in it together.
@@ -37,6 +38,15 @@ pub(crate) struct Envelope<'a> {
     pub(crate) time: Option<LogTimestamp>,
     /// The host, or the container that stands for one.
     pub(crate) host: &'a [u8],
+}
+
+/// Splits a line of any form: one of the plain forms, or what is in an envelope.
+#[inline]
+pub(crate) fn split(line: &[u8]) -> Option<SyslogLine<'_>> {
+    match split_plain(line) {
+        Some(plain) if !plain.may_hold_a_line() => Some(plain),
+        _ => open(line).line,
+    }
 }
 
 /// Opens the envelope of a line.
@@ -223,65 +233,4 @@ fn strip_structured_data(text: &[u8]) -> Option<&[u8]> {
         }
     }
     None
-}
-
-/// Whether a word is a priority: a severity (`INFO`, `[info]`), or with the facility (`mail.info` of busybox, `mail.info:`
-/// of socklog, `<mail.info>` and `<2.6>` of FreeBSD, `mail:info` of AIX).
-#[inline]
-pub(crate) fn is_priority(word: &[u8]) -> bool {
-    // From `err` to `<authpriv.warning>:`.
-    if !(3..=20).contains(&word.len()) {
-        return false;
-    }
-    let bare = match word {
-        [b'<', inner @ .., b'>'] | [b'[', inner @ .., b']'] => inner,
-        _ => word.strip_suffix(b":").unwrap_or(word),
-    };
-    match bare.iter().position(|b| matches!(b, b'.' | b':')) {
-        // `info:` is a program's tag.
-        None => word.last() != Some(&b':') && is_severity(bare),
-        Some(point) => is_facility_and_severity(word, bare, point),
-    }
-}
-
-fn is_facility_and_severity(word: &[u8], bare: &[u8], point: usize) -> bool {
-    const FACILITIES: [&[u8]; 18] = [
-        b"kern",
-        b"user",
-        b"mail",
-        b"daemon",
-        b"auth",
-        b"syslog",
-        b"lpr",
-        b"news",
-        b"uucp",
-        b"cron",
-        b"authpriv",
-        b"ftp",
-        b"ntp",
-        b"security",
-        b"console",
-        b"audit",
-        b"clock",
-        b"alert",
-    ];
-    let (facility, severity) = bare.split_at(point);
-    let severity = severity.get(1..).unwrap_or_default();
-    let named = matches!(facility, [b'l', b'o', b'c', b'a', b'l', b'0'..=b'7']) || FACILITIES.contains(&facility);
-    let number = |word: &[u8]| matches!(decimal(word), Some((0..=23, b"")));
-    named && is_severity(severity) || word.first() == Some(&b'<') && number(facility) && number(severity)
-}
-
-/// syslog(3)'s names, old and new, in either case.
-#[inline]
-fn is_severity(word: &[u8]) -> bool {
-    let names: &[&[u8]] = match word.len() {
-        3 => &[b"err"],
-        4 => &[b"info", b"warn", b"crit"],
-        5 => &[b"error", b"debug", b"alert", b"emerg", b"panic", b"fatal"],
-        6 => &[b"notice"],
-        7 => &[b"warning"],
-        _ => &[],
-    };
-    names.iter().any(|name| word.eq_ignore_ascii_case(name))
 }

@@ -17,7 +17,8 @@ use crate::{
         exim::{EximLine, LineKind},
     },
     family::{LineFamily, ParseResult},
-    syslog::{self, MAX_HOST, MAX_IDENT, SyslogLine, decimal, may_be_a_line},
+    number::decimal,
+    syslog::{self, MAX_HOST, MAX_IDENT, SyslogLine, may_be_a_line},
     timestamp::civil_and_zone,
 };
 

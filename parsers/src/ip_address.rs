@@ -10,7 +10,7 @@ use core::{
     str,
 };
 
-use crate::syslog::decimal;
+use crate::number::decimal;
 
 /// Reads an address.
 pub(crate) fn parse(address: &[u8]) -> Option<IpAddr> {

@@ -14,6 +14,7 @@ pub mod event;
 mod exim;
 mod family;
 mod ip_address;
+mod number;
 mod postfix;
 mod syslog;
 mod timestamp;

@@ -7,7 +7,7 @@
 //! Not here: the prefix (`syslog`); lmtp(8), which speaks to mail stores and not to the Internet's MX hosts.
 
 use crate::{
-    Entry,
+    Entry, envelope,
     envelope::entry_line,
     event::{Event, EventKind, Process},
     family::{LineFamily, ParseResult},
@@ -23,7 +23,7 @@ mod tlsrpt;
 
 /// Reads one line.
 pub(crate) fn parse(line: &[u8]) -> ParseResult<Event<'_>> {
-    syslog::split(line).map_or(Ok(None), |line| parse_line(&line))
+    envelope::split(line).map_or(Ok(None), |line| parse_line(&line))
 }
 
 /// Reads an entry whose parts are known.

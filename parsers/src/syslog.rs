@@ -10,8 +10,8 @@
 
 use memchr::{memchr, memchr2};
 
-use crate::envelope;
 use crate::event::LogTimestamp;
+use crate::number::decimal;
 use crate::timestamp;
 
 /// The longest host name that a line may have (RFC 5424 §6.2.4).
@@ -51,15 +51,6 @@ pub(crate) enum RawTimestamp<'a> {
     Read(LogTimestamp),
 }
 
-/// Splits a line of any form: one of the plain forms, or what is in an envelope.
-#[inline]
-pub(crate) fn split(line: &[u8]) -> Option<SyslogLine<'_>> {
-    match split_plain(line) {
-        Some(plain) if !plain.may_hold_a_line() => Some(plain),
-        _ => envelope::open(line).line,
-    }
-}
-
 /// Splits a line of a plain form.
 #[inline]
 pub(crate) fn split_plain(line: &[u8]) -> Option<SyslogLine<'_>> {
@@ -92,7 +83,7 @@ fn strip_message_id(text: &[u8]) -> &[u8] {
         let (_, rest) = decimal(text.strip_prefix(b"[ID ")?)?;
         let rest = rest.strip_prefix(b" ")?;
         let (priority, rest) = rest.split_at_checked(memchr(b']', rest)?)?;
-        envelope::is_priority(priority).then(|| rest.strip_prefix(b"] "))?
+        is_priority(priority).then(|| rest.strip_prefix(b"] "))?
     };
     text_behind().unwrap_or(text)
 }
@@ -117,6 +108,67 @@ pub(crate) fn strip_priority(line: &[u8]) -> Option<&[u8]> {
     let digits = line.get(1..5.min(line.len()))?;
     let end = digits.iter().position(|&b| b == b'>')?;
     (end > 0 && digits.iter().take(end).all(u8::is_ascii_digit)).then(|| line.get(end + 2..))?
+}
+
+/// Whether a word is a priority: a severity (`INFO`, `[info]`), or with the facility (`mail.info` of busybox, `mail.info:`
+/// of socklog, `<mail.info>` and `<2.6>` of FreeBSD, `mail:info` of AIX).
+#[inline]
+pub(crate) fn is_priority(word: &[u8]) -> bool {
+    // From `err` to `<authpriv.warning>:`.
+    if !(3..=20).contains(&word.len()) {
+        return false;
+    }
+    let bare = match word {
+        [b'<', inner @ .., b'>'] | [b'[', inner @ .., b']'] => inner,
+        _ => word.strip_suffix(b":").unwrap_or(word),
+    };
+    match bare.iter().position(|b| matches!(b, b'.' | b':')) {
+        // `info:` is a program's tag.
+        None => word.last() != Some(&b':') && is_severity(bare),
+        Some(point) => is_facility_and_severity(word, bare, point),
+    }
+}
+
+/// syslog(3)'s names, old and new, in either case.
+#[inline]
+fn is_severity(word: &[u8]) -> bool {
+    let names: &[&[u8]] = match word.len() {
+        3 => &[b"err"],
+        4 => &[b"info", b"warn", b"crit"],
+        5 => &[b"error", b"debug", b"alert", b"emerg", b"panic", b"fatal"],
+        6 => &[b"notice"],
+        7 => &[b"warning"],
+        _ => &[],
+    };
+    names.iter().any(|name| word.eq_ignore_ascii_case(name))
+}
+
+fn is_facility_and_severity(word: &[u8], bare: &[u8], point: usize) -> bool {
+    const FACILITIES: [&[u8]; 18] = [
+        b"kern",
+        b"user",
+        b"mail",
+        b"daemon",
+        b"auth",
+        b"syslog",
+        b"lpr",
+        b"news",
+        b"uucp",
+        b"cron",
+        b"authpriv",
+        b"ftp",
+        b"ntp",
+        b"security",
+        b"console",
+        b"audit",
+        b"clock",
+        b"alert",
+    ];
+    let (facility, severity) = bare.split_at(point);
+    let severity = severity.get(1..).unwrap_or_default();
+    let named = matches!(facility, [b'l', b'o', b'c', b'a', b'l', b'0'..=b'7']) || FACILITIES.contains(&facility);
+    let number = |word: &[u8]| matches!(decimal(word), Some((0..=23, b"")));
+    named && is_severity(severity) || word.first() == Some(&b'<') && number(facility) && number(severity)
 }
 
 /// Whether a text of a program may be a line of another program's, as where the program is a container. What the MTAs
@@ -163,7 +215,7 @@ impl<'a> SyslogLine<'a> {
     /// The host's name; empty where the line has none, or a priority in its place.
     #[inline]
     pub(crate) fn host(&self) -> &'a [u8] {
-        if self.host == b"-" || envelope::is_priority(self.host) { b"" } else { self.host }
+        if self.host == b"-" || is_priority(self.host) { b"" } else { self.host }
     }
 
     /// Reads the time; `None` if it is none.
@@ -193,21 +245,10 @@ impl<'a> SyslogLine<'a> {
     }
 }
 
-/// A run of at least one ASCII digit that fits in 32 bits, and what follows it.
-#[inline]
-pub(crate) fn decimal(text: &[u8]) -> Option<(u32, &[u8])> {
-    let mut value = 0u32;
-    let mut rest = text;
-    while let [digit @ b'0'..=b'9', after @ ..] = rest {
-        value = value.checked_mul(10)?.checked_add(u32::from(digit - b'0'))?;
-        rest = after;
-    }
-    (rest.len() < text.len()).then_some((value, rest))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::envelope::split;
 
     fn stamp(line: &str) -> Option<LogTimestamp> {
         split(line.as_bytes()).expect("a prefix").timestamp()

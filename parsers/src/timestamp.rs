@@ -12,7 +12,7 @@
 use memchr::memchr;
 
 use crate::event::LogTimestamp;
-use crate::syslog::decimal;
+use crate::number::decimal;
 
 /// Splits a time off the front of a text, and the spaces behind it.
 pub(crate) fn split(text: &[u8]) -> Option<(LogTimestamp, &[u8])> {

@@ -206,7 +206,7 @@ fn skip_errno(text: &[u8]) -> Option<&[u8]> {
         return (text.is_empty() || [b' ', b':'].contains(text.first()?)).then_some(text);
     };
     let (negative, digits) = inside.strip_prefix(b"-").map_or((false, inside), |rest| (true, rest));
-    let number = crate::syslog::decimal(digits).and_then(|(number, rest)| Some((number, rest.strip_prefix(b")")?)));
+    let number = crate::number::decimal(digits).and_then(|(number, rest)| Some((number, rest.strip_prefix(b")")?)));
     let Some((number, rest)) = number else {
         // What the C library says of an errno has no parentheses.
         return inside.get(memchr(b')', inside)? + 1..);

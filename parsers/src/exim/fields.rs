@@ -6,7 +6,7 @@
 
 use memchr::memchr;
 
-use crate::{event::Peer, ip_address, syslog::decimal};
+use crate::{event::Peer, ip_address, number::decimal};
 
 /// Longest host name that is looked at: 255 bytes of DNS, four times that where it is escaped.
 const MAX_HOST_BYTES: usize = 1024;

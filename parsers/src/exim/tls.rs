@@ -79,7 +79,7 @@ fn verification(text: &[u8]) -> ParseResult<LineKind<'_>> {
         return Ok(None);
     }
     let read = || {
-        let (_, rest) = crate::syslog::decimal(rest.strip_prefix(b"depth=")?)?;
+        let (_, rest) = crate::number::decimal(rest.strip_prefix(b"depth=")?)?;
         let rest = rest.strip_prefix(b" error=")?;
         // The certificate's own name follows, and it is a stranger's.
         let error = rest.get(..memmem::find(rest, b" cert=")?)?;

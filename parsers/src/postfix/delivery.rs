@@ -12,7 +12,7 @@ use super::peer;
 use crate::{
     event::{EventKind, Peer, TlsFeature, TlsFeatureStatus, TlsReason},
     family::{LineFamily, ParseResult},
-    syslog::decimal,
+    number::decimal,
 };
 
 pub(super) fn parse<'a>(queue_id: &'a [u8], text: &'a [u8]) -> ParseResult<EventKind<'a>> {

@@ -6,7 +6,7 @@
 
 use memchr::{memchr, memchr3};
 
-use crate::{event::Peer, ip_address, syslog::decimal};
+use crate::{event::Peer, ip_address, number::decimal};
 
 /// Longest host name that is looked at: 255 bytes of DNS, with room for an escaped or a UTF-8 form.
 const MAX_HOST_BYTES: usize = 512;

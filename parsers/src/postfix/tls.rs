@@ -9,7 +9,7 @@ use super::peer;
 use crate::{
     event::{EventKind, Peer, Trust, VerificationError},
     family::{LineFamily, ParseResult},
-    syslog::decimal,
+    number::decimal,
 };
 
 /// `Trusted TLS connection established to HOST[IP]:PORT: TLSv1.3 with cipher …`.
