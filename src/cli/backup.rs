@@ -8,30 +8,30 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, fchown, lchown};
 use std::path::{Path, PathBuf};
 
-use super::control::answer;
-use super::{Fault, IO, USAGE, print};
+use super::control::query;
+use super::{CliError, EX_IOERR, EX_USAGE, print_stdout};
 use crate::config::Config;
 use crate::daemon::control::ControlRequest;
 
-pub fn backup(config: &Config, to: &Path) -> Result<(), Fault> {
+pub fn backup(config: &Config, to: &Path) -> Result<(), CliError> {
     let shown = to.display();
     let empty = |folder: &Path| fs::read_dir(folder).is_ok_and(|mut entries| entries.next().is_none());
     if to.symlink_metadata().is_ok() && !empty(to) {
-        return Err(Fault::new(
-            USAGE,
+        return Err(CliError::new(
+            EX_USAGE,
             format!("{shown}: is there already: allowed: a new or an empty folder; nothing done"),
         ));
     }
-    let copy: PathBuf = answer(config, &ControlRequest::Backup, async |desk| desk.backup().await)?;
+    let copy: PathBuf = query(config, &ControlRequest::Backup, async |services| services.backup().await)?;
     let fetched = fetch(&copy, to).map_err(|e| {
         // What was copied so far is no backup.
         let _ = fs::remove_dir_all(to);
-        Fault::new(IO, format!("{shown}: cannot be written: {e}; there is no backup"))
+        CliError::new(EX_IOERR, format!("{shown}: cannot be written: {e}; there is no backup"))
     });
     // After a rename there is nothing left.
     let _ = fs::remove_dir_all(&copy);
     fetched?;
-    print(&format!(
+    print_stdout(&format!(
         "{shown}: the store as it was just now; put in place of {} it is the store\n",
         config.store.path.display()
     ))

@@ -2,11 +2,11 @@
 
 use std::path::Path;
 
-use crate::cli::{Fault, print};
+use crate::cli::{CliError, print_stdout};
 use crate::daemon;
 
-pub fn check(path: &Path) -> Result<(), Fault> {
+pub fn check_config(path: &Path) -> Result<(), CliError> {
     let (config, found) = daemon::check_config(path)?;
     let found: String = found.iter().map(|line| format!("# {line}\n")).collect();
-    print(&(found + &config.to_toml()))
+    print_stdout(&(found + &config.to_toml()))
 }

@@ -6,13 +6,13 @@ use std::path::Path;
 use clap::Args;
 
 use crate::base::domain_name;
-use crate::checking::domain::{Advice, CheckedHost, DomainCheck, PublicationState, check_domain};
-use crate::cli::render::{moment, pretty};
-use crate::cli::{ConfigFile, Fault, IO, SOFTWARE, USAGE, print, status_of};
+use crate::checking::domain::{self, Advice, CheckedHost, DomainCheck, PublicationState};
+use crate::cli::render::{format_time, to_pretty_json};
+use crate::cli::{CliError, ConfigFile, EX_IOERR, EX_SOFTWARE, EX_USAGE, findings_status, print_stdout};
 use crate::config::Config;
 
 #[derive(Args)]
-pub struct Options {
+pub struct CheckDomainOptions {
     /// The mail domain: `example.com`.
     domain: String,
     #[command(flatten)]
@@ -22,11 +22,11 @@ pub struct Options {
     json: bool,
 }
 
-/// Looks, and prints what was found; the exit status says how bad it is.
-pub fn domain(options: &Options) -> Result<u8, Fault> {
+/// Checks a domain, and prints the result; the exit status tells how serious the findings are.
+pub fn check_domain(options: &CheckDomainOptions) -> Result<u8, CliError> {
     if domain_name::normalize(&options.domain).is_none() {
         let text = options.domain.escape_debug();
-        return Err(Fault::new(USAGE, format!("`{text}` is no domain name; nothing was looked at")));
+        return Err(CliError::new(EX_USAGE, format!("`{text}` is no domain name; nothing was looked at")));
     }
     // It is of use where no daemon is installed, too.
     let usual = Path::new("/etc/tlswarden/tlswarden.toml");
@@ -35,29 +35,30 @@ pub fn domain(options: &Options) -> Result<u8, Fault> {
         false => options.config.load()?,
     };
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
-    let runtime = runtime.map_err(|e| Fault::new(SOFTWARE, format!("runtime: cannot start: {e}; nothing is shown")))?;
-    let seen = runtime.block_on(check_domain(&config, &options.domain));
+    let runtime =
+        runtime.map_err(|e| CliError::new(EX_SOFTWARE, format!("runtime: cannot start: {e}; nothing is shown")))?;
+    let seen = runtime.block_on(domain::check_domain(&config, &options.domain));
     runtime.shutdown_timeout(std::time::Duration::from_millis(100));
-    let seen =
-        seen.map_err(|cause| Fault::new(IO, format!("domain: cannot be looked at: {cause}; nothing is shown")))?;
-    print(&if options.json { pretty(&seen) } else { people(&seen) })?;
-    Ok(status_of(&seen.findings))
+    let seen = seen
+        .map_err(|cause| CliError::new(EX_IOERR, format!("domain: cannot be looked at: {cause}; nothing is shown")))?;
+    print_stdout(&if options.json { to_pretty_json(&seen) } else { render_check(&seen) })?;
+    Ok(findings_status(&seen.findings))
 }
 
-fn people(seen: &DomainCheck) -> String {
+fn render_check(seen: &DomainCheck) -> String {
     let mut text = String::new();
     // Writing to a String cannot fail.
     let _ = writeln!(text, "{} as a sender sees it\n", seen.domain);
     let _ = writeln!(text, "MX       {}{}", seen.mx, if seen.mx_signed { " [signed]" } else { " [not signed]" });
     for host in &seen.hosts {
-        of_host(host, &mut text);
+        render_host(host, &mut text);
     }
     let _ = writeln!(text, "MTA-STS  {}\nTLSRPT   {}\n\n{}", seen.mta_sts, seen.tlsrpt, seen.findings);
-    of_advice(&seen.advice, &mut text);
+    render_advice(&seen.advice, &mut text);
     text
 }
 
-fn of_host(host: &CheckedHost, text: &mut String) {
+fn render_host(host: &CheckedHost, text: &mut String) {
     let preference = host.preference.map_or_else(String::new, |p| format!("{p} "));
     let _ = writeln!(text, "         {preference}{}", host.name);
     for record in &host.tlsa {
@@ -67,7 +68,7 @@ fn of_host(host: &CheckedHost, text: &mut String) {
         let _ = writeln!(text, "           [{}] {}", seen.address, seen.found);
         if let Some(facts) = &seen.certificate {
             let names = facts.names.join(" ");
-            let (from, until) = (moment(facts.not_before), moment(facts.not_after));
+            let (from, until) = (format_time(facts.not_before), format_time(facts.not_after));
             let _ = writeln!(text, "             for {names}; from {from} until {until}; signed by {}", facts.issuer);
         }
         if let Some(record) = &seen.fits {
@@ -76,7 +77,7 @@ fn of_host(host: &CheckedHost, text: &mut String) {
     }
 }
 
-fn of_advice(advice: &Advice, text: &mut String) {
+fn render_advice(advice: &Advice, text: &mut String) {
     if advice.zone.is_empty() {
         return;
     }

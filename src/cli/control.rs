@@ -7,51 +7,52 @@ use std::path::Path;
 
 use serde::de::DeserializeOwned;
 
-use super::{CONFIG, Fault, IO, SOFTWARE, UNAVAILABLE};
+use super::{CliError, EX_CONFIG, EX_IOERR, EX_SOFTWARE, EX_UNAVAILABLE};
 use crate::config::Config;
 use crate::daemon::control::{ControlRequest, RequestError, Services, send_request};
 use crate::daemon::services::{self, OpenError, StoreError};
 
-impl From<OpenError> for Fault {
-    fn from(error: OpenError) -> Fault {
+impl From<OpenError> for CliError {
+    fn from(error: OpenError) -> CliError {
         let status = match error {
-            OpenError::NoStore { .. } | OpenError::Store(StoreError::Locked(_)) => UNAVAILABLE,
-            OpenError::Store(_) | OpenError::System(_) => IO,
-            OpenError::Named(_) => CONFIG,
+            OpenError::NoStore { .. } | OpenError::Store(StoreError::Locked(_)) => EX_UNAVAILABLE,
+            OpenError::Store(_) | OpenError::System(_) => EX_IOERR,
+            OpenError::Named(_) => EX_CONFIG,
         };
-        Fault::new(status, error.to_string())
+        CliError::new(status, error.to_string())
     }
 }
 
-/// Asks the daemon, or does what it would do.
-pub(super) fn answer<T: DeserializeOwned>(
+/// Asks the daemon; where none runs, opens the store and computes the answer here.
+pub(super) fn query<T: DeserializeOwned>(
     config: &Config,
-    question: &ControlRequest,
+    request: &ControlRequest,
     here: impl AsyncFnOnce(&Services) -> Result<T, String>,
-) -> Result<T, Fault> {
+) -> Result<T, CliError> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
-    let runtime = runtime.map_err(|e| Fault::new(SOFTWARE, format!("runtime: cannot start: {e}; nothing is shown")))?;
+    let runtime =
+        runtime.map_err(|e| CliError::new(EX_SOFTWARE, format!("runtime: cannot start: {e}; nothing is shown")))?;
     let mut opened_here = false;
     let result = runtime.block_on(async {
-        match send_request(&config.control.socket, question).await {
+        match send_request(&config.control.socket, request).await {
             Ok(answer) => Ok(answer),
-            Err(RequestError::Failed(line)) => Err(Fault::new(UNAVAILABLE, line)),
+            Err(RequestError::Failed(line)) => Err(CliError::new(EX_UNAVAILABLE, line)),
             Err(RequestError::NotRunning) => {
                 opened_here = true;
-                let desk = services::open_offline(config)?;
-                here(&desk).await.map_err(|line| Fault::new(CONFIG, line))
+                let services = services::open_offline(config)?;
+                here(&services).await.map_err(|line| CliError::new(EX_CONFIG, line))
             }
         }
     });
     runtime.shutdown_timeout(std::time::Duration::from_millis(100));
-    if opened_here && let Err(error) = give_back(&config.store.path) {
+    if opened_here && let Err(error) = restore_owner(&config.store.path) {
         tracing::debug!("store: owner not set: {error}");
     }
     result
 }
 
-/// Gives what root has made in the store to the store's owner: the daemon must be able to open it.
-fn give_back(folder: &Path) -> std::io::Result<()> {
+/// Gives the files that root has created in the store to the store's owner: the daemon must be able to open them.
+fn restore_owner(folder: &Path) -> std::io::Result<()> {
     let owner = std::fs::metadata(folder)?;
     let mut folders = vec![folder.to_owned()];
     while let Some(folder) = folders.pop() {

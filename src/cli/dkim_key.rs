@@ -13,16 +13,16 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 
-use super::{CONFIG, ConfigFile, Fault, IO, SOFTWARE, USAGE, print};
+use super::{CliError, ConfigFile, EX_CONFIG, EX_IOERR, EX_SOFTWARE, EX_USAGE, print_stdout};
 use crate::base::domain_name;
 use crate::config::Config;
 use crate::daemon::services::{DkimPublicKey, KeyType, generate_key};
 
-/// Of which systemd gives the daemon a copy (`LoadCredential=dkim:` in tlswarden.service).
-const FOLDER: &str = "dkim.d";
+/// The folder of which systemd gives the daemon a copy (`LoadCredential=dkim:` in tlswarden.service).
+const CREDENTIAL_FOLDER: &str = "dkim.d";
 
 #[derive(Args)]
-pub struct Options {
+pub struct DkimKeyOptions {
     /// The selector: the key's name in DNS, SELECTOR._domainkey.DOMAIN.
     #[arg(long, default_value = "tlsrpt")]
     selector: String,
@@ -40,39 +40,42 @@ pub struct Options {
     config: ConfigFile,
 }
 
-pub fn dkim_key(options: &Options) -> Result<(), Fault> {
+pub fn dkim_key(options: &DkimKeyOptions) -> Result<(), CliError> {
     let config = match options.config.load() {
         Ok(config) => Some(config),
         // A key is wanted before there is a configuration, too.
         Err(_) if options.domain.is_some() && options.out.is_some() => None,
         Err(fault) => return Err(fault),
     };
-    let domain = domain(options, config.as_ref())?;
+    let domain = signing_domain(options, config.as_ref())?;
     let selector = &options.selector;
     if domain_name::normalize(&format!("{selector}._domainkey.{domain}")).is_none() {
         let problem = format!("--selector: `{}` is no DNS name; allowed: such as `tlsrpt`", selector.escape_debug());
-        return Err(Fault::new(USAGE, problem));
+        return Err(CliError::new(EX_USAGE, problem));
     }
     let beside = options.config.config.parent().unwrap_or(Path::new("."));
-    let folder = beside.join(FOLDER);
+    let folder = beside.join(CREDENTIAL_FOLDER);
     let path = options.out.clone().unwrap_or_else(|| match folder.is_dir() {
         true => folder.join(format!("{selector}.pem")),
         false => beside.join(format!("dkim-{selector}.pem")),
     });
     let owner = config.as_ref().filter(|_| path.parent() != Some(&folder));
-    let failed =
-        |e: std::io::Error| Fault::new(IO, format!("{}: cannot be made: {e}; no key was written", path.display()));
+    let failed = |e: std::io::Error| {
+        CliError::new(EX_IOERR, format!("{}: cannot be made: {e}; no key was written", path.display()))
+    };
     // Opened first: where the file is there already, no second is spent on a key.
     let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path).map_err(failed)?;
     let written = generate_key(options.kind, selector, &domain)
-        .map_err(|e| Fault::new(SOFTWARE, format!("{}: no key was made: {e}; the file is removed", path.display())))
+        .map_err(|e| {
+            CliError::new(EX_SOFTWARE, format!("{}: no key was made: {e}; the file is removed", path.display()))
+        })
         .and_then(|(pem, public)| {
             file.write_all(pem.as_bytes()).and_then(|()| file.sync_all()).map_err(failed)?;
-            give(&file, owner).map_err(failed)?;
+            give_to_store_owner(&file, owner).map_err(failed)?;
             Ok(public)
         });
     match written {
-        Ok(public) => print(&said(&public, &path)),
+        Ok(public) => print_stdout(&render_instructions(&public, &path)),
         Err(fault) => {
             // Half a key is of no use, and would be in the way of the next try.
             let _ = std::fs::remove_file(&path);
@@ -81,29 +84,29 @@ pub fn dkim_key(options: &Options) -> Result<(), Fault> {
     }
 }
 
-fn domain(options: &Options, config: Option<&Config>) -> Result<String, Fault> {
+fn signing_domain(options: &DkimKeyOptions, config: Option<&Config>) -> Result<String, CliError> {
     let from = config.and_then(|config| config.report.from.as_deref());
     match (&options.domain, from.and_then(|from| from.rsplit_once('@'))) {
         (Some(named), _) => domain_name::normalize(named).ok_or_else(|| {
             let found = named.escape_debug();
-            Fault::new(USAGE, format!("--domain: `{found}` is no domain name; allowed: such as `example.com`"))
+            CliError::new(EX_USAGE, format!("--domain: `{found}` is no domain name; allowed: such as `example.com`"))
         }),
         // The configuration was checked.
         (None, Some((_, domain))) => Ok(domain_name::normalize(domain).unwrap_or_else(|| domain.to_owned())),
         (None, None) => {
-            Err(Fault::new(CONFIG, "[report] from: not set; allowed: set it, or say --domain; no key was made"))
+            Err(CliError::new(EX_CONFIG, "[report] from: not set; allowed: set it, or say --domain; no key was made"))
         }
     }
 }
 
-/// Root gives the file to the owner of the store's folder that a configuration names.
-fn give(file: &File, config: Option<&Config>) -> std::io::Result<()> {
+/// Root gives the file to the owner of the store's folder that the configuration names.
+fn give_to_store_owner(file: &File, config: Option<&Config>) -> std::io::Result<()> {
     let Some(owner) = config.and_then(|config| std::fs::metadata(&config.store.path).ok()) else { return Ok(()) };
     let mine = file.metadata()?;
     if mine.uid() == 0 && owner.uid() != 0 { fchown(file, Some(owner.uid()), Some(owner.gid())) } else { Ok(()) }
 }
 
-fn said(public: &DkimPublicKey, path: &Path) -> String {
+fn render_instructions(public: &DkimPublicKey, path: &Path) -> String {
     format!(
         "The private key is in {path}; only its owner can read it.\n\n\
          Publish this record:\n\n{record}\n\n\

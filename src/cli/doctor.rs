@@ -4,13 +4,13 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::render::pretty;
-use super::{ConfigFile, Fault, SOFTWARE, print, status_of};
+use super::render::to_pretty_json;
+use super::{CliError, ConfigFile, EX_SOFTWARE, findings_status, print_stdout};
 use crate::checking::host;
 use crate::daemon::services::DoctorContext;
 
 #[derive(Args)]
-pub struct Options {
+pub struct DoctorOptions {
     #[command(flatten)]
     config: ConfigFile,
     /// Postfix's configuration folder, in place of its own default; Exim is not looked at then.
@@ -31,7 +31,7 @@ pub struct Options {
 }
 
 /// Looks, and prints what was found; the exit status says how bad it is.
-pub fn doctor(options: &Options) -> Result<u8, Fault> {
+pub fn doctor(options: &DoctorOptions) -> Result<u8, CliError> {
     let where_to_look = host::HostCheckOptions {
         config: options.config.config.clone(),
         postfix: options.postfix_config.clone(),
@@ -40,9 +40,10 @@ pub fn doctor(options: &Options) -> Result<u8, Fault> {
         bogus: options.bogus_name.clone(),
     };
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
-    let runtime = runtime.map_err(|e| Fault::new(SOFTWARE, format!("runtime: cannot start: {e}; nothing is shown")))?;
+    let runtime =
+        runtime.map_err(|e| CliError::new(EX_SOFTWARE, format!("runtime: cannot start: {e}; nothing is shown")))?;
     let found = runtime.block_on(host::check_host(&where_to_look, &DoctorContext));
     runtime.shutdown_timeout(std::time::Duration::from_millis(100));
-    print(&if options.json { pretty(&found) } else { found.to_string() })?;
-    Ok(status_of(&found))
+    print_stdout(&if options.json { to_pretty_json(&found) } else { found.to_string() })?;
+    Ok(findings_status(&found))
 }

@@ -28,24 +28,24 @@ use crate::checking::finding::{Findings, Severity};
 use crate::config::detect;
 use crate::config::{Config, ConfigError};
 
-/// Everything went well.
-pub const OK: u8 = 0;
+/// Success.
+pub const EX_OK: u8 = 0;
 /// `doctor` and `check-domain`: something works less well than it could.
-pub const WARNINGS: u8 = 1;
+pub const EXIT_WARNINGS: u8 = 1;
 /// `doctor` and `check-domain`: something is wrong.
-pub const ERRORS: u8 = 2;
+pub const EXIT_ERRORS: u8 = 2;
 /// EX_USAGE: the arguments make no sense.
-pub const USAGE: u8 = 64;
+pub const EX_USAGE: u8 = 64;
 /// EX_NOINPUT: a file that was named cannot be read.
-pub const NO_INPUT: u8 = 66;
+pub const EX_NOINPUT: u8 = 66;
 /// EX_UNAVAILABLE: no daemon answers, or another process has the store.
-pub const UNAVAILABLE: u8 = 69;
+pub const EX_UNAVAILABLE: u8 = 69;
 /// EX_SOFTWARE: a task of the daemon ended by itself.
-pub const SOFTWARE: u8 = 70;
+pub const EX_SOFTWARE: u8 = 70;
 /// EX_IOERR: the disk or a socket failed.
-pub const IO: u8 = 74;
+pub const EX_IOERR: u8 = 74;
 /// EX_CONFIG: the configuration.
-pub const CONFIG: u8 = 78;
+pub const EX_CONFIG: u8 = 78;
 
 const EXIT_STATUS: &str = "\
 Exit status:
@@ -59,42 +59,42 @@ Exit status:
   74  the disk or a socket failed
   78  the configuration is wrong; the line says where and what is allowed";
 
-/// A fault that ends the program: its exit status and its one line.
+/// An error that ends the program: its exit status and its message.
 #[derive(Debug)]
-pub struct Fault {
+pub struct CliError {
     /// See the constants of this module.
     pub status: u8,
     /// `subject: problem: cause; consequence`
-    pub line: String,
+    pub message: String,
 }
 
-impl Fault {
-    /// A fault.
-    pub fn new(status: u8, line: impl Into<String>) -> Fault {
-        Fault { status, line: line.into() }
+impl CliError {
+    /// An error.
+    pub fn new(status: u8, line: impl Into<String>) -> CliError {
+        CliError { status, message: line.into() }
     }
 }
 
-impl From<ConfigError> for Fault {
-    fn from(error: ConfigError) -> Fault {
-        Fault::new(CONFIG, error.to_string())
+impl From<ConfigError> for CliError {
+    fn from(error: ConfigError) -> CliError {
+        CliError::new(EX_CONFIG, error.to_string())
     }
 }
 
 /// Tells the MTA which TLS policy a destination published, counts how outbound TLS sessions ended, reports the counts.
 #[derive(Parser)]
 #[command(name = "tlswarden", version, after_help = EXIT_STATUS)]
-struct Arguments {
+struct CliArguments {
     #[command(subcommand)]
-    command: Command,
+    command: CliCommand,
 }
 
 #[derive(Subcommand)]
-enum Command {
+enum CliCommand {
     /// Runs the daemon in the foreground: answers Postfix, follows its log, sends the reports.
     ///
     /// SIGTERM and SIGINT end it in order; SIGHUP rereads the configuration. It logs to standard error.
-    Serve(serve::Options),
+    Serve(serve::ServeOptions),
     /// Shows each input and how far it is behind its log, the policies, what is due when, and the last errors.
     Status {
         #[command(flatten)]
@@ -106,18 +106,18 @@ enum Command {
     /// Checks the configuration and what it names, and prints it as it was understood, defaults included.
     CheckConfig(ConfigFile),
     /// Says what is wrong on this host, why it matters, and the line that mends it; changes nothing.
-    Doctor(doctor::Options),
+    Doctor(doctor::DoctorOptions),
     /// Shows a domain's own MTA-STS, DANE and TLSRPT as a sender sees them, and what would make them right.
-    CheckDomain(check_domain::Options),
+    CheckDomain(check_domain::CheckDomainOptions),
     /// Explains what Postfix is answered about a domain; lists, shows, refreshes, forgets, exports the cached policies.
-    Policy(policy::Options),
+    Policy(policy::PolicyOptions),
     /// Shows what has been counted so far: sessions by day, recipient domain and policy, and how they failed.
-    Results(results::Options),
+    Results(results::ResultsOptions),
     /// Lists the reports that went, or are to go; shows one; previews what would be sent; sends one once more.
-    Reports(reports::Options),
+    Reports(reports::ReportsOptions),
     /// Shows what logs would have been counted as; sends and stores nothing.
     #[command(after_help = replay::HELP)]
-    Replay(replay::Options),
+    Replay(replay::ReplayOptions),
     /// Copies the store into a new folder, while the daemon runs or without it; put back in place it is the store.
     Backup {
         /// The folder; it must not exist, or be empty.
@@ -126,7 +126,7 @@ enum Command {
         config: ConfigFile,
     },
     /// Makes a key pair that signs reports, and prints its DNS record; never overwrites a file.
-    DkimKey(dkim_key::Options),
+    DkimKey(dkim_key::DkimKeyOptions),
 }
 
 #[derive(Args)]
@@ -138,68 +138,68 @@ struct ConfigFile {
 
 impl ConfigFile {
     /// As the daemon has it: what the file does not say is found out.
-    fn load(&self) -> Result<Config, Fault> {
+    fn load(&self) -> Result<Config, CliError> {
         Ok(Config::load_with(&self.config, |config| drop(detect::complete_without_log_access(config)))?)
     }
 }
 
 /// The grammar of the command line, for who writes it down: the manual, the completions of shells.
 pub fn command() -> clap::Command {
-    Arguments::command()
+    CliArguments::command()
 }
 
 /// Runs the program with the arguments that follow its name; `main` and the tests' own binaries call it.
 pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let arguments = std::iter::once(OsString::from("tlswarden")).chain(arguments);
-    let arguments = match Arguments::try_parse_from(arguments) {
+    let arguments = match CliArguments::try_parse_from(arguments) {
         Ok(arguments) => arguments,
         Err(error) => {
             // Help and version are errors of clap's, on standard output.
             let _ = error.print();
-            return ExitCode::from(if error.use_stderr() { USAGE } else { OK });
+            return ExitCode::from(if error.use_stderr() { EX_USAGE } else { EX_OK });
         }
     };
     let result = match arguments.command {
-        Command::Doctor(options) => return exit(doctor::doctor(&options)),
-        Command::CheckDomain(options) => return exit(check_domain::domain(&options)),
-        Command::Serve(options) => serve::serve(&options),
-        Command::Status { config, json } => config.load().and_then(|config| status::status(&config, json)),
-        Command::CheckConfig(config) => check_config::check(&config.config),
-        Command::Policy(options) => policy::policy(&options),
-        Command::Results(options) => results::results(&options),
-        Command::Reports(options) => reports::reports(&options),
-        Command::Replay(options) => replay::replay(&options),
-        Command::Backup { dir, config } => config.load().and_then(|config| backup::backup(&config, &dir)),
-        Command::DkimKey(options) => dkim_key::dkim_key(&options),
+        CliCommand::Doctor(options) => return exit_code(doctor::doctor(&options)),
+        CliCommand::CheckDomain(options) => return exit_code(check_domain::check_domain(&options)),
+        CliCommand::Serve(options) => serve::serve(&options),
+        CliCommand::Status { config, json } => config.load().and_then(|config| status::status(&config, json)),
+        CliCommand::CheckConfig(config) => check_config::check_config(&config.config),
+        CliCommand::Policy(options) => policy::policy(&options),
+        CliCommand::Results(options) => results::results(&options),
+        CliCommand::Reports(options) => reports::reports(&options),
+        CliCommand::Replay(options) => replay::replay(&options),
+        CliCommand::Backup { dir, config } => config.load().and_then(|config| backup::backup(&config, &dir)),
+        CliCommand::DkimKey(options) => dkim_key::dkim_key(&options),
     };
-    exit(result.map(|()| OK))
+    exit_code(result.map(|()| EX_OK))
 }
 
-fn exit(result: Result<u8, Fault>) -> ExitCode {
+fn exit_code(result: Result<u8, CliError>) -> ExitCode {
     match result {
         Ok(status) => ExitCode::from(status),
         Err(fault) => {
-            eprintln!("tlswarden: {}", fault.line);
+            eprintln!("tlswarden: {}", fault.message);
             ExitCode::from(fault.status)
         }
     }
 }
 
-/// The exit status of what was found.
-fn status_of(found: &Findings) -> u8 {
+/// The exit status for a list of findings.
+fn findings_status(found: &Findings) -> u8 {
     match found.highest_severity() {
-        None | Some(Severity::Note) => OK,
-        Some(Severity::Warning) => WARNINGS,
-        Some(Severity::Error) => ERRORS,
+        None | Some(Severity::Note) => EX_OK,
+        Some(Severity::Warning) => EXIT_WARNINGS,
+        Some(Severity::Error) => EXIT_ERRORS,
     }
 }
 
-/// Prints, and takes it that whoever reads a pipe may stop reading.
-fn print(text: &str) -> Result<(), Fault> {
+/// Prints to standard output; that the reader of a pipe stops reading is not an error.
+fn print_stdout(text: &str) -> Result<(), CliError> {
     use std::io::Write;
     match std::io::stdout().lock().write_all(text.as_bytes()) {
         Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
-            Err(Fault::new(IO, format!("standard output: cannot write: {error}; stopped")))
+            Err(CliError::new(EX_IOERR, format!("standard output: cannot write: {error}; stopped")))
         }
         _ => Ok(()),
     }
@@ -233,7 +233,7 @@ mod tests {
     #[test]
     fn help_is_a_command() {
         let help = |arguments: &[&str]| {
-            let error = Arguments::try_parse_from([&["tlswarden"], arguments].concat()).err().expect("no command");
+            let error = CliArguments::try_parse_from([&["tlswarden"], arguments].concat()).err().expect("no command");
             assert!(!error.use_stderr(), "{error}");
             error.to_string()
         };

@@ -8,17 +8,17 @@ use std::str::FromStr;
 
 use clap::{Args, Subcommand, ValueEnum};
 
-use super::control::answer;
-use super::render::{moment, pretty, table};
-use super::{ConfigFile, Fault, USAGE, print};
+use super::control::query;
+use super::render::{format_time, table, to_pretty_json};
+use super::{CliError, ConfigFile, EX_USAGE, print_stdout};
 use crate::base::next_hop::NextHop;
 use crate::base::tlsrpt::Mode;
 use crate::daemon::control::{ControlRequest, Explanation, Listed, Record};
 
 #[derive(Args)]
-pub struct Options {
+pub struct PolicyOptions {
     #[command(subcommand)]
-    what: What,
+    command: PolicyCommand,
     #[command(flatten)]
     config: ConfigFile,
     /// As JSON; times are seconds since 1970-01-01T00:00:00Z.
@@ -27,14 +27,14 @@ pub struct Options {
 }
 
 #[derive(Subcommand)]
-enum What {
+enum PolicyCommand {
     /// Shows what Postfix would be answered about a domain now, in both wordings, and why, step by step.
     Explain {
         /// The next hop as Postfix would ask: `example.com`, `[mx.example.com]:587`.
         domain: String,
     },
     /// Lists the cached policies.
-    List(ListOptions),
+    List(PolicyListOptions),
     /// Shows what is known of one domain: record, document, times, the last failure. Asks nobody.
     Show {
         /// The next hop as Postfix would ask: `example.com`, `[mx.example.com]:587`.
@@ -63,21 +63,21 @@ enum What {
 }
 
 #[derive(Args)]
-struct ListOptions {
+struct PolicyListOptions {
     /// What the list is sorted by.
-    #[arg(long, value_enum, default_value_t = Sort::Domain)]
-    sort: Sort,
+    #[arg(long, value_enum, default_value_t = PolicySort::Domain)]
+    sort: PolicySort,
     /// Lists only what fits; several must all fit. `domain=TEXT` (part of the name; `.example.com`: what is below it),
     /// `mode=enforce|testing|none`, `answer=dane-only|dane|secure|default|fixed|temp`, `failing` (the document cannot be had).
     #[arg(long, value_name = "FILTER")]
-    filter: Vec<Filter>,
+    filter: Vec<PolicyFilter>,
     /// Lists domains without any policy too.
     #[arg(long)]
     all: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Sort {
+enum PolicySort {
     /// By name.
     Domain,
     /// What ends first comes first.
@@ -89,114 +89,120 @@ enum Sort {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Filter {
+enum PolicyFilter {
     Domain(String),
     Mode(Mode),
     Answer(String),
     Failing,
 }
 
-pub fn policy(options: &Options) -> Result<(), Fault> {
-    match &options.what {
-        What::Explain { domain } => explain(options, domain),
-        What::List(list_options) => list(options, list_options),
-        What::Show { domain } => show(options, domain, false),
-        What::Refresh { domain } => show(options, domain, true),
-        What::Purge { domain, .. } => purge(options, domain.as_deref()),
-        What::Export => export(options),
+pub fn policy(options: &PolicyOptions) -> Result<(), CliError> {
+    match &options.command {
+        PolicyCommand::Explain { domain } => explain(options, domain),
+        PolicyCommand::List(list_options) => list(options, list_options),
+        PolicyCommand::Show { domain } => show(options, domain, false),
+        PolicyCommand::Refresh { domain } => show(options, domain, true),
+        PolicyCommand::Purge { domain, .. } => purge(options, domain.as_deref()),
+        PolicyCommand::Export => export(options),
     }
 }
 
-fn explain(options: &Options, next_hop: &str) -> Result<(), Fault> {
+fn explain(options: &PolicyOptions, next_hop: &str) -> Result<(), CliError> {
     let config = options.config.load()?;
-    let question = ControlRequest::PolicyExplain { next_hop: next_hop.to_owned() };
-    let explanation: Explanation = answer(&config, &question, async |desk| Ok(desk.explain_policy(next_hop).await))?;
-    if options.json { print(&pretty(&explanation)) } else { print(&explanation.to_string()) }
+    let request = ControlRequest::PolicyExplain { next_hop: next_hop.to_owned() };
+    let explanation: Explanation =
+        query(&config, &request, async |services| Ok(services.explain_policy(next_hop).await))?;
+    if options.json { print_stdout(&to_pretty_json(&explanation)) } else { print_stdout(&explanation.to_string()) }
 }
 
-fn list(options: &Options, list_options: &ListOptions) -> Result<(), Fault> {
+fn list(options: &PolicyOptions, list_options: &PolicyListOptions) -> Result<(), CliError> {
     let config = options.config.load()?;
-    let listed = answer(&config, &ControlRequest::PolicyList, async |desk| Ok(desk.policies.listed()))?;
-    let listed = chosen(listed, list_options);
+    let listed = query(&config, &ControlRequest::PolicyList, async |services| Ok(services.policies.listed()))?;
+    let listed = filter_and_sort(listed, list_options);
     if options.json {
-        return print(&pretty(&listed));
+        return print_stdout(&to_pretty_json(&listed));
     }
-    print(&people(&listed))
+    print_stdout(&render_list(&listed))
 }
 
-/// What fits, sorted.
-fn chosen(mut listed: Vec<Listed>, options: &ListOptions) -> Vec<Listed> {
+/// The policies that match the filters, sorted.
+fn filter_and_sort(mut listed: Vec<Listed>, options: &PolicyListOptions) -> Vec<Listed> {
     listed.retain(|one| {
         (options.all || !options.filter.is_empty() || one.says_something())
-            && options.filter.iter().all(|f| f.fits(one))
+            && options.filter.iter().all(|f| f.matches(one))
     });
     let policy = |one: &Listed| one.sts.as_ref().map(|p| (p.fetched, p.expires));
     match options.sort {
-        Sort::Domain => listed.sort_by(|a, b| a.next_hop.cmp(&b.next_hop)),
-        Sort::Expires => listed.sort_by_key(|one| policy(one).map_or(i64::MAX, |(_, expires)| expires)),
-        Sort::Fetched => listed.sort_by_key(|one| Reverse(policy(one).map(|(fetched, _)| fetched))),
-        Sort::Used => listed.sort_by_key(|one| Reverse(one.used)),
+        PolicySort::Domain => listed.sort_by(|a, b| a.next_hop.cmp(&b.next_hop)),
+        PolicySort::Expires => listed.sort_by_key(|one| policy(one).map_or(i64::MAX, |(_, expires)| expires)),
+        PolicySort::Fetched => listed.sort_by_key(|one| Reverse(policy(one).map(|(fetched, _)| fetched))),
+        PolicySort::Used => listed.sort_by_key(|one| Reverse(one.used)),
     }
     listed
 }
 
-fn show(options: &Options, domain: &str, refresh: bool) -> Result<(), Fault> {
-    let next_hop = checked(domain)?;
+fn show(options: &PolicyOptions, domain: &str, refresh: bool) -> Result<(), CliError> {
+    let next_hop = parse_next_hop(domain)?;
     let config = options.config.load()?;
-    let question = match refresh {
+    let request = match refresh {
         false => ControlRequest::PolicyShow { next_hop: next_hop.clone() },
         true => ControlRequest::PolicyRefresh { next_hop: next_hop.clone() },
     };
-    let found: Option<Listed> = answer(&config, &question, async |desk| desk.show_policy(&next_hop, refresh).await)?;
+    let found: Option<Listed> =
+        query(&config, &request, async |services| services.show_policy(&next_hop, refresh).await)?;
     match (found, options.json) {
-        (found, true) => print(&pretty(&found)),
-        (Some(found), false) => print(&whole(&found)),
-        (None, false) => print(&format!("nothing is known of {next_hop}: it was not asked about\n")),
+        (found, true) => print_stdout(&to_pretty_json(&found)),
+        (Some(found), false) => print_stdout(&render_policy(&found)),
+        (None, false) => print_stdout(&format!("nothing is known of {next_hop}: it was not asked about\n")),
     }
 }
 
-fn purge(options: &Options, domain: Option<&str>) -> Result<(), Fault> {
-    let domain = domain.map(checked).transpose()?;
+fn purge(options: &PolicyOptions, domain: Option<&str>) -> Result<(), CliError> {
+    let domain = domain.map(parse_next_hop).transpose()?;
     let config = options.config.load()?;
-    let question = ControlRequest::PolicyPurge { domain: domain.clone() };
-    let gone: usize = answer(&config, &question, async |desk| desk.purge_policies(domain.as_deref()).await)?;
-    if options.json { print(&pretty(&gone)) } else { print(&format!("forgotten: {gone} domains\n")) }
+    let request = ControlRequest::PolicyPurge { domain: domain.clone() };
+    let gone: usize = query(&config, &request, async |services| services.purge_policies(domain.as_deref()).await)?;
+    if options.json {
+        print_stdout(&to_pretty_json(&gone))
+    } else {
+        print_stdout(&format!("forgotten: {gone} domains\n"))
+    }
 }
 
-fn export(options: &Options) -> Result<(), Fault> {
+fn export(options: &PolicyOptions) -> Result<(), CliError> {
     let config = options.config.load()?;
     let lines: Vec<(String, String)> =
-        answer(&config, &ControlRequest::PolicyExport, async |desk| Ok(desk.export_policies()))?;
+        query(&config, &ControlRequest::PolicyExport, async |services| Ok(services.export_policies()))?;
     if options.json {
-        return print(&pretty(&lines));
+        return print_stdout(&to_pretty_json(&lines));
     }
     let mut text = String::from(
         "# Written by tlswarden policy export. In main.cf: smtp_tls_policy_maps = texthash:/path/of/this/file\n\
          # It does not change by itself: domains change their policies, and their certificates under DANE, at any time.\n",
     );
     lines.iter().for_each(|(key, answer)| text.push_str(&format!("{key}\t{answer}\n")));
-    print(&text)
+    print_stdout(&text)
 }
 
-fn checked(domain: &str) -> Result<String, Fault> {
+fn parse_next_hop(domain: &str) -> Result<String, CliError> {
     let hop = NextHop::parse(domain.as_bytes()).map(|hop| hop.key());
     hop.ok_or_else(|| {
         let text = domain.escape_debug();
-        Fault::new(
-            USAGE,
+        CliError::new(
+            EX_USAGE,
             format!("`{text}` is no next hop that can have a policy; allowed: `example.com`, `[mx.example.com]:587`"),
         )
     })
 }
 
-fn people(listed: &[Listed]) -> String {
-    let time = |at: Option<i64>| at.map_or_else(|| "-".to_owned(), moment);
+fn render_list(listed: &[Listed]) -> String {
+    let time = |at: Option<i64>| at.map_or_else(|| "-".to_owned(), format_time);
     let row = |one: &Listed| {
         let policy = one.sts.as_ref();
         vec![
             one.next_hop.clone(),
             one.answer.clone(),
-            policy.map_or("-", |p| mode(p.mode)).to_owned(),
+            policy.map_or("-", |p| mode_name(p.mode)).to_owned(),
             time(policy.map(|p| p.fetched)),
             time(policy.map(|p| p.expires)),
             time(one.checked),
@@ -209,14 +215,14 @@ fn people(listed: &[Listed]) -> String {
     format!("{}\n{} next hops\n", table(&head, &rows), rows.len())
 }
 
-fn whole(one: &Listed) -> String {
+fn render_policy(one: &Listed) -> String {
     let mut text = format!("{}\n  answer        {}\n", one.next_hop, one.answer);
-    let mut say = |name: &str, value: String| text.push_str(&format!("  {name:<12}  {value}\n"));
+    let mut add = |name: &str, value: String| text.push_str(&format!("  {name:<12}  {value}\n"));
     if one.used > 0 {
-        say("last used", moment(one.used));
+        add("last used", format_time(one.used));
     }
     if let Some(dane) = &one.dane {
-        say("DANE", format!("{}, until {}", dane.found, moment(dane.until)));
+        add("DANE", format!("{}, until {}", dane.found, format_time(dane.until)));
     }
     if let Some(record) = &one.record {
         let found = match record {
@@ -224,27 +230,27 @@ fn whole(one: &Listed) -> String {
             Record::None { reason } => format!("none: {}", reason.escape_debug()),
             Record::Failed { cause } => format!("not known: {}", cause.escape_debug()),
         };
-        say("record", found);
+        add("record", found);
     }
     if let Some(at) = one.checked {
-        say("record asked", moment(at));
+        add("record asked", format_time(at));
     }
     if let Some(failure) = &one.failure {
-        let (at, retry) = (moment(failure.at), moment(failure.retry));
-        say("failure", format!("{at}: {}; next try {retry}", failure.text.escape_debug()));
+        let (at, retry) = (format_time(failure.at), format_time(failure.retry));
+        add("failure", format!("{at}: {}; next try {retry}", failure.text.escape_debug()));
     }
     if let Some(policy) = &one.sts {
-        say("policy", format!("id {}, mode {}", policy.id, mode(policy.mode)));
-        say("fetched", moment(policy.fetched));
-        say("fetched anew", moment(policy.refresh));
-        say("expires", moment(policy.expires));
+        add("policy", format!("id {}, mode {}", policy.id, mode_name(policy.mode)));
+        add("fetched", format_time(policy.fetched));
+        add("fetched anew", format_time(policy.refresh));
+        add("expires", format_time(policy.expires));
         text.push_str("  document\n");
         policy.document.iter().for_each(|line| text.push_str(&format!("    {}\n", line.escape_debug())));
     }
     text
 }
 
-fn mode(mode: Mode) -> &'static str {
+fn mode_name(mode: Mode) -> &'static str {
     match mode {
         Mode::Enforce => "enforce",
         Mode::Testing => "testing",
@@ -252,32 +258,32 @@ fn mode(mode: Mode) -> &'static str {
     }
 }
 
-impl Filter {
-    fn fits(&self, one: &Listed) -> bool {
+impl PolicyFilter {
+    fn matches(&self, one: &Listed) -> bool {
         match self {
-            Filter::Domain(text) if text.starts_with('.') => {
+            PolicyFilter::Domain(text) if text.starts_with('.') => {
                 one.next_hop.trim_end_matches(']').ends_with(text.as_str())
             }
-            Filter::Domain(text) => one.next_hop.contains(text.as_str()),
-            Filter::Mode(mode) => one.sts.as_ref().is_some_and(|policy| policy.mode == *mode),
-            Filter::Answer(answer) => one.answer == *answer,
-            Filter::Failing => one.failure.is_some(),
+            PolicyFilter::Domain(text) => one.next_hop.contains(text.as_str()),
+            PolicyFilter::Mode(mode) => one.sts.as_ref().is_some_and(|policy| policy.mode == *mode),
+            PolicyFilter::Answer(answer) => one.answer == *answer,
+            PolicyFilter::Failing => one.failure.is_some(),
         }
     }
 }
 
-impl FromStr for Filter {
+impl FromStr for PolicyFilter {
     type Err = String;
 
-    fn from_str(text: &str) -> Result<Filter, String> {
+    fn from_str(text: &str) -> Result<PolicyFilter, String> {
         match text.split_once('=') {
-            None if text == "failing" => Ok(Filter::Failing),
-            Some(("domain", part)) => Ok(Filter::Domain(part.to_ascii_lowercase())),
-            Some(("mode", "enforce")) => Ok(Filter::Mode(Mode::Enforce)),
-            Some(("mode", "testing")) => Ok(Filter::Mode(Mode::Testing)),
-            Some(("mode", "none")) => Ok(Filter::Mode(Mode::None)),
+            None if text == "failing" => Ok(PolicyFilter::Failing),
+            Some(("domain", part)) => Ok(PolicyFilter::Domain(part.to_ascii_lowercase())),
+            Some(("mode", "enforce")) => Ok(PolicyFilter::Mode(Mode::Enforce)),
+            Some(("mode", "testing")) => Ok(PolicyFilter::Mode(Mode::Testing)),
+            Some(("mode", "none")) => Ok(PolicyFilter::Mode(Mode::None)),
             Some(("answer", level @ ("dane-only" | "dane" | "secure" | "default" | "fixed" | "temp"))) => {
-                Ok(Filter::Answer(level.to_owned()))
+                Ok(PolicyFilter::Answer(level.to_owned()))
             }
             _ => Err(
                 "allowed: domain=TEXT, mode=enforce|testing|none, answer=dane-only|dane|secure|default|fixed|temp, failing"

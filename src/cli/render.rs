@@ -27,11 +27,11 @@ pub fn table(head: &[&str], rows: &[Vec<String>]) -> String {
     text
 }
 
-pub fn pretty(value: &impl Serialize) -> String {
+pub fn to_pretty_json(value: &impl Serialize) -> String {
     serde_json::to_string_pretty(value).expect("plain structures always serialise") + "\n"
 }
 
-pub fn moment(seconds: i64) -> String {
+pub fn format_time(seconds: i64) -> String {
     Timestamp::from_second(seconds).map_or_else(|_| seconds.to_string(), |t| t.to_string())
 }
 

@@ -11,7 +11,7 @@ use serde::Serialize;
 use tlswarden_parsers::Dialect;
 
 use super::render::table;
-use super::{CONFIG, Fault, NO_INPUT, USAGE, print};
+use super::{CliError, EX_CONFIG, EX_NOINPUT, EX_USAGE, print_stdout};
 use crate::base::tlsrpt::{Failure, Policy, TallyRow};
 use crate::config;
 use crate::daemon::services::{self, ReplayError, ReplayRequest, ReplayResult};
@@ -36,10 +36,10 @@ Sessions that carried the daemon's own reports are counted here, for only the da
 local networks.";
 
 #[derive(Args)]
-pub struct Options {
+pub struct ReplayOptions {
     /// Whose logs they are.
-    #[arg(long, value_enum, default_value_t = Mta::Auto)]
-    mta: Mta,
+    #[arg(long, value_enum, default_value_t = MtaOption::Auto)]
+    mta: MtaOption,
     /// The policies in force (TOML, see below); without it every destination has none.
     #[arg(long, value_name = "FILE")]
     policies: Option<PathBuf>,
@@ -58,29 +58,28 @@ pub struct Options {
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Mta {
+enum MtaOption {
     /// Told by the lines.
     Auto,
     Postfix,
     Exim,
 }
 
-impl Mta {
+impl MtaOption {
     fn dialect(self) -> Option<Dialect> {
         match self {
-            Mta::Auto => None,
-            Mta::Postfix => Some(Dialect::Postfix),
-            Mta::Exim => Some(Dialect::Exim),
+            MtaOption::Auto => None,
+            MtaOption::Postfix => Some(Dialect::Postfix),
+            MtaOption::Exim => Some(Dialect::Exim),
         }
     }
 }
 
-pub fn replay(options: &Options) -> Result<(), Fault> {
+pub fn replay(options: &ReplayOptions) -> Result<(), CliError> {
     let zone = match &options.timezone {
         None => TimeZone::system(),
-        Some(name) => {
-            config::time_zone(name).map_err(|e| Fault::new(USAGE, format!("--timezone: {e}; nothing was read")))?
-        }
+        Some(name) => config::time_zone(name)
+            .map_err(|e| CliError::new(EX_USAGE, format!("--timezone: {e}; nothing was read")))?,
     };
     let replayed = services::replay(&ReplayRequest {
         dialect: options.mta.dialect(),
@@ -89,38 +88,38 @@ pub fn replay(options: &Options) -> Result<(), Fault> {
         year: options.year,
         logs: &options.logs,
     })?;
-    print(&if options.json { json(&replayed) } else { people(&replayed) })
+    print_stdout(&if options.json { render_json(&replayed) } else { render_rows(&replayed) })
 }
 
-impl From<ReplayError> for Fault {
-    fn from(error: ReplayError) -> Fault {
+impl From<ReplayError> for CliError {
+    fn from(error: ReplayError) -> CliError {
         let status = match error {
-            ReplayError::Log { .. } | ReplayError::Policies { .. } => NO_INPUT,
-            ReplayError::NotALog(_) => USAGE,
-            ReplayError::Syntax(_) | ReplayError::Policy(_) => CONFIG,
+            ReplayError::Log { .. } | ReplayError::Policies { .. } => EX_NOINPUT,
+            ReplayError::NotALog(_) => EX_USAGE,
+            ReplayError::Syntax(_) | ReplayError::Policy(_) => EX_CONFIG,
         };
-        Fault::new(status, error.to_string())
+        CliError::new(status, error.to_string())
     }
 }
 
-fn json(replayed: &ReplayResult) -> String {
+fn render_json(replayed: &ReplayResult) -> String {
     let ReplayResult { read, used, malformed, .. } = *replayed;
-    let shown = Shown {
-        lines: LineCounts { read, used, malformed },
-        results: replayed.rows.iter().map(ShownRow::new).collect(),
+    let shown = ReplayOutput {
+        lines: ReplayLineCounts { read, used, malformed },
+        results: replayed.rows.iter().map(ReplayRow::new).collect(),
     };
     serde_json::to_string(&shown).expect("plain structures always serialise") + "\n"
 }
 
 /// What `--json` prints.
 #[derive(Serialize)]
-struct Shown<'a> {
-    lines: LineCounts,
-    results: Vec<ShownRow<'a>>,
+struct ReplayOutput<'a> {
+    lines: ReplayLineCounts,
+    results: Vec<ReplayRow<'a>>,
 }
 
 #[derive(Serialize)]
-struct LineCounts {
+struct ReplayLineCounts {
     read: u64,
     used: u64,
     malformed: u64,
@@ -128,49 +127,49 @@ struct LineCounts {
 
 #[derive(Serialize)]
 #[serde(rename_all = "kebab-case")]
-struct ShownRow<'a> {
+struct ReplayRow<'a> {
     day: String,
     recipient_domain: &'a str,
     policy: &'a Policy,
-    summary: Summary,
-    failure_details: Vec<ShownDetail<'a>>,
+    summary: ReplaySummary,
+    failure_details: Vec<ReplayDetail<'a>>,
 }
 
 #[derive(Serialize)]
 #[serde(rename_all = "kebab-case")]
-struct Summary {
+struct ReplaySummary {
     total_successful_session_count: u64,
     total_failure_session_count: u64,
 }
 
 #[derive(Serialize)]
 #[serde(rename_all = "kebab-case")]
-struct ShownDetail<'a> {
+struct ReplayDetail<'a> {
     #[serde(flatten)]
     failure: &'a Failure,
     failed_session_count: u64,
 }
 
-impl<'a> ShownRow<'a> {
-    fn new(row: &'a TallyRow) -> ShownRow<'a> {
-        ShownRow {
+impl<'a> ReplayRow<'a> {
+    fn new(row: &'a TallyRow) -> ReplayRow<'a> {
+        ReplayRow {
             day: row.day.to_string(),
             recipient_domain: &row.domain,
             policy: &row.policy,
-            summary: Summary {
+            summary: ReplaySummary {
                 total_successful_session_count: row.successful,
                 total_failure_session_count: row.failed,
             },
             failure_details: row
                 .details
                 .iter()
-                .map(|(failure, n)| ShownDetail { failure, failed_session_count: *n })
+                .map(|(failure, n)| ReplayDetail { failure, failed_session_count: *n })
                 .collect(),
         }
     }
 }
 
-fn people(replayed: &ReplayResult) -> String {
+fn render_rows(replayed: &ReplayResult) -> String {
     let rows = &replayed.rows;
     let mut lines = Vec::new();
     let (mut successful, mut failed) = (0, 0);

@@ -8,9 +8,9 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
 
-use super::control::answer;
-use super::render::{moment, pretty, table};
-use super::{ConfigFile, Fault, IO, USAGE, print};
+use super::control::query;
+use super::render::{format_time, table, to_pretty_json};
+use super::{CliError, ConfigFile, EX_IOERR, EX_USAGE, print_stdout};
 use crate::base::domain_name;
 use crate::base::tlsrpt::Day;
 use crate::config::Config;
@@ -18,15 +18,15 @@ use crate::daemon::control::{ArchivedReport, ControlRequest, DayPreview, ReportP
 use crate::daemon::services::gzip;
 
 #[derive(Args)]
-pub struct Options {
+pub struct ReportsOptions {
     #[command(subcommand)]
-    what: What,
+    command: ReportsCommand,
     #[command(flatten)]
     config: ConfigFile,
 }
 
 #[derive(Subcommand)]
-enum What {
+enum ReportsCommand {
     /// Lists the reports of the days that are kept, and what came of them.
     List {
         /// The UTC day, YYYY-MM-DD.
@@ -69,44 +69,49 @@ enum What {
     },
 }
 
-pub fn reports(options: &Options) -> Result<(), Fault> {
+pub fn reports(options: &ReportsOptions) -> Result<(), CliError> {
     let config = options.config.load()?;
-    match &options.what {
-        What::List { day, all, json } => list(&config, *day, *all, *json),
-        What::Show { id, json } => show(&config, id, *json),
-        What::Preview { day, domain, out } => preview(&config, *day, domain.as_deref(), out.as_deref()),
-        What::Resend { id, json } => resend(&config, id, *json),
+    match &options.command {
+        ReportsCommand::List { day, all, json } => list(&config, *day, *all, *json),
+        ReportsCommand::Show { id, json } => show(&config, id, *json),
+        ReportsCommand::Preview { day, domain, out } => preview(&config, *day, domain.as_deref(), out.as_deref()),
+        ReportsCommand::Resend { id, json } => resend(&config, id, *json),
     }
 }
 
-fn list(config: &Config, day: Option<Day>, all: bool, json: bool) -> Result<(), Fault> {
+fn list(config: &Config, day: Option<Day>, all: bool, json: bool) -> Result<(), CliError> {
     let mut due: Vec<ReportStatus> =
-        answer(config, &ControlRequest::ReportsList, async |desk| desk.list_reports().await)?;
+        query(config, &ControlRequest::ReportsList, async |services| services.list_reports().await)?;
     due.retain(|due| day.is_none_or(|day| due.day == day) && (all || due.state != ReportState::Nothing));
-    if json { print(&pretty(&due)) } else { print(&people(&due)) }
+    if json { print_stdout(&to_pretty_json(&due)) } else { print_stdout(&render_list(&due)) }
 }
 
-fn show(config: &Config, id: &str, json: bool) -> Result<(), Fault> {
-    let question = ControlRequest::ReportsShow { id: id.to_owned() };
-    let archived: ArchivedReport = answer(config, &question, async |desk| desk.archived_report(id.to_owned()).await)?;
+fn show(config: &Config, id: &str, json: bool) -> Result<(), CliError> {
+    let request = ControlRequest::ReportsShow { id: id.to_owned() };
+    let archived: ArchivedReport =
+        query(config, &request, async |services| services.archived_report(id.to_owned()).await)?;
     if json {
-        return print(&pretty(&archived));
+        return print_stdout(&to_pretty_json(&archived));
     }
-    print(&format!("{}{}\n\n{}\n", people(&archived.deliveries), archived.file_name, archived.json))
+    print_stdout(&format!("{}{}\n\n{}\n", render_list(&archived.deliveries), archived.file_name, archived.json))
 }
 
-fn resend(config: &Config, id: &str, json: bool) -> Result<(), Fault> {
-    let question = ControlRequest::ReportsResend { id: id.to_owned() };
-    let again: usize = answer(config, &question, async |desk| desk.resend_report(id.to_owned()).await)?;
-    if json { print(&pretty(&again)) } else { print(&format!("sent again: to {again} destinations\n")) }
+fn resend(config: &Config, id: &str, json: bool) -> Result<(), CliError> {
+    let request = ControlRequest::ReportsResend { id: id.to_owned() };
+    let again: usize = query(config, &request, async |services| services.resend_report(id.to_owned()).await)?;
+    if json {
+        print_stdout(&to_pretty_json(&again))
+    } else {
+        print_stdout(&format!("sent again: to {again} destinations\n"))
+    }
 }
 
-fn preview(config: &Config, day: Option<Day>, domain: Option<&str>, out: Option<&Path>) -> Result<(), Fault> {
+fn preview(config: &Config, day: Option<Day>, domain: Option<&str>, out: Option<&Path>) -> Result<(), CliError> {
     if let Some(name) = domain.filter(|name| domain_name::normalize(name).is_none()) {
-        return Err(Fault::new(USAGE, format!("--domain: `{name}` is no domain name; nothing is shown")));
+        return Err(CliError::new(EX_USAGE, format!("--domain: `{name}` is no domain name; nothing is shown")));
     }
-    let question = ControlRequest::ReportsPreview { day, domain: domain.map(str::to_owned) };
-    let days: Vec<DayPreview> = answer(config, &question, async |desk| desk.preview_reports(day, domain).await)?;
+    let request = ControlRequest::ReportsPreview { day, domain: domain.map(str::to_owned) };
+    let days: Vec<DayPreview> = query(config, &request, async |services| services.preview_reports(day, domain).await)?;
     let mut text = String::new();
     for DayPreview { day, reports } in &days {
         for report in reports {
@@ -119,7 +124,8 @@ fn preview(config: &Config, day: Option<Day>, domain: Option<&str>, out: Option<
                 None => text.push_str(&format!("{}\n", report.json)),
                 Some(folder) => {
                     let file = folder.join(&report.file_name);
-                    let failed = |e| Fault::new(IO, format!("{}: cannot be written: {e}; stopped", file.display()));
+                    let failed =
+                        |e| CliError::new(EX_IOERR, format!("{}: cannot be written: {e}; stopped", file.display()));
                     std::fs::create_dir_all(folder)
                         .and_then(|()| std::fs::write(&file, gzip(report.json.as_bytes())))
                         .map_err(failed)?;
@@ -131,7 +137,7 @@ fn preview(config: &Config, day: Option<Day>, domain: Option<&str>, out: Option<
     if days.iter().all(|day| day.reports.is_empty()) {
         text.push_str("nothing was counted that a report could say\n");
     }
-    print(&text)
+    print_stdout(&text)
 }
 
 /// What a report is about, and where it would go.
@@ -145,7 +151,7 @@ fn headline(report: &ReportPreview) -> String {
     format!("{}{}: {goes}", report.domain, if report.supplement { " (supplement)" } else { "" })
 }
 
-fn people(due: &[ReportStatus]) -> String {
+fn render_list(due: &[ReportStatus]) -> String {
     if due.is_empty() {
         return "no reports\n".to_owned();
     }
@@ -158,7 +164,7 @@ fn people(due: &[ReportStatus]) -> String {
                 format!("{}{}", due.domain, if due.supplement { " (supplement)" } else { "" }),
                 or_dash(due.destination.as_ref().map(ToString::to_string)),
                 due.state.to_string(),
-                or_dash(due.tried.or(due.next).map(moment)),
+                or_dash(due.tried.or(due.next).map(format_time)),
                 due.attempts.to_string(),
                 or_dash(due.report_id.clone()),
                 due.last.clone().unwrap_or_default(),

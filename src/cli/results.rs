@@ -5,15 +5,15 @@
 
 use clap::Args;
 
-use super::control::answer;
-use super::render::{pretty, table};
-use super::{ConfigFile, Fault, USAGE, print};
+use super::control::query;
+use super::render::{table, to_pretty_json};
+use super::{CliError, ConfigFile, EX_USAGE, print_stdout};
 use crate::base::domain_name;
 use crate::base::tlsrpt::{Day, TallyRow};
 use crate::daemon::control::ControlRequest;
 
 #[derive(Args)]
-pub struct Options {
+pub struct ResultsOptions {
     /// The UTC day, YYYY-MM-DD; without it every day that has counts.
     #[arg(long)]
     day: Option<Day>,
@@ -27,18 +27,19 @@ pub struct Options {
     json: bool,
 }
 
-pub fn results(options: &Options) -> Result<(), Fault> {
+pub fn results(options: &ResultsOptions) -> Result<(), CliError> {
     if let Some(name) = options.domain.as_deref().filter(|name| domain_name::normalize(name).is_none()) {
-        return Err(Fault::new(USAGE, format!("--domain: `{name}` is no domain name; nothing is shown")));
+        return Err(CliError::new(EX_USAGE, format!("--domain: `{name}` is no domain name; nothing is shown")));
     }
     let (day, domain) = (options.day, options.domain.clone());
-    let question = ControlRequest::Results { day, domain: domain.clone() };
+    let request = ControlRequest::Results { day, domain: domain.clone() };
     let config = options.config.load()?;
-    let rows: Vec<TallyRow> = answer(&config, &question, async |desk| desk.results(day, domain.as_deref()).await)?;
-    if options.json { print(&pretty(&rows)) } else { print(&people(&rows)) }
+    let rows: Vec<TallyRow> =
+        query(&config, &request, async |services| services.results(day, domain.as_deref()).await)?;
+    if options.json { print_stdout(&to_pretty_json(&rows)) } else { print_stdout(&render_rows(&rows)) }
 }
 
-fn people(rows: &[TallyRow]) -> String {
+fn render_rows(rows: &[TallyRow]) -> String {
     if rows.is_empty() {
         return "nothing has been counted\n".to_owned();
     }

@@ -5,12 +5,12 @@ use std::io::IsTerminal;
 use clap::{Args, ValueEnum};
 use tracing_subscriber::EnvFilter;
 
-use super::{CONFIG, ConfigFile, Fault, IO, NO_INPUT, SOFTWARE, UNAVAILABLE};
+use super::{CliError, ConfigFile, EX_CONFIG, EX_IOERR, EX_NOINPUT, EX_SOFTWARE, EX_UNAVAILABLE};
 use crate::daemon::services::StoreError;
 use crate::daemon::{self, DaemonError};
 
 #[derive(Args)]
-pub struct Options {
+pub struct ServeOptions {
     #[command(flatten)]
     config: ConfigFile,
     /// How the log on standard error is written.
@@ -26,7 +26,7 @@ enum LogFormat {
     Json,
 }
 
-pub fn serve(options: &Options) -> Result<(), Fault> {
+pub fn serve(options: &ServeOptions) -> Result<(), CliError> {
     // systemd's journal has the time of each line already.
     let in_journal = std::env::var_os("JOURNAL_STREAM").is_some();
     let filter = EnvFilter::try_from_env("TLSWARDEN_LOG").unwrap_or_else(|_| EnvFilter::new("info,sled=warn"));
@@ -43,19 +43,19 @@ pub fn serve(options: &Options) -> Result<(), Fault> {
     Ok(daemon::run(&options.config.config)?)
 }
 
-impl From<DaemonError> for Fault {
-    fn from(error: DaemonError) -> Fault {
-        Fault::new(status(&error), error.to_string())
+impl From<DaemonError> for CliError {
+    fn from(error: DaemonError) -> CliError {
+        CliError::new(exit_status(&error), error.to_string())
     }
 }
 
-fn status(error: &DaemonError) -> u8 {
+fn exit_status(error: &DaemonError) -> u8 {
     match error {
-        DaemonError::Config(_) | DaemonError::Named(_) => CONFIG,
-        DaemonError::Input(_) => NO_INPUT,
-        DaemonError::Store(StoreError::Locked(_)) => UNAVAILABLE,
-        DaemonError::Store(StoreError::Unusable(_)) => CONFIG,
-        DaemonError::Store(StoreError::Io(_) | StoreError::Corrupt(_)) | DaemonError::Socket(_) => IO,
-        DaemonError::System(_) | DaemonError::Task(_) => SOFTWARE,
+        DaemonError::Config(_) | DaemonError::Named(_) => EX_CONFIG,
+        DaemonError::Input(_) => EX_NOINPUT,
+        DaemonError::Store(StoreError::Locked(_)) => EX_UNAVAILABLE,
+        DaemonError::Store(StoreError::Unusable(_)) => EX_CONFIG,
+        DaemonError::Store(StoreError::Io(_) | StoreError::Corrupt(_)) | DaemonError::Socket(_) => EX_IOERR,
+        DaemonError::System(_) | DaemonError::Task(_) => EX_SOFTWARE,
     }
 }

@@ -2,37 +2,37 @@
 //!
 //! Takes: what the daemon knows; where none runs, what the store has. Gives: lines and tables for people, or JSON.
 
-use super::control::answer;
-use super::render::{moment, pretty, table};
-use super::{Fault, print};
+use super::control::query;
+use super::render::{format_time, table, to_pretty_json};
+use super::{CliError, print_stdout};
 use crate::config::Config;
 use crate::daemon::control::{ControlRequest, DaemonStatus, ReportOverview, ReportStatus};
 
-pub fn status(config: &Config, json: bool) -> Result<(), Fault> {
-    let status: DaemonStatus = answer(config, &ControlRequest::Status, async |desk| Ok(desk.status().await))?;
-    if json { print(&pretty(&status)) } else { print(&people(&status)) }
+pub fn status(config: &Config, json: bool) -> Result<(), CliError> {
+    let status: DaemonStatus = query(config, &ControlRequest::Status, async |services| Ok(services.status().await))?;
+    if json { print_stdout(&to_pretty_json(&status)) } else { print_stdout(&render_status(&status)) }
 }
 
-fn people(status: &DaemonStatus) -> String {
+fn render_status(status: &DaemonStatus) -> String {
     let mut text = String::new();
-    let mut say = |line: String| {
+    let mut add = |line: String| {
         text.push_str(&line);
         text.push('\n');
     };
-    say(format!("tlswarden {}, {}", status.version, if status.running { "running" } else { "not running" }));
+    add(format!("tlswarden {}, {}", status.version, if status.running { "running" } else { "not running" }));
     if !status.missing_identity.is_empty() {
-        say(format!("no report is sent: [report] lacks {}", status.missing_identity.join(", ")));
+        add(format!("no report is sent: [report] lacks {}", status.missing_identity.join(", ")));
     }
     let validates = if status.validating { "validates" } else { "does not validate: no DANE" };
-    say(format!("resolver {} {validates}", status.resolver));
+    add(format!("resolver {} {validates}", status.resolver));
     let policies = &status.policies;
-    say(format!(
+    add(format!(
         "policies: {} MTA-STS policies in force, {} domains known, {} decisions in memory, {} periods of history",
         policies.policies, policies.domains, policies.decisions, policies.periods
     ));
-    say(format!("store: {} octets", status.store_size));
-    status.found.iter().for_each(|line| say(line.clone()));
-    say(String::new());
+    add(format!("store: {} octets", status.store_size));
+    status.found.iter().for_each(|line| add(line.clone()));
+    add(String::new());
     let inputs: Vec<Vec<String>> = status
         .inputs
         .iter()
@@ -43,21 +43,21 @@ fn people(status: &DaemonStatus) -> String {
                 (None, None) if status.running => format!("{} octets behind", p.behind),
                 (None, None) => "not followed now".to_owned(),
             };
-            let newest = p.newest.map_or_else(|| "-".to_owned(), moment);
+            let newest = p.newest.map_or_else(|| "-".to_owned(), format_time);
             vec![name.clone(), lag, newest, p.lines.to_string(), p.used.to_string(), p.malformed.to_string()]
         })
         .collect();
-    say(table(&["input", "how far", "newest line", "lines", "used", "unreadable"], &inputs));
-    say(reports(&status.due));
+    add(table(&["input", "how far", "newest line", "lines", "used", "unreadable"], &inputs));
+    add(render_reports(&status.due));
     if !status.errors.is_empty() {
-        say("last errors:".to_owned());
-        status.errors.iter().for_each(|(at, line)| say(format!("  {} {line}", moment(*at))));
+        add("last errors:".to_owned());
+        status.errors.iter().for_each(|(at, line)| add(format!("  {} {line}", format_time(*at))));
     }
     text
 }
 
-/// How many reports there are of which state, and the first that are still to go or went wrong.
-fn reports(due: &ReportOverview) -> String {
+/// The number of reports by state, and the first that are pending or failed.
+fn render_reports(due: &ReportOverview) -> String {
     if due.counts.is_empty() {
         return "reports: none due".to_owned();
     }
@@ -65,7 +65,7 @@ fn reports(due: &ReportOverview) -> String {
     let counts = format!("reports: {}", counts.join(", "));
     let row = |due: &ReportStatus| {
         let to = due.destination.as_ref().map_or_else(|| "-".to_owned(), ToString::to_string);
-        let next = due.next.map_or_else(|| "-".to_owned(), moment);
+        let next = due.next.map_or_else(|| "-".to_owned(), format_time);
         let last = due.last.clone().unwrap_or_default();
         vec![due.day.to_string(), due.domain.clone(), to, due.state.to_string(), next, last]
     };
