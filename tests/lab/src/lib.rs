@@ -5,20 +5,20 @@
 //! [`world`] puts these together from a description of mail domains and writes the daemon's configuration;
 //! [`daemon`] runs the real one, [`postfix`] and [`exim`] the real MTAs beside it, on a [`host`] of their own or a booted
 //! [`machine`], whose log [`timeshift`] carries over into other days; [`socketmap`] asks the daemon as Postfix does,
-//! [`report`] reads what it sends, and programs of others do ([`second`]); [`play`] is `lab try`.
+//! [`report`] reads what it sends, and programs of others do ([`external_validators`]); [`demo`] is `lab try`.
 
 pub mod ca;
 pub mod daemon;
+pub mod demo;
 pub mod dkim;
 pub mod dns;
 pub mod exim;
+pub mod external_validators;
 pub mod host;
 pub mod https;
 pub mod machine;
-pub mod play;
 pub mod postfix;
 pub mod report;
-pub mod second;
 pub mod smtp;
 pub mod socketmap;
 pub mod timeshift;

@@ -16,7 +16,7 @@ use lab::postfix::{Installation, Postfix};
 use lab::report::{self, Report};
 use lab::smtp::submit;
 use lab::world::{Domain, Options, Server, World};
-use lab::{dkim, second};
+use lab::{dkim, external_validators};
 
 const HOST: &str = "mx.broken.test";
 const REPORTS: &str = "tlsrpt@broken.test";
@@ -111,12 +111,12 @@ async fn others_read_it(message: &[u8], world: &World) {
     let ours: Report = report::read(message).unwrap_or_else(|faults| panic!("{}", faults.join("\n")));
     let verdicts = dkim::verify(message, world.dns.address()).await.unwrap();
     assert!(verdicts.len() == 2 && verdicts.iter().all(|v| v.result.is_ok()), "{verdicts:?}");
-    assert_eq!(second::dkimpy(message).unwrap(), ["pass", "pass"]);
+    assert_eq!(external_validators::dkimpy(message).unwrap(), ["pass", "pass"]);
     let changed = String::from_utf8_lossy(message).replacen("TLS-Report-Domain: b", "TLS-Report-Domain: c", 1);
-    let verdicts = second::dkimpy(changed.as_bytes()).unwrap();
+    let verdicts = external_validators::dkimpy(changed.as_bytes()).unwrap();
     assert!(verdicts.len() == 2 && verdicts.iter().all(|v| v != "pass"), "{verdicts:?}");
 
-    let theirs = second::parsedmarc(message).unwrap();
+    let theirs = external_validators::parsedmarc(message).unwrap();
     assert_eq!(theirs["report_type"], "smtp_tls", "{theirs}");
     let read = &theirs["report"];
     for (their, our) in
