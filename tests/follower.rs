@@ -20,16 +20,16 @@ use tlswarden::counting::input::{MAX_BLOCK, MAX_LINE, Position};
 /// How long a writer may keep on writing to a rotated file: here it does not at all once the new one has lines.
 const QUIET: Duration = Duration::from_millis(20);
 
-/// Numbers that are the same in each run: splitmix64.
-struct Dice(u64);
+/// The SplitMix64 generator: the same numbers in each run.
+struct SplitMix64(u64);
 
-impl Dice {
-    fn roll(&mut self, below: u64) -> u64 {
+impl SplitMix64 {
+    fn below(&mut self, limit: u64) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (z ^ (z >> 31)) % below
+        (z ^ (z >> 31)) % limit
     }
 }
 
@@ -44,7 +44,7 @@ struct Counted {
 /// The log, its writer, its rotation, and what must be counted of it.
 struct World {
     home: tempfile::TempDir,
-    dice: Dice,
+    random: SplitMix64,
     /// Names: numbered or dated.
     dated: bool,
     /// Whether the writer opens with O_APPEND; one that does not leaves a hole under copytruncate.
@@ -66,12 +66,12 @@ struct World {
 impl World {
     fn new(seed: u64) -> World {
         let home = tempfile::tempdir().unwrap();
-        let mut dice = Dice(seed);
-        let (dated, appends) = (dice.roll(2) == 0, dice.roll(4) > 0);
+        let mut random = SplitMix64(seed);
+        let (dated, appends) = (random.below(2) == 0, random.below(4) > 0);
         let out = open(&home.path().join("mail.log"), appends);
         World {
             home,
-            dice,
+            random,
             dated,
             appends,
             out,
@@ -132,10 +132,10 @@ impl World {
     /// Text of all kinds, each known by its first six octets: a file is known by how it begins.
     fn text(&mut self) -> Vec<u8> {
         self.written += 1;
-        let mut line = format!("{:06} host postfix/smtp[{}]: text", self.written, self.dice.roll(9)).into_bytes();
-        match self.dice.roll(40) {
-            0 => line.resize(MAX_LINE + self.dice.roll(3) as usize - 1, b'x'),
-            1 => line.resize(MAX_LINE * (1 + self.dice.roll(4) as usize), b'y'),
+        let mut line = format!("{:06} host postfix/smtp[{}]: text", self.written, self.random.below(9)).into_bytes();
+        match self.random.below(40) {
+            0 => line.resize(MAX_LINE + self.random.below(3) as usize - 1, b'x'),
+            1 => line.resize(MAX_LINE * (1 + self.random.below(4) as usize), b'y'),
             2 => line.extend((0..50).map(|n| if n == 10 { 0xff } else { n })),
             3 => line.extend_from_slice(b"\n\n"),
             4 => line.splice(0..0, [0; 5]).for_each(drop),
@@ -189,16 +189,16 @@ impl World {
     fn rename_rotate(&mut self) {
         let name = self.next_name();
         fs::rename(self.log(), name).unwrap();
-        let created = self.dice.roll(2) == 0;
+        let created = self.random.below(2) == 0;
         if created {
             File::create(self.log()).unwrap();
         }
         // The writer goes on in the old file until it is told to open the new one.
-        for _ in 0..self.dice.roll(3) {
+        for _ in 0..self.random.below(3) {
             self.lines(1);
             self.pause(10);
         }
-        if self.dice.roll(3) == 0 {
+        if self.random.below(3) == 0 {
             let cut = self.text();
             self.write(&cut);
         }
@@ -234,7 +234,7 @@ impl World {
     }
 
     fn pause(&mut self, most: u64) {
-        let pause = self.dice.roll(most + 1);
+        let pause = self.random.below(most + 1);
         if pause > 1 {
             std::thread::sleep(Duration::from_millis(pause));
         }
@@ -242,19 +242,19 @@ impl World {
 
     /// What stood there before anybody read: nothing of it is wanted.
     fn ancient(&mut self) {
-        for _ in 0..1 + self.dice.roll(3) {
+        for _ in 0..1 + self.random.below(3) {
             let name = self.next_name();
             let text = [self.text(), b"\n".to_vec()].concat();
             fs::write(&name, text).unwrap();
         }
-        let spare = self.dice.roll(2) == 0;
+        let spare = self.random.below(2) == 0;
         self.pack(spare);
     }
 
     /// The log is removed, perhaps with all that was rotated, and the writer makes a new one: on many file systems with
     /// the inode of the old one.
     fn vanish(&mut self) {
-        if self.dice.roll(2) == 0 {
+        if self.random.below(2) == 0 {
             self.rotated().iter().for_each(|(path, _)| fs::remove_file(path).unwrap());
         }
         fs::remove_file(self.log()).unwrap();
@@ -268,8 +268,8 @@ impl World {
 
     /// The host's clock was wrong when names and contents last changed: by up to a day, either way.
     fn step_clock(&mut self) {
-        let by = Duration::from_secs(self.dice.roll(86_400));
-        let then = match self.dice.roll(2) {
+        let by = Duration::from_secs(self.random.below(86_400));
+        let then = match self.random.below(2) {
             0 => SystemTime::now() + by,
             _ => SystemTime::now() - by,
         };
@@ -281,31 +281,31 @@ impl World {
     /// One random deed; `reading` says whether somebody follows meanwhile, `settled` that all is committed: only then
     /// does nothing get lost where a file vanishes.
     fn act(&mut self, reading: bool, settled: bool) {
-        let deed = self.dice.roll(23);
+        let deed = self.random.below(23);
         if settled && self.vanished.is_some_and(|then| self.wanted.len() > then) {
             self.vanished = None;
         }
         let (before, wanted) = (self.written, self.wanted.len());
         let name = match deed {
             0..=6 => {
-                let many = 1 + self.dice.roll(30);
+                let many = 1 + self.random.below(30);
                 self.lines(many);
                 "lines"
             }
             7..=9 => {
                 let text = self.text();
-                let cut = 6 + self.dice.roll(text.len() as u64 - 5) as usize;
+                let cut = 6 + self.random.below(text.len() as u64 - 5) as usize;
                 self.write(&text[..cut]);
                 self.pause(10);
                 self.write(&text[cut..]);
                 self.pause(10);
-                if self.dice.roll(2) == 0 {
+                if self.random.below(2) == 0 {
                     self.write(b"\n");
                 }
                 "pieces"
             }
             10 => {
-                let most = self.dice.roll(3).saturating_sub(1) as usize * MAX_BLOCK;
+                let most = self.random.below(3).saturating_sub(1) as usize * MAX_BLOCK;
                 let mut many = Vec::new();
                 while many.len() <= most {
                     self.written += 1;
@@ -325,7 +325,7 @@ impl World {
             }
             16..=17 => {
                 // While somebody writes to or reads the newest one, only the older ones are packed (delaycompress).
-                let spare = reading || self.dice.roll(2) == 0;
+                let spare = reading || self.random.below(2) == 0;
                 self.pack(spare);
                 "pack"
             }
@@ -354,19 +354,19 @@ fn open(path: &Path, appends: bool) -> File {
 
 /// Reads and commits at random, until it is killed.
 async fn follow(path: PathBuf, counted: Arc<Mutex<Counted>>, seed: u64) {
-    let mut dice = Dice(seed);
+    let mut random = SplitMix64(seed);
     let position = counted.lock().unwrap().committed.2.clone();
     let mut follower = FileFollower::with_quiet_period(path, position, QUIET);
     loop {
         // Dropped at any moment, it must lose nothing.
-        let patience = Duration::from_micros(200 + dice.roll(50_000));
+        let patience = Duration::from_micros(200 + random.below(50_000));
         let Ok(next) = tokio::time::timeout(patience, follower.next()).await else { continue };
         let block = next.unwrap();
         assert!(block.lines.len() <= MAX_BLOCK && block.lines.last().is_none_or(|octet| *octet == b'\n'));
         let mut counted = counted.lock().unwrap();
         counted.lines.extend_from_slice(&block.lines);
         counted.skipped += block.skipped;
-        if dice.roll(3) == 0 {
+        if random.below(3) == 0 {
             counted.committed = (counted.lines.len(), counted.skipped, Some(block.position));
         }
     }
@@ -378,7 +378,7 @@ fn sequence(seed: u64) -> Result<(u64, u64), String> {
     let mut world = World::new(seed);
     let counted = Arc::new(Mutex::new(Counted::default()));
     // What is promised begins with the first commit: at a line, or at an empty file, alone or with older ones beside it.
-    match world.dice.roll(4) {
+    match world.random.below(4) {
         0 => {}
         1 => world.ancient(),
         _ => world.lines(1),
@@ -393,15 +393,15 @@ fn sequence(seed: u64) -> Result<(u64, u64), String> {
         counted.committed = (counted.lines.len(), counted.skipped, Some(block.position));
     });
     let mut runs = 0;
-    for _ in 0..1 + world.dice.roll(4) {
-        for _ in 0..world.dice.roll(8) {
+    for _ in 0..1 + world.random.below(4) {
+        for _ in 0..world.random.below(8) {
             let settled = world.is_committed(&counted.lock().unwrap());
             world.act(false, settled);
         }
         runs += 1;
         let task = runtime.spawn(follow(world.log(), Arc::clone(&counted), seed ^ runs));
         world.story.push("start".to_owned());
-        for _ in 0..world.dice.roll(12) {
+        for _ in 0..world.random.below(12) {
             let settled = world.is_committed(&counted.lock().unwrap());
             world.act(true, settled);
             world.pause(30);

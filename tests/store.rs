@@ -22,16 +22,16 @@ const WRITER: &str = "TLSWARDEN_TEST_WRITER";
 const FULL_DISK: &str = "TLSWARDEN_TEST_FULL_DISK";
 const ROUNDS: u32 = 6;
 
-/// Numbers that are the same in each run: splitmix64.
-struct Dice(u64);
+/// The SplitMix64 generator: the same numbers in each run.
+struct SplitMix64(u64);
 
-impl Dice {
-    fn roll(&mut self, below: u64) -> u64 {
+impl SplitMix64 {
+    fn below(&mut self, limit: u64) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (z ^ (z >> 31)) % below
+        (z ^ (z >> 31)) % limit
     }
 }
 
@@ -113,7 +113,7 @@ fn writer() {
 fn kill_9_loses_and_tears_nothing() {
     let began = Instant::now();
     let home = tempfile::tempdir().unwrap();
-    let mut dice = Dice(1);
+    let mut random = SplitMix64(1);
     let (mut acknowledged, mut one_more, mut rounds) = (0, 0, 0);
     while rounds < 50 {
         let mut child = Command::new(std::env::current_exe().unwrap())
@@ -127,7 +127,7 @@ fn kill_9_loses_and_tears_nothing() {
             let lines = BufReader::new(output).lines().map_while(Result::ok);
             lines.filter_map(|line| line.strip_prefix("acknowledged ")?.parse::<u64>().ok()).last()
         });
-        std::thread::sleep(Duration::from_millis(5 + dice.roll(250)));
+        std::thread::sleep(Duration::from_millis(5 + random.below(250)));
         child.kill().unwrap();
         child.wait().unwrap();
         acknowledged = reader.join().unwrap().unwrap_or(acknowledged);
@@ -240,7 +240,7 @@ fn damage_is_said_never_a_panic_never_half_a_batch() {
     let pristine = [written(400), written_once(400)];
     let files_of = |home| sled_files(home, "").into_iter().filter(|path| path.is_file()).collect();
     let files: [Vec<_>; 2] = pristine.each_ref().map(|home| files_of(home.path()));
-    let mut dice = Dice(2);
+    let mut random = SplitMix64(2);
     let (mut unharmed, mut earlier, mut lost, mut refused) = (0, 0, 0, 0);
     for round in 0..80 {
         let home = tempfile::tempdir().unwrap();
@@ -252,11 +252,11 @@ fn damage_is_said_never_a_panic_never_half_a_batch() {
         fs::copy(pristine[round % 2].path().join("acknowledged"), home.path().join("acknowledged")).unwrap();
         let log = fs::OpenOptions::new().write(true).open(folder.join("db")).unwrap();
         let length = log.metadata().unwrap().len();
-        match dice.roll(8) {
-            0 => log.set_len(dice.roll(length)).unwrap(),
+        match random.below(8) {
+            0 => log.set_len(random.below(length)).unwrap(),
             _ => {
-                let garbage: Vec<u8> = (0..1 + dice.roll(4096)).map(|_| dice.roll(256) as u8).collect();
-                log.write_all_at(&garbage, dice.roll(length - garbage.len() as u64)).unwrap();
+                let garbage: Vec<u8> = (0..1 + random.below(4096)).map(|_| random.below(256) as u8).collect();
+                log.write_all_at(&garbage, random.below(length - garbage.len() as u64)).unwrap();
             }
         }
         let opened = match EmbeddedStore::open(home.path(), Clock::default()) {
@@ -327,9 +327,9 @@ fn writer_on_a_full_disk() {
     let Some(room) = std::env::var_os(FULL_DISK) else { return };
     let (home, ballast) = (Path::new(&room).join("store"), Path::new(&room).join("ballast"));
     let store = open(&home).store;
-    let (mut n, mut dice, mut refused) = (0, Dice(4), 0);
+    let (mut n, mut random, mut refused) = (0, SplitMix64(4), 0);
     for round in 0..ROUNDS {
-        for _ in 0..dice.roll(20) {
+        for _ in 0..random.below(20) {
             n += 1;
             store.write(batch(n)).unwrap();
         }
@@ -337,7 +337,7 @@ fn writer_on_a_full_disk() {
         // To the last octet, or but for some that sled gets through with for a while.
         while file.write(&[1; 4096]).is_ok_and(|octets| octets > 0) {}
         let length = file.metadata().unwrap().len();
-        file.set_len(length.saturating_sub(dice.roll(40) * 4096)).unwrap();
+        file.set_len(length.saturating_sub(random.below(40) * 4096)).unwrap();
         drop(file);
         let failed = loop {
             n += 1;
@@ -356,7 +356,7 @@ fn writer_on_a_full_disk() {
                 read
             });
             // Some are tried again while there is no room yet.
-            for _ in 0..dice.roll(3) {
+            for _ in 0..random.below(3) {
                 refused += u32::from(store.write(batch(n)).is_err());
                 std::thread::sleep(Duration::from_millis(10));
             }
@@ -398,7 +398,7 @@ fn a_full_disk_that_is_freed_is_written_again_and_each_batch_counts_once() {
 fn measure() {
     let home = tempfile::tempdir().unwrap();
     let store = open(home.path()).store;
-    let mut dice = Dice(3);
+    let mut random = SplitMix64(3);
     println!("{:>6} {:>9} {:>9} {:>9} {:>9}", "counts", "commits/s", "counts/s", "median", "99 %");
     for counts in [1, 100, 300, 1_000, 3_000, 10_000] {
         let mut times = Vec::new();
@@ -406,7 +406,7 @@ fn measure() {
         while began.elapsed() < Duration::from_secs(3) {
             let add = (0..counts)
                 .map(|_| {
-                    let domain: Arc<str> = format!("d{}.example", dice.roll(20_000)).into();
+                    let domain: Arc<str> = format!("d{}.example", random.below(20_000)).into();
                     let policy = Arc::new(Policy::none(&domain));
                     (TallyKey { day: DAY, domain, policy, result: TallyResult::Success }, 1)
                 })

@@ -46,7 +46,7 @@ struct Case {
 }
 
 /// Plays the day. `program` is how the daemon is run. Returns whether every check held.
-pub async fn play(program: &Program) -> Result<bool, String> {
+pub async fn run(program: &Program) -> Result<bool, String> {
     let cases = cases();
     let domains: Vec<Domain> = cases.iter().map(|c| c.domain.clone()).collect();
     let mut checks = Checks::default();

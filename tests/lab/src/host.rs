@@ -14,27 +14,27 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 /// Seconds of a UTC day.
 pub const DAY: u64 = 86_400;
 
-/// Set in the process inside, to what it is to play.
+/// Set in the process inside the host, to its argument.
 const INSIDE: &str = "TLSWARDEN_LAB_INSIDE";
 
-/// In the process inside: what it is to play, once the host is set up. None outside.
+/// In the process inside the host: its argument, once the host is set up. `None` outside.
 pub fn inside() -> Option<String> {
-    let play = std::env::var(INSIDE).ok()?;
+    let argument = std::env::var(INSIDE).ok()?;
     set_up().unwrap_or_else(|e| panic!("{e}"));
-    Some(play)
+    Some(argument)
 }
 
-/// Runs one test of this test program again, inside, to play `play`; what it prints goes where ours goes.
-pub fn run_inside(test: &str, play: &(impl AsRef<OsStr> + ?Sized)) -> Result<(), String> {
-    run_with(test, play, &[])
+/// Runs one test of this test program again, inside a host of its own, with `argument`; its output goes where ours goes.
+pub fn run_inside(test: &str, argument: &(impl AsRef<OsStr> + ?Sized)) -> Result<(), String> {
+    run_with(test, argument, &[])
 }
 
 /// The same for a test that is run only where it is asked for.
-pub fn run_ignored_inside(test: &str, play: &(impl AsRef<OsStr> + ?Sized)) -> Result<(), String> {
-    run_with(test, play, &["--ignored"])
+pub fn run_ignored_inside(test: &str, argument: &(impl AsRef<OsStr> + ?Sized)) -> Result<(), String> {
+    run_with(test, argument, &["--ignored"])
 }
 
-fn run_with(test: &str, play: &(impl AsRef<OsStr> + ?Sized), more: &[&str]) -> Result<(), String> {
+fn run_with(test: &str, argument: &(impl AsRef<OsStr> + ?Sized), more: &[&str]) -> Result<(), String> {
     if !rustix::process::geteuid().is_root() {
         return Err("needs root: network namespaces and a Postfix of its own".into());
     }
@@ -44,7 +44,7 @@ fn run_with(test: &str, play: &(impl AsRef<OsStr> + ?Sized), more: &[&str]) -> R
         .arg(itself)
         .args(["--exact", test, "--nocapture"])
         .args(more)
-        .env(INSIDE, play)
+        .env(INSIDE, argument)
         .status()
         .map_err(|e| format!("needs unshare (util-linux): {e}"))?;
     if status.success() {

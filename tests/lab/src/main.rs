@@ -37,7 +37,7 @@ fn main() -> ExitCode {
 fn try_it() -> ExitCode {
     let played = std::env::current_exe().map_err(|e| e.to_string()).and_then(|itself| {
         let runtime = tokio::runtime::Runtime::new().map_err(|e| e.to_string())?;
-        runtime.block_on(lab::demo::play(&Program::lab(itself)))
+        runtime.block_on(lab::demo::run(&Program::lab(itself)))
     });
     match played {
         Ok(true) => ExitCode::SUCCESS,

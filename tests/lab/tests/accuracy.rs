@@ -56,8 +56,8 @@ const FORMS: [Form; 4] = [
 
 #[test]
 fn counts_are_what_servers_saw_and_postfix_reports() {
-    if let Some(play) = host::inside() {
-        let installation = Installation::at(Path::new(&play)).unwrap();
+    if let Some(argument) = host::inside() {
+        let installation = Installation::at(Path::new(&argument)).unwrap();
         let wrong = tokio::runtime::Runtime::new().unwrap().block_on(play_all(&installation));
         assert!(wrong.is_empty(), "Postfix {}:\n{}", installation.version(), wrong.join("\n"));
         return;

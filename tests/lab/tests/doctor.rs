@@ -210,10 +210,10 @@ fn publish_sender(world: &World) {
     zone.txt(&format!("_smtp._tls.{SENDER}"), "v=TLSRPTv1; rua=mailto:tlsrpt@sender.test");
 }
 
-/// Runs `play` in a host of its own.
-fn inside<F: Future<Output = ()>>(test: &str, play: impl FnOnce() -> F) {
+/// Runs `test_body` in a host of its own.
+fn inside<F: Future<Output = ()>>(test: &str, test_body: impl FnOnce() -> F) {
     match host::inside() {
-        Some(_) => tokio::runtime::Runtime::new().unwrap().block_on(play()),
+        Some(_) => tokio::runtime::Runtime::new().unwrap().block_on(test_body()),
         None => host::run_inside(test, "all").unwrap_or_else(|e| panic!("{e}")),
     }
 }

@@ -34,7 +34,7 @@ use log::{Order, Rotation, Time, Written};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::inotify;
 use rustix::process::{Signal, kill_process};
-use script::{Dice, Kind, Ledger, Place, Published};
+use script::{Kind, Ledger, Place, Published, SplitMix64};
 
 #[path = "kill/log.rs"]
 mod log;
@@ -112,7 +112,7 @@ struct Run {
     world: World,
     places: Arc<Vec<Place>>,
     time: Arc<Time>,
-    dice: Dice,
+    random: SplitMix64,
     orders: mpsc::Sender<Order>,
     written: Arc<Written>,
     daemon: Option<Daemon>,
@@ -140,7 +140,7 @@ impl Run {
             world,
             places,
             time,
-            dice: Dice(seed ^ 0xD1CE),
+            random: SplitMix64(seed ^ 0xD1CE),
             orders,
             written,
             daemon: None,
@@ -162,7 +162,7 @@ impl Run {
         if phase > 0 {
             // While it learns the new policies and reads what was left unread of the phase before.
             self.spawn();
-            let moment = Duration::from_millis(self.dice.roll(400));
+            let moment = Duration::from_millis(self.random.below(400));
             let _ = tokio::time::timeout(moment, self.ask_until(phase)).await;
             self.kill().await;
         }
@@ -174,9 +174,9 @@ impl Run {
             let begun = Instant::now();
             if self.daemon.is_none() {
                 self.spawn();
-                if self.kills + 1 < last && self.dice.roll(6) == 0 {
+                if self.kills + 1 < last && self.random.below(6) == 0 {
                     // Before it is ready.
-                    tokio::time::sleep(Duration::from_millis(self.dice.roll(150))).await;
+                    tokio::time::sleep(Duration::from_millis(self.random.below(150))).await;
                     self.kill().await;
                     self.spawn();
                 }
@@ -184,13 +184,13 @@ impl Run {
             }
             // Any moment while more is being written; on a slow host that may be over.
             let left = over.saturating_sub(u64::try_from(begun.elapsed().as_millis()).unwrap());
-            let moment = self.dice.roll(left + 1);
+            let moment = self.random.below(left + 1);
             tokio::time::sleep(Duration::from_millis(moment)).await;
-            match self.dice.roll(2) {
+            match self.random.below(2) {
                 0 => self.kill().await,
                 _ => self.kill_at_a_write().await,
             }
-            match self.dice.roll(6) {
+            match self.random.below(6) {
                 // Packed while nobody reads; much is unread at the start.
                 0..=2 => {
                     self.order(Order::Pack);
@@ -204,7 +204,7 @@ impl Run {
         // Unread when the next phase begins.
         let left = quota.saturating_sub(self.lines().await);
         self.order(Order::UpTo(quota.saturating_sub(left / 2)));
-        if self.dice.roll(2) == 0 {
+        if self.random.below(2) == 0 {
             self.order(Order::Rotate(Rotation::Rename(0)));
         }
         self.order(Order::UpTo(quota));
@@ -225,15 +225,15 @@ impl Run {
     /// Orders the lines until the next kill, some of them about a rotation. Returns how long they take, in milliseconds.
     async fn write_on(&mut self, quota: u64, kills: u64) -> u64 {
         let left = quota.saturating_sub(self.lines().await) / (kills + 2);
-        let lines = left / 2 + self.dice.roll(left + 1);
-        let over = 700 + self.dice.roll(600);
-        let rotation = match self.dice.roll(8) {
-            0 | 1 => Some(Rotation::Rename(self.dice.roll(3) * lines / 8)),
+        let lines = left / 2 + self.random.below(left + 1);
+        let over = 700 + self.random.below(600);
+        let rotation = match self.random.below(8) {
+            0 | 1 => Some(Rotation::Rename(self.random.below(3) * lines / 8)),
             2 | 3 => Some(Rotation::CopyTruncate),
             _ => None,
         };
         // Before, within or after the burst.
-        let before = over * self.dice.roll(3) / 2;
+        let before = over * self.random.below(3) / 2;
         if before > 0 {
             self.order(Order::Burst(lines * before / over, Duration::from_millis(before)));
         }
@@ -321,7 +321,7 @@ impl Run {
     async fn kill_at_a_write(&mut self) {
         let (id, store, all) = (self.daemon().id(), self.world.folder().join("store"), Arc::clone(&self.written));
         let id = id.expect("it has not been waited for");
-        let delay = Duration::from_micros(self.dice.roll(300));
+        let delay = Duration::from_micros(self.random.below(300));
         let written = spawn_blocking(move || {
             wait_for_write(&store);
             let since = Instant::now();

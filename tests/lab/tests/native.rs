@@ -22,7 +22,7 @@ fn a_chrooted_postfix_reports_by_datagrams() {
     match host::inside() {
         Some(root) => {
             let installation = Installation::at(Path::new(&root)).unwrap();
-            tokio::runtime::Runtime::new().unwrap().block_on(play(&installation));
+            tokio::runtime::Runtime::new().unwrap().block_on(run_day(&installation));
         }
         None => {
             let root = Installation::of_release("trixie").unwrap_or_else(|e| panic!("{e}")).root().to_owned();
@@ -53,7 +53,7 @@ fn domains() -> Vec<Domain> {
     ]
 }
 
-async fn play(installation: &Installation) {
+async fn run_day(installation: &Installation) {
     host::wait_for_room_before_midnight(Duration::from_secs(120));
     let options = Options {
         dns: ([127, 0, 0, 1], 53).into(),

@@ -28,8 +28,8 @@ const PAST_TTL: Duration = Duration::from_secs(12);
 
 #[test]
 fn each_postfix_does_what_each_policy_asks() {
-    if let Some(play) = host::inside() {
-        let (root, out) = play.split_once('\n').unwrap();
+    if let Some(argument) = host::inside() {
+        let (root, out) = argument.split_once('\n').unwrap();
         let installation = Installation::at(Path::new(root)).unwrap();
         let rows = tokio::runtime::Runtime::new().unwrap().block_on(play_all(&installation));
         fs::write(out, serde_json::to_vec(&rows).unwrap()).unwrap();

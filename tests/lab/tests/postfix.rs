@@ -24,15 +24,15 @@ const SOCKETMAP: &str = "127.0.0.1:8461";
 
 #[test]
 fn a_day_with_the_real_postfix() {
-    play("a_day_with_the_real_postfix", Installation::of_this_host);
+    run_in_host("a_day_with_the_real_postfix", Installation::of_this_host);
 }
 
 #[test]
 fn a_day_with_a_newer_postfix() {
-    play("a_day_with_a_newer_postfix", || Installation::of_release("trixie"));
+    run_in_host("a_day_with_a_newer_postfix", || Installation::of_release("trixie"));
 }
 
-fn play(test: &str, installation: impl FnOnce() -> Result<Installation, String>) {
+fn run_in_host(test: &str, installation: impl FnOnce() -> Result<Installation, String>) {
     match host::inside() {
         Some(root) => {
             let installation = Installation::at(Path::new(&root)).unwrap();

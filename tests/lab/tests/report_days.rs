@@ -1,7 +1,7 @@
 //! Reports over simulated days, with the real Postfix of this host taking the report mail: three days of a host whose daemon
 //! is off over a night, and two hosts that report to each other.
 //!
-//! The log of each Postfix is carried over into the days of the play (`lab::timeshift`); the daemon follows what is carried
+//! The log of each Postfix is carried over into the simulated days (`lab::timeshift`); the daemon follows what is carried
 //! over, and its clock is set at each start.
 //! Needs root (namespaces, Postfix's own users) and an installed Postfix.
 
@@ -25,7 +25,7 @@ use serde_json::Value;
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
-fn play(test: &str, inside: impl AsyncFnOnce(Installation)) {
+fn run_in_host(test: &str, inside: impl AsyncFnOnce(Installation)) {
     match host::inside() {
         Some(root) => {
             let installation = Installation::at(Path::new(&root)).unwrap();
@@ -40,12 +40,12 @@ fn play(test: &str, inside: impl AsyncFnOnce(Installation)) {
 
 #[test]
 fn three_simulated_days() {
-    play("three_simulated_days", three_days);
+    run_in_host("three_simulated_days", three_days);
 }
 
 #[test]
 fn two_hosts_that_report_to_each_other() {
-    play("two_hosts_that_report_to_each_other", two_hosts);
+    run_in_host("two_hosts_that_report_to_each_other", two_hosts);
 }
 
 /// A mail host in its own time.

@@ -56,20 +56,20 @@ async fn kill_9_sends_no_report_twice_and_loses_none_unsaid() {
     fs::write(world.log(), NEXT_DAY).unwrap();
     fill(&world, domains);
     let program = Program::lab(env!("CARGO_BIN_EXE_lab"));
-    let mut dice = Dice(seed);
+    let mut random = SplitMix64(seed);
     let (mut hits, mut at_writes) = (0, 0);
     for kill in 0..kills {
         let before = world.submission().taken();
         let daemon = Daemon::spawn(&program, &world).unwrap();
         // From within its start to the middle of the run.
-        if dice.roll(10) > 0 {
+        if random.below(10) > 0 {
             until(|| world.submission().taken() > before || before as u64 == domains).await;
         }
-        tokio::time::sleep(Duration::from_millis(dice.roll(120))).await;
+        tokio::time::sleep(Duration::from_millis(random.below(120))).await;
         if kill % 2 == 1 {
             at_writes += 1;
             let (id, store) = (daemon.id().unwrap(), world.folder().join("store"));
-            let delay = Duration::from_micros(dice.roll(2000));
+            let delay = Duration::from_micros(random.below(2000));
             spawn_blocking(move || {
                 wait_for_write(&store);
                 std::thread::sleep(delay);
@@ -189,16 +189,16 @@ fn wait_for_write(store: &Path) {
     poll(&mut ready, Some(&Timespec { tv_sec: 1, tv_nsec: 0 })).unwrap();
 }
 
-/// Numbers that a seed repeats (SplitMix64).
-struct Dice(u64);
+/// The SplitMix64 generator: a seed gives the same numbers each time.
+struct SplitMix64(u64);
 
-impl Dice {
-    /// Below `sides`.
-    fn roll(&mut self, sides: u64) -> u64 {
+impl SplitMix64 {
+    /// A number below `limit`.
+    fn below(&mut self, limit: u64) -> u64 {
         self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
         z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        (z ^ (z >> 31)) % sides
+        (z ^ (z >> 31)) % limit
     }
 }

@@ -23,15 +23,15 @@ const REPORTS: &str = "tlsrpt@broken.test";
 
 #[test]
 fn past_the_broken_certificate_by_the_transport_of_the_example() {
-    play("past_the_broken_certificate_by_the_transport_of_the_example", Installation::of_this_host);
+    run_in_host("past_the_broken_certificate_by_the_transport_of_the_example", Installation::of_this_host);
 }
 
 #[test]
 fn past_the_broken_certificate_by_tls_required_no() {
-    play("past_the_broken_certificate_by_tls_required_no", || Installation::of_release("trixie"));
+    run_in_host("past_the_broken_certificate_by_tls_required_no", || Installation::of_release("trixie"));
 }
 
-fn play(test: &str, installation: impl FnOnce() -> Result<Installation, String>) {
+fn run_in_host(test: &str, installation: impl FnOnce() -> Result<Installation, String>) {
     match host::inside() {
         Some(root) => {
             let installation = Installation::at(Path::new(&root)).unwrap();

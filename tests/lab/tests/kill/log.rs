@@ -16,7 +16,7 @@ use flate2::write::GzEncoder;
 use tlswarden::counting::input::Position;
 use tokio::sync::oneshot;
 
-use crate::script::{Dice, Ledger, Place, Script};
+use crate::script::{Ledger, Place, Script, SplitMix64};
 
 /// How many octets a file is known by, at most.
 const HEAD: usize = 1024;
@@ -122,7 +122,7 @@ pub struct Log {
     names: Names,
     file: File,
     rotations: u64,
-    dice: Dice,
+    random: SplitMix64,
     script: Script,
     phase: usize,
     time: Arc<Time>,
@@ -144,7 +144,7 @@ pub fn start(
         names: if seed.is_multiple_of(2) { Names::Numbered } else { Names::Dated },
         file: append(path),
         rotations: 0,
-        dice: Dice(seed ^ 0x10F),
+        random: SplitMix64(seed ^ 0x10F),
         script: Script::new(seed, places),
         phase: 0,
         time,
@@ -209,8 +209,8 @@ impl Log {
 
     /// Appends, at times in two pieces with a line cut between them.
     fn write(&mut self, text: &[u8]) {
-        let cut = match self.dice.roll(3) {
-            0 => self.dice.roll(text.len() as u64 + 1) as usize,
+        let cut = match self.random.below(3) {
+            0 => self.random.below(text.len() as u64 + 1) as usize,
             _ => 0,
         };
         self.written.text.lock().unwrap().extend_from_slice(text);
@@ -218,7 +218,7 @@ impl Log {
             self.file.write_all(piece).expect("the log can be written");
             self.written.octets.fetch_add(piece.len() as u64, Ordering::SeqCst);
             if cut > 0 {
-                std::thread::sleep(Duration::from_millis(self.dice.roll(8)));
+                std::thread::sleep(Duration::from_millis(self.random.below(8)));
             }
         }
     }
@@ -242,7 +242,7 @@ impl Log {
             Rotation::Rename(late) => {
                 fs::rename(&self.path, &rotated).expect("the log can be renamed");
                 self.lines(late);
-                std::thread::sleep(Duration::from_millis(self.dice.roll(100)));
+                std::thread::sleep(Duration::from_millis(self.random.below(100)));
                 self.file = append(&self.path);
             }
             Rotation::CopyTruncate => {
@@ -250,7 +250,7 @@ impl Log {
                 let (first, second) = content.split_at(content.len() / 2);
                 let mut copy = append(&rotated);
                 copy.write_all(first).expect("the copy can be written");
-                std::thread::sleep(Duration::from_millis(self.dice.roll(60)));
+                std::thread::sleep(Duration::from_millis(self.random.below(60)));
                 copy.write_all(second).expect("the copy can be written");
                 self.file.set_len(0).expect("the log can be truncated");
             }

@@ -28,16 +28,16 @@ const INSTANCES: [&str; 2] = ["postfix/smtp", "postfix-out/smtp"];
 /// How long the model trusts the daemon to remember a verification failure, in seconds; it does for an hour.
 const REMEMBERED: i64 = 1900;
 
-/// SplitMix64.
-pub struct Dice(pub u64);
+/// The SplitMix64 generator: a seed gives the same numbers each time.
+pub struct SplitMix64(pub u64);
 
-impl Dice {
-    pub fn roll(&mut self, below: u64) -> u64 {
+impl SplitMix64 {
+    pub fn below(&mut self, limit: u64) -> u64 {
         self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
         z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        (z ^ (z >> 31)) % below
+        (z ^ (z >> 31)) % limit
     }
 }
 
@@ -185,7 +185,7 @@ struct Story {
 
 /// The log's author.
 pub struct Script {
-    dice: Dice,
+    random: SplitMix64,
     places: Arc<Vec<Place>>,
     stories: Vec<Story>,
     messages: u64,
@@ -201,7 +201,7 @@ pub struct Script {
 impl Script {
     pub fn new(seed: u64, places: Arc<Vec<Place>>) -> Script {
         Script {
-            dice: Dice(seed),
+            random: SplitMix64(seed),
             places,
             stories: Vec::new(),
             messages: 0,
@@ -224,7 +224,7 @@ impl Script {
             if self.lines == 0 {
                 self.begin_with_trust(now, phase, log, ledger);
             }
-            if self.dice.roll(10) < 7 {
+            if self.random.below(10) < 7 {
                 let line = self.other_line();
                 self.put(&line, now, phase, log);
                 continue;
@@ -234,8 +234,8 @@ impl Script {
                 self.stories.push(story);
             }
             let at = loop {
-                let at = self.dice.roll(AT_ONCE as u64) as usize;
-                if !self.stories[at].slow || self.dice.roll(60) == 0 {
+                let at = self.random.below(AT_ONCE as u64) as usize;
+                if !self.stories[at].slow || self.random.below(60) == 0 {
                     break at;
                 }
             };
@@ -267,21 +267,21 @@ impl Script {
     }
 
     fn begin(&mut self, now: i64) -> Story {
-        let place = self.dice.roll(self.places.len() as u64) as usize;
+        let place = self.random.below(self.places.len() as u64) as usize;
         let process = loop {
-            let process = (INSTANCES[self.dice.roll(2) as usize], 40_000 + self.dice.roll(PROCESSES));
+            let process = (INSTANCES[self.random.below(2) as usize], 40_000 + self.random.below(PROCESSES));
             if self.stories.iter().all(|other| other.process != process) {
                 break process;
             }
         };
         let mut story = self.delivery(place, process);
-        story.slow = self.dice.roll(5) == 0;
+        story.slow = self.random.below(5) == 0;
         let (at, number) = (&self.places[place], &self.messages);
         let id = queue_id(*number);
         let knows_cause = self.causes.get(&place).is_some_and(|then| now - then <= REMEMBERED);
         story.other("postfix/cleanup", 907, format!("{id}: message-id=<{number}@mta.example.net>"));
         story.active(&id);
-        match self.dice.roll(13) {
+        match self.random.below(13) {
             0..=3 => {
                 story.handshake("mx", Trust::Verified, at);
                 story.sent(1, "mx", at, number);

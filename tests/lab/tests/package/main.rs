@@ -33,29 +33,29 @@ const ROOM: Duration = Duration::from_secs(420);
 #[test]
 #[ignore = "needs the package: packaging/deb; tests/run asks for it by name"]
 fn installed_upgraded_and_purged_on_bookworm() {
-    play("installed_upgraded_and_purged_on_bookworm", "bookworm", life);
+    run_in_host("installed_upgraded_and_purged_on_bookworm", "bookworm", life);
 }
 
 #[test]
 #[ignore = "needs the package: packaging/deb; tests/run asks for it by name"]
 fn installed_upgraded_and_purged_on_trixie() {
-    play("installed_upgraded_and_purged_on_trixie", "trixie", life);
+    run_in_host("installed_upgraded_and_purged_on_trixie", "trixie", life);
 }
 
 #[test]
 #[ignore = "needs the package: packaging/deb; tests/run asks for it by name"]
 fn counted_from_the_journal_alone() {
-    play("counted_from_the_journal_alone", "trixie", others::journal);
+    run_in_host("counted_from_the_journal_alone", "trixie", others::journal);
 }
 
 #[test]
 #[ignore = "needs the package: packaging/deb; tests/run asks for it by name"]
 fn exim_comes_later_and_postfix_after_it() {
-    play("exim_comes_later_and_postfix_after_it", "bookworm", others::exim);
+    run_in_host("exim_comes_later_and_postfix_after_it", "bookworm", others::exim);
 }
 
 /// Runs a test of a release in namespaces of its own.
-fn play(test: &str, release: &str, test_of: impl AsyncFnOnce(&Installation)) {
+fn run_in_host(test: &str, release: &str, test_of: impl AsyncFnOnce(&Installation)) {
     match host::inside() {
         Some(root) => {
             let installation = Installation::at(Path::new(&root)).unwrap();
