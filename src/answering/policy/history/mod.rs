@@ -185,7 +185,7 @@ impl PolicyHistory {
             last_asked: SharedCompactTime::from_seconds(now),
             dirty: AtomicBool::new(true),
             stored_last_asked: SharedCompactTime::from_seconds(0),
-            policy: policy,
+            policy,
         });
         periods.entry(Arc::clone(name)).or_default().push(Arc::clone(&period));
         let mut totals = self.totals.lock();
