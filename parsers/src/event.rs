@@ -135,6 +135,9 @@ pub enum EventKind<'a> {
         relay: Option<Peer<'a>>,
         /// `conn_use=` is there and 2 or more: a cached connection.
         cached_connection: bool,
+        /// `A/B/C` of `delays=A/B/C/D`, up to the end of the connection set-up: equal for all recipients of one delivery
+        /// request on one connection.
+        delays: &'a [u8],
         /// `tls=` (3.11, `smtp_log_tls_feature_status`).
         tls: Option<TlsFeature<'a>>,
         /// `status=sent`.

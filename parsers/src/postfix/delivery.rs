@@ -40,6 +40,9 @@ fn is_informational(text: &[u8]) -> bool {
     INFORMATIONAL.iter().any(|remark| text.starts_with(remark))
 }
 
+/// Longest `delays=`, in bytes: four times, each of at most ten digits for the seconds and a fraction.
+const MAX_DELAYS_BYTES: usize = 64;
+
 fn delivery<'a>(queue_id: &'a [u8], text: &'a [u8]) -> Option<EventKind<'a>> {
     let (recipient, mut text) = address(text)?;
     if let Some(original) = text.strip_prefix(b"orig_to=<") {
@@ -47,6 +50,7 @@ fn delivery<'a>(queue_id: &'a [u8], text: &'a [u8]) -> Option<EventKind<'a>> {
     }
     let (relay, mut text) = relay(text.strip_prefix(b"relay=")?)?;
     let mut cached_connection = false;
+    let mut delays: &[u8] = b"";
     let mut tls = None;
     // Between relay and status every value is Postfix's own, and none has a comma.
     let status = loop {
@@ -55,6 +59,9 @@ fn delivery<'a>(queue_id: &'a [u8], text: &'a [u8]) -> Option<EventKind<'a>> {
         }
         if let Some(uses) = text.strip_prefix(b"conn_use=") {
             cached_connection = decimal(uses)?.0 >= 2;
+        } else if let Some(times) = text.strip_prefix(b"delays=") {
+            let times = times.get(..memchr(b',', times)?).filter(|times| times.len() <= MAX_DELAYS_BYTES)?;
+            delays = times.get(..memrchr(b'/', times)?)?;
         } else if let Some(features) = text.strip_prefix(b"tls=") {
             tls = tls_feature(features.get(..memchr(b',', features)?)?);
         }
@@ -63,7 +70,7 @@ fn delivery<'a>(queue_id: &'a [u8], text: &'a [u8]) -> Option<EventKind<'a>> {
     let (sent, reason_text) = status_and_reason(status)?;
     let recipient_domain = memrchr(b'@', recipient).and_then(|at| recipient.get(at + 1..)).unwrap_or_default();
     let reason = tls_reason(reason_text);
-    Some(EventKind::Delivery { queue_id, recipient_domain, relay, cached_connection, tls, sent, reason })
+    Some(EventKind::Delivery { queue_id, recipient_domain, relay, cached_connection, delays, tls, sent, reason })
 }
 
 /// An address behind its `<`, and what follows `>, `.
@@ -205,6 +212,7 @@ mod tests {
             recipient_domain: b"dane-reuse.example",
             relay: Some(peer("mx.dane-reuse.example", "203.0.113.161", Some(25))),
             cached_connection: true,
+            delays: b"0/0/0",
             tls: None,
             sent: true,
             reason: TlsReason::Other,

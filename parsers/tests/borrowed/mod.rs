@@ -28,8 +28,17 @@ pub fn texts<'a>(event: &Event<'a>) -> Vec<&'a [u8]> {
             texts.push(queue_id);
             texts.extend(reason_host(reason));
         }
-        EventKind::Delivery { queue_id, recipient_domain, relay, cached_connection: _, tls, sent: _, reason } => {
-            texts.extend([queue_id, recipient_domain]);
+        EventKind::Delivery {
+            queue_id,
+            recipient_domain,
+            relay,
+            cached_connection: _,
+            delays,
+            tls,
+            sent: _,
+            reason,
+        } => {
+            texts.extend([queue_id, recipient_domain, delays]);
             texts.extend(tls.iter().flat_map(|tls| [tls.requested, tls.effective]));
             texts.extend(relay.as_ref().map(host));
             texts.extend(reason_host(reason));

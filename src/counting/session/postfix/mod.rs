@@ -27,6 +27,10 @@ const MAX_PROCESSES: usize = 100_000;
 /// Connections of one delivery before its `to=` line: smtp_mx_session_limit is 2, addresses and retries come on top.
 const MAX_ATTEMPTS: usize = 64;
 
+/// Delivery requests of one message that are known as counted: at 50 recipients each (destination_recipient_limit), a
+/// list of 50,000 in one domain.
+const MAX_COUNTED_REQUESTS: usize = 1000;
+
 /// Peers whose last verification failure is stored.
 const MAX_FAILED_PEERS: usize = 100_000;
 
@@ -92,6 +96,7 @@ struct DeliveryLine<'a> {
     relay: Option<Peer<'a>>,
     /// The connection is not a cached one.
     new_connection: bool,
+    delays: &'a [u8],
     tls: Option<TlsFeature<'a>>,
     sent: bool,
     reason: TlsReason<'a>,
@@ -244,10 +249,11 @@ impl PostfixSessions {
                 }
             }
             EventKind::HostGivenUp { queue_id, reason } => self.handle_host_given_up(process, queue_id, *reason, time),
-            EventKind::Delivery { queue_id, recipient_domain, relay, cached_connection, tls, sent, reason } => {
+            EventKind::Delivery { queue_id, recipient_domain, relay, cached_connection, delays, tls, sent, reason } => {
                 let end = DeliveryLine {
                     relay: *relay,
                     new_connection: !cached_connection,
+                    delays,
                     tls: *tls,
                     sent: *sent,
                     reason: *reason,
@@ -407,12 +413,12 @@ impl PostfixSessions {
                 _ => None,
             };
             let peer = relay.or(named);
-            // The other recipients of this delivery have the same line; another delivery of the message by the same
-            // process is to another host.
-            let answer = [&key[..], b"\0", &peer.map(peer_key).unwrap_or_default()[..]].concat();
+            // The other recipients of this delivery have the same line. Another delivery of the message by the same process
+            // is to another host, or has waited longer: a message with many recipients is delivered in several requests.
+            let answer = [&key[..], b"\0", &peer.map(peer_key).unwrap_or_default()[..], b"\0", end.delays].concat();
             let (seen, evicted) = self.counted_recipients.upsert(queue_id, time, Vec::new);
             self.uncounted.evicted += evicted;
-            if !seen.contains(&answer) && seen.len() < MAX_ATTEMPTS {
+            if !seen.contains(&answer) && seen.len() < MAX_COUNTED_REQUESTS {
                 seen.push(answer);
                 open = open.or_else(|| {
                     let mut attempt = Attempt::new(time, peer);

@@ -75,6 +75,32 @@ fn a_session_is_told_once_by_its_line_or_by_the_tls_feature() {
 }
 
 #[test]
+fn a_second_delivery_request_of_a_message_is_another_session() {
+    let later = |line: &str| line.replace("delays=0/0/0/1", "delays=0/1.1/0.5/0.6");
+    let (one, two) = (
+        delivery("4AB0CDEF12", "one", "tls=may, ", "status=sent (250 ok)"),
+        delivery("4AB0CDEF12", "two", "tls=may, ", "status=sent (250 ok)"),
+    );
+    let all = outcomes(&mut PostfixSessions::new(), &[&one, &two, &later(&one), &later(&two)]);
+    assert_eq!(gist(&all), [(true, None, false); 2]);
+    // Of one request, the time of the transfer alone differs.
+    assert_eq!(outcomes(&mut PostfixSessions::new(), &[&one, &two.replace("0/0/0/1", "0/0/0/2")]).len(), 1);
+    // Refused TLS, and a handshake failure of tlsproxy(8), which has no line of its own.
+    for why in
+        ["TLS is required, but was not offered by host mx.a.test[192.0.2.1]", "Cannot start TLS: handshake failure"]
+    {
+        let end = format!("status=deferred ({why})");
+        let (one, two) = (delivery("4AB0CDEF12", "one", "", &end), delivery("4AB0CDEF12", "two", "", &end));
+        let all = outcomes(&mut PostfixSessions::new(), &[&one, &two, &later(&one), &later(&two)]);
+        assert_eq!(all.len(), 2, "{why}");
+    }
+    // A list, all by one process.
+    let many: Vec<String> = (0..100).map(|n| one.replace("delays=0/0/0/1", &format!("delays=0/{n}/0/1"))).collect();
+    let many: Vec<&str> = many.iter().map(String::as_str).collect();
+    assert_eq!(outcomes(&mut PostfixSessions::new(), &many).len(), 100);
+}
+
+#[test]
 fn clear_text_is_proved_by_a_log_level_that_shows_every_session() {
     let (first, plain) = (sent("4AB0CDEF11", ""), sent("4AB0CDEF12", ""));
     let established = format!("smtp[2]: {TRUSTED}");
