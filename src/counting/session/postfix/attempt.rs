@@ -77,11 +77,11 @@ impl Attempt {
             && (self.port.is_none() || peer.port.is_none() || self.port == peer.port)
     }
 
-    /// Whether its handshake at `peer` failed; of one through tlsproxy(8) no line names the peer.
-    pub(crate) fn failed_handshake_at(&self, peer: Peer<'_>) -> bool {
+    /// Whether TLS was made or tried at `peer`; of a handshake failure through tlsproxy(8) no line names the peer.
+    pub(crate) fn had_tls_at(&self, peer: Peer<'_>) -> bool {
         let failed = |verdict: &SessionResult| matches!(verdict, SessionResult::Failure(_, Some(code)) if code == HANDSHAKE_FAILURE);
-        self.given_up.as_ref().and_then(|(_, verdict)| verdict.as_ref()).is_some_and(failed)
-            && (self.ip.is_none() || self.is_to(peer))
+        let failed = self.given_up.as_ref().and_then(|(_, verdict)| verdict.as_ref()).is_some_and(failed);
+        if self.has_finished_handshake() { self.is_to(peer) } else { failed && (self.ip.is_none() || self.is_to(peer)) }
     }
 
     /// Whether its handshake has finished: another line about a handshake belongs to another connection.

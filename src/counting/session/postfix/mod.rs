@@ -57,6 +57,16 @@ const REMOVED_QUEUE_ID_TTL: i64 = 60;
 /// Instances (`syslog_name`) of which something is remembered: each is a line in main.cf or master.cf.
 const MAX_INSTANCES: usize = 1000;
 
+/// Hosts that are known to have TLS; beyond, those that were seen longest ago can be taken for hosts without.
+const MAX_HOSTS_WITH_TLS: usize = 100_000;
+
+/// How long a host that had TLS is not taken for one without, in seconds: a line of a session can be lost, and a host
+/// that stops offering STARTTLS is noticed a day later.
+const HOST_WITH_TLS_TTL: i64 = 86_400;
+
+/// How often the time of a host's last TLS session is stored anew, in seconds: not with every session.
+const HOST_WITH_TLS_RENEWAL: i64 = 3600;
+
 /// The sessions of one input.
 #[derive(Debug)]
 pub struct PostfixSessions {
@@ -68,6 +78,7 @@ pub struct PostfixSessions {
     proxied_sessions: TrackedMap<u32>,
     last_reported_peer: TrackedMap<Vec<u8>>,
     instances: TrackedMap<Instance>,
+    hosts_with_tls: TrackedMap<()>,
     swept_at: i64,
     uncounted: Uncounted,
 }
@@ -114,6 +125,7 @@ impl PostfixSessions {
             proxied_sessions: TrackedMap::new(MAX_FAILED_PEERS),
             last_reported_peer: TrackedMap::new(MAX_PROCESSES),
             instances: TrackedMap::new(MAX_INSTANCES),
+            hosts_with_tls: TrackedMap::new(MAX_HOSTS_WITH_TLS),
             swept_at: 0,
             uncounted: Uncounted::default(),
         }
@@ -130,6 +142,7 @@ impl PostfixSessions {
             Some((b'q', key)) => self.proxied_sessions.load(key, value),
             Some((b'p', key)) => self.last_reported_peer.load(key, value),
             Some((b't', key)) => self.instances.load(key, value),
+            Some((b'h', key)) => self.hosts_with_tls.load(key, value),
             _ => false,
         }
     }
@@ -148,6 +161,7 @@ impl PostfixSessions {
         add(b'q', self.proxied_sessions.take_changes());
         add(b'p', self.last_reported_peer.take_changes());
         add(b't', self.instances.take_changes());
+        add(b'h', self.hosts_with_tls.take_changes());
         all
     }
 
@@ -314,7 +328,16 @@ impl PostfixSessions {
             i.has_trust_anchors |= trust == Trust::Trusted;
             i.logs_all_sessions |= !i.uses_tlsproxy;
         });
+        self.note_host_with_tls(peer, time);
         self.open_attempt(process, Some(peer), time, |a| a.has_finished_handshake()).trust = Some(trust);
+    }
+
+    /// Notes that a host has TLS: a later delivery to it without a line about TLS does not show that it has none.
+    fn note_host_with_tls(&mut self, peer: Peer<'_>, time: i64) {
+        let host = host_key(&lossy(peer.host), peer.ip);
+        if self.hosts_with_tls.peek(&host).is_none_or(|(then, ())| time - then >= HOST_WITH_TLS_RENEWAL) {
+            self.hosts_with_tls.upsert(&host, time, || ());
+        }
     }
 
     fn handle_verification_failed(
@@ -455,9 +478,13 @@ impl PostfixSessions {
         delivery: &OpenDelivery,
     ) -> Option<UnloggedSession> {
         let peer = end.relay.filter(|_| end.new_connection && matches!(end.reason, TlsReason::Other))?;
-        // In clear text because the handshake has just failed: that was the session.
-        let fell_back = delivery.attempts.last().is_some_and(|a| a.failed_handshake_at(peer));
-        let clear = (!fell_back && peer.port == Some(SMTP_PORT)).then_some(UnloggedSession::ClearText);
+        // The connection that has TLS, or clear text after it broke or its handshake failed: the session is counted already.
+        if delivery.attempts.iter().any(|a| a.had_tls_at(peer)) {
+            return None;
+        }
+        let clear = (peer.port == Some(SMTP_PORT)
+            && !self.hosts_with_tls.contains(&host_key(&lossy(peer.host), peer.ip)))
+        .then_some(UnloggedSession::ClearText);
         match end.tls {
             Some(tls) if tls.status != TlsFeatureStatus::Met || tls.requested == b"none" => None,
             Some(TlsFeature { effective: b"none", .. }) => clear,
@@ -605,6 +632,7 @@ impl PostfixSessions {
         // The recipients of one delivery are answered together; one that comes later is of another.
         self.counted_recipients.remove_before(time - SESSION_TIMEOUT);
         self.reported_destinations.remove_before(time - REPORTED_DESTINATION_TTL);
+        self.hosts_with_tls.remove_before(time - HOST_WITH_TLS_TTL);
         self.proxied_sessions.remove_before(time - SESSION_TIMEOUT);
         self.last_reported_peer.remove_before(time - SESSION_TIMEOUT);
         // The time of an own report's entry is when it may go.

@@ -102,8 +102,9 @@ fn a_second_delivery_request_of_a_message_is_another_session() {
 
 #[test]
 fn clear_text_is_proved_by_a_log_level_that_shows_every_session() {
-    let (first, plain) = (sent("4AB0CDEF11", ""), sent("4AB0CDEF12", ""));
-    let established = format!("smtp[2]: {TRUSTED}");
+    let elsewhere = |line: &str| line.replace("mx.a.test[192.0.2.1]", "mx.b.test[192.0.2.9]");
+    let (first, plain) = (elsewhere(&sent("4AB0CDEF11", "")), sent("4AB0CDEF12", ""));
+    let established = elsewhere(&format!("smtp[2]: {TRUSTED}"));
     let clear = |lines: &[&str]| {
         let all = outcomes(&mut PostfixSessions::new(), lines);
         all.iter().filter(|o| o.clear_text).count()
@@ -140,6 +141,37 @@ fn clear_text_after_a_failed_handshake_is_the_same_session() {
             assert_eq!(all, [(true, Some(Trust::Trusted), false), (false, None, false)], "{lines:?}");
         }
     }
+}
+
+#[test]
+fn a_host_that_has_just_made_tls_is_not_without_it() {
+    let established = format!("smtp[2]: {TRUSTED}");
+    let elsewhere = established.replace("mx.a.test[192.0.2.1]", "mx.b.test[192.0.2.9]");
+    let other = sent("4AB0CDEF11", "").replace("mx.a.test[192.0.2.1]", "mx.b.test[192.0.2.9]");
+    let count = |lines: &[&str]| {
+        let all = outcomes(&mut PostfixSessions::new(), lines);
+        (all.iter().filter(|o| !o.clear_text).count(), all.iter().filter(|o| o.clear_text).count())
+    };
+    // One recipient is put off, the next one is accepted on the same connection, and the first is tried elsewhere.
+    let put_off = "smtp[2]: 4AB0CDEF12: host mx.a.test[192.0.2.1] said: 450 later (in reply to RCPT TO command)";
+    let lost = "smtp[2]: 4AB0CDEF12: lost connection with mx.a.test[192.0.2.1] while performing the EHLO handshake";
+    for tls in ["", "tls=may, ", "tls=may:none, "] {
+        let (one, two) = (
+            delivery("4AB0CDEF12", "one", tls, "status=sent (250 ok)"),
+            delivery("4AB0CDEF12", "two", tls, "status=sent (250 ok)"),
+        );
+        for ended in [put_off, lost] {
+            assert_eq!(count(&[&established, ended, &one, &two]), (1, 0), "{tls} {ended}");
+            assert_eq!(count(&[&established, ended, &elsewhere, ended, &one, &two]).1, 0, "{tls} {ended}");
+        }
+    }
+    // The line of a session is lost, and another process had one; a host that never had TLS has none.
+    let plain = sent("4AB0CDEF13", "");
+    assert_eq!(
+        count(&[&established.replace("[2]", "[3]"), &sent("4AB0CDEF12", "").replace("[2]", "[3]"), &plain]),
+        (1, 0)
+    );
+    assert_eq!(count(&[&elsewhere, &other, &plain]), (1, 1));
 }
 
 #[test]
