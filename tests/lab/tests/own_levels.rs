@@ -1,0 +1,217 @@
+//! What each Postfix does with each answer at each level of its own, where no server offers STARTTLS.
+//!
+//! For this host's Postfix and a newer one, every level that `smtp_tls_security_level` can have, and a domain for every
+//! row of the table of decisions: what the daemon answers to the map `NAME@LEVEL`, whether the mail went out in clear
+//! text, and whether it would have without the daemon. No mail goes out in clear text that the host alone would have
+//! deferred. Needs what `postfix.rs` needs; where something is missing the test fails and says what.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::path::Path;
+
+use lab::daemon::{Daemon, Program};
+use lab::host;
+use lab::postfix::{Installation, Postfix};
+use lab::smtp::submit;
+use lab::world::{Domain, Options, Server, Tlsa, World};
+use lab::{dns, socketmap};
+use serde_json::{Value, json};
+
+const TEST: &str = "no_answer_weakens_a_level";
+
+const LEVELS: [&str; 8] = ["none", "may", "encrypt", "dane", "dane-only", "verify", "secure", "fingerprint"];
+
+/// TLSA records of exactly 3 bytes end the smtp(8) of some Postfixes: there the host alone is not tried.
+const DATALESS: [&str; 2] = ["dataless.example", "dataless-beside.example"];
+
+#[test]
+fn no_answer_weakens_a_level() {
+    if let Some(play) = host::inside() {
+        let (root, out) = play.split_once('\n').unwrap();
+        let installation = Installation::at(Path::new(root)).unwrap();
+        let rows = tokio::runtime::Runtime::new().unwrap().block_on(play_all(&installation));
+        fs::write(out, serde_json::to_vec(&rows).unwrap()).unwrap();
+        return;
+    }
+    let postfixes = [Installation::of_this_host(), Installation::of_release("trixie")]
+        .map(|found| found.unwrap_or_else(|e| panic!("{e}")));
+    let folder = tempfile::tempdir().unwrap();
+    // Side by side: each has a network of its own.
+    let played: Vec<Result<Value, String>> = std::thread::scope(|scope| {
+        let threads = postfixes.each_ref().map(|postfix| {
+            let out = folder.path().join(postfix.version());
+            scope.spawn(move || {
+                host::run_inside(TEST, &format!("{}\n{}", postfix.root().display(), out.display()))?;
+                let text = fs::read(&out).map_err(|e| e.to_string())?;
+                serde_json::from_slice(&text).map_err(|e| e.to_string())
+            })
+        });
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    });
+    let mut faults = Vec::new();
+    println!("| Postfix | own level | domain | answer | delivered | without the daemon |\n|---|---|---|---|---|---|");
+    for (postfix, rows) in postfixes.iter().zip(played) {
+        for row in rows.unwrap_or_else(|e| panic!("{e}")).as_array().unwrap() {
+            let [level, domain, answer, did, alone] = [0, 1, 2, 3, 4].map(|n| row[n].as_str().unwrap());
+            let shown = answer.split(" { ").next().unwrap();
+            let mut line = format!("| {} | {level} | {domain} | `{}` |", postfix.version(), shown.trim());
+            let _ = write!(line, " {did} | {alone} |");
+            println!("{line}");
+            let want = wanted(domain, level, postfix.knows_attributes());
+            let cleartext = did == "clear text" && (alone != "clear text" || must_not_be_clear(domain, level));
+            if !answer.starts_with(&want) || cleartext || did == "panic" {
+                faults.push(format!("wanted `{want}`: {line}"));
+            }
+        }
+    }
+    assert!(faults.is_empty(), "\n{}", faults.join("\n"));
+}
+
+/// Domains that published that clear text must not be used. Where the own level leaves no answer to give, or none of it
+/// is looked at, the own level holds.
+fn must_not_be_clear(domain: &str, level: &str) -> bool {
+    level != "fingerprint"
+        && matches!(domain, "row1.example" | "row2.example" | "row4.example" | "enforce.test")
+        && !(domain == "row2.example" && matches!(level, "none" | "may" | "dane"))
+}
+
+fn domains() -> Vec<Domain> {
+    let plain = Server::Plain;
+    let signed = |name: &str| Domain::new(name).signed();
+    vec![
+        signed("row1.example").dane_host("mx1", plain, Tlsa::Matching).dane_host("mx2", plain, Tlsa::Matching),
+        signed("row2.example").dane_host("mx1", plain, Tlsa::Matching).host("mx2", plain),
+        signed("row3.example").host("mx1", plain).dane_host("mx2", plain, Tlsa::Matching),
+        signed("row3-sts.example").host("mx1", plain).dane_host("mx2", plain, Tlsa::Matching).sts("enforce", "*"),
+        signed("row4.example").host("mx1", plain),
+        signed("row4-one.example").host("mx1", plain).host("mx2", plain),
+        signed("row5.example").host("mx1", plain).host("mx2", plain),
+        signed("row5-sts.example").host("mx1", plain).host("mx2", plain).sts("enforce", "*"),
+        signed("row6.example").host("mx1", plain),
+        Domain::new("row7.test").host("mx1", plain),
+        Domain::new("row7-dead-backup.test").host("mx1", plain).host("mx2", plain),
+        Domain::new("row8.test").dane_host("mx1", plain, Tlsa::Matching),
+        Domain::new("row9.test").host("mx1", plain),
+        Domain::new("testing.test").host("mx1", plain).sts("testing", "mx1"),
+        Domain::new("enforce.test").host("mx1", plain).sts("enforce", "mx1"),
+        signed(DATALESS[0]).host("mx1", plain),
+        signed(DATALESS[1]).host("mx1", plain),
+    ]
+}
+
+/// What a description of domains cannot say.
+fn prepare_dns(world: &World) {
+    let mut zone = world.dns.change();
+    let servfail = Some(dns::Fault::ServFail);
+    for host in ["mx1.row4.example", "mx1.row4-one.example"] {
+        // PKIX-EE (RFC 7672 §3.1.3).
+        zone.tlsa(host, 1, 1, 1, &[7; 32]);
+    }
+    for host in ["mx2.row5.example", "mx2.row5-sts.example", "mx1.row6.example", "mx1.row9.test"] {
+        zone.fault(&format!("_25._tcp.{host}"), servfail);
+    }
+    zone.fault("mx2.row7-dead-backup.test", servfail);
+    for host in ["mx1.row8.test", "mx1.row9.test"] {
+        zone.cut(host, true);
+    }
+    for host in DATALESS.map(|domain| format!("mx1.{domain}")) {
+        zone.tlsa(&host, 3, 1, 1, &[]);
+    }
+    zone.tlsa(&format!("mx1.{}", DATALESS[1]), 3, 1, 1, &[7; 32]);
+}
+
+/// How the answer begins.
+fn wanted(domain: &str, level: &str, newer: bool) -> String {
+    // none, may; encrypt; dane; dane-only; verify, secure.
+    let own = "NOTFOUND ";
+    let narrowed = |domain: &str| format!("OK secure match=mx1.{domain} servername=hostname");
+    let testing =
+        |level: &str| if newer && level != "none" { format!("OK {level} policy_type=sts ") } else { own.into() };
+    let secure = "OK secure match=mx1.enforce.test servername=hostname".to_owned();
+    let row: [&str; 5] = match domain {
+        _ if level == "fingerprint" => return own.into(),
+        "row1.example" => ["OK dane-only"; 5],
+        "row2.example" => ["OK dane", "OK dane-only", own, own, "OK dane-only"],
+        "row3.example" => ["OK dane", own, own, own, own],
+        "row3-sts.example" | "row5-sts.example" if level == "dane-only" => return own.into(),
+        "row3-sts.example" | "row5-sts.example" => return narrowed(domain),
+        "row4.example" => ["OK encrypt", own, own, own, own],
+        "row4-one.example" => ["OK dane", own, own, own, own],
+        "row5.example" => ["OK dane", "TEMP ", own, own, own],
+        "row6.example" => ["TEMP ", "TEMP ", "TEMP ", "TEMP ", own],
+        "row8.test" => [if newer { "OK dane" } else { own }, own, own, own, own],
+        "testing.test" => return testing(level),
+        "enforce.test" if level == "dane-only" => return own.into(),
+        "enforce.test" => return secure,
+        // The newer one takes such records.
+        "dataless.example" if newer => ["OK encrypt", own, own, own, own],
+        "dataless.example" => ["OK encrypt", "OK encrypt", "OK encrypt", "TEMP ", own],
+        "dataless-beside.example" if newer => ["OK dane-only"; 5],
+        "dataless-beside.example" => ["TEMP "; 5],
+        _ => [own; 5],
+    };
+    let column = match level {
+        "none" | "may" => 0,
+        "encrypt" => 1,
+        "dane" => 2,
+        "dane-only" => 3,
+        _ => 4,
+    };
+    row[column].to_owned()
+}
+
+async fn play_all(installation: &Installation) -> Value {
+    let domains = domains();
+    let options = Options {
+        dns: ([127, 0, 0, 1], 53).into(),
+        policy_hosts: ([127, 0, 0, 1], 443).into(),
+        receivers: Some(25),
+        submission: Some(Postfix::SMTPD),
+        postfix: installation.version().to_owned(),
+        ..Options::default()
+    };
+    let world = World::start(options, &domains).await.unwrap();
+    prepare_dns(&world);
+    let daemon = Daemon::start(&Program::lab(env!("CARGO_BIN_EXE_lab")), &world).await.unwrap();
+    let postfix = Postfix::start(&world, installation, "may").unwrap();
+    let mut rows = Vec::new();
+    for level in LEVELS {
+        let names = |alone: bool| {
+            let tried = move |name: &&str| !(alone && DATALESS.contains(name));
+            domains.iter().map(Domain::name).filter(tried).collect::<Vec<_>>()
+        };
+        let map = format!("{}@{level}", installation.map());
+        let maps = format!("socketmap:unix:{}:{map}", world.socketmap().display());
+        let alone = deliver(&world, &postfix, level, "", &names(true)).await;
+        let with = deliver(&world, &postfix, level, &maps, &names(false)).await;
+        for (name, did) in names(false).iter().zip(with) {
+            let alone = names(true).iter().position(|other| other == name).map_or("not tried", |n| alone[n]);
+            let answer = socketmap::ask(&world.socketmap(), &map, name).await.unwrap();
+            rows.push(json!([level, name, answer, did, alone]));
+        }
+    }
+    daemon.stop().await.unwrap();
+    Value::Array(rows)
+}
+
+/// What became of one message to each of these domains.
+async fn deliver(world: &World, postfix: &Postfix, level: &str, maps: &str, names: &[&str]) -> Vec<&'static str> {
+    postfix.restart_with(world, level, &[("smtp_tls_policy_maps", maps)]).unwrap();
+    let from = postfix.log_length();
+    for name in names {
+        let to = format!("someone@{name}");
+        submit(Postfix::SMTPD, "someone@sender.test", &[&to], "Subject: hello\n\nhello").await.unwrap();
+    }
+    let did = |name: &&str| match postfix.await_delivery(&format!("someone@{name}"), from) {
+        // No server here has STARTTLS.
+        Ok(line) if line.contains(" status=sent ") => "clear text",
+        Ok(line) if line.contains(" status=deferred ") => "deferred",
+        Ok(_) => "bounced",
+        Err(_) => "no delivery",
+    };
+    let did = names.iter().map(did).collect();
+    let log = fs::read(world.log()).unwrap();
+    let log = String::from_utf8_lossy(&log[from..]).into_owned();
+    assert!(!log.contains("panic:") && !log.contains("killed by signal"), "{level}: {log}");
+    did
+}
