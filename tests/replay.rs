@@ -126,7 +126,7 @@ fn faults_are_one_line_with_a_status() {
     for (arguments, log, status, text) in [
         (&["--mta", "postfix"][..], &missing, 66, "cannot be read: No such file"),
         (&["--mta", "auto"], &other, 64, "no line of Postfix's or Exim's in the first 1000"),
-        (&["--timezone", "Mars"], &other, 64, "`Mars` is no time zone"),
+        (&["--timezone", "Mars"], &other, 64, "invalid time zone \"Mars\""),
         (&["--policies", missing.to_str().unwrap()], &other, 66, "cannot be read"),
     ] {
         let output = replay(arguments, log);

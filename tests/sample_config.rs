@@ -89,7 +89,8 @@ fn a_fault_is_one_line_and_status_78() {
     let error = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(78), "{error}");
     assert!(
-        error.starts_with(&format!("tlswarden: {}:2: version: ", path.display())) && error.lines().count() == 1,
+        error.starts_with(&format!("tlswarden: {}:2: [postfix] version: ", path.display()))
+            && error.lines().count() == 1,
         "{error}"
     );
 }
