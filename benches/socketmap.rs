@@ -21,7 +21,7 @@ use tlswarden::answering::listener::Listener;
 use tlswarden::answering::policy::history::PolicyHistory;
 use tlswarden::answering::policy::policies::Policies;
 use tlswarden::answering::policy::sts::document;
-use tlswarden::answering::policy::sts::policy::Cached;
+use tlswarden::answering::policy::sts::policy::StsPolicy;
 use tlswarden::answering::socketmap::netstring::{self, Frame};
 use tlswarden::answering::socketmap::server;
 use tlswarden::base::allocator::Allocator;
@@ -158,7 +158,7 @@ async fn daemon(folder: &Path, keys: &[String]) -> (Target, usize, u128) {
     let mut batch = Batch::default();
     for key in keys {
         let text = format!("version: STSv1\nmode: enforce\nmx: mx1.{key}\nmax_age: 604800\n");
-        let policy = Cached::of(key, "1", &document::parse(text.as_bytes()).expect("a policy"), now);
+        let policy = StsPolicy::new(key, "1", &document::parse(text.as_bytes()).expect("a policy"), now);
         batch.set.push((Table::Sts, key.clone().into_bytes(), Some(policy.encode(now, None, None))));
     }
     store.write(batch).expect("written");

@@ -5,7 +5,7 @@ use std::process::{Child, Command, Output};
 use std::time::{Duration, Instant};
 
 use tlswarden::answering::policy::sts::document;
-use tlswarden::answering::policy::sts::policy::Cached;
+use tlswarden::answering::policy::sts::policy::StsPolicy;
 use tlswarden::base::clock::Clock;
 use tlswarden::store::embedded::EmbeddedStore;
 use tlswarden::store::{Batch, Store, Table};
@@ -37,7 +37,7 @@ impl Host {
         {
             let text = format!("version: STSv1\nmode: {mode}\nmx: {mx}\nmax_age: 604800\n");
             let fetched = clock.seconds() - ago;
-            let policy = Cached::of(domain, "1", &document::parse(text.as_bytes()).unwrap(), fetched);
+            let policy = StsPolicy::new(domain, "1", &document::parse(text.as_bytes()).unwrap(), fetched);
             batch.set.push((Table::Sts, domain.into(), Some(policy.encode(fetched, None, None))));
         }
         store.write(batch).unwrap();

@@ -276,7 +276,7 @@ mod tests {
     use crate::answering::policy::decision::{DatalessTlsa, Published};
     use crate::answering::policy::history::PolicyHistory;
     use crate::answering::policy::sts::document;
-    use crate::answering::policy::sts::policy::Cached;
+    use crate::answering::policy::sts::policy::StsPolicy;
     use crate::base::clock::Clock;
     use crate::config::Config;
     use crate::net::dns::Resolver;
@@ -461,7 +461,7 @@ mod tests {
 
     fn decided(coverage: Coverage, cause: &str, document: &str) -> Decision {
         let sts = document::parse(document.as_bytes()).ok();
-        let sts = sts.map(|document| Arc::new(Cached::of("example.com", "1", &document, 0)));
+        let sts = sts.map(|document| Arc::new(StsPolicy::new("example.com", "1", &document, 0)));
         let published = Published::new(coverage, DatalessTlsa::Absent, cause, Vec::new());
         Decision::for_tests("example.com", published, sts)
     }

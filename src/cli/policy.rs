@@ -13,7 +13,7 @@ use super::render::{format_time, table, to_pretty_json};
 use super::{CliError, ConfigFile, EX_USAGE, print_stdout};
 use crate::base::next_hop::NextHop;
 use crate::base::tlsrpt::Mode;
-use crate::daemon::control::{ControlRequest, Explanation, Listed, Record};
+use crate::daemon::control::{ControlRequest, Explanation, Listed, RecordState};
 
 #[derive(Args)]
 pub struct PolicyOptions {
@@ -226,9 +226,9 @@ fn render_policy(one: &Listed) -> String {
     }
     if let Some(record) = &one.record {
         let found = match record {
-            Record::Id { id } => format!("id {id}"),
-            Record::None { reason } => format!("none: {}", reason.escape_debug()),
-            Record::Failed { cause } => format!("not known: {}", cause.escape_debug()),
+            RecordState::Id { id } => format!("id {id}"),
+            RecordState::None { reason } => format!("none: {}", reason.escape_debug()),
+            RecordState::Failed { cause } => format!("not known: {}", cause.escape_debug()),
         };
         add("record", found);
     }

@@ -24,7 +24,7 @@ use tokio::task::JoinSet;
 pub use crate::answering::policy::admin::explain::Explanation;
 pub use crate::answering::policy::admin::list::Listed;
 use crate::answering::policy::policies::Policies;
-pub use crate::answering::policy::sts::domain_state::Record;
+pub use crate::answering::policy::sts::domain_state::RecordState;
 use crate::answering::socketmap::server;
 use crate::base::clock::Clock;
 use crate::base::domain_name;

@@ -268,7 +268,7 @@ impl FixedPolicies {
     }
 }
 
-fn sts_policy(domain: &str, document: document::Document) -> PolicyInForce {
+fn sts_policy(domain: &str, document: document::PolicyDocument) -> PolicyInForce {
     let policy = Policy {
         policy_type: PolicyType::Sts,
         policy_string: document.lines,

@@ -19,9 +19,9 @@ use crate::answering::policy::decision_cache::Entry;
 use crate::answering::policy::history::compact::StoredPolicy;
 use crate::answering::policy::overrides::Rule;
 use crate::answering::policy::policies::{Policies, Urge};
-use crate::answering::policy::sts::domain_state::{Domain, Known};
+use crate::answering::policy::sts::domain_state::{DomainSnapshot, DomainState};
 use crate::answering::policy::sts::fetch;
-use crate::answering::policy::sts::policy::Cached;
+use crate::answering::policy::sts::policy::StsPolicy;
 use crate::base::clock::{CompactTime, SharedCompactTime};
 use crate::base::next_hop::NextHop;
 use crate::base::tlsrpt::{Mode, mx_matches};
@@ -61,7 +61,7 @@ struct DaneResult {
 /// A decision that is not in the cache yet.
 struct Resolved {
     basis: Basis,
-    sts: Option<Arc<Cached>>,
+    sts: Option<Arc<StsPolicy>>,
     /// What the sessions are counted under.
     policy: StoredPolicy,
     expires: i64,
@@ -77,8 +77,8 @@ impl Policies {
         let rule = self.overrides.of(&hop.domain);
         let domain = match rule {
             // It is not looked at.
-            Some(Rule::Fixed(_) | Rule::None | Rule::SkipSts) => Arc::new(Domain::new(self.name(&hop.domain), 0)),
-            Some(Rule::SkipDane) | None => self.sts.domain(&hop.domain),
+            Some(Rule::Fixed(_) | Rule::None | Rule::SkipSts) => Arc::new(DomainState::new(self.name(&hop.domain), 0)),
+            Some(Rule::SkipDane) | None => self.sts.get_or_insert(&hop.domain),
         };
         if urge.is_mail() {
             domain.touch(self.clock.seconds());
@@ -102,8 +102,10 @@ impl Policies {
         let now = self.clock.seconds();
         let version = domain.version();
         let known = match rule {
-            Some(Rule::Fixed(_) | Rule::None | Rule::SkipSts) => Known { due: i64::MAX, ..Known::default() },
-            Some(Rule::SkipDane) | None => domain.known(now),
+            Some(Rule::Fixed(_) | Rule::None | Rule::SkipSts) => {
+                DomainSnapshot { due: i64::MAX, ..DomainSnapshot::default() }
+            }
+            Some(Rule::SkipDane) | None => domain.snapshot(now),
         };
         let verdict = dane.verdict.clone();
         let failure = known.failure.clone();
@@ -158,15 +160,15 @@ impl Policies {
     }
 
     /// Waits for what MTA-STS is to know before an answer: nothing where a policy is there.
-    async fn sts(&self, domain: &Arc<Domain>, began: Instant, urge: Urge) {
+    async fn sts(&self, domain: &Arc<DomainState>, began: Instant, urge: Urge) {
         let now = self.clock.seconds();
         let at = if urge == Urge::Ahead { now + AHEAD } else { now };
-        let Some(flight) = self.sts.look(domain, at) else { return };
+        let Some(flight) = self.sts.start_lookup(domain, at) else { return };
         let behind = matches!(urge, Urge::Asked | Urge::Explained) && domain.policy(now).is_some();
         if !behind {
             // Who comes when it has been tried for the whole budget does not wait for it again.
             let deadline = match urge {
-                Urge::Told => began + self.budget + fetch::FETCH_TIME,
+                Urge::Told => began + self.budget + fetch::FETCH_TIMEOUT,
                 Urge::Asked | Urge::Ahead | Urge::Explained => began.min(flight.began) + self.budget,
             };
             let _ = flight.landed(deadline).await;
@@ -237,13 +239,13 @@ impl Policies {
     }
 
     /// Puts together what is known.
-    fn assemble(&self, hop: &NextHop, dane: DaneResult, known: Known, now: i64) -> Resolved {
+    fn assemble(&self, hop: &NextHop, dane: DaneResult, known: DomainSnapshot, now: i64) -> Resolved {
         let policy = known.policy.filter(|policy| policy.mode != Mode::None);
         let sts_expires = policy.as_ref().map_or(known.due.max(now + PROVISIONAL), |policy| policy.expires());
         let sts_refresh = if policy.is_some() { known.due } else { known.due.saturating_sub(AHEAD) };
         let failure = known.failure.as_deref();
         let failed = failure.filter(|_| policy.is_none());
-        let in_force = |policy: &Arc<Cached>| policy.mode != Mode::Enforce || self.applies(hop, policy, now);
+        let in_force = |policy: &Arc<StsPolicy>| policy.mode != Mode::Enforce || self.applies(hop, policy, now);
         let sts = policy.filter(in_force);
         let published = dane.published(hop, sts.as_deref());
         let facts = published.facts(sts.as_ref().map(|policy| policy.mode));
@@ -292,7 +294,7 @@ impl Policies {
     }
 
     /// RFC 8461 §3.4: a smart host is its own policy domain, and must itself be one of the hosts that its policy allows.
-    fn applies(&self, hop: &NextHop, policy: &Cached, now: i64) -> bool {
+    fn applies(&self, hop: &NextHop, policy: &StsPolicy, now: i64) -> bool {
         let applies = allows(hop, policy);
         if !applies && self.throttle.permits("smart-host", now) {
             let line = format!(
@@ -306,7 +308,7 @@ impl Policies {
 }
 
 /// Whether a policy says anything about a next hop: one in brackets must be one of the hosts that it allows.
-pub(super) fn allows(hop: &NextHop, policy: &Cached) -> bool {
+pub(super) fn allows(hop: &NextHop, policy: &StsPolicy) -> bool {
     hop.mx || policy.document(&hop.domain).mx.iter().any(|pattern| mx_matches(pattern, &hop.domain))
 }
 
@@ -336,7 +338,7 @@ impl DaneResult {
         }
     }
 
-    fn published(&self, hop: &NextHop, sts: Option<&Cached>) -> Published {
+    fn published(&self, hop: &NextHop, sts: Option<&StsPolicy>) -> Published {
         match &self.verdict {
             Some(verdict) => published(verdict, hop, sts),
             None => Published::new(self.coverage, self.dataless, &self.cause, Vec::new()),
@@ -345,7 +347,7 @@ impl DaneResult {
 }
 
 /// What is published for a next hop, from its DANE verdict and its MTA-STS policy.
-pub(super) fn published(verdict: &CachedVerdict, hop: &NextHop, sts: Option<&Cached>) -> Published {
+pub(super) fn published(verdict: &CachedVerdict, hop: &NextHop, sts: Option<&StsPolicy>) -> Published {
     let enforced = sts.filter(|policy| policy.mode == Mode::Enforce);
     let narrowed = enforced.map_or_else(Vec::new, |policy| {
         let mut hosts = verdict.without_tlsa().peekable();

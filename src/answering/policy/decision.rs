@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use crate::answering::policy::dane::coverage::Coverage;
 use crate::answering::policy::history::compact::StoredPolicy;
-use crate::answering::policy::sts::policy::{Cached as StsPolicy, PolicyFailure};
+use crate::answering::policy::sts::policy::{PolicyFailure, StsPolicy};
 use crate::answering::policy::sts::text::PolicyText;
 use crate::base::tlsrpt::{Failure, Mode};
 use crate::config::{InsecureMxPolicy, PostfixLevel, PostfixSection, PostfixVersion};

@@ -17,8 +17,8 @@ use crate::answering::policy::compress;
 use crate::answering::policy::dane::cached_verdict::CachedVerdict;
 use crate::answering::policy::decision::{Basis, Decision, Facts, Published, facts};
 use crate::answering::policy::history::Period;
-use crate::answering::policy::sts::domain_state::Domain;
-use crate::answering::policy::sts::policy::{Cached, PolicyFailure};
+use crate::answering::policy::sts::domain_state::DomainState;
+use crate::answering::policy::sts::policy::{PolicyFailure, StsPolicy};
 use crate::base::clock::{CompactTime, SharedCompactTime};
 
 /// How many parts the decisions are kept in.
@@ -45,11 +45,11 @@ pub struct Entry {
     /// What the answer rests on.
     pub basis: Basis,
     /// The MTA-STS policy in force.
-    pub sts: Option<Arc<Cached>>,
+    pub sts: Option<Arc<StsPolicy>>,
     /// The MTA-STS document could not be had.
     pub failure: Option<Arc<PolicyFailure>>,
     /// The policy domain.
-    pub domain: Arc<Domain>,
+    pub domain: Arc<DomainState>,
     /// The last DANE verdict that was no failure.
     pub held: Option<CachedVerdict>,
     /// None for "ask again", under which there are no sessions.
@@ -106,7 +106,7 @@ impl Entry {
             basis: Basis::Published(Published::NOTHING),
             sts: None,
             failure: None,
-            domain: Arc::new(Domain::new("".into(), 0)),
+            domain: Arc::new(DomainState::new("".into(), 0)),
             held: None,
             period: None,
             until: CompactTime::NEVER,
@@ -119,7 +119,7 @@ impl Entry {
     }
 
     /// What was known before a restart: a decision is made from it when it is asked for.
-    pub fn before(hop: Arc<str>, domain: Arc<Domain>, held: CachedVerdict) -> Entry {
+    pub fn before(hop: Arc<str>, domain: Arc<DomainState>, held: CachedVerdict) -> Entry {
         let asked = SharedCompactTime::from_seconds(held.refresh_at());
         Entry { hop, domain, until: CompactTime::from_seconds(0), asked, held: Some(held), ..Entry::nothing() }
     }
@@ -277,7 +277,7 @@ mod tests {
         ];
         for (wording, (frame, most)) in (0..).zip(frames) {
             let entries = Entries::new(1);
-            entries.put(Entry { domain: Arc::new(Domain::new("a.example".into(), 0)), ..entry("a.example", 0) });
+            entries.put(Entry { domain: Arc::new(DomainState::new("a.example".into(), 0)), ..entry("a.example", 0) });
             let found = entries.of("a.example").unwrap();
             let mut out = b"before".to_vec();
             entries.say(&found, wording, |_| frame.into(), &mut out);

@@ -5,8 +5,9 @@
 //! Never weaker than published: an unexpired enforced MTA-STS policy holds whatever fails, a failing DANE look-up is
 //! never overridden by it, and where nothing is known the answer is "ask again". A failing `_mta-sts` record or policy
 //! host never defers mail.
-//! Limits: `[policy] max_domains` decisions, the least recently asked out first (`decisions_evicted`); [`MAX_LOOKS`] look-ups
-//! at once (`decisions_refused`, `dane_lookups_refused`), [`MAX_BEHIND`] that nobody waits for (`refreshes_postponed`).
+//! Limits: `[policy] max_domains` decisions, the least recently asked out first (`decisions_evicted`); [`MAX_LOOKUPS`]
+//! look-ups at once (`decisions_refused`, `dane_lookups_refused`), [`MAX_BACKGROUND_LOOKUPS`] that nobody waits for
+//! (`refreshes_postponed`).
 //! When it fails: [`Level::Temp`], with the cause.
 //! Not here: how an answer is worded (`socketmap/wording.rs`), sockets.
 
@@ -25,7 +26,7 @@ use crate::answering::policy::decision_cache::{Entries, Entry};
 use crate::answering::policy::history::PolicyHistory;
 use crate::answering::policy::overrides::Overrides;
 use crate::answering::policy::single_flight::{Flight, Flights};
-use crate::answering::policy::sts::cache::{Cache, MAX_BEHIND, MAX_LOOKS};
+use crate::answering::policy::sts::cache::{MAX_BACKGROUND_LOOKUPS, MAX_LOOKUPS, StsCache};
 use crate::answering::policy::throttle::Throttle;
 use crate::base::clock::Clock;
 use crate::base::next_hop::NextHop;
@@ -66,7 +67,7 @@ pub struct Policies {
     pub(super) postfix: PostfixTraits,
     pub(super) overrides: Overrides,
     pub(super) shelf: Shelf,
-    pub(super) sts: Arc<Cache>,
+    pub(super) sts: Arc<StsCache>,
     pub(super) history: Arc<PolicyHistory>,
     pub(super) clock: Clock,
     pub(super) metrics: Metrics,
@@ -106,7 +107,7 @@ impl Policies {
     ) -> Result<Arc<Policies>, StoreError> {
         let limit = config.policy.max_domains;
         let shelf = Shelf::new(Arc::clone(&store));
-        let sts = Cache::open(limit, resolver.clone(), client, store, &history, clock, metrics.clone())?;
+        let sts = StsCache::open(limit, resolver.clone(), client, store, &history, clock, metrics.clone())?;
         let why_no_dane = match (config.postfix.dnssec(), resolver.is_trusted()) {
             (false, _) => Some("Postfix asks for no DNSSEC (smtp_dns_support_level, or [postfix] dnssec)"),
             (true, false) => Some(
@@ -130,8 +131,8 @@ impl Policies {
             clock,
             metrics,
             throttle: Throttle::default(),
-            decisions: Flights::new(MAX_LOOKS),
-            verdicts: Flights::new(MAX_LOOKS),
+            decisions: Flights::new(MAX_LOOKUPS),
+            verdicts: Flights::new(MAX_LOOKUPS),
             nothing: Entry::nothing(),
             shelf,
         };
@@ -154,7 +155,7 @@ impl Policies {
 
     /// A name as it is kept already, if it is, so that it is kept once.
     pub(super) fn name(&self, name: &str) -> Arc<str> {
-        let known = self.sts.known(name).map(|domain| Arc::clone(&domain.name));
+        let known = self.sts.get(name).map(|domain| Arc::clone(&domain.name));
         known.or_else(|| self.history.interned_name(name)).unwrap_or_else(|| name.into())
     }
 
@@ -268,14 +269,14 @@ impl Policies {
     /// newer policy is published (RFC 8461 §5.1). At most once in [`HINT`] a domain, and only where a policy is cached.
     pub fn hint(&self, domain: &str) {
         let now = self.clock.seconds();
-        let Some(domain) = self.sts.known(domain) else { return };
-        let known = domain.known(now);
+        let Some(domain) = self.sts.get(domain) else { return };
+        let known = domain.snapshot(now);
         if known.policy.is_none() || known.checked.is_some_and(|checked| (0..HINT).contains(&(now - checked))) {
             return;
         }
         self.metrics.add("sts_records_hinted", 1);
-        domain.look_again(now, false);
-        drop(self.sts.look(&domain, now));
+        domain.request_refresh(now, false);
+        drop(self.sts.start_lookup(&domain, now));
     }
 
     /// Writes verdicts behind, and lets go of those that may serve no longer.
@@ -315,19 +316,19 @@ impl Policies {
 
     /// How much there is.
     pub fn counts(&self) -> Counts {
-        let (domains, policies) = self.sts.len();
+        let (domains, policies) = self.sts.counts();
         Counts {
             decisions: self.entries.len(),
             domains,
             policies,
-            sts_octets: self.sts.size(),
+            sts_octets: self.sts.text_bytes(),
             periods: self.history.len(),
         }
     }
 
     /// Makes a decision anew, behind the answers; later, where many are being made.
     fn refresh(self: &Arc<Self>, key: &[u8], entry: &Entry) {
-        if self.decisions.len() >= MAX_BEHIND {
+        if self.decisions.len() >= MAX_BACKGROUND_LOOKUPS {
             self.metrics.add("refreshes_postponed", 1);
             entry.refreshing.store(false, Ordering::Relaxed);
         } else if let Some(hop) = NextHop::parse(key) {

@@ -12,7 +12,7 @@ mod model;
 use std::fmt::Write;
 
 use crate::answering::policy::decision::{Answer, Basis, Decision, PostfixTraits};
-use crate::answering::policy::sts::document::Document;
+use crate::answering::policy::sts::document::PolicyDocument;
 use crate::base::tlsrpt::Mode;
 use crate::config::PostfixLevel;
 
@@ -100,7 +100,7 @@ pub fn reply(wording: Wording, decision: &Decision, own_level: PostfixLevel, pos
 }
 
 /// `narrowed`: the only hosts that are allowed.
-fn secure(wording: Wording, domain: &str, policy: &Document, narrowed: Option<&[String]>) -> String {
+fn secure(wording: Wording, domain: &str, policy: &PolicyDocument, narrowed: Option<&[String]>) -> String {
     let patterns = narrowed.unwrap_or(&policy.mx);
     let names: Vec<&str> = patterns.iter().map(|mx| mx.strip_prefix('*').unwrap_or(mx)).collect();
     let plain = format!("OK secure match={} servername=hostname", names.join(":"));
@@ -112,7 +112,7 @@ fn secure(wording: Wording, domain: &str, policy: &Document, narrowed: Option<&[
 
 /// Delivered at a level as without a policy; the attributes are for reports. Above `encrypt` Postfix would enforce the
 /// patterns, which a testing policy does not ask for. Nothing where the level takes no attributes.
-fn testing_at(level: PostfixLevel, domain: &str, policy: &Document) -> Option<String> {
+fn testing_at(level: PostfixLevel, domain: &str, policy: &PolicyDocument) -> Option<String> {
     let patterns = match level {
         PostfixLevel::None | PostfixLevel::Fingerprint | PostfixLevel::Unknown => return None,
         PostfixLevel::May | PostfixLevel::Encrypt => policy.mx.as_slice(),
@@ -123,7 +123,7 @@ fn testing_at(level: PostfixLevel, domain: &str, policy: &Document) -> Option<St
 
 /// `policy_failure` is never among them: it makes an enforced delivery fail. Policies without any string end Postfix
 /// 3.10.0 to 3.10.5: where there is no room for all, the short ones stay; nothing where there is no room for those.
-fn with_attributes(plain: &str, domain: &str, policy: &Document, patterns: &[String]) -> Option<String> {
+fn with_attributes(plain: &str, domain: &str, policy: &PolicyDocument, patterns: &[String]) -> Option<String> {
     let mut text = format!("{plain} policy_type=sts policy_domain={domain}");
     for mx in patterns {
         // Writing to a String cannot fail.
@@ -166,10 +166,10 @@ mod tests {
     use crate::answering::policy::dane::coverage::Coverage;
     use crate::answering::policy::decision::{DatalessTlsa, Published};
     use crate::answering::policy::sts::document;
-    use crate::answering::policy::sts::policy::Cached;
+    use crate::answering::policy::sts::policy::StsPolicy;
 
-    fn cached(lines: &str) -> Arc<Cached> {
-        Arc::new(Cached::of("example.com", "1", &document::parse(lines.as_bytes()).unwrap(), 0))
+    fn cached(lines: &str) -> Arc<StsPolicy> {
+        Arc::new(StsPolicy::new("example.com", "1", &document::parse(lines.as_bytes()).unwrap(), 0))
     }
 
     const POSTFIX: PostfixTraits = PostfixTraits {

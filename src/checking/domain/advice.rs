@@ -241,6 +241,6 @@ mod tests {
         assert_eq!(new_id(1_795_600_000, Some("20261125T094640")), "20261125T094640a");
         let record = sts_record("a.test", &new_id(1_795_600_000, None));
         let text = record.split('"').nth(1).unwrap();
-        assert_eq!(record::id(&[text]), Ok("20261125T094640"));
+        assert_eq!(record::parse_id(&[text]), Ok("20261125T094640"));
     }
 }

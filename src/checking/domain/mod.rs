@@ -24,8 +24,8 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
 use crate::answering::policy::dane::lookup::{self, DaneVerdict};
-use crate::answering::policy::sts::document::Document;
-use crate::answering::policy::sts::fetch::{FetchFault, fetch};
+use crate::answering::policy::sts::document::PolicyDocument;
+use crate::answering::policy::sts::fetch::{FetchError, fetch};
 use crate::answering::policy::sts::record::{self, NoRecord};
 use crate::base::clock::Clock;
 use crate::base::next_hop::NextHop;
@@ -138,8 +138,8 @@ enum PublishedSts {
     /// The record could not be asked for.
     Unknown(String),
     NoRecord(NoRecord),
-    NoDocument(String, FetchFault),
-    Policy(String, Document),
+    NoDocument(String, FetchError),
+    Policy(String, PolicyDocument),
 }
 
 /// Checks a domain. Fails with one line where this host lacks something that the check needs.
@@ -200,7 +200,7 @@ async fn look_up_sts(resolver: &Resolver, client: &HttpsClient, domain: &str) ->
         Err(DnsError::Failed(cause)) => return PublishedSts::Unknown(cause),
         Err(_) => Vec::new(),
     };
-    match record::id(&records) {
+    match record::parse_id(&records) {
         Err(none) => PublishedSts::NoRecord(none),
         Ok(id) => match fetch(client, domain).await {
             Ok(document) => PublishedSts::Policy(id.to_owned(), document),

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use rustls_pki_types::{CertificateDer, UnixTime};
 use tlswarden::answering::policy::decision::{Basis, Decision, PostfixTraits, Published};
-use tlswarden::answering::policy::sts::policy::Cached;
+use tlswarden::answering::policy::sts::policy::StsPolicy;
 use tlswarden::answering::policy::sts::{document, record};
 use tlswarden::answering::socketmap::netstring::{self, Frame};
 use tlswarden::answering::socketmap::reply::{self, MAX_REPLY, Wording};
@@ -135,7 +135,7 @@ pub fn netstring(data: &[u8]) {
 pub fn sts_record(data: &[u8]) {
     let text = String::from_utf8_lossy(data);
     let records: Vec<&str> = text.split('\n').collect();
-    if let Ok(id) = record::id(&records) {
+    if let Ok(id) = record::parse_id(&records) {
         assert!((1..=32).contains(&id.len()) && id.bytes().all(|b| b.is_ascii_alphanumeric()));
         let ours = records.iter().filter(|r| r.starts_with("v=STSv1")).filter(|r| r.contains(&format!("id={id}")));
         assert!(ours.count() >= 1, "{records:?}");
@@ -187,7 +187,7 @@ pub fn answer(data: &[u8]) {
     if found.mode == Mode::None {
         return;
     }
-    let cached = Arc::new(Cached::of("example.com", "1", &found, 0));
+    let cached = Arc::new(StsPolicy::new("example.com", "1", &found, 0));
     // What is kept of a document says what the document says.
     assert_eq!(cached.document("example.com").mx, found.mx);
     let policy = cached.policy("example.com");

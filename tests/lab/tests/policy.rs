@@ -12,9 +12,9 @@ use tlswarden::answering::listener::Listener;
 use tlswarden::answering::policy::decision::{Answer as PolicyAnswer, Decision};
 use tlswarden::answering::policy::history::PolicyHistory;
 use tlswarden::answering::policy::policies::Policies;
-use tlswarden::answering::policy::sts::cache::{MAX_BEHIND, OCTETS_EACH};
+use tlswarden::answering::policy::sts::cache::{MAX_BACKGROUND_LOOKUPS, TEXT_BYTES_PER_DOMAIN};
 use tlswarden::answering::policy::sts::document;
-use tlswarden::answering::policy::sts::policy::Cached;
+use tlswarden::answering::policy::sts::policy::StsPolicy;
 use tlswarden::answering::socketmap::server;
 use tlswarden::base::clock::Clock;
 use tlswarden::base::next_hop::NextHop;
@@ -645,7 +645,7 @@ async fn the_text_of_all_policies_is_bounded() {
     }
     let counts = daemon.policies.counts();
     assert!((2..=3).contains(&counts.policies), "{counts:?}");
-    assert!(counts.sts_octets <= 100 * OCTETS_EACH && counts.sts_octets > 30_000, "{counts:?}");
+    assert!(counts.sts_octets <= 100 * TEXT_BYTES_PER_DOMAIN && counts.sts_octets > 30_000, "{counts:?}");
     assert!(daemon.metrics.counters()["sts_domains_evicted"] >= 3);
     // The enforced one has stayed, though it was used least recently.
     assert_eq!(daemon.level("long0.test").await, PolicyAnswer::Secure);
@@ -666,7 +666,7 @@ async fn what_is_looked_at_while_policies_serve_is_bounded() {
         let mut batch = Batch::default();
         for name in some {
             let text = document("enforce", &format!("mx.{name}"), DAY);
-            let policy = Cached::of(name, "1", &document::parse(text.as_bytes()).unwrap(), clock.seconds());
+            let policy = StsPolicy::new(name, "1", &document::parse(text.as_bytes()).unwrap(), clock.seconds());
             batch.set.push((Table::Sts, name.clone().into_bytes(), Some(policy.encode(clock.seconds(), None, None))));
         }
         store.write(batch).unwrap();
@@ -682,7 +682,11 @@ async fn what_is_looked_at_while_policies_serve_is_bounded() {
     let counters = daemon.metrics.counters();
     let rounds = begin.elapsed().as_secs() / 4 + 1;
     let looked = DOMAINS as u64 - counters["sts_looks_postponed"];
-    assert!(looked >= MAX_BEHIND as u64 && looked <= MAX_BEHIND as u64 * rounds, "{looked} in {:?}", begin.elapsed());
+    assert!(
+        looked >= MAX_BACKGROUND_LOOKUPS as u64 && looked <= MAX_BACKGROUND_LOOKUPS as u64 * rounds,
+        "{looked} in {:?}",
+        begin.elapsed()
+    );
     daemon.end().await;
 }
 

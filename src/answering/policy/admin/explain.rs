@@ -18,7 +18,7 @@ use crate::answering::policy::dane::lookup::{self, DaneVerdict, HostTlsa, MxStat
 use crate::answering::policy::decision::{Answer, Basis, Decision, PostfixTraits};
 use crate::answering::policy::overrides::Rule;
 use crate::answering::policy::policies::Policies;
-use crate::answering::policy::sts::domain_state::{Known, Record};
+use crate::answering::policy::sts::domain_state::{DomainSnapshot, RecordState};
 use crate::answering::policy::sts::record;
 use crate::base::next_hop::NextHop;
 use crate::base::tlsrpt::{Mode, mx_matches};
@@ -88,7 +88,7 @@ impl Policies {
                 let why = "no validating resolver, or Postfix asks for no DNSSEC ([postfix] dnssec)";
                 steps.push(Step::new("DANE", format!("not looked at: {why}")));
             }
-            let known = self.sts.domain(&hop.domain).known(self.clock.seconds());
+            let known = self.sts.get_or_insert(&hop.domain).snapshot(self.clock.seconds());
             self.explain_sts(hop, &known, &mut steps).await;
             if let (Some(policy), Some(verdict)) = (&known.policy, &verdict) {
                 steps.extend(patterns(&policy.document(&hop.domain).mx, verdict));
@@ -165,13 +165,13 @@ impl Policies {
         }
     }
 
-    async fn explain_sts(&self, hop: &NextHop, known: &Known, steps: &mut Vec<Step>) {
+    async fn explain_sts(&self, hop: &NextHop, known: &DomainSnapshot, steps: &mut Vec<Step>) {
         let name = format!("_mta-sts.{}", hop.domain);
         let subject = format!("TXT of {name}");
         steps.push(match self.resolver.txt(&name).await {
             Ok(answer) => Step {
                 subject,
-                found: match record::id(&answer.records) {
+                found: match record::parse_id(&answer.records) {
                     Ok(id) => format!("a policy with id {id}"),
                     Err(reason) => format!("no policy: {reason}"),
                 },
@@ -186,9 +186,9 @@ impl Policies {
             None => Step::new(subject, "not yet asked"),
             Some((record, until)) => {
                 let what = match record {
-                    Record::Id { id } => format!("id {id}"),
-                    Record::None { reason } => format!("none: {reason}"),
-                    Record::Failed { cause } => format!("not known: {}", escaped(cause)),
+                    RecordState::Id { id } => format!("id {id}"),
+                    RecordState::None { reason } => format!("none: {reason}"),
+                    RecordState::Failed { cause } => format!("not known: {}", escaped(cause)),
                 };
                 Step::new(subject, format!("{what}, for {} s more", (until - now).max(0)))
             }

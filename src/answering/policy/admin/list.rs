@@ -18,7 +18,7 @@ use crate::answering::policy::decision_cache::Entry;
 use crate::answering::policy::overrides::Rule;
 use crate::answering::policy::policies::Policies;
 use crate::answering::policy::policies::Urge;
-use crate::answering::policy::sts::domain_state::{Known, Record};
+use crate::answering::policy::sts::domain_state::{DomainSnapshot, RecordState};
 use crate::answering::policy::sts::policy::PolicyFailure;
 use crate::base::next_hop::NextHop;
 use crate::base::tlsrpt::Mode;
@@ -37,7 +37,7 @@ pub struct Listed {
     /// The MTA-STS policy, if there is an unexpired one.
     pub sts: Option<ListedPolicy>,
     /// Its record, if it was asked.
-    pub record: Option<Record>,
+    pub record: Option<RecordState>,
     /// When the record was last asked.
     pub checked: Option<i64>,
     /// When the next hop was last asked about.
@@ -98,11 +98,11 @@ impl Policies {
     pub fn show(&self, hop: &NextHop) -> Option<Listed> {
         let now = self.clock.seconds();
         let entry = self.entries.of(&hop.key());
-        let domain = self.sts.known(&hop.domain);
+        let domain = self.sts.get(&hop.domain);
         if entry.is_none() && domain.is_none() {
             return None;
         }
-        let known = domain.as_ref().map(|d| d.known(now)).unwrap_or_default();
+        let known = domain.as_ref().map(|d| d.snapshot(now)).unwrap_or_default();
         let decision = self.standing(hop, entry.as_deref(), &known, now);
         let asked = entry.as_ref().map_or(0, |entry| entry.asked.seconds());
         let held = entry.as_ref().and_then(|entry| entry.held.as_ref());
@@ -121,13 +121,13 @@ impl Policies {
                     mx: document.mx,
                     fetched: policy.fetched(),
                     expires: policy.expires(),
-                    refresh: policy.refresh(),
+                    refresh: policy.refresh_at(),
                     document: document.lines,
                 }
             }),
             record: known.record.map(|(record, _)| record),
             checked: known.checked,
-            used: asked.max(domain.map_or(0, |d| d.used())),
+            used: asked.max(domain.map_or(0, |d| d.last_used())),
             failure: known.failure.as_deref().cloned(),
         })
     }
@@ -136,7 +136,7 @@ impl Policies {
     /// than an answer. What cannot be had anew stays as it was. Fails where the store cannot be written.
     pub async fn look_again(self: &Arc<Self>, hop: &NextHop) -> Result<Option<Listed>, String> {
         if matches!(self.overrides.of(&hop.domain), Some(Rule::SkipDane) | None) {
-            self.sts.domain(&hop.domain).look_again(self.clock.seconds(), true);
+            self.sts.get_or_insert(&hop.domain).request_refresh(self.clock.seconds(), true);
         }
         Arc::clone(self).make(hop.clone(), Urge::Told).await;
         self.flush().await?;
@@ -148,8 +148,8 @@ impl Policies {
     pub async fn purge(&self, domain: Option<&str>) -> Result<usize, String> {
         let mut gone = BTreeSet::new();
         let domains = match domain {
-            Some(name) => self.sts.known(name).into_iter().collect(),
-            None => self.sts.all(),
+            Some(name) => self.sts.get(name).into_iter().collect(),
+            None => self.sts.domains(),
         };
         for known in domains {
             if self.sts.forget(&known) {
@@ -174,7 +174,7 @@ impl Policies {
     pub fn table(&self, word: impl Fn(&Decision) -> Option<String>) -> Vec<(String, String)> {
         let now = self.clock.seconds();
         let line = |hop: &NextHop| {
-            let known = self.sts.known(&hop.domain).map(|domain| domain.known(now)).unwrap_or_default();
+            let known = self.sts.get(&hop.domain).map(|domain| domain.snapshot(now)).unwrap_or_default();
             let decision = self.standing(hop, self.entries.of(&hop.key()).as_deref(), &known, now);
             Some((hop.key(), word(&decision)?))
         };
@@ -192,13 +192,13 @@ impl Policies {
     }
 
     fn hops(&self) -> Vec<NextHop> {
-        let mut keys: BTreeSet<Arc<str>> = self.sts.all().iter().map(|domain| Arc::clone(&domain.name)).collect();
+        let mut keys: BTreeSet<Arc<str>> = self.sts.domains().iter().map(|domain| Arc::clone(&domain.name)).collect();
         keys.extend(self.entries.hops());
         keys.iter().filter_map(|key| NextHop::parse(key.as_bytes())).collect()
     }
 
     /// What follows from what is known, without asking anybody.
-    fn standing(&self, hop: &NextHop, entry: Option<&Entry>, known: &Known, now: i64) -> Decision {
+    fn standing(&self, hop: &NextHop, entry: Option<&Entry>, known: &DomainSnapshot, now: i64) -> Decision {
         let rule = self.overrides.of(&hop.domain);
         match rule {
             Some(Rule::Fixed(answer)) => return Decision::from_basis(Basis::Override(Arc::clone(answer))),

@@ -75,7 +75,7 @@ impl StoredPolicy {
             StoredPolicy::None => PolicyInForce::None,
             StoredPolicy::Sts { mode, text, failure } => {
                 let policy = match mode {
-                    Mode::Enforce | Mode::Testing => policy::policy(text, domain),
+                    Mode::Enforce | Mode::Testing => policy::report_policy(text, domain),
                     Mode::None => Policy {
                         policy_type: PolicyType::Sts,
                         policy_string: text.lines(domain),

@@ -1,9 +1,9 @@
 //! The MTA-STS policy document (RFC 8461 §3.2).
 //!
-//! Takes: the body as served. Gives: a [`Document`]: mode, `mx` patterns, `max_age`, and its lines as served.
+//! Takes: the body as served. Gives: a [`PolicyDocument`]: mode, `mx` patterns, `max_age`, and its lines as served.
 //! Lines end in CRLF or LF. Of a repeated field other than `mx` the first counts; unknown fields are left alone.
 //! Limits: [`MAX_DOCUMENT`] octets; `max_age` is cut to [`MAX_AGE`].
-//! When it fails: [`Invalid`], which names the fault.
+//! When it fails: [`InvalidDocument`], which names the fault.
 //! Not here: fetching (`fetch`), which hosts a pattern allows (`tlsrpt::mx_matches`).
 
 use std::fmt;
@@ -17,9 +17,9 @@ pub const MAX_DOCUMENT: usize = 64 * 1024;
 /// The longest that a policy holds, in seconds (RFC 8461 §3.2).
 pub const MAX_AGE: u64 = 31_557_600;
 
-/// A document that says what a domain asks for.
+/// A parsed policy document.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Document {
+pub struct PolicyDocument {
     /// What it asks of senders.
     pub mode: Mode,
     /// Allowed MX hosts, in order, without repeats: host names in their one form, or `*.` and one. Never empty but in mode `none`.
@@ -30,9 +30,9 @@ pub struct Document {
     pub lines: Vec<String>,
 }
 
-/// Why a document is none.
+/// Why a document is invalid.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Invalid {
+pub enum InvalidDocument {
     /// Not UTF-8, or control characters in it.
     NotText,
     /// A line that is no `name: value`; its number, from 1.
@@ -46,19 +46,19 @@ pub enum Invalid {
 }
 
 /// Reads a document.
-pub fn parse(body: &[u8]) -> Result<Document, Invalid> {
-    let text = std::str::from_utf8(body).map_err(|_| Invalid::NotText)?;
+pub fn parse(body: &[u8]) -> Result<PolicyDocument, InvalidDocument> {
+    let text = std::str::from_utf8(body).map_err(|_| InvalidDocument::NotText)?;
     let (mut version, mut mode, mut max_age, mut mx) = (None, None, None, Vec::new());
     let mut named_mx = false;
     for (number, line) in text.split('\n').map(|l| l.strip_suffix('\r').unwrap_or(l)).enumerate() {
         if line.chars().any(|c| c.is_control() && c != '\t') {
-            return Err(Invalid::NotText);
+            return Err(InvalidDocument::NotText);
         }
         let line = line.trim_end_matches(is_wsp);
         if line.is_empty() {
             continue;
         }
-        let (name, value) = line.split_once(':').ok_or(Invalid::Line(number + 1))?;
+        let (name, value) = line.split_once(':').ok_or(InvalidDocument::Line(number + 1))?;
         let value = value.trim_start_matches(is_wsp);
         match name {
             "version" => version = version.or(Some(value)),
@@ -66,26 +66,27 @@ pub fn parse(body: &[u8]) -> Result<Document, Invalid> {
             "max_age" => max_age = max_age.or(Some(value)),
             "mx" => {
                 named_mx = true;
-                mx.extend(pattern(value).filter(|p| !mx.contains(p)));
+                mx.extend(parse_mx_pattern(value).filter(|p| !mx.contains(p)));
             }
             _ if is_name(name) => {}
-            _ => return Err(Invalid::Line(number + 1)),
+            _ => return Err(InvalidDocument::Line(number + 1)),
         }
     }
-    if version.ok_or(Invalid::Missing("version"))? != "STSv1" {
-        return Err(Invalid::Value("version"));
+    if version.ok_or(InvalidDocument::Missing("version"))? != "STSv1" {
+        return Err(InvalidDocument::Value("version"));
     }
-    let mode = match mode.ok_or(Invalid::Missing("mode"))? {
+    let mode = match mode.ok_or(InvalidDocument::Missing("mode"))? {
         "enforce" => Mode::Enforce,
         "testing" => Mode::Testing,
         "none" => Mode::None,
-        _ => return Err(Invalid::Value("mode")),
+        _ => return Err(InvalidDocument::Value("mode")),
     };
-    let max_age = seconds(max_age.ok_or(Invalid::Missing("max_age"))?).ok_or(Invalid::Value("max_age"))?;
+    let max_age =
+        parse_seconds(max_age.ok_or(InvalidDocument::Missing("max_age"))?).ok_or(InvalidDocument::Value("max_age"))?;
     if mx.is_empty() && mode != Mode::None {
-        return Err(if named_mx { Invalid::NoMx } else { Invalid::Missing("mx") });
+        return Err(if named_mx { InvalidDocument::NoMx } else { InvalidDocument::Missing("mx") });
     }
-    Ok(Document { mode, mx, max_age, lines: lines(body) })
+    Ok(PolicyDocument { mode, mx, max_age, lines: lines(body) })
 }
 
 /// The lines of whatever was served, for a report: as they are, but for what no report can carry (octets that are
@@ -96,8 +97,9 @@ pub fn lines(body: &[u8]) -> Vec<String> {
     lines.filter(|l| !l.is_empty()).map(str::to_owned).collect()
 }
 
-/// A pattern in its one form. Addresses, U-labels and what else is no host name give none: they can match no host.
-fn pattern(value: &str) -> Option<String> {
+/// Parses an `mx` pattern into canonical form. Addresses, U-labels and other values that are not host names give
+/// `None`: they can match no host.
+fn parse_mx_pattern(value: &str) -> Option<String> {
     if !value.is_ascii() {
         return None;
     }
@@ -108,7 +110,7 @@ fn pattern(value: &str) -> Option<String> {
 }
 
 /// `1*10(DIGIT)`.
-fn seconds(value: &str) -> Option<u64> {
+fn parse_seconds(value: &str) -> Option<u64> {
     let digits = (1..=10).contains(&value.len()) && value.bytes().all(|b| b.is_ascii_digit());
     digits.then(|| value.parse().ok()).flatten().map(|s: u64| s.min(MAX_AGE))
 }
@@ -122,14 +124,14 @@ fn is_name(name: &str) -> bool {
     (1..=32).contains(&name.len()) && name.as_bytes()[0].is_ascii_alphanumeric() && name.bytes().all(rest)
 }
 
-impl fmt::Display for Invalid {
+impl fmt::Display for InvalidDocument {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Invalid::NotText => f.write_str("not plain text"),
-            Invalid::Line(number) => write!(f, "line {number} is no `name: value`"),
-            Invalid::Missing(field) => write!(f, "no `{field}`"),
-            Invalid::Value(field) => write!(f, "`{field}` has a value that it cannot have"),
-            Invalid::NoMx => f.write_str("no `mx` is a host name"),
+            InvalidDocument::NotText => f.write_str("not plain text"),
+            InvalidDocument::Line(number) => write!(f, "line {number} is no `name: value`"),
+            InvalidDocument::Missing(field) => write!(f, "no `{field}`"),
+            InvalidDocument::Value(field) => write!(f, "`{field}` has a value that it cannot have"),
+            InvalidDocument::NoMx => f.write_str("no `mx` is a host name"),
         }
     }
 }
@@ -173,21 +175,24 @@ mod tests {
     #[test]
     fn faults_are_told_apart() {
         let with = |from: &str, to: &str| parse(GOOD.replace(from, to).as_bytes()).unwrap_err();
-        assert_eq!(with("version: STSv1\r\n", ""), Invalid::Missing("version"));
-        assert_eq!(with("STSv1", "STSv2"), Invalid::Value("version"));
-        assert_eq!(with("mode: enforce\r\n", ""), Invalid::Missing("mode"));
-        assert_eq!(with("enforce", "Enforce"), Invalid::Value("mode"));
-        assert_eq!(with("604800", "12345678901"), Invalid::Value("max_age"));
-        assert_eq!(with("604800", "-1"), Invalid::Value("max_age"));
-        assert_eq!(with("604800", ""), Invalid::Value("max_age"));
-        assert_eq!(with("max_age: 604800", "max_age 604800"), Invalid::Line(5));
-        assert_eq!(with("mode", " mode"), Invalid::Line(2));
-        assert_eq!(with("\r\nmode", "\rmode"), Invalid::NotText);
-        assert_eq!(parse(b"version: STSv1\nmode: enforce\nnmx: a.example\nmax_age: 1\n"), Err(Invalid::Missing("mx")));
-        assert_eq!(parse(b"version: STSv1\nmode: enforce\nmx: 192.0.2.1\nmax_age: 1\n"), Err(Invalid::NoMx));
-        assert_eq!(parse(b"\xff"), Err(Invalid::NotText));
-        assert_eq!(parse(b"<html>"), Err(Invalid::Line(1)));
-        assert_eq!(parse(b""), Err(Invalid::Missing("version")));
+        assert_eq!(with("version: STSv1\r\n", ""), InvalidDocument::Missing("version"));
+        assert_eq!(with("STSv1", "STSv2"), InvalidDocument::Value("version"));
+        assert_eq!(with("mode: enforce\r\n", ""), InvalidDocument::Missing("mode"));
+        assert_eq!(with("enforce", "Enforce"), InvalidDocument::Value("mode"));
+        assert_eq!(with("604800", "12345678901"), InvalidDocument::Value("max_age"));
+        assert_eq!(with("604800", "-1"), InvalidDocument::Value("max_age"));
+        assert_eq!(with("604800", ""), InvalidDocument::Value("max_age"));
+        assert_eq!(with("max_age: 604800", "max_age 604800"), InvalidDocument::Line(5));
+        assert_eq!(with("mode", " mode"), InvalidDocument::Line(2));
+        assert_eq!(with("\r\nmode", "\rmode"), InvalidDocument::NotText);
+        assert_eq!(
+            parse(b"version: STSv1\nmode: enforce\nnmx: a.example\nmax_age: 1\n"),
+            Err(InvalidDocument::Missing("mx"))
+        );
+        assert_eq!(parse(b"version: STSv1\nmode: enforce\nmx: 192.0.2.1\nmax_age: 1\n"), Err(InvalidDocument::NoMx));
+        assert_eq!(parse(b"\xff"), Err(InvalidDocument::NotText));
+        assert_eq!(parse(b"<html>"), Err(InvalidDocument::Line(1)));
+        assert_eq!(parse(b""), Err(InvalidDocument::Missing("version")));
     }
 
     #[test]

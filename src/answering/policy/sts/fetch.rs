@@ -1,27 +1,27 @@
 //! Fetches an MTA-STS document (RFC 8461 §3.3).
 //!
-//! Takes: a policy domain. Gives: its [`Document`] from `https://mta-sts.DOMAIN/.well-known/mta-sts.txt`.
+//! Takes: a policy domain. Gives: its [`PolicyDocument`] from `https://mta-sts.DOMAIN/.well-known/mta-sts.txt`.
 //! Status 200 and `text/plain` alone count; redirects are not followed.
-//! Limits: [`FETCH_TIME`], `document::MAX_DOCUMENT`.
-//! When it fails: a [`FetchFault`], which says which RFC 8460 result it is.
+//! Limits: [`FETCH_TIMEOUT`], `document::MAX_DOCUMENT`.
+//! When it fails: a [`FetchError`], which says which RFC 8460 result it is.
 //! Not here: when to fetch, and what is kept (`cache`).
 
 use std::fmt;
 use std::time::Duration;
 
-use crate::answering::policy::sts::document::{self, Document, Invalid, MAX_DOCUMENT};
+use crate::answering::policy::sts::document::{self, InvalidDocument, MAX_DOCUMENT, PolicyDocument};
 use crate::base::tlsrpt::ResultType;
 use crate::net::https::{CertificateFault, HttpsClient, HttpsError};
 
 /// The longest that a fetch takes (RFC 8461 §3.3 suggests one minute).
-pub const FETCH_TIME: Duration = Duration::from_secs(60);
+pub const FETCH_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Where every policy host has its document.
 const PATH: &str = ".well-known/mta-sts.txt";
 
-/// Why there is no document.
+/// Why a document could not be fetched.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum FetchFault {
+pub enum FetchError {
     /// The policy host could not be asked.
     Https(HttpsError),
     /// It pointed elsewhere.
@@ -31,81 +31,81 @@ pub enum FetchFault {
     /// What it served is not `text/plain`.
     MediaType(String),
     /// What it served is no policy; its lines, for the report.
-    Invalid(Invalid, Vec<String>),
+    Invalid(InvalidDocument, Vec<String>),
 }
 
 /// Fetches the document of a policy domain, given in its one form.
-pub async fn fetch(client: &HttpsClient, domain: &str) -> Result<Document, FetchFault> {
+pub async fn fetch(client: &HttpsClient, domain: &str) -> Result<PolicyDocument, FetchError> {
     let host = format!("mta-sts.{domain}");
-    let response = client.get(&host, PATH, FETCH_TIME, MAX_DOCUMENT).await.map_err(FetchFault::Https)?;
+    let response = client.get(&host, PATH, FETCH_TIMEOUT, MAX_DOCUMENT).await.map_err(FetchError::Https)?;
     match response.status {
         200 => {}
-        status @ 300..=399 => return Err(FetchFault::Redirect(status)),
-        status => return Err(FetchFault::Status(status)),
+        status @ 300..=399 => return Err(FetchError::Redirect(status)),
+        status => return Err(FetchError::Status(status)),
     }
     if response.media_type != "text/plain" {
-        return Err(FetchFault::MediaType(response.media_type));
+        return Err(FetchError::MediaType(response.media_type));
     }
-    document::parse(&response.body).map_err(|fault| FetchFault::Invalid(fault, document::lines(&response.body)))
+    document::parse(&response.body).map_err(|fault| FetchError::Invalid(fault, document::lines(&response.body)))
 }
 
-impl FetchFault {
+impl FetchError {
     /// The RFC 8460 §4.3.2.2 result type.
     pub fn result_type(&self) -> ResultType {
         match self {
-            FetchFault::Https(HttpsError::Certificate(_)) => ResultType::StsWebpkiInvalid,
-            FetchFault::Https(
+            FetchError::Https(HttpsError::Certificate(_)) => ResultType::StsWebpkiInvalid,
+            FetchError::Https(
                 HttpsError::NoAddress(_)
                 | HttpsError::PrivateAddress(_)
                 | HttpsError::Connection(_)
                 | HttpsError::Timeout(_)
                 | HttpsError::TooLarge(_),
             )
-            | FetchFault::Redirect(_)
-            | FetchFault::Status(_)
-            | FetchFault::MediaType(_) => ResultType::StsPolicyFetchError,
-            FetchFault::Invalid(..) => ResultType::StsPolicyInvalid,
+            | FetchError::Redirect(_)
+            | FetchError::Status(_)
+            | FetchError::MediaType(_) => ResultType::StsPolicyFetchError,
+            FetchError::Invalid(..) => ResultType::StsPolicyInvalid,
         }
     }
 
     /// The cause as a `failure-reason-code`: one word, from a fixed list but for the status code.
-    pub fn reason(&self) -> String {
+    pub fn reason_code(&self) -> String {
         match self {
-            FetchFault::Https(HttpsError::NoAddress(_) | HttpsError::PrivateAddress(_)) => "no-address".into(),
-            FetchFault::Https(HttpsError::Connection(_)) => "connection-failed".into(),
-            FetchFault::Https(HttpsError::Timeout(_)) => "timeout".into(),
-            FetchFault::Https(HttpsError::TooLarge(_)) => "too-large".into(),
-            FetchFault::Https(HttpsError::Certificate(fault)) => match fault {
+            FetchError::Https(HttpsError::NoAddress(_) | HttpsError::PrivateAddress(_)) => "no-address".into(),
+            FetchError::Https(HttpsError::Connection(_)) => "connection-failed".into(),
+            FetchError::Https(HttpsError::Timeout(_)) => "timeout".into(),
+            FetchError::Https(HttpsError::TooLarge(_)) => "too-large".into(),
+            FetchError::Https(HttpsError::Certificate(fault)) => match fault {
                 CertificateFault::Expired => "certificate-expired".into(),
                 CertificateFault::Name => "certificate-host-mismatch".into(),
                 CertificateFault::Trust => "certificate-not-trusted".into(),
             },
-            FetchFault::Redirect(_) => "redirect".into(),
-            FetchFault::Status(status) => format!("http-status-{status}"),
-            FetchFault::MediaType(_) => "media-type".into(),
-            FetchFault::Invalid(fault, _) => match fault {
-                Invalid::NotText => "not-text".into(),
-                Invalid::Line(_) => "malformed-line".into(),
-                Invalid::Missing(field) => format!("missing-{field}"),
-                Invalid::Value(field) => format!("invalid-{field}"),
-                Invalid::NoMx => "invalid-mx".into(),
+            FetchError::Redirect(_) => "redirect".into(),
+            FetchError::Status(status) => format!("http-status-{status}"),
+            FetchError::MediaType(_) => "media-type".into(),
+            FetchError::Invalid(fault, _) => match fault {
+                InvalidDocument::NotText => "not-text".into(),
+                InvalidDocument::Line(_) => "malformed-line".into(),
+                InvalidDocument::Missing(field) => format!("missing-{field}"),
+                InvalidDocument::Value(field) => format!("invalid-{field}"),
+                InvalidDocument::NoMx => "invalid-mx".into(),
             },
         }
     }
 }
 
-impl fmt::Display for FetchFault {
+impl fmt::Display for FetchError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            FetchFault::Https(error) => write!(f, "{error}"),
-            FetchFault::Redirect(status) => write!(f, "redirect (status {status}), which RFC 8461 forbids to follow"),
-            FetchFault::Status(status) => write!(f, "status {status}"),
-            FetchFault::MediaType(media) if media.is_empty() => f.write_str("no media type; text/plain is required"),
-            FetchFault::MediaType(media) => {
+            FetchError::Https(error) => write!(f, "{error}"),
+            FetchError::Redirect(status) => write!(f, "redirect (status {status}), which RFC 8461 forbids to follow"),
+            FetchError::Status(status) => write!(f, "status {status}"),
+            FetchError::MediaType(media) if media.is_empty() => f.write_str("no media type; text/plain is required"),
+            FetchError::MediaType(media) => {
                 let media: String = media.chars().take(64).collect();
                 write!(f, "media type {}; text/plain is required", media.escape_debug())
             }
-            FetchFault::Invalid(fault, _) => write!(f, "invalid document: {fault}"),
+            FetchError::Invalid(fault, _) => write!(f, "invalid document: {fault}"),
         }
     }
 }

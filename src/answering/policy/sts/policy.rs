@@ -1,7 +1,8 @@
 //! A policy as it is kept, in memory and in the store; and what is kept of a document that is none.
 //!
-//! Takes: a document, when it was fetched, for which id. Gives: a [`Cached`] policy with its end and its next refresh.
-//! Limits: [`FAULTY`] octets of a document that is no policy.
+//! Takes: a document, when it was fetched, for which id. Gives: a [`StsPolicy`] policy with its end and its next
+//! refresh.
+//! Limits: [`MAX_INVALID_BYTES`] octets of a document that is no policy.
 //! Not here: which policy a domain has now (`domain`), writing to the store (`cache`).
 
 use std::borrow::Cow;
@@ -9,39 +10,39 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 
 use serde::{Deserialize, Serialize};
 
-use crate::answering::policy::sts::document::{self, Document, MAX_AGE};
+use crate::answering::policy::sts::document::{self, MAX_AGE, PolicyDocument};
 use crate::answering::policy::sts::text::PolicyText;
 use crate::base::clock::CompactTime;
 use crate::base::tlsrpt::{Mode, Policy, PolicyType, ResultType};
 
 /// Seconds between two fetches of a policy in use (RFC 8461 §3.3: at least daily is common practice).
-pub const REFRESH: i64 = 86_400;
+pub const REFRESH_INTERVAL: i64 = 86_400;
 
 /// The shortest that a policy serves, in seconds: a `max_age` of 0 must not mean a fetch per message.
 const MIN_AGE: i64 = 60;
 
-/// How much of a document that is no policy is kept for the report, in octets, [`LINE`] more for each line: its author
+/// How much of an invalid document is stored for the report, in bytes, plus [`LINE_OVERHEAD`] for each line: its author
 /// knows it by that, and a hundred thousand of them fit into memory.
-const FAULTY: usize = 8 * 1024;
+const MAX_INVALID_BYTES: usize = 8 * 1024;
 
-/// What a line takes besides its text, in octets.
-const LINE: usize = 48;
+/// The memory that a line takes besides its text, in bytes.
+const LINE_OVERHEAD: usize = 48;
 
-/// A policy as it is kept.
+/// A fetched MTA-STS policy.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Cached {
+pub struct StsPolicy {
     /// The `id` of the record that led to it.
     pub id: Box<str>,
     /// The document as served.
     pub text: PolicyText,
     fetched: CompactTime,
     expires: CompactTime,
-    refresh: CompactTime,
+    refresh_at: CompactTime,
     /// What it asks of senders.
     pub mode: Mode,
 }
 
-/// A document that could not be had.
+/// A policy failure: a document that could not be fetched or parsed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PolicyFailure {
     /// The `id` of the record that led to it.
@@ -60,10 +61,10 @@ pub struct PolicyFailure {
     pub retry: i64,
 }
 
-/// A policy as it comes from the store, with what is stored beside it.
-pub struct Restored {
+/// A policy read from the store, with the state of its domain.
+pub struct RestoredPolicy {
     /// The policy.
-    pub policy: Cached,
+    pub policy: StsPolicy,
     /// When its domain was last asked about, in seconds since 1970-01-01T00:00:00Z.
     pub used: i64,
     /// When its record was last asked, likewise.
@@ -74,7 +75,7 @@ pub struct Restored {
 
 /// The form in the store.
 #[derive(Serialize, Deserialize)]
-struct Stored<'a> {
+struct EncodedPolicy<'a> {
     id: &'a str,
     mode: Mode,
     fetched: CompactTime,
@@ -86,20 +87,20 @@ struct Stored<'a> {
     failure: Option<Cow<'a, PolicyFailure>>,
 }
 
-impl Cached {
+impl StsPolicy {
     /// A document of a domain, fetched for an id at a moment (seconds).
-    pub fn of(name: &str, id: &str, document: &Document, fetched: i64) -> Cached {
+    pub fn new(name: &str, id: &str, document: &PolicyDocument, fetched: i64) -> StsPolicy {
         let age = i64::try_from(document.max_age.min(MAX_AGE)).unwrap_or(i64::MAX).max(MIN_AGE);
         // Spread over a tenth, by name, so that policies fetched together are not fetched together again.
         let mut hasher = DefaultHasher::new();
         name.hash(&mut hasher);
-        let spread = i64::try_from(hasher.finish() % 100).unwrap_or(0) * (REFRESH / 1000);
-        Cached {
+        let spread = i64::try_from(hasher.finish() % 100).unwrap_or(0) * (REFRESH_INTERVAL / 1000);
+        StsPolicy {
             id: id.into(),
             text: PolicyText::new(name, &document.lines),
             fetched: CompactTime::from_seconds(fetched),
             expires: CompactTime::from_seconds(fetched + age),
-            refresh: CompactTime::from_seconds(fetched + (REFRESH - spread).min(age / 2)),
+            refresh_at: CompactTime::from_seconds(fetched + (REFRESH_INTERVAL - spread).min(age / 2)),
             mode: document.mode,
         }
     }
@@ -115,33 +116,33 @@ impl Cached {
     }
 
     /// When it is to be fetched anew, likewise.
-    pub fn refresh(&self) -> i64 {
-        self.refresh.seconds()
+    pub fn refresh_at(&self) -> i64 {
+        self.refresh_at.seconds()
     }
 
     /// The document, as its domain served it.
-    pub fn document(&self, name: &str) -> Document {
-        patterns(&self.text, name)
+    pub fn document(&self, name: &str) -> PolicyDocument {
+        parse_text(&self.text, name)
     }
 
-    /// As reports show it.
-    pub fn policy(&self, name: &str) -> Policy {
-        policy(&self.text, name)
+    /// The policy as reports show it.
+    pub fn report_policy(&self, name: &str) -> Policy {
+        report_policy(&self.text, name)
     }
 
-    /// What it takes besides what every domain takes, in octets.
-    pub fn size(&self) -> usize {
+    /// The size of its texts, in bytes.
+    pub fn text_bytes(&self) -> usize {
         self.text.packed_bytes().len() + self.id.len()
     }
 
     /// As it is stored; `failure` is why a newer document could not be had.
     pub fn encode(&self, used: i64, checked: Option<i64>, failure: Option<&PolicyFailure>) -> Vec<u8> {
-        let stored = Stored {
+        let stored = EncodedPolicy {
             id: &self.id,
             mode: self.mode,
             fetched: self.fetched,
             expires: self.expires,
-            refresh: self.refresh,
+            refresh: self.refresh_at,
             used: CompactTime::from_seconds(used),
             checked: checked.map(CompactTime::from_seconds),
             text: self.text.packed_bytes(),
@@ -152,17 +153,17 @@ impl Cached {
     }
 
     /// Reads it back; nothing where it is not in that form.
-    pub fn decode(octets: &[u8]) -> Option<Restored> {
-        let stored: Stored<'_> = postcard::from_bytes(octets).ok()?;
-        let policy = Cached {
+    pub fn decode(bytes: &[u8]) -> Option<RestoredPolicy> {
+        let stored: EncodedPolicy<'_> = postcard::from_bytes(bytes).ok()?;
+        let policy = StsPolicy {
             id: stored.id.into(),
             text: PolicyText::from_packed(stored.text),
             fetched: stored.fetched,
             expires: stored.expires,
-            refresh: stored.refresh,
+            refresh_at: stored.refresh,
             mode: stored.mode,
         };
-        Some(Restored {
+        Some(RestoredPolicy {
             policy,
             used: stored.used.seconds(),
             checked: stored.checked.map(CompactTime::seconds),
@@ -172,15 +173,15 @@ impl Cached {
 }
 
 impl PolicyFailure {
-    /// What its texts take, in octets.
-    pub fn size(&self) -> usize {
-        self.lines.iter().map(|line| line.len() + LINE).sum::<usize>() + self.text.len()
+    /// The size of its texts, in bytes.
+    pub fn text_bytes(&self) -> usize {
+        self.lines.iter().map(|line| line.len() + LINE_OVERHEAD).sum::<usize>() + self.text.len()
     }
 }
 
 /// A text that was a policy when it was packed, as reports show it.
-pub fn policy(text: &PolicyText, name: &str) -> Policy {
-    let document = patterns(text, name);
+pub fn report_policy(text: &PolicyText, name: &str) -> Policy {
+    let document = parse_text(text, name);
     Policy {
         policy_type: PolicyType::Sts,
         policy_string: document.lines,
@@ -189,10 +190,10 @@ pub fn policy(text: &PolicyText, name: &str) -> Policy {
     }
 }
 
-fn patterns(text: &PolicyText, name: &str) -> Document {
+fn parse_text(text: &PolicyText, name: &str) -> PolicyDocument {
     let whole = text.unpack(name);
     // Only policies are packed as such; what has become unreadable in the store asks for nothing.
-    document::parse(whole.as_bytes()).unwrap_or_else(|_| Document {
+    document::parse(whole.as_bytes()).unwrap_or_else(|_| PolicyDocument {
         mode: Mode::None,
         mx: Vec::new(),
         max_age: 0,
@@ -200,12 +201,12 @@ fn patterns(text: &PolicyText, name: &str) -> Document {
     })
 }
 
-/// The first lines, as much as is kept of a document that is no policy.
-pub fn beginning(lines: Vec<String>) -> Vec<String> {
-    let mut left = FAULTY;
+/// Keeps the first lines of an invalid document, up to [`MAX_INVALID_BYTES`].
+pub fn keep_beginning(lines: Vec<String>) -> Vec<String> {
+    let mut left = MAX_INVALID_BYTES;
     let mut kept = Vec::new();
     for mut line in lines {
-        let Some(room) = left.checked_sub(LINE).filter(|room| *room > 0) else { break };
+        let Some(room) = left.checked_sub(LINE_OVERHEAD).filter(|room| *room > 0) else { break };
         line.truncate(line.floor_char_boundary(room));
         line.shrink_to_fit();
         left = room - line.len();
@@ -219,20 +220,20 @@ pub fn beginning(lines: Vec<String>) -> Vec<String> {
 mod tests {
     use super::*;
 
-    fn document(text: &str) -> Document {
+    fn document(text: &str) -> PolicyDocument {
         document::parse(text.as_bytes()).unwrap()
     }
 
     #[test]
     fn the_stored_form_reads_back() {
         let found = document("version: STSv1\nmode: testing\nmx: *.example.com\nx: y\nmax_age: 86400\n");
-        let policy = Cached::of("example.com", "20261101T000000", &found, 1_700_000_000);
-        let octets = policy.encode(1_700_000_005, Some(1_700_000_001), None);
-        let again = Cached::decode(&octets).unwrap();
+        let policy = StsPolicy::new("example.com", "20261101T000000", &found, 1_700_000_000);
+        let bytes = policy.encode(1_700_000_005, Some(1_700_000_001), None);
+        let again = StsPolicy::decode(&bytes).unwrap();
         assert_eq!((again.policy, again.used, again.checked), (policy.clone(), 1_700_000_005, Some(1_700_000_001)));
         assert_eq!(policy.document("example.com"), found);
-        for cut in 0..octets.len() {
-            assert!(Cached::decode(&octets[..cut]).is_none(), "{cut}");
+        for cut in 0..bytes.len() {
+            assert!(StsPolicy::decode(&bytes[..cut]).is_none(), "{cut}");
         }
         let failure = PolicyFailure {
             id: "20261102T000000".into(),
@@ -243,19 +244,23 @@ mod tests {
             at: 1_700_000_002,
             retry: 1_700_000_302,
         };
-        let octets = policy.encode(1_700_000_005, None, Some(&failure));
-        assert_eq!(Cached::decode(&octets).unwrap().failure, Some(failure));
-        assert!(Cached::decode(&octets[..octets.len() - 1]).is_none());
+        let bytes = policy.encode(1_700_000_005, None, Some(&failure));
+        assert_eq!(StsPolicy::decode(&bytes).unwrap().failure, Some(failure));
+        assert!(StsPolicy::decode(&bytes[..bytes.len() - 1]).is_none());
     }
 
     #[test]
     fn of_a_document_that_is_no_policy_the_beginning_is_kept() {
         let short: Vec<String> = vec!["<html>".into(), "<body>\u{fc}</body>".into()];
-        assert_eq!(beginning(short.clone()), short);
-        let one = beginning(vec!["\u{fc}".repeat(30_000)]);
-        assert!(one.len() == 1 && (FAULTY - LINE - 1..=FAULTY).contains(&one[0].len()), "{}", one[0].len());
-        let many = beginning(vec!["x".into(); 32_000]);
-        assert!((150..=FAULTY / LINE).contains(&many.len()), "{}", many.len());
-        assert!(many.iter().map(|line| line.capacity() + LINE).sum::<usize>() <= FAULTY);
+        assert_eq!(keep_beginning(short.clone()), short);
+        let one = keep_beginning(vec!["\u{fc}".repeat(30_000)]);
+        assert!(
+            one.len() == 1 && (MAX_INVALID_BYTES - LINE_OVERHEAD - 1..=MAX_INVALID_BYTES).contains(&one[0].len()),
+            "{}",
+            one[0].len()
+        );
+        let many = keep_beginning(vec!["x".into(); 32_000]);
+        assert!((150..=MAX_INVALID_BYTES / LINE_OVERHEAD).contains(&many.len()), "{}", many.len());
+        assert!(many.iter().map(|line| line.capacity() + LINE_OVERHEAD).sum::<usize>() <= MAX_INVALID_BYTES);
     }
 }

@@ -1,6 +1,6 @@
 //! The `_mta-sts` TXT record (RFC 8461 §3.1).
 //!
-//! Takes: the TXT records of the name, the strings of each joined. Gives: the `id`, or why there is none.
+//! Takes: the TXT records of the name, the strings of each joined. Gives: the `parse_id`, or why there is none.
 //! Limits: those of the grammar: an id of 1 to 32 letters and digits.
 //! Not here: the query (`dns`), what an id leads to (`cache`).
 
@@ -15,26 +15,26 @@ pub enum NoRecord {
     /// None of them begins `v=STSv1;`.
     Absent,
     /// More than one does.
-    Several,
+    Multiple,
     /// The one that does is not as the grammar has it.
     Malformed,
 }
 
 /// The id of the one record that begins `v=STSv1;` (white space before the semicolon allowed, as in the grammar).
-pub fn id<S: AsRef<str>>(records: &[S]) -> Result<&str, NoRecord> {
+pub fn parse_id<S: AsRef<str>>(records: &[S]) -> Result<&str, NoRecord> {
     let mut ours = records.iter().map(AsRef::as_ref).filter_map(|text| {
         let rest = text.strip_prefix(VERSION)?;
         rest.trim_start_matches(is_wsp).starts_with(';').then_some(rest)
     });
     match (ours.next(), ours.next()) {
         (None, _) => Err(NoRecord::Absent),
-        (Some(_), Some(_)) => Err(NoRecord::Several),
-        (Some(fields), None) => parse(fields).ok_or(NoRecord::Malformed),
+        (Some(_), Some(_)) => Err(NoRecord::Multiple),
+        (Some(fields), None) => parse_fields(fields).ok_or(NoRecord::Malformed),
     }
 }
 
-/// `1*(*WSP ";" *WSP field) [*WSP ";" *WSP]`: the value of the first `id` among the fields.
-fn parse(fields: &str) -> Option<&str> {
+/// `1*(*WSP ";" *WSP field) [*WSP ";" *WSP]`: the value of the first `parse_id` among the fields.
+fn parse_fields(fields: &str) -> Option<&str> {
     let mut parts = fields.split(';').map(|part| part.trim_matches(is_wsp));
     // Before the first delimiter there is nothing but white space.
     parts.next().filter(|before| before.is_empty())?;
@@ -73,11 +73,11 @@ fn is_value(value: &str) -> bool {
 }
 
 impl NoRecord {
-    /// For people.
-    pub fn text(self) -> &'static str {
+    /// A description for people.
+    pub fn description(self) -> &'static str {
         match self {
             NoRecord::Absent => "no record begins `v=STSv1;`",
-            NoRecord::Several => "more than one record begins `v=STSv1;`",
+            NoRecord::Multiple => "more than one record begins `v=STSv1;`",
             NoRecord::Malformed => "the record is not of the form `v=STSv1; id=...`",
         }
     }
@@ -85,7 +85,7 @@ impl NoRecord {
 
 impl fmt::Display for NoRecord {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.text())
+        f.write_str(self.description())
     }
 }
 
@@ -121,23 +121,23 @@ mod tests {
             ("v=STSv1x; id=1", None),
             ("v=STSv1; id=1\u{fffd}", None),
         ] {
-            assert_eq!(id(&[text]).ok(), want, "{text:?}");
+            assert_eq!(parse_id(&[text]).ok(), want, "{text:?}");
         }
     }
 
     #[test]
     fn exactly_one_record() {
-        assert_eq!(id(&["v=spf1 -all", "v=STSv1; id=1", "v=STSv10; id=2"]), Ok("1"));
-        assert_eq!(id(&["v=STSv1; id=1", "v=STSv1;"]), Err(NoRecord::Several));
-        assert_eq!(id(&["v=STSv1; id=1", "v=STSv1; id=1"]), Err(NoRecord::Several));
-        assert_eq!(id::<&str>(&[]), Err(NoRecord::Absent));
-        assert_eq!(id(&["v=spf1"]), Err(NoRecord::Absent));
+        assert_eq!(parse_id(&["v=spf1 -all", "v=STSv1; id=1", "v=STSv10; id=2"]), Ok("1"));
+        assert_eq!(parse_id(&["v=STSv1; id=1", "v=STSv1;"]), Err(NoRecord::Multiple));
+        assert_eq!(parse_id(&["v=STSv1; id=1", "v=STSv1; id=1"]), Err(NoRecord::Multiple));
+        assert_eq!(parse_id::<&str>(&[]), Err(NoRecord::Absent));
+        assert_eq!(parse_id(&["v=spf1"]), Err(NoRecord::Absent));
     }
 
     proptest::proptest! {
         #[test]
         fn whatever_the_text_an_id_is_an_id(text in "v=STSv1[ ;=a-z0-9\t\u{0}-\u{ff}]{0,60}") {
-            if let Ok(found) = id(&[&text]) {
+            if let Ok(found) = parse_id(&[&text]) {
                 assert!(is_id(found) && text.contains(&format!("id={found}")));
             }
         }
