@@ -50,6 +50,9 @@ const BATCH_WINDOW: i64 = 60;
 /// How far a line may be from what was told of the same attempt, in seconds: Exim writes a line as soon as it knows.
 const EVENT_SLACK: i64 = 1;
 
+/// How far apart the errors of one certificate may be, in seconds: all are logged in one handshake.
+const VERIFICATION_WINDOW: i64 = 1;
+
 /// How long our own report's id is remembered after its last line, in seconds: Exim gives up after four days (its
 /// default retry rule), and a host that is down for a day more is no reason to forget.
 const OWN_REPORT_TTL: i64 = 5 * 86_400;
@@ -78,8 +81,19 @@ pub struct EximSessions {
 struct OpenMessage {
     host_failures: Vec<HostFailure>,
     batches: Vec<DeliveryBatch>,
-    verification_errors: Vec<(IpAddr, FailureCause)>,
+    verification_errors: Vec<CertificateError>,
+    /// `No usable TLSA records` was logged, and not yet the host that it is about.
     no_usable_tlsa: bool,
+}
+
+/// What the TLS library found wrong with a server's certificate on one connection.
+#[derive(Debug, Serialize, Deserialize)]
+struct CertificateError {
+    time: i64,
+    ip: IpAddr,
+    cause: FailureCause,
+    /// A recipient's line was about that server: what is logged of it now belongs to another attempt.
+    settled: bool,
 }
 
 /// A host that failed and whose recipient domain is not known yet.
@@ -183,11 +197,16 @@ impl EximSessions {
             LineKind::VerifyError { ip, cause } => {
                 let found = verification_failure(*cause);
                 let message = self.open_message(id, time);
-                // A chain can fail at several depths; the name counts only where nothing else is wrong.
-                match message.verification_errors.iter_mut().find(|(known, _)| known == ip) {
-                    Some((_, known)) if known.0 == ResultType::CertificateHostMismatch => *known = found,
-                    Some(_) => {}
-                    None => push_bounded(&mut message.verification_errors, MAX_VERIFICATION_ERRORS, (*ip, found)),
+                let new = CertificateError { time, ip: *ip, cause: found, settled: false };
+                match message.verification_errors.iter_mut().find(|known| known.ip == *ip) {
+                    // A chain can fail at several depths; the name counts only where nothing else is wrong.
+                    Some(known) if known.is_of_connection(time) => {
+                        if known.cause.0 == ResultType::CertificateHostMismatch {
+                            known.cause = new.cause;
+                        }
+                    }
+                    Some(known) => *known = new,
+                    None => push_bounded(&mut message.verification_errors, MAX_VERIFICATION_ERRORS, new),
                 }
             }
             LineKind::NoUsableTlsa => self.open_message(id, time).no_usable_tlsa = true,
@@ -210,7 +229,7 @@ impl EximSessions {
 
     fn handle_host_failure(&mut self, id: &[u8], peer: Peer<'_>, problem: HostProblem<'_>, time: i64) {
         let message = self.open_message(id, time);
-        let cause = message.failure_cause(problem, peer.ip);
+        let cause = message.take_failure_cause(problem, peer.ip);
         let host = lower_case(peer.host);
         let kind = match problem {
             HostProblem::TlsaLookup => HostFailureKind::TlsaLookupFailed,
@@ -307,6 +326,7 @@ impl EximSessions {
         let mut found = Vec::new();
         let message = self.open_message(id, time);
         message.match_host_failures(line, &domain, time, &mut found);
+        message.forget_earlier_attempt(line);
         let batch = message.batch_for(line, &domain, pid, time);
         if !batch.counted {
             let began = time;
@@ -338,14 +358,14 @@ impl EximSessions {
                 let already_found =
                     found.iter().any(|f| f.ip == line.peer.and_then(|peer| peer.ip) && f.observed.is_some());
                 if !already_found {
-                    let (result, code) = message.failure_cause(line.problem, line.peer.and_then(|peer| peer.ip));
+                    let (result, code) = message.take_failure_cause(line.problem, line.peer.and_then(|peer| peer.ip));
                     found.push(ended(Some(SessionResult::Failure(result, code)), None, None));
                 }
             } else if line.problem.excludes_host() {
                 batch.counted = true;
                 // The hosts are told one by one where a version does so; else this is all there is.
                 if !found.iter().any(|f| f.observed.is_some()) {
-                    let (result, code) = message.failure_cause(line.problem, None);
+                    let (result, code) = message.take_failure_cause(line.problem, None);
                     found.push(ended(Some(SessionResult::Failure(result, code)), None, None));
                 }
             } else if matches!(line.status, RecipientStatus::Delivered | RecipientStatus::DeliveredInSameTransaction)
@@ -358,6 +378,10 @@ impl EximSessions {
                 }
             }
         }
+        message
+            .verification_errors
+            .iter_mut()
+            .for_each(|known| known.settled |= line.peer.and_then(|p| p.ip) == Some(known.ip));
         for found in found {
             self.emit(found, &domain, time, anchors, out);
         }
@@ -481,6 +505,13 @@ impl HostFailure {
     }
 }
 
+impl CertificateError {
+    /// Whether an error that is logged at `time` is of the same connection.
+    fn is_of_connection(&self, time: i64) -> bool {
+        !self.settled && time - self.time <= VERIFICATION_WINDOW
+    }
+}
+
 impl OpenMessage {
     /// Matches host failures with a recipient's line; the others take its domain if they have none.
     fn match_host_failures(
@@ -516,6 +547,14 @@ impl OpenMessage {
             }
         }
         self.host_failures = waiting;
+    }
+
+    /// Forgets what was found at a server in an earlier attempt: a recipient that comes again is of another one.
+    fn forget_earlier_attempt(&mut self, line: &RecipientLine<'_>) {
+        let recipient = hash(line.address);
+        if self.batches.iter().any(|batch| batch.recipients.contains(&recipient)) {
+            self.verification_errors.retain(|known| !known.settled);
+        }
     }
 
     /// The session that a recipient's line is about: one that is known, or a new one.
@@ -566,11 +605,13 @@ impl OpenMessage {
 
     /// The verification error that the TLS library logged for a server.
     fn verification_error(&self, ip: Option<IpAddr>) -> Option<FailureCause> {
-        self.verification_errors.iter().find(|(known, _)| Some(*known) == ip).map(|(_, cause)| cause.clone())
+        self.verification_errors.iter().find(|known| Some(known.ip) == ip).map(|known| known.cause.clone())
     }
 
-    fn failure_cause(&self, problem: HostProblem<'_>, ip: Option<IpAddr>) -> FailureCause {
-        failure_cause(problem, self.verification_error(ip), self.no_usable_tlsa)
+    /// Why a host failed. `No usable TLSA records` is about the first session that fails after it, and no other.
+    fn take_failure_cause(&mut self, problem: HostProblem<'_>, ip: Option<IpAddr>) -> FailureCause {
+        let unusable = problem.is_session_failure() && std::mem::take(&mut self.no_usable_tlsa);
+        failure_cause(problem, self.verification_error(ip), unusable)
     }
 }
 
@@ -769,6 +810,47 @@ mod tests {
         assert_eq!(outcomes(&[&later, &line, &again]), all);
         // Of a message that its log never names again.
         assert_eq!(outcomes(&[&first]), [failed("mx1.a.test")]);
+    }
+
+    #[test]
+    fn a_certificate_error_explains_the_attempt_that_it_was_found_in() {
+        let found = |second: u32, error: &str| {
+            format!("{second} [192.0.2.1] SSL verify error: depth=0 error={error} cert=/CN=a")
+        };
+        let rejected = |second: u32, to: &str| {
+            format!(
+                "{second} == {to} R=r T=t defer (-37) H=mx.a.test [192.0.2.1]: TLS session: (SSL_connect): error:0A000086:SSL routines::certificate verify failed"
+            )
+        };
+        let (expired, own) = (found(1, "certificate has expired"), found(600, "self-signed certificate"));
+        let (first, second) = (rejected(1, "u@a.test"), rejected(600, "u@a.test"));
+        let failed = |result: &str| format!("a.test failed at mx.a.test: {result}");
+        let (is_expired, is_untrusted) = (failed("certificate-expired"), failed("certificate-not-trusted"));
+        assert_eq!(outcomes(&[&expired, &first, &own, &second]), [&*is_expired, &is_untrusted]);
+        // Nothing is logged of the later attempt's certificate.
+        assert_eq!(outcomes(&[&expired, &first, &second]), [&*is_expired, &is_untrusted]);
+        // Two recipients of one attempt, and two domains at the same server.
+        assert_eq!(outcomes(&[&expired, &first, &rejected(1, "v@a.test")]), [&*is_expired]);
+        assert_eq!(outcomes(&[&expired, &first, &rejected(1, "v@b.test")]).len(), 2);
+        // The name, and then the chain, of one certificate; the chain of an attempt that no recipient's line is about.
+        let name = "1 [192.0.2.1] SSL verify error: certificate name mismatch: DN=\"/CN=b\" H=\"mx.a.test\"";
+        assert_eq!(outcomes(&[name, &expired, &first]), [&*is_expired]);
+        assert_eq!(outcomes(&[&expired, name, &first]), [&*is_expired]);
+        assert_eq!(outcomes(&[&expired, &own, &second]), [&*is_untrusted]);
+    }
+
+    #[test]
+    fn unusable_tlsa_records_are_of_the_host_that_follows() {
+        let unusable = "1 DANE error: No usable TLSA records";
+        let dane = "1 DANE attempt failed; TLS connection to mx.a.test [192.0.2.1]: NULL";
+        let first = "1 == u@a.test R=r T=t defer (-37) H=mx.a.test [192.0.2.1]: TLS session: NULL";
+        let other = "2 == u@b.test R=r T=t defer (-37) H=mx.b.test [192.0.2.2]: TLS session: (SSL_connect): timed out";
+        let later =
+            "600 == u@a.test R=r T=t defer (-37) H=mx.a.test [192.0.2.1]: TLS session: (SSL_connect): timed out";
+        let (a, b) = ("a.test failed at mx.a.test: tlsa-invalid", "b.test failed at mx.b.test: validation-failure");
+        assert_eq!(outcomes(&[unusable, dane, first, other]), [a, b]);
+        assert_eq!(outcomes(&[unusable, first, other]), [a, b]);
+        assert_eq!(outcomes(&[unusable, dane, first, later]), [a, "a.test failed at mx.a.test: validation-failure"]);
     }
 
     #[test]
