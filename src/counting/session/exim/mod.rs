@@ -368,12 +368,14 @@ impl EximSessions {
                     let (result, code) = message.take_failure_cause(line.problem, None);
                     found.push(ended(Some(SessionResult::Failure(result, code)), None, None));
                 }
+            } else if line.peer.is_some() && found.iter().any(|f| f.ip == line.peer.and_then(|peer| peer.ip)) {
+                // In clear text after TLS failed at that host: the session is counted, whatever becomes of the recipients.
+                batch.counted = true;
             } else if matches!(line.status, RecipientStatus::Delivered | RecipientStatus::DeliveredInSameTransaction)
                 && line.peer.is_some()
             {
                 batch.counted = true;
-                let failed_first = found.iter().any(|f| f.ip == line.peer.and_then(|peer| peer.ip));
-                if shows_tls && !failed_first {
+                if shows_tls {
                     found.push(EndedSession { clear_text: true, ..ended(None, None, None) });
                 }
             }
@@ -522,6 +524,9 @@ impl OpenMessage {
         found: &mut Vec<EndedSession>,
     ) {
         let mut waiting = Vec::new();
+        // Look-ups that failed for hosts of another recipient domain are left to it.
+        let own_tlsa = |f: &HostFailure| f.kind == HostFailureKind::TlsaLookupFailed && f.belongs_to(line, domain);
+        let has_own_tlsa = self.host_failures.iter().any(own_tlsa);
         for mut failure in std::mem::take(&mut self.host_failures) {
             // Told of a later attempt than the line is of: the log is being read up.
             if failure.began > time + EVENT_SLACK {
@@ -530,7 +535,9 @@ impl OpenMessage {
             }
             let belongs = failure.belongs_to(line, domain);
             match failure.kind {
-                HostFailureKind::TlsaLookupFailed if line.problem == HostProblem::TlsaLookup => {
+                HostFailureKind::TlsaLookupFailed
+                    if line.problem == HostProblem::TlsaLookup && (belongs || !has_own_tlsa) =>
+                {
                     found.push(failure.into_ended_session())
                 }
                 // Another host took the mail, or did not want it.
@@ -760,6 +767,15 @@ mod tests {
         let failed = "1 TLS session: (gnutls_handshake): timed out: delivering unencrypted to H=mx.a.test [192.0.2.1] (not in hosts_require_tls)";
         let clear = sent("2 =>", "u@a.test", "mx.a.test", "C=\"250 ok\"");
         assert_eq!(outcomes(&[failed, &clear]), ["a.test failed at mx.a.test: validation-failure"]);
+        // One recipient was refused in clear text, or put off, and another one accepted.
+        let other = sent("1 =>", "u@b.test", "mx.b.test", TLS);
+        for first in [
+            "2 ** v@a.test R=r T=t H=mx.a.test [192.0.2.1]: SMTP error from remote mail server after RCPT TO:<v@a.test>: 550 no",
+            "2 == v@a.test R=r T=t defer (-44) H=mx.a.test [192.0.2.1]: SMTP error from remote mail server after RCPT TO:<v@a.test>: 450 no",
+        ] {
+            let want = ["b.test ok", "a.test failed at mx.a.test: validation-failure"];
+            assert_eq!(outcomes(&[&other, failed, first, &clear]), want, "{first}");
+        }
         // Without `X=` anywhere before, the selector may be off.
         assert_eq!(outcomes(&[&clear]), [""; 0]);
         let other = sent("1 =>", "u@b.test", "mx.b.test", TLS);
@@ -870,6 +886,12 @@ mod tests {
         let failed = |host: &str| format!("a.test failed at {host}: dnssec-invalid");
         assert_eq!(outcomes(&[&one, &two, waits]), [failed("mx1.a.test"), failed("mx2.a.test")]);
         assert_eq!(outcomes(&[waits]), [failed("-")]);
+        // Each of two domains has its own.
+        let of_b = "1 H=mx.b.test [192.0.2.9]: DANE error: tlsa lookup DEFER";
+        let b_waits = "2 == u@b.test R=r T=t defer (-36): DANE error: tlsa lookup DEFER";
+        let (a, b) = (failed("mx1.a.test"), "b.test failed at mx.b.test: dnssec-invalid");
+        assert_eq!(outcomes(&[&one, of_b, waits, b_waits]), [&*a, b]);
+        assert_eq!(outcomes(&[&one, of_b, b_waits, waits]), [b, &*a]);
         assert_eq!(outcomes(&[&one, &sent("2 =>", "u@a.test", "mx2.a.test", TLS), "3 Completed"]), ["a.test ok"]);
     }
 }
