@@ -1202,3 +1202,50 @@ async fn a_failed_delivery_brings_the_newer_policy() {
     assert_eq!(world.dns.zone().asked("_mta-sts.never-asked.test", RecordType::TXT), 0);
     daemon.end().await;
 }
+
+/// What broken DNS at one MX host, and records that nobody should publish, once did to a whole domain.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failure_at_one_mx_host_is_that_hosts() {
+    let mut world = World::new().await;
+    world.config.postfix.version = Some(PostfixVersion::new(3, 7));
+    let servfail = Some(dns::Fault::ServFail);
+    for (name, signed, mode) in [
+        ("undefended.test", false, ""),
+        ("dead-backup.test", true, "enforce"),
+        ("testing.test", false, "testing"),
+        ("narrowed.test", true, "enforce"),
+    ] {
+        world.domain(name, signed, &["mx1", "mx2"]);
+        world.dns.change().cut(&format!("mx1.{name}"), name == "narrowed.test");
+        if !mode.is_empty() {
+            world.sts(name, "1", &document(mode, &format!("*.{name}"), 10 * DAY));
+        }
+        let broken = if name == "narrowed.test" { "_25._tcp.mx2." } else { "mx2." };
+        world.dns.change().fault(&format!("{broken}{name}"), servfail);
+    }
+    for name in ["dataless.test", "dataless-beside.test"] {
+        world.domain(name, true, &["mx1"]);
+        world.dns.change().tlsa(&format!("mx1.{name}"), 3, 1, 1, &[]);
+    }
+    tlsa(&mut world.dns.change(), "mx1.dataless-beside.test");
+    let mut daemon = world.daemon(0);
+    let newer = PostfixSection { version: Some(PostfixVersion::new(3, 10)), ..PostfixSection::default() };
+    let at = daemon.listen(ListenAddress::Inet((Ipv4Addr::LOCALHOST, 0).into()), newer).await;
+    let mut stream = TcpStream::connect(at).await.unwrap();
+    for (request, want) in [
+        ("policy@encrypt undefended.test", "NOTFOUND "),
+        ("policy undefended.test", "NOTFOUND "),
+        ("policy dead-backup.test", "OK secure match=.dead-backup.test servername=hostname"),
+        ("policy-tlsrpt testing.test", "OK may policy_type=sts policy_domain=testing.test "),
+        ("policy narrowed.test", "OK secure match=mx1.narrowed.test servername=hostname"),
+        ("policy dataless.test", "OK encrypt"),
+        ("policy@dane-only dataless.test", "TEMP "),
+        ("policy dataless-beside.test", "TEMP "),
+        ("policy@fingerprint dataless-beside.test", "NOTFOUND "),
+        ("policy@secrue dead-backup.test", "NOTFOUND "),
+    ] {
+        let answer = ask(&mut stream, request).await;
+        assert!(answer.starts_with(want) && (want.ends_with(' ') || answer == want), "{request}: {answer}");
+    }
+    daemon.end().await;
+}
