@@ -44,10 +44,10 @@ pub struct CompactTime(u32);
 
 impl CompactTime {
     /// Later than every other time: marks what has no end.
-    pub const NEVER: CompactTime = CompactTime(u32::MAX);
+    pub(crate) const NEVER: CompactTime = CompactTime(u32::MAX);
 
     /// The time so many seconds after 1970-01-01T00:00:00Z.
-    pub fn from_seconds(seconds: i64) -> CompactTime {
+    pub(crate) fn from_seconds(seconds: i64) -> CompactTime {
         CompactTime(u32::try_from(seconds.max(0)).unwrap_or(u32::MAX))
     }
 
@@ -63,7 +63,7 @@ pub struct SharedCompactTime(AtomicU32);
 
 impl SharedCompactTime {
     /// The time so many seconds after 1970-01-01T00:00:00Z.
-    pub fn from_seconds(seconds: i64) -> SharedCompactTime {
+    pub(crate) fn from_seconds(seconds: i64) -> SharedCompactTime {
         SharedCompactTime(AtomicU32::new(CompactTime::from_seconds(seconds).0))
     }
 
@@ -78,7 +78,7 @@ impl SharedCompactTime {
     }
 
     /// Sets it, unless it is later already.
-    pub fn advance_to(&self, seconds: i64) {
+    pub(crate) fn advance_to(&self, seconds: i64) {
         self.0.fetch_max(CompactTime::from_seconds(seconds).0, Ordering::Relaxed);
     }
 }

@@ -22,15 +22,15 @@ pub(crate) const KEY_LENGTH: usize = 32;
 const TAG_LENGTH: usize = 16;
 
 /// The longest Message-ID that is examined, in bytes.
-pub const MAX_MESSAGE_ID: usize = 512;
+pub(crate) const MAX_MESSAGE_ID: usize = 512;
 
 /// The most queue ids that wait for the counting. It takes them several times a second, and signing a report takes
 /// longer than that. A report beyond the limit is recognized by its Message-ID alone.
-pub const MAX_QUEUE_IDS: usize = 10_000;
+pub(crate) const MAX_QUEUE_IDS: usize = 10_000;
 
 /// The key that marks our Message-IDs, so that they can be told from all others.
 #[derive(Clone)]
-pub struct MessageIdKey(hmac::Key);
+pub(crate) struct MessageIdKey(hmac::Key);
 
 impl MessageIdKey {
     /// A key made of these bytes.
@@ -39,13 +39,13 @@ impl MessageIdKey {
     }
 
     /// The Message-ID, without angle brackets, of a message that is `unique` (letters, digits and hyphens) at `domain`.
-    pub fn message_id(&self, unique: &str, domain: &str) -> String {
+    pub(crate) fn message_id(&self, unique: &str, domain: &str) -> String {
         let tag = self.tag(unique.as_bytes(), domain.as_bytes());
         format!("{unique}.{}@{domain}", hex(&tag))
     }
 
     /// Whether we made this Message-ID; it may stand in angle brackets.
-    pub fn is_ours(&self, message_id: &[u8]) -> bool {
+    pub(crate) fn is_ours(&self, message_id: &[u8]) -> bool {
         let id = message_id.strip_prefix(b"<").and_then(|id| id.strip_suffix(b">")).unwrap_or(message_id);
         let Some((unique, tag, domain)) = split_message_id(id) else { return false };
         let wanted = hex(&self.tag(unique, domain));

@@ -19,7 +19,7 @@ use crate::base::printable::escape_and_cut;
 pub const MAX_READ: usize = 64;
 
 /// The longest URI that is read, in octets: far above any real one, and below what a key of the store holds.
-pub const MAX_URI: usize = 512;
+pub(crate) const MAX_URI: usize = 512;
 
 /// The most reasons that are kept; what is left out above it is only counted.
 pub const MAX_SKIPPED: usize = 8;
@@ -87,7 +87,7 @@ pub enum NoRecipients {
 }
 
 /// A destination as the administrator writes it: a URI, or a bare mail address.
-pub fn destination_of(text: &str) -> Result<Destination, &'static str> {
+pub(crate) fn destination_of(text: &str) -> Result<Destination, &'static str> {
     match text.parse() {
         Ok(mailbox) if !text.contains(':') => Ok(Destination::Mail(mailbox)),
         _ => parse_uri(text),

@@ -96,7 +96,7 @@ impl Findings {
     }
 
     /// The highest severity.
-    pub fn highest_severity(&self) -> Option<Severity> {
+    pub(crate) fn highest_severity(&self) -> Option<Severity> {
         self.findings.first().map(|finding| finding.severity)
     }
 

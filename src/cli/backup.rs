@@ -13,7 +13,7 @@ use super::{CliError, EX_IOERR, EX_USAGE, print_stdout};
 use crate::config::Config;
 use crate::daemon::control::ControlRequest;
 
-pub fn backup(config: &Config, to: &Path) -> Result<(), CliError> {
+pub(crate) fn backup(config: &Config, to: &Path) -> Result<(), CliError> {
     let shown = to.display();
     let empty = |folder: &Path| fs::read_dir(folder).is_ok_and(|mut entries| entries.next().is_none());
     if to.symlink_metadata().is_ok() && !empty(to) {

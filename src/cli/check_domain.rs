@@ -12,7 +12,7 @@ use crate::cli::{CliError, ConfigFile, EX_IOERR, EX_SOFTWARE, EX_USAGE, findings
 use crate::config::Config;
 
 #[derive(Args)]
-pub struct CheckDomainOptions {
+pub(crate) struct CheckDomainOptions {
     /// The mail domain: `example.com`.
     domain: String,
     #[command(flatten)]
@@ -23,7 +23,7 @@ pub struct CheckDomainOptions {
 }
 
 /// Checks a domain, and prints the result; the exit status tells how serious the findings are.
-pub fn check_domain(options: &CheckDomainOptions) -> Result<u8, CliError> {
+pub(crate) fn check_domain(options: &CheckDomainOptions) -> Result<u8, CliError> {
     if domain_name::normalize(&options.domain).is_none() {
         let text = options.domain.escape_debug();
         return Err(CliError::new(EX_USAGE, format!("`{text}` is no domain name; nothing was looked at")));

@@ -22,7 +22,7 @@ use crate::daemon::services::{DkimPublicKey, KeyType, generate_key};
 const CREDENTIAL_FOLDER: &str = "dkim.d";
 
 #[derive(Args)]
-pub struct DkimKeyOptions {
+pub(crate) struct DkimKeyOptions {
     /// The selector: the key's name in DNS, SELECTOR._domainkey.DOMAIN.
     #[arg(long, default_value = "tlsrpt")]
     selector: String,
@@ -40,7 +40,7 @@ pub struct DkimKeyOptions {
     config: ConfigFile,
 }
 
-pub fn dkim_key(options: &DkimKeyOptions) -> Result<(), CliError> {
+pub(crate) fn dkim_key(options: &DkimKeyOptions) -> Result<(), CliError> {
     let config = match options.config.load() {
         Ok(config) => Some(config),
         // A key is wanted before there is a configuration, too.

@@ -10,7 +10,7 @@ use crate::checking::host;
 use crate::daemon::services::DoctorContext;
 
 #[derive(Args)]
-pub struct DoctorOptions {
+pub(crate) struct DoctorOptions {
     #[command(flatten)]
     config: ConfigFile,
     /// Postfix's configuration folder, in place of its own default; Exim is not looked at then.
@@ -31,7 +31,7 @@ pub struct DoctorOptions {
 }
 
 /// Looks, and prints what was found; the exit status says how bad it is.
-pub fn doctor(options: &DoctorOptions) -> Result<u8, CliError> {
+pub(crate) fn doctor(options: &DoctorOptions) -> Result<u8, CliError> {
     let where_to_look = host::HostCheckOptions {
         config: options.config.config.clone(),
         postfix: options.postfix_config.clone(),

@@ -29,23 +29,23 @@ use crate::config::detect;
 use crate::config::{Config, ConfigError};
 
 /// Success.
-pub const EX_OK: u8 = 0;
+pub(crate) const EX_OK: u8 = 0;
 /// `doctor` and `check-domain`: something works less well than it could.
-pub const EXIT_WARNINGS: u8 = 1;
+pub(crate) const EXIT_WARNINGS: u8 = 1;
 /// `doctor` and `check-domain`: something is wrong.
-pub const EXIT_ERRORS: u8 = 2;
+pub(crate) const EXIT_ERRORS: u8 = 2;
 /// EX_USAGE: the arguments make no sense.
-pub const EX_USAGE: u8 = 64;
+pub(crate) const EX_USAGE: u8 = 64;
 /// EX_NOINPUT: a file that was named cannot be read.
-pub const EX_NOINPUT: u8 = 66;
+pub(crate) const EX_NOINPUT: u8 = 66;
 /// EX_UNAVAILABLE: no daemon answers, or another process has the store.
-pub const EX_UNAVAILABLE: u8 = 69;
+pub(crate) const EX_UNAVAILABLE: u8 = 69;
 /// EX_SOFTWARE: a task of the daemon ended by itself.
-pub const EX_SOFTWARE: u8 = 70;
+pub(crate) const EX_SOFTWARE: u8 = 70;
 /// EX_IOERR: the disk or a socket failed.
-pub const EX_IOERR: u8 = 74;
+pub(crate) const EX_IOERR: u8 = 74;
 /// EX_CONFIG: the configuration.
-pub const EX_CONFIG: u8 = 78;
+pub(crate) const EX_CONFIG: u8 = 78;
 
 const EXIT_STATUS: &str = "\
 Exit status:
@@ -61,16 +61,16 @@ Exit status:
 
 /// An error that ends the program: its exit status and its message.
 #[derive(Debug)]
-pub struct CliError {
+pub(crate) struct CliError {
     /// See the constants of this module.
-    pub status: u8,
+    pub(crate) status: u8,
     /// `subject: problem: cause; consequence`
-    pub message: String,
+    pub(crate) message: String,
 }
 
 impl CliError {
     /// An error.
-    pub fn new(status: u8, line: impl Into<String>) -> CliError {
+    pub(crate) fn new(status: u8, line: impl Into<String>) -> CliError {
         CliError { status, message: line.into() }
     }
 }

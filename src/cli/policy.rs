@@ -16,7 +16,7 @@ use crate::base::tlsrpt::Mode;
 use crate::daemon::control::{ControlRequest, Explanation, Listed, RecordState};
 
 #[derive(Args)]
-pub struct PolicyOptions {
+pub(crate) struct PolicyOptions {
     #[command(subcommand)]
     command: PolicyCommand,
     #[command(flatten)]
@@ -96,7 +96,7 @@ enum PolicyFilter {
     Failing,
 }
 
-pub fn policy(options: &PolicyOptions) -> Result<(), CliError> {
+pub(crate) fn policy(options: &PolicyOptions) -> Result<(), CliError> {
     match &options.command {
         PolicyCommand::Explain { domain } => explain(options, domain),
         PolicyCommand::List(list_options) => list(options, list_options),

@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 /// Lays out rows under a head; a column whose cells are all numbers is set to the right.
-pub fn table(head: &[&str], rows: &[Vec<String>]) -> String {
+pub(crate) fn table(head: &[&str], rows: &[Vec<String>]) -> String {
     let width = |column: usize| {
         rows.iter().map(|row| row[column].chars().count()).chain([head[column].chars().count()]).max().unwrap_or(0)
     };
@@ -27,11 +27,11 @@ pub fn table(head: &[&str], rows: &[Vec<String>]) -> String {
     text
 }
 
-pub fn to_pretty_json(value: &impl Serialize) -> String {
+pub(crate) fn to_pretty_json(value: &impl Serialize) -> String {
     serde_json::to_string_pretty(value).expect("plain structures always serialise") + "\n"
 }
 
-pub fn format_time(seconds: i64) -> String {
+pub(crate) fn format_time(seconds: i64) -> String {
     Timestamp::from_second(seconds).map_or_else(|_| seconds.to_string(), |t| t.to_string())
 }
 

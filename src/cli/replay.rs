@@ -16,7 +16,7 @@ use crate::base::tlsrpt::{Failure, Policy, TallyRow};
 use crate::config;
 use crate::daemon::services::{self, ReplayError, ReplayRequest, ReplayResult};
 
-pub const HELP: &str = "\
+pub(crate) const HELP: &str = "\
 A policies file gives the policies in force, as the daemon's own decisions would:
 
   [[policy]]
@@ -36,7 +36,7 @@ Sessions that carried the daemon's own reports are counted here, for only the da
 local networks.";
 
 #[derive(Args)]
-pub struct ReplayOptions {
+pub(crate) struct ReplayOptions {
     /// Whose logs they are.
     #[arg(long, value_enum, default_value_t = MtaOption::Auto)]
     mta: MtaOption,
@@ -75,7 +75,7 @@ impl MtaOption {
     }
 }
 
-pub fn replay(options: &ReplayOptions) -> Result<(), CliError> {
+pub(crate) fn replay(options: &ReplayOptions) -> Result<(), CliError> {
     let zone = match &options.timezone {
         None => TimeZone::system(),
         Some(name) => config::time_zone(name)

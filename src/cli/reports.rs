@@ -18,7 +18,7 @@ use crate::daemon::control::{ArchivedReport, ControlRequest, DayPreview, ReportP
 use crate::daemon::services::gzip;
 
 #[derive(Args)]
-pub struct ReportsOptions {
+pub(crate) struct ReportsOptions {
     #[command(subcommand)]
     command: ReportsCommand,
     #[command(flatten)]
@@ -69,7 +69,7 @@ enum ReportsCommand {
     },
 }
 
-pub fn reports(options: &ReportsOptions) -> Result<(), CliError> {
+pub(crate) fn reports(options: &ReportsOptions) -> Result<(), CliError> {
     let config = options.config.load()?;
     match &options.command {
         ReportsCommand::List { day, all, json } => list(&config, *day, *all, *json),

@@ -13,7 +13,7 @@ use crate::base::tlsrpt::{Day, TallyRow};
 use crate::daemon::control::ControlRequest;
 
 #[derive(Args)]
-pub struct ResultsOptions {
+pub(crate) struct ResultsOptions {
     /// The UTC day, YYYY-MM-DD; without it every day that has counts.
     #[arg(long)]
     day: Option<Day>,
@@ -27,7 +27,7 @@ pub struct ResultsOptions {
     json: bool,
 }
 
-pub fn results(options: &ResultsOptions) -> Result<(), CliError> {
+pub(crate) fn results(options: &ResultsOptions) -> Result<(), CliError> {
     if let Some(name) = options.domain.as_deref().filter(|name| domain_name::normalize(name).is_none()) {
         return Err(CliError::new(EX_USAGE, format!("--domain: `{name}` is no domain name; nothing is shown")));
     }

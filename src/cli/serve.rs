@@ -10,7 +10,7 @@ use crate::daemon::services::StoreError;
 use crate::daemon::{self, DaemonError};
 
 #[derive(Args)]
-pub struct ServeOptions {
+pub(crate) struct ServeOptions {
     #[command(flatten)]
     config: ConfigFile,
     /// How the log on standard error is written.
@@ -26,7 +26,7 @@ enum LogFormat {
     Json,
 }
 
-pub fn serve(options: &ServeOptions) -> Result<(), CliError> {
+pub(crate) fn serve(options: &ServeOptions) -> Result<(), CliError> {
     // systemd's journal has the time of each line already.
     let in_journal = std::env::var_os("JOURNAL_STREAM").is_some();
     let filter = EnvFilter::try_from_env("TLSWARDEN_LOG").unwrap_or_else(|_| EnvFilter::new("info,sled=warn"));

@@ -8,7 +8,7 @@ use super::{CliError, print_stdout};
 use crate::config::Config;
 use crate::daemon::control::{ControlRequest, DaemonStatus, ReportOverview, ReportStatus};
 
-pub fn status(config: &Config, json: bool) -> Result<(), CliError> {
+pub(crate) fn status(config: &Config, json: bool) -> Result<(), CliError> {
     let status: DaemonStatus = query(config, &ControlRequest::Status, async |services| Ok(services.status().await))?;
     if json { print_stdout(&to_pretty_json(&status)) } else { print_stdout(&render_status(&status)) }
 }

@@ -53,12 +53,12 @@ const PARAMETERS: [&str; 8] = [
 
 /// Completes a configuration with what this host shows, and says what that is: `subject: found: what`. A log that this
 /// process cannot read is left out: the daemon runs without it.
-pub fn complete(config: &mut Config) -> Vec<String> {
+pub(crate) fn complete(config: &mut Config) -> Vec<String> {
     complete_with(config, true)
 }
 
 /// The same for a process that does not read the log: whether the daemon can read it is not checked.
-pub fn complete_without_log_access(config: &mut Config) -> Vec<String> {
+pub(crate) fn complete_without_log_access(config: &mut Config) -> Vec<String> {
     complete_with(config, false)
 }
 

@@ -8,10 +8,10 @@ use crate::base::rua_record::Mailbox;
 use crate::config::{DkimSigning, ReportSection};
 
 /// The longest `organization`, in octets: it must fit in a line of mail.
-pub const MAX_ORGANIZATION: usize = 200;
+pub(crate) const MAX_ORGANIZATION: usize = 200;
 
 /// What has to be set before any report is sent, and is not. Empty when all is there.
-pub fn missing_identity(section: &ReportSection) -> Vec<&'static str> {
+pub(crate) fn missing_identity(section: &ReportSection) -> Vec<&'static str> {
     let unset = [
         ("organization", section.organization.is_none()),
         ("contact", section.contact.is_none()),
@@ -23,21 +23,21 @@ pub fn missing_identity(section: &ReportSection) -> Vec<&'static str> {
 
 /// Who reports.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Identity {
+pub(crate) struct Identity {
     /// `organization-name`.
-    pub organization: String,
+    pub(crate) organization: String,
     /// `contact-info`; its domain is the submitter, as RFC 8460 §5.3 demands.
-    pub contact: Mailbox,
+    pub(crate) contact: Mailbox,
     /// The From address.
-    pub from: Mailbox,
+    pub(crate) from: Mailbox,
     /// The envelope sender.
-    pub envelope: Mailbox,
+    pub(crate) envelope: Mailbox,
 }
 
 impl Identity {
     /// The identity that `[report]` names; one line for each value that cannot be used. What is unset stands as
     /// a name under `.invalid` (RFC 2606 §2), for previews.
-    pub fn read(section: &ReportSection) -> Result<Identity, Vec<String>> {
+    pub(crate) fn read(section: &ReportSection) -> Result<Identity, Vec<String>> {
         let mut faults = Vec::new();
         let mut address = |key: &str, value: &Option<String>| {
             let text = value.as_deref().unwrap_or("not-set@tlswarden.invalid");
@@ -69,7 +69,7 @@ impl Identity {
     }
 
     /// The submitter: the domain of `contact-info` (RFC 8460 §5.3).
-    pub fn submitter(&self) -> &str {
+    pub(crate) fn submitter(&self) -> &str {
         &self.contact.domain
     }
 }

@@ -4,7 +4,7 @@
 //! When it fails: one line that names file, line, key, what was found and what is allowed (exit 78).
 //! Not here: whether what it names exists on this host (`daemon`).
 
-pub mod detect;
+pub(crate) mod detect;
 pub mod identity;
 mod override_answer;
 mod toml_errors;
@@ -114,7 +114,7 @@ impl PostfixSection {
 
     /// What `dane` means under unsigned MX records; where nothing is known the default of its version (postconf(5)):
     /// `dane`, but for the releases from 3.6 on that had `may` at every own level except `dane`.
-    pub fn dane_insecure_mx_policy(&self) -> InsecureMxPolicy {
+    pub(crate) fn dane_insecure_mx_policy(&self) -> InsecureMxPolicy {
         let version = self.version();
         let dane_since = match (version.major, version.minor) {
             (3, 6) => Some(17),
@@ -226,7 +226,7 @@ impl PostfixLevel {
     }
 
     /// The level of this name, if Postfix has one.
-    pub fn from_name(name: &str) -> Option<PostfixLevel> {
+    pub(crate) fn from_name(name: &str) -> Option<PostfixLevel> {
         PostfixLevel::ALL.iter().find(|(_, known)| *known == name).map(|(level, _)| *level)
     }
 }
@@ -598,7 +598,7 @@ impl Default for CountSection {
 }
 
 /// Loopback, private use, link-local (RFC 6890): nobody in them publishes a policy.
-pub fn default_local_networks() -> Vec<IpNet> {
+pub(crate) fn default_local_networks() -> Vec<IpNet> {
     const LOCAL: [&str; 9] = [
         "127.0.0.0/8",
         "10.0.0.0/8",

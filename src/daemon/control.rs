@@ -21,8 +21,8 @@ use tokio::net::UnixStream;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-pub use crate::answering::policy::admin::explain::Explanation;
-pub use crate::answering::policy::admin::list::Listed;
+pub(crate) use crate::answering::policy::admin::explain::Explanation;
+pub(crate) use crate::answering::policy::admin::list::Listed;
 use crate::answering::policy::policies::Policies;
 pub use crate::answering::policy::sts::domain_state::RecordState;
 use crate::answering::socketmap::server;
@@ -52,7 +52,7 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 /// A request to the daemon.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", tag = "ask")]
-pub enum ControlRequest {
+pub(crate) enum ControlRequest {
     /// How things stand: [`DaemonStatus`].
     Status,
     /// What Postfix would be answered: [`Explanation`].
@@ -122,70 +122,70 @@ enum ControlResponse<T> {
 /// The state of the daemon.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub struct DaemonStatus {
+pub(crate) struct DaemonStatus {
     /// The version of the program.
-    pub version: String,
+    pub(crate) version: String,
     /// Whether a daemon answers, or the store was looked at without one.
-    pub running: bool,
+    pub(crate) running: bool,
     /// The time, in seconds since 1970-01-01T00:00:00Z.
-    pub now: i64,
+    pub(crate) now: i64,
     /// What was found out about the host when the daemon started or was reloaded, one line each (`detect`).
-    pub found: Vec<String>,
+    pub(crate) found: Vec<String>,
     /// Each input, by name, and how far it is.
-    pub inputs: BTreeMap<String, InputProgress>,
+    pub(crate) inputs: BTreeMap<String, InputProgress>,
     /// The resolver that is asked.
-    pub resolver: String,
+    pub(crate) resolver: String,
     /// Whether it validates: without, there is no DANE.
-    pub validating: bool,
+    pub(crate) validating: bool,
     /// How much is known.
-    pub policies: crate::answering::policy::policies::Counts,
+    pub(crate) policies: crate::answering::policy::policies::Counts,
     /// What `[report]` lacks; until it is there no report is sent.
-    pub missing_identity: Vec<String>,
+    pub(crate) missing_identity: Vec<String>,
     /// What is due, in short.
-    pub due: ReportOverview,
+    pub(crate) due: ReportOverview,
     /// What happened how often, since the daemon started.
-    pub counters: BTreeMap<String, u64>,
+    pub(crate) counters: BTreeMap<String, u64>,
     /// The last errors, oldest first, with their times.
-    pub errors: Vec<(i64, String)>,
+    pub(crate) errors: Vec<(i64, String)>,
     /// Octets of the store on disk.
-    pub store_size: u64,
+    pub(crate) store_size: u64,
 }
 
 /// The reports of one day.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub struct DayPreview {
+pub(crate) struct DayPreview {
     /// The UTC day.
-    pub day: Day,
+    pub(crate) day: Day,
     /// One for each recipient domain and MX host; a second one where there is to be a supplement.
-    pub reports: Vec<ReportPreview>,
+    pub(crate) reports: Vec<ReportPreview>,
 }
 
 /// Everything that requests are answered from.
-pub struct Services {
+pub(crate) struct Services {
     /// The configuration in force.
-    pub config: Config,
+    pub(crate) config: Config,
     /// The settings that were detected on the host, one line each.
-    pub detected: Vec<String>,
+    pub(crate) detected: Vec<String>,
     /// Whether this is the daemon.
-    pub running: bool,
+    pub(crate) running: bool,
     /// Counts and records.
-    pub store: Arc<dyn Store>,
+    pub(crate) store: Arc<dyn Store>,
     /// The resolver.
-    pub resolver: Resolver,
+    pub(crate) resolver: Resolver,
     /// The decisions.
-    pub policies: Arc<Policies>,
+    pub(crate) policies: Arc<Policies>,
     /// What is due.
-    pub scheduler: Arc<Scheduler>,
+    pub(crate) scheduler: Arc<Scheduler>,
     /// Progress, counters, errors.
-    pub metrics: Metrics,
+    pub(crate) metrics: Metrics,
     /// The time.
-    pub clock: Clock,
+    pub(crate) clock: Clock,
 }
 
 impl Services {
     /// How things stand.
-    pub async fn status(&self) -> DaemonStatus {
+    pub(crate) async fn status(&self) -> DaemonStatus {
         DaemonStatus {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             running: self.running,
@@ -207,12 +207,16 @@ impl Services {
     }
 
     /// What Postfix would be answered, and why.
-    pub async fn explain_policy(&self, next_hop: &str) -> Explanation {
+    pub(crate) async fn explain_policy(&self, next_hop: &str) -> Explanation {
         server::explain(&self.policies, next_hop, self.config.postfix.default_level()).await
     }
 
     /// The reports that would be sent. Fails with one line.
-    pub async fn preview_reports(&self, day: Option<Day>, domain: Option<&str>) -> Result<Vec<DayPreview>, String> {
+    pub(crate) async fn preview_reports(
+        &self,
+        day: Option<Day>,
+        domain: Option<&str>,
+    ) -> Result<Vec<DayPreview>, String> {
         let domain = match domain {
             Some(name) => Some(domain_name::normalize(name).ok_or_else(|| format!("`{name}` is no domain name"))?),
             None => None,
@@ -230,7 +234,7 @@ impl Services {
     }
 
     /// What has been counted so far, by day, recipient domain and policy. Fails with one line.
-    pub async fn results(&self, day: Option<Day>, domain: Option<&str>) -> Result<Vec<TallyRow>, String> {
+    pub(crate) async fn results(&self, day: Option<Day>, domain: Option<&str>) -> Result<Vec<TallyRow>, String> {
         let domain = match domain {
             Some(name) => Some(domain_name::normalize(name).ok_or_else(|| format!("`{name}` is no domain name"))?),
             None => None,
@@ -250,17 +254,17 @@ impl Services {
     }
 
     /// The reports that are due, under way or done within retention. Fails with one line.
-    pub async fn list_reports(&self) -> Result<Vec<ReportStatus>, String> {
+    pub(crate) async fn list_reports(&self) -> Result<Vec<ReportStatus>, String> {
         self.run_blocking(|_, scheduler| scheduler.list_reports().map_err(|e| e.to_string())).await
     }
 
     /// A report by its identifier. Fails with one line.
-    pub async fn archived_report(&self, id: String) -> Result<ArchivedReport, String> {
+    pub(crate) async fn archived_report(&self, id: String) -> Result<ArchivedReport, String> {
         self.run_blocking(move |_, scheduler| scheduler.archived_report(&id)).await
     }
 
     /// Sends a report once more; returns to how many destinations. Fails with one line.
-    pub async fn resend_report(&self, id: String) -> Result<usize, String> {
+    pub(crate) async fn resend_report(&self, id: String) -> Result<usize, String> {
         self.run_blocking(move |_, scheduler| scheduler.resend(&id)).await
     }
 
@@ -276,7 +280,7 @@ impl Services {
 
     /// The status of a next hop; with `refresh` after DNS and the policy host have been asked again. Fails with one
     /// line.
-    pub async fn show_policy(&self, next_hop: &str, refresh: bool) -> Result<Option<Listed>, String> {
+    pub(crate) async fn show_policy(&self, next_hop: &str, refresh: bool) -> Result<Option<Listed>, String> {
         let hop = parse_next_hop(next_hop)?;
         if refresh {
             self.policies.look_again(&hop).await.map_err(describe_write_failure)
@@ -286,18 +290,18 @@ impl Services {
     }
 
     /// Removes the policy of a domain, or of all; returns how many were removed. Fails with one line.
-    pub async fn purge_policies(&self, domain: Option<&str>) -> Result<usize, String> {
+    pub(crate) async fn purge_policies(&self, domain: Option<&str>) -> Result<usize, String> {
         let domain = domain.map(|name| parse_next_hop(name).map(|hop| hop.domain)).transpose()?;
         self.policies.purge(domain.as_deref()).await.map_err(describe_write_failure)
     }
 
     /// Each next hop that has a policy, and its answer.
-    pub fn export_policies(&self) -> Vec<(String, String)> {
+    pub(crate) fn export_policies(&self) -> Vec<(String, String)> {
         server::table(&self.policies, self.config.postfix.default_level())
     }
 
     /// Copies the store within its own folder; the folder of the copy. Fails with one line.
-    pub async fn backup(&self) -> Result<PathBuf, String> {
+    pub(crate) async fn backup(&self) -> Result<PathBuf, String> {
         static NUMBER: AtomicU64 = AtomicU64::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let to = self.config.store.path.join(format!("{BACKUP_PREFIX}{}-{number}", std::process::id()));
@@ -352,7 +356,7 @@ impl Services {
 }
 
 /// Answers whoever connects, until `shutdown` turns true.
-pub async fn serve(
+pub(crate) async fn serve(
     listener: UnixListener,
     services: Arc<Services>,
     mut shutdown: watch::Receiver<bool>,
@@ -380,7 +384,7 @@ pub async fn serve(
 
 /// Why a request got no response.
 #[derive(Debug)]
-pub enum RequestError {
+pub(crate) enum RequestError {
     /// Nothing listens on the control socket: no daemon is running.
     NotRunning,
     /// One line.
@@ -388,7 +392,10 @@ pub enum RequestError {
 }
 
 /// Sends a request to the daemon behind a control socket.
-pub async fn send_request<T: DeserializeOwned>(socket: &Path, request: &ControlRequest) -> Result<T, RequestError> {
+pub(crate) async fn send_request<T: DeserializeOwned>(
+    socket: &Path,
+    request: &ControlRequest,
+) -> Result<T, RequestError> {
     let failed = |problem: &dyn std::fmt::Display| {
         RequestError::Failed(format!("{}: the daemon did not answer: {problem}; nothing is shown", socket.display()))
     };

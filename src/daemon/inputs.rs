@@ -37,10 +37,10 @@ const PATTERN_INTERVAL: Duration = Duration::from_secs(5);
 const MAX_PATTERN_FILES: usize = 1000;
 
 /// Standard input, which outlives a reload.
-pub type SharedStdin = Arc<Mutex<StdinReader>>;
+pub(crate) type SharedStdin = Arc<Mutex<StdinReader>>;
 
 /// Checks that every input can be read; a log file that does not exist yet is allowed.
-pub fn check_inputs(config: &Config) -> Result<(), DaemonError> {
+pub(crate) fn check_inputs(config: &Config) -> Result<(), DaemonError> {
     let mut known: HashMap<(u64, u64), &Path> = HashMap::new();
     for source in config.inputs.iter().filter_map(InputSection::kind) {
         match source {
@@ -77,19 +77,19 @@ fn file_identity(path: &Path) -> Result<Option<(u64, u64)>, DaemonError> {
 }
 
 /// The datagram sockets to bind, each with its mode.
-pub fn datagram_sockets(config: &Config) -> Vec<(PathBuf, u32)> {
+pub(crate) fn datagram_sockets(config: &Config) -> Vec<(PathBuf, u32)> {
     let mode = |input: &InputSection| input.socket_mode().unwrap_or(0o666);
     config.inputs.iter().filter_map(|input| Some((input.datagrams.clone()?, mode(input)))).collect()
 }
 
 /// Creates the counter of an input.
 #[derive(Clone)]
-pub struct CounterFactory {
-    pub store: Arc<dyn Store>,
-    pub message_id_key: MessageIdKey,
-    pub rules: Arc<CountingRules>,
-    pub metrics: Metrics,
-    pub clock: Clock,
+pub(crate) struct CounterFactory {
+    pub(crate) store: Arc<dyn Store>,
+    pub(crate) message_id_key: MessageIdKey,
+    pub(crate) rules: Arc<CountingRules>,
+    pub(crate) metrics: Metrics,
+    pub(crate) clock: Clock,
 }
 
 impl CounterFactory {
@@ -118,7 +118,7 @@ struct RestoredInput {
 }
 
 /// All inputs, opened.
-pub struct OpenInputs {
+pub(crate) struct OpenInputs {
     counters: CounterFactory,
     inputs: Vec<OpenInput>,
     patterns: Vec<(PathBuf, Dialect, TimeZone)>,
@@ -138,7 +138,7 @@ enum InputReader {
 }
 
 /// Opens the inputs. Everything that can fail at start fails here.
-pub fn open_inputs(
+pub(crate) fn open_inputs(
     state: &mut PersistentState,
     config: &Config,
     zones: Vec<TimeZone>,
@@ -219,7 +219,7 @@ fn warn_of_short_queue() {
 
 impl OpenInputs {
     /// Starts a task for each input; returns the queue that datagrams wait in.
-    pub fn start(
+    pub(crate) fn start(
         self,
         tasks: &mut Tasks,
         feed: &mpsc::Sender<InputEvent>,

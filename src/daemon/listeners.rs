@@ -25,13 +25,13 @@ const MODE_OWNER: u32 = 0o600;
 /// A socket that cannot be listened on.
 #[derive(Debug, thiserror::Error)]
 #[error("{address}: cannot listen: {problem}; not started")]
-pub struct SocketError {
+pub(crate) struct SocketError {
     address: String,
     problem: String,
 }
 
 /// A listening socket.
-pub enum BoundSocket {
+pub(crate) enum BoundSocket {
     /// A unix-domain socket.
     Unix(UnixListener),
     /// TCP.
@@ -42,7 +42,7 @@ pub enum BoundSocket {
 
 impl BoundSocket {
     /// Another handle of the same socket.
-    pub fn try_clone(&self) -> io::Result<BoundSocket> {
+    pub(crate) fn try_clone(&self) -> io::Result<BoundSocket> {
         Ok(match self {
             BoundSocket::Unix(listener) => BoundSocket::Unix(listener.try_clone()?),
             BoundSocket::Inet(listener) => BoundSocket::Inet(listener.try_clone()?),
@@ -64,7 +64,7 @@ impl BoundSocket {
 }
 
 /// All listening sockets of the daemon, by address.
-pub struct Sockets {
+pub(crate) struct Sockets {
     bound: Vec<(ListenAddress, BoundSocket, SocketOrigin)>,
 }
 
@@ -76,7 +76,7 @@ enum SocketOrigin {
 
 impl Sockets {
     /// Takes the sockets that systemd passed, if any.
-    pub fn from_systemd() -> Sockets {
+    pub(crate) fn from_systemd() -> Sockets {
         let mut passed = ListenFd::from_env();
         let mut bound = Vec::new();
         for number in 0..passed.len() {
@@ -95,7 +95,7 @@ impl Sockets {
     }
 
     /// A handle of the control socket, mode 0600.
-    pub fn control_socket(&mut self, path: &Path) -> Result<UnixListener, SocketError> {
+    pub(crate) fn control_socket(&mut self, path: &Path) -> Result<UnixListener, SocketError> {
         match self.bind_or_share(&ListenAddress::Unix(path.to_owned()), MODE_OWNER)? {
             BoundSocket::Unix(listener) => Ok(listener),
             _ => Err(SocketError { address: path.display().to_string(), problem: "it takes datagrams".into() }),
@@ -103,7 +103,7 @@ impl Sockets {
     }
 
     /// A handle of a socket that takes datagrams.
-    pub fn datagram_socket(&mut self, path: &Path, mode: u32) -> Result<UnixDatagram, SocketError> {
+    pub(crate) fn datagram_socket(&mut self, path: &Path, mode: u32) -> Result<UnixDatagram, SocketError> {
         let address = ListenAddress::Unix(path.to_owned());
         let failed = |problem: String| SocketError { address: address.to_string(), problem };
         if !self.bound.iter().any(|(bound, _, _)| *bound == address) {
@@ -122,12 +122,12 @@ impl Sockets {
     }
 
     /// A handle of a socket that the MTA asks on; unix sockets get mode 0666.
-    pub fn mta_socket(&mut self, address: &ListenAddress) -> Result<BoundSocket, SocketError> {
+    pub(crate) fn mta_socket(&mut self, address: &ListenAddress) -> Result<BoundSocket, SocketError> {
         self.bind_or_share(address, MODE_ALL)
     }
 
     /// Binds every address of a new configuration that is not bound yet: all of them, or none.
-    pub fn bind_all(
+    pub(crate) fn bind_all(
         &mut self,
         control: &Path,
         listen: &[ListenAddress],
@@ -146,7 +146,10 @@ impl Sockets {
     }
 
     /// The sockets of systemd that `used` does not name: a client that connects there waits for ever.
-    pub fn unused_systemd_sockets<'a>(&'a self, used: &'a [ListenAddress]) -> impl Iterator<Item = &'a ListenAddress> {
+    pub(crate) fn unused_systemd_sockets<'a>(
+        &'a self,
+        used: &'a [ListenAddress],
+    ) -> impl Iterator<Item = &'a ListenAddress> {
         let idle = |(address, _, origin): &&(ListenAddress, BoundSocket, SocketOrigin)| {
             *origin == SocketOrigin::Systemd && !used.contains(address)
         };
@@ -154,7 +157,7 @@ impl Sockets {
     }
 
     /// Closes and removes the sockets that `keep` does not name; systemd's sockets stay open.
-    pub fn close_except(&mut self, keep: &[ListenAddress]) {
+    pub(crate) fn close_except(&mut self, keep: &[ListenAddress]) {
         self.bound.retain(|(address, _, origin)| {
             let stays = *origin == SocketOrigin::Systemd || keep.contains(address);
             if let (false, ListenAddress::Unix(path)) = (stays, address) {

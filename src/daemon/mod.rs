@@ -5,13 +5,13 @@
 //! same sockets, so that connections wait and none is refused; a configuration that does not pass changes nothing.
 //! When it fails at start: a [`DaemonError`], before anything was answered, counted or sent.
 
-pub mod control;
+pub(crate) mod control;
 mod inputs;
 mod listeners;
-pub mod prometheus;
+pub(crate) mod prometheus;
 mod replay;
-pub mod services;
-pub mod watchdog;
+pub(crate) mod services;
+pub(crate) mod watchdog;
 
 use std::collections::HashMap;
 use std::io;
@@ -26,7 +26,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::{Id, JoinError, JoinSet};
 
 use control::Services;
-pub use listeners::SocketError;
+pub(crate) use listeners::SocketError;
 use listeners::{BoundSocket, Sockets};
 
 use crate::answering::listener::Listener;
@@ -64,7 +64,7 @@ const MAX_QUEUED_EXIM_EVENTS: usize = 1024;
 
 /// Why the daemon did not start, or ended.
 #[derive(Debug, thiserror::Error)]
-pub enum DaemonError {
+pub(crate) enum DaemonError {
     /// The file.
     #[error(transparent)]
     Config(#[from] ConfigError),
@@ -89,7 +89,7 @@ pub enum DaemonError {
 }
 
 /// Runs until it is told to end.
-pub fn run(path: &Path) -> Result<(), DaemonError> {
+pub(crate) fn run(path: &Path) -> Result<(), DaemonError> {
     let prepared = PreparedConfig::load(path)?;
     raise_descriptor_limit();
     let host = |e: io::Error| DaemonError::System(format!("runtime: cannot start: {e}; not started"));
@@ -111,12 +111,12 @@ fn raise_descriptor_limit() {
 
 /// The configuration, if the daemon would start with it: everything it names exists and this user can read it. With it,
 /// one line for each setting that was detected.
-pub fn check_config(path: &Path) -> Result<(Config, Vec<String>), DaemonError> {
+pub(crate) fn check_config(path: &Path) -> Result<(Config, Vec<String>), DaemonError> {
     PreparedConfig::load(path).map(|prepared| (prepared.config, prepared.detected))
 }
 
 /// Checks that the daemon would start with a configuration that is complete already.
-pub fn check_start(config: &Config) -> Result<(), DaemonError> {
+pub(crate) fn check_start(config: &Config) -> Result<(), DaemonError> {
     PreparedConfig::from_config(config.clone(), Vec::new()).map(drop)
 }
 

@@ -39,7 +39,7 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 const MAX_HEAD: usize = 8192;
 
 /// Serves whoever connects, until `shutdown` turns true.
-pub async fn serve(listener: Listener, services: Arc<Services>, mut shutdown: watch::Receiver<bool>) {
+pub(crate) async fn serve(listener: Listener, services: Arc<Services>, mut shutdown: watch::Receiver<bool>) {
     let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let metrics = services.metrics.clone();
     let begin = |stream| {
@@ -86,7 +86,7 @@ const TEXT: &str = "text/plain; charset=utf-8";
 const EXPOSITION: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 /// The current metrics, in Prometheus' text format 0.0.4.
-pub fn render_metrics(services: &Services) -> String {
+pub(crate) fn render_metrics(services: &Services) -> String {
     let mut page = MetricsPage::default();
     page.add_snapshot("tlswarden_build_info", [(label("version", env!("CARGO_PKG_VERSION")), 1.0)]);
     add_inputs(services, &mut page);

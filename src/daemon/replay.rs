@@ -29,45 +29,45 @@ use crate::counting::pipeline::{Counter, is_line_of};
 use crate::metrics::line_counts::FamilyCounts;
 
 /// How many lines are examined to detect the MTA.
-pub const MTA_DETECTION_LINES: usize = 1000;
+pub(crate) const MTA_DETECTION_LINES: usize = 1000;
 
 /// What to read, and how.
 #[derive(Debug)]
-pub struct ReplayRequest<'a> {
+pub(crate) struct ReplayRequest<'a> {
     /// Whose logs they are; without it the lines tell.
-    pub dialect: Option<Dialect>,
+    pub(crate) dialect: Option<Dialect>,
     /// A file with the policies in force; without it every destination has none.
-    pub policies: Option<&'a Path>,
+    pub(crate) policies: Option<&'a Path>,
     /// The zone of time stamps without one.
-    pub zone: TimeZone,
+    pub(crate) zone: TimeZone,
     /// The year of the first line, for time stamps without one.
-    pub year: Option<i16>,
+    pub(crate) year: Option<i16>,
     /// The files, oldest first.
-    pub logs: &'a [PathBuf],
+    pub(crate) logs: &'a [PathBuf],
 }
 
 /// The result.
 #[derive(Debug)]
-pub struct ReplayResult {
+pub(crate) struct ReplayResult {
     /// The rows of all days.
-    pub rows: Vec<TallyRow>,
+    pub(crate) rows: Vec<TallyRow>,
     /// Lines read.
-    pub read: u64,
+    pub(crate) read: u64,
     /// Lines about sessions.
-    pub used: u64,
+    pub(crate) used: u64,
     /// Lines that should have been understood and were not.
-    pub malformed: u64,
+    pub(crate) malformed: u64,
     /// Sessions whose delivery is not in these logs.
-    pub without_delivery: u64,
+    pub(crate) without_delivery: u64,
     /// Sessions under a policy in testing mode that were not counted, for the MTA has not shown that it has trust anchors.
-    pub without_anchors: u64,
+    pub(crate) without_anchors: u64,
     /// Sessions that contradict the policy given.
-    pub contradicted: u64,
+    pub(crate) contradicted: u64,
 }
 
 /// Why nothing was counted.
 #[derive(Debug, thiserror::Error)]
-pub enum ReplayError {
+pub(crate) enum ReplayError {
     /// A log.
     #[error("{}: cannot be read: {error}; nothing is shown", .log.display())]
     Log {
@@ -96,7 +96,7 @@ pub enum ReplayError {
 }
 
 /// Counts the logs.
-pub fn replay(request: &ReplayRequest<'_>) -> Result<ReplayResult, ReplayError> {
+pub(crate) fn replay(request: &ReplayRequest<'_>) -> Result<ReplayResult, ReplayError> {
     let policies = request.policies.map_or(Ok(FixedPolicies::default()), FixedPolicies::load)?;
     let mut counter: Option<Counter> = None;
     let now = Clock::default().seconds();

@@ -18,7 +18,7 @@ use crate::checking::host::identity::{DkimKeyCheck, DkimRecordCheck, KeyFileErro
 use crate::config::{Config, DkimKeySection};
 use crate::counting::pipeline;
 use crate::daemon::control::{ControlRequest, DaemonStatus, RequestError, Services, send_request};
-pub use crate::daemon::replay::{ReplayError, ReplayRequest, ReplayResult, replay};
+pub(crate) use crate::daemon::replay::{ReplayError, ReplayRequest, ReplayResult, replay};
 use crate::metrics::Metrics;
 use crate::net::dns::Resolver;
 use crate::net::https;
@@ -32,7 +32,7 @@ use crate::store::{Store, message_id_key};
 
 /// Why nothing could be opened.
 #[derive(Debug, thiserror::Error)]
-pub enum OpenError {
+pub(crate) enum OpenError {
     /// Neither a daemon nor its store.
     #[error("no daemon answers at {}, and there is no store at {}; nothing is shown", .socket.display(), .store.display())]
     NoStore {
@@ -53,7 +53,7 @@ pub enum OpenError {
 }
 
 /// Opens everything that the daemon would answer from, where no daemon runs.
-pub fn open_offline(config: &Config) -> Result<Services, OpenError> {
+pub(crate) fn open_offline(config: &Config) -> Result<Services, OpenError> {
     if !config.store.path.exists() {
         return Err(OpenError::NoStore { socket: config.control.socket.clone(), store: config.store.path.clone() });
     }
@@ -111,7 +111,7 @@ pub fn open_offline(config: &Config) -> Result<Services, OpenError> {
 
 /// What `doctor` needs of this program, for [`crate::checking::host::check_host`].
 #[derive(Clone, Copy, Debug)]
-pub struct DoctorContext;
+pub(crate) struct DoctorContext;
 
 impl HostCheckContext for DoctorContext {
     async fn daemon_state(&self, config: &Config) -> Result<DaemonState, DaemonStateError> {

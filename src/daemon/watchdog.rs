@@ -11,13 +11,13 @@ use std::time::{Duration, Instant};
 use crate::metrics::Metrics;
 
 /// How long a task that writes to the store may make no progress: a disk may be slow, a store large.
-pub const STORE_LIMIT: Duration = Duration::from_secs(300);
+pub(crate) const STORE_LIMIT: Duration = Duration::from_secs(300);
 
 /// How long a task that accepts connections may make no progress.
-pub const LISTENER_LIMIT: Duration = Duration::from_secs(30);
+pub(crate) const LISTENER_LIMIT: Duration = Duration::from_secs(30);
 
 /// Feeds for ever.
-pub async fn feed(metrics: Metrics) {
+pub(crate) async fn feed(metrics: Metrics) {
     let Some(allowed) = sd_notify::watchdog_enabled() else { return };
     feed_with(metrics, allowed / 3, || {
         if let Err(error) = sd_notify::notify(&[sd_notify::NotifyState::Watchdog]) {

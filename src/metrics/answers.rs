@@ -40,10 +40,10 @@ impl AnswerKind {
 }
 
 /// Numbers of answers by kind, in the order of [`AnswerKind::ALL`].
-pub type CountsByKind = [u64; AnswerKind::ALL.len()];
+pub(crate) type CountsByKind = [u64; AnswerKind::ALL.len()];
 
 /// The upper bounds of the waiting-time buckets, in seconds; one more bucket takes all longer times.
-pub const WAIT_BOUNDS: [f64; 8] = [0.001, 0.01, 0.1, 0.5, 1.0, 2.0, 5.0, 10.0];
+pub(crate) const WAIT_BOUNDS: [f64; 8] = [0.001, 0.01, 0.1, 0.5, 1.0, 2.0, 5.0, 10.0];
 
 /// The numbers of answers given over one protocol.
 #[derive(Debug, Default)]
@@ -66,7 +66,7 @@ pub struct AnswerCounts {
 
 impl AnswerMetrics {
     /// Adds answers that were ready when they were requested.
-    pub fn add_ready(&self, answers: &CountsByKind) {
+    pub(crate) fn add_ready(&self, answers: &CountsByKind) {
         let mut sum = 0;
         for (kind, n) in self.kinds.iter().zip(answers).filter(|(_, n)| **n > 0) {
             kind.fetch_add(*n, Ordering::Relaxed);
@@ -76,7 +76,7 @@ impl AnswerMetrics {
     }
 
     /// Adds an answer that the MTA waited for.
-    pub fn add_waited(&self, kind: AnswerKind, waited: Duration) {
+    pub(crate) fn add_waited(&self, kind: AnswerKind, waited: Duration) {
         let seconds = waited.as_secs_f64();
         let class = WAIT_BOUNDS.iter().position(|bound| seconds <= *bound).unwrap_or(WAIT_BOUNDS.len());
         self.kinds[kind as usize].fetch_add(1, Ordering::Relaxed);

@@ -5,7 +5,7 @@
 
 pub mod answers;
 pub mod catalogue;
-pub mod line_counts;
+pub(crate) mod line_counts;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -21,10 +21,10 @@ use crate::base::clock::Clock;
 use crate::base::tlsrpt::{Day, PolicyType, ResultType, TallyKey, TallyResult};
 
 /// How long an input must have been at its end before the day behind it may close, in seconds.
-pub const CLOSING_IDLE_TIME: i64 = 300;
+pub(crate) const CLOSING_IDLE_TIME: i64 = 300;
 
 /// How far an input must be read past a day's end, in seconds: lines of different processes may be out of order.
-pub const OUT_OF_ORDER_TIME: i64 = 10;
+pub(crate) const OUT_OF_ORDER_TIME: i64 = 10;
 
 /// How many of the last errors are kept for `status`.
 const MAX_RECENT_ERRORS: usize = 16;
@@ -61,7 +61,7 @@ impl MtaProtocol {
 
 /// The labels under which sessions are shown; all come from fixed sets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum SessionSeries {
+pub(crate) enum SessionSeries {
     /// Sessions, whether they succeeded.
     Sessions(PolicyType, bool),
     /// Entries of `failure-details`: those of the policies themselves among them.
@@ -94,7 +94,7 @@ pub struct InputProgress {
 
 impl InputProgress {
     /// Adds the counts of lines.
-    pub fn add_lines(&mut self, families: &LineCounts) {
+    pub(crate) fn add_lines(&mut self, families: &LineCounts) {
         for (family, lines) in families.iter() {
             let known = match self.families.get_mut(family) {
                 Some(known) => known,
@@ -131,7 +131,7 @@ impl Metrics {
     }
 
     /// Adds the committed counts to the counts of sessions.
-    pub fn add_sessions<'a>(&self, counts: impl IntoIterator<Item = &'a (TallyKey, u64)>) {
+    pub(crate) fn add_sessions<'a>(&self, counts: impl IntoIterator<Item = &'a (TallyKey, u64)>) {
         let mut sessions = self.0.sessions.lock();
         for (tally, n) in counts {
             let policy = tally.policy.policy_type;
@@ -145,12 +145,12 @@ impl Metrics {
     }
 
     /// The counts of sessions since the daemon started.
-    pub fn session_counts(&self) -> BTreeMap<SessionSeries, u64> {
+    pub(crate) fn session_counts(&self) -> BTreeMap<SessionSeries, u64> {
         self.0.sessions.lock().clone()
     }
 
     /// Updates the progress of an input; creates its entry if there is none.
-    pub fn update_input(&self, name: &str, change: impl FnOnce(&mut InputProgress)) {
+    pub(crate) fn update_input(&self, name: &str, change: impl FnOnce(&mut InputProgress)) {
         let mut inputs = self.0.inputs.lock();
         match inputs.get_mut(name) {
             Some(progress) => change(progress),
@@ -159,7 +159,7 @@ impl Metrics {
     }
 
     /// Sets the list of inputs, each with the time of its newest line if known; all others are removed.
-    pub fn set_inputs<'a>(&self, inputs: impl Iterator<Item = (&'a str, Option<i64>)>) {
+    pub(crate) fn set_inputs<'a>(&self, inputs: impl Iterator<Item = (&'a str, Option<i64>)>) {
         let mut known = self.0.inputs.lock();
         let entry = |(name, newest): (&str, Option<i64>)| {
             let progress = known.remove(name).unwrap_or_default();
@@ -183,27 +183,27 @@ impl Metrics {
     }
 
     /// Sets which tasks are monitored, and how long each may go without progress.
-    pub fn expect_heartbeats(&self, tasks: impl IntoIterator<Item = (String, Duration)>) {
+    pub(crate) fn expect_heartbeats(&self, tasks: impl IntoIterator<Item = (String, Duration)>) {
         let now = Instant::now();
         *self.0.heartbeats.lock() = tasks.into_iter().map(|(name, limit)| (name, (now, limit))).collect();
     }
 
     /// Records that a task made progress; ignored for tasks that are not monitored.
-    pub fn heartbeat(&self, task: &str) {
+    pub(crate) fn heartbeat(&self, task: &str) {
         if let Some((at, _)) = self.0.heartbeats.lock().get_mut(task) {
             *at = Instant::now();
         }
     }
 
     /// The tasks that made no progress for longer than they may, at `now`.
-    pub fn stalled_tasks(&self, now: Instant) -> Vec<String> {
+    pub(crate) fn stalled_tasks(&self, now: Instant) -> Vec<String> {
         let alive = self.0.heartbeats.lock();
         let over = |(at, limit): &(Instant, Duration)| now.saturating_duration_since(*at) > *limit;
         alive.iter().filter(|(_, beat)| over(beat)).map(|(name, _)| name.clone()).collect()
     }
 
     /// Logs one line `subject: problem: cause; consequence` and keeps it for `status`.
-    pub fn log_error(&self, clock: Clock, line: String) {
+    pub(crate) fn log_error(&self, clock: Clock, line: String) {
         tracing::warn!("{line}");
         let mut errors = self.0.errors.lock();
         if errors.len() == MAX_RECENT_ERRORS {
@@ -213,12 +213,12 @@ impl Metrics {
     }
 
     /// The last errors, oldest first: (seconds since 1970-01-01T00:00:00Z, line).
-    pub fn recent_errors(&self) -> Vec<(i64, String)> {
+    pub(crate) fn recent_errors(&self) -> Vec<(i64, String)> {
         self.0.errors.lock().clone()
     }
 
     /// The inputs that keep a day open: neither read past its end, nor at their end and idle for [`CLOSING_IDLE_TIME`].
-    pub fn lagging_inputs(&self, day: Day, now: i64) -> Vec<String> {
+    pub(crate) fn lagging_inputs(&self, day: Day, now: i64) -> Vec<String> {
         let closed = |p: &InputProgress| {
             p.newest.is_some_and(|t| t >= day.end() + OUT_OF_ORDER_TIME)
                 || p.at_end_since.is_some_and(|t| now - t.max(day.end()) >= CLOSING_IDLE_TIME)

@@ -24,33 +24,33 @@ const TESTING_MAX_AGE: u64 = 86_400;
 /// What to publish.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
-pub struct Advice {
+pub(crate) struct Advice {
     /// Records, as in a zone file.
-    pub zone: Vec<AdvisedRecord>,
+    pub(crate) zone: Vec<AdvisedRecord>,
     /// Where the policy file is served.
-    pub policy_url: String,
+    pub(crate) policy_url: String,
     /// The policy file, its lines without their ends.
-    pub policy: Vec<String>,
+    pub(crate) policy: Vec<String>,
     /// Whether it is served as it is.
-    pub policy_state: PublicationState,
+    pub(crate) policy_state: PublicationState,
     /// What to know before it is published.
-    pub remarks: Vec<String>,
+    pub(crate) remarks: Vec<String>,
 }
 
 /// A record.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
-pub struct AdvisedRecord {
+pub(crate) struct AdvisedRecord {
     /// `NAME. IN TYPE VALUE`.
-    pub record: String,
+    pub(crate) record: String,
     /// Whether it is there.
-    pub state: PublicationState,
+    pub(crate) state: PublicationState,
 }
 
 /// How what should be published relates to what is published.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum PublicationState {
+pub(crate) enum PublicationState {
     /// It is published so.
     #[default]
     Stays,
@@ -62,7 +62,7 @@ pub enum PublicationState {
 
 impl DomainFacts<'_> {
     /// What would make it right; `now` is in seconds since 1970-01-01T00:00:00Z.
-    pub fn advise(&self, now: i64) -> Advice {
+    pub(crate) fn advise(&self, now: i64) -> Advice {
         let mut advice = Advice::default();
         if self.hosts.is_empty() {
             return advice;

@@ -31,7 +31,7 @@ const MAX_TEXT: usize = 200;
 /// The contents of a certificate.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
-pub struct CertificateFacts {
+pub(crate) struct CertificateFacts {
     /// Whom it is for.
     pub subject: String,
     /// Who signed it.
@@ -47,7 +47,7 @@ pub struct CertificateFacts {
 }
 
 /// The contents of the first certificate of a chain; `None` where it cannot be read.
-pub fn read_facts(certificate: &[u8]) -> Option<CertificateFacts> {
+pub(crate) fn read_facts(certificate: &[u8]) -> Option<CertificateFacts> {
     let (_, parsed) = X509Certificate::from_der(certificate).ok()?;
     let alternative = parsed.subject_alternative_name().ok().flatten();
     let names = alternative.map(|extension| extension.value.general_names.as_slice()).unwrap_or_default();
@@ -69,7 +69,7 @@ pub fn read_facts(certificate: &[u8]) -> Option<CertificateFacts> {
 
 /// Every fault of the chain for a sender that verifies it against the public certificate authorities: trust, time and
 /// name separately.
-pub fn find_faults(
+pub(crate) fn find_faults(
     verifier: &dyn ServerCertVerifier,
     chain: &[CertificateDer<'_>],
     host: &str,
@@ -98,7 +98,7 @@ pub fn find_faults(
 
 /// The first TLSA record that the chain matches; `names` are the names that a certificate under usage 2 may have: the
 /// TLSA base domain and the next hop (RFC 7672 §3.2.2).
-pub fn matching_record<'a>(
+pub(crate) fn matching_record<'a>(
     records: &'a [TlsaRecord],
     chain: &[CertificateDer<'_>],
     names: &[&str],

@@ -21,7 +21,7 @@ const SHORT_MAX_AGE: u64 = 86_400;
 
 impl DomainFacts<'_> {
     /// Adds everything that is wrong.
-    pub fn add_findings(&self, found: &mut Findings) {
+    pub(crate) fn add_findings(&self, found: &mut Findings) {
         if !self.check_mx(found) {
             return;
         }

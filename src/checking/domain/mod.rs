@@ -35,12 +35,12 @@ use crate::config::Config;
 use crate::net::dns::{DnsError, Resolver, TlsaRecord};
 use crate::net::https::{self, CertificateFault, HttpsClient};
 use crate::net::tlsrpt_record::{TlsrptLookupError, look_up_recipients};
-pub use advice::{Advice, AdvisedRecord, PublicationState};
+pub(crate) use advice::{Advice, PublicationState};
 use certificate::CertificateFacts;
 use probe::{ProbeError, TlsProbe};
 
 /// How many addresses of a host are connected to.
-pub const MAX_ADDRESSES: usize = 8;
+pub(crate) const MAX_ADDRESSES: usize = 8;
 
 /// How many connections are under way at once.
 const MAX_CONNECTIONS: usize = 16;
@@ -51,7 +51,7 @@ const SMTP_PORT: u16 = 25;
 /// The result of the check of a domain.
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "kebab-case")]
-pub struct DomainCheck {
+pub(crate) struct DomainCheck {
     /// The domain in its one form.
     pub domain: String,
     /// Its MX records, or why there are none.
@@ -74,7 +74,7 @@ pub struct DomainCheck {
 /// An MX host.
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "kebab-case")]
-pub struct CheckedHost {
+pub(crate) struct CheckedHost {
     /// Its name.
     pub name: String,
     /// The preference; nothing where the domain has no MX records.
@@ -107,7 +107,7 @@ struct HostDnsFacts {
 /// The result of the check of one address.
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "kebab-case")]
-pub struct AddressResult {
+pub(crate) struct AddressResult {
     /// The address.
     pub address: IpAddr,
     /// In words.
@@ -143,7 +143,7 @@ enum PublishedSts {
 }
 
 /// Checks a domain. Fails with one line where this host lacks something that the check needs.
-pub async fn check_domain(config: &Config, domain: &str) -> Result<DomainCheck, String> {
+pub(crate) async fn check_domain(config: &Config, domain: &str) -> Result<DomainCheck, String> {
     let domain = crate::base::domain_name::normalize(domain)
         .ok_or_else(|| format!("`{}` is no domain name", domain.escape_debug()))?;
     let resolver = Resolver::new(config.resolver.address).map_err(|e| format!("resolver: {e}"))?;

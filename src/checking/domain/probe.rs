@@ -26,16 +26,16 @@ const PROBE_TIME: Duration = Duration::from_secs(45);
 
 /// What a server presented.
 #[derive(Clone, Debug)]
-pub struct TlsProbe {
+pub(crate) struct TlsProbe {
     /// Such as `TLSv1_3`.
-    pub protocol: String,
+    pub(crate) protocol: String,
     /// The certificates, the server's own first.
-    pub chain: Vec<CertificateDer<'static>>,
+    pub(crate) chain: Vec<CertificateDer<'static>>,
 }
 
 /// Why a server presented no certificate.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum ProbeError {
+pub(crate) enum ProbeError {
     /// No connection.
     #[error("no connection: {0}")]
     Connect(String),
@@ -51,7 +51,7 @@ pub enum ProbeError {
 }
 
 /// Connects, as `name`, to one address of `host`.
-pub async fn probe(address: SocketAddr, host: &str, name: &str) -> Result<TlsProbe, ProbeError> {
+pub(crate) async fn probe(address: SocketAddr, host: &str, name: &str) -> Result<TlsProbe, ProbeError> {
     timeout(PROBE_TIME, connect_and_start_tls(address, host, name)).await.unwrap_or(Err(ProbeError::Timeout))
 }
 

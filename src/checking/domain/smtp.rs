@@ -20,7 +20,7 @@ const MAX_TEXT: usize = 200;
 
 /// A reply (RFC 5321 §4.2).
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SmtpReply {
+pub(crate) struct SmtpReply {
     /// Three digits.
     pub code: u16,
     /// The text of each line, without code and line end.
@@ -29,7 +29,7 @@ pub struct SmtpReply {
 
 /// The result of parsing the bytes received so far.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum ParsedReply {
+pub(crate) enum ParsedReply {
     /// A reply, and how many bytes it takes.
     Complete(SmtpReply, usize),
     /// The beginning of a reply.
@@ -40,7 +40,7 @@ pub enum ParsedReply {
 
 /// Why TLS is not begun.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum SmtpError {
+pub(crate) enum SmtpError {
     /// The connection broke.
     #[error("the connection broke: {0}")]
     Broken(String),
@@ -62,7 +62,7 @@ pub enum SmtpError {
 }
 
 /// Parses one reply at the beginning of the bytes received so far.
-pub fn parse_reply(octets: &[u8]) -> ParsedReply {
+pub(crate) fn parse_reply(octets: &[u8]) -> ParsedReply {
     let mut lines = Vec::new();
     let mut code = None;
     let mut used = 0;
@@ -94,7 +94,7 @@ pub fn parse_reply(octets: &[u8]) -> ParsedReply {
 }
 
 /// Goes as far as the TLS handshake. `name` is who we are.
-pub async fn start_tls<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut S, name: &str) -> Result<(), SmtpError> {
+pub(crate) async fn start_tls<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut S, name: &str) -> Result<(), SmtpError> {
     let mut reader = ReplyReader { waiting: Vec::new() };
     let greeting = reader.read_reply(stream).await?;
     if greeting.code != 220 {

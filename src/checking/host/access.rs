@@ -11,9 +11,9 @@ use std::process::Command;
 
 /// A user with its groups, as the host's name service has them.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SystemUser {
+pub(crate) struct SystemUser {
     /// Its name, or its number where it has none.
-    pub name: String,
+    pub(crate) name: String,
     uid: u32,
     gids: Vec<u32>,
     groups: Vec<String>,
@@ -21,7 +21,7 @@ pub struct SystemUser {
 
 /// What denies access.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum AccessObstacle {
+pub(crate) enum AccessObstacle {
     /// There is nothing of this name.
     Missing(PathBuf),
     /// The mode says no; the octal mode, owner and group are in the words.
@@ -32,7 +32,7 @@ pub enum AccessObstacle {
 
 /// The access that is needed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum AccessKind {
+pub(crate) enum AccessKind {
     /// Read the file.
     Read,
     /// Connect to the socket, which takes the right to write (unix(7)).
@@ -41,7 +41,7 @@ pub enum AccessKind {
 
 impl SystemUser {
     /// Looks up a user by name or number; fails with one line where the host does not know it.
-    pub fn look_up(name: &str) -> Result<SystemUser, String> {
+    pub(crate) fn look_up(name: &str) -> Result<SystemUser, String> {
         let id = |option: &str| {
             let output = Command::new("id").args([option, "--", name]).output().map_err(|e| format!("id: {e}"))?;
             let numbers = String::from_utf8_lossy(&output.stdout);
@@ -59,12 +59,12 @@ impl SystemUser {
     }
 
     /// Whether it is in one of these groups, or root.
-    pub fn is_in_any_group(&self, groups: &[&str]) -> bool {
+    pub(crate) fn is_in_any_group(&self, groups: &[&str]) -> bool {
         self.uid == 0 || self.groups.iter().any(|group| groups.contains(&group.as_str()))
     }
 
     /// The first thing that denies access to a path below the folder `from`; symbolic links are followed.
-    pub fn find_obstacle(&self, path: &Path, from: &Path, access: AccessKind) -> Option<AccessObstacle> {
+    pub(crate) fn find_obstacle(&self, path: &Path, from: &Path, access: AccessKind) -> Option<AccessObstacle> {
         let mut folders: Vec<&Path> = path.ancestors().skip(1).filter(|folder| folder.starts_with(from)).collect();
         folders.reverse();
         for folder in folders {

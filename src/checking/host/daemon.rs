@@ -21,7 +21,7 @@ const MAX_CLOCK_LEAD: i64 = 600;
 
 /// Whether a daemon runs, as far as this process can see.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum DaemonPresence {
+pub(crate) enum DaemonPresence {
     /// It answers.
     Running,
     /// Nothing listens.
@@ -32,26 +32,26 @@ pub enum DaemonPresence {
 
 /// What a running daemon says of itself, as far as `doctor` looks at it.
 #[derive(Clone, Debug, Default)]
-pub struct DaemonState {
+pub(crate) struct DaemonState {
     /// The version of the program.
-    pub version: String,
+    pub(crate) version: String,
     /// The time, in seconds since 1970-01-01T00:00:00Z.
-    pub now: i64,
+    pub(crate) now: i64,
     /// The settings that were detected on the host when the daemon started or was reloaded, one line each.
-    pub detected: Vec<String>,
+    pub(crate) detected: Vec<String>,
     /// Each input, by name, and how far it is.
-    pub inputs: BTreeMap<String, InputProgress>,
+    pub(crate) inputs: BTreeMap<String, InputProgress>,
     /// What happened how often, since the daemon started.
-    pub counters: BTreeMap<String, u64>,
+    pub(crate) counters: BTreeMap<String, u64>,
     /// The last errors, oldest first, with their times.
-    pub errors: Vec<(i64, String)>,
+    pub(crate) errors: Vec<(i64, String)>,
     /// What is known of each next hop.
-    pub policies: Vec<Listed>,
+    pub(crate) policies: Vec<Listed>,
 }
 
 /// Why the daemon's state is not known.
 #[derive(Debug)]
-pub enum DaemonStateError {
+pub(crate) enum DaemonStateError {
     /// No daemon answers.
     NotRunning,
     /// It could not be asked; one line.
@@ -59,7 +59,7 @@ pub enum DaemonStateError {
 }
 
 /// Checks the daemon's state. `host` is what is detected on the host now, as the daemon did at its start.
-pub fn check_daemon(
+pub(crate) fn check_daemon(
     config: &Config,
     state: Result<DaemonState, DaemonStateError>,
     host: &[String],

@@ -24,7 +24,7 @@ const TIMEDATECTL_TIMEOUT: Duration = Duration::from_secs(5);
 const MAX_LOG_SILENCE: Duration = Duration::from_secs(2 * 86_400);
 
 /// Checks that the daemon can read its logs.
-pub fn check_logs(config: &Config, found: &mut Findings) {
+pub(crate) fn check_logs(config: &Config, found: &mut Findings) {
     let reader = match daemon_user(config) {
         Ok(reader) => Some(reader),
         Err(error) => {
@@ -109,7 +109,7 @@ fn daemon_user(config: &Config) -> Result<SystemUser, String> {
 /// Checks that DNSSEC results are available and can be trusted, by the daemon and by the MTA. `roots` are the folders
 /// that services of the MTA are chrooted in. `trust_ad` means that the MTA leaves that option to resolv.conf, as Exim
 /// does.
-pub async fn check_resolver(
+pub(crate) async fn check_resolver(
     config: &Config,
     bogus: &str,
     roots: &BTreeSet<PathBuf>,
@@ -198,7 +198,7 @@ fn check_resolv_conf(path: &Path, trust_ad: bool, found: &mut Findings) {
 }
 
 /// Checks that the kernel considers its clock synchronized. In a closed network there is no time source.
-pub async fn check_clock(config: &Config, found: &mut Findings) {
+pub(crate) async fn check_clock(config: &Config, found: &mut Findings) {
     if config.closed_network != ClosedNetworkSection::default() {
         return;
     }

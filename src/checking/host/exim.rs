@@ -27,7 +27,7 @@ const PROGRAM_NAMES: [&str; 3] = ["exim4", "exim", "/usr/sbin/exim4"];
 
 /// An installed Exim and its configuration.
 #[derive(Clone, Debug, Default)]
-pub struct EximInstallation {
+pub(crate) struct EximInstallation {
     version: String,
     /// The user that delivers.
     user: String,
@@ -55,7 +55,7 @@ struct ReadsocketCall {
 
 impl EximInstallation {
     /// Asks an Exim how it is configured. Fails with one line.
-    pub fn read(program: Option<&Path>, config: Option<&Path>) -> Result<EximInstallation, String> {
+    pub(crate) fn read(program: Option<&Path>, config: Option<&Path>) -> Result<EximInstallation, String> {
         let programs = program.map(|p| vec![p.to_owned()]).unwrap_or_else(|| PROGRAM_NAMES.map(PathBuf::from).to_vec());
         let mut last = String::new();
         for program in programs {
@@ -82,12 +82,12 @@ impl EximInstallation {
     }
 
     /// Its version, such as `4.96`.
-    pub fn version(&self) -> &str {
+    pub(crate) fn version(&self) -> &str {
         &self.version
     }
 
     /// Checks everything. `running` means that the daemon's sockets should exist.
-    pub fn check(&self, config: &Config, running: bool, found: &mut Findings) {
+    pub(crate) fn check(&self, config: &Config, running: bool, found: &mut Findings) {
         let mut all = Vec::new();
         if parse_version(&self.version).is_some_and(|version| version < OLDEST_SUPPORTED) {
             let problem = format!("this is Exim {}", self.version);

@@ -12,7 +12,7 @@ use crate::net::dns::{DnsError, Resolver};
 use crate::net::tlsrpt_record::{TlsrptLookupError, look_up_recipients};
 
 /// Checks the submitter, its keys and their DNS records.
-pub async fn check_identity(
+pub(crate) async fn check_identity(
     program: &impl HostCheckContext,
     section: &ReportSection,
     resolver: &Resolver,
@@ -49,20 +49,20 @@ pub async fn check_identity(
 
 /// One key file, as the reporting pipeline reads it.
 #[derive(Debug, Default)]
-pub struct DkimKeyCheck {
+pub(crate) struct DkimKeyCheck {
     /// The file.
-    pub file: String,
+    pub(crate) file: String,
     /// Why it cannot be used.
-    pub fault: Option<KeyFileError>,
+    pub(crate) fault: Option<KeyFileError>,
     /// What is unwise about it, one line each.
-    pub warnings: Vec<String>,
+    pub(crate) warnings: Vec<String>,
     /// Its DNS records.
-    pub records: Vec<DkimRecordCheck>,
+    pub(crate) records: Vec<DkimRecordCheck>,
 }
 
 /// Why a key file cannot be used; one line.
 #[derive(Debug)]
-pub enum KeyFileError {
+pub(crate) enum KeyFileError {
     /// This user may not read it.
     Denied(String),
     /// It is missing, or not a usable key.
@@ -71,13 +71,13 @@ pub enum KeyFileError {
 
 /// A DKIM record in DNS, compared with its key.
 #[derive(Debug)]
-pub struct DkimRecordCheck {
+pub(crate) struct DkimRecordCheck {
     /// Its name.
-    pub name: String,
+    pub(crate) name: String,
     /// The line of a zone file that publishes the key.
-    pub zone_line: String,
+    pub(crate) zone_line: String,
     /// What is wrong with what is published, if anything; or why it is not known.
-    pub fault: Result<Option<String>, String>,
+    pub(crate) fault: Result<Option<String>, String>,
 }
 
 fn check_dkim(key: DkimKeyCheck, found: &mut Findings) {

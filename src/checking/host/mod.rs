@@ -6,12 +6,12 @@
 //! Not here: a domain's own publications (`receiving`), how findings are shown (`cli`).
 
 mod access;
-pub mod daemon;
+pub(crate) mod daemon;
 mod environment;
-pub mod exim;
-pub mod identity;
-pub mod postconf;
-pub mod postfix;
+pub(crate) mod exim;
+pub(crate) mod identity;
+pub(crate) mod postconf;
+pub(crate) mod postfix;
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -26,22 +26,21 @@ use postconf::PostfixInstance;
 
 /// Where to find the configurations to check.
 #[derive(Clone, Debug)]
-pub struct HostCheckOptions {
+pub(crate) struct HostCheckOptions {
     /// Our configuration.
-    pub config: PathBuf,
+    pub(crate) config: PathBuf,
     /// Postfix's configuration folder; without it Postfix's own default.
-    pub postfix: Option<PathBuf>,
+    pub(crate) postfix: Option<PathBuf>,
     /// Exim's program; without it the one on the path.
-    pub exim: Option<PathBuf>,
+    pub(crate) exim: Option<PathBuf>,
     /// Exim's configuration file; without it Exim's own default.
-    pub exim_config: Option<PathBuf>,
+    pub(crate) exim_config: Option<PathBuf>,
     /// A name whose signatures are broken on purpose; empty for none.
-    pub bogus: String,
+    pub(crate) bogus: String,
 }
 
 /// What the checks need of the other parts of the program, which they do not import.
-#[expect(async_fn_in_trait, reason = "used within this crate alone, on one task")]
-pub trait HostCheckContext {
+pub(crate) trait HostCheckContext {
     /// The state of the running daemon.
     async fn daemon_state(&self, config: &Config) -> Result<DaemonState, DaemonStateError>;
     /// Whether a daemon would start with this configuration; one line if not.
@@ -51,7 +50,7 @@ pub trait HostCheckContext {
 }
 
 /// Checks everything.
-pub async fn check_host(options: &HostCheckOptions, program: &impl HostCheckContext) -> Findings {
+pub(crate) async fn check_host(options: &HostCheckOptions, program: &impl HostCheckContext) -> Findings {
     let mut found = Findings::default();
     // As the daemon does: what the file does not say is found out.
     let mut host = Vec::new();

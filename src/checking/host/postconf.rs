@@ -24,35 +24,35 @@ const SBIN: &str = "/usr/sbin:/sbin:/usr/local/sbin";
 
 /// One configured Postfix instance.
 #[derive(Clone, Debug, Default)]
-pub struct PostfixInstance {
+pub(crate) struct PostfixInstance {
     /// Its configuration folder.
-    pub folder: PathBuf,
+    pub(crate) folder: PathBuf,
     parameters: BTreeMap<String, String>,
     /// The services that deliver by SMTP.
-    pub smtp_clients: Vec<MasterService>,
+    pub(crate) smtp_clients: Vec<MasterService>,
     /// Other services, by name and command, and whether they are chrooted.
     other_services: Vec<MasterService>,
 }
 
 /// A service of master.cf.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct MasterService {
+pub(crate) struct MasterService {
     /// Its name, the first column.
-    pub name: String,
+    pub(crate) name: String,
     /// Its type, the second column.
-    pub kind: String,
+    pub(crate) kind: String,
     /// The program, the eighth column.
-    pub command: String,
+    pub(crate) command: String,
     /// Whether it runs chrooted in the queue directory.
-    pub chroot: bool,
+    pub(crate) chroot: bool,
     /// Its `-o` parameters, expanded.
-    pub overrides: BTreeMap<String, String>,
+    pub(crate) overrides: BTreeMap<String, String>,
 }
 
 impl PostfixInstance {
     /// All instances, the primary one first; the second value says which could not be looked at. Fails where there is no
     /// postconf, or the primary instance cannot be read.
-    pub fn read_all(folder: Option<&Path>) -> Result<(Vec<PostfixInstance>, Vec<String>), String> {
+    pub(crate) fn read_all(folder: Option<&Path>) -> Result<(Vec<PostfixInstance>, Vec<String>), String> {
         let primary = PostfixInstance::read(folder)?;
         let mut skipped = Vec::new();
         let more = primary.list("multi_instance_directories");
@@ -86,42 +86,42 @@ impl PostfixInstance {
     }
 
     /// A parameter of main.cf, expanded; empty where it has none.
-    pub fn get(&self, name: &str) -> &str {
+    pub(crate) fn get(&self, name: &str) -> &str {
         self.parameters.get(name).map_or("", String::as_str)
     }
 
     /// A parameter as a service sees it.
-    pub fn service_parameter<'a>(&'a self, service: &'a MasterService, name: &str) -> &'a str {
+    pub(crate) fn service_parameter<'a>(&'a self, service: &'a MasterService, name: &str) -> &'a str {
         service.overrides.get(name).map_or_else(|| self.get(name), String::as_str)
     }
 
     /// Whether this Postfix knows a parameter at all.
-    pub fn has_parameter(&self, name: &str) -> bool {
+    pub(crate) fn has_parameter(&self, name: &str) -> bool {
         self.parameters.contains_key(name)
     }
 
     /// Whether a parameter is `yes`.
-    pub fn is_yes(&self, name: &str) -> bool {
+    pub(crate) fn is_yes(&self, name: &str) -> bool {
         self.get(name) == "yes"
     }
 
     /// A parameter that is a list.
-    pub fn list(&self, name: &str) -> Vec<String> {
+    pub(crate) fn list(&self, name: &str) -> Vec<String> {
         split_list(self.get(name))
     }
 
     /// Its version.
-    pub fn version(&self) -> Option<PostfixVersion> {
+    pub(crate) fn version(&self) -> Option<PostfixVersion> {
         self.get("mail_version").to_owned().try_into().ok()
     }
 
     /// Whether the services of a program other than smtp(8) are chrooted.
-    pub fn is_chrooted(&self, command: &str) -> bool {
+    pub(crate) fn is_chrooted(&self, command: &str) -> bool {
         self.other_services.iter().any(|service| service.command == command && service.chroot)
     }
 
     /// The `postconf` command for this instance.
-    pub fn postconf_command(&self) -> String {
+    pub(crate) fn postconf_command(&self) -> String {
         match self.is_default_folder() {
             true => "postconf".to_owned(),
             false => format!("postconf -c {}", self.folder.display()),
@@ -129,7 +129,7 @@ impl PostfixInstance {
     }
 
     /// The `postfix reload` command for this instance.
-    pub fn reload_command(&self) -> String {
+    pub(crate) fn reload_command(&self) -> String {
         match self.is_default_folder() {
             true => "postfix reload".to_owned(),
             false => format!("postfix -c {} reload", self.folder.display()),
@@ -202,7 +202,7 @@ fn parse_services(text: &str, chroot_is_default: bool) -> Vec<MasterService> {
 }
 
 /// The elements of a list: separated by white space and commas, except within braces.
-pub fn split_list(text: &str) -> Vec<String> {
+pub(crate) fn split_list(text: &str) -> Vec<String> {
     let mut words = vec![String::new()];
     let mut depth = 0usize;
     for c in text.chars() {
@@ -224,7 +224,7 @@ pub fn split_list(text: &str) -> Vec<String> {
 #[cfg(test)]
 impl PostfixInstance {
     /// One that was never read.
-    pub fn for_tests(parameters: &[(&str, &str)], clients: &[MasterService]) -> PostfixInstance {
+    pub(crate) fn for_tests(parameters: &[(&str, &str)], clients: &[MasterService]) -> PostfixInstance {
         let parameters = parameters.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
         PostfixInstance {
             folder: "/etc/postfix".into(),

@@ -35,7 +35,7 @@ struct SocketmapTable {
 }
 
 /// Everything that can be checked without the daemon. `asked_elsewhere` tells whether another instance asks the daemon.
-pub fn check_instance(instance: &PostfixInstance, config: &Config, asked: bool) -> Vec<Finding> {
+pub(crate) fn check_instance(instance: &PostfixInstance, config: &Config, asked: bool) -> Vec<Finding> {
     let mut found = Vec::new();
     for service in instance.smtp_clients.iter().filter(|service| looks_up_mx(service)) {
         let view = ServiceCheck { instance, service, config };
@@ -54,12 +54,12 @@ pub fn check_instance(instance: &PostfixInstance, config: &Config, asked: bool) 
 }
 
 /// Whether one of its services asks the daemon.
-pub fn asks_daemon(instance: &PostfixInstance, config: &Config) -> bool {
+pub(crate) fn asks_daemon(instance: &PostfixInstance, config: &Config) -> bool {
     instance.smtp_clients.iter().any(|service| ServiceCheck { instance, service, config }.our_table().is_some())
 }
 
 /// Finds what denies its services access to the sockets; what could not be checked goes to `skipped`.
-pub fn check_sockets(instance: &PostfixInstance, config: &Config, skipped: &mut Vec<String>) -> Vec<Finding> {
+pub(crate) fn check_sockets(instance: &PostfixInstance, config: &Config, skipped: &mut Vec<String>) -> Vec<Finding> {
     let owner = match SystemUser::look_up(instance.get("mail_owner")) {
         Ok(owner) => owner,
         Err(error) => {
