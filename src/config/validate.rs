@@ -18,7 +18,7 @@ use tlswarden_parsers::Dialect;
 use crate::base::domain_name;
 use crate::base::next_hop::NextHop;
 use crate::base::printable::escape_and_cut;
-use crate::base::rua_record::{MAX_READ, destination_of};
+use crate::base::rua_record::{MAX_PARSED_DESTINATIONS, parse_destination};
 use crate::config::toml_errors;
 use crate::config::{
     Config, DeliveryMethod, DkimKeySection, DkimSigning, InputKind, InputSection, NativeTlsrpt, PostfixVersion,
@@ -201,8 +201,8 @@ fn check_recipients(report: &ReportSection) -> Result<(), (&'static str, usize, 
             format!("invalid domain \"{}\": expected {DOMAIN}", escape_and_cut(bad, 80)),
         ));
     }
-    if !(1..=MAX_READ).contains(&report.max_destinations) {
-        let problem = format!("invalid number {}: expected 1 to {MAX_READ}", report.max_destinations);
+    if !(1..=MAX_PARSED_DESTINATIONS).contains(&report.max_destinations) {
+        let problem = format!("invalid number {}: expected 1 to {MAX_PARSED_DESTINATIONS}", report.max_destinations);
         return Err(("report", 0, "max_destinations", problem));
     }
     for (nth, suppress) in report.suppress.iter().enumerate() {
@@ -212,7 +212,7 @@ fn check_recipients(report: &ReportSection) -> Result<(), (&'static str, usize, 
                 let found = escape_and_cut(domain, 80);
                 return fault("domain", format!("invalid domain \"{found}\": expected {DOMAIN}"));
             }
-            (None, Some(to)) if !is_domain_pattern(to) && destination_of(to).is_err() => {
+            (None, Some(to)) if !is_domain_pattern(to) && parse_destination(to).is_err() => {
                 let (found, forms) = (escape_and_cut(to, 80), "\"name@example.com\", \"mailto:...\", \"https://...\"");
                 return fault("destination", format!("invalid destination \"{found}\": expected {forms}, {DOMAIN}"));
             }

@@ -4,7 +4,7 @@
 //! When it fails: a [`TlsrptLookupError`], which tells "none" from "ask again later".
 //! Not here: what the record means (`base::rua_record`), which destinations are served (`reporting`).
 
-use crate::base::rua_record::{NoRecipients, Recipients, recipients};
+use crate::base::rua_record::{NoRecipients, Recipients, parse_recipients};
 use crate::net::dns::{DnsError, Resolver};
 
 /// Why a domain's recipients are not known.
@@ -21,7 +21,7 @@ pub enum TlsrptLookupError {
 /// Where a domain or MX host wants its reports, as it published it.
 pub async fn look_up_recipients(resolver: &Resolver, name: &str) -> Result<Recipients, TlsrptLookupError> {
     match resolver.txt(&format!("_smtp._tls.{name}")).await {
-        Ok(answer) => Ok(recipients(&answer.records)?),
+        Ok(answer) => Ok(parse_recipients(&answer.records)?),
         Err(DnsError::NoSuchDomain { .. } | DnsError::NoRecords { .. }) => Err(NoRecipients::NoRecord.into()),
         Err(DnsError::Failed(why)) => Err(TlsrptLookupError::Temporary(why)),
     }

@@ -12,7 +12,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 use crate::base::domain_name;
-use crate::base::rua_record::{Destination, NoRecipients, Recipients, destination_of};
+use crate::base::rua_record::{Destination, NoRecipients, Recipients, parse_destination};
 use crate::base::tlsrpt::Day;
 use crate::config::{ReportSection, SuppressSection};
 
@@ -150,7 +150,7 @@ impl SuppressSection {
     fn matches(&self, destination: &Destination) -> bool {
         let Some(wanted) = self.destination.as_deref() else { return false };
         if wanted.contains([':', '@']) {
-            return destination_of(wanted).is_ok_and(|wanted| wanted == *destination);
+            return parse_destination(wanted).is_ok_and(|wanted| wanted == *destination);
         }
         pattern_matches(wanted, &destination.host().trim_end_matches('.').to_ascii_lowercase())
     }
@@ -167,7 +167,7 @@ impl SuppressSection {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::base::rua_record::recipients;
+    use crate::base::rua_record::parse_recipients;
 
     fn recipient_filter(edit: impl FnOnce(&mut ReportSection)) -> RecipientFilter {
         let mut section = ReportSection::default();
@@ -208,7 +208,7 @@ mod tests {
     #[test]
     fn suppressed_destinations_and_those_above_the_cap_are_left_out_by_name() {
         let record = "v=TLSRPTv1;rua=mailto:a@b.example,https://R.example:443/x,mailto:c@d.example,mailto:e@f.example";
-        let found = || recipients(&[record]).unwrap();
+        let found = || parse_recipients(&[record]).unwrap();
         let today = day("2026-11-22");
         let limited = |recipient_filter: RecipientFilter| recipient_filter.apply_limits(found(), today);
         let texts = |r: &Recipients| r.destinations.iter().map(ToString::to_string).collect::<Vec<_>>();

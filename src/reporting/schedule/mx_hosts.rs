@@ -34,7 +34,7 @@ pub(super) struct HostCounts {
 impl HostCounts {
     /// Excludes the destinations that get all of it already.
     pub(crate) fn exclude_reported(&self, found: Recipients) -> Result<Recipients, NoRecipients> {
-        found.without(&self.domain_destinations)
+        found.excluding(&self.domain_destinations)
     }
 }
 

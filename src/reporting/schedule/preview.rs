@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use serde::{Deserialize, Serialize};
 
-use crate::base::rua_record::{Destination, Recipients, Skipped};
+use crate::base::rua_record::{Destination, Recipients, SkippedUri};
 use crate::base::tlsrpt::{Day, PolicyType, TallyRow};
 use crate::config::ReportSection;
 use crate::config::identity::Identity;
@@ -36,7 +36,7 @@ pub struct ReportPreview {
     /// Where it would go.
     pub(crate) recipients: Vec<Destination>,
     /// What of `rua` is left out.
-    pub(crate) skipped: Vec<Skipped>,
+    pub(crate) skipped: Vec<SkippedUri>,
     /// Why it would not go anywhere.
     pub(crate) why_not: Option<String>,
     /// The name of the attached file.
@@ -113,7 +113,7 @@ impl PreviewBuilder<'_> {
                 }
                 let domain_destinations: Vec<Vec<Destination>> =
                     from.iter().map(|domain| known[domain].clone()).collect();
-                found = recipients.without(&domain_destinations).map_err(TlsrptLookupError::None);
+                found = recipients.excluding(&domain_destinations).map_err(TlsrptLookupError::None);
             }
             let reported = self
                 .read_reported(&ReportKey::first(self.day, subject.clone()))?
