@@ -31,7 +31,7 @@ const MAX_TEXT: usize = 200;
 /// The contents of a certificate.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
-pub(crate) struct CertificateFacts {
+pub struct CertificateFacts {
     /// Whom it is for.
     pub subject: String,
     /// Who signed it.
@@ -47,7 +47,7 @@ pub(crate) struct CertificateFacts {
 }
 
 /// The contents of the first certificate of a chain; `None` where it cannot be read.
-pub(crate) fn read_facts(certificate: &[u8]) -> Option<CertificateFacts> {
+pub fn read_facts(certificate: &[u8]) -> Option<CertificateFacts> {
     let (_, parsed) = X509Certificate::from_der(certificate).ok()?;
     let alternative = parsed.subject_alternative_name().ok().flatten();
     let names = alternative.map(|extension| extension.value.general_names.as_slice()).unwrap_or_default();
@@ -98,7 +98,7 @@ pub(crate) fn find_faults(
 
 /// The first TLSA record that the chain matches; `names` are the names that a certificate under usage 2 may have: the
 /// TLSA base domain and the next hop (RFC 7672 §3.2.2).
-pub(crate) fn matching_record<'a>(
+pub fn matching_record<'a>(
     records: &'a [TlsaRecord],
     chain: &[CertificateDer<'_>],
     names: &[&str],

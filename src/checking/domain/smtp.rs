@@ -20,7 +20,7 @@ const MAX_TEXT: usize = 200;
 
 /// A reply (RFC 5321 §4.2).
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct SmtpReply {
+pub struct SmtpReply {
     /// Three digits.
     pub code: u16,
     /// The text of each line, without code and line end.
@@ -29,7 +29,7 @@ pub(crate) struct SmtpReply {
 
 /// The result of parsing the bytes received so far.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum ParsedReply {
+pub enum ParsedReply {
     /// A reply, and how many bytes it takes.
     Complete(SmtpReply, usize),
     /// The beginning of a reply.
@@ -62,7 +62,7 @@ pub(crate) enum SmtpError {
 }
 
 /// Parses one reply at the beginning of the bytes received so far.
-pub(crate) fn parse_reply(octets: &[u8]) -> ParsedReply {
+pub fn parse_reply(octets: &[u8]) -> ParsedReply {
     let mut lines = Vec::new();
     let mut code = None;
     let mut used = 0;

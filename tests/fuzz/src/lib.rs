@@ -13,7 +13,7 @@ use tlswarden::answering::socketmap::netstring::{self, Frame};
 use tlswarden::answering::socketmap::reply::{self, MAX_REPLY, Wording};
 use tlswarden::base::domain_name;
 use tlswarden::base::next_hop::NextHop;
-use tlswarden::base::rua_record::{Destination, MAX_READ, MAX_SKIPPED, recipients};
+use tlswarden::base::rua_record::{Destination, MAX_PARSED_DESTINATIONS, MAX_SKIPPED, parse_recipients};
 use tlswarden::base::tlsrpt::Mode;
 use tlswarden::checking::domain::{certificate as server_certificate, smtp};
 use tlswarden::counting::input::json_entry;
@@ -160,8 +160,8 @@ pub fn sts_document(data: &[u8]) {
 pub fn tlsrpt_record(data: &[u8]) {
     let text = String::from_utf8_lossy(data);
     let records: Vec<&str> = text.split('\n').collect();
-    let Ok(found) = recipients(&records) else { return };
-    assert!((1..=MAX_READ).contains(&found.destinations.len()) && found.skipped.len() <= MAX_SKIPPED);
+    let Ok(found) = parse_recipients(&records) else { return };
+    assert!((1..=MAX_PARSED_DESTINATIONS).contains(&found.destinations.len()) && found.skipped.len() <= MAX_SKIPPED);
     for destination in &found.destinations {
         let text = destination.to_string();
         assert!(text.bytes().all(|b| b.is_ascii_graphic()), "{text:?}");
@@ -190,7 +190,7 @@ pub fn answer(data: &[u8]) {
     let cached = Arc::new(StsPolicy::new("example.com", "1", &found, 0));
     // What is kept of a document says what the document says.
     assert_eq!(cached.document("example.com").mx, found.mx);
-    let policy = cached.policy("example.com");
+    let policy = cached.report_policy("example.com");
     assert_eq!(policy.policy_string, found.lines);
     let basis = Basis::Published(Published::NOTHING);
     let decision = Decision { domain: "example.com".into(), basis, sts: Some(cached), failure: None };
@@ -233,16 +233,16 @@ pub fn answer(data: &[u8]) {
 pub fn smtp_reply(data: &[u8]) {
     let mut rest = data;
     loop {
-        match smtp::parse(rest) {
-            smtp::Parsed::Whole(reply, used) => {
+        match smtp::parse_reply(rest) {
+            smtp::ParsedReply::Complete(reply, used) => {
                 assert!((200..600).contains(&reply.code) && used > 3 && used <= rest.len());
                 assert!((1..=smtp::MAX_LINES).contains(&reply.lines.len()));
                 assert!(reply.lines.iter().all(|line| !line.contains('\n')));
-                assert_eq!(smtp::parse(&rest[..used - 1]), smtp::Parsed::Partial);
+                assert_eq!(smtp::parse_reply(&rest[..used - 1]), smtp::ParsedReply::Incomplete);
                 rest = &rest[used..];
             }
-            smtp::Parsed::Partial => return assert!(rest.len() <= smtp::MAX_LINE * (smtp::MAX_LINES + 1)),
-            smtp::Parsed::Malformed => return,
+            smtp::ParsedReply::Incomplete => return assert!(rest.len() <= smtp::MAX_LINE * (smtp::MAX_LINES + 1)),
+            smtp::ParsedReply::Malformed => return,
         }
     }
 }
@@ -251,7 +251,7 @@ pub fn smtp_reply(data: &[u8]) {
 /// chooses the record.
 pub fn certificate(data: &[u8]) {
     let Some((first, der)) = data.split_first() else { return };
-    if let Some(facts) = server_certificate::facts(der) {
+    if let Some(facts) = server_certificate::read_facts(der) {
         assert!(facts.names.len() <= server_certificate::MAX_NAMES && facts.tlsa_3_1_1.len() == 64);
         let texts = facts.names.iter().chain([&facts.subject, &facts.issuer]);
         texts.for_each(|text| assert!(!text.chars().any(char::is_control), "{text:?}"));
@@ -259,5 +259,5 @@ pub fn certificate(data: &[u8]) {
     let chain = [CertificateDer::from(der), CertificateDer::from(der)];
     let record = TlsaRecord { usage: first % 4, selector: first / 4 % 2, matching: first / 8 % 3, data: vec![7; 32] };
     let time = UnixTime::since_unix_epoch(std::time::Duration::from_secs(1_795_600_000));
-    assert_eq!(server_certificate::fitting(&[record], &chain, &["mx.example.com"], time), None);
+    assert_eq!(server_certificate::matching_record(&[record], &chain, &["mx.example.com"], time), None);
 }
