@@ -239,8 +239,8 @@ impl CountingTask {
         for (what, line) in problems {
             self.log_input_problem(inputs, &name, what, line, now);
         }
-        if inputs.by_number.len() > 1
-            && let Some(other) = inputs.duplicates.note(number, &delivered)
+        // The first input too, whose blocks may come before the second one is known.
+        if let Some(other) = inputs.duplicates.note(number, &delivered)
             && let Some(other) = inputs.by_number.get(&other).map(|input| input.name.clone())
         {
             let line = format!(
