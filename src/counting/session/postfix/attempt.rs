@@ -104,7 +104,13 @@ fn join_key(parts: &[&[u8]]) -> TableKey {
 }
 
 pub(super) fn process_key(process: &Process<'_>) -> TableKey {
-    join_key(&[process.instance, b"/", process.name, b"\0", &process.pid.to_be_bytes()])
+    let Process { host, instance, name, pid } = process;
+    join_key(&[host, b"\0", instance, b"/", name, b"\0", &pid.to_be_bytes()])
+}
+
+/// The instance of a process on its host; those of its services begin with it.
+pub(super) fn instance_key(process: &Process<'_>) -> TableKey {
+    join_key(&[process.host, b"\0", process.instance])
 }
 
 pub(super) fn peer_key(peer: Peer<'_>) -> TableKey {

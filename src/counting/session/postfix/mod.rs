@@ -1,7 +1,7 @@
 //! Sessions from Postfix's lines.
 //!
 //! Takes: events in the order of the log. Gives: outcomes, once a line tells the recipient domain.
-//! One smtp(8) process handles one delivery at a time, so lines are joined by (syslog name, process, PID); each new
+//! One smtp(8) process handles one delivery at a time, so lines are joined by (host, syslog name, process, PID); each new
 //! connection is an [`Attempt`], closed by `QID: reason` or by the first `to=` line, which also tells the domain.
 //! tlsproxy(8) logs a session a second time and knows no delivery: of it only verification failures are kept, by peer.
 //! Limits: the constants below. Not here: the wording of a line (`parsers`).
@@ -13,7 +13,7 @@ use tlswarden_parsers::event::{
     Event, EventKind, ExclusionReason, Peer, Process, TlsFeature, TlsFeatureStatus, TlsReason, VerificationError,
 };
 
-use self::attempt::{Attempt, SMTP_PORT, UnloggedSession, host_key, peer_key, process_key};
+use self::attempt::{Attempt, SMTP_PORT, UnloggedSession, host_key, instance_key, peer_key, process_key};
 use crate::base::domain_name;
 use crate::base::tlsrpt::{ResultType, SessionOutcome, SessionResult, Trust};
 use crate::counting::session::reason::{HANDSHAKE_FAILURE, MX_MISMATCH, tlsrpt_verdict, verification_failure};
@@ -206,18 +206,21 @@ impl PostfixSessions {
                 }
             }
             EventKind::DaemonStarted { .. } => {
-                self.instances.remove_matching(|name| belongs_to_master(name, process.instance))
+                let master = instance_key(process);
+                self.instances.remove_matching(|name| belongs_to_master(name, &master));
             }
             EventKind::DaemonReloaded => {
-                let names: Vec<_> =
-                    self.instances.keys().filter(|n| belongs_to_master(n, process.instance)).cloned().collect();
+                let master = instance_key(process);
+                let names: Vec<_> = self.instances.keys().filter(|n| belongs_to_master(n, &master)).cloned().collect();
                 for name in names {
                     self.update_instance(&name, time, |i| (i.uses_tlsproxy, i.logs_all_sessions) = (false, false));
                 }
             }
-            EventKind::TlsproxyConnect => self.update_instance(process.instance, time, |i| i.uses_tlsproxy = true),
+            EventKind::TlsproxyConnect => {
+                self.update_instance(&instance_key(process), time, |i| i.uses_tlsproxy = true)
+            }
             EventKind::Established { reused: false, .. } if process.name == b"tlsproxy" => {
-                self.update_instance(process.instance, time, |i| i.logs_all_sessions = true);
+                self.update_instance(&instance_key(process), time, |i| i.logs_all_sessions = true);
             }
             EventKind::TlsrptResult { domain, peer, .. } if !delivers => {
                 self.note_reported_destination(domain, time);
@@ -324,7 +327,7 @@ impl PostfixSessions {
     }
 
     fn handle_established(&mut self, process: &Process<'_>, peer: Peer<'_>, trust: Trust, time: i64) {
-        self.update_instance(process.instance, time, |i| {
+        self.update_instance(&instance_key(process), time, |i| {
             i.has_trust_anchors |= trust == Trust::Trusted;
             i.logs_all_sessions |= !i.uses_tlsproxy;
         });
@@ -488,7 +491,7 @@ impl PostfixSessions {
         match end.tls {
             Some(tls) if tls.status != TlsFeatureStatus::Met || tls.requested == b"none" => None,
             Some(TlsFeature { effective: b"none", .. }) => clear,
-            _ if self.logs_all_sessions(process.instance) => clear.filter(|_| end.sent && end.tls.is_none()),
+            _ if self.logs_all_sessions(&instance_key(process)) => clear.filter(|_| end.sent && end.tls.is_none()),
             Some(TlsFeature { effective: b"may" | b"encrypt", .. }) => Some(UnloggedSession::Encrypted(None)),
             Some(TlsFeature { effective: b"halfdane", .. }) => Some(UnloggedSession::Encrypted(Some(Trust::Trusted))),
             Some(TlsFeature { effective: b"fingerprint" | b"dane" | b"dane-only" | b"verify" | b"secure", .. }) => {
@@ -551,10 +554,11 @@ impl PostfixSessions {
         process: &Process<'_>,
         out: &mut Vec<SessionOutcome>,
     ) {
-        let anchors = self.instances.peek(process.instance).is_some_and(|(_, i)| i.has_trust_anchors);
+        let instance = instance_key(process);
+        let anchors = self.instances.peek(&instance).is_some_and(|(_, i)| i.has_trust_anchors);
         self.emit(attempt, verdict, Some(recipient_domain), time, anchors, out);
         if let Some(verified) = out.last_mut().filter(|o| !anchors && o.trust == Some(Trust::Verified)) {
-            verified.anchors_shown_by = Some(process.instance.into());
+            verified.anchors_shown_by = Some(instance.to_vec().into());
         }
     }
 

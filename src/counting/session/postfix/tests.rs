@@ -198,9 +198,9 @@ fn further_recipients_of_a_session_are_no_clear_text() {
 fn a_services_own_name_belongs_to_its_master() {
     let mut sessions = PostfixSessions::new();
     outcomes(&mut sessions, &[&format!("relay/smtp[2]: {TRUSTED}")]);
-    assert!(sessions.logs_all_sessions(b"postfix/relay"));
+    assert!(sessions.logs_all_sessions(b"h\0postfix/relay"));
     outcomes(&mut sessions, &["master[1]: daemon started -- version 3.7.11, configuration /etc/postfix"]);
-    assert!(!sessions.logs_all_sessions(b"postfix/relay"));
+    assert!(!sessions.logs_all_sessions(b"h\0postfix/relay"));
     assert!(belongs_to_master(b"postfix", b"postfix") && !belongs_to_master(b"postfix-out", b"postfix"));
 }
 
@@ -217,4 +217,30 @@ fn open_sessions_are_bounded_and_what_gives_way_is_counted() {
     let open = sessions.deliveries.keys().count();
     assert!(open <= MAX_PROCESSES && open > MAX_PROCESSES / 2, "{open}");
     assert_eq!(sessions.take_uncounted().evicted, (many - open) as u64);
+}
+
+/// A log server's file, or a journal that was collected: hosts have the same process ids, containers nearly always.
+#[test]
+fn lines_of_two_hosts_are_of_two_processes() {
+    let failed = "SSL_connect error to mx.b.test[192.0.2.2]:25: lost connection";
+    let end = "relay=mx.b.test[192.0.2.2]:25, delay=1, delays=0/0/0/1, dsn=4.7.5, \
+               status=deferred (Cannot start TLS: handshake failure)";
+    let of_a = sent("3A3A3A3A3A", "");
+    let lines = [
+        ("mx1 postfix/smtp[2]", TRUSTED.to_owned()),
+        ("mx2 postfix/smtp[2]", failed.to_owned()),
+        ("mx1 postfix/smtp[2]", of_a.strip_prefix("smtp[2]: ").unwrap().to_owned()),
+        ("mx2 postfix/smtp[2]", format!("4A3A3A3A3A: to=<u@b.test>, {end}")),
+    ];
+    let mut sessions = PostfixSessions::new();
+    let mut out = Vec::new();
+    for (writer, text) in lines {
+        let line = format!("2026-11-22T01:00:00Z {writer}: {text}");
+        let event = parse(Dialect::Postfix, line.as_bytes()).unwrap().unwrap();
+        sessions.handle_event(&event, 1_795_309_200, |_| false, &mut out);
+    }
+    let domains: Vec<_> = out.iter().map(|o| (&*o.domain, o.observed == Some(SessionResult::Success))).collect();
+    assert_eq!(domains, [("a.test", true), ("b.test", false)]);
+    // One host shows its sessions, of the other that is not known.
+    assert!(sessions.logs_all_sessions(b"mx1\0postfix") && !sessions.logs_all_sessions(b"mx2\0postfix"));
 }
