@@ -48,6 +48,15 @@ pub(crate) fn parse(line: &[u8]) -> ParseResult<Event<'_>> {
     parse_prefixed(prefix)
 }
 
+/// Whether a line is about a message of Exim.
+pub(crate) fn is_exim_line(line: &[u8]) -> bool {
+    let found = match timestamp(line) {
+        Some((_, text)) if message_id(pid(text).map_or(text, |(_, text)| text)).is_some() => return true,
+        _ => envelope::open(line),
+    };
+    in_envelope(&found).is_some_and(|prefix| message_id(prefix.text).is_some())
+}
+
 /// Whether a text may begin with a host and a tag, so that the time before it was not Exim's: most lines without a message
 /// are told apart by their first colon.
 #[inline]

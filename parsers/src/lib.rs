@@ -55,6 +55,16 @@ pub fn is_log_line(line: &[u8]) -> bool {
     syslog::split_plain(line).is_some() || envelope::open(line).time.is_some()
 }
 
+/// Whether a line is one of the MTA's at all, of those that are not counted too: of any daemon of Postfix, or about any
+/// message of Exim.
+#[must_use]
+pub fn is_mta_line(dialect: Dialect, line: &[u8]) -> bool {
+    match dialect {
+        Dialect::Postfix => postfix::is_postfix_line(line),
+        Dialect::Exim => exim::is_exim_line(line),
+    }
+}
+
 /// An entry of a log that keeps the parts of a line apart, as the systemd journal does.
 #[derive(Clone, Copy, Debug)]
 pub struct Entry<'a> {

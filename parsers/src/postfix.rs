@@ -26,6 +26,39 @@ pub(crate) fn parse(line: &[u8]) -> ParseResult<Event<'_>> {
     envelope::split(line).map_or(Ok(None), |line| parse_line(&line))
 }
 
+/// Whether a line is of a daemon of Postfix.
+pub(crate) fn is_postfix_line(line: &[u8]) -> bool {
+    const DAEMONS: [&[u8]; 24] = [
+        b"anvil",
+        b"bounce",
+        b"cleanup",
+        b"discard",
+        b"dnsblog",
+        b"error",
+        b"flush",
+        b"lmtp",
+        b"local",
+        b"master",
+        b"oqmgr",
+        b"pickup",
+        b"pipe",
+        b"postscreen",
+        b"proxymap",
+        b"qmgr",
+        b"scache",
+        b"smtp",
+        b"smtpd",
+        b"tlsmgr",
+        b"tlsproxy",
+        b"trivial-rewrite",
+        b"verify",
+        b"virtual",
+    ];
+    let Some(line) = envelope::split(line) else { return false };
+    let slash = line.ident.iter().rposition(|b| *b == b'/').filter(|slash| *slash > 0);
+    slash.and_then(|slash| line.ident.get(slash + 1..)).is_some_and(|daemon| DAEMONS.contains(&daemon))
+}
+
 /// Reads an entry whose parts are known.
 pub(crate) fn parse_entry<'a>(entry: &Entry<'a>) -> ParseResult<Event<'a>> {
     entry_line(entry).map_or(Ok(None), |line| parse_line(&line))

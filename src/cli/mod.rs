@@ -36,6 +36,8 @@ pub(crate) const EXIT_WARNINGS: u8 = 1;
 pub(crate) const EXIT_ERRORS: u8 = 2;
 /// EX_USAGE: the arguments make no sense.
 pub(crate) const EX_USAGE: u8 = 64;
+/// EX_DATAERR: `replay` recognized no line.
+pub(crate) const EX_DATAERR: u8 = 65;
 /// EX_NOINPUT: a file that was named cannot be read.
 pub(crate) const EX_NOINPUT: u8 = 66;
 /// EX_UNAVAILABLE: no daemon answers, or another process has the store.
@@ -53,6 +55,7 @@ Exit status:
    1  doctor, check-domain: warnings
    2  doctor, check-domain: errors
   64  the arguments make no sense
+  65  replay: no line of the logs was recognized
   66  a file that was named cannot be read
   69  no daemon answers, or another process has the store
   70  a part of the daemon ended by itself

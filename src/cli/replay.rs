@@ -11,10 +11,10 @@ use serde::Serialize;
 use tlswarden_parsers::Dialect;
 
 use super::render::table;
-use super::{CliError, EX_CONFIG, EX_NOINPUT, EX_USAGE, print_stdout};
+use super::{CliError, EX_CONFIG, EX_DATAERR, EX_NOINPUT, EX_USAGE, print_stdout};
 use crate::base::tlsrpt::{Failure, Policy, TallyRow};
 use crate::config;
-use crate::daemon::services::{self, ReplayError, ReplayRequest, ReplayResult};
+use crate::daemon::services::{self, PROGRAM_NAME_ADVICE, ReplayError, ReplayRequest, ReplayResult};
 
 pub(crate) const HELP: &str = "\
 A policies file gives the policies in force, as the daemon's own decisions would:
@@ -32,8 +32,11 @@ A policies file gives the policies in force, as the daemon's own decisions would
   domain = \"example.net\"
   tlsa = { \"mx.example.net\" = [\"3 1 1 0C72AC70…\"] }
 
-Sessions that carried the daemon's own reports are counted here, for only the daemon can tell them, and so are those to hosts of
-local networks.";
+Sessions that carried the daemon's own reports are counted here, for only the daemon can tell them. Those to hosts of local
+networks are left out, as the daemon leaves them out without another `[count] local_networks`, unless
+`--private-addresses` is given; how many is shown.
+
+If no line was recognized, the exit status is 65.";
 
 #[derive(Args)]
 pub(crate) struct ReplayOptions {
@@ -49,6 +52,9 @@ pub(crate) struct ReplayOptions {
     /// The IANA zone of time stamps without one, such as `Europe/Berlin`; without it the host's.
     #[arg(long, value_name = "TZ")]
     timezone: Option<String>,
+    /// Count sessions with hosts of local networks too, as in a closed network.
+    #[arg(long)]
+    private_addresses: bool,
     /// As JSON, with the names of RFC 8460.
     #[arg(long)]
     json: bool,
@@ -86,16 +92,30 @@ pub(crate) fn replay(options: &ReplayOptions) -> Result<(), CliError> {
         policies: options.policies.as_deref(),
         zone,
         year: options.year,
+        private_addresses: options.private_addresses,
         logs: &options.logs,
     })?;
-    print_stdout(&if options.json { render_json(&replayed) } else { render_rows(&replayed) })
+    print_stdout(&if options.json { render_json(&replayed) } else { render_rows(&replayed) })?;
+    if replayed.recognized || replayed.read == 0 {
+        return Ok(());
+    }
+    let cause = if replayed.without_program_name > 0 {
+        PROGRAM_NAME_ADVICE
+    } else {
+        "none is of Postfix or Exim in a known form"
+    };
+    let logs: Vec<String> = options.logs.iter().map(|log| log.display().to_string()).collect();
+    let read = replayed.read;
+    Err(CliError::new(
+        EX_DATAERR,
+        format!("{}: no line of {read} was recognized: {cause}; nothing was counted", logs.join(", ")),
+    ))
 }
 
 impl From<ReplayError> for CliError {
     fn from(error: ReplayError) -> CliError {
         let status = match error {
             ReplayError::Log { .. } | ReplayError::Policies { .. } => EX_NOINPUT,
-            ReplayError::NotALog(_) => EX_USAGE,
             ReplayError::Syntax(_) | ReplayError::Policy(_) => EX_CONFIG,
         };
         CliError::new(status, error.to_string())
@@ -107,15 +127,38 @@ fn render_json(replayed: &ReplayResult) -> String {
     let shown = ReplayOutput {
         lines: ReplayLineCounts { read, used, malformed },
         results: replayed.rows.iter().map(ReplayRow::new).collect(),
+        left_out: LeftOut {
+            lines_without_program_name: replayed.without_program_name,
+            sessions_to_local_networks: replayed.local,
+            sessions_without_delivery: replayed.without_delivery,
+            sessions_without_trust_anchors: replayed.without_anchors,
+        },
+        sessions_contradicting_policy: replayed.contradicted,
+        warnings: warnings(replayed),
     };
     serde_json::to_string(&shown).expect("plain structures always serialise") + "\n"
 }
 
 /// What `--json` prints.
 #[derive(Serialize)]
+#[serde(rename_all = "kebab-case")]
 struct ReplayOutput<'a> {
     lines: ReplayLineCounts,
     results: Vec<ReplayRow<'a>>,
+    left_out: LeftOut,
+    /// They count as no-policy-found.
+    sessions_contradicting_policy: u64,
+    /// The same for people.
+    warnings: Vec<String>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "kebab-case")]
+struct LeftOut {
+    lines_without_program_name: u64,
+    sessions_to_local_networks: u64,
+    sessions_without_delivery: u64,
+    sessions_without_trust_anchors: u64,
 }
 
 #[derive(Serialize)]
@@ -193,20 +236,37 @@ fn render_rows(replayed: &ReplayResult) -> String {
     }
     let mut text = table(&["day", "recipient domain", "policy", "ok", "failed", "why"], &lines);
     text.push_str(&format!("\n{} rows, {successful} sessions succeeded, {failed} failed\n", rows.len()));
-    let ReplayResult { read, used, malformed, without_delivery, without_anchors, contradicted, .. } = replayed;
+    let ReplayResult { read, used, malformed, .. } = replayed;
     text.push_str(&format!("{read} lines read, {used} used, {malformed} could not be read\n"));
-    if *without_delivery > 0 {
-        text.push_str(&format!("{without_delivery} sessions whose delivery is not in these logs were not counted\n"));
-    }
-    if *without_anchors > 0 {
-        text.push_str(&format!(
-            "{without_anchors} sessions under a policy in testing mode were not counted: the MTA has not shown that it has trust anchors\n"
-        ));
-    }
-    if *contradicted > 0 {
-        text.push_str(&format!(
-            "{contradicted} sessions contradict the policy given and were counted as no-policy-found\n"
-        ));
+    for warning in warnings(replayed) {
+        text.push_str(&warning);
+        text.push('\n');
     }
     text
+}
+
+/// What was left out or counted otherwise than it might be expected, a line each.
+fn warnings(replayed: &ReplayResult) -> Vec<String> {
+    [
+        (replayed.without_program_name, "lines", &*format!("could not be read: {PROGRAM_NAME_ADVICE}")),
+        (
+            replayed.local,
+            "sessions",
+            "with hosts of local networks (loopback and private addresses, such as content filters) were left out",
+        ),
+        (replayed.without_delivery, "sessions", "whose delivery is not in these logs were not counted"),
+        (
+            replayed.without_anchors,
+            "sessions",
+            "under a policy in testing mode were not counted: the MTA has not shown that it has trust anchors",
+        ),
+        (replayed.contradicted, "sessions", "contradicted the policy given and were counted as no-policy-found"),
+    ]
+    .into_iter()
+    .filter(|(number, ..)| *number > 0)
+    .map(|(number, of, what)| {
+        let of = if number == 1 { of.trim_end_matches('s') } else { of };
+        format!("{number} {of} {what}")
+    })
+    .collect()
 }

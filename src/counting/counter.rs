@@ -16,7 +16,7 @@ use memchr::memchr;
 use tlswarden_parsers::event::exim::EventAction;
 use tlswarden_parsers::event::exim::{EximLine, LineKind, RecipientStatus};
 use tlswarden_parsers::event::{EventKind, LogTimestamp};
-use tlswarden_parsers::{Dialect, Event, MalformedLine, is_log_line, parse};
+use tlswarden_parsers::{Dialect, Event, LineFamily, MalformedLine, is_log_line, parse};
 
 use crate::base::policy_at::PolicyAt;
 use crate::base::tlsrpt::{Day, Mode, PolicyInForce, PolicyType, SessionOutcome, TallyKey, TallyResult};
@@ -33,6 +33,14 @@ use crate::store::StoredRecord;
 
 /// The least time between two samples of a family of lines that cannot be read, in seconds.
 const SAMPLE_INTERVAL: i64 = 60;
+
+/// The same where the name of the program is missing: whoever reads it once knows what to do.
+const PROGRAM_NAME_SAMPLE_INTERVAL: i64 = 86_400;
+
+/// What to do where lines have `postfix` in the place of `postfix/smtp`.
+pub(crate) const PROGRAM_NAME_ADVICE: &str = "the program name is cut at the slash (`postfix` instead of `postfix/smtp`): \
+     rsyslog needs `global(parser.permitSlashInProgramName=\"on\")` in rsyslog.conf, in old syntax \
+     `$PermitSlashInProgramname on`; journalctl another output than `with-unit`";
 
 /// The greatest age of a line whose failure is a hint, in seconds: a newer policy is not looked for because of an old log.
 const HINT_MAX_AGE: i64 = 3600;
@@ -363,6 +371,11 @@ impl Counter {
         (std::mem::take(&mut self.stats), self.sessions.take_uncounted())
     }
 
+    /// Whether a line was recognized since the last call of [`take_stats`](Self::take_stats).
+    pub(crate) fn has_used_lines(&self) -> bool {
+        self.stats.lines.total().used > 0
+    }
+
     /// Takes the counts since the last call.
     pub fn take_counts(&mut self) -> impl Iterator<Item = (TallyKey, u64)> {
         std::mem::take(&mut self.counts).into_iter()
@@ -441,11 +454,14 @@ impl Counter {
     /// A line that looks ours and cannot be read may be a new version's wording: one sample a minute is shown.
     fn sample_malformed_line(&mut self, family: &'static str, line: &[u8], now: i64) {
         self.stats.lines.entry(family).malformed += 1;
+        let nameless = family == LineFamily::ProgramName.name();
+        let interval = if nameless { PROGRAM_NAME_SAMPLE_INTERVAL } else { SAMPLE_INTERVAL };
         let last = self.last_sampled.entry(family).or_insert(i64::MIN);
-        if now.saturating_sub(*last) >= SAMPLE_INTERVAL {
+        if now.saturating_sub(*last) >= interval {
             *last = now;
             let line = line.get(..300).unwrap_or(line).escape_ascii();
-            tracing::warn!("log line: cannot be read: {family}: \"{line}\"; not counted");
+            let cause = if nameless { PROGRAM_NAME_ADVICE } else { family };
+            tracing::warn!("log line: cannot be read: {cause}: \"{line}\"; not counted");
         }
     }
 }
@@ -453,15 +469,6 @@ impl Counter {
 /// Whether a line is an entry of a journal as `journalctl -o json` prints it: no other log's line begins so.
 fn is_journal_entry(line: &[u8]) -> bool {
     line.first() == Some(&b'{')
-}
-
-/// Whether a line is one of an MTA's that is counted.
-pub(crate) fn is_line_of(mta: Dialect, line: &[u8]) -> bool {
-    if is_journal_entry(line) {
-        return json_entry::decode_entry(line)
-            .is_ok_and(|found| found.is_some_and(|e| matches!(e.parse_text(mta), Ok(Some(_)))));
-    }
-    matches!(parse(mta, line), Ok(Some(_)))
 }
 
 #[cfg(test)]

@@ -20,7 +20,7 @@ use crate::base::own_reports::OwnQueueIds;
 use crate::base::policy_at::PolicyAt;
 use crate::base::shutdown::wait_for_shutdown;
 use crate::counting::counter::NEWEST_LINE_KEY;
-pub(crate) use crate::counting::counter::is_line_of;
+pub(crate) use crate::counting::counter::PROGRAM_NAME_ADVICE;
 pub use crate::counting::counter::{Counter, CounterStats};
 use crate::counting::duplicate_inputs::DuplicateInputs;
 use crate::counting::failure_notices::FailureNotices;

@@ -16,7 +16,7 @@ use parking_lot::Mutex;
 use crate::base::domain_name;
 use crate::base::next_hop::NextHop;
 use crate::base::tlsrpt::{Mode, Policy, PolicyInForce, SessionOutcome};
-use crate::config::{Config, InputKind, NativeTlsrpt, NextHopSection};
+use crate::config::{Config, InputKind, NativeTlsrpt, NextHopSection, default_local_networks};
 use crate::counting::session::datagram::ReportedSession;
 
 /// Destinations whose source address is cached; when full, all are dropped: to ask again costs microseconds.
@@ -71,6 +71,12 @@ impl Default for CountingRules {
 }
 
 impl CountingRules {
+    /// Those for the log of another host; in a closed network the world has private addresses.
+    pub(crate) fn of_another_host(private_addresses: bool) -> CountingRules {
+        let local_networks = if private_addresses { Vec::new() } else { default_local_networks() };
+        CountingRules { local_networks, ..CountingRules::default() }
+    }
+
     /// The rules of a checked configuration.
     pub fn from_config(config: &Config) -> CountingRules {
         // In a closed network the world has such addresses.
@@ -229,7 +235,6 @@ fn source_address(host: IpAddr) -> Option<IpAddr> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::default_local_networks;
 
     #[test]
     fn the_nearest_next_hop_counts() {
@@ -254,7 +259,7 @@ mod tests {
 
     #[test]
     fn loopback_and_private_hosts_are_not_the_world() {
-        let rules = CountingRules { local_networks: default_local_networks(), ..CountingRules::default() };
+        let rules = CountingRules::of_another_host(false);
         for local in ["127.0.0.1", "::1", "10.1.2.3", "192.168.1.1", "172.31.0.1", "fd00::1", "::ffff:127.0.0.1"] {
             assert!(rules.is_local(local.parse().unwrap()), "{local}");
         }

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use flate2::read::MultiGzDecoder;
 use jiff::tz::TimeZone;
 use serde::Deserialize;
-use tlswarden_parsers::Dialect;
+use tlswarden_parsers::{Dialect, LineFamily, is_mta_line};
 
 use crate::answering::policy::sts::document;
 use crate::base::clock::Clock;
@@ -25,11 +25,9 @@ use crate::base::tlsrpt::{Policy, PolicyInForce, PolicyType, TallyRow, sum_talli
 use crate::config::{self, ConfigError};
 use crate::counting::input::MAX_BLOCK;
 use crate::counting::input::journald::MAX_ENTRY as MAX_LINE;
-use crate::counting::pipeline::{Counter, is_line_of};
+use crate::counting::pipeline::Counter;
+use crate::counting::rules::CountingRules;
 use crate::metrics::line_counts::FamilyCounts;
-
-/// How many lines are examined to detect the MTA.
-pub(crate) const MTA_DETECTION_LINES: usize = 1000;
 
 /// What to read, and how.
 #[derive(Debug)]
@@ -42,6 +40,8 @@ pub(crate) struct ReplayRequest<'a> {
     pub(crate) zone: TimeZone,
     /// The year of the first line, for time stamps without one.
     pub(crate) year: Option<i16>,
+    /// Count sessions with hosts of local networks too.
+    pub(crate) private_addresses: bool,
     /// The files, oldest first.
     pub(crate) logs: &'a [PathBuf],
 }
@@ -55,10 +55,16 @@ pub(crate) struct ReplayResult {
     pub(crate) read: u64,
     /// Lines about sessions.
     pub(crate) used: u64,
+    /// Some line is of the MTA, if not about sessions.
+    pub(crate) recognized: bool,
     /// Lines that should have been understood and were not.
     pub(crate) malformed: u64,
     /// Sessions whose delivery is not in these logs.
     pub(crate) without_delivery: u64,
+    /// Lines of Postfix's among those without the name of their program.
+    pub(crate) without_program_name: u64,
+    /// Sessions to hosts of local networks, such as content filters.
+    pub(crate) local: u64,
     /// Sessions under a policy in testing mode that were not counted, for the MTA has not shown that it has trust anchors.
     pub(crate) without_anchors: u64,
     /// Sessions that contradict the policy given.
@@ -76,9 +82,6 @@ pub(crate) enum ReplayError {
         /// Why.
         error: io::Error,
     },
-    /// A log in which no line is an MTA's.
-    #[error("{}: no line of Postfix's or Exim's in the first {MTA_DETECTION_LINES}; if it is such a log, say --mta postfix or exim", .0.display())]
-    NotALog(PathBuf),
     /// The file of policies.
     #[error("{}: cannot be read: {error}; nothing was read", .file.display())]
     Policies {
@@ -98,29 +101,44 @@ pub(crate) enum ReplayError {
 /// Counts the logs.
 pub(crate) fn replay(request: &ReplayRequest<'_>) -> Result<ReplayResult, ReplayError> {
     let policies = request.policies.map_or(Ok(FixedPolicies::default()), FixedPolicies::load)?;
-    let mut counter: Option<Counter> = None;
     let now = Clock::default().seconds();
-    let new = |mta| Counter::new(mta, request.zone.clone(), Arc::new(|_| false)).with_first_year(request.year);
-    let mut count = |mta, lines: &[u8]| counter.get_or_insert_with(|| new(mta)).count_lines(lines, now, &policies);
-    let mut lines = LineReader { dialect: request.dialect, ..LineReader::default() };
+    let rules = Arc::new(CountingRules::of_another_host(request.private_addresses));
+    let new = |mta| {
+        let counter = Counter::new(mta, request.zone.clone(), Arc::new(|_| false));
+        counter.with_rules(Arc::clone(&rules)).with_first_year(request.year)
+    };
+    // Until a line tells whose log it is, each MTA's counter reads it.
+    let dialects = request.dialect.map_or(vec![Dialect::Postfix, Dialect::Exim], |dialect| vec![dialect]);
+    let mut counters: Vec<Counter> = dialects.iter().map(|dialect| new(*dialect)).collect();
+    let mut recognized = false;
+    let mut count = |lines: &[u8]| {
+        let is_of_mta = |line: &[u8]| dialects.iter().any(|dialect| is_mta_line(*dialect, line));
+        recognized = recognized || lines.split(|b| *b == b'\n').any(is_of_mta);
+        counters.iter_mut().for_each(|counter| counter.count_lines(lines, now, &policies));
+        if counters.len() > 1
+            && let Some(recognizing) = counters.iter().position(Counter::has_used_lines)
+        {
+            counters.swap(0, recognizing);
+            counters.truncate(1);
+        }
+    };
+    let mut lines = LineReader::default();
     for log in request.logs {
-        let mut source = open(log).map_err(|error| ReplayError::Log { log: log.clone(), error })?;
-        lines.read(&mut *source, &mut count).map_err(|error| match error {
-            LineReaderError::Io(error) => ReplayError::Log { log: log.clone(), error },
-            LineReaderError::NotALog => ReplayError::NotALog(log.clone()),
-        })?;
+        let failed = |error| ReplayError::Log { log: log.clone(), error };
+        lines.read(&mut *open(log).map_err(failed)?, &mut count).map_err(failed)?;
     }
-    // A log so short that nothing in it tells whose it is counts as nothing.
-    count(lines.dialect.unwrap_or_default(), &lines.pending);
-    let mut counter = counter.unwrap_or_else(|| new(Dialect::Postfix));
+    let mut counter = counters.swap_remove(0);
     counter.end_sessions(counter.newest_line_time().unwrap_or(now), &policies);
-    let (seen, losses) = counter.take_stats();
+    let (mut seen, losses) = counter.take_stats();
     let FamilyCounts { used, malformed } = seen.lines.total();
     Ok(ReplayResult {
         rows: sum_tallies(counter.take_counts()),
         read: seen.lines_read + lines.skipped,
         used,
+        recognized: recognized || used > 0,
         malformed: malformed + lines.skipped,
+        without_program_name: seen.lines.entry(LineFamily::ProgramName.name()).malformed,
+        local: seen.local,
         without_delivery: losses.without_domain + losses.unmatched,
         without_anchors: seen.without_anchors,
         contradicted: seen.contradicted,
@@ -141,21 +159,11 @@ fn open(log: &Path) -> io::Result<Box<dyn Read>> {
 /// Splits a stream into blocks of whole lines.
 #[derive(Default)]
 struct LineReader {
-    /// Whose log it is, once that is known.
-    dialect: Option<Dialect>,
-    /// Lines that came before the MTA was known: at most [`MTA_DETECTION_LINES`].
-    pending: Vec<u8>,
-    examined: usize,
     skipped: u64,
 }
 
-enum LineReaderError {
-    Io(io::Error),
-    NotALog,
-}
-
 impl LineReader {
-    fn read(&mut self, source: &mut dyn Read, take: &mut dyn FnMut(Dialect, &[u8])) -> Result<(), LineReaderError> {
+    fn read(&mut self, source: &mut dyn Read, take: &mut dyn FnMut(&[u8])) -> io::Result<()> {
         let mut buffer = Vec::with_capacity(MAX_BLOCK);
         let mut too_long = false;
         loop {
@@ -165,12 +173,12 @@ impl LineReader {
             buffer.truncate(filled + read.as_ref().map_or(0, |read| *read));
             let read = match read {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                other => other.map_err(LineReaderError::Io)?,
+                other => other?,
             };
             if read == 0 {
                 // A last line that nobody ended.
                 if !too_long {
-                    self.pass_on(&buffer, take)?;
+                    take(&buffer);
                 }
                 return Ok(());
             }
@@ -181,7 +189,7 @@ impl LineReader {
                 lines = &lines[end..];
                 too_long = false;
             }
-            self.pass_on(lines, take)?;
+            take(lines);
             buffer.drain(..whole);
             if buffer.len() > MAX_LINE {
                 buffer.clear();
@@ -189,35 +197,6 @@ impl LineReader {
                     self.skipped += 1;
                 }
                 too_long = true;
-            }
-        }
-    }
-
-    /// Passes lines on, as soon as the MTA is known.
-    fn pass_on(&mut self, lines: &[u8], take: &mut dyn FnMut(Dialect, &[u8])) -> Result<(), LineReaderError> {
-        for line in lines.split(|b| *b == b'\n') {
-            if self.dialect.is_some() || self.examined >= MTA_DETECTION_LINES {
-                break;
-            }
-            self.examined += 1;
-            let of = |dialect: &Dialect| is_line_of(*dialect, line);
-            self.dialect = [Dialect::Postfix, Dialect::Exim].into_iter().find(of);
-        }
-        match self.dialect {
-            Some(dialect) => {
-                if !self.pending.is_empty() {
-                    take(dialect, &std::mem::take(&mut self.pending));
-                }
-                take(dialect, lines);
-                Ok(())
-            }
-            None if self.examined >= MTA_DETECTION_LINES => Err(LineReaderError::NotALog),
-            None => {
-                self.pending.extend_from_slice(lines);
-                if !lines.is_empty() && !lines.ends_with(b"\n") {
-                    self.pending.push(b'\n');
-                }
-                Ok(())
             }
         }
     }

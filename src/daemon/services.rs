@@ -17,6 +17,7 @@ use crate::checking::host::daemon::{DaemonState, DaemonStateError};
 use crate::checking::host::identity::{DkimKeyCheck, DkimRecordCheck, KeyFileError};
 use crate::config::{Config, DkimKeySection};
 use crate::counting::pipeline;
+pub(crate) use crate::counting::pipeline::PROGRAM_NAME_ADVICE;
 use crate::daemon::control::{ControlRequest, DaemonStatus, RequestError, Services, send_request};
 pub(crate) use crate::daemon::replay::{ReplayError, ReplayRequest, ReplayResult, replay};
 use crate::metrics::Metrics;
