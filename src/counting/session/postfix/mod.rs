@@ -60,12 +60,12 @@ const MAX_INSTANCES: usize = 1000;
 /// Hosts that are known to have TLS; beyond, those that were seen longest ago can be taken for hosts without.
 const MAX_HOSTS_WITH_TLS: usize = 100_000;
 
-/// How long a host that had TLS is not taken for one without, in seconds: a line of a session can be lost, and a host
-/// that stops offering STARTTLS is noticed a day later.
-const HOST_WITH_TLS_TTL: i64 = 86_400;
+/// How long a host that has made TLS is not taken for one without it, in seconds: the deliveries that were under way then.
+/// A host that stops offering STARTTLS is noticed after that.
+const HOST_WITH_TLS_TTL: i64 = 600;
 
-/// How often the time of a host's last TLS session is stored anew, in seconds: not with every session.
-const HOST_WITH_TLS_RENEWAL: i64 = 3600;
+/// How often the time of a host that makes TLS is written anew, in seconds: each is a record in the store.
+const HOST_WITH_TLS_RENEWAL: i64 = 60;
 
 /// The sessions of one input.
 #[derive(Debug)]
