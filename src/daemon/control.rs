@@ -138,7 +138,7 @@ pub(crate) struct DaemonStatus {
     /// Whether it validates: without, there is no DANE.
     pub(crate) validating: bool,
     /// How much is known.
-    pub(crate) policies: crate::answering::policy::policies::Counts,
+    pub(crate) policies: crate::answering::policy::policies::PolicyCounts,
     /// What `[report]` lacks; until it is there no report is sent.
     pub(crate) missing_identity: Vec<String>,
     /// What is due, in short.

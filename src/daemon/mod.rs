@@ -484,7 +484,7 @@ impl Tasks {
 /// Looks for newer policies of domains to which sessions failed.
 async fn recheck_failed_domains(policies: Arc<Policies>, mut failed: mpsc::Receiver<Arc<str>>) {
     while let Some(domain) = failed.recv().await {
-        policies.hint(&domain);
+        policies.recheck_after_failure(&domain);
     }
     // The counting has ended, and says why itself.
     std::future::pending().await

@@ -2,7 +2,7 @@
 //!
 //! Takes: a next hop, and why it is asked for. Gives: a [`Decision`], kept with how long it stands and noted in the history.
 //! Limits: `[policy] answer_budget`; what takes longer goes on behind it.
-//! When it fails: [`Level::Temp`] with the cause, or what was known before.
+//! When it fails: TEMP with the cause, or what was known before.
 //! Not here: the order of the policies (`decision`), what stands already (`policy`).
 
 use std::sync::Arc;
@@ -15,10 +15,10 @@ use crate::answering::policy::dane::cached_verdict::{CachedVerdict, MAX_STALE};
 use crate::answering::policy::dane::coverage::Coverage;
 use crate::answering::policy::dane::lookup::{self, DaneVerdict, NARROWED_TTL};
 use crate::answering::policy::decision::{Answer, Basis, DatalessTlsa, Decision, Facts, Published, facts};
-use crate::answering::policy::decision_cache::Entry;
+use crate::answering::policy::decision_cache::CachedDecision;
 use crate::answering::policy::history::compact::StoredPolicy;
-use crate::answering::policy::overrides::Rule;
-use crate::answering::policy::policies::{Policies, Urge};
+use crate::answering::policy::overrides::OverrideRule;
+use crate::answering::policy::policies::{Policies, Trigger};
 use crate::answering::policy::sts::domain_state::{DomainSnapshot, DomainState};
 use crate::answering::policy::sts::fetch;
 use crate::answering::policy::sts::policy::StsPolicy;
@@ -26,26 +26,26 @@ use crate::base::clock::{CompactTime, SharedCompactTime};
 use crate::base::next_hop::NextHop;
 use crate::base::tlsrpt::{Mode, mx_matches};
 
-/// How long an answer stands that was given before all was known, in seconds.
-const PROVISIONAL: i64 = 1;
+/// How long a decision is current that was made before every look-up had finished, in seconds.
+const PROVISIONAL_TTL: i64 = 1;
 
-/// How long "ask again" stands, in seconds: a broken resolver is not asked for every message.
-const TEMP: i64 = 5;
+/// How long a TEMP answer is current, in seconds: a broken resolver is not asked for every message.
+const TEMP_TTL: i64 = 5;
 
 /// How soon a failed DANE look-up is tried again while an earlier verdict serves, in seconds.
-const RETRY: i64 = 30;
+const DANE_RETRY: i64 = 30;
 
-/// How long before its end a "no policy" is asked again for domains in use, in seconds.
-const AHEAD: i64 = 15;
+/// How long before its end a "no policy" is looked up again for domains in use, in seconds.
+const REFRESH_AHEAD: i64 = 15;
 
-impl Urge {
-    /// Whether mail is behind it: the MTA asked, now or a little before.
-    fn is_mail(self) -> bool {
-        matches!(self, Urge::Asked | Urge::Ahead)
+impl Trigger {
+    /// Whether it serves mail: the MTA asked, now or a little before.
+    fn serves_mail(self) -> bool {
+        matches!(self, Trigger::Lookup | Trigger::Refresh)
     }
 }
 
-/// What is known of DANE now.
+/// The DANE verdict that a decision follows from.
 struct DaneResult {
     coverage: Coverage,
     dataless: DatalessTlsa,
@@ -69,18 +69,20 @@ struct Resolved {
 }
 
 impl Policies {
-    pub(super) async fn make(self: Arc<Self>, hop: NextHop, urge: Urge) -> Decision {
+    pub(super) async fn run_resolution(self: Arc<Self>, hop: NextHop, trigger: Trigger) -> Decision {
         let key = hop.key();
         let began = Instant::now();
-        let old = self.entries.of(&key);
-        let held = old.as_ref().and_then(|entry| entry.held.clone());
-        let rule = self.overrides.of(&hop.domain);
+        let old = self.cache.get(&key);
+        let cached_verdict = old.as_ref().and_then(|entry| entry.verdict.clone());
+        let rule = self.overrides.rule_for(&hop.domain);
         let domain = match rule {
             // It is not looked at.
-            Some(Rule::Fixed(_) | Rule::None | Rule::SkipSts) => Arc::new(DomainState::new(self.name(&hop.domain), 0)),
-            Some(Rule::SkipDane) | None => self.sts.get_or_insert(&hop.domain),
+            Some(OverrideRule::FixedAnswer(_) | OverrideRule::NoPolicy | OverrideRule::SkipSts) => {
+                Arc::new(DomainState::new(self.intern_name(&hop.domain), 0))
+            }
+            Some(OverrideRule::SkipDane) | None => self.sts.get_or_insert(&hop.domain),
         };
-        if urge.is_mail() {
+        if trigger.serves_mail() {
             domain.touch(self.clock.seconds());
         }
         if old.as_ref().is_some_and(|old| self.is_temp(old.facts())) {
@@ -89,28 +91,30 @@ impl Policies {
         }
         let dane = async {
             match rule {
-                Some(Rule::Fixed(_) | Rule::None | Rule::SkipDane) => DaneResult::skipped(),
-                Some(Rule::SkipSts) | None => self.look_up_dane(&hop, held, began, urge).await,
+                Some(OverrideRule::FixedAnswer(_) | OverrideRule::NoPolicy | OverrideRule::SkipDane) => {
+                    DaneResult::skipped()
+                }
+                Some(OverrideRule::SkipSts) | None => self.look_up_dane(&hop, cached_verdict, began, trigger).await,
             }
         };
         let sts = async {
-            if matches!(rule, Some(Rule::SkipDane) | None) {
-                self.sts(&domain, began, urge).await;
+            if matches!(rule, Some(OverrideRule::SkipDane) | None) {
+                self.await_sts(&domain, began, trigger).await;
             }
         };
         let (dane, ()) = tokio::join!(dane, sts);
         let now = self.clock.seconds();
         let version = domain.version();
         let known = match rule {
-            Some(Rule::Fixed(_) | Rule::None | Rule::SkipSts) => {
+            Some(OverrideRule::FixedAnswer(_) | OverrideRule::NoPolicy | OverrideRule::SkipSts) => {
                 DomainSnapshot { due: i64::MAX, ..DomainSnapshot::default() }
             }
-            Some(Rule::SkipDane) | None => domain.snapshot(now),
+            Some(OverrideRule::SkipDane) | None => domain.snapshot(now),
         };
         let verdict = dane.verdict.clone();
         let failure = known.failure.clone();
         let mut resolved = self.assemble(&hop, dane, known, now);
-        if let Some(Rule::Fixed(answer)) = rule {
+        if let Some(OverrideRule::FixedAnswer(answer)) = rule {
             resolved.basis = Basis::Override(Arc::clone(answer));
         }
         let unknown = match &resolved.basis {
@@ -121,15 +125,15 @@ impl Policies {
         };
         let period = match unknown {
             Some(cause) => {
-                self.metrics.add("answers_temp", u64::from(urge.is_mail()));
-                if urge.is_mail() && self.throttle.permits("temp", now) {
+                self.metrics.add("answers_temp", u64::from(trigger.serves_mail()));
+                if trigger.serves_mail() && self.throttle.permits("temp", now) {
                     let line = format!("policy of {key}: not known: {cause}; mail to it is deferred until it is");
                     self.metrics.log_error(self.clock, line);
                 }
                 None
             }
             // A refresh is no asking: the history notes what was answered.
-            _ if urge != Urge::Asked => old
+            _ if trigger != Trigger::Lookup => old
                 .as_ref()
                 .and_then(|old| old.period.as_ref())
                 .filter(|period| period.policy() == &resolved.policy)
@@ -137,41 +141,41 @@ impl Policies {
             _ => Some(self.history.record_answer(&hop, &domain.name, now, resolved.policy)),
         };
         // A refresh that changed what is in force is noted when it is first answered: it must not answer from memory.
-        let until = if urge != Urge::Asked && period.is_none() { now } else { resolved.expires };
-        let asked = if urge.is_mail() { now } else { old.map_or(0, |old| old.asked.seconds()) };
-        let entry = Entry {
+        let until = if trigger != Trigger::Lookup && period.is_none() { now } else { resolved.expires };
+        let asked = if trigger.serves_mail() { now } else { old.map_or(0, |old| old.last_asked.seconds()) };
+        let entry = CachedDecision {
             hop: if *key == *domain.name { Arc::clone(&domain.name) } else { key.into() },
             basis: resolved.basis,
             sts: resolved.sts,
             failure,
             domain,
-            held: verdict,
+            verdict,
             period,
-            until: CompactTime::from_seconds(until),
-            refresh: CompactTime::from_seconds(resolved.refresh_at.max(now + 1)),
-            asked: SharedCompactTime::from_seconds(asked),
-            version,
+            expires: CompactTime::from_seconds(until),
+            refresh_at: CompactTime::from_seconds(resolved.refresh_at.max(now + 1)),
+            last_asked: SharedCompactTime::from_seconds(asked),
+            domain_version: version,
             refreshing: AtomicBool::new(false),
-            worded: OnceLock::new(),
+            packed_reply: OnceLock::new(),
         };
         let decision = entry.decision();
-        self.keep(entry);
+        self.insert(entry);
         decision
     }
 
     /// Waits for what MTA-STS is to know before an answer: nothing where a policy is there.
-    async fn sts(&self, domain: &Arc<DomainState>, began: Instant, urge: Urge) {
+    async fn await_sts(&self, domain: &Arc<DomainState>, began: Instant, trigger: Trigger) {
         let now = self.clock.seconds();
-        let at = if urge == Urge::Ahead { now + AHEAD } else { now };
+        let at = if trigger == Trigger::Refresh { now + REFRESH_AHEAD } else { now };
         let Some(flight) = self.sts.start_lookup(domain, at) else { return };
-        let behind = matches!(urge, Urge::Asked | Urge::Explained) && domain.policy(now).is_some();
+        let behind = matches!(trigger, Trigger::Lookup | Trigger::Explain) && domain.policy(now).is_some();
         if !behind {
             // Who comes when it has been tried for the whole budget does not wait for it again.
-            let deadline = match urge {
-                Urge::Told => began + self.budget + fetch::FETCH_TIMEOUT,
-                Urge::Asked | Urge::Ahead | Urge::Explained => began.min(flight.began) + self.budget,
+            let deadline = match trigger {
+                Trigger::AdminRefresh => began + self.budget + fetch::FETCH_TIMEOUT,
+                Trigger::Lookup | Trigger::Refresh | Trigger::Explain => began.min(flight.began) + self.budget,
             };
-            let _ = flight.landed(deadline).await;
+            let _ = flight.wait(deadline).await;
         }
     }
 
@@ -180,21 +184,21 @@ impl Policies {
         hop: &NextHop,
         known: Option<CachedVerdict>,
         began: Instant,
-        urge: Urge,
+        trigger: Trigger,
     ) -> DaneResult {
-        if !self.dane {
+        if !self.dane_enabled {
             return DaneResult::skipped();
         }
         let now = self.clock.seconds();
-        let is_fresh = |verdict: &&CachedVerdict| match urge {
-            Urge::Asked | Urge::Explained => now < verdict.expires(),
-            Urge::Ahead => now < verdict.refresh_at(),
-            Urge::Told => false,
+        let is_fresh = |verdict: &&CachedVerdict| match trigger {
+            Trigger::Lookup | Trigger::Explain => now < verdict.expires(),
+            Trigger::Refresh => now < verdict.refresh_at(),
+            Trigger::AdminRefresh => false,
         };
         if let Some(fresh) = known.as_ref().filter(is_fresh) {
             return DaneResult::from_cached(fresh.clone());
         }
-        let flight = self.verdicts.join(&hop.key(), || {
+        let flight = self.verdict_flights.join(&hop.key(), || {
             let (resolver, hop) = (self.resolver.clone(), hop.clone());
             async move { Arc::new(lookup::look_up(&resolver, &hop).await) }
         });
@@ -202,7 +206,7 @@ impl Policies {
             Some(flight) => {
                 let deadline = began.min(flight.began) + self.budget;
                 let late = || format!("DNS: no answer within {} s", self.budget.as_secs());
-                flight.landed(deadline).await.ok_or_else(late)
+                flight.wait(deadline).await.ok_or_else(late)
             }
             None => {
                 self.metrics.add("dane_lookups_refused", 1);
@@ -219,15 +223,15 @@ impl Policies {
             Some(known) if known.outranks(&found) && now < known.expires() + MAX_STALE => {
                 let stale = now >= known.expires();
                 // Not yet at its end: nothing is lost.
-                let expires = if stale { now + RETRY } else { known.expires() };
-                DaneResult { stale, expires, refresh_at: now + RETRY, ..DaneResult::from_cached(known) }
+                let expires = if stale { now + DANE_RETRY } else { known.expires() };
+                DaneResult { stale, expires, refresh_at: now + DANE_RETRY, ..DaneResult::from_cached(known) }
             }
             _ if found.coverage.is_failure() && found.coverage != Coverage::SomeFailed => {
-                let (expires, refresh_at) = (now + RETRY, i64::MAX);
+                let (expires, refresh_at) = (now + DANE_RETRY, i64::MAX);
                 DaneResult { verdict: None, expires, refresh_at, ..DaneResult::from_cached(found) }
             }
             _ => {
-                self.shelf.put(hop.key(), found.clone());
+                self.verdict_store.insert(hop.key(), found.clone());
                 DaneResult::from_cached(found)
             }
         }
@@ -241,11 +245,11 @@ impl Policies {
     /// Puts together what is known.
     fn assemble(&self, hop: &NextHop, dane: DaneResult, known: DomainSnapshot, now: i64) -> Resolved {
         let policy = known.policy.filter(|policy| policy.mode != Mode::None);
-        let sts_expires = policy.as_ref().map_or(known.due.max(now + PROVISIONAL), |policy| policy.expires());
-        let sts_refresh = if policy.is_some() { known.due } else { known.due.saturating_sub(AHEAD) };
+        let sts_expires = policy.as_ref().map_or(known.due.max(now + PROVISIONAL_TTL), |policy| policy.expires());
+        let sts_refresh = if policy.is_some() { known.due } else { known.due.saturating_sub(REFRESH_AHEAD) };
         let failure = known.failure.as_deref();
         let failed = failure.filter(|_| policy.is_none());
-        let in_force = |policy: &Arc<StsPolicy>| policy.mode != Mode::Enforce || self.applies(hop, policy, now);
+        let in_force = |policy: &Arc<StsPolicy>| policy.mode != Mode::Enforce || self.enforces_for(hop, policy, now);
         let sts = policy.filter(in_force);
         let published = dane.published(hop, sts.as_deref());
         let facts = published.facts(sts.as_ref().map(|policy| policy.mode));
@@ -282,7 +286,7 @@ impl Policies {
             expires = expires.min(now + NARROWED_TTL.as_secs() as i64);
         }
         if answer == Answer::Temp {
-            expires = now + TEMP;
+            expires = now + TEMP_TTL;
         }
         Resolved {
             basis: Basis::Published(published),
@@ -294,8 +298,8 @@ impl Policies {
     }
 
     /// RFC 8461 §3.4: a smart host is its own policy domain, and must itself be one of the hosts that its policy allows.
-    fn applies(&self, hop: &NextHop, policy: &StsPolicy, now: i64) -> bool {
-        let applies = allows(hop, policy);
+    fn enforces_for(&self, hop: &NextHop, policy: &StsPolicy, now: i64) -> bool {
+        let applies = policy_covers(hop, policy);
         if !applies && self.throttle.permits("smart-host", now) {
             let line = format!(
                 "policy of {}: its MTA-STS policy does not allow the host itself; it is not enforced",
@@ -308,7 +312,7 @@ impl Policies {
 }
 
 /// Whether a policy says anything about a next hop: one in brackets must be one of the hosts that it allows.
-pub(super) fn allows(hop: &NextHop, policy: &StsPolicy) -> bool {
+pub(super) fn policy_covers(hop: &NextHop, policy: &StsPolicy) -> bool {
     hop.mx || policy.document(&hop.domain).mx.iter().any(|pattern| mx_matches(pattern, &hop.domain))
 }
 

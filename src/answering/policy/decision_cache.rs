@@ -1,8 +1,8 @@
 //! The decisions that stand, by next hop, with the answer in words beside each.
 //!
-//! Takes: an [`Entry`]. Gives: it back by its next hop, in well under a microsecond, whoever else asks.
-//! Limits: so many entries, the least recently asked out first; [`MAX_WORDED`] octets of answers in words, beyond which
-//! an answer is put in words anew each time.
+//! Takes: an [`CachedDecision`]. Gives: it back by its next hop, in well under a microsecond, whoever else asks.
+//! Limits: so many entries, the least recently asked out first; [`MAX_REPLY_BYTES`] octets of answers in words, beyond
+//! which an answer is put in words anew each time.
 //! Not here: making a decision (`make`), whether it still stands (`policy`).
 
 use std::borrow::Borrow;
@@ -25,10 +25,10 @@ use crate::base::clock::{CompactTime, SharedCompactTime};
 const SHARDS: usize = 64;
 
 /// How much of answers in words is kept, in octets: a common one takes 16 or, of the longer kind, 64.
-pub const MAX_WORDED: usize = 16 * 1024 * 1024;
+pub const MAX_REPLY_BYTES: usize = 16 * 1024 * 1024;
 
 /// What most answers are made of, besides the domain's name.
-const WORDS: [&str; 7] = [
+const DICTIONARY: [&str; 7] = [
     "OK secure match=",
     " servername=hostname",
     " policy_type=sts policy_domain=",
@@ -38,8 +38,8 @@ const WORDS: [&str; 7] = [
     " } { policy_string = max_age: ",
 ];
 
-/// A decision and how long it stands.
-pub struct Entry {
+/// A decision and how long it is current.
+pub struct CachedDecision {
     /// The next hop in its one form.
     pub hop: Arc<str>,
     /// What the answer rests on.
@@ -51,32 +51,32 @@ pub struct Entry {
     /// The policy domain.
     pub domain: Arc<DomainState>,
     /// The last DANE verdict that was no failure.
-    pub held: Option<CachedVerdict>,
+    pub verdict: Option<CachedVerdict>,
     /// None for "ask again", under which there are no sessions.
     pub period: Option<Arc<Period>>,
     /// It stands before this moment.
-    pub until: CompactTime,
+    pub expires: CompactTime,
     /// From this moment on it is made anew behind the answer.
-    pub refresh: CompactTime,
+    pub refresh_at: CompactTime,
     /// When it was last asked about.
-    pub asked: SharedCompactTime,
+    pub last_asked: SharedCompactTime,
     /// Of `domain`, when it was made.
-    pub version: u32,
+    pub domain_version: u32,
     /// Whether it is being made anew.
     pub refreshing: AtomicBool,
     /// The wording that was asked for first, and behind it the answer, packed: an MTA asks for one alone.
-    pub worded: OnceLock<Box<[u8]>>,
+    pub packed_reply: OnceLock<Box<[u8]>>,
 }
 
-/// All of them.
-pub struct Entries {
+/// All decisions, by next hop.
+pub struct DecisionCache {
     shards: [RwLock<HashSet<ByHop>>; SHARDS],
     limit: usize,
-    worded: AtomicUsize,
+    packed_reply_bytes: AtomicUsize,
 }
 
 /// An entry that is found by its next hop.
-struct ByHop(Arc<Entry>);
+struct ByHop(Arc<CachedDecision>);
 
 impl Borrow<[u8]> for ByHop {
     fn borrow(&self) -> &[u8] {
@@ -98,30 +98,37 @@ impl PartialEq for ByHop {
 
 impl Eq for ByHop {}
 
-impl Entry {
-    /// For what is no domain name: no policy, for good.
-    pub fn nothing() -> Entry {
-        Entry {
+impl CachedDecision {
+    /// No policy, for good: the decision for keys that are not domain names.
+    pub fn no_policy() -> CachedDecision {
+        CachedDecision {
             hop: "".into(),
             basis: Basis::Published(Published::NOTHING),
             sts: None,
             failure: None,
             domain: Arc::new(DomainState::new("".into(), 0)),
-            held: None,
+            verdict: None,
             period: None,
-            until: CompactTime::NEVER,
-            refresh: CompactTime::NEVER,
-            asked: SharedCompactTime::from_seconds(0),
-            version: 0,
+            expires: CompactTime::NEVER,
+            refresh_at: CompactTime::NEVER,
+            last_asked: SharedCompactTime::from_seconds(0),
+            domain_version: 0,
             refreshing: AtomicBool::new(false),
-            worded: OnceLock::new(),
+            packed_reply: OnceLock::new(),
         }
     }
 
-    /// What was known before a restart: a decision is made from it when it is asked for.
-    pub fn before(hop: Arc<str>, domain: Arc<DomainState>, held: CachedVerdict) -> Entry {
-        let asked = SharedCompactTime::from_seconds(held.refresh_at());
-        Entry { hop, domain, until: CompactTime::from_seconds(0), asked, held: Some(held), ..Entry::nothing() }
+    /// An entry with the verdict from before a restart: a decision is made from it when it is asked for.
+    pub fn restored(hop: Arc<str>, domain: Arc<DomainState>, verdict: CachedVerdict) -> CachedDecision {
+        let asked = SharedCompactTime::from_seconds(verdict.refresh_at());
+        CachedDecision {
+            hop,
+            domain,
+            expires: CompactTime::from_seconds(0),
+            last_asked: asked,
+            verdict: Some(verdict),
+            ..CachedDecision::no_policy()
+        }
     }
 
     /// What was decided.
@@ -139,79 +146,91 @@ impl Entry {
         facts(&self.basis, self.sts.as_deref())
     }
 
-    fn size(&self) -> usize {
-        self.worded.get().map_or(0, |words| words.len())
+    fn reply_size(&self) -> usize {
+        self.packed_reply.get().map_or(0, |reply| reply.len())
     }
 }
 
-impl Entries {
+impl DecisionCache {
     /// None, and at most `limit` of them.
-    pub fn new(limit: usize) -> Entries {
-        Entries { shards: std::array::from_fn(|_| RwLock::default()), limit: limit.max(1), worded: AtomicUsize::new(0) }
+    pub fn new(limit: usize) -> DecisionCache {
+        DecisionCache {
+            shards: std::array::from_fn(|_| RwLock::default()),
+            limit: limit.max(1),
+            packed_reply_bytes: AtomicUsize::new(0),
+        }
     }
 
-    /// Does something with the entry of a next hop. `then` must not wait.
-    pub fn with<R>(&self, hop: &[u8], then: impl FnOnce(&Entry) -> R) -> Option<R> {
+    /// Calls `then` with the entry of a next hop. `then` must not wait.
+    pub fn with<R>(&self, hop: &[u8], then: impl FnOnce(&CachedDecision) -> R) -> Option<R> {
         self.shard(hop).read().get(hop).map(|entry| then(&entry.0))
     }
 
     /// The entry of a next hop.
-    pub fn of(&self, hop: &str) -> Option<Arc<Entry>> {
+    pub fn get(&self, hop: &str) -> Option<Arc<CachedDecision>> {
         self.shard(hop.as_bytes()).read().get(hop.as_bytes()).map(|entry| Arc::clone(&entry.0))
     }
 
     /// Appends an entry's answer in a wording, which `word` makes of the decision.
-    pub fn say(&self, entry: &Entry, wording: u8, word: impl FnOnce(&Decision) -> Box<[u8]>, out: &mut Vec<u8>) {
+    pub fn write_reply(
+        &self,
+        entry: &CachedDecision,
+        wording: u8,
+        render: impl FnOnce(&Decision) -> Box<[u8]>,
+        out: &mut Vec<u8>,
+    ) {
         let name = &entry.domain.name;
-        let kept = entry.worded.get();
-        if let Some((_, words)) = kept.and_then(|kept| kept.split_first()).filter(|(kept, _)| **kept == wording) {
-            return compress::unpack(&WORDS, name, words, out);
+        let stored = entry.packed_reply.get();
+        if let Some((_, reply)) =
+            stored.and_then(|stored| stored.split_first()).filter(|(stored, _)| **stored == wording)
+        {
+            return compress::unpack(&DICTIONARY, name, reply, out);
         }
-        let words = word(&entry.decision());
-        out.extend_from_slice(&words);
-        if kept.is_none() && self.worded.load(Ordering::Relaxed) + words.len() <= MAX_WORDED {
-            let mut worded = vec![wording];
-            compress::pack(&WORDS, name, &words, &mut worded);
-            let size = worded.len();
-            if entry.worded.set(worded.into_boxed_slice()).is_ok() {
-                self.worded.fetch_add(size, Ordering::Relaxed);
+        let reply = render(&entry.decision());
+        out.extend_from_slice(&reply);
+        if stored.is_none() && self.packed_reply_bytes.load(Ordering::Relaxed) + reply.len() <= MAX_REPLY_BYTES {
+            let mut packed = vec![wording];
+            compress::pack(&DICTIONARY, name, &reply, &mut packed);
+            let size = packed.len();
+            if entry.packed_reply.set(packed.into_boxed_slice()).is_ok() {
+                self.packed_reply_bytes.fetch_add(size, Ordering::Relaxed);
             }
         }
     }
 
-    /// Puts an entry in the place of the one before; gives those that had to go for it.
-    pub fn put(&self, entry: Entry) -> Vec<Arc<Entry>> {
+    /// Inserts or replaces an entry; returns the entries that were evicted for it.
+    pub fn insert(&self, entry: CachedDecision) -> Vec<Arc<CachedDecision>> {
         let mut entries = self.shard(entry.hop.as_bytes()).write();
         if let Some(before) = entries.replace(ByHop(Arc::new(entry))) {
-            self.let_go(&before.0);
+            self.release_reply(&before.0);
         }
         // Each shard has its part of the limit, and some room, for names do not spread evenly.
         let limit = (self.limit / SHARDS * 5 / 4).max(16);
         if entries.len() <= limit {
             return Vec::new();
         }
-        let mut asked: Vec<i64> = entries.iter().map(|entry| entry.0.asked.seconds()).collect();
+        let mut asked: Vec<i64> = entries.iter().map(|entry| entry.0.last_asked.seconds()).collect();
         let surplus = (entries.len() - limit + limit / 20).clamp(1, asked.len());
         let cutoff = *asked.select_nth_unstable(surplus - 1).1;
-        let mut gone = Vec::new();
+        let mut evicted = Vec::new();
         entries.retain(|entry| {
-            let goes = gone.len() < surplus && entry.0.asked.seconds() <= cutoff;
+            let goes = evicted.len() < surplus && entry.0.last_asked.seconds() <= cutoff;
             if goes {
-                self.let_go(&entry.0);
-                gone.push(Arc::clone(&entry.0));
+                self.release_reply(&entry.0);
+                evicted.push(Arc::clone(&entry.0));
             }
             !goes
         });
-        gone
+        evicted
     }
 
     /// Keeps those alone that `stays` names.
-    pub fn retain(&self, mut stays: impl FnMut(&Entry) -> bool) {
+    pub fn retain(&self, mut stays: impl FnMut(&CachedDecision) -> bool) {
         for shard in &self.shards {
             shard.write().retain(|entry| {
                 let stays = stays(&entry.0);
                 if !stays {
-                    self.let_go(&entry.0);
+                    self.release_reply(&entry.0);
                 }
                 stays
             });
@@ -219,7 +238,7 @@ impl Entries {
     }
 
     /// All next hops.
-    pub fn hops(&self) -> Vec<Arc<str>> {
+    pub fn next_hops(&self) -> Vec<Arc<str>> {
         self.shards
             .iter()
             .flat_map(|shard| shard.read().iter().map(|entry| Arc::clone(&entry.0.hop)).collect::<Vec<_>>())
@@ -231,8 +250,8 @@ impl Entries {
         self.shards.iter().map(|shard| shard.read().len()).sum()
     }
 
-    fn let_go(&self, entry: &Entry) {
-        self.worded.fetch_sub(entry.size(), Ordering::Relaxed);
+    fn release_reply(&self, entry: &CachedDecision) {
+        self.packed_reply_bytes.fetch_sub(entry.reply_size(), Ordering::Relaxed);
     }
 
     fn shard(&self, hop: &[u8]) -> &RwLock<HashSet<ByHop>> {
@@ -247,20 +266,24 @@ impl Entries {
 mod tests {
     use super::*;
 
-    fn entry(hop: &str, asked: i64) -> Entry {
-        Entry { hop: hop.into(), asked: SharedCompactTime::from_seconds(asked), ..Entry::nothing() }
+    fn entry(hop: &str, asked: i64) -> CachedDecision {
+        CachedDecision {
+            hop: hop.into(),
+            last_asked: SharedCompactTime::from_seconds(asked),
+            ..CachedDecision::no_policy()
+        }
     }
 
     #[test]
     fn the_least_recently_asked_go_first() {
-        let entries = Entries::new(1);
-        let mut gone = Vec::new();
+        let entries = DecisionCache::new(1);
+        let mut evicted = Vec::new();
         for n in 0..5000 {
-            gone.extend(entries.put(entry(&format!("{n}.example"), n)));
+            evicted.extend(entries.insert(entry(&format!("{n}.example"), n)));
         }
         assert!((SHARDS * 14..=SHARDS * 16).contains(&entries.len()), "{}", entries.len());
-        assert_eq!(gone.len() + entries.len(), 5000);
-        assert!(entries.of("4999.example").is_some() && entries.of("0.example").is_none());
+        assert_eq!(evicted.len() + entries.len(), 5000);
+        assert!(entries.get("4999.example").is_some() && entries.get("0.example").is_none());
     }
 
     #[test]
@@ -276,37 +299,40 @@ mod tests {
             (b"11:TEMP \x01\x08 x,", 16),
         ];
         for (wording, (frame, most)) in (0..).zip(frames) {
-            let entries = Entries::new(1);
-            entries.put(Entry { domain: Arc::new(DomainState::new("a.example".into(), 0)), ..entry("a.example", 0) });
-            let found = entries.of("a.example").unwrap();
+            let entries = DecisionCache::new(1);
+            entries.insert(CachedDecision {
+                domain: Arc::new(DomainState::new("a.example".into(), 0)),
+                ..entry("a.example", 0)
+            });
+            let found = entries.get("a.example").unwrap();
             let mut out = b"before".to_vec();
-            entries.say(&found, wording, |_| frame.into(), &mut out);
-            entries.say(&found, wording, |_| unreachable!("it is kept"), &mut out);
+            entries.write_reply(&found, wording, |_| frame.into(), &mut out);
+            entries.write_reply(&found, wording, |_| unreachable!("it is kept"), &mut out);
             assert_eq!(out, [b"before", frame, frame].concat());
-            assert!(found.size() <= most, "{}", found.size());
-            entries.say(&found, wording + 1, |_| (*b"other").into(), &mut out);
+            assert!(found.reply_size() <= most, "{}", found.reply_size());
+            entries.write_reply(&found, wording + 1, |_| (*b"other").into(), &mut out);
             assert!(out.ends_with(b"other"));
         }
     }
 
     #[test]
     fn words_are_kept_within_their_limit() {
-        let entries = Entries::new(100);
-        let long = || vec![b'x'; MAX_WORDED / 2 - 1].into_boxed_slice();
+        let entries = DecisionCache::new(100);
+        let long = || vec![b'x'; MAX_REPLY_BYTES / 2 - 1].into_boxed_slice();
         let said = |hop: &str| {
             let mut out = Vec::new();
-            let found = entries.of(hop).unwrap();
-            entries.say(&found, 0, |_| long(), &mut out);
-            assert_eq!(out.len(), MAX_WORDED / 2 - 1);
-            found.worded.get().is_some()
+            let found = entries.get(hop).unwrap();
+            entries.write_reply(&found, 0, |_| long(), &mut out);
+            assert_eq!(out.len(), MAX_REPLY_BYTES / 2 - 1);
+            found.packed_reply.get().is_some()
         };
         for hop in ["a", "b", "c"] {
-            entries.put(entry(hop, 0));
+            entries.insert(entry(hop, 0));
         }
         assert_eq!(["a", "b", "c"].map(said), [true, true, false]);
-        entries.put(entry("a", 1));
+        entries.insert(entry("a", 1));
         assert!(said("c") && !said("a"));
         entries.retain(|_| false);
-        assert_eq!((entries.worded.load(Ordering::Relaxed), entries.len()), (0, 0));
+        assert_eq!((entries.packed_reply_bytes.load(Ordering::Relaxed), entries.len()), (0, 0));
     }
 }

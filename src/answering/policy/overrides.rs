@@ -9,13 +9,13 @@ use std::sync::Arc;
 use crate::base::domain_name;
 use crate::config::{OverrideSection, OverrideSkip};
 
-/// What is said about a domain.
+/// The administrator's rule for a domain.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Rule {
+pub enum OverrideRule {
     /// This answer, whatever is published.
-    Fixed(Arc<str>),
+    FixedAnswer(Arc<str>),
     /// No policy, whatever is published.
-    None,
+    NoPolicy,
     /// DANE is not looked at.
     SkipDane,
     /// MTA-STS is not looked at.
@@ -24,7 +24,7 @@ pub enum Rule {
 
 /// All rules.
 #[derive(Debug, Default)]
-pub struct Overrides(HashMap<String, Rule>);
+pub struct Overrides(HashMap<String, OverrideRule>);
 
 impl Overrides {
     /// The rules of a configuration that has passed its checks; a suffix keeps its dot.
@@ -35,18 +35,18 @@ impl Overrides {
                 None => domain_name::normalize(&section.domain)?,
             };
             let rule = match (&section.answer, section.skip) {
-                (Some(answer), _) => Rule::Fixed(answer.as_str().into()),
-                (None, Some(OverrideSkip::Dane)) => Rule::SkipDane,
-                (None, Some(OverrideSkip::Sts)) => Rule::SkipSts,
-                (None, None) => Rule::None,
+                (Some(answer), _) => OverrideRule::FixedAnswer(answer.as_str().into()),
+                (None, Some(OverrideSkip::Dane)) => OverrideRule::SkipDane,
+                (None, Some(OverrideSkip::Sts)) => OverrideRule::SkipSts,
+                (None, None) => OverrideRule::NoPolicy,
             };
             Some((name, rule))
         };
         Overrides(sections.iter().filter_map(rule).collect())
     }
 
-    /// The rule of a domain in its one form.
-    pub fn of(&self, domain: &str) -> Option<&Rule> {
+    /// The rule for a domain (in canonical form).
+    pub fn rule_for(&self, domain: &str) -> Option<&OverrideRule> {
         if self.0.is_empty() {
             return None;
         }
@@ -55,10 +55,10 @@ impl Overrides {
     }
 
     /// The fixed answers, by domain or `.suffix`.
-    pub fn fixed(&self) -> impl Iterator<Item = (&str, &str)> {
+    pub fn fixed_answers(&self) -> impl Iterator<Item = (&str, &str)> {
         self.0.iter().filter_map(|(name, rule)| match rule {
-            Rule::Fixed(answer) => Some((name.as_str(), &**answer)),
-            Rule::None | Rule::SkipDane | Rule::SkipSts => None,
+            OverrideRule::FixedAnswer(answer) => Some((name.as_str(), &**answer)),
+            OverrideRule::NoPolicy | OverrideRule::SkipDane | OverrideRule::SkipSts => None,
         })
     }
 }
@@ -82,16 +82,16 @@ mod tests {
             section("bücher.example", None, Some(OverrideSkip::Sts)),
         ]);
         for (domain, want) in [
-            ("example.com", Some(Rule::None)),
-            ("a.example.com", Some(Rule::Fixed("encrypt".into()))),
-            ("deep.example.com", Some(Rule::Fixed("encrypt".into()))),
-            ("a.deep.example.com", Some(Rule::SkipDane)),
-            ("xn--bcher-kva.example", Some(Rule::SkipSts)),
+            ("example.com", Some(OverrideRule::NoPolicy)),
+            ("a.example.com", Some(OverrideRule::FixedAnswer("encrypt".into()))),
+            ("deep.example.com", Some(OverrideRule::FixedAnswer("encrypt".into()))),
+            ("a.deep.example.com", Some(OverrideRule::SkipDane)),
+            ("xn--bcher-kva.example", Some(OverrideRule::SkipSts)),
             ("aexample.com", None),
             ("com", None),
         ] {
-            assert_eq!(rules.of(domain), want.as_ref(), "{domain}");
+            assert_eq!(rules.rule_for(domain), want.as_ref(), "{domain}");
         }
-        assert_eq!(rules.fixed().collect::<Vec<_>>(), [(".example.com", "encrypt")]);
+        assert_eq!(rules.fixed_answers().collect::<Vec<_>>(), [(".example.com", "encrypt")]);
     }
 }

@@ -20,12 +20,12 @@ use tokio::time::Instant;
 
 use crate::answering::policy::dane::cached_verdict::MAX_STALE;
 use crate::answering::policy::dane::lookup::DaneVerdict;
-use crate::answering::policy::dane::store::{self, Shelf};
+use crate::answering::policy::dane::store::{self, VerdictStore};
 use crate::answering::policy::decision::{Decision, Facts, PostfixTraits};
-use crate::answering::policy::decision_cache::{Entries, Entry};
+use crate::answering::policy::decision_cache::{CachedDecision, DecisionCache};
 use crate::answering::policy::history::PolicyHistory;
 use crate::answering::policy::overrides::Overrides;
-use crate::answering::policy::single_flight::{Flight, Flights};
+use crate::answering::policy::single_flight::{Flight, SingleFlight};
 use crate::answering::policy::sts::cache::{MAX_BACKGROUND_LOOKUPS, MAX_LOOKUPS, StsCache};
 use crate::answering::policy::throttle::Throttle;
 use crate::base::clock::Clock;
@@ -37,51 +37,51 @@ use crate::net::dns::Resolver;
 use crate::net::https::HttpsClient;
 use crate::store::{Store, StoreError};
 
-/// How often a failing delivery makes a record be asked again at most, in seconds.
-const HINT: i64 = 60;
+/// The shortest time between two queries for a record because of failed sessions, in seconds.
+const RECHECK_INTERVAL: i64 = 60;
 
-/// Time between two looks for verdicts that may serve no longer.
-const SWEEP: Duration = Duration::from_secs(600);
+/// Time between two searches for verdicts that have ended for good.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(600);
 
 /// Why a decision is made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Urge {
-    /// It was asked for, and none stands.
-    Asked,
-    /// What ends soon is asked again now, behind the answers.
-    Ahead,
-    /// An administrator wants everything looked at again.
-    Told,
-    /// An administrator wants to know what would be answered: no mail is held to it, so that it is noted nowhere.
-    Explained,
+pub(super) enum Trigger {
+    /// The MTA asked, and no decision is current.
+    Lookup,
+    /// A decision ends soon and is refreshed in the background.
+    Refresh,
+    /// An administrator wants every look-up repeated.
+    AdminRefresh,
+    /// An administrator wants an explanation: no mail is held to it, so it is not recorded.
+    Explain,
 }
 
 /// All decisions, shared by everyone who asks.
 pub struct Policies {
-    pub(super) entries: Entries,
+    pub(super) cache: DecisionCache,
     pub(super) budget: Duration,
     pub(super) resolver: Resolver,
     /// Whether DANE is looked at: the resolver validates and the MTA uses DNSSEC.
-    pub(super) dane: bool,
+    pub(super) dane_enabled: bool,
     /// What is known of the Postfix that asks.
     pub(super) postfix: PostfixTraits,
     pub(super) overrides: Overrides,
-    pub(super) shelf: Shelf,
+    pub(super) verdict_store: VerdictStore,
     pub(super) sts: Arc<StsCache>,
     pub(super) history: Arc<PolicyHistory>,
     pub(super) clock: Clock,
     pub(super) metrics: Metrics,
     pub(super) throttle: Throttle,
-    decisions: Flights<Decision>,
-    pub(super) verdicts: Flights<Arc<DaneVerdict>>,
+    decision_flights: SingleFlight<Decision>,
+    pub(super) verdict_flights: SingleFlight<Arc<DaneVerdict>>,
     /// For what is no domain name.
-    pub(super) nothing: Entry,
+    pub(super) no_policy: CachedDecision,
 }
 
-/// How much there is of what, for `status`.
+/// How many policies and decisions there are, for `status`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub struct Counts {
+pub struct PolicyCounts {
     /// Next hops with a decision in memory.
     pub decisions: usize,
     /// Domains whose MTA-STS record is known.
@@ -106,23 +106,23 @@ impl Policies {
         metrics: Metrics,
     ) -> Result<Arc<Policies>, StoreError> {
         let limit = config.policy.max_domains;
-        let shelf = Shelf::new(Arc::clone(&store));
+        let verdict_store = VerdictStore::new(Arc::clone(&store));
         let sts = StsCache::open(limit, resolver.clone(), client, store, &history, clock, metrics.clone())?;
-        let why_no_dane = match (config.postfix.dnssec(), resolver.is_trusted()) {
+        let dane_off_reason = match (config.postfix.dnssec(), resolver.is_trusted()) {
             (false, _) => Some("Postfix asks for no DNSSEC (smtp_dns_support_level, or [postfix] dnssec)"),
             (true, false) => Some(
                 "no validating resolver on this host (resolv.conf names none on loopback, [resolver] address is not set)",
             ),
             (true, true) => None,
         };
-        if let Some(cause) = why_no_dane {
+        if let Some(cause) = dane_off_reason {
             tracing::info!("policy: no DANE: {cause}; MTA-STS alone is answered");
         }
-        let held = if why_no_dane.is_none() { shelf.load(clock.seconds(), limit)? } else { Vec::new() };
+        let verdict = if dane_off_reason.is_none() { verdict_store.load(clock.seconds(), limit)? } else { Vec::new() };
         let policies = Policies {
-            entries: Entries::new(limit),
+            cache: DecisionCache::new(limit),
             budget: config.policy.answer_budget.0,
-            dane: why_no_dane.is_none(),
+            dane_enabled: dane_off_reason.is_none(),
             postfix: PostfixTraits::of(&config.postfix),
             overrides: Overrides::new(&config.policy.overrides),
             resolver,
@@ -131,14 +131,14 @@ impl Policies {
             clock,
             metrics,
             throttle: Throttle::default(),
-            decisions: Flights::new(MAX_LOOKUPS),
-            verdicts: Flights::new(MAX_LOOKUPS),
-            nothing: Entry::nothing(),
-            shelf,
+            decision_flights: SingleFlight::new(MAX_LOOKUPS),
+            verdict_flights: SingleFlight::new(MAX_LOOKUPS),
+            no_policy: CachedDecision::no_policy(),
+            verdict_store,
         };
-        for (key, held) in held {
-            let hop = policies.name(&key);
-            policies.entries.put(Entry::before(hop, Arc::clone(&policies.nothing.domain), held));
+        for (key, verdict) in verdict {
+            let hop = policies.intern_name(&key);
+            policies.cache.insert(CachedDecision::restored(hop, Arc::clone(&policies.no_policy.domain), verdict));
         }
         Ok(Arc::new(policies))
     }
@@ -153,65 +153,65 @@ impl Policies {
         self.clock
     }
 
-    /// A name as it is kept already, if it is, so that it is kept once.
-    pub(super) fn name(&self, name: &str) -> Arc<str> {
+    /// The copy of a name that is already in memory, if there is one, so that it is stored once.
+    pub(super) fn intern_name(&self, name: &str) -> Arc<str> {
         let known = self.sts.get(name).map(|domain| Arc::clone(&domain.name));
         known.or_else(|| self.history.interned_name(name)).unwrap_or_else(|| name.into())
     }
 
     /// The decision that stands for a next hop as the MTA writes it; none where one must be made ([`Policies::decide`]).
     pub fn cached(self: &Arc<Self>, key: &[u8]) -> Option<Decision> {
-        self.with_entry(key, Entry::decision)
+        self.with_entry(key, CachedDecision::decision)
     }
 
     /// Appends the answer that stands for a next hop as the MTA writes it, in the words of `word`, which are kept:
     /// `wording` tells them apart; gives what it follows from. None where an answer must be made ([`Policies::decide`]). What is no
     /// domain name (address literals, paths, dot-keys) has the answer "no policy" at once. A microsecond or less.
-    pub fn say(
+    pub fn write_reply(
         self: &Arc<Self>,
         key: &[u8],
         wording: u8,
-        word: impl FnOnce(&Decision) -> Box<[u8]>,
+        render: impl FnOnce(&Decision) -> Box<[u8]>,
         out: &mut Vec<u8>,
     ) -> Option<Option<Facts>> {
         self.with_entry(key, |entry| {
-            self.entries.say(entry, wording, word, out);
+            self.cache.write_reply(entry, wording, render, out);
             entry.facts()
         })
     }
 
     /// Does something with the entry of a next hop, if its decision stands. `then` must not wait.
-    fn with_entry<R>(self: &Arc<Self>, key: &[u8], then: impl FnOnce(&Entry) -> R) -> Option<R> {
+    fn with_entry<R>(self: &Arc<Self>, key: &[u8], then: impl FnOnce(&CachedDecision) -> R) -> Option<R> {
         let mut then = Some(then);
-        let mut stands = |key: &[u8], entry: &Entry| match self.stands(key, entry) {
+        let mut is_current = |key: &[u8], entry: &CachedDecision| match self.is_current(key, entry) {
             // It is taken once: the second look is for another key.
             true => then.take().map(|then| then(entry)),
             false => None,
         };
-        if let Some(found) = self.entries.with(key, |entry| stands(key, entry)) {
+        if let Some(found) = self.cache.with(key, |entry| is_current(key, entry)) {
             return found;
         }
-        let Some(hop) = NextHop::parse(key) else { return stands(key, &self.nothing) };
+        let Some(hop) = NextHop::parse(key) else { return is_current(key, &self.no_policy) };
         let key = hop.key().into_bytes();
-        self.entries.with(&key, |entry| stands(&key, entry)).flatten()
+        self.cache.with(&key, |entry| is_current(&key, entry)).flatten()
     }
 
     /// Whether an entry's decision still stands; notes that it was asked about.
-    fn stands(self: &Arc<Self>, key: &[u8], entry: &Entry) -> bool {
+    fn is_current(self: &Arc<Self>, key: &[u8], entry: &CachedDecision) -> bool {
         let now = self.clock.seconds();
-        if now >= entry.until.seconds() || entry.version != entry.domain.version() {
+        if now >= entry.expires.seconds() || entry.domain_version != entry.domain.version() {
             return false;
         }
-        if entry.asked.seconds() != now {
+        if entry.last_asked.seconds() != now {
             if let Some(period) = &entry.period
                 && !self.history.touch(period, now)
             {
                 return false;
             }
-            entry.asked.set(now);
+            entry.last_asked.set(now);
             entry.domain.touch(now);
-            if now >= entry.refresh.seconds() && !entry.refreshing.swap(true, Ordering::Relaxed) {
-                self.refresh(key, entry);
+            if now >= entry.refresh_at.seconds() && !entry.refreshing.swap(true, Ordering::Relaxed) {
+                self.refresh_in_background(key, entry);
             }
         }
         true
@@ -223,36 +223,40 @@ impl Policies {
             return decision;
         }
         // `cached` has answered for what is none.
-        let Some(hop) = NextHop::parse(key) else { return self.nothing.decision() };
-        self.fly(hop, Urge::Asked).await
+        let Some(hop) = NextHop::parse(key) else { return self.no_policy.decision() };
+        self.resolve(hop, Trigger::Lookup).await
     }
 
     /// What [`Policies::decide`] would give, noted nowhere: no session is held to it.
-    pub(super) async fn peek(self: &Arc<Self>, hop: &NextHop) -> Decision {
+    pub(super) async fn explain_decision(self: &Arc<Self>, hop: &NextHop) -> Decision {
         let now = self.clock.seconds();
-        match self.entries.of(&hop.key()) {
-            Some(entry) if now < entry.until.seconds() && entry.version == entry.domain.version() => entry.decision(),
-            _ => self.fly(hop.clone(), Urge::Explained).await,
+        match self.cache.get(&hop.key()) {
+            Some(entry) if now < entry.expires.seconds() && entry.domain_version == entry.domain.version() => {
+                entry.decision()
+            }
+            _ => self.resolve(hop.clone(), Trigger::Explain).await,
         }
     }
 
-    async fn fly(self: &Arc<Self>, hop: NextHop, urge: Urge) -> Decision {
-        let Some(flight) = self.begin(hop, urge) else { return Decision::temp("too many look-ups under way") };
+    async fn resolve(self: &Arc<Self>, hop: NextHop, trigger: Trigger) -> Decision {
+        let Some(flight) = self.start_resolution(hop, trigger) else {
+            return Decision::temp("too many look-ups under way");
+        };
         // The work keeps the budget itself; the second is for a busy host.
-        let patience = Instant::now() + self.budget + Duration::from_secs(1);
-        flight.landed(patience).await.unwrap_or_else(|| Decision::temp("no answer in time"))
+        let deadline = Instant::now() + self.budget + Duration::from_secs(1);
+        flight.wait(deadline).await.unwrap_or_else(|| Decision::temp("no answer in time"))
     }
 
     /// Who asks does not share the work of who does not: that would be an answer which is not noted. Nothing where too
     /// many decisions are being made.
-    fn begin(self: &Arc<Self>, hop: NextHop, urge: Urge) -> Option<Flight<Decision>> {
-        let key = match urge {
-            Urge::Asked => hop.key(),
-            Urge::Ahead | Urge::Told | Urge::Explained => format!("{urge:?} {}", hop.key()),
+    fn start_resolution(self: &Arc<Self>, hop: NextHop, trigger: Trigger) -> Option<Flight<Decision>> {
+        let key = match trigger {
+            Trigger::Lookup => hop.key(),
+            Trigger::Refresh | Trigger::AdminRefresh | Trigger::Explain => format!("{trigger:?} {}", hop.key()),
         };
-        let flight = self.decisions.join(&key, || {
+        let flight = self.decision_flights.join(&key, || {
             let policies = Arc::clone(self);
-            async move { policies.make(hop, urge).await }
+            async move { policies.run_resolution(hop, trigger).await }
         });
         self.metrics.add("decisions_refused", u64::from(flight.is_none()));
         flight
@@ -260,18 +264,21 @@ impl Policies {
 
     /// Keeps policies fresh and stored, until `shutdown` turns true.
     pub async fn run(self: Arc<Self>, shutdown: watch::Receiver<bool>) {
-        tokio::join!(Arc::clone(&self.sts).run(shutdown.clone()), self.keep_verdicts(shutdown));
-        self.decisions.abort();
-        self.verdicts.abort();
+        tokio::join!(Arc::clone(&self.sts).run(shutdown.clone()), self.maintain_verdicts(shutdown));
+        self.decision_flights.abort();
+        self.verdict_flights.abort();
     }
 
-    /// A session to a domain failed under its MTA-STS policy: looks at its record now, in the background, for perhaps a
-    /// newer policy is published (RFC 8461 §5.1). At most once in [`HINT`] a domain, and only where a policy is cached.
-    pub fn hint(&self, domain: &str) {
+    /// A session to a domain failed under its MTA-STS policy: queries its record now, in the background, for perhaps a
+    /// newer policy is published (RFC 8461 §5.1). At most once in [`RECHECK_INTERVAL`] a domain, and only where a
+    /// policy is cached.
+    pub fn recheck_after_failure(&self, domain: &str) {
         let now = self.clock.seconds();
         let Some(domain) = self.sts.get(domain) else { return };
         let known = domain.snapshot(now);
-        if known.policy.is_none() || known.checked.is_some_and(|checked| (0..HINT).contains(&(now - checked))) {
+        if known.policy.is_none()
+            || known.checked.is_some_and(|checked| (0..RECHECK_INTERVAL).contains(&(now - checked)))
+        {
             return;
         }
         self.metrics.add("sts_records_hinted", 1);
@@ -279,13 +286,13 @@ impl Policies {
         drop(self.sts.start_lookup(&domain, now));
     }
 
-    /// Writes verdicts behind, and lets go of those that may serve no longer.
-    async fn keep_verdicts(&self, mut shutdown: watch::Receiver<bool>) {
-        let mut sweep = tokio::time::interval(SWEEP);
+    /// Writes new verdicts to the store, and removes those that have ended for good.
+    async fn maintain_verdicts(&self, mut shutdown: watch::Receiver<bool>) {
+        let mut sweep = tokio::time::interval(SWEEP_INTERVAL);
         sweep.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             tokio::select! {
-                () = self.shelf.wake.notified() => tokio::time::sleep(store::BEHIND).await,
+                () = self.verdict_store.wake.notified() => tokio::time::sleep(store::WRITE_DELAY).await,
                 _ = sweep.tick() => self.sweep(self.clock.seconds()),
                 () = wait_for_shutdown(&mut shutdown) => break,
             }
@@ -295,7 +302,7 @@ impl Policies {
     }
 
     async fn write_verdicts(&self) {
-        if let Err(error) = self.shelf.write().await
+        if let Err(error) = self.verdict_store.write().await
             && self.throttle.permits("store", self.clock.seconds())
         {
             let line = format!("store: cannot write DANE verdicts: {error}; they serve from memory until it can");
@@ -304,21 +311,21 @@ impl Policies {
     }
 
     fn sweep(&self, now: i64) {
-        self.entries.retain(|entry| {
-            let ended = entry.held.as_ref().is_some_and(|held| held.expires() + MAX_STALE < now);
-            let goes = ended && entry.asked.seconds() + MAX_STALE < now;
+        self.cache.retain(|entry| {
+            let ended = entry.verdict.as_ref().is_some_and(|verdict| verdict.expires() + MAX_STALE < now);
+            let goes = ended && entry.last_asked.seconds() + MAX_STALE < now;
             if goes {
-                self.shelf.remove(entry.hop.to_string());
+                self.verdict_store.remove(entry.hop.to_string());
             }
             !goes
         });
     }
 
-    /// How much there is.
-    pub fn counts(&self) -> Counts {
+    /// How many policies and decisions there are.
+    pub fn counts(&self) -> PolicyCounts {
         let (domains, policies) = self.sts.counts();
-        Counts {
-            decisions: self.entries.len(),
+        PolicyCounts {
+            decisions: self.cache.len(),
             domains,
             policies,
             sts_octets: self.sts.text_bytes(),
@@ -326,21 +333,21 @@ impl Policies {
         }
     }
 
-    /// Makes a decision anew, behind the answers; later, where many are being made.
-    fn refresh(self: &Arc<Self>, key: &[u8], entry: &Entry) {
-        if self.decisions.len() >= MAX_BACKGROUND_LOOKUPS {
+    /// Starts a new decision in the background; postpones it while many are under way.
+    fn refresh_in_background(self: &Arc<Self>, key: &[u8], entry: &CachedDecision) {
+        if self.decision_flights.len() >= MAX_BACKGROUND_LOOKUPS {
             self.metrics.add("refreshes_postponed", 1);
             entry.refreshing.store(false, Ordering::Relaxed);
         } else if let Some(hop) = NextHop::parse(key) {
-            drop(self.begin(hop, Urge::Ahead));
+            drop(self.start_resolution(hop, Trigger::Refresh));
         }
     }
 
-    pub(super) fn keep(&self, entry: Entry) {
-        let gone = self.entries.put(entry);
-        for entry in gone.iter().filter(|entry| entry.held.is_some()) {
-            self.shelf.remove(entry.hop.to_string());
+    pub(super) fn insert(&self, entry: CachedDecision) {
+        let evicted = self.cache.insert(entry);
+        for entry in evicted.iter().filter(|entry| entry.verdict.is_some()) {
+            self.verdict_store.remove(entry.hop.to_string());
         }
-        self.metrics.add("decisions_evicted", gone.len() as u64);
+        self.metrics.add("decisions_evicted", evicted.len() as u64);
     }
 }

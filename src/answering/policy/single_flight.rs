@@ -13,11 +13,11 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-type Table<T> = Arc<Mutex<HashMap<String, Flight<T>>>>;
+type FlightTable<T> = Arc<Mutex<HashMap<String, Flight<T>>>>;
 
-/// Work under way, by key.
-pub struct Flights<T> {
-    table: Table<T>,
+/// The work under way, at most one piece a key.
+pub struct SingleFlight<T> {
+    table: FlightTable<T>,
     tasks: Mutex<JoinSet<()>>,
     limit: usize,
 }
@@ -30,10 +30,10 @@ pub struct Flight<T> {
     done: watch::Receiver<Option<T>>,
 }
 
-impl<T: Clone + Send + Sync + 'static> Flights<T> {
+impl<T: Clone + Send + Sync + 'static> SingleFlight<T> {
     /// Nothing under way, and at most `limit` pieces of work at once.
-    pub fn new(limit: usize) -> Flights<T> {
-        Flights { table: Arc::default(), tasks: Mutex::new(JoinSet::new()), limit }
+    pub fn new(limit: usize) -> SingleFlight<T> {
+        SingleFlight { table: Arc::default(), tasks: Mutex::new(JoinSet::new()), limit }
     }
 
     /// The work under way for `key`, or `work`, begun now; nothing where there is no room for more.
@@ -48,18 +48,18 @@ impl<T: Clone + Send + Sync + 'static> Flights<T> {
         if table.len() >= self.limit {
             return None;
         }
-        let (tell, done) = watch::channel(None);
+        let (sender, done) = watch::channel(None);
         let flight = Flight { began: Instant::now(), done };
         table.insert(key.to_owned(), flight.clone());
         drop(table);
-        let end = End { table: Arc::clone(&self.table), key: key.to_owned() };
+        let end = KeyGuard { table: Arc::clone(&self.table), key: key.to_owned() };
         let work = work();
         let mut tasks = self.tasks.lock();
         while tasks.try_join_next().is_some() {}
         tasks.spawn(async move {
             let value = work.await;
             drop(end);
-            tell.send_replace(Some(value));
+            sender.send_replace(Some(value));
         });
         Some(flight)
     }
@@ -81,20 +81,20 @@ impl<T: Clone + Send + Sync + 'static> Flights<T> {
 }
 
 impl<T: Clone> Flight<T> {
-    /// What came of it; nothing where it is not done at `deadline`, or was ended.
-    pub async fn landed(mut self, deadline: Instant) -> Option<T> {
+    /// Waits for the result; `None` if it is not there by `deadline` or the work was aborted.
+    pub async fn wait(mut self, deadline: Instant) -> Option<T> {
         let done = tokio::time::timeout_at(deadline, self.done.wait_for(Option::is_some)).await;
         done.ok()?.ok()?.clone()
     }
 }
 
 /// Frees the key when the work ends, however it ends.
-struct End<T> {
-    table: Table<T>,
+struct KeyGuard<T> {
+    table: FlightTable<T>,
     key: String,
 }
 
-impl<T> Drop for End<T> {
+impl<T> Drop for KeyGuard<T> {
     fn drop(&mut self) {
         self.table.lock().remove(&self.key);
     }
@@ -109,7 +109,7 @@ mod tests {
 
     #[tokio::test]
     async fn one_work_for_all_and_it_outlives_the_impatient() {
-        let flights = Flights::new(1);
+        let flights = SingleFlight::new(1);
         let runs = Arc::new(AtomicUsize::new(0));
         let work = || {
             let runs = Arc::clone(&runs);
@@ -119,33 +119,33 @@ mod tests {
             }
         };
         let soon = Instant::now() + Duration::from_millis(10);
-        assert_eq!(flights.join("a", work).unwrap().landed(soon).await, None);
+        assert_eq!(flights.join("a", work).unwrap().wait(soon).await, None);
         let late = Instant::now() + Duration::from_secs(10);
         let (one, two) =
-            tokio::join!(flights.join("a", work).unwrap().landed(late), flights.join("a", work).unwrap().landed(late));
+            tokio::join!(flights.join("a", work).unwrap().wait(late), flights.join("a", work).unwrap().wait(late));
         assert_eq!((one, two), (Some(1), Some(1)));
         assert!(flights.is_empty());
-        assert_eq!(flights.join("a", work).unwrap().landed(late).await, Some(2));
+        assert_eq!(flights.join("a", work).unwrap().wait(late).await, Some(2));
     }
 
     #[tokio::test]
     async fn a_panic_frees_the_key() {
-        let flights: Flights<u8> = Flights::new(1);
+        let flights: SingleFlight<u8> = SingleFlight::new(1);
         let late = Instant::now() + Duration::from_secs(10);
         let fails = || async { if true { panic!("as the test wants") } else { 1 } };
-        assert_eq!(flights.join("a", fails).unwrap().landed(late).await, None);
-        assert_eq!(flights.join("a", || async { 2 }).unwrap().landed(late).await, Some(2));
+        assert_eq!(flights.join("a", fails).unwrap().wait(late).await, None);
+        assert_eq!(flights.join("a", || async { 2 }).unwrap().wait(late).await, Some(2));
     }
 
     #[tokio::test]
     async fn beyond_the_limit_none_is_begun() {
-        let flights = Flights::new(2);
+        let flights = SingleFlight::new(2);
         let late = Instant::now() + Duration::from_secs(10);
         let slow = || async { tokio::time::sleep(Duration::from_millis(50)).await };
         let (one, two) = (flights.join("a", slow).unwrap(), flights.join("b", slow).unwrap());
         assert!(flights.join("c", slow).is_none());
         assert!(flights.join("a", slow).is_some(), "who asks for the same shares it");
-        assert!(one.landed(late).await.is_some() && two.landed(late).await.is_some());
+        assert!(one.wait(late).await.is_some() && two.wait(late).await.is_some());
         assert!(flights.join("c", slow).is_some());
     }
 }

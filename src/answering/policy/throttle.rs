@@ -6,8 +6,8 @@ use std::collections::HashMap;
 
 use parking_lot::Mutex;
 
-/// The time between two lines of one cause, in seconds.
-const BETWEEN: i64 = 60;
+/// The shortest time between two lines about one cause, in seconds.
+const MIN_INTERVAL: i64 = 60;
 
 /// When each cause was last written of.
 #[derive(Default)]
@@ -18,7 +18,7 @@ impl Throttle {
     pub fn permits(&self, cause: &'static str, now: i64) -> bool {
         let mut last = self.0.lock();
         match last.get(cause) {
-            Some(at) if (0..BETWEEN).contains(&(now - at)) => false,
+            Some(at) if (0..MIN_INTERVAL).contains(&(now - at)) => false,
             _ => {
                 last.insert(cause, now);
                 true

@@ -232,7 +232,7 @@ impl Service {
         }
         let own_level = self.own_level(map);
         let slot = own_level as u8 * 2 + u8::from(map.wording == Wording::PolicyTlsrpt);
-        let facts = self.policies.say(key, slot, |decision| self.word(map, decision), out).ok_or((map, key))?;
+        let facts = self.policies.write_reply(key, slot, |decision| self.word(map, decision), out).ok_or((map, key))?;
         ready[kind_for_postfix(facts, own_level, self.postfix) as usize] += 1;
         Ok(())
     }

@@ -54,7 +54,7 @@ impl DomainFacts<'_> {
             (_, lookup::MxStatus::Null) => {
                 add(Severity::Note, "null-mx", self.describe_mx(), "There is nothing to protect.")
             }
-            (_, lookup::MxStatus::Nowhere) => {
+            (_, lookup::MxStatus::NoHost) => {
                 add(Severity::Error, "no-host", "no host of it has an address".into(), "Mail to it bounces or waits.")
             }
             _ => true,

@@ -1183,14 +1183,14 @@ async fn a_failed_delivery_brings_the_newer_policy() {
     // The record holds for its TTL: nothing is asked within it without a hint, and within a minute not even with one.
     let asked = || world.dns.zone().asked("_mta-sts.moved.test", RecordType::TXT);
     let daemon = world.daemon(30);
-    daemon.policies.hint("moved.test");
+    daemon.policies.recheck_after_failure("moved.test");
     tokio::time::sleep(Duration::from_millis(300)).await;
     assert_eq!(asked(), 1);
     daemon.end().await;
     let daemon = world.daemon(100);
     for _ in 0..100 {
-        daemon.policies.hint("moved.test");
-        daemon.policies.hint("never-asked.test");
+        daemon.policies.recheck_after_failure("moved.test");
+        daemon.policies.recheck_after_failure("never-asked.test");
     }
     let hop = NextHop::parse(b"moved.test").unwrap();
     let until = Instant::now() + Duration::from_secs(20);

@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use crate::answering::policy::dane::coverage::Coverage;
 use crate::answering::policy::dane::lookup::{self, DaneVerdict, HostTlsa, MxStatus};
 use crate::answering::policy::decision::{Answer, Basis, Decision, PostfixTraits};
-use crate::answering::policy::overrides::Rule;
+use crate::answering::policy::overrides::OverrideRule;
 use crate::answering::policy::policies::Policies;
 use crate::answering::policy::sts::domain_state::{DomainSnapshot, RecordState};
 use crate::answering::policy::sts::record;
@@ -66,23 +66,25 @@ impl Policies {
     ) -> Explanation {
         let hop = NextHop::parse(key.as_bytes());
         let decision = match &hop {
-            Some(hop) => self.peek(hop).await,
-            None => self.nothing.decision(),
+            Some(hop) => self.explain_decision(hop).await,
+            None => self.no_policy.decision(),
         };
         let mut steps = Vec::new();
         let mut verdict = None;
         if let Some(hop) = &hop {
-            let rule = self.overrides.of(&hop.domain);
+            let rule = self.overrides.rule_for(&hop.domain);
             if let Some(rule) = rule {
                 let said = match rule {
-                    Rule::Fixed(answer) => format!("a fixed answer: {answer}; what follows is not looked at"),
-                    Rule::None => "no policy; what follows is not looked at".to_owned(),
-                    Rule::SkipDane => "DANE is not looked at".to_owned(),
-                    Rule::SkipSts => "MTA-STS is not looked at".to_owned(),
+                    OverrideRule::FixedAnswer(answer) => {
+                        format!("a fixed answer: {answer}; what follows is not looked at")
+                    }
+                    OverrideRule::NoPolicy => "no policy; what follows is not looked at".to_owned(),
+                    OverrideRule::SkipDane => "DANE is not looked at".to_owned(),
+                    OverrideRule::SkipSts => "MTA-STS is not looked at".to_owned(),
                 };
                 steps.push(Step::new("[[policy.override]]", said));
             }
-            if self.dane {
+            if self.dane_enabled {
                 verdict = Some(self.explain_dane(hop, &mut steps).await);
             } else {
                 let why = "no validating resolver, or Postfix asks for no DNSSEC ([postfix] dnssec)";
@@ -97,9 +99,13 @@ impl Policies {
         Explanation {
             key: escaped(key),
             answers: answers(&decision),
-            because: match hop.as_ref().and_then(|hop| self.overrides.of(&hop.domain)) {
-                Some(Rule::Fixed(_) | Rule::None) => "the configuration says so ([[policy.override]])".into(),
-                Some(Rule::SkipDane | Rule::SkipSts) | None => because(&decision, hop.is_some(), self.postfix),
+            because: match hop.as_ref().and_then(|hop| self.overrides.rule_for(&hop.domain)) {
+                Some(OverrideRule::FixedAnswer(_) | OverrideRule::NoPolicy) => {
+                    "the configuration says so ([[policy.override]])".into()
+                }
+                Some(OverrideRule::SkipDane | OverrideRule::SkipSts) | None => {
+                    because(&decision, hop.is_some(), self.postfix)
+                }
             },
             steps,
         }
@@ -143,7 +149,7 @@ impl Policies {
         }
         let found = match &verdict.mx {
             MxStatus::Null => "a null MX: the domain takes no mail".to_owned(),
-            MxStatus::Nowhere => "neither MX records nor an address".to_owned(),
+            MxStatus::NoHost => "neither MX records nor an address".to_owned(),
             MxStatus::Failed(cause) => format!("not known: {}", escaped(cause)),
             MxStatus::Signed | MxStatus::Unsigned => coverage(verdict.coverage()).to_owned(),
         };

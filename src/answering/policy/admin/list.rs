@@ -12,12 +12,12 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use crate::answering::policy::dane::cached_verdict::MAX_STALE;
-use crate::answering::policy::decide::{allows, published};
+use crate::answering::policy::decide::{policy_covers, published};
 use crate::answering::policy::decision::{Answer, Basis, Decision, Published};
-use crate::answering::policy::decision_cache::Entry;
-use crate::answering::policy::overrides::Rule;
+use crate::answering::policy::decision_cache::CachedDecision;
+use crate::answering::policy::overrides::OverrideRule;
 use crate::answering::policy::policies::Policies;
-use crate::answering::policy::policies::Urge;
+use crate::answering::policy::policies::Trigger;
 use crate::answering::policy::sts::domain_state::{DomainSnapshot, RecordState};
 use crate::answering::policy::sts::policy::PolicyFailure;
 use crate::base::next_hop::NextHop;
@@ -97,15 +97,15 @@ impl Policies {
     /// What is known of a next hop; nothing where it was never asked about.
     pub fn show(&self, hop: &NextHop) -> Option<Listed> {
         let now = self.clock.seconds();
-        let entry = self.entries.of(&hop.key());
+        let entry = self.cache.get(&hop.key());
         let domain = self.sts.get(&hop.domain);
         if entry.is_none() && domain.is_none() {
             return None;
         }
         let known = domain.as_ref().map(|d| d.snapshot(now)).unwrap_or_default();
         let decision = self.standing(hop, entry.as_deref(), &known, now);
-        let asked = entry.as_ref().map_or(0, |entry| entry.asked.seconds());
-        let held = entry.as_ref().and_then(|entry| entry.held.as_ref());
+        let asked = entry.as_ref().map_or(0, |entry| entry.last_asked.seconds());
+        let held = entry.as_ref().and_then(|entry| entry.verdict.as_ref());
         Some(Listed {
             next_hop: hop.key(),
             answer: self.answer_name(&decision).to_owned(),
@@ -135,10 +135,10 @@ impl Policies {
     /// Asks DNS and the policy host again, whatever is cached and whatever failed before; takes up to a minute more
     /// than an answer. What cannot be had anew stays as it was. Fails where the store cannot be written.
     pub async fn look_again(self: &Arc<Self>, hop: &NextHop) -> Result<Option<Listed>, String> {
-        if matches!(self.overrides.of(&hop.domain), Some(Rule::SkipDane) | None) {
+        if matches!(self.overrides.rule_for(&hop.domain), Some(OverrideRule::SkipDane) | None) {
             self.sts.get_or_insert(&hop.domain).request_refresh(self.clock.seconds(), true);
         }
-        Arc::clone(self).make(hop.clone(), Urge::Told).await;
+        Arc::clone(self).run_resolution(hop.clone(), Trigger::AdminRefresh).await;
         self.flush().await?;
         Ok(self.show(hop))
     }
@@ -156,11 +156,11 @@ impl Policies {
                 gone.insert(known.name.to_string());
             }
         }
-        self.entries.retain(|entry| {
+        self.cache.retain(|entry| {
             let hop = NextHop::parse(entry.hop.as_bytes());
             let goes = domain.is_none_or(|name| hop.as_ref().is_some_and(|hop| hop.domain == name));
             if goes {
-                self.shelf.remove(entry.hop.to_string());
+                self.verdict_store.remove(entry.hop.to_string());
             }
             gone.extend(hop.filter(|_| goes).map(|hop| hop.domain));
             !goes
@@ -175,11 +175,11 @@ impl Policies {
         let now = self.clock.seconds();
         let line = |hop: &NextHop| {
             let known = self.sts.get(&hop.domain).map(|domain| domain.snapshot(now)).unwrap_or_default();
-            let decision = self.standing(hop, self.entries.of(&hop.key()).as_deref(), &known, now);
+            let decision = self.standing(hop, self.cache.get(&hop.key()).as_deref(), &known, now);
             Some((hop.key(), word(&decision)?))
         };
         let mut lines: BTreeMap<String, String> = self.hops().iter().filter_map(line).collect();
-        for (name, answer) in self.overrides.fixed() {
+        for (name, answer) in self.overrides.fixed_answers() {
             lines.insert(name.to_owned(), answer.to_owned());
         }
         lines.into_iter().collect()
@@ -188,29 +188,32 @@ impl Policies {
     /// Writes what has changed.
     async fn flush(&self) -> Result<(), String> {
         self.sts.write().await?;
-        self.shelf.write().await
+        self.verdict_store.write().await
     }
 
     fn hops(&self) -> Vec<NextHop> {
         let mut keys: BTreeSet<Arc<str>> = self.sts.domains().iter().map(|domain| Arc::clone(&domain.name)).collect();
-        keys.extend(self.entries.hops());
+        keys.extend(self.cache.next_hops());
         keys.iter().filter_map(|key| NextHop::parse(key.as_bytes())).collect()
     }
 
     /// What follows from what is known, without asking anybody.
-    fn standing(&self, hop: &NextHop, entry: Option<&Entry>, known: &DomainSnapshot, now: i64) -> Decision {
-        let rule = self.overrides.of(&hop.domain);
+    fn standing(&self, hop: &NextHop, entry: Option<&CachedDecision>, known: &DomainSnapshot, now: i64) -> Decision {
+        let rule = self.overrides.rule_for(&hop.domain);
         match rule {
-            Some(Rule::Fixed(answer)) => return Decision::from_basis(Basis::Override(Arc::clone(answer))),
-            Some(Rule::None) => return Decision::no_policy(),
-            Some(Rule::SkipDane | Rule::SkipSts) | None => {}
+            Some(OverrideRule::FixedAnswer(answer)) => {
+                return Decision::from_basis(Basis::Override(Arc::clone(answer)));
+            }
+            Some(OverrideRule::NoPolicy) => return Decision::no_policy(),
+            Some(OverrideRule::SkipDane | OverrideRule::SkipSts) | None => {}
         }
-        let policy = known.policy.as_ref().filter(|policy| rule != Some(&Rule::SkipSts) && policy.mode != Mode::None);
-        let sts = policy.filter(|policy| policy.mode != Mode::Enforce || allows(hop, policy)).map(Arc::clone);
+        let policy =
+            known.policy.as_ref().filter(|policy| rule != Some(&OverrideRule::SkipSts) && policy.mode != Mode::None);
+        let sts = policy.filter(|policy| policy.mode != Mode::Enforce || policy_covers(hop, policy)).map(Arc::clone);
         // Past its TTL it is asked again with the next mail, and serves if that fails: it is what is known.
         let verdict = entry
-            .and_then(|entry| entry.held.as_ref())
-            .filter(|verdict| now < verdict.expires() + MAX_STALE && rule != Some(&Rule::SkipDane));
+            .and_then(|entry| entry.verdict.as_ref())
+            .filter(|verdict| now < verdict.expires() + MAX_STALE && rule != Some(&OverrideRule::SkipDane));
         let basis = match (verdict, entry.map(|entry| &entry.basis)) {
             (Some(verdict), _) => Basis::Published(published(verdict, hop, sts.as_deref())),
             (None, Some(Basis::Published(unknown))) if unknown.coverage.is_failure() => {

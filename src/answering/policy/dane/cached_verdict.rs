@@ -148,7 +148,7 @@ mod tests {
             (MxStatus::Unsigned, vec![usable(), failed()], vec![]),
             (MxStatus::Signed, vec![none(), usable()], vec!["mx0.example"]),
             (MxStatus::Signed, vec![none(), failed()], vec!["mx0.example"]),
-            (MxStatus::Nowhere, vec![], vec![]),
+            (MxStatus::NoHost, vec![], vec![]),
         ] {
             let cached = CachedVerdict::new(&verdict(mx, hosts), 1_700_000_000, 1_600_000_000);
             assert_eq!(cached.without_tlsa().collect::<Vec<_>>(), without);

@@ -60,7 +60,7 @@ pub enum MxStatus {
     /// A null MX (RFC 7505): the domain takes no mail.
     Null,
     /// No such domain, or it has neither MX records nor an address.
-    Nowhere,
+    NoHost,
     /// Not known.
     Failed(String),
 }
@@ -120,7 +120,7 @@ pub async fn look_up(resolver: &Resolver, hop: &NextHop) -> DaneVerdict {
         match resolver.mx(&hop.domain).await {
             Ok(answer) => look_up_mx_hosts(resolver, hop, answer.records, answer.secure, answer.ttl).await,
             Err(DnsError::NoRecords { ttl }) => look_up_single_host(resolver, hop, ttl).await,
-            Err(DnsError::NoSuchDomain { ttl }) => DaneVerdict { mx: MxStatus::Nowhere, ..DaneVerdict::empty(ttl) },
+            Err(DnsError::NoSuchDomain { ttl }) => DaneVerdict { mx: MxStatus::NoHost, ..DaneVerdict::empty(ttl) },
             Err(DnsError::Failed(cause)) => DaneVerdict::failed(cause),
         }
     } else {
@@ -307,7 +307,7 @@ pub fn check_usability(record: &TlsaRecord) -> Result<(), &'static str> {
 impl DaneVerdict {
     /// No MX host; nothing is there.
     fn empty(ttl: Duration) -> DaneVerdict {
-        DaneVerdict { mx: MxStatus::Nowhere, hosts: Vec::new(), unreachable: Vec::new(), ttl }
+        DaneVerdict { mx: MxStatus::NoHost, hosts: Vec::new(), unreachable: Vec::new(), ttl }
     }
 
     /// Nothing is known, for this cause.
@@ -320,7 +320,7 @@ impl DaneVerdict {
         let signed = match &self.mx {
             MxStatus::Signed => true,
             MxStatus::Unsigned => false,
-            MxStatus::Null | MxStatus::Nowhere => return Coverage::NoTlsa,
+            MxStatus::Null | MxStatus::NoHost => return Coverage::NoTlsa,
             MxStatus::Failed(_) => return Coverage::MxFailed,
         };
         let hosts: Vec<_> = self.hosts.iter().map(|host| (host.preference, host.tlsa.class())).collect();
@@ -437,7 +437,7 @@ mod tests {
             (MxStatus::Unsigned, "x", Coverage::UnsignedFailed),
             (MxStatus::Failed("x".into()), "", Coverage::MxFailed),
             (MxStatus::Null, "", Coverage::NoTlsa),
-            (MxStatus::Nowhere, "", Coverage::NoTlsa),
+            (MxStatus::NoHost, "", Coverage::NoTlsa),
             (MxStatus::Signed, "", Coverage::NoAddress),
         ] {
             assert_eq!(verdict(mx.clone(), hosts).coverage(), want, "{mx:?} {hosts}");

@@ -1,6 +1,7 @@
 //! The DANE verdicts in the store: what was known before a restart serves after it, while DNS is not asked or fails.
 //!
-//! Takes: each verdict that was found, by next hop. Gives: those that the store has; written behind within [`BEHIND`].
+//! Takes: each verdict that was found, by next hop. Gives: those that the store has; written behind within
+//! [`WRITE_DELAY`].
 //! Limits: one record a next hop; those that ended longer ago than they may serve are removed.
 //! When it fails: what cannot be written waits for the next attempt; verdicts serve from memory.
 //! Not here: how long a verdict serves (`policy`), finding it (`dane`).
@@ -17,10 +18,10 @@ use crate::answering::policy::dane::cached_verdict::MAX_STALE;
 use crate::store::{Batch, MAX_BATCH_RECORDS, Store, StoreError, Table};
 
 /// How long after it was found a verdict is in the store, while the disk keeps up: many go into one write.
-pub const BEHIND: Duration = Duration::from_millis(250);
+pub const WRITE_DELAY: Duration = Duration::from_millis(250);
 
-/// The store, and what waits to be written there.
-pub struct Shelf {
+/// The store of DANE verdicts, and the changes that wait to be written.
+pub struct VerdictStore {
     store: Arc<dyn Store>,
     /// What to set, or to remove.
     dirty: Mutex<HashMap<String, Option<CachedVerdict>>>,
@@ -28,33 +29,35 @@ pub struct Shelf {
     pub wake: Notify,
 }
 
-impl Shelf {
+impl VerdictStore {
     /// An empty list of changes for a store.
-    pub fn new(store: Arc<dyn Store>) -> Shelf {
-        Shelf { store, dirty: Mutex::default(), wake: Notify::new() }
+    pub fn new(store: Arc<dyn Store>) -> VerdictStore {
+        VerdictStore { store, dirty: Mutex::default(), wake: Notify::new() }
     }
 
     /// The verdicts that may still serve at `now` (seconds), at most `limit`; the others are removed.
     pub fn load(&self, now: i64, limit: usize) -> Result<Vec<(String, CachedVerdict)>, StoreError> {
-        let (mut found, mut over) = (Vec::new(), Vec::new());
+        let (mut found, mut expired) = (Vec::new(), Vec::new());
         self.store.visit(Table::Dane, b"", &mut |key, value| {
             let Ok(key) = std::str::from_utf8(key) else { return };
-            match CachedVerdict::decode(value).filter(|held| now < held.expires() + MAX_STALE && found.len() < limit) {
-                Some(held) => found.push((key.to_owned(), held)),
-                None => over.push(key.to_owned()),
+            match CachedVerdict::decode(value)
+                .filter(|verdict| now < verdict.expires() + MAX_STALE && found.len() < limit)
+            {
+                Some(verdict) => found.push((key.to_owned(), verdict)),
+                None => expired.push(key.to_owned()),
             }
         })?;
-        over.into_iter().for_each(|key| self.remove(key));
+        expired.into_iter().for_each(|key| self.remove(key));
         Ok(found)
     }
 
-    /// Keeps a verdict.
-    pub fn put(&self, key: String, held: CachedVerdict) {
-        self.dirty.lock().insert(key, Some(held));
+    /// Stores a verdict with the next write.
+    pub fn insert(&self, key: String, verdict: CachedVerdict) {
+        self.dirty.lock().insert(key, Some(verdict));
         self.wake.notify_one();
     }
 
-    /// Lets go of a verdict.
+    /// Removes a verdict with the next write.
     pub fn remove(&self, key: String) {
         self.dirty.lock().insert(key, None);
         self.wake.notify_one();
@@ -68,25 +71,25 @@ impl Shelf {
         }
         let mut changes: Vec<_> = changes.into_iter().collect();
         while !changes.is_empty() {
-            let rest = changes.split_off(changes.len().min(MAX_BATCH_RECORDS));
+            let remaining = changes.split_off(changes.len().min(MAX_BATCH_RECORDS));
             let mut batch = Batch::default();
-            for (key, held) in &changes {
-                let value = held.as_ref().map(|held| held.encode());
+            for (key, verdict) in &changes {
+                let value = verdict.as_ref().map(|verdict| verdict.encode());
                 batch.set.push((Table::Dane, key.clone().into_bytes(), value));
             }
             let store = Arc::clone(&self.store);
             let error = match tokio::task::spawn_blocking(move || store.write(batch)).await {
                 Ok(Ok(())) => {
-                    changes = rest;
+                    changes = remaining;
                     continue;
                 }
                 Ok(Err(error)) => error.to_string(),
                 Err(error) => error.to_string(),
             };
             let mut dirty = self.dirty.lock();
-            for (key, held) in changes.into_iter().chain(rest) {
+            for (key, verdict) in changes.into_iter().chain(remaining) {
                 // What came meanwhile is newer.
-                dirty.entry(key).or_insert(held);
+                dirty.entry(key).or_insert(verdict);
             }
             return Err(error);
         }

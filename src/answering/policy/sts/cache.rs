@@ -20,7 +20,7 @@ use parking_lot::{Mutex, RwLock};
 use tokio::sync::{Notify, Semaphore, watch};
 
 use crate::answering::policy::history::PolicyHistory;
-use crate::answering::policy::single_flight::{Flight, Flights};
+use crate::answering::policy::single_flight::{Flight, SingleFlight};
 use crate::answering::policy::sts::domain_state::DomainState;
 use crate::answering::policy::sts::fetch;
 use crate::answering::policy::sts::policy::{PolicyFailure, REFRESH_INTERVAL, StsPolicy};
@@ -64,7 +64,7 @@ pub struct StsCache {
     clock: Clock,
     metrics: Metrics,
     throttle: Throttle,
-    flights: Flights<()>,
+    flights: SingleFlight<()>,
     fetches: Arc<Semaphore>,
     dirty: Mutex<HashSet<Arc<str>>>,
     wake: Notify,
@@ -131,7 +131,7 @@ impl StsCache {
             clock,
             metrics,
             throttle: Throttle::default(),
-            flights: Flights::new(MAX_LOOKUPS),
+            flights: SingleFlight::new(MAX_LOOKUPS),
             fetches: Arc::new(Semaphore::new(MAX_FETCHES)),
             dirty: Mutex::new(dirty),
             wake: Notify::new(),
