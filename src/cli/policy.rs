@@ -13,7 +13,7 @@ use super::render::{format_time, table, to_pretty_json};
 use super::{CliError, ConfigFile, EX_USAGE, print_stdout};
 use crate::base::next_hop::NextHop;
 use crate::base::tlsrpt::Mode;
-use crate::daemon::control::{ControlRequest, Explanation, Listed, RecordState};
+use crate::daemon::control::{ControlRequest, Explanation, PolicyStatus, RecordState};
 
 #[derive(Args)]
 pub(crate) struct PolicyOptions {
@@ -117,7 +117,7 @@ fn explain(options: &PolicyOptions, next_hop: &str) -> Result<(), CliError> {
 
 fn list(options: &PolicyOptions, list_options: &PolicyListOptions) -> Result<(), CliError> {
     let config = options.config.load()?;
-    let listed = query(&config, &ControlRequest::PolicyList, async |services| Ok(services.policies.listed()))?;
+    let listed = query(&config, &ControlRequest::PolicyList, async |services| Ok(services.policies.list()))?;
     let listed = filter_and_sort(listed, list_options);
     if options.json {
         return print_stdout(&to_pretty_json(&listed));
@@ -126,12 +126,11 @@ fn list(options: &PolicyOptions, list_options: &PolicyListOptions) -> Result<(),
 }
 
 /// The policies that match the filters, sorted.
-fn filter_and_sort(mut listed: Vec<Listed>, options: &PolicyListOptions) -> Vec<Listed> {
+fn filter_and_sort(mut listed: Vec<PolicyStatus>, options: &PolicyListOptions) -> Vec<PolicyStatus> {
     listed.retain(|one| {
-        (options.all || !options.filter.is_empty() || one.says_something())
-            && options.filter.iter().all(|f| f.matches(one))
+        (options.all || !options.filter.is_empty() || one.is_notable()) && options.filter.iter().all(|f| f.matches(one))
     });
-    let policy = |one: &Listed| one.sts.as_ref().map(|p| (p.fetched, p.expires));
+    let policy = |one: &PolicyStatus| one.sts.as_ref().map(|p| (p.fetched, p.expires));
     match options.sort {
         PolicySort::Domain => listed.sort_by(|a, b| a.next_hop.cmp(&b.next_hop)),
         PolicySort::Expires => listed.sort_by_key(|one| policy(one).map_or(i64::MAX, |(_, expires)| expires)),
@@ -148,7 +147,7 @@ fn show(options: &PolicyOptions, domain: &str, refresh: bool) -> Result<(), CliE
         false => ControlRequest::PolicyShow { next_hop: next_hop.clone() },
         true => ControlRequest::PolicyRefresh { next_hop: next_hop.clone() },
     };
-    let found: Option<Listed> =
+    let found: Option<PolicyStatus> =
         query(&config, &request, async |services| services.show_policy(&next_hop, refresh).await)?;
     match (found, options.json) {
         (found, true) => print_stdout(&to_pretty_json(&found)),
@@ -195,9 +194,9 @@ fn parse_next_hop(domain: &str) -> Result<String, CliError> {
     })
 }
 
-fn render_list(listed: &[Listed]) -> String {
+fn render_list(listed: &[PolicyStatus]) -> String {
     let time = |at: Option<i64>| at.map_or_else(|| "-".to_owned(), format_time);
-    let row = |one: &Listed| {
+    let row = |one: &PolicyStatus| {
         let policy = one.sts.as_ref();
         vec![
             one.next_hop.clone(),
@@ -215,7 +214,7 @@ fn render_list(listed: &[Listed]) -> String {
     format!("{}\n{} next hops\n", table(&head, &rows), rows.len())
 }
 
-fn render_policy(one: &Listed) -> String {
+fn render_policy(one: &PolicyStatus) -> String {
     let mut text = format!("{}\n  answer        {}\n", one.next_hop, one.answer);
     let mut add = |name: &str, value: String| text.push_str(&format!("  {name:<12}  {value}\n"));
     if one.used > 0 {
@@ -259,7 +258,7 @@ fn mode_name(mode: Mode) -> &'static str {
 }
 
 impl PolicyFilter {
-    fn matches(&self, one: &Listed) -> bool {
+    fn matches(&self, one: &PolicyStatus) -> bool {
         match self {
             PolicyFilter::Domain(text) if text.starts_with('.') => {
                 one.next_hop.trim_end_matches(']').ends_with(text.as_str())

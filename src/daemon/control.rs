@@ -22,7 +22,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 pub(crate) use crate::answering::policy::admin::explain::Explanation;
-pub(crate) use crate::answering::policy::admin::list::Listed;
+pub(crate) use crate::answering::policy::admin::list::PolicyStatus;
 use crate::answering::policy::policies::Policies;
 pub use crate::answering::policy::sts::domain_state::RecordState;
 use crate::answering::socketmap::server;
@@ -86,9 +86,9 @@ pub(crate) enum ControlRequest {
         /// Its identifier.
         id: String,
     },
-    /// What is known of each next hop: `Vec<Listed>`.
+    /// What is known of each next hop: `Vec<PolicyStatus>`.
     PolicyList,
-    /// What is known of one: `Option<Listed>`, with its document.
+    /// What is known of one: `Option<PolicyStatus>`, with its document.
     PolicyShow {
         /// As Postfix would write it.
         next_hop: String,
@@ -280,12 +280,12 @@ impl Services {
 
     /// The status of a next hop; with `refresh` after DNS and the policy host have been asked again. Fails with one
     /// line.
-    pub(crate) async fn show_policy(&self, next_hop: &str, refresh: bool) -> Result<Option<Listed>, String> {
+    pub(crate) async fn show_policy(&self, next_hop: &str, refresh: bool) -> Result<Option<PolicyStatus>, String> {
         let hop = parse_next_hop(next_hop)?;
         if refresh {
-            self.policies.look_again(&hop).await.map_err(describe_write_failure)
+            self.policies.refresh(&hop).await.map_err(describe_write_failure)
         } else {
-            Ok(self.policies.show(&hop))
+            Ok(self.policies.policy_status(&hop))
         }
     }
 
@@ -326,7 +326,7 @@ impl Services {
             Ok(ControlRequest::ReportsList) => to_json(&to_response(self.list_reports().await)),
             Ok(ControlRequest::ReportsShow { id }) => to_json(&to_response(self.archived_report(id).await)),
             Ok(ControlRequest::ReportsResend { id }) => to_json(&to_response(self.resend_report(id).await)),
-            Ok(ControlRequest::PolicyList) => to_json(&ControlResponse::Answer(self.policies.listed())),
+            Ok(ControlRequest::PolicyList) => to_json(&ControlResponse::Answer(self.policies.list())),
             Ok(ControlRequest::PolicyShow { next_hop }) => {
                 to_json(&to_response(self.show_policy(&next_hop, false).await))
             }

@@ -107,7 +107,7 @@ pub fn table(policies: &Policies, own_level: PostfixLevel) -> Vec<(String, Strin
     let word = |decision: &Decision| {
         reply::reply(Wording::Policy, decision, own_level, traits).strip_prefix("OK ").map(str::to_owned)
     };
-    policies.table(word)
+    policies.export_table(word)
 }
 
 struct Service {

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::answering::policy::admin::list::Listed;
+use crate::answering::policy::admin::list::PolicyStatus;
 use crate::checking::finding::{Finding, Findings, Severity};
 use crate::config::Config;
 use crate::metrics::InputProgress;
@@ -46,7 +46,7 @@ pub(crate) struct DaemonState {
     /// The last errors, oldest first, with their times.
     pub(crate) errors: Vec<(i64, String)>,
     /// What is known of each next hop.
-    pub(crate) policies: Vec<Listed>,
+    pub(crate) policies: Vec<PolicyStatus>,
 }
 
 /// Why the daemon's state is not known.

@@ -1019,12 +1019,12 @@ async fn an_administrator_looks_again_and_forgets() {
     world.site("told.test", None, Answer::Status(500));
     let daemon = world.daemon(0);
     let hop = NextHop::parse(b"told.test").unwrap();
-    assert!(daemon.policies.show(&hop).is_none());
+    assert!(daemon.policies.policy_status(&hop).is_none());
     assert_eq!(daemon.level("told.test").await, PolicyAnswer::OwnLevel);
-    assert_eq!(daemon.policies.show(&hop).unwrap().failure.unwrap().reason, "http-status-500");
+    assert_eq!(daemon.policies.policy_status(&hop).unwrap().failure.unwrap().reason, "http-status-500");
     // It backs off, but for who is told to look.
     world.site("told.test", None, Answer::Document(document("enforce", "mx1.told.test", 10 * DAY)));
-    let found = daemon.policies.look_again(&hop).await.unwrap().unwrap();
+    let found = daemon.policies.refresh(&hop).await.unwrap().unwrap();
     assert_eq!((found.answer.as_str(), found.failure), ("secure", None));
     assert_eq!(found.sts.unwrap().document.len(), 4);
     assert_eq!(daemon.level("told.test").await, PolicyAnswer::Secure);
@@ -1032,14 +1032,14 @@ async fn an_administrator_looks_again_and_forgets() {
     // A changed document under the same id, and a DANE verdict that still holds: both are asked for again.
     world.site("told.test", None, Answer::Document(document("testing", "mx1.told.test", 10 * DAY)));
     tlsa(&mut world.dns.change(), "mx1.told.test");
-    let found = daemon.policies.look_again(&hop).await.unwrap().unwrap();
+    let found = daemon.policies.refresh(&hop).await.unwrap().unwrap();
     assert_eq!((found.answer.as_str(), found.sts.unwrap().mode), ("dane-only", Mode::Testing));
     assert_eq!(world.dns.zone().asked("told.test", RecordType::MX), asked + 1);
     assert_eq!(daemon.level("told.test").await, PolicyAnswer::DaneOnly);
     // What cannot be had anew stays.
     world.site("told.test", None, Answer::Close);
     world.dns.change().fault("told.test", Some(dns::Fault::ServFail));
-    let found = daemon.policies.look_again(&hop).await.unwrap().unwrap();
+    let found = daemon.policies.refresh(&hop).await.unwrap().unwrap();
     assert_eq!((found.answer.as_str(), found.sts.unwrap().mode), ("dane-only", Mode::Testing));
     assert_eq!(daemon.level("told.test").await, PolicyAnswer::DaneOnly);
     // Forgotten: as if it had never been asked about.
@@ -1194,7 +1194,7 @@ async fn a_failed_delivery_brings_the_newer_policy() {
     }
     let hop = NextHop::parse(b"moved.test").unwrap();
     let until = Instant::now() + Duration::from_secs(20);
-    while daemon.policies.show(&hop).unwrap().sts.unwrap().mx != ["mx2.moved.test"] {
+    while daemon.policies.policy_status(&hop).unwrap().sts.unwrap().mx != ["mx2.moved.test"] {
         assert!(Instant::now() < until);
         tokio::time::sleep(Duration::from_millis(20)).await;
     }

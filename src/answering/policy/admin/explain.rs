@@ -3,7 +3,7 @@
 //! Takes: a next hop. Gives: an [`Explanation`]: the answer that stands (made now if none does), and what DNS and the
 //! cache say at this moment. A fetch that backs off is not begun for it. It is no asking: the history does not know of it,
 //! and a policy is not in use by it.
-//! Limits: those of `dns` and `dane`; every text of strangers is escaped and cut to [`MAX_TEXT`] characters.
+//! Limits: those of `dns` and `dane`; every text of strangers is escaped and cut to [`MAX_TEXT_CHARS`] characters.
 //! When it fails: a step that could not be done says so.
 //! Not here: deciding (`policy`).
 
@@ -24,8 +24,8 @@ use crate::base::next_hop::NextHop;
 use crate::base::tlsrpt::{Mode, mx_matches};
 use crate::net::dns::DnsError;
 
-/// How much of a stranger's text is shown, in characters.
-pub const MAX_TEXT: usize = 300;
+/// The longest text from DNS or HTTPS that is shown, in characters.
+pub const MAX_TEXT_CHARS: usize = 300;
 
 /// The answer and its reasons.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -38,13 +38,13 @@ pub struct Explanation {
     /// The reason in one sentence.
     pub because: String,
     /// What was found, in the order in which it is looked for.
-    pub steps: Vec<Step>,
+    pub steps: Vec<ExplainStep>,
 }
 
-/// One thing that was looked at.
+/// One step of an explanation.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub struct Step {
+pub struct ExplainStep {
     /// What was looked at.
     pub subject: String,
     /// What was found.
@@ -74,7 +74,7 @@ impl Policies {
         if let Some(hop) = &hop {
             let rule = self.overrides.rule_for(&hop.domain);
             if let Some(rule) = rule {
-                let said = match rule {
+                let effect = match rule {
                     OverrideRule::FixedAnswer(answer) => {
                         format!("a fixed answer: {answer}; what follows is not looked at")
                     }
@@ -82,40 +82,40 @@ impl Policies {
                     OverrideRule::SkipDane => "DANE is not looked at".to_owned(),
                     OverrideRule::SkipSts => "MTA-STS is not looked at".to_owned(),
                 };
-                steps.push(Step::new("[[policy.override]]", said));
+                steps.push(ExplainStep::new("[[policy.override]]", effect));
             }
             if self.dane_enabled {
                 verdict = Some(self.explain_dane(hop, &mut steps).await);
             } else {
                 let why = "no validating resolver, or Postfix asks for no DNSSEC ([postfix] dnssec)";
-                steps.push(Step::new("DANE", format!("not looked at: {why}")));
+                steps.push(ExplainStep::new("DANE", format!("not looked at: {why}")));
             }
             let known = self.sts.get_or_insert(&hop.domain).snapshot(self.clock.seconds());
             self.explain_sts(hop, &known, &mut steps).await;
             if let (Some(policy), Some(verdict)) = (&known.policy, &verdict) {
-                steps.extend(patterns(&policy.document(&hop.domain).mx, verdict));
+                steps.extend(mx_pattern_steps(&policy.document(&hop.domain).mx, verdict));
             }
         }
         Explanation {
-            key: escaped(key),
+            key: escape(key),
             answers: answers(&decision),
             because: match hop.as_ref().and_then(|hop| self.overrides.rule_for(&hop.domain)) {
                 Some(OverrideRule::FixedAnswer(_) | OverrideRule::NoPolicy) => {
                     "the configuration says so ([[policy.override]])".into()
                 }
                 Some(OverrideRule::SkipDane | OverrideRule::SkipSts) | None => {
-                    because(&decision, hop.is_some(), self.postfix)
+                    explain_answer(&decision, hop.is_some(), self.postfix)
                 }
             },
             steps,
         }
     }
 
-    async fn explain_dane(&self, hop: &NextHop, steps: &mut Vec<Step>) -> DaneVerdict {
+    async fn explain_dane(&self, hop: &NextHop, steps: &mut Vec<ExplainStep>) -> DaneVerdict {
         if hop.mx {
             let subject = format!("MX of {}", hop.domain);
             steps.push(match self.resolver.mx(&hop.domain).await {
-                Ok(answer) => Step {
+                Ok(answer) => ExplainStep {
                     subject,
                     found: format!("{} records, for {} s", answer.records.len(), answer.ttl.as_secs()),
                     signed: Some(answer.secure),
@@ -126,16 +126,16 @@ impl Policies {
                         .map(|(p, host)| format!("{p} {host}"))
                         .collect(),
                 },
-                Err(error) => Step::new(subject, nothing(&error)),
+                Err(error) => ExplainStep::new(subject, describe_dns_error(&error)),
             });
         }
         let verdict = lookup::look_up(&self.resolver, hop).await;
         for host in &verdict.hosts {
             let subject = format!("TLSA of {}", host.name);
             steps.push(match &host.tlsa {
-                HostTlsa::None { reason } => Step::new(subject, format!("none: {reason}")),
-                HostTlsa::Failed { cause } => Step::new(subject, format!("not known: {}", escaped(cause))),
-                HostTlsa::Records { base, usable, .. } => Step {
+                HostTlsa::None { reason } => ExplainStep::new(subject, format!("none: {reason}")),
+                HostTlsa::Failed { cause } => ExplainStep::new(subject, format!("not known: {}", escape(cause))),
+                HostTlsa::Records { base, usable, .. } => ExplainStep {
                     subject,
                     found: format!("at _{}._tcp.{base}, {}", hop.port, if *usable { "usable" } else { "none usable" }),
                     signed: Some(true),
@@ -144,16 +144,16 @@ impl Policies {
             });
         }
         for (name, cause) in &verdict.unreachable {
-            let found = format!("left out: its address is not known: {}", escaped(cause));
-            steps.push(Step::new(format!("MX host {name}"), found));
+            let found = format!("left out: its address is not known: {}", escape(cause));
+            steps.push(ExplainStep::new(format!("MX host {name}"), found));
         }
         let found = match &verdict.mx {
             MxStatus::Null => "a null MX: the domain takes no mail".to_owned(),
             MxStatus::NoHost => "neither MX records nor an address".to_owned(),
-            MxStatus::Failed(cause) => format!("not known: {}", escaped(cause)),
-            MxStatus::Signed | MxStatus::Unsigned => coverage(verdict.coverage()).to_owned(),
+            MxStatus::Failed(cause) => format!("not known: {}", escape(cause)),
+            MxStatus::Signed | MxStatus::Unsigned => describe_coverage(verdict.coverage()).to_owned(),
         };
-        steps.push(Step::new("DANE", found));
+        steps.push(ExplainStep::new("DANE", found));
         verdict
     }
 
@@ -163,59 +163,59 @@ impl Policies {
                 .records
                 .iter()
                 .map(|record| match lookup::check_usability(record) {
-                    Ok(()) => format!("{}: usable", cut(&record.to_string())),
-                    Err(why) => format!("{}: unusable: {why}", cut(&record.to_string())),
+                    Ok(()) => format!("{}: usable", truncate(&record.to_string())),
+                    Err(why) => format!("{}: unusable: {why}", truncate(&record.to_string())),
                 })
                 .collect(),
-            Err(error) => vec![nothing(&error)],
+            Err(error) => vec![describe_dns_error(&error)],
         }
     }
 
-    async fn explain_sts(&self, hop: &NextHop, known: &DomainSnapshot, steps: &mut Vec<Step>) {
+    async fn explain_sts(&self, hop: &NextHop, known: &DomainSnapshot, steps: &mut Vec<ExplainStep>) {
         let name = format!("_mta-sts.{}", hop.domain);
         let subject = format!("TXT of {name}");
         steps.push(match self.resolver.txt(&name).await {
-            Ok(answer) => Step {
+            Ok(answer) => ExplainStep {
                 subject,
                 found: match record::parse_id(&answer.records) {
                     Ok(id) => format!("a policy with id {id}"),
                     Err(reason) => format!("no policy: {reason}"),
                 },
                 signed: Some(answer.secure),
-                details: answer.records.iter().take(8).map(|text| escaped(text)).collect(),
+                details: answer.records.iter().take(8).map(|text| escape(text)).collect(),
             },
-            Err(error) => Step::new(subject, nothing(&error)),
+            Err(error) => ExplainStep::new(subject, describe_dns_error(&error)),
         });
         let now = self.clock.seconds();
         let subject = "record in the cache";
         steps.push(match &known.record {
-            None => Step::new(subject, "not yet asked"),
+            None => ExplainStep::new(subject, "not yet asked"),
             Some((record, until)) => {
                 let what = match record {
                     RecordState::Id { id } => format!("id {id}"),
                     RecordState::None { reason } => format!("none: {reason}"),
-                    RecordState::Failed { cause } => format!("not known: {}", escaped(cause)),
+                    RecordState::Failed { cause } => format!("not known: {}", escape(cause)),
                 };
-                Step::new(subject, format!("{what}, for {} s more", (until - now).max(0)))
+                ExplainStep::new(subject, format!("{what}, for {} s more", (until - now).max(0)))
             }
         });
         if let Some(failure) = &known.failure {
-            steps.push(Step {
+            steps.push(ExplainStep {
                 subject: format!("https://mta-sts.{}/.well-known/mta-sts.txt", hop.domain),
                 found: format!(
                     "could not be had {} s ago: {}; next try in {} s",
                     now - failure.at,
-                    escaped(&failure.text),
+                    escape(&failure.text),
                     (failure.retry - now).max(0)
                 ),
                 signed: None,
-                details: failure.lines.iter().take(32).map(|line| escaped(line)).collect(),
+                details: failure.lines.iter().take(32).map(|line| escape(line)).collect(),
             });
         }
         let subject = "policy in the cache";
         steps.push(match &known.policy {
-            None => Step::new(subject, "none"),
-            Some(policy) => Step {
+            None => ExplainStep::new(subject, "none"),
+            Some(policy) => ExplainStep {
                 subject: subject.into(),
                 found: format!(
                     "id {}, fetched {} s ago, serves for {} s more",
@@ -224,35 +224,35 @@ impl Policies {
                     policy.expires() - now
                 ),
                 signed: None,
-                details: policy.document(&hop.domain).lines.iter().take(64).map(|line| escaped(line)).collect(),
+                details: policy.document(&hop.domain).lines.iter().take(64).map(|line| escape(line)).collect(),
             },
         });
     }
 }
 
-impl Step {
-    fn new(subject: impl Into<String>, found: impl Into<String>) -> Step {
-        Step { subject: subject.into(), found: found.into(), signed: None, details: Vec::new() }
+impl ExplainStep {
+    fn new(subject: impl Into<String>, found: impl Into<String>) -> ExplainStep {
+        ExplainStep { subject: subject.into(), found: found.into(), signed: None, details: Vec::new() }
     }
 }
 
-/// Which pattern allows which host.
-fn patterns(patterns: &[String], verdict: &DaneVerdict) -> Vec<Step> {
+/// One step for each MX host: which pattern allows it.
+fn mx_pattern_steps(patterns: &[String], verdict: &DaneVerdict) -> Vec<ExplainStep> {
     let allowed = |name: &str| match patterns.iter().find(|pattern| mx_matches(pattern, name)) {
         Some(pattern) => format!("allowed by mx: {pattern}"),
         None => "allowed by no mx pattern: an enforcing sender does not deliver to it".to_owned(),
     };
-    verdict.hosts.iter().map(|host| Step::new(format!("MX host {}", host.name), allowed(&host.name))).collect()
+    verdict.hosts.iter().map(|host| ExplainStep::new(format!("MX host {}", host.name), allowed(&host.name))).collect()
 }
 
-fn because(decision: &Decision, is_name: bool, postfix: PostfixTraits) -> String {
+fn explain_answer(decision: &Decision, is_name: bool, postfix: PostfixTraits) -> String {
     if !is_name {
         return "it is no domain name: address literals, paths and keys that begin with a dot have no policy".into();
     }
     let (Some(facts), Basis::Published(published)) = (decision.facts(), &decision.basis) else {
         return "the configuration says so".into();
     };
-    let found = coverage(facts.coverage);
+    let found = describe_coverage(facts.coverage);
     match facts.for_postfix(postfix.own_level, postfix) {
         Answer::DaneOnly => format!("DANE comes first: {found}"),
         Answer::Dane | Answer::Encrypt => format!("DANE: {found}"),
@@ -262,7 +262,7 @@ fn because(decision: &Decision, is_name: bool, postfix: PostfixTraits) -> String
             published.narrowed().join(", ")
         ),
         Answer::Temp => {
-            format!("not known, so that nothing weaker than published is answered: {}", escaped(published.cause()))
+            format!("not known, so that nothing weaker than published is answered: {}", escape(published.cause()))
         }
         Answer::OwnLevel if facts.coverage != Coverage::NoTlsa || facts.sts == Some(Mode::Enforce) => {
             let (name, level) = (found, postfix.own_level.name());
@@ -272,7 +272,7 @@ fn because(decision: &Decision, is_name: bool, postfix: PostfixTraits) -> String
             Some(_) => "an MTA-STS policy in mode testing: delivered as without a policy, and counted".into(),
             None => match &decision.failure {
                 Some(failure) => {
-                    format!("no policy: the MTA-STS document could not be had: {}", escaped(&failure.text))
+                    format!("no policy: the MTA-STS document could not be had: {}", escape(&failure.text))
                 }
                 None => "no policy is published".into(),
             },
@@ -280,7 +280,7 @@ fn because(decision: &Decision, is_name: bool, postfix: PostfixTraits) -> String
     }
 }
 
-pub(super) fn coverage(coverage: Coverage) -> &'static str {
+pub(super) fn describe_coverage(coverage: Coverage) -> &'static str {
     match coverage {
         Coverage::AllHosts => "signed MX records, usable TLSA records at every host",
         Coverage::BestHosts => "signed MX records, usable TLSA records at a most preferred host, not at every host",
@@ -301,21 +301,24 @@ pub(super) fn coverage(coverage: Coverage) -> &'static str {
     }
 }
 
-fn nothing(error: &DnsError) -> String {
+fn describe_dns_error(error: &DnsError) -> String {
     match error {
         DnsError::NoSuchDomain { ttl } => format!("no such domain, for {} s", ttl.as_secs()),
         DnsError::NoRecords { ttl } => format!("none, for {} s", ttl.as_secs()),
-        DnsError::Failed(cause) => format!("not known: {}", escaped(cause)),
+        DnsError::Failed(cause) => format!("not known: {}", escape(cause)),
     }
 }
 
-/// Printable, on one line, cut.
-fn escaped(text: &str) -> String {
-    cut(text).chars().flat_map(|c| if c == '"' || c == '\'' { vec![c] } else { c.escape_debug().collect() }).collect()
+/// Escapes a text so that it is printable and on one line, and truncates it.
+fn escape(text: &str) -> String {
+    truncate(text)
+        .chars()
+        .flat_map(|c| if c == '"' || c == '\'' { vec![c] } else { c.escape_debug().collect() })
+        .collect()
 }
 
-fn cut(text: &str) -> String {
-    match text.char_indices().nth(MAX_TEXT) {
+fn truncate(text: &str) -> String {
+    match text.char_indices().nth(MAX_TEXT_CHARS) {
         Some((end, _)) => format!("{}…", &text[..end]),
         None => text.to_owned(),
     }
@@ -356,12 +359,12 @@ mod tests {
                 .into(),
             because: "no policy is published".into(),
             steps: vec![
-                Step {
+                ExplainStep {
                     signed: Some(true),
                     details: vec!["10 mx.example.com".into()],
-                    ..Step::new("MX of example.com", "1 records")
+                    ..ExplainStep::new("MX of example.com", "1 records")
                 },
-                Step::new("DANE", "no TLSA record that counts"),
+                ExplainStep::new("DANE", "no TLSA record that counts"),
             ],
         };
         assert_eq!(
@@ -375,7 +378,7 @@ mod tests {
 
     #[test]
     fn strangers_text_is_escaped_and_cut() {
-        assert_eq!(escaped("a\n\u{1b}[1m\"b\""), "a\\n\\u{1b}[1m\"b\"");
-        assert_eq!(escaped(&"\u{fc}".repeat(1000)).chars().count(), MAX_TEXT + 1);
+        assert_eq!(escape("a\n\u{1b}[1m\"b\""), "a\\n\\u{1b}[1m\"b\"");
+        assert_eq!(escape(&"\u{fc}".repeat(1000)).chars().count(), MAX_TEXT_CHARS + 1);
     }
 }

@@ -1,7 +1,7 @@
 //! What is known of every next hop, for an administrator: listed, looked at again, forgotten, written as a table.
 //!
-//! Takes: nothing, or a next hop. Gives: [`Listed`] entries from memory, without a question to DNS or a policy host but in
-//! [`Policies::look_again`].
+//! Takes: nothing, or a next hop. Gives: [`PolicyStatus`] entries from memory, without a question to DNS or a policy
+//! host but in [`Policies::refresh`].
 //! Limits: as many entries as `[policy] max_domains` next hops.
 //! When it fails: the store that cannot be written, by its cause; memory is changed all the same.
 //! Not here: how an entry is shown (`cli/policies.rs`), why an answer is given (`explain`).
@@ -23,19 +23,19 @@ use crate::answering::policy::sts::policy::PolicyFailure;
 use crate::base::next_hop::NextHop;
 use crate::base::tlsrpt::Mode;
 
-/// A next hop and what is known of it. Times are seconds since 1970-01-01T00:00:00Z.
+/// The status of one next hop. Times are seconds since 1970-01-01T00:00:00Z.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub struct Listed {
+pub struct PolicyStatus {
     /// In its one form.
     pub next_hop: String,
     /// What is answered at the level of main.cf: `dane-only`, `dane`, `encrypt`, `secure`, `default` (no policy, or the own
     /// level is the stronger one), `fixed` (by the configuration), `temp` (not known).
     pub answer: String,
     /// The DANE verdict, if there is one.
-    pub dane: Option<ListedDane>,
+    pub dane: Option<DaneStatus>,
     /// The MTA-STS policy, if there is an unexpired one.
-    pub sts: Option<ListedPolicy>,
+    pub sts: Option<StsStatus>,
     /// Its record, if it was asked.
     pub record: Option<RecordState>,
     /// When the record was last asked.
@@ -49,7 +49,7 @@ pub struct Listed {
 /// A DANE verdict.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub struct ListedDane {
+pub struct DaneStatus {
     /// What it comes to, in words.
     pub found: String,
     /// Until when it holds.
@@ -59,7 +59,7 @@ pub struct ListedDane {
 /// An MTA-STS policy.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub struct ListedPolicy {
+pub struct StsStatus {
     /// The `id` of the record that led to it.
     pub id: String,
     /// What it asks of senders.
@@ -77,25 +77,26 @@ pub struct ListedPolicy {
     pub document: Vec<String>,
 }
 
-impl Listed {
-    /// Whether anything is published, or failed: what a list shows unless it is asked for all.
-    pub fn says_something(&self) -> bool {
+impl PolicyStatus {
+    /// Whether anything is published or failed: a list shows these unless it is asked for all.
+    pub fn is_notable(&self) -> bool {
         self.sts.is_some() || self.failure.is_some() || self.answer != "default"
     }
 }
 
 impl Policies {
     /// Everything that is known, sorted by next hop, without the documents.
-    pub fn listed(&self) -> Vec<Listed> {
-        let mut all: Vec<Listed> = self.hops().iter().filter_map(|hop| self.show(hop)).collect();
+    pub fn list(&self) -> Vec<PolicyStatus> {
+        let mut all: Vec<PolicyStatus> =
+            self.known_next_hops().iter().filter_map(|hop| self.policy_status(hop)).collect();
         for listed in &mut all {
             listed.sts.iter_mut().for_each(|policy| policy.document.clear());
         }
         all
     }
 
-    /// What is known of a next hop; nothing where it was never asked about.
-    pub fn show(&self, hop: &NextHop) -> Option<Listed> {
+    /// The status of a next hop; `None` if it was never asked for.
+    pub fn policy_status(&self, hop: &NextHop) -> Option<PolicyStatus> {
         let now = self.clock.seconds();
         let entry = self.cache.get(&hop.key());
         let domain = self.sts.get(&hop.domain);
@@ -103,19 +104,19 @@ impl Policies {
             return None;
         }
         let known = domain.as_ref().map(|d| d.snapshot(now)).unwrap_or_default();
-        let decision = self.standing(hop, entry.as_deref(), &known, now);
+        let decision = self.decide_from_memory(hop, entry.as_deref(), &known, now);
         let asked = entry.as_ref().map_or(0, |entry| entry.last_asked.seconds());
-        let held = entry.as_ref().and_then(|entry| entry.verdict.as_ref());
-        Some(Listed {
+        let verdict = entry.as_ref().and_then(|entry| entry.verdict.as_ref());
+        Some(PolicyStatus {
             next_hop: hop.key(),
             answer: self.answer_name(&decision).to_owned(),
-            dane: held.map(|held| ListedDane {
-                found: crate::answering::policy::admin::explain::coverage(held.coverage).to_owned(),
-                until: held.expires(),
+            dane: verdict.map(|verdict| DaneStatus {
+                found: crate::answering::policy::admin::explain::describe_coverage(verdict.coverage).to_owned(),
+                until: verdict.expires(),
             }),
             sts: known.policy.map(|policy| {
                 let document = policy.document(&hop.domain);
-                ListedPolicy {
+                StsStatus {
                     id: policy.id.to_string(),
                     mode: policy.mode,
                     mx: document.mx,
@@ -134,26 +135,26 @@ impl Policies {
 
     /// Asks DNS and the policy host again, whatever is cached and whatever failed before; takes up to a minute more
     /// than an answer. What cannot be had anew stays as it was. Fails where the store cannot be written.
-    pub async fn look_again(self: &Arc<Self>, hop: &NextHop) -> Result<Option<Listed>, String> {
+    pub async fn refresh(self: &Arc<Self>, hop: &NextHop) -> Result<Option<PolicyStatus>, String> {
         if matches!(self.overrides.rule_for(&hop.domain), Some(OverrideRule::SkipDane) | None) {
             self.sts.get_or_insert(&hop.domain).request_refresh(self.clock.seconds(), true);
         }
         Arc::clone(self).run_resolution(hop.clone(), Trigger::AdminRefresh).await;
         self.flush().await?;
-        Ok(self.show(hop))
+        Ok(self.policy_status(hop))
     }
 
     /// Forgets a domain with all its next hops, or all domains; returns how many there were. Until they are asked about
     /// again nothing is known of them. Fails where the store cannot be written.
     pub async fn purge(&self, domain: Option<&str>) -> Result<usize, String> {
-        let mut gone = BTreeSet::new();
+        let mut purged = BTreeSet::new();
         let domains = match domain {
             Some(name) => self.sts.get(name).into_iter().collect(),
             None => self.sts.domains(),
         };
         for known in domains {
             if self.sts.forget(&known) {
-                gone.insert(known.name.to_string());
+                purged.insert(known.name.to_string());
             }
         }
         self.cache.retain(|entry| {
@@ -162,23 +163,23 @@ impl Policies {
             if goes {
                 self.verdict_store.remove(entry.hop.to_string());
             }
-            gone.extend(hop.filter(|_| goes).map(|hop| hop.domain));
+            purged.extend(hop.filter(|_| goes).map(|hop| hop.domain));
             !goes
         });
         self.flush().await?;
-        Ok(gone.len())
+        Ok(purged.len())
     }
 
     /// Every next hop that has a policy, with what `word` makes of the decision. From memory: what was never asked about
     /// is not in it.
-    pub fn table(&self, word: impl Fn(&Decision) -> Option<String>) -> Vec<(String, String)> {
+    pub fn export_table(&self, render: impl Fn(&Decision) -> Option<String>) -> Vec<(String, String)> {
         let now = self.clock.seconds();
         let line = |hop: &NextHop| {
             let known = self.sts.get(&hop.domain).map(|domain| domain.snapshot(now)).unwrap_or_default();
-            let decision = self.standing(hop, self.cache.get(&hop.key()).as_deref(), &known, now);
-            Some((hop.key(), word(&decision)?))
+            let decision = self.decide_from_memory(hop, self.cache.get(&hop.key()).as_deref(), &known, now);
+            Some((hop.key(), render(&decision)?))
         };
-        let mut lines: BTreeMap<String, String> = self.hops().iter().filter_map(line).collect();
+        let mut lines: BTreeMap<String, String> = self.known_next_hops().iter().filter_map(line).collect();
         for (name, answer) in self.overrides.fixed_answers() {
             lines.insert(name.to_owned(), answer.to_owned());
         }
@@ -191,14 +192,20 @@ impl Policies {
         self.verdict_store.write().await
     }
 
-    fn hops(&self) -> Vec<NextHop> {
+    fn known_next_hops(&self) -> Vec<NextHop> {
         let mut keys: BTreeSet<Arc<str>> = self.sts.domains().iter().map(|domain| Arc::clone(&domain.name)).collect();
         keys.extend(self.cache.next_hops());
         keys.iter().filter_map(|key| NextHop::parse(key.as_bytes())).collect()
     }
 
-    /// What follows from what is known, without asking anybody.
-    fn standing(&self, hop: &NextHop, entry: Option<&CachedDecision>, known: &DomainSnapshot, now: i64) -> Decision {
+    /// The decision that follows from memory, without a query.
+    fn decide_from_memory(
+        &self,
+        hop: &NextHop,
+        entry: Option<&CachedDecision>,
+        known: &DomainSnapshot,
+        now: i64,
+    ) -> Decision {
         let rule = self.overrides.rule_for(&hop.domain);
         match rule {
             Some(OverrideRule::FixedAnswer(answer)) => {
