@@ -22,7 +22,7 @@ type Writer = Box<dyn Write + Send>;
 
 /// Microseconds: the median, the 99.9th percentile.
 #[allow(clippy::too_many_arguments)] // One measurement, described.
-pub fn late(
+pub(crate) fn late(
     asker: &Runtime,
     target: &Target,
     unix: bool,

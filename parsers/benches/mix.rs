@@ -19,7 +19,7 @@ const DESTINATIONS: u64 = 4000;
 
 /// The form of the timestamp at the beginning of a line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum TimestampForm {
+pub(crate) enum TimestampForm {
     /// `Nov 22 01:39:01`
     Traditional,
     /// `2026-11-22T01:46:13.565141+00:00`
@@ -27,7 +27,7 @@ pub enum TimestampForm {
 }
 
 /// A log without end.
-pub struct MixedLog {
+pub(crate) struct MixedLog {
     random: SplitMix64,
     form: TimestampForm,
     running: Vec<RunningScenario>,
@@ -58,13 +58,13 @@ struct Scenario {
 
 impl MixedLog {
     /// A log that depends on the seed alone.
-    pub fn new(seed: u64, form: TimestampForm) -> MixedLog {
+    pub(crate) fn new(seed: u64, form: TimestampForm) -> MixedLog {
         let random = SplitMix64(seed);
         MixedLog { random, form, running: Vec::new(), lines: 0, outbound: 0, sessions: 0, line: String::new() }
     }
 
     /// Appends whole lines until `log` has at least `bytes`; scenarios go on in the next call.
-    pub fn write(&mut self, log: &mut Vec<u8>, bytes: usize) {
+    pub(crate) fn write(&mut self, log: &mut Vec<u8>, bytes: usize) {
         while log.len() < bytes {
             while self.running.len() < AT_ONCE {
                 let scenario = self.start_scenario();
@@ -76,24 +76,24 @@ impl MixedLog {
     }
 
     /// Appends the rest of every scenario that has begun.
-    pub fn finish(&mut self, log: &mut Vec<u8>) {
+    pub(crate) fn finish(&mut self, log: &mut Vec<u8>) {
         while !self.running.is_empty() {
             self.write_line(0, log);
         }
     }
 
     /// Lines written.
-    pub fn lines(&self) -> u64 {
+    pub(crate) fn lines(&self) -> u64 {
         self.lines
     }
 
     /// Lines of smtp(8) and tlsproxy(8) among them: three of ten.
-    pub fn outbound_lines(&self) -> u64 {
+    pub(crate) fn outbound_lines(&self) -> u64 {
         self.outbound
     }
 
     /// TLS sessions in the scenarios that are written to their end.
-    pub fn sessions(&self) -> u64 {
+    pub(crate) fn sessions(&self) -> u64 {
         self.sessions
     }
 

@@ -34,7 +34,7 @@ pub(crate) struct MessageIdKey(hmac::Key);
 
 impl MessageIdKey {
     /// A key made of these bytes.
-    pub fn from_bytes(bytes: &[u8]) -> MessageIdKey {
+    pub(crate) fn from_bytes(bytes: &[u8]) -> MessageIdKey {
         MessageIdKey(hmac::Key::new(hmac::HMAC_SHA256, bytes))
     }
 

@@ -36,7 +36,7 @@ const ATTRIBUTES: [AttributeRule; 13] = [
 const LEVELS: [&str; 8] = ["none", "may", "encrypt", "fingerprint", "dane", "dane-only", "verify", "secure"];
 
 /// Checks an answer; fails with the problem and what is allowed.
-pub fn check(answer: &str, version: PostfixVersion, dnssec: bool) -> Result<(), String> {
+pub(super) fn check(answer: &str, version: PostfixVersion, dnssec: bool) -> Result<(), String> {
     if answer.len() > MAX_ANSWER || !answer.bytes().all(|b| (b' '..=b'~').contains(&b)) {
         return Err(format!("longer than {MAX_ANSWER} octets, or not printable ASCII on one line"));
     }

@@ -39,7 +39,7 @@ struct CachedHour {
 
 impl TimestampResolver {
     /// A resolver for timestamps of a zone that continues after `newest`, the newest line that was read before.
-    pub fn new(zone: TimeZone, newest: Option<i64>) -> TimestampResolver {
+    pub(crate) fn new(zone: TimeZone, newest: Option<i64>) -> TimestampResolver {
         TimestampResolver { zone, first_year: None, newest, civil_hour: None, local_hour: None }
     }
 

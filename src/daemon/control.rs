@@ -24,7 +24,7 @@ use tokio::task::JoinSet;
 pub(crate) use crate::answering::policy::admin::explain::Explanation;
 pub(crate) use crate::answering::policy::admin::list::PolicyStatus;
 use crate::answering::policy::policies::Policies;
-pub use crate::answering::policy::sts::domain_state::RecordState;
+pub(crate) use crate::answering::policy::sts::domain_state::RecordState;
 use crate::answering::socketmap::server;
 use crate::base::clock::Clock;
 use crate::base::domain_name;

@@ -2,7 +2,7 @@
 
 use std::process::Child;
 
-pub struct Running(pub Child);
+pub(crate) struct Running(pub Child);
 
 impl Drop for Running {
     fn drop(&mut self) {

@@ -30,7 +30,7 @@ const FILES: &[(&str, &str)] = &[
 ];
 
 /// The page.
-pub fn page(mut command: Command) -> String {
+pub(crate) fn page(mut command: Command) -> String {
     command.build();
     let about = command.get_about().map(ToString::to_string).unwrap_or_default();
     let mut page = Page::new("tlswarden", "8", about.trim_end_matches('.'));

@@ -5,7 +5,7 @@
 use crate::page::Page;
 
 /// The page.
-pub fn page(sample: &str) -> String {
+pub(crate) fn page(sample: &str) -> String {
     let mut page = Page::new("tlswarden.toml", "5", "the configuration of tlswarden(8)");
     page.section("DESCRIPTION");
     page.paragraph(

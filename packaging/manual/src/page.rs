@@ -5,11 +5,11 @@
 use roff::{Inline, Roff, bold, roman};
 
 /// See the head of this file.
-pub struct Page(Roff);
+pub(crate) struct Page(Roff);
 
 impl Page {
     /// `name(section)`, with its title line and `NAME`.
-    pub fn new(name: &str, section: &str, about: &str) -> Page {
+    pub(crate) fn new(name: &str, section: &str, about: &str) -> Page {
         let mut roff = Roff::new();
         let version = concat!("tlswarden ", env!("CARGO_PKG_VERSION"));
         roff.control("TH", [name, section, "", version, "Mail TLS policy and reports"]);
@@ -23,23 +23,23 @@ impl Page {
     }
 
     /// A heading.
-    pub fn section(&mut self, title: &str) {
+    pub(crate) fn section(&mut self, title: &str) {
         self.0.control("SH", [title]);
     }
 
     /// A heading below a heading.
-    pub fn subsection(&mut self, title: &str) {
+    pub(crate) fn subsection(&mut self, title: &str) {
         self.0.control("SS", [title]);
     }
 
     /// A paragraph.
-    pub fn paragraph(&mut self, text: &str) {
+    pub(crate) fn paragraph(&mut self, text: &str) {
         self.0.control("PP", []);
         self.0.text(inline(text));
     }
 
     /// Lines that are kept as they are.
-    pub fn verbatim(&mut self, text: &str) {
+    pub(crate) fn verbatim(&mut self, text: &str) {
         self.0.control("PP", []);
         self.0.control("nf", []);
         for line in text.lines() {
@@ -49,14 +49,14 @@ impl Page {
     }
 
     /// A term and what it means.
-    pub fn term(&mut self, term: &str, meaning: &str) {
+    pub(crate) fn term(&mut self, term: &str, meaning: &str) {
         self.0.control("TP", []);
         self.0.text([bold(term)]);
         self.0.text(inline(meaning));
     }
 
     /// The page, for `man`.
-    pub fn render(self) -> String {
+    pub(crate) fn render(self) -> String {
         self.0.render()
     }
 }

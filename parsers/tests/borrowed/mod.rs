@@ -4,7 +4,7 @@ use tlswarden_parsers::event::exim::{EximLine, HostProblem, LineKind, RecipientL
 use tlswarden_parsers::event::{Event, EventKind, Peer, TlsReason, VerificationError};
 
 /// All text fields of an event. A new field belongs here: the match has no `..` for text.
-pub fn texts<'a>(event: &Event<'a>) -> Vec<&'a [u8]> {
+pub(crate) fn texts<'a>(event: &Event<'a>) -> Vec<&'a [u8]> {
     let mut texts = vec![event.process.host, event.process.instance, event.process.name];
     let host = |peer: &Peer<'a>| peer.host;
     match &event.kind {
@@ -119,7 +119,7 @@ fn reason_host<'a>(reason: &TlsReason<'a>) -> Option<&'a [u8]> {
 }
 
 /// Whether a part lies in the line by address, not only by content; an empty one may be anywhere.
-pub fn lies_in(part: &[u8], line: &[u8]) -> bool {
+pub(crate) fn lies_in(part: &[u8], line: &[u8]) -> bool {
     part.is_empty() || {
         let (part, line) = (part.as_ptr_range(), line.as_ptr_range());
         line.start <= part.start && part.end <= line.end

@@ -69,7 +69,7 @@ struct DatagramEntry {
 
 impl DatagramBatch {
     /// Each datagram: the number of its input, the second of its receipt, its bytes; `None` for one that was too long.
-    pub fn iter(&self) -> impl Iterator<Item = (usize, i64, Option<&[u8]>)> {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (usize, i64, Option<&[u8]>)> {
         let mut from = 0;
         self.entries.iter().map(move |entry| {
             let bytes = &self.bytes[from..entry.end];
@@ -84,7 +84,7 @@ impl DatagramBatch {
     }
 
     /// Whether nothing is in it.
-    pub fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.entries.is_empty() && self.lost.is_empty()
     }
 

@@ -17,7 +17,7 @@ pub(crate) struct LineSplitter {
 
 impl LineSplitter {
     /// A splitter for lines of at most `max_line` bytes.
-    pub fn new(max_line: usize) -> LineSplitter {
+    pub(super) fn new(max_line: usize) -> LineSplitter {
         LineSplitter { buffer: Vec::new(), max_line, skipping: false, skipped: 0 }
     }
 

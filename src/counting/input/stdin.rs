@@ -26,7 +26,7 @@ pub(crate) struct StdinReader {
 
 impl StdinReader {
     /// Begins to read.
-    pub fn open() -> io::Result<StdinReader> {
+    pub(crate) fn open() -> io::Result<StdinReader> {
         let (sender, blocks) = mpsc::channel(MAX_BLOCKS_AHEAD);
         std::thread::Builder::new().name("stdin".into()).spawn(move || read_blocks(io::stdin().lock(), &sender))?;
         Ok(StdinReader { blocks })

@@ -38,12 +38,12 @@ pub(crate) type RecordChange = (Vec<u8>, Option<Vec<u8>>);
 
 impl<V: Serialize + DeserializeOwned> TrackedMap<V> {
     /// An empty table.
-    pub fn new(limit: usize) -> TrackedMap<V> {
+    pub(crate) fn new(limit: usize) -> TrackedMap<V> {
         TrackedMap { limit, entries: HashMap::default(), changed: Vec::new(), removed: Vec::new() }
     }
 
     /// Takes back an entry that was stored; one that does not read is left out, and `false` says so.
-    pub fn load(&mut self, key: &[u8], stored: &[u8]) -> bool {
+    pub(crate) fn load(&mut self, key: &[u8], stored: &[u8]) -> bool {
         let Ok((time, value)) = serde_json::from_slice(stored) else { return false };
         self.entries.insert(key.into(), TrackedEntry { time, value, dirty: false, stored: true });
         true
@@ -55,12 +55,12 @@ impl<V: Serialize + DeserializeOwned> TrackedMap<V> {
     }
 
     /// Whether there is such an entry.
-    pub fn contains(&self, key: &[u8]) -> bool {
+    pub(crate) fn contains(&self, key: &[u8]) -> bool {
         self.entries.contains_key(key)
     }
 
     /// Whether there is none.
-    pub fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.entries.is_empty()
     }
 

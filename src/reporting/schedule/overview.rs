@@ -30,7 +30,7 @@ const PAGE_SIZE: usize = 1000;
 /// The status of a report that is due, in progress or done, for one destination.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub struct ReportStatus {
+pub(crate) struct ReportStatus {
     /// The UTC day.
     pub(crate) day: Day,
     /// The recipient domain; `mx:` and its name for an MX host.
@@ -84,7 +84,7 @@ pub(crate) enum ReportState {
 /// All reports in short.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub struct ReportOverview {
+pub(crate) struct ReportOverview {
     /// How many lines there are in each state.
     pub(crate) counts: BTreeMap<ReportState, u64>,
     /// The first of those that are still to go or went wrong, oldest day first, [`MAX_OPEN_LISTED`] at most.
@@ -94,7 +94,7 @@ pub struct ReportOverview {
 /// The content of a report that was sent or will be, and its deliveries.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub struct ArchivedReport {
+pub(crate) struct ArchivedReport {
     /// The name of the attached file.
     pub(crate) file_name: String,
     /// The JSON, as it is compressed for its receivers.

@@ -26,7 +26,7 @@ use crate::store::{StoreError, Table};
 /// A report as it would be sent now.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub struct ReportPreview {
+pub(crate) struct ReportPreview {
     /// The recipient domain; `mx:` and its name for an MX host.
     pub(crate) domain: String,
     /// Whether it has only what was counted after the day's report was settled.

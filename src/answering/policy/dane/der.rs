@@ -32,7 +32,7 @@ struct Element<'a> {
 }
 
 /// Whether it is one certificate (RFC 5280 §4.1) from end to end, with a public key that is one.
-pub fn is_certificate(data: &[u8]) -> bool {
+pub(super) fn is_certificate(data: &[u8]) -> bool {
     let found = || {
         let [tbs, algorithm, signature] = elements(only(data, SEQUENCE)?)?;
         let signed = tbs.tag == SEQUENCE && algorithm.tag == SEQUENCE && signature.tag == BIT_STRING;
@@ -54,7 +54,7 @@ pub fn is_certificate(data: &[u8]) -> bool {
 }
 
 /// Whether it is one SubjectPublicKeyInfo (RFC 5280 §4.1.2.7) from end to end.
-pub fn is_public_key(data: &[u8]) -> bool {
+pub(super) fn is_public_key(data: &[u8]) -> bool {
     let found = || {
         let [algorithm, key] = elements(only(data, SEQUENCE)?)?;
         let (name, parameters) = element(algorithm.content).filter(|_| algorithm.tag == SEQUENCE)?;

@@ -3,10 +3,10 @@
 //! Takes: what follows `OK `. Gives: level and attributes, or the complaint with which Postfix would defer the mail.
 
 /// Level, then attributes in order, their names in lower case.
-pub type Parsed = (String, Vec<(String, String)>);
+pub(super) type Parsed = (String, Vec<(String, String)>);
 
 /// Reads an answer as Postfix does.
-pub fn postfix(text: &str) -> Result<Parsed, String> {
+pub(super) fn postfix(text: &str) -> Result<Parsed, String> {
     let mut tokens = Vec::new();
     let mut token = String::new();
     let mut depth = 0;
@@ -42,7 +42,7 @@ pub fn postfix(text: &str) -> Result<Parsed, String> {
 }
 
 /// Whether Postfix takes the attributes at the level; `newer` is 3.10 or later.
-pub fn accepted(level: &str, attributes: &[(String, String)], newer: bool) -> Result<(), String> {
+pub(super) fn accepted(level: &str, attributes: &[(String, String)], newer: bool) -> Result<(), String> {
     let count = |name: &str| attributes.iter().filter(|(n, _)| n == name).count();
     let hostname = |value: &str| {
         !value.is_empty() && value.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'))

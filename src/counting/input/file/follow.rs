@@ -57,7 +57,7 @@ enum NextFile {
 }
 
 impl LogReader {
-    pub fn new(path: PathBuf, position: Option<Position>, quiet_period: Duration) -> LogReader {
+    pub(super) fn new(path: PathBuf, position: Option<Position>, quiet_period: Duration) -> LogReader {
         // Any other position is not of a file.
         let position = position.filter(|position| matches!(position, Position::File { .. }));
         LogReader {

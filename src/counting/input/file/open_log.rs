@@ -63,7 +63,7 @@ pub(super) enum ReadResult {
 
 impl OpenLog {
     /// Opens a regular file at its start.
-    pub fn open(path: &Path) -> io::Result<OpenLog> {
+    pub(super) fn open(path: &Path) -> io::Result<OpenLog> {
         // Looked at first: to open a FIFO would wait for its writer.
         require_regular_file(&std::fs::metadata(path)?)?;
         let file = File::open(path)?;
@@ -114,7 +114,7 @@ impl OpenLog {
     }
 
     /// Reads on: up to `MAX_BLOCK` bytes of whole lines.
-    pub fn read(&mut self) -> io::Result<ReadResult> {
+    pub(super) fn read(&mut self) -> io::Result<ReadResult> {
         let mut skipped = 0;
         let mut bytes = Vec::new();
         loop {
@@ -220,7 +220,7 @@ impl OpenLog {
     }
 
     /// Whether nothing stands in it yet that it could be known by.
-    pub fn is_empty(&self) -> bool {
+    pub(super) fn is_empty(&self) -> bool {
         self.head.is_empty()
     }
 

@@ -51,7 +51,7 @@ pub(super) enum UnloggedSession {
 }
 
 impl Attempt {
-    pub fn new(began: i64, peer: Option<Peer<'_>>) -> Attempt {
+    pub(super) fn new(began: i64, peer: Option<Peer<'_>>) -> Attempt {
         Attempt {
             began,
             host: peer.map(|p| lower_case(p.host)),

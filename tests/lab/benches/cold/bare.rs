@@ -20,7 +20,7 @@ use tokio::task::JoinSet;
 use tokio_rustls::TlsConnector;
 
 /// All of a part of the names, so many at once.
-pub async fn fill(world: &Arc<World>, names: &Arc<[String]>, part: Range<usize>, at_once: usize) {
+pub(crate) async fn fill(world: &Arc<World>, names: &Arc<[String]>, part: Range<usize>, at_once: usize) {
     let connector = TlsConnector::from(client_config(&world.authority).expect("a client"));
     let next = Arc::new(AtomicUsize::new(part.start));
     let mut tasks = JoinSet::new();

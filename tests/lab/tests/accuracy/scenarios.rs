@@ -10,10 +10,10 @@ use tlswarden::base::tlsrpt::{Mode, Policy, PolicyInForce, PolicyType, ResultTyp
 use super::Told;
 
 /// A session count: successful, failed.
-pub type Counts = (u64, u64);
+pub(crate) type Counts = (u64, u64);
 
 /// One destination.
-pub struct Scenario {
+pub(crate) struct Scenario {
     pub name: &'static str,
     pub domain: Domain,
     /// The line of smtp_tls_policy_maps, and with MTA-STS the mode and the label of the pattern.
@@ -86,7 +86,7 @@ impl Scenario {
     }
 
     /// What native reports other than we count, and why.
-    pub fn exception(&self, installation: &Installation, proxied: bool) -> Option<(Counts, &'static str)> {
+    pub(crate) fn exception(&self, installation: &Installation, proxied: bool) -> Option<(Counts, &'static str)> {
         let since = self.native.filter(|(_, since, _)| installation.at_least(*since));
         self.native_by_proxy.filter(|_| proxied).or(since.map(|(counts, _, why)| (counts, why)))
     }
@@ -108,7 +108,7 @@ impl Scenario {
     }
 
     /// What must be counted, and what the servers must have seen.
-    pub fn wanted(&self, installation: &Installation, level_0: bool) -> (Counts, Counts) {
+    pub(crate) fn wanted(&self, installation: &Installation, level_0: bool) -> (Counts, Counts) {
         let since = |version: [u32; 3]| installation.at_least(version);
         let (mut want, mut seen, mut hidden) = (self.want, self.seen, self.hidden);
         match self.name {
@@ -125,19 +125,19 @@ impl Scenario {
     }
 
     /// The one kind of failure that there is.
-    pub fn kind_at(&self, installation: &Installation, level_0: bool) -> Option<ResultType> {
+    pub(crate) fn kind_at(&self, installation: &Installation, level_0: bool) -> Option<ResultType> {
         // `QID: Server certificate not verified` is all that older ones say of the first host, and not which it is.
         let untold = level_0 && self.name == "dane-two" && !installation.at_least([3, 6, 0]);
         self.kind.filter(|_| !untold)
     }
 
     /// Whether log level 0 hides what native reports.
-    pub fn hidden_at(&self, installation: &Installation, told: &Told) -> bool {
+    pub(crate) fn hidden_at(&self, installation: &Installation, told: &Told) -> bool {
         told.counts == self.wanted(installation, true).0 && told.counts != self.want
     }
 
     /// The line of the policy table for a Postfix that knows the attributes for TLSRPT, or not.
-    pub fn policy(&self, knows_attributes: bool) -> Option<String> {
+    pub(crate) fn policy(&self, knows_attributes: bool) -> Option<String> {
         let name = self.domain.name();
         let Some((mode, label)) = self.sts else { return (!self.level.is_empty()).then(|| self.level.clone()) };
         let host = format!("{label}.{name}");
@@ -156,7 +156,7 @@ impl Scenario {
     }
 
     /// The decision of our responder.
-    pub fn in_force(&self) -> PolicyInForce {
+    pub(crate) fn in_force(&self) -> PolicyInForce {
         let name = self.domain.name();
         let Some((mode, label)) = self.sts else {
             let tlsa = |host: &str| Policy {
@@ -184,7 +184,7 @@ const GARBAGE: &[u8] = b"500 what was that?\r\n";
 
 /// All of them. A Postfix since 3.10.6 skips hosts outside the patterns itself, and one since 3.10.4 knows `TLS-Required: no`.
 #[allow(clippy::too_many_lines)] // One table.
-pub fn all() -> Vec<Scenario> {
+pub(crate) fn all() -> Vec<Scenario> {
     use ResultType::{
         CertificateExpired, CertificateHostMismatch, CertificateNotTrusted, DaneRequired, DnssecInvalid,
         StarttlsNotSupported, TlsaInvalid, ValidationFailure,

@@ -26,7 +26,7 @@ const HEAD: usize = 1024;
 const PIECE: Duration = Duration::from_millis(2);
 
 /// What the writer does next.
-pub enum Order {
+pub(crate) enum Order {
     /// Writes lines, over about this time.
     Burst(u64, Duration),
     /// Writes lines until so many have been written in all, as fast as it goes.
@@ -43,7 +43,7 @@ pub enum Order {
 }
 
 #[derive(Clone, Copy, Debug)]
-pub enum Rotation {
+pub(crate) enum Rotation {
     /// Renamed; so many lines more go into the old file before the new one is made.
     Rename(u64),
     /// Copied and truncated.
@@ -52,7 +52,7 @@ pub enum Rotation {
 
 /// How rotated files are named.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Names {
+pub(crate) enum Names {
     /// `mail.log.1`, which becomes `mail.log.2`.
     Numbered,
     /// `mail.log-20261122-1795305600`.
@@ -61,14 +61,14 @@ pub enum Names {
 
 /// The test's time: that of the host, moved.
 #[derive(Default)]
-pub struct Time(AtomicI64);
+pub(crate) struct Time(AtomicI64);
 
 impl Time {
-    pub fn now(&self) -> i64 {
+    pub(crate) fn now(&self) -> i64 {
         host_seconds() + self.0.load(Ordering::SeqCst)
     }
 
-    pub fn set(&self, now: i64) {
+    pub(crate) fn set(&self, now: i64) {
         self.0.store(now - host_seconds(), Ordering::SeqCst);
     }
 }
@@ -80,7 +80,7 @@ fn host_seconds() -> i64 {
 
 /// What has been written.
 #[derive(Default)]
-pub struct Written {
+pub(crate) struct Written {
     /// Octets in files.
     pub octets: AtomicU64,
     /// The whole log, as if it had never been rotated.
@@ -92,7 +92,7 @@ pub struct Written {
 
 impl Written {
     /// How far into the text a mark of the daemon is.
-    pub fn position(&self, position: &Position) -> Option<u64> {
+    pub(crate) fn position(&self, position: &Position) -> Option<u64> {
         let Position::File { fingerprint, covers, offset, .. } = position else { return None };
         let (text, begins) = (self.text.lock().unwrap(), self.begins.lock().unwrap());
         let covers = usize::try_from(*covers).ok().filter(|covers| (1..=HEAD).contains(covers))?;
@@ -107,7 +107,7 @@ impl Written {
     }
 
     /// How many files there have been.
-    pub fn files(&self) -> usize {
+    pub(crate) fn files(&self) -> usize {
         self.begins.lock().unwrap().len()
     }
 }
@@ -117,7 +117,7 @@ fn fnv_1a(octets: &[u8]) -> u64 {
 }
 
 /// The writer's end of it.
-pub struct Log {
+pub(crate) struct Log {
     path: PathBuf,
     names: Names,
     file: File,
@@ -130,7 +130,7 @@ pub struct Log {
 }
 
 /// Starts the writer. It ends when the orders' sender is dropped.
-pub fn start(
+pub(crate) fn start(
     path: &Path,
     seed: u64,
     places: Arc<Vec<Place>>,

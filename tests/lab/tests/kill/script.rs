@@ -29,10 +29,10 @@ const INSTANCES: [&str; 2] = ["postfix/smtp", "postfix-out/smtp"];
 const REMEMBERED: i64 = 1900;
 
 /// The SplitMix64 generator: a seed gives the same numbers each time.
-pub struct SplitMix64(pub u64);
+pub(crate) struct SplitMix64(pub u64);
 
 impl SplitMix64 {
-    pub fn below(&mut self, limit: u64) -> u64 {
+    pub(crate) fn below(&mut self, limit: u64) -> u64 {
         self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
@@ -43,7 +43,7 @@ impl SplitMix64 {
 
 /// What a domain does over the phases.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub(crate) enum Kind {
     /// Enforces a policy that is a new one in each phase.
     Enforces,
     /// Goes from testing to enforce to none, and begins again.
@@ -60,7 +60,7 @@ pub enum Kind {
 
 /// A mail domain.
 #[derive(Clone, Debug)]
-pub struct Place {
+pub(crate) struct Place {
     pub name: String,
     pub kind: Kind,
     number: usize,
@@ -68,14 +68,14 @@ pub struct Place {
 
 /// What a domain publishes in a phase.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Published {
+pub(crate) enum Published {
     Nothing,
     Sts { id: String, mode: Mode, lines: Vec<String>, patterns: Vec<String> },
     Tlsa { digest: [u8; 32] },
 }
 
 /// All domains of the test.
-pub fn places() -> Vec<Place> {
+pub(crate) fn places() -> Vec<Place> {
     let kinds = [
         ("enforces", "test", Kind::Enforces, 3),
         ("moves", "test", Kind::Moves, 4),
@@ -90,11 +90,11 @@ pub fn places() -> Vec<Place> {
 }
 
 impl Place {
-    pub fn host(&self, label: &str) -> String {
+    pub(crate) fn host(&self, label: &str) -> String {
         format!("{label}.{}", self.name)
     }
 
-    pub fn published(&self, phase: usize) -> Published {
+    pub(crate) fn published(&self, phase: usize) -> Published {
         let mode = match self.kind {
             Kind::Plain | Kind::Unasked => return Published::Nothing,
             Kind::Rolls => return Published::Tlsa { digest: [0xA0 + phase as u8; 32] },
@@ -115,7 +115,7 @@ impl Place {
     }
 
     /// Whether an answer of the map `policy-tlsrpt` is that of the phase.
-    pub fn answered(&self, phase: usize, answer: &str) -> bool {
+    pub(crate) fn answered(&self, phase: usize, answer: &str) -> bool {
         match self.published(phase) {
             Published::Nothing | Published::Sts { mode: Mode::None, .. } => answer == "NOTFOUND ",
             Published::Tlsa { .. } => answer == "OK dane-only",
@@ -143,11 +143,11 @@ fn max_age(version: usize) -> usize {
 
 /// The counts that the lines up to an offset bring, in the order of the log.
 #[derive(Default)]
-pub struct Ledger(Vec<(u64, TallyKey)>);
+pub(crate) struct Ledger(Vec<(u64, TallyKey)>);
 
 impl Ledger {
     /// What must be counted once the log has been read up to `offset`.
-    pub fn until(&self, offset: u64) -> impl Iterator<Item = (TallyKey, u64)> + '_ {
+    pub(crate) fn until(&self, offset: u64) -> impl Iterator<Item = (TallyKey, u64)> + '_ {
         self.0.iter().take_while(move |(end, _)| *end <= offset).map(|(_, tally)| (tally.clone(), 1))
     }
 }
@@ -184,7 +184,7 @@ struct Story {
 }
 
 /// The log's author.
-pub struct Script {
+pub(crate) struct Script {
     random: SplitMix64,
     places: Arc<Vec<Place>>,
     stories: Vec<Story>,
@@ -199,7 +199,7 @@ pub struct Script {
 }
 
 impl Script {
-    pub fn new(seed: u64, places: Arc<Vec<Place>>) -> Script {
+    pub(crate) fn new(seed: u64, places: Arc<Vec<Place>>) -> Script {
         Script {
             random: SplitMix64(seed),
             places,
@@ -214,12 +214,12 @@ impl Script {
     }
 
     /// Lines written.
-    pub fn lines(&self) -> u64 {
+    pub(crate) fn lines(&self) -> u64 {
         self.lines
     }
 
     /// Appends lines to `log`, as they are written at `now` in `phase`.
-    pub fn write(&mut self, count: u64, now: i64, phase: usize, log: &mut Vec<u8>, ledger: &mut Ledger) {
+    pub(crate) fn write(&mut self, count: u64, now: i64, phase: usize, log: &mut Vec<u8>, ledger: &mut Ledger) {
         for _ in 0..count {
             if self.lines == 0 {
                 self.begin_with_trust(now, phase, log, ledger);
@@ -244,7 +244,7 @@ impl Script {
     }
 
     /// Appends the rest of every story.
-    pub fn finish(&mut self, now: i64, phase: usize, log: &mut Vec<u8>, ledger: &mut Ledger) {
+    pub(crate) fn finish(&mut self, now: i64, phase: usize, log: &mut Vec<u8>, ledger: &mut Ledger) {
         while !self.stories.is_empty() {
             self.tell(0, now, phase, log, ledger);
         }

@@ -20,7 +20,7 @@ const INPUTS: &str =
     "\\n[[input]]\\njournal = true\\n[[input]]\\ndatagrams = \"/var/spool/postfix/tlswarden/tlsrpt\"\\n";
 
 /// No syslog daemon: the journal is counted from, and then Postfix's own datagrams.
-pub async fn journal(installation: &Installation) {
+pub(crate) async fn journal(installation: &Installation) {
     let site = Site::boot(installation, ROOM).await;
     site.run("dpkg --purge rsyslog && rm -f /var/log/mail.log");
     site.set_up_postfix();
@@ -66,7 +66,7 @@ pub async fn journal(installation: &Installation) {
 }
 
 /// The MTA comes after the package: Exim first, then Postfix, which takes its place.
-pub async fn exim(installation: &Installation) {
+pub(crate) async fn exim(installation: &Installation) {
     let site = Site::boot(installation, ROOM).await;
     site.run("dpkg --purge --force-depends postfix && rm -rf /var/spool/postfix");
     let printed = site.install();

@@ -22,14 +22,14 @@ use lab::world::{Domain, Options, SENDER, Server, Tlsa, World};
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Where Postfix asks.
-pub const SOCKET: &str = "/var/spool/postfix/tlswarden/socketmap";
+pub(crate) const SOCKET: &str = "/var/spool/postfix/tlswarden/socketmap";
 
 /// The domains of the world that mail is sent to.
 const DOMAINS: [&str; 3] = ["flow.test", "bad.test", "dane.example"];
 
 /// A machine and its world.
 #[derive(Clone)]
-pub struct Site {
+pub(crate) struct Site {
     pub world: Arc<World>,
     pub machine: Arc<Machine>,
     pub installation: Installation,
@@ -38,7 +38,7 @@ pub struct Site {
 
 impl Site {
     /// Boots it. `room` is what the test may take.
-    pub async fn boot(installation: &Installation, room: Duration) -> Site {
+    pub(crate) async fn boot(installation: &Installation, room: Duration) -> Site {
         host::wait_for_room_before_midnight(room);
         let begin = Instant::now();
         let at = |name: &str| Domain::new(name).reports_to("tlsrpt@reports.test");
@@ -73,18 +73,18 @@ impl Site {
     }
 
     /// Says what was done, where and when.
-    pub fn say(&self, what: &str) {
+    pub(crate) fn say(&self, what: &str) {
         let release = self.installation.root().file_name().unwrap_or_default().to_string_lossy();
         println!("{:>6.1} s  {release:8}  {what}", self.begin.elapsed().as_secs_f32());
     }
 
     /// Runs a shell command as root on the machine, which must go well; what it printed.
-    pub fn run(&self, command: &str) -> String {
+    pub(crate) fn run(&self, command: &str) -> String {
         self.machine.run(command).unwrap_or_else(|e| panic!("{e}"))
     }
 
     /// The release's Postfix as Debian sets it up, with the world's network and nothing about TLS policies.
-    pub fn set_up_postfix(&self) {
+    pub(crate) fn set_up_postfix(&self) {
         let main_cf = "compatibility_level = 3.6\nmyhostname = mta.sender.test\nmydestination =\nlocal_recipient_maps =\n\
                        alias_maps =\nalias_database =\nmynetworks = 127.0.0.0/8\ninet_interfaces = 127.0.0.1\n\
                        inet_protocols = ipv4\nnotify_classes =\nsmtpd_tls_security_level = none\n\
@@ -94,14 +94,14 @@ impl Site {
     }
 
     /// Installs the package; what it printed.
-    pub fn install(&self) -> String {
+    pub(crate) fn install(&self) -> String {
         let printed = self.run("apt-get install --yes /root/tlswarden.deb 2>&1");
         self.say(&format!("apt-get install {}", package().file_name().unwrap().to_string_lossy()));
         printed
     }
 
     /// Puts into main.cf what the package has printed, and nothing else.
-    pub fn take_the_lines(&self, printed: &str) {
+    pub(crate) fn take_the_lines(&self, printed: &str) {
         let lines: Vec<&str> =
             printed.lines().map(str::trim).filter(|line| line.starts_with("smtp_") && line.contains(" = ")).collect();
         assert_eq!(lines.len(), 5, "{printed}");
@@ -113,16 +113,16 @@ impl Site {
     }
 
     /// Waits until the daemon has said something, in its log.
-    pub async fn said(&self, wanted: &str) {
+    pub(crate) async fn said(&self, wanted: &str) {
         self.eventually(wanted, || self.daemon_log().contains(wanted)).await;
     }
 
-    pub fn daemon_log(&self) -> String {
+    pub(crate) fn daemon_log(&self) -> String {
         self.run("journalctl --no-pager -o cat -u tlswarden")
     }
 
     /// Adds to sections of the configuration, and restarts the daemon; the shipped file has each section.
-    pub fn configure(&self, sections: &[(&str, &str)]) {
+    pub(crate) fn configure(&self, sections: &[(&str, &str)]) {
         let file = self.machine.path("/etc/tlswarden/tlswarden.toml");
         let mut all = fs::read_to_string(&file).unwrap();
         for (section, text) in sections {
@@ -135,19 +135,19 @@ impl Site {
     }
 
     /// What a world without the Internet needs.
-    pub fn close_network(&self) {
+    pub(crate) fn close_network(&self) {
         self.run("printf '\\n[closed_network]\\nprivate_addresses = true\\n' >>/etc/tlswarden/tlswarden.toml");
         self.configure(&[("resolver", "address = \"127.0.0.1:53\"\n")]);
     }
 
     /// One message, handed to Postfix.
-    pub async fn send(&self, domain: &str, name: &str) {
+    pub(crate) async fn send(&self, domain: &str, name: &str) {
         let to = format!("{name}@{domain}");
         submit(Postfix::SMTPD, "someone@sender.test", &[&to], "Subject: hello\n\nhello").await.unwrap();
     }
 
     /// What Postfix has logged.
-    pub fn log(&self) -> String {
+    pub(crate) fn log(&self) -> String {
         match fs::read(self.machine.path("/var/log/mail.log")) {
             Ok(octets) => String::from_utf8_lossy(&octets).into_owned(),
             Err(_) => self.run("journalctl --no-pager -o short SYSLOG_FACILITY=2"),
@@ -155,7 +155,7 @@ impl Site {
     }
 
     /// Sends one message to each domain, and holds what becomes of it to the policies.
-    pub async fn policies_hold(&self, name: &str) {
+    pub(crate) async fn policies_hold(&self, name: &str) {
         let before = self.log().len();
         for (domain, status) in [("flow.test", "sent"), ("dane.example", "sent"), ("bad.test", "deferred")] {
             self.send(domain, name).await;
@@ -172,7 +172,7 @@ impl Site {
         assert_eq!(self.world.receiver("mx.bad.test").record().sessions_with_mail(), 0);
     }
 
-    pub async fn eventually(&self, what: &str, done: impl Fn() -> bool) {
+    pub(crate) async fn eventually(&self, what: &str, done: impl Fn() -> bool) {
         let begin = Instant::now();
         while !done() {
             assert!(begin.elapsed() < PATIENCE, "not within {PATIENCE:?}: {what}\n{}", self.ends());
@@ -187,7 +187,7 @@ impl Site {
     }
 
     /// What the daemon has counted on a day, by domain.
-    pub fn counted(&self, day: &str) -> BTreeMap<String, Totals> {
+    pub(crate) fn counted(&self, day: &str) -> BTreeMap<String, Totals> {
         self.run(&format!("rm -rf /tmp/reports; tlswarden reports preview --day {day} --out /tmp/reports"));
         let mut totals = BTreeMap::new();
         for file in fs::read_dir(self.machine.path("/tmp/reports")).into_iter().flatten() {
@@ -205,7 +205,7 @@ impl Site {
     }
 
     /// Waits until today's counts are what the receiving servers saw.
-    pub async fn await_counts(&self) {
+    pub(crate) async fn await_counts(&self) {
         let wanted = |domain: &str| {
             let record = self.world.receiver(&format!("mx.{domain}")).record();
             (record.sessions_with_mail(), record.sessions_without_mail())
@@ -225,12 +225,12 @@ impl Site {
     }
 
     /// What `tlswarden doctor` finds: `weight name` each. It must be this.
-    pub fn doctor_finds(&self, wanted: &[&str]) {
+    pub(crate) fn doctor_finds(&self, wanted: &[&str]) {
         self.finds("tlswarden doctor --json", wanted);
     }
 
     /// The same of `doctor` for somebody who may not ask the daemon nor read the log.
-    pub fn doctor_finds_for_anybody(&self, wanted: &[&str]) {
+    pub(crate) fn doctor_finds_for_anybody(&self, wanted: &[&str]) {
         self.finds("setpriv --reuid=nobody --regid=nogroup --clear-groups tlswarden doctor --json", wanted);
     }
 
@@ -245,7 +245,7 @@ impl Site {
     }
 
     /// Nothing of the package is there.
-    pub fn nothing_is_left(&self) {
+    pub(crate) fn nothing_is_left(&self) {
         let found = self.run(
             "find / /run -xdev -not -path '/proc/*' -not -path '/root/*' -not -path '/tmp/*' -iname '*tlswarden*'",
         );
@@ -258,7 +258,7 @@ impl Site {
 }
 
 /// The package, newest version.
-pub fn package() -> PathBuf {
+pub(crate) fn package() -> PathBuf {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/debian");
     let all: Vec<_> =
         fs::read_dir(&folder).map(|files| files.flatten().map(|file| file.path()).collect()).unwrap_or_default();
