@@ -18,13 +18,13 @@ use crate::base::shutdown::wait_for_shutdown;
 use crate::metrics::Metrics;
 
 /// How long accepting waits when there are no descriptors left.
-const NO_DESCRIPTORS: Duration = Duration::from_millis(50);
+const ACCEPT_RETRY: Duration = Duration::from_millis(50);
 
 /// How often it is said that there are none.
-const SAID: Duration = Duration::from_secs(60);
+const LOG_INTERVAL: Duration = Duration::from_secs(60);
 
 /// How often it is said that accepting goes on.
-pub const ALIVE: Duration = Duration::from_secs(5);
+pub const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(5);
 
 /// A socket that is listened on.
 #[derive(Debug)]
@@ -60,7 +60,7 @@ impl Listener {
     }
 
     /// Begins a task for everyone who connects, until `shutdown` turns true; the tasks that are under way then.
-    /// `subject` is who speaks in the log. Tells `metrics` every [`ALIVE`] that it gets on.
+    /// `subject` is who speaks in the log. Tells `metrics` every [`HEARTBEAT_INTERVAL`] that it gets on.
     pub async fn accept_all<T>(
         &self,
         subject: &str,
@@ -74,7 +74,7 @@ impl Listener {
         let mut connections = JoinSet::new();
         let mut said: Option<Instant> = None;
         let name = self.name(subject);
-        let mut alive = tokio::time::interval(ALIVE);
+        let mut alive = tokio::time::interval(HEARTBEAT_INTERVAL);
         loop {
             let accepted = tokio::select! {
                 // Before the others, for there may be no end of connections.
@@ -92,11 +92,11 @@ impl Listener {
                 // The client went away before it was accepted.
                 Err(e) if e.kind() == io::ErrorKind::ConnectionAborted => {}
                 Err(e) => {
-                    if said.is_none_or(|at| at.elapsed() >= SAID) {
+                    if said.is_none_or(|at| at.elapsed() >= LOG_INTERVAL) {
                         tracing::warn!("{subject}: cannot accept a connection: {e}; it waits until others end");
                         said = Some(Instant::now());
                     }
-                    tokio::time::sleep(NO_DESCRIPTORS).await;
+                    tokio::time::sleep(ACCEPT_RETRY).await;
                 }
             }
         }

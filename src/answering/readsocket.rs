@@ -13,9 +13,9 @@
 //! What was answered is noted as the policy in force, as for Postfix.
 //!
 //! Exim's event action can tell a failed TLS session as well, `failed TIME ID HOST IP PORT DOMAIN TEXT`, for its log leaves
-//! some out: the answer, `noted`, comes when it is committed, or `lost` after [`NOTING`].
-//! Limits: [`MAX_REQUEST`] octets; [`REQUEST`] for a client to ask, `[policy] answer_budget` and a second for the
-//! answer, [`READING`] for the client to take it. A slow client holds up itself alone.
+//! some out: the answer, `noted`, comes when it is committed, or `lost` after [`COMMIT_TIMEOUT`].
+//! Limits: [`MAX_REQUEST`] octets; [`REQUEST_TIMEOUT`] for a client to ask, `[policy] answer_budget` and a second for the
+//! answer, [`REPLY_TIMEOUT`] for the client to take it. A slow client holds up itself alone.
 //! When it fails: text that is no request gets `mode=defer`; who does not ask in time is closed without an answer, and
 //! an empty answer defers too.
 //! Not here: what is decided (`policy`), the routers and the transport that hold Exim to it (`packaging/exim.example`).
@@ -40,28 +40,28 @@ use crate::metrics::{Metrics, MtaProtocol};
 pub const MAX_REQUEST: usize = 1100;
 
 /// How long a client may take to ask. Exim asks at once.
-pub const REQUEST: Duration = Duration::from_secs(5);
+pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How long a client may take to read its answer. Exim's own limit for the whole is 5 s if not told otherwise.
-pub const READING: Duration = Duration::from_secs(5);
+pub const REPLY_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How much behind a request is passed over, in octets.
-const MAX_BEHIND: u64 = 64 * 1024;
+const MAX_TRAILING_BYTES: u64 = 64 * 1024;
 
 /// How long connections may go on when the daemon ends.
-const DRAIN: Duration = Duration::from_secs(2);
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// How much of a cause is told, in characters: it becomes a line of Exim's log.
-const MAX_CAUSE: usize = 200;
+const MAX_CAUSE_CHARS: usize = 200;
 
 /// How long a failed session may wait for its commit: Exim waits with it. A commit is due 250 ms after its first line.
-pub const NOTING: Duration = Duration::from_secs(2);
+pub const COMMIT_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// What stands before a next hop.
-const COMMAND: &[u8] = b"policy ";
+const POLICY_COMMAND: &[u8] = b"policy ";
 
 /// What stands before a failed session.
-const FAILED: &[u8] = b"failed ";
+const FAILED_COMMAND: &[u8] = b"failed ";
 
 /// Serves everyone who connects, until `shutdown` turns true.
 pub async fn serve(
@@ -71,7 +71,7 @@ pub async fn serve(
     metrics: Metrics,
     mut shutdown: watch::Receiver<bool>,
 ) {
-    let service = Arc::new(Service {
+    let service = Arc::new(ReadsocketServer {
         policies,
         events,
         told: metrics.counter("exim_told"),
@@ -87,20 +87,20 @@ pub async fn serve(
         let service = Arc::clone(&service);
         async move {
             match stream {
-                Stream::Unix(stream) => service.converse(stream).await,
-                Stream::Tcp(stream) => service.converse(stream).await,
+                Stream::Unix(stream) => service.serve_connection(stream).await,
+                Stream::Tcp(stream) => service.serve_connection(stream).await,
             }
         }
     };
     let mut connections = listener.accept_all("readsocket", &metrics, &mut shutdown, begin).await;
     // Whoever is not answered by then reads an empty answer, and its mail waits.
-    let _ = timeout(DRAIN, async { while connections.join_next().await.is_some() {} }).await;
+    let _ = timeout(DRAIN_TIMEOUT, async { while connections.join_next().await.is_some() {} }).await;
     connections.shutdown().await;
 }
 
 /// What was read so far.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Request<'a> {
+pub enum ReadsocketRequest<'a> {
     /// No whole request yet.
     Partial,
     /// The policy of a next hop is asked for. What stands there may be none.
@@ -114,64 +114,64 @@ pub enum Request<'a> {
 }
 
 /// Reads what a client has sent; `ended`: it sends no more. What stands behind the first line is not looked at.
-pub fn request(octets: &[u8], ended: bool) -> Request<'_> {
+pub fn parse_request(octets: &[u8], ended: bool) -> ReadsocketRequest<'_> {
     let line = match octets.iter().position(|b| *b == b'\n') {
         Some(end) => &octets[..end],
-        None if octets.len() >= MAX_REQUEST && octets.starts_with(COMMAND) => return Request::TooLong,
-        None if !ended && octets.len() < MAX_REQUEST => return Request::Partial,
+        None if octets.len() >= MAX_REQUEST && octets.starts_with(POLICY_COMMAND) => return ReadsocketRequest::TooLong,
+        None if !ended && octets.len() < MAX_REQUEST => return ReadsocketRequest::Partial,
         None => octets,
     };
-    if let Some(told) = line.strip_prefix(FAILED) {
-        return Request::Failed(told);
+    if let Some(told) = line.strip_prefix(FAILED_COMMAND) {
+        return ReadsocketRequest::Failed(told);
     }
-    match line.strip_prefix(COMMAND).map(<[u8]>::trim_ascii) {
-        Some(key) if !key.is_empty() => Request::Policy(key),
-        _ => Request::Malformed,
+    match line.strip_prefix(POLICY_COMMAND).map(<[u8]>::trim_ascii) {
+        Some(key) if !key.is_empty() => ReadsocketRequest::Policy(key),
+        _ => ReadsocketRequest::Malformed,
     }
 }
 
 /// A decision in the words that a router reads, without a line end. Names are those of `policy`, letters, digits and
 /// `-_.*` alone: nothing in them ends the quotes.
-pub fn answer(decision: &Decision) -> String {
+pub fn format_answer(decision: &Decision) -> String {
     let published = match &decision.basis {
         Basis::Published(published) => published,
         // In Postfix's words: those that ask for nothing are the same here, the others must not be lost.
         Basis::Override(answer) => {
             return match answer.split([' ', ',']).next() {
-                Some("none" | "may") => NONE.into(),
-                _ => defer("the answer that is configured for this domain is Postfix's alone"),
+                Some("none" | "may") => NO_POLICY.into(),
+                _ => format_defer("the answer that is configured for this domain is Postfix's alone"),
             };
         }
     };
     let patterns = |mode| match &decision.sts {
-        Some(policy) => sts(mode, &policy.document(&decision.domain).mx),
+        Some(policy) => format_sts(mode, &policy.document(&decision.domain).mx),
         // Every enforced or testing decision has its policy.
-        None => defer("the policy is missing"),
+        None => format_defer("the policy is missing"),
     };
     match published.facts(decision.sts.as_ref().map(|policy| policy.mode)).for_exim() {
         EximAnswer::Enforce => patterns("enforce"),
         EximAnswer::Testing => patterns("testing"),
-        EximAnswer::NoPolicy => NONE.into(),
+        EximAnswer::NoPolicy => NO_POLICY.into(),
         EximAnswer::TryDane => "mode=none dane=try".into(),
         EximAnswer::RequireDane => "mode=none dane=require".into(),
-        EximAnswer::Defer => defer(published.cause()),
+        EximAnswer::Defer => format_defer(published.cause()),
     }
 }
 
-const NONE: &str = "mode=none dane=no";
+const NO_POLICY: &str = "mode=none dane=no";
 
-fn sts(mode: &str, mx: &[String]) -> String {
+fn format_sts(mode: &str, mx: &[String]) -> String {
     format!("mode={mode} dane=no mx=\"{}\"", mx.join(","))
 }
 
 /// Causes come from DNS: printable, one line, short, and nothing that Exim reads as the end of the value.
-fn defer(cause: &str) -> String {
+fn format_defer(cause: &str) -> String {
     let plain = |c: char| if (c.is_ascii_graphic() || c == ' ') && c != '"' && c != '\\' { c } else { '?' };
-    let cause: String = cause.chars().take(MAX_CAUSE).map(plain).collect();
+    let cause: String = cause.chars().take(MAX_CAUSE_CHARS).map(plain).collect();
     format!("mode=defer cause=\"{cause}\"")
 }
 
-struct Service {
+struct ReadsocketServer {
     policies: Arc<Policies>,
     events: mpsc::Sender<EximEvent>,
     told: Arc<AtomicU64>,
@@ -182,9 +182,9 @@ struct Service {
     slow: Arc<AtomicU64>,
 }
 
-impl Service {
-    async fn converse<S: AsyncRead + AsyncWrite + Unpin>(&self, mut stream: S) {
-        let (octets, ended) = match timeout(REQUEST, read(&mut stream)).await {
+impl ReadsocketServer {
+    async fn serve_connection<S: AsyncRead + AsyncWrite + Unpin>(&self, mut stream: S) {
+        let (octets, ended) = match timeout(REQUEST_TIMEOUT, read(&mut stream)).await {
             Ok(Ok(read)) => read,
             Ok(Err(_)) => return,
             Err(_) => return self.slow(),
@@ -193,37 +193,37 @@ impl Service {
             // It only looked whether somebody answers.
             return;
         }
-        let mut line = self.line(request(&octets, ended)).await;
+        let mut line = self.line(parse_request(&octets, ended)).await;
         line.push('\n');
-        let taken = timeout(READING, async {
+        let taken = timeout(REPLY_TIMEOUT, async {
             stream.write_all(line.as_bytes()).await?;
             stream.shutdown().await?;
             // What was sent behind the request is passed over: closing on it would be an error at the client's end.
-            tokio::io::copy(&mut (&mut stream).take(MAX_BEHIND), &mut tokio::io::sink()).await
+            tokio::io::copy(&mut (&mut stream).take(MAX_TRAILING_BYTES), &mut tokio::io::sink()).await
         });
         if taken.await.is_err() {
             self.slow();
         }
     }
 
-    async fn line(&self, request: Request<'_>) -> String {
+    async fn line(&self, request: ReadsocketRequest<'_>) -> String {
         self.requests.fetch_add(1, Ordering::Relaxed);
         match request {
-            Request::Policy(key) => {
+            ReadsocketRequest::Policy(key) => {
                 let since = Instant::now();
                 let decision = self.policies.decide(key).await;
                 self.answers.add_waited(kind_for_exim(decision.facts()), since.elapsed());
-                answer(&decision)
+                format_answer(&decision)
             }
-            Request::Failed(text) => self.note(text).await.into(),
+            ReadsocketRequest::Failed(text) => self.note(text).await.into(),
             // No name is so long, and what is no name has no policy.
-            Request::TooLong => {
+            ReadsocketRequest::TooLong => {
                 self.answers.add_waited(AnswerKind::None, Duration::ZERO);
-                NONE.into()
+                NO_POLICY.into()
             }
-            Request::Partial | Request::Malformed => {
+            ReadsocketRequest::Partial | ReadsocketRequest::Malformed => {
                 self.malformed.fetch_add(1, Ordering::Relaxed);
-                defer("the request is not: policy DOMAIN")
+                format_defer("the request is not: policy DOMAIN")
             }
         }
     }
@@ -233,7 +233,7 @@ impl Service {
         let (reply, wait) = oneshot::channel();
         // A queue that is full is that of a store that does not write: Exim is not to wait for that.
         let sent = self.events.try_send(EximEvent { text: text.to_vec(), reply });
-        let replied = if sent.is_ok() { timeout(NOTING, wait).await.ok().and_then(Result::ok) } else { None };
+        let replied = if sent.is_ok() { timeout(COMMIT_TIMEOUT, wait).await.ok().and_then(Result::ok) } else { None };
         if replied == Some(EventReply::Malformed) {
             self.malformed.fetch_add(1, Ordering::Relaxed);
             return "malformed";
@@ -257,7 +257,7 @@ async fn read<S: AsyncRead + Unpin>(stream: &mut S) -> io::Result<(Vec<u8>, bool
     loop {
         let room = MAX_REQUEST - octets.len();
         let ended = (&mut *stream).take(room as u64).read_buf(&mut octets).await? == 0;
-        if ended || request(&octets, false) != Request::Partial {
+        if ended || parse_request(&octets, false) != ReadsocketRequest::Partial {
             return Ok((octets, ended));
         }
     }
@@ -431,7 +431,11 @@ mod tests {
         for stream in slow {
             assert_eq!(rest(stream).await, "");
         }
-        assert!((REQUEST..REQUEST + Duration::from_secs(3)).contains(&begin.elapsed()), "{:?}", begin.elapsed());
+        assert!(
+            (REQUEST_TIMEOUT..REQUEST_TIMEOUT + Duration::from_secs(3)).contains(&begin.elapsed()),
+            "{:?}",
+            begin.elapsed()
+        );
         assert_eq!(daemon.count("readsocket_slow_clients"), 200);
     }
 
@@ -456,7 +460,7 @@ mod tests {
         assert_eq!(daemon.ask(b"policy [192.0.2.1]\n").await, "mode=none dane=no\n");
         daemon.stop.send_replace(true);
         assert_eq!(rest(idle).await, "");
-        timeout(DRAIN * 2, daemon.tasks.join_next()).await.unwrap().unwrap().unwrap();
+        timeout(DRAIN_TIMEOUT * 2, daemon.tasks.join_next()).await.unwrap().unwrap().unwrap();
     }
 
     fn decided(coverage: Coverage, cause: &str, document: &str) -> Decision {
@@ -487,9 +491,9 @@ mod tests {
                 DOCUMENT,
                 "mode=defer cause=\"a ?b? ?N?mode=none ?\"".into(),
             ),
-            (Coverage::MxFailed, &long, "", format!("mode=defer cause=\"{}\"", "x".repeat(MAX_CAUSE))),
+            (Coverage::MxFailed, &long, "", format!("mode=defer cause=\"{}\"", "x".repeat(MAX_CAUSE_CHARS))),
         ] {
-            assert_eq!(answer(&decided(coverage, cause, document)), want);
+            assert_eq!(format_answer(&decided(coverage, cause, document)), want);
         }
     }
 
@@ -497,16 +501,16 @@ mod tests {
     fn a_request_is_a_line_or_all_there_is() {
         let long = [b"policy ".as_slice(), &[b'a'; MAX_REQUEST]].concat();
         for (octets, open, ended) in [
-            (b"".as_slice(), Request::Partial, Request::Malformed),
-            (b"policy a.b", Request::Partial, Request::Policy(b"a.b")),
-            (b"policy a.b\n", Request::Policy(b"a.b"), Request::Policy(b"a.b")),
-            (b"policy a.b\r\nx", Request::Policy(b"a.b"), Request::Policy(b"a.b")),
-            (b"policies a.b\n", Request::Malformed, Request::Malformed),
-            (&long, Request::TooLong, Request::TooLong),
-            (&long[7..], Request::Malformed, Request::Malformed),
+            (b"".as_slice(), ReadsocketRequest::Partial, ReadsocketRequest::Malformed),
+            (b"policy a.b", ReadsocketRequest::Partial, ReadsocketRequest::Policy(b"a.b")),
+            (b"policy a.b\n", ReadsocketRequest::Policy(b"a.b"), ReadsocketRequest::Policy(b"a.b")),
+            (b"policy a.b\r\nx", ReadsocketRequest::Policy(b"a.b"), ReadsocketRequest::Policy(b"a.b")),
+            (b"policies a.b\n", ReadsocketRequest::Malformed, ReadsocketRequest::Malformed),
+            (&long, ReadsocketRequest::TooLong, ReadsocketRequest::TooLong),
+            (&long[7..], ReadsocketRequest::Malformed, ReadsocketRequest::Malformed),
         ] {
-            assert_eq!(request(octets, false), open, "{octets:?}");
-            assert_eq!(request(octets, true), ended, "{octets:?}");
+            assert_eq!(parse_request(octets, false), open, "{octets:?}");
+            assert_eq!(parse_request(octets, true), ended, "{octets:?}");
         }
     }
 
@@ -534,25 +538,25 @@ mod tests {
                 octets.splice(0..0, b"policy ".iter().copied());
             }
             let cut = cut.min(octets.len());
-            let early = request(&octets[..cut], false);
-            if early != Request::Partial && cut < MAX_REQUEST {
-                assert_eq!(early, request(&octets, false));
+            let early = parse_request(&octets[..cut], false);
+            if early != ReadsocketRequest::Partial && cut < MAX_REQUEST {
+                assert_eq!(early, parse_request(&octets, false));
             }
-            assert_ne!(request(&octets, true), Request::Partial);
-            if let Request::Policy(key) = request(&octets, true) {
+            assert_ne!(parse_request(&octets, true), ReadsocketRequest::Partial);
+            if let ReadsocketRequest::Policy(key) = parse_request(&octets, true) {
                 assert!(!key.is_empty() && !key.contains(&b'\n'));
             }
         }
 
         #[test]
         fn served_text_cannot_break_out(cause in ".{0,300}", mx in proptest::collection::vec("[ -~\u{e9}]{0,30}", 0..5), mode in 0..2) {
-            let told = answer(&decided(Coverage::MxFailed, &cause, ""));
+            let told = format_answer(&decided(Coverage::MxFailed, &cause, ""));
             assert_eq!(extract(&told, "mode").as_deref(), Some("defer"));
             assert!(!told.contains('\n') && told.is_ascii());
             let mode = ["enforce", "testing"][mode as usize];
             let mx: String = mx.iter().map(|mx| format!("mx: {mx}\n")).collect();
             let decision = decided(Coverage::NoTlsa, "", &format!("version: STSv1\nmode: {mode}\nmax_age: 1\nmx: a.example\n{mx}"));
-            let told = answer(&decision);
+            let told = format_answer(&decision);
             assert_eq!(extract(&told, "mode").as_deref(), Some(mode));
             assert_eq!(extract(&told, "dane").as_deref(), Some("no"));
             let patterns = extract(&told, "mx").unwrap();

@@ -1,7 +1,7 @@
 //! A decision in the words of Postfix's `smtp_tls_policy_maps` (postconf(5), socketmap(5)).
 //!
 //! Takes: a decision, and the map that was asked. Gives: the reply, without its netstring.
-//! [`Wording::Policy`] is for Postfix up to 3.9, [`Wording::PolicyTlsrpt`] for 3.10 and later: an attribute that the
+//! [`ReplyFormat::Policy`] is for Postfix up to 3.9, [`ReplyFormat::PolicyTlsrpt`] for 3.10 and later: an attribute that the
 //! asking Postfix does not know would defer the mail.
 //! Limits: [`MAX_REPLY`] octets; beyond, policy strings are left out, then all that only reports and newer Postfixes need.
 //! Not here: frames (`netstring`), deciding (`policy`).
@@ -21,26 +21,26 @@ pub const MAX_REPLY: usize = 100_000;
 
 /// How a decision is worded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Wording {
+pub enum ReplyFormat {
     /// For Postfix up to 3.9.
     Policy,
     /// For Postfix 3.10 and later.
     PolicyTlsrpt,
 }
 
-impl Wording {
+impl ReplyFormat {
     /// The names of our maps, and those of other programs that we can stand in for.
-    pub fn of_map(name: &[u8]) -> Option<Wording> {
+    pub fn of_map(name: &[u8]) -> Option<ReplyFormat> {
         match name {
-            b"policy" | b"QUERY" | b"postfix" => Some(Wording::Policy),
-            b"policy-tlsrpt" | b"QUERYwithTLSRPT" => Some(Wording::PolicyTlsrpt),
+            b"policy" | b"QUERY" | b"postfix" => Some(ReplyFormat::Policy),
+            b"policy-tlsrpt" | b"QUERYwithTLSRPT" => Some(ReplyFormat::PolicyTlsrpt),
             _ => None,
         }
     }
 
     /// Each with the name of its map.
-    pub const ALL: [(Wording, &'static str); 2] =
-        [(Wording::Policy, "policy"), (Wording::PolicyTlsrpt, "policy-tlsrpt")];
+    pub const ALL: [(ReplyFormat, &'static str); 2] =
+        [(ReplyFormat::Policy, "policy"), (ReplyFormat::PolicyTlsrpt, "policy-tlsrpt")];
 }
 
 /// A map as it is asked: how its answers are worded, and the own level of the service that asks, where it names one:
@@ -48,7 +48,7 @@ impl Wording {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MapName {
     /// How its answers are worded.
-    pub wording: Wording,
+    pub wording: ReplyFormat,
     /// The level behind the `@`.
     pub own_level: Option<PostfixLevel>,
 }
@@ -60,12 +60,12 @@ impl MapName {
         let (map, level) = at.map_or((name, None), |at| (&name[..at], Some(&name[at + 1..])));
         let known = |level| std::str::from_utf8(level).ok().and_then(PostfixLevel::from_name);
         let own_level = level.map(|level| known(level).unwrap_or(PostfixLevel::Unknown));
-        Some(MapName { wording: Wording::of_map(map)?, own_level })
+        Some(MapName { wording: ReplyFormat::of_map(map)?, own_level })
     }
 }
 
 /// The reply to a service with this own level: `OK POLICY`, `NOTFOUND `, `TEMP CAUSE`.
-pub fn reply(wording: Wording, decision: &Decision, own_level: PostfixLevel, postfix: PostfixTraits) -> String {
+pub fn reply(wording: ReplyFormat, decision: &Decision, own_level: PostfixLevel, postfix: PostfixTraits) -> String {
     let published = match &decision.basis {
         Basis::Published(published) => published,
         // Checked at load against the grammar of the Postfix that asks.
@@ -75,7 +75,7 @@ pub fn reply(wording: Wording, decision: &Decision, own_level: PostfixLevel, pos
     let sts = decision.sts.as_ref().map(|policy| (policy.mode, policy.document(domain)));
     let answer = published.facts(decision.sts.as_ref().map(|policy| policy.mode)).for_postfix(own_level, postfix);
     let testing = match &sts {
-        Some((Mode::Testing, document)) if wording == Wording::PolicyTlsrpt => Some(document),
+        Some((Mode::Testing, document)) if wording == ReplyFormat::PolicyTlsrpt => Some(document),
         _ => None,
     };
     match (answer, testing, &sts) {
@@ -100,13 +100,13 @@ pub fn reply(wording: Wording, decision: &Decision, own_level: PostfixLevel, pos
 }
 
 /// `narrowed`: the only hosts that are allowed.
-fn secure(wording: Wording, domain: &str, policy: &PolicyDocument, narrowed: Option<&[String]>) -> String {
+fn secure(wording: ReplyFormat, domain: &str, policy: &PolicyDocument, narrowed: Option<&[String]>) -> String {
     let patterns = narrowed.unwrap_or(&policy.mx);
     let names: Vec<&str> = patterns.iter().map(|mx| mx.strip_prefix('*').unwrap_or(mx)).collect();
     let plain = format!("OK secure match={} servername=hostname", names.join(":"));
     match wording {
-        Wording::Policy => plain,
-        Wording::PolicyTlsrpt => with_attributes(&plain, domain, policy, patterns).unwrap_or(plain),
+        ReplyFormat::Policy => plain,
+        ReplyFormat::PolicyTlsrpt => with_attributes(&plain, domain, policy, patterns).unwrap_or(plain),
     }
 }
 
@@ -179,7 +179,7 @@ mod tests {
         ends_at_dataless_tlsa: false,
     };
 
-    fn word(wording: Wording, coverage: Coverage, lines: &str, own_level: PostfixLevel) -> String {
+    fn word(wording: ReplyFormat, coverage: Coverage, lines: &str, own_level: PostfixLevel) -> String {
         let published = Published::new(coverage, DatalessTlsa::Absent, "no\nanswer", Vec::new());
         let sts = (!lines.is_empty()).then(|| cached(lines));
         reply(wording, &Decision::for_tests("example.com", published, sts), own_level, POSTFIX)
@@ -190,11 +190,11 @@ mod tests {
     #[test]
     fn enforced() {
         assert_eq!(
-            word(Wording::Policy, Coverage::NoTlsa, ENFORCE, PostfixLevel::May),
+            word(ReplyFormat::Policy, Coverage::NoTlsa, ENFORCE, PostfixLevel::May),
             "OK secure match=mx1.example.com:.example.net servername=hostname"
         );
         assert_eq!(
-            word(Wording::PolicyTlsrpt, Coverage::NoTlsa, ENFORCE, PostfixLevel::May),
+            word(ReplyFormat::PolicyTlsrpt, Coverage::NoTlsa, ENFORCE, PostfixLevel::May),
             "OK secure match=mx1.example.com:.example.net servername=hostname policy_type=sts \
              policy_domain=example.com mx_host_pattern=mx1.example.com mx_host_pattern=*.example.net \
              { policy_string = version: STSv1 } { policy_string = mode: enforce } \
@@ -209,9 +209,9 @@ mod tests {
         let published = Published::new(Coverage::WorseHosts, DatalessTlsa::Absent, "", hosts);
         let decision = Decision::for_tests("example.com", published, Some(cached(ENFORCE)));
         let plain = "OK secure match=mx1.example.com:b.example.net servername=hostname";
-        assert_eq!(reply(Wording::Policy, &decision, PostfixLevel::May, POSTFIX), plain);
+        assert_eq!(reply(ReplyFormat::Policy, &decision, PostfixLevel::May, POSTFIX), plain);
         assert_eq!(
-            reply(Wording::PolicyTlsrpt, &decision, PostfixLevel::May, POSTFIX),
+            reply(ReplyFormat::PolicyTlsrpt, &decision, PostfixLevel::May, POSTFIX),
             format!(
                 "{plain} policy_type=sts policy_domain=example.com mx_host_pattern=mx1.example.com \
                  mx_host_pattern=b.example.net {{ policy_string = version: STSv1 }} {{ policy_string = mode: enforce }} \
@@ -270,9 +270,9 @@ mod tests {
                     },
                 };
                 let own_level = PostfixLevel::from_name(level).unwrap();
-                assert_eq!(word(Wording::PolicyTlsrpt, coverage, TESTING, own_level), want, "row {row}, {level}");
-                let older = word(Wording::Policy, coverage, TESTING, own_level);
-                assert_eq!(older, word(Wording::Policy, coverage, "", own_level), "row {row}, {level}");
+                assert_eq!(word(ReplyFormat::PolicyTlsrpt, coverage, TESTING, own_level), want, "row {row}, {level}");
+                let older = word(ReplyFormat::Policy, coverage, TESTING, own_level);
+                assert_eq!(older, word(ReplyFormat::Policy, coverage, "", own_level), "row {row}, {level}");
                 assert!(!older.contains("policy_type"), "{older}");
             }
         }
@@ -282,14 +282,14 @@ mod tests {
     fn the_level_of_a_service_stands_behind_the_name_of_its_map() {
         use PostfixLevel as L;
         for (name, wording, own_level) in [
-            ("policy", Wording::Policy, None),
-            ("QUERY@may", Wording::Policy, Some(L::May)),
-            ("policy@encrypt", Wording::Policy, Some(L::Encrypt)),
-            ("policy-tlsrpt@dane-only", Wording::PolicyTlsrpt, Some(L::DaneOnly)),
-            ("policy-tlsrpt@fingerprint", Wording::PolicyTlsrpt, Some(L::Fingerprint)),
-            ("policy@Secure", Wording::Policy, Some(L::Unknown)),
-            ("policy@", Wording::Policy, Some(L::Unknown)),
-            ("policy@unknown", Wording::Policy, Some(L::Unknown)),
+            ("policy", ReplyFormat::Policy, None),
+            ("QUERY@may", ReplyFormat::Policy, Some(L::May)),
+            ("policy@encrypt", ReplyFormat::Policy, Some(L::Encrypt)),
+            ("policy-tlsrpt@dane-only", ReplyFormat::PolicyTlsrpt, Some(L::DaneOnly)),
+            ("policy-tlsrpt@fingerprint", ReplyFormat::PolicyTlsrpt, Some(L::Fingerprint)),
+            ("policy@Secure", ReplyFormat::Policy, Some(L::Unknown)),
+            ("policy@", ReplyFormat::Policy, Some(L::Unknown)),
+            ("policy@unknown", ReplyFormat::Policy, Some(L::Unknown)),
         ] {
             assert_eq!(MapName::parse(name.as_bytes()), Some(MapName { wording, own_level }), "{name}");
         }
@@ -301,7 +301,7 @@ mod tests {
     #[test]
     fn served_text_cannot_break_out() {
         let lines = format!("{ENFORCE}x: a }} match=evil.example {{ b\ny: {{\nz: \u{e9}\n");
-        let text = word(Wording::PolicyTlsrpt, Coverage::NoTlsa, &lines, PostfixLevel::May);
+        let text = word(ReplyFormat::PolicyTlsrpt, Coverage::NoTlsa, &lines, PostfixLevel::May);
         assert!(!text.contains("evil") && !text.contains('\u{e9}'), "{text}");
         let (level, attributes) = postfix(text.strip_prefix("OK ").unwrap()).unwrap();
         assert_eq!(level, "secure");
@@ -316,8 +316,8 @@ mod tests {
             let lines = format!("version: STSv1\nmode: enforce\n{mx}max_age: 1\n");
             assert!(lines.len() <= document::MAX_DOCUMENT);
             (
-                word(Wording::Policy, Coverage::NoTlsa, &lines, PostfixLevel::May),
-                word(Wording::PolicyTlsrpt, Coverage::NoTlsa, &lines, PostfixLevel::May),
+                word(ReplyFormat::Policy, Coverage::NoTlsa, &lines, PostfixLevel::May),
+                word(ReplyFormat::PolicyTlsrpt, Coverage::NoTlsa, &lines, PostfixLevel::May),
             )
         };
         let (_, small) = with(300, 0);
@@ -343,12 +343,12 @@ mod tests {
             let extra: String = lines.iter().map(|l| format!("x: a{l}\n")).collect();
             let text = format!("version: STSv1\nmode: {mode}\nmax_age: 1\nmx: a.example\n{mx}{extra}");
             let Ok(document) = document::parse(text.as_bytes()) else { return Ok(()) };
-            for (wording, _) in Wording::ALL {
+            for (wording, _) in ReplyFormat::ALL {
                 let said = word(wording, Coverage::NoTlsa, &text, own_level);
                 assert!(said.len() <= MAX_REPLY);
                 if let Some(policy) = said.strip_prefix("OK ") {
                     let (level, attributes) = postfix(policy).unwrap();
-                    accepted(&level, &attributes, wording == Wording::PolicyTlsrpt).unwrap();
+                    accepted(&level, &attributes, wording == ReplyFormat::PolicyTlsrpt).unwrap();
                     let matched = |name: &str| attributes.iter().filter(|(n, _)| n == name).count();
                     assert_eq!(matched("match"), usize::from(document.mode == Mode::Enforce));
                     if matches!(level.as_str(), "dane" | "dane-only" | "verify") {

@@ -30,22 +30,22 @@ use crate::answering::policy::policies::Policies;
 use crate::answering::policy::throttle::Throttle;
 use crate::answering::readsocket;
 use crate::answering::socketmap::netstring::{self, Frame};
-use crate::answering::socketmap::reply::{self, MapName, Wording};
+use crate::answering::socketmap::reply::{self, MapName, ReplyFormat};
 use crate::config::{PostfixLevel, PostfixSection};
 use crate::metrics::answers::{AnswerKind, AnswerMetrics, CountsByKind};
 use crate::metrics::{Metrics, MtaProtocol};
 
 /// How much is read at once, in octets: some eighty requests.
-const CHUNK: usize = 4096;
+const READ_CHUNK: usize = 4096;
 
 /// How much of a reply batch waits for a client to read it, in octets, before no more requests of it are taken.
-const MAX_WAITING: usize = 256 * 1024;
+const MAX_UNSENT_BYTES: usize = 256 * 1024;
 
 /// The capacity that an idle connection keeps, in octets.
 const IDLE_CAPACITY: usize = 1024;
 
 /// How long connections may go on with what they are at when the daemon ends.
-const DRAIN: Duration = Duration::from_secs(2);
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Serves everyone who connects, until `shutdown` turns true. `postfix` is what is known of who asks: its own level
 /// without a policy, where the map's name does not say another (`policy@encrypt`), and whether its version knows the
@@ -57,7 +57,7 @@ pub async fn serve(
     metrics: Metrics,
     mut shutdown: watch::Receiver<bool>,
 ) {
-    let service = Arc::new(Service {
+    let service = Arc::new(SocketmapServer {
         policies,
         postfix: PostfixTraits::of(&postfix),
         waiting: AtomicUsize::new(0),
@@ -74,16 +74,16 @@ pub async fn serve(
         let service = Arc::clone(&service);
         async move {
             match stream {
-                Stream::Unix(stream) => service.converse(stream).await,
-                Stream::Tcp(stream) => service.converse(stream).await,
+                Stream::Unix(stream) => service.serve_connection(stream).await,
+                Stream::Tcp(stream) => service.serve_connection(stream).await,
             }
         }
     };
     let mut connections = listener.accept_all("socketmap", &metrics, &mut shutdown, begin).await;
     // A warm answer is given without a pause between reading and writing: only those that wait for one are waited for.
-    let until = tokio::time::Instant::now() + DRAIN;
+    let until = tokio::time::Instant::now() + DRAIN_TIMEOUT;
     while service.waiting.load(Ordering::Relaxed) > 0 && tokio::time::Instant::now() < until {
-        tokio::time::sleep(DRAIN / 100).await;
+        tokio::time::sleep(DRAIN_TIMEOUT / 100).await;
     }
     connections.shutdown().await;
 }
@@ -94,8 +94,8 @@ pub async fn explain(policies: &Arc<Policies>, key: &str, own_level: PostfixLeve
     policies
         .explain(key, |decision| {
             let word = |wording| reply::reply(wording, decision, own_level, traits);
-            let postfix = Wording::ALL.iter().map(|(wording, map)| ((*map).to_owned(), word(*wording)));
-            postfix.chain([("exim".to_owned(), readsocket::answer(decision))]).collect()
+            let postfix = ReplyFormat::ALL.iter().map(|(wording, map)| ((*map).to_owned(), word(*wording)));
+            postfix.chain([("exim".to_owned(), readsocket::format_answer(decision))]).collect()
         })
         .await
 }
@@ -105,12 +105,12 @@ pub async fn explain(policies: &Arc<Policies>, key: &str, own_level: PostfixLeve
 pub fn table(policies: &Policies, own_level: PostfixLevel) -> Vec<(String, String)> {
     let traits = policies.postfix();
     let word = |decision: &Decision| {
-        reply::reply(Wording::Policy, decision, own_level, traits).strip_prefix("OK ").map(str::to_owned)
+        reply::reply(ReplyFormat::Policy, decision, own_level, traits).strip_prefix("OK ").map(str::to_owned)
     };
     policies.export_table(word)
 }
 
-struct Service {
+struct SocketmapServer {
     policies: Arc<Policies>,
     postfix: PostfixTraits,
     /// Connections that wait for an answer to be made.
@@ -124,13 +124,13 @@ struct Service {
 }
 
 /// Whether a connection goes on.
-enum Next {
-    More,
-    End,
+enum NextStep {
+    Continue,
+    Close,
 }
 
-impl Service {
-    async fn converse<S: AsyncRead + AsyncWrite + Unpin>(&self, mut stream: S) {
+impl SocketmapServer {
+    async fn serve_connection<S: AsyncRead + AsyncWrite + Unpin>(&self, mut stream: S) {
         // What was read and is no whole request yet; mostly empty.
         let mut rest: Vec<u8> = Vec::new();
         let mut out: Vec<u8> = Vec::new();
@@ -142,7 +142,7 @@ impl Service {
                 Ok(false) | Err(_) => return,
             }
             let next = self.answer(&mut rest, &mut out, &mut skip, &mut stream).await;
-            if matches!(next, Err(_) | Ok(Next::End)) {
+            if matches!(next, Err(_) | Ok(NextStep::Close)) {
                 return;
             }
             shrink(&mut rest);
@@ -157,18 +157,18 @@ impl Service {
         out: &mut Vec<u8>,
         skip: &mut usize,
         stream: &mut S,
-    ) -> io::Result<Next> {
+    ) -> io::Result<NextStep> {
         let mut done = 0;
         let mut answered = 0;
         let mut ready = CountsByKind::default();
         let next = loop {
             match netstring::decode(&rest[done..]) {
-                Frame::Partial => break Next::More,
+                Frame::Partial => break NextStep::Continue,
                 Frame::Whole { data, used } => {
                     answered += 1;
                     if let Err((map, hop)) = self.request(data, out, &mut ready) {
                         let since = Instant::now();
-                        let _waiting = Waiting::new(&self.waiting);
+                        let _waiting = PendingGuard::new(&self.waiting);
                         // What is ready does not wait for what is not.
                         write(stream, out).await?;
                         let decision = self.policies.decide(hop).await;
@@ -178,7 +178,7 @@ impl Service {
                         write(stream, out).await?;
                     }
                     done += used;
-                    if out.len() >= MAX_WAITING {
+                    if out.len() >= MAX_UNSENT_BYTES {
                         write(stream, out).await?;
                     }
                 }
@@ -190,13 +190,13 @@ impl Service {
                     done += here;
                     *skip = header + data + 1 - here;
                     if *skip > 0 {
-                        break Next::More;
+                        break NextStep::Continue;
                     }
                 }
                 Frame::Malformed => {
                     self.malformed.fetch_add(1, Ordering::Relaxed);
                     netstring::encode(b"PERM the request is no netstring", out);
-                    break Next::End;
+                    break NextStep::Close;
                 }
             }
         };
@@ -228,10 +228,10 @@ impl Service {
         }
         // An attribute that the asking Postfix does not know makes it defer the mail.
         if !self.postfix.attributes {
-            map.wording = Wording::Policy;
+            map.wording = ReplyFormat::Policy;
         }
         let own_level = self.own_level(map);
-        let slot = own_level as u8 * 2 + u8::from(map.wording == Wording::PolicyTlsrpt);
+        let slot = own_level as u8 * 2 + u8::from(map.wording == ReplyFormat::PolicyTlsrpt);
         let facts = self.policies.write_reply(key, slot, |decision| self.word(map, decision), out).ok_or((map, key))?;
         ready[kind_for_postfix(facts, own_level, self.postfix) as usize] += 1;
         Ok(())
@@ -299,16 +299,16 @@ fn printable(text: &[u8]) -> String {
 }
 
 /// Counts who waits for an answer that is being made.
-struct Waiting<'a>(&'a AtomicUsize);
+struct PendingGuard<'a>(&'a AtomicUsize);
 
-impl<'a> Waiting<'a> {
-    fn new(count: &'a AtomicUsize) -> Waiting<'a> {
+impl<'a> PendingGuard<'a> {
+    fn new(count: &'a AtomicUsize) -> PendingGuard<'a> {
         count.fetch_add(1, Ordering::Relaxed);
-        Waiting(count)
+        PendingGuard(count)
     }
 }
 
-impl Drop for Waiting<'_> {
+impl Drop for PendingGuard<'_> {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
     }
@@ -322,7 +322,7 @@ fn poll_read<S: AsyncRead + Unpin>(
     skip: &mut usize,
     cx: &mut Context<'_>,
 ) -> Poll<io::Result<bool>> {
-    let mut chunk = [const { MaybeUninit::uninit() }; CHUNK];
+    let mut chunk = [const { MaybeUninit::uninit() }; READ_CHUNK];
     let mut chunk = ReadBuf::uninit(&mut chunk);
     ready!(Pin::new(stream).poll_read(cx, &mut chunk))?;
     let read = chunk.filled();

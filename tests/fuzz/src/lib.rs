@@ -10,7 +10,7 @@ use tlswarden::answering::policy::decision::{Basis, Decision, PostfixTraits, Pub
 use tlswarden::answering::policy::sts::policy::StsPolicy;
 use tlswarden::answering::policy::sts::{document, record};
 use tlswarden::answering::socketmap::netstring::{self, Frame};
-use tlswarden::answering::socketmap::reply::{self, MAX_REPLY, Wording};
+use tlswarden::answering::socketmap::reply::{self, MAX_REPLY, ReplyFormat};
 use tlswarden::base::domain_name;
 use tlswarden::base::next_hop::NextHop;
 use tlswarden::base::rua_record::{Destination, MAX_PARSED_DESTINATIONS, MAX_SKIPPED, parse_recipients};
@@ -200,7 +200,7 @@ pub fn answer(data: &[u8]) {
         dane_under_unsigned_mx: true,
         ends_at_dataless_tlsa: false,
     };
-    for (wording, _) in Wording::ALL {
+    for (wording, _) in ReplyFormat::ALL {
         let said = reply::reply(wording, &decision, own_level, postfix);
         assert!(said.len() <= MAX_REPLY);
         let Some(words) = said.strip_prefix("OK ") else {
@@ -208,7 +208,7 @@ pub fn answer(data: &[u8]) {
             continue;
         };
         let (level, attributes) = model::postfix(words).unwrap_or_else(|e| panic!("{e}: {said}"));
-        model::accepted(&level, &attributes, wording == Wording::PolicyTlsrpt)
+        model::accepted(&level, &attributes, wording == ReplyFormat::PolicyTlsrpt)
             .unwrap_or_else(|e| panic!("{e}: {said}"));
         let values =
             |name: &str| attributes.iter().filter(|(n, _)| n == name).map(|(_, v)| v.as_str()).collect::<Vec<_>>();

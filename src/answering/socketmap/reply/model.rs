@@ -3,10 +3,10 @@
 //! Takes: what follows `OK `. Gives: level and attributes, or the complaint with which Postfix would defer the mail.
 
 /// Level, then attributes in order, their names in lower case.
-pub(super) type Parsed = (String, Vec<(String, String)>);
+pub(super) type ParsedAnswer = (String, Vec<(String, String)>);
 
 /// Reads an answer as Postfix does.
-pub(super) fn postfix(text: &str) -> Result<Parsed, String> {
+pub(super) fn postfix(text: &str) -> Result<ParsedAnswer, String> {
     let mut tokens = Vec::new();
     let mut token = String::new();
     let mut depth = 0;

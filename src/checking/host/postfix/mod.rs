@@ -13,7 +13,7 @@ use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 
 use crate::answering::policy::decision::ATTRIBUTES_SINCE;
-use crate::answering::socketmap::reply::{MAX_REPLY, MapName, Wording};
+use crate::answering::socketmap::reply::{MAX_REPLY, MapName, ReplyFormat};
 use crate::checking::finding::{Finding, Severity};
 use crate::checking::host::access::{AccessKind, AccessObstacle, SystemUser};
 use crate::checking::host::postconf::{MasterService, PostfixInstance, split_list};
@@ -202,7 +202,7 @@ impl ServiceCheck<'_> {
 
     fn map_name(&self) -> &'static str {
         let newer = self.version() >= ATTRIBUTES_SINCE;
-        Wording::ALL[usize::from(newer)].1
+        ReplyFormat::ALL[usize::from(newer)].1
     }
 
     fn check_map(&self, asked: bool, found: &mut Vec<Finding>) {
@@ -243,7 +243,7 @@ impl ServiceCheck<'_> {
                 )
                 .fix(renamed(self.map_name())),
             ),
-            Some(Wording::PolicyTlsrpt) if real < ATTRIBUTES_SINCE && told >= ATTRIBUTES_SINCE => {
+            Some(ReplyFormat::PolicyTlsrpt) if real < ATTRIBUTES_SINCE && told >= ATTRIBUTES_SINCE => {
                 found.push(
                     self.finding(
                         Severity::Error,
@@ -260,7 +260,7 @@ impl ServiceCheck<'_> {
                     .fix(format!("tlswarden.toml: [postfix] version = \"{}\"", String::from(real))),
                 );
             }
-            Some(Wording::PolicyTlsrpt) if real < ATTRIBUTES_SINCE => found.push(
+            Some(ReplyFormat::PolicyTlsrpt) if real < ATTRIBUTES_SINCE => found.push(
                 self.finding(
                     Severity::Warning,
                     "attributes-unused",
@@ -270,7 +270,7 @@ impl ServiceCheck<'_> {
                 )
                 .fix(renamed("policy")),
             ),
-            Some(Wording::Policy) if real >= ATTRIBUTES_SINCE => found.push(
+            Some(ReplyFormat::Policy) if real >= ATTRIBUTES_SINCE => found.push(
                 self.finding(
                     Severity::Warning,
                     "attributes-missing",
@@ -280,7 +280,7 @@ impl ServiceCheck<'_> {
                 )
                 .fix(renamed("policy-tlsrpt")),
             ),
-            Some(Wording::Policy | Wording::PolicyTlsrpt) => {}
+            Some(ReplyFormat::Policy | ReplyFormat::PolicyTlsrpt) => {}
         }
         let attributes_wrong = ours.map != "policy" && real < ATTRIBUTES_SINCE && told >= ATTRIBUTES_SINCE;
         let patch_differs = told.patch.is_some() && told.patch != real.patch;
