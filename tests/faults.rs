@@ -1,4 +1,4 @@
-//! Whatever is wrong at start: one line that says what, the documented exit status, and nothing half started.
+//! What keeps the daemon from starting: one line that says what, the documented exit status, and nothing half started.
 
 mod running;
 
@@ -59,6 +59,13 @@ impl Host {
         (status.code(), last.replace(&self.folder.path().display().to_string(), "@"))
     }
 
+    /// Runs `check-config`: its status and its line.
+    fn checked(&self) -> (Option<i32>, String) {
+        let output = self.command("check-config").output().unwrap();
+        let line = String::from_utf8(output.stderr).unwrap().trim_end().to_owned();
+        (output.status.code(), line.replace(&self.folder.path().display().to_string(), "@"))
+    }
+
     /// Starts `serve` and waits until it answers.
     fn running(&self) -> Running {
         self.running_and(Stdio::null())
@@ -76,13 +83,13 @@ impl Host {
 }
 
 #[test]
-fn a_log_that_is_no_file() {
+fn check_config_refuses_a_log_that_is_no_file() {
     let host = Host::new("[[input]]\nfile = \"DIR/dir\"\n");
     fs::create_dir(host.path("dir")).unwrap();
-    assert_eq!(host.refused(), (Some(66), "tlswarden: @/dir: cannot be read: it is no file; not started".into()));
+    assert_eq!(host.checked(), (Some(66), "tlswarden: @/dir: cannot be read: it is no file".into()));
     let fifo = Host::new("[[input]]\nfile = \"DIR/fifo\"\n");
     assert!(Command::new("mkfifo").arg(fifo.path("fifo")).status().unwrap().success());
-    assert_eq!(fifo.refused(), (Some(66), "tlswarden: @/fifo: cannot be read: it is no file; not started".into()));
+    assert_eq!(fifo.checked(), (Some(66), "tlswarden: @/fifo: cannot be read: it is no file".into()));
 }
 
 #[test]
@@ -119,17 +126,17 @@ fn what_is_no_mail_log_is_said_in_one_line() {
 fn a_socket_path_that_is_taken() {
     let host = Host::new("");
     let _other = UnixListener::bind(host.path("socketmap")).unwrap();
-    let line = "tlswarden: unix:@/socketmap: cannot listen: another process answers there; not started";
+    let line = "tlswarden: unix:@/socketmap: cannot listen: another process answers there";
     assert_eq!(host.refused(), (Some(74), line.into()));
 }
 
 #[test]
-fn a_missing_dkim_key() {
+fn check_config_refuses_a_missing_dkim_key() {
     let host = Host::new(
         "[report]\norganization = \"O\"\ncontact = \"a@b.example\"\nfrom = \"a@b.example\"\n\
          [[report.dkim]]\nselector = \"s\"\nkey = \"DIR/none.pem\"\n",
     );
-    let (status, line) = host.refused();
+    let (status, line) = host.checked();
     assert_eq!(status, Some(78), "{line}");
     assert!(line.contains("@/none.pem") && line.contains("No such file"), "{line}");
 }

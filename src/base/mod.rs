@@ -7,6 +7,7 @@ pub mod exim_event;
 pub mod network;
 pub mod next_hop;
 pub mod own_reports;
+pub mod parts;
 pub mod policy_at;
 pub mod printable;
 pub mod rua_record;

@@ -6,7 +6,7 @@ use super::control::query;
 use super::render::{format_time, table, to_pretty_json};
 use super::{CliError, print_stdout};
 use crate::config::Config;
-use crate::daemon::control::{ControlRequest, DaemonStatus, ReportOverview, ReportStatus};
+use crate::daemon::control::{ControlRequest, DaemonStatus, PartState, ReportOverview, ReportStatus};
 
 pub(crate) fn status(config: &Config, json: bool) -> Result<(), CliError> {
     let status: DaemonStatus = query(config, &ControlRequest::Status, async |services| Ok(services.status().await))?;
@@ -19,6 +19,12 @@ fn render_status(status: &DaemonStatus) -> String {
         text.push_str(&line);
         text.push('\n');
     };
+    for (part, state) in &status.parts {
+        if let PartState::Off { reason, since, next_try } = state {
+            let next = next_try.map_or_else(String::new, |at| format!(", next try at {}", format_time(at)));
+            add(format!("OFF {part}: {reason}; since {}{next}", format_time(*since)));
+        }
+    }
     add(format!("tlswarden {}, {}", status.version, if status.running { "running" } else { "not running" }));
     if !status.missing_identity.is_empty() {
         add(format!("no report is sent: [report] lacks {}", status.missing_identity.join(", ")));

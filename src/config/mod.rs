@@ -465,6 +465,9 @@ pub struct ClosedNetworkSection {
     /// What the clock shows at start (RFC 3339).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub clock: Option<jiff::Timestamp>,
+    /// How often a part that is off is tried again, in place of every minute.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub retry: Option<ConfigDuration>,
 }
 
 impl ClosedNetworkSection {

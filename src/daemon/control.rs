@@ -8,7 +8,6 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -17,7 +16,7 @@ use std::time::Duration;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
-use tokio::net::UnixStream;
+use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
@@ -29,6 +28,8 @@ use crate::answering::socketmap::server;
 use crate::base::clock::Clock;
 use crate::base::domain_name;
 use crate::base::next_hop::NextHop;
+pub(crate) use crate::base::parts::PartState;
+use crate::base::parts::Parts;
 use crate::base::shutdown::wait_for_shutdown;
 use crate::base::tlsrpt::{Day, TallyRow};
 use crate::config::Config;
@@ -131,6 +132,8 @@ pub(crate) struct DaemonStatus {
     pub(crate) now: i64,
     /// What was found out about the host when the daemon started or was reloaded, one line each (`detect`).
     pub(crate) found: Vec<String>,
+    /// Each part of the daemon, and why those that are off are off; none where no daemon runs.
+    pub(crate) parts: BTreeMap<String, PartState>,
     /// Each input, by name, and how far it is.
     pub(crate) inputs: BTreeMap<String, InputProgress>,
     /// The resolver that is asked.
@@ -169,6 +172,8 @@ pub(crate) struct Services {
     pub(crate) detected: Vec<String>,
     /// Whether this is the daemon.
     pub(crate) running: bool,
+    /// The parts of the daemon.
+    pub(crate) parts: Parts,
     /// Counts and records.
     pub(crate) store: Arc<dyn Store>,
     /// The resolver.
@@ -191,6 +196,7 @@ impl Services {
             running: self.running,
             now: self.clock.seconds(),
             found: self.detected.clone(),
+            parts: self.parts.states(),
             inputs: self.metrics.inputs(),
             resolver: self.resolver.server().to_string(),
             validating: self.resolver.is_trusted(),
@@ -356,12 +362,7 @@ impl Services {
 }
 
 /// Answers whoever connects, until `shutdown` turns true.
-pub(crate) async fn serve(
-    listener: UnixListener,
-    services: Arc<Services>,
-    mut shutdown: watch::Receiver<bool>,
-) -> io::Result<()> {
-    let listener = tokio::net::UnixListener::from_std(listener)?;
+pub(crate) async fn serve(listener: UnixListener, services: Arc<Services>, mut shutdown: watch::Receiver<bool>) {
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
@@ -377,7 +378,7 @@ pub(crate) async fn serve(
                 }
             },
             Some(_) = connections.join_next() => {}
-            () = wait_for_shutdown(&mut shutdown) => return Ok(()),
+            () = wait_for_shutdown(&mut shutdown) => return,
         }
     }
 }

@@ -18,6 +18,8 @@ use jiff::tz::TimeZone;
 use tlswarden_parsers::Dialect;
 use tokio::sync::{Mutex, mpsc, oneshot, watch};
 
+use super::listeners::Sockets;
+use super::parts::PartOpener;
 use super::{DaemonError, PersistentState, Tasks, run_until_shutdown};
 use crate::base::clock::Clock;
 use crate::base::own_reports::MessageIdKey;
@@ -54,7 +56,7 @@ pub(crate) fn check_inputs(config: &Config) -> Result<(), DaemonError> {
                 }
             }
             Named::Journal(Some(folder)) if !folder.is_dir() => {
-                return Err(DaemonError::Input(format!("{}: is no folder; not started", folder.display())));
+                return Err(DaemonError::Input(format!("{}: is no folder", folder.display())));
             }
             Named::Journal(_) | Named::Files(_) | Named::Stdin | Named::Datagrams(_) => {}
         }
@@ -73,7 +75,7 @@ fn file_identity(path: &Path) -> Result<Option<(u64, u64)>, DaemonError> {
             Err(error) => error.to_string(),
         },
     };
-    Err(DaemonError::Input(format!("{}: cannot be read: {problem}; not started", path.display())))
+    Err(DaemonError::Input(format!("{}: cannot be read: {problem}", path.display())))
 }
 
 /// The datagram sockets to bind, each with its mode.
@@ -85,6 +87,8 @@ pub(crate) fn datagram_sockets(config: &Config) -> Vec<(PathBuf, u32)> {
 /// Creates the counter of an input.
 #[derive(Clone)]
 pub(crate) struct CounterFactory {
+    pub(crate) opener: PartOpener,
+    pub(crate) sockets: Arc<parking_lot::Mutex<Sockets>>,
     pub(crate) store: Arc<dyn Store>,
     pub(crate) message_id_key: MessageIdKey,
     pub(crate) rules: Arc<CountingRules>,
@@ -110,6 +114,12 @@ impl CounterFactory {
         self.metrics.update_input(name, |p| p.trouble = Some(line.clone()));
         self.metrics.log_error(self.clock, format!("input {name}: {line}"));
     }
+
+    /// Notes that an input cannot be read for now.
+    fn turn_off(&self, name: &str, reason: String) {
+        self.opener.turn_off(&part_name(name), &reason);
+        self.metrics.update_input(name, |p| p.trouble = Some(reason));
+    }
 }
 
 struct RestoredInput {
@@ -131,13 +141,30 @@ struct OpenInput {
 }
 
 enum InputReader {
-    File(file::FileFollower),
+    /// The follower, and the files before it in the configuration, none of which may be the same file.
+    File(file::FileFollower, Vec<PathBuf>),
     Journal(Box<journald::JournalFollower>),
     Stdin(SharedStdin),
-    Datagrams(UnixDatagram),
+    /// The path and mode of the socket, and the socket unless it cannot be bound yet.
+    Datagrams(PathBuf, u32, Option<UnixDatagram>),
 }
 
-/// Opens the inputs. Everything that can fail at start fails here.
+/// The name of an input in the list of parts.
+pub(crate) fn part_name(input: &str) -> String {
+    format!("input {input}")
+}
+
+/// Fails if a log file is that of another input as well.
+fn check_not_same(path: &Path, others: &[PathBuf]) -> Result<(), String> {
+    let identity = |path: &Path| std::fs::metadata(path).map(|found| (found.dev(), found.ino())).ok();
+    let this = identity(path);
+    match others.iter().find(|other| this.is_some() && identity(other) == this) {
+        Some(other) => Err(format!("is the same file as {}; every session would be counted twice", other.display())),
+        None => Ok(()),
+    }
+}
+
+/// Opens the inputs; one that cannot be opened is off, and its task tries again. Fails where the store does.
 pub(crate) fn open_inputs(
     state: &mut PersistentState,
     config: &Config,
@@ -145,6 +172,7 @@ pub(crate) fn open_inputs(
     counters: CounterFactory,
 ) -> Result<OpenInputs, DaemonError> {
     let mut inputs = OpenInputs { counters, inputs: Vec::new(), patterns: Vec::new(), queue: Arc::default() };
+    let mut files: Vec<PathBuf> = Vec::new();
     for (input, zone) in config.inputs.iter().zip(zones) {
         // Invariant: the configuration has been checked.
         let Some(named) = input.kind() else { continue };
@@ -158,7 +186,9 @@ pub(crate) fn open_inputs(
             Named::File(path) => {
                 let mut restored = restored(zone)?;
                 let follower = file::FileFollower::new(path, restored.position.take());
-                (restored, InputReader::File(follower))
+                let others = files.clone();
+                files.push(path.to_owned());
+                (restored, InputReader::File(follower, others))
             }
             Named::Journal(folder) => {
                 let mut restored = restored(zone)?;
@@ -171,11 +201,15 @@ pub(crate) fn open_inputs(
                 (restored, InputReader::Journal(Box::new(follower)))
             }
             Named::Stdin => {
-                let stdin = match &state.stdin {
-                    Some(stdin) => Arc::clone(stdin),
-                    None => {
-                        let failed = |e| DaemonError::System(format!("stdin: cannot be read: {e}; not started"));
-                        Arc::new(Mutex::new(StdinReader::open().map_err(failed)?))
+                let opened = match &state.stdin {
+                    Some(stdin) => Ok(Arc::clone(stdin)),
+                    None => StdinReader::open().map(|stdin| Arc::new(Mutex::new(stdin))),
+                };
+                let stdin = match opened {
+                    Ok(stdin) => stdin,
+                    Err(error) => {
+                        inputs.counters.opener.turn_off(&part_name(&name), &format!("cannot be read: {error}"));
+                        continue;
                     }
                 };
                 state.stdin = Some(Arc::clone(&stdin));
@@ -185,8 +219,10 @@ pub(crate) fn open_inputs(
                 (restored(zone)?, InputReader::Stdin(stdin))
             }
             Named::Datagrams(path) => {
-                let socket = state.sockets.datagram_socket(path, input.socket_mode().unwrap_or(0o666))?;
-                (restored(zone)?, InputReader::Datagrams(socket))
+                let mode = input.socket_mode().unwrap_or(0o666);
+                let bind = || state.sockets.lock().datagram_socket(path, mode).map_err(|e| e.problem());
+                let socket = inputs.counters.opener.try_open(&part_name(&name), bind);
+                (restored(zone)?, InputReader::Datagrams(path.to_owned(), mode, socket))
             }
         };
         inputs.inputs.push(OpenInput { input: restored.input, reader });
@@ -200,7 +236,7 @@ pub(crate) fn open_inputs(
         let missing = Some("does not exist; it is waited for".to_owned());
         metrics.update_input(&path.display().to_string(), |p| p.trouble = missing);
     }
-    if inputs.inputs.iter().any(|one| matches!(one.reader, InputReader::Datagrams(_))) {
+    if inputs.inputs.iter().any(|one| matches!(one.reader, InputReader::Datagrams(..))) {
         warn_of_short_queue();
     }
     Ok(inputs)
@@ -230,10 +266,11 @@ impl OpenInputs {
             let number = numbers.fetch_add(1, Ordering::Relaxed);
             let name = source.name.clone();
             let task = InputTask { number, events: feed.clone(), counters: self.counters.clone() };
-            let title = format!("input {name}");
+            let title = part_name(&name);
             match reader {
-                InputReader::File(follower) => {
-                    tasks.spawn(title, run_until_shutdown(shutdown.clone(), task.read_file(source, follower)))
+                InputReader::File(follower, others) => {
+                    let task = task.read_file(source, follower, others, shutdown.clone());
+                    tasks.spawn(title, run_until_shutdown(shutdown.clone(), task));
                 }
                 InputReader::Journal(follower) => {
                     tasks.spawn(title, run_until_shutdown(shutdown.clone(), task.read_journal(source, follower)))
@@ -241,9 +278,20 @@ impl OpenInputs {
                 InputReader::Stdin(stdin) => {
                     tasks.spawn(title, run_until_shutdown(shutdown.clone(), task.read_stdin(source, stdin)))
                 }
-                InputReader::Datagrams(socket) => {
-                    let queue = Arc::clone(&self.queue);
-                    tasks.spawn(title, task.receive_datagrams(source, socket, queue, shutdown.clone()));
+                InputReader::Datagrams(path, mode, socket) => {
+                    let (queue, sockets) = (Arc::clone(&self.queue), Arc::clone(&self.counters.sockets));
+                    let (opener, mut shutdown) = (self.counters.opener.clone(), shutdown.clone());
+                    tasks.spawn(title.clone(), async move {
+                        let bind = move || sockets.lock().datagram_socket(&path, mode).map_err(|e| e.problem());
+                        let socket = match socket {
+                            Some(socket) => Some(socket),
+                            None => opener.open_later(&title, bind, &mut shutdown).await,
+                        };
+                        match socket {
+                            Some(socket) => task.receive_datagrams(source, socket, queue, shutdown).await,
+                            None => Ok(()),
+                        }
+                    });
                 }
             }
         }
@@ -252,7 +300,10 @@ impl OpenInputs {
             let task = InputTask { number: 0, events: feed.clone(), counters: self.counters.clone() };
             tasks.spawn(
                 title,
-                run_until_shutdown(shutdown.clone(), task.follow_pattern(pattern, mta, zone, Arc::clone(&numbers))),
+                run_until_shutdown(
+                    shutdown.clone(),
+                    task.follow_pattern(pattern, mta, zone, Arc::clone(&numbers), shutdown.clone()),
+                ),
             );
         }
         self.queue
@@ -268,23 +319,36 @@ struct InputTask {
 
 impl InputTask {
     /// Reads a file for as long as its blocks are taken.
-    async fn read_file(self, source: CountedInput, mut follower: file::FileFollower) {
+    async fn read_file(
+        self,
+        source: CountedInput,
+        mut follower: file::FileFollower,
+        others: Vec<PathBuf>,
+        mut shutdown: watch::Receiver<bool>,
+    ) {
         let name = source.name.clone();
+        let (part, path) = (part_name(&name), PathBuf::from(&name));
+        let check = move || check_not_same(&path, &others);
+        let opener = &self.counters.opener;
+        if opener.try_open(&part, check.clone()).is_none()
+            && opener.open_later(&part, check, &mut shutdown).await.is_none()
+        {
+            return;
+        }
         if self.events.send(InputEvent::LogInput(self.number, Box::new(source))).await.is_err() {
             return self.wait_forever().await;
         }
         loop {
             match follower.next().await {
                 Ok(block) => {
+                    self.counters.opener.parts.turn_on(&part);
                     if self.events.send(InputEvent::Block(self.number, block)).await.is_err() {
                         return self.wait_forever().await;
                     }
                 }
                 Err(InputError::Stopped(_)) => return self.wait_forever().await,
                 Err(error @ (InputError::NotAFile(_) | InputError::Unreadable(_))) => {
-                    let line = error.to_string();
-                    self.counters.metrics.update_input(&name, |p| p.trouble = Some(line.clone()));
-                    self.counters.metrics.log_error(self.counters.clock, line);
+                    self.counters.turn_off(&name, error.to_string());
                 }
             }
         }
@@ -298,11 +362,12 @@ impl InputTask {
         loop {
             match follower.next().await {
                 journald::JournalEvent::Entries(block) => {
+                    self.counters.opener.parts.turn_on(&part_name(&name));
                     if self.events.send(InputEvent::Block(self.number, block)).await.is_err() {
                         return self.wait_forever().await;
                     }
                 }
-                journald::JournalEvent::Failed(line) => self.counters.report_problem(&name, line),
+                journald::JournalEvent::Failed(line) => self.counters.turn_off(&name, line),
                 journald::JournalEvent::Gap(line) => {
                     self.counters.metrics.add("journal-gaps", 1);
                     self.counters.report_problem(&name, line);
@@ -322,7 +387,7 @@ impl InputTask {
             match stdin.next().await {
                 Some(Ok(block)) => place.send(InputEvent::Block(self.number, block)),
                 Some(Err(error)) => {
-                    self.counters.report_problem(&name, format!("cannot be read: {error}; nothing more is read"))
+                    self.counters.turn_off(&name, format!("cannot be read: {error}; nothing more is read"))
                 }
                 None => {
                     drop(place);
@@ -362,7 +427,14 @@ impl InputTask {
     }
 
     /// Finds the files of a pattern, and reads each as a separate input.
-    async fn follow_pattern(self, pattern: PathBuf, mta: Dialect, zone: TimeZone, numbers: Arc<AtomicUsize>) {
+    async fn follow_pattern(
+        self,
+        pattern: PathBuf,
+        mta: Dialect,
+        zone: TimeZone,
+        numbers: Arc<AtomicUsize>,
+        shutdown: watch::Receiver<bool>,
+    ) {
         let mut known: BTreeSet<PathBuf> = BTreeSet::new();
         let mut readers = tokio::task::JoinSet::new();
         let name = pattern.display().to_string();
@@ -393,7 +465,8 @@ impl InputTask {
                         let newest = source.counter.newest_line_time();
                         self.counters.metrics.update_input(&file, |p| p.newest = newest);
                         let task = InputTask { number, events: self.events.clone(), counters: self.counters.clone() };
-                        readers.spawn(task.read_file(source, file::FileFollower::new(&path, mark)));
+                        let follower = file::FileFollower::new(&path, mark);
+                        readers.spawn(task.read_file(source, follower, Vec::new(), shutdown.clone()));
                         known.insert(path);
                     }
                     Err(error) => self.counters.report_problem(&name, format!("{file}: {error}; it is tried again")),

@@ -17,20 +17,33 @@ use crate::config::ListenAddress;
 use crate::counting::input::datagram::RECEIVE_BUFFER;
 
 /// Any user may connect; the folder limits who can. smtp(8) runs as user postfix.
-const MODE_ALL: u32 = 0o666;
+pub(crate) const MODE_ALL: u32 = 0o666;
 
 /// Only the daemon's user and root may control it.
-const MODE_OWNER: u32 = 0o600;
+pub(crate) const MODE_OWNER: u32 = 0o600;
 
 /// A socket that cannot be listened on.
 #[derive(Debug, thiserror::Error)]
-#[error("{address}: cannot listen: {problem}; not started")]
+#[error("{address}: cannot listen: {problem}")]
 pub(crate) struct SocketError {
     address: String,
     problem: String,
 }
 
+impl SocketError {
+    /// A socket that fails after it was bound.
+    pub(crate) fn new(address: &ListenAddress, error: &io::Error) -> SocketError {
+        SocketError { address: address.to_string(), problem: error.to_string() }
+    }
+
+    /// The problem and its cause, without the address.
+    pub(crate) fn problem(&self) -> String {
+        format!("cannot listen: {}", self.problem)
+    }
+}
+
 /// A listening socket.
+#[derive(Debug)]
 pub(crate) enum BoundSocket {
     /// A unix-domain socket.
     Unix(UnixListener),
@@ -94,14 +107,6 @@ impl Sockets {
         Sockets { bound }
     }
 
-    /// A handle of the control socket, mode 0600.
-    pub(crate) fn control_socket(&mut self, path: &Path) -> Result<UnixListener, SocketError> {
-        match self.bind_or_share(&ListenAddress::Unix(path.to_owned()), MODE_OWNER)? {
-            BoundSocket::Unix(listener) => Ok(listener),
-            _ => Err(SocketError { address: path.display().to_string(), problem: "it takes datagrams".into() }),
-        }
-    }
-
     /// A handle of a socket that takes datagrams.
     pub(crate) fn datagram_socket(&mut self, path: &Path, mode: u32) -> Result<UnixDatagram, SocketError> {
         let address = ListenAddress::Unix(path.to_owned());
@@ -126,23 +131,19 @@ impl Sockets {
         self.bind_or_share(address, MODE_ALL)
     }
 
-    /// Binds every address of a new configuration that is not bound yet: all of them, or none.
-    pub(crate) fn bind_all(
-        &mut self,
-        control: &Path,
-        listen: &[ListenAddress],
-        datagrams: &[(PathBuf, u32)],
-    ) -> Result<(), SocketError> {
+    /// Checks that one of these sockets can be listened on, or that there are none; if not, nothing new stays bound.
+    /// Fails with the first socket's error.
+    pub(crate) fn check_any(&mut self, addresses: &[&ListenAddress]) -> Result<(), SocketError> {
         let before: Vec<ListenAddress> = self.bound.iter().map(|(address, _, _)| address.clone()).collect();
-        let added = self
-            .control_socket(control)
-            .map(drop)
-            .and_then(|()| listen.iter().try_for_each(|address| self.mta_socket(address).map(drop)))
-            .and_then(|()| datagrams.iter().try_for_each(|(path, mode)| self.datagram_socket(path, *mode).map(drop)));
-        if added.is_err() {
-            self.close_except(&before);
+        let mut failed = None;
+        for address in addresses {
+            match self.mta_socket(address) {
+                Ok(_) => return Ok(()),
+                Err(error) => failed = failed.or(Some(error)),
+            }
         }
-        added
+        self.close_except(&before);
+        failed.map_or(Ok(()), Err)
     }
 
     /// The sockets of systemd that `used` does not name: a client that connects there waits for ever.
@@ -167,7 +168,8 @@ impl Sockets {
         });
     }
 
-    fn bind_or_share(&mut self, address: &ListenAddress, mode: u32) -> Result<BoundSocket, SocketError> {
+    /// A handle of a socket, which is bound with this mode if it is not yet.
+    pub(crate) fn bind_or_share(&mut self, address: &ListenAddress, mode: u32) -> Result<BoundSocket, SocketError> {
         let failed = |problem: String| SocketError { address: address.to_string(), problem };
         if !self.bound.iter().any(|(bound, _, _)| bound == address) {
             let socket = bind_listener(address, mode).map_err(failed)?;
@@ -249,20 +251,24 @@ mod tests {
         let path = folder.path().join("s");
         drop(UnixListener::bind(&path).unwrap());
         let mut sockets = Sockets { bound: Vec::new() };
-        let first = sockets.control_socket(&path).unwrap();
+        let first = sockets.bind_or_share(&ListenAddress::Unix(path.clone()), MODE_OWNER).unwrap();
         assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         let mut others = Sockets { bound: Vec::new() };
-        let taken = others.control_socket(&path).unwrap_err().to_string();
-        assert_eq!(
-            taken,
-            format!("unix:{}: cannot listen: another process answers there; not started", path.display())
-        );
+        let taken = others.bind_or_share(&ListenAddress::Unix(path.clone()), MODE_OWNER).unwrap_err().to_string();
+        assert_eq!(taken, format!("unix:{}: cannot listen: another process answers there", path.display()));
         drop(first);
         sockets.close_except(&[]);
         assert!(!path.exists());
         std::fs::write(&path, "").unwrap();
-        assert!(others.control_socket(&path).unwrap_err().to_string().contains("no socket"));
-        let nowhere = others.control_socket(&folder.path().join("no/s")).unwrap_err().to_string();
+        assert!(
+            others
+                .bind_or_share(&ListenAddress::Unix(path.clone()), MODE_OWNER)
+                .unwrap_err()
+                .to_string()
+                .contains("no socket")
+        );
+        let nowhere =
+            others.bind_or_share(&ListenAddress::Unix(folder.path().join("no/s")), MODE_OWNER).unwrap_err().to_string();
         assert!(nowhere.contains("is missing"), "{nowhere}");
     }
 
@@ -278,7 +284,13 @@ mod tests {
         assert!(
             others.datagram_socket(&path, 0o620).unwrap_err().to_string().contains("another process answers there")
         );
-        assert!(sockets.control_socket(&path).unwrap_err().to_string().contains("takes datagrams"));
+        assert!(
+            sockets
+                .bind_or_share(&ListenAddress::Unix(path.clone()), MODE_OWNER)
+                .unwrap_err()
+                .to_string()
+                .contains("takes datagrams")
+        );
         drop(socket);
         UnixDatagram::unbound().unwrap().send_to(b"x", &path).unwrap();
         let mut octets = [0; 2];
@@ -288,18 +300,14 @@ mod tests {
     }
 
     #[test]
-    fn a_new_configuration_is_bound_whole_or_not_at_all() {
+    fn one_socket_of_several_is_enough_and_none_is_refused() {
         let folder = tempfile::tempdir().unwrap();
-        let at = |name: &str| folder.path().join(name);
+        let at = |name: &str| ListenAddress::Unix(folder.path().join(name));
         let mut sockets = Sockets { bound: Vec::new() };
-        let old = [ListenAddress::Unix(at("old"))];
-        sockets.bind_all(&at("control"), &old, &[]).unwrap();
-        let failed = sockets
-            .bind_all(&at("control"), &[ListenAddress::Unix(at("new")), ListenAddress::Unix(at("no/s"))], &[])
-            .unwrap_err();
-        assert!(failed.to_string().contains("is missing"), "{failed}");
-        assert!(at("control").exists() && at("old").exists() && !at("new").exists());
-        sockets.bind_all(&at("control"), &[ListenAddress::Unix(at("new"))], &[]).unwrap();
-        assert!(at("old").exists() && at("new").exists(), "what runs keeps its sockets until it has ended");
+        assert!(sockets.check_any(&[]).is_ok());
+        sockets.check_any(&[&at("no/s"), &at("old")]).unwrap();
+        let failed = sockets.check_any(&[&at("no/s"), &at("no/t")]).unwrap_err();
+        assert!(failed.to_string().contains("no/s: cannot listen: the folder"), "{failed}");
+        assert!(folder.path().join("old").exists(), "what runs keeps its sockets");
     }
 }

@@ -8,6 +8,7 @@
 pub(crate) mod control;
 mod inputs;
 mod listeners;
+mod parts;
 pub(crate) mod prometheus;
 mod replay;
 pub(crate) mod services;
@@ -27,7 +28,9 @@ use tokio::task::{Id, JoinError, JoinSet};
 
 use control::Services;
 pub(crate) use listeners::SocketError;
-use listeners::{BoundSocket, Sockets};
+use listeners::Sockets;
+use parking_lot::Mutex;
+use parts::{Listening, ListeningPart, PartOpener};
 
 use crate::answering::listener::Listener;
 use crate::answering::policy::history::PolicyHistory;
@@ -35,16 +38,16 @@ use crate::answering::policy::policies::Policies;
 use crate::answering::readsocket;
 use crate::answering::socketmap::server;
 use crate::base::clock::Clock;
+use crate::base::parts::{COUNTING, HTTPS, Parts, REPORTS, STORE};
 use crate::base::shutdown::wait_for_shutdown;
 use crate::config::detect;
 use crate::config::identity::missing_identity;
-use crate::config::{Config, ConfigError, DkimSigning, ListenAddress, time_zone};
+use crate::config::{Config, ConfigError, DkimSigning, ListenAddress, ReportSection, time_zone};
 use crate::counting::pipeline::CountingTask;
 use crate::counting::rules::CountingRules;
 use crate::metrics::Metrics;
 use crate::net::dns::Resolver;
 use crate::net::https;
-use crate::reporting::dkim::key::DkimPublicKey;
 use crate::reporting::schedule::{Scheduler, SchedulerContext, SchedulerSettings};
 use crate::store::embedded::EmbeddedStore;
 use crate::store::{Store, StoreError, message_id_key};
@@ -112,18 +115,17 @@ fn raise_descriptor_limit() {
 /// The configuration, if the daemon would start with it: everything it names exists and this user can read it. With it,
 /// one line for each setting that was detected.
 pub(crate) fn check_config(path: &Path) -> Result<(Config, Vec<String>), DaemonError> {
-    PreparedConfig::load(path).map(|prepared| (prepared.config, prepared.detected))
+    PreparedConfig::load(path)?.check_named().map(|prepared| (prepared.config, prepared.detected))
 }
 
 /// Checks that the daemon would start with a configuration that is complete already.
 pub(crate) fn check_start(config: &Config) -> Result<(), DaemonError> {
-    PreparedConfig::from_config(config.clone(), Vec::new()).map(drop)
+    PreparedConfig::from_config(config.clone(), Vec::new())?.check_named().map(drop)
 }
 
 /// A configuration, checked together with everything that it names.
 struct PreparedConfig {
     config: Config,
-    setup: SchedulerSettings,
     zones: Vec<TimeZone>,
     /// What was detected on the host, one line each.
     detected: Vec<String>,
@@ -136,17 +138,22 @@ impl PreparedConfig {
         PreparedConfig::from_config(config, found)
     }
 
-    fn from_config(config: Config, found: Vec<String>) -> Result<PreparedConfig, DaemonError> {
-        let setup = SchedulerSettings::load(&config.report).map_err(DaemonError::Named)?;
+    fn from_config(config: Config, detected: Vec<String>) -> Result<PreparedConfig, DaemonError> {
         let zone = |name: &Option<String>| name.as_deref().map_or(Ok(TimeZone::system()), time_zone);
         let zones = config.inputs.iter().map(|input| zone(&input.timezone)).collect::<Result<_, _>>();
         let zones = zones.map_err(|problem| DaemonError::Named(vec![problem]))?;
-        inputs::check_inputs(&config)?;
-        if let Some(root) = &config.closed_network.extra_root {
-            let unread = |e| format!("{}: the extra root cannot be read: {e}; not started", root.display());
+        Ok(PreparedConfig { config, zones, detected })
+    }
+
+    /// Checks what the configuration names: a daemon would start without it, with parts that are off.
+    fn check_named(self) -> Result<PreparedConfig, DaemonError> {
+        SchedulerSettings::load(&self.config.report).map_err(DaemonError::Named)?;
+        inputs::check_inputs(&self.config)?;
+        if let Some(root) = &self.config.closed_network.extra_root {
+            let unread = |e| format!("{}: the extra root cannot be read: {e}", root.display());
             std::fs::read(root).map_err(|e| DaemonError::Named(vec![unread(e)]))?;
         }
-        Ok(PreparedConfig { config, setup, zones, detected: found })
+        Ok(self)
     }
 }
 
@@ -154,7 +161,8 @@ impl PreparedConfig {
 struct PersistentState {
     store: Arc<EmbeddedStore>,
     store_folder: PathBuf,
-    sockets: Sockets,
+    sockets: Arc<Mutex<Sockets>>,
+    parts: Parts,
     /// Standard input, once it has been read.
     stdin: Option<inputs::SharedStdin>,
     clock: Clock,
@@ -172,7 +180,8 @@ async fn serve(path: &Path, mut prepared: PreparedConfig) -> Result<(), DaemonEr
     let mut state = PersistentState {
         store: Arc::new(opened.store),
         store_folder: folder,
-        sockets: Sockets::from_systemd(),
+        sockets: Arc::new(Mutex::new(Sockets::from_systemd())),
+        parts: Parts::default(),
         stdin: None,
         clock,
         metrics,
@@ -240,13 +249,9 @@ fn reload(path: &Path, state: &mut PersistentState) -> Result<PreparedConfig, Da
         let problem = "[store] path: changes only with a restart".to_owned();
         return Err(DaemonError::Named(vec![problem]));
     }
-    // What can fail is tried while the old configuration still runs: a start that fails would end the daemon.
-    open_clients(&next.config)?;
-    state.sockets.bind_all(
-        &next.config.control.socket,
-        &listen_addresses(&next.config),
-        &inputs::datagram_sockets(&next.config),
-    )?;
+    // Answering must not end with the old configuration; anything else that cannot be opened is off.
+    open_resolver(&next.config)?;
+    state.sockets.lock().check_any(&answering_sockets(&next.config))?;
     tracing::info!("reload: {}: taken", path.display());
     Ok(next)
 }
@@ -256,15 +261,15 @@ fn listen_addresses(config: &Config) -> Vec<ListenAddress> {
     [config.socketmap.listen.as_slice(), &config.readsocket.listen, &config.status.listen].concat()
 }
 
-/// The resolver that the configuration names, and the HTTPS clients for policy hosts and for receivers of reports.
-fn open_clients(config: &Config) -> Result<(Resolver, https::HttpsClient, https::HttpsClient), DaemonError> {
-    let resolver = Resolver::new(config.resolver.address)
-        .map_err(|e| DaemonError::System(format!("resolver: cannot be used: {e}; not started")))?;
-    let host = |e| DaemonError::System(format!("https: cannot be used: {e}; not started"));
-    let closed = &config.closed_network.exceptions();
-    let client = https::HttpsClient::new(resolver.clone(), closed).map_err(host)?;
-    let reports = https::HttpsClient::for_reports(resolver.clone(), closed, config.report.https_certificates);
-    Ok((resolver, client, reports.map_err(host)?))
+/// The sockets that an MTA asks on.
+fn answering_sockets(config: &Config) -> Vec<&ListenAddress> {
+    config.socketmap.listen.iter().chain(&config.readsocket.listen).collect()
+}
+
+/// The resolver that the configuration names. Without one nothing can be answered.
+fn open_resolver(config: &Config) -> Result<Resolver, DaemonError> {
+    let failed = |e| DaemonError::System(format!("resolver: cannot be used: {e}; nothing could be answered"));
+    Resolver::new(config.resolver.address).map_err(failed)
 }
 
 fn notify_systemd(state: sd_notify::NotifyState<'_>) {
@@ -305,28 +310,43 @@ struct Tasks {
 
 impl Tasks {
     fn start(state: &mut PersistentState, prepared: PreparedConfig) -> Result<Tasks, DaemonError> {
-        let PreparedConfig { config, setup, zones, detected: found } = prepared;
+        let PreparedConfig { config, zones, detected: found } = prepared;
         found.iter().for_each(|line| tracing::info!("{line}"));
         let store: Arc<dyn Store> = Arc::<EmbeddedStore>::clone(&state.store);
         let (metrics, clock) = (state.metrics.clone(), state.clock);
         // Everything that can fail comes first: no half start.
-        let control = state.sockets.control_socket(&config.control.socket)?;
-        let (postfix_asks, exim_asks) = (&config.socketmap.listen, &config.readsocket.listen);
+        let opener = PartOpener::new(state.parts.clone(), clock, &config);
+        let sockets = Arc::clone(&state.sockets);
+        sockets.lock().check_any(&answering_sockets(&config))?;
+        let resolver = open_resolver(&config)?;
+        let (client, https, settings) = (
+            https::HttpsClient::unloaded(resolver.clone(), &config.closed_network.exceptions()),
+            https::HttpsClient::unloaded_for_reports(
+                resolver.clone(),
+                &config.closed_network.exceptions(),
+                config.report.https_certificates,
+            ),
+            SchedulerSettings::load(&config.report),
+        );
+        state.parts.set_parts(part_names(&config));
+        let control = ListeningPart::control(&config.control.socket, &sockets, &opener);
         let mut in_use = listen_addresses(&config);
         in_use.push(ListenAddress::Unix(config.control.socket.clone()));
         in_use.extend(inputs::datagram_sockets(&config).into_iter().map(|(path, _)| ListenAddress::Unix(path)));
-        let socketmaps = bind_listeners(&mut state.sockets, "socketmap", postfix_asks)?;
-        let readsockets = bind_listeners(&mut state.sockets, "readsocket", exim_asks)?;
-        let statuses = bind_listeners(&mut state.sockets, "status", &config.status.listen)?;
-        let task_name = |subject: &'static str| move |(_, listener): &(ListenAddress, Listener)| listener.name(subject);
-        let answering =
-            socketmaps.iter().map(task_name("socketmap")).chain(readsockets.iter().map(task_name("readsocket")));
-        let answering: Vec<_> = answering.map(|name| (name, watchdog::LISTENER_LIMIT)).collect();
-        state.sockets.close_except(&in_use);
-        for address in state.sockets.unused_systemd_sockets(&in_use) {
+        let socketmaps = ListeningPart::open_each("socketmap", &config.socketmap.listen, &sockets, &opener);
+        let readsockets = ListeningPart::open_each("readsocket", &config.readsocket.listen, &sockets, &opener);
+        let statuses = ListeningPart::open_each("metrics", &config.status.listen, &sockets, &opener);
+        let answering = socketmaps.iter().chain(&readsockets).filter(|part| part.is_open());
+        let answering: Vec<_> = answering.map(|part| (part.name.clone(), watchdog::LISTENER_LIMIT)).collect();
+        sockets.lock().close_except(&in_use);
+        for address in sockets.lock().unused_systemd_sockets(&in_use) {
             tracing::warn!("systemd: {address}: in no `listen`; nobody is answered there");
         }
-        let (resolver, client, https) = open_clients(&config)?;
+        let load = {
+            let (client, https) = (client.clone(), https.clone());
+            move || client.load().and_then(|()| https.load())
+        };
+        let https_is_off = opener.try_open(HTTPS, load.clone()).is_none();
         let own = message_id_key::load_or_create(&*store)?;
         let history = Arc::new(PolicyHistory::open(&*store, clock, metrics.clone())?);
         let policies = Policies::open(
@@ -340,6 +360,8 @@ impl Tasks {
         )?;
         let rules = Arc::new(CountingRules::from_config(&config));
         let counter_factory = inputs::CounterFactory {
+            opener: opener.clone(),
+            sockets: Arc::clone(&sockets),
             store: Arc::clone(&store),
             message_id_key: own.clone(),
             rules,
@@ -347,11 +369,6 @@ impl Tasks {
             clock,
         };
         let inputs = inputs::open_inputs(state, &config, zones, counter_factory)?;
-        let mut published = Vec::new();
-        if let Some(sending) = &setup.sender {
-            sending.signer.warnings.iter().for_each(|line| tracing::warn!("{line}"));
-            published.clone_from(&sending.signer.public_keys);
-        }
         let context = SchedulerContext {
             store: Arc::clone(&store),
             resolver: resolver.clone(),
@@ -360,8 +377,16 @@ impl Tasks {
             clock,
             message_id_key: own,
         };
-        let scheduler = Scheduler::open(context, setup)?;
-        log_configuration(&config);
+        let settings = settings.map_err(|faults| faults.join("; "));
+        let settings = match settings {
+            // Nothing is configured that could be off.
+            Ok(settings) if settings.sender.is_none() => Some(settings),
+            settings => opener.try_open(REPORTS, || settings),
+        };
+        let reports_are_off = settings.is_none();
+        let settings = settings.unwrap_or_else(|| SchedulerSettings::without_sender(&config.report));
+        let scheduler = Scheduler::open(context, settings)?;
+        log_configuration(&config, &state.parts);
 
         let (stop, shutdown) = watch::channel(false);
         let mut tasks = Tasks { stop, set: JoinSet::new(), names: HashMap::new() };
@@ -392,24 +417,32 @@ impl Tasks {
         let task = recheck_failed_domains(Arc::clone(&policies), failed);
         tasks.spawn("hints".into(), run_until_shutdown(shutdown.clone(), task));
         tasks.spawn("policies".into(), run_task(Arc::clone(&policies).run(shutdown.clone())));
-        let task = check_dkim_records(published, resolver.clone(), metrics.clone(), clock);
-        tasks.spawn("DKIM keys".into(), run_until_shutdown(shutdown.clone(), task));
+        if https_is_off {
+            let (opener, mut shutdown) = (opener.clone(), shutdown.clone());
+            tasks.spawn(HTTPS.into(), async move {
+                opener.open_later(HTTPS, load, &mut shutdown).await;
+                wait_for_shutdown(&mut shutdown).await;
+                Ok(())
+            });
+        }
+        let retry = reports_are_off.then(|| (opener.clone(), config.report.clone()));
+        let task = start_reports(retry, Arc::clone(&scheduler), shutdown.clone());
+        tasks.spawn(REPORTS.into(), run_until_shutdown(shutdown.clone(), task));
         tasks.spawn("scheduler".into(), run_task(Arc::clone(&scheduler).run(shutdown.clone())));
         let postfix = &config.postfix;
-        for (address, listener) in socketmaps {
-            let task =
-                server::serve(listener, Arc::clone(&policies), postfix.clone(), metrics.clone(), shutdown.clone());
-            tasks.spawn(format!("socketmap {address}"), run_task(task));
+        let listening =
+            Listening { sockets, opener: opener.clone(), metrics: metrics.clone(), shutdown: shutdown.clone() };
+        for part in socketmaps {
+            let (policies, postfix) = (Arc::clone(&policies), postfix.clone());
+            let (metrics, shutdown) = (metrics.clone(), shutdown.clone());
+            let serve = |listener| server::serve(listener, policies, postfix, metrics, shutdown);
+            tasks.spawn(part.name.clone(), listening.clone().run(part, Some(watchdog::LISTENER_LIMIT), serve));
         }
-        for (address, listener) in readsockets {
-            let task = readsocket::serve(
-                listener,
-                Arc::clone(&policies),
-                exim_events.clone(),
-                metrics.clone(),
-                shutdown.clone(),
-            );
-            tasks.spawn(format!("readsocket {address}"), run_task(task));
+        for part in readsockets {
+            let (policies, events) = (Arc::clone(&policies), exim_events.clone());
+            let (metrics, shutdown) = (metrics.clone(), shutdown.clone());
+            let serve = |listener| readsocket::serve(listener, policies, events, metrics, shutdown);
+            tasks.spawn(part.name.clone(), listening.clone().run(part, Some(watchdog::LISTENER_LIMIT), serve));
         }
         let writing = ["counting", "scheduler"].map(|name| (name.to_owned(), watchdog::STORE_LIMIT));
         metrics.expect_heartbeats(writing.into_iter().chain(answering));
@@ -417,6 +450,7 @@ impl Tasks {
             config,
             detected: found,
             running: true,
+            parts: state.parts.clone(),
             store,
             resolver,
             policies,
@@ -424,12 +458,17 @@ impl Tasks {
             metrics,
             clock,
         });
-        for (address, listener) in statuses {
-            let task = prometheus::serve(listener, Arc::clone(&services), shutdown.clone());
-            tasks.spawn(format!("status {address}"), run_task(task));
+        for part in statuses {
+            let (services, shutdown) = (Arc::clone(&services), shutdown.clone());
+            let serve = |listener| prometheus::serve(listener, services, shutdown);
+            tasks.spawn(part.name.clone(), listening.clone().run(part, None, serve));
         }
-        let task = control::serve(control, services, shutdown);
-        tasks.spawn("control".into(), async move { task.await.map_err(|e| e.to_string()) });
+        let serve = async |listener| match listener {
+            Listener::Unix(listener) => control::serve(listener, services, shutdown).await,
+            // The control socket has a path.
+            Listener::Tcp(_) => {}
+        };
+        tasks.spawn(control.name.clone(), listening.run(control, None, serve));
         Ok(tasks)
     }
 
@@ -490,14 +529,43 @@ async fn recheck_failed_domains(policies: Arc<Policies>, mut failed: mpsc::Recei
     std::future::pending().await
 }
 
-/// Logs which of the keys that sign reports differs from its DNS record; then waits for the end.
-async fn check_dkim_records(published: Vec<DkimPublicKey>, resolver: Resolver, metrics: Metrics, clock: Clock) {
-    for key in published {
-        if let Err(line) = key.check_record(&resolver).await {
-            metrics.log_error(clock, line);
-        }
+/// Waits for the keys that sign reports where they cannot be loaded yet, and logs which of them differs from its DNS
+/// record; then waits for the end.
+async fn start_reports(
+    retry: Option<(PartOpener, ReportSection)>,
+    scheduler: Arc<Scheduler>,
+    mut shutdown: watch::Receiver<bool>,
+) {
+    if let Some((opener, section)) = retry {
+        let load = move || SchedulerSettings::load(&section).map_err(|faults| faults.join("; "));
+        let Some(settings) = opener.open_later(REPORTS, load, &mut shutdown).await else { return };
+        scheduler.configure(settings);
     }
+    scheduler.check_dkim_records().await;
     std::future::pending().await
+}
+
+/// The parts that a configuration has.
+fn part_names(config: &Config) -> Vec<String> {
+    let mut names = vec![STORE.to_owned(), HTTPS.to_owned()];
+    if !config.inputs.is_empty() {
+        names.push(COUNTING.to_owned());
+    }
+    if missing_identity(&config.report).is_empty() {
+        names.push(REPORTS.to_owned());
+    }
+    names.push(format!("control unix:{}", config.control.socket.display()));
+    let listen = [
+        ("socketmap", &config.socketmap.listen),
+        ("readsocket", &config.readsocket.listen),
+        ("metrics", &config.status.listen),
+    ];
+    for (subject, addresses) in listen {
+        names.extend(addresses.iter().map(|address| format!("{subject} {address}")));
+    }
+    let inputs = config.inputs.iter().filter_map(|input| input.kind());
+    names.extend(inputs.map(|input| inputs::part_name(&input.to_string())));
+    names
 }
 
 async fn run_task(task: impl Future<Output = ()>) -> Result<(), String> {
@@ -512,35 +580,16 @@ async fn run_until_shutdown(mut shutdown: watch::Receiver<bool>, task: impl Futu
     }
 }
 
-/// Binds the addresses that are not bound yet. `subject` is the name of the service.
-fn bind_listeners(
-    sockets: &mut Sockets,
-    subject: &str,
-    at: &[ListenAddress],
-) -> Result<Vec<(ListenAddress, Listener)>, DaemonError> {
-    let failed = |e: io::Error| DaemonError::System(format!("{subject}: cannot listen: {e}; not started"));
-    at.iter()
-        .map(|address| Ok((address.clone(), into_listener(sockets.mta_socket(address)?).map_err(failed)?)))
-        .collect()
-}
-
-fn into_listener(bound: BoundSocket) -> io::Result<Listener> {
-    Ok(match bound {
-        BoundSocket::Unix(listener) => Listener::Unix(tokio::net::UnixListener::from_std(listener)?),
-        BoundSocket::Inet(listener) => Listener::Tcp(tokio::net::TcpListener::from_std(listener)?),
-        BoundSocket::Datagrams(_) => return Err(io::Error::other("it takes datagrams, not connections")),
-    })
-}
-
 /// Logs the configuration, one line for each part.
-fn log_configuration(config: &Config) {
-    for address in &config.socketmap.listen {
+fn log_configuration(config: &Config, parts: &Parts) {
+    let is_on = |part: String| parts.off_reason(&part).is_none();
+    for address in config.socketmap.listen.iter().filter(|address| is_on(format!("socketmap {address}"))) {
         tracing::info!("socketmap: listening on {address}");
     }
-    for address in &config.readsocket.listen {
+    for address in config.readsocket.listen.iter().filter(|address| is_on(format!("readsocket {address}"))) {
         tracing::info!("readsocket: listening on {address}");
     }
-    for address in &config.status.listen {
+    for address in config.status.listen.iter().filter(|address| is_on(format!("metrics {address}"))) {
         tracing::info!("status: metrics at {address}");
     }
     for input in &config.inputs {

@@ -23,6 +23,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{Semaphore, watch};
 
 use crate::answering::listener::{Listener, Stream};
+use crate::base::parts::PartState;
 use crate::daemon::control::Services;
 use crate::metrics::answers::{AnswerKind, WAIT_BOUNDS};
 use crate::metrics::catalogue::{CATALOGUE, SNAPSHOT_METRICS, SnapshotMetric};
@@ -89,6 +90,12 @@ const EXPOSITION: &str = "text/plain; version=0.0.4; charset=utf-8";
 pub(crate) fn render_metrics(services: &Services) -> String {
     let mut page = MetricsPage::default();
     page.add_snapshot("tlswarden_build_info", [(label("version", env!("CARGO_PKG_VERSION")), 1.0)]);
+    let running = |state: &PartState| f64::from(u8::from(*state == PartState::Running));
+    let parts = services.parts.states();
+    page.add_snapshot(
+        "tlswarden_part_running",
+        parts.iter().map(|(part, state)| (label("part", part), running(state))),
+    );
     add_inputs(services, &mut page);
     add_sessions(services, &mut page);
     add_answers(services, &mut page);

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use crate::answering::policy::history::PolicyHistory;
 use crate::answering::policy::policies::Policies;
 use crate::base::clock::Clock;
+use crate::base::parts::Parts;
 use crate::checking::host::HostCheckContext;
 use crate::checking::host::daemon::{DaemonState, DaemonStateError};
 use crate::checking::host::identity::{DkimKeyCheck, DkimRecordCheck, KeyFileError};
@@ -101,6 +102,7 @@ pub(crate) fn open_offline(config: &Config) -> Result<Services, OpenError> {
         config: config.clone(),
         detected: Vec::new(),
         running: false,
+        parts: Parts::default(),
         store,
         resolver,
         policies,
@@ -126,6 +128,7 @@ impl HostCheckContext for DoctorContext {
             version: status.version,
             now: status.now,
             detected: status.found,
+            parts: status.parts,
             inputs: status.inputs,
             counters: status.counters,
             errors: status.errors,

@@ -45,6 +45,10 @@ const fn counter(metric: &'static str, help: &'static str) -> SnapshotMetric {
 /// The metrics of snapshots, in the order in which they are shown.
 pub const SNAPSHOT_METRICS: &[SnapshotMetric] = &[
     gauge("tlswarden_build_info", "The version of the daemon; always 1."),
+    gauge(
+        "tlswarden_part_running",
+        "1 while a part of the daemon runs, 0 while it is off; `tlswarden status` shows why.",
+    ),
     gauge("tlswarden_input_behind_bytes", "Octets of an input that are not read yet."),
     gauge(
         "tlswarden_input_lag_seconds",

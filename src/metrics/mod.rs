@@ -188,6 +188,11 @@ impl Metrics {
         *self.0.heartbeats.lock() = tasks.into_iter().map(|(name, limit)| (name, (now, limit))).collect();
     }
 
+    /// Adds a task that is monitored from now on.
+    pub fn expect_heartbeat(&self, task: &str, limit: Duration) {
+        self.0.heartbeats.lock().insert(task.to_owned(), (Instant::now(), limit));
+    }
+
     /// Records that a task made progress; ignored for tasks that are not monitored.
     pub(crate) fn heartbeat(&self, task: &str) {
         if let Some((at, _)) = self.0.heartbeats.lock().get_mut(task) {

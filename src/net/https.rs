@@ -12,8 +12,8 @@ use std::convert::Infallible;
 use std::error::Error;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -37,7 +37,16 @@ const BODY_CHUNK: usize = 16 * 1024;
 
 /// A client. Copies share it.
 #[derive(Clone)]
-pub struct HttpsClient(reqwest::Client);
+pub struct HttpsClient(Arc<ClientInner>);
+
+struct ClientInner {
+    resolver: Resolver,
+    closed: NetworkExceptions,
+    fixed_address: Option<SocketAddr>,
+    certificates: HttpsCertificates,
+    /// Empty until the root certificates have been loaded.
+    client: OnceLock<reqwest::Client>,
+}
 
 /// The response of a server.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -68,6 +77,9 @@ pub enum HttpsError {
     /// Not done in time.
     #[error("not done within {} s", .0.as_secs())]
     Timeout(Duration),
+    /// This host's own fault: no root certificate was loaded, so that no server can be authenticated.
+    #[error("no root certificates on this host")]
+    NoRootCertificates,
     /// The body is larger than the caller takes.
     #[error("larger than {0} octets")]
     TooLarge(usize),
@@ -90,7 +102,8 @@ pub enum CertificateFault {
 impl HttpsClient {
     /// A client. Fails where no root certificate can be loaded (the package ca-certificates) or the extra root is none.
     pub fn new(resolver: Resolver, closed: &NetworkExceptions) -> Result<HttpsClient, String> {
-        HttpsClient::build(resolver, closed, closed.policy_hosts, HttpsCertificates::Check)
+        let client = HttpsClient::unloaded(resolver, closed);
+        client.load().map(|()| client)
     }
 
     /// A client for the receivers of reports; what it does about their certificates. Fails as [`HttpsClient::new`] does.
@@ -99,45 +112,46 @@ impl HttpsClient {
         closed: &NetworkExceptions,
         certificates: HttpsCertificates,
     ) -> Result<HttpsClient, String> {
-        HttpsClient::build(resolver, closed, None, certificates)
+        let client = HttpsClient::unloaded_for_reports(resolver, closed, certificates);
+        client.load().map(|()| client)
     }
 
-    fn build(
+    /// A client that fails every request with [`HttpsError::NoRootCertificates`] until [`HttpsClient::load`] succeeds.
+    pub fn unloaded(resolver: Resolver, closed: &NetworkExceptions) -> HttpsClient {
+        HttpsClient::with_settings(resolver, closed, closed.policy_hosts, HttpsCertificates::Check)
+    }
+
+    /// The same for the receivers of reports.
+    pub fn unloaded_for_reports(
         resolver: Resolver,
         closed: &NetworkExceptions,
-        fixed: Option<SocketAddr>,
         certificates: HttpsCertificates,
-    ) -> Result<HttpsClient, String> {
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let verifier = platform_verifier(closed)?;
-        let verifier: Arc<dyn ServerCertVerifier> = match certificates {
-            HttpsCertificates::Check => Arc::new(verifier),
-            HttpsCertificates::Ignore => Arc::new(PermissiveVerifier(verifier)),
-        };
-        let mut tls = rustls::ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .map_err(|e| e.to_string())?
-            .dangerous()
-            .with_custom_certificate_verifier(verifier)
-            .with_no_client_auth();
-        // A policy host is asked once a day: what would be kept of a session is never used.
-        tls.resumption = rustls::client::Resumption::disabled();
-        let addresses = AddressResolver { resolver, fixed_address: fixed, allow_private: closed.private_addresses };
-        reqwest::Client::builder()
-            .tls_backend_preconfigured(tls)
-            .redirect(reqwest::redirect::Policy::none())
-            .no_proxy()
-            .https_only(true)
-            .http1_only()
-            .referer(false)
-            .retry(reqwest::retry::never())
-            .connect_timeout(CONNECT_TIMEOUT)
-            .pool_max_idle_per_host(0)
-            .user_agent(concat!("tlswarden/", env!("CARGO_PKG_VERSION")))
-            .dns_resolver(Arc::new(addresses))
-            .build()
-            .map(HttpsClient)
-            .map_err(|e| root_cause(&e))
+    ) -> HttpsClient {
+        HttpsClient::with_settings(resolver, closed, None, certificates)
+    }
+
+    fn with_settings(
+        resolver: Resolver,
+        closed: &NetworkExceptions,
+        fixed_address: Option<SocketAddr>,
+        certificates: HttpsCertificates,
+    ) -> HttpsClient {
+        let (closed, client) = (closed.clone(), OnceLock::new());
+        HttpsClient(Arc::new(ClientInner { resolver, closed, fixed_address, certificates, client }))
+    }
+
+    /// Loads the root certificates, unless they have been loaded before. Blocks while it reads files.
+    pub fn load(&self) -> Result<(), String> {
+        if self.0.client.get().is_none() {
+            let client = self.0.build()?;
+            // Another call may have loaded them meanwhile: either client will do.
+            let _ = self.0.client.set(client);
+        }
+        Ok(())
+    }
+
+    fn client(&self) -> Result<&reqwest::Client, HttpsError> {
+        self.0.client.get().ok_or(HttpsError::NoRootCertificates)
     }
 
     /// Asks for `https://HOST/PATH` (the path without its first slash) and reads the body of any status.
@@ -156,12 +170,12 @@ impl HttpsClient {
         ended: Arc<AtomicBool>,
     ) -> Result<u16, HttpsError> {
         let body = reqwest::Body::wrap(TrackedBody { remaining: Bytes::copy_from_slice(body), fully_sent: ended });
-        let sent = self.0.post(uri).header(reqwest::header::CONTENT_TYPE, media_type).body(body).send().await;
+        let sent = self.client()?.post(uri).header(reqwest::header::CONTENT_TYPE, media_type).body(body).send().await;
         sent.map(|response| response.status().as_u16()).map_err(|e| classify_error(&e))
     }
 
     async fn send_get(&self, host: &str, path: &str, size: usize) -> Result<HttpsResponse, HttpsError> {
-        let sent = self.0.get(format!("https://{host}/{path}")).send().await;
+        let sent = self.client()?.get(format!("https://{host}/{path}")).send().await;
         let mut response = sent.map_err(|e| classify_error(&e))?;
         let media_type = response
             .headers()
@@ -179,6 +193,44 @@ impl HttpsClient {
             body.extend_from_slice(&chunk);
         }
         Ok(HttpsResponse { status, media_type, body })
+    }
+}
+
+impl ClientInner {
+    fn build(&self) -> Result<reqwest::Client, String> {
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let verifier = platform_verifier(&self.closed)?;
+        let verifier: Arc<dyn ServerCertVerifier> = match self.certificates {
+            HttpsCertificates::Check => Arc::new(verifier),
+            HttpsCertificates::Ignore => Arc::new(PermissiveVerifier(verifier)),
+        };
+        let mut tls = rustls::ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .map_err(|e| e.to_string())?
+            .dangerous()
+            .with_custom_certificate_verifier(verifier)
+            .with_no_client_auth();
+        // A policy host is asked once a day: what would be kept of a session is never used.
+        tls.resumption = rustls::client::Resumption::disabled();
+        let addresses = AddressResolver {
+            resolver: self.resolver.clone(),
+            fixed_address: self.fixed_address,
+            allow_private: self.closed.private_addresses,
+        };
+        reqwest::Client::builder()
+            .tls_backend_preconfigured(tls)
+            .redirect(reqwest::redirect::Policy::none())
+            .no_proxy()
+            .https_only(true)
+            .http1_only()
+            .referer(false)
+            .retry(reqwest::retry::never())
+            .connect_timeout(CONNECT_TIMEOUT)
+            .pool_max_idle_per_host(0)
+            .user_agent(concat!("tlswarden/", env!("CARGO_PKG_VERSION")))
+            .dns_resolver(Arc::new(addresses))
+            .build()
+            .map_err(|e| root_cause(&e))
     }
 }
 

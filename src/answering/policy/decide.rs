@@ -32,6 +32,9 @@ const PROVISIONAL_TTL: i64 = 1;
 /// How long a TEMP answer is current, in seconds: a broken resolver is not asked for every message.
 const TEMP_TTL: i64 = 5;
 
+/// The cause of TEMP where a policy cannot be asked for through our own fault.
+const NOT_ASKED: &str = "the MTA-STS policy cannot be fetched: this host has no root certificates";
+
 /// How soon a failed DANE look-up is tried again while an earlier verdict serves, in seconds.
 const DANE_RETRY: i64 = 30;
 
@@ -244,6 +247,7 @@ impl Policies {
 
     /// Puts together what is known.
     fn assemble(&self, hop: &NextHop, dane: DaneResult, known: DomainSnapshot, now: i64) -> Resolved {
+        let not_asked = known.not_asked && known.policy.is_none();
         let policy = known.policy.filter(|policy| policy.mode != Mode::None);
         let sts_expires = policy.as_ref().map_or(known.due.max(now + PROVISIONAL_TTL), |policy| policy.expires());
         let sts_refresh = if policy.is_some() { known.due } else { known.due.saturating_sub(REFRESH_AHEAD) };
@@ -251,7 +255,11 @@ impl Policies {
         let failed = failure.filter(|_| policy.is_none());
         let in_force = |policy: &Arc<StsPolicy>| policy.mode != Mode::Enforce || self.enforces_for(hop, policy, now);
         let sts = policy.filter(in_force);
-        let published = dane.published(hop, sts.as_deref());
+        let published = match dane.published(hop, sts.as_deref()) {
+            // A policy may be enforced. Where DANE covers all hosts, the answer is the same with and without one.
+            published if not_asked && published.coverage != Coverage::AllHosts => Published::unknown(NOT_ASKED),
+            published => published,
+        };
         let facts = published.facts(sts.as_ref().map(|policy| policy.mode));
         let answer = facts.for_postfix(self.postfix.own_level, self.postfix);
         if dane.stale && self.throttle.permits("stale", now) {

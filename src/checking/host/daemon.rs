@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 
 use crate::answering::policy::admin::list::PolicyStatus;
+use crate::base::parts::PartState;
 use crate::checking::finding::{Finding, Findings, Severity};
 use crate::config::Config;
 use crate::metrics::InputProgress;
@@ -39,6 +40,8 @@ pub(crate) struct DaemonState {
     pub(crate) now: i64,
     /// The settings that were detected on the host when the daemon started or was reloaded, one line each.
     pub(crate) detected: Vec<String>,
+    /// The parts of the daemon.
+    pub(crate) parts: BTreeMap<String, PartState>,
     /// Each input, by name, and how far it is.
     pub(crate) inputs: BTreeMap<String, InputProgress>,
     /// What happened how often, since the daemon started.
@@ -81,6 +84,7 @@ pub(crate) fn check_daemon(
     };
     found.looked_at.push(format!("the daemon, version {}: {}", state.version, describe_requests(&state)));
     let mut all = Vec::new();
+    check_parts(&state, found);
     check_requests(&state, &mut all);
     check_host_changes(&state, host, &mut all);
     check_inputs(&state, config, found, &mut all);
@@ -102,6 +106,45 @@ fn describe_requests(status: &DaemonState) -> String {
 
 fn counter(status: &DaemonState, name: &str) -> u64 {
     status.counters.get(name).copied().unwrap_or(0)
+}
+
+/// The parts that are off: what that means, and where to look.
+fn check_parts(state: &DaemonState, found: &mut Findings) {
+    for (part, state) in &state.parts {
+        let PartState::Off { reason, .. } = state else { continue };
+        let (kind, subject) = part.split_once(' ').unwrap_or((part, part));
+        let (impact, fix) = match kind {
+            "socketmap" | "readsocket" => (
+                "An MTA that asks at this address gets no answer, and defers its mail.",
+                format!("ss -lnp | grep -F '{}'   # which process has it", address(subject)),
+            ),
+            "metrics" | "control" => (
+                "Nobody is answered at this address; mail is not affected.",
+                format!("ss -lnp | grep -F '{}'   # which process has it", address(subject)),
+            ),
+            "input" => ("Sessions in it are not counted, and days stay open for it.", format!("ls -lL '{subject}'")),
+            "reports" => (
+                "No report is sent. Days wait within `retention`, and are then dropped.",
+                "tlswarden check-config   # a key in /etc/tlswarden/dkim.d is handed over at a restart only".to_owned(),
+            ),
+            "https" => (
+                "MTA-STS policies are not fetched: only those that are cached are applied. Reports by https wait.",
+                "apt install ca-certificates".to_owned(),
+            ),
+            _ => (
+                "Nothing is counted or reported; policies are answered from memory and DNS.",
+                "journalctl -u tlswarden -p err".to_owned(),
+            ),
+        };
+        found.push(
+            Finding::new(Severity::Error, "part-off", subject, format!("{part} is off: {reason}"), impact).fix(fix),
+        );
+    }
+}
+
+/// An address as ss(8) shows it.
+fn address(text: &str) -> &str {
+    text.split_once(':').map_or(text, |(_, address)| address)
 }
 
 fn check_requests(status: &DaemonState, found: &mut Vec<Finding>) {

@@ -108,12 +108,14 @@ pub struct SchedulerSettings {
 impl SchedulerSettings {
     /// Reads the section and the keys that it names. Fails with one line a fault.
     pub(crate) fn load(section: &ReportSection) -> Result<SchedulerSettings, Vec<String>> {
+        let sender = ReportSender::load(section)?;
+        Ok(SchedulerSettings { sender, ..SchedulerSettings::without_sender(section) })
+    }
+
+    /// The same while nothing can be sent: the days wait within `retention`.
+    pub(crate) fn without_sender(section: &ReportSection) -> SchedulerSettings {
         let seconds = |span: Duration| i64::try_from(span.as_secs()).unwrap_or(i64::MAX / 4).min(i64::MAX / 4);
-        Ok(SchedulerSettings {
-            spread: seconds(section.spread.0),
-            retention: seconds(section.retention.0),
-            sender: ReportSender::load(section)?,
-        })
+        SchedulerSettings { spread: seconds(section.spread.0), retention: seconds(section.retention.0), sender: None }
     }
 }
 
@@ -212,6 +214,18 @@ impl Scheduler {
     /// Takes a new configuration; what is under way ends with the old one.
     pub fn configure(&self, settings: SchedulerSettings) {
         *self.settings.write() = Arc::new(settings);
+    }
+
+    /// Logs what is unwise about the keys that sign reports, and which of them differs from its DNS record.
+    pub async fn check_dkim_records(&self) {
+        let settings = Arc::clone(&self.settings.read());
+        let Some(sender) = &settings.sender else { return };
+        sender.signer.warnings.iter().for_each(|line| tracing::warn!("{line}"));
+        for key in &sender.signer.public_keys {
+            if let Err(line) = key.check_record(&self.context.resolver).await {
+                self.log_error(line);
+            }
+        }
     }
 
     /// Works until `shutdown` becomes true (or its sender goes), then lets what is under way end within 5 seconds.

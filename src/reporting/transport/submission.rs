@@ -47,14 +47,14 @@ impl SubmissionServer {
         if let Some(path) = &section.ca_file {
             match read_file(path).map_err(|e| e.to_string()).and_then(|pem| parse_root(&pem)) {
                 Ok(root) => tls = tls.add_root_certificate(root),
-                Err(why) => faults.push(format!("[report] ca_file: {}: {why}; not started", path.display())),
+                Err(why) => faults.push(format!("[report] ca_file: {}: {why}", path.display())),
             }
         }
         let credentials = match (&section.user, &section.password) {
             (Some(user), Some(path)) => match read_password(path) {
                 Ok(password) => Some(Credentials::new(user.clone(), password)),
                 Err(why) => {
-                    faults.push(format!("[report] password: {}: {why}; not started", path.display()));
+                    faults.push(format!("[report] password: {}: {why}", path.display()));
                     None
                 }
             },
@@ -66,7 +66,7 @@ impl SubmissionServer {
             }
             Ok(_) => Err(faults),
             Err(e) => {
-                faults.push(format!("[report] deliver: TLS cannot be used: {}; not started", error_text(&e)));
+                faults.push(format!("[report] deliver: TLS cannot be used: {}", error_text(&e)));
                 Err(faults)
             }
         }

@@ -97,12 +97,17 @@ impl World {
 
     /// Starts what the daemon would start, with a clock that shows `ahead` seconds more.
     fn daemon(&self, ahead: i64) -> Daemon {
+        let resolver = Resolver::new(self.config.resolver.address).unwrap();
+        let client = HttpsClient::new(resolver.clone(), &self.config.closed_network.exceptions()).unwrap();
+        self.daemon_with(client, ahead)
+    }
+
+    fn daemon_with(&self, client: HttpsClient, ahead: i64) -> Daemon {
         let clock = Clock::starting_at(Clock::default().seconds() + ahead);
         let metrics = Metrics::default();
         let store: Arc<dyn Store> =
             Arc::new(EmbeddedStore::open(&self.folder.path().join("store"), clock).unwrap().store);
         let resolver = Resolver::new(self.config.resolver.address).unwrap();
-        let client = HttpsClient::new(resolver.clone(), &self.config.closed_network.exceptions()).unwrap();
         let history = Arc::new(PolicyHistory::open(&*store, clock, metrics.clone()).unwrap());
         let (stop, stopped) = watch::channel(false);
         let policies = Policies::open(
@@ -232,6 +237,26 @@ async fn an_enforced_policy_in_both_wordings_over_both_sockets() {
     assert!(found.asked && matches!(found.in_force, PolicyInForce::Sts { mode: Mode::Enforce, .. }), "{found:?}");
     assert!(!daemon.history.policy_at("enforced.test", now - 100).asked);
     daemon.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_root_certificates_mail_waits_where_a_policy_may_be_enforced() {
+    let world = World::new().await;
+    world.domain("sts.example", false, &["mx"]);
+    world.sts("sts.example", "1", &document("enforce", "mx.sts.example", DAY));
+    world.domain("dane.example", true, &["mx"]);
+    tlsa(&mut world.dns.change(), "mx.dane.example");
+    world.sts("dane.example", "1", &document("enforce", "mx.dane.example", DAY));
+    world.domain("none.example", false, &["mx"]);
+    let resolver = Resolver::new(world.config.resolver.address).unwrap();
+    let client = HttpsClient::unloaded(resolver, &world.config.closed_network.exceptions());
+    let daemon = world.daemon_with(client.clone(), 0);
+    assert_eq!(daemon.level("sts.example").await, PolicyAnswer::Temp);
+    // What the policy says makes no difference here, and here there is none.
+    assert_eq!(daemon.level("dane.example").await, PolicyAnswer::DaneOnly);
+    assert_eq!(daemon.level("none.example").await, PolicyAnswer::OwnLevel);
+    client.load().unwrap();
+    daemon.becomes("sts.example", &PolicyAnswer::Secure).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

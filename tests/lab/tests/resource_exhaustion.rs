@@ -214,9 +214,12 @@ async fn hostile_policy_hosts_cost_a_bounded_time_and_stop_no_mail() {
             Err(HttpsError::TooLarge(_)) => "too large",
             Err(HttpsError::Connection(_)) => "connection",
             Err(HttpsError::Timeout(_)) => "too late",
-            Err(HttpsError::NoAddress(_) | HttpsError::PrivateAddress(_) | HttpsError::Certificate(_)) => {
-                "something else"
-            }
+            Err(
+                HttpsError::NoAddress(_)
+                | HttpsError::PrivateAddress(_)
+                | HttpsError::Certificate(_)
+                | HttpsError::NoRootCertificates,
+            ) => "something else",
         };
         assert_eq!(outcome, want, "{name}: {found:?}");
     }

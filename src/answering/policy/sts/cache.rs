@@ -22,7 +22,7 @@ use tokio::sync::{Notify, Semaphore, watch};
 use crate::answering::policy::history::PolicyHistory;
 use crate::answering::policy::single_flight::{Flight, SingleFlight};
 use crate::answering::policy::sts::domain_state::DomainState;
-use crate::answering::policy::sts::fetch;
+use crate::answering::policy::sts::fetch::{self, FetchError};
 use crate::answering::policy::sts::policy::{PolicyFailure, REFRESH_INTERVAL, StsPolicy};
 use crate::answering::policy::throttle::Throttle;
 use crate::base::clock::Clock;
@@ -30,7 +30,7 @@ use crate::base::shutdown::wait_for_shutdown;
 use crate::base::tlsrpt::{Mode, ResultType};
 use crate::metrics::Metrics;
 use crate::net::dns::Resolver;
-use crate::net::https::HttpsClient;
+use crate::net::https::{HttpsClient, HttpsError};
 use crate::store::{Batch, MAX_BATCH_RECORDS, Store, StoreError, Table};
 
 /// How long after a change it is in the store, at the latest, while the disk keeps up.
@@ -241,6 +241,8 @@ impl StsCache {
                 domain.apply_policy(&id, &document, self.clock.seconds());
                 self.mark_dirty(name);
             }
+            // Our own fault: the next look-up tries again.
+            Err(FetchError::Https(HttpsError::NoRootCertificates)) => domain.apply_own_fault(),
             Err(fault) => {
                 self.metrics.add("sts_fetches_failed", 1);
                 let (failure, cached) = domain.apply_failure(&id, fault, self.clock.seconds());

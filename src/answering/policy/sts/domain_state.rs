@@ -66,6 +66,8 @@ pub struct DomainSnapshot {
     pub checked: Option<i64>,
     /// Why the document that the record names is not the policy.
     pub failure: Option<Arc<PolicyFailure>>,
+    /// Whether the document that the record names could not be asked for, through a fault of this host.
+    pub not_asked: bool,
     /// When something is to be asked again; a past moment where something is to be asked now.
     pub due: i64,
 }
@@ -92,6 +94,8 @@ struct DomainData {
     record_checked: CompactTime,
     /// Whether the document must be fetched even before it is due.
     fetch_forced: bool,
+    /// Whether the last fetch could not begin, through a fault of this host.
+    not_asked: bool,
 }
 
 impl DomainState {
@@ -162,6 +166,7 @@ impl DomainState {
             record: state.record.clone().map(|record| (record, state.record_expires.seconds())),
             checked: state.record_checked(),
             failure,
+            not_asked: state.not_asked && matches!(state.record, Some(RecordState::Id { .. })),
             due: state.next_due(now),
         }
     }
@@ -241,7 +246,7 @@ impl DomainState {
         let mut state = self.data.lock();
         state.policy = Some(Arc::new(policy));
         state.failure = None;
-        state.fetch_forced = false;
+        (state.fetch_forced, state.not_asked) = (false, false);
         drop(state);
         self.bump_version();
     }
@@ -262,11 +267,18 @@ impl DomainState {
         let id = id.to_owned();
         let failure = Arc::new(PolicyFailure { id, result_type, reason, text, lines, at: now, retry: now + wait });
         state.failure = Some(Arc::clone(&failure));
-        state.fetch_forced = false;
+        (state.fetch_forced, state.not_asked) = (false, false);
         let cached = state.unexpired_policy(now).map(Arc::clone);
         drop(state);
         self.bump_version();
         (failure, cached)
+    }
+
+    /// Notes that the document could not be asked for, through a fault of this host: nothing was learned of the domain,
+    /// and the fetch stays due.
+    pub fn apply_own_fault(&self) {
+        self.data.lock().not_asked = true;
+        self.bump_version();
     }
 
     /// The stored form; `None` without a policy.
@@ -396,6 +408,22 @@ mod tests {
         assert_eq!(due(&d, at).1.as_deref(), Some("2"), "a new id is tried at once");
         assert!(d.snapshot(at).failure.is_none());
         assert_eq!(d.apply_failure("2", FetchError::Status(500), at).0.retry, at + 300);
+    }
+
+    #[test]
+    fn a_fault_of_this_host_says_nothing_of_the_domain() {
+        let d = domain();
+        d.apply_record(record("v=STSv1; id=1", 86_400), 0);
+        d.apply_own_fault();
+        assert!(d.snapshot(1).not_asked && d.snapshot(1).failure.is_none());
+        assert_eq!(due(&d, 1).1.as_deref(), Some("1"), "it stays due");
+        // Without a record there is no policy to ask for.
+        d.apply_record(Err(DnsError::NoSuchDomain { ttl: Duration::from_secs(60) }), 2);
+        assert!(!d.snapshot(2).not_asked);
+        d.apply_record(record("v=STSv1; id=1", 86_400), 3);
+        assert!(d.snapshot(3).not_asked);
+        d.apply_policy("1", &document("enforce", DAY), 4);
+        assert!(!d.snapshot(4).not_asked);
     }
 
     #[test]

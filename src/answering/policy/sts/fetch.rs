@@ -59,6 +59,7 @@ impl FetchError {
                 | HttpsError::PrivateAddress(_)
                 | HttpsError::Connection(_)
                 | HttpsError::Timeout(_)
+                | HttpsError::NoRootCertificates
                 | HttpsError::TooLarge(_),
             )
             | FetchError::Redirect(_)
@@ -74,6 +75,7 @@ impl FetchError {
             FetchError::Https(HttpsError::NoAddress(_) | HttpsError::PrivateAddress(_)) => "no-address".into(),
             FetchError::Https(HttpsError::Connection(_)) => "connection-failed".into(),
             FetchError::Https(HttpsError::Timeout(_)) => "timeout".into(),
+            FetchError::Https(HttpsError::NoRootCertificates) => "no-root-certificates".into(),
             FetchError::Https(HttpsError::TooLarge(_)) => "too-large".into(),
             FetchError::Https(HttpsError::Certificate(fault)) => match fault {
                 CertificateFault::Expired => "certificate-expired".into(),

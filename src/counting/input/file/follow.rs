@@ -106,7 +106,7 @@ impl LogReader {
                 }
                 Err(e) => {
                     self.log = None;
-                    return Err(self.unreadable(&e));
+                    return Err(unreadable(&e));
                 }
             }
             match self.next_file()? {
@@ -116,7 +116,7 @@ impl LogReader {
                 NextFile::Ready(path, identity) => {
                     let Some(log) = &mut self.log else { return Ok(FollowStep::Wait(POLL_INTERVAL)) };
                     let last = log.take_last_line();
-                    if let Some((lines, skipped)) = last.map_err(|e| unreadable(&self.path, &e))? {
+                    if let Some((lines, skipped)) = last.map_err(|e| unreadable(&e))? {
                         return self.next_block(lines, skipped);
                     }
                     if let Some(e) = log.damage() {
@@ -137,9 +137,9 @@ impl LogReader {
         let next = match OpenLog::open(path) {
             Ok(next) => next,
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(false),
-            Err(e) => return Err(unreadable(path, &e)),
+            Err(e) => return Err(unreadable(&e)),
         };
-        let changed = rotated::folder_changed_at(&self.path).map_err(|e| self.unreadable(&e))?;
+        let changed = rotated::folder_changed_at(&self.path).map_err(|e| unreadable(&e))?;
         // Where the clock went back, only that nothing changed meanwhile can be told.
         let at_rest = changed.elapsed().map_or(true, |since| since >= FOLDER_SETTLE_TIME);
         let agreed = matches!(self.next_file()?, NextFile::Ready(_, again) if again == identity);
@@ -167,7 +167,7 @@ impl LogReader {
 
     /// Switches to another file.
     fn switch_to(&mut self, log: OpenLog) -> Result<(), InputError> {
-        let rotated = rotated::rotated_files(&self.path).map_err(|e| self.unreadable(&e))?;
+        let rotated = rotated::rotated_files(&self.path).map_err(|e| unreadable(&e))?;
         let mut later: Vec<u64> = Vec::new();
         if !self.is_at_path(&log)? {
             let at = index_among_rotated(&rotated, &log).map_or(rotated.len(), |at| at + 1);
@@ -185,7 +185,7 @@ impl LogReader {
         let current = match OpenLog::open(&self.path) {
             Ok(log) => Some(log),
             Err(e) if e.kind() == io::ErrorKind::NotFound => None,
-            Err(e) => return Err(self.unreadable(&e)),
+            Err(e) => return Err(unreadable(&e)),
         };
         let Some(position @ Position::File { offset, inode, .. }) = self.position.clone() else {
             let Some(log) = current else {
@@ -209,7 +209,7 @@ impl LogReader {
             }
         };
         if let Some(mut log) = marked {
-            log.seek(offset).map_err(|e| self.unreadable(&e))?;
+            log.seek(offset).map_err(|e| unreadable(&e))?;
             return self.switch_to(log).map(|()| true);
         }
         if self.missing_since.get_or_insert_with(Instant::now).elapsed() < self.quiet_period {
@@ -222,13 +222,13 @@ impl LogReader {
         match OpenLog::open(&self.path) {
             Ok(log) => self.switch_to(log).map(|()| true),
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
-            Err(e) => Err(self.unreadable(&e)),
+            Err(e) => Err(unreadable(&e)),
         }
     }
 
     /// The oldest rotated file that has content, unless it is a copy of the one at the path that nobody needs yet.
     fn oldest_rotated(&self) -> Result<Option<OpenLog>, InputError> {
-        let rotated = rotated::rotated_files(&self.path).map_err(|e| self.unreadable(&e))?;
+        let rotated = rotated::rotated_files(&self.path).map_err(|e| unreadable(&e))?;
         let current = OpenLog::open(&self.path).ok();
         let first = rotated.iter().find_map(open_nonempty);
         Ok(first.filter(|first| !current.is_some_and(|now| now.inode != first.inode && first.is_copy_of(&now))))
@@ -236,7 +236,7 @@ impl LogReader {
 
     /// The newest rotated file that has content, read to its end.
     fn end_of_newest_rotated(&self) -> Result<Option<OpenLog>, InputError> {
-        let rotated = rotated::rotated_files(&self.path).map_err(|e| self.unreadable(&e))?;
+        let rotated = rotated::rotated_files(&self.path).map_err(|e| unreadable(&e))?;
         let newest = rotated.iter().rev().find_map(open_nonempty);
         Ok(newest.and_then(|mut log| log.seek(u64::MAX).ok().map(|()| log)))
     }
@@ -245,7 +245,7 @@ impl LogReader {
     fn find_rotated(&mut self, position: &Position) -> Result<Option<OpenLog>, InputError> {
         let Position::File { inode, .. } = position else { return Ok(None) };
         let mut found = None;
-        for file in rotated::rotated_files(&self.path).map_err(|e| self.unreadable(&e))? {
+        for file in rotated::rotated_files(&self.path).map_err(|e| unreadable(&e))? {
             let log = match OpenLog::open(&file.path) {
                 Ok(log) => log,
                 Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
@@ -274,7 +274,7 @@ impl LogReader {
             self.missing_since = None;
             return Ok(NextFile::None);
         }
-        let rotated = rotated::rotated_files(&self.path).map_err(|e| self.unreadable(&e))?;
+        let rotated = rotated::rotated_files(&self.path).map_err(|e| unreadable(&e))?;
         let later = match index_among_rotated(&rotated, log) {
             Some(at) => &rotated[at + 1..],
             None => {
@@ -297,7 +297,7 @@ impl LogReader {
             None => match std::fs::metadata(&self.path) {
                 Ok(meta) => (meta.len() > 0).then(|| (self.path.clone(), (meta.dev(), meta.ino()))),
                 Err(e) if e.kind() == io::ErrorKind::NotFound => None,
-                Err(e) => return Err(self.unreadable(&e)),
+                Err(e) => return Err(unreadable(&e)),
             },
         };
         Ok(match next {
@@ -311,12 +311,8 @@ impl LogReader {
         match std::fs::metadata(&self.path) {
             Ok(meta) => Ok((meta.dev(), meta.ino()) == (log.device, log.inode)),
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
-            Err(e) => Err(self.unreadable(&e)),
+            Err(e) => Err(unreadable(&e)),
         }
-    }
-
-    fn unreadable(&self, error: &io::Error) -> InputError {
-        unreadable(&self.path, error)
     }
 
     /// Logs `input: PATH: what`, once for as long as it holds.
@@ -354,12 +350,9 @@ fn has_fingerprint(position: &Position) -> bool {
     matches!(position, Position::File { covers: 1.., .. })
 }
 
-fn unreadable(path: &Path, error: &io::Error) -> InputError {
-    let shown = path.display();
+fn unreadable(error: &io::Error) -> InputError {
     match error.kind() {
-        io::ErrorKind::Unsupported => {
-            InputError::NotAFile(format!("input: {shown}: no log file: it is {error}; nothing is counted from it"))
-        }
-        _ => InputError::Unreadable(format!("input: {shown}: cannot be read: {error}; nothing is counted from it")),
+        io::ErrorKind::Unsupported => InputError::NotAFile(format!("no log file: it is {error}")),
+        _ => InputError::Unreadable(format!("cannot be read: {error}")),
     }
 }
