@@ -45,7 +45,7 @@ pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a client may take to read its answer. Exim's own limit for the whole is 5 s if not told otherwise.
 pub const REPLY_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How much behind a request is passed over, in octets.
+/// How much behind a request is passed over, in bytes.
 const MAX_TRAILING_BYTES: u64 = 64 * 1024;
 
 /// How long connections may go on when the daemon ends.
@@ -74,12 +74,12 @@ pub async fn serve(
     let service = Arc::new(ReadsocketServer {
         policies,
         events,
-        told: metrics.counter("exim_told"),
-        lost: metrics.counter("exim_told_lost"),
+        failures_received: metrics.counter("exim_told"),
+        failures_lost: metrics.counter("exim_told_lost"),
         answers: metrics.answers(MtaProtocol::Readsocket),
         requests: metrics.counter("readsocket_requests"),
         malformed: metrics.counter("readsocket_malformed"),
-        slow: metrics.counter("readsocket_slow_clients"),
+        slow_clients: metrics.counter("readsocket_slow_clients"),
     });
     let connections_total = metrics.counter("readsocket_connections");
     let begin = |stream| {
@@ -114,15 +114,15 @@ pub enum ReadsocketRequest<'a> {
 }
 
 /// Reads what a client has sent; `ended`: it sends no more. What stands behind the first line is not looked at.
-pub fn parse_request(octets: &[u8], ended: bool) -> ReadsocketRequest<'_> {
-    let line = match octets.iter().position(|b| *b == b'\n') {
-        Some(end) => &octets[..end],
-        None if octets.len() >= MAX_REQUEST && octets.starts_with(POLICY_COMMAND) => return ReadsocketRequest::TooLong,
-        None if !ended && octets.len() < MAX_REQUEST => return ReadsocketRequest::Partial,
-        None => octets,
+pub fn parse_request(bytes: &[u8], ended: bool) -> ReadsocketRequest<'_> {
+    let line = match bytes.iter().position(|b| *b == b'\n') {
+        Some(end) => &bytes[..end],
+        None if bytes.len() >= MAX_REQUEST && bytes.starts_with(POLICY_COMMAND) => return ReadsocketRequest::TooLong,
+        None if !ended && bytes.len() < MAX_REQUEST => return ReadsocketRequest::Partial,
+        None => bytes,
     };
-    if let Some(told) = line.strip_prefix(FAILED_COMMAND) {
-        return ReadsocketRequest::Failed(told);
+    if let Some(failure) = line.strip_prefix(FAILED_COMMAND) {
+        return ReadsocketRequest::Failed(failure);
     }
     match line.strip_prefix(POLICY_COMMAND).map(<[u8]>::trim_ascii) {
         Some(key) if !key.is_empty() => ReadsocketRequest::Policy(key),
@@ -174,26 +174,26 @@ fn format_defer(cause: &str) -> String {
 struct ReadsocketServer {
     policies: Arc<Policies>,
     events: mpsc::Sender<EximEvent>,
-    told: Arc<AtomicU64>,
-    lost: Arc<AtomicU64>,
+    failures_received: Arc<AtomicU64>,
+    failures_lost: Arc<AtomicU64>,
     answers: Arc<AnswerMetrics>,
     requests: Arc<AtomicU64>,
     malformed: Arc<AtomicU64>,
-    slow: Arc<AtomicU64>,
+    slow_clients: Arc<AtomicU64>,
 }
 
 impl ReadsocketServer {
     async fn serve_connection<S: AsyncRead + AsyncWrite + Unpin>(&self, mut stream: S) {
-        let (octets, ended) = match timeout(REQUEST_TIMEOUT, read(&mut stream)).await {
+        let (bytes, ended) = match timeout(REQUEST_TIMEOUT, read_request(&mut stream)).await {
             Ok(Ok(read)) => read,
             Ok(Err(_)) => return,
-            Err(_) => return self.slow(),
+            Err(_) => return self.count_slow_client(),
         };
-        if octets.is_empty() {
+        if bytes.is_empty() {
             // It only looked whether somebody answers.
             return;
         }
-        let mut line = self.line(parse_request(&octets, ended)).await;
+        let mut line = self.reply_line(parse_request(&bytes, ended)).await;
         line.push('\n');
         let taken = timeout(REPLY_TIMEOUT, async {
             stream.write_all(line.as_bytes()).await?;
@@ -202,11 +202,11 @@ impl ReadsocketServer {
             tokio::io::copy(&mut (&mut stream).take(MAX_TRAILING_BYTES), &mut tokio::io::sink()).await
         });
         if taken.await.is_err() {
-            self.slow();
+            self.count_slow_client();
         }
     }
 
-    async fn line(&self, request: ReadsocketRequest<'_>) -> String {
+    async fn reply_line(&self, request: ReadsocketRequest<'_>) -> String {
         self.requests.fetch_add(1, Ordering::Relaxed);
         match request {
             ReadsocketRequest::Policy(key) => {
@@ -215,7 +215,7 @@ impl ReadsocketServer {
                 self.answers.add_waited(kind_for_exim(decision.facts()), since.elapsed());
                 format_answer(&decision)
             }
-            ReadsocketRequest::Failed(text) => self.note(text).await.into(),
+            ReadsocketRequest::Failed(text) => self.forward_failure(text).await.into(),
             // No name is so long, and what is no name has no policy.
             ReadsocketRequest::TooLong => {
                 self.answers.add_waited(AnswerKind::None, Duration::ZERO);
@@ -229,36 +229,36 @@ impl ReadsocketServer {
     }
 
     /// Hands a failed session to the counting, and waits until it is kept.
-    async fn note(&self, text: &[u8]) -> &'static str {
-        let (reply, wait) = oneshot::channel();
+    async fn forward_failure(&self, text: &[u8]) -> &'static str {
+        let (reply, noted) = oneshot::channel();
         // A queue that is full is that of a store that does not write: Exim is not to wait for that.
         let sent = self.events.try_send(EximEvent { text: text.to_vec(), reply });
-        let replied = if sent.is_ok() { timeout(COMMIT_TIMEOUT, wait).await.ok().and_then(Result::ok) } else { None };
+        let replied = if sent.is_ok() { timeout(COMMIT_TIMEOUT, noted).await.ok().and_then(Result::ok) } else { None };
         if replied == Some(EventReply::Malformed) {
             self.malformed.fetch_add(1, Ordering::Relaxed);
             return "malformed";
         }
-        self.told.fetch_add(1, Ordering::Relaxed);
+        self.failures_received.fetch_add(1, Ordering::Relaxed);
         if replied == Some(EventReply::Committed) {
             return "noted";
         }
-        self.lost.fetch_add(1, Ordering::Relaxed);
+        self.failures_lost.fetch_add(1, Ordering::Relaxed);
         "lost"
     }
 
-    fn slow(&self) {
-        self.slow.fetch_add(1, Ordering::Relaxed);
+    fn count_slow_client(&self) {
+        self.slow_clients.fetch_add(1, Ordering::Relaxed);
     }
 }
 
 /// Reads until there is a request or the client sends no more; and whether it sends no more.
-async fn read<S: AsyncRead + Unpin>(stream: &mut S) -> io::Result<(Vec<u8>, bool)> {
-    let mut octets = Vec::new();
+async fn read_request<S: AsyncRead + Unpin>(stream: &mut S) -> io::Result<(Vec<u8>, bool)> {
+    let mut bytes = Vec::new();
     loop {
-        let room = MAX_REQUEST - octets.len();
-        let ended = (&mut *stream).take(room as u64).read_buf(&mut octets).await? == 0;
-        if ended || parse_request(&octets, false) != ReadsocketRequest::Partial {
-            return Ok((octets, ended));
+        let room = MAX_REQUEST - bytes.len();
+        let ended = (&mut *stream).take(room as u64).read_buf(&mut bytes).await? == 0;
+        if ended || parse_request(&bytes, false) != ReadsocketRequest::Partial {
+            return Ok((bytes, ended));
         }
     }
 }

@@ -303,7 +303,7 @@ impl Services {
 
     /// Each next hop that has a policy, and its answer.
     pub(crate) fn export_policies(&self) -> Vec<(String, String)> {
-        server::table(&self.policies, self.config.postfix.default_level())
+        server::export_table(&self.policies, self.config.postfix.default_level())
     }
 
     /// Copies the store within its own folder; the folder of the copy. Fails with one line.

@@ -65,7 +65,12 @@ impl MapName {
 }
 
 /// The reply to a service with this own level: `OK POLICY`, `NOTFOUND `, `TEMP CAUSE`.
-pub fn reply(wording: ReplyFormat, decision: &Decision, own_level: PostfixLevel, postfix: PostfixTraits) -> String {
+pub fn format_reply(
+    wording: ReplyFormat,
+    decision: &Decision,
+    own_level: PostfixLevel,
+    postfix: PostfixTraits,
+) -> String {
     let published = match &decision.basis {
         Basis::Published(published) => published,
         // Checked at load against the grammar of the Postfix that asks.
@@ -83,16 +88,16 @@ pub fn reply(wording: ReplyFormat, decision: &Decision, own_level: PostfixLevel,
         (Answer::Encrypt, ..) => "OK encrypt".into(),
         (Answer::Dane, None, _) => "OK dane".into(),
         (Answer::Dane, Some(document), _) => {
-            testing_at(PostfixLevel::Dane, domain, document).unwrap_or_else(|| "OK dane".into())
+            format_testing_at(PostfixLevel::Dane, domain, document).unwrap_or_else(|| "OK dane".into())
         }
         (Answer::OwnLevel, None, _) => "NOTFOUND ".into(),
         (Answer::OwnLevel, Some(document), _) => {
-            testing_at(own_level, domain, document).unwrap_or_else(|| "NOTFOUND ".into())
+            format_testing_at(own_level, domain, document).unwrap_or_else(|| "NOTFOUND ".into())
         }
-        (Answer::Temp, ..) => format!("TEMP {}", one_line(published.cause())),
-        (Answer::Secure, _, Some((_, document))) => secure(wording, domain, document, None),
+        (Answer::Temp, ..) => format!("TEMP {}", sanitize_cause(published.cause())),
+        (Answer::Secure, _, Some((_, document))) => format_secure(wording, domain, document, None),
         (Answer::SecureNarrowed, _, Some((_, document))) => {
-            secure(wording, domain, document, Some(published.narrowed()))
+            format_secure(wording, domain, document, Some(published.narrowed()))
         }
         // Every enforced decision has its policy.
         (Answer::Secure | Answer::SecureNarrowed, _, None) => "TEMP the policy is missing".into(),
@@ -100,36 +105,36 @@ pub fn reply(wording: ReplyFormat, decision: &Decision, own_level: PostfixLevel,
 }
 
 /// `narrowed`: the only hosts that are allowed.
-fn secure(wording: ReplyFormat, domain: &str, policy: &PolicyDocument, narrowed: Option<&[String]>) -> String {
+fn format_secure(wording: ReplyFormat, domain: &str, policy: &PolicyDocument, narrowed: Option<&[String]>) -> String {
     let patterns = narrowed.unwrap_or(&policy.mx);
     let names: Vec<&str> = patterns.iter().map(|mx| mx.strip_prefix('*').unwrap_or(mx)).collect();
     let plain = format!("OK secure match={} servername=hostname", names.join(":"));
     match wording {
         ReplyFormat::Policy => plain,
-        ReplyFormat::PolicyTlsrpt => with_attributes(&plain, domain, policy, patterns).unwrap_or(plain),
+        ReplyFormat::PolicyTlsrpt => add_attributes(&plain, domain, policy, patterns).unwrap_or(plain),
     }
 }
 
 /// Delivered at a level as without a policy; the attributes are for reports. Above `encrypt` Postfix would enforce the
 /// patterns, which a testing policy does not ask for. Nothing where the level takes no attributes.
-fn testing_at(level: PostfixLevel, domain: &str, policy: &PolicyDocument) -> Option<String> {
+fn format_testing_at(level: PostfixLevel, domain: &str, policy: &PolicyDocument) -> Option<String> {
     let patterns = match level {
         PostfixLevel::None | PostfixLevel::Fingerprint | PostfixLevel::Unknown => return None,
         PostfixLevel::May | PostfixLevel::Encrypt => policy.mx.as_slice(),
         PostfixLevel::Dane | PostfixLevel::DaneOnly | PostfixLevel::Verify | PostfixLevel::Secure => &[],
     };
-    with_attributes(&format!("OK {}", level.name()), domain, policy, patterns)
+    add_attributes(&format!("OK {}", level.name()), domain, policy, patterns)
 }
 
 /// `policy_failure` is never among them: it makes an enforced delivery fail. Policies without any string end Postfix
 /// 3.10.0 to 3.10.5: where there is no room for all, the short ones stay; nothing where there is no room for those.
-fn with_attributes(plain: &str, domain: &str, policy: &PolicyDocument, patterns: &[String]) -> Option<String> {
+fn add_attributes(plain: &str, domain: &str, policy: &PolicyDocument, patterns: &[String]) -> Option<String> {
     let mut text = format!("{plain} policy_type=sts policy_domain={domain}");
     for mx in patterns {
         // Writing to a String cannot fail.
         let _ = write!(text, " mx_host_pattern={mx}");
     }
-    let strings: Vec<String> = policy.lines.iter().filter_map(|line| attribute(line)).collect();
+    let strings: Vec<String> = policy.lines.iter().filter_map(|line| policy_string_attribute(line)).collect();
     let all: usize = strings.iter().map(String::len).sum();
     let wanted = |s: &&String| text.len() + all <= MAX_REPLY || !s.starts_with(MX_STRING);
     let chosen: Vec<&String> = strings.iter().filter(wanted).collect();
@@ -146,14 +151,14 @@ const MX_STRING: &str = " { policy_string = mx:";
 
 /// A line of the document as an attribute. Braces would end it, other octets than printable ASCII may not survive
 /// Postfix: lines with them are left out.
-fn attribute(line: &str) -> Option<String> {
+fn policy_string_attribute(line: &str) -> Option<String> {
     let line = line.trim();
     let safe = !line.is_empty() && line.bytes().all(|b| (b' '..=b'~').contains(&b) && b != b'{' && b != b'}');
     safe.then(|| format!(" {{ policy_string = {line} }}"))
 }
 
 /// Causes come from DNS: printable, one line, short.
-fn one_line(cause: &str) -> String {
+fn sanitize_cause(cause: &str) -> String {
     cause.chars().map(|c| if c.is_ascii_graphic() || c == ' ' { c } else { '?' }).take(200).collect()
 }
 
@@ -182,7 +187,7 @@ mod tests {
     fn word(wording: ReplyFormat, coverage: Coverage, lines: &str, own_level: PostfixLevel) -> String {
         let published = Published::new(coverage, DatalessTlsa::Absent, "no\nanswer", Vec::new());
         let sts = (!lines.is_empty()).then(|| cached(lines));
-        reply(wording, &Decision::for_tests("example.com", published, sts), own_level, POSTFIX)
+        format_reply(wording, &Decision::for_tests("example.com", published, sts), own_level, POSTFIX)
     }
 
     const ENFORCE: &str = "version: STSv1\nmode: enforce\nmx: mx1.example.com\nmx: *.example.net\nmax_age: 604800\n";
@@ -209,9 +214,9 @@ mod tests {
         let published = Published::new(Coverage::WorseHosts, DatalessTlsa::Absent, "", hosts);
         let decision = Decision::for_tests("example.com", published, Some(cached(ENFORCE)));
         let plain = "OK secure match=mx1.example.com:b.example.net servername=hostname";
-        assert_eq!(reply(ReplyFormat::Policy, &decision, PostfixLevel::May, POSTFIX), plain);
+        assert_eq!(format_reply(ReplyFormat::Policy, &decision, PostfixLevel::May, POSTFIX), plain);
         assert_eq!(
-            reply(ReplyFormat::PolicyTlsrpt, &decision, PostfixLevel::May, POSTFIX),
+            format_reply(ReplyFormat::PolicyTlsrpt, &decision, PostfixLevel::May, POSTFIX),
             format!(
                 "{plain} policy_type=sts policy_domain=example.com mx_host_pattern=mx1.example.com \
                  mx_host_pattern=b.example.net {{ policy_string = version: STSv1 }} {{ policy_string = mode: enforce }} \

@@ -60,11 +60,11 @@ pub async fn serve(
     let service = Arc::new(SocketmapServer {
         policies,
         postfix: PostfixTraits::of(&postfix),
-        waiting: AtomicUsize::new(0),
+        pending_answers: AtomicUsize::new(0),
         answers: metrics.answers(MtaProtocol::Socketmap),
         requests: metrics.counter("socketmap_requests"),
         malformed: metrics.counter("socketmap_malformed"),
-        unknown: metrics.counter("socketmap_unknown_map"),
+        unknown_maps: metrics.counter("socketmap_unknown_map"),
         throttle: Throttle::default(),
         metrics: metrics.clone(),
     });
@@ -82,7 +82,7 @@ pub async fn serve(
     let mut connections = listener.accept_all("socketmap", &metrics, &mut shutdown, begin).await;
     // A warm answer is given without a pause between reading and writing: only those that wait for one are waited for.
     let until = tokio::time::Instant::now() + DRAIN_TIMEOUT;
-    while service.waiting.load(Ordering::Relaxed) > 0 && tokio::time::Instant::now() < until {
+    while service.pending_answers.load(Ordering::Relaxed) > 0 && tokio::time::Instant::now() < until {
         tokio::time::sleep(DRAIN_TIMEOUT / 100).await;
     }
     connections.shutdown().await;
@@ -93,8 +93,8 @@ pub async fn explain(policies: &Arc<Policies>, key: &str, own_level: PostfixLeve
     let traits = policies.postfix();
     policies
         .explain(key, |decision| {
-            let word = |wording| reply::reply(wording, decision, own_level, traits);
-            let postfix = ReplyFormat::ALL.iter().map(|(wording, map)| ((*map).to_owned(), word(*wording)));
+            let render = |wording| reply::format_reply(wording, decision, own_level, traits);
+            let postfix = ReplyFormat::ALL.iter().map(|(wording, map)| ((*map).to_owned(), render(*wording)));
             postfix.chain([("exim".to_owned(), readsocket::format_answer(decision))]).collect()
         })
         .await
@@ -102,23 +102,23 @@ pub async fn explain(policies: &Arc<Policies>, key: &str, own_level: PostfixLeve
 
 /// Every next hop that has a policy, with the answer in the words that every Postfix knows: a table for a day without
 /// the daemon. A testing policy has none, for it asks for nothing.
-pub fn table(policies: &Policies, own_level: PostfixLevel) -> Vec<(String, String)> {
+pub fn export_table(policies: &Policies, own_level: PostfixLevel) -> Vec<(String, String)> {
     let traits = policies.postfix();
-    let word = |decision: &Decision| {
-        reply::reply(ReplyFormat::Policy, decision, own_level, traits).strip_prefix("OK ").map(str::to_owned)
+    let render = |decision: &Decision| {
+        reply::format_reply(ReplyFormat::Policy, decision, own_level, traits).strip_prefix("OK ").map(str::to_owned)
     };
-    policies.export_table(word)
+    policies.export_table(render)
 }
 
 struct SocketmapServer {
     policies: Arc<Policies>,
     postfix: PostfixTraits,
     /// Connections that wait for an answer to be made.
-    waiting: AtomicUsize,
+    pending_answers: AtomicUsize,
     answers: Arc<AnswerMetrics>,
     requests: Arc<AtomicU64>,
     malformed: Arc<AtomicU64>,
-    unknown: Arc<AtomicU64>,
+    unknown_maps: Arc<AtomicU64>,
     throttle: Throttle,
     metrics: Metrics,
 }
@@ -132,28 +132,28 @@ enum NextStep {
 impl SocketmapServer {
     async fn serve_connection<S: AsyncRead + AsyncWrite + Unpin>(&self, mut stream: S) {
         // What was read and is no whole request yet; mostly empty.
-        let mut rest: Vec<u8> = Vec::new();
+        let mut input: Vec<u8> = Vec::new();
         let mut out: Vec<u8> = Vec::new();
         // Octets of an over-long request still to pass over.
         let mut skip = 0;
         loop {
-            match poll_fn(|cx| poll_read(&mut stream, &mut rest, &mut skip, cx)).await {
+            match poll_fn(|cx| poll_read(&mut stream, &mut input, &mut skip, cx)).await {
                 Ok(true) => {}
                 Ok(false) | Err(_) => return,
             }
-            let next = self.answer(&mut rest, &mut out, &mut skip, &mut stream).await;
+            let next = self.answer_requests(&mut input, &mut out, &mut skip, &mut stream).await;
             if matches!(next, Err(_) | Ok(NextStep::Close)) {
                 return;
             }
-            shrink(&mut rest);
-            shrink(&mut out);
+            release_capacity(&mut input);
+            release_capacity(&mut out);
         }
     }
 
-    /// Answers all whole requests in `rest`, and leaves there what is no whole one.
-    async fn answer<S: AsyncWrite + Unpin>(
+    /// Answers all whole requests in `input`, and leaves there what is no whole one.
+    async fn answer_requests<S: AsyncWrite + Unpin>(
         &self,
-        rest: &mut Vec<u8>,
+        input: &mut Vec<u8>,
         out: &mut Vec<u8>,
         skip: &mut usize,
         stream: &mut S,
@@ -162,31 +162,31 @@ impl SocketmapServer {
         let mut answered = 0;
         let mut ready = CountsByKind::default();
         let next = loop {
-            match netstring::decode(&rest[done..]) {
+            match netstring::decode(&input[done..]) {
                 Frame::Partial => break NextStep::Continue,
                 Frame::Whole { data, used } => {
                     answered += 1;
-                    if let Err((map, hop)) = self.request(data, out, &mut ready) {
+                    if let Err((map, hop)) = self.answer_from_cache(data, out, &mut ready) {
                         let since = Instant::now();
-                        let _waiting = PendingGuard::new(&self.waiting);
+                        let _pending = PendingGuard::new(&self.pending_answers);
                         // What is ready does not wait for what is not.
-                        write(stream, out).await?;
+                        flush(stream, out).await?;
                         let decision = self.policies.decide(hop).await;
                         let kind = kind_for_postfix(decision.facts(), self.own_level(map), self.postfix);
                         self.answers.add_waited(kind, since.elapsed());
-                        out.extend_from_slice(&self.word(map, &decision));
-                        write(stream, out).await?;
+                        out.extend_from_slice(&self.render_frame(map, &decision));
+                        flush(stream, out).await?;
                     }
                     done += used;
                     if out.len() >= MAX_UNSENT_BYTES {
-                        write(stream, out).await?;
+                        flush(stream, out).await?;
                     }
                 }
                 Frame::TooLong { header, data } => {
                     answered += 1;
                     netstring::encode(b"NOTFOUND ", out);
                     ready[AnswerKind::None as usize] += 1;
-                    let here = (rest.len() - done).min(header + data + 1);
+                    let here = (input.len() - done).min(header + data + 1);
                     done += here;
                     *skip = header + data + 1 - here;
                     if *skip > 0 {
@@ -200,15 +200,15 @@ impl SocketmapServer {
                 }
             }
         };
-        rest.drain(..done);
+        input.drain(..done);
         self.requests.fetch_add(answered, Ordering::Relaxed);
         self.answers.add_ready(&ready);
-        write(stream, out).await?;
+        flush(stream, out).await?;
         Ok(next)
     }
 
     /// Appends the reply, if it is known, and adds it to `ready`; else says for which map and next hop it must be made.
-    fn request<'a>(
+    fn answer_from_cache<'a>(
         &self,
         data: &'a [u8],
         out: &mut Vec<u8>,
@@ -217,13 +217,13 @@ impl SocketmapServer {
         let space = data.iter().position(|b| *b == b' ').unwrap_or(data.len());
         let (name, key) = (&data[..space], data.get(space + 1..).unwrap_or_default());
         let Some(mut map) = MapName::parse(name) else {
-            self.unknown.fetch_add(1, Ordering::Relaxed);
+            self.unknown_maps.fetch_add(1, Ordering::Relaxed);
             self.log_unknown_map(name);
             netstring::encode(b"PERM no such map; there are policy and policy-tlsrpt", out);
             return Ok(());
         };
         if map.own_level == Some(PostfixLevel::Unknown) {
-            self.unknown.fetch_add(1, Ordering::Relaxed);
+            self.unknown_maps.fetch_add(1, Ordering::Relaxed);
             self.log_unknown_level(name);
         }
         // An attribute that the asking Postfix does not know makes it defer the mail.
@@ -232,7 +232,8 @@ impl SocketmapServer {
         }
         let own_level = self.own_level(map);
         let slot = own_level as u8 * 2 + u8::from(map.wording == ReplyFormat::PolicyTlsrpt);
-        let facts = self.policies.write_reply(key, slot, |decision| self.word(map, decision), out).ok_or((map, key))?;
+        let facts =
+            self.policies.write_reply(key, slot, |decision| self.render_frame(map, decision), out).ok_or((map, key))?;
         ready[kind_for_postfix(facts, own_level, self.postfix) as usize] += 1;
         Ok(())
     }
@@ -243,7 +244,7 @@ impl SocketmapServer {
     }
 
     /// A whole frame.
-    fn word(&self, map: MapName, decision: &Decision) -> Box<[u8]> {
+    fn render_frame(&self, map: MapName, decision: &Decision) -> Box<[u8]> {
         let own_level = self.own_level(map);
         if decision.facts().is_some_and(|facts| facts.own_level_is_weaker_at_some_host(own_level, self.postfix)) {
             self.log(
@@ -257,7 +258,7 @@ impl SocketmapServer {
             );
         }
         let mut frame = Vec::new();
-        let reply = reply::reply(map.wording, decision, own_level, self.postfix);
+        let reply = reply::format_reply(map.wording, decision, own_level, self.postfix);
         netstring::encode(reply.as_bytes(), &mut frame);
         frame.into_boxed_slice()
     }
@@ -314,11 +315,11 @@ impl Drop for PendingGuard<'_> {
     }
 }
 
-/// Reads what is there into `rest`; false where the client is gone. The buffer is on the stack, so that an idle
+/// Reads what is there into `input`; false where the client is gone. The buffer is on the stack, so that an idle
 /// connection has none.
 fn poll_read<S: AsyncRead + Unpin>(
     stream: &mut S,
-    rest: &mut Vec<u8>,
+    input: &mut Vec<u8>,
     skip: &mut usize,
     cx: &mut Context<'_>,
 ) -> Poll<io::Result<bool>> {
@@ -328,12 +329,12 @@ fn poll_read<S: AsyncRead + Unpin>(
     let read = chunk.filled();
     let passed = read.len().min(*skip);
     *skip -= passed;
-    rest.extend_from_slice(&read[passed..]);
+    input.extend_from_slice(&read[passed..]);
     Poll::Ready(Ok(!read.is_empty()))
 }
 
 /// Writes all of it.
-async fn write<S: AsyncWrite + Unpin>(stream: &mut S, out: &mut Vec<u8>) -> io::Result<()> {
+async fn flush<S: AsyncWrite + Unpin>(stream: &mut S, out: &mut Vec<u8>) -> io::Result<()> {
     if !out.is_empty() {
         stream.write_all(out).await?;
         out.clear();
@@ -341,7 +342,7 @@ async fn write<S: AsyncWrite + Unpin>(stream: &mut S, out: &mut Vec<u8>) -> io::
     Ok(())
 }
 
-fn shrink(buffer: &mut Vec<u8>) {
+fn release_capacity(buffer: &mut Vec<u8>) {
     if buffer.is_empty() && buffer.capacity() > IDLE_CAPACITY {
         *buffer = Vec::new();
     }

@@ -201,7 +201,7 @@ pub fn answer(data: &[u8]) {
         ends_at_dataless_tlsa: false,
     };
     for (wording, _) in ReplyFormat::ALL {
-        let said = reply::reply(wording, &decision, own_level, postfix);
+        let said = reply::format_reply(wording, &decision, own_level, postfix);
         assert!(said.len() <= MAX_REPLY);
         let Some(words) = said.strip_prefix("OK ") else {
             assert!(said == "NOTFOUND " && (found.mode == Mode::Testing || matches!(own_name, "dane-only" | "fingerprint")));

@@ -1123,7 +1123,7 @@ async fn overrides_go_before_what_is_published() {
         );
     }
     assert_eq!(world.dns.zone().asked("fixed.test", RecordType::MX), 0);
-    let table = server::table(&daemon.policies, Default_::May);
+    let table = server::export_table(&daemon.policies, Default_::May);
     let table: Vec<String> = table.into_iter().map(|(key, answer)| format!("{key} {answer}")).collect();
     assert_eq!(
         table,
