@@ -138,6 +138,12 @@ async fn life(installation: &Installation) {
     assert!(!there(SOCKET) && there("/var/lib/tlswarden/embedded"));
     assert!(!site.machine.output("systemctl is-active tlswarden.service tlswarden.socket").0);
     assert!(there("/etc/tlswarden/tlswarden.toml"), "configuration stays until purge");
+    site.run("dpkg -i /root/tlswarden.deb");
+    // Fails where one of them is masked or disabled.
+    site.run("for unit in tlswarden.service tlswarden.socket tlswarden-exim.socket; do \
+              systemctl is-enabled $unit || exit 1; done && systemctl is-active tlswarden.socket tlswarden.service");
+    assert!(there(SOCKET));
+    site.say("removed and installed again: each unit is enabled, and systemd has the socket");
     site.run("dpkg --purge tlswarden");
     site.nothing_is_left();
     assert!(there("/var/spool/postfix"));
