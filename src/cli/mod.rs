@@ -10,6 +10,7 @@ mod check_domain;
 mod control;
 mod dkim_key;
 mod doctor;
+mod foreign_folder;
 mod policy;
 mod render;
 mod replay;
@@ -121,9 +122,16 @@ enum CliCommand {
     /// Shows what logs would have been counted as; sends and stores nothing.
     #[command(after_help = replay::HELP)]
     Replay(replay::ReplayOptions),
-    /// Copies the store into a new folder, while the daemon runs or without it; put back in place it is the store.
+    /// Copies the store into a new folder, while the daemon runs or without it.
     Backup {
         /// The folder; it must not exist, or be empty.
+        dir: PathBuf,
+        #[command(flatten)]
+        config: ConfigFile,
+    },
+    /// Puts a backup in place of the store, once every record of it was read; the daemon must be stopped.
+    Restore {
+        /// The folder that `backup` wrote; it stays as it is.
         dir: PathBuf,
         #[command(flatten)]
         config: ConfigFile,
@@ -173,6 +181,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         CliCommand::Reports(options) => reports::reports(&options),
         CliCommand::Replay(options) => replay::replay(&options),
         CliCommand::Backup { dir, config } => config.load().and_then(|config| backup::backup(&config, &dir)),
+        CliCommand::Restore { dir, config } => config.load().and_then(|config| backup::restore(&config, &dir)),
         CliCommand::DkimKey(options) => dkim_key::dkim_key(&options),
     };
     exit_code(result.map(|()| EX_OK))
@@ -224,7 +233,7 @@ mod tests {
         let mut wanted =
             "serve, status, check-config, doctor, check-domain, policy explain, policy list, policy show, \
                           policy refresh, policy purge, policy export, results, reports list, reports show, \
-                          reports preview, reports resend, replay, backup, dkim-key"
+                          reports preview, reports resend, replay, backup, restore, dkim-key"
                 .split(", ")
                 .collect::<Vec<_>>();
         wanted.sort_unstable();

@@ -10,7 +10,7 @@ use clap::{Args, Subcommand};
 
 use super::control::query;
 use super::render::{format_time, table, to_pretty_json};
-use super::{CliError, ConfigFile, EX_IOERR, EX_USAGE, print_stdout};
+use super::{CliError, ConfigFile, EX_IOERR, EX_UNAVAILABLE, EX_USAGE, print_stdout};
 use crate::base::domain_name;
 use crate::base::tlsrpt::Day;
 use crate::config::Config;
@@ -123,7 +123,16 @@ fn preview(config: &Config, day: Option<Day>, domain: Option<&str>, out: Option<
             match out {
                 None => text.push_str(&format!("{}\n", report.json)),
                 Some(folder) => {
-                    let file = folder.join(&report.file_name);
+                    let Some(file) = path_in(folder, &report.file_name) else {
+                        return Err(CliError::new(
+                            EX_UNAVAILABLE,
+                            format!(
+                                "`{}`: not the file name of a report: expected SUBMITTER!DOMAIN!BEGIN!END!ID.json.gz (RFC \
+                                 8460 §5.1); stopped",
+                                report.file_name.escape_debug()
+                            ),
+                        ));
+                    };
                     let failed =
                         |e| CliError::new(EX_IOERR, format!("{}: cannot be written: {e}; stopped", file.display()));
                     std::fs::create_dir_all(folder)
@@ -138,6 +147,17 @@ fn preview(config: &Config, day: Option<Day>, domain: Option<&str>, out: Option<
         text.push_str("nothing was counted that a report could say\n");
     }
     print_stdout(&text)
+}
+
+/// Where a report is written: a plain file in `folder`.
+///
+/// The name comes from the daemon, which may have been taken over, and this command may run as root.
+fn path_in(folder: &Path, file_name: &str) -> Option<PathBuf> {
+    let parts: Vec<&str> = file_name.strip_suffix(".json.gz")?.split('!').collect();
+    let is_plain = |part: &&str| {
+        !part.is_empty() && part.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_'))
+    };
+    (parts.len() == 5 && parts.iter().all(|part| is_plain(part))).then(|| folder.join(file_name))
 }
 
 /// What a report is about, and where it would go.
@@ -172,4 +192,30 @@ fn render_list(due: &[ReportStatus]) -> String {
         })
         .collect();
     table(&["day", "report for", "to", "state", "when", "tries", "report-id", "last answer"], &lines) + "\n"
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reports_are_written_into_the_folder_alone() {
+        let folder = Path::new("/root/reports");
+        let path = |name: &str| path_in(folder, name);
+        let name = "sender.example!xn--exmple-cua.net!1795305600!1795391999!00112233aabbccdd.json.gz";
+        assert_eq!(path(name), Some(folder.join(name)));
+        for other in [
+            "",
+            "/etc/passwd",
+            "../../etc/cron.d/x",
+            "a!b!1!2!../../x.json.gz",
+            "/etc!b!1!2!3.json.gz",
+            "a!b!1!2!3.json",
+            "a!b!1!2!3!4.json.gz",
+            "a!b!1!2!.json.gz",
+            "a!b!1!2!\n.json.gz",
+        ] {
+            assert_eq!(path(other), None, "{other:?}");
+        }
+    }
 }

@@ -6,7 +6,7 @@
 //! Not here: the tasks of a running daemon (`daemon`), how results are printed (`cli`).
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::answering::policy::history::PolicyHistory;
@@ -29,6 +29,7 @@ use crate::reporting::dkim::signer::{self as reporting, Signer};
 pub(crate) use crate::reporting::report::build::gzip;
 use crate::reporting::schedule::{Scheduler, SchedulerContext, SchedulerSettings};
 pub(crate) use crate::store::StoreError;
+pub(crate) use crate::store::embedded::BACKUP_PREFIX;
 use crate::store::embedded::EmbeddedStore;
 use crate::store::{Store, message_id_key};
 
@@ -110,6 +111,13 @@ pub(crate) fn open_offline(config: &Config) -> Result<Services, OpenError> {
         metrics,
         clock,
     })
+}
+
+/// Puts a copy that lies in the store's folder in place of the store; returns the folder of the former store.
+///
+/// Fails where the copy is not whole, or a process, the daemon most likely, has the store open.
+pub(crate) fn restore_store(config: &Config, copy: &Path) -> Result<Option<PathBuf>, StoreError> {
+    EmbeddedStore::restore(copy, &config.store.path, Clock::default())
 }
 
 /// What `doctor` needs of this program, for [`crate::checking::host::check_host`].

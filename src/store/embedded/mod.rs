@@ -11,6 +11,7 @@ mod changes;
 mod copy;
 mod open;
 mod reopen;
+mod restore;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::File;

@@ -34,7 +34,7 @@ const LOCK_FILE: &str = "lock";
 pub(super) const ACKNOWLEDGED_FILE: &str = "acknowledged";
 
 /// The file with the format of the store, read before anything else is: another format may not even add up for us.
-const FORMAT_FILE: &str = "format";
+pub(super) const FORMAT_FILE: &str = "format";
 
 /// Copies for a backup are named so, followed by a number; one that still exists at start was not fetched.
 pub(crate) const BACKUP_PREFIX: &str = "backup-";
@@ -176,7 +176,7 @@ pub(super) fn open_acknowledged(store_folder: &Path) -> Result<(File, u64), Stor
 }
 
 /// Creates the folder if need be, and locks it for this process.
-fn lock_folder(store_folder: &Path) -> Result<File, StoreError> {
+pub(super) fn lock_folder(store_folder: &Path) -> Result<File, StoreError> {
     let shown = store_folder.display();
     let unusable = |cause: &dyn std::fmt::Display| {
         StoreError::Unusable(format!("store: {shown}: cannot be used: {cause}; nothing is counted or answered"))

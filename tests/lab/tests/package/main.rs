@@ -140,8 +140,10 @@ async fn life(installation: &Installation) {
     assert!(there("/etc/tlswarden/tlswarden.toml"), "configuration stays until purge");
     site.run("dpkg -i /root/tlswarden.deb");
     // Fails where one of them is masked or disabled.
-    site.run("for unit in tlswarden.service tlswarden.socket tlswarden-exim.socket; do \
-              systemctl is-enabled $unit || exit 1; done && systemctl is-active tlswarden.socket tlswarden.service");
+    site.run(
+        "for unit in tlswarden.service tlswarden.socket tlswarden-exim.socket; do \
+              systemctl is-enabled $unit || exit 1; done && systemctl is-active tlswarden.socket tlswarden.service",
+    );
     assert!(there(SOCKET));
     site.say("removed and installed again: each unit is enabled, and systemd has the socket");
     site.run("dpkg --purge tlswarden");
@@ -274,8 +276,7 @@ async fn is_backed_up_and_put_back(site: &Site) {
     let before = site.counted(&today());
     for backup in ["/root/backup", "/tmp/backup"] {
         site.run(&format!(
-            "systemctl stop tlswarden tlswarden.socket; rm -rf /var/lib/tlswarden; mv {backup} /var/lib/tlswarden;
-             systemctl start tlswarden"
+            "systemctl stop tlswarden tlswarden.socket && tlswarden restore {backup} && systemctl start tlswarden"
         ));
         assert_eq!(site.counted(&today()), before, "{backup}");
     }
