@@ -294,7 +294,8 @@ pub enum ListenAddress {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ResolverSection {
-    /// The validating resolver; without it the first loopback `nameserver` of `/etc/resolv.conf`.
+    /// The validating resolver; without it the first loopback `nameserver` of `/etc/resolv.conf`, or all its nameservers
+    /// where none is on loopback.
     #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "validate::deserialize_address")]
     pub address: Option<SocketAddr>,
 }

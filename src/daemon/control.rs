@@ -198,7 +198,7 @@ impl Services {
             found: self.detected.clone(),
             parts: self.parts.states(),
             inputs: self.metrics.inputs(),
-            resolver: self.resolver.server().to_string(),
+            resolver: self.resolver.server_names(),
             validating: self.resolver.is_trusted(),
             policies: self.policies.counts(),
             missing_identity: missing_identity(&self.config.report).into_iter().map(str::to_owned).collect(),

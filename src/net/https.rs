@@ -338,7 +338,7 @@ impl Resolve for AddressResolver {
             if let Some(address) = fixed {
                 return Ok(Box::new(std::iter::once(address)) as Addrs);
             }
-            let found = resolver.addresses(name.as_str()).await.map_err(AddressError::Dns)?;
+            let found = resolver.addresses_to_connect(name.as_str()).await.map_err(AddressError::Dns)?;
             let (public, other): (Vec<IpAddr>, _) = found.records.into_iter().partition(|ip| private || is_public(*ip));
             match other.first() {
                 Some(ip) if public.is_empty() => Err(AddressError::PrivateAddress(*ip).into()),

@@ -23,6 +23,6 @@ pub async fn look_up_recipients(resolver: &Resolver, name: &str) -> Result<Recip
     match resolver.txt(&format!("_smtp._tls.{name}")).await {
         Ok(answer) => Ok(parse_recipients(&answer.records)?),
         Err(DnsError::NoSuchDomain { .. } | DnsError::NoRecords { .. }) => Err(NoRecipients::NoRecord.into()),
-        Err(DnsError::Failed(why)) => Err(TlsrptLookupError::Temporary(why)),
+        Err(DnsError::Failed(why)) => Err(TlsrptLookupError::Temporary(why.to_string())),
     }
 }

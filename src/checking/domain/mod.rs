@@ -166,7 +166,7 @@ pub(crate) async fn check_domain(config: &Config, domain: &str) -> Result<Domain
     let hosts = prober.probe_hosts(&mx, &domain).await;
     let mut findings = Findings::default();
     if !resolver.is_trusted() {
-        findings.not_looked_at.push(format!("DNSSEC: the resolver {} is not on this host", resolver.server()));
+        findings.not_looked_at.push(format!("DNSSEC: the resolver {} is not on this host", resolver.server_names()));
     }
     let facts =
         DomainFacts { domain: &domain, mx: &mx, verdict: &verdict, hosts: &hosts, sts: &sts, reports: &reports };
@@ -197,7 +197,7 @@ struct DomainFacts<'a> {
 async fn look_up_sts(resolver: &Resolver, client: &HttpsClient, domain: &str) -> PublishedSts {
     let records = match resolver.txt(&format!("_mta-sts.{domain}")).await {
         Ok(answer) => answer.records,
-        Err(DnsError::Failed(cause)) => return PublishedSts::Unknown(cause),
+        Err(DnsError::Failed(cause)) => return PublishedSts::Unknown(cause.to_string()),
         Err(_) => Vec::new(),
     };
     match record::parse_id(&records) {

@@ -15,7 +15,7 @@ use tokio::process::Command;
 use crate::checking::finding::{Finding, Findings, Severity};
 use crate::checking::host::access::{AccessKind, AccessObstacle, SystemUser};
 use crate::config::{ClosedNetworkSection, Config, InputKind, InputSection};
-use crate::net::dns::{DnsError, Resolver, nameservers};
+use crate::net::dns::{Resolver, nameservers};
 
 /// How long `timedatectl` may take: it asks a service that may have to be started.
 const TIMEDATECTL_TIMEOUT: Duration = Duration::from_secs(5);
@@ -129,36 +129,33 @@ pub(crate) async fn check_resolver(
             return;
         }
     };
-    let server = format!("resolver {}", resolver.server());
+    let server = format!("resolver {}", resolver.server_names());
     let add =
         |name: &str, problem: &str, impact: &str| Finding::new(Severity::Error, name, server.clone(), problem, impact);
     let unbound = "apt-get install unbound   # then `nameserver 127.0.0.1` and `options trust-ad` in /etc/resolv.conf";
     let no_dane = "There is no DANE: TLSA records count only where DNSSEC proves them (RFC 7672 §2.1).";
-    match resolver.probe_validation().await {
-        Err(DnsError::Failed(error)) => {
-            let impact = "Nothing can be found out of a domain: the daemon answers `ask again`, and mail is deferred.";
-            found.push(add("resolver-dead", &error, impact).fix("systemctl status unbound"));
-            return;
-        }
-        _ if !resolver.is_trusted() => {
-            if config.postfix.dnssec() {
-                let problem = "it is not on this host, so that its word about DNSSEC is not believed";
-                found.push(add("resolver-remote", problem, no_dane).fix(unbound));
-            }
-            return;
-        }
-        Ok(true) => found.looked_at.push(format!("{server}: it validates")),
-        Ok(false) | Err(_) => {
-            if config.postfix.dnssec() {
-                found.push(
-                    add("resolver-not-validating", "it does not validate: the root is not signed for it", no_dane)
-                        .fix(unbound),
-                );
-            }
-            return;
-        }
+    let probe = resolver.probe(bogus).await;
+    if let Some(error) = &probe.failure {
+        let impact = "Nothing can be found out of a domain: the daemon answers `ask again`, and mail is deferred.";
+        found.push(add("resolver-dead", error, impact).fix("systemctl status unbound"));
+        return;
     }
-    if !bogus.is_empty() && resolver.addresses(bogus).await.is_ok() {
+    if !resolver.is_trusted() {
+        if config.postfix.dnssec() {
+            let problem = "it is not on this host, so that its word about DNSSEC is not believed";
+            found.push(add("resolver-remote", problem, no_dane).fix(unbound));
+        }
+        return;
+    }
+    if !probe.validates {
+        if config.postfix.dnssec() {
+            let problem = "it does not validate: the root is not signed for it";
+            found.push(add("resolver-not-validating", problem, no_dane).fix(unbound));
+        }
+        return;
+    }
+    found.looked_at.push(format!("{server}: it validates"));
+    if probe.refuses_bogus == Some(false) {
         let problem = format!("it answers about {bogus}, whose signatures are broken on purpose");
         let impact = "It sets the AD bit and does not refuse what is forged.";
         found.push(

@@ -1,29 +1,39 @@
-//! The host's resolver, with its DNSSEC verdict; the only user of hickory.
+//! The host's resolver, with its DNSSEC verdict.
 //!
 //! Takes: a name in its one form (`domain`), asked absolutely: no search list, no hosts file.
 //! Gives: the records at the end of the CNAME chain, whether the resolver validated them (the AD bit, RFC 4035 §3.2.3),
 //! and how long they hold. The AD bit is believed of a resolver that the administrator named or that is on loopback.
-//! Limits: [`QUERY_TIMEOUT`] a query, retry and TCP included; [`MAX_QUERIES`] at once, the others wait for their turn;
-//! [`MAX_CHAIN`] CNAMEs; [`MAX_RECORDS`] records an answer.
+//! An answer that such a resolver gave only to a query without EDNS, and did not validate, is not known where the verdict
+//! counts: it must not lower one.
+//! Limits: [`QUERY_TIMEOUT`] a query, retries, TCP and CNAMEs included; [`MAX_QUERIES`] at once, the others wait for their
+//! turn; [`MAX_CHAIN`] CNAMEs; [`MAX_RECORDS`] records an answer.
 //! When it fails: a [`DnsError`]; what may be better next time is told apart from what is so.
 //! Not here: caching (the resolver and `policy` do), what records mean.
+
+mod alias_chain;
+mod exchange;
+mod health;
+pub mod message;
+mod servers;
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
-use hickory_resolver::config::{ConnectionConfig, NameServerConfig, ResolverOpts};
-use hickory_resolver::net::runtime::TokioRuntimeProvider;
-use hickory_resolver::net::xfer::{DnsHandle, FirstAnswer, RetryDnsHandle};
-use hickory_resolver::net::{DnsError as Negative, NetError};
-use hickory_resolver::proto::op::{DnsRequestOptions, DnsResponse, Query, ResponseCode};
-use hickory_resolver::proto::rr::{Name, RData, RecordType};
-use hickory_resolver::{NameServerPool, PoolContext, TlsConfig};
-use serde::{Deserialize, Serialize};
+use parking_lot::Mutex;
 use tokio::sync::Semaphore;
+use tokio::time::Instant;
 
-/// The longest that one query takes, its retry and TCP included: three in a row must fit beside an HTTPS fetch
+use alias_chain::{AliasChain, ChainEnd, ChainStep};
+pub use alias_chain::{MAX_CHAIN, MAX_RECORDS};
+use health::ResolverHealth;
+pub use health::ResolverProbe;
+pub use message::TlsaRecord;
+use message::{Question, RecordData, RecordKind};
+use servers::{QueryFailure, Servers};
+
+/// The longest that one query takes, its retries, TCP and CNAMEs included: three in a row must fit beside an HTTPS fetch
 /// in nothing longer than Postfix's own patience of 100 s, one in `answer_budget`.
 pub const QUERY_TIMEOUT: Duration = Duration::from_secs(4);
 
@@ -31,28 +41,36 @@ pub const QUERY_TIMEOUT: Duration = Duration::from_secs(4);
 /// At 20 ms a query that is 50,000 a second.
 pub const MAX_QUERIES: usize = 1024;
 
-/// How many CNAMEs are followed within one answer, as resolvers do.
-pub const MAX_CHAIN: usize = 16;
-
-/// How many records of one answer are looked at: more than any honest answer has.
-pub const MAX_RECORDS: usize = 256;
-
 /// How long a negative answer without a SOA record holds (RFC 2308 §5 would not keep it at all).
 const NEGATIVE_WITHOUT_SOA: Duration = Duration::from_secs(60);
 
-/// Tries of one query by UDP after the first.
-const RETRIES: usize = 1;
+/// How many failed queries of one explanation are noted.
+const MAX_NOTED_FAILURES: usize = 16;
 
-/// Queries that may be under way on one TCP connection.
-const MAX_ACTIVE_REQUESTS: usize = 4096;
-
-/// A way to the resolver. Copies share its connections.
+/// A way to the resolver. Copies share its memory and its limits.
 #[derive(Clone)]
 pub struct Resolver {
-    handle: RetryDnsHandle<NameServerPool<TokioRuntimeProvider>>,
-    query_permits: Arc<Semaphore>,
-    server: SocketAddr,
+    shared: Arc<SharedResolver>,
+    /// The queries of this copy that failed, if somebody wants to know.
+    noted: Option<Arc<Mutex<Vec<FailedQuery>>>>,
+}
+
+struct SharedResolver {
+    servers: Servers,
     trusted: bool,
+    query_permits: Semaphore,
+    health: ResolverHealth,
+}
+
+/// A query that failed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FailedQuery {
+    /// What was asked: `TLSA of _25._tcp.mx.example.com`.
+    pub query: String,
+    /// Why it failed; names the resolver.
+    pub cause: String,
+    /// A command that repeats it.
+    pub command: String,
 }
 
 /// The records found for a name.
@@ -66,19 +84,6 @@ pub struct DnsAnswer<T> {
     pub secure: bool,
     /// How long it holds: the shortest of all records.
     pub ttl: Duration,
-}
-
-/// A TLSA record (RFC 6698 §2.1), as it is.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub struct TlsaRecord {
-    /// Certificate usage.
-    pub usage: u8,
-    /// Selector.
-    pub selector: u8,
-    /// Matching type.
-    pub matching: u8,
-    /// Certificate association data.
-    pub data: Vec<u8>,
 }
 
 /// Why there are no records.
@@ -98,7 +103,14 @@ pub enum DnsError {
     },
     /// It may be otherwise next time: SERVFAIL (bogus included), refused, no answer in time.
     #[error("{0}")]
-    Failed(String),
+    Failed(DnsFailure),
+}
+
+/// Why a query failed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DnsFailure {
+    cause: String,
+    local: bool,
 }
 
 impl DnsError {
@@ -111,37 +123,112 @@ impl DnsError {
     }
 }
 
+impl DnsFailure {
+    /// Whether it is this host that could not ask: no descriptors, no route.
+    pub fn is_local(&self) -> bool {
+        self.local
+    }
+}
+
+impl fmt::Display for DnsFailure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.cause)
+    }
+}
+
+impl From<String> for DnsFailure {
+    fn from(cause: String) -> DnsFailure {
+        DnsFailure { cause, local: false }
+    }
+}
+
+impl From<&str> for DnsFailure {
+    fn from(cause: &str) -> DnsFailure {
+        cause.to_owned().into()
+    }
+}
+
+impl From<QueryFailure> for DnsFailure {
+    fn from(failure: QueryFailure) -> DnsFailure {
+        DnsFailure { cause: failure.cause, local: failure.local }
+    }
+}
+
 impl Resolver {
     /// The resolver that the configuration names, else the first `nameserver` on loopback in `/etc/resolv.conf`.
-    /// Where that has none, its first `nameserver` serves, and is not believed about DNSSEC.
+    /// Where that has none, all its nameservers serve, and are not believed about DNSSEC.
     /// Fails where `/etc/resolv.conf` cannot be read.
     pub fn new(address: Option<SocketAddr>) -> Result<Resolver, DnsError> {
-        let (server, trusted) = match address {
-            Some(address) => (address, true),
-            None => {
-                let path = "/etc/resolv.conf";
-                let text = std::fs::read_to_string(path).map_err(|e| DnsError::Failed(format!("{path}: {e}")))?;
-                let ip = choose_nameserver(&nameservers(&text));
-                (SocketAddr::new(ip, 53), ip.is_loopback())
-            }
-        };
-        Ok(Resolver { handle: connect(server)?, query_permits: Arc::new(Semaphore::new(MAX_QUERIES)), server, trusted })
+        if let Some(address) = address {
+            return Ok(Resolver::with_servers([address], true));
+        }
+        let path = "/etc/resolv.conf";
+        let text = std::fs::read_to_string(path).map_err(|e| DnsError::Failed(format!("{path}: {e}").into()))?;
+        let (servers, trusted) = choose_nameservers(&nameservers(&text));
+        Ok(Resolver::with_servers(servers.into_iter().map(|ip| SocketAddr::new(ip, 53)), trusted))
+    }
+
+    /// These servers, in the order in which they are asked. `trusted`: their AD bit is believed.
+    pub(crate) fn with_servers(servers: impl IntoIterator<Item = SocketAddr>, trusted: bool) -> Resolver {
+        let (query_permits, health) = (Semaphore::new(MAX_QUERIES), ResolverHealth::default());
+        let shared = SharedResolver { servers: Servers::new(servers), trusted, query_permits, health };
+        Resolver { shared: Arc::new(shared), noted: None }
     }
 
     /// Whether its AD bit is trusted; if not, no answer is ever secure.
     pub fn is_trusted(&self) -> bool {
-        self.trusted
+        self.shared.trusted
     }
 
-    /// Its address.
-    pub fn server(&self) -> SocketAddr {
-        self.server
+    /// The addresses of its servers, in the order in which they are asked.
+    pub fn servers(&self) -> impl Iterator<Item = SocketAddr> {
+        self.shared.servers.addresses()
+    }
+
+    /// The addresses of its servers, for people.
+    pub fn server_names(&self) -> String {
+        self.servers().map(|server| server.to_string()).collect::<Vec<_>>().join(", ")
+    }
+
+    /// The same resolver, which notes the queries of this copy that fail.
+    pub fn noting_failures(&self) -> Resolver {
+        Resolver { shared: Arc::clone(&self.shared), noted: Some(Arc::default()) }
+    }
+
+    /// The queries of this copy that failed, if it notes them.
+    pub fn failed_queries(&self) -> Vec<FailedQuery> {
+        self.noted.as_ref().map_or_else(Vec::new, |noted| noted.lock().clone())
+    }
+
+    /// Why nothing can be asked, if every query has failed for some time, the root's among them.
+    pub fn outage(&self) -> Option<String> {
+        self.shared.health.outage()
+    }
+
+    /// Whether the last query failed.
+    pub fn is_failing(&self) -> bool {
+        self.shared.health.is_failing()
+    }
+
+    /// Waits until a query fails.
+    pub async fn query_failure(&self) {
+        self.shared.health.failed_query.notified().await;
+    }
+
+    /// How many queries there were, and how many of them failed.
+    pub fn query_counts(&self) -> (u64, u64) {
+        self.shared.health.counts()
+    }
+
+    /// What it said when the root was last asked for.
+    pub fn last_probe(&self) -> Option<ResolverProbe> {
+        self.shared.health.probe()
     }
 
     /// TXT records, the strings of each joined (RFC 8461 §3.1, RFC 8460 §3). Octets that are not UTF-8 become U+FFFD.
     pub async fn txt(&self, name: &str) -> Result<DnsAnswer<String>, DnsError> {
-        self.query(name, RecordType::TXT, |data| match data {
-            RData::TXT(txt) => Some(String::from_utf8_lossy(&txt.txt_data.concat()).into_owned()),
+        self.query(name, RecordKind::Txt, VerdictUse::Ignored, |data| match data {
+            RecordData::Text(text) => Some(String::from_utf8_lossy(&text).into_owned()),
             _ => None,
         })
         .await
@@ -150,8 +237,8 @@ impl Resolver {
     /// MX records: preference and host, sorted by preference. The host of a null MX (RFC 7505) is `.`.
     pub async fn mx(&self, name: &str) -> Result<DnsAnswer<(u16, String)>, DnsError> {
         let mut answer = self
-            .query(name, RecordType::MX, |data| match data {
-                RData::MX(mx) => Some((mx.preference, canonical_text(&mx.exchange))),
+            .query(name, RecordKind::Mx, VerdictUse::Counts, |data| match data {
+                RecordData::Exchange(preference, host) => Some((preference, host)),
                 _ => None,
             })
             .await?;
@@ -162,13 +249,23 @@ impl Resolver {
 
     /// A and AAAA records. Secure if each of the two that has records is. Where one of the two fails, the other serves.
     pub async fn addresses(&self, name: &str) -> Result<DnsAnswer<IpAddr>, DnsError> {
-        let address = |data: &RData| match data {
-            RData::A(a) => Some(IpAddr::V4(a.0)),
-            RData::AAAA(a) => Some(IpAddr::V6(a.0)),
+        self.both_addresses(name, VerdictUse::Counts).await
+    }
+
+    /// The same, to connect to: whether they are signed does not count.
+    pub async fn addresses_to_connect(&self, name: &str) -> Result<DnsAnswer<IpAddr>, DnsError> {
+        self.both_addresses(name, VerdictUse::Ignored).await
+    }
+
+    async fn both_addresses(&self, name: &str, verdict: VerdictUse) -> Result<DnsAnswer<IpAddr>, DnsError> {
+        let address = |data| match data {
+            RecordData::Address(ip) => Some(ip),
             _ => None,
         };
-        let (four, six) =
-            tokio::join!(self.query(name, RecordType::A, address), self.query(name, RecordType::AAAA, address));
+        let (four, six) = tokio::join!(
+            self.query(name, RecordKind::A, verdict, address),
+            self.query(name, RecordKind::Aaaa, verdict, address)
+        );
         match (four, six) {
             (Ok(mut four), Ok(six)) => {
                 four.records.extend(six.records);
@@ -185,13 +282,8 @@ impl Resolver {
 
     /// Whether the name itself is an alias whose CNAME record is validated, wherever that leads (RFC 7672 §2.2.2).
     pub async fn is_alias_secure(&self, name: &str) -> Result<bool, DnsError> {
-        let found = self
-            .query(name, RecordType::CNAME, |data| match data {
-                RData::CNAME(target) => Some(canonical_text(&target.0)),
-                _ => None,
-            })
-            .await;
-        match found {
+        let alias = |data| matches!(data, RecordData::Alias(_)).then_some(());
+        match self.query(name, RecordKind::Cname, VerdictUse::Counts, alias).await {
             Ok(answer) => Ok(answer.secure),
             Err(DnsError::Failed(e)) => Err(DnsError::Failed(e)),
             Err(_) => Ok(false),
@@ -200,103 +292,140 @@ impl Resolver {
 
     /// TLSA records of a TCP service at `_<port>._tcp.<base>` (RFC 6698 §3).
     pub async fn tlsa(&self, port: u16, base: &str) -> Result<DnsAnswer<TlsaRecord>, DnsError> {
-        self.query(&format!("_{port}._tcp.{base}"), RecordType::TLSA, |data| match data {
-            RData::TLSA(tlsa) => Some(TlsaRecord {
-                usage: tlsa.cert_usage.into(),
-                selector: tlsa.selector.into(),
-                matching: tlsa.matching.into(),
-                data: tlsa.cert_data.clone(),
-            }),
+        self.query(&format!("_{port}._tcp.{base}"), RecordKind::Tlsa, VerdictUse::Counts, |data| match data {
+            RecordData::Tlsa(tlsa) => Some(tlsa),
             _ => None,
         })
         .await
     }
 
-    /// Whether the resolver validates, by a query for the NS records of the root, which are signed
-    /// (Postfix's `dnssec_probe` asks for the same). Whether it is to be believed is [`Resolver::is_trusted`].
-    pub async fn probe_validation(&self) -> Result<bool, DnsError> {
-        let found = self.query(".", RecordType::NS, |data| matches!(data, RData::NS(_)).then_some(())).await?;
-        Ok(found.secure)
+    /// Asks for the NS records of the root, which are signed (Postfix's `dnssec_probe` asks for the same), and for the
+    /// addresses of `bogus`, whose signatures are broken on purpose, unless that is empty; remembers what was said.
+    pub async fn probe(&self, bogus: &str) -> ResolverProbe {
+        let asked = SystemTime::now();
+        let root = Question { name: ".".into(), kind: RecordKind::Ns };
+        let found = self.resolve(root).await;
+        let refuses_bogus = match &found {
+            Ok((chain, _)) if chain.authentic && !bogus.is_empty() => match self.addresses_to_connect(bogus).await {
+                Ok(_) => Some(false),
+                Err(DnsError::Failed(_)) => Some(true),
+                Err(DnsError::NoSuchDomain { .. } | DnsError::NoRecords { .. }) => None,
+            },
+            _ => None,
+        };
+        let probe = ResolverProbe {
+            asked,
+            answered: self.shared.health.last_answer(),
+            validates: found.as_ref().is_ok_and(|(chain, _)| chain.authentic),
+            edns: found.as_ref().is_ok_and(|(chain, _)| chain.with_edns),
+            refuses_bogus,
+            failure: found.err().map(|failure| failure.to_string()),
+        };
+        self.shared.health.set_probe(probe.clone());
+        probe
     }
 
     async fn query<T>(
         &self,
         name: &str,
-        kind: RecordType,
-        read: impl Fn(&RData) -> Option<T>,
+        kind: RecordKind,
+        verdict: VerdictUse,
+        read: impl Fn(RecordData) -> Option<T>,
     ) -> Result<DnsAnswer<T>, DnsError> {
-        let asked = absolute_name(name)?;
-        let mut options = DnsRequestOptions::default();
-        options.use_edns = true;
-        options.edns_set_dnssec_ok = true;
+        let Some(question) = Question::new(name, kind) else {
+            return Err(DnsError::NoSuchDomain { ttl: NEGATIVE_WITHOUT_SOA });
+        };
+        let found = self.resolve(question.clone()).await.and_then(|(chain, end)| {
+            if verdict == VerdictUse::Counts && self.shared.trusted && !chain.with_edns {
+                let cause = format!(
+                    "the resolver {} answers queries without EDNS only, so that DNSSEC is not known",
+                    self.server_names()
+                );
+                return Err(cause.into());
+            }
+            Ok((chain, end))
+        });
+        let (chain, end) = found.map_err(|failure| {
+            self.note_failed_query(&question, &failure);
+            DnsError::Failed(failure)
+        })?;
+        let negative_ttl = |ttl: Option<u32>| ttl.map_or(NEGATIVE_WITHOUT_SOA, |s| Duration::from_secs(s.into()));
+        let records = match end {
+            ChainEnd::Records(records) => records.into_iter().filter_map(read).collect(),
+            ChainEnd::NoRecords { ttl, no_such_domain: true } => {
+                return Err(DnsError::NoSuchDomain { ttl: negative_ttl(ttl) });
+            }
+            ChainEnd::NoRecords { ttl, .. } => return Err(DnsError::NoRecords { ttl: negative_ttl(ttl) }),
+        };
+        let secure = self.shared.trusted && chain.authentic;
+        let ttl = Duration::from_secs(chain.ttl.into());
+        Ok(DnsAnswer { name: chain.question.name, records, secure, ttl })
+    }
+
+    /// Asks, and asks on for the targets of aliases that came alone.
+    async fn resolve(&self, question: Question) -> Result<(AliasChain, ChainEnd), DnsFailure> {
+        let root = question.name == ".";
+        let shared = &self.shared;
         // The semaphore is never closed.
-        let _permit = self.query_permits.acquire().await;
-        let lookup = self.handle.lookup(Query::query(asked.clone(), kind), options).first_answer();
-        match tokio::time::timeout(QUERY_TIMEOUT, lookup).await {
-            Err(_) => Err(DnsError::Failed(format!("no answer within {} s", QUERY_TIMEOUT.as_secs()))),
-            Ok(Err(error)) => Err(classify_error(error)),
-            Ok(Ok(response)) => self.select_records(&asked, kind, response, read),
-        }
-    }
-
-    /// The records that answer the question: those at the end of the CNAME chain, whatever else came along.
-    fn select_records<T>(
-        &self,
-        asked: &Name,
-        kind: RecordType,
-        response: DnsResponse,
-        read: impl Fn(&RData) -> Option<T>,
-    ) -> Result<DnsAnswer<T>, DnsError> {
-        if !response.answers.is_empty() && !response.answers.iter().any(|r| r.name.eq_ignore_root(asked)) {
-            // Not "there is none": nothing was said of this name.
-            return Err(DnsError::Failed("the answer is about another name".into()));
-        }
-        let mut name = asked;
-        let mut ttl = u32::MAX;
-        let mut followed = 0;
+        let _permit = shared.query_permits.acquire().await;
+        let deadline = Instant::now() + QUERY_TIMEOUT;
+        let mut chain = AliasChain::new(question);
         loop {
-            let next = response.answers.iter().find_map(|r| match &r.data {
-                RData::CNAME(target) if r.name.eq_ignore_root(name) => Some((&target.0, r.ttl)),
-                _ => None,
-            });
-            let Some((target, its_ttl)) = next.filter(|_| kind != RecordType::CNAME) else { break };
-            followed += 1;
-            if followed > MAX_CHAIN {
-                return Err(DnsError::Failed("the CNAMEs lead nowhere".into()));
-            }
-            (name, ttl) = (target, ttl.min(its_ttl));
-        }
-        let mut records = Vec::new();
-        for record in response.answers.iter().filter(|r| r.name.eq_ignore_root(name)).take(MAX_RECORDS) {
-            if let Some(value) = read(&record.data) {
-                records.push(value);
-                ttl = ttl.min(record.ttl);
+            let answer = match shared.servers.ask(&chain.question, deadline).await {
+                Ok(answer) => answer,
+                Err(failure) => {
+                    shared.health.note_failure(&failure, root);
+                    return Err(failure.into());
+                }
+            };
+            shared.health.note_answer();
+            match chain.follow(&answer)? {
+                ChainStep::AskNext => {}
+                ChainStep::End(end) => return Ok((chain, end)),
             }
         }
-        if records.is_empty() {
-            let ttl = negative_ttl(response.negative_ttl());
-            return Err(match response.metadata.response_code {
-                ResponseCode::NXDomain => DnsError::NoSuchDomain { ttl },
-                _ => DnsError::NoRecords { ttl },
-            });
+    }
+
+    fn note_failed_query(&self, question: &Question, failure: &DnsFailure) {
+        let Some(noted) = &self.noted else { return };
+        let mut noted = noted.lock();
+        let failed = FailedQuery {
+            query: format!("{} of {}", question.kind, question.name),
+            cause: failure.to_string(),
+            command: self.dig_command(question),
+        };
+        if noted.len() < MAX_NOTED_FAILURES && !noted.contains(&failed) {
+            noted.push(failed);
         }
-        let secure = self.trusted && response.metadata.authentic_data;
-        Ok(DnsAnswer { name: canonical_text(name), records, secure, ttl: Duration::from_secs(ttl.into()) })
+    }
+
+    /// A command of BIND's dig(1) that asks the first server the same.
+    fn dig_command(&self, question: &Question) -> String {
+        let server = self.servers().next();
+        let at = server.map_or_else(String::new, |server| match server.port() {
+            53 => format!("@{} ", server.ip()),
+            port => format!("@{} -p {port} ", server.ip()),
+        });
+        let name = question.name.trim_end_matches('.');
+        format!("dig {at}+dnssec {name}. {}", question.kind)
     }
 }
 
-impl fmt::Display for TlsaRecord {
-    /// `3 1 1 HEX`, as in a zone file.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {} {} ", self.usage, self.selector, self.matching)?;
-        self.data.iter().try_for_each(|octet| write!(f, "{octet:02x}"))
-    }
+/// Whether it counts that an answer is signed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum VerdictUse {
+    Counts,
+    Ignored,
 }
 
-/// The first `nameserver` on loopback, else the first, else 127.0.0.1, as resolv.conf(5) has it.
-fn choose_nameserver(servers: &[IpAddr]) -> IpAddr {
-    let loopback = servers.iter().find(|ip| ip.is_loopback());
-    loopback.or(servers.first()).copied().unwrap_or(Ipv4Addr::LOCALHOST.into())
+/// The first `nameserver` on loopback, whose AD bit is believed; else all of them, or 127.0.0.1 where there is none, as
+/// resolv.conf(5) has it.
+fn choose_nameservers(servers: &[IpAddr]) -> (Vec<IpAddr>, bool) {
+    match servers.iter().find(|ip| ip.is_loopback()) {
+        Some(loopback) => (vec![*loopback], true),
+        None if servers.is_empty() => (vec![Ipv4Addr::LOCALHOST.into()], true),
+        None => (servers.to_vec(), false),
+    }
 }
 
 /// The `nameserver` lines of a resolv.conf(5).
@@ -306,88 +435,5 @@ pub fn nameservers(resolv_conf: &str) -> Vec<IpAddr> {
     values.filter_map(|rest| rest.split_whitespace().next()?.parse().ok()).collect()
 }
 
-fn connect(server: SocketAddr) -> Result<RetryDnsHandle<NameServerPool<TokioRuntimeProvider>>, DnsError> {
-    let mut connections = vec![ConnectionConfig::udp(), ConnectionConfig::tcp()];
-    connections.iter_mut().for_each(|c| c.port = server.port());
-    let mut options = ResolverOpts::default();
-    options.timeout = QUERY_TIMEOUT / u32::try_from(RETRIES + 1).unwrap_or(1);
-    options.attempts = RETRIES;
-    options.max_active_requests = MAX_ACTIVE_REQUESTS;
-    // No TLS is spoken to the resolver; hickory wants a configuration all the same.
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let config = rustls::ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .map_err(|e| DnsError::Failed(e.to_string()))?
-        .with_root_certificates(rustls::RootCertStore::empty())
-        .with_no_client_auth();
-    let pool = NameServerPool::from_config(
-        [NameServerConfig::new(server.ip(), true, connections)],
-        Arc::new(PoolContext::new(options, TlsConfig { config })),
-        TokioRuntimeProvider::default(),
-    );
-    Ok(RetryDnsHandle::new(pool, RETRIES))
-}
-
-fn absolute_name(name: &str) -> Result<Name, DnsError> {
-    let mut name = Name::from_ascii(name).map_err(|_| DnsError::NoSuchDomain { ttl: NEGATIVE_WITHOUT_SOA })?;
-    name.set_fqdn(true);
-    Ok(name)
-}
-
-/// The canonical form (see `domain_name`); the root is `.`.
-fn canonical_text(name: &Name) -> String {
-    let text = name.to_ascii().to_ascii_lowercase();
-    match text.strip_suffix('.') {
-        Some("") | None => text,
-        Some(name) => name.to_owned(),
-    }
-}
-
-fn classify_error(error: NetError) -> DnsError {
-    match error {
-        NetError::Dns(Negative::NoRecordsFound(none)) => {
-            let ttl = negative_ttl(none.negative_ttl);
-            match none.response_code {
-                ResponseCode::NXDomain => DnsError::NoSuchDomain { ttl },
-                ResponseCode::NoError => DnsError::NoRecords { ttl },
-                code => DnsError::Failed(format!("the resolver answered {code}")),
-            }
-        }
-        NetError::Dns(Negative::ResponseCode(ResponseCode::ServFail)) => {
-            DnsError::Failed("the resolver answered SERVFAIL (DNSSEC validation, or its servers, failed)".into())
-        }
-        NetError::Dns(Negative::ResponseCode(code)) => DnsError::Failed(format!("the resolver answered {code}")),
-        NetError::Timeout => DnsError::Failed("no answer in time".into()),
-        other => DnsError::Failed(other.to_string()),
-    }
-}
-
-fn negative_ttl(ttl: Option<u32>) -> Duration {
-    ttl.map_or(NEGATIVE_WITHOUT_SOA, |s| Duration::from_secs(s.into()))
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_loopback_resolver_is_preferred() {
-        let ip = |text| choose_nameserver(&nameservers(text)).to_string();
-        assert_eq!(ip("nameserver 192.0.2.1\nnameserver 127.0.0.1\n"), "127.0.0.1");
-        assert_eq!(ip("# nameserver 127.0.0.1\nnameserver\t192.0.2.1 # x\n"), "192.0.2.1");
-        assert_eq!(ip("nameserver 192.0.2.1\nnameserver ::1"), "::1");
-        assert_eq!(ip("search example.com\nnameservers 192.0.2.1\n"), "127.0.0.1");
-    }
-
-    #[test]
-    fn records_print_as_in_a_zone_file() {
-        let tlsa = TlsaRecord { usage: 3, selector: 1, matching: 1, data: vec![0, 0xab] };
-        assert_eq!(tlsa.to_string(), "3 1 1 00ab");
-    }
-
-    #[test]
-    fn names_have_one_form() {
-        assert_eq!(canonical_text(&absolute_name("MX.Example.COM").unwrap()), "mx.example.com");
-        assert_eq!(canonical_text(&Name::root()), ".");
-    }
-}
+mod tests;

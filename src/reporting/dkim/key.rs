@@ -138,7 +138,7 @@ impl DkimPublicKey {
             Err(DnsError::NoSuchDomain { .. } | DnsError::NoRecords { .. }) => {
                 Ok(Some("there is no such record".into()))
             }
-            Err(DnsError::Failed(why)) => Err(escape_and_cut(&why, 200)),
+            Err(DnsError::Failed(why)) => Err(escape_and_cut(&why.to_string(), 200)),
         }
     }
 

@@ -20,6 +20,7 @@ use tlswarden::counting::input::json_entry;
 use tlswarden::config::PostfixLevel;
 use tlswarden::counting::session::{Sessions, datagram as session};
 use tlswarden::net::dns::TlsaRecord;
+use tlswarden::net::dns::message::AnswerMessage;
 use tlswarden_parsers::{Dialect, parse, parse_event_action};
 
 #[path = "../../../parsers/tests/borrowed/mod.rs"]
@@ -260,4 +261,14 @@ pub fn certificate(data: &[u8]) {
     let record = TlsaRecord { usage: first % 4, selector: first / 4 % 2, matching: first / 8 % 3, data: vec![7; 32] };
     let time = UnixTime::since_unix_epoch(std::time::Duration::from_secs(1_795_600_000));
     assert_eq!(server_certificate::matching_record(&[record], &chain, &["mx.example.com"], time), None);
+}
+
+/// The answer of a name server: what is read of it is bounded by its length, whatever its pointers say.
+pub fn dns_answer(data: &[u8]) {
+    let Ok(answer) = AnswerMessage::decode(data) else { return };
+    // A record takes 11 bytes of the message, or more.
+    assert!(answer.records.len() + answer.undecodable.len() <= data.len() / 11);
+    let names = answer.records.iter().map(|record| &record.owner).chain(answer.undecodable.iter().map(|(owner, _)| owner));
+    // A byte that is not printable takes four characters (`\000`).
+    names.for_each(|name| assert!(name.len() <= 4 * 255 && name.is_ascii() && !name.contains(char::is_control)));
 }

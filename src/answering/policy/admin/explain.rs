@@ -305,7 +305,7 @@ fn describe_dns_error(error: &DnsError) -> String {
     match error {
         DnsError::NoSuchDomain { ttl } => format!("no such domain, for {} s", ttl.as_secs()),
         DnsError::NoRecords { ttl } => format!("none, for {} s", ttl.as_secs()),
-        DnsError::Failed(cause) => format!("not known: {}", escape(cause)),
+        DnsError::Failed(cause) => format!("not known: {}", escape(&cause.to_string())),
     }
 }
 

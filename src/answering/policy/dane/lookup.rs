@@ -121,7 +121,7 @@ pub async fn look_up(resolver: &Resolver, hop: &NextHop) -> DaneVerdict {
             Ok(answer) => look_up_mx_hosts(resolver, hop, answer.records, answer.secure, answer.ttl).await,
             Err(DnsError::NoRecords { ttl }) => look_up_single_host(resolver, hop, ttl).await,
             Err(DnsError::NoSuchDomain { ttl }) => DaneVerdict { mx: MxStatus::NoHost, ..DaneVerdict::empty(ttl) },
-            Err(DnsError::Failed(cause)) => DaneVerdict::failed(cause),
+            Err(DnsError::Failed(cause)) => DaneVerdict::failed(cause.to_string()),
         }
     } else {
         look_up_single_host(resolver, hop, MAX_TTL).await

@@ -225,7 +225,7 @@ impl DomainState {
             Err(DnsError::Failed(cause)) => match state.record.take() {
                 // What was known stands while the resolver fails.
                 Some(known @ RecordState::Id { .. }) => (known, RECORD_RETRY),
-                _ => (RecordState::Failed { cause: cause.into() }, RECORD_RETRY),
+                _ => (RecordState::Failed { cause: cause.to_string().into() }, RECORD_RETRY),
             },
             Err(none @ DnsError::NoSuchDomain { ttl }) | Err(none @ DnsError::NoRecords { ttl }) => {
                 let reason =
