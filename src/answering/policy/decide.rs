@@ -15,7 +15,7 @@ use crate::answering::policy::dane::cached_verdict::{CachedVerdict, MAX_STALE};
 use crate::answering::policy::dane::coverage::Coverage;
 use crate::answering::policy::dane::lookup::{self, DaneVerdict, NARROWED_TTL};
 use crate::answering::policy::decision::{Answer, Basis, DatalessTlsa, Decision, Facts, Published, facts};
-use crate::answering::policy::decision_cache::CachedDecision;
+use crate::answering::policy::decision_cache::{CachedDecision, MAX_DECISION_TTL};
 use crate::answering::policy::history::compact::StoredPolicy;
 use crate::answering::policy::overrides::OverrideRule;
 use crate::answering::policy::policies::{Policies, Trigger};
@@ -103,9 +103,12 @@ impl Policies {
         let sts = async {
             if matches!(rule, Some(OverrideRule::SkipDane) | None) {
                 self.await_sts(&domain, began, trigger).await;
+                // It may have been evicted before the look-up began, which is then about another.
+                return self.sts.get(&domain.name).unwrap_or_else(|| Arc::clone(&domain));
             }
+            Arc::clone(&domain)
         };
-        let (dane, ()) = tokio::join!(dane, sts);
+        let (dane, domain) = tokio::join!(dane, sts);
         let now = self.clock.seconds();
         let version = domain.version();
         let known = match rule {
@@ -194,8 +197,8 @@ impl Policies {
         }
         let now = self.clock.seconds();
         let is_fresh = |verdict: &&CachedVerdict| match trigger {
-            Trigger::Lookup | Trigger::Explain => now < verdict.expires(),
-            Trigger::Refresh => now < verdict.refresh_at(),
+            Trigger::Lookup | Trigger::Explain => verdict.holds(now),
+            Trigger::Refresh => verdict.holds(now) && now < verdict.refresh_at(),
             Trigger::AdminRefresh => false,
         };
         if let Some(fresh) = known.as_ref().filter(is_fresh) {
@@ -219,8 +222,8 @@ impl Policies {
         self.metrics.add("dane_lookups", 1);
         let found = found.unwrap_or_else(|cause| Arc::new(DaneVerdict::failed(cause)));
         let now = self.clock.seconds();
-        let ttl = i64::try_from(found.ttl.as_secs()).unwrap_or(i64::MAX / 4);
-        let found = CachedVerdict::new(&found, now + ttl, now + ttl * 4 / 5);
+        let found = CachedVerdict::new(&found, now);
+        let known = known.map(|known| known.into_last_known(now));
         self.metrics.add("dane_lookups_failed", u64::from(found.coverage.is_failure()));
         match known {
             Some(known) if known.outranks(&found) && now < known.expires() + MAX_STALE => {
@@ -288,7 +291,7 @@ impl Policies {
             (None, None, Some(failure)) => Some(failure.stored_policy(&hop.domain)),
             (_, None, _) => None,
         };
-        let mut expires = sts_expires.min(dane.expires);
+        let mut expires = sts_expires.min(dane.expires).min(now + MAX_DECISION_TTL);
         if facts.sts == Some(Mode::Enforce) && facts.allows_host_without_tlsa {
             // A new MX host is not refused for longer.
             expires = expires.min(now + NARROWED_TTL.as_secs() as i64);

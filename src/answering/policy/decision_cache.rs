@@ -19,10 +19,13 @@ use crate::answering::policy::decision::{Basis, Decision, Facts, Published, fact
 use crate::answering::policy::history::Period;
 use crate::answering::policy::sts::domain_state::DomainState;
 use crate::answering::policy::sts::policy::{PolicyFailure, StsPolicy};
-use crate::base::clock::{CompactTime, SharedCompactTime};
+use crate::base::clock::{CompactTime, SharedCompactTime, holds, is_future};
 
 /// How many parts the decisions are kept in.
 const SHARDS: usize = 64;
+
+/// How long a decision is current at most, in seconds: as long as a record or a verdict may hold.
+pub const MAX_DECISION_TTL: i64 = 86_400;
 
 /// How much of answers in words is kept, in octets: a common one takes 16 or, of the longer kind, 64.
 pub const MAX_REPLY_BYTES: usize = 16 * 1024 * 1024;
@@ -128,6 +131,24 @@ impl CachedDecision {
             last_asked: asked,
             verdict: Some(verdict),
             ..CachedDecision::no_policy()
+        }
+    }
+
+    /// Whether it may be answered at `now` (seconds). What was made or asked about in the future, or stands for longer
+    /// than any decision, is from a clock that was ahead.
+    pub fn holds(&self, now: i64) -> bool {
+        let in_time = || {
+            holds(self.last_asked.seconds(), self.expires.seconds(), now)
+                && self.expires.seconds() - now <= MAX_DECISION_TTL
+        };
+        (self.expires == CompactTime::NEVER || in_time()) && self.domain_version == self.domain.version()
+    }
+
+    /// Brings the time of the last request back to `now` where it is from the future: such an entry would never be the
+    /// least recently asked.
+    pub fn settle(&self, now: i64) {
+        if is_future(self.last_asked.seconds(), now) {
+            self.last_asked.set(now);
         }
     }
 
@@ -272,6 +293,31 @@ mod tests {
             last_asked: SharedCompactTime::from_seconds(asked),
             ..CachedDecision::no_policy()
         }
+    }
+
+    #[test]
+    fn a_decision_of_a_clock_that_was_ahead_does_not_stand() {
+        const NOW: i64 = 1_700_000_000;
+        let until = |asked: i64, expires: i64| CachedDecision {
+            expires: CompactTime::from_seconds(NOW + expires),
+            ..entry("a.example", NOW + asked)
+        };
+        for (asked, expires, want) in [
+            (0, 60, true),
+            (-100, MAX_DECISION_TTL, true),
+            (0, 0, false),
+            // Asked about by the clock that was ahead, and made by it.
+            (3600, 3660, false),
+            (3600, 60, false),
+            (0, MAX_DECISION_TTL + 1, false),
+            (0, 400 * 86_400, false),
+        ] {
+            assert_eq!(until(asked, expires).holds(NOW), want, "asked {asked} s, expires {expires} s from now");
+        }
+        assert!(CachedDecision::no_policy().holds(NOW) && CachedDecision::no_policy().holds(0));
+        let future = until(3600, 60);
+        future.settle(NOW);
+        assert_eq!(future.last_asked.seconds(), NOW);
     }
 
     #[test]

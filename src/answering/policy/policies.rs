@@ -28,7 +28,7 @@ use crate::answering::policy::overrides::Overrides;
 use crate::answering::policy::single_flight::{Flight, SingleFlight};
 use crate::answering::policy::sts::cache::{MAX_BACKGROUND_LOOKUPS, MAX_LOOKUPS, StsCache};
 use crate::answering::policy::throttle::Throttle;
-use crate::base::clock::Clock;
+use crate::base::clock::{Clock, SteadyClock};
 use crate::base::next_hop::NextHop;
 use crate::base::shutdown::wait_for_shutdown;
 use crate::config::Config;
@@ -70,6 +70,7 @@ pub struct Policies {
     pub(super) sts: Arc<StsCache>,
     pub(super) history: Arc<PolicyHistory>,
     pub(super) clock: Clock,
+    steady: SteadyClock,
     pub(super) metrics: Metrics,
     pub(super) throttle: Throttle,
     decision_flights: SingleFlight<Decision>,
@@ -118,7 +119,7 @@ impl Policies {
         if let Some(cause) = dane_off_reason {
             tracing::info!("policy: no DANE: {cause}; MTA-STS alone is answered");
         }
-        let verdict = if dane_off_reason.is_none() { verdict_store.load(clock.seconds(), limit)? } else { Vec::new() };
+        let verdict = if dane_off_reason.is_none() { verdict_store.load(limit)? } else { Vec::new() };
         let policies = Policies {
             cache: DecisionCache::new(limit),
             budget: config.policy.answer_budget.0,
@@ -129,6 +130,7 @@ impl Policies {
             sts: Arc::new(sts),
             history,
             clock,
+            steady: SteadyClock::new(clock),
             metrics,
             throttle: Throttle::default(),
             decision_flights: SingleFlight::new(MAX_LOOKUPS),
@@ -199,7 +201,7 @@ impl Policies {
     /// Whether an entry's decision still stands; notes that it was asked about.
     fn is_current(self: &Arc<Self>, key: &[u8], entry: &CachedDecision) -> bool {
         let now = self.clock.seconds();
-        if now >= entry.expires.seconds() || entry.domain_version != entry.domain.version() {
+        if !entry.holds(now) {
             return false;
         }
         if entry.last_asked.seconds() != now {
@@ -231,9 +233,7 @@ impl Policies {
     pub(super) async fn explain_decision(self: &Arc<Self>, hop: &NextHop) -> Decision {
         let now = self.clock.seconds();
         match self.cache.get(&hop.key()) {
-            Some(entry) if now < entry.expires.seconds() && entry.domain_version == entry.domain.version() => {
-                entry.decision()
-            }
+            Some(entry) if entry.holds(now) => entry.decision(),
             _ => self.resolve(hop.clone(), Trigger::Explain).await,
         }
     }
@@ -311,9 +311,11 @@ impl Policies {
     }
 
     fn sweep(&self, now: i64) {
+        let may_expire = self.steady.permits_expiry();
         self.cache.retain(|entry| {
+            entry.settle(now);
             let ended = entry.verdict.as_ref().is_some_and(|verdict| verdict.expires() + MAX_STALE < now);
-            let goes = ended && entry.last_asked.seconds() + MAX_STALE < now;
+            let goes = may_expire && ended && entry.last_asked.seconds() + MAX_STALE < now;
             if goes {
                 self.verdict_store.remove(entry.hop.to_string());
             }

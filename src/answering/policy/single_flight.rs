@@ -64,6 +64,11 @@ impl<T: Clone + Send + Sync + 'static> SingleFlight<T> {
         Some(flight)
     }
 
+    /// Whether the work for a key is under way.
+    pub fn is_under_way(&self, key: &str) -> bool {
+        self.table.lock().contains_key(key)
+    }
+
     /// How many pieces of work are under way.
     pub fn len(&self) -> usize {
         self.table.lock().len()

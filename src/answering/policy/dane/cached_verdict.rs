@@ -11,7 +11,7 @@ use crate::answering::policy::dane::coverage::Coverage;
 use crate::answering::policy::dane::lookup::{DaneVerdict, MxStatus};
 use crate::answering::policy::decision::DatalessTlsa;
 use crate::answering::policy::history::compact::TlsaHosts;
-use crate::base::clock::CompactTime;
+use crate::base::clock::{CompactTime, holds, is_future};
 
 /// How long a DANE verdict serves past its TTL while the resolver fails, in seconds.
 pub const MAX_STALE: i64 = 86_400;
@@ -22,8 +22,8 @@ const MAX_CAUSE_CHARS: usize = 200;
 /// A verdict and how long it holds.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CachedVerdict {
+    found: CompactTime,
     expires: CompactTime,
-    refresh_at: CompactTime,
     /// The row of the table of decisions.
     pub coverage: Coverage,
     /// Whether there are TLSA records without data.
@@ -43,8 +43,9 @@ struct VerdictDetails {
 }
 
 impl CachedVerdict {
-    /// A verdict that holds until a moment, and is to be asked again at another (seconds).
-    pub fn new(verdict: &DaneVerdict, expires: i64, refresh_at: i64) -> CachedVerdict {
+    /// A verdict that was found at a moment (seconds since 1970-01-01T00:00:00Z) and holds for its TTL.
+    pub fn new(verdict: &DaneVerdict, found: i64) -> CachedVerdict {
+        let ttl = i64::try_from(verdict.ttl.as_secs()).unwrap_or(i64::from(u32::MAX));
         let coverage = verdict.coverage();
         let cause: String = verdict.first_failure().unwrap_or_default().chars().take(MAX_CAUSE_CHARS).collect();
         let tlsa_hosts = verdict.tlsa_hosts();
@@ -54,8 +55,8 @@ impl CachedVerdict {
         };
         let some = !tlsa_hosts.is_empty() || !cause.is_empty() || !without_tlsa.is_empty();
         CachedVerdict {
-            expires: CompactTime::from_seconds(expires),
-            refresh_at: CompactTime::from_seconds(refresh_at),
+            found: CompactTime::from_seconds(found),
+            expires: CompactTime::from_seconds(found + ttl),
             coverage,
             dataless: verdict.dataless(),
             unsigned: verdict.mx == MxStatus::Unsigned,
@@ -68,9 +69,24 @@ impl CachedVerdict {
         self.expires.seconds()
     }
 
-    /// When it is to be asked again, likewise.
+    /// When it is to be asked again, likewise: after four fifths of its TTL.
     pub fn refresh_at(&self) -> i64 {
-        self.refresh_at.seconds()
+        let (found, expires) = (self.found.seconds(), self.expires.seconds());
+        found + (expires - found) * 4 / 5
+    }
+
+    /// Whether it is to be used at `now` without asking again.
+    pub fn holds(&self, now: i64) -> bool {
+        holds(self.found.seconds(), self.expires.seconds(), now)
+    }
+
+    /// As the last known one at `now`, while the look-up fails: one from the future has ended now, for its age is not
+    /// known.
+    pub fn into_last_known(mut self, now: i64) -> CachedVerdict {
+        if is_future(self.found.seconds(), now) {
+            (self.found, self.expires) = (CompactTime::from_seconds(now), CompactTime::from_seconds(now));
+        }
+        self
     }
 
     /// The first cause of what is not known; empty where nothing failed.
@@ -150,7 +166,7 @@ mod tests {
             (MxStatus::Signed, vec![none(), failed()], vec!["mx0.example"]),
             (MxStatus::NoHost, vec![], vec![]),
         ] {
-            let cached = CachedVerdict::new(&verdict(mx, hosts), 1_700_000_000, 1_600_000_000);
+            let cached = CachedVerdict::new(&verdict(mx, hosts), 1_700_000_000);
             assert_eq!(cached.without_tlsa().collect::<Vec<_>>(), without);
             assert_eq!(CachedVerdict::decode(&cached.encode()), Some(cached));
         }
@@ -158,8 +174,24 @@ mod tests {
     }
 
     #[test]
+    fn a_verdict_from_the_future_is_due_and_serves_as_the_last_known_one_for_a_day() {
+        const DAY: i64 = 86_400;
+        let found = DaneVerdict { ttl: Duration::from_secs(100), ..verdict(MxStatus::Signed, vec![usable()]) };
+        let now = 1_700_000_000;
+        let cached = CachedVerdict::new(&found, now);
+        assert_eq!((cached.refresh_at(), cached.expires()), (now + 80, now + 100));
+        assert!(cached.holds(now) && cached.holds(now + 99) && !cached.holds(now + 100));
+        assert_eq!(cached.clone().into_last_known(now + 200).expires(), now + 100);
+        for ahead in [60, 3600, DAY, 400 * DAY] {
+            assert!(!cached.holds(now - ahead), "{ahead} s ahead");
+            let last = cached.clone().into_last_known(now - ahead);
+            assert_eq!((last.expires(), last.coverage), (now - ahead, cached.coverage), "{ahead} s ahead");
+        }
+    }
+
+    #[test]
     fn a_known_verdict_outranks_a_poorer_one_with_a_failure() {
-        let cached = |mx, hosts| CachedVerdict::new(&verdict(mx, hosts), 0, 0);
+        let cached = |mx, hosts| CachedVerdict::new(&verdict(mx, hosts), 0);
         let all = cached(MxStatus::Signed, vec![usable(), usable()]);
         let none_there = cached(MxStatus::Signed, vec![none(), none()]);
         // Rows 5, 6 and 10: whatever was known serves.
@@ -182,7 +214,7 @@ mod tests {
             unreachable: vec![("mx9.example".into(), "REFUSED".into())],
             ..verdict(MxStatus::Signed, vec![none()])
         };
-        let dead_backup = CachedVerdict::new(&dead_backup, 0, 0);
+        let dead_backup = CachedVerdict::new(&dead_backup, 0);
         assert_eq!(dead_backup.coverage, Coverage::NoTlsa);
         assert!(all.outranks(&dead_backup) && !none_there.outranks(&dead_backup));
     }

@@ -2,7 +2,7 @@
 //!
 //! Takes: each verdict that was found, by next hop. Gives: those that the store has; written behind within
 //! [`WRITE_DELAY`].
-//! Limits: one record a next hop; those that ended longer ago than they may serve are removed.
+//! Limits: one record a next hop. Whether one has ended for good is not decided at start, when the clock may be wrong.
 //! When it fails: what cannot be written waits for the next attempt; verdicts serve from memory.
 //! Not here: how long a verdict serves (`policy`), finding it (`dane`).
 
@@ -14,7 +14,6 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use crate::answering::policy::dane::cached_verdict::CachedVerdict;
-use crate::answering::policy::dane::cached_verdict::MAX_STALE;
 use crate::store::{Batch, MAX_BATCH_RECORDS, Store, StoreError, Table};
 
 /// How long after it was found a verdict is in the store, while the disk keeps up: many go into one write.
@@ -25,6 +24,8 @@ pub struct VerdictStore {
     store: Arc<dyn Store>,
     /// What to set, or to remove.
     dirty: Mutex<HashMap<String, Option<CachedVerdict>>>,
+    /// One write at a time: of two at once the older values could land last.
+    writing: tokio::sync::Mutex<()>,
     /// Something waits.
     pub wake: Notify,
 }
@@ -32,22 +33,20 @@ pub struct VerdictStore {
 impl VerdictStore {
     /// An empty list of changes for a store.
     pub fn new(store: Arc<dyn Store>) -> VerdictStore {
-        VerdictStore { store, dirty: Mutex::default(), wake: Notify::new() }
+        VerdictStore { store, dirty: Mutex::default(), writing: tokio::sync::Mutex::default(), wake: Notify::new() }
     }
 
-    /// The verdicts that may still serve at `now` (seconds), at most `limit`; the others are removed.
-    pub fn load(&self, now: i64, limit: usize) -> Result<Vec<(String, CachedVerdict)>, StoreError> {
-        let (mut found, mut expired) = (Vec::new(), Vec::new());
+    /// The stored verdicts, at most `limit`; what is beyond, or cannot be read, is removed.
+    pub fn load(&self, limit: usize) -> Result<Vec<(String, CachedVerdict)>, StoreError> {
+        let (mut found, mut removed) = (Vec::new(), Vec::new());
         self.store.visit(Table::Dane, b"", &mut |key, value| {
             let Ok(key) = std::str::from_utf8(key) else { return };
-            match CachedVerdict::decode(value)
-                .filter(|verdict| now < verdict.expires() + MAX_STALE && found.len() < limit)
-            {
+            match CachedVerdict::decode(value).filter(|_| found.len() < limit) {
                 Some(verdict) => found.push((key.to_owned(), verdict)),
-                None => expired.push(key.to_owned()),
+                None => removed.push(key.to_owned()),
             }
         })?;
-        expired.into_iter().for_each(|key| self.remove(key));
+        removed.into_iter().for_each(|key| self.remove(key));
         Ok(found)
     }
 
@@ -65,6 +64,7 @@ impl VerdictStore {
 
     /// Writes what has changed. Fails with the cause; it is tried again with the next call.
     pub async fn write(&self) -> Result<(), String> {
+        let _turn = self.writing.lock().await;
         let changes = std::mem::take(&mut *self.dirty.lock());
         if changes.is_empty() {
             return Ok(());

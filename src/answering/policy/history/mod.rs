@@ -3,7 +3,8 @@
 //! Takes: a note of each decision that was answered. Gives: the decision that stood at a moment.
 //! One decision that is asked about again and again is one [`Period`], from its first to its last asking; a pause of
 //! [`ANSWER_LIFETIME`] or another decision begins a new one. Kept in the store: a new period within [`WRITE_DELAY`],
-//! its last asking within [`MAX_STORED_LAG`] seconds. Forgotten two days after every input has been read past it.
+//! its last asking within [`MAX_STORED_LAG`] seconds. Forgotten two days after every input has been read past it, once
+//! the clock has run evenly for hours.
 //! Limits: [`MAX_PERIODS`], [`MAX_TEXT_BYTES`] of text; beyond, the longest past go first and are counted
 //! (`decisions_dropped`).
 //! When it fails: what cannot be written stays in memory and is written with the next attempt.
@@ -23,7 +24,7 @@ use tokio::sync::{Notify, watch};
 use crate::answering::policy::history::compact::StoredPolicy;
 use crate::answering::policy::sts::text::PolicyText;
 use crate::answering::policy::throttle::Throttle;
-use crate::base::clock::{Clock, CompactTime, SharedCompactTime};
+use crate::base::clock::{Clock, CompactTime, SharedCompactTime, SteadyClock};
 use crate::base::next_hop::NextHop;
 use crate::base::policy_at::PolicyAt;
 use crate::base::shutdown::wait_for_shutdown;
@@ -99,6 +100,7 @@ pub struct PolicyHistory {
     rendered: Mutex<HashMap<usize, (Arc<Period>, PolicyInForce)>>,
     wake: Notify,
     clock: Clock,
+    steady: SteadyClock,
     metrics: Metrics,
     throttle: Throttle,
 }
@@ -140,6 +142,7 @@ impl PolicyHistory {
             rendered: Mutex::default(),
             wake: Notify::new(),
             clock,
+            steady: SteadyClock::new(clock),
             metrics,
             throttle: Throttle::default(),
         })
@@ -283,7 +286,7 @@ impl PolicyHistory {
     pub async fn run(self: Arc<Self>, store: Arc<dyn Store>, mut shutdown: watch::Receiver<bool>) {
         let mut tick = tokio::time::interval(WRITE_INTERVAL);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let mut pruned = i64::MIN;
+        let mut pruned = None;
         loop {
             tokio::select! {
                 () = self.wake.notified() => tokio::time::sleep(WRITE_DELAY).await,
@@ -291,8 +294,9 @@ impl PolicyHistory {
                 () = wait_for_shutdown(&mut shutdown) => break,
             }
             let now = self.clock.seconds();
-            if now >= pruned.saturating_add(PRUNE_INTERVAL) {
-                pruned = now;
+            let recently = |pruned: i64| (0..PRUNE_INTERVAL).contains(&(now - pruned));
+            if self.steady.permits_expiry() && !pruned.is_some_and(recently) {
+                pruned = Some(now);
                 if let Some(read) = self.metrics.read_until(now) {
                     self.prune_before(read - RETENTION);
                 }
@@ -547,11 +551,16 @@ mod tests {
 
     #[tokio::test]
     async fn the_task_forgets_what_every_input_is_past() {
-        for (newest, kept) in [(2000 + ANSWER_LIFETIME + RETENTION, 1), (2000 + ANSWER_LIFETIME + RETENTION + 1, 0)] {
+        let end = 2000 + ANSWER_LIFETIME + RETENTION;
+        for (newest, steady, kept) in [(end, true, 1), (end + 1, true, 0), (end + 1, false, 1)] {
             let (_folder, store) = store();
             let (metrics, clock) = (Metrics::default(), Clock::starting_at(2000 + 2 * RETENTION));
             metrics.update_input("maillog", |input| input.newest = Some(newest));
-            let history = Arc::new(PolicyHistory::open(&*store, clock, metrics).unwrap());
+            let mut history = PolicyHistory::open(&*store, clock, metrics).unwrap();
+            if steady {
+                history.steady = SteadyClock::long_steady(clock);
+            }
+            let history = Arc::new(history);
             record(&history, "example.com", 2000, &sts(Mode::Testing));
             let (stop, stopped) = watch::channel(false);
             let task = tokio::spawn(Arc::clone(&history).run(Arc::clone(&store), stopped));

@@ -1,15 +1,19 @@
 //! The MTA-STS policies of all domains that were asked about.
 //!
 //! Takes: the name of a policy domain. Gives: what is known of it, from memory, and flights that find out what is due.
-//! It is kept in the store, written behind within [`WRITE_DELAY`]; what has expired and is not asked about is let go.
-//! Limits: `[policy] max_domains` domains and [`TEXT_BYTES_PER_DOMAIN`] octets of text for each, the least recently
-//! used out first and unexpired enforced policies last (`sts_domains_evicted`); [`MAX_FETCHES`] fetches at once;
-//! [`MAX_LOOKUPS`] domains looked at at once, [`MAX_BACKGROUND_LOOKUPS`] while their policy serves
+//! It is kept in the store, written behind within [`WRITE_DELAY`]; what has expired and is not asked about is let go,
+//! once the clock has run evenly for hours.
+//! Limits: `[policy] max_domains` domains, the least recently used out first and unexpired enforced policies last; and
+//! [`TEXT_BYTES_PER_DOMAIN`] octets of text for each, beyond which those go that take more than that
+//! (`sts_domains_evicted`); [`MAX_FETCHES`] fetches at once, [`MAX_REFRESH_FETCHES`] of them for policies that serve;
+//! [`MAX_LOOKUPS`] domains looked at at once, and besides [`MAX_BACKGROUND_LOOKUPS`] whose policy serves
 //! (`sts_looks_postponed`).
-//! When it fails: one line a cause and minute; what could not be written is tried again with the next change or sweep.
+//! When it fails: one line a cause and minute; one for each enforced policy that is not renewed; what could not be written
+//! is tried again with the next change or sweep.
 //! Not here: how long a policy serves and when it is tried again (`domain`), DANE and the answer (`policy`).
 
 use std::borrow::Borrow;
+use std::cmp::Reverse;
 use std::collections::HashSet;
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
@@ -21,13 +25,13 @@ use tokio::sync::{Notify, Semaphore, watch};
 
 use crate::answering::policy::history::PolicyHistory;
 use crate::answering::policy::single_flight::{Flight, SingleFlight};
-use crate::answering::policy::sts::domain_state::DomainState;
+use crate::answering::policy::sts::domain_state::{DomainState, FailureReport, FetchFailure};
 use crate::answering::policy::sts::fetch::{self, FetchError};
-use crate::answering::policy::sts::policy::{PolicyFailure, REFRESH_INTERVAL, StsPolicy};
+use crate::answering::policy::sts::policy::{REFRESH_INTERVAL, StsPolicy};
 use crate::answering::policy::throttle::Throttle;
-use crate::base::clock::Clock;
+use crate::base::clock::{Clock, SteadyClock};
 use crate::base::shutdown::wait_for_shutdown;
-use crate::base::tlsrpt::{Mode, ResultType};
+use crate::base::tlsrpt::{Day, Mode, ResultType};
 use crate::metrics::Metrics;
 use crate::net::dns::Resolver;
 use crate::net::https::{HttpsClient, HttpsError};
@@ -39,6 +43,9 @@ pub const WRITE_DELAY: Duration = Duration::from_millis(50);
 /// Fetches under way at once: each holds a socket for a minute at most.
 pub const MAX_FETCHES: usize = 512;
 
+/// How many of these are for policies that serve: slow hosts of new domains must not keep them from being refreshed.
+pub const MAX_REFRESH_FETCHES: usize = 128;
+
 /// Octets of text for each domain of the limit, packed, on average: a common policy takes 40, the longest 65,536.
 pub const TEXT_BYTES_PER_DOMAIN: usize = 1024;
 
@@ -46,7 +53,8 @@ pub const TEXT_BYTES_PER_DOMAIN: usize = 1024;
 /// nothing is known of a domain, and it is looked at when it is asked about again.
 pub const MAX_LOOKUPS: usize = 10_240;
 
-/// Domains that are looked at at once while their policy serves: nobody waits, and each takes some 10 kB.
+/// Domains that are looked at at once while their policy serves, whatever else is looked at: nobody waits, and each takes
+/// some 10 kB.
 pub const MAX_BACKGROUND_LOOKUPS: usize = 256;
 
 /// Time between two looks at what is due without being asked.
@@ -62,11 +70,16 @@ pub struct StsCache {
     client: HttpsClient,
     store: Arc<dyn Store>,
     clock: Clock,
+    steady: SteadyClock,
     metrics: Metrics,
     throttle: Throttle,
     flights: SingleFlight<()>,
-    fetches: Arc<Semaphore>,
+    background: Arc<Semaphore>,
+    fetches: Semaphore,
+    refresh_fetches: Semaphore,
     dirty: Mutex<HashSet<Arc<str>>>,
+    /// One write at a time: of two at once the older values could land last.
+    writing: tokio::sync::Mutex<()>,
     wake: Notify,
 }
 
@@ -96,8 +109,8 @@ impl PartialEq for ByName {
 impl Eq for ByName {}
 
 impl StsCache {
-    /// The policies that the store has; those that have expired, or cannot be read any more, are left out. Names and
-    /// texts that `history` has are shared with it.
+    /// The policies that the store has, expired or not: the clock may be wrong at start. Those that cannot be read any
+    /// more are left out. Names and texts that `history` has are shared with it.
     pub fn open(
         limit: usize,
         resolver: Resolver,
@@ -107,11 +120,10 @@ impl StsCache {
         clock: Clock,
         metrics: Metrics,
     ) -> Result<StsCache, StoreError> {
-        let now = clock.seconds();
         let (mut domains, mut dirty, mut size) = (Domains::new(), HashSet::new(), 0);
         store.visit(Table::Sts, b"", &mut |key, value| {
             let Ok(name) = std::str::from_utf8(key) else { return };
-            match StsPolicy::decode(value).filter(|restored| restored.policy.expires() > now) {
+            match StsPolicy::decode(value) {
                 Some(mut restored) => {
                     let name = history.share_text(name, &mut restored.policy.text);
                     size += restored.policy.text_bytes();
@@ -129,11 +141,15 @@ impl StsCache {
             client,
             store,
             clock,
+            steady: SteadyClock::new(clock),
             metrics,
             throttle: Throttle::default(),
-            flights: SingleFlight::new(MAX_LOOKUPS),
-            fetches: Arc::new(Semaphore::new(MAX_FETCHES)),
+            flights: SingleFlight::new(MAX_LOOKUPS + MAX_BACKGROUND_LOOKUPS),
+            background: Arc::new(Semaphore::new(MAX_BACKGROUND_LOOKUPS)),
+            fetches: Semaphore::new(MAX_FETCHES - MAX_REFRESH_FETCHES),
+            refresh_fetches: Semaphore::new(MAX_REFRESH_FETCHES),
             dirty: Mutex::new(dirty),
+            writing: tokio::sync::Mutex::default(),
             wake: Notify::new(),
         })
     }
@@ -185,21 +201,29 @@ impl StsCache {
     }
 
     /// Starts the look-ups that are due for a domain at `at`, unless they are under way. `None` if nothing is due or
-    /// too many are under way; the limit is lower while a policy is in force.
+    /// too many are under way; domains whose policy is in force have a limit of their own.
     pub fn start_lookup(self: &Arc<Self>, domain: &Arc<DomainState>, at: i64) -> Option<Flight<()>> {
         if domain.next_due(at) > at {
             return None;
         }
-        let serves = self.flights.len() >= MAX_BACKGROUND_LOOKUPS && domain.policy(self.clock.seconds()).is_some();
-        let flight = (!serves).then(|| {
-            self.flights.join(&domain.name, || {
-                let (cache, domain) = (Arc::clone(self), Arc::clone(domain));
-                async move { cache.update_domain(&domain, at).await }
-            })
-        });
-        let flight = flight.flatten();
+        let flight = self.join_lookup(domain, at);
         self.metrics.add("sts_looks_postponed", u64::from(flight.is_none()));
         flight
+    }
+
+    fn join_lookup(self: &Arc<Self>, domain: &Arc<DomainState>, at: i64) -> Option<Flight<()>> {
+        let in_force = domain.policy(self.clock.seconds()).is_some();
+        let slot = match in_force {
+            true => Some(Arc::clone(&self.background).try_acquire_owned().ok()?),
+            false => None,
+        };
+        self.flights.join(&domain.name, || {
+            let (cache, domain) = (Arc::clone(self), Arc::clone(domain));
+            async move {
+                cache.update_domain(&domain, at).await;
+                drop(slot);
+            }
+        })
     }
 
     /// Writes behind, and keeps policies in use fresh, until `shutdown` turns true.
@@ -229,10 +253,13 @@ impl StsCache {
             let found = self.resolver.txt(&format!("_mta-sts.{name}")).await;
             self.metrics.add("sts_records_asked", 1);
             domain.apply_record(found, self.clock.seconds());
+            self.log_lost_record(domain);
         }
-        let Some(id) = domain.due_fetch(at.max(self.clock.seconds())) else { return };
-        // The semaphore is never closed.
-        let Ok(_permit) = self.fetches.acquire().await else { return };
+        let now = self.clock.seconds();
+        let Some(id) = domain.due_fetch(at.max(now)) else { return };
+        let permits = if domain.policy(now).is_some() { &self.refresh_fetches } else { &self.fetches };
+        // The semaphores are never closed.
+        let Ok(_permit) = permits.acquire().await else { return };
         self.metrics.add("sts_fetches", 1);
         let fetched = fetch::fetch(&self.client, name).await;
         self.subtract_text(domain.text_bytes());
@@ -245,8 +272,7 @@ impl StsCache {
             Err(FetchError::Https(HttpsError::NoRootCertificates)) => domain.apply_own_fault(),
             Err(fault) => {
                 self.metrics.add("sts_fetches_failed", 1);
-                let (failure, cached) = domain.apply_failure(&id, fault, self.clock.seconds());
-                self.log_failure(name, &failure, cached.as_deref());
+                self.log_failure(name, &domain.apply_failure(&id, fault, self.clock.seconds()));
                 if domain.has_policy() {
                     self.mark_dirty(name);
                 }
@@ -264,25 +290,48 @@ impl StsCache {
         let _ = self.text_bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
     }
 
-    fn log_failure(&self, name: &str, failure: &PolicyFailure, cached: Option<&StsPolicy>) {
-        let now = self.clock.seconds();
-        let cause = match failure.result_type {
-            ResultType::StsPolicyInvalid => "invalid",
-            ResultType::StsWebpkiInvalid => "webpki",
-            _ => "fetch",
-        };
-        if !self.throttle.permits(cause, now) {
-            return;
+    fn log_lost_record(&self, domain: &DomainState) {
+        if let Some((reason, policy)) = domain.take_lost_record(self.clock.seconds()) {
+            let line = format!(
+                "MTA-STS of {}: the record has vanished: {reason}; the enforced policy is refreshed all the same, and ends \
+                 on {} unless a refresh succeeds",
+                domain.name,
+                Day::of(policy.expires())
+            );
+            self.metrics.log_error(self.clock, line);
         }
+    }
+
+    fn log_failure(&self, name: &str, failed: &FetchFailure) {
+        let (now, failure) = (self.clock.seconds(), &failed.failure);
         let minutes = (failure.retry - now) / 60;
-        let consequence = match cached {
-            Some(old) => format!("the policy fetched before serves for {} min more", (old.expires() - now) / 60),
-            None => "no MTA-STS policy is enforced".to_owned(),
+        let line = match (failed.report, &failed.cached) {
+            (FailureReport::Silent, _) => return,
+            (FailureReport::KeepsFailing, Some(policy)) => format!(
+                "MTA-STS of {name}: the refresh of the enforced policy keeps failing: {}; the policy ends on {} unless a \
+                 refresh succeeds, next try in {minutes} min",
+                failure.text,
+                Day::of(policy.expires())
+            ),
+            (FailureReport::Ordinary | FailureReport::KeepsFailing, cached) => {
+                let cause = match failure.result_type {
+                    ResultType::StsPolicyInvalid => "invalid",
+                    ResultType::StsWebpkiInvalid => "webpki",
+                    _ => "fetch",
+                };
+                if !self.throttle.permits(cause, now) {
+                    return;
+                }
+                let consequence = match cached {
+                    Some(old) => format!("the policy fetched before serves until {}", Day::of(old.expires())),
+                    None => "no MTA-STS policy is enforced".to_owned(),
+                };
+                format!(
+                    "MTA-STS of {name}: the policy cannot be fetched: {}; {consequence}, next try in {minutes} min",
+                    failure.text
+                )
+            }
         };
-        let line = format!(
-            "MTA-STS of {name}: the policy cannot be had: {}; {consequence}, next try in {minutes} min",
-            failure.text
-        );
         self.metrics.log_error(self.clock, line);
     }
 
@@ -291,29 +340,36 @@ impl StsCache {
         self.wake.notify_one();
     }
 
-    /// Fetches policies in use anew, and lets go of what has expired and is not asked about.
+    /// Fetches policies in use anew, those first whose document has been due for longest, and lets go of what has expired
+    /// and is not asked about.
     fn sweep(self: &Arc<Self>) {
         let now = self.clock.seconds();
+        let may_expire = self.steady.permits_expiry();
         let domains = self.domains();
         self.text_bytes.store(domains.iter().map(|domain| domain.text_bytes()).sum(), Ordering::Relaxed);
+        let mut due = Vec::new();
         for domain in domains {
-            let used = domain.last_used();
-            match domain.policy(now) {
-                Some(policy) if used > policy.fetched() && domain.next_due(now) <= now => {
-                    drop(self.start_lookup(&domain, now))
+            if may_expire && domain.settle(now) {
+                self.mark_dirty(&domain.name);
+            }
+            if domain.has_policy() {
+                let at = domain.next_due(now);
+                if at <= now && domain.is_in_use() {
+                    due.push((domain.due_fetch(now).is_none(), at, domain));
                 }
-                Some(_) => {}
-                None if now - used > REFRESH_INTERVAL => {
-                    self.subtract_text(domain.text_bytes());
-                    self.domains.write().remove(&*domain.name);
-                    self.mark_dirty(&domain.name);
-                }
-                None => {}
+            } else if may_expire && now - domain.last_used() > REFRESH_INTERVAL {
+                self.subtract_text(domain.text_bytes());
+                self.domains.write().remove(&*domain.name);
+                self.mark_dirty(&domain.name);
             }
         }
+        due.sort_unstable_by_key(|(record_alone, at, _)| (*record_alone, *at));
+        due.iter().for_each(|(_, _, domain)| drop(self.start_lookup(domain, now)));
     }
 
-    /// Where there is too much, lets go of a twentieth, the least recently used first, unexpired enforced policies last.
+    /// Where there is too much, lets go of a twentieth. Of the domains: the least recently used first, unexpired enforced
+    /// policies last. Of the text: from those that take more than their share alone, the longest first, enforced ones
+    /// last; what the others take is within the limit. A domain that is looked at stays: it would lose the result.
     #[allow(clippy::mutable_key_type)] // Names alone are compared, and they do not change.
     fn evict(&self, domains: &mut Domains, exempt: &Arc<DomainState>, now: i64) {
         let most = self.limit * TEXT_BYTES_PER_DOMAIN;
@@ -321,25 +377,36 @@ impl StsCache {
         if !full && !heavy {
             return;
         }
-        let count = if full { self.limit - self.limit / 20 } else { self.limit };
-        let size = if heavy { most - most / 20 } else { most };
-        let rank = |domain: &DomainState| {
-            let enforced = domain.policy(now).is_some_and(|policy| policy.mode == Mode::Enforce);
-            (enforced, domain.last_used())
-        };
-        let others = domains.iter().filter(|domain| !Arc::ptr_eq(&domain.0, exempt));
-        let mut all: Vec<_> = others.map(|domain| (rank(&domain.0), Arc::clone(&domain.0))).collect();
-        all.sort_unstable_by_key(|(rank, _)| *rank);
+        let others = domains.iter().map(|domain| &domain.0).filter(|domain| !Arc::ptr_eq(domain, exempt));
+        let mut candidates: Vec<_> = others.map(|domain| EvictionCandidate::new(domain, now)).collect();
         let mut evicted = 0;
-        for (_, domain) in all {
-            if domains.len() <= count && self.text_bytes() <= size {
-                break;
+        let mut evict = |domains: &mut Domains, candidate: &EvictionCandidate| {
+            let name = &candidate.domain.name;
+            if self.flights.is_under_way(name) || !domains.remove(&**name) {
+                return;
             }
             evicted += 1;
-            domains.remove(&*domain.name);
-            self.subtract_text(domain.text_bytes());
-            if domain.has_policy() {
-                self.mark_dirty(&domain.name);
+            self.subtract_text(candidate.domain.text_bytes());
+            if candidate.domain.has_policy() {
+                self.mark_dirty(name);
+            }
+        };
+        if heavy {
+            candidates.sort_unstable_by_key(EvictionCandidate::text_rank);
+            for candidate in candidates.iter().filter(|candidate| candidate.bytes > TEXT_BYTES_PER_DOMAIN) {
+                if self.text_bytes() <= most - most / 20 {
+                    break;
+                }
+                evict(domains, candidate);
+            }
+        }
+        if full {
+            candidates.sort_unstable_by_key(EvictionCandidate::use_rank);
+            for candidate in &candidates {
+                if domains.len() <= self.limit - self.limit / 20 {
+                    break;
+                }
+                evict(domains, candidate);
             }
         }
         self.metrics.add("sts_domains_evicted", evicted);
@@ -348,9 +415,12 @@ impl StsCache {
     /// Writes what has changed; what could not be written is tried again with the next change or sweep. Fails with
     /// the cause.
     pub async fn write(&self) -> Result<(), String> {
-        let mut names: Vec<Arc<str>> = std::mem::take(&mut *self.dirty.lock()).into_iter().collect();
-        while !names.is_empty() {
-            let remaining = names.split_off(names.len().min(MAX_BATCH_RECORDS));
+        let _turn = self.writing.lock().await;
+        loop {
+            let names: Vec<Arc<str>> = self.dirty.lock().extract_if(|_| true).take(MAX_BATCH_RECORDS).collect();
+            if names.is_empty() {
+                return Ok(());
+            }
             let mut batch = Batch::default();
             for name in &names {
                 let value = self.get(name).and_then(|domain| domain.encode());
@@ -358,14 +428,11 @@ impl StsCache {
             }
             let store = Arc::clone(&self.store);
             let error = match tokio::task::spawn_blocking(move || store.write(batch)).await {
-                Ok(Ok(())) => {
-                    names = remaining;
-                    continue;
-                }
+                Ok(Ok(())) => continue,
                 Ok(Err(error)) => error.to_string(),
                 Err(error) => error.to_string(),
             };
-            self.dirty.lock().extend(names.into_iter().chain(remaining));
+            self.dirty.lock().extend(names);
             if self.throttle.permits("store", self.clock.seconds()) {
                 let line =
                     format!("store: cannot write MTA-STS policies: {error}; they serve from memory until it can");
@@ -373,6 +440,34 @@ impl StsCache {
             }
             return Err(error);
         }
-        Ok(())
+    }
+}
+
+/// A domain that may be evicted, with what decides about it as it was at one moment.
+struct EvictionCandidate {
+    enforced: bool,
+    used: i64,
+    bytes: usize,
+    domain: Arc<DomainState>,
+}
+
+impl EvictionCandidate {
+    fn new(domain: &Arc<DomainState>, now: i64) -> EvictionCandidate {
+        EvictionCandidate {
+            enforced: domain.policy(now).is_some_and(|policy| policy.mode == Mode::Enforce),
+            used: domain.last_used(),
+            bytes: domain.text_bytes(),
+            domain: Arc::clone(domain),
+        }
+    }
+
+    /// Who goes first where there is too much text: by size to a power of two, then by use.
+    fn text_rank(&self) -> (bool, Reverse<u32>, i64) {
+        (self.enforced, Reverse(self.bytes.checked_ilog2().unwrap_or(0)), self.used)
+    }
+
+    /// Who goes first where there are too many.
+    fn use_rank(&self) -> (bool, i64) {
+        (self.enforced, self.used)
     }
 }

@@ -3,7 +3,9 @@
 //! Takes: records, documents and faults as they are learned, and moments. Gives: what holds at a moment, and what is due.
 //! A policy serves until its `max_age` has run out, whatever DNS and HTTPS do in between; a record that is gone does
 //! not end it, a document with `mode: none` does. The record is asked again when its TTL has run out; a changed id
-//! fetches at once; a policy in use is fetched anew once a day.
+//! fetches at once; a policy in use is fetched anew once a day, whatever the record says.
+//! Limits: what was recorded by a clock that was ahead is due; a policy of that kind serves while it is fetched anew. An
+//! expired policy is not applied, but kept for [`EXPIRED_KEPT`] and fetched: perhaps the clock is wrong.
 //! When it fails: a fetch is tried again after [`FIRST_RETRY`], doubling up to [`LAST_RETRY`]; a new id is tried at once.
 //! Not here: all domains (`cache`), asking and fetching.
 
@@ -19,7 +21,8 @@ use crate::answering::policy::sts::document::PolicyDocument;
 use crate::answering::policy::sts::fetch::FetchError;
 use crate::answering::policy::sts::policy::{PolicyFailure, RestoredPolicy, StsPolicy, keep_beginning};
 use crate::answering::policy::sts::record;
-use crate::base::clock::{CompactTime, SharedCompactTime};
+use crate::base::clock::{CompactTime, SharedCompactTime, holds, is_future};
+use crate::base::tlsrpt::Mode;
 use crate::net::dns::{DnsAnswer, DnsError};
 
 /// Seconds until a failed fetch is tried again, the first time.
@@ -30,6 +33,9 @@ pub const LAST_RETRY: i64 = 3600;
 
 /// The shortest and longest that a record holds, in seconds, whatever its TTL.
 const RECORD_TTL_BOUNDS: (i64, i64) = (60, 86_400);
+
+/// How long an expired policy is kept once the clock has run evenly, in seconds.
+pub const EXPIRED_KEPT: i64 = 6 * 3600;
 
 /// Seconds until a record whose query failed is asked again.
 const RECORD_RETRY: i64 = 60;
@@ -72,6 +78,28 @@ pub struct DomainSnapshot {
     pub due: i64,
 }
 
+/// What a failed fetch means.
+#[derive(Debug)]
+pub struct FetchFailure {
+    /// Why, and when it is tried again.
+    pub failure: Arc<PolicyFailure>,
+    /// The policy that stays in force.
+    pub cached: Option<Arc<StsPolicy>>,
+    /// How the failure is logged.
+    pub report: FailureReport,
+}
+
+/// How a failed fetch is logged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FailureReport {
+    /// As any other failure.
+    Ordinary,
+    /// An enforced policy could not be refreshed again and again, or ends before the next attempt: once, by itself.
+    KeepsFailing,
+    /// Not at all: that was logged already, or the policy asks for nothing (RFC 8461 §3.3).
+    Silent,
+}
+
 /// The MTA-STS state of one policy domain.
 pub struct DomainState {
     /// Its name in canonical form.
@@ -96,6 +124,10 @@ struct DomainData {
     fetch_forced: bool,
     /// Whether the last fetch could not begin, through a fault of this host.
     not_asked: bool,
+    /// Whether it was logged that the record of an enforced policy has vanished.
+    loss_logged: bool,
+    /// Whether it was logged that the refresh of an enforced policy keeps failing.
+    failing_logged: bool,
 }
 
 impl DomainState {
@@ -155,12 +187,19 @@ impl DomainState {
     /// What is known at a given time.
     pub fn snapshot(&self, now: i64) -> DomainSnapshot {
         let state = self.data.lock();
-        let failure = match (&state.record, &state.failure) {
-            (Some(RecordState::Id { id }), Some(failure)) if *failure.id == **id => Some(Arc::clone(failure)),
+        let failure = match &state.record {
+            Some(RecordState::Id { id }) => state.failure.as_ref().filter(|failure| *failure.id == **id),
+            // The refresh of a policy that serves fails.
+            Some(RecordState::None { .. } | RecordState::Failed { .. }) => {
+                let serves = |failure: &&Arc<PolicyFailure>| {
+                    state.unexpired_policy(now).is_some_and(|policy| *policy.id == *failure.id)
+                };
+                state.failure.as_ref().filter(serves)
+            }
             // From before a restart.
-            (None, failure) => failure.clone(),
-            _ => None,
+            None => state.failure.as_ref(),
         };
+        let failure = failure.map(Arc::clone);
         DomainSnapshot {
             policy: state.unexpired_policy(now).map(Arc::clone),
             record: state.record.clone().map(|record| (record, state.record_expires.seconds())),
@@ -191,6 +230,42 @@ impl DomainState {
         self.data.lock().due_fetch(at)
     }
 
+    /// Whether it has a policy, expired or not, and was asked about since that was fetched.
+    pub fn is_in_use(&self) -> bool {
+        let used = self.last_used();
+        self.data.lock().policy.as_ref().is_some_and(|policy| used > policy.fetched())
+    }
+
+    /// The record of an enforced policy has vanished, and nobody was told: why, and the policy. Asked again, nothing.
+    pub fn take_lost_record(&self, now: i64) -> Option<(Cow<'static, str>, Arc<StsPolicy>)> {
+        let mut state = self.data.lock();
+        let Some(RecordState::None { reason }) = &state.record else { return None };
+        let policy = state.unexpired_policy(now).filter(|policy| policy.mode == Mode::Enforce)?;
+        let lost = (reason.clone(), Arc::clone(policy));
+        (!std::mem::replace(&mut state.loss_logged, true)).then_some(lost)
+    }
+
+    /// Bounds what a wrong clock has left, by one that has run evenly for long; whether the stored form changed. A
+    /// policy from the future was fetched now at the latest; no policy outlives its own `max_age`; one that expired
+    /// long ago goes.
+    pub fn settle(&self, now: i64) -> bool {
+        if is_future(self.last_used(), now) {
+            self.last_used.set(now);
+        }
+        let mut state = self.data.lock();
+        let Some(policy) = &state.policy else { return false };
+        if policy.expires() + EXPIRED_KEPT <= now {
+            state.policy = None;
+        } else if let Some(settled) = policy.settled(&self.name, now) {
+            state.policy = Some(Arc::new(settled));
+        } else {
+            return false;
+        }
+        drop(state);
+        self.bump_version();
+        true
+    }
+
     /// A record that could not be asked is asked at the next look, not only when its time has come.
     pub fn forget_failed_record(&self) {
         let mut state = self.data.lock();
@@ -217,7 +292,7 @@ impl DomainState {
             i64::try_from(ttl.as_secs()).unwrap_or(RECORD_TTL_BOUNDS.1).clamp(RECORD_TTL_BOUNDS.0, RECORD_TTL_BOUNDS.1)
         };
         let mut state = self.data.lock();
-        let (record, holds) = match found {
+        let (record, ttl) = match found {
             Ok(answer) => match record::parse_id(&answer.records) {
                 Ok(id) => (RecordState::Id { id: id.into() }, clamp(answer.ttl)),
                 Err(reason) => (RecordState::None { reason: reason.description().into() }, clamp(answer.ttl)),
@@ -233,8 +308,9 @@ impl DomainState {
                 (RecordState::None { reason: reason.into() }, clamp(ttl))
             }
         };
+        state.loss_logged &= !matches!(record, RecordState::Id { .. });
         state.record = Some(record);
-        state.record_expires = CompactTime::from_seconds(now + holds);
+        state.record_expires = CompactTime::from_seconds(now + ttl);
         state.record_checked = CompactTime::from_seconds(now);
         drop(state);
         self.bump_version();
@@ -242,22 +318,25 @@ impl DomainState {
 
     /// Applies the document that was fetched for an id (`now` in seconds).
     pub fn apply_policy(&self, id: &str, document: &PolicyDocument, now: i64) {
-        let policy = StsPolicy::new(&self.name, id, document, now);
+        let mut policy = StsPolicy::new(&self.name, id, document, now);
         let mut state = self.data.lock();
+        // The clock was ahead, or it is behind now: by the clock put right the new one could be over at once.
+        if let Some(old) = state.policy.as_ref().filter(|old| is_future(old.fetched(), now)) {
+            policy.extend_until(old.expires());
+        }
         state.policy = Some(Arc::new(policy));
         state.failure = None;
-        (state.fetch_forced, state.not_asked) = (false, false);
+        (state.fetch_forced, state.not_asked, state.failing_logged) = (false, false, false);
         drop(state);
         self.bump_version();
     }
 
-    /// Applies a failed fetch for an id (`now` in seconds); returns the failure and the policy that stays in force.
-    pub fn apply_failure(&self, id: &str, fault: FetchError, now: i64) -> (Arc<PolicyFailure>, Option<Arc<StsPolicy>>) {
+    /// Applies a failed fetch for an id (`now` in seconds); returns what it means.
+    pub fn apply_failure(&self, id: &str, fault: FetchError, now: i64) -> FetchFailure {
         let mut state = self.data.lock();
-        let wait = match &state.failure {
-            Some(before) if before.id == id => ((before.retry - before.at) * 2).clamp(FIRST_RETRY, LAST_RETRY),
-            _ => FIRST_RETRY,
-        };
+        let before = state.failure.as_ref().filter(|before| before.id == id);
+        let again = before.is_some();
+        let wait = before.map_or(FIRST_RETRY, |before| (before.retry - before.at) * 2).clamp(FIRST_RETRY, LAST_RETRY);
         let text = fault.to_string();
         let (result_type, reason) = (fault.result_type(), fault.reason_code());
         let lines = match fault {
@@ -269,9 +348,19 @@ impl DomainState {
         state.failure = Some(Arc::clone(&failure));
         (state.fetch_forced, state.not_asked) = (false, false);
         let cached = state.unexpired_policy(now).map(Arc::clone);
+        let report = match &cached {
+            Some(policy) if policy.mode == Mode::None => FailureReport::Silent,
+            Some(policy) if policy.mode == Mode::Enforce && (again || policy.expires() <= failure.retry) => {
+                match std::mem::replace(&mut state.failing_logged, true) {
+                    true => FailureReport::Silent,
+                    false => FailureReport::KeepsFailing,
+                }
+            }
+            _ => FailureReport::Ordinary,
+        };
         drop(state);
         self.bump_version();
-        (failure, cached)
+        FetchFailure { failure, cached, report }
     }
 
     /// Notes that the document could not be asked for, through a fault of this host: nothing was learned of the domain,
@@ -305,35 +394,47 @@ impl DomainData {
     }
 
     fn record_due(&self, at: i64) -> bool {
-        self.record.is_none() || self.record_expires.seconds() <= at
+        self.record.is_none() || !holds(self.record_checked.seconds(), self.record_expires.seconds(), at)
     }
 
     /// The id to fetch for, where a fetch is due.
     fn due_fetch(&self, at: i64) -> Option<Box<str>> {
-        let Some(RecordState::Id { id }) = &self.record else { return None };
-        (self.fetch_at(id, at) <= at).then(|| id.clone())
+        self.id_to_fetch().filter(|id| self.fetch_at(id, at) <= at).map(Box::from)
     }
 
-    /// When the document of `parse_id` is to be fetched.
+    /// The id whose document is wanted: that of the record, or the policy's own where the record is gone or cannot be
+    /// asked. Who suppresses a TXT answer must not keep a policy from being refreshed (RFC 8461 §10.2).
+    fn id_to_fetch(&self) -> Option<&str> {
+        match self.record.as_ref()? {
+            RecordState::Id { id } => Some(id),
+            RecordState::None { .. } | RecordState::Failed { .. } => {
+                self.policy.as_ref().filter(|policy| policy.mode != Mode::None).map(|policy| &*policy.id)
+            }
+        }
+    }
+
+    /// When the document of `id` is to be fetched.
     fn fetch_at(&self, id: &str, now: i64) -> i64 {
         if self.fetch_forced {
             return i64::MIN;
         }
         let wanted = match self.unexpired_policy(now) {
-            Some(policy) if *policy.id == *id => policy.refresh_at().min(policy.expires()),
+            Some(policy) if *policy.id == *id && !is_future(policy.fetched(), now) => {
+                policy.refresh_at().min(policy.expires())
+            }
             _ => i64::MIN,
         };
-        let held = self.failure.as_ref().filter(|failure| failure.id == id).map_or(i64::MIN, |failure| failure.retry);
-        wanted.max(held)
+        let failed = self.failure.as_ref().filter(|failure| failure.id == id && !is_future(failure.at, now));
+        wanted.max(failed.map_or(i64::MIN, |failure| failure.retry))
     }
 
     /// When something is to be asked again.
     fn next_due(&self, now: i64) -> i64 {
-        match &self.record {
-            None => i64::MIN,
-            Some(RecordState::Id { id }) => self.record_expires.seconds().min(self.fetch_at(id, now)),
-            Some(RecordState::None { .. } | RecordState::Failed { .. }) => self.record_expires.seconds(),
+        if self.record.is_none() || is_future(self.record_checked.seconds(), now) {
+            return i64::MIN;
         }
+        let record = self.record_expires.seconds();
+        self.id_to_fetch().map_or(record, |id| record.min(self.fetch_at(id, now)))
     }
 }
 
@@ -372,9 +473,10 @@ mod tests {
         assert_eq!(due(&d, 1299), (false, None));
         assert_eq!(d.snapshot(1299).due, 1300);
         assert_eq!(due(&d, 1300), (true, None));
-        // The record is gone: the policy stays to its end.
+        // The record is gone: the policy stays to its end, and is fetched at its time.
         d.apply_record(Err(DnsError::NoSuchDomain { ttl: Duration::from_secs(60) }), 1300);
-        assert_eq!(due(&d, 1300 + DAY), (true, None));
+        assert_eq!(due(&d, 1000 + DAY / 2), (true, None));
+        assert_eq!(due(&d, 1300 + DAY), (true, Some("1".into())));
         assert!(d.snapshot(1000 + 10 * DAY - 1).policy.is_some());
         assert!(d.snapshot(1000 + 10 * DAY).policy.is_none());
     }
@@ -397,7 +499,7 @@ mod tests {
         d.apply_record(record("v=STSv1; id=1", 86_400), 0);
         let mut at = 0;
         for wait in [300, 600, 1200, 2400, 3600, 3600] {
-            let (failure, _) = d.apply_failure("1", FetchError::Status(500), at);
+            let failure = d.apply_failure("1", FetchError::Status(500), at).failure;
             assert_eq!(failure.retry, at + wait);
             assert_eq!(due(&d, at + wait - 1).1, None);
             at += wait;
@@ -407,7 +509,7 @@ mod tests {
         d.apply_record(record("v=STSv1; id=2", 86_400), at);
         assert_eq!(due(&d, at).1.as_deref(), Some("2"), "a new id is tried at once");
         assert!(d.snapshot(at).failure.is_none());
-        assert_eq!(d.apply_failure("2", FetchError::Status(500), at).0.retry, at + 300);
+        assert_eq!(d.apply_failure("2", FetchError::Status(500), at).failure.retry, at + 300);
     }
 
     #[test]
@@ -434,8 +536,8 @@ mod tests {
         let refresh = d.snapshot(0).policy.unwrap().refresh_at();
         assert!((DAY * 9 / 10..=DAY).contains(&refresh));
         assert_eq!(due(&d, refresh).1.as_deref(), Some("1"));
-        let (_, cached) = d.apply_failure("1", FetchError::Status(500), refresh);
-        assert!(cached.is_some() && d.snapshot(refresh).policy.is_some());
+        let failed = d.apply_failure("1", FetchError::Status(500), refresh);
+        assert!(failed.cached.is_some() && d.snapshot(refresh).policy.is_some());
         assert_eq!(due(&d, refresh + 1).1, None);
 
         // Over a restart why, and when it is tried again.
@@ -444,7 +546,7 @@ mod tests {
         assert_eq!(again.snapshot(refresh).failure, d.snapshot(refresh).failure);
         again.apply_record(record("v=STSv1; id=1", 86_400), refresh + 1);
         assert_eq!(due(&again, refresh + FIRST_RETRY - 1).1, None);
-        assert_eq!(again.apply_failure("1", FetchError::Status(500), refresh + FIRST_RETRY).0.retry, refresh + 900);
+        assert_eq!(again.apply_failure("1", FetchError::Status(500), refresh + FIRST_RETRY).failure.retry, refresh + 900);
     }
 
     #[test]
@@ -467,5 +569,162 @@ mod tests {
         assert_eq!(d.snapshot(0).record.unwrap().1, DAY);
         d.apply_policy("1", &document("enforce", 0), 0);
         assert_eq!(d.snapshot(0).policy.unwrap().expires(), 60);
+    }
+
+    fn no_record() -> Result<DnsAnswer<String>, DnsError> {
+        Err(DnsError::NoRecords { ttl: Duration::from_secs(60) })
+    }
+
+    fn two_records() -> Result<DnsAnswer<String>, DnsError> {
+        let records = vec!["v=STSv1; id=2".into(), "v=STSv1; id=3".into()];
+        Ok(DnsAnswer { name: "x".into(), records, secure: false, ttl: Duration::from_secs(60) })
+    }
+
+    fn failed_record() -> Result<DnsAnswer<String>, DnsError> {
+        Err(DnsError::Failed("SERVFAIL".into()))
+    }
+
+    /// RFC 8461 §10.2: "regardless of the state of the `_mta-sts` TXT record".
+    #[test]
+    fn a_policy_is_refreshed_whatever_the_record_says() {
+        type Record = fn() -> Result<DnsAnswer<String>, DnsError>;
+        for (name, found) in
+            [("none", no_record as Record), ("two", two_records as Record), ("failed", failed_record as Record)]
+        {
+            for mode in ["enforce", "testing"] {
+                let d = domain();
+                d.apply_record(record("v=STSv1; id=1", 60), 0);
+                d.apply_policy("1", &document(mode, 10 * DAY), 0);
+                // As after a restart, which knows no record.
+                let restored = StsPolicy::decode(&d.encode().unwrap()).unwrap();
+                let d = DomainState::restored("example.com".into(), restored);
+                let refresh = d.snapshot(0).policy.unwrap().refresh_at();
+                d.apply_record(found(), refresh - 10);
+                assert_eq!(due(&d, refresh - 1).1, None, "{name} {mode}");
+                assert_eq!(due(&d, refresh).1.as_deref(), Some("1"), "{name} {mode}");
+                assert_eq!(d.next_due(refresh - 5), refresh, "{name} {mode}");
+                // It fails: the failure is known, and tried again.
+                d.apply_failure("1", FetchError::Status(500), refresh);
+                assert!(d.snapshot(refresh).failure.is_some() && due(&d, refresh + FIRST_RETRY - 1).1.is_none());
+                assert_eq!(due(&d, refresh + FIRST_RETRY).1.as_deref(), Some("1"), "{name} {mode}");
+                d.apply_policy("1", &document(mode, 10 * DAY), refresh + FIRST_RETRY);
+                assert!(d.snapshot(10 * DAY + 60).policy.is_some(), "{name} {mode}");
+            }
+            // There is nothing to protect.
+            let d = domain();
+            d.apply_policy("1", &document("none", 10 * DAY), 0);
+            d.apply_record(found(), 2 * DAY);
+            assert_eq!(due(&d, 2 * DAY).1, None, "{name}");
+            // Nothing was known.
+            let d = domain();
+            d.apply_record(found(), 0);
+            assert_eq!(due(&d, 0).1, None, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_lost_record_is_reported_once_until_it_is_back() {
+        let d = domain();
+        d.apply_record(record("v=STSv1; id=1", 60), 0);
+        d.apply_policy("1", &document("enforce", 10 * DAY), 0);
+        assert!(d.take_lost_record(1).is_none());
+        d.apply_record(failed_record(), 60);
+        assert!(d.take_lost_record(60).is_none(), "it was not asked");
+        for at in [120, 100_000] {
+            d.apply_record(no_record(), at);
+            let (reason, policy) = d.take_lost_record(at).unwrap();
+            assert_eq!((&*reason, policy.expires()), ("no such records", 10 * DAY));
+            d.apply_record(two_records(), at + 60);
+            assert!(d.take_lost_record(at + 60).is_none());
+            d.apply_record(record("v=STSv1; id=1", 60), at + 120);
+            assert!(d.take_lost_record(at + 120).is_none());
+        }
+        d.apply_record(no_record(), 10 * DAY);
+        assert!(d.take_lost_record(10 * DAY).is_none(), "the policy has ended");
+    }
+
+    #[test]
+    fn a_refresh_that_keeps_failing_is_reported_once_until_it_works() {
+        let fails = |d: &DomainState, at| d.apply_failure("1", FetchError::Status(500), at).report;
+        for (mode, max_age, want) in [
+            ("enforce", 10 * DAY, [FailureReport::Ordinary, FailureReport::KeepsFailing, FailureReport::Silent]),
+            // It ends before the next attempt.
+            ("enforce", 150, [FailureReport::KeepsFailing, FailureReport::Silent, FailureReport::Silent]),
+            ("testing", 10 * DAY, [FailureReport::Ordinary; 3]),
+            ("none", 10 * DAY, [FailureReport::Silent; 3]),
+        ] {
+            let d = domain();
+            for begin in [0, 1000] {
+                d.apply_policy("1", &document(mode, max_age), begin);
+                let found = [1, 2, 3].map(|n| fails(&d, begin + n));
+                assert_eq!(found, want, "{mode} {max_age}");
+            }
+        }
+        // Without a policy a failure is one like any other.
+        let d = domain();
+        assert_eq!([1, 2].map(|at| fails(&d, at)), [FailureReport::Ordinary; 2]);
+    }
+
+    #[test]
+    fn what_a_clock_that_was_ahead_recorded_is_due() {
+        for ahead in [3600, DAY, 400 * DAY] {
+            let d = domain();
+            d.apply_record(no_record(), ahead);
+            assert_eq!((due(&d, 0), d.next_due(0)), ((true, None), i64::MIN), "no record, {ahead} s ahead");
+
+            let d = domain();
+            d.apply_record(record("v=STSv1; id=1", 86_400), ahead);
+            d.apply_failure("1", FetchError::Status(500), ahead);
+            assert_eq!(due(&d, 0), (true, Some("1".into())), "a failed fetch, {ahead} s ahead");
+
+            d.apply_policy("1", &document("enforce", 10 * DAY), ahead);
+            d.apply_record(record("v=STSv1; id=1", 86_400), 0);
+            assert!(d.snapshot(0).policy.is_some(), "it serves, {ahead} s ahead");
+            assert_eq!(due(&d, 0).1.as_deref(), Some("1"), "and is fetched, {ahead} s ahead");
+            assert_eq!(d.apply_failure("1", FetchError::Status(500), 0).failure.retry, FIRST_RETRY);
+            assert_eq!(due(&d, 1).1, None);
+            // Once the clock has run evenly for hours it has its own lifetime from then on.
+            assert!(d.settle(10) && !d.settle(10));
+            let policy = d.snapshot(10).policy.unwrap();
+            assert_eq!((policy.fetched(), policy.expires()), (10, 10 + 10 * DAY));
+        }
+    }
+
+    /// A host without a battery starts days or years behind, until its time is synchronized.
+    #[test]
+    fn what_a_clock_that_was_behind_recorded_ends_nothing() {
+        for behind in [3600, DAY, 400 * DAY] {
+            let d = domain();
+            let (right, wrong) = (1000 * DAY, 1000 * DAY - behind);
+            d.touch(right);
+            d.apply_record(record("v=STSv1; id=1", 60), right);
+            d.apply_policy("1", &document("enforce", DAY / 2), right);
+            // Fetched anew by the wrong clock, and then put right.
+            d.apply_record(record("v=STSv1; id=1", 60), wrong);
+            assert_eq!(due(&d, wrong).1.as_deref(), Some("1"), "{behind} s behind");
+            d.apply_policy("1", &document("enforce", DAY / 2), wrong);
+            assert!(d.snapshot(right + 60).policy.is_some(), "{behind} s behind");
+            assert_eq!(due(&d, right + 60), (true, (behind >= DAY / 4).then(|| "1".into())), "{behind} s behind");
+            // It was not longer for it: by a clock that runs evenly it ends.
+            d.settle(right + DAY);
+            assert!(d.snapshot(right + DAY).policy.is_none(), "{behind} s behind");
+        }
+    }
+
+    #[test]
+    fn an_expired_policy_is_kept_and_fetched_but_not_applied() {
+        let d = domain();
+        d.touch(1);
+        d.apply_record(record("v=STSv1; id=1", 60), 0);
+        d.apply_policy("1", &document("enforce", DAY), 0);
+        assert!(d.is_in_use());
+        for found in [record("v=STSv1; id=1", 60), no_record(), failed_record()] {
+            d.apply_record(found, 30 * DAY);
+            assert!(d.snapshot(30 * DAY).policy.is_none() && d.has_policy() && d.is_in_use());
+            assert_eq!(due(&d, 30 * DAY).1.as_deref(), Some("1"));
+        }
+        // The clock is put right: nothing is lost.
+        assert!(d.snapshot(DAY - 1).policy.is_some());
+        assert!(!d.settle(DAY + EXPIRED_KEPT - 1) && d.settle(DAY + EXPIRED_KEPT) && !d.has_policy());
     }
 }

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::answering::policy::sts::document::{self, MAX_AGE, PolicyDocument};
 use crate::answering::policy::sts::text::PolicyText;
-use crate::base::clock::CompactTime;
+use crate::base::clock::{CompactTime, is_future};
 use crate::base::tlsrpt::{Mode, Policy, PolicyType, ResultType};
 
 /// Seconds between two fetches of a policy in use (RFC 8461 §3.3: at least daily is common practice).
@@ -91,18 +91,32 @@ impl StsPolicy {
     /// A document of a domain, fetched for an id at a moment (seconds).
     pub fn new(name: &str, id: &str, document: &PolicyDocument, fetched: i64) -> StsPolicy {
         let age = i64::try_from(document.max_age.min(MAX_AGE)).unwrap_or(i64::MAX).max(MIN_AGE);
-        // Spread over a tenth, by name, so that policies fetched together are not fetched together again.
-        let mut hasher = DefaultHasher::new();
-        name.hash(&mut hasher);
-        let spread = i64::try_from(hasher.finish() % 100).unwrap_or(0) * (REFRESH_INTERVAL / 1000);
         StsPolicy {
             id: id.into(),
             text: PolicyText::new(name, &document.lines),
             fetched: CompactTime::from_seconds(fetched),
             expires: CompactTime::from_seconds(fetched + age),
-            refresh_at: CompactTime::from_seconds(fetched + (REFRESH_INTERVAL - spread).min(age / 2)),
+            refresh_at: CompactTime::from_seconds(fetched + refresh_delay(name, age)),
             mode: document.mode,
         }
+    }
+
+    /// Makes it serve until a later moment, and marks it by its refresh: no policy as fetched is refreshed at that second.
+    pub(super) fn extend_until(&mut self, expires: i64) {
+        if expires > self.expires() {
+            self.expires = CompactTime::from_seconds(expires);
+            self.refresh_at = CompactTime::from_seconds(self.refresh_at() - 1);
+        }
+    }
+
+    /// The policy with the times that it can have if `now` is right: fetched now at the latest, and for as long as its
+    /// document says. `None` if they are so.
+    pub(super) fn settled(&self, name: &str, now: i64) -> Option<StsPolicy> {
+        let usual = self.refresh_at() - self.fetched() == refresh_delay(name, self.expires() - self.fetched());
+        if usual && !is_future(self.fetched(), now) {
+            return None;
+        }
+        Some(StsPolicy::new(name, &self.id, &self.document(name), self.fetched().min(now)))
     }
 
     /// When it was fetched, in seconds since 1970-01-01T00:00:00Z.
@@ -188,6 +202,15 @@ pub fn report_policy(text: &PolicyText, name: &str) -> Policy {
         policy_domain: name.to_owned(),
         mx_host: document.mx,
     }
+}
+
+/// How long after it was fetched a policy that serves for `age` seconds is fetched anew. Spread over a tenth, by name, so
+/// that policies fetched together are not fetched together again.
+fn refresh_delay(name: &str, age: i64) -> i64 {
+    let mut hasher = DefaultHasher::new();
+    name.hash(&mut hasher);
+    let spread = i64::try_from(hasher.finish() % 100).unwrap_or(0) * (REFRESH_INTERVAL / 1000);
+    (REFRESH_INTERVAL - spread).min(age / 2)
 }
 
 fn parse_text(text: &PolicyText, name: &str) -> PolicyDocument {
