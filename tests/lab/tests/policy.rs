@@ -1,6 +1,7 @@
 //! The policies and the socketmap server against real DNS, HTTPS and sockets, with the embedded store.
 
 use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, RwLockWriteGuard};
 use std::time::{Duration, Instant};
 
@@ -99,11 +100,20 @@ impl World {
     fn daemon(&self, ahead: i64) -> Daemon {
         let resolver = Resolver::new(self.config.resolver.address).unwrap();
         let client = HttpsClient::new(resolver.clone(), &self.config.closed_network.exceptions()).unwrap();
-        self.daemon_with(client, ahead)
+        self.daemon_with(client, Clock::starting_at(Clock::default().seconds() + ahead))
     }
 
-    fn daemon_with(&self, client: HttpsClient, ahead: i64) -> Daemon {
-        let clock = Clock::starting_at(Clock::default().seconds() + ahead);
+    /// The same with a clock that the test moves, and how: by so many seconds from the host's clock as it was.
+    fn daemon_by_hand(&self, ahead: i64) -> (Daemon, impl Fn(i64)) {
+        let right = Clock::default().seconds();
+        let hand: &AtomicI64 = Box::leak(Box::new(AtomicI64::new(right + ahead)));
+        let resolver = Resolver::new(self.config.resolver.address).unwrap();
+        let client = HttpsClient::new(resolver.clone(), &self.config.closed_network.exceptions()).unwrap();
+        let daemon = self.daemon_with(client, Clock::manual(hand));
+        (daemon, move |ahead| hand.store(right + ahead, Ordering::SeqCst))
+    }
+
+    fn daemon_with(&self, client: HttpsClient, clock: Clock) -> Daemon {
         let metrics = Metrics::default();
         let store: Arc<dyn Store> =
             Arc::new(EmbeddedStore::open(&self.folder.path().join("store"), clock).unwrap().store);
@@ -250,7 +260,7 @@ async fn without_root_certificates_mail_waits_where_a_policy_may_be_enforced() {
     world.domain("none.example", false, &["mx"]);
     let resolver = Resolver::new(world.config.resolver.address).unwrap();
     let client = HttpsClient::unloaded(resolver, &world.config.closed_network.exceptions());
-    let daemon = world.daemon_with(client.clone(), 0);
+    let daemon = world.daemon_with(client.clone(), Clock::default());
     assert_eq!(daemon.level("sts.example").await, PolicyAnswer::Temp);
     // What the policy says makes no difference here, and here there is none.
     assert_eq!(daemon.level("dane.example").await, PolicyAnswer::DaneOnly);
@@ -590,10 +600,10 @@ async fn the_strings_of_a_record_are_joined_and_two_records_are_none() {
     daemon.end().await;
 }
 
-/// RFC 8461 §3.3, §10.2: fetched anew once a day under the same id, behind the answers, while it is in use; and let go when
-/// it has expired, in the store as well.
+/// RFC 8461 §3.3, §10.2: fetched anew once a day under the same id, behind the answers, while it is in use. One that has
+/// expired is not applied, and stays in the store all the same: the clock may be wrong.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_policy_in_use_is_fetched_anew_each_day_and_an_unused_one_goes_when_it_has_expired() {
+async fn a_policy_in_use_is_fetched_anew_each_day_and_an_expired_one_is_kept() {
     let world = World::new().await;
     for name in ["used.test", "unused.test"] {
         world.domain(name, false, &["mx"]);
@@ -618,11 +628,153 @@ async fn a_policy_in_use_is_fetched_anew_each_day_and_an_unused_one_goes_when_it
     let daemon = world.daemon(10 * DAY + 2);
     assert_eq!((daemon.policies.counts().policies, world.hosts.requests("unused.test")), (1, 1));
     daemon.end().await;
-    // As if it had never been known, also for a clock that is set back.
     world.site("unused.test", None, Answer::Close);
-    let daemon = world.daemon(0);
+    let daemon = world.daemon(10 * DAY + 2);
     assert_eq!(daemon.level("unused.test").await, PolicyAnswer::OwnLevel);
-    assert_eq!(daemon.level("used.test").await, PolicyAnswer::Secure);
+    daemon.end().await;
+    let daemon = world.daemon(0);
+    for name in ["used.test", "unused.test"] {
+        assert_eq!(daemon.level(name).await, PolicyAnswer::Secure, "{name}");
+    }
+    daemon.end().await;
+}
+
+/// Who can suppress one TXT answer must not be able to end a policy with it (RFC 8461 §10.2).
+#[tokio::test(flavor = "multi_thread")]
+async fn a_policy_is_fetched_anew_whatever_its_record_says() {
+    let world = World::new().await;
+    let names = ["gone.test", "two.test", "fails.test"];
+    for name in names {
+        world.domain(name, false, &["mx"]);
+        world.sts(name, "1", &document("enforce", &format!("mx.{name}"), 10 * DAY));
+    }
+    let daemon = world.daemon(0);
+    for name in names {
+        assert_eq!(daemon.level(name).await, PolicyAnswer::Secure, "{name}");
+    }
+    daemon.end().await;
+    world.dns.change().remove("_mta-sts.gone.test", RecordType::TXT);
+    world.dns.change().more_txt("_mta-sts.two.test", "v=STSv1; id=2;");
+    world.dns.change().fault("_mta-sts.fails.test", Some(dns::Fault::ServFail));
+    // After 19 days the first policies are long over.
+    for (day, want) in [(1, 2), (10, 3), (19, 4)] {
+        let daemon = world.daemon(day * DAY + 1);
+        for name in names {
+            assert_eq!(daemon.level(name).await, PolicyAnswer::Secure, "{name}, day {day}");
+            let until = Instant::now() + Duration::from_secs(60);
+            while world.hosts.requests(name) < want {
+                assert!(Instant::now() < until, "{name} is not fetched on day {day}");
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            // The document is read, not only served.
+            let fetched = async || daemon.policies.decide(name.as_bytes()).await.sts.unwrap().fetched();
+            let today = Clock::default().seconds() + day * DAY;
+            while fetched().await < today - 120 {
+                assert!(Instant::now() < until, "{name} is not renewed on day {day}");
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        }
+        daemon.end().await;
+    }
+}
+
+/// What was found out by a clock that was ahead is asked again when it is right, at once and after a restart.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_clock_that_was_ahead_holds_nothing_up() {
+    for (ahead, restart) in [(3600, false), (DAY, true), (400 * DAY, false), (400 * DAY, true)] {
+        let world = World::new().await;
+        for (name, signed) in [("none.test", false), ("fails.test", false), ("new.test", true), ("dane.test", true)] {
+            world.domain(name, signed, &["mx"]);
+        }
+        world.dns.change().ttl(3600);
+        tlsa(&mut world.dns.change(), "mx.dane.test");
+        world.sts("fails.test", "1", &document("enforce", "mx.fails.test", DAY));
+        world.site("fails.test", None, Answer::Status(500));
+        let ask = async |daemon: &Daemon, want: [PolicyAnswer; 4]| {
+            for (name, want) in ["none.test", "fails.test", "new.test", "dane.test"].into_iter().zip(want) {
+                assert_eq!(daemon.level(name).await, want, "{name}, {ahead} s ahead, restart {restart}");
+            }
+        };
+        let (daemon, set) = world.daemon_by_hand(ahead);
+        use PolicyAnswer::{DaneOnly, OwnLevel, Secure};
+        ask(&daemon, [OwnLevel, OwnLevel, OwnLevel, DaneOnly]).await;
+        world.sts("none.test", "1", &document("enforce", "mx.none.test", DAY));
+        world.site("fails.test", None, Answer::Document(document("enforce", "mx.fails.test", DAY)));
+        tlsa(&mut world.dns.change(), "mx.new.test");
+        world.dns.change().remove("_25._tcp.mx.dane.test", RecordType::TLSA);
+        let daemon = if restart {
+            daemon.end().await;
+            world.daemon(0)
+        } else {
+            set(0);
+            daemon
+        };
+        ask(&daemon, [Secure, Secure, DaneOnly, OwnLevel]).await;
+        daemon.end().await;
+    }
+}
+
+/// A start with a wrong clock, ahead or behind, costs no policy: neither its record nor its host has to be there when the
+/// clock is right again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_start_with_a_wrong_clock_loses_no_policy() {
+    for (wrong, while_wrong) in [
+        (3600, PolicyAnswer::Secure),
+        (31 * DAY, PolicyAnswer::OwnLevel),
+        (400 * DAY, PolicyAnswer::OwnLevel),
+        (-3600, PolicyAnswer::Secure),
+        (-31 * DAY, PolicyAnswer::Secure),
+        (-400 * DAY, PolicyAnswer::Secure),
+    ] {
+        let world = World::new().await;
+        world.domain("kept.test", false, &["mx"]);
+        world.sts("kept.test", "1", &document("enforce", "mx.kept.test", 10 * DAY));
+        let daemon = world.daemon(0);
+        assert_eq!(daemon.level("kept.test").await, PolicyAnswer::Secure);
+        daemon.end().await;
+        // Ahead, it has expired and cannot be fetched; behind, it is from the future and is fetched.
+        if wrong > 0 {
+            world.site("kept.test", None, Answer::Close);
+        }
+        let daemon = world.daemon(wrong);
+        assert_eq!(daemon.level("kept.test").await, while_wrong, "{wrong} s");
+        let until = Instant::now() + Duration::from_secs(60);
+        while wrong < 0 && world.hosts.requests("kept.test") < 2 {
+            assert!(Instant::now() < until, "it is not fetched, {wrong} s");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        daemon.end().await;
+        world.site("kept.test", None, Answer::Close);
+        world.dns.change().remove("_mta-sts.kept.test", RecordType::TXT);
+        let daemon = world.daemon(0);
+        assert_eq!(daemon.level("kept.test").await, PolicyAnswer::Secure, "{wrong} s");
+        daemon.end().await;
+    }
+}
+
+/// A host that was suspended wakes with a clock that jumps ahead, and its timers have stood still.
+#[tokio::test(flavor = "multi_thread")]
+async fn after_a_suspension_everything_whose_time_is_over_is_asked_again() {
+    let world = World::new().await;
+    world.domain("sts.test", false, &["mx"]);
+    world.sts("sts.test", "1", &document("enforce", "mx.sts.test", 10 * DAY));
+    world.domain("dane.test", true, &["mx"]);
+    tlsa(&mut world.dns.change(), "mx.dane.test");
+    let (daemon, set) = world.daemon_by_hand(0);
+    assert_eq!(daemon.level("sts.test").await, PolicyAnswer::Secure);
+    assert_eq!(daemon.level("dane.test").await, PolicyAnswer::DaneOnly);
+    world.dns.change().remove("_25._tcp.mx.dane.test", RecordType::TLSA);
+    set(2 * DAY);
+    assert_eq!(daemon.level("dane.test").await, PolicyAnswer::OwnLevel);
+    assert_eq!(daemon.level("sts.test").await, PolicyAnswer::Secure);
+    let until = Instant::now() + Duration::from_secs(60);
+    while world.hosts.requests("sts.test") < 2 {
+        assert!(Instant::now() < until, "it is not fetched anew");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    // Longer than the policy holds: it is fetched within the answer.
+    set(30 * DAY);
+    assert_eq!(daemon.level("sts.test").await, PolicyAnswer::Secure);
     daemon.end().await;
 }
 
@@ -675,6 +827,68 @@ async fn the_text_of_all_policies_is_bounded() {
     // The enforced one has stayed, though it was used least recently.
     assert_eq!(daemon.level("long0.test").await, PolicyAnswer::Secure);
     assert_eq!(world.hosts.requests("long0.test"), 1);
+    daemon.end().await;
+}
+
+/// Long policies push out each other, never a policy of ordinary size.
+#[tokio::test(flavor = "multi_thread")]
+async fn long_policies_never_push_out_small_enforced_ones() {
+    const SMALL: usize = 60;
+    let mut world = World::new().await;
+    world.config.policy.max_domains = 100;
+    let small: Vec<String> = (0..SMALL).map(|n| format!("small{n}.test")).collect();
+    for name in &small {
+        world.domain(name, false, &["mx"]);
+        world.sts(name, "1", &document("enforce", &format!("mx.{name}"), 10 * DAY));
+    }
+    let daemon = world.daemon(0);
+    for name in &small {
+        assert_eq!(daemon.level(name).await, PolicyAnswer::Secure, "{name}");
+    }
+    for n in 0..8 {
+        let name = format!("long{n}.test");
+        let mx: String = (0..2000).map(|m| format!("mx: {m:04}.other-{n}.example\r\n")).collect();
+        world.domain(&name, false, &["mx"]);
+        world.sts(&name, "1", &format!("version: STSv1\r\nmode: enforce\r\n{mx}max_age: 604800\r\n"));
+        assert_eq!(daemon.level(&name).await, PolicyAnswer::Secure, "{name}");
+    }
+    let counts = daemon.policies.counts();
+    assert!(counts.policies > SMALL && counts.policies < SMALL + 8, "{counts:?}");
+    assert!(counts.sts_octets <= 100 * TEXT_BYTES_PER_DOMAIN, "{counts:?}");
+    daemon.end().await;
+    for name in &small {
+        world.dns.change().remove(&format!("_mta-sts.{name}"), RecordType::TXT);
+    }
+    let daemon = world.daemon(100);
+    for name in &small {
+        assert_eq!(daemon.level(name).await, PolicyAnswer::Secure, "{name}");
+        assert_eq!(world.hosts.requests(name), 1, "{name}");
+    }
+    daemon.end().await;
+}
+
+/// A domain that is looked at stays, however many come meanwhile.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_domain_is_not_evicted_while_it_is_looked_at() {
+    let mut world = World::new().await;
+    world.config.policy.max_domains = 20;
+    world.config.policy.answer_budget = ConfigDuration(Duration::from_millis(100));
+    world.domain("late.test", false, &["mx"]);
+    world.sts("late.test", "1", &document("enforce", "mx.late.test", DAY));
+    world.dns.change().fault("_mta-sts.late.test", Some(dns::Fault::Late(Duration::from_millis(1500))));
+    let daemon = world.daemon(0);
+    daemon.level("late.test").await;
+    for n in 0..60 {
+        daemon.level(&format!("absent{n}.test")).await;
+    }
+    let until = Instant::now() + Duration::from_secs(60);
+    while daemon.policies.counts().policies == 0 {
+        assert!(Instant::now() < until, "the policy is lost");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert!(daemon.metrics.counters()["sts_domains_evicted"] >= 40);
+    assert_eq!(world.hosts.requests("late.test"), 1);
+    daemon.becomes("late.test", &PolicyAnswer::Secure).await;
     daemon.end().await;
 }
 
@@ -1186,8 +1400,8 @@ async fn verdicts_outlive_a_restart_and_serve_for_a_day_while_dns_fails() {
     world.dns.change().fault("dane.test", None);
     let daemon = world.daemon(0);
     assert_eq!(daemon.level("dane.test").await, PolicyAnswer::DaneOnly);
-    // The policy of none-sts.test and what was just asked; the verdicts that ended are gone already.
-    assert_eq!(daemon.policies.purge(None).await, Ok(2));
+    // Verdicts that have ended are kept: nothing is deleted soon after a start.
+    assert_eq!(daemon.policies.purge(None).await, Ok(3));
     daemon.end().await;
     world.dns.change().fault("dane.test", Some(dns::Fault::ServFail));
     let daemon = world.daemon(0);

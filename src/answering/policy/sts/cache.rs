@@ -218,7 +218,8 @@ impl StsCache {
             false => None,
         };
         self.flights.join(&domain.name, || {
-            let (cache, domain) = (Arc::clone(self), Arc::clone(domain));
+            // It may have been evicted since it was taken from here; from now on it is not.
+            let (cache, domain) = (Arc::clone(self), self.get_or_insert(&domain.name));
             async move {
                 cache.update_domain(&domain, at).await;
                 drop(slot);
@@ -327,7 +328,7 @@ impl StsCache {
                     None => "no MTA-STS policy is enforced".to_owned(),
                 };
                 format!(
-                    "MTA-STS of {name}: the policy cannot be fetched: {}; {consequence}, next try in {minutes} min",
+                    "MTA-STS of {name}: the policy cannot be had: {}; {consequence}, next try in {minutes} min",
                     failure.text
                 )
             }

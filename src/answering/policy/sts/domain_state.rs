@@ -546,7 +546,10 @@ mod tests {
         assert_eq!(again.snapshot(refresh).failure, d.snapshot(refresh).failure);
         again.apply_record(record("v=STSv1; id=1", 86_400), refresh + 1);
         assert_eq!(due(&again, refresh + FIRST_RETRY - 1).1, None);
-        assert_eq!(again.apply_failure("1", FetchError::Status(500), refresh + FIRST_RETRY).failure.retry, refresh + 900);
+        assert_eq!(
+            again.apply_failure("1", FetchError::Status(500), refresh + FIRST_RETRY).failure.retry,
+            refresh + 900
+        );
     }
 
     #[test]
