@@ -392,7 +392,7 @@ mod tests {
             (
                 "DANE attempt failed; TLS connection to mx.a.test [192.0.2.1]: (SSL_connect): error:0A000086:SSL \
                  routines::certificate verify failed",
-                LineKind::Host { peer, problem: HostProblem::CertificateRejected },
+                LineKind::Host { peer, problem: HostProblem::CertificateRejected, clear_text_follows: false },
             ),
             (
                 "TLS session: (SSL_connect): error:0A00010B:SSL routines::wrong version number: delivering unencrypted to \
@@ -400,12 +400,13 @@ mod tests {
                 LineKind::Host {
                     peer,
                     problem: HostProblem::Handshake(b"error:0A00010B:SSL routines::wrong version number"),
+                    clear_text_follows: true,
                 },
             ),
             ("DANE error: No usable TLSA records", LineKind::NoUsableTlsa),
             (
                 "H=mx.a.test [192.0.2.1]: DANE error: tlsa lookup DEFER",
-                LineKind::Host { peer, problem: HostProblem::TlsaLookup },
+                LineKind::Host { peer, problem: HostProblem::TlsaLookup, clear_text_follows: false },
             ),
         ] {
             let line = format!("1999-03-02 09:44:33 10HmaX-0005vi-00 {text}");

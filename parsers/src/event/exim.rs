@@ -33,6 +33,8 @@ pub enum LineKind<'a> {
         peer: Peer<'a>,
         /// Why.
         problem: HostProblem<'a>,
+        /// `delivering unencrypted`: the mail is offered to the same host in clear text next.
+        clear_text_follows: bool,
     },
     /// `[IP] SSL verify error: …` (OpenSSL): told also where a certificate need not pass.
     VerifyError {

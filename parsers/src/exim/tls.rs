@@ -37,7 +37,7 @@ fn host(text: &[u8]) -> ParseResult<LineKind<'_>> {
     let Some(message) = rest.strip_prefix(b": ") else { return Ok(None) };
     let problem = parse_problem(message);
     let ours = problem.excludes_host() || problem.is_session_failure();
-    Ok(ours.then_some(LineKind::Host { peer, problem }))
+    Ok(ours.then_some(LineKind::Host { peer, problem, clear_text_follows: false }))
 }
 
 /// `TLS session: …: delivering unencrypted to H=HOST [IP] (not in hosts_require_tls)`: read from its end, for the library's
@@ -50,7 +50,7 @@ fn cleartext_fallback(text: &[u8]) -> ParseResult<LineKind<'_>> {
     let peer = to.get(TO.len()..).and_then(fields::peer).filter(|(_, rest)| rest.is_empty());
     let (peer, _) = peer.ok_or(LineFamily::EximHost)?;
     let problem = parse_problem(message);
-    Ok(problem.is_session_failure().then_some(LineKind::Host { peer, problem }))
+    Ok(problem.is_session_failure().then_some(LineKind::Host { peer, problem, clear_text_follows: true }))
 }
 
 /// `DANE attempt failed; TLS connection to HOST [IP]: …`, `DANE error: No usable TLSA records`.
@@ -62,7 +62,7 @@ fn dane(text: &[u8]) -> ParseResult<LineKind<'_>> {
     let (peer, rest) = fields::peer(rest).ok_or(LineFamily::EximHost)?;
     let message = rest.strip_prefix(b": ").ok_or(LineFamily::EximHost)?;
     let problem = tls_session_problem(message);
-    Ok(problem.is_session_failure().then_some(LineKind::Host { peer, problem }))
+    Ok(problem.is_session_failure().then_some(LineKind::Host { peer, problem, clear_text_follows: false }))
 }
 
 /// `[IP] SSL verify error: depth=0 error=… cert=…` or `[IP] SSL verify error: certificate name mismatch: …`. One that

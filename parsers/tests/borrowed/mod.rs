@@ -70,7 +70,7 @@ fn exim<'a>(line: &EximLine<'a>, texts: &mut Vec<&'a [u8]>) {
             texts.extend(peer.map(|peer| peer.host));
             texts.extend(problem_text(problem));
         }
-        LineKind::Host { peer, problem } => {
+        LineKind::Host { peer, problem, clear_text_follows: _ } => {
             texts.push(peer.host);
             texts.extend(problem_text(problem));
         }
