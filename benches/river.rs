@@ -26,6 +26,7 @@ use tlswarden::base::allocator::Allocator;
 use tlswarden::base::clock::Clock;
 use tlswarden::base::policy_at::PolicyAt;
 use tlswarden::base::tlsrpt::{PolicyInForce, sum_tallies};
+use tlswarden::counting::input::file_position::FilePosition;
 use tlswarden::counting::input::{LineBlock, MAX_BLOCK, Position};
 use tlswarden::counting::pipeline::{CountedInput, Counter, CountingTask, InputEvent};
 use tlswarden::metrics::Metrics;
@@ -195,8 +196,9 @@ fn through_the_river(mut next: impl FnMut() -> Option<(Vec<u8>, usize)> + Send) 
             let mut offset = 0;
             while let Some((lines, behind)) = next() {
                 offset += lines.len() as u64;
-                let position = Position::File { fingerprint: 1, covers: 1, inode: 1, offset };
-                let block = LineBlock { lines, position, skipped: 0, bytes_behind: behind as u64, at_end: behind == 0 };
+                let position = Position::File(FilePosition { inode: 1, offset, ..FilePosition::default() });
+                let (bytes_behind, at_end) = (behind as u64, behind == 0);
+                let block = LineBlock { lines, position, skipped: 0, bytes_behind, at_end, may_be_counted: false };
                 sender.blocking_send(InputEvent::Block(0, block)).unwrap();
             }
         });

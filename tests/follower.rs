@@ -651,3 +651,165 @@ async fn measure() {
     times.sort();
     println!("a line is seen after {:.1?} (median), {:.1?} (most)", times[25], times[49]);
 }
+
+fn lines(numbers: impl IntoIterator<Item = u32>) -> String {
+    numbers
+        .into_iter()
+        .map(|n| format!("Nov 22 01:02:03 mta postfix/smtp[{n}]: a line with the number {n:06}\n"))
+        .collect()
+}
+
+/// What is read of a log that is changed while nobody reads, and of the same while it is read.
+async fn after_a_change(change: impl Fn(&Path)) -> [String; 2] {
+    let mut found = [String::new(), String::new()];
+    for (running, found) in [false, true].into_iter().zip(&mut found) {
+        let home = tempfile::tempdir().unwrap();
+        let path = home.path().join("mail.log");
+        append(&path, &lines(0..100));
+        let mut follower = FileFollower::new(&path, None);
+        let (text, position) = to_the_end(&mut follower).await;
+        assert_eq!(text, lines(0..100));
+        if !running {
+            follower = FileFollower::new(&path, Some(position));
+        }
+        change(&path);
+        loop {
+            let next = tokio::time::timeout(Duration::from_secs(5), follower.next()).await;
+            let Ok(block) = next else { break };
+            found.push_str(&String::from_utf8(block.unwrap().lines).unwrap());
+        }
+    }
+    found
+}
+
+/// Loses the last lines after the first `kept`.
+fn cut(path: &Path, kept: u32) {
+    OpenOptions::new().write(true).open(path).unwrap().set_len(lines(0..kept).len() as u64).unwrap();
+}
+
+#[tokio::test]
+async fn a_log_that_lost_its_end_continues_with_what_is_new() {
+    let shorter = after_a_change(|path| cut(path, 60));
+    let grown = after_a_change(|path| {
+        cut(path, 60);
+        append(path, &lines(200..210));
+    });
+    let longer = after_a_change(|path| {
+        cut(path, 60);
+        append(path, &lines(200..300));
+    });
+    let nearly_all = after_a_change(|path| {
+        cut(path, 2);
+        append(path, &lines(200..300));
+    });
+    let (shorter, grown, longer, nearly_all) = tokio::join!(shorter, grown, longer, nearly_all);
+    assert_eq!(shorter, ["", ""]);
+    assert_eq!(grown, [lines(200..210), lines(200..210)]);
+    assert_eq!(longer, [lines(200..300), lines(200..300)]);
+    assert_eq!(nearly_all, [lines(200..300), lines(200..300)]);
+}
+
+#[tokio::test]
+async fn a_log_replaced_by_a_copy_of_itself_is_the_same_log() {
+    let copied = after_a_change(|path| {
+        let copy = path.with_extension("copy");
+        fs::copy(path, &copy).unwrap();
+        append(&copy, &lines(200..210));
+        fs::rename(&copy, path).unwrap();
+    });
+    let moved = after_a_change(|path| {
+        let target = path.with_file_name("elsewhere");
+        fs::create_dir(&target).unwrap();
+        fs::copy(path, target.join("mail.log")).unwrap();
+        fs::remove_file(path).unwrap();
+        std::os::unix::fs::symlink(target.join("mail.log"), path).unwrap();
+        append(path, &lines(200..210));
+    });
+    let rotated = after_a_change(|path| {
+        let copy = path.with_extension("copy");
+        fs::copy(path, &copy).unwrap();
+        fs::rename(path, path.with_extension("log.1")).unwrap();
+        fs::rename(&copy, path).unwrap();
+        append(path, &lines(200..210));
+    });
+    let (copied, moved, rotated) = tokio::join!(copied, moved, rotated);
+    let want = [lines(200..210), lines(200..210)];
+    assert_eq!([&copied, &moved, &rotated], [&want; 3]);
+}
+
+#[tokio::test]
+async fn an_edited_log_continues_after_its_last_counted_line() {
+    let edit = |text: String| {
+        after_a_change(move |path| {
+            let edited = path.with_extension("edited");
+            fs::write(&edited, &text).unwrap();
+            fs::rename(&edited, path).unwrap();
+        })
+    };
+    let in_place = |text: String| after_a_change(move |path| fs::write(path, &text).unwrap());
+    let all = lines((0..100).chain(200..210));
+    let (first, middle, other) = (
+        lines((1..100).chain(200..210)),
+        lines((0..100).filter(|n| *n != 50).chain(200..210)),
+        all.replace("mta", "host"),
+    );
+    let (first_again, middle_again) = (first.clone(), middle.clone());
+    let (first, middle, first_again, middle_again, other) = tokio::join!(
+        edit(first),
+        edit(middle),
+        in_place(first_again),
+        in_place(middle_again),
+        // Of this one nothing is as it was.
+        edit(other)
+    );
+    let want = [lines(200..210), lines(200..210)];
+    assert_eq!([&first, &middle, &first_again, &middle_again], [&want; 4]);
+    assert_eq!(other, [all.replace("mta", "host"), all.replace("mta", "host")]);
+}
+
+#[tokio::test]
+async fn after_a_file_that_is_gone_the_oldest_one_that_is_left_is_read() {
+    let change = |path: &Path, dated: bool| {
+        let rotated = |number: u32| match dated {
+            true => path.with_file_name(format!("mail.log-202611{:02}", 30 - number)),
+            false => path.with_extension(format!("log.{number}")),
+        };
+        fs::remove_file(path).unwrap();
+        append(&rotated(3), &lines(300..310));
+        append(&rotated(2), &lines(400..410));
+        append(&rotated(1), &lines(500..510));
+        append(path, &lines(600..610));
+    };
+    let (numbered, dated) =
+        tokio::join!(after_a_change(move |path| change(path, false)), after_a_change(move |path| change(path, true)));
+    let want = lines((300..310).chain(400..410).chain(500..510).chain(600..610));
+    assert_eq!(numbered, [want.clone(), want.clone()]);
+    assert_eq!(dated, [want.clone(), want]);
+}
+
+#[tokio::test]
+async fn what_was_rotated_before_the_first_reading_stays_unread() {
+    let home = tempfile::tempdir().unwrap();
+    let path = home.path().join("mail.log");
+    append(&path.with_extension("log.2"), &lines(0..10));
+    append(&path.with_extension("log.1"), &lines(10..20));
+    append(&path, &lines(20..30));
+    let (text, position) = to_the_end(&mut FileFollower::new(&path, None)).await;
+    assert_eq!(text, lines(20..30));
+    fs::remove_file(&path).unwrap();
+    append(&path, &lines(30..40));
+    assert_eq!(to_the_end(&mut FileFollower::new(&path, Some(position))).await.0, lines(30..40));
+}
+
+#[tokio::test]
+async fn another_instance_s_log_is_not_a_rotated_file() {
+    let home = tempfile::tempdir().unwrap();
+    let path = home.path().join("mail.log");
+    append(&path, &lines(0..10));
+    append(&home.path().join("mail-1.log"), &lines(10..20));
+    let mut follower = FileFollower::new(&path, None);
+    assert_eq!(to_the_end(&mut follower).await.0, lines(0..10));
+    fs::rename(&path, home.path().join("mail.log.1")).unwrap();
+    append(&path, &lines(20..30));
+    assert_eq!(to_the_end(&mut follower).await.0, lines(20..30));
+}

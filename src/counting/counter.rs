@@ -21,6 +21,7 @@ use tlswarden_parsers::{Dialect, Event, LineFamily, MalformedLine, is_log_line, 
 use crate::base::policy_at::PolicyAt;
 use crate::base::tlsrpt::{Day, Mode, PolicyInForce, PolicyType, SessionOutcome, TallyKey, TallyResult};
 use crate::config::NativeTlsrpt;
+use crate::counting::counted_before::CountedBefore;
 use crate::counting::input::json_entry;
 use crate::counting::rules::CountingRules;
 use crate::counting::session::datagram::{self, ReportedSession};
@@ -80,6 +81,7 @@ pub struct Counter {
     failed_domains: Vec<Arc<str>>,
     stats: CounterStats,
     newest_stored: Option<i64>,
+    counted_before: CountedBefore,
     last_sampled: HashMap<&'static str, i64>,
     rules: Arc<CountingRules>,
     plaintext_run: u32,
@@ -131,6 +133,7 @@ impl Counter {
             failed_domains: Vec::new(),
             stats: CounterStats::default(),
             newest_stored: None,
+            counted_before: CountedBefore::default(),
             last_sampled: HashMap::new(),
             rules: Arc::default(),
             plaintext_run: 0,
@@ -163,6 +166,8 @@ impl Counter {
                 unread += u64::from(newest.is_none());
                 self.newest_stored = newest;
                 self.timestamps = TimestampResolver::new(zone.clone(), newest);
+            } else if key == CountedBefore::KEY {
+                unread += u64::from(!self.counted_before.load(value));
             } else {
                 unread += u64::from(!self.sessions.load(key, value));
             }
@@ -212,6 +217,9 @@ impl Counter {
         let Some(time) = self.timestamps.resolve(event.timestamp, now) else {
             return self.sample_malformed_line("time stamp", line, now);
         };
+        if self.counted_before.includes(time) {
+            return;
+        }
         self.stats.lines.entry(event.kind.family().name()).used += 1;
         self.sessions.handle_event(&event, time, &*self.is_own_report, &mut self.outcomes);
         self.check_delivery(&event);
@@ -366,6 +374,18 @@ impl Counter {
         self.timestamps.newest()
     }
 
+    /// Leaves lines out that are not newer than the newest one so far: they may have been counted.
+    pub(crate) fn leave_out_counted_lines(&mut self) {
+        if let Some(newest) = self.timestamps.newest() {
+            self.leave_out_until(newest);
+        }
+    }
+
+    /// Leaves lines out up to a time: another input had them, or they are not wanted.
+    pub(crate) fn leave_out_until(&mut self, time: i64) {
+        self.counted_before.extend(time);
+    }
+
     /// Takes the statistics since the last call.
     pub fn take_stats(&mut self) -> (CounterStats, Uncounted) {
         (std::mem::take(&mut self.stats), self.sessions.take_uncounted())
@@ -385,6 +405,7 @@ impl Counter {
     pub(crate) fn take_changes(&mut self) -> Vec<RecordChange> {
         let mut changes = self.sessions.take_changes();
         let newest = self.timestamps.newest();
+        changes.extend(self.counted_before.take_change(newest));
         if newest != self.newest_stored {
             self.newest_stored = newest;
             changes.push((NEWEST_LINE_KEY.to_vec(), newest.map(|t| t.to_string().into_bytes())));

@@ -226,6 +226,9 @@ impl CountingTask {
         let now = self.clock.seconds();
         // Invariant: an input feeds its source before its first block.
         let input = inputs.by_number.get_mut(&number).expect("an input is known before its blocks");
+        if block.may_be_counted {
+            input.counter.leave_out_counted_lines();
+        }
         input.counter.count_lines(&block.lines, now, &*self.policies);
         self.publish_progress(input, block.skipped, |p| {
             p.at_end_since = block.at_end.then_some(now);
@@ -340,8 +343,7 @@ impl CountingTask {
                 batch.set.push((Table::OpenState, open_key(&input.name, &key), value));
             }
             if let Some(position) = pending.positions.remove(number).filter(|position| *position != Position::Nowhere) {
-                let position = serde_json::to_vec(&position).expect("plain structures always serialise");
-                batch.set.push((Table::Position, input.name.clone().into_bytes(), Some(position)));
+                batch.set.push((Table::Position, input.name.clone().into_bytes(), Some(position.encode())));
             }
         }
         pending.since = None;
@@ -418,8 +420,8 @@ pub(crate) fn load_input_state(
     let position = match store.read(Table::Position, name.as_bytes())? {
         None => None,
         Some(bytes) => Some(
-            serde_json::from_slice(&bytes)
-                .map_err(|e| StoreError::Corrupt(format!("store: the mark of {name} cannot be read: {e}")))?,
+            Position::decode(&bytes)
+                .map_err(|e| StoreError::Corrupt(format!("store: the position of {name} cannot be read: {e}")))?,
         ),
     };
     let prefix = open_key(name, b"");

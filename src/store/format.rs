@@ -22,7 +22,7 @@ use crate::base::tlsrpt::{Day, Failure, Policy};
 use crate::store::Table;
 
 /// The number of this layout, raised with each change to it. A store of another one is refused.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 
 /// The key of the version in [`Table::NamedValue`].
 pub const VERSION_KEY: &[u8] = b"store-format";

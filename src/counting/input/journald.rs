@@ -177,7 +177,7 @@ impl JournalFollower {
 
     fn block(&self, lines: Vec<u8>, skipped: u64, at_end: bool) -> LineBlock {
         let position = self.cursor.clone().map_or(Position::Nowhere, |cursor| Position::Journal { cursor });
-        LineBlock { lines, position, skipped, bytes_behind: 0, at_end }
+        LineBlock { lines, position, skipped, bytes_behind: 0, at_end, may_be_counted: false }
     }
 
     fn start(&mut self) -> std::io::Result<JournalctlProcess> {

@@ -6,12 +6,15 @@
 
 pub mod datagram;
 pub mod file;
+pub mod file_position;
 pub mod journald;
 pub mod json_entry;
 mod line_splitter;
 pub(crate) mod stdin;
 
 use serde::{Deserialize, Serialize};
+
+use self::file_position::FilePosition;
 
 /// The longest line that is read, in bytes. Postfix cuts its text at 2,000; rsyslog's default is 8,192.
 pub const MAX_LINE: usize = 16 * 1024;
@@ -32,23 +35,16 @@ pub struct LineBlock {
     pub bytes_behind: u64,
     /// Whether this block reaches the end of what is there now.
     pub at_end: bool,
+    /// Whether lines from here on may have been counted: those that are not newer than the newest one counted so far are
+    /// then left out.
+    pub may_be_counted: bool,
 }
 
 /// How far an input has been read and counted: reading continues there after a restart.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case", tag = "kind")]
 pub enum Position {
     /// In a file: which one, and how far.
-    File {
-        /// A digest of the file's first bytes, which tells it from another that got its inode.
-        fingerprint: u64,
-        /// How many bytes the fingerprint covers.
-        covers: u64,
-        /// Its inode number.
-        inode: u64,
-        /// Bytes counted.
-        offset: u64,
-    },
+    File(FilePosition),
     /// In a journal.
     Journal {
         /// The cursor of the last entry counted.
@@ -56,6 +52,18 @@ pub enum Position {
     },
     /// None: this input cannot be read again.
     Nowhere,
+}
+
+impl Position {
+    /// As it is stored.
+    pub fn encode(&self) -> Vec<u8> {
+        postcard::to_allocvec(self).expect("plain structures always serialise")
+    }
+
+    /// Reads it back.
+    pub fn decode(bytes: &[u8]) -> Result<Position, postcard::Error> {
+        postcard::from_bytes(bytes)
+    }
 }
 
 /// Why an input cannot be read now, by whose fault it is. Asking again tries again.

@@ -60,7 +60,14 @@ fn read_blocks(mut from: impl Read, to: &mpsc::Sender<Result<LineBlock, String>>
         }
         debug_assert!(lines.len() <= MAX_BLOCK);
         // A pipe does not say whether it is empty: what is not there now may come at once.
-        let block = LineBlock { lines, position: Position::Nowhere, skipped, bytes_behind: 0, at_end: true };
+        let block = LineBlock {
+            lines,
+            position: Position::Nowhere,
+            skipped,
+            bytes_behind: 0,
+            at_end: true,
+            may_be_counted: false,
+        };
         let sent = block.lines.is_empty() && !ended || to.blocking_send(Ok(block)).is_ok();
         if ended || !sent {
             return;

@@ -25,6 +25,7 @@ use lab::socketmap;
 use lab::world::{Domain, Options, Server, Tlsa, World};
 use tlswarden::base::clock::Clock;
 use tlswarden::base::tlsrpt::{TallyKey, TallyResult, TallyRow};
+use tlswarden::counting::input::Position;
 use tlswarden::store::embedded::EmbeddedStore;
 use tlswarden::store::{Store, Table};
 use tokio::sync::oneshot;
@@ -526,7 +527,7 @@ fn look(folder: &Path, written: &Written) -> Result<u64, String> {
     let position = match &marks[..] {
         [] => 0,
         [(_, mark)] => {
-            let mark = serde_json::from_slice(mark).map_err(|e| e.to_string())?;
+            let mark = Position::decode(mark).map_err(|e| e.to_string())?;
             written.position(&mark).ok_or_else(|| format!("{mark:?} is nowhere in the log"))?
         }
         more => return Err(format!("{} marks", more.len())),

@@ -3,16 +3,21 @@
 //! Takes: a path and a position. Gives: a [`FollowStep`] a call: a block, or that there is nothing yet. Blocks on the disk only.
 //! The position stays at the end of a file until a line of the next has been read: an empty file has nothing to be known by.
 //! Where there was none at all but an empty one, every file with content is newer than the position.
-//! When it fails: an `InputError`, once for as long as it stands the same.
+//! Limits: a file that cannot be opened is waited for up to [`PATIENCE`], then passed over.
+//! When it fails: an `InputError`, once for as long as it stands the same; nothing that was read is lost.
+//! Not here: what one file holds (`open_log`), whether it is the one of the position (`locate`).
 
 use std::collections::HashSet;
 use std::io;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::counting::input::file::file_system::LogFileSystem;
+use crate::counting::input::file::locate::{self, Fit};
 use crate::counting::input::file::open_log::{OpenLog, ReadResult};
-use crate::counting::input::file::rotated::{self, RotatedFile};
+use crate::counting::input::file::rotated::{self, InputPaths, RotatedError, RotatedFile};
+use crate::counting::input::file_position::{FilePosition, HeadDigest};
 use crate::counting::input::{InputError, LineBlock, Position};
 
 /// How often the file is polled if no event reports a change.
@@ -22,26 +27,40 @@ pub(super) const POLL_INTERVAL: Duration = Duration::from_millis(250);
 /// time stamps that the kernel gives it.
 const FOLDER_SETTLE_TIME: Duration = Duration::from_millis(30);
 
+/// How long a rotated file that cannot be opened, or a folder that cannot be listed, is waited for before reading continues
+/// without it.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// The most rotated files that are remembered as older when a log is first read.
+const MAX_OLDER_FILES: usize = 16;
+
 /// The result of one poll.
-pub(super) enum FollowStep {
+pub enum FollowStep {
     /// Lines, or the end of the file.
     Read(LineBlock),
     /// Nothing yet; poll again after a change, or after this time.
     Wait(Duration),
 }
 
-pub(super) struct LogReader {
+/// Reads one log over its rotations, without waiting.
+pub struct LogReader {
+    files: Arc<dyn LogFileSystem>,
     path: PathBuf,
     quiet_period: Duration,
+    inputs: InputPaths,
     log: Option<OpenLog>,
     /// Where reading goes on after a restart.
-    position: Option<Position>,
+    position: Option<FilePosition>,
+    /// Whether lines from here on may have been counted, as [`LineBlock::may_be_counted`] says.
+    may_be_counted: bool,
     /// Bytes in the files after this one.
     bytes_in_later_files: u64,
     /// Whether the end has been reported since lines were read.
     reported_end: bool,
     /// Since when the file of the position is missing. A rotation renames one file after another, so one poll may miss it.
     missing_since: Option<Instant>,
+    /// Since when something beside the log cannot be read.
+    unreadable_since: Option<Instant>,
     /// Messages that have been logged and still hold.
     logged: HashSet<String>,
 }
@@ -56,24 +75,45 @@ enum NextFile {
     Ready(PathBuf, (u64, u64)),
 }
 
+/// A file that may be the one of the position.
+struct Candidate {
+    fit: Fit,
+    same_inode: bool,
+    log: OpenLog,
+}
+
 impl LogReader {
-    pub(super) fn new(path: PathBuf, position: Option<Position>, quiet_period: Duration) -> LogReader {
-        // Any other position is not of a file.
-        let position = position.filter(|position| matches!(position, Position::File { .. }));
+    /// A reader of the log at `path`.
+    pub fn new(
+        files: Arc<dyn LogFileSystem>,
+        path: PathBuf,
+        position: Option<Position>,
+        quiet_period: Duration,
+        inputs: InputPaths,
+    ) -> LogReader {
+        let position = match position {
+            Some(Position::File(position)) => Some(position),
+            // Any other position is not of a file.
+            _ => None,
+        };
         LogReader {
+            files,
             path,
             quiet_period,
+            inputs,
             log: None,
             position,
+            may_be_counted: false,
             bytes_in_later_files: 0,
             reported_end: false,
             missing_since: None,
+            unreadable_since: None,
             logged: HashSet::new(),
         }
     }
 
     /// Polls once.
-    pub(crate) fn step(&mut self) -> Result<FollowStep, InputError> {
+    pub fn step(&mut self) -> Result<FollowStep, InputError> {
         let step = self.read();
         match step {
             Ok(step) => Ok(step),
@@ -87,11 +127,11 @@ impl LogReader {
             if self.log.is_none() && !self.open_first()? {
                 return Ok(FollowStep::Wait(POLL_INTERVAL));
             }
-            if self.position.as_ref().is_some_and(|position| !has_fingerprint(position))
-                && let Some(first) = self.oldest_rotated()?
+            if self.position.as_ref().is_some_and(|position| position.head.is_empty())
+                && let Some(first) = self.oldest_unread()?
             {
-                self.position = Some(first.position());
                 self.switch_to(first)?;
+                self.position = self.log.as_ref().map(OpenLog::position);
             }
             let Some(log) = &mut self.log else { return Ok(FollowStep::Wait(POLL_INTERVAL)) };
             match log.read() {
@@ -134,137 +174,285 @@ impl LogReader {
     /// Switches to the next file. False while names change: a folder that is read during a rotation may show
     /// a file twice, or not at all, so that only what a folder at rest shows is believed.
     fn switch_to_next(&mut self, path: &Path, identity: (u64, u64)) -> Result<bool, InputError> {
-        let next = match OpenLog::open(path) {
+        let next = match self.open(path) {
             Ok(next) => next,
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(false),
-            Err(e) => return Err(unreadable(&e)),
+            Err(e) => return Err(unreadable_file(path, &e)),
         };
-        let changed = rotated::folder_changed_at(&self.path).map_err(|e| unreadable(&e))?;
+        let changed = rotated::folder_changed_at(&*self.files, &self.path).map_err(|e| unreadable(&e))?;
         // Where the clock went back, only that nothing changed meanwhile can be told.
-        let at_rest = changed.elapsed().map_or(true, |since| since >= FOLDER_SETTLE_TIME);
+        let at_rest = self.files.time().duration_since(changed).map_or(true, |since| since >= FOLDER_SETTLE_TIME);
         let agreed = matches!(self.next_file()?, NextFile::Ready(_, again) if again == identity);
-        let unchanged = rotated::folder_changed_at(&self.path).is_ok_and(|again| again == changed);
+        let unchanged = rotated::folder_changed_at(&*self.files, &self.path).is_ok_and(|again| again == changed);
         if at_rest && agreed && unchanged && (next.device, next.inode) == identity {
-            self.switch_to(next)?;
+            self.continue_with(next)?;
             return Ok(true);
         }
         Ok(false)
+    }
+
+    /// Reads `next` after the end of the open file: from its start, unless it is a copy of that file, or that file edited.
+    fn continue_with(&mut self, mut next: OpenLog) -> Result<(), InputError> {
+        let Some(position) = self.log.as_ref().map(OpenLog::position) else { return self.switch_to(next) };
+        let path = next.path.clone();
+        let failed = |e: io::Error| unreadable_file(&path, &e);
+        let is_copy = !position.head.is_empty() && position.head.matches(&next.head);
+        let fit = match is_copy {
+            true => Some(locate::locate(&position, &mut next).map_err(failed)?),
+            // Of a file that was rotated nothing stands in the next one.
+            false if next.path == self.path && self.index_of_open_log()?.is_none() => {
+                locate::locate_in_edited(&position, &mut next).map_err(failed)?
+            }
+            false => None,
+        };
+        match fit {
+            Some(fit) => self.resume(&position, Candidate { fit, same_inode: false, log: next }),
+            None => {
+                next.earlier_files = position.earlier_files_of_next();
+                self.switch_to(next)
+            }
+        }
     }
 
     fn next_block(&mut self, lines: Vec<u8>, skipped: u64) -> Result<FollowStep, InputError> {
         let Some(log) = &self.log else { return Ok(FollowStep::Wait(POLL_INTERVAL)) };
         let moved = !lines.is_empty() || skipped > 0;
         let (own, behind) = (log.position(), log.bytes_behind() + self.bytes_in_later_files);
-        let at_end = !moved || (log.is_at_end() && matches!(self.next_file()?, NextFile::None));
+        // What was read is handed out, whatever the disk says of the file after it.
+        let at_end = !moved || (log.is_at_end() && matches!(self.next_file(), Ok(NextFile::None)));
         if moved || self.position.is_none() {
             self.position = Some(own.clone());
         }
         self.reported_end = at_end;
         self.logged.clear();
-        let position = self.position.clone().unwrap_or(own);
-        Ok(FollowStep::Read(LineBlock { lines, position, skipped, bytes_behind: behind, at_end }))
+        let position = Position::File(self.position.clone().unwrap_or(own));
+        let may_be_counted = self.may_be_counted;
+        if moved {
+            self.may_be_counted = false;
+        }
+        Ok(FollowStep::Read(LineBlock { lines, position, skipped, bytes_behind: behind, at_end, may_be_counted }))
     }
 
     /// Switches to another file.
     fn switch_to(&mut self, log: OpenLog) -> Result<(), InputError> {
-        let rotated = rotated::rotated_files(&self.path).map_err(|e| unreadable(&e))?;
         let mut later: Vec<u64> = Vec::new();
         if !self.is_at_path(&log)? {
-            let at = index_among_rotated(&rotated, &log).map_or(rotated.len(), |at| at + 1);
+            let rotated = self.rotated()?;
+            let at = self.index_among_rotated(&rotated, &log)?.map_or(rotated.len(), |at| at + 1);
             later.extend(rotated[at..].iter().map(|file| file.length));
-            later.extend(std::fs::metadata(&self.path).map(|meta| meta.len()));
+            later.extend(self.files.metadata(&self.path).map(|meta| meta.length));
         }
         self.bytes_in_later_files = later.iter().sum();
         self.missing_since = None;
+        self.unreadable_since = None;
         self.log = Some(log);
         Ok(())
     }
 
     /// Opens the file of the position, or the one at the path. False if there is nothing to read yet.
     fn open_first(&mut self) -> Result<bool, InputError> {
-        let current = match OpenLog::open(&self.path) {
-            Ok(log) => Some(log),
-            Err(e) if e.kind() == io::ErrorKind::NotFound => None,
-            Err(e) => return Err(unreadable(&e)),
-        };
-        let Some(position @ Position::File { offset, inode, .. }) = self.position.clone() else {
-            let Some(log) = current else {
-                self.log_once("does not exist; it is waited for".to_owned(), false);
-                return Ok(false);
-            };
-            // An empty file has nothing to be known by; the end of the one before it has.
-            let known = if log.is_empty() { self.end_of_newest_rotated()? } else { None };
-            return self.switch_to(known.unwrap_or(log)).map(|()| true);
-        };
-        let marked = match current {
-            Some(log) if log.matches_fingerprint(&position) && log.inode == inode && log.reaches(offset) => Some(log),
-            current => {
-                let moved = current.filter(|now| {
-                    has_fingerprint(&position) && now.matches_fingerprint(&position) && now.reaches(offset)
-                });
-                match self.find_rotated(&position)? {
-                    Some(found) if found.inode == inode || moved.is_none() => Some(found),
-                    _ => moved,
-                }
-            }
-        };
-        if let Some(mut log) = marked {
-            log.seek(offset).map_err(|e| unreadable(&e))?;
-            return self.switch_to(log).map(|()| true);
+        let current = self.open_if_there(&self.path.clone())?;
+        let Some(position) = self.position.clone() else { return self.begin(current) };
+        let found = self.find(&position, current)?;
+        if let Some(found) = found.filter(|found| found.fit == Fit::Whole || self.has_been_missing()) {
+            return self.resume(&position, found).map(|()| true);
         }
-        if self.missing_since.get_or_insert_with(Instant::now).elapsed() < self.quiet_period {
+        if !self.has_been_missing() {
             return Ok(false);
         }
-        self.log_once(
-            "the file read last is gone: it is not among the rotated ones; what was unread of it is lost".into(),
-            true,
-        );
-        match OpenLog::open(&self.path) {
-            Ok(log) => self.switch_to(log).map(|()| true),
-            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
-            Err(e) => Err(unreadable(&e)),
+        let next = match self.unread_after(&position)? {
+            Some(next) => Some(next),
+            None => self.open_if_there(&self.path.clone())?,
+        };
+        let mut what =
+            "the file that was read last is gone, and is not among the rotated ones: what was not read of it \
+                        is lost"
+                .to_owned();
+        let unsupported = self.unsupported_names()?;
+        if !unsupported.is_empty() {
+            what = format!("{what}; not read, because only gzip is: {unsupported}");
         }
+        if let Some(next) = &next {
+            what = format!("{what}; reading continues at the beginning of {}", next.path.display());
+        }
+        self.log_once(what, true);
+        let Some(mut next) = next else { return Ok(false) };
+        next.earlier_files = position.earlier_files_of_next();
+        self.switch_to(next).map(|()| true)
     }
 
-    /// The oldest rotated file that has content, unless it is a copy of the one at the path that nobody needs yet.
-    fn oldest_rotated(&self) -> Result<Option<OpenLog>, InputError> {
-        let rotated = rotated::rotated_files(&self.path).map_err(|e| unreadable(&e))?;
-        let current = OpenLog::open(&self.path).ok();
-        let first = rotated.iter().find_map(open_nonempty);
-        Ok(first.filter(|first| !current.is_some_and(|now| now.inode != first.inode && first.is_copy_of(&now))))
+    /// Opens the log for the first time.
+    fn begin(&mut self, current: Option<OpenLog>) -> Result<bool, InputError> {
+        let Some(mut log) = current else {
+            self.log_once("does not exist; it is waited for".to_owned(), false);
+            return Ok(false);
+        };
+        let mut older = Vec::new();
+        // A folder that cannot be listed keeps nobody from reading the log.
+        for file in self.rotated().unwrap_or_default().iter().rev().take(MAX_OLDER_FILES) {
+            // What cannot be read is not taken for unread later: it is older by its name.
+            let Ok(Some(other)) = self.open_if_there(&file.path) else { continue };
+            if !other.is_empty() && other.head != log.head {
+                older.insert(0, HeadDigest::of(&other.head));
+            }
+        }
+        // An empty file has nothing to be known by; the end of the one before it has.
+        if log.is_empty()
+            && let Some(mut newest) = self.newest_rotated()?
+        {
+            newest.seek(u64::MAX).map_err(|e| unreadable(&e))?;
+            older.pop();
+            log = newest;
+        }
+        log.earlier_files = older;
+        self.switch_to(log).map(|()| true)
     }
 
-    /// The newest rotated file that has content, read to its end.
-    fn end_of_newest_rotated(&self) -> Result<Option<OpenLog>, InputError> {
-        let rotated = rotated::rotated_files(&self.path).map_err(|e| unreadable(&e))?;
-        let newest = rotated.iter().rev().find_map(open_nonempty);
-        Ok(newest.and_then(|mut log| log.seek(u64::MAX).ok().map(|()| log)))
+    /// Continues in a file where the counted lines end in it, and logs what is not there any more.
+    fn resume(&mut self, position: &FilePosition, found: Candidate) -> Result<(), InputError> {
+        let Candidate { fit, same_inode, mut log } = found;
+        let (offset, lost) = match fit {
+            Fit::Whole => (position.offset, None),
+            Fit::After { lines, offset } => {
+                // Of an edited file the lines after that may be counted ones that were changed.
+                self.may_be_counted |= !same_inode && lines < position.tail.len();
+                (offset, Some("the lines after it that were counted are gone"))
+            }
+            Fit::Before { offset } => {
+                self.may_be_counted = true;
+                (offset, Some("lines after it that are not newer than the newest one counted are not counted again"))
+            }
+        };
+        log.resume(position, offset).map_err(|e| unreadable(&e))?;
+        if let Some(then) = lost.filter(|_| offset != position.offset) {
+            let bytes = position.offset.saturating_sub(offset);
+            let since = position.checkpoints.iter().rev().find(|one| one.offset <= offset).map(|one| one.at);
+            let until = position.checkpoints.last().map(|one| one.at);
+            let minutes = since.zip(until).map_or(0, |(since, until)| (until - since + 59) / 60);
+            let name = log.path.display();
+            self.log_once(
+                format!(
+                    "{name} is not as it was read: {bytes} bytes that were read within {minutes} minutes are missing or \
+                     changed (power loss, truncation or editing); reading continues at byte {offset}: {then}"
+                ),
+                true,
+            );
+        }
+        self.switch_to(log)
     }
 
-    /// The rotated file that the position is of.
-    fn find_rotated(&mut self, position: &Position) -> Result<Option<OpenLog>, InputError> {
-        let Position::File { inode, .. } = position else { return Ok(None) };
-        let mut found = None;
-        for file in rotated::rotated_files(&self.path).map_err(|e| unreadable(&e))? {
-            let log = match OpenLog::open(&file.path) {
+    /// The file in which reading continues after `position`, if there is one.
+    fn find(&mut self, position: &FilePosition, current: Option<OpenLog>) -> Result<Option<Candidate>, InputError> {
+        let mut best: Option<Candidate> = None;
+        let mut other = None;
+        if let Some(log) = current {
+            match self.candidate(position, log)? {
+                Ok(candidate) if candidate.fit == Fit::Whole && candidate.same_inode => return Ok(Some(candidate)),
+                Ok(candidate) => best = Some(candidate),
+                Err(log) => other = Some(log),
+            }
+        }
+        for file in self.rotated()?.iter().rev() {
+            let log = match self.open(&file.path) {
                 Ok(log) => log,
                 Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
                 Err(e) => {
-                    self.log_once(format!("cannot look into {}: {e}; it is passed over", file.path.display()), true);
+                    self.wait_for_readable(&file.path, &e)?;
                     continue;
                 }
             };
-            if !log.matches_fingerprint(position) {
-                continue;
-            }
-            if log.inode == *inode {
-                return Ok(Some(log));
-            }
-            if has_fingerprint(position) {
-                found = Some(log);
+            let Ok(candidate) = self.candidate(position, log)? else { continue };
+            let rank = |one: &Candidate| (one.fit, one.same_inode);
+            if best.as_ref().is_none_or(|best| rank(best) < rank(&candidate)) {
+                best = Some(candidate);
             }
         }
-        Ok(found)
+        if best.is_none()
+            && let Some(mut log) = other
+        {
+            let fit = locate::locate_in_edited(position, &mut log).map_err(|e| unreadable(&e))?;
+            let same_inode = log.inode == position.inode;
+            best = fit.map(|fit| Candidate { fit, same_inode, log });
+        }
+        Ok(best)
+    }
+
+    /// Holds a file against the position; `Err` gives it back where it is another.
+    fn candidate(
+        &mut self,
+        position: &FilePosition,
+        mut log: OpenLog,
+    ) -> Result<Result<Candidate, OpenLog>, InputError> {
+        let same_inode = log.inode == position.inode;
+        let same = match position.head.is_empty() {
+            true => same_inode,
+            false => position.head.matches(&log.head),
+        };
+        if !same {
+            return Ok(Err(log));
+        }
+        let fit = locate::locate(position, &mut log).map_err(|e| unreadable_file(&log.path, &e))?;
+        Ok(Ok(Candidate { fit, same_inode, log }))
+    }
+
+    /// Whether the file of the position has been missing for so long that no rotation explains it.
+    fn has_been_missing(&mut self) -> bool {
+        let now = self.files.now();
+        let since = *self.missing_since.get_or_insert(now);
+        now.saturating_duration_since(since) >= self.quiet_period
+    }
+
+    /// The oldest rotated file that has content, unless it is a copy of the one at the path that nobody needs yet.
+    fn oldest_unread(&mut self) -> Result<Option<OpenLog>, InputError> {
+        let current = self.open_if_there(&self.path.clone())?;
+        let earlier = self.position.as_ref().map(|position| position.earlier_files.clone()).unwrap_or_default();
+        for file in self.rotated()? {
+            let Some(mut log) = self.open_if_there(&file.path)?.filter(|log| !log.is_empty()) else { continue };
+            let is_copy = current.as_ref().is_some_and(|now| now.inode != log.inode && log.is_copy_of(now));
+            if !is_copy && !is_among(&earlier, &log) {
+                log.earlier_files = earlier;
+                return Ok(Some(log));
+            }
+        }
+        Ok(None)
+    }
+
+    /// The newest rotated file that has content.
+    fn newest_rotated(&mut self) -> Result<Option<OpenLog>, InputError> {
+        for file in self.rotated()?.iter().rev() {
+            if let Some(log) = self.open_if_there(&file.path)?.filter(|log| !log.is_empty()) {
+                return Ok(Some(log));
+            }
+        }
+        Ok(None)
+    }
+
+    /// The oldest file that came after that of the position, which is gone.
+    fn unread_after(&mut self, position: &FilePosition) -> Result<Option<OpenLog>, InputError> {
+        let rotated = self.rotated()?;
+        let earlier = position.earlier_files_of_next();
+        let current = self.open_if_there(&self.path.clone())?;
+        for file in self.after_earlier_files(&rotated, &earlier)? {
+            let Some(log) = self.open_if_there(&file.path)?.filter(|log| !log.is_empty()) else { continue };
+            if !current.as_ref().is_some_and(|now| now.inode != log.inode && log.is_copy_of(now)) {
+                return Ok(Some(log));
+            }
+        }
+        Ok(None)
+    }
+
+    /// The rotated files after the newest one that was read.
+    fn after_earlier_files<'a>(
+        &mut self,
+        rotated: &'a [RotatedFile],
+        earlier: &[HeadDigest],
+    ) -> Result<&'a [RotatedFile], InputError> {
+        for (index, file) in rotated.iter().enumerate().rev() {
+            if self.open_if_there(&file.path)?.is_some_and(|log| is_among(earlier, &log)) {
+                return Ok(&rotated[index + 1..]);
+            }
+        }
+        Ok(rotated)
     }
 
     /// What comes after the file that has been read to its end.
@@ -274,44 +462,116 @@ impl LogReader {
             self.missing_since = None;
             return Ok(NextFile::None);
         }
-        let rotated = rotated::rotated_files(&self.path).map_err(|e| unreadable(&e))?;
-        let later = match index_among_rotated(&rotated, log) {
-            Some(at) => &rotated[at + 1..],
-            None => {
-                // Removed, or renamed while we looked.
-                if self.missing_since.get_or_insert_with(Instant::now).elapsed() < self.quiet_period {
-                    return Ok(NextFile::NotYet);
-                }
-                &[]
-            }
+        let position = log.position();
+        let rotated = self.rotated()?;
+        let later = match self.index_of_open_log()? {
+            Some(at) => &rotated[(at + 1).min(rotated.len())..],
+            // Removed, or renamed while we looked.
+            None if !self.has_been_missing() => return Ok(NextFile::NotYet),
+            None => self.after_earlier_files(&rotated, &position.earlier_files_of_next())?,
         };
         // A copy of the file at the path is not finished (copytruncate), or nobody needs it: the path is read, and what
         // is left of the copy once the path is truncated.
-        let current = if later.is_empty() { None } else { OpenLog::open(&self.path).ok() };
-        let is_copy = |file: &RotatedFile| {
-            let current = current.as_ref().filter(|current| current.inode != file.inode);
-            current.is_some_and(|current| OpenLog::open(&file.path).is_ok_and(|other| other.is_copy_of(current)))
-        };
-        let next = match later.iter().find(|file| file.length > 0 && !is_copy(file)) {
-            Some(next) => Some((next.path.clone(), (next.device, next.inode))),
-            None => match std::fs::metadata(&self.path) {
-                Ok(meta) => (meta.len() > 0).then(|| (self.path.clone(), (meta.dev(), meta.ino()))),
+        let current = if later.is_empty() { None } else { self.open_if_there(&self.path.clone())? };
+        let mut next = None;
+        for file in later.iter().filter(|file| file.length > 0) {
+            let Some(other) = self.open_if_there(&file.path)? else { continue };
+            let is_copy = current.as_ref().is_some_and(|now| now.inode != file.inode && other.is_copy_of(now));
+            if !is_copy && !is_among(&position.earlier_files, &other) {
+                next = Some((file.path.clone(), (file.device, file.inode)));
+                break;
+            }
+        }
+        let next = match next {
+            Some(next) => Some(next),
+            None => match self.files.metadata(&self.path) {
+                Ok(meta) => (meta.length > 0).then(|| (self.path.clone(), (meta.device, meta.inode))),
                 Err(e) if e.kind() == io::ErrorKind::NotFound => None,
                 Err(e) => return Err(unreadable(&e)),
             },
         };
+        let is_quiet = self.log.as_ref().is_some_and(|log| log.is_quiet(self.quiet_period));
         Ok(match next {
             None => NextFile::None,
-            Some((path, identity)) if log.is_quiet(self.quiet_period) => NextFile::Ready(path, identity),
+            Some((path, identity)) if is_quiet => NextFile::Ready(path, identity),
             Some(_) => NextFile::NotYet,
         })
     }
 
     fn is_at_path(&self, log: &OpenLog) -> Result<bool, InputError> {
-        match std::fs::metadata(&self.path) {
-            Ok(meta) => Ok((meta.dev(), meta.ino()) == (log.device, log.inode)),
+        match self.files.metadata(&self.path) {
+            Ok(meta) => Ok((meta.device, meta.inode) == (log.device, log.inode)),
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
             Err(e) => Err(unreadable(&e)),
+        }
+    }
+
+    fn index_of_open_log(&mut self) -> Result<Option<usize>, InputError> {
+        let rotated = self.rotated()?;
+        let Some(log) = self.log.take() else { return Ok(None) };
+        let index = self.index_among_rotated(&rotated, &log);
+        self.log = Some(log);
+        index
+    }
+
+    /// The index of a log among the rotated files.
+    fn index_among_rotated(&mut self, rotated: &[RotatedFile], log: &OpenLog) -> Result<Option<usize>, InputError> {
+        let by_inode = rotated.iter().position(|file| (file.device, file.inode) == (log.device, log.inode));
+        if by_inode.is_some() || log.is_empty() {
+            return Ok(by_inode);
+        }
+        // Packed since it was opened.
+        let head = HeadDigest::of(&log.head);
+        for (index, file) in rotated.iter().enumerate() {
+            if self.open_if_there(&file.path)?.is_some_and(|other| head.matches(&other.head)) {
+                return Ok(Some(index));
+            }
+        }
+        Ok(None)
+    }
+
+    /// The rotated files, oldest first. A folder that cannot be listed has none, after a while.
+    fn rotated(&mut self) -> Result<Vec<RotatedFile>, InputError> {
+        match rotated::rotated_files(&*self.files, &self.path, &self.inputs) {
+            Ok(found) => Ok(found.readable),
+            Err(RotatedError { path, error }) if error.kind() == io::ErrorKind::PermissionDenied => {
+                self.wait_for_readable(&path, &error)?;
+                Ok(Vec::new())
+            }
+            Err(RotatedError { path, error }) => Err(unreadable_file(&path, &error)),
+        }
+    }
+
+    /// The names of the rotated files that are compressed otherwise than by gzip.
+    fn unsupported_names(&mut self) -> Result<String, InputError> {
+        let found = rotated::rotated_files(&*self.files, &self.path, &self.inputs);
+        let paths = found.map(|found| found.unsupported).unwrap_or_default();
+        let names: Vec<String> = paths.iter().take(5).map(|path| path.display().to_string()).collect();
+        Ok(names.join(", "))
+    }
+
+    /// An error about a file or folder beside the log, until it has lasted for so long that reading continues without.
+    fn wait_for_readable(&mut self, path: &Path, error: &io::Error) -> Result<(), InputError> {
+        let now = self.files.now();
+        let since = *self.unreadable_since.get_or_insert(now);
+        let problem = unreadable_file(path, error);
+        if now.saturating_duration_since(since) < PATIENCE {
+            return Err(problem);
+        }
+        self.log_once(format!("{}: {error}; what it holds is not counted", path.display()), true);
+        Ok(())
+    }
+
+    fn open(&self, path: &Path) -> io::Result<OpenLog> {
+        OpenLog::open(&self.files, path)
+    }
+
+    fn open_if_there(&self, path: &Path) -> Result<Option<OpenLog>, InputError> {
+        match self.open(path) {
+            Ok(log) => Ok(Some(log)),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(e) if path == self.path => Err(unreadable(&e)),
+            Err(e) => Err(unreadable_file(path, &e)),
         }
     }
 
@@ -329,25 +589,9 @@ impl LogReader {
     }
 }
 
-/// Opens a rotated file, plain or gzip, unless it is empty.
-fn open_nonempty(file: &RotatedFile) -> Option<OpenLog> {
-    OpenLog::open(&file.path).ok().filter(|log| !log.is_empty())
-}
-
-/// The index of a log among the rotated files.
-fn index_among_rotated(rotated: &[RotatedFile], log: &OpenLog) -> Option<usize> {
-    let by_inode = rotated.iter().position(|s| (s.device, s.inode) == (log.device, log.inode));
-    by_inode.or_else(|| {
-        // Packed since it was opened.
-        let position = log.position();
-        let same = |s: &RotatedFile| OpenLog::open(&s.path).is_ok_and(|other| other.matches_fingerprint(&position));
-        rotated.iter().position(|s| has_fingerprint(&position) && same(s))
-    })
-}
-
-/// Whether the position identifies its file by more than the inode.
-fn has_fingerprint(position: &Position) -> bool {
-    matches!(position, Position::File { covers: 1.., .. })
+/// Whether the file is one of those.
+fn is_among(files: &[HeadDigest], log: &OpenLog) -> bool {
+    files.iter().any(|file| !file.is_empty() && file.matches(&log.head))
 }
 
 fn unreadable(error: &io::Error) -> InputError {
@@ -355,4 +599,9 @@ fn unreadable(error: &io::Error) -> InputError {
         io::ErrorKind::Unsupported => InputError::NotAFile(format!("no log file: it is {error}")),
         _ => InputError::Unreadable(format!("cannot be read: {error}")),
     }
+}
+
+/// An error on a rotated file.
+fn unreadable_file(path: &Path, error: &io::Error) -> InputError {
+    InputError::Unreadable(format!("{} cannot be read: {error}; reading waits", path.display()))
 }

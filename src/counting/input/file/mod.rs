@@ -5,14 +5,17 @@
 //! Limits: `MAX_BLOCK` bytes a block, `MAX_LINE` bytes a line; longer lines are skipped and counted, NULs before a line
 //! (the hole that truncation leaves under a writer that does not append) are skipped.
 //! When it fails: a missing file is waited for, and said once; one that cannot be read is an error that names it.
-//! What was rotated away while nobody looked is found by inode or by its first bytes among the files beside it
-//! (`mail.log.1`, `mail.log-20261122.gz`, …); what is not found is said, and the file that is there is read.
-//! A file of which no more is there than how each line begins is not told from another one in its place.
-//! Not here: files rotated into another folder or packed otherwise than by gzip; what a line means (`parsers`).
+//! What was rotated away while nobody looked is found by its bytes among the files beside it, beside the target of a
+//! symlink and in the folders below (`mail.log.1`, `mail.log-20261122.gz`, …). A log that lost its end, and may have grown
+//! again (power loss), a copy and an edited one continue after the newest counted line that is left. What is lost is logged.
+//! Not here: files compressed otherwise than by gzip, which are named; what a line means (`parsers`).
 
-mod follow;
+pub mod file_system;
+pub mod follow;
+mod locate;
 mod open_log;
 mod rotated;
+mod rotated_name;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -23,12 +26,19 @@ use tokio::sync::Notify;
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::Instant;
 
+use self::file_system::HostFileSystem;
 use self::follow::{FollowStep, LogReader, POLL_INTERVAL};
+pub use self::rotated::InputPaths;
 use crate::counting::input::{InputError, LineBlock, Position};
 
 /// Whether `other` has the name of a rotated file of `log`, packed or not.
 pub(crate) fn is_rotated(log: &Path, other: &Path) -> bool {
     rotated::is_rotated_name(log, other)
+}
+
+/// The log of which a file is a rotated one, where its name alone says so (`mail.log.1`).
+pub(crate) fn log_of_rotated(path: &Path) -> Option<PathBuf> {
+    rotated::log_of_numbered_name(path)
 }
 
 /// The shortest time between two polls at the end of a file: a busy log is read in blocks worth a commit.
@@ -56,13 +66,28 @@ type PollResult = (Box<LogReader>, Result<FollowStep, InputError>);
 impl FileFollower {
     /// Follows `path`, from `position` if there is one. Nothing is opened before [`FileFollower::next`].
     pub fn new(path: impl Into<PathBuf>, position: Option<Position>) -> FileFollower {
-        FileFollower::with_quiet_period(path, position, QUIET_PERIOD)
+        FileFollower::among(InputPaths::default(), path, position, QUIET_PERIOD)
+    }
+
+    /// The same beside other inputs, whose files are never taken for rotated ones of this.
+    pub(crate) fn beside(inputs: &InputPaths, path: impl Into<PathBuf>, position: Option<Position>) -> FileFollower {
+        FileFollower::among(Arc::clone(inputs), path, position, QUIET_PERIOD)
     }
 
     /// The same, for writers that are known to close a rotated file within `quiet`.
     pub fn with_quiet_period(path: impl Into<PathBuf>, position: Option<Position>, quiet: Duration) -> FileFollower {
+        FileFollower::among(InputPaths::default(), path, position, quiet)
+    }
+
+    fn among(
+        inputs: InputPaths,
+        path: impl Into<PathBuf>,
+        position: Option<Position>,
+        quiet: Duration,
+    ) -> FileFollower {
         let path = path.into();
-        let reader = Some(Box::new(LogReader::new(path.clone(), position, quiet)));
+        let files = Arc::new(HostFileSystem);
+        let reader = Some(Box::new(LogReader::new(files, path.clone(), position, quiet, inputs)));
         FileFollower { reader, poll: None, backoff: None, path, changes: None }
     }
 

@@ -1,22 +1,32 @@
-//! One file's content: whole lines from an offset on, and the first bytes that it is known by.
+//! One file's content: whole lines from an offset on, and the bytes that it is recognized by.
 //!
-//! Takes: an open file, plain or gzip. Gives: lines, what was skipped, and whether it still is the same file.
-//! Limits: `MAX_HEAD` bytes to know it by; one block in memory; an over-long line is searched through, never held.
+//! Takes: an open file, plain or gzip. Gives: lines, what was skipped, the position after them, and whether it still is the
+//! same file.
+//! Limits: `MAX_HEAD` bytes at its beginning; one block in memory; an over-long line is searched through, never held.
 //! When it fails: an I/O error; nothing was consumed.
+//! Not here: which file is read, and from where (`follow`, `locate`).
 
-use std::fs::{File, Metadata};
-use std::io::{self, Read, Seek};
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use flate2::read::MultiGzDecoder;
 use memchr::{memchr, memrchr};
 
-use crate::counting::input::{MAX_BLOCK, MAX_LINE, Position};
+use crate::counting::input::file::file_system::{LogFileHandle, LogFileKind, LogFileMetadata, LogFileSystem};
+use crate::counting::input::file_position::{CHECKPOINT_BYTES, Checkpoint, FilePosition, HeadDigest, TailLines};
+use crate::counting::input::file_position::{add_checkpoint, split_lines};
+use crate::counting::input::{MAX_BLOCK, MAX_LINE};
 
 /// The most bytes at the beginning of a file that identify it.
 pub(super) const MAX_HEAD: usize = 1024;
+
+/// The most bytes before the offset that are compared at each reading: more than one line.
+const MAX_LAST_BYTES: usize = 256;
+
+/// The most bytes before the place where reading continues that are read again, for the digests of their lines.
+const MAX_TAIL_BYTES: u64 = 256 * 1024;
 
 /// An open log file, and how far it has been read.
 pub(super) struct OpenLog {
@@ -37,18 +47,38 @@ pub(super) struct OpenLog {
     reached_end: bool,
     /// When it last grew.
     grew_at: Instant,
+    /// The last bytes before `offset`, as far as they are known: other ones there mean another content.
+    last_bytes: Vec<u8>,
+    tail: TailLines,
+    checkpoints: Vec<Checkpoint>,
+    pub(crate) earlier_files: Vec<HeadDigest>,
     content: LogContent,
+    files: Arc<dyn LogFileSystem>,
 }
 
 enum LogContent {
-    Plain(File),
+    Plain(Arc<dyn LogFileHandle>),
     /// `unpacked` are the bytes before `position` that may be asked for again; nothing is unpacked behind damage.
     Gzip {
-        decoder: Box<MultiGzDecoder<File>>,
+        decoder: Box<MultiGzDecoder<SequentialReader>>,
         position: u64,
         unpacked: Vec<u8>,
         damage: Option<io::Error>,
     },
+}
+
+/// Reads a file from its start to its end.
+struct SequentialReader {
+    file: Arc<dyn LogFileHandle>,
+    offset: u64,
+}
+
+impl Read for SequentialReader {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let length = self.file.read_at(buffer, self.offset)?;
+        self.offset += length as u64;
+        Ok(length)
+    }
 }
 
 /// The result of one read.
@@ -63,34 +93,38 @@ pub(super) enum ReadResult {
 
 impl OpenLog {
     /// Opens a regular file at its start.
-    pub(super) fn open(path: &Path) -> io::Result<OpenLog> {
+    pub(super) fn open(files: &Arc<dyn LogFileSystem>, path: &Path) -> io::Result<OpenLog> {
         // Looked at first: to open a FIFO would wait for its writer.
-        require_regular_file(&std::fs::metadata(path)?)?;
-        let file = File::open(path)?;
+        require_regular_file(&files.metadata(path)?)?;
+        let file = files.open(path)?;
         let meta = file.metadata()?;
         require_regular_file(&meta)?;
         let packed = path.extension().is_some_and(|end| end == "gz");
-        let mut content = LogContent::of(file.try_clone()?, packed);
+        let mut content = LogContent::of(Arc::clone(&file), packed);
         let (head_offset, head) = content.head(0)?;
         if packed {
             // From its start again: what was unpacked is gone.
-            (&file).rewind()?;
             content = LogContent::of(file, packed);
         }
-        let idle = meta.modified().ok().and_then(|at| SystemTime::now().duration_since(at).ok()).unwrap_or_default();
-        let now = Instant::now();
+        let idle = files.time().duration_since(meta.modified).unwrap_or_default();
+        let now = files.now();
         Ok(OpenLog {
             path: path.to_owned(),
-            device: meta.dev(),
-            inode: meta.ino(),
+            device: meta.device,
+            inode: meta.inode,
             offset: 0,
             searched: 0,
             head_offset,
             head,
-            length: if packed { 0 } else { meta.len() },
+            length: if packed { 0 } else { meta.length },
             reached_end: false,
             grew_at: now.checked_sub(idle).unwrap_or(now),
+            last_bytes: Vec::new(),
+            tail: TailLines::default(),
+            checkpoints: Vec::new(),
+            earlier_files: Vec::new(),
             content,
+            files: Arc::clone(files),
         })
     }
 
@@ -108,8 +142,33 @@ impl OpenLog {
                 self.length += passed.len() as u64;
             }
         }
-        self.offset = offset.min(self.length);
-        self.searched = self.offset;
+        let offset = offset.min(self.length);
+        let mut tail = TailLines::default();
+        let mut last_bytes = Vec::new();
+        tail.restart(offset);
+        if let LogContent::Plain(_) = self.content {
+            let from = offset.saturating_sub(MAX_TAIL_BYTES);
+            let mut bytes = Vec::new();
+            self.content.read_at(from, usize::try_from(offset - from).unwrap_or(0), &mut bytes)?;
+            // The first line may be cut.
+            let begin = if from == 0 { Some(0) } else { memchr(b'\n', &bytes).map(|at| at + 1) };
+            if let Some(begin) = begin.filter(|_| bytes.len() as u64 == offset - from) {
+                tail.restart(from + begin as u64);
+                tail.push_lines(&bytes[begin..]);
+                last_bytes = last_of(&bytes);
+            }
+        }
+        self.tail = tail;
+        self.advance_to(offset);
+        self.last_bytes = last_bytes;
+        Ok(())
+    }
+
+    /// Continues at `offset` as the file of `position`.
+    pub(crate) fn resume(&mut self, position: &FilePosition, offset: u64) -> io::Result<()> {
+        self.seek(offset)?;
+        self.checkpoints = position.checkpoints.iter().filter(|one| one.offset <= offset).cloned().collect();
+        self.earlier_files = position.earlier_files.clone();
         Ok(())
     }
 
@@ -136,6 +195,7 @@ impl OpenLog {
                 match memchr(b'\n', &bytes) {
                     Some(at) => {
                         self.advance_to(from + at as u64 + 1);
+                        self.tail.restart(self.offset);
                         skipped += 1;
                         continue;
                     }
@@ -147,11 +207,20 @@ impl OpenLog {
             let whole = memrchr(b'\n', &bytes).map_or(0, |at| at + 1);
             let rest = &bytes[whole..];
             let nuls = rest.iter().take_while(|byte| **byte == 0).count();
+            let last_bytes = std::mem::take(&mut self.last_bytes);
             self.advance_to(self.offset + (whole + nuls) as u64);
+            match nuls {
+                0 => {
+                    self.tail.push_lines(&bytes[..whole]);
+                    self.last_bytes = if whole > 0 { last_of(&bytes[..whole]) } else { last_bytes };
+                }
+                _ => self.tail.restart(self.offset),
+            }
             if rest.len() - nuls > MAX_LINE {
                 self.searched = end;
             }
             if whole > 0 {
+                self.add_checkpoint(&bytes[..whole], self.offset - nuls as u64);
                 bytes.truncate(whole);
                 skipped += remove_unreadable_lines(&mut bytes);
                 return Ok(ReadResult::Lines { lines: bytes, skipped });
@@ -171,16 +240,58 @@ impl OpenLog {
     pub(crate) fn take_last_line(&mut self) -> io::Result<Option<(Vec<u8>, u64)>> {
         if self.searched > self.offset {
             self.advance_to(self.searched);
+            self.tail.restart(self.offset);
             return Ok(Some((Vec::new(), 1)));
         }
         let mut line = Vec::new();
         self.content.read_at(self.offset, MAX_LINE, &mut line)?;
         self.advance_to(self.offset + line.len() as u64);
+        self.tail.push_lines(&line);
         if line.is_empty() || self.damage().is_some() {
             return Ok(None);
         }
         line.push(b'\n');
         Ok(Some((line, 0)))
+    }
+
+    /// Reads text from `from` on, in whole lines but for the last, and hands each to `each` with the offset behind it.
+    pub(crate) fn visit_lines(&mut self, from: u64, each: &mut dyn FnMut(&[u8], u64)) -> io::Result<()> {
+        let mut text = Vec::new();
+        let mut offset = from;
+        loop {
+            let before = text.len();
+            self.content.read_at(offset + before as u64, MAX_BLOCK, &mut text)?;
+            let ended = text.len() == before;
+            let whole = match ended {
+                true => text.len(),
+                false => memrchr(b'\n', &text).map_or(0, |at| at + 1),
+            };
+            for line in split_lines(&text[..whole]) {
+                offset += line.len() as u64;
+                each(line, offset);
+            }
+            if ended {
+                return Ok(());
+            }
+            text.drain(..whole);
+            if text.len() > MAX_BLOCK {
+                // One line of this length has no digest.
+                offset += text.len() as u64;
+                text.clear();
+            }
+        }
+    }
+
+    /// Reads bytes of a plain file.
+    pub(crate) fn bytes_at(&mut self, offset: u64, length: usize) -> io::Result<Vec<u8>> {
+        let mut bytes = Vec::new();
+        self.content.read_at(offset, length, &mut bytes)?;
+        Ok(bytes)
+    }
+
+    /// Whether it is packed: such a file is complete, and never changes.
+    pub(crate) fn is_gzip(&self) -> bool {
+        matches!(self.content, LogContent::Gzip { .. })
     }
 
     /// Whether no whole line is left in what was last seen; of gzip nobody knows before the next reading.
@@ -204,31 +315,28 @@ impl OpenLog {
     /// Whether it has not grown for `quiet`. A gzip file never does.
     pub(crate) fn is_quiet(&self, quiet: Duration) -> bool {
         match self.content {
-            LogContent::Plain(_) => self.grew_at.elapsed() >= quiet,
+            LogContent::Plain(_) => self.files.now().saturating_duration_since(self.grew_at) >= quiet,
             LogContent::Gzip { .. } => true,
         }
     }
 
     /// The position after the lines that were read.
-    pub(crate) fn position(&self) -> Position {
-        Position::File {
-            fingerprint: fingerprint(&self.head),
-            covers: self.head.len() as u64,
+    pub(crate) fn position(&self) -> FilePosition {
+        let (tail_start, tail) = self.tail.digests();
+        FilePosition {
+            head: HeadDigest::of(&self.head),
             inode: self.inode,
             offset: self.offset,
+            tail_start,
+            tail,
+            checkpoints: self.checkpoints.clone(),
+            earlier_files: self.earlier_files.clone(),
         }
     }
 
     /// Whether nothing stands in it yet that it could be known by.
     pub(super) fn is_empty(&self) -> bool {
         self.head.is_empty()
-    }
-
-    /// Whether its first bytes have the fingerprint of the position.
-    pub(crate) fn matches_fingerprint(&self, position: &Position) -> bool {
-        let Position::File { fingerprint: wanted, covers, .. } = position else { return false };
-        let covered = usize::try_from(*covers).ok().and_then(|covers| self.head.get(..covers));
-        covered.is_some_and(|head| fingerprint(head) == *wanted)
     }
 
     /// Whether it is a copy of `log`, perhaps an unfinished one: never longer, and as far as it is known the same.
@@ -249,7 +357,16 @@ impl OpenLog {
         }
     }
 
+    fn add_checkpoint(&mut self, before: &[u8], offset: u64) {
+        if let LogContent::Plain(_) = self.content {
+            let at = self.files.time().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+            let before = &before[before.len().saturating_sub(CHECKPOINT_BYTES)..];
+            add_checkpoint(&mut self.checkpoints, Checkpoint::new(offset, before, i64::try_from(at).unwrap_or(0)));
+        }
+    }
+
     fn advance_to(&mut self, offset: u64) {
+        self.last_bytes.clear();
         self.offset = offset;
         self.searched = offset;
     }
@@ -257,21 +374,25 @@ impl OpenLog {
     /// How much to read from `from` on; `None` where the file has become shorter than it was.
     fn unread_bytes(&mut self, from: u64) -> io::Result<Option<usize>> {
         let LogContent::Plain(file) = &self.content else { return Ok(Some(MAX_BLOCK)) };
-        let length = file.metadata()?.len();
+        let length = file.metadata()?.length;
         if length < self.length {
             return Ok(None);
         }
         if length > self.length {
             self.length = length;
-            self.grew_at = Instant::now();
+            self.grew_at = self.files.now();
         }
         let unread = length.checked_sub(from);
         Ok(unread.map(|unread| usize::try_from(unread).map_or(MAX_BLOCK, |unread| unread.min(MAX_BLOCK))))
     }
 
-    /// Whether its beginning is unchanged; reads more of the beginning while it is short.
+    /// Whether its beginning and the bytes before the offset are unchanged; reads more of the beginning while it is short.
     fn is_unchanged(&mut self) -> io::Result<bool> {
         let LogContent::Plain(_) = &self.content else { return Ok(true) };
+        let length = self.last_bytes.len();
+        if length > 0 && self.bytes_at(self.offset - length as u64, length)? != self.last_bytes {
+            return Ok(false);
+        }
         let (head_offset, head) = self.content.head(self.head_offset)?;
         let same = self.head.is_empty() || (head_offset == self.head_offset && head.starts_with(&self.head));
         if same {
@@ -282,11 +403,11 @@ impl OpenLog {
 }
 
 impl LogContent {
-    fn of(file: File, packed: bool) -> LogContent {
+    fn of(file: Arc<dyn LogFileHandle>, packed: bool) -> LogContent {
         match packed {
             false => LogContent::Plain(file),
             true => {
-                let decoder = Box::new(MultiGzDecoder::new(file));
+                let decoder = Box::new(MultiGzDecoder::new(SequentialReader { file, offset: 0 }));
                 LogContent::Gzip { decoder, position: 0, unpacked: Vec::new(), damage: None }
             }
         }
@@ -355,22 +476,18 @@ fn is_damage(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof)
 }
 
-fn require_regular_file(meta: &Metadata) -> io::Result<()> {
-    use std::os::unix::fs::FileTypeExt;
-    let kind = meta.file_type();
-    let what = match () {
-        () if kind.is_file() => return Ok(()),
-        () if kind.is_dir() => "a directory",
-        () if kind.is_fifo() => "a FIFO",
-        () if kind.is_socket() => "a socket",
-        () => "a device",
+fn require_regular_file(meta: &LogFileMetadata) -> io::Result<()> {
+    let what = match meta.kind {
+        LogFileKind::Regular => return Ok(()),
+        LogFileKind::Folder => "a directory",
+        LogFileKind::Other(what) => what,
     };
     Err(io::Error::new(io::ErrorKind::Unsupported, what))
 }
 
-/// FNV-1a, 64 bits: the same in every build and on every host, as a stored position needs.
-pub(super) fn fingerprint(bytes: &[u8]) -> u64 {
-    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
+/// The last bytes of what was read, enough to tell it from other content.
+fn last_of(bytes: &[u8]) -> Vec<u8> {
+    bytes[bytes.len().saturating_sub(MAX_LAST_BYTES)..].to_vec()
 }
 
 /// Removes over-long lines, and NULs before a line, from whole lines; returns how many over-long lines were removed.
@@ -408,11 +525,18 @@ fn has_long_line(lines: &[u8]) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::fs::File;
     use std::io::Write;
 
     use flate2::{Compression, write::GzEncoder};
 
     use super::*;
+    use crate::counting::input::file::file_system::HostFileSystem;
+
+    fn open(path: &Path) -> OpenLog {
+        let files: Arc<dyn LogFileSystem> = Arc::new(HostFileSystem);
+        OpenLog::open(&files, path).unwrap()
+    }
 
     fn all(log: &mut OpenLog) -> (Vec<u8>, u64) {
         let (mut text, mut long) = (Vec::new(), 0);
@@ -459,14 +583,14 @@ mod tests {
         pack.write_all(&content).unwrap();
         pack.finish().unwrap();
         for path in [plain, packed] {
-            let mut log = OpenLog::open(&path).unwrap();
+            let mut log = open(&path);
             assert_eq!(all(&mut log), (wanted.clone(), long), "{}", path.display());
             assert_eq!(log.offset, content.len() as u64 - 10);
             let position = log.position();
             assert_eq!(log.take_last_line().unwrap().unwrap(), (b"unfinished\n".to_vec(), 0));
             assert!(log.take_last_line().unwrap().is_none());
-            let mut again = OpenLog::open(&path).unwrap();
-            assert!(again.matches_fingerprint(&position));
+            let mut again = open(&path);
+            assert!(position.head.matches(&again.head));
             again.seek(content.len() as u64 - 13).unwrap();
             assert!(all(&mut again).0.ends_with(b"\n"));
             again.seek(u64::MAX).unwrap();
@@ -480,12 +604,12 @@ mod tests {
         let path = home.path().join("mail.log");
         let mut file = File::create(&path).unwrap();
         file.write_all(b"one\n").unwrap();
-        let mut log = OpenLog::open(&path).unwrap();
+        let mut log = open(&path);
         assert_eq!(all(&mut log), (b"one\n".to_vec(), 0));
         for _ in 0..3 {
             file.write_all(&vec![b'x'; MAX_LINE]).unwrap();
             assert_eq!(all(&mut log), (vec![], 0));
-            assert_eq!(log.offset, 4, "the mark stays before a line that is not over");
+            assert_eq!(log.offset, 4, "the position stays before a line that is not over");
         }
         file.write_all(b"x\ntwo\nthr").unwrap();
         assert_eq!(all(&mut log), (b"two\n".to_vec(), 1));
@@ -499,11 +623,24 @@ mod tests {
         let path = home.path().join("mail.log");
         for content in ["", "shorter\n", "o", "another line that is longer\n"] {
             std::fs::write(&path, "one line\n").unwrap();
-            let mut log = OpenLog::open(&path).unwrap();
+            let mut log = open(&path);
             assert_eq!(all(&mut log).0, b"one line\n");
             std::fs::write(&path, content).unwrap();
             // "o" is a beginning of the old content, but shorter than what was read.
             assert!(matches!(log.read().unwrap(), ReadResult::Replaced), "{content}");
         }
+    }
+
+    #[test]
+    fn content_that_was_cut_and_grew_again_is_noticed() {
+        let home = tempfile::tempdir().unwrap();
+        let path = home.path().join("mail.log");
+        let lines =
+            |numbers: std::ops::Range<u32>| -> String { numbers.map(|n| format!("a line, {n:05}\n")).collect() };
+        std::fs::write(&path, lines(0..1000)).unwrap();
+        let mut log = open(&path);
+        assert_eq!(all(&mut log).0.len(), lines(0..1000).len());
+        std::fs::write(&path, [lines(0..900), lines(2000..3000)].concat()).unwrap();
+        assert!(matches!(log.read().unwrap(), ReadResult::Replaced));
     }
 }

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use flate2::Compression;
 use flate2::write::GzEncoder;
 use tlswarden::counting::input::Position;
+use tlswarden::counting::input::file_position::FilePosition;
 use tokio::sync::oneshot;
 
 use crate::script::{Ledger, Place, Script, SplitMix64};
@@ -93,13 +94,13 @@ pub(crate) struct Written {
 impl Written {
     /// How far into the text a mark of the daemon is.
     pub(crate) fn position(&self, position: &Position) -> Option<u64> {
-        let Position::File { fingerprint, covers, offset, .. } = position else { return None };
+        let Position::File(FilePosition { head: known, offset, .. }) = position else { return None };
         let (text, begins) = (self.text.lock().unwrap(), self.begins.lock().unwrap());
-        let covers = usize::try_from(*covers).ok().filter(|covers| (1..=HEAD).contains(covers))?;
+        let covers = usize::try_from(known.covers).ok().filter(|covers| (1..=HEAD).contains(covers))?;
         let ends = begins.iter().skip(1).copied().chain([text.len() as u64]);
         let mut found = begins.iter().copied().zip(ends).filter(|(begin, end)| {
             let head = text.get(*begin as usize..*begin as usize + covers);
-            begin + offset <= *end && head.is_some_and(|head| fnv_1a(head) == *fingerprint)
+            begin + offset <= *end && head.is_some_and(|head| known.matches(head))
         });
         let (begin, _) = found.next()?;
         assert!(found.next().is_none(), "two files begin with the same {covers} octets");
@@ -110,10 +111,6 @@ impl Written {
     pub(crate) fn files(&self) -> usize {
         self.begins.lock().unwrap().len()
     }
-}
-
-fn fnv_1a(octets: &[u8]) -> u64 {
-    octets.iter().fold(0xcbf2_9ce4_8422_2325, |hash, octet| (hash ^ u64::from(*octet)).wrapping_mul(0x0100_0000_01b3))
 }
 
 /// The writer's end of it.

@@ -1,0 +1,242 @@
+//! How far a log file has been counted, and how the file is recognized: by its inode, its first bytes, and the bytes before
+//! the position.
+//!
+//! Takes: the lines that were read. Gives: digests of the last lines, and checkpoints spread over the hours before.
+//! Limits: [`MAX_TAIL_LINES`] digests of lines, one checkpoint for each doubling of age, [`MAX_EARLIER_FILES`] files.
+//! Not here: how a file is held against a position (`file/locate`).
+
+use memchr::{memchr_iter, memrchr};
+use serde::{Deserialize, Serialize};
+
+/// The most digests of lines before the position: what a file that lost its tail is held against, line by line.
+pub(crate) const MAX_TAIL_LINES: usize = 1024;
+
+/// The most bytes that a checkpoint's digest covers: more than one line.
+pub(crate) const CHECKPOINT_BYTES: usize = 512;
+
+/// The oldest checkpoint, in seconds: a file system that loses more than two days of a log is restored from a backup.
+const MAX_CHECKPOINT_AGE: u64 = 2 * 86_400;
+
+/// The most files read before this one that are remembered.
+const MAX_EARLIER_FILES: usize = 16;
+
+/// How far a log file has been counted.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FilePosition {
+    /// The first bytes of the file; none while it is empty.
+    pub head: HeadDigest,
+    /// Its inode number.
+    pub inode: u64,
+    /// Bytes counted.
+    pub offset: u64,
+    /// Where the first line of `tail` begins.
+    pub tail_start: u64,
+    /// Digests of the last lines before `offset`, in order.
+    pub tail: Vec<u32>,
+    /// Places further back, oldest first.
+    pub checkpoints: Vec<Checkpoint>,
+    /// The files that were read, or passed over, before this one, oldest first.
+    pub earlier_files: Vec<HeadDigest>,
+}
+
+/// The first bytes of a file, which tell it from another that got its inode.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HeadDigest {
+    /// Their digest.
+    pub digest: u64,
+    /// How many bytes it covers.
+    pub covers: u64,
+}
+
+/// A place in a file that was the position at a time.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Checkpoint {
+    /// Bytes counted then.
+    pub offset: u64,
+    /// How many bytes before it the digest covers.
+    pub covers: u64,
+    /// Their digest.
+    pub digest: u64,
+    /// When, in seconds since 1970-01-01T00:00:00Z.
+    pub at: i64,
+}
+
+impl HeadDigest {
+    /// The digest of a file's first bytes.
+    pub(crate) fn of(head: &[u8]) -> HeadDigest {
+        HeadDigest { digest: digest(head), covers: head.len() as u64 }
+    }
+
+    /// Whether these first bytes of a file begin as those of the digest.
+    pub fn matches(&self, head: &[u8]) -> bool {
+        let covered = usize::try_from(self.covers).ok().and_then(|covers| head.get(..covers));
+        covered.is_some_and(|head| digest(head) == self.digest)
+    }
+
+    /// Whether there was anything to recognize the file by.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.covers == 0
+    }
+}
+
+impl FilePosition {
+    /// Adds the file that this position is of to the files that were read before the next one.
+    pub(crate) fn earlier_files_of_next(&self) -> Vec<HeadDigest> {
+        let mut earlier = self.earlier_files.clone();
+        if !self.head.is_empty() && earlier.last() != Some(&self.head) {
+            earlier.push(self.head);
+        }
+        earlier.drain(..earlier.len().saturating_sub(MAX_EARLIER_FILES));
+        earlier
+    }
+}
+
+impl Checkpoint {
+    /// A checkpoint at `offset`, before which these bytes stand.
+    pub(crate) fn new(offset: u64, before: &[u8], at: i64) -> Checkpoint {
+        let covered = &before[before.len().saturating_sub(CHECKPOINT_BYTES)..];
+        Checkpoint { offset, covers: covered.len() as u64, digest: digest(covered), at }
+    }
+}
+
+/// Adds a checkpoint, and drops those that are too dense for their age: for each doubling of age the oldest stays.
+pub(crate) fn add_checkpoint(checkpoints: &mut Vec<Checkpoint>, new: Checkpoint) {
+    let now = new.at;
+    checkpoints.retain(|old| old.offset < new.offset);
+    let mut bucket_before = None;
+    checkpoints.retain(|old| {
+        let age = u64::try_from(now.saturating_sub(old.at)).unwrap_or(0);
+        let bucket = (age + 1).ilog2();
+        let keeps = age <= MAX_CHECKPOINT_AGE && bucket_before != Some(bucket);
+        if keeps {
+            bucket_before = Some(bucket);
+        }
+        keeps
+    });
+    checkpoints.push(new);
+}
+
+/// The lines before the position, while they are read.
+#[derive(Debug, Default)]
+pub(crate) struct TailLines {
+    start: u64,
+    /// Digest and length of each line.
+    lines: std::collections::VecDeque<(u32, u32)>,
+}
+
+impl TailLines {
+    /// Begins anew at `offset`: the lines before it are not known.
+    pub(crate) fn restart(&mut self, offset: u64) {
+        self.start = offset;
+        self.lines.clear();
+    }
+
+    /// Adds lines, each ended by `\n` but perhaps the last.
+    pub(crate) fn push_lines(&mut self, lines: &[u8]) {
+        let skipped = start_of_last_lines(lines, MAX_TAIL_LINES);
+        if skipped > 0 {
+            self.start += self.lines.iter().map(|(_, length)| u64::from(*length)).sum::<u64>() + skipped as u64;
+            self.lines.clear();
+        }
+        for line in split_lines(&lines[skipped..]) {
+            if self.lines.len() == MAX_TAIL_LINES
+                && let Some((_, length)) = self.lines.pop_front()
+            {
+                self.start += u64::from(length);
+            }
+            self.lines.push_back((line_digest(line), u32::try_from(line.len()).unwrap_or(u32::MAX)));
+        }
+    }
+
+    /// Where its first line begins, and the digests.
+    pub(crate) fn digests(&self) -> (u64, Vec<u32>) {
+        (self.start, self.lines.iter().map(|(digest, _)| *digest).collect())
+    }
+}
+
+/// Where the last `most` lines begin.
+fn start_of_last_lines(lines: &[u8], most: usize) -> usize {
+    let mut end = lines.strip_suffix(b"\n").unwrap_or(lines).len();
+    for _ in 0..most {
+        match memrchr(b'\n', &lines[..end]) {
+            Some(at) => end = at,
+            None => return 0,
+        }
+    }
+    end + 1
+}
+
+/// The lines of a text, each with its `\n`; the last may have none.
+pub(crate) fn split_lines(text: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let mut from = 0;
+    let ends = memchr_iter(b'\n', text).map(|at| at + 1);
+    let rest = text.last().is_some_and(|byte| *byte != b'\n').then_some(text.len());
+    ends.chain(rest).map(move |end| {
+        let line = &text[from..end];
+        from = end;
+        line
+    })
+}
+
+/// The digest of a line.
+pub(crate) fn line_digest(line: &[u8]) -> u32 {
+    (digest(line) >> 32) as u32
+}
+
+/// A digest of bytes: the same in every build and on every host, as a stored position needs, and eight bytes a step. Whoever
+/// can write to the log can forge counts anyway, so it need not resist anybody.
+pub(crate) fn digest(bytes: &[u8]) -> u64 {
+    const FACTOR: u64 = 0x9e37_79b9_7f4a_7c15;
+    let step = |hash: u64, word: u64| (hash.rotate_left(29) ^ word).wrapping_mul(FACTOR);
+    let (words, rest) = bytes.as_chunks::<8>();
+    let hash = words.iter().fold(bytes.len() as u64, |hash, word| step(hash, u64::from_le_bytes(*word)));
+    let hash = rest.iter().fold(hash, |hash, byte| step(hash, u64::from(*byte)));
+    let hash = (hash ^ (hash >> 32)).wrapping_mul(0xd6e8_feb8_6659_fd93);
+    hash ^ (hash >> 32)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn digests_tell_texts_apart_and_stay_the_same() {
+        // Stored: another value means another format of the store.
+        assert_eq!(digest(b""), 0);
+        let texts: Vec<Vec<u8>> = (0..20_000).map(|n| format!("line {n} of a log\n").into_bytes()).collect();
+        let lines: std::collections::BTreeSet<u64> = texts.iter().map(|text| digest(text)).collect();
+        assert_eq!(lines.len(), texts.len());
+    }
+
+    #[test]
+    fn the_tail_knows_where_its_first_line_begins() {
+        let text: Vec<u8> = (0..3_000).flat_map(|n| format!("line {n}\n").into_bytes()).collect();
+        let start = start_of_last_lines(&text, MAX_TAIL_LINES);
+        assert!(text[start..].starts_with(b"line 1976\n"));
+        let want: Vec<u32> = split_lines(&text[start..]).map(line_digest).collect();
+        let mut at_once = TailLines::default();
+        at_once.push_lines(&text);
+        assert_eq!(at_once.digests(), (start as u64, want.clone()));
+        let mut one_by_one = TailLines::default();
+        split_lines(&text).for_each(|line| one_by_one.push_lines(line));
+        assert_eq!(one_by_one.digests(), (start as u64, want.clone()));
+        let mut halves = TailLines::default();
+        let (first, second) = text.split_at(start_of_last_lines(&text, 500));
+        halves.push_lines(first);
+        halves.push_lines(second);
+        assert_eq!(halves.digests(), (start as u64, want));
+    }
+
+    #[test]
+    fn checkpoints_are_spread_in_time() {
+        let mut kept = Vec::new();
+        for second in 0..200_000 {
+            add_checkpoint(&mut kept, Checkpoint::new(100 * (second + 1), b"x", second as i64));
+            assert!(kept.len() <= 20, "{}", kept.len());
+        }
+        // For any loss there is one that is less than about four times as old.
+        for lost in [1, 5, 30, 300, 3_600, 40_000] {
+            assert!(kept.iter().any(|one| (lost..=4 * lost + 4).contains(&(199_999 - one.at))), "{lost}: {kept:?}");
+        }
+    }
+}
