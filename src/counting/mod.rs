@@ -9,6 +9,7 @@ mod duplicate_inputs;
 mod failure_notices;
 pub mod input;
 pub mod pipeline;
+mod progress;
 pub mod rules;
 pub mod session;
 pub(crate) mod tally;

@@ -26,8 +26,9 @@ use crate::counting::duplicate_inputs::DuplicateInputs;
 use crate::counting::failure_notices::FailureNotices;
 use crate::counting::input::datagram::{DatagramBatch, DatagramQueue};
 use crate::counting::input::{LineBlock, MAX_LINE, Position};
+use crate::counting::progress::UncommittedProgress;
 use crate::counting::session::{SESSION_TIMEOUT, Uncounted};
-use crate::metrics::{InputProgress, Metrics};
+use crate::metrics::Metrics;
 use crate::store::{Batch, Store, StoreError, StoredRecord, Table};
 
 /// How long a line may wait for its commit: few enough commits for a disk, soon enough for a report.
@@ -85,6 +86,7 @@ pub struct CountingTask {
 struct PendingCommit {
     since: Option<Instant>,
     positions: HashMap<usize, Position>,
+    progress: UncommittedProgress,
     failure_notices: FailureNotices,
     event_replies: Vec<oneshot::Sender<EventReply>>,
 }
@@ -230,10 +232,8 @@ impl CountingTask {
             input.counter.leave_out_counted_lines();
         }
         input.counter.count_lines(&block.lines, now, &*self.policies);
-        self.publish_progress(input, block.skipped, |p| {
-            p.at_end_since = block.at_end.then_some(now);
-            p.behind = block.bytes_behind;
-        });
+        self.publish_lines(input, block.skipped);
+        pending.progress.add_block(&self.metrics, &input.name, &block, input.counter.newest_line_time());
         let delivered = input.counter.take_delivery_fingerprints();
         let problems = input_problems(input, block.skipped, now);
         let name = input.name.clone();
@@ -279,27 +279,25 @@ impl CountingTask {
         }
         for number in touched {
             let Some(input) = inputs.by_number.get_mut(&number) else { continue };
-            self.publish_progress(input, 0, |p| p.at_end_since = Some(now));
+            self.publish_lines(input, 0);
+            pending.progress.add_datagrams(&self.metrics, &input.name, input.counter.newest_line_time());
             pending.since.get_or_insert_with(Instant::now);
         }
     }
 
-    /// Publishes the progress of an input, and passes its hints on.
-    fn publish_progress(&self, input: &mut CountedInput, skipped: u64, more: impl FnOnce(&mut InputProgress)) {
+    /// Publishes what was read of an input, and passes its hints on.
+    fn publish_lines(&self, input: &mut CountedInput, skipped: u64) {
         for domain in input.counter.take_failed_domains() {
             if self.hints.try_send(domain).is_err() {
                 self.metrics.add("hints-dropped", 1);
             }
         }
         let (stats, uncounted) = input.counter.take_stats();
-        let newest = input.counter.newest_line_time();
         self.metrics.update_input(&input.name, |p| {
-            p.newest = newest;
             p.lines += stats.lines_read;
             p.add_lines(&stats.lines);
             p.skipped += skipped;
             p.trouble = None;
-            more(p);
         });
         self.record_uncounted(&stats, uncounted);
     }
@@ -355,6 +353,7 @@ impl CountingTask {
             self.metrics.heartbeat("counting");
             let Err(error) = self.store.write(batch.clone()) else {
                 self.metrics.add("commits", 1);
+                pending.progress.publish(&self.metrics, self.clock.seconds());
                 self.metrics.add_sessions(&batch.add);
                 for reply in pending.event_replies.drain(..) {
                     // Who asked may have gone.
