@@ -68,9 +68,16 @@ impl TimestampResolver {
                 }
             }
         };
-        if self.newest.is_none_or(|newest| time > newest) {
+        let Some(newest) = self.newest else {
             self.newest = Some(time);
+            return Some(time);
+        };
+        // A clock that is wrong by days, as of a device that logs to this host: its line is of now, as the ones beside it, and
+        // does not end what is open. A host whose own clock went back has newer lines before it.
+        if self.first_year.is_none() && time > newest.max(now).saturating_add(MAX_DISORDER) {
+            return Some(newest);
         }
+        self.newest = Some(newest.max(time));
         Some(time)
     }
 
@@ -232,5 +239,20 @@ mod tests {
         assert_eq!(next(10), at("2026-04-04T14:10:00Z"));
         assert_eq!(next(50), at("2026-04-04T14:50:00Z"));
         assert_eq!(next(31), at("2026-04-04T15:01:00Z"));
+    }
+
+    #[test]
+    fn a_line_of_the_far_future_is_of_now() {
+        let now = at("2026-11-22T12:00:00Z");
+        let mut resolver = TimestampResolver::new(TimeZone::UTC, None);
+        let mut resolve = |text: &str| resolver.resolve(LogTimestamp::Utc(at(text)), now).unwrap();
+        assert_eq!(resolve("2026-11-22T11:59:00Z"), at("2026-11-22T11:59:00Z"));
+        assert_eq!(resolve("2031-01-01T00:00:00Z"), at("2026-11-22T11:59:00Z"));
+        assert_eq!(resolve("2026-11-22T11:59:30Z"), at("2026-11-22T11:59:30Z"));
+        assert_eq!(resolver.newest(), Some(at("2026-11-22T11:59:30Z")));
+        // This host's clock went back: the lines before are as far ahead of it.
+        let then = at("1970-01-01T00:00:10Z");
+        let next = resolver.resolve(LogTimestamp::Utc(at("2026-11-22T12:00:00Z")), then);
+        assert_eq!(next, Some(at("2026-11-22T12:00:00Z")));
     }
 }
