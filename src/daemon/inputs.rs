@@ -5,8 +5,10 @@
 //! Not here: reading (`input`), counting (`pipeline`).
 
 use std::collections::{BTreeSet, HashMap};
+use std::ffi::OsString;
 use std::fs::File;
 use std::io;
+use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
@@ -25,12 +27,13 @@ use crate::base::clock::Clock;
 use crate::base::own_reports::MessageIdKey;
 use crate::config::{Config, InputKind as Named, InputSection};
 use crate::counting::input::datagram::{self, DatagramQueue};
+use crate::counting::input::file::{self, InputPaths};
 use crate::counting::input::stdin::StdinReader;
-use crate::counting::input::{InputError, file, journald};
+use crate::counting::input::{InputError, journald};
 use crate::counting::pipeline::{self, CountedInput, Counter, InputEvent};
 use crate::counting::rules::CountingRules;
 use crate::metrics::Metrics;
-use crate::store::{Store, StoreError};
+use crate::store::{Store, StoreError, Table};
 
 /// How often a pattern is checked for new files.
 const PATTERN_INTERVAL: Duration = Duration::from_secs(5);
@@ -110,6 +113,12 @@ impl CounterFactory {
         Ok(RestoredInput { input: CountedInput { name: name.to_owned(), counter }, position })
     }
 
+    /// The files that have been read, by the store.
+    fn paths_with_position(&self) -> BTreeSet<PathBuf> {
+        let stored = self.store.scan(Table::Position, b"").unwrap_or_default();
+        stored.into_iter().map(|(name, _)| PathBuf::from(OsString::from_vec(name))).collect()
+    }
+
     fn report_problem(&self, name: &str, line: String) {
         self.metrics.update_input(name, |p| p.trouble = Some(line.clone()));
         self.metrics.log_error(self.clock, format!("input {name}: {line}"));
@@ -132,6 +141,7 @@ pub(crate) struct OpenInputs {
     counters: CounterFactory,
     inputs: Vec<OpenInput>,
     patterns: Vec<(PathBuf, Dialect, TimeZone)>,
+    paths: InputPaths,
     queue: Arc<DatagramQueue>,
 }
 
@@ -171,7 +181,13 @@ pub(crate) fn open_inputs(
     zones: Vec<TimeZone>,
     counters: CounterFactory,
 ) -> Result<OpenInputs, DaemonError> {
-    let mut inputs = OpenInputs { counters, inputs: Vec::new(), patterns: Vec::new(), queue: Arc::default() };
+    let mut inputs = OpenInputs {
+        counters,
+        inputs: Vec::new(),
+        patterns: Vec::new(),
+        paths: InputPaths::default(),
+        queue: Arc::default(),
+    };
     let mut files: Vec<PathBuf> = Vec::new();
     for (input, zone) in config.inputs.iter().zip(zones) {
         // Invariant: the configuration has been checked.
@@ -185,7 +201,8 @@ pub(crate) fn open_inputs(
             }
             Named::File(path) => {
                 let mut restored = restored(zone)?;
-                let follower = file::FileFollower::new(path, restored.position.take());
+                inputs.paths.write().insert(path.to_owned());
+                let follower = file::FileFollower::beside(&inputs.paths, path, restored.position.take());
                 let others = files.clone();
                 files.push(path.to_owned());
                 (restored, InputReader::File(follower, others))
@@ -298,11 +315,12 @@ impl OpenInputs {
         for (pattern, mta, zone) in self.patterns {
             let title = format!("input {}", pattern.display());
             let task = InputTask { number: 0, events: feed.clone(), counters: self.counters.clone() };
+            let (paths, numbers) = (Arc::clone(&self.paths), Arc::clone(&numbers));
             tasks.spawn(
                 title,
                 run_until_shutdown(
                     shutdown.clone(),
-                    task.follow_pattern(pattern, mta, zone, Arc::clone(&numbers), shutdown.clone()),
+                    task.follow_pattern(pattern, mta, zone, paths, numbers, shutdown.clone()),
                 ),
             );
         }
@@ -432,17 +450,29 @@ impl InputTask {
         pattern: PathBuf,
         mta: Dialect,
         zone: TimeZone,
+        paths: InputPaths,
         numbers: Arc<AtomicUsize>,
         shutdown: watch::Receiver<bool>,
     ) {
         let mut known: BTreeSet<PathBuf> = BTreeSet::new();
+        // A log that is being rotated may not be there at this moment.
+        let mut logs = self.counters.paths_with_position();
+        let mut left_out: BTreeSet<PathBuf> = BTreeSet::new();
         let mut readers = tokio::task::JoinSet::new();
         let name = pattern.display().to_string();
         let mut warned = false;
         loop {
-            let text = name.clone();
-            let found = tokio::task::spawn_blocking(move || matching_files(&text)).await.unwrap_or_default();
-            for path in found {
+            let (text, others) = (name.clone(), logs.clone());
+            let found = tokio::task::spawn_blocking(move || matching_files(&text, &others)).await.unwrap_or_default();
+            for path in found.without_log {
+                if left_out.insert(path.clone()) {
+                    let path = path.display();
+                    let line =
+                        format!("{path} is not read: by its name it is a rotated file of a log that is not there");
+                    tracing::warn!("input {name}: {line}");
+                }
+            }
+            for path in found.logs {
                 if known.contains(&path) || self.is_followed(&path) {
                     continue;
                 }
@@ -465,8 +495,10 @@ impl InputTask {
                         let newest = source.counter.newest_line_time();
                         self.counters.metrics.update_input(&file, |p| p.newest = newest);
                         let task = InputTask { number, events: self.events.clone(), counters: self.counters.clone() };
-                        let follower = file::FileFollower::new(&path, mark);
+                        paths.write().insert(path.clone());
+                        let follower = file::FileFollower::beside(&paths, &path, mark);
                         readers.spawn(task.read_file(source, follower, Vec::new(), shutdown.clone()));
+                        logs.insert(path.clone());
                         known.insert(path);
                     }
                     Err(error) => self.counters.report_problem(&name, format!("{file}: {error}; it is tried again")),
@@ -493,12 +525,31 @@ impl InputTask {
     }
 }
 
-/// The log files of a pattern: regular files, without the rotated ones beside another that is one of them.
-fn matching_files(pattern: &str) -> Vec<PathBuf> {
-    let Ok(found) = glob::glob(pattern) else { return Vec::new() };
+/// The files of a pattern.
+#[derive(Debug, Default)]
+struct MatchingFiles {
+    /// The logs, without their rotated files.
+    logs: Vec<PathBuf>,
+    /// Files whose names say that they are rotated ones of a log that nobody knows.
+    without_log: Vec<PathBuf>,
+}
+
+/// The files of a pattern; `others` are logs that were read, and may be missing while they are rotated.
+fn matching_files(pattern: &str, others: &BTreeSet<PathBuf>) -> MatchingFiles {
+    let Ok(found) = glob::glob(pattern) else { return MatchingFiles::default() };
     let files: Vec<PathBuf> = found.filter_map(Result::ok).filter(|path| path.is_file()).collect();
-    let rotated = |path: &PathBuf| files.iter().any(|other| other != path && file::is_rotated(other, path));
-    files.iter().filter(|path| !rotated(path)).cloned().collect()
+    let mut matching = MatchingFiles::default();
+    for path in &files {
+        let is_rotated = |log: &PathBuf| log != path && file::is_rotated(log, path);
+        if files.iter().chain(others).any(is_rotated) {
+            continue;
+        }
+        match file::log_of_rotated(path) {
+            Some(_) => matching.without_log.push(path.clone()),
+            None => matching.logs.push(path.clone()),
+        }
+    }
+    matching
 }
 
 #[cfg(test)]
@@ -508,12 +559,25 @@ mod tests {
     #[test]
     fn a_pattern_leaves_rotated_files_out() {
         let folder = tempfile::tempdir().unwrap();
-        for name in ["mail.log", "mail.log.1", "mail.log.2.gz", "mail.log-20261122", "mail-out.log", "other"] {
+        let all =
+            ["mail.log", "mail.log.1", "mail.log.2.gz", "mail.log-20261122", "mail-out.log", "mail-1.log", "other"];
+        for name in all {
             std::fs::write(folder.path().join(name), "x").unwrap();
         }
         std::fs::create_dir(folder.path().join("mail.d")).unwrap();
-        let found = matching_files(&format!("{}/mail*", folder.path().display()));
-        let names: Vec<_> = found.iter().map(|p| p.file_name().unwrap().to_str().unwrap()).collect();
-        assert_eq!(names, ["mail-out.log", "mail.log"]);
+        let pattern = format!("{}/mail*", folder.path().display());
+        let names = |paths: &[PathBuf]| -> Vec<String> {
+            paths.iter().map(|path| path.file_name().unwrap().to_str().unwrap().to_owned()).collect()
+        };
+        let found = matching_files(&pattern, &BTreeSet::new());
+        assert_eq!(names(&found.logs), ["mail-1.log", "mail-out.log", "mail.log"]);
+        // Rotated, and the next one is not made yet.
+        std::fs::remove_file(folder.path().join("mail.log")).unwrap();
+        let found = matching_files(&pattern, &BTreeSet::from([folder.path().join("mail.log")]));
+        assert_eq!((names(&found.logs), found.without_log), (vec!["mail-1.log".into(), "mail-out.log".into()], vec![]));
+        // Nobody has read it.
+        let found = matching_files(&pattern, &BTreeSet::new());
+        assert_eq!(names(&found.logs), ["mail-1.log", "mail-out.log", "mail.log-20261122"]);
+        assert_eq!(names(&found.without_log), ["mail.log.1", "mail.log.2.gz"]);
     }
 }
