@@ -28,7 +28,7 @@ use crate::answering::policy::sts::document::PolicyDocument;
 use crate::answering::policy::sts::fetch::{FetchError, fetch};
 use crate::answering::policy::sts::record::{self, NoRecord};
 use crate::base::clock::Clock;
-use crate::base::next_hop::NextHop;
+use crate::base::next_hop::{NextHop, Port};
 use crate::base::rua_record::{NoRecipients, Recipients};
 use crate::checking::finding::Findings;
 use crate::config::Config;
@@ -148,7 +148,7 @@ pub(crate) async fn check_domain(config: &Config, domain: &str) -> Result<Domain
         .ok_or_else(|| format!("`{}` is no domain name", domain.escape_debug()))?;
     let resolver = Resolver::new(config.resolver.address).map_err(|e| format!("resolver: {e}"))?;
     let client = HttpsClient::new(resolver.clone(), &config.closed_network.exceptions())?;
-    let hop = NextHop { domain: domain.clone(), port: SMTP_PORT, mx: true };
+    let hop = NextHop { domain: domain.clone(), port: Port::SMTP, mx: true };
     let prober = Prober {
         verifier: https::certificate_verifier(&config.closed_network.exceptions())?,
         allow_private: config.closed_network.private_addresses,

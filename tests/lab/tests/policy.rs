@@ -444,9 +444,21 @@ async fn aliases_implicit_mx_and_smart_hosts() {
         ("www.test", PolicyAnswer::DaneOnly),
         ("www-unsigned.test", PolicyAnswer::OwnLevel),
         ("[relay.smart.test]:587", PolicyAnswer::DaneOnly),
+        ("[relay.smart.test]:submission", PolicyAnswer::DaneOnly),
         ("[relay.smart.test]", PolicyAnswer::OwnLevel),
+        ("[relay.smart.test]:smtps", PolicyAnswer::OwnLevel),
+        // TLSA records of a service without a known number cannot be asked for.
+        ("[relay.smart.test]:no-such-service", PolicyAnswer::Temp),
         ("broken-tlsa.test", PolicyAnswer::OwnLevel),
         ("[in.gateway.test]", PolicyAnswer::Secure),
+        // MTA-STS applies whatever the port (RFC 8461 §3.4).
+        ("[in.gateway.test]:mail", PolicyAnswer::Secure),
+        ("[in.gateway.test]:ssmtp", PolicyAnswer::Secure),
+        ("[in.gateway.test]:smtps", PolicyAnswer::Secure),
+        ("[in.gateway.test]:2525", PolicyAnswer::Secure),
+        ("[in.gateway.test]:no-such-service", PolicyAnswer::Secure),
+        ("in.gateway.test:mail", PolicyAnswer::Secure),
+        ("in.gateway.test:no-such-service", PolicyAnswer::Secure),
         ("[out.gateway.test]:25", PolicyAnswer::OwnLevel),
     ] {
         assert_eq!(daemon.level(key).await, want, "{key}");

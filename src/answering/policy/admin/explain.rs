@@ -15,12 +15,13 @@ use serde::{Deserialize, Serialize};
 
 use crate::answering::policy::dane::coverage::Coverage;
 use crate::answering::policy::dane::lookup::{self, DaneVerdict, HostTlsa, MxStatus};
+use crate::answering::policy::dane::service_port::port_number;
 use crate::answering::policy::decision::{Answer, Basis, Decision, PostfixTraits};
 use crate::answering::policy::overrides::OverrideRule;
 use crate::answering::policy::policies::Policies;
 use crate::answering::policy::sts::domain_state::{DomainSnapshot, RecordState};
 use crate::answering::policy::sts::record;
-use crate::base::next_hop::NextHop;
+use crate::base::next_hop::{NextHop, Port};
 use crate::base::tlsrpt::{Mode, mx_matches};
 use crate::net::dns::DnsError;
 
@@ -139,7 +140,7 @@ impl Policies {
                     subject,
                     found: format!("at _{}._tcp.{base}, {}", hop.port, if *usable { "usable" } else { "none usable" }),
                     signed: Some(true),
-                    details: self.tlsa_records(hop.port, base).await,
+                    details: self.tlsa_records(&hop.port, base).await,
                 },
             });
         }
@@ -157,7 +158,11 @@ impl Policies {
         verdict
     }
 
-    async fn tlsa_records(&self, port: u16, base: &str) -> Vec<String> {
+    async fn tlsa_records(&self, port: &Port, base: &str) -> Vec<String> {
+        let port = match port_number(port).await {
+            Ok(port) => port,
+            Err(cause) => return vec![cause],
+        };
         match self.resolver.tlsa(port, base).await {
             Ok(answer) => answer
                 .records

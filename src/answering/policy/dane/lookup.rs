@@ -15,9 +15,10 @@ use tokio::task::JoinSet;
 
 use crate::answering::policy::dane::coverage::{Coverage, HostClass};
 use crate::answering::policy::dane::der;
+use crate::answering::policy::dane::service_port::port_number;
 use crate::answering::policy::decision::DatalessTlsa;
 use crate::answering::policy::history::compact::TlsaHost;
-use crate::base::next_hop::NextHop;
+use crate::base::next_hop::{NextHop, Port};
 use crate::base::tlsrpt::{Policy, PolicyType};
 use crate::net::dns::{DnsError, Resolver, TlsaRecord};
 
@@ -149,8 +150,8 @@ async fn look_up_mx_hosts(
     }
     let mut tasks = JoinSet::new();
     for (index, (_, name)) in records.iter().take(MAX_HOSTS).enumerate() {
-        let (resolver, name, port) = (resolver.clone(), name.clone(), hop.port);
-        tasks.spawn(async move { (index, look_up_host(&resolver, &name, port).await) });
+        let (resolver, name, port) = (resolver.clone(), name.clone(), hop.port.clone());
+        tasks.spawn(async move { (index, look_up_host(&resolver, &name, &port).await) });
     }
     let mut found: Vec<Option<HostLookup>> = records.iter().take(MAX_HOSTS).map(|_| None).collect();
     while let Some(done) = tasks.join_next().await {
@@ -179,7 +180,7 @@ async fn look_up_mx_hosts(
 /// A name that is its own host: `[host]`, or a domain without MX records (RFC 5321 §5.1). Whether that is signed is
 /// the AD bit of its own addresses.
 async fn look_up_single_host(resolver: &Resolver, hop: &NextHop, ttl: Duration) -> DaneVerdict {
-    let found = look_up_host(resolver, &hop.domain, hop.port).await;
+    let found = look_up_host(resolver, &hop.domain, &hop.port).await;
     let ttl = ttl.min(found.ttl);
     let mx = if hop.mx && !found.signed { MxStatus::Unsigned } else { MxStatus::Signed };
     let name = hop.domain.clone();
@@ -223,7 +224,7 @@ impl HostLookup {
 
 /// RFC 7672 §2.2.2 for one host: addresses first, TLSA records only where those are validated, at the name that the
 /// CNAMEs lead to and then at the name itself.
-async fn look_up_host(resolver: &Resolver, name: &str, port: u16) -> HostLookup {
+async fn look_up_host(resolver: &Resolver, name: &str, port: &Port) -> HostLookup {
     let addresses = match resolver.addresses(name).await {
         Ok(answer) => answer,
         Err(DnsError::Failed(cause)) => {
@@ -254,6 +255,10 @@ async fn look_up_host(resolver: &Resolver, name: &str, port: u16) -> HostLookup 
     if bases.is_empty() {
         return HostLookup::without_tlsa("its addresses are not signed", false, ttl);
     }
+    let port = match port_number(port).await {
+        Ok(port) => port,
+        Err(cause) => return HostLookup { signed: true, ..HostLookup::failed(format!("TLSA of {name}: {cause}")) },
+    };
     let mut reason = "there is none";
     for base in bases {
         match resolver.tlsa(port, &base).await {

@@ -4,4 +4,5 @@ pub mod cached_verdict;
 pub mod coverage;
 mod der;
 pub mod lookup;
+pub(crate) mod service_port;
 pub mod store;
