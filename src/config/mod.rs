@@ -4,8 +4,10 @@
 //! When it fails: one line that names file, line, key, what was found and what is allowed (exit 78).
 //! Not here: whether what it names exists on this host (`daemon`).
 
+mod addresses;
 pub(crate) mod detect;
 pub mod identity;
+mod limits;
 mod override_answer;
 mod toml_errors;
 mod validate;
@@ -247,6 +249,12 @@ impl PostfixVersion {
     /// A release whose patch level is not known; every known patch level is a later one.
     pub const fn new(major: u16, minor: u16) -> PostfixVersion {
         PostfixVersion { major, minor, patch: None }
+    }
+
+    /// Whether its smtp(8) crashes at `policy_type=sts` without a `policy_string` or without an `mx_host_pattern` (a null
+    /// pointer, where it sends TLSRPT results). A patch level that is not known is taken to be an early one.
+    pub(crate) fn crashes_without_policy_details(self) -> bool {
+        (self.major, self.minor) == (3, 10) && self.patch.is_none_or(|patch| patch <= 5)
     }
 
     /// Whether a TLSA record without data ends its smtp(8) (`panic: mymalloc: requested length 0`): every 3.7, and later

@@ -2,7 +2,11 @@
 //!
 //! Takes: the text of `[[policy.override]] answer`, the version. Gives: nothing, or what is wrong and what is allowed.
 //! An attribute that Postfix does not know, or takes at another level alone, would defer all mail to the domain.
-//! Limits: [`MAX_ANSWER`] octets of printable ASCII. `policy_failure` is refused: it makes an enforced delivery fail.
+//! Limits: [`MAX_ANSWER`] octets of printable ASCII. `policy_failure` is refused: it makes an enforced delivery fail. So is
+//! what crashes the smtp(8) of some releases.
+
+use std::io::ErrorKind;
+use std::path::Path;
 
 use crate::base::domain_name;
 use crate::config::PostfixVersion;
@@ -68,9 +72,64 @@ pub(super) fn check(answer: &str, version: PostfixVersion, dnssec: bool) -> Resu
             .map_err(|allowed| format!("invalid attribute \"{name}={value}\": expected {allowed}"))?;
     }
     let of_policy = |name: &&&str| name.starts_with("policy_") || **name == "mx_host_pattern";
-    match seen.iter().find(of_policy) {
-        Some(name) if !seen.contains(&"policy_type") => Err(format!("`{name}` needs `policy_type`")),
+    if let Some(name) = seen.iter().find(of_policy)
+        && !seen.contains(&"policy_type")
+    {
+        return Err(format!("`{name}` needs `policy_type`"));
+    }
+    if *level == "fingerprint" && !seen.contains(&"match") {
+        return Err(
+            "level \"fingerprint\" without match: there is no fingerprint to compare with; Postfix would defer the \
+                    mail; expected such as \"fingerprint match=3D:95:...\""
+                .into(),
+        );
+    }
+    let names_sts = attributes.iter().any(|token| {
+        split_attribute(token, version).is_ok_and(|(name, value)| name == "policy_type" && value == "sts")
+    });
+    let missing = ["policy_string", "mx_host_pattern"].into_iter().find(|name| !seen.contains(name));
+    match missing {
+        Some(missing) if names_sts && version.crashes_without_policy_details() => {
+            let known = match version.patch {
+                Some(_) => "",
+                None => ", and [postfix] version does not say which 3.10 this is",
+            };
+            Err(format!(
+                "\"policy_type=sts\" without {missing}: it crashes smtp(8) of Postfix 3.10.0 to 3.10.5{known}; mail to the \
+                 domain would stay in the queue"
+            ))
+        }
         _ => Ok(()),
+    }
+}
+
+/// Where Debian's smtp(8) is chrooted: it opens the files of an answer below.
+const QUEUE_DIRECTORY: &str = "var/spool/postfix";
+
+/// Checks that the files that an answer names exist, for a chrooted smtp(8) or for one that is not; `root` is `/`, but in
+/// tests.
+pub(super) fn check_files(answer: &str, root: &Path) -> Result<(), String> {
+    let is_missing = |path: &Path| path.metadata().is_err_and(|error| error.kind() == ErrorKind::NotFound);
+    for token in split_tokens(answer) {
+        let Ok((name, value)) = split_attribute(token, PostfixVersion::new(u16::MAX, 0)) else { continue };
+        let below = value.trim_start_matches('/');
+        if name == "tafile" && is_missing(&root.join(below)) && is_missing(&root.join(QUEUE_DIRECTORY).join(below)) {
+            return Err(format!(
+                "tafile \"{value}\": no such file, nor one below /{QUEUE_DIRECTORY}; Postfix would defer the mail"
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// Checks that Exim can hold to an answer where Exim alone asks: it is told a mode of MTA-STS and of DANE, and no level.
+pub(super) fn check_for_exim(answer: &str) -> Result<(), String> {
+    match split_tokens(answer).first() {
+        Some(&"none" | &"may") | None => Ok(()),
+        Some(level) => Err(format!(
+            "level \"{level}\" cannot be given to Exim: the readsocket answers with a mode of MTA-STS and DANE; every message \
+             to the domain would be deferred; expected \"none\" or \"may\""
+        )),
     }
 }
 
@@ -142,7 +201,10 @@ fn check_value(level: &str, name: &str, value: &str, version: PostfixVersion) ->
         "connection_reuse" | "enable_rpk" => ok(matches!(value, "yes" | "no"), "yes, no"),
         "policy_type" => ok(matches!(value, "sts" | "no-policy-found"), "sts, no-policy-found"),
         "policy_domain" => ok(hostname(value), "a domain name"),
-        "policy_ttl" => ok(!value.is_empty() && value.bytes().all(|b| b.is_ascii_digit()), "digits"),
+        // A C `int`; more is malformed for Postfix.
+        "policy_ttl" => {
+            ok(value.bytes().all(|b| b.is_ascii_digit()) && value.parse::<i32>().is_ok(), "seconds, at most 2147483647")
+        }
         // exclude, policy_string, mx_host_pattern
         _ => ok(!value.is_empty() && !value.contains(['{', '}']), "text without braces"),
     }
@@ -226,6 +288,11 @@ mod tests {
             ("may nonsense", "invalid attribute \"nonsense\": expected name=value"),
             ("may enforce_mx=yes", "unknown attribute \"enforce_mx\": Postfix has none of that name"),
             ("may policy_failure=sts-policy-invalid", "`policy_failure` makes an enforced delivery fail; leave it out"),
+            (
+                "fingerprint",
+                "level \"fingerprint\" without match: there is no fingerprint to compare with; Postfix would defer the mail; \
+                 expected such as \"fingerprint match=3D:95:...\"",
+            ),
             ("may connection_reuse=maybe", "invalid attribute \"connection_reuse=maybe\": expected yes, no"),
             ("may ciphers=strong", "invalid attribute \"ciphers=strong\": expected export, low, medium, high, null"),
             ("secure match=b\u{fc}cher.example", "longer than 10000 octets, or not printable ASCII on one line"),
@@ -235,5 +302,63 @@ mod tests {
         assert_eq!(check_for("may mx_host_pattern=a.example", 10), Err("`mx_host_pattern` needs `policy_type`".into()));
         assert!(check_for("may policy_type=sts { policy_string = a } b }", 10).is_err());
         assert!(check("dane", PostfixVersion::new(3, 7), false).is_err());
+    }
+
+    #[test]
+    fn what_crashes_some_releases() {
+        let of = |text: &str| PostfixVersion::try_from(text.to_owned()).unwrap();
+        let both =
+            "may policy_type=sts policy_domain=a.test { policy_string = mode: testing } mx_host_pattern=mx.a.test";
+        let no_string = "may policy_type=sts policy_domain=a.test mx_host_pattern=mx.a.test";
+        let no_pattern = "may {policy_type = sts} policy_domain=a.test policy_string=a";
+        let bare = "secure match=mx.a.test policy_type=sts policy_domain=a.test";
+        for version in ["3.10", "3.10.0", "3.10.5"] {
+            assert_eq!(check(both, of(version), true), Ok(()), "{version}");
+            assert_eq!(check("may policy_type=no-policy-found", of(version), true), Ok(()), "{version}");
+            for (answer, missing) in
+                [(no_string, "policy_string"), (no_pattern, "mx_host_pattern"), (bare, "policy_string")]
+            {
+                let problem = check(answer, of(version), true).unwrap_err();
+                let begin =
+                    format!("\"policy_type=sts\" without {missing}: it crashes smtp(8) of Postfix 3.10.0 to 3.10.5");
+                assert!(problem.starts_with(&begin), "{version}: {problem}");
+                assert_eq!(problem.contains("does not say which 3.10"), version == "3.10", "{problem}");
+            }
+        }
+        for version in ["3.10.6", "3.10.13", "3.11"] {
+            for answer in [both, no_string, no_pattern, bare] {
+                assert_eq!(check(answer, of(version), true), Ok(()), "{version} {answer}");
+            }
+        }
+        for (ttl, good) in [("2147483647", true), ("2147483648", false), ("99999999999999999999", false), ("", false)] {
+            let answer = format!("may policy_type=no-policy-found policy_ttl={ttl}");
+            assert_eq!(check(&answer, of("3.10"), true).is_ok(), good, "{ttl}");
+        }
+    }
+
+    #[test]
+    fn files_that_are_not_there() {
+        let root = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(root.path().join("var/spool/postfix/etc")).unwrap();
+        std::fs::write(root.path().join("one.pem"), "").unwrap();
+        std::fs::write(root.path().join("var/spool/postfix/etc/two.pem"), "").unwrap();
+        let good = "secure tafile=/one.pem { tafile = /etc/two.pem }";
+        assert_eq!(check_files(good, root.path()), Ok(()));
+        assert_eq!(
+            check_files("verify tafile=/one.pem tafile=/three.pem", root.path()),
+            Err("tafile \"/three.pem\": no such file, nor one below /var/spool/postfix; Postfix would defer the mail"
+                .into())
+        );
+    }
+
+    #[test]
+    fn what_exim_cannot_hold() {
+        for good in ["none", "may", "may ciphers=high"] {
+            assert_eq!(check_for_exim(good), Ok(()));
+        }
+        for bad in ["encrypt", "dane", "dane-only", "verify", "secure match=mx.a.test", "fingerprint match=00"] {
+            let problem = check_for_exim(bad).unwrap_err();
+            assert!(problem.contains("cannot be given to Exim") && problem.contains("deferred"), "{problem}");
+        }
     }
 }

@@ -19,17 +19,14 @@ use crate::base::domain_name;
 use crate::base::next_hop::NextHop;
 use crate::base::printable::escape_and_cut;
 use crate::base::rua_record::{MAX_PARSED_DESTINATIONS, parse_destination};
-use crate::config::toml_errors;
 use crate::config::{
     Config, DeliveryMethod, DkimKeySection, DkimSigning, InputKind, InputSection, NativeTlsrpt, PostfixVersion,
     ReportSection,
 };
+use crate::config::{addresses, limits, override_answer, toml_errors};
 
 /// The time between two reports to a domain, and how long one is tried (RFC 8460 §5.5).
 const DAY: Duration = Duration::from_secs(86_400);
-
-/// The longest path of a unix socket, in octets (unix(7), `sun_path`).
-const MAX_SOCKET_PATH: usize = 107;
 
 /// What is wrong with a file of configuration, in one line.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -71,6 +68,14 @@ impl Config {
             file: path.to_owned(),
             line: line_of(&text, section, 0, key),
             problem: format!("[{section}] {key}: {problem}"),
+        })?;
+        addresses::check(&config).map_err(|(section, nth, key, problem)| ConfigError {
+            file: path.to_owned(),
+            line: line_of(&text, section, nth, key),
+            problem: match section {
+                "input" => format!("[[{section}]] {key}: {problem}"),
+                _ => format!("[{section}] {key}: {problem}"),
+            },
         })?;
         config.check_overrides().map_err(|(nth, key, problem)| ConfigError {
             file: path.to_owned(),
@@ -147,12 +152,7 @@ impl Config {
         if self.policy.max_domains == 0 {
             return Err(("policy", "max_domains", "invalid number 0: expected 1 or more".into()));
         }
-        let mut sockets = HashSet::new();
-        for (section, listen) in [("socketmap", &self.socketmap.listen), ("readsocket", &self.readsocket.listen)] {
-            if let Some(twice) = listen.iter().map(ToString::to_string).find(|s| !sockets.insert(s.clone())) {
-                return Err((section, "listen", format!("duplicate address \"{twice}\"")));
-            }
-        }
+        limits::check(self)?;
         let public = self.resolver.address.filter(|address| !address.ip().is_loopback());
         if let (false, Some(address)) = (crate::config::is_default(&self.closed_network), public) {
             let problem = format!("{address} is not on this host: with [closed_network] expected a loopback address");
@@ -293,6 +293,7 @@ impl Config {
     /// Which override, counted from 0, is wrong; its key, and what is wrong and what is allowed.
     fn check_overrides(&self) -> Result<(), (usize, &'static str, String)> {
         let mut domains = HashSet::new();
+        let exim_alone = self.socketmap.listen.is_empty() && !self.readsocket.listen.is_empty();
         for (nth, section) in self.policy.overrides.iter().enumerate() {
             let text = &section.domain;
             let (dot, name) = text.strip_prefix('.').map_or(("", text.as_str()), |parent| (".", parent));
@@ -315,7 +316,9 @@ impl Config {
                 let postfix = &self.postfix;
                 // Where the version is not known yet nothing is too new.
                 let version = postfix.version.unwrap_or(PostfixVersion::new(u16::MAX, 0));
-                let checked = crate::config::override_answer::check(answer, version, postfix.dnssec());
+                let checked = override_answer::check(answer, version, postfix.dnssec())
+                    .and_then(|()| override_answer::check_files(answer, Path::new("/")))
+                    .and_then(|()| if exim_alone { override_answer::check_for_exim(answer) } else { Ok(()) });
                 checked.map_err(|problem| (nth, "answer", format!("{dot}{name}: {problem}")))?;
             }
         }
@@ -356,9 +359,7 @@ impl Config {
             }
             match (&source, input.socket_mode()) {
                 (_, Err(problem)) => return fault("mode", problem),
-                (InputKind::Datagrams(path), _) => {
-                    self.check_datagrams(path).or_else(|(k, problem)| fault(k, problem))?
-                }
+                (InputKind::Datagrams(_), _) => self.check_datagrams().or_else(|(k, problem)| fault(k, problem))?,
                 _ if input.mode.is_some() => return fault("mode", "allowed with `datagrams` alone".into()),
                 _ => {}
             }
@@ -394,14 +395,7 @@ impl Config {
         Ok(())
     }
 
-    fn check_datagrams(&self, path: &Path) -> Result<(), (&'static str, String)> {
-        if !path.is_absolute() || path.as_os_str().len() > MAX_SOCKET_PATH {
-            let problem = format!(
-                "invalid path \"{}\": expected an absolute path of at most {MAX_SOCKET_PATH} bytes",
-                path.display()
-            );
-            return Err(("datagrams", problem));
-        }
+    fn check_datagrams(&self) -> Result<(), (&'static str, String)> {
         if self.postfix.tlsrpt != NativeTlsrpt::Datagrams {
             let problem = "counts with `tlsrpt = \"datagrams\"` in [postfix] alone: otherwise the log's `TLSRPT:` lines \
                            or its TLS lines count, and every session would be counted twice";
@@ -567,7 +561,8 @@ mod tests {
             ),
             (
                 "[socketmap]\nlisten = [\"unix:/a\"]\n[readsocket]\nlisten = [\"unix:/b\", \"unix:/a\"]\n",
-                "F:4: [readsocket] listen: duplicate address \"unix:/a\"",
+                "F:4: [readsocket] listen: duplicate address \"unix:/a\": [socketmap] listen \"unix:/a\" names the same socket; \
+                 one of them would get the connections of the other",
             ),
             (
                 "[policy]\nanswer_budget = \"5\"\n",
@@ -624,7 +619,16 @@ mod tests {
             ),
             (
                 "[postfix]\ntlsrpt = \"datagrams\"\n[[input]]\ndatagrams = \"tlsrpt\"\n",
-                "F:4: [[input]] datagrams: invalid path \"tlsrpt\": expected an absolute path of at most 107 bytes",
+                "F:4: [[input]] datagrams: invalid path \"tlsrpt\": expected an absolute path",
+            ),
+            (
+                "[socketmap]\nlisten = [\n \"unix:/run//a\",\n]\n[status]\nlisten = [\"unix:/run/a\"]\n",
+                "F:6: [status] listen: duplicate address \"unix:/run/a\": [socketmap] listen \"unix:/run//a\" names the same \
+                 socket; one of them would get the connections of the other",
+            ),
+            (
+                "[policy]\nmax_domains = 18014398509481984\n",
+                "F:2: [policy] max_domains: invalid number 18014398509481984: expected at most 100000000",
             ),
             (
                 "[[nexthop]]\ndomain = \"*\"\nnexthop = \"[192.0.2.1]:587\"\n",
@@ -648,6 +652,12 @@ mod tests {
                 "[report]\nallow = [\"*.a.example\"]\n",
                 "F:2: [report] allow: invalid domain \"*.a.example\": expected \"example.com\", or \".example.com\" for all \
                  below it",
+            ),
+            (
+                "[socketmap]\nlisten = []\n[readsocket]\nlisten = [\"unix:/a\"]\n[[policy.override]]\ndomain = \"a.test\"\n\
+                 answer = \"secure\"\n",
+                "F:7: [[policy.override]] answer: a.test: level \"secure\" cannot be given to Exim: the readsocket answers with \
+                 a mode of MTA-STS and DANE; every message to the domain would be deferred; expected \"none\" or \"may\"",
             ),
             ("[report]\nmax_destinations = 0\n", "F:2: [report] max_destinations: invalid number 0: expected 1 to 64"),
             (
