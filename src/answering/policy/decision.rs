@@ -79,6 +79,8 @@ pub struct PostfixTraits {
     pub dane_under_unsigned_mx: bool,
     /// Whether a TLSA record without data ends it.
     pub ends_at_dataless_tlsa: bool,
+    /// Whether it crashes at `policy_type=sts` without a `policy_string` or without an `mx_host_pattern`.
+    pub crashes_without_policy_details: bool,
 }
 
 /// What the answer follows from.
@@ -217,6 +219,7 @@ impl PostfixTraits {
             attributes: section.version() >= ATTRIBUTES_SINCE,
             dane_under_unsigned_mx: section.dane_insecure_mx_policy() == InsecureMxPolicy::Dane,
             ends_at_dataless_tlsa: section.version().ends_at_dataless_tlsa(),
+            crashes_without_policy_details: section.version().crashes_without_policy_details(),
         }
     }
 }
@@ -459,6 +462,7 @@ mod tests {
         attributes: false,
         dane_under_unsigned_mx: false,
         ends_at_dataless_tlsa: false,
+        crashes_without_policy_details: false,
     };
     const NEWER: PostfixTraits = PostfixTraits { attributes: true, dane_under_unsigned_mx: true, ..OLDER };
 

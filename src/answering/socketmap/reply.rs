@@ -88,11 +88,11 @@ pub fn format_reply(
         (Answer::Encrypt, ..) => "OK encrypt".into(),
         (Answer::Dane, None, _) => "OK dane".into(),
         (Answer::Dane, Some(document), _) => {
-            format_testing_at(PostfixLevel::Dane, domain, document).unwrap_or_else(|| "OK dane".into())
+            format_testing_at(PostfixLevel::Dane, domain, document, postfix).unwrap_or_else(|| "OK dane".into())
         }
         (Answer::OwnLevel, None, _) => "NOTFOUND ".into(),
         (Answer::OwnLevel, Some(document), _) => {
-            format_testing_at(own_level, domain, document).unwrap_or_else(|| "NOTFOUND ".into())
+            format_testing_at(own_level, domain, document, postfix).unwrap_or_else(|| "NOTFOUND ".into())
         }
         (Answer::Temp, ..) => format!("TEMP {}", sanitize_cause(published.cause())),
         (Answer::Secure, _, Some((_, document))) => format_secure(wording, domain, document, None),
@@ -116,13 +116,22 @@ fn format_secure(wording: ReplyFormat, domain: &str, policy: &PolicyDocument, na
 }
 
 /// Delivered at a level as without a policy; the attributes are for reports. Above `encrypt` Postfix would enforce the
-/// patterns, which a testing policy does not ask for. Nothing where the level takes no attributes.
-fn format_testing_at(level: PostfixLevel, domain: &str, policy: &PolicyDocument) -> Option<String> {
+/// patterns, which a testing policy does not ask for. Nothing where the level takes no attributes, and where Postfix would
+/// crash because the patterns are left out.
+fn format_testing_at(
+    level: PostfixLevel,
+    domain: &str,
+    policy: &PolicyDocument,
+    postfix: PostfixTraits,
+) -> Option<String> {
     let patterns = match level {
         PostfixLevel::None | PostfixLevel::Fingerprint | PostfixLevel::Unknown => return None,
         PostfixLevel::May | PostfixLevel::Encrypt => policy.mx.as_slice(),
         PostfixLevel::Dane | PostfixLevel::DaneOnly | PostfixLevel::Verify | PostfixLevel::Secure => &[],
     };
+    if patterns.is_empty() && postfix.crashes_without_policy_details {
+        return None;
+    }
     add_attributes(&format!("OK {}", level.name()), domain, policy, patterns)
 }
 
@@ -182,6 +191,7 @@ mod tests {
         attributes: true,
         dane_under_unsigned_mx: true,
         ends_at_dataless_tlsa: false,
+        crashes_without_policy_details: false,
     };
 
     fn word(wording: ReplyFormat, coverage: Coverage, lines: &str, own_level: PostfixLevel) -> String {
@@ -206,6 +216,27 @@ mod tests {
              { policy_string = mx: mx1.example.com } { policy_string = mx: *.example.net } \
              { policy_string = max_age: 604800 }"
         );
+    }
+
+    #[test]
+    fn a_testing_policy_never_crashes_postfix() {
+        let testing = ENFORCE.replace("enforce", "testing");
+        let crashes = PostfixTraits { crashes_without_policy_details: true, ..POSTFIX };
+        let ask = |coverage, level, postfix| {
+            let published = Published::new(coverage, DatalessTlsa::Absent, "", Vec::new());
+            let decision = Decision::for_tests("example.com", published, Some(cached(&testing)));
+            format_reply(ReplyFormat::PolicyTlsrpt, &decision, level, postfix)
+        };
+        for (level, name) in PostfixLevel::ALL {
+            let answer = ask(Coverage::NoTlsa, level, crashes);
+            let patterns = matches!(level, PostfixLevel::May | PostfixLevel::Encrypt);
+            assert_eq!(answer.starts_with(&format!("OK {name} policy_type=sts")), patterns, "{answer}");
+            assert!(patterns || answer == "NOTFOUND ", "{answer}");
+            assert_eq!(patterns, answer.contains(" mx_host_pattern="), "{answer}");
+        }
+        assert_eq!(ask(Coverage::WorseHosts, PostfixLevel::May, crashes), "OK dane");
+        let later = ask(Coverage::WorseHosts, PostfixLevel::May, POSTFIX);
+        assert!(later.starts_with("OK dane policy_type=sts ") && !later.contains("mx_host_pattern"), "{later}");
     }
 
     #[test]

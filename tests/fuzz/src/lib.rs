@@ -200,6 +200,7 @@ pub fn answer(data: &[u8]) {
         attributes: true,
         dane_under_unsigned_mx: true,
         ends_at_dataless_tlsa: false,
+        crashes_without_policy_details: false,
     };
     for (wording, _) in ReplyFormat::ALL {
         let said = reply::format_reply(wording, &decision, own_level, postfix);
