@@ -485,12 +485,13 @@ impl PostfixSessions {
         if delivery.attempts.iter().any(|a| a.had_tls_at(peer)) {
             return None;
         }
-        let clear = (peer.port == Some(SMTP_PORT)
-            && !self.hosts_with_tls.contains(&host_key(&lossy(peer.host), peer.ip)))
-        .then_some(UnloggedSession::ClearText);
+        let to_mx = peer.port == Some(SMTP_PORT);
+        // A missing line proves nothing where the host has just made TLS. `tls=may:none` needs no such proof.
+        let may_be_clear = to_mx && !self.hosts_with_tls.contains(&host_key(&lossy(peer.host), peer.ip));
+        let clear = may_be_clear.then_some(UnloggedSession::ClearText);
         match end.tls {
             Some(tls) if tls.status != TlsFeatureStatus::Met || tls.requested == b"none" => None,
-            Some(TlsFeature { effective: b"none", .. }) => clear,
+            Some(TlsFeature { effective: b"none", .. }) => to_mx.then_some(UnloggedSession::ClearText),
             _ if self.logs_all_sessions(&instance_key(process)) => clear.filter(|_| end.sent && end.tls.is_none()),
             Some(TlsFeature { effective: b"may" | b"encrypt", .. }) => Some(UnloggedSession::Encrypted(None)),
             Some(TlsFeature { effective: b"halfdane", .. }) => Some(UnloggedSession::Encrypted(Some(Trust::Trusted))),

@@ -174,6 +174,23 @@ fn a_host_that_has_just_made_tls_is_not_without_it() {
     assert_eq!(count(&[&elsewhere, &other, &plain]), (1, 1));
 }
 
+/// One of several servers behind a name may have lost STARTTLS; Postfix 3.11 says so of each delivery.
+#[test]
+fn the_tls_feature_proves_clear_text_also_where_the_host_has_just_made_tls() {
+    let established = format!("smtp[2]: {TRUSTED}");
+    let first = sent("4AB0CDEF11", "tls=may, ");
+    for process in ["[2]", "[3]"] {
+        let plain = sent("4AB0CDEF12", "tls=may:none, ").replace("[2]", process);
+        let too = delivery("4AB0CDEF12", "v", "tls=may:none, ", "status=sent (250 ok)").replace("[2]", process);
+        let all = outcomes(&mut PostfixSessions::new(), &[&established, &first, &plain, &too]);
+        assert_eq!(gist(&all), [(true, Some(Trust::Trusted), false), (false, None, true)], "{process}");
+        // Not where the log shows nothing either way.
+        let silent = plain.replace("tls=may:none, ", "");
+        let all = outcomes(&mut PostfixSessions::new(), &[&established, &first, &silent]);
+        assert_eq!(gist(&all), [(true, Some(Trust::Trusted), false)], "{process}");
+    }
+}
+
 #[test]
 fn further_recipients_of_a_session_are_no_clear_text() {
     let (one, two) = (
