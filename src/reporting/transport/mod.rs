@@ -1,5 +1,5 @@
 //! Hands a report over: to the MTA of this host (SMTP, or the sendmail command), to a submission server, or to a receiver by
-//! https. The only user of lettre (`smtp`, `submission`).
+//! https. The only file that names lettre is `smtp_client`.
 //!
 //! Takes: one message for one recipient, or a gzipped report and a URI. Gives: an [`DeliveryOutcome`] that says whether it may be
 //! tried again. The line between them is the final dot (the end of sendmail's input, the last octet of a POST): an error
@@ -12,6 +12,7 @@
 mod https;
 mod sendmail;
 mod smtp;
+mod smtp_client;
 mod submission;
 
 use std::fmt;

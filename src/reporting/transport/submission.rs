@@ -11,14 +11,11 @@ use std::io::{self, Read};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use lettre::transport::smtp::Error as SmtpError;
-use lettre::transport::smtp::authentication::{Credentials, Mechanism};
-use lettre::transport::smtp::client::{AsyncSmtpConnection, Certificate, TlsParameters};
-use lettre::transport::smtp::extension::ClientId;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 
-use super::smtp::{SmtpFailure, connect_tcp, error_text};
+use super::smtp::{SmtpFailure, connect_tcp};
+use super::smtp_client::{CommandError, Login, ServerTls, SmtpConnection};
 use crate::config::ReportSection;
 
 /// The most that is read of a password file or a root, in octets.
@@ -30,8 +27,8 @@ pub(super) struct SubmissionServer {
     pub(crate) port: u16,
     /// TLS from the first octet; otherwise STARTTLS.
     implicit_tls: bool,
-    tls: TlsParameters,
-    credentials: Option<Credentials>,
+    tls: ServerTls,
+    login: Option<Login>,
 }
 
 impl SubmissionServer {
@@ -43,16 +40,16 @@ impl SubmissionServer {
         implicit: bool,
     ) -> Result<SubmissionServer, Vec<String>> {
         let mut faults = Vec::new();
-        let mut tls = TlsParameters::builder(host.clone());
+        let mut extra_root = None;
         if let Some(path) = &section.ca_file {
-            match read_file(path).map_err(|e| e.to_string()).and_then(|pem| parse_root(&pem)) {
-                Ok(root) => tls = tls.add_root_certificate(root),
+            match read_file(path).map_err(|e| e.to_string()).and_then(check_root) {
+                Ok(pem) => extra_root = Some(pem),
                 Err(why) => faults.push(format!("[report] ca_file: {}: {why}", path.display())),
             }
         }
-        let credentials = match (&section.user, &section.password) {
+        let login = match (&section.user, &section.password) {
             (Some(user), Some(path)) => match read_password(path) {
-                Ok(password) => Some(Credentials::new(user.clone(), password)),
+                Ok(password) => Some(Login::new(user, password)),
                 Err(why) => {
                     faults.push(format!("[report] password: {}: {why}", path.display()));
                     None
@@ -60,13 +57,11 @@ impl SubmissionServer {
             },
             _ => None,
         };
-        match tls.build_rustls() {
-            Ok(tls) if faults.is_empty() => {
-                Ok(SubmissionServer { host, port, implicit_tls: implicit, tls, credentials })
-            }
+        match ServerTls::new(&host, extra_root.as_deref()) {
+            Ok(tls) if faults.is_empty() => Ok(SubmissionServer { host, port, implicit_tls: implicit, tls, login }),
             Ok(_) => Err(faults),
             Err(e) => {
-                faults.push(format!("[report] deliver: TLS cannot be used: {}", error_text(&e)));
+                faults.push(format!("[report] deliver: TLS cannot be used: {e}"));
                 Err(faults)
             }
         }
@@ -86,9 +81,10 @@ pub(crate) fn password_warning(section: &ReportSection) -> Option<String> {
     })
 }
 
-fn parse_root(pem: &[u8]) -> Result<Certificate, String> {
-    match (CertificateDer::pem_slice_iter(pem).next(), Certificate::from_pem(pem)) {
-        (Some(Ok(_)), Ok(root)) => Ok(root),
+/// Checks that a file has a certificate in PEM form.
+fn check_root(pem: Vec<u8>) -> Result<Vec<u8>, String> {
+    match CertificateDer::pem_slice_iter(&pem).next() {
+        Some(Ok(_)) => Ok(pem),
         _ => Err("no certificate in it; allowed: PEM".to_owned()),
     }
 }
@@ -118,22 +114,18 @@ fn read_file(path: &Path) -> io::Result<Vec<u8>> {
 
 /// Opens a connection with TLS, and logs in if there are credentials. Failures here do not concern the report itself;
 /// delivery is retried.
-pub(super) async fn log_in(server: &SubmissionServer) -> Result<AsyncSmtpConnection, SmtpFailure> {
-    let here = |what: &'static str| move |e: SmtpError| SmtpFailure::Session(format!("{what}: {}", error_text(&e)));
-    let (name, tls) = (ClientId::default(), server.tls.clone());
-    let at = (server.host.as_str(), server.port);
+pub(super) async fn log_in(server: &SubmissionServer) -> Result<SmtpConnection, SmtpFailure> {
+    let here = |what: &'static str| move |e: CommandError| SmtpFailure::Session(format!("{what}: {e}"));
     let mut connection = if server.implicit_tls {
-        let connected = AsyncSmtpConnection::connect_tokio1(at, None, &name, Some(tls), None).await;
-        connected.map_err(here("TLS"))?
+        SmtpConnection::open_tls(&server.host, server.port, &server.tls).await.map_err(here("TLS"))?
     } else {
-        let stream = Box::new(connect_tcp(at).await?);
-        let mut connection =
-            AsyncSmtpConnection::connect_with_transport(stream, &name).await.map_err(here("greeting"))?;
-        connection.starttls(tls, &name).await.map_err(here("STARTTLS"))?;
+        let stream = connect_tcp((server.host.as_str(), server.port)).await?;
+        let mut connection = SmtpConnection::open(stream).await.map_err(here("greeting"))?;
+        connection.start_tls(&server.tls).await.map_err(here("STARTTLS"))?;
         connection
     };
-    if let Some(credentials) = &server.credentials {
-        connection.auth(&[Mechanism::Plain, Mechanism::Login], credentials).await.map_err(here("login"))?;
+    if let Some(login) = &server.login {
+        connection.log_in(login).await.map_err(here("login"))?;
     }
     Ok(connection)
 }
