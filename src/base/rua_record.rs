@@ -275,6 +275,17 @@ impl Destination {
             Destination::Https(uri) => uri.split(['/', ':', '?']).find(|part| part.contains('.')).unwrap_or_default(),
         }
     }
+
+    /// The server: the mail domain, or the web server with its port where one is named, in lower case.
+    pub(crate) fn server(&self) -> String {
+        match self {
+            Destination::Mail(mailbox) => mailbox.domain.clone(),
+            Destination::Https(uri) => {
+                let rest = uri.split_once("//").map_or("", |(_, rest)| rest);
+                rest.split(['/', '?']).next().unwrap_or_default().to_ascii_lowercase()
+            }
+        }
+    }
 }
 
 impl fmt::Display for Destination {

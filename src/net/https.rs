@@ -12,19 +12,20 @@ use std::convert::Infallible;
 use std::error::Error;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
+use parking_lot::Mutex;
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{DigitallySignedStruct, SignatureScheme};
 use rustls_platform_verifier::Verifier;
+use tokio::sync::oneshot;
 
 use crate::base::network::{HttpsCertificates, NetworkExceptions};
 use crate::net::dns::{DnsError, Resolver};
@@ -59,6 +60,15 @@ pub struct HttpsResponse {
     pub body: Vec<u8>,
 }
 
+/// The response of a server to a POST.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PostReply {
+    /// The status code.
+    pub status: u16,
+    /// After how many seconds the server wants to be asked again.
+    pub retry_after: Option<i64>,
+}
+
 /// Why there is no response, by fault.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum HttpsError {
@@ -83,6 +93,17 @@ pub enum HttpsError {
     /// The body is larger than the caller takes.
     #[error("larger than {0} octets")]
     TooLarge(usize),
+}
+
+/// Why a POST has no status.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PostError {
+    /// No byte of a reply came.
+    #[error(transparent)]
+    NoReply(#[from] HttpsError),
+    /// What came as a reply is not HTTP that can be understood.
+    #[error("reply not understood: {0}")]
+    BadReply(String),
 }
 
 /// What is wrong with a certificate.
@@ -160,18 +181,40 @@ impl HttpsClient {
         tokio::time::timeout(time, self.send_get(host, path, size)).await.unwrap_or(Err(HttpsError::Timeout(time)))
     }
 
-    /// Posts to a URI and gives the status; no body of an answer is read. `ended` is set before the last octets of the body
-    /// are handed to the connection: until then the server cannot have got all of it. Waits for as long as the caller does.
+    /// Posts to a URI and gives the status; no body of an answer is read. `intent` is awaited once the connection waits for
+    /// the body, before its first byte goes; where it fails, none goes. Waits for as long as the caller does.
     pub async fn post(
         &self,
         uri: &str,
         media_type: &'static str,
         body: &[u8],
-        ended: Arc<AtomicBool>,
-    ) -> Result<u16, HttpsError> {
-        let body = reqwest::Body::wrap(TrackedBody { remaining: Bytes::copy_from_slice(body), fully_sent: ended });
-        let sent = self.client()?.post(uri).header(reqwest::header::CONTENT_TYPE, media_type).body(body).send().await;
-        sent.map(|response| response.status().as_u16()).map_err(|e| classify_error(&e))
+        intent: impl Future<Output = Result<(), String>>,
+    ) -> Result<PostReply, PostError> {
+        let (asks, asked) = oneshot::channel();
+        let (allow, allowed) = oneshot::channel();
+        let body = HeldBody {
+            asks: Some(asks),
+            allowed: Mutex::new(allowed),
+            held: true,
+            remaining: Bytes::copy_from_slice(body),
+        };
+        let intent = async {
+            if asked.await.is_ok() {
+                intent.await.map_err(HttpsError::Connection)?;
+                let _ = allow.send(());
+            }
+            std::future::pending::<Result<Infallible, HttpsError>>().await
+        };
+        let request = self
+            .client()?
+            .post(uri)
+            .header(reqwest::header::CONTENT_TYPE, media_type)
+            .body(reqwest::Body::wrap(body))
+            .send();
+        tokio::select! {
+            sent = request => sent.map(|response| PostReply::from(&response)).map_err(|e| classify_post_error(&e)),
+            Err(e) = intent => Err(e.into()),
+        }
     }
 
     async fn send_get(&self, host: &str, path: &str, size: usize) -> Result<HttpsResponse, HttpsError> {
@@ -234,26 +277,59 @@ impl ClientInner {
     }
 }
 
-/// A body sent in parts; it records when the last part has been taken.
-struct TrackedBody {
-    remaining: Bytes,
-    fully_sent: Arc<AtomicBool>,
+impl From<&reqwest::Response> for PostReply {
+    fn from(response: &reqwest::Response) -> PostReply {
+        let retry_after = response.headers().get(reqwest::header::RETRY_AFTER).and_then(|value| value.to_str().ok());
+        PostReply {
+            status: response.status().as_u16(),
+            retry_after: retry_after.and_then(|value| parse_retry_after(value, jiff::Timestamp::now().as_second())),
+        }
+    }
 }
 
-impl Body for TrackedBody {
-    type Data = Bytes;
-    type Error = Infallible;
+/// The seconds that a `Retry-After` names, as a number or as a date (RFC 9110 §10.2.3).
+fn parse_retry_after(value: &str, now: i64) -> Option<i64> {
+    let value = value.trim();
+    if value.bytes().all(|b| b.is_ascii_digit()) {
+        return value.parse::<u32>().ok().map(i64::from);
+    }
+    let date = jiff::fmt::rfc2822::DateTimeParser::new().parse_timestamp(value).ok()?;
+    Some(date.as_second().saturating_sub(now).max(0))
+}
 
-    fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+/// A body that is held back until it is allowed to go.
+struct HeldBody {
+    /// Tells that the connection waits for the body.
+    asks: Option<oneshot::Sender<()>>,
+    /// In a mutex only because a body must be `Sync`.
+    allowed: Mutex<oneshot::Receiver<()>>,
+    held: bool,
+    remaining: Bytes,
+}
+
+impl Body for HeldBody {
+    type Data = Bytes;
+    type Error = oneshot::error::RecvError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+        if let Some(asks) = self.asks.take() {
+            let _ = asks.send(());
+        }
+        if self.held {
+            match Pin::new(self.allowed.get_mut()).poll(context) {
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(Err(e)) => return Poll::Ready(Some(Err(e))),
+                Poll::Ready(Ok(())) => self.held = false,
+            }
+        }
         if self.remaining.is_empty() {
             return Poll::Ready(None);
         }
         let part = self.remaining.len().min(BODY_CHUNK);
-        let part = self.remaining.split_to(part);
-        if self.remaining.is_empty() {
-            self.fully_sent.store(true, Ordering::Relaxed);
-        }
-        Poll::Ready(Some(Ok(Frame::data(part))))
+        Poll::Ready(Some(Ok(Frame::data(self.remaining.split_to(part)))))
     }
 
     fn is_end_stream(&self) -> bool {
@@ -387,6 +463,17 @@ fn is_public_v4(ip: Ipv4Addr) -> bool {
     !(ip.is_private() || ip.is_loopback() || ip.is_link_local() || ip.is_documentation() || other)
 }
 
+fn classify_post_error(error: &reqwest::Error) -> PostError {
+    let mut cause: Option<&(dyn Error + 'static)> = Some(error);
+    while let Some(e) = cause {
+        if e.downcast_ref::<hyper::Error>().is_some_and(hyper::Error::is_parse) {
+            return PostError::BadReply(e.to_string());
+        }
+        cause = e.source();
+    }
+    classify_error(error).into()
+}
+
 fn classify_error(error: &reqwest::Error) -> HttpsError {
     let mut cause: Option<&(dyn Error + 'static)> = Some(error);
     while let Some(e) = cause {
@@ -442,6 +529,22 @@ fn root_cause(error: &dyn Error) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn retry_after_is_a_number_or_a_date() {
+        let now = 1_795_400_000;
+        for (value, wanted) in [
+            ("120", Some(120)),
+            (" 0 ", Some(0)),
+            ("Mon, 23 Nov 2026 02:15:00 GMT", Some(1_795_400_100 - now)),
+            ("Mon, 23 Nov 2020 02:15:00 GMT", Some(0)),
+            ("soon", None),
+            ("-5", None),
+            ("99999999999", None),
+        ] {
+            assert_eq!(parse_retry_after(value, now), wanted, "{value}");
+        }
+    }
 
     #[test]
     fn only_public_addresses() {

@@ -33,6 +33,7 @@ use crate::base::rua_record::{NoRecipients, Recipients};
 use crate::checking::finding::Findings;
 use crate::config::Config;
 use crate::net::dns::{DnsError, Resolver, TlsaRecord};
+use crate::net::host_name::ehlo_name;
 use crate::net::https::{self, CertificateFault, HttpsClient};
 use crate::net::tlsrpt_record::{TlsrptLookupError, look_up_recipients};
 pub(crate) use advice::{Advice, PublicationState};
@@ -152,7 +153,7 @@ pub(crate) async fn check_domain(config: &Config, domain: &str) -> Result<Domain
     let prober = Prober {
         verifier: https::certificate_verifier(&config.closed_network.exceptions())?,
         allow_private: config.closed_network.private_addresses,
-        ehlo_name: ehlo_name(config),
+        ehlo_name: ehlo_name(config.report.from.as_deref()),
         clock: config.closed_network.clock.map_or_else(Clock::default, |t| Clock::starting_at(t.as_second())),
         domain: domain.clone(),
         resolver: resolver.clone(),
@@ -207,14 +208,6 @@ async fn look_up_sts(resolver: &Resolver, client: &HttpsClient, domain: &str) ->
             Err(fault) => PublishedSts::NoDocument(id.to_owned(), fault),
         },
     }
-}
-
-/// The name in EHLO: this host's, or the domain that reports come from.
-fn ehlo_name(config: &Config) -> String {
-    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-    let host = crate::base::domain_name::normalize(host.trim()).filter(|name| name.contains('.'));
-    let from = || config.report.from.as_deref()?.rsplit_once('@').map(|(_, domain)| domain.to_owned());
-    host.or_else(from).unwrap_or_else(|| "localhost.localdomain".to_owned())
 }
 
 /// What is needed to check hosts.

@@ -67,21 +67,23 @@ impl ReportSender {
         }
     }
 
-    /// Delivers what [`ReportSender::build_payload`] built. When `cancel` resolves (the daemon ends), it returns at once.
+    /// Delivers what [`ReportSender::build_payload`] built. `intent` is awaited right before it is handed over. When `cancel`
+    /// resolves (the daemon ends), it returns at once.
     pub(crate) async fn deliver(
         &self,
         https: &https::HttpsClient,
         to: &Destination,
         bytes: &[u8],
+        intent: impl Future<Output = Result<(), String>>,
         limits: DeliveryTimeouts,
         cancel: impl Future<Output = ()>,
     ) -> DeliveryOutcome {
         match to {
             Destination::Mail(to) => {
                 let mail = OutgoingMail { from: &self.identity.envelope, to, message: bytes };
-                transport::deliver(&self.transport, mail, limits, cancel).await
+                transport::deliver(&self.transport, mail, intent, limits, cancel).await
             }
-            Destination::Https(uri) => transport::post_report(https, uri, bytes, limits, cancel).await,
+            Destination::Https(uri) => transport::post_report(https, uri, bytes, intent, limits, cancel).await,
         }
     }
 }

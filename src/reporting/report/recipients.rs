@@ -114,6 +114,21 @@ impl RecipientFilter {
         Ok(())
     }
 
+    /// Checks that a report that was planned before is still wanted, by the domains and destinations in `[report]`.
+    pub(crate) fn check_planned(
+        &self,
+        subject: &ReportSubject,
+        day: Day,
+        to: &Destination,
+    ) -> Result<(), NoRecipients> {
+        // Whether it has failures was asked when it was planned.
+        self.check_wanted(subject, day, true)?;
+        match self.suppress.iter().find(|s| s.in_force(day) && s.matches(to)) {
+            Some(by) => Err(NoRecipients::Unwanted(by.describe())),
+            None => Ok(()),
+        }
+    }
+
     /// Leaves out the destinations that are suppressed, and those above `max_destinations`.
     pub(crate) fn apply_limits(&self, found: Recipients, day: Day) -> Result<Recipients, NoRecipients> {
         let Recipients { destinations, skipped, more_skipped } = found;

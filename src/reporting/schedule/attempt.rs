@@ -2,7 +2,7 @@
 //!
 //! Takes: a [`Job`]. Gives: its new record, in the store.
 //! The look-up freezes the content of the report (`snapshot`), in the same batch as the plan. Every try is written to
-//! the store before it starts, and its outcome after.
+//! the store right before the report is handed over, and its outcome after.
 //! When it fails: what the store hinders is tried again after a rest; all else is an outcome, stored and said.
 //! Not here: when a job is due (`due_jobs`).
 
@@ -10,6 +10,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use crate::base::printable::escape_and_cut;
@@ -130,8 +131,9 @@ impl Scheduler {
                 batch.set.push((Table::Snapshot, report_key.encode(), Some(snapshot.encode())));
                 (plan.state, plan.last, plan.counted) = (PlanState::Planned, None, counted);
                 for (to, delivery) in deliveries {
-                    delivery.add_to_batch(&mut batch, report_key, &to, None);
-                    if delivery.next <= now && at_once.is_none() {
+                    delivery.add_to_batch(&mut batch, report_key, &to, &[]);
+                    let by_mail = matches!(to, Destination::Mail(_));
+                    if by_mail && delivery.next <= now && at_once.is_none() {
                         at_once = Some((to, delivery));
                     }
                 }
@@ -270,7 +272,7 @@ impl Scheduler {
     }
 
     /// Attempts a delivery that was planned before.
-    async fn send_planned(
+    pub(super) async fn send_planned(
         &self,
         report_key: &ReportKey,
         to: &Destination,
@@ -291,13 +293,22 @@ impl Scheduler {
         if before.state != DeliveryState::Planned {
             return;
         }
+        let Some(sender) = &settings.sender else { return };
+        let wanted = sender.recipient_filter.check_planned(&report_key.subject, report_key.day, to);
+        if let Err(unwanted) = wanted {
+            tracing::info!("report {report_key} to {to}: not sent: {unwanted}");
+            let last = Some(unwanted.to_string());
+            let delivery = ReportDelivery { state: DeliveryState::Suppressed, last, ..before.clone() };
+            return self.store_outcome(report_key, to, &[before], delivery, &mut shutdown.clone()).await;
+        }
         let snapshot = snapshot.ok_or_else(|| "is not kept".to_owned());
         match snapshot.and_then(|encoded| ReportSnapshot::decode(&encoded).map_err(|e| format!("cannot be read: {e}")))
         {
             Ok(snapshot) => self.deliver(report_key, to, before, snapshot, settings, shutdown).await,
             Err(why) => {
                 let refused = DeliveryOutcome::Refused(format!("what it says {why}"));
-                self.record_outcome(report_key, to, before.clone(), before, refused, shutdown).await;
+                self.record_outcome(report_key, to, std::slice::from_ref(&before), before.clone(), refused, shutdown)
+                    .await;
             }
         }
     }
@@ -322,11 +333,16 @@ impl Scheduler {
             Ok(bytes) => bytes,
             Err(e) => {
                 let refused = DeliveryOutcome::Refused(e.to_string());
-                return self.record_outcome(report_key, to, before.clone(), before, refused, shutdown).await;
+                return self
+                    .record_outcome(report_key, to, std::slice::from_ref(&before), before.clone(), refused, shutdown)
+                    .await;
             }
         };
-        // Not closed as long as the scheduler is there.
-        let Ok(turn) = self.delivery_slots.acquire().await else { return };
+        // Receivers by https have turns of their own (`posts`). The semaphore is never closed.
+        let turn = match to {
+            Destination::Mail(_) => self.delivery_slots.acquire().await.ok(),
+            Destination::Https(_) => None,
+        };
         if *shutdown.borrow() {
             return;
         }
@@ -334,20 +350,51 @@ impl Scheduler {
         let mut delivery = ReportDelivery { state: DeliveryState::Attempting, tried: Some(now), ..before.clone() };
         delivery.attempts += 1;
         delivery.first.get_or_insert(now);
-        // The intent is on disk before the first octet goes: rule 6 of the design hangs on this line.
-        if let Err(e) = self.store_delivery(report_key, to, &before, &delivery).await {
-            return self.log_not_sent(report_key, to, &e);
-        }
+        let intent = Mutex::new(IntentState::NotStored);
+        // The intent is on disk before the first byte of the report goes: rule 7 of the design hangs on this.
+        let store_intent = async {
+            *intent.lock() = IntentState::Uncertain;
+            let stored = self.store_delivery(report_key, to, &[&before], &delivery).await;
+            *intent.lock() = stored.clone().map_or_else(IntentState::Failed, |()| IntentState::Stored);
+            stored
+        };
         let cancel = shutdown_deadline(shutdown.clone());
-        let outcome = sender.deliver(&self.context.https, to, &bytes, self.timeouts, cancel).await;
+        let outcome = sender.deliver(&self.context.https, to, &bytes, store_intent, self.timeouts, cancel).await;
         drop(turn);
-        // At once: the MTA is sending it on already.
-        if let (DeliveryOutcome::Accepted(answer), Destination::Mail(_)) = (&outcome, to)
-            && let Some(id) = sender.transport.queue_id(answer)
-        {
-            self.own_queue_ids.add(id);
+        let stored = match intent.into_inner() {
+            IntentState::NotStored => vec![before],
+            // The delivery was cut off meanwhile; that the intent is written later cannot be prevented.
+            IntentState::Uncertain => vec![before, delivery.clone()],
+            IntentState::Stored => vec![delivery.clone()],
+            IntentState::Failed(e) => return self.log_not_sent(report_key, to, &e),
+        };
+        match to {
+            // At once: the MTA is sending it on already.
+            Destination::Mail(_) => {
+                if let DeliveryOutcome::Accepted(answer) = &outcome
+                    && let Some(id) = sender.transport.queue_id(answer)
+                {
+                    self.own_queue_ids.add(id);
+                }
+            }
+            Destination::Https(_) => self.record_https_host(&to.server(), &outcome),
         }
-        self.record_outcome(report_key, to, delivery.clone(), delivery, outcome, shutdown).await;
+        self.record_outcome(report_key, to, &stored, delivery, outcome, shutdown).await;
+    }
+
+    /// Remembers whether an https host answers.
+    fn record_https_host(&self, host: &str, outcome: &DeliveryOutcome) {
+        let now = self.context.clock.seconds();
+        let answered = matches!(outcome, DeliveryOutcome::Accepted(_) | DeliveryOutcome::Refused(_));
+        let not_before = match outcome {
+            DeliveryOutcome::RetryAfter(_, seconds) => Some(now + seconds),
+            _ => None,
+        };
+        if let Some(failures) = self.https_hosts.lock().record(host, answered, not_before, now) {
+            self.log_error(format!(
+                "report: https host {host}: failed {failures} times in a row; all its reports wait"
+            ));
+        }
     }
 
     /// Builds what is sent. Compresses and signs, so it runs on a blocking thread.
@@ -378,18 +425,23 @@ impl Scheduler {
         .await
     }
 
-    /// Stores and logs the outcome of an attempt; `before` is the stored record.
+    /// Stores and logs the outcome of an attempt; `before`: the stored record, or those of which either may be stored.
     async fn record_outcome(
         &self,
         report_key: &ReportKey,
         to: &Destination,
-        before: ReportDelivery,
+        before: &[ReportDelivery],
         mut delivery: ReportDelivery,
         outcome: DeliveryOutcome,
         mut shutdown: watch::Receiver<bool>,
     ) {
         let now = self.context.clock.seconds();
         let subject = format!("report {report_key} to {to}");
+        let wait = match &outcome {
+            // A server that always asks to come back at once is not asked hundreds of times.
+            DeliveryOutcome::RetryAfter(_, seconds) => (*seconds).max(retry_delay(delivery.attempts) / 10),
+            _ => retry_delay(delivery.attempts),
+        };
         let (state, answer, counter) = match outcome {
             DeliveryOutcome::Accepted(answer) => {
                 tracing::info!("{subject}: sent: {answer}");
@@ -403,13 +455,12 @@ impl Scheduler {
                 self.log_error(format!("{subject}: unknown: {answer}; it may have arrived, it is not tried again"));
                 (DeliveryState::Unknown, answer, "reports_unknown")
             }
-            DeliveryOutcome::Retry(answer) => {
-                delivery.next = now + retry_delay(delivery.attempts);
+            DeliveryOutcome::Retry(answer) | DeliveryOutcome::RetryAfter(answer, _) => {
+                delivery.next = now + wait;
                 if delivery.next - delivery.first.unwrap_or(now) > RETRY_FOR {
                     self.log_error(format!("{subject}: expired: {answer}; given up after 24 hours"));
                     (DeliveryState::Expired, answer, "reports_expired")
                 } else {
-                    let wait = delivery.next - now;
                     self.log_error(format!("{subject}: not taken: {answer}; it is tried again in {wait} s"));
                     (DeliveryState::Planned, answer, "reports_retried")
                 }
@@ -417,15 +468,29 @@ impl Scheduler {
         };
         self.context.metrics.add(counter, 1);
         (delivery.state, delivery.last) = (state, Some(answer));
+        self.store_outcome(report_key, to, before, delivery, &mut shutdown).await;
+    }
+
+    /// Stores what became of a delivery, and does not give up: until then the record stays `Attempting`, which is never
+    /// scheduled.
+    async fn store_outcome(
+        &self,
+        report_key: &ReportKey,
+        to: &Destination,
+        before: &[ReportDelivery],
+        delivery: ReportDelivery,
+        shutdown: &mut watch::Receiver<bool>,
+    ) {
+        let subject = format!("report {report_key} to {to}");
+        let before: Vec<&ReportDelivery> = before.iter().collect();
         let mut wait = FIRST_STORE_RETRY_DELAY;
-        // Until this write succeeds the record stays `Attempting`, which is never scheduled.
         while let Err(e) = self.store_delivery(report_key, to, &before, &delivery).await {
             self.back_off();
             if *shutdown.borrow() {
                 return self.log_error(format!("{subject}: outcome not stored: {e}; a restart will call it unknown"));
             }
             self.log_error(format!("{subject}: outcome not stored: {e}; it is stored again in {} s", wait.as_secs()));
-            let _ = tokio::time::timeout(wait, wait_for_shutdown(&mut shutdown)).await;
+            let _ = tokio::time::timeout(wait, wait_for_shutdown(shutdown)).await;
             wait = (wait * 2).min(MAX_STORE_RETRY_DELAY);
         }
     }
@@ -434,13 +499,23 @@ impl Scheduler {
         &self,
         report_key: &ReportKey,
         to: &Destination,
-        before: &ReportDelivery,
+        before: &[&ReportDelivery],
         delivery: &ReportDelivery,
     ) -> Result<(), String> {
         let mut batch = Batch::default();
-        delivery.add_to_batch(&mut batch, report_key, to, Some(before));
+        delivery.add_to_batch(&mut batch, report_key, to, before);
         self.group_commit.write(batch).await
     }
+}
+
+/// How far the storing of an intent is.
+enum IntentState {
+    /// Nothing was handed over.
+    NotStored,
+    /// It is being stored.
+    Uncertain,
+    Stored,
+    Failed(String),
 }
 
 /// A delivery that is due at once, and its content.

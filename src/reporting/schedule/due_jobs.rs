@@ -20,17 +20,20 @@ struct QueueCutoff {
 }
 
 impl Scheduler {
+    /// Whether reports can be sent, and the store has not just failed.
+    pub(super) fn may_start_jobs(&self) -> bool {
+        let back_off_until = self.in_flight.lock().back_off_until;
+        self.settings.read().sender.is_some() && back_off_until.is_none_or(|until| until <= Instant::now())
+    }
+
     /// Takes up to `room` due jobs, oldest day first; they are in flight from now on.
     pub(super) async fn take_due_jobs(&self, room: usize) -> Vec<Job> {
+        if !self.may_start_jobs() {
+            return Vec::new();
+        }
         let now = self.context.clock.seconds();
         let settings = Arc::clone(&self.settings.read());
-        let busy = {
-            let in_flight = self.in_flight.lock();
-            if settings.sender.is_none() || in_flight.back_off_until.is_some_and(|until| Instant::now() < until) {
-                return Vec::new();
-            }
-            in_flight.jobs.clone()
-        };
+        let busy = self.in_flight.lock().jobs.clone();
         let mut wanted = Vec::new();
         // One day more than is kept: what is about to be dropped is dropped by `planner`.
         for day in (Day::of(now.saturating_sub(settings.retention)).0..=Day::of(now).0).map(Day) {

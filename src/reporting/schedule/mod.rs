@@ -3,18 +3,20 @@
 //! Takes: the counts in the store, the progress of the inputs, the clock. Gives: reports that went, each at most once a
 //! destination, and [`Scheduler::list_reports`], all of it as data.
 //! Everything that is to be done stands in the store in the order of time; here is only what is under way, so that memory
-//! does not grow with the number of domains. Every try is written to the store before it starts, and its outcome after: a
+//! does not grow with the number of domains. Every try is written to the store right before it is handed over, and its outcome after: a
 //! try that is found at start is unknown, and is not repeated.
-//! Limits: [`MAX_JOBS`] look-ups and deliveries at once, [`MAX_DELIVERIES`] of them at the MTA; [`RETRY_FOR`] of tries;
-//! `retention` days are kept.
+//! Limits: [`MAX_JOBS`] look-ups and deliveries by mail at once, [`MAX_DELIVERIES`] of them at the MTA; deliveries by https
+//! beside them (`posts`); [`RETRY_FOR`] of tries; `retention` days are kept.
 //! When it fails: a store that fails is said and asked again later; nothing is sent whose intent was not stored.
 //! Not here: what a report says (`report::build`), how it is handed over (`transport`).
 
 mod attempt;
 mod due_jobs;
+mod https_hosts;
 mod mx_hosts;
 mod overview;
 mod planner;
+mod posts;
 mod preview;
 pub(crate) mod records;
 pub(crate) mod snapshot;
@@ -40,6 +42,7 @@ use crate::reporting::report::ReportSender;
 use crate::reporting::transport::DeliveryTimeouts;
 use crate::store::group_commit::GroupCommit;
 use crate::store::{Batch, Store, StoreError, Table};
+use https_hosts::HttpsHosts;
 pub(crate) use overview::{ArchivedReport, ReportOverview, ReportState, ReportStatus};
 pub(crate) use preview::ReportPreview;
 use records::{DeliveryState, Queue, RecordKey, ReportDelivery, ReportKey, delivery_key, to_json};
@@ -73,6 +76,10 @@ pub(crate) const SUPPLEMENT_DELAY: i64 = 3600;
 const MIN_SCAN_INTERVAL: Duration = Duration::from_secs(1);
 const MAX_SCAN_INTERVAL: Duration = Duration::from_secs(60);
 const SCAN_TIME_FACTOR: u32 = 100;
+
+/// The least time between two looks for due POSTs. Looking takes one part in [`POST_SCAN_TIME_FACTOR`] of the time.
+const MIN_POST_SCAN_INTERVAL: Duration = Duration::from_millis(200);
+const POST_SCAN_TIME_FACTOR: u32 = 20;
 
 /// The key of the day before which nothing is reported, because it is not known what was sent.
 const NOT_BEFORE_KEY: &[u8] = b"report-not-before";
@@ -131,6 +138,7 @@ pub struct Scheduler {
     /// Held while reports about MX hosts are planned.
     planning_mx_hosts: tokio::sync::Mutex<()>,
     delivery_slots: Semaphore,
+    https_hosts: Mutex<HttpsHosts>,
     /// One for each core: more threads than that would sign no faster, and each keeps memory of its own.
     blocking_slots: Semaphore,
     timeouts: DeliveryTimeouts,
@@ -174,7 +182,7 @@ impl Scheduler {
     pub(crate) fn open(context: SchedulerContext, settings: SchedulerSettings) -> Result<Arc<Scheduler>, StoreError> {
         let store = &*context.store;
         let mut batch = Batch::default();
-        // At most MAX_JOBS of them.
+        // At most MAX_JOBS of them, and a POST for each host.
         for (due_key, _) in store.scan(Table::Due, &records::queue_prefix(Queue::InProgress, None))? {
             let Some((_, RecordKey::Delivery(report_key, to))) = RecordKey::decode_due_key(&due_key) else { continue };
             let Some(value) = store.read(Table::Delivery, &delivery_key(&report_key, &to))? else { continue };
@@ -182,7 +190,7 @@ impl Scheduler {
             let before = delivery.clone();
             let why = "the daemon ended while it was being sent";
             (delivery.state, delivery.last) = (DeliveryState::Unknown, Some(why.to_owned()));
-            delivery.add_to_batch(&mut batch, &report_key, &to, Some(&before));
+            delivery.add_to_batch(&mut batch, &report_key, &to, &[&before]);
             let line = format!("report {report_key} to {to}: unknown: {why}; it is not tried again");
             context.metrics.log_error(context.clock, line);
         }
@@ -201,6 +209,7 @@ impl Scheduler {
             new_plans: Notify::new(),
             planning_mx_hosts: tokio::sync::Mutex::new(()),
             delivery_slots: Semaphore::new(MAX_DELIVERIES),
+            https_hosts: Mutex::default(),
             blocking_slots: Semaphore::new(std::thread::available_parallelism().map_or(1, usize::from)),
             timeouts: DeliveryTimeouts::default(),
         }))
@@ -233,7 +242,9 @@ impl Scheduler {
         let mut under_way = JoinSet::new();
         let mut keeping = JoinSet::new();
         let mut queue = VecDeque::new();
+        let mut posts = JoinSet::new();
         let mut next_scan = Instant::now();
+        let mut next_post_scan = Instant::now();
         loop {
             if keeping.is_empty() {
                 self.context.metrics.heartbeat("scheduler");
@@ -256,6 +267,12 @@ impl Scheduler {
             {
                 under_way.spawn(Arc::clone(&self).run_job(job, shutdown.clone()));
             }
+            if Instant::now() >= next_post_scan {
+                let started = Instant::now();
+                self.start_posts(&mut posts, &shutdown).await;
+                next_post_scan =
+                    Instant::now() + (started.elapsed() * POST_SCAN_TIME_FACTOR).max(MIN_POST_SCAN_INTERVAL);
+            }
             if under_way.is_empty() {
                 self.close_idle_connections().await;
             }
@@ -263,6 +280,7 @@ impl Scheduler {
                 biased;
                 () = wait_for_shutdown(&mut shutdown) => break,
                 Some(ended) = under_way.join_next() => self.log_failed_task(ended),
+                Some(ended) = posts.join_next() => self.log_failed_task(ended),
                 Some(ended) = keeping.join_next() => match ended {
                     Ok(next) => next_scan = next,
                     Err(_) => {
@@ -274,8 +292,10 @@ impl Scheduler {
                 () = tokio::time::sleep(MIN_SCAN_INTERVAL) => {}
             }
         }
-        while let Some(ended) = under_way.join_next().await {
-            self.log_failed_task(ended);
+        for tasks in [&mut under_way, &mut posts] {
+            while let Some(ended) = tasks.join_next().await {
+                self.log_failed_task(ended);
+            }
         }
         self.close_idle_connections().await;
         while let Some(ended) = keeping.join_next().await {

@@ -79,6 +79,8 @@ pub(crate) enum ReportState {
     Unknown,
     /// Given up.
     Expired,
+    /// Left out, because `[report]` does not want it any more.
+    Suppressed,
 }
 
 /// All reports in short.
@@ -118,6 +120,7 @@ impl From<DeliveryState> for ReportState {
             DeliveryState::Refused => ReportState::Refused,
             DeliveryState::Unknown => ReportState::Unknown,
             DeliveryState::Expired => ReportState::Expired,
+            DeliveryState::Suppressed => ReportState::Suppressed,
         }
     }
 }
@@ -140,7 +143,7 @@ impl Scheduler {
         self.visit_records(|key, value| {
             if let Some(due) = record_status(key, value) {
                 *overview.counts.entry(due.state).or_default() += 1;
-                let over = matches!(due.state, ReportState::Sent | ReportState::Nothing);
+                let over = matches!(due.state, ReportState::Sent | ReportState::Nothing | ReportState::Suppressed);
                 if !over && overview.open.len() < MAX_OPEN_LISTED {
                     overview.open.push(due);
                 }
@@ -199,7 +202,7 @@ impl Scheduler {
                 message_id,
                 ..before.clone()
             };
-            planned.add_to_batch(&mut batch, &report_key, &to, Some(&before));
+            planned.add_to_batch(&mut batch, &report_key, &to, &[&before]);
             again += 1;
         }
         if again > 0 {

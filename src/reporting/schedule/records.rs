@@ -100,6 +100,8 @@ pub(crate) enum DeliveryState {
     Unknown,
     /// Given up.
     Expired,
+    /// Left out, because `[report]` does not want it any more.
+    Suppressed,
 }
 
 /// The queues of due work. Each has its own rule of when an entry is due.
@@ -109,8 +111,10 @@ pub(crate) enum Queue {
     LookUp,
     /// Look-ups for supplements: once no input lags any more.
     Supplement,
-    /// Deliveries.
+    /// Deliveries by mail.
     Send,
+    /// Deliveries by https.
+    Post,
     /// Deliveries in progress.
     InProgress,
 }
@@ -186,29 +190,40 @@ impl ReportPlan {
 
 impl ReportDelivery {
     fn due_key(&self, report_key: &ReportKey, to: &Destination) -> Option<Vec<u8>> {
-        let queue = match self.state {
-            DeliveryState::Planned => Queue::Send,
-            DeliveryState::Attempting => Queue::InProgress,
-            DeliveryState::Sent | DeliveryState::Refused | DeliveryState::Unknown | DeliveryState::Expired => {
-                return None;
-            }
+        let queue = match (self.state, to) {
+            (DeliveryState::Planned, Destination::Mail(_)) => Queue::Send,
+            (DeliveryState::Planned, Destination::Https(_)) => Queue::Post,
+            (DeliveryState::Attempting, _) => Queue::InProgress,
+            (
+                DeliveryState::Sent
+                | DeliveryState::Refused
+                | DeliveryState::Unknown
+                | DeliveryState::Expired
+                | DeliveryState::Suppressed,
+                _,
+            ) => return None,
         };
         Some(due_key(queue, report_key.day, self.next, &delivery_key(report_key, to)))
     }
 
-    /// Adds the record and its entry in [`Table::Due`] to a batch; `before` is the stored record.
+    /// Adds the record and its entry in [`Table::Due`] to a batch; `before` is the stored record, or those of which either
+    /// may be stored.
     pub(crate) fn add_to_batch(
         &self,
         batch: &mut Batch,
         report_key: &ReportKey,
         to: &Destination,
-        before: Option<&ReportDelivery>,
+        before: &[&ReportDelivery],
     ) {
-        move_due_entry(
-            batch,
-            before.and_then(|delivery| delivery.due_key(report_key, to)),
-            self.due_key(report_key, to),
-        );
+        let due_key = self.due_key(report_key, to);
+        for stale in before.iter().filter_map(|before| before.due_key(report_key, to)) {
+            if due_key.as_ref() != Some(&stale) {
+                move_due_entry(batch, Some(stale), None);
+            }
+        }
+        if !before.iter().any(|before| before.due_key(report_key, to) == due_key) {
+            move_due_entry(batch, None, due_key);
+        }
         batch.set.push((Table::Delivery, delivery_key(report_key, to), Some(to_json(self))));
     }
 }
@@ -263,6 +278,7 @@ pub(crate) fn queue_prefix(queue: Queue, day: Option<Day>) -> Vec<u8> {
         Queue::LookUp => b'l',
         Queue::Supplement => b's',
         Queue::Send => b't',
+        Queue::Post => b'p',
         Queue::InProgress => b'u',
     };
     let mut prefix = vec![letter];
@@ -338,16 +354,19 @@ mod tests {
         let due = |batch: &Batch| -> Vec<bool> {
             batch.set.iter().filter(|(family, ..)| *family == Table::Due).map(|(.., v)| v.is_some()).collect()
         };
-        let (planned, sent) = (delivery(DeliveryState::Planned, 7), delivery(DeliveryState::Sent, 7));
+        let [planned, sent, attempting] =
+            [DeliveryState::Planned, DeliveryState::Sent, DeliveryState::Attempting].map(|state| delivery(state, 7));
         for (before, after, wanted) in [
-            (None, &planned, vec![true]),
-            (Some(&planned), &planned, vec![]),
-            (Some(&planned), &delivery(DeliveryState::Attempting, 7), vec![false, true]),
-            (Some(&planned), &sent, vec![false]),
-            (None, &sent, vec![]),
+            (vec![], &planned, vec![true]),
+            (vec![&planned], &planned, vec![]),
+            (vec![&planned], &attempting, vec![false, true]),
+            (vec![&planned], &sent, vec![false]),
+            (vec![], &sent, vec![]),
+            // It is not known which of the two is stored.
+            (vec![&planned, &attempting], &delivery(DeliveryState::Planned, 9), vec![false, false, true]),
         ] {
             let mut batch = Batch::default();
-            after.add_to_batch(&mut batch, &report_key, &to, before);
+            after.add_to_batch(&mut batch, &report_key, &to, &before);
             assert_eq!(due(&batch), wanted);
         }
         let mut batch = Batch::default();

@@ -26,7 +26,7 @@ fn day() -> Day {
 }
 
 /// A name server on loopback that answers TXT questions with what the name is mapped to; `None` is SERVFAIL, a name
-/// that is not there NXDOMAIN.
+/// that is not there NXDOMAIN. The names below `https.example` are at 127.0.0.1.
 async fn name_server(records: Vec<(&'static str, Option<&'static str>)>) -> SocketAddr {
     let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
     let address = socket.local_addr().unwrap();
@@ -41,6 +41,14 @@ async fn name_server(records: Vec<(&'static str, Option<&'static str>)>) -> Sock
                 at = end;
             }
             let name = labels.join(".");
+            if query[at + 2] == 1 && name.ends_with(".https.example") {
+                let mut reply = query[..2].to_vec();
+                reply.extend([0x81, 0x80, 0, 1, 0, 1, 0, 0, 0, 0]);
+                reply.extend(&query[12..at + 5]);
+                reply.extend([0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 60, 0, 4, 127, 0, 0, 1]);
+                socket.send_to(&reply, from).await.unwrap();
+                continue;
+            }
             let found = records.iter().find(|(n, _)| *n == name).map(|(_, text)| *text);
             let (code, text) = match found {
                 None => (3, None),
@@ -98,6 +106,7 @@ struct World {
     dns: SocketAddr,
     section: ReportSection,
     metrics: Metrics,
+    post_timeout: Duration,
 }
 
 impl World {
@@ -109,8 +118,13 @@ impl World {
         let metrics = Metrics::default();
         metrics.update_input("maillog", |input| input.newest = Some(day().end() + OUT_OF_ORDER_TIME));
         let folder = tempfile::tempdir().unwrap();
-        let world =
-            World { folder, dns: name_server(records).await, section: section(DeliveryMethod::Smtp(sink)), metrics };
+        let world = World {
+            folder,
+            dns: name_server(records).await,
+            section: section(DeliveryMethod::Smtp(sink)),
+            metrics,
+            post_timeout: Duration::from_millis(500),
+        };
         count(&world.store(), day(), "example.net");
         (world, taken)
     }
@@ -133,7 +147,7 @@ impl World {
 
     fn open_with(&self, clock: Clock) -> Arc<Scheduler> {
         let resolver = Resolver::new(Some(self.dns)).unwrap();
-        let closed = NetworkExceptions::default();
+        let closed = NetworkExceptions { private_addresses: true, ..NetworkExceptions::default() };
         let context = SchedulerContext {
             store: Arc::new(self.store()),
             https: https::HttpsClient::for_reports(resolver.clone(), &closed, HttpsCertificates::Ignore).unwrap(),
@@ -144,7 +158,8 @@ impl World {
         };
         let mut scheduler = Scheduler::open(context, SchedulerSettings::load(&self.section).unwrap()).unwrap();
         let short = Duration::from_millis(500);
-        Arc::get_mut(&mut scheduler).unwrap().timeouts = DeliveryTimeouts { before_dot: short, after_dot: short };
+        Arc::get_mut(&mut scheduler).unwrap().timeouts =
+            DeliveryTimeouts { before_dot: short, after_dot: short, post: self.post_timeout };
         scheduler
     }
 
@@ -312,6 +327,125 @@ async fn a_try_that_a_crash_cut_off_is_unknown() {
 }
 
 #[tokio::test]
+async fn a_5xx_of_the_mta_about_this_host_is_tried_again() {
+    for turn in [
+        ServerFault::Reply("greeting", "554 5.7.1 no SMTP service here"),
+        ServerFault::Reply("RCPT", "554 5.7.1 <tls@example.net>: Relay access denied"),
+    ] {
+        let (mut world, _taken) = World::new(vec![RECORD], turn).await;
+        let now = day().end() + 60;
+        world.run(now, |due| states(due) == [ReportState::Planned] && due[0].attempts == 1).await;
+        let (sink, mut taken) = smtp_server(ServerFault::Never).await;
+        world.section.deliver = DeliveryMethod::Smtp(sink);
+        world.run(now + FIRST_RETRY_DELAY + 10, |due| states(due) == [ReportState::Sent]).await;
+        assert!(taken.try_recv().is_ok());
+    }
+}
+
+/// soak: 8 reports were lost when the daemon was killed while the MTA had not even greeted.
+#[tokio::test]
+async fn a_crash_while_the_mta_is_slow_to_greet_makes_no_report_unknown() {
+    for at in ["greeting", "RCPT", "DATA"] {
+        let (mut world, _taken) = World::new(vec![RECORD], ServerFault::Silence(at)).await;
+        let mut scheduler = world.open(day().end() + 60);
+        let long = Duration::from_secs(600);
+        Arc::get_mut(&mut scheduler).unwrap().timeouts =
+            DeliveryTimeouts { before_dot: long, after_dot: long, post: long };
+        let (_stop, task) = start(&scheduler);
+        until(&scheduler, |due| states(due) == [ReportState::Planned]).await;
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        crash(scheduler, task).await;
+        let (sink, mut taken) = smtp_server(ServerFault::Never).await;
+        world.section.deliver = DeliveryMethod::Smtp(sink);
+        world.run(day().end() + 120, |due| states(due) == [ReportState::Sent]).await;
+        assert!(taken.try_recv().is_ok() && taken.try_recv().is_err(), "{at}");
+    }
+}
+
+/// A server on loopback that takes connections and says nothing.
+async fn silent_server() -> u16 {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    tokio::spawn(async move {
+        let mut taken = Vec::new();
+        while let Ok((stream, _)) = listener.accept().await {
+            taken.push(stream);
+        }
+    });
+    port
+}
+
+fn leak(text: String) -> &'static str {
+    Box::leak(text.into_boxed_str())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn silent_https_receivers_delay_no_mail() {
+    let port = silent_server().await;
+    let mut records = Vec::new();
+    for i in 0..40 {
+        let uris: Vec<String> = (0..5).map(|n| format!("https://h{n}.d{i}.https.example:{port}/")).collect();
+        // The last one is by mail.
+        let rua = format!("v=TLSRPTv1;rua={},mailto:r@d{i}.example", uris[..4].join(","));
+        records.push((leak(format!("_smtp._tls.d{i}.example")), Some(leak(rua))));
+    }
+    let (mut world, _taken) = World::new(records, ServerFault::Never).await;
+    world.post_timeout = Duration::from_secs(600);
+    {
+        let store = world.store();
+        (0..40).for_each(|i| count(&store, day(), &format!("d{i}.example")));
+    }
+    let sent = |due: &[ReportStatus]| due.iter().filter(|d| d.state == ReportState::Sent).count();
+    let due = world.run(day().end() + 60, |due| sent(due) == 40).await;
+    assert_eq!(due.iter().filter(|d| d.state == ReportState::Planned).count(), 160, "{due:#?}");
+}
+
+#[tokio::test]
+async fn an_https_host_that_fails_in_a_row_is_put_off_as_a_whole_and_its_reports_expire_after_a_day() {
+    let port = silent_server().await;
+    let record = |i| {
+        let rua = format!("v=TLSRPTv1;rua=https://dead.https.example:{port}/{i}");
+        (leak(format!("_smtp._tls.d{i}.example")), Some(leak(rua)))
+    };
+    let (mut world, _taken) = World::new((0..20).map(record).collect(), ServerFault::Never).await;
+    world.post_timeout = Duration::from_millis(50);
+    {
+        let store = world.store();
+        (0..20).for_each(|i| count(&store, day(), &format!("d{i}.example")));
+    }
+    let now = day().end() + 60;
+    let put_off = |due: &&ReportStatus| due.last.as_ref().is_some_and(|last| last.contains("put off"));
+    let due = world.run(now, |due| due.iter().filter(put_off).count() == 17).await;
+    let posts = due.iter().filter(|d| d.destination.is_some());
+    assert_eq!(posts.map(|d| d.attempts).sum::<u32>(), 3, "{due:#?}");
+    assert!(due.iter().filter(put_off).all(|d| d.next.unwrap() >= now + FIRST_RETRY_DELAY), "{due:#?}");
+    assert!(world.said("https host dead.https.example: failed 3 times in a row"));
+    world.run(now + RETRY_FOR, |due| due.iter().filter(|d| d.state == ReportState::Expired).count() == 20).await;
+}
+
+#[tokio::test]
+async fn what_is_suppressed_after_it_was_planned_is_not_sent() {
+    for by_domain in [true, false] {
+        let (mut world, _taken) = World::new(vec![RECORD], ServerFault::Reply("RCPT", "451 4.3.0 later")).await;
+        let now = day().end() + 60;
+        world.run(now, |due| states(due) == [ReportState::Planned] && due[0].attempts == 1).await;
+        let (sink, mut taken) = smtp_server(ServerFault::Never).await;
+        world.section.deliver = DeliveryMethod::Smtp(sink);
+        match by_domain {
+            true => world.section.allow = vec!["other.example".into()],
+            false => {
+                let destination = Some("tls@example.net".into());
+                world.section.suppress =
+                    vec![crate::config::SuppressSection { domain: None, destination, until: None }];
+            }
+        }
+        let due = world.run(now + FIRST_RETRY_DELAY + 10, |due| states(due) == [ReportState::Suppressed]).await;
+        assert!(due[0].last.as_ref().unwrap().starts_with("not wanted: "), "{due:?}");
+        assert!(taken.try_recv().is_err());
+    }
+}
+
+#[tokio::test]
 async fn each_destination_has_its_own_delivery_and_https_is_not_lost_silently() {
     let record = "v=TLSRPTv1; rua=mailto:a@example.net,mailto:b@example.org,https://r.example.net/,ftp://x/";
     let (world, mut taken) = World::new(vec![("_smtp._tls.example.net", Some(record))], ServerFault::Never).await;
@@ -467,7 +601,6 @@ async fn moments_are_spread_and_kept() {
 
 /// The records of `count` domains `dN.example`, each with one address.
 fn many(count: usize) -> Vec<(&'static str, Option<&'static str>)> {
-    let leak = |text: String| -> &'static str { Box::leak(text.into_boxed_str()) };
     let record =
         |i| (leak(format!("_smtp._tls.d{i}.example")), Some(leak(format!("v=TLSRPTv1;rua=mailto:r@d{i}.example"))));
     (0..count).map(record).collect()

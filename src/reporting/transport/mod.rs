@@ -2,9 +2,11 @@
 //! https. The only file that names lettre is `smtp_client`.
 //!
 //! Takes: one message for one recipient, or a gzipped report and a URI. Gives: an [`DeliveryOutcome`] that says whether it may be
-//! tried again. The line between them is the final dot (the end of sendmail's input, the last octet of a POST): an error
-//! before it is tried again, a reply after it is believed, silence after it is `Unknown` and never tried again, for the
-//! report may have been taken.
+//! tried again. The line between them is the final dot (the end of sendmail's input): an error before it is tried again, a
+//! reply after it is believed, silence after it is `Unknown` and never tried again, for the report may have been taken. A
+//! POST without a reply is tried again: its receiver knows the report by its report-id (RFC 8460 §5.3, §5.5).
+//! A 5xx of the MTA about this host and not the report (greeting, EHLO, MAIL, relaying) is tried again, too.
+//! The caller's `intent` is awaited right before the message is handed over; where it fails, nothing is.
 //! Limits: [`DeliveryTimeouts`]; no wait is without one. One recipient a message.
 //! When it fails: every failure is an outcome. [`Transport::load`] names a password or root that cannot be read.
 //! Not here: when to try again (`schedule`), the protocols (`smtp`, `submission`, `sendmail`, `https`).
@@ -27,13 +29,19 @@ use serde::{Deserialize, Serialize};
 use crate::base::printable::escape_and_cut;
 use crate::base::rua_record::Mailbox;
 use crate::config::{DeliveryMethod, ReportSection};
+use crate::net::host_name;
 pub use https::post_report;
 use smtp::{IdleConnections, connect, reply_outcome, send_mail};
+use smtp_client::EhloName;
 use submission::SubmissionServer;
 pub(crate) use submission::password_warning;
 
 /// How much of a reply is kept, in characters.
 const MAX_REPLY_TEXT: usize = 300;
+
+/// What is said of a delivery that took too long, and of one that the end of the daemon cut off.
+const TOO_LATE: &str = "no answer in time";
+const CANCELED: &str = "stopped while it was under way";
 
 /// The longest queue id, in octets: Postfix's long ones have some 20, Exim's 23.
 const MAX_QUEUE_ID: usize = 40;
@@ -42,6 +50,7 @@ const MAX_QUEUE_ID: usize = 40;
 pub struct Transport {
     kind: TransportKind,
     idle: IdleConnections,
+    ehlo_name: EhloName,
 }
 
 enum TransportKind {
@@ -56,7 +65,8 @@ enum TransportKind {
 impl Transport {
     /// Reads the section, its password and root. Fails with one line a fault.
     pub fn load(section: &ReportSection) -> Result<Transport, Vec<String>> {
-        Ok(Transport { kind: TransportKind::load(section)?, idle: IdleConnections::default() })
+        let ehlo_name = EhloName::new(host_name::ehlo_name(section.from.as_deref()));
+        Ok(Transport { kind: TransportKind::load(section)?, idle: IdleConnections::default(), ehlo_name })
     }
 
     /// Closes the idle connections. Waits half a second at most.
@@ -121,6 +131,8 @@ pub enum DeliveryOutcome {
     Refused(String),
     /// It was certainly not taken this time, and may be later.
     Retry(String),
+    /// The same; the receiver said after how many seconds.
+    RetryAfter(String, i64),
     /// It may have been taken.
     Unknown(String),
 }
@@ -132,61 +144,55 @@ pub struct DeliveryTimeouts {
     pub before_dot: Duration,
     /// For the reply to it (RFC 5321 §4.5.3.2.6: 10 minutes, so that slow content filters make no duplicates).
     pub after_dot: Duration,
+    /// For a POST as a whole: a receiver that needs longer is tried again.
+    pub post: Duration,
 }
 
 impl Default for DeliveryTimeouts {
     fn default() -> Self {
-        DeliveryTimeouts { before_dot: Duration::from_secs(120), after_dot: Duration::from_secs(600) }
+        DeliveryTimeouts {
+            before_dot: Duration::from_secs(120),
+            after_dot: Duration::from_secs(600),
+            post: Duration::from_secs(45),
+        }
     }
 }
 
-/// Delivers one message. When `cancel` resolves (the daemon ends), it returns at once: the outcome is what is certain by
-/// then.
+/// Delivers one message. `intent` is awaited right before it is handed over. When `cancel` resolves (the daemon ends), it
+/// returns at once: the outcome is what is certain by then.
 pub async fn deliver(
     transport: &Transport,
     mail: OutgoingMail<'_>,
+    intent: impl Future<Output = Result<(), String>>,
     limits: DeliveryTimeouts,
     cancel: impl Future<Output = ()>,
 ) -> DeliveryOutcome {
     let dot_sent = AtomicBool::new(false);
+    let Transport { kind, idle, ehlo_name } = transport;
     let delivery = async {
-        match &transport.kind {
+        match kind {
             TransportKind::Smtp(address) => {
-                reply_outcome(send_mail(&transport.idle, connect(*address), mail, &dot_sent).await, address, &dot_sent)
+                let reply = send_mail(idle, connect(*address, ehlo_name), mail, intent, &dot_sent).await;
+                reply_outcome(reply, address, &dot_sent)
             }
-            TransportKind::Sendmail(path) => sendmail::run_sendmail(path, mail, &dot_sent).await,
+            TransportKind::Sendmail(path) => sendmail::run_sendmail(path, mail, intent, &dot_sent).await,
             TransportKind::Submission(server) => {
-                let reply = send_mail(&transport.idle, submission::log_in(server), mail, &dot_sent).await;
+                let reply = send_mail(idle, submission::log_in(server, ehlo_name), mail, intent, &dot_sent).await;
                 reply_outcome(reply, &format_args!("{}:{}", server.host, server.port), &dot_sent)
             }
         }
     };
-    with_timeouts(delivery, &dot_sent, limits, cancel).await
-}
-
-/// Applies the timeouts and the cancellation to a delivery.
-async fn with_timeouts(
-    delivery: impl Future<Output = DeliveryOutcome>,
-    dot_sent: &AtomicBool,
-    limits: DeliveryTimeouts,
-    cancel: impl Future<Output = ()>,
-) -> DeliveryOutcome {
     // Two deadlines: once the final dot has been sent, `after_dot` replaces `before_dot`.
     let limit = async {
         tokio::time::sleep(limits.before_dot).await;
         if dot_sent.load(Ordering::Relaxed) {
             tokio::time::sleep(limits.after_dot).await;
         }
-        "no answer in time"
-    };
-    let cancel = async {
-        cancel.await;
-        "stopped while it was under way"
     };
     tokio::select! {
         outcome = delivery => outcome,
-        why = limit => outcome_without_reply(dot_sent, why),
-        why = cancel => outcome_without_reply(dot_sent, why),
+        () = limit => outcome_without_reply(&dot_sent, TOO_LATE),
+        () = cancel => outcome_without_reply(&dot_sent, CANCELED),
     }
 }
 

@@ -2,9 +2,12 @@
 //!
 //! Takes: the path of the command, one message for one recipient. Gives: an [`DeliveryOutcome`] from its exit code (sysexits(3)).
 //! The end of its input is what the final dot is to SMTP: the flag `dot_sent` becomes true when all is written.
+//! `intent` is awaited before the command starts: killed later, this process would end the command's input, and the command
+//! would send what it had got by then.
 //! Limits: [`MAX_REPLY_TEXT`] characters of standard error; the deadlines are those of `transport`.
 //! When it fails: an outcome. Dropped early, the command is killed before its input ends.
 
+use std::future::Future;
 use std::io;
 use std::path::Path;
 use std::process::{ExitStatus, Stdio};
@@ -16,7 +19,15 @@ use tokio::process::{Child, Command};
 use super::{DeliveryOutcome, MAX_REPLY_TEXT, OutgoingMail, outcome_without_reply};
 use crate::base::printable::escape_and_cut;
 
-pub(super) async fn run_sendmail(path: &Path, mail: OutgoingMail<'_>, dot_sent: &AtomicBool) -> DeliveryOutcome {
+pub(super) async fn run_sendmail(
+    path: &Path,
+    mail: OutgoingMail<'_>,
+    intent: impl Future<Output = Result<(), String>>,
+    dot_sent: &AtomicBool,
+) -> DeliveryOutcome {
+    if let Err(e) = intent.await {
+        return DeliveryOutcome::Retry(escape_and_cut(&e, MAX_REPLY_TEXT));
+    }
     let spawned = Command::new(path)
         .args(["-i", "-f", &mail.from.to_string(), "--", &mail.to.to_string()])
         .stdin(Stdio::piped())
@@ -112,11 +123,11 @@ async fn read_stderr(stderr: Option<tokio::process::ChildStderr>) -> String {
 
 /// The outcome that sendmail's exit code means (sysexits(3)). A failing exit is an answer: the message was not accepted.
 fn exit_outcome(status: ExitStatus, text: &str, dot_sent: &AtomicBool) -> DeliveryOutcome {
-    /// EX_SOFTWARE, EX_OSERR, EX_CANTCREAT, EX_IOERR, EX_TEMPFAIL: the host's trouble, which may pass.
-    const PASSING: [i32; 5] = [70, 71, 73, 74, 75];
+    /// EX_DATAERR, EX_NOUSER, EX_NOHOST: about this report or its recipient. All else is the host's trouble or set-up.
+    const FINAL: [i32; 3] = [65, 67, 68];
     match status.code() {
-        Some(code) if PASSING.contains(&code) => DeliveryOutcome::Retry(escape_and_cut(text, MAX_REPLY_TEXT)),
-        Some(_) => DeliveryOutcome::Refused(escape_and_cut(text, MAX_REPLY_TEXT)),
+        Some(code) if FINAL.contains(&code) => DeliveryOutcome::Refused(escape_and_cut(text, MAX_REPLY_TEXT)),
+        Some(_) => DeliveryOutcome::Retry(escape_and_cut(text, MAX_REPLY_TEXT)),
         // Killed by a signal: it may have queued the message before.
         None => outcome_without_reply(dot_sent, text),
     }

@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use tokio::net::{TcpStream, ToSocketAddrs};
 
-use super::smtp_client::{CommandError, SmtpConnection, SmtpReply};
+use super::smtp_client::{CommandError, EhloName, SmtpConnection, SmtpReply};
 use super::{DeliveryOutcome, MAX_REPLY_TEXT, OutgoingMail, outcome_without_reply};
 use crate::base::printable::escape_and_cut;
 
@@ -40,6 +40,16 @@ struct PooledConnection {
 }
 
 impl PooledConnection {
+    async fn mail_from(&mut self, mail: OutgoingMail<'_>) -> Result<(), SmtpFailure> {
+        let smtputf8 = !mail.to.local.is_ascii();
+        if smtputf8 && !self.connection.takes_smtputf8() {
+            let why = format!("{}: the MTA does not take addresses in UTF-8 (no SMTPUTF8 in its EHLO reply)", mail.to);
+            return Err(SmtpFailure::Refused(why));
+        }
+        self.connection.mail_from(mail.from, smtputf8).await?;
+        Ok(())
+    }
+
     /// Best effort: the messages are already accepted.
     async fn quit(mut self) {
         let _ = tokio::time::timeout(QUIT_TIMEOUT, self.connection.quit()).await;
@@ -74,16 +84,18 @@ impl IdleConnections {
                 connection.quit().await;
                 continue;
             }
-            match connection.connection.mail_from(mail.from).await {
-                Ok(_) => return Ok(connection),
-                Err(e) if is_about_message(&e) => return Err(e.into()),
-                // It was closed meanwhile: the server knows nothing of this message.
-                Err(_) => {}
+            match connection.mail_from(mail).await {
+                // It was closed meanwhile: the server knows nothing of this message. 421 closes it (RFC 5321 §3.8).
+                Err(SmtpFailure::Command(CommandError { code: None | Some(421), .. })) => {}
+                Err(SmtpFailure::Command(e)) => return Err(about_us("MAIL")(e)),
+                started => return started.map(|()| connection),
             }
         }
         let mut connection = PooledConnection { connection: open.await?, messages: 0, last_used: Instant::now() };
-        connection.connection.mail_from(mail.from).await?;
-        Ok(connection)
+        match connection.mail_from(mail).await {
+            Err(SmtpFailure::Command(e)) => Err(about_us("MAIL")(e)),
+            started => started.map(|()| connection),
+        }
     }
 
     #[cfg(test)]
@@ -95,10 +107,15 @@ impl IdleConnections {
 /// Why a mail transaction ended early.
 pub(super) enum SmtpFailure {
     Io(io::Error),
+    /// A command about this message failed.
     Command(CommandError),
-    /// The session failed before MAIL FROM, so the rejection concerns this client, not the report; or the reply was positive
-    /// where none is allowed.
+    /// The server refused this client and not the report: at the greeting, EHLO, login, MAIL, or with a reply about relaying; or
+    /// the reply was positive where none is allowed.
     Session(String),
+    /// The server cannot take this report.
+    Refused(String),
+    /// The intent to send was not stored.
+    NotStored(String),
 }
 
 impl From<CommandError> for SmtpFailure {
@@ -107,18 +124,21 @@ impl From<CommandError> for SmtpFailure {
     }
 }
 
+/// Sends one message. `intent` is awaited after the server asked for the message, before its first byte goes.
 pub(super) async fn send_mail(
     idle: &IdleConnections,
     open: impl Future<Output = Result<SmtpConnection, SmtpFailure>>,
     mail: OutgoingMail<'_>,
+    intent: impl Future<Output = Result<(), String>>,
     dot_sent: &AtomicBool,
 ) -> Result<SmtpReply, SmtpFailure> {
     let mut connection = idle.start_mail(open, mail).await?;
-    connection.connection.rcpt_to(mail.to).await?;
-    let go = connection.connection.data().await?;
+    connection.connection.rcpt_to(mail.to).await.map_err(about_recipient)?;
+    let go = connection.connection.data().await.map_err(about_recipient)?;
     if go.code != 354 {
         return Err(SmtpFailure::Session(format!("DATA answered with {}", go.text)));
     }
+    intent.await.map_err(SmtpFailure::NotStored)?;
     let reply = connection.connection.message(mail.message, dot_sent).await?;
     // A reply that is none of the expected ones may not be the last.
     if reply.code == 250 {
@@ -128,8 +148,8 @@ pub(super) async fn send_mail(
     Ok(reply)
 }
 
-pub(super) async fn connect(address: SocketAddr) -> Result<SmtpConnection, SmtpFailure> {
-    Ok(SmtpConnection::open(connect_tcp(address).await?).await?)
+pub(super) async fn connect(address: SocketAddr, name: &EhloName) -> Result<SmtpConnection, SmtpFailure> {
+    SmtpConnection::open(connect_tcp(address).await?, name).await.map_err(about_us("greeting"))
 }
 
 pub(super) async fn connect_tcp(address: impl ToSocketAddrs) -> Result<TcpStream, SmtpFailure> {
@@ -144,14 +164,14 @@ pub(super) fn reply_outcome(
     server: &dyn fmt::Display,
     dot_sent: &AtomicBool,
 ) -> DeliveryOutcome {
+    let retry = |why: String| DeliveryOutcome::Retry(escape_and_cut(&format!("{server}: {why}"), MAX_REPLY_TEXT));
     match reply {
         // RFC 5321 §4.2.1: what begins with 2 is a yes, whatever follows.
         Ok(reply) if reply.code / 100 == 2 => DeliveryOutcome::Accepted(reply.text),
         Ok(reply) => outcome_without_reply(dot_sent, &reply.text),
         Err(SmtpFailure::Io(e)) => outcome_without_reply(dot_sent, &format!("{server}: {e}")),
-        Err(SmtpFailure::Session(why)) => {
-            DeliveryOutcome::Retry(escape_and_cut(&format!("{server}: {why}"), MAX_REPLY_TEXT))
-        }
+        Err(SmtpFailure::Session(why) | SmtpFailure::NotStored(why)) => retry(why),
+        Err(SmtpFailure::Refused(why)) => DeliveryOutcome::Refused(escape_and_cut(&why, MAX_REPLY_TEXT)),
         // A 4xx or 5xx is the server's word that it did not take it, before the dot and after.
         Err(SmtpFailure::Command(CommandError { code: Some(500..), text })) => DeliveryOutcome::Refused(text),
         Err(SmtpFailure::Command(CommandError { code: Some(_), text })) => DeliveryOutcome::Retry(text),
@@ -159,7 +179,71 @@ pub(super) fn reply_outcome(
     }
 }
 
-/// Whether the server's reply concerns this message. 421 does not: it closes the connection (RFC 5321 §3.8).
-fn is_about_message(error: &CommandError) -> bool {
-    error.code.is_some_and(|code| code != 421)
+/// A failure at a stage at which the server knows nothing of the report but its sender: it concerns this host's set-up.
+pub(super) fn about_us(stage: &'static str) -> impl Fn(CommandError) -> SmtpFailure {
+    move |e| SmtpFailure::Session(format!("{stage}: {e}"))
+}
+
+/// A failure of RCPT or DATA. A 5xx that is not about the recipient concerns this host: relaying is not allowed to it, its
+/// sender is refused, it has to log in.
+fn about_recipient(e: CommandError) -> SmtpFailure {
+    match e.code {
+        Some(500..) if !names_recipient(&e.text) => SmtpFailure::Session(e.text),
+        _ => SmtpFailure::Command(e),
+    }
+}
+
+/// Whether a 5xx reply to RCPT says that the recipient cannot get mail: by its enhanced code (RFC 3463 §3.2, §3.3, §3.5; not
+/// X.1.7 and X.1.8, which are about the sender), or in words where it has none.
+fn names_recipient(reply: &str) -> bool {
+    match enhanced_code(reply) {
+        Some((1, detail)) => !matches!(detail, 7 | 8),
+        Some((2 | 4, _)) => true,
+        Some((1.., _)) => false,
+        Some((0, _)) | None => {
+            const WORDS: [&str; 6] = ["unknown", "no such", "unrout", "not exist", "not found", "mailbox"];
+            let reply = reply.to_ascii_lowercase();
+            WORDS.iter().any(|word| reply.contains(word))
+        }
+    }
+}
+
+/// Subject and detail of the first enhanced code 5.S.D in a reply.
+fn enhanced_code(reply: &str) -> Option<(u16, u16)> {
+    reply.split_whitespace().find_map(|word| {
+        let (subject, detail) = word.strip_prefix("5.")?.split_once('.')?;
+        Some((subject.parse().ok()?, detail.parse().ok()?))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::names_recipient;
+
+    #[test]
+    fn a_refusal_of_rcpt_is_about_the_recipient_or_about_us() {
+        for about_us in [
+            "554 5.7.1 <r@x.example>: Relay access denied",
+            "554 5.7.1 <vm[192.0.2.1]>: Client host rejected: Access denied",
+            "553 5.7.1 <a@b.example>: Sender address rejected: not owned by user",
+            "550 5.1.8 <a@b.example>: Sender address rejected: Domain not found",
+            "550 5.7.1 <vm>: Helo command rejected: Host not found",
+            "530 5.7.0 Must issue a STARTTLS command first",
+            "503 5.5.1 Error: need MAIL command",
+            "550 relay not permitted",
+            "550 Administrative prohibition",
+        ] {
+            assert!(!names_recipient(about_us), "{about_us}");
+        }
+        for about_recipient in [
+            "550 5.1.1 <r@x.example>: Recipient address rejected: User unknown",
+            "550 5.1.2 <r@x.example>: Recipient address rejected: Domain not found",
+            "552 5.2.2 over quota",
+            "550 5.4.4 unable to route",
+            "550 Unrouteable address",
+            "550 no such user",
+        ] {
+            assert!(names_recipient(about_recipient), "{about_recipient}");
+        }
+    }
 }

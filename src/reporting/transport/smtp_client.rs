@@ -12,7 +12,7 @@ use lettre::transport::smtp::Error as SmtpError;
 use lettre::transport::smtp::authentication::{Credentials, Mechanism};
 use lettre::transport::smtp::client::{AsyncSmtpConnection, Certificate, TlsParameters};
 use lettre::transport::smtp::commands::{Data, Mail, Quit, Rcpt};
-use lettre::transport::smtp::extension::ClientId;
+use lettre::transport::smtp::extension::{ClientId, Extension, MailBodyParameter, MailParameter};
 use lettre::transport::smtp::response::Response;
 use tokio::net::TcpStream;
 
@@ -44,6 +44,10 @@ pub(super) struct CommandError {
 #[derive(Clone)]
 pub(super) struct ServerTls(TlsParameters);
 
+/// The name in EHLO.
+#[derive(Clone)]
+pub(super) struct EhloName(ClientId);
+
 /// A user name and a password.
 pub(super) struct Login(Credentials);
 
@@ -58,6 +62,12 @@ impl ServerTls {
     }
 }
 
+impl EhloName {
+    pub(super) fn new(name: String) -> EhloName {
+        EhloName(ClientId::Domain(name))
+    }
+}
+
 impl Login {
     pub(super) fn new(user: &str, password: String) -> Login {
         Login(Credentials::new(user.to_owned(), password))
@@ -66,20 +76,25 @@ impl Login {
 
 impl SmtpConnection {
     /// Waits for the greeting and sends EHLO.
-    pub(super) async fn open(stream: TcpStream) -> Result<SmtpConnection, CommandError> {
-        Ok(SmtpConnection(AsyncSmtpConnection::connect_with_transport(Box::new(stream), &ClientId::default()).await?))
+    pub(super) async fn open(stream: TcpStream, name: &EhloName) -> Result<SmtpConnection, CommandError> {
+        Ok(SmtpConnection(AsyncSmtpConnection::connect_with_transport(Box::new(stream), &name.0).await?))
     }
 
     /// Connects with TLS from the first byte (RFC 8314 §3.3), waits for the greeting and sends EHLO.
-    pub(super) async fn open_tls(host: &str, port: u16, tls: &ServerTls) -> Result<SmtpConnection, CommandError> {
-        let name = ClientId::default();
-        let connected = AsyncSmtpConnection::connect_tokio1((host, port), None, &name, Some(tls.0.clone()), None).await;
+    pub(super) async fn open_tls(
+        host: &str,
+        port: u16,
+        tls: &ServerTls,
+        name: &EhloName,
+    ) -> Result<SmtpConnection, CommandError> {
+        let tls = Some(tls.0.clone());
+        let connected = AsyncSmtpConnection::connect_tokio1((host, port), None, &name.0, tls, None).await;
         Ok(SmtpConnection(connected?))
     }
 
     /// STARTTLS, and EHLO once more.
-    pub(super) async fn start_tls(&mut self, tls: &ServerTls) -> Result<(), CommandError> {
-        Ok(self.0.starttls(tls.0.clone(), &ClientId::default()).await?)
+    pub(super) async fn start_tls(&mut self, tls: &ServerTls, name: &EhloName) -> Result<(), CommandError> {
+        Ok(self.0.starttls(tls.0.clone(), &name.0).await?)
     }
 
     pub(super) async fn log_in(&mut self, login: &Login) -> Result<(), CommandError> {
@@ -87,8 +102,18 @@ impl SmtpConnection {
         Ok(())
     }
 
-    pub(super) async fn mail_from(&mut self, sender: &Mailbox) -> Result<SmtpReply, CommandError> {
-        Ok(self.0.command(Mail::new(Some(lettre_address(sender)), vec![])).await?.into())
+    /// Whether the server takes addresses in UTF-8 (RFC 6531).
+    pub(super) fn takes_smtputf8(&self) -> bool {
+        self.0.server_info().supports_feature(Extension::SmtpUtfEight)
+    }
+
+    /// `smtputf8`: the message has an address in UTF-8, which the server must be told of.
+    pub(super) async fn mail_from(&mut self, sender: &Mailbox, smtputf8: bool) -> Result<SmtpReply, CommandError> {
+        let parameters = match smtputf8 {
+            true => vec![MailParameter::SmtpUtfEight, MailParameter::Body(MailBodyParameter::EightBitMime)],
+            false => vec![],
+        };
+        Ok(self.0.command(Mail::new(Some(lettre_address(sender)), parameters)).await?.into())
     }
 
     pub(super) async fn rcpt_to(&mut self, recipient: &Mailbox) -> Result<SmtpReply, CommandError> {

@@ -14,8 +14,8 @@ use std::path::{Path, PathBuf};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 
-use super::smtp::{SmtpFailure, connect_tcp};
-use super::smtp_client::{CommandError, Login, ServerTls, SmtpConnection};
+use super::smtp::{SmtpFailure, about_us, connect_tcp};
+use super::smtp_client::{EhloName, Login, ServerTls, SmtpConnection};
 use crate::config::ReportSection;
 
 /// The most that is read of a password file or a root, in octets.
@@ -114,18 +114,17 @@ fn read_file(path: &Path) -> io::Result<Vec<u8>> {
 
 /// Opens a connection with TLS, and logs in if there are credentials. Failures here do not concern the report itself;
 /// delivery is retried.
-pub(super) async fn log_in(server: &SubmissionServer) -> Result<SmtpConnection, SmtpFailure> {
-    let here = |what: &'static str| move |e: CommandError| SmtpFailure::Session(format!("{what}: {e}"));
+pub(super) async fn log_in(server: &SubmissionServer, name: &EhloName) -> Result<SmtpConnection, SmtpFailure> {
     let mut connection = if server.implicit_tls {
-        SmtpConnection::open_tls(&server.host, server.port, &server.tls).await.map_err(here("TLS"))?
+        SmtpConnection::open_tls(&server.host, server.port, &server.tls, name).await.map_err(about_us("TLS"))?
     } else {
         let stream = connect_tcp((server.host.as_str(), server.port)).await?;
-        let mut connection = SmtpConnection::open(stream).await.map_err(here("greeting"))?;
-        connection.start_tls(&server.tls).await.map_err(here("STARTTLS"))?;
+        let mut connection = SmtpConnection::open(stream, name).await.map_err(about_us("greeting"))?;
+        connection.start_tls(&server.tls, name).await.map_err(about_us("STARTTLS"))?;
         connection
     };
     if let Some(login) = &server.login {
-        connection.log_in(login).await.map_err(here("login"))?;
+        connection.log_in(login).await.map_err(about_us("login"))?;
     }
     Ok(connection)
 }

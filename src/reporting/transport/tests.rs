@@ -18,6 +18,8 @@ const MESSAGE: &[u8] = b"Subject: x\r\n\r\n.leading dot\r\n..two\r\nlast\r\n";
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum ServerFault {
     Never,
+    /// None; it takes addresses in UTF-8.
+    SmtpUtf8,
     /// This reply in place of the usual one to a command of this name; `.` is the final dot, `greeting` the banner.
     Reply(&'static str, &'static str),
     /// The connection is closed when this command came.
@@ -72,6 +74,7 @@ async fn serve_smtp(stream: TcpStream, turn: ServerFault, taken: mpsc::Unbounded
         }
         let usual = match verb.as_str() {
             "greeting" => "220 sink.example ESMTP",
+            "EHLO" if matches!(turn, ServerFault::SmtpUtf8) => "250-sink.example\r\n250-8BITMIME\r\n250 SMTPUTF8",
             "EHLO" => "250 sink.example",
             "DATA" => "354 go",
             "QUIT" => "221 bye",
@@ -117,6 +120,7 @@ async fn serve_smtp(stream: TcpStream, turn: ServerFault, taken: mpsc::Unbounded
         }
         verb = line.trim_end().split([' ', ':']).next().unwrap().to_owned();
         match verb.as_str() {
+            "EHLO" => assert_eq!(line.trim_end().split(' ').count(), 2, "{line}"),
             "MAIL" => from = line.trim_end().to_owned(),
             "RCPT" => to = line.trim_end().to_owned(),
             _ => {}
@@ -124,23 +128,35 @@ async fn serve_smtp(stream: TcpStream, turn: ServerFault, taken: mpsc::Unbounded
     }
 }
 
-const SHORT: DeliveryTimeouts =
-    DeliveryTimeouts { before_dot: Duration::from_millis(300), after_dot: Duration::from_millis(300) };
+const SHORT: DeliveryTimeouts = DeliveryTimeouts {
+    before_dot: Duration::from_millis(300),
+    after_dot: Duration::from_millis(300),
+    post: Duration::from_millis(300),
+};
 
 impl Transport {
+    fn of_kind(kind: TransportKind) -> Transport {
+        Transport { kind, idle: IdleConnections::default(), ehlo_name: EhloName::new("mx.sender.example".into()) }
+    }
+
     fn smtp(address: SocketAddr) -> Transport {
-        Transport { kind: TransportKind::Smtp(address), idle: IdleConnections::default() }
+        Transport::of_kind(TransportKind::Smtp(address))
     }
 
     fn sendmail(path: &Path) -> Transport {
-        Transport { kind: TransportKind::Sendmail(path.to_owned()), idle: IdleConnections::default() }
+        Transport::of_kind(TransportKind::Sendmail(path.to_owned()))
     }
 }
 
-async fn hand_over(by: &Transport, limits: DeliveryTimeouts) -> DeliveryOutcome {
+async fn hand_over_to(by: &Transport, to: &Mailbox, limits: DeliveryTimeouts) -> DeliveryOutcome {
     let from: Mailbox = "bounces@sender.example".parse().unwrap();
+    let mail = OutgoingMail { from: &from, to, message: MESSAGE };
+    deliver(by, mail, async { Ok(()) }, limits, pending()).await
+}
+
+async fn hand_over(by: &Transport, limits: DeliveryTimeouts) -> DeliveryOutcome {
     let to: Mailbox = "-odd!one@example.net".parse().unwrap();
-    deliver(by, OutgoingMail { from: &from, to: &to, message: MESSAGE }, limits, pending()).await
+    hand_over_to(by, &to, limits).await
 }
 
 async fn smtp_outcome(turn: ServerFault) -> DeliveryOutcome {
@@ -159,13 +175,70 @@ async fn a_message_arrives_octet_for_octet() {
 }
 
 #[tokio::test]
-async fn a_no_of_five_hundred_is_for_ever_and_of_four_hundred_for_now() {
+async fn a_5xx_about_the_report_is_final_and_one_about_this_host_is_not() {
+    for (at, reply, refused) in [
+        ("greeting", "554 5.7.1 no SMTP service here", false),
+        ("EHLO", "550 5.7.1 not you", false),
+        ("MAIL", "553 5.7.1 <b@sender.example>: Sender address rejected: not owned by user", false),
+        ("RCPT", "554 5.7.1 <x@example.net>: Relay access denied", false),
+        ("RCPT", "550 relay not permitted", false),
+        ("RCPT", "550 5.1.1 no such user", true),
+        ("DATA", "554 5.7.1 no", false),
+        (".", "550 5.7.1 no", true),
+    ] {
+        let no = smtp_outcome(ServerFault::Reply(at, reply)).await;
+        let said = reply.rsplit(' ').next().unwrap();
+        match &no {
+            DeliveryOutcome::Refused(text) => assert!(refused && text.contains(said), "{at}: {no:?}"),
+            DeliveryOutcome::Retry(text) => assert!(!refused && text.contains(said), "{at}: {no:?}"),
+            _ => panic!("{at}: {no:?}"),
+        }
+    }
     for at in ["greeting", "EHLO", "MAIL", "RCPT", "DATA", "."] {
-        let no = smtp_outcome(ServerFault::Reply(at, "550 5.7.1 no")).await;
-        assert!(matches!(&no, DeliveryOutcome::Refused(text) if text.contains("no")), "{at}: {no:?}");
         let later = smtp_outcome(ServerFault::Reply(at, "451 4.3.0 later")).await;
         assert!(matches!(&later, DeliveryOutcome::Retry(text) if text.contains("later")), "{at}: {later:?}");
     }
+}
+
+/// RFC 6531 §3.2, §3.4.
+#[tokio::test]
+async fn an_address_in_utf8_goes_to_an_mta_that_takes_it() {
+    let to = Mailbox { local: "meldungen.für".into(), domain: "example.net".into() };
+    let (address, mut taken) = smtp_server(ServerFault::SmtpUtf8).await;
+    let transport = Transport::smtp(address);
+    let outcome = hand_over_to(&transport, &to, DeliveryTimeouts::default()).await;
+    assert!(matches!(outcome, DeliveryOutcome::Accepted(_)), "{outcome:?}");
+    let (from, rcpt, _) = taken.try_recv().unwrap();
+    assert_eq!(from, "MAIL FROM:<bounces@sender.example> SMTPUTF8 BODY=8BITMIME");
+    assert_eq!(rcpt, "RCPT TO:<meldungen.für@example.net>");
+    hand_over(&transport, DeliveryTimeouts::default()).await;
+    assert_eq!(taken.try_recv().unwrap().0, "MAIL FROM:<bounces@sender.example>");
+    let (address, mut taken) = smtp_server(ServerFault::Never).await;
+    let outcome = hand_over_to(&Transport::smtp(address), &to, DeliveryTimeouts::default()).await;
+    assert!(matches!(&outcome, DeliveryOutcome::Refused(why) if why.contains("SMTPUTF8")), "{outcome:?}");
+    assert!(taken.try_recv().is_err());
+}
+
+/// The message goes only once the intent is stored, and that happens when the server waits for it.
+#[tokio::test]
+async fn the_intent_is_stored_when_the_server_waits_for_the_message() {
+    let from: Mailbox = "a@sender.example".parse().unwrap();
+    let mail = OutgoingMail { from: &from, to: &from, message: MESSAGE };
+    for at in ["greeting", "EHLO", "MAIL", "RCPT", "DATA"] {
+        let (address, _taken) = smtp_server(ServerFault::Silence(at)).await;
+        let stored = AtomicBool::new(false);
+        let intent = async {
+            stored.store(true, Ordering::SeqCst);
+            Ok(())
+        };
+        deliver(&Transport::smtp(address), mail, intent, SHORT, pending()).await;
+        assert!(!stored.load(Ordering::SeqCst), "{at}");
+    }
+    let (address, mut taken) = smtp_server(ServerFault::Never).await;
+    let full = async { Err("the disk is full".to_owned()) };
+    let outcome = deliver(&Transport::smtp(address), mail, full, SHORT, pending()).await;
+    assert!(matches!(&outcome, DeliveryOutcome::Retry(why) if why.contains("the disk is full")), "{outcome:?}");
+    assert!(taken.try_recv().is_err());
 }
 
 #[tokio::test]
@@ -261,7 +334,8 @@ async fn a_connection_that_the_server_has_closed_is_replaced_and_nothing_is_lost
 async fn a_connection_that_carried_one_message_is_no_reason_to_believe_less_of_the_next() {
     for (turn, wanted) in [
         (ServerFault::Second("MAIL", "451 4.3.0 later"), "retry"),
-        (ServerFault::Second("MAIL", "550 5.7.1 no"), "refused"),
+        (ServerFault::Second("MAIL", "550 5.7.1 no"), "retry"),
+        (ServerFault::Second("RCPT", "550 5.1.1 no"), "refused"),
         (ServerFault::Second("RCPT", ""), "retry"),
         (ServerFault::Second("DATA", ""), "retry"),
         (ServerFault::Second(".", ""), "unknown"),
@@ -274,7 +348,7 @@ async fn a_connection_that_carried_one_message_is_no_reason_to_believe_less_of_t
         let outcome = match hand_over(&transport, SHORT).await {
             DeliveryOutcome::Accepted(_) => "accepted",
             DeliveryOutcome::Refused(_) => "refused",
-            DeliveryOutcome::Retry(_) => "retry",
+            DeliveryOutcome::Retry(_) | DeliveryOutcome::RetryAfter(..) => "retry",
             DeliveryOutcome::Unknown(_) => "unknown",
         };
         assert_eq!(outcome, wanted, "{turn:?}");
@@ -291,7 +365,8 @@ async fn an_end_of_the_daemon_is_told_apart_too() {
         let (address, _taken) = smtp_server(ServerFault::Silence(at)).await;
         let mail = OutgoingMail { from: &from, to: &from, message: MESSAGE };
         let cancel = tokio::time::sleep(Duration::from_millis(200));
-        let outcome = deliver(&Transport::smtp(address), mail, DeliveryTimeouts::default(), cancel).await;
+        let outcome =
+            deliver(&Transport::smtp(address), mail, async { Ok(()) }, DeliveryTimeouts::default(), cancel).await;
         assert_eq!(matches!(outcome, DeliveryOutcome::Unknown(_)), unknown, "{at}: {outcome:?}");
     }
 }
@@ -317,7 +392,9 @@ async fn sendmail_gets_local_lines_and_a_guarded_recipient() {
 
 #[tokio::test]
 async fn sendmail_exit_codes() {
-    for (script, retry) in [("exit 75", true), ("exit 71", true), ("exit 67", false), ("exit 1", false)] {
+    for (script, retry) in
+        [("exit 75", true), ("exit 71", true), ("exit 67", false), ("exit 1", true), ("exit 77", true)]
+    {
         let (outcome, ..) =
             sendmail_outcome(&format!("cat > /dev/null; echo why >&2; {script}"), DeliveryTimeouts::default()).await;
         match outcome {
@@ -328,7 +405,11 @@ async fn sendmail_exit_codes() {
     }
     let (killed, ..) = sendmail_outcome("cat > /dev/null; kill -9 $$", DeliveryTimeouts::default()).await;
     assert!(matches!(killed, DeliveryOutcome::Unknown(_)), "{killed:?}");
-    let limits = DeliveryTimeouts { before_dot: Duration::from_millis(500), after_dot: Duration::from_millis(200) };
+    let limits = DeliveryTimeouts {
+        before_dot: Duration::from_millis(500),
+        after_dot: Duration::from_millis(200),
+        ..DeliveryTimeouts::default()
+    };
     let (silent, ..) = sendmail_outcome("cat > /dev/null; exec sleep 60", limits).await;
     assert!(matches!(silent, DeliveryOutcome::Unknown(_)), "{silent:?}");
     let missing = hand_over(&Transport::sendmail("/no/such/sendmail".as_ref()), SHORT).await;
@@ -345,7 +426,7 @@ async fn a_sendmail_that_does_not_read_is_killed_before_its_input_ends() {
     let from: Mailbox = "a@sender.example".parse().unwrap();
     let large = b"0123456789\r\n".repeat(100_000);
     let mail = OutgoingMail { from: &from, to: &from, message: &large };
-    let outcome = deliver(&Transport::sendmail(&path), mail, SHORT, pending()).await;
+    let outcome = deliver(&Transport::sendmail(&path), mail, async { Ok(()) }, SHORT, pending()).await;
     assert!(matches!(outcome, DeliveryOutcome::Retry(_)), "{outcome:?}");
     tokio::time::sleep(Duration::from_millis(1200)).await;
     assert!(!folder.path().join("done").exists());

@@ -36,8 +36,11 @@ use tokio_rustls::TlsAcceptor;
 
 const HOST: &str = "reports.receiver.test";
 
-const LIMITS: DeliveryTimeouts =
-    DeliveryTimeouts { before_dot: Duration::from_secs(2), after_dot: Duration::from_millis(500) };
+const LIMITS: DeliveryTimeouts = DeliveryTimeouts {
+    before_dot: Duration::from_secs(2),
+    after_dot: Duration::from_millis(500),
+    post: Duration::from_secs(5),
+};
 
 /// What a receiver by https does.
 #[derive(Clone, Copy, Debug)]
@@ -101,7 +104,7 @@ impl World {
         let (address, taken) = self.receiver(turn, None).await;
         let uri = format!("https://{HOST}:{}/v1/tlsrpt?token=a%20b", address.port());
         let client = self.client(true, HttpsCertificates::Check);
-        (post_report(&client, &uri, body, LIMITS, std::future::pending()).await, taken)
+        (post_report(&client, &uri, body, async { Ok(()) }, LIMITS, std::future::pending()).await, taken)
     }
 }
 
@@ -199,13 +202,14 @@ async fn a_yes_and_a_no_by_https_are_believed() {
 }
 
 #[tokio::test]
-async fn silence_by_https_is_told_apart_by_the_last_octet() {
+async fn a_post_without_a_reply_is_tried_again() {
     let world = World::new().await;
     let large = vec![7; 30_000_000];
     for (turn, body, wanted) in [
-        (Turn::Closes, &b"gzip"[..], "unknown"),
-        (Turn::Hangs, b"gzip", "unknown"),
-        (Turn::Closes, &large, "unknown"),
+        (Turn::Closes, &b"gzip"[..], "retry"),
+        (Turn::Hangs, b"gzip", "retry"),
+        (Turn::Closes, &large, "retry"),
+        (Turn::ClosesEarly, b"gzip", "retry"),
         (Turn::HangsAtOnce, b"gzip", "retry"),
         (Turn::ClosesEarly, &large, "retry"),
         (Turn::StopsReading, &large, "retry"),
@@ -221,6 +225,45 @@ async fn silence_by_https_is_told_apart_by_the_last_octet() {
     assert_eq!((kind(&whole), taken.lock().unwrap()[0].1.len()), ("accepted", large.len()));
 }
 
+/// RFC 9110 §10.2.3: a number of seconds or a date.
+#[tokio::test]
+async fn retry_after_is_obeyed() {
+    let world = World::new().await;
+    for (status, wanted) in [
+        ("429 Too Many Requests\r\nRetry-After: 7200", 7200..=7200),
+        ("503 Service Unavailable\r\nRetry-After: 30", 30..=30),
+        ("503 Service Unavailable\r\nRetry-After: Fri, 31 Dec 2100 23:59:59 GMT", 86_400..=i64::MAX),
+    ] {
+        let (outcome, _) = world.posted(Turn::Answers(status), b"gzip").await;
+        assert!(matches!(&outcome, DeliveryOutcome::RetryAfter(_, after) if wanted.contains(after)), "{outcome:?}");
+    }
+}
+
+/// The intent is stored once the receiver can get the report, and no byte goes where that fails.
+#[tokio::test]
+async fn no_byte_of_a_report_goes_before_its_intent_is_stored() {
+    let world = World::new().await;
+    let (address, taken) = world.receiver(Turn::Answers("200 OK"), None).await;
+    let uri = format!("https://{HOST}:{}/", address.port());
+    let client = world.client(true, HttpsCertificates::Check);
+    let full = async { Err("the disk is full".to_owned()) };
+    let outcome = post_report(&client, &uri, b"gzip", full, LIMITS, std::future::pending()).await;
+    assert_eq!(outcome, DeliveryOutcome::Retry("the disk is full".into()));
+    assert!(taken.lock().unwrap().is_empty());
+
+    let (silent, _) = world.receiver(Turn::HangsAtOnce, None).await;
+    let asked = std::sync::atomic::AtomicBool::new(false);
+    let intent = async {
+        asked.store(true, std::sync::atomic::Ordering::SeqCst);
+        Ok(())
+    };
+    let uri = format!("https://{HOST}:{}/", silent.port());
+    let short = DeliveryTimeouts { post: Duration::from_millis(500), ..LIMITS };
+    let outcome = post_report(&client, &uri, b"gzip", intent, short, std::future::pending()).await;
+    assert_eq!(kind(&outcome), "retry");
+    assert!(!asked.load(std::sync::atomic::Ordering::SeqCst), "before the TLS handshake nothing is intended");
+}
+
 #[tokio::test]
 async fn certificates_are_ignored_or_checked_as_configured() {
     let world = World::new().await;
@@ -229,7 +272,7 @@ async fn certificates_are_ignored_or_checked_as_configured() {
             let (address, taken) = world.receiver(Turn::Answers("200 OK"), Some(fault)).await;
             let uri = format!("https://{HOST}:{}/", address.port());
             let client = world.client(true, certificates);
-            let outcome = post_report(&client, &uri, b"gzip", LIMITS, std::future::pending()).await;
+            let outcome = post_report(&client, &uri, b"gzip", async { Ok(()) }, LIMITS, std::future::pending()).await;
             println!("{fault:?}, {certificates:?}: {outcome:?}");
             assert_eq!(kind(&outcome), wanted, "{fault:?} {certificates:?}: {outcome:?}");
             assert_eq!(taken.lock().unwrap().len(), usize::from(wanted == "accepted"));
@@ -243,11 +286,12 @@ async fn no_stranger_sends_us_to_our_own_network() {
     let (address, taken) = world.receiver(Turn::Answers("200 OK"), None).await;
     let uri = format!("https://{HOST}:{}/", address.port());
     let client = world.client(false, HttpsCertificates::Ignore);
-    let outcome = post_report(&client, &uri, b"gzip", LIMITS, std::future::pending()).await;
+    let outcome = post_report(&client, &uri, b"gzip", async { Ok(()) }, LIMITS, std::future::pending()).await;
     assert_eq!(outcome, DeliveryOutcome::Refused("no address: 127.0.0.1 is not a public address".into()));
     assert!(taken.lock().unwrap().is_empty());
     let gone = world.client(true, HttpsCertificates::Ignore);
-    let outcome = post_report(&gone, "https://nowhere.test/", b"gzip", LIMITS, std::future::pending()).await;
+    let outcome =
+        post_report(&gone, "https://nowhere.test/", b"gzip", async { Ok(()) }, LIMITS, std::future::pending()).await;
     assert_eq!(kind(&outcome), "retry", "{outcome:?}");
 }
 
@@ -255,7 +299,7 @@ fn kind(outcome: &DeliveryOutcome) -> &'static str {
     match outcome {
         DeliveryOutcome::Accepted(_) => "accepted",
         DeliveryOutcome::Refused(_) => "refused",
-        DeliveryOutcome::Retry(_) => "retry",
+        DeliveryOutcome::Retry(_) | DeliveryOutcome::RetryAfter(..) => "retry",
         DeliveryOutcome::Unknown(_) => "unknown",
     }
 }
@@ -373,7 +417,7 @@ async fn submitted(world: &World, by: Submission, password: &str) -> (DeliveryOu
     assert!(!format!("{way:?}").contains(password), "{way:?}");
     let from: Mailbox = "bounces@sender.test".parse().unwrap();
     let letter = OutgoingMail { from: &from, to: &from, message: b"Subject: x\r\n\r\nreport\r\n" };
-    (deliver(&way, letter, LIMITS, std::future::pending()).await, taken)
+    (deliver(&way, letter, async { Ok(()) }, LIMITS, std::future::pending()).await, taken)
 }
 
 #[tokio::test]
@@ -538,7 +582,7 @@ async fn the_daemon_posts_a_days_reports_and_tries_again_where_it_may() {
         ("forbids", "refused"),
         ("redirects", "refused"),
         ("mends", "planned"),
-        ("falls-silent", "unknown"),
+        ("falls-silent", "planned"),
         // What is the default: who has broken certificates needs the report most.
         ("expired", "sent"),
         ("other-name", "sent"),
@@ -547,14 +591,17 @@ async fn the_daemon_posts_a_days_reports_and_tries_again_where_it_may() {
     let last = host.run(AT_NIGHT, AS_IT_IS, &after_first).await;
     assert_eq!((last["accepts"].as_str(), last["mends"].as_str()), ("HTTP 201", "HTTP 503"));
     assert!(last["redirects"].contains("not followed"), "{last:?}");
-    let first = host.got("mends");
-    *host.receivers["mends"].0.lock().unwrap() = Turn::Answers("200 OK");
+    let again = ["mends", "falls-silent"];
+    let first = again.map(|name| host.got(name).remove(0));
+    again.iter().for_each(|name| *host.receivers[name].0.lock().unwrap() = Turn::Answers("200 OK"));
     let mut after_second = after_first;
-    after_second[3].1 = "sent";
+    (after_second[3].1, after_second[4].1) = ("sent", "sent");
     host.run("2026-11-23T00:20:00Z", AS_IT_IS, &after_second).await;
-    let both = host.got("mends");
-    assert_eq!((both.len(), &both[0], &both[1]), (2, &first[0], &first[0]), "the same report at both tries");
-    for name in host.receivers.keys().filter(|name| **name != "mends") {
+    for (name, first) in again.iter().zip(first) {
+        let both = host.got(name);
+        assert_eq!((both.len(), &both[0], &both[1]), (2, &first, &first), "{name}: the same report at both tries");
+    }
+    for name in host.receivers.keys().filter(|name| !again.contains(name)) {
         assert_eq!(host.got(name).len(), 1, "{name}");
     }
 }
