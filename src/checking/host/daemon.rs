@@ -23,8 +23,10 @@ const MAX_CLOCK_LEAD: i64 = 600;
 /// Whether a daemon runs, as far as this process can see.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum DaemonPresence {
-    /// It answers.
+    /// It answers, and no MTA has asked it since its start.
     Running,
+    /// It answers, and an MTA has asked it.
+    Asked,
     /// Nothing listens.
     NotRunning,
     /// This process may not ask it, or it does not answer.
@@ -90,7 +92,10 @@ pub(crate) fn check_daemon(
     check_inputs(&state, config, found, &mut all);
     check_errors(&state, &mut all);
     found.extend(all);
-    DaemonPresence::Running
+    match counter(&state, "socketmap_requests") + counter(&state, "readsocket_requests") {
+        0 => DaemonPresence::Running,
+        _ => DaemonPresence::Asked,
+    }
 }
 
 /// How many requests there were, and when the last one was.

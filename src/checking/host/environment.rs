@@ -67,11 +67,7 @@ pub(crate) fn check_logs(config: &Config, found: &mut Findings) {
             Some((reader, AccessObstacle::Mode(at, words))) => {
                 let problem = if at == *path { words } else { format!("{}: {words}", at.display()) };
                 let finding = add(Severity::Error, "log-denied", problem, "No session is counted.");
-                let group = std::fs::metadata(&at).map_or(0, |m| m.gid());
-                let name = &reader.name;
-                let line =
-                    format!("usermod -aG $(getent group {group} | cut -d: -f1) {name} && systemctl restart tlswarden");
-                found.push(finding.fix(line));
+                found.push(finding.fix(read_access_command(reader, &at)));
                 continue;
             }
             Some((_, AccessObstacle::Missing(at))) => found.not_looked_at.push(format!("{}: it is gone", at.display())),
@@ -84,6 +80,23 @@ pub(crate) fn check_logs(config: &Config, found: &mut Findings) {
             found.push(add(Severity::Note, "log-silent", problem, "This host may send no mail, or log elsewhere."));
         }
     }
+}
+
+/// The command that lets the daemon's user read a file, or enter a folder, that its mode denies.
+///
+/// The user is added to the file's group where that group may read it. It is never added to group root: the group adm,
+/// which reads logs on Debian, gets the file instead.
+fn read_access_command(reader: &SystemUser, at: &Path) -> String {
+    let shown = at.display();
+    let (gid, mode, is_folder) = std::fs::metadata(at).map_or((0, 0, false), |m| (m.gid(), m.mode(), m.is_dir()));
+    let (needed, change) = if is_folder { (0o010, "g+x") } else { (0o040, "g+r") };
+    let restart = "systemctl restart tlswarden";
+    let name = &reader.name;
+    if gid != 0 && mode & needed != 0 {
+        return format!("usermod -aG $(getent group {gid} | cut -d: -f1) {name} && {restart}");
+    }
+    let join = if reader.is_in_any_group(&["adm"]) { String::new() } else { format!("usermod -aG adm {name} && ") };
+    format!("{join}chgrp adm {shown} && chmod {change} {shown} && {restart}")
 }
 
 /// Checks that the daemon's user may read the host's journal: its files are open to these groups (journalctl(1)).
@@ -224,6 +237,29 @@ fn check_synchronization(said: &str, found: &mut Findings) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_log_is_opened_to_a_group_that_is_not_root() {
+        use std::os::unix::fs::{PermissionsExt, chown};
+        let reader = SystemUser::look_up("root").unwrap();
+        let log = tempfile::NamedTempFile::new().unwrap();
+        let command = |gid, mode| {
+            chown(log.path(), None, Some(gid)).unwrap();
+            std::fs::set_permissions(log.path(), PermissionsExt::from_mode(mode)).unwrap();
+            read_access_command(&reader, log.path())
+        };
+        let shown = log.path().display();
+        let opened =
+            format!("usermod -aG adm root && chgrp adm {shown} && chmod g+r {shown} && systemctl restart tlswarden");
+        if rustix::process::geteuid().is_root() {
+            assert_eq!(command(0, 0o640), opened);
+            assert_eq!(command(4, 0o600), opened);
+            assert!(command(4, 0o640).starts_with("usermod -aG $(getent group 4 "));
+        } else {
+            std::fs::set_permissions(log.path(), PermissionsExt::from_mode(0o600)).unwrap();
+            assert_eq!(read_access_command(&reader, log.path()), opened);
+        }
+    }
 
     #[test]
     fn a_clock_that_nobody_sets() {

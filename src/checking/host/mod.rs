@@ -75,8 +75,15 @@ pub(crate) async fn check_host(options: &HostCheckOptions, program: &impl HostCh
         let impact = "The daemon does not start before that is mended.";
         found.push(Finding::new(Severity::Error, "would-not-start", "tlswarden", error, impact));
     }
-    let running = running == DaemonPresence::Running;
-    let mut roots = BTreeSet::from([PathBuf::from("/")]);
+    if running == DaemonPresence::Unknown && !rustix::process::geteuid().is_root() {
+        let problem = "the running daemon and the keys could not be looked at without root";
+        let impact = "What is wrong there does not show here.";
+        let finding = Finding::new(Severity::Warning, "not-root", "doctor", problem, impact);
+        found.push(finding.fix("sudo tlswarden doctor"));
+    }
+    let asked = running == DaemonPresence::Asked;
+    let running = matches!(running, DaemonPresence::Running | DaemonPresence::Asked);
+    let mut roots = BTreeSet::new();
     let postfix = options.exim.is_none() && options.exim_config.is_none();
     let mut mtas = 0;
     if postfix && check_postfix(&config, options.postfix.as_deref(), running, &mut roots, &mut found) {
@@ -94,7 +101,12 @@ pub(crate) async fn check_host(options: &HostCheckOptions, program: &impl HostCh
             Err(error) => found.not_looked_at.push(format!("Exim: {error}")),
         }
     }
-    if mtas + exims == 0 {
+    if mtas + exims > 0 {
+        roots.insert(PathBuf::from("/"));
+    } else if asked {
+        // The MTA is in another container or on another host, and has a resolver of its own.
+        found.not_looked_at.push("the MTA that asks the daemon: neither Postfix nor Exim is here".into());
+    } else {
         let impact = "Nobody asks for policies, and nothing writes the log that is counted from.";
         let problem = "neither Postfix nor Exim could be looked at";
         found.push(Finding::new(Severity::Warning, "no-mta", "MTA", problem, impact));

@@ -232,6 +232,14 @@ async fn play_postfix() {
     let mta = vec!["--postfix-config".into(), postfix.folder().as_os_str().to_owned()];
     let mut host = Host::new(world, mta);
 
+    // The transport of reports, from packaging/postfix.example.
+    postfix.postconf(&["-M", "tlswarden/unix=tlswarden unix - - n - - smtp"]).unwrap();
+    postfix
+        .postconf(&["-P", "tlswarden/unix/smtp_tls_security_level=may", "tlswarden/unix/smtp_tls_policy_maps="])
+        .unwrap();
+    let transport = "sender_dependent_default_transport_maps = inline:{ { tlsrpt@sender.test = tlswarden: } }";
+    postfix.postconf(&["-e", transport]).unwrap();
+
     // First a host whose Postfix was never told to ask.
     postfix.postconf(&["-X", "smtp_tls_policy_maps"]).unwrap();
     deliver(&host.world, &postfix, "unasked@good.test").await;
@@ -372,6 +380,27 @@ fn postfix_is_broken(host: &mut Host) {
         &["warning tlsproxy-log-level"],
     );
     host.postfix("a relay host, and reports", &[&["-e", "relayhost = [mx.good.test]"]], &["warning relayhost"]);
+    host.postfix(
+        "a relay host for each sender",
+        &[&["-e", "sender_dependent_relayhost_maps = static:[mx.good.test]"]],
+        &["warning relay-by-sender"],
+    );
+    host.postfix(
+        "some domains are sent elsewhere",
+        &[&["-e", "transport_maps = static:smtp:[mx.good.test]"]],
+        &["note relay-by-domain"],
+    );
+    host.postfix(
+        "no transport for reports about broken TLS",
+        &[&["-X", "sender_dependent_default_transport_maps"], &["-MX", "tlswarden/unix"]],
+        &["warning no-report-transport"],
+    );
+    // What an input instance does: everything goes to a content filter.
+    host.postfix(
+        "all mail goes to a filter on this host, and no policy is asked for",
+        &[&["-e", "relayhost = [127.0.0.1]:10025"], &["-X", "smtp_tls_policy_maps"]],
+        &[],
+    );
     a_second_instance(host);
     a_chroot(host);
 }
@@ -550,6 +579,9 @@ async fn play_newer() {
     let mta = vec!["--postfix-config".into(), postfix.folder().as_os_str().to_owned()];
     let mut host = Host { path: Some(bin), ..Host::new(world, mta) };
     deliver(&host.world, &postfix, "asked@good.test").await;
+    let said = host.doctor(&host.world.config());
+    host.hold("Postfix makes its log readable for root alone", &said, &["warning log-private"]);
+    postfix.postconf(&["-e", "maillog_file_permissions = 0644"]).unwrap();
     let said = host.doctor(&host.world.config());
     host.hold(&format!("a healthy host with Postfix {}", installation.version()), &said, &[]);
 

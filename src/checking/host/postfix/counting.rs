@@ -21,6 +21,13 @@ impl ServiceCheck<'_> {
             return;
         }
         let level = self.get(NAME);
+        const MAPS: &str = "smtp_tls_loglevel_maps";
+        if matches!(level, "0" | "none" | "") && self.instance.has_parameter(MAPS) && !self.get(MAPS).is_empty() {
+            let problem = format!("it is 0 but for the destinations in {}", self.get(MAPS));
+            let impact = "Sessions with other destinations are not logged, and cannot be counted.";
+            let finding = self.finding(Severity::Warning, "log-level", NAME, problem, impact);
+            return found.push(finding.fix(self.set_command(NAME, "1")));
+        }
         let (severity, name, problem, impact) = match level {
             // From 3.11 on `tls=` in the delivery line tells that a session succeeded.
             "0" | "none" | "" if self.get("smtp_log_tls_feature_status") == "yes" => (
@@ -129,16 +136,34 @@ fn reads_postfix_log(config: &Config) -> bool {
     config.inputs.iter().any(|input| input.mta == Dialect::Postfix && is_log(input))
 }
 
-/// Where Postfix writes its own log file, an input must follow it.
+/// Where Postfix writes its own log file, an input must follow it, and the daemon must be able to read the next one.
 pub(super) fn check_log_file(instance: &PostfixInstance, config: &Config, found: &mut Vec<Finding>) {
+    const PERMISSIONS: &str = "maillog_file_permissions";
     let file = instance.get("maillog_file");
     let followed = || postfix_logs(config).any(|log| is_same_file(&log, Path::new(file)));
-    if file.is_empty() || file == "/dev/stdout" || instance.smtp_clients.is_empty() || followed() {
+    if file.is_empty() || file == "/dev/stdout" || instance.smtp_clients.is_empty() {
         return;
     }
     let subject = format!("{}/main.cf", instance.folder.display());
-    let problem = format!("Postfix writes its log to {file}, which no [[input]] follows");
-    let impact = "Its sessions are not counted.";
-    let finding = Finding::new(Severity::Error, "log-elsewhere", subject, problem, impact);
-    found.push(finding.fix(format!("tlswarden.toml: [[input]] file = \"{file}\"")));
+    if !followed() {
+        let problem = format!("Postfix writes its log to {file}, which no [[input]] follows");
+        let impact = "Its sessions are not counted.";
+        let finding = Finding::new(Severity::Error, "log-elsewhere", subject, problem, impact);
+        found.push(finding.fix(format!("tlswarden.toml: [[input]] file = \"{file}\"")));
+    } else if instance.has_parameter(PERMISSIONS) && is_private(instance.get(PERMISSIONS)) {
+        let problem = format!("Postfix makes its log file {file} readable for root alone ({PERMISSIONS} = 0600)");
+        let impact = "After the next rotation the daemon cannot read it, and no session is counted.";
+        let finding = Finding::new(Severity::Warning, "log-private", subject, problem, impact);
+        let (postconf, reload) = (instance.postconf_command(), instance.reload_command());
+        found.push(
+            finding
+                .fix(format!("{postconf} -e '{PERMISSIONS} = 0644' && {reload}"))
+                .fix(format!("chmod 644 {file}   # the file that is there; every user of the host can then read it")),
+        );
+    }
+}
+
+/// Whether an octal mode lets the owner alone read.
+fn is_private(mode: &str) -> bool {
+    u32::from_str_radix(mode, 8).is_ok_and(|mode| mode & 0o044 == 0)
 }

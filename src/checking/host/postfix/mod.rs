@@ -5,6 +5,8 @@
 //! Not here: how postconf is read (`postconf`), whether the daemon answers (`daemon`).
 
 mod counting;
+mod relays;
+mod report_transport;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -39,6 +41,9 @@ pub(crate) fn check_instance(instance: &PostfixInstance, config: &Config, asked:
     let mut found = Vec::new();
     for service in instance.smtp_clients.iter().filter(|service| looks_up_mx(service)) {
         let view = ServiceCheck { instance, service, config };
+        if view.delivers_to_this_host() || (view.asks_for_no_policy() && (asked || view.takes_mail_of_a_sender())) {
+            continue;
+        }
         view.check_map(asked, &mut found);
         view.check_level(&mut found);
         view.check_log_level(&mut found);
@@ -47,8 +52,10 @@ pub(crate) fn check_instance(instance: &PostfixInstance, config: &Config, asked:
         view.check_insecure_mx(&mut found);
         view.check_native_tlsrpt(&mut found);
         view.check_mx_patterns(&mut found);
-        view.check_relay_and_reply_size(&mut found);
+        view.check_relays(&mut found);
+        view.check_reply_size(&mut found);
     }
+    report_transport::check(instance, config, &mut found);
     counting::check_log_file(instance, config, &mut found);
     found
 }
@@ -308,6 +315,20 @@ impl ServiceCheck<'_> {
             Some((text, table))
         });
         let (name, problem, impact) = match &elsewhere {
+            // Where its folder is missing, the daemon is not told to listen there (`config::detect`).
+            Some((_, table)) if self.config.socketmap.listen.is_empty() => {
+                let address = String::from(table.address.clone());
+                let problem = format!("the daemon does not listen at {address}: the folder of its socket is missing");
+                let finding = self.finding(
+                    Severity::Error,
+                    "socket-folder-missing",
+                    NAME,
+                    problem,
+                    "Where it cannot ask, Postfix defers the mail.",
+                );
+                let fix = "systemd-tmpfiles --create tlswarden.conf && systemctl restart tlswarden.socket tlswarden";
+                return found.push(finding.fix(fix));
+            }
             Some((text, table)) => (
                 "socket-elsewhere",
                 format!(
@@ -335,7 +356,11 @@ impl ServiceCheck<'_> {
             }
             None => {
                 let queue = self.instance.get("queue_directory");
-                finding.fix(format!("tlswarden.toml: [socketmap] listen = [\"unix:{queue}/tlswarden/socketmap\"]"))
+                // The sockets of the other instances stay.
+                let needed = format!("unix:{queue}/tlswarden/socketmap");
+                let all = self.config.socketmap.listen.iter().map(ToString::to_string).chain([needed]);
+                let all: Vec<String> = all.map(|address| format!("\"{address}\"")).collect();
+                finding.fix(format!("tlswarden.toml: [socketmap] listen = [{}]", all.join(", ")))
             }
         });
     }
@@ -517,15 +542,7 @@ impl ServiceCheck<'_> {
         }
     }
 
-    fn check_relay_and_reply_size(&self, found: &mut Vec<Finding>) {
-        let relay = self.get("relayhost");
-        if !relay.is_empty() && !self.config.next_hops.iter().any(|rule| rule.domain == "*") {
-            let problem = format!("all mail goes to {relay}, which the log does not say");
-            let impact =
-                "Sessions with the relay host are counted under the recipient domains, which they do not belong to.";
-            let finding = self.finding(Severity::Warning, "relayhost", "relayhost", problem, impact);
-            found.push(finding.fix(format!("tlswarden.toml: [[nexthop]] domain = \"*\", nexthop = \"{relay}\"")));
-        }
+    fn check_reply_size(&self, found: &mut Vec<Finding>) {
         const SIZE: &str = "socketmap_max_reply_size";
         if self.instance.get(SIZE).parse::<usize>().is_ok_and(|size| size < MAX_REPLY) {
             let problem = format!("it is {}; answers have up to {MAX_REPLY} octets", self.instance.get(SIZE));
