@@ -5,8 +5,8 @@
 //! and how long they hold. The AD bit is believed of a resolver that the administrator named or that is on loopback.
 //! An answer that such a resolver gave only to a query without EDNS, and did not validate, is not known where the verdict
 //! counts: it must not lower one.
-//! Limits: [`QUERY_TIMEOUT`] a query, retries, TCP and CNAMEs included; [`MAX_QUERIES`] at once, the others wait for their
-//! turn; [`MAX_CHAIN`] CNAMEs; [`MAX_RECORDS`] records an answer.
+//! Limits: [`QUERY_TIMEOUT`] a query, retries, TCP and CNAMEs included; so many at once as `query_slots` allows, the
+//! others wait for their turn; [`MAX_CHAIN`] CNAMEs; [`MAX_RECORDS`] records an answer.
 //! When it fails: a [`DnsError`]; what may be better next time is told apart from what is so.
 //! Not here: caching (the resolver and `policy` do), what records mean.
 
@@ -14,6 +14,7 @@ mod alias_chain;
 mod exchange;
 mod health;
 pub mod message;
+mod query_slots;
 mod servers;
 
 use std::fmt;
@@ -22,7 +23,6 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use parking_lot::Mutex;
-use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
 use alias_chain::{AliasChain, ChainEnd, ChainStep};
@@ -31,15 +31,12 @@ use health::ResolverHealth;
 pub use health::ResolverProbe;
 pub use message::TlsaRecord;
 use message::{Question, RecordData, RecordKind};
+use query_slots::{LookupShare, QuerySlots};
 use servers::{QueryFailure, Servers};
 
 /// The longest that one query takes, its retries, TCP and CNAMEs included: three in a row must fit beside an HTTPS fetch
 /// in nothing longer than Postfix's own patience of 100 s, one in `answer_budget`.
 pub const QUERY_TIMEOUT: Duration = Duration::from_secs(4);
-
-/// How many queries are under way at once: each has a socket of its own (a port that nobody can guess) and some 10 kB.
-/// At 20 ms a query that is 50,000 a second.
-pub const MAX_QUERIES: usize = 1024;
 
 /// How long a negative answer without a SOA record holds (RFC 2308 §5 would not keep it at all).
 const NEGATIVE_WITHOUT_SOA: Duration = Duration::from_secs(60);
@@ -53,12 +50,14 @@ pub struct Resolver {
     shared: Arc<SharedResolver>,
     /// The queries of this copy that failed, if somebody wants to know.
     noted: Option<Arc<Mutex<Vec<FailedQuery>>>>,
+    /// Of the look-up that the queries of this copy are for; none: each query is one.
+    share: Option<Arc<LookupShare>>,
 }
 
 struct SharedResolver {
     servers: Servers,
     trusted: bool,
-    query_permits: Semaphore,
+    slots: QuerySlots,
     health: ResolverHealth,
 }
 
@@ -170,9 +169,9 @@ impl Resolver {
 
     /// These servers, in the order in which they are asked. `trusted`: their AD bit is believed.
     pub(crate) fn with_servers(servers: impl IntoIterator<Item = SocketAddr>, trusted: bool) -> Resolver {
-        let (query_permits, health) = (Semaphore::new(MAX_QUERIES), ResolverHealth::default());
-        let shared = SharedResolver { servers: Servers::new(servers), trusted, query_permits, health };
-        Resolver { shared: Arc::new(shared), noted: None }
+        let (slots, health) = (QuerySlots::new(), ResolverHealth::default());
+        let shared = SharedResolver { servers: Servers::new(servers), trusted, slots, health };
+        Resolver { shared: Arc::new(shared), noted: None, share: None }
     }
 
     /// Whether its AD bit is trusted; if not, no answer is ever secure.
@@ -190,9 +189,14 @@ impl Resolver {
         self.servers().map(|server| server.to_string()).collect::<Vec<_>>().join(", ")
     }
 
+    /// The same resolver for the queries of one look-up, which share its part of the queries under way.
+    pub fn for_one_lookup(&self) -> Resolver {
+        Resolver { share: Some(LookupShare::new()), ..self.clone() }
+    }
+
     /// The same resolver, which notes the queries of this copy that fail.
     pub fn noting_failures(&self) -> Resolver {
-        Resolver { shared: Arc::clone(&self.shared), noted: Some(Arc::default()) }
+        Resolver { noted: Some(Arc::default()), ..self.clone() }
     }
 
     /// The queries of this copy that failed, if it notes them.
@@ -366,8 +370,8 @@ impl Resolver {
     async fn resolve(&self, question: Question) -> Result<(AliasChain, ChainEnd), DnsFailure> {
         let root = question.name == ".";
         let shared = &self.shared;
-        // The semaphore is never closed.
-        let _permit = shared.query_permits.acquire().await;
+        let share = self.share.clone().unwrap_or_else(LookupShare::new);
+        let _slot = shared.slots.acquire(&share).await;
         let deadline = Instant::now() + QUERY_TIMEOUT;
         let mut chain = AliasChain::new(question);
         loop {
