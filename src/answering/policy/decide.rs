@@ -11,7 +11,7 @@ use std::sync::atomic::AtomicBool;
 
 use tokio::time::Instant;
 
-use crate::answering::policy::dane::cached_verdict::{CachedVerdict, MAX_STALE};
+use crate::answering::policy::dane::cached_verdict::CachedVerdict;
 use crate::answering::policy::dane::coverage::Coverage;
 use crate::answering::policy::dane::lookup::{self, DaneVerdict, NARROWED_TTL};
 use crate::answering::policy::decision::{Answer, Basis, DatalessTlsa, Decision, Facts, Published, facts};
@@ -19,6 +19,7 @@ use crate::answering::policy::decision_cache::{CachedDecision, MAX_DECISION_TTL}
 use crate::answering::policy::history::compact::StoredPolicy;
 use crate::answering::policy::overrides::OverrideRule;
 use crate::answering::policy::policies::{Policies, Trigger};
+use crate::answering::policy::single_flight::Publisher;
 use crate::answering::policy::sts::domain_state::{DomainSnapshot, DomainState};
 use crate::answering::policy::sts::fetch;
 use crate::answering::policy::sts::policy::StsPolicy;
@@ -57,6 +58,8 @@ struct DaneResult {
     verdict: Option<CachedVerdict>,
     /// Whether an earlier verdict serves past its end, because the look-up fails.
     stale: bool,
+    /// Whether the look-up goes on.
+    incomplete: bool,
     expires: i64,
     refresh_at: i64,
 }
@@ -117,7 +120,7 @@ impl Policies {
             }
             Some(OverrideRule::SkipDane) | None => domain.snapshot(now),
         };
-        let verdict = dane.verdict.clone();
+        let (verdict, incomplete) = (dane.verdict.clone(), dane.incomplete);
         let failure = known.failure.clone();
         let mut resolved = self.assemble(&hop, dane, known, now);
         if let Some(OverrideRule::FixedAnswer(answer)) = rule {
@@ -165,7 +168,7 @@ impl Policies {
             packed_reply: OnceLock::new(),
         };
         let decision = entry.decision();
-        self.insert(entry);
+        self.insert(entry, incomplete);
         decision
     }
 
@@ -186,7 +189,7 @@ impl Policies {
     }
 
     async fn look_up_dane(
-        &self,
+        self: &Arc<Self>,
         hop: &NextHop,
         known: Option<CachedVerdict>,
         began: Instant,
@@ -204,43 +207,64 @@ impl Policies {
         if let Some(fresh) = known.as_ref().filter(is_fresh) {
             return DaneResult::from_cached(fresh.clone());
         }
-        let flight = self.verdict_flights.join(&hop.key(), || {
-            let (resolver, hop) = (self.resolver.clone(), hop.clone());
-            async move { Arc::new(lookup::look_up(&resolver, &hop).await) }
+        let flight = self.verdict_flights.join_publishing(&hop.key(), |publisher| {
+            let (policies, hop) = (Arc::clone(self), hop.clone());
+            async move { policies.run_dane_lookup(hop, publisher).await }
         });
         let found = match flight {
             Some(flight) => {
                 let deadline = began.min(flight.began) + self.budget;
-                let late = || format!("DNS: no answer within {} s", self.budget.as_secs());
-                flight.wait(deadline).await.ok_or_else(late)
+                flight
+                    .wait(deadline)
+                    .await
+                    .ok_or_else(|| format!("DNS: no answer within {} s", self.budget.as_secs_f64()))
             }
             None => {
                 self.metrics.add("dane_lookups_refused", 1);
                 Err("too many look-ups under way".to_owned())
             }
         };
-        self.metrics.add("dane_lookups", 1);
-        let found = found.unwrap_or_else(|cause| Arc::new(DaneVerdict::failed(cause)));
         let now = self.clock.seconds();
-        let found = CachedVerdict::new(&found, now);
+        // The look-up of a flight whose result is there may go on, for the hosts that change no answer.
+        let incomplete = found.is_err() || self.verdict_flights.is_under_way(&hop.key());
+        let found = found.unwrap_or_else(|cause| CachedVerdict::new(&DaneVerdict::failed(cause), now));
         let known = known.map(|known| known.into_last_known(now));
-        self.metrics.add("dane_lookups_failed", u64::from(found.coverage.is_failure()));
-        match known {
-            Some(known) if known.outranks(&found) && now < known.expires() + MAX_STALE => {
-                let stale = now >= known.expires();
-                // Not yet at its end: nothing is lost.
-                let expires = if stale { now + DANE_RETRY } else { known.expires() };
-                DaneResult { stale, expires, refresh_at: now + DANE_RETRY, ..DaneResult::from_cached(known) }
-            }
-            _ if found.coverage.is_failure() && found.coverage != Coverage::SomeFailed => {
+        let result = match CachedVerdict::choose(known.as_ref(), &found, now) {
+            None => {
                 let (expires, refresh_at) = (now + DANE_RETRY, i64::MAX);
                 DaneResult { verdict: None, expires, refresh_at, ..DaneResult::from_cached(found) }
             }
-            _ => {
-                self.verdict_store.insert(hop.key(), found.clone());
-                DaneResult::from_cached(found)
+            Some(chosen) if *chosen == found => DaneResult::from_cached(found),
+            Some(known) => {
+                let stale = now >= known.expires();
+                // Not yet at its end: nothing is lost.
+                let expires = if stale { now + DANE_RETRY } else { known.expires() };
+                DaneResult { stale, expires, refresh_at: now + DANE_RETRY, ..DaneResult::from_cached(known.clone()) }
             }
+        };
+        DaneResult { incomplete, ..result }
+    }
+
+    /// Looks up what is published, to its end, and keeps it whoever still waits.
+    async fn run_dane_lookup(self: Arc<Self>, hop: NextHop, publisher: Publisher<CachedVerdict>) -> CachedVerdict {
+        self.metrics.add("dane_lookups", 1);
+        let mut published = false;
+        let found = lookup::look_up_in_parts(&self.resolver, &hop, |verdict| {
+            // A record without data at a host that is not known yet would change the answer to a Postfix that it ends.
+            if !self.postfix.ends_at_dataless_tlsa || verdict.coverage() == Coverage::UnsignedFailed {
+                published = true;
+                publisher.publish(CachedVerdict::new(&verdict, self.clock.seconds()));
+            }
+        });
+        let found = found.await;
+        let found = CachedVerdict::new(&found, self.clock.seconds());
+        self.metrics.add("dane_lookups_failed", u64::from(found.coverage.is_failure()));
+        self.keep_verdict(&hop, &found, published);
+        if published {
+            // The sessions of the MTA are counted by the hosts that have TLSA records, the less preferred ones too.
+            drop(self.start_resolution(hop, Trigger::Lookup));
         }
+        found
     }
 
     /// Whether the MTA is to try again; by the own level of main.cf.
@@ -336,6 +360,7 @@ impl DaneResult {
             cause: String::new(),
             verdict: None,
             stale: false,
+            incomplete: false,
             expires: i64::MAX,
             refresh_at: i64::MAX,
         }
@@ -350,6 +375,7 @@ impl DaneResult {
             refresh_at: verdict.refresh_at(),
             verdict: Some(verdict),
             stale: false,
+            incomplete: false,
         }
     }
 

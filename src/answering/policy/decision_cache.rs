@@ -152,6 +152,25 @@ impl CachedDecision {
         }
     }
 
+    /// The same with the verdict of a look-up that has ended: the decision is made anew from it, unless it `stands`.
+    pub fn with_verdict(&self, verdict: CachedVerdict, stands: bool) -> CachedDecision {
+        CachedDecision {
+            hop: Arc::clone(&self.hop),
+            basis: self.basis.clone(),
+            sts: self.sts.clone(),
+            failure: self.failure.clone(),
+            domain: Arc::clone(&self.domain),
+            verdict: Some(verdict),
+            period: self.period.clone(),
+            expires: if stands { self.expires } else { CompactTime::from_seconds(0) },
+            refresh_at: self.refresh_at,
+            last_asked: SharedCompactTime::from_seconds(self.last_asked.seconds()),
+            domain_version: self.domain_version,
+            refreshing: AtomicBool::new(self.refreshing.load(Ordering::Relaxed)),
+            packed_reply: OnceLock::new(),
+        }
+    }
+
     /// What was decided.
     pub fn decision(&self) -> Decision {
         Decision {
@@ -221,7 +240,19 @@ impl DecisionCache {
 
     /// Inserts or replaces an entry; returns the entries that were evicted for it.
     pub fn insert(&self, entry: CachedDecision) -> Vec<Arc<CachedDecision>> {
-        let mut entries = self.shard(entry.hop.as_bytes()).write();
+        let hop = Arc::clone(&entry.hop);
+        self.update(&hop, |_| Some(entry))
+    }
+
+    /// Replaces the entry of a next hop, if there is one, by that which `change` makes of it, or leaves it; returns the
+    /// entries that were evicted for it. `change` must not wait.
+    pub fn update(
+        &self,
+        hop: &str,
+        change: impl FnOnce(Option<&CachedDecision>) -> Option<CachedDecision>,
+    ) -> Vec<Arc<CachedDecision>> {
+        let mut entries = self.shard(hop.as_bytes()).write();
+        let Some(entry) = change(entries.get(hop.as_bytes()).map(|entry| &*entry.0)) else { return Vec::new() };
         if let Some(before) = entries.replace(ByHop(Arc::new(entry))) {
             self.release_reply(&before.0);
         }

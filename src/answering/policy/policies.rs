@@ -18,8 +18,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use crate::answering::policy::dane::cached_verdict::MAX_STALE;
-use crate::answering::policy::dane::lookup::DaneVerdict;
+use crate::answering::policy::dane::cached_verdict::{CachedVerdict, MAX_STALE};
 use crate::answering::policy::dane::store::{self, VerdictStore};
 use crate::answering::policy::decision::{Decision, Facts, PostfixTraits};
 use crate::answering::policy::decision_cache::{CachedDecision, DecisionCache};
@@ -28,7 +27,7 @@ use crate::answering::policy::overrides::Overrides;
 use crate::answering::policy::single_flight::{Flight, SingleFlight};
 use crate::answering::policy::sts::cache::{MAX_BACKGROUND_LOOKUPS, MAX_LOOKUPS, StsCache};
 use crate::answering::policy::throttle::Throttle;
-use crate::base::clock::{Clock, SteadyClock};
+use crate::base::clock::{Clock, SharedCompactTime, SteadyClock};
 use crate::base::next_hop::NextHop;
 use crate::base::shutdown::wait_for_shutdown;
 use crate::config::Config;
@@ -74,7 +73,7 @@ pub struct Policies {
     pub(super) metrics: Metrics,
     pub(super) throttle: Throttle,
     decision_flights: SingleFlight<Decision>,
-    pub(super) verdict_flights: SingleFlight<Arc<DaneVerdict>>,
+    pub(super) verdict_flights: SingleFlight<CachedVerdict>,
     /// For what is no domain name.
     pub(super) no_policy: CachedDecision,
 }
@@ -249,7 +248,7 @@ impl Policies {
 
     /// Who asks does not share the work of who does not: that would be an answer which is not noted. Nothing where too
     /// many decisions are being made.
-    fn start_resolution(self: &Arc<Self>, hop: NextHop, trigger: Trigger) -> Option<Flight<Decision>> {
+    pub(super) fn start_resolution(self: &Arc<Self>, hop: NextHop, trigger: Trigger) -> Option<Flight<Decision>> {
         let key = match trigger {
             Trigger::Lookup => hop.key(),
             Trigger::Refresh | Trigger::AdminRefresh | Trigger::Explain => format!("{trigger:?} {}", hop.key()),
@@ -345,8 +344,53 @@ impl Policies {
         }
     }
 
-    pub(super) fn insert(&self, entry: CachedDecision) {
-        let evicted = self.cache.insert(entry);
+    /// Caches a decision. One that was made without the end of a DANE look-up (`incomplete`) takes over a verdict that
+    /// has come since, and is made anew from it.
+    pub(super) fn insert(&self, entry: CachedDecision, incomplete: bool) {
+        let (now, hop) = (self.clock.seconds(), Arc::clone(&entry.hop));
+        let evicted = self.cache.update(&hop, |before| {
+            let came = before.and_then(|before| before.verdict.as_ref()).filter(|came| came.holds(now));
+            match came.filter(|came| incomplete && Some(*came) != entry.verdict.as_ref()) {
+                Some(came) => Some(entry.with_verdict(came.clone(), false)),
+                None => Some(entry),
+            }
+        });
+        self.count_evicted(evicted);
+    }
+
+    /// Keeps the verdict of a look-up for who asks next, whoever has waited for it: a look-up may take longer than any
+    /// answer. `published`: decisions have been made from a part of it.
+    pub(super) fn keep_verdict(&self, hop: &NextHop, found: &CachedVerdict, published: bool) {
+        let (now, key) = (self.clock.seconds(), hop.key());
+        let mut kept = false;
+        let evicted = self.cache.update(&key, |before| {
+            let known = before.and_then(|before| before.verdict.clone()).map(|known| known.into_last_known(now));
+            kept = CachedVerdict::choose(known.as_ref(), found, now) == Some(found);
+            if !kept {
+                return None;
+            }
+            Some(match before {
+                Some(before) => {
+                    let stands = !published && known.is_some_and(|known| known.holds(now));
+                    before.with_verdict(found.clone(), stands)
+                }
+                None => CachedDecision {
+                    last_asked: SharedCompactTime::from_seconds(now),
+                    ..CachedDecision::restored(
+                        self.intern_name(&key),
+                        Arc::clone(&self.no_policy.domain),
+                        found.clone(),
+                    )
+                },
+            })
+        });
+        self.count_evicted(evicted);
+        if kept {
+            self.verdict_store.insert(key, found.clone());
+        }
+    }
+
+    fn count_evicted(&self, evicted: Vec<Arc<CachedDecision>>) {
         for entry in evicted.iter().filter(|entry| entry.verdict.is_some()) {
             self.verdict_store.remove(entry.hop.to_string());
         }

@@ -1,6 +1,7 @@
 //! One piece of work per key, however many ask for it; it goes on when they have gone.
 //!
-//! Takes: a key and the work. Gives: a [`Flight`] that every asker can wait for, each as long as it likes.
+//! Takes: a key and the work. Gives: a [`Flight`] that every asker can wait for, each as long as it likes. Work that knows
+//! its result before it ends publishes it ([`Publisher`]).
 //! Limits: so many flights as are allowed at once; beyond, no work is begun.
 //! When it fails: work that panics gives its askers nothing, and the key is free again.
 
@@ -41,6 +42,14 @@ impl<T: Clone + Send + Sync + 'static> SingleFlight<T> {
     where
         F: Future<Output = T> + Send + 'static,
     {
+        self.join_publishing(key, |_| work())
+    }
+
+    /// The same for work that may give its result before it ends.
+    pub fn join_publishing<F>(&self, key: &str, work: impl FnOnce(Publisher<T>) -> F) -> Option<Flight<T>>
+    where
+        F: Future<Output = T> + Send + 'static,
+    {
         let mut table = self.table.lock();
         if let Some(flight) = table.get(key) {
             return Some(flight.clone());
@@ -53,7 +62,8 @@ impl<T: Clone + Send + Sync + 'static> SingleFlight<T> {
         table.insert(key.to_owned(), flight.clone());
         drop(table);
         let end = KeyGuard { table: Arc::clone(&self.table), key: key.to_owned() };
-        let work = work();
+        let sender = Arc::new(sender);
+        let work = work(Publisher(Arc::clone(&sender)));
         let mut tasks = self.tasks.lock();
         while tasks.try_join_next().is_some() {}
         tasks.spawn(async move {
@@ -90,6 +100,16 @@ impl<T: Clone> Flight<T> {
     pub async fn wait(mut self, deadline: Instant) -> Option<T> {
         let done = tokio::time::timeout_at(deadline, self.done.wait_for(Option::is_some)).await;
         done.ok()?.ok()?.clone()
+    }
+}
+
+/// How work gives its result before it ends.
+pub struct Publisher<T>(Arc<watch::Sender<Option<T>>>);
+
+impl<T> Publisher<T> {
+    /// Gives a result to who waits, and to who joins from now on.
+    pub fn publish(&self, result: T) {
+        self.0.send_replace(Some(result));
     }
 }
 
@@ -131,6 +151,28 @@ mod tests {
         assert_eq!((one, two), (Some(1), Some(1)));
         assert!(flights.is_empty());
         assert_eq!(flights.join("a", work).unwrap().wait(late).await, Some(2));
+    }
+
+    #[tokio::test]
+    async fn a_result_that_is_published_early_is_waited_for_no_longer() {
+        let flights: SingleFlight<u8> = SingleFlight::new(1);
+        let late = Instant::now() + Duration::from_secs(60);
+        let go_on = Arc::new(tokio::sync::Notify::new());
+        let work = |publisher: Publisher<u8>| {
+            let go_on = Arc::clone(&go_on);
+            async move {
+                publisher.publish(1);
+                go_on.notified().await;
+                2
+            }
+        };
+        assert_eq!(flights.join_publishing("a", work).unwrap().wait(late).await, Some(1));
+        let joined = flights.join("a", || async { 3 }).unwrap();
+        assert_eq!((flights.len(), joined.wait(late).await), (1, Some(1)));
+        go_on.notify_one();
+        while !flights.is_empty() {
+            tokio::task::yield_now().await;
+        }
     }
 
     #[tokio::test]

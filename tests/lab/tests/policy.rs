@@ -1021,6 +1021,100 @@ async fn patience_ends_with_the_budget_and_the_fetch_goes_on() {
     daemon.end().await;
 }
 
+/// Each query takes 300 ms, and a look-up three of them in turn: more than the budget. Its verdict serves who asks next.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_look_up_that_outlasts_the_budget_serves_who_asks_next() {
+    let mut world = World::new().await;
+    world.config.policy.answer_budget = ConfigDuration(Duration::from_millis(100));
+    for (name, signed) in [("slow.example", true), ("slow.test", false)] {
+        world.domain(name, signed, &["mx"]);
+        tlsa(&mut world.dns.change(), &format!("mx.{name}"));
+        for name in [name, &format!("mx.{name}"), &format!("_25._tcp.mx.{name}")] {
+            world.dns.change().fault(name, Some(dns::Fault::Late(Duration::from_millis(300))));
+        }
+    }
+    world.dns.change().ttl(3600);
+    let daemon = world.daemon(0);
+    for (name, want) in [("slow.example", PolicyAnswer::DaneOnly), ("slow.test", PolicyAnswer::OwnLevel)] {
+        assert_eq!(daemon.level(name).await, PolicyAnswer::Temp, "{name}");
+        daemon.becomes(name, &want).await;
+        assert_eq!(world.dns.zone().asked(name, RecordType::MX), 1, "{name}");
+    }
+    daemon.end().await;
+    // It is in the store too, though nobody waited for it.
+    world.dns.change().outage(Some(dns::Fault::Silence));
+    let daemon = world.daemon(0);
+    assert_eq!(daemon.level("slow.example").await, PolicyAnswer::DaneOnly);
+    daemon.end().await;
+}
+
+/// Nobody waits for a look-up that fails, and it takes nothing from what was known.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_look_up_that_fails_behind_the_answer_replaces_nothing() {
+    let mut world = World::new().await;
+    world.config.policy.answer_budget = ConfigDuration(Duration::from_millis(100));
+    world.domain("kept.example", true, &["mx1", "mx2"]);
+    ["mx1.kept.example", "mx2.kept.example"].iter().for_each(|host| tlsa(&mut world.dns.change(), host));
+    let daemon = world.daemon(0);
+    daemon.becomes("kept.example", &PolicyAnswer::DaneOnly).await;
+    daemon.end().await;
+    let late = Duration::from_millis(300);
+    world.dns.change().fault("kept.example", Some(dns::Fault::Late(late)));
+    world.dns.change().fault("_25._tcp.mx1.kept.example", Some(dns::Fault::ServFail));
+    let daemon = world.daemon(3600);
+    assert_eq!(daemon.level("kept.example").await, PolicyAnswer::DaneOnly);
+    let until = Instant::now() + Duration::from_secs(60);
+    while world.dns.zone().asked("_25._tcp.mx1.kept.example", RecordType::TLSA) < 2 {
+        assert!(Instant::now() < until, "the look-up does not go on");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!(daemon.level("kept.example").await, PolicyAnswer::DaneOnly);
+    daemon.end().await;
+}
+
+/// The third host is not known within the budget, and cannot change the row. It is looked up all the same, for counting.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_answer_comes_when_it_cannot_change_and_the_rest_is_looked_up_for_counting() {
+    let mut world = World::new().await;
+    world.config.policy.answer_budget = ConfigDuration(Duration::from_secs(1));
+    world.config.postfix.version = Some(PostfixVersion::try_from("3.10.11".to_owned()).unwrap());
+    world.domain("three.example", true, &["mx1", "mx2", "mx3"]);
+    ["mx1.three.example", "mx3.three.example"].iter().for_each(|host| tlsa(&mut world.dns.change(), host));
+    let late = dns::Fault::Late(Duration::from_millis(1600));
+    world.dns.change().fault("_25._tcp.mx3.three.example", Some(late));
+    let daemon = world.daemon(0);
+    assert_eq!(daemon.level("three.example").await, PolicyAnswer::Dane);
+    let until = Instant::now() + Duration::from_secs(60);
+    loop {
+        let found = daemon.history.policy_at("three.example", Clock::default().seconds()).in_force;
+        let PolicyInForce::Dane { hosts } = found else { panic!("{found:?}") };
+        if hosts.iter().map(|(host, _)| host.as_str()).eq(["mx1.three.example", "mx3.three.example"]) {
+            break;
+        }
+        assert!(Instant::now() < until, "{hosts:?}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert_eq!(daemon.level("three.example").await, PolicyAnswer::Dane);
+    assert_eq!(world.dns.zone().asked("three.example", RecordType::MX), 1);
+    daemon.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_most_preferred_hosts_are_looked_up_first_and_eight_queries_are_under_way() {
+    let world = World::new().await;
+    let hosts: Vec<String> = (0..32).map(|n| format!("mx{n:02}")).collect();
+    world.domain("many.example", true, &hosts.iter().map(String::as_str).collect::<Vec<_>>());
+    let tlsa_name = |n: usize| format!("_25._tcp.mx{n:02}.many.example");
+    (0..32).for_each(|n| world.dns.change().fault(&tlsa_name(n), Some(dns::Fault::Silence)));
+    let daemon = world.daemon(0);
+    assert_eq!(daemon.level("many.example").await, PolicyAnswer::Temp);
+    let zone = world.dns.zone();
+    let asked = |n: usize| zone.asked(&tlsa_name(n), RecordType::TLSA) > 0;
+    assert!((0..8).all(asked) && !(8..32).any(asked));
+    drop(zone);
+    daemon.end().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_policy_serves_whatever_fails_until_it_expires() {
     let world = World::new().await;

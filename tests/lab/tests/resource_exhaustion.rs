@@ -127,6 +127,57 @@ async fn hostile_dns_is_bounded_and_never_weakens_an_answer() {
     daemon.stop().await.unwrap();
 }
 
+/// A name with 32 MX hosts whose servers answer for addresses (or not even these), and never for TLSA records.
+fn publish_hostile(world: &World, name: &str, silent_addresses: bool) {
+    let mut zone = world.dns.change();
+    zone.cut(name, true);
+    for n in 0..32 {
+        let host = format!("h{n}.{name}");
+        zone.mx(name, n, &host);
+        zone.address(&host, std::net::Ipv4Addr::LOCALHOST.into());
+        let silent = if silent_addresses { host } else { format!("_25._tcp.{host}") };
+        zone.fault(&silent, Some(dns::Fault::Silence));
+    }
+}
+
+/// Asks about so many such names a second, whatever the answers do.
+async fn ask_hostile(world: std::sync::Arc<World>, per_second: u32, silent_addresses: bool) {
+    let mut asking = tokio::task::JoinSet::new();
+    let mut next = tokio::time::interval(Duration::from_secs(1) / per_second);
+    for n in 0.. {
+        next.tick().await;
+        while let Some(answer) = asking.try_join_next() {
+            let answer: String = answer.unwrap();
+            assert!(answer.starts_with("TEMP "), "{answer}");
+        }
+        let name = format!("x{n}.example");
+        publish_hostile(&world, &name, silent_addresses);
+        let world = std::sync::Arc::clone(&world);
+        asking.spawn(async move { socketmap::ask(&world.socketmap(), "policy", &name).await.unwrap() });
+    }
+}
+
+/// Twenty such names a second (ten without addresses) want two and a half times as many queries as may be under way.
+/// Whoever asks about another name, or about one that is known, is answered as without them.
+#[tokio::test(flavor = "multi_thread")]
+async fn hostile_names_leave_other_look_ups_alone() {
+    for (silent_addresses, per_second) in [(false, 20), (true, 10)] {
+        let ordinary: Vec<String> = (0..12).map(|n| format!("ordinary{n}.test")).collect();
+        let domains: Vec<Domain> = ordinary.iter().map(|name| enforce(name)).collect();
+        let (world, daemon) = start(&domains).await;
+        let world = std::sync::Arc::new(world);
+        let hostile = tokio::spawn(ask_hostile(std::sync::Arc::clone(&world), per_second, silent_addresses));
+        for name in &ordinary {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            assert!(!hostile.is_finished());
+            assert_eq!(ask(&world, name).await, secure(name));
+            assert_eq!(ask(&world, &ordinary[0]).await, secure(&ordinary[0]));
+        }
+        hostile.abort();
+        daemon.stop().await.unwrap();
+    }
+}
+
 const HEAD: &str = "HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\n";
 
 fn document(name: &str, length: usize) -> String {

@@ -113,6 +113,20 @@ impl CachedVerdict {
         failed && comparable && self.coverage.outranks(newer.coverage)
     }
 
+    /// What serves at `now` (seconds) after a look-up found `newer` where `known` was known before. Where a failure left
+    /// nothing to answer from, nothing does.
+    pub fn choose<'a>(
+        known: Option<&'a CachedVerdict>,
+        newer: &'a CachedVerdict,
+        now: i64,
+    ) -> Option<&'a CachedVerdict> {
+        match known {
+            Some(known) if known.outranks(newer) && now < known.expires() + MAX_STALE => Some(known),
+            _ if newer.coverage.is_failure() && newer.coverage != Coverage::SomeFailed => None,
+            _ => Some(newer),
+        }
+    }
+
     /// As it is stored.
     pub fn encode(&self) -> Vec<u8> {
         // Invariant: postcard writes numbers, texts, lists and variants into a vector without fail.

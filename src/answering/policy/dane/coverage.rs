@@ -72,6 +72,19 @@ impl Coverage {
         }
     }
 
+    /// Whether this row is that of the `known` hosts whatever the hosts have that are not known yet, of which the
+    /// preferences are given. Rows 2 and 9 alone can be: in every other, one more host may change the row, or the hosts
+    /// that an answer is narrowed to.
+    pub fn is_settled(signed: bool, known: &[(u16, HostClass)], unknown: &[u16]) -> bool {
+        let preferred_to_unknown = |at: u16| unknown.iter().all(|other| at <= *other);
+        let best = known.iter().map(|(preference, _)| *preference).min();
+        match Coverage::of(signed, known) {
+            Coverage::UnsignedFailed => true,
+            Coverage::BestHosts => best.is_some_and(preferred_to_unknown),
+            _ => false,
+        }
+    }
+
     /// Whether too little is known for an answer of its own: an earlier verdict serves in its place.
     pub fn is_failure(self) -> bool {
         matches!(self, Coverage::SomeFailed | Coverage::AllFailed | Coverage::MxFailed | Coverage::NoAddress)
@@ -160,6 +173,33 @@ mod tests {
         ] {
             assert_eq!(row(signed, hosts), want, "signed: {signed}, hosts: {hosts}");
         }
+    }
+
+    #[test]
+    fn the_row_is_settled_when_no_host_can_change_it() {
+        let classes = [HostClass::Usable, HostClass::Unusable, HostClass::NoTlsa, HostClass::Failed];
+        let mut settled = 0;
+        // Two known hosts and one that is not, each at one of three preferences.
+        for (signed, at) in [true, false].into_iter().flat_map(|signed| (0..27).map(move |n| (signed, n))) {
+            let at = [at % 3, at / 3 % 3, at / 9];
+            for (first, second) in classes.into_iter().flat_map(|a| classes.map(|b| (a, b))) {
+                let known = [(at[0], first), (at[1], second)];
+                if !Coverage::is_settled(signed, &known, &[at[2]]) {
+                    continue;
+                }
+                settled += 1;
+                let row = Coverage::of(signed, &known);
+                for last in classes {
+                    let all = [known[0], known[1], (at[2], last)];
+                    assert_eq!(Coverage::of(signed, &all), row, "{signed} {all:?}");
+                }
+            }
+        }
+        assert!(settled > 100, "{settled}");
+        let known = [(10, HostClass::Usable), (20, HostClass::NoTlsa)];
+        assert!(Coverage::is_settled(true, &known, &[10, 30]) && !Coverage::is_settled(true, &known, &[5]));
+        assert!(Coverage::is_settled(false, &[(20, HostClass::Failed)], &[10]));
+        assert!(!Coverage::is_settled(true, &[(10, HostClass::Usable)], &[20]));
     }
 
     #[test]

@@ -3,15 +3,20 @@
 //! Takes: a next hop. Gives: a [`DaneVerdict`]: whether the MX records are signed, and what each host has, with its
 //! preference. A host without an address is left out, and one whose address look-up failed is kept apart: delivery may
 //! proceed by the others (RFC 7672 §2.1.2).
-//! Limits: [`MAX_HOSTS`] MX hosts, the most preferred; the rest count as hosts without TLSA records.
+//! The most preferred hosts are asked about first. As soon as the hosts that are not known yet cannot change the row of
+//! the table of decisions, what is known is given ([`look_up_in_parts`]); the rest is for counting.
+//! Limits: [`MAX_HOSTS`] MX hosts, the most preferred; the rest count as hosts without TLSA records. [`MAX_HOSTS_AT_ONCE`]
+//! at once, and for all of them [`MAX_TIME`].
 //! When it fails: the part that could not be found out is marked so; what was found out stands.
 //! Not here: what is answered to the MTA (`policy`), matching certificates (the MTA does).
 
 use std::borrow::Cow;
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 
 use crate::answering::policy::dane::coverage::{Coverage, HostClass};
 use crate::answering::policy::dane::der;
@@ -20,10 +25,17 @@ use crate::answering::policy::decision::DatalessTlsa;
 use crate::answering::policy::history::compact::TlsaHost;
 use crate::base::next_hop::{NextHop, Port};
 use crate::base::tlsrpt::{Policy, PolicyType};
-use crate::net::dns::{DnsError, Resolver, TlsaRecord};
+use crate::net::dns::{DnsAnswer, DnsError, Resolver, TlsaRecord};
 
 /// How many MX hosts are asked about. Large providers have about ten.
 pub const MAX_HOSTS: usize = 32;
+
+/// How many MX hosts are asked about at once: each needs two queries at first, and then one.
+const MAX_HOSTS_AT_ONCE: usize = 8;
+
+/// How long the MX hosts are asked about: a name with 32 hosts whose servers do not answer costs no more. The MTA does not
+/// wait so long; the hosts that are left count as not known.
+const MAX_TIME: Duration = Duration::from_secs(30);
 
 /// The longest that a verdict holds, in seconds, whatever the TTLs.
 const MAX_TTL: Duration = Duration::from_secs(86_400);
@@ -117,9 +129,16 @@ impl HostTlsa {
 
 /// Asks about a next hop.
 pub async fn look_up(resolver: &Resolver, hop: &NextHop) -> DaneVerdict {
-    let mut verdict = if hop.mx {
+    look_up_in_parts(resolver, hop, |_| {}).await
+}
+
+/// Asks about a next hop. Calls `settled` at most once, where the row is known before all hosts are, with what is known
+/// by then.
+pub async fn look_up_in_parts(resolver: &Resolver, hop: &NextHop, settled: impl FnOnce(DaneVerdict)) -> DaneVerdict {
+    let resolver = &resolver.for_one_lookup();
+    let verdict = if hop.mx {
         match resolver.mx(&hop.domain).await {
-            Ok(answer) => look_up_mx_hosts(resolver, hop, answer.records, answer.secure, answer.ttl).await,
+            Ok(answer) => look_up_mx_hosts(resolver, hop, answer, settled).await,
             Err(DnsError::NoRecords { ttl }) => look_up_single_host(resolver, hop, ttl).await,
             Err(DnsError::NoSuchDomain { ttl }) => DaneVerdict { mx: MxStatus::NoHost, ..DaneVerdict::empty(ttl) },
             Err(DnsError::Failed(cause)) => DaneVerdict::failed(cause.to_string()),
@@ -127,54 +146,95 @@ pub async fn look_up(resolver: &Resolver, hop: &NextHop) -> DaneVerdict {
     } else {
         look_up_single_host(resolver, hop, MAX_TTL).await
     };
-    verdict.ttl = verdict.ttl.clamp(MIN_TTL, MAX_TTL);
-    if verdict.first_failure().is_some() {
-        verdict.ttl = verdict.ttl.min(FAILED_TTL);
-    }
-    if verdict.coverage() == Coverage::WorseHosts {
-        verdict.ttl = verdict.ttl.min(NARROWED_TTL);
-    }
-    verdict
+    verdict.with_lawful_ttl()
 }
 
 async fn look_up_mx_hosts(
     resolver: &Resolver,
     hop: &NextHop,
-    records: Vec<(u16, String)>,
-    secure: bool,
-    mut ttl: Duration,
+    answer: DnsAnswer<(u16, String)>,
+    settled: impl FnOnce(DaneVerdict),
 ) -> DaneVerdict {
-    let records: Vec<(u16, String)> = records.into_iter().filter(|(_, host)| host != ".").collect();
+    let records: Vec<(u16, String)> = answer.records.into_iter().filter(|(_, host)| host != ".").collect();
     if records.is_empty() {
-        return DaneVerdict { mx: MxStatus::Null, ..DaneVerdict::empty(ttl) };
+        return DaneVerdict { mx: MxStatus::Null, ..DaneVerdict::empty(answer.ttl) };
     }
+    let mx = if answer.secure { MxStatus::Signed } else { MxStatus::Unsigned };
+    let mut found = MxHostLookups { mx, records, lookups: Vec::new(), ttl: answer.ttl };
+    let deadline = Instant::now() + MAX_TIME;
+    let mut settled = Some(settled);
     let mut tasks = JoinSet::new();
-    for (index, (_, name)) in records.iter().take(MAX_HOSTS).enumerate() {
-        let (resolver, name, port) = (resolver.clone(), name.clone(), hop.port.clone());
-        tasks.spawn(async move { (index, look_up_host(&resolver, &name, &port).await) });
-    }
-    let mut found: Vec<Option<HostLookup>> = records.iter().take(MAX_HOSTS).map(|_| None).collect();
-    while let Some(done) = tasks.join_next().await {
-        if let Ok((index, lookup)) = done {
-            found[index] = Some(lookup);
+    let mut waiting: VecDeque<usize> = (0..found.records.len().min(MAX_HOSTS)).collect();
+    found.lookups.resize_with(waiting.len(), || None);
+    loop {
+        while tasks.len() < MAX_HOSTS_AT_ONCE
+            && let Some(index) = waiting.pop_front()
+        {
+            let (resolver, name, port) = (resolver.clone(), found.records[index].1.clone(), hop.port.clone());
+            tasks.spawn(async move { (index, look_up_host(&resolver, &name, &port).await) });
+        }
+        match tokio::time::timeout_at(deadline, tasks.join_next()).await {
+            Ok(Some(Ok((index, lookup)))) => found.lookups[index] = Some(lookup),
+            // The host of a look-up that broke is a host that is not known.
+            Ok(Some(Err(_))) => {}
+            Ok(None) | Err(_) => return found.verdict(),
+        }
+        if found.row_is_settled()
+            && let Some(settled) = settled.take()
+        {
+            settled(found.verdict().with_lawful_ttl());
         }
     }
-    let (mut hosts, mut unreachable) = (Vec::new(), Vec::new());
-    for ((preference, name), lookup) in records.iter().zip(found) {
-        // The host of a look-up that broke is a host that is not known.
-        let lookup = lookup.unwrap_or_else(|| HostLookup::failed("the look-up broke".into()));
-        ttl = ttl.min(lookup.ttl);
-        match lookup.host {
-            HostFound::Address(tlsa) => hosts.push(MxHost { name: name.clone(), preference: *preference, tlsa }),
-            HostFound::AddressFailed(cause) => unreachable.push((name.clone(), cause)),
-            HostFound::NoAddress => {}
+}
+
+/// The MX hosts of a next hop, and what the look-ups that have ended found.
+struct MxHostLookups {
+    mx: MxStatus,
+    /// In order of preference.
+    records: Vec<(u16, String)>,
+    /// Of the first of these hosts.
+    lookups: Vec<Option<HostLookup>>,
+    ttl: Duration,
+}
+
+impl MxHostLookups {
+    /// What is known now. The hosts that are not known yet count as failed.
+    fn verdict(&self) -> DaneVerdict {
+        let not_asked = HostLookup::failed("no answer from the servers of so many MX hosts in time".into());
+        let (mut hosts, mut unreachable, mut ttl) = (Vec::new(), Vec::new(), self.ttl);
+        for ((preference, name), lookup) in self.records.iter().zip(&self.lookups) {
+            let lookup = lookup.as_ref().unwrap_or(&not_asked);
+            ttl = ttl.min(lookup.ttl);
+            match &lookup.host {
+                HostFound::Address(tlsa) => {
+                    hosts.push(MxHost { name: name.clone(), preference: *preference, tlsa: tlsa.clone() });
+                }
+                HostFound::AddressFailed(cause) => unreachable.push((name.clone(), cause.clone())),
+                HostFound::NoAddress => {}
+            }
         }
+        let beyond = self.records.iter().skip(self.lookups.len());
+        let tlsa = HostTlsa::None { reason: "too many MX hosts: not asked".into() };
+        hosts.extend(beyond.map(|(preference, name)| MxHost {
+            name: name.clone(),
+            preference: *preference,
+            tlsa: tlsa.clone(),
+        }));
+        DaneVerdict { mx: self.mx.clone(), hosts, unreachable, ttl }
     }
-    let beyond = records.into_iter().skip(MAX_HOSTS);
-    let tlsa = HostTlsa::None { reason: "too many MX hosts: not asked".into() };
-    hosts.extend(beyond.map(|(preference, name)| MxHost { name, preference, tlsa: tlsa.clone() }));
-    let mx = if secure { MxStatus::Signed } else { MxStatus::Unsigned };
-    DaneVerdict { mx, hosts, unreachable, ttl }
+
+    /// Whether some hosts are not known yet and the row of the table of decisions is.
+    fn row_is_settled(&self) -> bool {
+        let places = self.records.iter().zip(&self.lookups);
+        let unknown: Vec<u16> = places.clone().filter(|(_, lookup)| lookup.is_none()).map(|((at, _), _)| *at).collect();
+        let known = places.filter_map(|((at, _), lookup)| match &lookup.as_ref()?.host {
+            HostFound::Address(tlsa) => Some((*at, tlsa.class())),
+            HostFound::AddressFailed(_) | HostFound::NoAddress => None,
+        });
+        let beyond = self.records.iter().skip(self.lookups.len()).map(|(at, _)| (*at, HostClass::NoTlsa));
+        let known: Vec<_> = known.chain(beyond).collect();
+        !unknown.is_empty() && Coverage::is_settled(self.mx == MxStatus::Signed, &known, &unknown)
+    }
 }
 
 /// A name that is its own host: `[host]`, or a domain without MX records (RFC 5321 §5.1). Whether that is signed is
@@ -310,6 +370,18 @@ pub fn check_usability(record: &TlsaRecord) -> Result<(), &'static str> {
 }
 
 impl DaneVerdict {
+    /// The same, with a time that it may hold for.
+    fn with_lawful_ttl(mut self) -> DaneVerdict {
+        self.ttl = self.ttl.clamp(MIN_TTL, MAX_TTL);
+        if self.first_failure().is_some() {
+            self.ttl = self.ttl.min(FAILED_TTL);
+        }
+        if self.coverage() == Coverage::WorseHosts {
+            self.ttl = self.ttl.min(NARROWED_TTL);
+        }
+        self
+    }
+
     /// No MX host; nothing is there.
     fn empty(ttl: Duration) -> DaneVerdict {
         DaneVerdict { mx: MxStatus::NoHost, hosts: Vec::new(), unreachable: Vec::new(), ttl }
