@@ -549,13 +549,20 @@ mod tests {
         }
 
         #[test]
-        fn served_text_cannot_break_out(cause in ".{0,300}", mx in proptest::collection::vec("[ -~\u{e9}]{0,30}", 0..5), mode in 0..2) {
+        fn served_text_cannot_break_out(
+            cause in ".{0,300}",
+            mx in proptest::collection::vec("(\\*\\.)?[A-Za-z0-9]([a-z0-9_-]{0,9}[a-z0-9])?\\.[a-z]{2,4}\\.?", 0..5),
+            lines in proptest::collection::vec("[ -~\u{e9}]{0,30}", 0..5),
+            mode in 0..2,
+        ) {
             let told = format_answer(&decided(Coverage::MxFailed, &cause, ""));
             assert_eq!(extract(&told, "mode").as_deref(), Some("defer"));
             assert!(!told.contains('\n') && told.is_ascii());
             let mode = ["enforce", "testing"][mode as usize];
             let mx: String = mx.iter().map(|mx| format!("mx: {mx}\n")).collect();
-            let decision = decided(Coverage::NoTlsa, "", &format!("version: STSv1\nmode: {mode}\nmax_age: 1\nmx: a.example\n{mx}"));
+            let lines: String = lines.iter().map(|line| format!("x: {line}\n")).collect();
+            let text = format!("version: STSv1\nmode: {mode}\nmax_age: 1\nmx: a.example\n{mx}{lines}");
+            let decision = decided(Coverage::NoTlsa, "", &text);
             let told = format_answer(&decision);
             assert_eq!(extract(&told, "mode").as_deref(), Some(mode));
             assert_eq!(extract(&told, "dane").as_deref(), Some("no"));

@@ -56,6 +56,10 @@ pub struct HttpsResponse {
     pub status: u16,
     /// The media type in lower case, its parameters left out; empty where none is named.
     pub media_type: String,
+    /// The charset that the media type names, in lower case; empty where it names none.
+    pub charset: String,
+    /// The `Content-Encoding`, in lower case; empty where there is none.
+    pub content_encoding: String,
     /// The body, as sent.
     pub body: Vec<u8>,
 }
@@ -220,13 +224,11 @@ impl HttpsClient {
     async fn send_get(&self, host: &str, path: &str, size: usize) -> Result<HttpsResponse, HttpsError> {
         let sent = self.client()?.get(format!("https://{host}/{path}")).send().await;
         let mut response = sent.map_err(|e| classify_error(&e))?;
-        let media_type = response
-            .headers()
-            .get(reqwest::header::CONTENT_TYPE)
-            .and_then(|value| value.to_str().ok())
-            .and_then(|value| value.split(';').next())
-            .map(|media| media.trim().to_ascii_lowercase())
-            .unwrap_or_default();
+        let field = |name| response.headers().get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
+        let content_type = field(reqwest::header::CONTENT_TYPE).to_ascii_lowercase();
+        let content_encoding = field(reqwest::header::CONTENT_ENCODING).trim().to_ascii_lowercase();
+        let (media_type, parameters) = content_type.split_once(';').unwrap_or((&content_type, ""));
+        let (media_type, charset) = (media_type.trim().to_owned(), charset(parameters));
         let status = response.status().as_u16();
         let mut body = Vec::new();
         while let Some(chunk) = response.chunk().await.map_err(|e| classify_error(&e))? {
@@ -235,7 +237,7 @@ impl HttpsClient {
             }
             body.extend_from_slice(&chunk);
         }
-        Ok(HttpsResponse { status, media_type, body })
+        Ok(HttpsResponse { status, media_type, charset, content_encoding, body })
     }
 }
 
@@ -515,6 +517,13 @@ pub fn certificate_fault(error: &rustls::Error) -> Option<CertificateFault> {
         rustls::Error::InvalidCertificate(_) | rustls::Error::NoCertificatesPresented => Some(CertificateFault::Trust),
         _ => None,
     }
+}
+
+/// The charset among the parameters of a media type, in lower case.
+fn charset(parameters: &str) -> String {
+    let mut named = parameters.split(';').filter_map(|parameter| parameter.split_once('='));
+    let charset = named.find(|(name, _)| name.trim() == "charset").map(|(_, value)| value.trim().trim_matches('"'));
+    charset.unwrap_or_default().to_owned()
 }
 
 /// The last cause in the chain, the most specific one.

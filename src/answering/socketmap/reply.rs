@@ -369,7 +369,7 @@ mod tests {
         #[test]
         fn postfix_takes_every_answer(
             lines in proptest::collection::vec("[ -~\u{e9}{}=,:\t]{0,40}", 0..8),
-            mx in proptest::collection::vec("(\\*\\.)?[a-z0-9-]{1,9}\\.[a-z]{2,4}", 0..5),
+            mx in proptest::collection::vec("(\\*\\.)?[a-z0-9]([a-z0-9-]{0,7}[a-z0-9])?\\.[a-z]{2,4}", 0..5),
             mode in 0..2,
             level in 0..8usize,
         ) {

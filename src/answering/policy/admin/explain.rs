@@ -21,6 +21,7 @@ use crate::answering::policy::overrides::OverrideRule;
 use crate::answering::policy::policies::Policies;
 use crate::answering::policy::sts::domain_state::{DomainSnapshot, RecordState};
 use crate::answering::policy::sts::record;
+use crate::base::domain_name;
 use crate::base::next_hop::{NextHop, Port};
 use crate::base::tlsrpt::{Mode, mx_matches};
 use crate::net::dns::DnsError;
@@ -105,7 +106,7 @@ impl Policies {
                     "the configuration says so ([[policy.override]])".into()
                 }
                 Some(OverrideRule::SkipDane | OverrideRule::SkipSts) | None => {
-                    explain_answer(&decision, hop.is_some(), self.postfix)
+                    explain_answer(&decision, hop.is_none().then_some(key), self.postfix)
                 }
             },
             steps,
@@ -250,9 +251,18 @@ fn mx_pattern_steps(patterns: &[String], verdict: &DaneVerdict) -> Vec<ExplainSt
     verdict.hosts.iter().map(|host| ExplainStep::new(format!("MX host {}", host.name), allowed(&host.name))).collect()
 }
 
-fn explain_answer(decision: &Decision, is_name: bool, postfix: PostfixTraits) -> String {
-    if !is_name {
-        return "it is no domain name: address literals, paths and keys that begin with a dot have no policy".into();
+/// `refused` is a key that is not a next hop.
+fn explain_answer(decision: &Decision, refused: Option<&str>, postfix: PostfixTraits) -> String {
+    if let Some(key) = refused {
+        let bracketed = key.strip_prefix('[').and_then(|rest| rest.split_once(']'));
+        let (host, _) = bracketed.or_else(|| key.split_once(':')).unwrap_or((key, ""));
+        return match domain_name::find_fault(host) {
+            Some(fault) => format!(
+                "not a domain name: {}; address literals, paths and keys that begin with a dot have no policy",
+                escape(&fault.to_string())
+            ),
+            None => "neither a domain name nor one with a port; such a key has no policy".to_owned(),
+        };
     }
     let (Some(facts), Basis::Published(published)) = (decision.facts(), &decision.basis) else {
         return "the configuration says so".into();
@@ -379,6 +389,26 @@ mod tests {
         );
         let json = serde_json::to_string(&explanation).unwrap();
         assert_eq!(serde_json::from_str::<Explanation>(&json).unwrap(), explanation);
+    }
+
+    #[test]
+    fn a_key_that_is_not_a_domain_name_is_explained() {
+        let explained = |key: &str| {
+            let decision = Decision::temp("not looked at");
+            explain_answer(&decision, Some(key), PostfixTraits::of(&Default::default()))
+        };
+        for (key, want) in [
+            ("mail-.example", "not a domain name: the label \"mail-\" begins or ends with a hyphen; "),
+            ("[mail-.example]:587", "not a domain name: the label \"mail-\" begins or ends with a hyphen; "),
+            ("[192.0.2.1]", "not a domain name: it is an IP address; "),
+            ("[IPv6:2001:db8::1]:25", "not a domain name: it is an IP address; "),
+            (".example.com", "not a domain name: it has an empty label; "),
+            ("/var/run/lmtp", "not a domain name: it has the character '/'; "),
+            ("example.com:0", "neither a domain name nor one with a port"),
+            ("unix:/run/lmtp", "neither a domain name nor one with a port"),
+        ] {
+            assert!(explained(key).starts_with(want), "{key}: {}", explained(key));
+        }
     }
 
     #[test]

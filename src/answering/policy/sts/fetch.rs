@@ -9,7 +9,8 @@
 use std::fmt;
 use std::time::Duration;
 
-use crate::answering::policy::sts::document::{self, InvalidDocument, MAX_DOCUMENT, PolicyDocument};
+use crate::answering::policy::sts::document::{self, MAX_DOCUMENT, PolicyDocument};
+use crate::answering::policy::sts::document_fault::InvalidDocument;
 use crate::base::tlsrpt::ResultType;
 use crate::net::https::{CertificateFault, HttpsClient, HttpsError};
 
@@ -46,7 +47,10 @@ pub async fn fetch(client: &HttpsClient, domain: &str) -> Result<PolicyDocument,
     if response.media_type != "text/plain" {
         return Err(FetchError::MediaType(response.media_type));
     }
-    document::parse(&response.body).map_err(|fault| FetchError::Invalid(fault, document::lines(&response.body)))
+    document::parse(&response.body).map_err(|fault| {
+        let fault = fault.with_headers(&response.content_encoding, &response.charset);
+        FetchError::Invalid(fault, document::lines(&response.body))
+    })
 }
 
 impl FetchError {
@@ -85,13 +89,7 @@ impl FetchError {
             FetchError::Redirect(_) => "redirect".into(),
             FetchError::Status(status) => format!("http-status-{status}"),
             FetchError::MediaType(_) => "media-type".into(),
-            FetchError::Invalid(fault, _) => match fault {
-                InvalidDocument::NotText => "not-text".into(),
-                InvalidDocument::Line(_) => "malformed-line".into(),
-                InvalidDocument::Missing(field) => format!("missing-{field}"),
-                InvalidDocument::Value(field) => format!("invalid-{field}"),
-                InvalidDocument::NoMx => "invalid-mx".into(),
-            },
+            FetchError::Invalid(fault, _) => fault.reason_code(),
         }
     }
 }

@@ -2,6 +2,7 @@
 
 pub mod cache;
 pub mod document;
+pub mod document_fault;
 pub mod domain_state;
 pub mod fetch;
 pub mod policy;
