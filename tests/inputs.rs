@@ -299,3 +299,46 @@ fn append(path: &Path, text: &str) {
     let mut file = fs::OpenOptions::new().create(true).append(true).open(path).unwrap();
     file.write_all(text.as_bytes()).unwrap();
 }
+
+#[test]
+fn an_input_that_is_exchanged_counts_nothing_twice() {
+    let host = Host::new("[[input]]\nfile = \"DIR/a.log\"\ntimezone = \"UTC\"\n");
+    let change = |from: &str, to: &str| {
+        let config = host.path("config.toml");
+        let text = fs::read_to_string(&config).unwrap();
+        assert!(text.contains(from), "{text}");
+        fs::write(config, text.replace(from, to)).unwrap();
+    };
+    // Lines have seconds: the new ones are of later ones.
+    let later = || std::thread::sleep(Duration::from_millis(1_100));
+    let run = |last: u64| {
+        let daemon = host.start(host.serve());
+        host.wait_for_session(last);
+        daemon.stop();
+        let counted = host.counted();
+        assert!(each_once(&counted) && counted.len() as u64 == last + 1, "{counted:?}");
+    };
+    append(&host.path("a.log"), &(0..50).map(lines).collect::<String>());
+    run(49);
+    // Moved with its path.
+    fs::rename(host.path("a.log"), host.path("b.log")).unwrap();
+    append(&host.path("b.log"), &(50..60).map(lines).collect::<String>());
+    change("a.log", "b.log");
+    run(59);
+    // Exchanged for a log that has the same lines in another form, as of rsyslog after the journal.
+    let same = fs::read_to_string(host.path("b.log")).unwrap().replace(" mta ", " mta.example.test ");
+    fs::write(host.path("c.log"), same).unwrap();
+    later();
+    append(&host.path("c.log"), &(60..70).map(lines).collect::<String>());
+    change("b.log", "c.log");
+    run(69);
+    // And back, where the first has gone on.
+    append(
+        &host.path("b.log"),
+        &fs::read_to_string(host.path("c.log")).unwrap().split_inclusive('\n').skip(120).collect::<String>(),
+    );
+    later();
+    append(&host.path("b.log"), &(70..80).map(lines).collect::<String>());
+    change("c.log", "b.log");
+    run(79);
+}

@@ -521,6 +521,46 @@ pub struct InputSection {
     /// The IANA name of the zone of its time stamps, where they have none; without it the host's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub timezone: Option<String>,
+    /// Where reading begins where the input is new; without it after the newest line counted of inputs that are gone, or
+    /// else at the beginning.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub start: Option<InputStart>,
+}
+
+/// Where an input begins that has not been read before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum InputStart {
+    /// At its oldest line.
+    Beginning,
+    /// At the next line.
+    Now,
+    /// At a time.
+    Time(jiff::Timestamp),
+}
+
+impl TryFrom<String> for InputStart {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<InputStart, String> {
+        match text.as_str() {
+            "beginning" => Ok(InputStart::Beginning),
+            "now" => Ok(InputStart::Now),
+            time => time.parse().map(InputStart::Time).map_err(|_| {
+                format!("invalid start \"{text}\": expected \"beginning\", \"now\" or a time such as \"2026-11-22T00:00:00Z\"")
+            }),
+        }
+    }
+}
+
+impl From<InputStart> for String {
+    fn from(start: InputStart) -> String {
+        match start {
+            InputStart::Beginning => "beginning".into(),
+            InputStart::Now => "now".into(),
+            InputStart::Time(time) => time.to_string(),
+        }
+    }
 }
 
 /// Which journal is read.

@@ -519,8 +519,8 @@ mod tests {
              [[policy.override]]\ndomain = \"b.example\"\nanswer = \"encrypt\"\n\
              [[nexthop]]\ndomain = \"*\"\nnexthop = \"[smarthost.example]:587\"\n\
              [count]\nlocal_networks = [\"127.0.0.0/8\"]\nsending_addresses = [\"192.0.2.1\"]\n\
-             [[input]]\nfile = \"/var/log/mail.log\"\ntimezone = \"Europe/Berlin\"\n\
-             [[input]]\nfile = \"/var/log/*/mail.log\"\n\
+             [[input]]\nfile = \"/var/log/mail.log\"\ntimezone = \"Europe/Berlin\"\nstart = \"now\"\n\
+             [[input]]\nfile = \"/var/log/*/mail.log\"\nstart = \"2026-11-22T01:38:00Z\"\n\
              [[input]]\njournal = true\nidentifiers = [\"postfix/smtp\"]\n\
              [[input]]\njournal = \"/var/log/journal/remote\"\nunits = [\"postfix@*\"]\n\
              [[input]]\nstdin = true\n",
@@ -558,6 +558,11 @@ mod tests {
             (
                 "[[input]]\nfile = \"/a\"\ntimezone = \"Mars\"\n",
                 "F:3: [[input]] timezone: invalid time zone \"Mars\": expected an IANA name such as \"Europe/Berlin\"",
+            ),
+            (
+                "[[input]]\nfile = \"/a\"\nstart = \"yesterday\"\n",
+                "F:3: [[input]] start: invalid start \"yesterday\": expected \"beginning\", \"now\" or a time such as \
+                 \"2026-11-22T00:00:00Z\"",
             ),
             (
                 "[socketmap]\nlisten = [\"unix:/a\"]\n[readsocket]\nlisten = [\"unix:/b\", \"unix:/a\"]\n",

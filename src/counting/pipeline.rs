@@ -434,6 +434,7 @@ pub(crate) fn load_newest_line_time(store: &dyn Store, name: &str) -> Result<Opt
     Ok(stored.and_then(|bytes| serde_json::from_slice(&bytes).ok()))
 }
 
-fn open_key(name: &str, key: &[u8]) -> Vec<u8> {
+/// The key of a record of an input's open state.
+pub(super) fn open_key(name: &str, key: &[u8]) -> Vec<u8> {
     [name.as_bytes(), b"\0", key].concat()
 }

@@ -26,6 +26,7 @@ use super::{DaemonError, PersistentState, Tasks, run_until_shutdown};
 use crate::base::clock::Clock;
 use crate::base::own_reports::MessageIdKey;
 use crate::config::{Config, InputKind as Named, InputSection};
+use crate::counting::changed_inputs::{self, ConfiguredInput};
 use crate::counting::input::datagram::{self, DatagramQueue};
 use crate::counting::input::file::{self, InputPaths};
 use crate::counting::input::stdin::StdinReader;
@@ -97,6 +98,8 @@ pub(crate) struct CounterFactory {
     pub(crate) rules: Arc<CountingRules>,
     pub(crate) metrics: Metrics,
     pub(crate) clock: Clock,
+    /// Until when lines are left out, by input.
+    pub(crate) left_out: Arc<HashMap<String, i64>>,
 }
 
 impl CounterFactory {
@@ -105,7 +108,10 @@ impl CounterFactory {
         let (position, open) = pipeline::load_input_state(&*self.store, name)?;
         let secret = self.message_id_key.clone();
         let counter = Counter::new(mta, zone.clone(), Arc::new(move |id: &[u8]| secret.is_ours(id)));
-        let (counter, unread) = counter.with_rules(Arc::clone(&self.rules)).with_open_state(zone, &open);
+        let (mut counter, unread) = counter.with_rules(Arc::clone(&self.rules)).with_open_state(zone, &open);
+        if let Some(until) = self.left_out.get(name) {
+            counter.leave_out_until(*until);
+        }
         if unread > 0 {
             let line = format!("input {name}: {unread} records of open sessions cannot be read; those are not counted");
             self.metrics.log_error(self.clock, line);
@@ -189,6 +195,7 @@ pub(crate) fn open_inputs(
         queue: Arc::default(),
     };
     let mut files: Vec<PathBuf> = Vec::new();
+    inputs.counters.left_out = Arc::new(prepare_inputs(config, &inputs.counters)?);
     for (input, zone) in config.inputs.iter().zip(zones) {
         // Invariant: the configuration has been checked.
         let Some(named) = input.kind() else { continue };
@@ -257,6 +264,29 @@ pub(crate) fn open_inputs(
         warn_of_short_queue();
     }
     Ok(inputs)
+}
+
+/// Prepares the inputs that the configuration has changed: until when lines are left out of each.
+fn prepare_inputs(config: &Config, counters: &CounterFactory) -> Result<HashMap<String, i64>, StoreError> {
+    let with_position = counters.paths_with_position();
+    let configured: Vec<ConfiguredInput<'_>> = config
+        .inputs
+        .iter()
+        .filter_map(|input| {
+            let kind = input.kind()?;
+            let files = match kind {
+                Named::Files(pattern) => matching_files(&pattern.to_string_lossy(), &with_position).logs,
+                _ => Vec::new(),
+            };
+            Some(ConfiguredInput { kind, start: input.start, files })
+        })
+        .collect();
+    let prepared = changed_inputs::prepare_inputs(&*counters.store, &configured, counters.clock.seconds())?;
+    if let Err(error) = prepared.stored {
+        let line = format!("store: cannot write which inputs there are: {error}; it is written at the next start");
+        counters.metrics.log_error(counters.clock, line);
+    }
+    Ok(prepared.left_out)
 }
 
 /// Warns, with what to add, where the kernel limits the datagram queue too much.

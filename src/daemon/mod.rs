@@ -367,6 +367,7 @@ impl Tasks {
             rules,
             metrics: metrics.clone(),
             clock,
+            left_out: Arc::default(),
         };
         let inputs = inputs::open_inputs(state, &config, zones, counter_factory)?;
         let context = SchedulerContext {

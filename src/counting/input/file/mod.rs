@@ -26,14 +26,26 @@ use tokio::sync::Notify;
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::Instant;
 
-use self::file_system::HostFileSystem;
+use self::file_system::{HostFileSystem, LogFileSystem};
 use self::follow::{FollowStep, LogReader, POLL_INTERVAL};
+use self::locate::Fit;
+use self::open_log::OpenLog;
 pub use self::rotated::InputPaths;
+use crate::counting::input::file_position::FilePosition;
 use crate::counting::input::{InputError, LineBlock, Position};
 
 /// Whether `other` has the name of a rotated file of `log`, packed or not.
 pub(crate) fn is_rotated(log: &Path, other: &Path) -> bool {
     rotated::is_rotated_name(log, other)
+}
+
+/// Whether the log at `path` is the one of a position that is stored under another name.
+pub(crate) fn is_log_of(path: &Path, position: &FilePosition) -> bool {
+    let files: Arc<dyn LogFileSystem> = Arc::new(HostFileSystem);
+    let Ok(mut log) = OpenLog::open(&files, path) else { return false };
+    !position.head.is_empty()
+        && position.head.matches(&log.head)
+        && locate::locate(position, &mut log).is_ok_and(|fit| !matches!(fit, Fit::Before { .. }))
 }
 
 /// The log of which a file is a rotated one, where its name alone says so (`mail.log.1`).
