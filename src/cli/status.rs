@@ -29,6 +29,9 @@ fn render_status(status: &DaemonStatus) -> String {
     if !status.missing_identity.is_empty() {
         add(format!("no report is sent: [report] lacks {}", status.missing_identity.join(", ")));
     }
+    if let Some(why) = &status.due.mail_held {
+        add(format!("reports by mail wait: {why}"));
+    }
     let validates = if status.validating { "validates" } else { "does not validate: no DANE" };
     add(format!("resolver {} {validates}", status.resolver));
     let policies = &status.policies;

@@ -391,6 +391,8 @@ pub struct ReportSection {
     pub max_destinations: usize,
     /// The largest report that is sent, in octets, as it is on its way.
     pub max_size: usize,
+    /// Whether reports by mail wait while no published DKIM record matches a key.
+    pub check_dkim: bool,
     /// Who signs.
     pub dkim: DkimSigning,
     /// Who gets no reports.
@@ -699,6 +701,7 @@ impl Default for ReportSection {
             allow: Vec::new(),
             max_destinations: 5,
             max_size: 10_000_000,
+            check_dkim: true,
             dkim: DkimSigning::Keys(Vec::new()),
             suppress: Vec::new(),
         }

@@ -9,12 +9,12 @@
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashSet};
 use std::fmt;
-use std::io::{self, Write};
+use std::io::Write;
 
 use flate2::{Compression, GzBuilder};
 use serde::{Deserialize, Serialize};
 
-use crate::base::own_reports;
+use crate::base::own_reports::MessageIdKey;
 use crate::base::tlsrpt::{Day, Failure, Policy, ResultType, TallyRow};
 use crate::config::identity::Identity;
 
@@ -111,9 +111,18 @@ pub(crate) struct FailureDetail {
 pub(crate) struct ReportId(String);
 
 impl ReportId {
-    /// Generates a new one. Fails where the system has no random octets.
-    pub(crate) fn generate(day: Day, submitter: &str) -> io::Result<ReportId> {
-        Ok(ReportId::from_parts(day, &own_reports::hex(&own_reports::random_bytes::<8>()?), submitter))
+    /// That of a report with these rows; `subject`: what it is about, and whether it is a supplement. The same content has the
+    /// same one, so that a receiver recognizes a report that is sent again, also from a restored store (RFC 8460 §5.3).
+    pub(crate) fn of_content(
+        key: &MessageIdKey,
+        day: Day,
+        subject: &str,
+        rows: &[TallyRow],
+        submitter: &str,
+    ) -> ReportId {
+        // Structures of strings and numbers always serialize.
+        let content = serde_json::to_vec(&(day, subject, merge_rows(rows))).expect("strings and numbers");
+        ReportId::from_parts(day, &key.content_id(&content), submitter)
     }
 
     /// One that no report is sent under.
@@ -311,6 +320,23 @@ pub(crate) mod tests {
         .unwrap()
     }
 
+    #[test]
+    fn the_report_id_follows_from_the_content() {
+        let day: Day = "2026-11-22".parse().unwrap();
+        let key = MessageIdKey::from_bytes(&[7; 32]);
+        let id = |day, subject: &str, rows: &[TallyRow]| ReportId::of_content(&key, day, subject, rows, "s.example");
+        let all = rows(day);
+        let first = id(day, "example.net", &all);
+        let turned: Vec<TallyRow> = all.iter().rev().cloned().collect();
+        assert_eq!(id(day, "example.net", &turned), first, "the order does not count");
+        let mut more = all.clone();
+        more[0].successful += 1;
+        let next = Day(day.0 + 1);
+        let others = [id(next, "example.net", &all), id(day, "example.org", &all), id(day, "example.net", &more)];
+        assert!(!others.contains(&first) && others[0] != others[1], "{others:?}");
+        assert!(first.as_str().starts_with("20261122.") && first.as_str().ends_with("@s.example"), "{first}");
+    }
+
     pub(crate) fn rows(day: Day) -> Vec<TallyRow> {
         let sts = Policy {
             policy_type: PolicyType::Sts,
@@ -416,9 +442,9 @@ pub(crate) mod tests {
             report.subject,
             "Report Domain: example.net Submitter: sender.example Report-ID: <20261122.00112233aabbccdd@sender.example>"
         );
-        let made = ReportId::generate(day(), "sender.example").unwrap();
+        let key = MessageIdKey::from_bytes(&[7; 32]);
+        let made = ReportId::of_content(&key, day(), "example.net", &rows(day()), "sender.example");
         assert!(made.unique_id().bytes().all(|b| b.is_ascii_alphanumeric()), "{made}");
-        assert_ne!(made, ReportId::generate(day(), "sender.example").unwrap());
     }
 
     #[test]
@@ -458,7 +484,7 @@ pub(crate) mod tests {
             .map(|n| {
                 let noise = ring::digest::digest(&ring::digest::SHA256, &n.to_be_bytes());
                 let kind = if n % 2 == 0 { ResultType::CertificateExpired } else { ResultType::CertificateNotTrusted };
-                (Failure::new(kind, Some(&own_reports::hex(noise.as_ref()))), u64::from(n) + 1)
+                (Failure::new(kind, Some(&crate::base::own_reports::hex(noise.as_ref()))), u64::from(n) + 1)
             })
             .collect();
         rows

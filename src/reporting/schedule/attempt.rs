@@ -76,25 +76,19 @@ impl Scheduler {
             self.back_off();
             self.log_error(format!("report {report_key}: not planned: {e}; it is tried again"));
         };
-        let settled = match ReportId::generate(report_key.day, sender.identity.submitter()) {
-            Ok(report_id) => self.take_snapshot(report_key, report_id, sender).await.map_err(|e| e.to_string()),
+        let planned = match self.settle_counts(report_key).await {
+            Ok(None) => return None,
+            Ok(Some(settled)) => self.plan_mx_hosts(report_key, &settled.1, settings.spread).await.map(|()| settled),
             Err(e) => Err(e.to_string()),
         };
-        let planned = match settled {
-            Ok(None) => return None,
-            Ok(Some(settled)) => {
-                self.plan_mx_hosts(report_key, &settled.1.rows, settings.spread).await.map(|()| settled)
-            }
-            Err(e) => Err(e),
-        };
-        let (before, mut snapshot, mut counted) = match planned {
+        let (before, mut rows, mut counted) = match planned {
             Ok(planned) => planned,
             Err(e) => {
                 postpone(e);
                 return None;
             }
         };
-        let (found, host_counts) = match self.find_recipients(report_key, &snapshot.rows, sender).await {
+        let (found, host_counts) = match self.find_recipients(report_key, &rows, sender).await {
             Ok(found) => found,
             Err(e) => {
                 postpone(e.to_string());
@@ -103,12 +97,21 @@ impl Scheduler {
         };
         let open = host_counts.as_ref().is_some_and(|host_counts| host_counts.lookups_pending);
         if let Some(host_counts) = host_counts {
-            (counted, snapshot.rows) = (snapshot::total_count(&host_counts.rows), host_counts.rows);
+            (counted, rows) = (snapshot::total_count(&host_counts.rows), host_counts.rows);
         }
         let now = self.context.clock.seconds();
         let mut plan =
             ReportPlan { attempts: before.attempts + 1, first: before.first.or(Some(now)), ..before.clone() };
         let mut batch = Batch::default();
+        let identity = &sender.identity;
+        let key = &self.context.message_id_key;
+        let (day, about) = (report_key.day, report_key.subject_and_part());
+        let snapshot = ReportSnapshot {
+            report_id: ReportId::of_content(key, day, &about, &rows, identity.submitter()),
+            organization: identity.organization.clone(),
+            contact: identity.contact.to_string(),
+            rows,
+        };
         let mut at_once = None;
         match found {
             Ok(_) if open => {
@@ -132,7 +135,7 @@ impl Scheduler {
                 (plan.state, plan.last, plan.counted) = (PlanState::Planned, None, counted);
                 for (to, delivery) in deliveries {
                     delivery.add_to_batch(&mut batch, report_key, &to, &[]);
-                    let by_mail = matches!(to, Destination::Mail(_));
+                    let by_mail = matches!(to, Destination::Mail(_)) && self.mail_may_go();
                     if by_mail && delivery.next <= now && at_once.is_none() {
                         at_once = Some((to, delivery));
                     }
@@ -208,17 +211,14 @@ impl Scheduler {
         }
     }
 
-    /// Takes the snapshot: all counts of the day and domain or, for a supplement, those that the first report does not have.
-    /// Returns it with the stored plan and the sum of all counts that are in a report then. No rows for a host, which has no
-    /// counts of its own; `None` if the plan is done.
-    async fn take_snapshot(
+    /// Settles what the report says: all counts of the day and domain or, for a supplement, those that the first report does
+    /// not have. Returns the stored plan, the rows, and the sum of all counts that are in a report then. No rows for a host,
+    /// which has no counts of its own; `None` if the plan is done.
+    async fn settle_counts(
         &self,
         report_key: &ReportKey,
-        report_id: ReportId,
-        sender: &ReportSender,
-    ) -> Result<Option<(ReportPlan, ReportSnapshot, u64)>, StoreError> {
-        let (of, organization) = (report_key.clone(), sender.identity.organization.clone());
-        let contact = sender.identity.contact.to_string();
+    ) -> Result<Option<(ReportPlan, Vec<TallyRow>, u64)>, StoreError> {
+        let of = report_key.clone();
         self.run_blocking(move |store| {
             let Some(plan) = planner::read_plan(store, &of)?.filter(|plan| plan.state == PlanState::Waiting) else {
                 return Ok(None);
@@ -229,7 +229,7 @@ impl Scheduler {
                 rows =
                     snapshot::counted_since(rows, &snapshot::read_rows(store, &ReportKey { supplement: false, ..of })?);
             }
-            Ok(Some((plan, ReportSnapshot { report_id, organization, contact, rows }, counted)))
+            Ok(Some((plan, rows, counted)))
         })
         .await
     }

@@ -60,7 +60,8 @@ impl Scheduler {
         // The only supplement there will be: it waits for all that comes, as long as there is time for its tries.
         let last_call = day.end().saturating_add(settings.retention) - RETRY_FOR;
         let supplements = if closed || now >= last_call { now } else { i64::MIN };
-        [(Queue::Send, now), (Queue::Supplement, supplements), (Queue::LookUp, look_ups)]
+        let mails = if self.mail_may_go() { now } else { i64::MIN };
+        [(Queue::Send, mails), (Queue::Supplement, supplements), (Queue::LookUp, look_ups)]
             .map(|(queue, until)| QueueCutoff { queue, until })
     }
 

@@ -11,6 +11,7 @@
 //! Not here: what a report says (`report::build`), how it is handed over (`transport`).
 
 mod attempt;
+mod dkim_gate;
 mod due_jobs;
 mod https_hosts;
 mod mx_hosts;
@@ -42,6 +43,7 @@ use crate::reporting::report::ReportSender;
 use crate::reporting::transport::DeliveryTimeouts;
 use crate::store::group_commit::GroupCommit;
 use crate::store::{Batch, Store, StoreError, Table};
+use dkim_gate::DkimGate;
 use https_hosts::HttpsHosts;
 pub(crate) use overview::{ArchivedReport, ReportOverview, ReportState, ReportStatus};
 pub(crate) use preview::ReportPreview;
@@ -108,6 +110,8 @@ pub struct SchedulerSettings {
     pub(crate) spread: i64,
     /// How long counts are kept after their day, in seconds.
     pub(crate) retention: i64,
+    /// Whether reports by mail wait while no published DKIM record matches a key.
+    pub(crate) check_dkim: bool,
     /// Builds and sends reports; `None` while the identity is incomplete.
     pub(crate) sender: Option<ReportSender>,
 }
@@ -122,7 +126,12 @@ impl SchedulerSettings {
     /// The same while nothing can be sent: the days wait within `retention`.
     pub(crate) fn without_sender(section: &ReportSection) -> SchedulerSettings {
         let seconds = |span: Duration| i64::try_from(span.as_secs()).unwrap_or(i64::MAX / 4).min(i64::MAX / 4);
-        SchedulerSettings { spread: seconds(section.spread.0), retention: seconds(section.retention.0), sender: None }
+        SchedulerSettings {
+            spread: seconds(section.spread.0),
+            retention: seconds(section.retention.0),
+            check_dkim: section.check_dkim,
+            sender: None,
+        }
     }
 }
 
@@ -139,6 +148,7 @@ pub struct Scheduler {
     planning_mx_hosts: tokio::sync::Mutex<()>,
     delivery_slots: Semaphore,
     https_hosts: Mutex<HttpsHosts>,
+    dkim_gate: Mutex<DkimGate>,
     /// One for each core: more threads than that would sign no faster, and each keeps memory of its own.
     blocking_slots: Semaphore,
     timeouts: DeliveryTimeouts,
@@ -210,6 +220,7 @@ impl Scheduler {
             planning_mx_hosts: tokio::sync::Mutex::new(()),
             delivery_slots: Semaphore::new(MAX_DELIVERIES),
             https_hosts: Mutex::default(),
+            dkim_gate: Mutex::default(),
             blocking_slots: Semaphore::new(std::thread::available_parallelism().map_or(1, usize::from)),
             timeouts: DeliveryTimeouts::default(),
         }))
@@ -223,6 +234,8 @@ impl Scheduler {
     /// Takes a new configuration; what is under way ends with the old one.
     pub fn configure(&self, settings: SchedulerSettings) {
         *self.settings.write() = Arc::new(settings);
+        *self.dkim_gate.lock() = DkimGate::Unchecked;
+        self.new_plans.notify_one();
     }
 
     /// Logs what is unwise about the keys that sign reports, and which of them differs from its DNS record.
@@ -243,6 +256,8 @@ impl Scheduler {
         let mut keeping = JoinSet::new();
         let mut queue = VecDeque::new();
         let mut posts = JoinSet::new();
+        let mut dkim_checks = JoinSet::new();
+        let mut next_dkim_check = Instant::now();
         let mut next_scan = Instant::now();
         let mut next_post_scan = Instant::now();
         loop {
@@ -258,6 +273,11 @@ impl Scheduler {
                     // What failed is not said every second: a full disk must not be filled with it.
                     Instant::now() + if kept { pause } else { MAX_SCAN_INTERVAL }
                 });
+            }
+            let unchecked = *self.dkim_gate.lock() == DkimGate::Unchecked;
+            if dkim_checks.is_empty() && (unchecked || Instant::now() >= next_dkim_check) {
+                let scheduler = Arc::clone(&self);
+                dkim_checks.spawn(async move { scheduler.check_dkim_gate().await });
             }
             if queue.is_empty() && under_way.len() < MAX_JOBS {
                 queue.extend(self.take_due_jobs(MAX_QUEUED).await);
@@ -280,6 +300,13 @@ impl Scheduler {
                 biased;
                 () = wait_for_shutdown(&mut shutdown) => break,
                 Some(ended) = under_way.join_next() => self.log_failed_task(ended),
+                Some(ended) = dkim_checks.join_next() => match ended {
+                    Ok(next) => next_dkim_check = next,
+                    Err(_) => {
+                        self.log_failed_task(ended.map(drop));
+                        next_dkim_check = Instant::now() + MAX_SCAN_INTERVAL;
+                    }
+                },
                 Some(ended) = posts.join_next() => self.log_failed_task(ended),
                 Some(ended) = keeping.join_next() => match ended {
                     Ok(next) => next_scan = next,

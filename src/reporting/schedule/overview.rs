@@ -91,6 +91,9 @@ pub(crate) struct ReportOverview {
     pub(crate) counts: BTreeMap<ReportState, u64>,
     /// The first of those that are still to go or went wrong, oldest day first, [`MAX_OPEN_LISTED`] at most.
     pub(crate) open: Vec<ReportStatus>,
+    /// Why reports by mail wait, while they do.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) mail_held: Option<String>,
 }
 
 /// The content of a report that was sent or will be, and its deliveries.
@@ -139,7 +142,7 @@ impl Scheduler {
 
     /// How many reports are in each state, and the first that need attention. Blocks for as long as the store does.
     pub(crate) fn overview(&self) -> Result<ReportOverview, StoreError> {
-        let mut overview = ReportOverview::default();
+        let mut overview = ReportOverview { mail_held: self.mail_held(), ..ReportOverview::default() };
         self.visit_records(|key, value| {
             if let Some(due) = record_status(key, value) {
                 *overview.counts.entry(due.state).or_default() += 1;

@@ -149,9 +149,14 @@ impl ReportKey {
         self.to_text().into_bytes()
     }
 
-    fn to_text(&self) -> String {
+    /// The subject, with a tilde behind it for a supplement.
+    pub(crate) fn subject_and_part(&self) -> String {
         // No domain has a tilde, and it sorts behind the slash.
-        format!("{}/{}{}", self.day, self.subject, if self.supplement { "~" } else { "" })
+        format!("{}{}", self.subject, if self.supplement { "~" } else { "" })
+    }
+
+    fn to_text(&self) -> String {
+        format!("{}/{}", self.day, self.subject_and_part())
     }
 }
 

@@ -82,6 +82,7 @@ fn section(deliver: DeliveryMethod) -> ReportSection {
         envelope: Some("bounces@sender.example".into()),
         deliver,
         spread: ConfigDuration(Duration::ZERO),
+        check_dkim: false,
         dkim: DkimSigning::Keys(vec![DkimKeySection {
             selector: "ed".into(),
             domain: None,
@@ -419,8 +420,51 @@ async fn an_https_host_that_fails_in_a_row_is_put_off_as_a_whole_and_its_reports
     let posts = due.iter().filter(|d| d.destination.is_some());
     assert_eq!(posts.map(|d| d.attempts).sum::<u32>(), 3, "{due:#?}");
     assert!(due.iter().filter(put_off).all(|d| d.next.unwrap() >= now + FIRST_RETRY_DELAY), "{due:#?}");
-    assert!(world.said("https host dead.https.example: failed 3 times in a row"));
+    let errors = world.metrics.recent_errors();
+    assert!(world.said("https host dead.https.example:"), "{errors:#?}");
     world.run(now + RETRY_FOR, |due| due.iter().filter(|d| d.state == ReportState::Expired).count() == 20).await;
+}
+
+/// The record that matches the key of [`section`].
+fn dkim_record() -> (&'static str, Option<&'static str>) {
+    let public = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/dkim/ed25519.pub"));
+    ("ed._domainkey.sender.example", Some(leak(format!("v=DKIM1; k=ed25519; p={}", public.unwrap().trim()))))
+}
+
+#[tokio::test]
+async fn mail_waits_for_a_published_key_and_https_does_not() {
+    let rua = leak(format!("v=TLSRPTv1; rua=mailto:a@example.net,https://r.https.example:{}/", silent_server().await));
+    let record = ("_smtp._tls.example.net", Some(rua));
+    let (mut world, mut taken) = World::new(vec![record], ServerFault::Never).await;
+    world.section.check_dkim = true;
+    let now = day().end() + 60;
+    {
+        let scheduler = world.open(now);
+        let (stop, task) = start(&scheduler);
+        let due = until(&scheduler, |due| due.len() == 2 && due.iter().any(|d| d.attempts == 1)).await;
+        assert_eq!(states(&due), [ReportState::Planned; 2]);
+        assert!(
+            due.iter().all(|d| (d.attempts == 1) == matches!(d.destination, Some(Destination::Https(_)))),
+            "{due:?}"
+        );
+        let held = scheduler.overview().unwrap().mail_held.unwrap();
+        assert!(held.ends_with("ed._domainkey.sender.example: there is no such record"), "{held}");
+        assert!(world.said("reports by mail wait: no published DKIM record matches a key"));
+        stop.send(true).unwrap();
+        task.await.unwrap();
+    }
+    assert!(taken.try_recv().is_err());
+    world.dns = name_server(vec![record, dkim_record()]).await;
+    world.run(now + 90_000, |due| due.iter().any(|d| d.state == ReportState::Sent)).await;
+    assert!(taken.try_recv().is_ok());
+}
+
+#[tokio::test]
+async fn mail_does_not_wait_where_dns_does_not_answer_about_the_key() {
+    let unanswered = ("ed._domainkey.sender.example", None);
+    let (mut world, _taken) = World::new(vec![RECORD, unanswered], ServerFault::Never).await;
+    world.section.check_dkim = true;
+    world.run(day().end() + 60, |due| states(due) == [ReportState::Sent]).await;
 }
 
 #[tokio::test]
@@ -739,6 +783,22 @@ async fn a_report_is_kept_shown_and_sent_once_more() {
     assert_eq!(received(&first), received(&second));
     let id = |m: &[u8]| String::from_utf8_lossy(m).split("Message-ID: <").nth(1).unwrap()[..40].to_owned();
     assert_ne!(id(&first), id(&second));
+}
+
+/// A store that was put back sends a day again; the receiver knows it by its report-id.
+#[tokio::test]
+async fn a_restored_store_sends_the_same_report_under_the_same_id() {
+    let mut ids = Vec::new();
+    for _ in 0..2 {
+        let (world, mut taken) = World::new(vec![RECORD], ServerFault::Never).await;
+        world.run(day().end() + 60, |due| states(due) == [ReportState::Sent]).await;
+        ids.push(received(&taken.try_recv().unwrap().2).2);
+    }
+    assert_eq!(ids[0], ids[1]);
+    let (world, mut taken) = World::new(vec![RECORD], ServerFault::Never).await;
+    count(&world.store(), day(), "example.net");
+    world.run(day().end() + 60, |due| states(due) == [ReportState::Sent]).await;
+    assert_ne!(received(&taken.try_recv().unwrap().2).2, ids[0], "other counts");
 }
 
 /// A week over a leap day passes in seconds, with a nap of half a day and a clock that is set back by an hour after midnight.
