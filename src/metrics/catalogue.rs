@@ -171,6 +171,11 @@ pub const CATALOGUE: &[CounterFamily] = &[
         "Decisions that nothing is known; each may be answered several times.",
     ),
     single_counter("tlswarden_dane_lookups_total", &[("dane_lookups", "")], "DANE look-ups."),
+    single_counter(
+        "tlswarden_tlsa_without_data_total",
+        &[("tlsa_without_data", "")],
+        "Decisions about domains with TLSA records without data, which crash this Postfix.",
+    ),
     single_counter("tlswarden_dane_lookups_failed_total", &[("dane_lookups_failed", "")], "DANE look-ups that failed."),
     single_counter("tlswarden_sts_records_asked_total", &[("sts_records_asked", "")], "Look-ups of _mta-sts records."),
     single_counter(

@@ -293,10 +293,9 @@ impl Policies {
             let line = format!("DANE of {}: the look-up fails; the verdict of before serves for up to 24 h", hop.key());
             self.metrics.log_error(self.clock, line);
         }
-        if facts.dataless != DatalessTlsa::Absent
-            && self.postfix.ends_at_dataless_tlsa
-            && self.throttle.permits("dataless", now)
-        {
+        let avoids_dataless = facts.dataless != DatalessTlsa::Absent && self.postfix.ends_at_dataless_tlsa;
+        self.metrics.add("tlsa_without_data", u64::from(avoids_dataless));
+        if avoids_dataless && self.throttle.permits("dataless", now) {
             let line = format!(
                 "DANE of {}: a TLSA record without data, which ends smtp(8) of this Postfix; it is given no answer that \
                  makes it look the record up",

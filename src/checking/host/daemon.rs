@@ -88,6 +88,7 @@ pub(crate) fn check_daemon(
     let mut all = Vec::new();
     check_parts(&state, found);
     check_requests(&state, &mut all);
+    check_tlsa_without_data(&state, &mut all);
     check_host_changes(&state, host, &mut all);
     check_inputs(&state, config, found, &mut all);
     check_errors(&state, &mut all);
@@ -196,6 +197,20 @@ fn check_requests(status: &DaemonState, found: &mut Vec<Finding>) {
             "Mail was deferred because nothing could be found out: the resolver fails. \
              `tlswarden policy explain DOMAIN` says how.",
         );
+    }
+}
+
+/// TLSA records that the Postfix of this host must never look up.
+fn check_tlsa_without_data(status: &DaemonState, found: &mut Vec<Finding>) {
+    let decisions = counter(status, "tlsa_without_data");
+    if decisions > 0 {
+        let problem = format!(
+            "{decisions} decisions were about domains with TLSA records without data, which crash smtp(8) of this Postfix"
+        );
+        let impact = "Postfix gets no answer that makes it look them up; mail to some of these domains is deferred.";
+        let finding = Finding::new(Severity::Warning, "tlsa-without-data", "tlswarden", problem, impact);
+        let fix = "postconf -h mail_version   # 3.8.18, 3.9.12, 3.10.11, 3.11.4 and later ones do not crash";
+        found.push(finding.fix(fix));
     }
 }
 
@@ -323,6 +338,15 @@ mod tests {
         assert_eq!(found[0].problem, "at its start: postfix: found: version 3.7; now: postfix: found: version 3.10");
         check_host_changes(&status(&[]), &lines("3.7")[1..], &mut found);
         assert_eq!(found[1].problem, "at its start: nothing of it; now: input: found: f");
+    }
+
+    #[test]
+    fn tlsa_records_without_data_are_named_once_they_were_met() {
+        let mut found = Vec::new();
+        check_tlsa_without_data(&status(&[]), &mut found);
+        assert_eq!(names(&found), Vec::<&str>::new());
+        check_tlsa_without_data(&status(&[("tlsa_without_data", 2)]), &mut found);
+        assert_eq!(names(&found), ["tlsa-without-data"]);
     }
 
     #[test]

@@ -137,7 +137,7 @@ fn check_postfix(
     };
     found.not_looked_at.extend(skipped);
     let asked = instances.iter().any(|instance| postfix::asks_daemon(instance, config));
-    for instance in &instances {
+    for (nth, instance) in instances.iter().enumerate() {
         let services: Vec<&str> = instance.smtp_clients.iter().map(|service| service.name.as_str()).collect();
         let folder = instance.folder.display();
         let version = instance.get("mail_version");
@@ -145,7 +145,7 @@ fn check_postfix(
             true => format!("Postfix {version} in {folder}: it delivers nothing by SMTP"),
             false => format!("Postfix {version} in {folder}: services {}", services.join(", ")),
         });
-        found.extend(postfix::check_instance(instance, config, asked));
+        found.extend(postfix::check_instance(instance, config, asked, nth == 0));
         if running {
             let denied = postfix::check_sockets(instance, config, &mut found.not_looked_at);
             found.extend(denied);

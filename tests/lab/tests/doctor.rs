@@ -344,6 +344,21 @@ fn postfix_is_broken(host: &mut Host) {
         &[&["-M", "relay/unix=relay unix - - n - - smtp -o smtp_tls_loglevel=0"]],
         &["error log-level"],
     );
+    host.postfix(
+        "a service with another level in master.cf",
+        &[&["-M", "relay/unix=relay unix - - n - - smtp -o smtp_tls_security_level=encrypt"]],
+        &["error service-level"],
+    );
+    host.postfix(
+        "the same, asking with a level that Postfix does not have",
+        &[&[
+            "-M",
+            &format!(
+                "relay/unix=relay unix - - n - - smtp -o smtp_tls_security_level=encrypt -o smtp_tls_policy_maps={table}@encrpyt"
+            ),
+        ]],
+        &["error level-unknown"],
+    );
     host.postfix("smtp_tls_loglevel = 2", &[&["-e", "smtp_tls_loglevel = 2"]], &["warning log-level-high"]);
     host.postfix("smtp_dns_support_level is not dnssec", &[&["-X", "smtp_dns_support_level"]], &["error no-dnssec"]);
     host.postfix(
@@ -623,14 +638,10 @@ async fn play_newer() {
         cool_down(&folder);
         host.doctor_of(config, &["--postfix-config".into(), folder.into_os_string()], &[])
     };
-    let weakened = said(&host, &encrypt, "encrypt");
-    host.hold("smtp_tls_security_level = encrypt", &weakened, &["warning level-weakened"]);
+    let stricter = said(&host, &encrypt, "encrypt");
+    host.hold("smtp_tls_security_level = encrypt", &stricter, &[]);
     let weaker = said(&host, &host.world.config(), "encrypt");
-    host.hold(
-        "the same, and [postfix] default_level = may",
-        &weaker,
-        &["error level-differs", "warning level-weakened"],
-    );
+    host.hold("the same, and [postfix] default_level = may", &weaker, &["error level-differs"]);
     daemon.stop().await.unwrap();
     drop(postfix);
     host.end();

@@ -5,6 +5,7 @@
 //! Not here: how postconf is read (`postconf`), whether the daemon answers (`daemon`).
 
 mod counting;
+mod levels;
 mod relays;
 mod report_transport;
 
@@ -36,8 +37,9 @@ struct SocketmapTable {
     root: PathBuf,
 }
 
-/// Everything that can be checked without the daemon. `asked_elsewhere` tells whether another instance asks the daemon.
-pub(crate) fn check_instance(instance: &PostfixInstance, config: &Config, asked: bool) -> Vec<Finding> {
+/// Everything that can be checked without the daemon. `asked`: whether some instance asks
+/// the daemon; `primary`: whether this is the instance whose settings the daemon asks `postconf` for.
+pub(crate) fn check_instance(instance: &PostfixInstance, config: &Config, asked: bool, primary: bool) -> Vec<Finding> {
     let mut found = Vec::new();
     for service in instance.smtp_clients.iter().filter(|service| looks_up_mx(service)) {
         let view = ServiceCheck { instance, service, config };
@@ -45,7 +47,7 @@ pub(crate) fn check_instance(instance: &PostfixInstance, config: &Config, asked:
             continue;
         }
         view.check_map(asked, &mut found);
-        view.check_level(&mut found);
+        view.check_level(primary, &mut found);
         view.check_log_level(&mut found);
         view.check_dnssec(&mut found);
         view.check_trust_anchors(&mut found);
@@ -135,11 +137,15 @@ impl ServiceCheck<'_> {
         let (postconf, reload) = (self.instance.postconf_command(), self.instance.reload_command());
         match self.service.overrides.contains_key(name) {
             false => format!("{postconf} -e '{name} = {value}' && {reload}"),
-            true => {
-                let service = format!("{}/{}", self.service.name, self.service.kind);
-                format!("{postconf} -P '{service}/{name}={value}' && {reload}")
-            }
+            true => self.override_command(name, value),
         }
+    }
+
+    /// The command that sets a parameter for this service alone.
+    fn override_command(&self, name: &str, value: &str) -> String {
+        let (postconf, reload) = (self.instance.postconf_command(), self.instance.reload_command());
+        let service = format!("{}/{}", self.service.name, self.service.kind);
+        format!("{postconf} -P '{service}/{name}={value}' && {reload}")
     }
 
     /// The tables of `smtp_tls_policy_maps`; for each socketmap table, its address and map.
@@ -235,8 +241,9 @@ impl ServiceCheck<'_> {
             let finding = self.finding(severity, "map-before", NAME, problem, impact);
             found.push(finding.fix(self.set_command(NAME, &behind.join(", "))));
         }
+        let level = ours.map.find('@').map_or("", |at| &ours.map[at..]);
         let renamed = |name: &str| {
-            self.set_command(NAME, &self.get(NAME).replace(&format!(":{}", ours.map), &format!(":{name}")))
+            self.set_command(NAME, &self.get(NAME).replace(&format!(":{}", ours.map), &format!(":{name}{level}")))
         };
         let (real, told) = (self.version(), self.config.postfix.version());
         match MapName::parse(ours.map.as_bytes()).map(|map| map.wording) {
@@ -289,7 +296,10 @@ impl ServiceCheck<'_> {
             ),
             Some(ReplyFormat::Policy | ReplyFormat::PolicyTlsrpt) => {}
         }
-        let attributes_wrong = ours.map != "policy" && real < ATTRIBUTES_SINCE && told >= ATTRIBUTES_SINCE;
+        let attributes_wrong = !ours.map.starts_with("policy@")
+            && ours.map != "policy"
+            && real < ATTRIBUTES_SINCE
+            && told >= ATTRIBUTES_SINCE;
         let patch_differs = told.patch.is_some() && told.patch != real.patch;
         if ((real.major, real.minor) != (told.major, told.minor) || patch_differs) && !attributes_wrong {
             let version = String::from(real);
@@ -349,7 +359,7 @@ impl ServiceCheck<'_> {
         let finding = self.finding(severity, name, NAME, problem, impact);
         found.push(match self.socket_address() {
             Some(way) => {
-                let ours = format!("socketmap:{way}:{}", self.map_name());
+                let ours = format!("socketmap:{way}:{}", self.map_name_with_level());
                 let others = split_list(self.get(NAME));
                 let others = others.into_iter().filter(|text| elsewhere.as_ref().is_none_or(|(e, _)| e != text));
                 finding.fix(self.set_command(NAME, &others.chain([ours]).collect::<Vec<_>>().join(", ")))
@@ -363,61 +373,6 @@ impl ServiceCheck<'_> {
                 finding.fix(format!("tlswarden.toml: [socketmap] listen = [{}]", all.join(", ")))
             }
         });
-    }
-
-    /// `smtp_tls_security_level`, or the level that older parameters give where it is empty (postconf(5)).
-    fn own_level(&self) -> &str {
-        match (self.get("smtp_tls_security_level"), self.get("smtp_enforce_tls"), self.get("smtp_use_tls")) {
-            ("", "yes", _) if self.get("smtp_tls_enforce_peername") == "no" => "encrypt",
-            ("", "yes", _) => "verify",
-            ("", _, "yes") => "may",
-            ("", ..) => "none",
-            (level, ..) => level,
-        }
-    }
-
-    fn check_level(&self, found: &mut Vec<Finding>) {
-        const NAME: &str = "smtp_tls_security_level";
-        let level = self.own_level();
-        let weakened = match level {
-            "none" => {
-                let problem = "a destination without a policy is sent to in clear text".to_owned();
-                let impact = "TLS is not tried where no policy asks for it, and there is nothing to count.";
-                let finding = self
-                    .finding(Severity::Warning, "level-none", NAME, problem, impact)
-                    .fix(self.set_command(NAME, "may"));
-                found.push(finding.fix("tlswarden.toml: [postfix] default_level = \"may\""));
-                None
-            }
-            "encrypt" => Some(
-                "`dane` is answered where only some MX hosts have TLSA records, and takes clear text at the others.",
-            ),
-            "dane-only" => Some("`secure` is answered for MTA-STS and `dane` for domains that are partly signed."),
-            "verify" | "secure" | "fingerprint" => Some(
-                "`dane` is answered where only some MX hosts have TLSA records, and takes any certificate at the others.",
-            ),
-            _ => None,
-        };
-        if let Some(impact) = weakened {
-            let problem = format!("`{level}` for all destinations is replaced by what a destination published");
-            let finding = self.finding(Severity::Warning, "level-weakened", NAME, problem, impact);
-            let example =
-                format!("tlswarden.toml: [[policy.override]] with answer = \"{level}\" for the domains that need it");
-            found.push(finding.fix(self.set_command(NAME, "may")).fix(example));
-        }
-        let told = self.config.postfix.default_level().name();
-        // One service of its own kind is not what the daemon is told of.
-        let of_its_own = self.service.overrides.contains_key(NAME) && told == self.instance.get(NAME);
-        if told != level && !of_its_own {
-            let attributes = self.version() >= ATTRIBUTES_SINCE && self.config.postfix.version() >= ATTRIBUTES_SINCE;
-            let weaker = attributes && level_strength(told) < level_strength(level);
-            let severity = if weaker { Severity::Error } else { Severity::Warning };
-            let impact = "A domain with a testing policy is answered with that level, and DANE is counted by it.";
-            let problem = format!("it says {told}, and Postfix has {level}");
-            let finding =
-                Finding::new(severity, "level-differs", "tlswarden.toml [postfix] default_level", problem, impact);
-            found.push(finding.fix(format!("tlswarden.toml: [postfix] default_level = \"{level}\"")));
-        }
     }
 
     fn check_dnssec(&self, found: &mut Vec<Finding>) {
@@ -584,17 +539,6 @@ fn has_hashed_certificate(folder: &Path) -> bool {
     std::fs::read_dir(folder).is_ok_and(|entries| entries.flatten().any(|e| e.file_name().to_str().is_some_and(hashed)))
 }
 
-/// How much a level asks of every destination.
-fn level_strength(level: &str) -> u8 {
-    match level {
-        "none" => 0,
-        "may" => 1,
-        "dane" => 2,
-        "encrypt" => 3,
-        _ => 4,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -627,7 +571,7 @@ mod tests {
 
     fn names(parameters: &[(&str, &str)], service: MasterService) -> String {
         let instance = PostfixInstance::for_tests(parameters, &[service]);
-        let found = check_instance(&instance, &Config::default(), false);
+        let found = check_instance(&instance, &Config::default(), false, true);
         found.iter().map(|f| f.name.as_str()).collect::<Vec<_>>().join(" ")
     }
 
@@ -661,7 +605,7 @@ mod tests {
     #[test]
     fn an_empty_level_obeys_the_older_parameters() {
         for (enforce, use_tls, wanted) in
-            [("no", "no", "level-none level-differs"), ("no", "yes", ""), ("yes", "no", "level-weakened level-differs")]
+            [("no", "no", "level-none level-differs"), ("no", "yes", ""), ("yes", "no", "level-differs")]
         {
             let mut parameters = main_cf("socketmap:unix:tlswarden/socketmap:policy");
             parameters[3] = ("smtp_tls_security_level", "");
