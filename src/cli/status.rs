@@ -32,8 +32,10 @@ fn render_status(status: &DaemonStatus) -> String {
     if let Some(why) = &status.due.mail_held {
         add(format!("reports by mail wait: {why}"));
     }
-    let validates = if status.validating { "validates" } else { "does not validate: no DANE" };
-    add(format!("resolver {} {validates}", status.resolver));
+    add(status.resolver.to_string());
+    if let Some(warning) = &status.resolver.warning {
+        add(format!("resolver: {warning}"));
+    }
     let policies = &status.policies;
     add(format!(
         "policies: {} MTA-STS policies in force, {} domains known, {} decisions in memory, {} periods of history",

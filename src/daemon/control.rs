@@ -35,7 +35,7 @@ use crate::base::tlsrpt::{Day, TallyRow};
 use crate::config::Config;
 use crate::config::identity::missing_identity;
 use crate::metrics::{InputProgress, Metrics};
-use crate::net::dns::Resolver;
+use crate::net::dns::{Resolver, ResolverStatus};
 use crate::reporting::schedule::Scheduler;
 pub(crate) use crate::reporting::schedule::{ArchivedReport, ReportOverview, ReportPreview, ReportState, ReportStatus};
 use crate::store::Store;
@@ -136,10 +136,8 @@ pub(crate) struct DaemonStatus {
     pub(crate) parts: BTreeMap<String, PartState>,
     /// Each input, by name, and how far it is.
     pub(crate) inputs: BTreeMap<String, InputProgress>,
-    /// The resolver that is asked.
-    pub(crate) resolver: String,
-    /// Whether it validates: without, there is no DANE.
-    pub(crate) validating: bool,
+    /// The resolver that is asked, as its last probe showed: unless it validates, there is no DANE.
+    pub(crate) resolver: ResolverStatus,
     /// How much is known.
     pub(crate) policies: crate::answering::policy::policies::PolicyCounts,
     /// What `[report]` lacks; until it is there no report is sent.
@@ -189,6 +187,23 @@ pub(crate) struct Services {
 }
 
 impl Services {
+    /// What happened how often, the queries to the resolver among it.
+    fn counters(&self) -> BTreeMap<String, u64> {
+        let (queries, failed) = self.resolver.query_counts();
+        let queries = [("dns_queries", queries), ("dns_queries_failed", failed)];
+        self.metrics.counters().into_iter().chain(queries).map(|(name, n)| (name.to_owned(), n)).collect()
+    }
+
+    /// How the resolver stands: as its last probe showed, which is made now if there was none.
+    pub(crate) async fn resolver_status(&self) -> ResolverStatus {
+        let status = self.resolver.status();
+        if status.probed_seconds_ago.is_some() {
+            return status;
+        }
+        self.resolver.probe("").await;
+        self.resolver.status()
+    }
+
     /// How things stand.
     pub(crate) async fn status(&self) -> DaemonStatus {
         DaemonStatus {
@@ -198,15 +213,14 @@ impl Services {
             found: self.detected.clone(),
             parts: self.parts.states(),
             inputs: self.metrics.inputs(),
-            resolver: self.resolver.server_names(),
-            validating: self.resolver.is_trusted(),
+            resolver: self.resolver_status().await,
             policies: self.policies.counts(),
             missing_identity: missing_identity(&self.config.report).into_iter().map(str::to_owned).collect(),
             due: self
                 .run_blocking(|_, scheduler| scheduler.overview().map_err(|e| e.to_string()))
                 .await
                 .unwrap_or_default(),
-            counters: self.metrics.counters().into_iter().map(|(name, n)| (name.to_owned(), n)).collect(),
+            counters: self.counters(),
             errors: self.metrics.recent_errors(),
             store_size: self.store.size().unwrap_or(0),
         }

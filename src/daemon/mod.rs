@@ -11,6 +11,7 @@ mod listeners;
 mod parts;
 pub(crate) mod prometheus;
 mod replay;
+mod resolver_watch;
 pub(crate) mod services;
 pub(crate) mod watchdog;
 
@@ -447,6 +448,8 @@ impl Tasks {
         }
         let writing = ["counting", "scheduler"].map(|name| (name.to_owned(), watchdog::STORE_LIMIT));
         metrics.expect_heartbeats(writing.into_iter().chain(answering));
+        let watch = resolver_watch::watch_resolver(resolver.clone(), config.clone(), metrics.clone(), clock);
+        tasks.spawn("resolver".into(), run_until_shutdown(shutdown.clone(), watch));
         let services = Arc::new(Services {
             config,
             detected: found,

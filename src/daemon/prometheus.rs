@@ -104,7 +104,13 @@ pub(crate) fn render_metrics(services: &Services) -> String {
     page.add_gauge("tlswarden_sts_domains", known.domains as f64);
     page.add_gauge("tlswarden_decisions", known.decisions as f64);
     page.add_gauge("tlswarden_history_periods", known.periods as f64);
-    page.add_gauge("tlswarden_resolver_validating", f64::from(u8::from(services.resolver.is_trusted())));
+    page.add_gauge("tlswarden_resolver_validating", f64::from(u8::from(services.resolver.status().validates)));
+    let (queries, failed) = services.resolver.query_counts();
+    let results = [("answered", queries.saturating_sub(failed)), ("failed", failed)];
+    page.add_snapshot(
+        "tlswarden_dns_queries_total",
+        results.map(|(result, count)| (label("result", result), count as f64)),
+    );
     if let Ok(octets) = services.store.size() {
         page.add_gauge("tlswarden_store_bytes", octets as f64);
     }

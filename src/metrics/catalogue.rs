@@ -86,7 +86,14 @@ pub const SNAPSHOT_METRICS: &[SnapshotMetric] = &[
     gauge("tlswarden_sts_domains", "Domains whose MTA-STS record is known."),
     gauge("tlswarden_decisions", "Next hops with a decision in memory."),
     gauge("tlswarden_history_periods", "Decisions that sessions may still be held to."),
-    gauge("tlswarden_resolver_validating", "1 where DANE can be done."),
+    gauge(
+        "tlswarden_resolver_validating",
+        "1 where the resolver validates, as its last probe showed, so that DANE can be done.",
+    ),
+    counter(
+        "tlswarden_dns_queries_total",
+        "Queries to the resolver, by whether it answered: anything but an error counts.",
+    ),
     gauge("tlswarden_store_bytes", "Octets of the store on disk."),
 ];
 

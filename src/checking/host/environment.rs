@@ -145,9 +145,16 @@ pub(crate) async fn check_resolver(
     let server = format!("resolver {}", resolver.server_names());
     let add =
         |name: &str, problem: &str, impact: &str| Finding::new(Severity::Error, name, server.clone(), problem, impact);
-    let unbound = "apt-get install unbound   # then `nameserver 127.0.0.1` and `options trust-ad` in /etc/resolv.conf";
+    let fix = resolver.status().fix();
     let no_dane = "There is no DANE: TLSA records count only where DNSSEC proves them (RFC 7672 §2.1).";
     let probe = resolver.probe(bogus).await;
+    if config.postfix.dnssec()
+        && let Some(warning) = resolver.status().warning
+    {
+        let impact = "Its AD bit is believed all the same: DANE is as safe as that bit.";
+        let finding = Finding::new(Severity::Warning, "resolver-ad-bit", server.clone(), warning, impact);
+        found.push(finding.fix(fix));
+    }
     if let Some(error) = &probe.failure {
         let impact = "Nothing can be found out of a domain: the daemon answers `ask again`, and mail is deferred.";
         found.push(add("resolver-dead", error, impact).fix("systemctl status unbound"));
@@ -156,14 +163,20 @@ pub(crate) async fn check_resolver(
     if !resolver.is_trusted() {
         if config.postfix.dnssec() {
             let problem = "it is not on this host, so that its word about DNSSEC is not believed";
-            found.push(add("resolver-remote", problem, no_dane).fix(unbound));
+            found.push(add("resolver-remote", problem, no_dane).fix(fix));
         }
         return;
     }
     if !probe.validates {
         if config.postfix.dnssec() {
-            let problem = "it does not validate: the root is not signed for it";
-            found.push(add("resolver-not-validating", problem, no_dane).fix(unbound));
+            if probe.edns {
+                let problem = "it does not validate: the root is not signed for it";
+                found.push(add("resolver-not-validating", problem, no_dane).fix(fix));
+            } else {
+                let problem = "it answers queries without EDNS only, so that nothing is validated";
+                let impact = "DANE is not known, and mail is deferred.";
+                found.push(add("resolver-without-edns", problem, impact).fix(fix));
+            }
         }
         return;
     }

@@ -7,10 +7,9 @@
 //! Not here: asking (`Resolver`), when the root is asked (the daemon), what is answered meanwhile (`policy`).
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use parking_lot::Mutex;
-use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
@@ -23,13 +22,10 @@ pub(crate) const OUTAGE_AFTER: Duration = Duration::from_secs(10);
 const OUTAGE_QUERIES: u32 = 5;
 
 /// What the resolver said when it was last asked for the NS records of the root.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ResolverProbe {
     /// When it was asked.
-    pub asked: SystemTime,
-    /// When it last answered anything; nothing if it never did.
-    pub answered: Option<SystemTime>,
+    pub asked: Instant,
     /// Whether it validates: the root is signed.
     pub validates: bool,
     /// Whether it answers queries with EDNS, which DNSSEC needs.
@@ -58,7 +54,7 @@ struct FailingSince {
     queries: u32,
     root: bool,
     cause: String,
-    last_answer: Option<SystemTime>,
+    last_answer: Option<Instant>,
 }
 
 impl ResolverHealth {
@@ -66,7 +62,7 @@ impl ResolverHealth {
     pub(crate) fn note_answer(&self) {
         self.queries.fetch_add(1, Ordering::Relaxed);
         let mut failing = self.failing.lock();
-        *failing = FailingSince { last_answer: Some(SystemTime::now()), ..FailingSince::default() };
+        *failing = FailingSince { last_answer: Some(Instant::now()), ..FailingSince::default() };
     }
 
     /// A query failed; `root`: that for the root's NS records.
@@ -88,7 +84,7 @@ impl ResolverHealth {
     }
 
     /// When anything was last answered.
-    pub(crate) fn last_answer(&self) -> Option<SystemTime> {
+    pub(crate) fn last_answer(&self) -> Option<Instant> {
         self.failing.lock().last_answer
     }
 

@@ -15,12 +15,13 @@ mod exchange;
 mod health;
 pub mod message;
 mod query_slots;
+mod resolver_status;
 mod servers;
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::time::Instant;
@@ -32,6 +33,8 @@ pub use health::ResolverProbe;
 pub use message::TlsaRecord;
 use message::{Question, RecordData, RecordKind};
 use query_slots::{LookupShare, QuerySlots};
+pub use resolver_status::ResolverStatus;
+use resolver_status::placement_warning;
 use servers::{QueryFailure, Servers};
 
 /// The longest that one query takes, its retries, TCP and CNAMEs included: three in a row must fit beside an HTTPS fetch
@@ -224,9 +227,33 @@ impl Resolver {
         self.shared.health.counts()
     }
 
-    /// What it said when the root was last asked for.
-    pub fn last_probe(&self) -> Option<ResolverProbe> {
-        self.shared.health.probe()
+    /// How it stands, as the last probe showed.
+    pub fn status(&self) -> ResolverStatus {
+        let (health, trusted) = (&self.shared.health, self.shared.trusted);
+        let probe = health.probe();
+        let ago = |at: Instant| at.elapsed().as_secs();
+        let warnings = self.servers().filter(|_| trusted).filter_map(placement_warning);
+        ResolverStatus {
+            servers: self.servers().collect(),
+            trusted,
+            probed_seconds_ago: probe.as_ref().map(|probe| ago(probe.asked)),
+            answered_seconds_ago: health.last_answer().map(ago),
+            validates: trusted && probe.as_ref().is_some_and(|probe| probe.validates),
+            edns: probe.as_ref().is_some_and(|probe| probe.edns),
+            refuses_bogus: probe.as_ref().and_then(|probe| probe.refuses_bogus),
+            failure: probe.and_then(|probe| probe.failure),
+            warning: warnings.into_iter().next().map(str::to_owned),
+        }
+    }
+
+    /// Whether it is believed and validates, as the last probe showed; it is asked now if it never was. One that does not
+    /// answer is not known to validate nothing.
+    pub async fn validates(&self) -> bool {
+        let probe = match self.shared.health.probe() {
+            Some(probe) => probe,
+            None => self.probe("").await,
+        };
+        self.is_trusted() && (probe.validates || probe.failure.is_some())
     }
 
     /// TXT records, the strings of each joined (RFC 8461 §3.1, RFC 8460 §3). Octets that are not UTF-8 become U+FFFD.
@@ -306,7 +333,7 @@ impl Resolver {
     /// Asks for the NS records of the root, which are signed (Postfix's `dnssec_probe` asks for the same), and for the
     /// addresses of `bogus`, whose signatures are broken on purpose, unless that is empty; remembers what was said.
     pub async fn probe(&self, bogus: &str) -> ResolverProbe {
-        let asked = SystemTime::now();
+        let asked = Instant::now();
         let root = Question { name: ".".into(), kind: RecordKind::Ns };
         let found = self.resolve(root).await;
         let refuses_bogus = match &found {
@@ -319,7 +346,6 @@ impl Resolver {
         };
         let probe = ResolverProbe {
             asked,
-            answered: self.shared.health.last_answer(),
             validates: found.as_ref().is_ok_and(|(chain, _)| chain.authentic),
             edns: found.as_ref().is_ok_and(|(chain, _)| chain.with_edns),
             refuses_bogus,

@@ -1,146 +1,18 @@
 //! The resolver against name servers of our own, which answer byte by byte as the test wants, over real UDP and TCP.
 
-use std::net::{TcpListener, UdpSocket};
+use std::net::UdpSocket;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::thread;
 
 use super::*;
 
-/// A query as a server sees it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Query {
-    bytes: Vec<u8>,
-    name: String,
-    kind: u16,
-    edns: bool,
-    ad: bool,
-    tcp: bool,
-}
+#[path = "../../../tests/name_server/mod.rs"]
+mod name_server;
 
-impl Query {
-    fn read(bytes: &[u8], tcp: bool) -> Query {
-        let mut name = Vec::new();
-        let mut at = 12;
-        while bytes[at] != 0 {
-            let end = at + 1 + usize::from(bytes[at]);
-            name.push(String::from_utf8(bytes[at + 1..end].to_vec()).unwrap());
-            at = end;
-        }
-        let kind = u16::from_be_bytes([bytes[at + 1], bytes[at + 2]]);
-        let (edns, ad) = (bytes[11] == 1, bytes[3] & 0x20 != 0);
-        Query { bytes: bytes.to_vec(), name: name.join("."), kind, edns, ad, tcp }
-    }
+use name_server::{A, AAAA, CNAME, MX, NameServer, Query, TLSA, TXT, exchange, text, wire};
 
-    /// An answer with these records, each an owner, a type and its data; with EDNS if the query had it.
-    fn answer(&self, rcode: u16, ad: bool, records: &[(&str, u16, Vec<u8>)]) -> Option<Vec<u8>> {
-        let question_end = 12 + wire(&self.name).len() + 4;
-        let mut bytes = self.bytes[..2].to_vec();
-        let flags = 0x8180 | if ad { 0x20 } else { 0 } | (rcode & 15);
-        let count = u16::try_from(records.len()).unwrap();
-        bytes.extend([flags, 1, count, 0, u16::from(self.edns)].map(u16::to_be_bytes).concat());
-        bytes.extend(&self.bytes[12..question_end]);
-        for (owner, kind, data) in records {
-            bytes.extend(wire(owner));
-            bytes.extend([*kind, 1, 0, 60, u16::try_from(data.len()).unwrap()].map(u16::to_be_bytes).concat());
-            bytes.extend(data);
-        }
-        if self.edns {
-            bytes.extend(b"\0\0\x29\x04\xd0");
-            bytes.extend([u8::try_from(rcode >> 4).unwrap(), 0, 0x80, 0, 0, 0]);
-        }
-        Some(bytes)
-    }
-}
-
-/// A name as it is sent.
-fn wire(name: &str) -> Vec<u8> {
-    let labels = name.split('.').filter(|label| !label.is_empty());
-    let mut bytes: Vec<u8> = labels.flat_map(|label| [&[label.len() as u8], label.as_bytes()].concat()).collect();
-    bytes.push(0);
-    bytes
-}
-
-/// A TXT record's data.
-fn text(value: &str) -> Vec<u8> {
-    [&[value.len() as u8], value.as_bytes()].concat()
-}
-
-/// An MX record's data.
-fn exchange(host: &str) -> Vec<u8> {
-    [&[0, 10], wire(host).as_slice()].concat()
-}
-
-const A: u16 = 1;
-const CNAME: u16 = 5;
-const MX: u16 = 15;
-const TXT: u16 = 16;
-const AAAA: u16 = 28;
-const TLSA: u16 = 52;
-
-/// A server on loopback, over UDP and TCP; the threads end with the test.
-struct Server {
-    address: SocketAddr,
-    queries: Arc<Mutex<Vec<Query>>>,
-}
-
-impl Server {
-    /// `answer` gives the bytes to send, or nothing.
-    fn start(answer: impl Fn(&Query) -> Option<Vec<u8>> + Send + Sync + 'static) -> Server {
-        // A port that is free for both.
-        let (tcp, udp) = loop {
-            let tcp = TcpListener::bind("127.0.0.1:0").unwrap();
-            if let Ok(udp) = UdpSocket::bind(tcp.local_addr().unwrap()) {
-                break (tcp, udp);
-            }
-        };
-        let (address, queries, answer) =
-            (tcp.local_addr().unwrap(), Arc::<Mutex<Vec<Query>>>::default(), Arc::new(answer));
-        let (noted, answers) = (Arc::clone(&queries), Arc::clone(&answer));
-        thread::spawn(move || {
-            let mut buffer = [0; 4096];
-            while let Ok((length, from)) = udp.recv_from(&mut buffer) {
-                let query = Query::read(&buffer[..length], false);
-                noted.lock().push(query.clone());
-                if let Some(bytes) = answers(&query) {
-                    let _ = udp.send_to(&bytes, from);
-                }
-            }
-        });
-        let noted = Arc::clone(&queries);
-        thread::spawn(move || {
-            use std::io::{Read, Write};
-            while let Ok((mut stream, _)) = tcp.accept() {
-                let mut length = [0; 2];
-                if stream.read_exact(&mut length).is_err() {
-                    continue;
-                }
-                let mut bytes = vec![0; usize::from(u16::from_be_bytes(length))];
-                stream.read_exact(&mut bytes).unwrap();
-                let query = Query::read(&bytes, true);
-                noted.lock().push(query.clone());
-                if let Some(bytes) = answer(&query) {
-                    let length = u16::try_from(bytes.len()).unwrap().to_be_bytes();
-                    let _ = stream.write_all(&[&length, bytes.as_slice()].concat());
-                }
-            }
-        });
-        Server { address, queries }
-    }
-
-    fn resolver(&self, trusted: bool) -> Resolver {
-        Resolver::with_servers([self.address], trusted)
-    }
-
-    fn queries(&self) -> Vec<Query> {
-        self.queries.lock().clone()
-    }
-
-    /// How many queries came, with EDNS and without.
-    fn counts(&self) -> (usize, usize) {
-        let queries = self.queries();
-        let with = queries.iter().filter(|query| query.edns).count();
-        (with, queries.len() - with)
-    }
+/// The resolver that asks this server alone.
+fn resolver_of(server: &NameServer, trusted: bool) -> Resolver {
+    Resolver::with_servers([server.address], trusted)
 }
 
 /// A server that never answers, and never refuses: its port is taken.
@@ -159,22 +31,22 @@ fn cause(error: DnsError) -> String {
 
 #[tokio::test]
 async fn every_query_asks_for_the_ad_bit() {
-    let server = Server::start(|query| match (query.ad, query.kind) {
+    let server = NameServer::start(|query| match (query.ad, query.kind) {
         // A resolver that gives its verdict only where the AD bit asks for it.
         (ad, MX) => query.answer(0, ad, &[("a.test", MX, exchange("mx.a.test"))]),
         (ad, _) => query.answer(0, ad, &[(query.name.as_str(), TLSA, vec![3, 1, 1, 7])]),
     });
-    let resolver = server.resolver(true);
+    let resolver = resolver_of(&server, true);
     assert!(resolver.mx("a.test").await.unwrap().secure);
     assert!(resolver.tlsa(25, "mx.a.test").await.unwrap().secure);
     assert!(server.queries().iter().all(|query| query.ad && query.edns));
     // Whoever is not believed is not believed either way.
-    assert!(!server.resolver(false).mx("a.test").await.unwrap().secure);
+    assert!(!resolver_of(&server, false).mx("a.test").await.unwrap().secure);
 }
 
 #[tokio::test]
 async fn one_record_that_cannot_be_decoded_takes_nothing_from_the_others() {
-    let server = Server::start(|query| {
+    let server = NameServer::start(|query| {
         let owner = query.name.as_str();
         let good = match query.kind {
             TLSA => vec![3, 1, 1, 0xab],
@@ -186,7 +58,7 @@ async fn one_record_that_cannot_be_decoded_takes_nothing_from_the_others() {
         let bad = if query.kind == TXT { vec![9, b'x'] } else { vec![0, 1] };
         query.answer(0, true, &[(owner, query.kind, bad.clone()), (owner, query.kind, good), (owner, query.kind, bad)])
     });
-    let resolver = server.resolver(true);
+    let resolver = resolver_of(&server, true);
     let tlsa = resolver.tlsa(25, "mx.a.test").await.unwrap();
     assert!(tlsa.secure);
     assert_eq!(tlsa.records, [TlsaRecord { usage: 3, selector: 1, matching: 1, data: vec![0xab] }]);
@@ -197,16 +69,16 @@ async fn one_record_that_cannot_be_decoded_takes_nothing_from_the_others() {
 
 #[tokio::test]
 async fn records_of_which_none_can_be_decoded_are_not_none() {
-    let server = Server::start(|query| query.answer(0, true, &[(query.name.as_str(), query.kind, vec![3, 1])]));
-    let error = server.resolver(true).tlsa(25, "mx.a.test").await.unwrap_err();
+    let server = NameServer::start(|query| query.answer(0, true, &[(query.name.as_str(), query.kind, vec![3, 1])]));
+    let error = resolver_of(&server, true).tlsa(25, "mx.a.test").await.unwrap_err();
     assert_eq!(cause(error), "no TLSA record of _25._tcp.mx.a.test can be decoded");
 }
 
 #[tokio::test]
 async fn an_unknown_response_code_is_a_failure() {
     for (rcode, text) in [(12, "12"), (3841, "3841"), (6, "6"), (9, "9")] {
-        let server = Server::start(move |query| query.answer(rcode, true, &[]));
-        let resolver = server.resolver(true);
+        let server = NameServer::start(move |query| query.answer(rcode, true, &[]));
+        let resolver = resolver_of(&server, true);
         let want = format!("the resolver {} answered with the unknown response code {text}", server.address);
         assert_eq!(cause(resolver.tlsa(25, "mx.a.test").await.unwrap_err()), want);
         assert_eq!(cause(resolver.mx("a.test").await.unwrap_err()), want);
@@ -214,16 +86,16 @@ async fn an_unknown_response_code_is_a_failure() {
         assert_eq!(cause(resolver.addresses("mx.a.test").await.unwrap_err()), want);
     }
     for (rcode, text) in [(2, "SERVFAIL (DNSSEC validation, or its servers, failed)"), (5, "REFUSED")] {
-        let server = Server::start(move |query| query.answer(rcode, true, &[]));
+        let server = NameServer::start(move |query| query.answer(rcode, true, &[]));
         let want = format!("the resolver {} answered {text}", server.address);
-        assert_eq!(cause(server.resolver(true).mx("a.test").await.unwrap_err()), want);
+        assert_eq!(cause(resolver_of(&server, true).mx("a.test").await.unwrap_err()), want);
     }
 }
 
 #[tokio::test]
 async fn an_alias_that_comes_without_its_target_is_followed() {
     // Every name below `a.test` is an alias to the same below `b.test`, which is answered only when it is asked for.
-    let server = Server::start(|query| match query.name.strip_suffix("a.test") {
+    let server = NameServer::start(|query| match query.name.strip_suffix("a.test") {
         Some(above) => query.answer(0, true, &[(&query.name, CNAME, wire(&format!("{above}b.test")))]),
         None => {
             let data = match query.kind {
@@ -237,7 +109,7 @@ async fn an_alias_that_comes_without_its_target_is_followed() {
             query.answer(0, query.name != "unsigned.b.test", &[(&query.name, query.kind, data)])
         }
     });
-    let resolver = server.resolver(true);
+    let resolver = resolver_of(&server, true);
     let tlsa = resolver.tlsa(25, "mx.a.test").await.unwrap();
     assert!(tlsa.secure && tlsa.name == "_25._tcp.mx.b.test");
     assert_eq!(resolver.txt("_mta-sts.a.test").await.unwrap().records, ["v=STSv1; id=1"]);
@@ -252,18 +124,18 @@ async fn an_alias_that_comes_without_its_target_is_followed() {
 #[tokio::test]
 async fn aliases_without_an_end_are_a_failure_after_a_few_queries() {
     let next = AtomicUsize::new(0);
-    let server = Server::start(move |query| {
+    let server = NameServer::start(move |query| {
         let target = format!("n{}.test", next.fetch_add(1, Ordering::Relaxed));
         query.answer(0, true, &[(&query.name, CNAME, wire(&target))])
     });
-    let error = server.resolver(true).txt("_mta-sts.a.test").await.unwrap_err();
+    let error = resolver_of(&server, true).txt("_mta-sts.a.test").await.unwrap_err();
     assert_eq!(cause(error), "the CNAMEs lead nowhere");
     assert_eq!(server.queries().len(), 1 + alias_chain::MAX_FURTHER_QUERIES);
 }
 
 /// Refuses EDNS with a response code, or by silence.
-fn without_edns(refusal: Option<u16>, ad: bool) -> Server {
-    Server::start(move |query| match (query.edns, refusal) {
+fn without_edns(refusal: Option<u16>, ad: bool) -> NameServer {
+    NameServer::start(move |query| match (query.edns, refusal) {
         (true, Some(rcode)) => Query { edns: false, ..query.clone() }.answer(rcode, false, &[]),
         (true, None) => None,
         (false, _) => {
@@ -277,7 +149,7 @@ fn without_edns(refusal: Option<u16>, ad: bool) -> Server {
 async fn a_server_that_refuses_edns_is_asked_without_and_that_is_remembered() {
     for rcode in [1, 4] {
         let server = without_edns(Some(rcode), false);
-        let resolver = server.resolver(false);
+        let resolver = resolver_of(&server, false);
         for _ in 0..3 {
             assert_eq!(resolver.txt("_mta-sts.a.test").await.unwrap().records, ["v=STSv1; id=1"]);
         }
@@ -288,7 +160,7 @@ async fn a_server_that_refuses_edns_is_asked_without_and_that_is_remembered() {
 #[tokio::test]
 async fn silence_to_edns_costs_one_time_out() {
     let server = without_edns(None, false);
-    let resolver = server.resolver(false);
+    let resolver = resolver_of(&server, false);
     for _ in 0..3 {
         assert_eq!(resolver.txt("_mta-sts.a.test").await.unwrap().records, ["v=STSv1; id=1"]);
     }
@@ -299,7 +171,7 @@ async fn silence_to_edns_costs_one_time_out() {
 async fn an_answer_without_edns_is_no_verdict() {
     for refusal in [Some(1), None] {
         let server = without_edns(refusal, false);
-        let resolver = server.resolver(true);
+        let resolver = resolver_of(&server, true);
         let error = cause(resolver.mx("a.test").await.unwrap_err());
         assert!(error.contains("without EDNS") && error.contains(&server.address.to_string()), "{error}");
         assert!(resolver.tlsa(25, "mx.a.test").await.is_err() && resolver.addresses("mx.a.test").await.is_err());
@@ -308,16 +180,16 @@ async fn an_answer_without_edns_is_no_verdict() {
     }
     // The AD bit needs no EDNS.
     let server = without_edns(Some(1), true);
-    assert!(server.resolver(true).mx("a.test").await.unwrap().secure);
+    assert!(resolver_of(&server, true).mx("a.test").await.unwrap().secure);
 }
 
 #[tokio::test]
 async fn one_name_does_not_take_edns_from_the_others() {
-    let server = Server::start(|query| match (query.edns, query.name.as_str()) {
+    let server = NameServer::start(|query| match (query.edns, query.name.as_str()) {
         (true, "bad.test") => query.answer(1, false, &[]),
         (edns, _) => query.answer(0, edns, &[(&query.name, MX, exchange("mx.a.test"))]),
     });
-    let resolver = server.resolver(true);
+    let resolver = resolver_of(&server, true);
     assert!(resolver.mx("a.test").await.unwrap().secure);
     assert!(cause(resolver.mx("bad.test").await.unwrap_err()).contains("without EDNS"));
     assert!(resolver.mx("a.test").await.unwrap().secure);
@@ -328,9 +200,9 @@ async fn the_second_server_is_asked_where_the_first_says_nothing() {
     let answers = |query: &Query| query.answer(0, false, &[(&query.name, TXT, text("v=STSv1; id=1"))]);
     let (taken, silent) = silent();
     let refused = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let servfail = Server::start(|query| query.answer(2, false, &[]));
+    let servfail = NameServer::start(|query| query.answer(2, false, &[]));
     for first in [silent, refused, servfail.address] {
-        let second = Server::start(answers);
+        let second = NameServer::start(answers);
         let resolver = Resolver::with_servers([first, second.address], false);
         for _ in 0..2 {
             assert_eq!(resolver.txt("_mta-sts.a.test").await.unwrap().records, ["v=STSv1; id=1"], "{first}");
@@ -353,25 +225,25 @@ async fn a_failure_names_the_servers() {
 
 #[tokio::test]
 async fn an_answer_that_is_truncated_comes_over_tcp() {
-    let server = Server::start(|query| {
+    let server = NameServer::start(|query| {
         let mut answer = query.answer(0, true, &[(&query.name, TXT, text("v=STSv1; id=1"))])?;
         answer[2] |= if query.tcp { 0 } else { 2 };
         Some(answer)
     });
-    assert_eq!(server.resolver(true).txt("_mta-sts.a.test").await.unwrap().records, ["v=STSv1; id=1"]);
+    assert_eq!(resolver_of(&server, true).txt("_mta-sts.a.test").await.unwrap().records, ["v=STSv1; id=1"]);
     assert_eq!(server.queries().iter().map(|query| query.tcp).collect::<Vec<_>>(), [false, true]);
-    let cut = Server::start(|query| {
+    let cut = NameServer::start(|query| {
         let mut answer = query.answer(0, true, &[])?;
         answer[2] |= 2;
         Some(answer)
     });
-    let error = cause(cut.resolver(true).tlsa(25, "mx.a.test").await.unwrap_err());
+    let error = cause(resolver_of(&cut, true).tlsa(25, "mx.a.test").await.unwrap_err());
     assert_eq!(error, format!("the resolver {}: the answer is truncated over TCP", cut.address));
 }
 
 #[tokio::test]
 async fn what_does_not_belong_to_the_query_is_ignored() {
-    let server = Server::start(|query| {
+    let server = NameServer::start(|query| {
         let mut answer = query.answer(0, true, &[(&query.name, TXT, text("forged"))])?;
         // The first query gets another number, the second another question.
         match query.edns {
@@ -381,37 +253,39 @@ async fn what_does_not_belong_to_the_query_is_ignored() {
         }
         Some(answer)
     });
-    let error = cause(server.resolver(true).txt("b.test").await.unwrap_err());
+    let error = cause(resolver_of(&server, true).txt("b.test").await.unwrap_err());
     assert!(error.starts_with("no answer from the resolver"), "{error}");
 }
 
 #[tokio::test]
 async fn a_failed_query_is_noted_with_a_command_that_repeats_it() {
-    let server = Server::start(|query| query.answer(2, false, &[]));
-    let resolver = server.resolver(true).noting_failures();
+    let server = NameServer::start(|query| query.answer(2, false, &[]));
+    let resolver = resolver_of(&server, true).noting_failures();
     let cause = cause(resolver.tlsa(25, "mx.a.test").await.unwrap_err());
     let port = server.address.port();
     let command = format!("dig @127.0.0.1 -p {port} +dnssec _25._tcp.mx.a.test. TLSA");
     assert_eq!(resolver.failed_queries(), [FailedQuery { query: "TLSA of _25._tcp.mx.a.test".into(), cause, command }]);
-    assert!(server.resolver(true).failed_queries().is_empty());
+    assert!(resolver_of(&server, true).failed_queries().is_empty());
 }
 
 #[tokio::test]
 async fn a_probe_says_what_the_resolver_says_now() {
-    let server = Server::start(|query| match query.name.as_str() {
+    let server = NameServer::start(|query| match query.name.as_str() {
         "" => query.answer(0, true, &[("", 2, wire("ns.root.test"))]),
         _ => query.answer(2, false, &[]),
     });
-    let probe = server.resolver(true).probe("bogus.test").await;
-    assert!(probe.validates && probe.edns && probe.answered.is_some() && probe.failure.is_none());
+    let probe = resolver_of(&server, true).probe("bogus.test").await;
+    assert!(probe.validates && probe.edns && probe.failure.is_none());
     assert_eq!(probe.refuses_bogus, Some(true));
-    let strips = Server::start(|query| query.answer(0, false, &[("", 2, wire("ns.root.test"))]));
-    let probe = strips.resolver(true).probe("bogus.test").await;
+    let strips = NameServer::start(|query| query.answer(0, false, &[("", 2, wire("ns.root.test"))]));
+    let probe = resolver_of(&strips, true).probe("bogus.test").await;
     assert!(!probe.validates && probe.edns && probe.refuses_bogus.is_none());
     let dead = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let resolver = Resolver::with_servers([dead], true);
     let probe = resolver.probe("").await;
-    assert!(!probe.validates && probe.answered.is_none() && probe.failure.unwrap().contains(&dead.to_string()));
+    assert!(!probe.validates && probe.failure.unwrap().contains(&dead.to_string()));
+    let status = resolver.status();
+    assert!(status.failure.is_some() && status.answered_seconds_ago.is_none() && !status.validates);
     assert!(resolver.is_failing() && resolver.outage().is_none(), "not for ten seconds");
 }
 
