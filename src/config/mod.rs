@@ -316,9 +316,22 @@ pub struct PolicySection {
     pub answer_budget: ConfigDuration,
     /// How many domains' policies are kept.
     pub max_domains: usize,
+    /// What is answered where no resolver validates.
+    pub without_dnssec: WithoutDnssec,
     /// What is said about single domains.
     #[serde(rename = "override")]
     pub overrides: Vec<OverrideSection>,
+}
+
+/// What is answered where DANE cannot be known, for no resolver validates.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum WithoutDnssec {
+    /// As if no domain had DANE.
+    #[default]
+    StsOnly,
+    /// TEMP: mail waits until a resolver validates.
+    Temp,
 }
 
 /// `[[policy.override]]`: one of `answer`, `skip` and `none`.
@@ -678,6 +691,7 @@ impl Default for PolicySection {
         PolicySection {
             answer_budget: ConfigDuration(Duration::from_secs(5)),
             max_domains: 100_000,
+            without_dnssec: WithoutDnssec::default(),
             overrides: Vec::new(),
         }
     }

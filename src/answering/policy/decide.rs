@@ -5,6 +5,7 @@
 //! When it fails: TEMP with the cause, or what was known before.
 //! Not here: the order of the policies (`decision`), what stands already (`policy`).
 
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::OnceLock;
 use std::sync::atomic::AtomicBool;
@@ -17,10 +18,11 @@ use crate::answering::policy::dane::lookup::{self, DaneVerdict, NARROWED_TTL};
 use crate::answering::policy::decision::{Answer, Basis, DatalessTlsa, Decision, Facts, Published, facts};
 use crate::answering::policy::decision_cache::{CachedDecision, MAX_DECISION_TTL};
 use crate::answering::policy::history::compact::StoredPolicy;
+use crate::answering::policy::not_asked;
 use crate::answering::policy::overrides::OverrideRule;
 use crate::answering::policy::policies::{Policies, Trigger};
 use crate::answering::policy::single_flight::Publisher;
-use crate::answering::policy::sts::domain_state::{DomainSnapshot, DomainState};
+use crate::answering::policy::sts::domain_state::{DomainSnapshot, DomainState, RecordState};
 use crate::answering::policy::sts::fetch;
 use crate::answering::policy::sts::policy::StsPolicy;
 use crate::base::clock::{CompactTime, SharedCompactTime};
@@ -32,9 +34,6 @@ const PROVISIONAL_TTL: i64 = 1;
 
 /// How long a TEMP answer is current, in seconds: a broken resolver is not asked for every message.
 const TEMP_TTL: i64 = 5;
-
-/// The cause of TEMP where a policy cannot be asked for through our own fault.
-const NOT_ASKED: &str = "the MTA-STS policy cannot be fetched: this host has no root certificates";
 
 /// How soon a failed DANE look-up is tried again while an earlier verdict serves, in seconds.
 const DANE_RETRY: i64 = 30;
@@ -122,7 +121,11 @@ impl Policies {
         };
         let (verdict, incomplete) = (dane.verdict.clone(), dane.incomplete);
         let failure = known.failure.clone();
-        let mut resolved = self.assemble(&hop, dane, known, now);
+        let not_asked = match rule {
+            Some(OverrideRule::FixedAnswer(_) | OverrideRule::NoPolicy | OverrideRule::SkipSts) => None,
+            Some(OverrideRule::SkipDane) | None => not_asked::cause(&known, self.resolver.outage(), now),
+        };
+        let mut resolved = self.assemble(&hop, dane, known, not_asked, now);
         if let Some(OverrideRule::FixedAnswer(answer)) = rule {
             resolved.basis = Basis::Override(Arc::clone(answer));
         }
@@ -195,7 +198,7 @@ impl Policies {
         began: Instant,
         trigger: Trigger,
     ) -> DaneResult {
-        if !self.dane_enabled {
+        if !self.dane_enabled && !self.wants_dnssec {
             return DaneResult::skipped();
         }
         let now = self.clock.seconds();
@@ -206,6 +209,11 @@ impl Policies {
         };
         if let Some(fresh) = known.as_ref().filter(is_fresh) {
             return DaneResult::from_cached(fresh.clone());
+        }
+        if self.wants_dnssec && !self.resolver.validates().await {
+            let cause =
+                format!("the resolver {} does not validate ([policy] without_dnssec)", self.resolver.server_names());
+            return DaneResult::unknown(cause, now + DANE_RETRY);
         }
         let flight = self.verdict_flights.join_publishing(&hop.key(), |publisher| {
             let (policies, hop) = (Arc::clone(self), hop.clone());
@@ -273,8 +281,15 @@ impl Policies {
     }
 
     /// Puts together what is known.
-    fn assemble(&self, hop: &NextHop, dane: DaneResult, known: DomainSnapshot, now: i64) -> Resolved {
-        let not_asked = known.not_asked && known.policy.is_none();
+    fn assemble(
+        &self,
+        hop: &NextHop,
+        dane: DaneResult,
+        known: DomainSnapshot,
+        not_asked: Option<String>,
+        now: i64,
+    ) -> Resolved {
+        let record_failed = known.policy.is_none() && matches!(known.record, Some((RecordState::Failed { .. }, _)));
         let policy = known.policy.filter(|policy| policy.mode != Mode::None);
         let sts_expires = policy.as_ref().map_or(known.due.max(now + PROVISIONAL_TTL), |policy| policy.expires());
         let sts_refresh = if policy.is_some() { known.due } else { known.due.saturating_sub(REFRESH_AHEAD) };
@@ -282,11 +297,12 @@ impl Policies {
         let failed = failure.filter(|_| policy.is_none());
         let in_force = |policy: &Arc<StsPolicy>| policy.mode != Mode::Enforce || self.enforces_for(hop, policy, now);
         let sts = policy.filter(in_force);
-        let published = match dane.published(hop, sts.as_deref()) {
+        let published = match (dane.published(hop, sts.as_deref()), not_asked) {
             // A policy may be enforced. Where DANE covers all hosts, the answer is the same with and without one.
-            published if not_asked && published.coverage != Coverage::AllHosts => Published::unknown(NOT_ASKED),
-            published => published,
+            (published, Some(cause)) if published.coverage != Coverage::AllHosts => Published::unknown(&cause),
+            (published, _) => published,
         };
+        let published = if self.is_known_by_hosts_file(hop, &published) { Published::NOTHING } else { published };
         let facts = published.facts(sts.as_ref().map(|policy| policy.mode));
         let answer = facts.for_postfix(self.postfix.own_level, self.postfix);
         if dane.stale && self.throttle.permits("stale", now) {
@@ -319,8 +335,9 @@ impl Policies {
             // A new MX host is not refused for longer.
             expires = expires.min(now + NARROWED_TTL.as_secs() as i64);
         }
-        if answer == Answer::Temp {
-            expires = now + TEMP_TTL;
+        // Soon it may show that it is not this record alone that cannot be asked.
+        if answer == Answer::Temp || record_failed {
+            expires = expires.min(now + TEMP_TTL);
         }
         Resolved {
             basis: Basis::Published(published),
@@ -329,6 +346,12 @@ impl Policies {
             expires,
             refresh_at: sts_refresh.min(dane.refresh_at),
         }
+    }
+
+    /// Whether a smart host is found by the hosts file where DNS says nothing of it: the MTA delivers to it without DNS.
+    fn is_known_by_hosts_file(&self, hop: &NextHop, published: &Published) -> bool {
+        let unknown = matches!(published.coverage, Coverage::MxFailed | Coverage::NoAddress);
+        unknown && !hop.mx && not_asked::is_in_hosts_file(Path::new(not_asked::HOSTS_FILE), &hop.domain)
     }
 
     /// RFC 8461 §3.4: a smart host is its own policy domain, and must itself be one of the hosts that its policy allows.
@@ -363,6 +386,11 @@ impl DaneResult {
             expires: i64::MAX,
             refresh_at: i64::MAX,
         }
+    }
+
+    /// Nothing is known, for this cause, until a moment.
+    fn unknown(cause: String, expires: i64) -> DaneResult {
+        DaneResult { coverage: Coverage::MxFailed, cause, expires, ..DaneResult::skipped() }
     }
 
     fn from_cached(verdict: CachedVerdict) -> DaneResult {

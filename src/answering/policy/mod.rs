@@ -8,6 +8,7 @@ mod decide;
 pub mod decision;
 pub mod decision_cache;
 pub mod history;
+mod not_asked;
 pub mod overrides;
 pub mod policies;
 pub mod single_flight;

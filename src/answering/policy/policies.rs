@@ -30,7 +30,7 @@ use crate::answering::policy::throttle::Throttle;
 use crate::base::clock::{Clock, SharedCompactTime, SteadyClock};
 use crate::base::next_hop::NextHop;
 use crate::base::shutdown::wait_for_shutdown;
-use crate::config::Config;
+use crate::config::{Config, WithoutDnssec};
 use crate::metrics::Metrics;
 use crate::net::dns::Resolver;
 use crate::net::https::HttpsClient;
@@ -62,6 +62,8 @@ pub struct Policies {
     pub(super) resolver: Resolver,
     /// Whether DANE is looked at: the resolver validates and the MTA uses DNSSEC.
     pub(super) dane_enabled: bool,
+    /// Whether mail waits where no resolver validates (`[policy] without_dnssec`).
+    pub(super) wants_dnssec: bool,
     /// What is known of the Postfix that asks.
     pub(super) postfix: PostfixTraits,
     pub(super) overrides: Overrides,
@@ -108,6 +110,7 @@ impl Policies {
         let limit = config.policy.max_domains;
         let verdict_store = VerdictStore::new(Arc::clone(&store));
         let sts = StsCache::open(limit, resolver.clone(), client, store, &history, clock, metrics.clone())?;
+        let wants_dnssec = config.postfix.dnssec() && config.policy.without_dnssec == WithoutDnssec::Temp;
         let dane_off_reason = match (config.postfix.dnssec(), resolver.is_trusted()) {
             (false, _) => Some("Postfix asks for no DNSSEC (smtp_dns_support_level, or [postfix] dnssec)"),
             (true, false) => Some(
@@ -116,13 +119,15 @@ impl Policies {
             (true, true) => None,
         };
         if let Some(cause) = dane_off_reason {
-            tracing::info!("policy: no DANE: {cause}; MTA-STS alone is answered");
+            let consequence = if wants_dnssec { "mail is deferred" } else { "MTA-STS alone is answered" };
+            tracing::info!("policy: no DANE: {cause}; {consequence}");
         }
         let verdict = if dane_off_reason.is_none() { verdict_store.load(limit)? } else { Vec::new() };
         let policies = Policies {
             cache: DecisionCache::new(limit),
             budget: config.policy.answer_budget.0,
             dane_enabled: dane_off_reason.is_none(),
+            wants_dnssec,
             postfix: PostfixTraits::of(&config.postfix),
             overrides: Overrides::new(&config.policy.overrides),
             resolver,

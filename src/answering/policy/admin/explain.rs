@@ -20,11 +20,11 @@ use crate::answering::policy::decision::{Answer, Basis, Decision, PostfixTraits}
 use crate::answering::policy::overrides::OverrideRule;
 use crate::answering::policy::policies::Policies;
 use crate::answering::policy::sts::domain_state::{DomainSnapshot, RecordState};
-use crate::answering::policy::sts::record;
+use crate::answering::policy::sts::record::{self, NoRecord};
 use crate::base::domain_name;
 use crate::base::next_hop::{NextHop, Port};
 use crate::base::tlsrpt::{Mode, mx_matches};
-use crate::net::dns::DnsError;
+use crate::net::dns::{DnsError, Resolver};
 
 /// The longest text from DNS or HTTPS that is shown, in characters.
 pub const MAX_TEXT_CHARS: usize = 300;
@@ -73,6 +73,8 @@ impl Policies {
         };
         let mut steps = Vec::new();
         let mut verdict = None;
+        let mut known = DomainSnapshot::default();
+        let resolver = self.resolver.noting_failures();
         if let Some(hop) = &hop {
             let rule = self.overrides.rule_for(&hop.domain);
             if let Some(rule) = rule {
@@ -87,16 +89,20 @@ impl Policies {
                 steps.push(ExplainStep::new("[[policy.override]]", effect));
             }
             if self.dane_enabled {
-                verdict = Some(self.explain_dane(hop, &mut steps).await);
+                verdict = Some(self.explain_dane(&resolver, hop, &mut steps).await);
             } else {
                 let why = "no validating resolver, or Postfix asks for no DNSSEC ([postfix] dnssec)";
                 steps.push(ExplainStep::new("DANE", format!("not looked at: {why}")));
             }
-            let known = self.sts.get_or_insert(&hop.domain).snapshot(self.clock.seconds());
-            self.explain_sts(hop, &known, &mut steps).await;
+            known = self.sts.get_or_insert(&hop.domain).snapshot(self.clock.seconds());
+            self.explain_sts(&resolver, hop, &known, &mut steps).await;
             if let (Some(policy), Some(verdict)) = (&known.policy, &verdict) {
                 steps.extend(mx_pattern_steps(&policy.document(&hop.domain).mx, verdict));
             }
+            steps.extend(resolver.failed_queries().into_iter().map(|failed| ExplainStep {
+                details: vec![format!("to repeat it: {}", failed.command)],
+                ..ExplainStep::new(format!("failed query: {}", failed.query), escape(&failed.cause))
+            }));
         }
         Explanation {
             key: escape(key),
@@ -106,17 +112,17 @@ impl Policies {
                     "the configuration says so ([[policy.override]])".into()
                 }
                 Some(OverrideRule::SkipDane | OverrideRule::SkipSts) | None => {
-                    explain_answer(&decision, hop.is_none().then_some(key), self.postfix)
+                    explain_answer(&decision, hop.is_none().then_some(key), self.postfix, &known)
                 }
             },
             steps,
         }
     }
 
-    async fn explain_dane(&self, hop: &NextHop, steps: &mut Vec<ExplainStep>) -> DaneVerdict {
+    async fn explain_dane(&self, resolver: &Resolver, hop: &NextHop, steps: &mut Vec<ExplainStep>) -> DaneVerdict {
         if hop.mx {
             let subject = format!("MX of {}", hop.domain);
-            steps.push(match self.resolver.mx(&hop.domain).await {
+            steps.push(match resolver.mx(&hop.domain).await {
                 Ok(answer) => ExplainStep {
                     subject,
                     found: format!("{} records, for {} s", answer.records.len(), answer.ttl.as_secs()),
@@ -131,7 +137,7 @@ impl Policies {
                 Err(error) => ExplainStep::new(subject, describe_dns_error(&error)),
             });
         }
-        let verdict = lookup::look_up(&self.resolver, hop).await;
+        let verdict = lookup::look_up(resolver, hop).await;
         for host in &verdict.hosts {
             let subject = format!("TLSA of {}", host.name);
             steps.push(match &host.tlsa {
@@ -141,7 +147,7 @@ impl Policies {
                     subject,
                     found: format!("at _{}._tcp.{base}, {}", hop.port, if *usable { "usable" } else { "none usable" }),
                     signed: Some(true),
-                    details: self.tlsa_records(&hop.port, base).await,
+                    details: tlsa_records(resolver, &hop.port, base).await,
                 },
             });
         }
@@ -159,28 +165,16 @@ impl Policies {
         verdict
     }
 
-    async fn tlsa_records(&self, port: &Port, base: &str) -> Vec<String> {
-        let port = match port_number(port).await {
-            Ok(port) => port,
-            Err(cause) => return vec![cause],
-        };
-        match self.resolver.tlsa(port, base).await {
-            Ok(answer) => answer
-                .records
-                .iter()
-                .map(|record| match lookup::check_usability(record) {
-                    Ok(()) => format!("{}: usable", truncate(&record.to_string())),
-                    Err(why) => format!("{}: unusable: {why}", truncate(&record.to_string())),
-                })
-                .collect(),
-            Err(error) => vec![describe_dns_error(&error)],
-        }
-    }
-
-    async fn explain_sts(&self, hop: &NextHop, known: &DomainSnapshot, steps: &mut Vec<ExplainStep>) {
+    async fn explain_sts(
+        &self,
+        resolver: &Resolver,
+        hop: &NextHop,
+        known: &DomainSnapshot,
+        steps: &mut Vec<ExplainStep>,
+    ) {
         let name = format!("_mta-sts.{}", hop.domain);
         let subject = format!("TXT of {name}");
-        steps.push(match self.resolver.txt(&name).await {
+        steps.push(match resolver.txt(&name).await {
             Ok(answer) => ExplainStep {
                 subject,
                 found: match record::parse_id(&answer.records) {
@@ -200,7 +194,7 @@ impl Policies {
                 let what = match record {
                     RecordState::Id { id } => format!("id {id}"),
                     RecordState::None { reason } => format!("none: {reason}"),
-                    RecordState::Failed { cause } => format!("not known: {}", escape(cause)),
+                    RecordState::Failed { cause, .. } => format!("not known: {}", escape(cause)),
                 };
                 ExplainStep::new(subject, format!("{what}, for {} s more", (until - now).max(0)))
             }
@@ -242,6 +236,24 @@ impl ExplainStep {
     }
 }
 
+async fn tlsa_records(resolver: &Resolver, port: &Port, base: &str) -> Vec<String> {
+    let port = match port_number(port).await {
+        Ok(port) => port,
+        Err(cause) => return vec![cause],
+    };
+    match resolver.tlsa(port, base).await {
+        Ok(answer) => answer
+            .records
+            .iter()
+            .map(|record| match lookup::check_usability(record) {
+                Ok(()) => format!("{}: usable", truncate(&record.to_string())),
+                Err(why) => format!("{}: unusable: {why}", truncate(&record.to_string())),
+            })
+            .collect(),
+        Err(error) => vec![describe_dns_error(&error)],
+    }
+}
+
 /// One step for each MX host: which pattern allows it.
 fn mx_pattern_steps(patterns: &[String], verdict: &DaneVerdict) -> Vec<ExplainStep> {
     let allowed = |name: &str| match patterns.iter().find(|pattern| mx_matches(pattern, name)) {
@@ -252,7 +264,12 @@ fn mx_pattern_steps(patterns: &[String], verdict: &DaneVerdict) -> Vec<ExplainSt
 }
 
 /// `refused` is a key that is not a next hop.
-fn explain_answer(decision: &Decision, refused: Option<&str>, postfix: PostfixTraits) -> String {
+fn explain_answer(
+    decision: &Decision,
+    refused: Option<&str>,
+    postfix: PostfixTraits,
+    known: &DomainSnapshot,
+) -> String {
     if let Some(key) = refused {
         let bracketed = key.strip_prefix('[').and_then(|rest| rest.split_once(']'));
         let (host, _) = bracketed.or_else(|| key.split_once(':')).unwrap_or((key, ""));
@@ -289,10 +306,28 @@ fn explain_answer(decision: &Decision, refused: Option<&str>, postfix: PostfixTr
                 Some(failure) => {
                     format!("no policy: the MTA-STS document could not be had: {}", escape(&failure.text))
                 }
-                None => "no policy is published".into(),
+                None => explain_absence(known),
             },
         },
     }
+}
+
+/// Why there is no MTA-STS policy: what is not known and what cannot be read is not "none".
+fn explain_absence(known: &DomainSnapshot) -> String {
+    match &known.record {
+        Some((RecordState::Failed { cause, .. }, _)) => {
+            format!("no policy is known: the MTA-STS record could not be asked: {}", escape(cause))
+        }
+        Some((RecordState::None { reason }, _)) if is_invalid_record(reason) => {
+            format!("no policy: the MTA-STS record is invalid: {reason}")
+        }
+        _ => "no policy is published".into(),
+    }
+}
+
+/// Whether there is a record that means MTA-STS, and says it wrongly.
+fn is_invalid_record(reason: &str) -> bool {
+    [NoRecord::Multiple, NoRecord::Malformed].iter().any(|invalid| invalid.description() == reason)
 }
 
 pub(super) fn describe_coverage(coverage: Coverage) -> &'static str {
@@ -395,7 +430,7 @@ mod tests {
     fn a_key_that_is_not_a_domain_name_is_explained() {
         let explained = |key: &str| {
             let decision = Decision::temp("not looked at");
-            explain_answer(&decision, Some(key), PostfixTraits::of(&Default::default()))
+            explain_answer(&decision, Some(key), PostfixTraits::of(&Default::default()), &DomainSnapshot::default())
         };
         for (key, want) in [
             ("mail-.example", "not a domain name: the label \"mail-\" begins or ends with a hyphen; "),

@@ -58,6 +58,9 @@ pub enum RecordState {
     Failed {
         /// Why.
         cause: Box<str>,
+        /// Whether it is this host that could not ask.
+        #[serde(default)]
+        local: bool,
     },
 }
 
@@ -300,7 +303,7 @@ impl DomainState {
             Err(DnsError::Failed(cause)) => match state.record.take() {
                 // What was known stands while the resolver fails.
                 Some(known @ RecordState::Id { .. }) => (known, RECORD_RETRY),
-                _ => (RecordState::Failed { cause: cause.to_string().into() }, RECORD_RETRY),
+                _ => (RecordState::Failed { cause: cause.to_string().into(), local: cause.is_local() }, RECORD_RETRY),
             },
             Err(none @ DnsError::NoSuchDomain { ttl }) | Err(none @ DnsError::NoRecords { ttl }) => {
                 let reason =

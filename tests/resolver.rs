@@ -1,0 +1,324 @@
+//! DNS that misbehaves, asked by the real program: what an MTA is answered, and what an administrator is told.
+
+mod name_server;
+mod running;
+
+use std::fs;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, UdpSocket};
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use name_server::{A, CNAME, MX, NameServer, Query, TLSA, TXT, exchange, text, wire};
+use running::Running;
+use serde_json::Value;
+
+const BINARY: &str = env!("CARGO_BIN_EXE_tlswarden");
+
+/// How long anything may take: a machine under load, not a measure of the program.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+const NS: u16 = 2;
+
+/// What a server answers in place of the world: bytes, nothing at all, or what the world says.
+type Change = fn(&Query) -> Option<Option<Vec<u8>>>;
+
+/// A folder with a configuration.
+struct Host {
+    folder: tempfile::TempDir,
+}
+
+impl Host {
+    /// A host whose resolver is at an address; `more` is added to the configuration.
+    fn new(resolver: SocketAddr, more: &str) -> Host {
+        let host = Host { folder: tempfile::tempdir().unwrap() };
+        let config = format!(
+            "[store]\npath = \"DIR/store\"\n[control]\nsocket = \"DIR/control\"\n\
+             [socketmap]\nlisten = [\"unix:DIR/socketmap\"]\n[resolver]\naddress = \"{resolver}\"\n{more}"
+        );
+        let config = config.replace("DIR", &host.folder.path().display().to_string());
+        fs::write(host.path("config.toml"), config).unwrap();
+        host
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(BINARY);
+        command.args(arguments).arg("--config").arg(self.path("config.toml")).stdin(Stdio::null()).env("NO_COLOR", "1");
+        command
+    }
+
+    fn run(&self, arguments: &[&str]) -> String {
+        let output = self.command(arguments).output().unwrap();
+        assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// Starts the daemon, and waits until it answers.
+    fn start(&self) -> Running {
+        let log = fs::File::create(self.path("log")).unwrap();
+        let daemon = Running(self.command(&["serve"]).stderr(log).spawn().unwrap());
+        self.until("the daemon answers", || UnixStream::connect(self.path("control")).is_ok());
+        daemon
+    }
+
+    fn log(&self) -> String {
+        fs::read_to_string(self.path("log")).unwrap()
+    }
+
+    fn until(&self, what: &str, done: impl Fn() -> bool) {
+        let limit = Instant::now() + PATIENCE;
+        while !done() {
+            assert!(Instant::now() < limit, "not reached: {what}\n{}", self.log());
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    }
+
+    fn status(&self) -> Value {
+        serde_json::from_str(&self.run(&["status", "--json"])).unwrap()
+    }
+
+    /// What Postfix is answered.
+    fn asks(&self, next_hop: &str) -> String {
+        let mut stream = UnixStream::connect(self.path("socketmap")).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        let request = format!("policy {next_hop}");
+        stream.write_all(format!("{}:{request},", request.len()).as_bytes()).unwrap();
+        let mut answer = Vec::new();
+        while !answer.ends_with(b",") {
+            let mut byte = [0];
+            stream.read_exact(&mut byte).unwrap();
+            answer.push(byte[0]);
+        }
+        let answer = String::from_utf8(answer).unwrap();
+        answer.split_once(':').unwrap().1.trim_end_matches(',').to_owned()
+    }
+}
+
+/// A signed world with one mail host: `mx.dane.test`, with a TLSA record. What `change` answers goes before.
+fn world(change: impl Fn(&Query) -> Option<Option<Vec<u8>>> + Send + Sync + 'static) -> NameServer {
+    NameServer::start(move |query| match change(query) {
+        Some(answer) => answer,
+        None => answer_of_world(query),
+    })
+}
+
+fn answer_of_world(query: &Query) -> Option<Vec<u8>> {
+    let digest = [&[3, 1, 1], [7; 32].as_slice()].concat();
+    let records = match (query.name.as_str(), query.kind) {
+        ("", NS) => vec![("", NS, wire("ns.root.test"))],
+        ("dane.test", MX) => vec![("dane.test", MX, exchange("mx.dane.test"))],
+        ("mx.dane.test", A) => vec![("mx.dane.test", A, vec![192, 0, 2, 1])],
+        ("_25._tcp.mx.dane.test", TLSA) => vec![("_25._tcp.mx.dane.test", TLSA, digest)],
+        _ => Vec::new(),
+    };
+    query.answer(0, true, &records)
+}
+
+/// The configuration of a Postfix that asks for DNSSEC, or not.
+fn postfix(dnssec: bool) -> String {
+    format!("[postfix]\nversion = \"3.7\"\ndefault_level = \"may\"\ndnssec = {dnssec}\n")
+}
+
+/// An address at which nobody answers, and nobody refuses.
+fn silent() -> (UdpSocket, SocketAddr) {
+    let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let address = socket.local_addr().unwrap();
+    (socket, address)
+}
+
+#[test]
+fn a_broken_answer_of_the_resolver_weakens_nothing() {
+    let cases: [(&str, Change, &str); 6] = [
+        ("nothing is wrong", |_| None, "OK dane-only"),
+        (
+            "a TLSA record of two bytes beside a good one",
+            |query| match query.kind {
+                TLSA => {
+                    let owner = query.name.as_str();
+                    let digest = [&[3, 1, 1], [7; 32].as_slice()].concat();
+                    Some(query.answer(0, true, &[(owner, TLSA, vec![3, 1]), (owner, TLSA, digest)]))
+                }
+                _ => None,
+            },
+            "OK dane-only",
+        ),
+        ("an unknown response code", |query| (query.kind == TLSA).then(|| query.answer(12, true, &[])), "TEMP "),
+        (
+            "an alias without its target",
+            |query| match query.name.as_str() {
+                "dane.test" if query.kind == MX => {
+                    Some(query.answer(0, true, &[("dane.test", MX, exchange("alias.test"))]))
+                }
+                "alias.test" => Some(query.answer(0, true, &[("alias.test", CNAME, wire("mx.dane.test"))])),
+                _ => None,
+            },
+            "OK dane-only",
+        ),
+        ("no AD bit unless the query has it", |query| (!query.ad).then(|| query.answer(0, false, &[])), "OK dane-only"),
+        (
+            "EDNS refused, and no verdict without",
+            |query| match query.edns {
+                true => Some(Query { edns: false, ..query.clone() }.answer(1, false, &[])),
+                false => answer_of_world(query).map(|mut answer| {
+                    answer[3] &= !0x20;
+                    Some(answer)
+                }),
+            },
+            "TEMP ",
+        ),
+    ];
+    for (what, change, want) in cases {
+        let server = world(change);
+        let host = Host::new(server.address, &postfix(true));
+        let _daemon = host.start();
+        let answer = host.asks("dane.test");
+        assert!(answer.starts_with(want), "{what}: {answer}");
+    }
+}
+
+#[test]
+fn a_resolver_that_answers_nothing_defers_mail_and_is_named() {
+    let (_taken, dead) = silent();
+    let host = Host::new(dead, &postfix(false));
+    let _daemon = host.start();
+    host.until("mail is deferred", || host.asks("sts.test").starts_with("TEMP every query has failed for "));
+    // A domain that is asked about for the first time too; and whatever the hosts file names is delivered to.
+    assert!(host.asks("other.test").contains(&format!("no answer from the resolver {dead}")));
+    assert_eq!(host.asks("[localhost]:10025"), "NOTFOUND ");
+    assert!(host.log().contains(&format!("resolver {dead}: no answer: ")), "{}", host.log());
+    let status = host.status();
+    assert_eq!(status["resolver"]["answered-seconds-ago"], Value::Null);
+    assert!(status["counters"]["dns_queries_failed"].as_u64().unwrap() >= 5);
+    assert!(host.run(&["status"]).contains(&format!("resolver {dead}: no answer: no answer from the resolver {dead}")));
+}
+
+#[test]
+fn one_broken_record_defers_no_mail_and_is_named() {
+    let server = world(|query| (query.name == "_mta-sts.bad.test").then(|| query.answer(2, false, &[])));
+    let host = Host::new(server.address, &postfix(false));
+    let _daemon = host.start();
+    let began = Instant::now();
+    // Longer than an outage takes to be one.
+    while began.elapsed() < Duration::from_secs(13) {
+        assert_eq!(host.asks("bad.test"), "NOTFOUND ");
+        std::thread::sleep(Duration::from_millis(500));
+    }
+    let said = host.run(&["policy", "explain", "bad.test"]);
+    let cause = "SERVFAIL (DNSSEC validation, or its servers, failed)";
+    let server = server.address;
+    for line in [
+        format!(
+            "because: no policy is known: the MTA-STS record could not be asked: the resolver {server} answered {cause}\n"
+        ),
+        format!("- failed query: TXT of _mta-sts.bad.test: the resolver {server} answered {cause}\n"),
+        format!("    to repeat it: dig @127.0.0.1 -p {} +dnssec _mta-sts.bad.test. TXT\n", server.port()),
+    ] {
+        assert!(said.contains(&line), "{line}{said}");
+    }
+}
+
+#[test]
+fn a_record_that_is_wrong_is_not_none() {
+    let server = world(|query| {
+        let owner = query.name.as_str();
+        let records = match (owner, query.kind) {
+            ("_mta-sts.form.test", TXT) => vec![(owner, TXT, text("v=STSv1; id=2026-01-01;"))],
+            ("_mta-sts.two.test", TXT) => {
+                vec![(owner, TXT, text("v=STSv1; id=1")), (owner, TXT, text("v=STSv1; id=2"))]
+            }
+            _ => return None,
+        };
+        Some(query.answer(0, true, &records))
+    });
+    let host = Host::new(server.address, &postfix(true));
+    let _daemon = host.start();
+    for (domain, want) in [
+        ("form.test", "no policy: the MTA-STS record is invalid: the record is not of the form `v=STSv1; id=...`"),
+        ("two.test", "no policy: the MTA-STS record is invalid: more than one record begins `v=STSv1;`"),
+        ("none.test", "no policy is published"),
+    ] {
+        let said = host.run(&["policy", "explain", domain]);
+        assert!(said.contains(&format!("because: {want}\n")), "{said}");
+    }
+}
+
+#[test]
+fn temp_comes_with_the_query_that_failed_and_a_command_that_repeats_it() {
+    let server = world(|query| (query.kind == TLSA).then(|| query.answer(2, false, &[])));
+    let host = Host::new(server.address, &postfix(true));
+    let _daemon = host.start();
+    assert!(host.asks("dane.test").starts_with("TEMP "));
+    let said = host.run(&["policy", "explain", "dane.test"]);
+    let port = server.address.port();
+    for line in [
+        "- failed query: TLSA of _25._tcp.mx.dane.test: the resolver ".to_owned(),
+        format!("    to repeat it: dig @127.0.0.1 -p {port} +dnssec _25._tcp.mx.dane.test. TLSA\n"),
+    ] {
+        assert!(said.contains(&line), "{said}");
+    }
+}
+
+#[test]
+fn a_resolver_that_never_sets_the_ad_bit_is_named() {
+    let server = NameServer::start(|query| {
+        let mut answer = answer_of_world(query)?;
+        answer[3] &= !0x20;
+        Some(answer)
+    });
+    let host = Host::new(server.address, &postfix(true));
+    let _daemon = host.start();
+    let problem = format!("resolver {}: does not validate, for it does not set the AD bit", server.address);
+    host.until("the log says so", || host.log().contains(&problem));
+    assert!(host.run(&["status"]).contains(&problem), "{}", host.run(&["status"]));
+    assert_eq!(host.status()["resolver"]["validates"], false);
+    assert_eq!(host.asks("dane.test"), "NOTFOUND ");
+    // The program by itself sees the same.
+    let alone = Host::new(server.address, &postfix(true));
+    drop(alone.start());
+    assert!(alone.run(&["status"]).contains(&problem));
+}
+
+#[test]
+fn without_dnssec_mail_waits_if_the_administrator_wants_it() {
+    let server = NameServer::start(|query| {
+        let mut answer = answer_of_world(query)?;
+        answer[3] &= !0x20;
+        Some(answer)
+    });
+    let host = Host::new(server.address, &format!("{}[policy]\nwithout_dnssec = \"temp\"\n", postfix(true)));
+    let _daemon = host.start();
+    let want = format!("TEMP the resolver {} does not validate ([policy] without_dnssec)", server.address);
+    assert_eq!(host.asks("dane.test"), want);
+    // A Postfix that asks for no DNSSEC has no DANE to lose.
+    let host = Host::new(server.address, &format!("{}[policy]\nwithout_dnssec = \"temp\"\n", postfix(false)));
+    let _daemon = host.start();
+    assert_eq!(host.asks("dane.test"), "NOTFOUND ");
+    let validating = world(|_| None);
+    let host = Host::new(validating.address, &format!("{}[policy]\nwithout_dnssec = \"temp\"\n", postfix(true)));
+    let _daemon = host.start();
+    assert_eq!(host.asks("dane.test"), "OK dane-only");
+    assert_eq!(host.status()["resolver"]["validates"], true);
+}
+
+/// The fault is ours: in a network namespace of its own the host has no route to its resolver.
+#[test]
+fn a_host_that_cannot_send_queries_defers_mail_at_once() {
+    let server = world(|_| None);
+    let host = Host::new(server.address, &postfix(false));
+    drop(host.start());
+    let mut explain = Command::new("unshare");
+    explain.args(["--map-root-user", "--net", BINARY, "policy", "explain", "sts.test", "--config"]);
+    let output = explain.arg(host.path("config.toml")).output().expect("unshare(1) of util-linux");
+    let said = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    assert!(!said.contains("unshare: "), "this test must be allowed to make a network namespace: {said}");
+    assert!(
+        said.contains("TEMP the MTA-STS record: the resolver ") && said.contains("this host cannot send queries"),
+        "{said}"
+    );
+}
