@@ -1,6 +1,7 @@
 //! `tlswarden.toml(5)`: every option, its default, and why, from the sample that a test holds to the code.
 //!
 //! A comment belongs to the option or the section that follows it; a comment with nothing behind it, to its section.
+//! Values below a `[[section]]`, and those with `# example` behind them, are examples and not defaults.
 
 use crate::page::Page;
 
@@ -15,18 +16,23 @@ pub(crate) fn page(sample: &str) -> String {
     );
     page.section("OPTIONS");
     let mut comment = Vec::new();
+    let mut in_examples = false;
     // The head says how to read the sample itself.
     let body = sample.split_once("\n\n").map_or(sample, |(_, body)| body);
     for line in body.lines() {
-        let code = line.strip_prefix('#').unwrap_or(line);
+        let (code, is_example) = option_line(line);
         if let Some(text) = line.strip_prefix("# ") {
             comment.push(text);
         } else if code.starts_with('[') {
             page.subsection(code);
+            in_examples = code.starts_with("[[");
             tell(&mut page, &mut comment);
         } else if code.is_empty() {
             tell(&mut page, &mut comment);
         } else {
+            if is_example || in_examples {
+                comment.push("The value is an example.");
+            }
             page.term(code, &comment.join(" "));
             comment.clear();
         }
@@ -36,6 +42,12 @@ pub(crate) fn page(sample: &str) -> String {
     page.section("SEE ALSO");
     page.paragraph("tlswarden(8), postconf(5), exim4(8)");
     page.render()
+}
+
+/// The option or section in a line of the sample, and whether its value is an example.
+fn option_line(line: &str) -> (&str, bool) {
+    let code = line.strip_prefix('#').unwrap_or(line);
+    code.split_once("  # example").map_or((code, false), |(code, _)| (code, true))
 }
 
 fn tell(page: &mut Page, comment: &mut Vec<&str>) {
@@ -66,5 +78,20 @@ mod tests {
             }
         }
         assert!(options > 20, "{options}");
+    }
+
+    #[test]
+    fn an_example_is_not_shown_as_a_default() {
+        for key in ["user", "password", "ca_file", "dkim", "tlsrpt", "organization", "key"] {
+            let page = page(crate::SAMPLE);
+            let at =
+                page.find(&format!("\\fB{key} = ")).unwrap_or_else(|| panic!("{key} is not an option of the page"));
+            let term = page[at..].split(".TP").next().unwrap();
+            assert!(term.contains("The value is an example."), "{key}: {term}");
+            assert!(!term.contains("# example"), "{key}: {term}");
+        }
+        let page = page(crate::SAMPLE);
+        let at = page.find("\\fBspread = ").unwrap();
+        assert!(!page[at..].split(".TP").next().unwrap().contains("example"));
     }
 }

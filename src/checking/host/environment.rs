@@ -254,7 +254,7 @@ mod tests {
     #[test]
     fn a_log_is_opened_to_a_group_that_is_not_root() {
         use std::os::unix::fs::{PermissionsExt, chown};
-        let reader = SystemUser::look_up("root").unwrap();
+        let reader = SystemUser::look_up("nobody").unwrap();
         let log = tempfile::NamedTempFile::new().unwrap();
         let command = |gid, mode| {
             chown(log.path(), None, Some(gid)).unwrap();
@@ -263,7 +263,7 @@ mod tests {
         };
         let shown = log.path().display();
         let opened =
-            format!("usermod -aG adm root && chgrp adm {shown} && chmod g+r {shown} && systemctl restart tlswarden");
+            format!("usermod -aG adm nobody && chgrp adm {shown} && chmod g+r {shown} && systemctl restart tlswarden");
         if rustix::process::geteuid().is_root() {
             assert_eq!(command(0, 0o640), opened);
             assert_eq!(command(4, 0o600), opened);
