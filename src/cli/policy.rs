@@ -108,6 +108,9 @@ pub(crate) fn policy(options: &PolicyOptions) -> Result<(), CliError> {
 }
 
 fn explain(options: &PolicyOptions, next_hop: &str) -> Result<(), CliError> {
+    if !is_address_literal(next_hop) {
+        parse_next_hop(next_hop)?;
+    }
     let config = options.config.load()?;
     let request = ControlRequest::PolicyExplain { next_hop: next_hop.to_owned() };
     let explanation: Explanation =
@@ -183,15 +186,37 @@ fn export(options: &PolicyOptions) -> Result<(), CliError> {
     print_stdout(&text)
 }
 
+/// Whether Postfix asks about it though it can have no policy: `[192.0.2.1]`, `[ipv6:2001:db8::1]:25`.
+fn is_address_literal(next_hop: &str) -> bool {
+    let Some((host, _port)) = next_hop.strip_prefix('[').and_then(|rest| rest.split_once(']')) else { return false };
+    let host = match host.get(..5) {
+        Some(prefix) if prefix.eq_ignore_ascii_case("ipv6:") => &host[5..],
+        _ => host,
+    };
+    host.parse::<std::net::IpAddr>().is_ok()
+}
+
 fn parse_next_hop(domain: &str) -> Result<String, CliError> {
     let hop = NextHop::parse(domain.as_bytes()).map(|hop| hop.key());
     hop.ok_or_else(|| {
         let text = domain.escape_debug();
+        let meant = domain_within(domain).map_or_else(String::new, |meant| format!("; did you mean `{meant}`?"));
         CliError::new(
             EX_USAGE,
-            format!("`{text}` is no next hop that can have a policy; allowed: `example.com`, `[mx.example.com]:587`"),
+            format!(
+                "`{text}`: not a next hop that can have a policy: expected `example.com` or `[mx.example.com]:587`{meant}"
+            ),
         )
     })
+}
+
+/// The domain in an email address or a URL, if there is one.
+fn domain_within(text: &str) -> Option<String> {
+    let rest = text.split_once("://").map_or(text, |(_, rest)| rest);
+    let rest = rest.strip_prefix("mailto:").unwrap_or(rest);
+    let authority = rest.split(['/', '?', '#']).next()?;
+    let host = authority.rsplit('@').next()?.split(':').next()?.trim();
+    NextHop::parse(host.as_bytes()).map(|hop| hop.key()).filter(|found| found != text)
 }
 
 fn render_list(listed: &[PolicyStatus]) -> String {
@@ -289,5 +314,33 @@ impl FromStr for PolicyFilter {
                     .into(),
             ),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_a_next_hop_is_an_error_with_the_domain_in_it() {
+        let line = |text: &str| parse_next_hop(text).unwrap_err().message;
+        for (text, meant) in [
+            ("user@sts.test", Some("sts.test")),
+            ("https://sts.test", Some("sts.test")),
+            ("https://sts.test:8443/.well-known/mta-sts.txt?x", Some("sts.test")),
+            ("mailto:user@sts.test", Some("sts.test")),
+            ("", None),
+            ("two words", None),
+            ("..", None),
+        ] {
+            let line = line(text);
+            assert!(line.contains("not a next hop that can have a policy"), "{line}");
+            let shown = line.split_once("did you mean `").map(|(_, rest)| rest.trim_end_matches("`?"));
+            assert_eq!(shown, meant, "{line}");
+        }
+        for literal in ["[192.0.2.1]", "[192.0.2.1]:587", "[2001:db8::1]", "[IPv6:2001:db8::1]:25"] {
+            assert!(is_address_literal(literal), "{literal}");
+        }
+        assert!(!is_address_literal("[mx.example.com]"));
     }
 }

@@ -416,6 +416,10 @@ pub(crate) async fn send_request<T: DeserializeOwned>(
     };
     let mut stream = UnixStream::connect(socket).await.map_err(|error| match error.kind() {
         io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => RequestError::NotRunning,
+        io::ErrorKind::PermissionDenied => RequestError::Failed(format!(
+            "{}: permission denied: the daemon answers its own user and root alone; run this command as root",
+            socket.display()
+        )),
         _ => failed(&error),
     })?;
     let mut line = to_json(request);
