@@ -91,7 +91,7 @@ impl EximInstallation {
         let mut all = Vec::new();
         if parse_version(&self.version).is_some_and(|version| version < OLDEST_SUPPORTED) {
             let problem = format!("this is Exim {}", self.version);
-            let impact = "packaging/exim.example is for 4.94 and later, and was never tried with an older one.";
+            let impact = "The example is for 4.94 and later, and was never tried with an older one.";
             all.push(Finding::new(Severity::Warning, "exim-old", "exim", problem, impact));
         }
         let asking: Vec<(&EximDriver, ReadsocketCall)> =
@@ -119,7 +119,9 @@ impl EximInstallation {
                 let problem = "no router asks the daemon (address_data with ${readsocket…})";
                 let impact = "No published MTA-STS policy is followed.";
                 let finding = Finding::new(Severity::Error, "exim-not-asked", "exim", problem, impact);
-                all.push(finding.fix("copy the routers and the transport of packaging/exim.example"));
+                all.push(
+                    finding.fix("copy the routers and the transport of /usr/share/doc/tlswarden/examples/exim.example"),
+                );
             }
         }
         self.check_counting(config, &mut all);
@@ -159,7 +161,7 @@ impl EximInstallation {
             let impact = "Where the next host then takes the mail, the log says nothing of it, and it is not counted.";
             let subject = format!("transport {}", transport.name);
             let finding = Finding::new(Severity::Warning, "exim-not-told", subject, problem, impact);
-            found.push(finding.fix("event_action as in packaging/exim.example"));
+            found.push(finding.fix("event_action as in /usr/share/doc/tlswarden/examples/exim.example"));
         }
     }
 
@@ -201,7 +203,7 @@ impl EximInstallation {
             let value = transport.get(option);
             value == "*" || value.contains("$address_data")
         };
-        let example = |option: &str| format!("{option} as in packaging/exim.example");
+        let example = |option: &str| format!("{option} as in /usr/share/doc/tlswarden/examples/exim.example");
         for (option, impact) in [
             ("hosts_require_tls", "Mail to a domain with an enforced policy goes in clear text where TLS fails."),
             ("tls_verify_hosts", "Mail to a domain with an enforced policy goes to any certificate."),
