@@ -14,7 +14,9 @@ use super::{CliError, ConfigFile, EX_IOERR, EX_UNAVAILABLE, EX_USAGE, print_stdo
 use crate::base::domain_name;
 use crate::base::tlsrpt::Day;
 use crate::config::Config;
-use crate::daemon::control::{ArchivedReport, ControlRequest, DayPreview, ReportPreview, ReportState, ReportStatus};
+use crate::daemon::control::{
+    ArchivedReport, ControlRequest, DayPreview, ReportPreview, ReportState, ReportStatus, ResendResult, ResendSelection,
+};
 use crate::daemon::services::gzip;
 
 #[derive(Args)]
@@ -59,14 +61,49 @@ enum ReportsCommand {
         #[arg(long, value_name = "DIR")]
         out: Option<PathBuf>,
     },
-    /// Sends one report once more, to all its destinations: the same report-id, another Message-ID.
+    /// Sends reports once more under the same report-id, with another Message-ID: one report to all its destinations, or
+    /// those of a day that ended in certain states. What [report] does not want is left out, with a warning.
     Resend {
         /// Its report-id, or what stands before the `@`.
-        id: String,
+        #[arg(required_unless_present = "day", conflicts_with = "day")]
+        id: Option<String>,
+        /// The UTC day, YYYY-MM-DD.
+        #[arg(long, requires = "state")]
+        day: Option<Day>,
+        /// The states to send again, separated by commas.
+        #[arg(long, value_enum, value_delimiter = ',', requires = "day")]
+        state: Vec<ResendState>,
         /// As JSON.
         #[arg(long)]
         json: bool,
     },
+}
+
+/// The states of reports that can be sent once more.
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum ResendState {
+    /// Refused for good.
+    Refused,
+    /// Given up after 24 hours.
+    Expired,
+    /// Perhaps taken: the receiver may get it twice, under the same report-id.
+    Unknown,
+    /// Taken by the MTA.
+    Sent,
+    /// Left out by [report] allow or suppress at the time.
+    Suppressed,
+}
+
+impl From<ResendState> for ReportState {
+    fn from(state: ResendState) -> ReportState {
+        match state {
+            ResendState::Refused => ReportState::Refused,
+            ResendState::Expired => ReportState::Expired,
+            ResendState::Unknown => ReportState::Unknown,
+            ResendState::Sent => ReportState::Sent,
+            ResendState::Suppressed => ReportState::Suppressed,
+        }
+    }
 }
 
 pub(crate) fn reports(options: &ReportsOptions) -> Result<(), CliError> {
@@ -75,7 +112,15 @@ pub(crate) fn reports(options: &ReportsOptions) -> Result<(), CliError> {
         ReportsCommand::List { day, all, json } => list(&config, *day, *all, *json),
         ReportsCommand::Show { id, json } => show(&config, id, *json),
         ReportsCommand::Preview { day, domain, out } => preview(&config, *day, domain.as_deref(), out.as_deref()),
-        ReportsCommand::Resend { id, json } => resend(&config, id, *json),
+        ReportsCommand::Resend { id, day, state, json } => {
+            let selection = match (id, day) {
+                (Some(id), _) => ResendSelection::Report(id.clone()),
+                (None, Some(day)) => ResendSelection::Day(*day, state.iter().map(|state| (*state).into()).collect()),
+                // clap has asked for one of them.
+                (None, None) => return Err(CliError::new(EX_USAGE, "a report-id or --day: missing; nothing is sent")),
+            };
+            resend(&config, selection, *json)
+        }
     }
 }
 
@@ -96,14 +141,16 @@ fn show(config: &Config, id: &str, json: bool) -> Result<(), CliError> {
     print_stdout(&format!("{}{}\n\n{}\n", render_list(&archived.deliveries), archived.file_name, archived.json))
 }
 
-fn resend(config: &Config, id: &str, json: bool) -> Result<(), CliError> {
-    let request = ControlRequest::ReportsResend { id: id.to_owned() };
-    let again: usize = query(config, &request, async |services| services.resend_report(id.to_owned()).await)?;
+fn resend(config: &Config, selection: ResendSelection, json: bool) -> Result<(), CliError> {
+    let request = ControlRequest::ReportsResend { selection: selection.clone() };
+    let result: ResendResult =
+        query(config, &request, async |services| services.resend_reports(selection.clone()).await)?;
     if json {
-        print_stdout(&to_pretty_json(&again))
-    } else {
-        print_stdout(&format!("sent again: to {again} destinations\n"))
+        return print_stdout(&to_pretty_json(&result));
     }
+    let mut text = format!("sent again: to {} destinations\n", result.destinations);
+    result.left_out.iter().for_each(|line| text.push_str(&format!("warning: not sent again: {line}\n")));
+    print_stdout(&text)
 }
 
 fn preview(config: &Config, day: Option<Day>, domain: Option<&str>, out: Option<&Path>) -> Result<(), CliError> {
@@ -157,7 +204,7 @@ fn path_in(folder: &Path, file_name: &str) -> Option<PathBuf> {
     let is_plain = |part: &&str| {
         !part.is_empty() && part.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_'))
     };
-    (parts.len() == 5 && parts.iter().all(|part| is_plain(part))).then(|| folder.join(file_name))
+    (parts.len() == 5 && parts.iter().all(is_plain)).then(|| folder.join(file_name))
 }
 
 /// What a report is about, and where it would go.

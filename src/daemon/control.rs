@@ -37,7 +37,9 @@ use crate::config::identity::missing_identity;
 use crate::metrics::{InputProgress, Metrics};
 use crate::net::dns::{Resolver, ResolverStatus};
 use crate::reporting::schedule::Scheduler;
-pub(crate) use crate::reporting::schedule::{ArchivedReport, ReportOverview, ReportPreview, ReportState, ReportStatus};
+pub(crate) use crate::reporting::schedule::{
+    ArchivedReport, ReportOverview, ReportPreview, ReportState, ReportStatus, ResendResult, ResendSelection,
+};
 use crate::store::Store;
 use crate::store::embedded::BACKUP_PREFIX;
 
@@ -82,10 +84,10 @@ pub(crate) enum ControlRequest {
         /// Its identifier.
         id: String,
     },
-    /// Sends it once more, and says to how many destinations: `usize`.
+    /// Sends reports once more: `ResendResult`.
     ReportsResend {
-        /// Its identifier.
-        id: String,
+        /// Which.
+        selection: ResendSelection,
     },
     /// What is known of each next hop: `Vec<PolicyStatus>`.
     PolicyList,
@@ -283,9 +285,9 @@ impl Services {
         self.run_blocking(move |_, scheduler| scheduler.archived_report(&id)).await
     }
 
-    /// Sends a report once more; returns to how many destinations. Fails with one line.
-    pub(crate) async fn resend_report(&self, id: String) -> Result<usize, String> {
-        self.run_blocking(move |_, scheduler| scheduler.resend(&id)).await
+    /// Sends reports once more. Fails with one line.
+    pub(crate) async fn resend_reports(&self, selection: ResendSelection) -> Result<ResendResult, String> {
+        self.run_blocking(move |_, scheduler| scheduler.resend(&selection)).await
     }
 
     /// Runs a call that blocks on the store, on a thread where it delays no other task.
@@ -345,7 +347,9 @@ impl Services {
             }
             Ok(ControlRequest::ReportsList) => to_json(&to_response(self.list_reports().await)),
             Ok(ControlRequest::ReportsShow { id }) => to_json(&to_response(self.archived_report(id).await)),
-            Ok(ControlRequest::ReportsResend { id }) => to_json(&to_response(self.resend_report(id).await)),
+            Ok(ControlRequest::ReportsResend { selection }) => {
+                to_json(&to_response(self.resend_reports(selection).await))
+            }
             Ok(ControlRequest::PolicyList) => to_json(&ControlResponse::Answer(self.policies.list())),
             Ok(ControlRequest::PolicyShow { next_hop }) => {
                 to_json(&to_response(self.show_policy(&next_hop, false).await))

@@ -20,6 +20,7 @@ mod planner;
 mod posts;
 mod preview;
 pub(crate) mod records;
+mod resend;
 pub(crate) mod snapshot;
 
 use std::collections::{BTreeSet, HashSet, VecDeque};
@@ -48,6 +49,7 @@ use https_hosts::HttpsHosts;
 pub(crate) use overview::{ArchivedReport, ReportOverview, ReportState, ReportStatus};
 pub(crate) use preview::ReportPreview;
 use records::{DeliveryState, Queue, RecordKey, ReportDelivery, ReportKey, delivery_key, to_json};
+pub(crate) use resend::{ResendResult, ResendSelection};
 
 /// The most look-ups and deliveries at once: enough that reading, signing and the disk overlap.
 pub(crate) const MAX_JOBS: usize = 32;

@@ -1,22 +1,21 @@
-//! The reports that are due, in progress or done, for display; and the resending of a report.
+//! The reports that are due, in progress or done, for display.
 //!
 //! Takes: the records in the store. Gives: a [`ReportStatus`] for each, or a [`ReportOverview`], and an [`ArchivedReport`].
 //! Limits: [`MAX_LISTED`] lines in one answer, [`MAX_OPEN_LISTED`] in an overview.
 //! When it fails: a line that says why; nothing is changed.
-//! Not here: the counts that no report has yet (`store`).
+//! Not here: the counts that no report has yet (`store`), sending a report again (`resend`).
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::base::own_reports;
 use crate::base::rua_record::Destination;
 use crate::base::tlsrpt::Day;
 use crate::reporting::report::build::Report;
+use crate::reporting::schedule::Scheduler;
 use crate::reporting::schedule::records::{DeliveryState, PlanState, RecordKey, ReportDelivery, ReportKey, ReportPlan};
 use crate::reporting::schedule::snapshot::ReportSnapshot;
-use crate::reporting::schedule::{Job, Scheduler};
-use crate::store::{Batch, StoreError, Table};
+use crate::store::{StoreError, Table};
 
 /// The most lines in one answer: what a terminal can be asked to show, and some tens of MiB.
 pub(crate) const MAX_LISTED: usize = 100_000;
@@ -177,75 +176,25 @@ impl Scheduler {
         })
     }
 
-    /// Has a report sent once more, wherever it went or was to go: the same report under a new Message-ID. Returns to how
-    /// many destinations; those to which it is on its way are left alone. Blocks for as long as the store does.
-    pub(crate) fn resend(&self, id: &str) -> Result<usize, String> {
-        let (report_key, deliveries) = self.find_report(id)?;
-        let settings = self.settings.read();
-        let Some(sender) = &settings.sender else { return Err("[report] is incomplete; nothing is sent".to_owned()) };
-        let mut batch = Batch::default();
-        let mut again = 0;
-        // Held until it is written: what is picked meanwhile would be tried beside it.
-        let in_flight = self.in_flight.lock();
-        for (to, before) in deliveries {
-            let on_its_way = matches!(before.state, DeliveryState::Planned | DeliveryState::Attempting)
-                || in_flight.jobs.contains(&Job::Send(report_key.clone(), to.clone()));
-            if on_its_way {
-                continue;
-            }
-            let message_id = self
-                .new_message_id(report_key.day, sender)
-                .map_err(|e| format!("report {report_key}: {e}; nothing is sent"))?;
-            let now = self.context.clock.seconds();
-            let planned = ReportDelivery {
-                state: DeliveryState::Planned,
-                next: now,
-                first: None,
-                attempts: 0,
-                message_id,
-                ..before.clone()
-            };
-            planned.add_to_batch(&mut batch, &report_key, &to, &[&before]);
-            again += 1;
-        }
-        if again > 0 {
-            self.context.store.write(batch).map_err(|e| format!("report {report_key}: {e}; nothing is sent"))?;
-            self.new_plans.notify_one();
-        }
-        Ok(again)
-    }
-
-    /// A new Message-ID that nobody else can have made.
-    pub(super) fn new_message_id(
-        &self,
-        day: Day,
-        sender: &crate::reporting::report::ReportSender,
-    ) -> std::io::Result<String> {
-        let unique =
-            format!("{}-{}", day.to_string().replace('-', ""), own_reports::hex(&own_reports::random_bytes::<8>()?));
-        Ok(self.context.message_id_key.message_id(&unique, &sender.identity.from.domain))
-    }
-
-    fn find_report(&self, id: &str) -> Result<(ReportKey, Vec<(Destination, ReportDelivery)>), String> {
+    pub(super) fn find_report(&self, id: &str) -> Result<(ReportKey, Vec<(Destination, ReportDelivery)>), String> {
         let mut found: Option<(ReportKey, Vec<(Destination, ReportDelivery)>)> = None;
         let same = |known: &str| known == id || known.split('@').next() == Some(id);
         let read = self.visit_records(|key, value| {
             let Some(RecordKey::Delivery(report_key, to)) = RecordKey::decode(key) else { return true };
-            match serde_json::from_slice::<ReportDelivery>(value) {
-                Ok(delivery) if same(delivery.report_id.as_str()) => {
-                    found.get_or_insert_with(|| (report_key, Vec::new())).1.push((to, delivery));
-                    true
-                }
-                // They stand together.
-                _ => found.is_none(),
+            let stands_together = found.as_ref().is_none_or(|(of, _)| *of == report_key);
+            if let Ok(delivery) = serde_json::from_slice::<ReportDelivery>(value)
+                && same(delivery.report_id.as_str())
+            {
+                found.get_or_insert_with(|| (report_key, Vec::new())).1.push((to, delivery));
             }
+            stands_together
         });
         read.map_err(|e| e.to_string())?;
         found.ok_or_else(|| format!("`{}` is no report that is kept; see `tlswarden reports list`", id.escape_debug()))
     }
 
     /// Hands each record to `each`, until it returns false.
-    fn visit_records(&self, mut each: impl FnMut(&[u8], &[u8]) -> bool) -> Result<(), StoreError> {
+    pub(super) fn visit_records(&self, mut each: impl FnMut(&[u8], &[u8]) -> bool) -> Result<(), StoreError> {
         let mut from = Vec::new();
         loop {
             let page = self.context.store.scan_page(Table::Delivery, b"", &from, PAGE_SIZE)?;

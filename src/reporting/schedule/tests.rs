@@ -425,6 +425,36 @@ async fn an_https_host_that_fails_in_a_row_is_put_off_as_a_whole_and_its_reports
     world.run(now + RETRY_FOR, |due| due.iter().filter(|d| d.state == ReportState::Expired).count() == 20).await;
 }
 
+#[tokio::test]
+async fn reports_of_a_day_are_sent_again_by_their_state_and_the_suppressed_ones_are_named() {
+    let refusal = ServerFault::Reply("RCPT", "550 5.1.1 no such user");
+    let (mut world, _taken) = World::new(many(3), refusal).await;
+    {
+        let store = world.store();
+        (0..3).for_each(|i| count(&store, day(), &format!("d{i}.example")));
+    }
+    let now = day().end() + 60;
+    let all = |state| move |due: &[ReportStatus]| due.iter().filter(|d| d.state == state).count();
+    world.run(now, |due| all(ReportState::Refused)(due) == 3).await;
+    let (sink, mut taken) = smtp_server(ServerFault::Never).await;
+    world.section.deliver = DeliveryMethod::Smtp(sink);
+    let domain = Some("d1.example".into());
+    world.section.suppress = vec![crate::config::SuppressSection { domain, destination: None, until: None }];
+    {
+        let scheduler = world.open(now + 100);
+        let select = |day, state| ResendSelection::Day(day, vec![state, ReportState::Expired]);
+        let none = scheduler.resend(&select(Day(day().0 + 1), ReportState::Refused)).unwrap();
+        assert_eq!(none, ResendResult::default());
+        assert_eq!(scheduler.resend(&select(day(), ReportState::Unknown)).unwrap(), ResendResult::default());
+        let again = scheduler.resend(&select(day(), ReportState::Refused)).unwrap();
+        assert_eq!(again.destinations, 2);
+        let why = "report 2026-11-22 d1.example to mailto:r@d1.example: not wanted: [[report.suppress]] domain = \"d1.example\"";
+        assert_eq!(again.left_out, [why]);
+    }
+    world.run(now + 200, |due| all(ReportState::Sent)(due) == 2).await;
+    assert!(taken.try_recv().is_ok() && taken.try_recv().is_ok() && taken.try_recv().is_err());
+}
+
 /// The record that matches the key of [`section`].
 fn dkim_record() -> (&'static str, Option<&'static str>) {
     let public = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/dkim/ed25519.pub"));
@@ -775,8 +805,9 @@ async fn a_report_is_kept_shown_and_sent_once_more() {
         assert_eq!(kept.deliveries, due);
         assert_eq!(due[0].tried.map(|t| (t - day().end() - 60) / 10), Some(0));
         assert!(scheduler.archived_report("20261122.nothing").unwrap_err().contains("is no report that is kept"));
-        assert_eq!(scheduler.resend(&id), Ok(1));
-        assert_eq!(scheduler.resend(&id), Ok(0), "it is on its way");
+        let again =
+            |scheduler: &Scheduler| scheduler.resend(&ResendSelection::Report(id.clone())).unwrap().destinations;
+        assert_eq!((again(&scheduler), again(&scheduler)), (1, 0), "it is on its way then");
     }
     world.run(day().end() + 100, |due| states(due) == [ReportState::Sent]).await;
     let (_, _, second) = taken.try_recv().unwrap();
