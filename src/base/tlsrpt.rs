@@ -297,6 +297,55 @@ pub enum PolicyInForce {
         /// (MX host, its policy), the host in lower case without a trailing dot.
         hosts: Vec<(String, Arc<Policy>)>,
     },
+    /// DANE without a usable TLSA record: the MTA had to use TLS, with any certificate (RFC 7672 §2.2). Each of its
+    /// sessions is a failure of the records.
+    UnusableTlsa {
+        /// As of [`PolicyInForce::Dane`].
+        hosts: Vec<(String, Arc<Policy>)>,
+    },
+    /// DANE at some MX hosts, and an MTA-STS policy at the others.
+    PerHost {
+        /// The hosts with TLSA records, as of [`PolicyInForce::Dane`].
+        dane: Vec<(String, Arc<Policy>)>,
+        /// What held at the others: [`PolicyInForce::Sts`].
+        others: Box<PolicyInForce>,
+        /// Where the MTA was told some hosts of the MTA-STS policy only, those: the others have TLSA records, or could not be
+        /// asked for them.
+        narrowed: Option<Vec<String>>,
+    },
+}
+
+impl PolicyInForce {
+    /// The policy in force at an MX host, where that does not depend on how the session ended.
+    pub(crate) fn at_host(self, mx: Option<&str>) -> PolicyInForce {
+        match self {
+            PolicyInForce::PerHost { dane, others, narrowed: None } => match mx.and_then(|mx| row_of(&dane, mx)) {
+                Some(_) => PolicyInForce::Dane { hosts: dane },
+                None => *others,
+            },
+            same => same,
+        }
+    }
+
+    /// The DANE policy of a host that an MTA-STS policy allows, and that the MTA was nevertheless told not to use.
+    pub(crate) fn excluded(&self, mx: &str) -> Option<Arc<Policy>> {
+        let PolicyInForce::PerHost { dane, others, narrowed: Some(told) } = self else { return None };
+        let PolicyInForce::Sts { policy, .. } = &**others else { return None };
+        let was_told = told.iter().any(|host| host.eq_ignore_ascii_case(mx));
+        let allowed = policy.mx_host.iter().any(|pattern| mx_matches(pattern, mx));
+        let without_records = || Policy {
+            policy_type: PolicyType::Tlsa,
+            policy_string: Vec::new(),
+            policy_domain: mx.to_owned(),
+            mx_host: Vec::new(),
+        };
+        (allowed && !was_told).then(|| row_of(dane, mx).map_or_else(|| Arc::new(without_records()), Arc::clone))
+    }
+}
+
+/// The policy of a host among those with TLSA records.
+pub(crate) fn row_of<'a>(hosts: &'a [(String, Arc<Policy>)], mx: &str) -> Option<&'a Arc<Policy>> {
+    hosts.iter().find(|(host, _)| host.eq_ignore_ascii_case(mx)).map(|(_, policy)| policy)
 }
 
 /// How a session ended.

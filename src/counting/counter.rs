@@ -431,6 +431,7 @@ impl Counter {
             }
             let in_force = policies.at(&outcome.domain, outcome.began);
             let in_force = self.rules.policy_in_force(in_force, &outcome.domain, outcome.began);
+            let in_force = in_force.map(|policy| policy.at_host(outcome.mx.as_deref()));
             let tested = matches!(in_force, Some(PolicyInForce::Sts { mode: Mode::Testing, .. }));
             match self.rules.tlsrpt {
                 NativeTlsrpt::Off => outcome.native = None,
@@ -452,7 +453,10 @@ impl Counter {
             self.stats.not_asked += u64::from(in_force.is_none());
             self.stats.contradicted += u64::from(counts.contradicted);
             self.stats.without_anchors += u64::from(counts.without_trust_anchors);
-            let under_sts = matches!(&in_force, Some(PolicyInForce::Sts { mode: Mode::Enforce | Mode::Testing, .. }));
+            let under_sts = matches!(
+                &in_force,
+                Some(PolicyInForce::Sts { mode: Mode::Enforce | Mode::Testing, .. } | PolicyInForce::PerHost { .. })
+            );
             if under_sts
                 && now.saturating_sub(outcome.ended) <= HINT_MAX_AGE
                 && self.failed_domains.len() < MAX_HINTS

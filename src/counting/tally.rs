@@ -8,10 +8,10 @@ use std::sync::Arc;
 
 use crate::base::tlsrpt::{
     Day, Failure, Mode, Policy, PolicyInForce, PolicyType, ResultType, SessionOutcome, SessionResult, TallyKey,
-    TallyResult, Trust, mx_matches,
+    TallyResult, Trust, mx_matches, row_of,
 };
 use crate::counting::session::datagram::ReportedSession;
-use crate::counting::session::reason::{DANE_NO_MATCH, MX_MISMATCH};
+use crate::counting::session::reason::{DANE_NO_MATCH, HOST_EXCLUDED, MX_MISMATCH, TLSA_UNUSABLE};
 
 /// The tallies that a session is counted in.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,6 +29,13 @@ pub(crate) struct SessionTallies {
 /// Tallies one session under the policy in force; `None` means that the MTA did not ask about the destination.
 pub(crate) fn tally_session(outcome: &SessionOutcome, in_force: Option<&PolicyInForce>) -> SessionTallies {
     let none = || Arc::new(Policy::none(&outcome.domain));
+    let excluded = in_force.zip(outcome.mx.as_deref()).and_then(|(policy, mx)| policy.excluded(mx));
+    let excluded = excluded.filter(|_| reported_or_observed(outcome).is_some_and(|verdict| is_mismatch(&verdict)));
+    // What remains of it is the MTA-STS policy.
+    let in_force = match in_force {
+        Some(PolicyInForce::PerHost { others, .. }) if excluded.is_none() => Some(&**others),
+        same => same,
+    };
     let (policy, verdict, contradicted) = match in_force {
         None | Some(PolicyInForce::None) => (none(), reported_or_observed(outcome), false),
         Some(PolicyInForce::Sts { mode: Mode::None, failure: None, .. }) => {
@@ -44,18 +51,23 @@ pub(crate) fn tally_session(outcome: &SessionOutcome, in_force: Option<&PolicyIn
         Some(PolicyInForce::Sts { mode: Mode::Testing, policy, .. }) => {
             (Arc::clone(policy), verdict_under_testing(outcome, policy), false)
         }
-        Some(PolicyInForce::Dane { hosts }) => {
-            let covers = |host: &str| hosts.iter().find(|(name, _)| name.eq_ignore_ascii_case(host));
-            match outcome.mx.as_deref().and_then(covers) {
-                Some(_) if skipped_dane_check(outcome) => (none(), reported_or_observed(outcome), true),
-                Some((_, policy)) => (
-                    Arc::clone(policy),
-                    reported_or_observed(outcome).map(|verdict| as_dane_ee_mismatch(verdict, policy)),
-                    false,
-                ),
-                None => (none(), reported_or_observed(outcome), false),
-            }
+        Some(PolicyInForce::PerHost { .. }) => {
+            let failure = SessionResult::Failure(ResultType::DnssecInvalid, Some(HOST_EXCLUDED.to_owned()));
+            (excluded.unwrap_or_else(none), Some(failure), false)
         }
+        Some(PolicyInForce::UnusableTlsa { hosts }) => match outcome.mx.as_deref().and_then(|mx| row_of(hosts, mx)) {
+            Some(policy) => (Arc::clone(policy), reported_or_observed(outcome).map(as_tlsa_invalid), false),
+            None => (none(), reported_or_observed(outcome), false),
+        },
+        Some(PolicyInForce::Dane { hosts }) => match outcome.mx.as_deref().and_then(|mx| row_of(hosts, mx)) {
+            Some(_) if skipped_dane_check(outcome) => (none(), reported_or_observed(outcome), true),
+            Some(policy) => (
+                Arc::clone(policy),
+                reported_or_observed(outcome).map(|verdict| as_dane_ee_mismatch(verdict, policy)),
+                false,
+            ),
+            None => (none(), reported_or_observed(outcome), false),
+        },
     };
     let tally = |counted| TallyKey {
         day: Day::of(outcome.ended),
@@ -100,7 +112,13 @@ pub(crate) fn tally_reported_session(
     in_force: Option<&PolicyInForce>,
     testing_is_counted_elsewhere: bool,
 ) -> Vec<TallyKey> {
-    let ours = match in_force {
+    if let Some(tallies) = tally_reported_dane_failure(session, at, in_force) {
+        return tallies;
+    }
+    let ours = match in_force.map(|policy| match policy {
+        PolicyInForce::PerHost { others, .. } => &**others,
+        same => same,
+    }) {
         Some(PolicyInForce::Sts { mode, policy, failure }) if session.policy.policy_type != PolicyType::Tlsa => {
             let unmet = *mode == Mode::None && failure.is_none();
             (!unmet).then_some((*mode, policy, failure))
@@ -129,6 +147,64 @@ pub(crate) fn tally_reported_session(
         tallies.push(tally(TallyResult::Detail(Failure::clone(failure))));
     }
     tallies
+}
+
+/// Tallies a result of Postfix's libtlsrpt that is a failure of DANE by our own decision, of which Postfix was told another
+/// level: TLSA records of which none is usable, and hosts that it was told not to use. Nothing where it is none.
+fn tally_reported_dane_failure(
+    session: &ReportedSession,
+    at: i64,
+    in_force: Option<&PolicyInForce>,
+) -> Option<Vec<TallyKey>> {
+    let mx_of = |failure: &Failure| failure.receiving_mx_hostname.clone();
+    let (policy, details) = match in_force? {
+        PolicyInForce::UnusableTlsa { hosts } if session.policy.policy_type == PolicyType::NoPolicyFound => {
+            let mx = session.failures.iter().find_map(mx_of);
+            let named = mx.as_deref().and_then(|mx| row_of(hosts, mx));
+            let policy = named.or_else(|| hosts.first().map(|(_, policy)| policy))?;
+            let invalid = Failure::new(ResultType::TlsaInvalid, Some(TLSA_UNUSABLE));
+            let details = if session.failed { session.failures.clone() } else { vec![invalid] };
+            (Arc::clone(policy), details)
+        }
+        narrowed @ PolicyInForce::PerHost { .. } if session.failed => {
+            let is_ours = |failure: &&Failure| {
+                is_mismatch(&SessionResult::Failure(failure.result_type, failure.failure_reason_code.clone()))
+            };
+            let failure = session.failures.iter().find(is_ours)?;
+            let policy = narrowed.excluded(&mx_of(failure)?)?;
+            let detail = Failure {
+                result_type: ResultType::DnssecInvalid,
+                failure_reason_code: Some(HOST_EXCLUDED.to_owned()),
+                ..failure.clone()
+            };
+            (policy, vec![detail])
+        }
+        _ => return None,
+    };
+    let tally = |result| TallyKey {
+        day: Day::of(at),
+        domain: Arc::clone(&session.domain),
+        policy: Arc::clone(&policy),
+        result,
+    };
+    Some([TallyResult::Failure].into_iter().chain(details.into_iter().map(TallyResult::Detail)).map(tally).collect())
+}
+
+/// Whether a host was refused because of its name: that of its certificate, or its own.
+fn is_mismatch(result: &SessionResult) -> bool {
+    match result {
+        SessionResult::Failure(ResultType::CertificateHostMismatch, _) => true,
+        SessionResult::Failure(ResultType::ValidationFailure, reason) => reason.as_deref() == Some(MX_MISMATCH),
+        SessionResult::Failure(..) | SessionResult::Success => false,
+    }
+}
+
+/// TLS without a usable TLSA record: the session that succeeded shows what is wrong with the records.
+fn as_tlsa_invalid(result: SessionResult) -> SessionResult {
+    match result {
+        SessionResult::Success => SessionResult::Failure(ResultType::TlsaInvalid, Some(TLSA_UNUSABLE.to_owned())),
+        failure => failure,
+    }
 }
 
 /// The result that the MTA itself reports, else the one observed in its lines.
@@ -243,6 +319,22 @@ mod tests {
             },
             other => panic!("{other:?}"),
         }
+    }
+
+    /// The same, of results with reasons of any kind.
+    fn summarize_keys(tallies: &[TallyKey]) -> (PolicyType, Option<(ResultType, Option<String>)>) {
+        match tallies {
+            [one] if one.result == TallyResult::Success => (one.policy.policy_type, None),
+            [
+                TallyKey { result: TallyResult::Failure, policy, .. },
+                TallyKey { result: TallyResult::Detail(f), .. },
+            ] => (policy.policy_type, Some((f.result_type, f.failure_reason_code.clone()))),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn summarize_owned(counts: &SessionTallies) -> (PolicyType, Option<(ResultType, Option<String>)>) {
+        summarize_keys(&counts.tallies)
     }
 
     fn expired() -> SessionResult {
@@ -364,6 +456,103 @@ mod tests {
         let by_chain = SessionOutcome { dane: Some(false), ..verified };
         let counts = tally_session(&by_chain, Some(&dane("mx.a.example")));
         assert_eq!((summarize(&counts), counts.contradicted), ((PolicyType::NoPolicyFound, None), true));
+    }
+
+    fn tlsa_row(host: &str) -> (String, Arc<Policy>) {
+        let policy = Policy {
+            policy_type: PolicyType::Tlsa,
+            policy_string: vec!["3 1 1 ab".into()],
+            policy_domain: host.into(),
+            mx_host: Vec::new(),
+        };
+        (host.to_owned(), Arc::new(policy))
+    }
+
+    #[test]
+    fn a_session_without_a_usable_tlsa_record_is_a_failure_of_the_records() {
+        let in_force = PolicyInForce::UnusableTlsa { hosts: vec![tlsa_row("mx.a.example")] };
+        let count = |outcome: &SessionOutcome| summarize_owned(&tally_session(outcome, Some(&in_force)));
+        let invalid = (PolicyType::Tlsa, Some((ResultType::TlsaInvalid, Some(TLSA_UNUSABLE.to_owned()))));
+        let untrusted = session(Some(Trust::Untrusted), SessionResult::Success);
+        assert_eq!(count(&untrusted), invalid);
+        let native = SessionOutcome { native: Some(SessionResult::Success), ..untrusted.clone() };
+        assert_eq!(count(&native), invalid);
+        let missing = SessionResult::Failure(ResultType::StarttlsNotSupported, None);
+        assert_eq!(count(&session(None, missing)), (PolicyType::Tlsa, Some((ResultType::StarttlsNotSupported, None))));
+        let new_host = SessionOutcome { mx: Some("mx2.a.example".into()), ..untrusted };
+        assert_eq!(count(&new_host), (PolicyType::NoPolicyFound, None));
+        let reported = |failed, failures| ReportedSession {
+            domain: "a.example".into(),
+            policy: Arc::new(Policy::none("a.example")),
+            testing: false,
+            failed,
+            failures,
+        };
+        let counts = tally_reported_session(&reported(false, Vec::new()), 1, Some(&in_force), true);
+        assert_eq!(summarize_keys(&counts), invalid);
+    }
+
+    #[test]
+    fn a_mismatch_at_a_host_that_the_mta_was_told_not_to_use_is_a_failure_of_dane() {
+        let in_force = PolicyInForce::PerHost {
+            dane: vec![tlsa_row("mx2.a.example")],
+            others: Box::new(sts(Mode::Enforce, "*.a.example")),
+            narrowed: Some(vec!["mx.a.example".into()]),
+        };
+        let at = |mx: &str, trust, result| SessionOutcome { mx: Some(mx.into()), ..session(Some(trust), result) };
+        let count = |outcome: &SessionOutcome| summarize_owned(&tally_session(outcome, Some(&in_force)));
+        let name = || SessionResult::Failure(ResultType::CertificateHostMismatch, None);
+        let pattern = || SessionResult::Failure(ResultType::ValidationFailure, Some(MX_MISMATCH.to_owned()));
+        let ours = (PolicyType::Tlsa, Some((ResultType::DnssecInvalid, Some(HOST_EXCLUDED.to_owned()))));
+        let sts_failure = |result, code: Option<&str>| (PolicyType::Sts, Some((result, code.map(str::to_owned))));
+        // With TLSA records, and one whose look-up failed.
+        for mx in ["mx2.a.example", "MX3.a.example"] {
+            assert_eq!(count(&at(mx, Trust::Trusted, name())), ours, "{mx}");
+            assert_eq!(count(&at(mx, Trust::Trusted, pattern())), ours, "{mx}");
+            let expired = count(&at(mx, Trust::Untrusted, expired()));
+            assert_eq!(expired, sts_failure(ResultType::CertificateExpired, None), "{mx}");
+            assert_eq!(count(&at(mx, Trust::Verified, SessionResult::Success)), (PolicyType::Sts, None), "{mx}");
+        }
+        let told = count(&at("mx.a.example", Trust::Trusted, name()));
+        assert_eq!(told, sts_failure(ResultType::CertificateHostMismatch, None));
+        let outside = count(&at("mx.b.example", Trust::Trusted, pattern()));
+        assert_eq!(outside, sts_failure(ResultType::ValidationFailure, Some(MX_MISMATCH)));
+        let domain = tally_session(&at("mx2.a.example", Trust::Trusted, name()), Some(&in_force));
+        assert_eq!(domain.tallies[0].policy.policy_domain, "mx2.a.example");
+
+        let failure = |mx: &str| Failure {
+            receiving_mx_hostname: Some(mx.into()),
+            ..Failure::new(ResultType::ValidationFailure, Some(MX_MISMATCH))
+        };
+        let mut narrowed = Policy::none("a.example");
+        narrowed.policy_type = PolicyType::Sts;
+        for (mx, want) in
+            [("mx2.a.example", ours), ("mx.b.example", sts_failure(ResultType::ValidationFailure, Some(MX_MISMATCH)))]
+        {
+            let reported = ReportedSession {
+                domain: "a.example".into(),
+                policy: Arc::new(narrowed.clone()),
+                testing: false,
+                failed: true,
+                failures: vec![failure(mx)],
+            };
+            let counts = tally_reported_session(&reported, 1, Some(&in_force), true);
+            assert_eq!(summarize_keys(&counts), want, "{mx}");
+        }
+    }
+
+    #[test]
+    fn dane_at_some_hosts_and_a_testing_policy_at_the_others() {
+        let in_force = PolicyInForce::PerHost {
+            dane: vec![tlsa_row("mx2.a.example")],
+            others: Box::new(sts(Mode::Testing, "mx.a.example")),
+            narrowed: None,
+        };
+        assert_eq!(in_force.clone().at_host(Some("mx.a.example")), sts(Mode::Testing, "mx.a.example"));
+        assert_eq!(in_force.clone().at_host(None), sts(Mode::Testing, "mx.a.example"));
+        let dane = PolicyInForce::Dane { hosts: vec![tlsa_row("mx2.a.example")] };
+        assert_eq!(in_force.clone().at_host(Some("MX2.a.example")), dane);
+        assert_eq!(in_force.excluded("mx2.a.example"), None);
     }
 
     #[test]

@@ -17,6 +17,12 @@ pub(crate) const MX_MISMATCH: &str = "mtasts-policy-mx-mismatch";
 /// The reason code of a certificate that no TLSA record fits.
 pub(crate) const DANE_NO_MATCH: &str = "dane-no-match";
 
+/// The reason code of TLSA records of which none is usable, in Postfix's words.
+pub(crate) const TLSA_UNUSABLE: &str = "all-TLSA-records-unusable";
+
+/// The reason code of a host that the MTA was told not to use, because its TLSA records could not be followed.
+pub(crate) const HOST_EXCLUDED: &str = "mx-host-excluded-for-dane";
+
 /// The reason code of a handshake that failed.
 pub(super) const HANDSHAKE_FAILURE: &str = "tls-handshake-failure";
 

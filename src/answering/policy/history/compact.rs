@@ -29,6 +29,21 @@ pub enum StoredPolicy {
     },
     /// DANE.
     Dane(Option<TlsaHosts>),
+    /// DANE without a usable record.
+    UnusableTlsa(TlsaHosts),
+    /// DANE at some hosts, MTA-STS at the others. Seldom: apart, so that the common ones stay small.
+    PerHost(Arc<PerHostPolicy>),
+}
+
+/// DANE at some hosts, and another policy at the others.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PerHostPolicy {
+    /// The hosts with TLSA records.
+    pub dane: Option<TlsaHosts>,
+    /// [`StoredPolicy::Sts`].
+    pub others: StoredPolicy,
+    /// Where the MTA was told some hosts only, those.
+    pub narrowed: Option<Box<[Box<str>]>>,
 }
 
 /// The MX hosts that have TLSA records.
@@ -50,6 +65,17 @@ enum EncodedPolicy<'a> {
     None,
     Sts { mode: Mode, text: &'a [u8], failure: Option<(ResultType, &'a str)> },
     Dane(Vec<TlsaHost>),
+    UnusableTlsa(Vec<TlsaHost>),
+    PerHost { dane: Vec<TlsaHost>, others: Vec<u8>, narrowed: Option<Vec<&'a str>> },
+}
+
+/// As counting and reports have them.
+fn rows(hosts: Option<&TlsaHosts>) -> Vec<(String, Arc<Policy>)> {
+    hosts.into_iter().flat_map(|hosts| hosts.iter()).map(|row| (row.host.to_string(), Arc::new(row.policy()))).collect()
+}
+
+fn tlsa_hosts(rows: &[(String, Arc<Policy>)]) -> TlsaHosts {
+    rows.iter().map(|(host, policy)| TlsaHost::new(host, &policy.policy_domain, &policy.policy_string)).collect()
 }
 
 impl TlsaHost {
@@ -85,10 +111,13 @@ impl StoredPolicy {
                 };
                 PolicyInForce::Sts { mode: *mode, policy: Arc::new(policy), failure: failure.clone() }
             }
-            StoredPolicy::Dane(rows) => {
-                let hosts = rows.iter().flat_map(|rows| rows.iter());
-                PolicyInForce::Dane { hosts: hosts.map(|row| (row.host.to_string(), Arc::new(row.policy()))).collect() }
-            }
+            StoredPolicy::Dane(hosts) => PolicyInForce::Dane { hosts: rows(hosts.as_ref()) },
+            StoredPolicy::UnusableTlsa(hosts) => PolicyInForce::UnusableTlsa { hosts: rows(Some(hosts)) },
+            StoredPolicy::PerHost(policies) => PolicyInForce::PerHost {
+                dane: rows(policies.dane.as_ref()),
+                others: Box::new(policies.others.in_force(domain)),
+                narrowed: policies.narrowed.as_ref().map(|hosts| hosts.iter().map(|host| host.to_string()).collect()),
+            },
         }
     }
 
@@ -101,12 +130,13 @@ impl StoredPolicy {
                 text: PolicyText::new(domain, &policy.policy_string),
                 failure: failure.clone(),
             },
-            PolicyInForce::Dane { hosts } => {
-                let row = |(host, policy): &(String, Arc<Policy>)| {
-                    TlsaHost::new(host, &policy.policy_domain, &policy.policy_string)
-                };
-                StoredPolicy::Dane((!hosts.is_empty()).then(|| hosts.iter().map(row).collect()))
-            }
+            PolicyInForce::Dane { hosts } => StoredPolicy::Dane((!hosts.is_empty()).then(|| tlsa_hosts(hosts))),
+            PolicyInForce::UnusableTlsa { hosts } => StoredPolicy::UnusableTlsa(tlsa_hosts(hosts)),
+            PolicyInForce::PerHost { dane, others, narrowed } => StoredPolicy::PerHost(Arc::new(PerHostPolicy {
+                dane: (!dane.is_empty()).then(|| tlsa_hosts(dane)),
+                others: StoredPolicy::from_in_force(domain, others),
+                narrowed: narrowed.as_ref().map(|hosts| hosts.iter().map(|host| host.as_str().into()).collect()),
+            })),
         }
     }
 
@@ -115,6 +145,9 @@ impl StoredPolicy {
         match (self, other) {
             (StoredPolicy::Sts { text, .. }, StoredPolicy::Sts { text: theirs, .. }) => drop(text.share_with(theirs)),
             (StoredPolicy::Dane(rows), StoredPolicy::Dane(theirs)) if rows == theirs => rows.clone_from(theirs),
+            (StoredPolicy::PerHost(policies), StoredPolicy::PerHost(theirs)) if policies == theirs => {
+                policies.clone_from(theirs);
+            }
             _ => {}
         }
     }
@@ -124,7 +157,11 @@ impl StoredPolicy {
         match self {
             StoredPolicy::None | StoredPolicy::Dane(None) => 0,
             StoredPolicy::Sts { text, .. } => text.packed_bytes().len(),
-            StoredPolicy::Dane(Some(rows)) => rows.iter().map(|row| row.host.len() + row.records.len() + 64).sum(),
+            StoredPolicy::Dane(Some(hosts)) | StoredPolicy::UnusableTlsa(hosts) => size_of_hosts(hosts),
+            StoredPolicy::PerHost(policies) => {
+                let narrowed = policies.narrowed.iter().flatten().map(|host| host.len() + 16).sum::<usize>();
+                policies.dane.as_ref().map_or(0, size_of_hosts) + policies.others.size() + narrowed
+            }
         }
     }
 
@@ -137,9 +174,13 @@ impl StoredPolicy {
                 let failure = failure.map(|f| (f.result_type, f.failure_reason_code.as_deref().unwrap_or_default()));
                 EncodedPolicy::Sts { mode: *mode, text: text.packed_bytes(), failure }
             }
-            StoredPolicy::Dane(rows) => {
-                EncodedPolicy::Dane(rows.iter().flat_map(|rows| rows.iter().cloned()).collect())
-            }
+            StoredPolicy::Dane(hosts) => EncodedPolicy::Dane(hosts.iter().flat_map(|hosts| hosts.to_vec()).collect()),
+            StoredPolicy::UnusableTlsa(hosts) => EncodedPolicy::UnusableTlsa(hosts.to_vec()),
+            StoredPolicy::PerHost(policies) => EncodedPolicy::PerHost {
+                dane: policies.dane.iter().flat_map(|hosts| hosts.to_vec()).collect(),
+                others: policies.others.encode(Vec::new()),
+                narrowed: policies.narrowed.as_ref().map(|hosts| hosts.iter().map(|host| &**host).collect()),
+            },
         };
         // Invariant: postcard writes numbers, texts, lists and variants into a vector without fail.
         postcard::to_extend(&stored, bytes).expect("a policy in force has a stored form")
@@ -155,9 +196,20 @@ impl StoredPolicy {
                 };
                 StoredPolicy::Sts { mode, text: PolicyText::from_packed(text), failure: failure.map(restored) }
             }
-            EncodedPolicy::Dane(rows) => StoredPolicy::Dane((!rows.is_empty()).then(|| rows.into())),
+            EncodedPolicy::Dane(hosts) => StoredPolicy::Dane((!hosts.is_empty()).then(|| hosts.into())),
+            EncodedPolicy::UnusableTlsa(hosts) => StoredPolicy::UnusableTlsa(hosts.into()),
+            EncodedPolicy::PerHost { dane, others, narrowed } => StoredPolicy::PerHost(Arc::new(PerHostPolicy {
+                dane: (!dane.is_empty()).then(|| dane.into()),
+                // MTA-STS alone stands there: no record makes this go deeper.
+                others: StoredPolicy::decode(&others).filter(|others| matches!(others, StoredPolicy::Sts { .. }))?,
+                narrowed: narrowed.map(|hosts| hosts.into_iter().map(Box::from).collect()),
+            })),
         })
     }
+}
+
+fn size_of_hosts(hosts: &TlsaHosts) -> usize {
+    hosts.iter().map(|row| row.host.len() + row.records.len() + 64).sum()
 }
 
 #[cfg(test)]
@@ -200,6 +252,17 @@ mod tests {
             PolicyInForce::Dane { hosts: Vec::new() },
             PolicyInForce::Dane {
                 hosts: vec![("mx.example".into(), tlsa("mx.example")), ("b.example".into(), tlsa("c"))],
+            },
+            PolicyInForce::UnusableTlsa { hosts: vec![("mx.example".into(), tlsa("mx.example"))] },
+            PolicyInForce::PerHost {
+                dane: vec![("mx.example".into(), tlsa("mx.example"))],
+                others: Box::new(sts(Mode::Testing, &["*.example.net"], None)),
+                narrowed: None,
+            },
+            PolicyInForce::PerHost {
+                dane: Vec::new(),
+                others: Box::new(sts(Mode::Enforce, &["*.example.net"], None)),
+                narrowed: Some(vec!["mx1.example.net".into(), "mx2.example.net".into()]),
             },
         ] {
             let policy = StoredPolicy::from_in_force("example.com", &wanted);

@@ -16,7 +16,9 @@ use tlswarden_parsers::event::{
 use self::attempt::{Attempt, SMTP_PORT, UnloggedSession, host_key, instance_key, peer_key, process_key};
 use crate::base::domain_name;
 use crate::base::tlsrpt::{ResultType, SessionOutcome, SessionResult, Trust};
-use crate::counting::session::reason::{HANDSHAKE_FAILURE, MX_MISMATCH, tlsrpt_verdict, verification_failure};
+use crate::counting::session::reason::{
+    HANDSHAKE_FAILURE, MX_MISMATCH, TLSA_UNUSABLE, tlsrpt_verdict, verification_failure,
+};
 use crate::counting::session::text::{lossy, lower_case};
 use crate::counting::session::tracked_map::{RecordChange, TrackedMap};
 use crate::counting::session::{SESSION_TIMEOUT, Uncounted};
@@ -374,7 +376,7 @@ impl PostfixSessions {
         let host = lower_case(host);
         let found = match why {
             ExclusionReason::TlsaLookupError => (ResultType::DnssecInvalid, None),
-            ExclusionReason::TlsaUnusable => (ResultType::TlsaInvalid, Some("all-TLSA-records-unusable".to_owned())),
+            ExclusionReason::TlsaUnusable => (ResultType::TlsaInvalid, Some(TLSA_UNUSABLE.to_owned())),
             ExclusionReason::NoTlsa | ExclusionReason::NotDnssec => (ResultType::DaneRequired, None),
             ExclusionReason::StsMxMismatch => (ResultType::ValidationFailure, Some(MX_MISMATCH.to_owned())),
         };
@@ -512,7 +514,7 @@ impl PostfixSessions {
             }
             _ if attempt.handshake_failed => failure(ResultType::ValidationFailure, Some(HANDSHAKE_FAILURE)),
             TlsReason::HandshakeFailure => failure(ResultType::ValidationFailure, Some(HANDSHAKE_FAILURE)),
-            _ if attempt.tlsa_unusable => failure(ResultType::TlsaInvalid, Some("all-TLSA-records-unusable")),
+            _ if attempt.tlsa_unusable => failure(ResultType::TlsaInvalid, Some(TLSA_UNUSABLE)),
             TlsReason::NotVerified | TlsReason::NotTrusted => {
                 let (result, code) = self.verification_cause(attempt, reason, time);
                 Some(SessionResult::Failure(result, code))
