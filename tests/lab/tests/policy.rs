@@ -949,12 +949,25 @@ async fn faults_of_the_policy_host_are_told_apart() {
     let fetch = ResultType::StsPolicyFetchError;
     let invalid = ResultType::StsPolicyInvalid;
     let webpki = ResultType::StsWebpkiInvalid;
+    // So many KiB of header fields, on so many lines of half a KiB.
+    let with_header = |kib: usize| {
+        let fields: String = (0..kib * 2).map(|n| format!("X-Field-{n:04}: {}\r\n", "x".repeat(496))).collect();
+        format!("HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\n{fields}Content-Length: {}\r\n\r\n{sound}", sound.len())
+            .into_bytes()
+    };
+    let encoded =
+        b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Encoding: br\r\nContent-Length: 3\r\n\r\n\x0b\x02\x80";
+    let encoded = encoded.to_vec();
     let cases = [
         ("status", None, Answer::Status(404), fetch, "http-status-404"),
         ("redirect", None, Answer::Redirect("https://mta-sts.status.test/".into()), fetch, "redirect"),
         ("media", None, Answer::MediaType("text/html".into(), sound.clone()), fetch, "media-type"),
         ("flood", None, Answer::Flood(64 * 1024 + 1), fetch, "too-large"),
         ("close", None, Answer::Close, fetch, "connection-failed"),
+        ("header", None, Answer::Raw(with_header(70)), fetch, "header-too-large"),
+        ("encoded", None, Answer::Raw(encoded), invalid, "content-encoding"),
+        ("bom", None, serve(&format!("\u{feff}{sound}")), invalid, "byte-order-mark"),
+        ("beside", None, serve(&document("enforce", "mx.beside.test\r\nmx: 10 b.test", DAY)), invalid, "invalid-mx"),
         ("html", None, serve("<html></html>"), invalid, "malformed-line"),
         ("nomx", None, serve("version: STSv1\nmode: enforce\nnmx: a.test\nmax_age: 1\n"), invalid, "missing-mx"),
         ("literal", None, serve(&document("enforce", "192.0.2.1", DAY)), invalid, "invalid-mx"),
@@ -979,8 +992,17 @@ async fn faults_of_the_policy_host_are_told_apart() {
     // A media type with parameters, and in capitals, is one.
     world.domain("charset.test", false, &["mx"]);
     world.sts("charset.test", "1", "");
-    world.site("charset.test", None, Answer::MediaType("Text/Plain; charset=utf-8; x=y".into(), sound));
+    world.site("charset.test", None, Answer::MediaType("Text/Plain; charset=utf-8; x=y".into(), sound.clone()));
     assert_eq!(daemon.level("charset.test").await, PolicyAnswer::Secure);
+    // 60 KiB of header on 120 lines are within the limits; labels that IDNA refuses are labels.
+    for (name, octets) in
+        [("long.test", with_header(60)), ("xn--a.test", with_header(0)), ("xn--1ug.test", with_header(0))]
+    {
+        world.domain(name, false, &["mx"]);
+        world.sts(name, "1", "");
+        world.site(name, None, Answer::Raw(octets));
+        assert_eq!(daemon.level(name).await, PolicyAnswer::Secure, "{name}");
+    }
     daemon.end().await;
 }
 
@@ -1131,6 +1153,12 @@ async fn a_policy_serves_whatever_fails_until_it_expires() {
     world.dns.change().remove("_mta-sts.kept.test", RecordType::TXT);
     let daemon = world.daemon(DAY);
     assert_eq!(daemon.level("kept.test").await, PolicyAnswer::Secure);
+    let until = Instant::now() + Duration::from_secs(60);
+    let renewed = Clock::default().seconds() + DAY - 120;
+    while daemon.policies.decide(b"kept.test").await.sts.unwrap().fetched() < renewed {
+        assert!(Instant::now() < until, "it is not fetched anew");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
     daemon.end().await;
     world.sts("kept.test", "2", "");
     world.site("kept.test", None, Answer::Status(500));
@@ -1142,9 +1170,9 @@ async fn a_policy_serves_whatever_fails_until_it_expires() {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     assert_eq!(daemon.level("kept.test").await, PolicyAnswer::Secure);
-    assert_eq!(world.hosts.requests("kept.test"), 2);
+    assert_eq!(world.hosts.requests("kept.test"), 3);
     daemon.end().await;
-    let daemon = world.daemon(10 * DAY + 1);
+    let daemon = world.daemon(11 * DAY + 120);
     assert_eq!(daemon.level("kept.test").await, PolicyAnswer::OwnLevel);
     daemon.end().await;
 }

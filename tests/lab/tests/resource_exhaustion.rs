@@ -200,8 +200,8 @@ fn wasters() -> Vec<(&'static str, Answer, &'static str)> {
     assert!(bomb.len() < 64 * 1024);
     let short = document("short.test", 0);
     vec![
-        ("headers.test", endless(HEAD, &"X-Header: and so on\r\n".repeat(100), 0), "connection"),
-        ("header.test", endless(&format!("{HEAD}X: "), &"x".repeat(4096), 0), "connection"),
+        ("headers.test", endless(HEAD, &"X-Header: and so on\r\n".repeat(100), 0), "header too large"),
+        ("header.test", endless(&format!("{HEAD}X: "), &"x".repeat(4096), 0), "header too large"),
         ("body.test", endless(&format!("{HEAD}\r\n"), &"x: y\n".repeat(1000), 0), "too large"),
         (
             "chunks.test",
@@ -263,12 +263,14 @@ async fn hostile_policy_hosts_cost_a_bounded_time_and_stop_no_mail() {
         let outcome = match &found {
             Ok(_) => "served",
             Err(HttpsError::TooLarge(_)) => "too large",
+            Err(HttpsError::HeaderTooLarge) => "header too large",
             Err(HttpsError::Connection(_)) => "connection",
             Err(HttpsError::Timeout(_)) => "too late",
             Err(
                 HttpsError::NoAddress(_)
                 | HttpsError::PrivateAddress(_)
                 | HttpsError::Certificate(_)
+                | HttpsError::TlsLimit(_)
                 | HttpsError::NoRootCertificates,
             ) => "something else",
         };

@@ -12,7 +12,7 @@ use std::time::Duration;
 use crate::answering::policy::sts::document::{self, MAX_DOCUMENT, PolicyDocument};
 use crate::answering::policy::sts::document_fault::InvalidDocument;
 use crate::base::tlsrpt::ResultType;
-use crate::net::https::{CertificateFault, HttpsClient, HttpsError};
+use crate::net::https::{CertificateFault, HttpsClient, HttpsError, TlsLimit};
 
 /// The longest that a fetch takes (RFC 8461 §3.3 suggests one minute).
 pub const FETCH_TIMEOUT: Duration = Duration::from_secs(60);
@@ -64,6 +64,8 @@ impl FetchError {
                 | HttpsError::Connection(_)
                 | HttpsError::Timeout(_)
                 | HttpsError::NoRootCertificates
+                | HttpsError::TlsLimit(_)
+                | HttpsError::HeaderTooLarge
                 | HttpsError::TooLarge(_),
             )
             | FetchError::Redirect(_)
@@ -80,7 +82,13 @@ impl FetchError {
             FetchError::Https(HttpsError::Connection(_)) => "connection-failed".into(),
             FetchError::Https(HttpsError::Timeout(_)) => "timeout".into(),
             FetchError::Https(HttpsError::NoRootCertificates) => "no-root-certificates".into(),
+            FetchError::Https(HttpsError::TlsLimit(limit)) => match limit {
+                TlsLimit::Handshake => "tls-handshake-failure".into(),
+                TlsLimit::Version => "tls-version-not-supported".into(),
+                TlsLimit::Signature => "tls-signature-not-supported".into(),
+            },
             FetchError::Https(HttpsError::TooLarge(_)) => "too-large".into(),
+            FetchError::Https(HttpsError::HeaderTooLarge) => "header-too-large".into(),
             FetchError::Https(HttpsError::Certificate(fault)) => match fault {
                 CertificateFault::Expired => "certificate-expired".into(),
                 CertificateFault::Name => "certificate-host-mismatch".into(),
