@@ -335,3 +335,40 @@ fn root_certificates_that_are_missing() {
     fs::copy(ROOT, roots).unwrap();
     host.is_on("https");
 }
+
+#[test]
+fn a_reload_exits_with_its_verdict_and_status_says_what_is_not_in_use() {
+    let mut host = Host::new("");
+    let run = |host: &Host, name: &str| {
+        let output = host.command(name).output().unwrap();
+        let said = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
+        (output.status.code(), said.replace(&host.folder.path().display().to_string(), "@"))
+    };
+    let (status, said) = run(&host, "reload");
+    assert_eq!(status, Some(69), "{said}");
+    assert!(said.contains("no daemon answers at @/control"), "{said}");
+    host.start();
+    assert_eq!(run(&host, "reload").0, Some(0));
+
+    // A mistake: nobody has asked for a reload yet, and then it is refused.
+    host.configure("[contrl]\nx = 1\n");
+    let (status, said) = run(&host, "status");
+    assert_eq!(status, Some(0), "{said}");
+    assert!(said.starts_with("configuration on disk is not in use: @/config.toml:"), "{said}");
+    let (status, said) = run(&host, "reload");
+    assert_eq!(status, Some(78), "{said}");
+    assert!(said.contains("contrl") && said.ends_with("going on with the old one\n"), "{said}");
+    let (_, said) = run(&host, "status");
+    assert!(said.starts_with("configuration on disk is not in use: @/config.toml:"), "{said}");
+    assert!(said.lines().next().unwrap().contains("; since "), "{said}");
+    assert!(host.log().contains("ERROR reload: the configuration was not taken"), "{}", host.log());
+    assert_eq!(host.asks("socketmap"), "10:OK encrypt,");
+
+    // It is taken, and a part is off because of it; the second time that is known.
+    host.configure(REPORT);
+    let (status, said) = run(&host, "reload");
+    assert_eq!(status, Some(1), "{said}");
+    assert!(said.contains("reports: off: ") && said.contains("@/key.pem"), "{said}");
+    assert!(run(&host, "status").1.starts_with("OFF reports: "));
+    assert_eq!(run(&host, "reload").0, Some(0));
+}

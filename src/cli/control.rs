@@ -23,6 +23,14 @@ impl From<OpenError> for CliError {
     }
 }
 
+/// Asks the daemon; where none runs, nobody.
+pub(super) fn query_daemon<T: DeserializeOwned>(socket: &Path, request: &ControlRequest) -> Result<T, RequestError> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime =
+        runtime.map_err(|e| RequestError::Failed(format!("runtime: cannot start: {e}; nothing was asked")))?;
+    runtime.block_on(send_request(socket, request))
+}
+
 /// Asks the daemon; where none runs, opens the store and computes the answer here.
 pub(super) fn query<T: DeserializeOwned>(
     config: &Config,

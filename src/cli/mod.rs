@@ -12,6 +12,7 @@ mod dkim_key;
 mod doctor;
 mod foreign_folder;
 mod policy;
+mod reload;
 mod render;
 mod replay;
 mod reports;
@@ -53,7 +54,7 @@ pub(crate) const EX_CONFIG: u8 = 78;
 const EXIT_STATUS: &str = "\
 Exit status:
    0  done; doctor, check-domain: nothing is wrong
-   1  doctor, check-domain: warnings
+   1  doctor, check-domain: warnings; reload: a part is off because of the new configuration
    2  doctor, check-domain: errors
   64  the arguments make no sense
   65  replay: no line of the logs was recognized
@@ -99,6 +100,12 @@ enum CliCommand {
     ///
     /// SIGTERM and SIGINT end it in order; SIGHUP rereads the configuration. It logs to standard error.
     Serve(serve::ServeOptions),
+    /// Has the daemon take the configuration on disk; fails with the reason if it is refused.
+    ///
+    /// A configuration that is refused changes nothing: the daemon goes on with the old one (status 78). Status 1: it is in
+    /// use, but a part is off because of it, such as reports whose key cannot be read. systemd hands keys over at a start
+    /// alone: after a new one in /etc/tlswarden/dkim.d run `systemctl restart tlswarden`.
+    Reload(ConfigFile),
     /// Shows each input and how far it is behind its log, the policies, what is due when, and the last errors.
     Status {
         #[command(flatten)]
@@ -174,7 +181,8 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         CliCommand::Doctor(options) => return exit_code(doctor::doctor(&options)),
         CliCommand::CheckDomain(options) => return exit_code(check_domain::check_domain(&options)),
         CliCommand::Serve(options) => serve::serve(&options),
-        CliCommand::Status { config, json } => config.load().and_then(|config| status::status(&config, json)),
+        CliCommand::Reload(config) => reload::reload(&config.config),
+        CliCommand::Status { config, json } => status::status(&config, json),
         CliCommand::CheckConfig(config) => check_config::check_config(&config.config),
         CliCommand::Policy(options) => policy::policy(&options),
         CliCommand::Results(options) => results::results(&options),
@@ -231,7 +239,7 @@ mod tests {
             command.get_subcommands().flat_map(nested).collect()
         }
         let mut wanted =
-            "serve, status, check-config, doctor, check-domain, policy explain, policy list, policy show, \
+            "serve, reload, status, check-config, doctor, check-domain, policy explain, policy list, policy show, \
                           policy refresh, policy purge, policy export, results, reports list, reports show, \
                           reports preview, reports resend, replay, backup, restore, dkim-key"
                 .split(", ")

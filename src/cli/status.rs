@@ -2,14 +2,25 @@
 //!
 //! Takes: what the daemon knows; where none runs, what the store has. Gives: lines and tables for people, or JSON.
 
-use super::control::query;
+use super::control::{query, query_daemon};
 use super::render::{format_time, table, to_pretty_json};
-use super::{CliError, print_stdout};
+use super::{CliError, ConfigFile, print_stdout};
 use crate::config::Config;
-use crate::daemon::control::{ControlRequest, DaemonStatus, PartState, ReportOverview, ReportStatus};
+use crate::daemon::control::{ControlRequest, DaemonStatus, PartState, RefusedReload, ReportOverview, ReportStatus};
 
-pub(crate) fn status(config: &Config, json: bool) -> Result<(), CliError> {
-    let status: DaemonStatus = query(config, &ControlRequest::Status, async |services| Ok(services.status().await))?;
+pub(crate) fn status(file: &ConfigFile, json: bool) -> Result<(), CliError> {
+    let status: DaemonStatus = match file.load() {
+        Ok(config) => query(&config, &ControlRequest::Status, async |services| Ok(services.status().await))?,
+        // The daemon goes on with the configuration that it has.
+        Err(error) => {
+            let socket = Config::control_socket_of(&file.config);
+            let Ok(mut status) = query_daemon::<DaemonStatus>(&socket, &ControlRequest::Status) else {
+                return Err(error);
+            };
+            status.refused_reload.get_or_insert(RefusedReload { since: None, reason: error.message });
+            status
+        }
+    };
     if json { print_stdout(&to_pretty_json(&status)) } else { print_stdout(&render_status(&status)) }
 }
 
@@ -19,6 +30,10 @@ fn render_status(status: &DaemonStatus) -> String {
         text.push_str(&line);
         text.push('\n');
     };
+    if let Some(RefusedReload { since, reason }) = &status.refused_reload {
+        let since = since.map_or_else(String::new, |at| format!("; since {}", format_time(at)));
+        add(format!("configuration on disk is not in use: {reason}{since}"));
+    }
     for (part, state) in &status.parts {
         if let PartState::Off { reason, since, next_try } = state {
             let next = next_try.map_or_else(String::new, |at| format!(", next try at {}", format_time(at)));

@@ -20,8 +20,8 @@ use crate::base::next_hop::NextHop;
 use crate::base::printable::escape_and_cut;
 use crate::base::rua_record::{MAX_PARSED_DESTINATIONS, parse_destination};
 use crate::config::{
-    Config, DeliveryMethod, DkimKeySection, DkimSigning, InputKind, InputSection, NativeTlsrpt, PostfixVersion,
-    ReportSection,
+    Config, ControlSection, DeliveryMethod, DkimKeySection, DkimSigning, InputKind, InputSection, NativeTlsrpt,
+    PostfixVersion, ReportSection,
 };
 use crate::config::{addresses, limits, override_answer, toml_errors};
 
@@ -91,6 +91,18 @@ impl Config {
             },
         })?;
         Ok(config)
+    }
+
+    /// The control socket that a file names, whatever else is wrong with the file; the default one where that cannot be
+    /// read.
+    pub(crate) fn control_socket_of(path: &Path) -> PathBuf {
+        #[derive(Default, Deserialize)]
+        #[serde(default)]
+        struct ControlAlone {
+            control: ControlSection,
+        }
+        let text = std::fs::read_to_string(path).unwrap_or_default();
+        toml::from_str::<ControlAlone>(&text).unwrap_or_default().control.socket
     }
 
     /// The configuration as TOML, defaults included; it reads back equal.

@@ -36,7 +36,10 @@ const COMMIT_INTERVAL: Duration = Duration::from_millis(250);
 
 /// How long to wait before a commit that failed is tried again; twice as long each time, up to the second figure.
 const MIN_RETRY_DELAY: Duration = Duration::from_secs(1);
-const MAX_RETRY_DELAY: Duration = Duration::from_secs(60);
+const MAX_RETRY_DELAY: Duration = Duration::from_secs(5);
+
+/// How often a commit that fails is logged.
+const RETRY_LOG_INTERVAL: Duration = Duration::from_secs(60);
 
 /// How often a problem with an input as a whole is logged, in seconds.
 const PROBLEM_LOG_INTERVAL: i64 = 3600;
@@ -348,7 +351,7 @@ impl CountingTask {
         for line in pending.failure_notices.take_lines(&batch.add, self.clock.seconds()) {
             tracing::warn!("{line}");
         }
-        let mut wait = MIN_RETRY_DELAY;
+        let (mut wait, mut logged) = (MIN_RETRY_DELAY, None::<Instant>);
         loop {
             self.metrics.heartbeat("counting");
             let Err(error) = self.store.write(batch.clone()) else {
@@ -364,8 +367,11 @@ impl CountingTask {
             if *shutdown.borrow() {
                 return Err(error);
             }
-            self.metrics
-                .log_error(self.clock, format!("store: cannot write counts: {error}; reading waits, trying again"));
+            if logged.is_none_or(|at| at.elapsed() >= RETRY_LOG_INTERVAL) {
+                logged = Some(Instant::now());
+                self.metrics
+                    .log_error(self.clock, format!("store: cannot write counts: {error}; reading waits, trying again"));
+            }
             let _ = runtime.block_on(async { tokio::time::timeout(wait, wait_for_shutdown(shutdown)).await });
             wait = (wait * 2).min(MAX_RETRY_DELAY);
         }

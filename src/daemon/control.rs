@@ -13,11 +13,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
 pub(crate) use crate::answering::policy::admin::explain::Explanation;
@@ -51,6 +52,9 @@ const MAX_RESPONSE: u64 = 1 << 30;
 
 /// How long a request may take to arrive.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long requests may go on when the daemon ends or is reloaded.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// A request to the daemon.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -108,6 +112,8 @@ pub(crate) enum ControlRequest {
     },
     /// Each next hop that has a policy and its answer: `Vec<(String, String)>`.
     PolicyExport,
+    /// Takes the configuration on disk: [`ReloadVerdict`].
+    Reload,
     /// Copies the store within its own folder, and says where: `PathBuf`. Whoever asked fetches it from there.
     Backup,
 }
@@ -132,6 +138,8 @@ pub(crate) struct DaemonStatus {
     pub(crate) running: bool,
     /// The time, in seconds since 1970-01-01T00:00:00Z.
     pub(crate) now: i64,
+    /// Why the configuration on disk is not in use, if the last reload was refused.
+    pub(crate) refused_reload: Option<RefusedReload>,
     /// What was found out about the host when the daemon started or was reloaded, one line each (`detect`).
     pub(crate) found: Vec<String>,
     /// Each part of the daemon, and why those that are off are off; none where no daemon runs.
@@ -152,6 +160,61 @@ pub(crate) struct DaemonStatus {
     pub(crate) errors: Vec<(i64, String)>,
     /// Octets of the store on disk.
     pub(crate) store_size: u64,
+}
+
+/// A reload whose configuration did not pass.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) struct RefusedReload {
+    /// When, in seconds since 1970-01-01T00:00:00Z; nothing where no reload has been tried.
+    pub(crate) since: Option<i64>,
+    /// Why, in one line.
+    pub(crate) reason: String,
+}
+
+/// How a reload went.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum ReloadVerdict {
+    /// The configuration on disk is in use; one line for each part that is off because of it.
+    Taken(Vec<String>),
+    /// It is not in use, for this reason.
+    Refused(String),
+}
+
+/// Where the verdict of a reload goes.
+pub(crate) type ReloadRequest = oneshot::Sender<ReloadVerdict>;
+
+/// How reloads are asked for, and how the last one went. Copies share it.
+#[derive(Clone)]
+pub(crate) struct Reloads {
+    requests: mpsc::Sender<ReloadRequest>,
+    refused: Arc<Mutex<Option<RefusedReload>>>,
+}
+
+impl Reloads {
+    /// None so far; with it, what is asked for.
+    pub(crate) fn new() -> (Reloads, mpsc::Receiver<ReloadRequest>) {
+        let (requests, requested) = mpsc::channel(1);
+        (Reloads { requests, refused: Arc::default() }, requested)
+    }
+
+    /// Notes that a reload was refused.
+    pub(crate) fn refused(&self, now: i64, reason: &str) {
+        *self.refused.lock() = Some(RefusedReload { since: Some(now), reason: reason.to_owned() });
+    }
+
+    /// Notes that the configuration on disk is in use.
+    pub(crate) fn taken(&self) {
+        *self.refused.lock() = None;
+    }
+
+    async fn request(&self) -> Result<ReloadVerdict, String> {
+        let (request, verdict) = oneshot::channel();
+        // Either fails only while the daemon ends.
+        let _ = self.requests.send(request).await;
+        verdict.await.map_err(|_| "reload: the daemon ends; nothing was reloaded".to_owned())
+    }
 }
 
 /// The reports of one day.
@@ -186,6 +249,8 @@ pub(crate) struct Services {
     pub(crate) metrics: Metrics,
     /// The time.
     pub(crate) clock: Clock,
+    /// Reloads of the daemon.
+    pub(crate) reloads: Option<Reloads>,
 }
 
 impl Services {
@@ -212,6 +277,7 @@ impl Services {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             running: self.running,
             now: self.clock.seconds(),
+            refused_reload: self.reloads.as_ref().and_then(|reloads| reloads.refused.lock().clone()),
             found: self.detected.clone(),
             parts: self.parts.states(),
             inputs: self.metrics.inputs(),
@@ -361,6 +427,10 @@ impl Services {
                 to_json(&to_response(self.purge_policies(domain.as_deref()).await))
             }
             Ok(ControlRequest::PolicyExport) => to_json(&ControlResponse::Answer(self.export_policies())),
+            Ok(ControlRequest::Reload) => to_json(&to_response(match &self.reloads {
+                Some(reloads) => reloads.request().await,
+                None => Err("reload: no daemon runs; nothing was reloaded".to_owned()),
+            })),
             Ok(ControlRequest::Backup) => to_json(&to_response(self.backup().await)),
             Err(error) => {
                 to_json(&ControlResponse::<()>::Fault(format!("control: no question: {error}; nothing was done")))
@@ -396,9 +466,11 @@ pub(crate) async fn serve(listener: UnixListener, services: Arc<Services>, mut s
                 }
             },
             Some(_) = connections.join_next() => {}
-            () = wait_for_shutdown(&mut shutdown) => return,
+            () = wait_for_shutdown(&mut shutdown) => break,
         }
     }
+    // Who is being answered, about a reload perhaps, still gets the answer.
+    let _ = tokio::time::timeout(DRAIN_TIMEOUT, async { while connections.join_next().await.is_some() {} }).await;
 }
 
 /// Why a request got no response.

@@ -22,7 +22,8 @@ use tokio::sync::{Mutex, mpsc, oneshot, watch};
 
 use super::listeners::Sockets;
 use super::parts::PartOpener;
-use super::{DaemonError, PersistentState, Tasks, run_until_shutdown};
+use super::tasks::{TaskGroup, run_until_shutdown};
+use super::{DaemonError, PersistentState};
 use crate::base::clock::Clock;
 use crate::base::own_reports::MessageIdKey;
 use crate::config::{Config, InputKind as Named, InputSection};
@@ -184,9 +185,9 @@ fn check_not_same(path: &Path, others: &[PathBuf]) -> Result<(), String> {
 pub(crate) fn open_inputs(
     state: &mut PersistentState,
     config: &Config,
-    zones: Vec<TimeZone>,
+    zones: &[TimeZone],
     counters: CounterFactory,
-) -> Result<OpenInputs, DaemonError> {
+) -> Result<OpenInputs, StoreError> {
     let mut inputs = OpenInputs {
         counters,
         inputs: Vec::new(),
@@ -196,7 +197,7 @@ pub(crate) fn open_inputs(
     };
     let mut files: Vec<PathBuf> = Vec::new();
     inputs.counters.left_out = Arc::new(prepare_inputs(config, &inputs.counters)?);
-    for (input, zone) in config.inputs.iter().zip(zones) {
+    for (input, zone) in config.inputs.iter().zip(zones.iter().cloned()) {
         // Invariant: the configuration has been checked.
         let Some(named) = input.kind() else { continue };
         let name = named.to_string();
@@ -304,7 +305,7 @@ impl OpenInputs {
     /// Starts a task for each input; returns the queue that datagrams wait in.
     pub(crate) fn start(
         self,
-        tasks: &mut Tasks,
+        tasks: &mut TaskGroup,
         feed: &mpsc::Sender<InputEvent>,
         shutdown: &watch::Receiver<bool>,
     ) -> Arc<DatagramQueue> {

@@ -1,70 +1,58 @@
 //! Runs the daemon: loads the configuration, opens everything, binds the sockets, starts the tasks, and drains them.
 //!
 //! Takes: the path of the configuration. Gives: a running host, until SIGTERM or SIGINT, or until a task ends by itself,
-//! which is an error. SIGHUP rereads the configuration: what runs is drained and started anew on the same store and the
-//! same sockets, so that connections wait and none is refused; a configuration that does not pass changes nothing.
-//! When it fails at start: a [`DaemonError`], before anything was answered, counted or sent.
+//! which is an error. SIGHUP, or a request on the control socket, rereads the configuration: who answers goes on until its
+//! successor does, with the same sockets and all that is known; counting and reports are drained and started anew beside
+//! that. A configuration that does not pass changes nothing.
+//! When it fails at start: a [`DaemonError`], before anything was answered, counted or sent. Only answering is vital:
+//! what else cannot be opened is off, and tried again (`parts`, `store`).
 
+mod answering;
 pub(crate) mod control;
 mod inputs;
 mod listeners;
 mod parts;
+mod pipelines;
 pub(crate) mod prometheus;
 mod replay;
 mod resolver_watch;
 pub(crate) mod services;
+mod store;
+mod tasks;
 pub(crate) mod watchdog;
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::tz::TimeZone;
-use tokio::runtime::Handle;
+use parking_lot::Mutex;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{mpsc, watch};
-use tokio::task::{Id, JoinError, JoinSet};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
 
-use control::Services;
+use answering::Answering;
+use control::{ReloadRequest, ReloadVerdict, Reloads, Services};
 pub(crate) use listeners::SocketError;
 use listeners::Sockets;
-use parking_lot::Mutex;
-use parts::{Listening, ListeningPart, PartOpener};
+use parts::PartOpener;
+use pipelines::StatusSockets;
+use store::{DaemonStore, StoreReturn};
+use tasks::TaskGroup;
 
-use crate::answering::listener::Listener;
-use crate::answering::policy::history::PolicyHistory;
-use crate::answering::policy::policies::Policies;
-use crate::answering::readsocket;
-use crate::answering::socketmap::server;
 use crate::base::clock::Clock;
-use crate::base::parts::{COUNTING, HTTPS, Parts, REPORTS, STORE};
-use crate::base::shutdown::wait_for_shutdown;
+use crate::base::parts::{COUNTING, HTTPS, PartState, Parts, REPORTS, STORE};
 use crate::config::detect;
 use crate::config::identity::missing_identity;
-use crate::config::{Config, ConfigError, DkimSigning, ListenAddress, ReportSection, time_zone};
-use crate::counting::pipeline::CountingTask;
-use crate::counting::rules::CountingRules;
+use crate::config::{Config, ConfigError, DkimSigning, time_zone};
 use crate::metrics::Metrics;
-use crate::net::dns::Resolver;
-use crate::net::https;
-use crate::reporting::schedule::{Scheduler, SchedulerContext, SchedulerSettings};
-use crate::store::embedded::EmbeddedStore;
-use crate::store::{Store, StoreError, message_id_key};
+use crate::reporting::schedule::{Scheduler, SchedulerSettings};
+use crate::store::{Store, StoreError};
 
 /// How long the tasks have to finish what they are doing.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(15);
-
-/// Blocks that wait between the inputs and the counting: reading is never far ahead of counting.
-const MAX_QUEUED_BLOCKS: usize = 4;
-
-/// Failed domains that wait between the counting and the policies. More than that at once means that this host itself
-/// is failing.
-const MAX_QUEUED_HINTS: usize = 1024;
-
-/// Failed sessions that Exim reported and that wait for the counting: more at once than Exim has processes.
-const MAX_QUEUED_EXIM_EVENTS: usize = 1024;
 
 /// Why the daemon did not start, or ended.
 #[derive(Debug, thiserror::Error)]
@@ -160,393 +148,338 @@ impl PreparedConfig {
 
 /// What is kept over a reload.
 struct PersistentState {
-    store: Arc<EmbeddedStore>,
-    store_folder: PathBuf,
+    store: Arc<DaemonStore>,
     sockets: Arc<Mutex<Sockets>>,
     parts: Parts,
     /// Standard input, once it has been read.
     stdin: Option<inputs::SharedStdin>,
     clock: Clock,
     metrics: Metrics,
+    reloads: Reloads,
 }
 
-async fn serve(path: &Path, mut prepared: PreparedConfig) -> Result<(), DaemonError> {
-    let clock = prepared.config.closed_network.clock.map_or_else(Clock::default, |t| Clock::starting_at(t.as_second()));
-    let folder = prepared.config.store.path.clone();
-    let opened = EmbeddedStore::open(&folder, clock)?;
-    let metrics = Metrics::default();
-    if opened.lost_commits() {
-        Scheduler::record_store_loss(&opened.store, clock, &metrics)?;
+impl PersistentState {
+    fn shared_store(&self) -> Arc<dyn Store> {
+        Arc::<DaemonStore>::clone(&self.store)
     }
-    let mut state = PersistentState {
-        store: Arc::new(opened.store),
-        store_folder: folder,
+}
+
+async fn serve(path: &Path, prepared: PreparedConfig) -> Result<(), DaemonError> {
+    let config = &prepared.config;
+    let clock = config.closed_network.clock.map_or_else(Clock::default, |t| Clock::starting_at(t.as_second()));
+    let (metrics, parts) = (Metrics::default(), Parts::default());
+    let opener = PartOpener::new(parts.clone(), clock, config);
+    let store = DaemonStore::open(&config.store.path, clock, metrics.clone(), opener.clone())?;
+    let (reloads, reload_requests) = Reloads::new();
+    let state = PersistentState {
+        store: Arc::new(store),
         sockets: Arc::new(Mutex::new(Sockets::from_systemd())),
-        parts: Parts::default(),
+        parts,
         stdin: None,
         clock,
         metrics,
+        reloads,
     };
-    let mut signals = Signals::listen()?;
+    let signals = Signals::listen()?;
     // Ends with this function.
     let mut watchdog_task = JoinSet::new();
     watchdog_task.spawn(watchdog::feed(state.metrics.clone()));
-    loop {
-        let mut tasks = Tasks::start(&mut state, prepared)?;
-        notify_systemd(sd_notify::NotifyState::Ready);
-        let store = Arc::clone(&state.store);
-        let started = tokio::task::spawn_blocking(move || store.drop_preloaded()).await;
-        started.map_err(|e| DaemonError::Task(format!("store: memory not freed: {e}; the daemon ends")))?;
-        let mut damaged = false;
-        let next = loop {
-            match tasks.wait(&mut signals, &state.store).await {
-                WakeReason::Shutdown => break None,
-                // What runs remembers more than is stored: it starts anew, as after a restart.
-                WakeReason::StoreDamaged => {
-                    damaged = true;
-                    break Some(PreparedConfig::load(path)?);
-                }
-                WakeReason::TaskEnded(problem) => {
-                    tasks.drain().await;
-                    return Err(DaemonError::Task(problem));
-                }
-                WakeReason::Reload => match reload(path, &mut state) {
-                    Ok(next) => break Some(next),
-                    Err(error) => {
-                        let line =
-                            format!("reload: the configuration was not taken: {error}; going on with the old one");
-                        state.metrics.log_error(state.clock, line);
+    Daemon::start(path, state, prepared, opener, reload_requests)?.run(signals).await
+}
+
+/// Everything that runs.
+struct Daemon {
+    path: PathBuf,
+    state: PersistentState,
+    prepared: PreparedConfig,
+    opener: PartOpener,
+    answering: Answering,
+    /// Inputs, counting and reports; nothing while the store is off.
+    pipelines: Option<TaskGroup>,
+    /// The control socket and the metrics, where they are to be opened anew.
+    status_sockets: Option<StatusSockets>,
+    /// Who answers on them.
+    status: Option<TaskGroup>,
+    /// Who did so before, on the way out.
+    retired: JoinSet<()>,
+    reload_requests: mpsc::Receiver<ReloadRequest>,
+}
+
+impl Daemon {
+    /// Answers from now on.
+    fn start(
+        path: &Path,
+        state: PersistentState,
+        prepared: PreparedConfig,
+        opener: PartOpener,
+        reload_requests: mpsc::Receiver<ReloadRequest>,
+    ) -> Result<Daemon, DaemonError> {
+        let answering = Answering::start(&state, &prepared.config, &opener, None)?;
+        answering.expect_heartbeats(&state.metrics);
+        Ok(Daemon {
+            path: path.to_owned(),
+            state,
+            prepared,
+            opener,
+            answering,
+            pipelines: None,
+            status_sockets: None,
+            status: None,
+            retired: JoinSet::new(),
+            reload_requests,
+        })
+    }
+
+    /// Runs until a signal ends it, or a task ends by itself.
+    async fn run(mut self, mut signals: Signals) -> Result<(), DaemonError> {
+        self.start_pipelines().await?;
+        notify_systemd(&[sd_notify::NotifyState::Ready]);
+        let store = Arc::clone(&self.state.store);
+        // Memory that is not freed is no reason to end.
+        let _ = tokio::task::spawn_blocking(move || store.drop_preloaded()).await;
+        loop {
+            match self.wait(&mut signals).await {
+                WakeReason::Shutdown => return self.end(None).await,
+                WakeReason::TaskEnded(problem) => return self.end(Some(problem)).await,
+                WakeReason::StoreRetry => {
+                    if self.try_pipelines().await {
+                        log_state(&self.prepared.config, &self.state.parts);
                     }
-                },
+                    continue;
+                }
+                WakeReason::Reload(request) => {
+                    let verdict = self.reload();
+                    let taken = matches!(verdict, ReloadVerdict::Taken(_));
+                    if let Some(request) = request {
+                        // Who asked may have gone.
+                        let _ = request.send(verdict);
+                    }
+                    if !taken {
+                        continue;
+                    }
+                }
+                WakeReason::StoreDamaged => {}
+            }
+            // Answering goes on meanwhile. What still counts would go on beside its successor, from the same position:
+            // everything twice.
+            if let Some(pipelines) = &mut self.pipelines {
+                tokio::select! {
+                    () = pipelines.drain(DRAIN_TIMEOUT) => {}
+                    () = signals.end.received() => return self.end(None).await,
+                }
+            }
+            self.pipelines = None;
+            self.start_pipelines().await?;
+        }
+    }
+
+    async fn wait(&mut self, signals: &mut Signals) -> WakeReason {
+        let Daemon { state, answering, pipelines, status, opener, reload_requests, retired, .. } = self;
+        let is_off = pipelines.is_none();
+        loop {
+            return tokio::select! {
+                () = signals.end.received() => WakeReason::Shutdown,
+                _ = signals.reload.recv() => WakeReason::Reload(None),
+                Some(request) = reload_requests.recv() => WakeReason::Reload(Some(request)),
+                () = state.store.wait_for_damage(), if !is_off => WakeReason::StoreDamaged,
+                () = state.store.wait_for_retry(opener.interval()), if is_off => WakeReason::StoreRetry,
+                problem = answering.tasks.ended() => WakeReason::TaskEnded(problem),
+                problem = ended(pipelines) => WakeReason::TaskEnded(problem),
+                problem = ended(status) => WakeReason::TaskEnded(problem),
+                Some(_) = retired.join_next() => continue,
+            };
+        }
+    }
+
+    /// Takes the configuration on disk. Whoever answers now is told to stop when
+    /// its successor answers; counting and reports are still to be drained.
+    fn reload(&mut self) -> ReloadVerdict {
+        let before = self.state.parts.states();
+        let taken = PreparedConfig::load(&self.path).and_then(|next| {
+            if next.config.store.path != self.state.store.folder() {
+                return Err(DaemonError::Named(vec!["[store] path: changes only with a restart".to_owned()]));
+            }
+            let opener = PartOpener::new(self.state.parts.clone(), self.state.clock, &next.config);
+            let answering = Answering::start(&self.state, &next.config, &opener, Some(&self.answering))?;
+            Ok((next, opener, answering))
+        });
+        let (next, opener, answering) = match taken {
+            Ok(taken) => taken,
+            Err(error) => {
+                let reason = error.to_string();
+                self.state.reloads.refused(self.state.clock.seconds(), &reason);
+                let line = format!("reload: the configuration was not taken: {reason}; going on with the old one");
+                tracing::error!("{line}");
+                self.state.metrics.keep_error(self.state.clock, line);
+                return ReloadVerdict::Refused(reason);
             }
         };
-        if next.is_none() {
-            notify_systemd(sd_notify::NotifyState::Stopping);
+        self.state.reloads.taken();
+        tracing::info!("reload: {}: taken", self.path.display());
+        answering.expect_heartbeats(&self.state.metrics);
+        let before_it = std::mem::replace(&mut self.answering, answering);
+        self.retire(before_it.tasks);
+        self.status_sockets = Some(StatusSockets::open(&self.state, &next.config, &opener));
+        if self.pipelines.is_some() {
+            pipelines::check_reports(&next.config.report, &opener);
         }
-        state.metrics.expect_heartbeats([]);
-        let drained = tasks.drain().await;
-        if damaged && drained {
-            let store = Arc::clone(&state.store);
-            let lost_commits = tokio::task::spawn_blocking(move || store.recover()).await;
-            if lost_commits.map_err(|e| DaemonError::Task(format!("store: not recovered: {e}; the daemon ends")))?? {
-                Scheduler::record_store_loss(&*state.store, clock, &state.metrics)?;
+        (self.prepared, self.opener) = (next, opener);
+        ReloadVerdict::Taken(newly_off(&before, &self.state.parts.states()))
+    }
+
+    /// Starts the pipelines; where the store is off, shows that they wait for it.
+    async fn start_pipelines(&mut self) -> Result<(), DaemonError> {
+        self.prepared.detected.iter().for_each(|line| tracing::info!("{line}"));
+        if !self.try_pipelines().await {
+            pipelines::wait_for_store(&self.state, &self.prepared.config, &self.opener);
+            let scheduler = pipelines::idle_scheduler(&self.state, &self.prepared.config, &self.answering)?;
+            self.show(scheduler);
+        }
+        log_state(&self.prepared.config, &self.state.parts);
+        Ok(())
+    }
+
+    /// Starts the pipelines; returns whether the store is there for them.
+    async fn try_pipelines(&mut self) -> bool {
+        let (store, history) = (Arc::clone(&self.state.store), Arc::clone(&self.answering.history));
+        let policies = Arc::clone(&self.answering.policies);
+        let ready = tokio::task::spawn_blocking(move || {
+            let taken_in = store.make_ready().and_then(|returned| match returned {
+                StoreReturn::Unchanged => Ok(()),
+                StoreReturn::Opened => answering::load_known(&store, &history, &policies),
+                StoreReturn::WentBack => {
+                    history.write_again();
+                    policies.write_again();
+                    Ok(())
+                }
+            });
+            match &taken_in {
+                Ok(()) => store.settle(),
+                Err(error) => store.turn_off(error),
             }
+            taken_in.is_ok()
+        });
+        // A panic has been logged.
+        if !ready.await.unwrap_or(false) {
+            return false;
         }
-        match (next, drained) {
-            (None, _) => return Ok(()),
-            (Some(next), true) => prepared = next,
-            // What still counts would go on beside its successor, from the same mark: everything twice.
-            (Some(_), false) => {
-                let problem = "start anew: not done: what ran before did not end in time; the daemon ends".to_owned();
-                return Err(DaemonError::Task(problem));
+        match pipelines::start(&mut self.state, &self.prepared, &self.opener, &self.answering) {
+            Ok((tasks, scheduler)) => {
+                self.pipelines = Some(tasks);
+                self.show(scheduler);
+                true
+            }
+            Err(error) => {
+                self.state.store.turn_off(&error);
+                false
             }
         }
     }
-}
 
-fn reload(path: &Path, state: &mut PersistentState) -> Result<PreparedConfig, DaemonError> {
-    let next = PreparedConfig::load(path)?;
-    if next.config.store.path != state.store_folder {
-        let problem = "[store] path: changes only with a restart".to_owned();
-        return Err(DaemonError::Named(vec![problem]));
+    /// Answers on the control socket and shows the metrics; who did so before ends.
+    fn show(&mut self, scheduler: Arc<Scheduler>) {
+        let services = Arc::new(Services {
+            config: self.prepared.config.clone(),
+            detected: self.prepared.detected.clone(),
+            running: true,
+            parts: self.state.parts.clone(),
+            store: self.state.shared_store(),
+            resolver: self.answering.resolver.clone(),
+            policies: Arc::clone(&self.answering.policies),
+            scheduler,
+            metrics: self.state.metrics.clone(),
+            clock: self.state.clock,
+            reloads: Some(self.state.reloads.clone()),
+        });
+        let sockets = self.status_sockets.take();
+        let sockets = sockets.unwrap_or_else(|| StatusSockets::open(&self.state, &self.prepared.config, &self.opener));
+        if let Some(before) = self.status.replace(sockets.serve(&self.state, &self.opener, services)) {
+            self.retire(before);
+        }
     }
-    // Answering must not end with the old configuration; anything else that cannot be opened is off.
-    open_resolver(&next.config)?;
-    state.sockets.lock().check_any(&answering_sockets(&next.config))?;
-    tracing::info!("reload: {}: taken", path.display());
-    Ok(next)
+
+    fn retire(&mut self, mut tasks: TaskGroup) {
+        self.retired.spawn(async move {
+            // Who is still busy has been logged, and nobody waits for it.
+            let _ = tasks.drain_within(DRAIN_TIMEOUT).await;
+        });
+    }
+
+    /// Ends everything: those who ask are answered until the rest has ended.
+    async fn end(mut self, problem: Option<String>) -> Result<(), DaemonError> {
+        notify_systemd(&[sd_notify::NotifyState::Stopping]);
+        self.state.metrics.expect_heartbeats([]);
+        for tasks in [&mut self.pipelines, &mut self.status].into_iter().flatten() {
+            tasks.drain_within(DRAIN_TIMEOUT).await;
+        }
+        self.answering.tasks.drain_within(DRAIN_TIMEOUT).await;
+        problem.map_or(Ok(()), |problem| Err(DaemonError::Task(problem)))
+    }
 }
 
-/// The addresses of all sockets but the control socket.
-fn listen_addresses(config: &Config) -> Vec<ListenAddress> {
-    [config.socketmap.listen.as_slice(), &config.readsocket.listen, &config.status.listen].concat()
+/// Waits until one of the tasks ends by itself.
+async fn ended(tasks: &mut Option<TaskGroup>) -> String {
+    match tasks {
+        Some(tasks) => tasks.ended().await,
+        None => std::future::pending().await,
+    }
 }
 
-/// The sockets that an MTA asks on.
-fn answering_sockets(config: &Config) -> Vec<&ListenAddress> {
-    config.socketmap.listen.iter().chain(&config.readsocket.listen).collect()
+/// The parts that are off, and were not off for the same reason before: one line for each.
+fn newly_off(before: &BTreeMap<String, PartState>, now: &BTreeMap<String, PartState>) -> Vec<String> {
+    let reason = |states: &BTreeMap<String, PartState>, part: &str| match states.get(part) {
+        Some(PartState::Off { reason, .. }) => Some(reason.clone()),
+        Some(PartState::Running) | None => None,
+    };
+    let line = |part: &String| {
+        let off = reason(now, part).filter(|off| reason(before, part).as_ref() != Some(off))?;
+        Some(format!("{part}: off: {off}"))
+    };
+    now.keys().filter_map(line).collect()
 }
 
-/// The resolver that the configuration names. Without one nothing can be answered.
-fn open_resolver(config: &Config) -> Result<Resolver, DaemonError> {
-    let failed = |e| DaemonError::System(format!("resolver: cannot be used: {e}; nothing could be answered"));
-    Resolver::new(config.resolver.address).map_err(failed)
-}
-
-fn notify_systemd(state: sd_notify::NotifyState<'_>) {
-    if let Err(error) = sd_notify::notify(&[state]) {
+fn notify_systemd(state: &[sd_notify::NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(state) {
         tracing::warn!("systemd: not told: {error}; going on");
     }
 }
 
 struct Signals {
-    shutdown: [tokio::signal::unix::Signal; 2],
+    end: EndSignals,
     reload: tokio::signal::unix::Signal,
 }
+
+/// The signals that end the daemon.
+struct EndSignals([tokio::signal::unix::Signal; 2]);
 
 impl Signals {
     fn listen() -> Result<Signals, DaemonError> {
         let on =
             |kind| signal(kind).map_err(|e| DaemonError::System(format!("signals: cannot listen: {e}; not started")));
         Ok(Signals {
-            shutdown: [on(SignalKind::terminate())?, on(SignalKind::interrupt())?],
+            end: EndSignals([on(SignalKind::terminate())?, on(SignalKind::interrupt())?]),
             reload: on(SignalKind::hangup())?,
         })
     }
 }
 
+impl EndSignals {
+    async fn received(&mut self) {
+        let [terminate, interrupt] = &mut self.0;
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    }
+}
+
 enum WakeReason {
     Shutdown,
-    Reload,
+    /// With where the verdict goes, if somebody waits for it.
+    Reload(Option<ReloadRequest>),
     StoreDamaged,
+    StoreRetry,
     TaskEnded(String),
-}
-
-/// Everything that runs, until it is drained.
-struct Tasks {
-    stop: watch::Sender<bool>,
-    set: JoinSet<Result<(), String>>,
-    names: HashMap<Id, String>,
-}
-
-impl Tasks {
-    fn start(state: &mut PersistentState, prepared: PreparedConfig) -> Result<Tasks, DaemonError> {
-        let PreparedConfig { config, zones, detected: found } = prepared;
-        found.iter().for_each(|line| tracing::info!("{line}"));
-        let store: Arc<dyn Store> = Arc::<EmbeddedStore>::clone(&state.store);
-        let (metrics, clock) = (state.metrics.clone(), state.clock);
-        // Everything that can fail comes first: no half start.
-        let opener = PartOpener::new(state.parts.clone(), clock, &config);
-        let sockets = Arc::clone(&state.sockets);
-        sockets.lock().check_any(&answering_sockets(&config))?;
-        let resolver = open_resolver(&config)?;
-        let (client, https, settings) = (
-            https::HttpsClient::unloaded(resolver.clone(), &config.closed_network.exceptions()),
-            https::HttpsClient::unloaded_for_reports(
-                resolver.clone(),
-                &config.closed_network.exceptions(),
-                config.report.https_certificates,
-            ),
-            SchedulerSettings::load(&config.report),
-        );
-        state.parts.set_parts(part_names(&config));
-        let control = ListeningPart::control(&config.control.socket, &sockets, &opener);
-        let mut in_use = listen_addresses(&config);
-        in_use.push(ListenAddress::Unix(config.control.socket.clone()));
-        in_use.extend(inputs::datagram_sockets(&config).into_iter().map(|(path, _)| ListenAddress::Unix(path)));
-        let socketmaps = ListeningPart::open_each("socketmap", &config.socketmap.listen, &sockets, &opener);
-        let readsockets = ListeningPart::open_each("readsocket", &config.readsocket.listen, &sockets, &opener);
-        let statuses = ListeningPart::open_each("metrics", &config.status.listen, &sockets, &opener);
-        let answering = socketmaps.iter().chain(&readsockets).filter(|part| part.is_open());
-        let answering: Vec<_> = answering.map(|part| (part.name.clone(), watchdog::LISTENER_LIMIT)).collect();
-        sockets.lock().close_except(&in_use);
-        for address in sockets.lock().unused_systemd_sockets(&in_use) {
-            tracing::warn!("systemd: {address}: in no `listen`; nobody is answered there");
-        }
-        let load = {
-            let (client, https) = (client.clone(), https.clone());
-            move || client.load().and_then(|()| https.load())
-        };
-        let https_is_off = opener.try_open(HTTPS, load.clone()).is_none();
-        let own = message_id_key::load_or_create(&*store)?;
-        let history = Arc::new(PolicyHistory::open(&*store, clock, metrics.clone())?);
-        let policies = Policies::open(
-            &config,
-            resolver.clone(),
-            client,
-            Arc::clone(&store),
-            Arc::clone(&history),
-            clock,
-            metrics.clone(),
-        )?;
-        let rules = Arc::new(CountingRules::from_config(&config));
-        let counter_factory = inputs::CounterFactory {
-            opener: opener.clone(),
-            sockets: Arc::clone(&sockets),
-            store: Arc::clone(&store),
-            message_id_key: own.clone(),
-            rules,
-            metrics: metrics.clone(),
-            clock,
-            left_out: Arc::default(),
-        };
-        let inputs = inputs::open_inputs(state, &config, zones, counter_factory)?;
-        let context = SchedulerContext {
-            store: Arc::clone(&store),
-            resolver: resolver.clone(),
-            https,
-            metrics: metrics.clone(),
-            clock,
-            message_id_key: own,
-        };
-        let settings = settings.map_err(|faults| faults.join("; "));
-        let settings = match settings {
-            // Nothing is configured that could be off.
-            Ok(settings) if settings.sender.is_none() => Some(settings),
-            settings => opener.try_open(REPORTS, || settings),
-        };
-        let reports_are_off = settings.is_none();
-        let settings = settings.unwrap_or_else(|| SchedulerSettings::without_sender(&config.report));
-        let scheduler = Scheduler::open(context, settings)?;
-        log_configuration(&config, &state.parts);
-
-        let (stop, shutdown) = watch::channel(false);
-        let mut tasks = Tasks { stop, set: JoinSet::new(), names: HashMap::new() };
-        let (feed, fed) = mpsc::channel(MAX_QUEUED_BLOCKS);
-        let datagrams = inputs.start(&mut tasks, &feed, &shutdown);
-        // With no input at all the river has nothing to do, and waits to be told so.
-        let idle = feed.clone();
-        tasks.spawn("idle".into(), run_until_shutdown(shutdown.clone(), async move { idle.closed().await }));
-        drop(feed);
-        let (hints, failed) = mpsc::channel(MAX_QUEUED_HINTS);
-        let (exim_events, events) = mpsc::channel(MAX_QUEUED_EXIM_EVENTS);
-        let river = CountingTask {
-            store: Arc::clone(&store),
-            policies: Box::new(Arc::clone(&history)),
-            hints,
-            datagrams,
-            own_queue_ids: scheduler.own_queue_ids(),
-            metrics: metrics.clone(),
-            clock,
-        };
-        let (runtime, stopping) = (Handle::current(), shutdown.clone());
-        let id = tasks
-            .set
-            .spawn_blocking(move || river.run(&runtime, fed, events, stopping).map_err(|e| e.to_string()))
-            .id();
-        tasks.names.insert(id, "counting".into());
-        tasks.spawn("history".into(), run_task(Arc::clone(&history).run(Arc::clone(&store), shutdown.clone())));
-        let task = recheck_failed_domains(Arc::clone(&policies), failed);
-        tasks.spawn("hints".into(), run_until_shutdown(shutdown.clone(), task));
-        tasks.spawn("policies".into(), run_task(Arc::clone(&policies).run(shutdown.clone())));
-        if https_is_off {
-            let (opener, mut shutdown) = (opener.clone(), shutdown.clone());
-            tasks.spawn(HTTPS.into(), async move {
-                opener.open_later(HTTPS, load, &mut shutdown).await;
-                wait_for_shutdown(&mut shutdown).await;
-                Ok(())
-            });
-        }
-        let retry = reports_are_off.then(|| (opener.clone(), config.report.clone()));
-        let task = start_reports(retry, Arc::clone(&scheduler), shutdown.clone());
-        tasks.spawn(REPORTS.into(), run_until_shutdown(shutdown.clone(), task));
-        tasks.spawn("scheduler".into(), run_task(Arc::clone(&scheduler).run(shutdown.clone())));
-        let postfix = &config.postfix;
-        let listening =
-            Listening { sockets, opener: opener.clone(), metrics: metrics.clone(), shutdown: shutdown.clone() };
-        for part in socketmaps {
-            let (policies, postfix) = (Arc::clone(&policies), postfix.clone());
-            let (metrics, shutdown) = (metrics.clone(), shutdown.clone());
-            let serve = |listener| server::serve(listener, policies, postfix, metrics, shutdown);
-            tasks.spawn(part.name.clone(), listening.clone().run(part, Some(watchdog::LISTENER_LIMIT), serve));
-        }
-        for part in readsockets {
-            let (policies, events) = (Arc::clone(&policies), exim_events.clone());
-            let (metrics, shutdown) = (metrics.clone(), shutdown.clone());
-            let serve = |listener| readsocket::serve(listener, policies, events, metrics, shutdown);
-            tasks.spawn(part.name.clone(), listening.clone().run(part, Some(watchdog::LISTENER_LIMIT), serve));
-        }
-        let writing = ["counting", "scheduler"].map(|name| (name.to_owned(), watchdog::STORE_LIMIT));
-        metrics.expect_heartbeats(writing.into_iter().chain(answering));
-        let watch = resolver_watch::watch_resolver(resolver.clone(), config.clone(), metrics.clone(), clock);
-        tasks.spawn("resolver".into(), run_until_shutdown(shutdown.clone(), watch));
-        let services = Arc::new(Services {
-            config,
-            detected: found,
-            running: true,
-            parts: state.parts.clone(),
-            store,
-            resolver,
-            policies,
-            scheduler,
-            metrics,
-            clock,
-        });
-        for part in statuses {
-            let (services, shutdown) = (Arc::clone(&services), shutdown.clone());
-            let serve = |listener| prometheus::serve(listener, services, shutdown);
-            tasks.spawn(part.name.clone(), listening.clone().run(part, None, serve));
-        }
-        let serve = async |listener| match listener {
-            Listener::Unix(listener) => control::serve(listener, services, shutdown).await,
-            // The control socket has a path.
-            Listener::Tcp(_) => {}
-        };
-        tasks.spawn(control.name.clone(), listening.run(control, None, serve));
-        Ok(tasks)
-    }
-
-    fn spawn(&mut self, name: String, task: impl Future<Output = Result<(), String>> + Send + 'static) {
-        let id = self.set.spawn(task).id();
-        self.names.insert(id, name);
-    }
-
-    async fn wait(&mut self, signals: &mut Signals, store: &EmbeddedStore) -> WakeReason {
-        let [terminate, interrupt] = &mut signals.shutdown;
-        tokio::select! {
-            _ = terminate.recv() => WakeReason::Shutdown,
-            _ = interrupt.recv() => WakeReason::Shutdown,
-            _ = signals.reload.recv() => WakeReason::Reload,
-            () = store.wait_for_damage() => WakeReason::StoreDamaged,
-            Some(ended) = self.set.join_next_with_id() => {
-                let (name, why) = self.describe_end(ended);
-                WakeReason::TaskEnded(format!("{name}: ended by itself: {why}; the daemon ends"))
-            }
-        }
-    }
-
-    fn describe_end(&mut self, ended: Result<(Id, Result<(), String>), JoinError>) -> (String, String) {
-        let (id, why) = match ended {
-            Ok((id, Ok(()))) => (id, "no reason given".to_owned()),
-            Ok((id, Err(why))) => (id, why),
-            Err(error) => (error.id(), error.to_string()),
-        };
-        (self.names.remove(&id).unwrap_or_default(), why)
-    }
-
-    /// Tells all tasks to stop, and waits until they have, or until the timeout; returns whether all have.
-    async fn drain(mut self) -> bool {
-        let _ = self.stop.send(true);
-        let all = async {
-            while let Some(ended) = self.set.join_next_with_id().await {
-                let well = matches!(ended, Ok((_, Ok(()))));
-                let (name, why) = self.describe_end(ended);
-                if !well {
-                    tracing::warn!("{name}: did not end well: {why}; going on with the others");
-                }
-            }
-        };
-        if tokio::time::timeout(DRAIN_TIMEOUT, all).await.is_err() {
-            let names: Vec<&str> = self.names.values().map(String::as_str).collect();
-            tracing::warn!("{}: still busy after {} s; ended", names.join(", "), DRAIN_TIMEOUT.as_secs());
-        }
-        self.names.is_empty()
-    }
-}
-
-/// Looks for newer policies of domains to which sessions failed.
-async fn recheck_failed_domains(policies: Arc<Policies>, mut failed: mpsc::Receiver<Arc<str>>) {
-    while let Some(domain) = failed.recv().await {
-        policies.recheck_after_failure(&domain);
-    }
-    // The counting has ended, and says why itself.
-    std::future::pending().await
-}
-
-/// Waits for the keys that sign reports where they cannot be loaded yet, and logs which of them differs from its DNS
-/// record; then waits for the end.
-async fn start_reports(
-    retry: Option<(PartOpener, ReportSection)>,
-    scheduler: Arc<Scheduler>,
-    mut shutdown: watch::Receiver<bool>,
-) {
-    if let Some((opener, section)) = retry {
-        let load = move || SchedulerSettings::load(&section).map_err(|faults| faults.join("; "));
-        let Some(settings) = opener.open_later(REPORTS, load, &mut shutdown).await else { return };
-        scheduler.configure(settings);
-    }
-    scheduler.check_dkim_records().await;
-    std::future::pending().await
 }
 
 /// The parts that a configuration has.
@@ -572,20 +505,11 @@ fn part_names(config: &Config) -> Vec<String> {
     names
 }
 
-async fn run_task(task: impl Future<Output = ()>) -> Result<(), String> {
-    task.await;
-    Ok(())
-}
-
-async fn run_until_shutdown(mut shutdown: watch::Receiver<bool>, task: impl Future<Output = ()>) -> Result<(), String> {
-    tokio::select! {
-        () = task => Ok(()),
-        () = wait_for_shutdown(&mut shutdown) => Ok(()),
-    }
-}
-
-/// Logs the configuration, one line for each part.
-fn log_configuration(config: &Config, parts: &Parts) {
+/// Logs what is on, one line for each part, and tells systemd in short.
+fn log_state(config: &Config, parts: &Parts) {
+    let summary = summary(config, parts);
+    tracing::info!("tlswarden {}: {summary}", env!("CARGO_PKG_VERSION"));
+    notify_systemd(&[sd_notify::NotifyState::Status(&summary)]);
     let is_on = |part: String| parts.off_reason(&part).is_none();
     for address in config.socketmap.listen.iter().filter(|address| is_on(format!("socketmap {address}"))) {
         tracing::info!("socketmap: listening on {address}");
@@ -615,4 +539,23 @@ fn log_configuration(config: &Config, parts: &Parts) {
              or receivers ignore them"
         );
     }
+}
+
+/// What is on and what is off, in one line.
+fn summary(config: &Config, parts: &Parts) -> String {
+    let states = parts.states();
+    let is_on = |part: &str| states.get(part) == Some(&PartState::Running);
+    let sockets = states.keys().filter(|part| part.starts_with("socketmap ") || part.starts_with("readsocket "));
+    let inputs = config.inputs.len();
+    let counting = match (inputs, is_on(COUNTING)) {
+        (0, _) => "counting nothing (no input)".to_owned(),
+        (_, false) => "not counting".to_owned(),
+        (1, true) => "counting 1 input".to_owned(),
+        (_, true) => format!("counting {inputs} inputs"),
+    };
+    let reports = if is_on(REPORTS) { "reports on" } else { "no reports" };
+    let answering = sockets.filter(|part| is_on(part)).map(String::as_str).collect::<Vec<_>>().join(", ");
+    let off: Vec<&str> = states.keys().filter(|part| !is_on(part)).map(String::as_str).collect();
+    let off = if off.is_empty() { String::new() } else { format!("; off: {}", off.join(", ")) };
+    format!("answering at {answering}; {counting}; {reports}{off}")
 }

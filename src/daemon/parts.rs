@@ -62,6 +62,16 @@ impl PartOpener {
         }
     }
 
+    /// How often a part that is off is tried again.
+    pub(crate) fn interval(&self) -> Duration {
+        self.interval
+    }
+
+    /// Notes that a part runs.
+    pub(crate) fn turn_on(&self, part: &str) {
+        self.parts.turn_on(part);
+    }
+
     /// Turns off a part that its own task tries again.
     pub(crate) fn turn_off(&self, part: &str, reason: &str) {
         self.parts.turn_off(self.clock, part, reason, None);

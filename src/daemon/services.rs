@@ -110,6 +110,7 @@ pub(crate) fn open_offline(config: &Config) -> Result<Services, OpenError> {
         scheduler,
         metrics,
         clock,
+        reloads: None,
     })
 }
 
@@ -135,6 +136,7 @@ impl HostCheckContext for DoctorContext {
         Ok(DaemonState {
             version: status.version,
             now: status.now,
+            refused_reload: status.refused_reload.map(|refused| refused.reason),
             detected: status.found,
             parts: status.parts,
             inputs: status.inputs,

@@ -193,6 +193,11 @@ impl Metrics {
         self.0.heartbeats.lock().insert(task.to_owned(), (Instant::now(), limit));
     }
 
+    /// Removes a task that is not monitored any more.
+    pub(crate) fn forget_heartbeat(&self, task: &str) {
+        self.0.heartbeats.lock().remove(task);
+    }
+
     /// Records that a task made progress; ignored for tasks that are not monitored.
     pub(crate) fn heartbeat(&self, task: &str) {
         if let Some((at, _)) = self.0.heartbeats.lock().get_mut(task) {
@@ -210,6 +215,11 @@ impl Metrics {
     /// Logs one line `subject: problem: cause; consequence` and keeps it for `status`.
     pub(crate) fn log_error(&self, clock: Clock, line: String) {
         tracing::warn!("{line}");
+        self.keep_error(clock, line);
+    }
+
+    /// Keeps a line for `status` that has been logged already.
+    pub(crate) fn keep_error(&self, clock: Clock, line: String) {
         let mut errors = self.0.errors.lock();
         if errors.len() == MAX_RECENT_ERRORS {
             errors.remove(0);

@@ -201,6 +201,11 @@ impl DecisionCache {
         }
     }
 
+    /// How many entries there may be.
+    pub fn limit(&self) -> usize {
+        self.limit
+    }
+
     /// Calls `then` with the entry of a next hop. `then` must not wait.
     pub fn with<R>(&self, hop: &[u8], then: impl FnOnce(&CachedDecision) -> R) -> Option<R> {
         self.shard(hop).read().get(hop).map(|entry| then(&entry.0))

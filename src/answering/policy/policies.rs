@@ -67,7 +67,7 @@ pub struct Policies {
     /// What is known of the Postfix that asks.
     pub(super) postfix: PostfixTraits,
     pub(super) overrides: Overrides,
-    pub(super) verdict_store: VerdictStore,
+    pub(super) verdict_store: Arc<VerdictStore>,
     pub(super) sts: Arc<StsCache>,
     pub(super) history: Arc<PolicyHistory>,
     pub(super) clock: Clock,
@@ -107,9 +107,60 @@ impl Policies {
         clock: Clock,
         metrics: Metrics,
     ) -> Result<Arc<Policies>, StoreError> {
+        let policies = Policies::new(config, resolver, client, store, history, clock, metrics);
+        policies.load()?;
+        Ok(policies)
+    }
+
+    /// Nothing known yet: [`Policies::load`] adds what the store has. Call it within the tokio runtime.
+    pub fn new(
+        config: &Config,
+        resolver: Resolver,
+        client: HttpsClient,
+        store: Arc<dyn Store>,
+        history: Arc<PolicyHistory>,
+        clock: Clock,
+        metrics: Metrics,
+    ) -> Arc<Policies> {
+        let verdict_store = Arc::new(VerdictStore::new(Arc::clone(&store)));
         let limit = config.policy.max_domains;
-        let verdict_store = VerdictStore::new(Arc::clone(&store));
-        let sts = StsCache::open(limit, resolver.clone(), client, store, &history, clock, metrics.clone())?;
+        let sts = StsCache::new(limit, resolver.clone(), client, store, clock, metrics.clone());
+        Arc::new(Policies::with_caches(config, resolver, sts, verdict_store, history, clock, metrics))
+    }
+
+    /// A successor with another configuration, which knows everything that this one knows. Nothing is read from the store,
+    /// unless DANE is new.
+    pub fn reopen(&self, config: &Config, resolver: Resolver, client: HttpsClient) -> Arc<Policies> {
+        let sts = self.sts.reopen(config.policy.max_domains, resolver.clone(), client);
+        let (verdict_store, history) = (Arc::clone(&self.verdict_store), Arc::clone(&self.history));
+        let policies =
+            Policies::with_caches(config, resolver, sts, verdict_store, history, self.clock, self.metrics.clone());
+        for hop in self.cache.next_hops() {
+            if let Some(entry) = self.cache.get(&hop)
+                && let Some(verdict) = entry.verdict.clone()
+            {
+                policies.restore(hop, verdict);
+            }
+        }
+        if policies.dane_enabled
+            && !self.dane_enabled
+            && let Err(error) = policies.load_verdicts()
+        {
+            let line = format!("store: cannot read DANE verdicts: {error}; they are looked up anew");
+            self.metrics.log_error(self.clock, line);
+        }
+        Arc::new(policies)
+    }
+
+    fn with_caches(
+        config: &Config,
+        resolver: Resolver,
+        sts: StsCache,
+        verdict_store: Arc<VerdictStore>,
+        history: Arc<PolicyHistory>,
+        clock: Clock,
+        metrics: Metrics,
+    ) -> Policies {
         let wants_dnssec = config.postfix.dnssec() && config.policy.without_dnssec == WithoutDnssec::Temp;
         let dane_off_reason = match (config.postfix.dnssec(), resolver.is_trusted()) {
             (false, _) => Some("Postfix asks for no DNSSEC (smtp_dns_support_level, or [postfix] dnssec)"),
@@ -122,9 +173,8 @@ impl Policies {
             let consequence = if wants_dnssec { "mail is deferred" } else { "MTA-STS alone is answered" };
             tracing::info!("policy: no DANE: {cause}; {consequence}");
         }
-        let verdict = if dane_off_reason.is_none() { verdict_store.load(limit)? } else { Vec::new() };
-        let policies = Policies {
-            cache: DecisionCache::new(limit),
+        Policies {
+            cache: DecisionCache::new(config.policy.max_domains),
             budget: config.policy.answer_budget.0,
             dane_enabled: dane_off_reason.is_none(),
             wants_dnssec,
@@ -141,12 +191,43 @@ impl Policies {
             verdict_flights: SingleFlight::new(MAX_LOOKUPS),
             no_policy: CachedDecision::no_policy(),
             verdict_store,
-        };
-        for (key, verdict) in verdict {
-            let hop = policies.intern_name(&key);
-            policies.cache.insert(CachedDecision::restored(hop, Arc::clone(&policies.no_policy.domain), verdict));
         }
-        Ok(Arc::new(policies))
+    }
+
+    /// Adds what the store has and what is not known yet.
+    pub fn load(&self) -> Result<(), StoreError> {
+        self.sts.load(&self.history)?;
+        if self.dane_enabled { self.load_verdicts() } else { Ok(()) }
+    }
+
+    fn load_verdicts(&self) -> Result<(), StoreError> {
+        for (key, verdict) in self.verdict_store.load(self.cache.limit())? {
+            if self.cache.get(&key).is_none_or(|entry| entry.verdict.is_none()) {
+                self.restore(self.intern_name(&key), verdict);
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds a verdict from which a decision is made when it is asked for.
+    fn restore(&self, hop: Arc<str>, verdict: CachedVerdict) {
+        self.cache.insert(CachedDecision::restored(hop, Arc::clone(&self.no_policy.domain), verdict));
+    }
+
+    /// Has what waits to be written tried again at once.
+    pub fn write_pending(&self) {
+        self.sts.write_pending();
+        self.verdict_store.wake.notify_one();
+    }
+
+    /// Has everything written anew, because the store has lost some.
+    pub fn write_again(&self) {
+        self.sts.write_again();
+        for hop in self.cache.next_hops() {
+            if let Some(verdict) = self.cache.get(&hop).and_then(|entry| entry.verdict.clone()) {
+                self.verdict_store.insert(hop.to_string(), verdict);
+            }
+        }
     }
 
     /// What is known of the Postfix that asks.

@@ -36,6 +36,8 @@ pub(crate) enum DaemonPresence {
 /// What a running daemon says of itself, as far as `doctor` looks at it.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct DaemonState {
+    /// Why the last reload was refused, if it was.
+    pub(crate) refused_reload: Option<String>,
     /// The version of the program.
     pub(crate) version: String,
     /// The time, in seconds since 1970-01-01T00:00:00Z.
@@ -86,6 +88,7 @@ pub(crate) fn check_daemon(
     };
     found.looked_at.push(format!("the daemon, version {}: {}", state.version, describe_requests(&state)));
     let mut all = Vec::new();
+    check_configuration(&state, found);
     check_parts(&state, found);
     check_requests(&state, &mut all);
     check_tlsa_without_data(&state, &mut all);
@@ -112,6 +115,15 @@ fn describe_requests(status: &DaemonState) -> String {
 
 fn counter(status: &DaemonState, name: &str) -> u64 {
     status.counters.get(name).copied().unwrap_or(0)
+}
+
+/// Whether the daemon refused the configuration on disk.
+fn check_configuration(state: &DaemonState, found: &mut Findings) {
+    let Some(reason) = &state.refused_reload else { return };
+    let problem = format!("the configuration on disk is not in use: {reason}");
+    let impact = "The daemon goes on with the configuration before; it would not start with the new one.";
+    let finding = Finding::new(Severity::Error, "config-not-in-use", "tlswarden", problem, impact);
+    found.push(finding.fix("tlswarden check-config && tlswarden reload"));
 }
 
 /// The parts that are off: what that means, and where to look.
@@ -300,6 +312,7 @@ mod tests {
 
     fn status(counters: &[(&str, u64)]) -> DaemonState {
         DaemonState {
+            refused_reload: None,
             version: env!("CARGO_PKG_VERSION").into(),
             now: 1_000_000,
             counters: counters.iter().map(|(name, n)| ((*name).to_owned(), *n)).collect(),

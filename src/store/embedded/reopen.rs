@@ -58,7 +58,7 @@ impl EmbeddedStore {
 
     /// Deals with the damage as [`EmbeddedStore::open`] does, and says whether commits are gone. To be called when nobody is
     /// at work on the store any more; all that is remembered of it must be read anew.
-    pub(crate) fn recover(&self) -> Result<bool, StoreError> {
+    pub(super) fn recover(&self) -> Result<bool, StoreError> {
         let mut state = self.state.write();
         if state.files.is_ok() {
             return Ok(false);
@@ -76,6 +76,18 @@ impl EmbeddedStore {
             already_stored: None,
         };
         Ok(went_back)
+    }
+
+    /// Opens the files again if they are closed, however soon after the last try, and repairs what is damaged; returns whether
+    /// commits are gone. To be called when nobody counts or sends.
+    pub(crate) fn reopen_now(&self) -> Result<bool, StoreError> {
+        let mut state = self.state.write();
+        if !matches!(&state.files, Err(reason) if reason.given_up) {
+            state.last_reopen = None;
+            return self.reopen_if_closed(&mut state).map(|()| false);
+        }
+        drop(state);
+        self.recover()
     }
 
     /// Closes the files after a commit that failed and opens them again at once. `Ok` if the commit is on disk; an error

@@ -36,11 +36,15 @@ impl VerdictStore {
         VerdictStore { store, dirty: Mutex::default(), writing: tokio::sync::Mutex::default(), wake: Notify::new() }
     }
 
-    /// The stored verdicts, at most `limit`; what is beyond, or cannot be read, is removed.
+    /// The stored verdicts, at most `limit`; what is beyond, or cannot be read, is removed. Those that wait to be written are
+    /// newer, and left out.
     pub fn load(&self, limit: usize) -> Result<Vec<(String, CachedVerdict)>, StoreError> {
         let (mut found, mut removed) = (Vec::new(), Vec::new());
         self.store.visit(Table::Dane, b"", &mut |key, value| {
             let Ok(key) = std::str::from_utf8(key) else { return };
+            if self.dirty.lock().contains_key(key) {
+                return;
+            }
             match CachedVerdict::decode(value).filter(|_| found.len() < limit) {
                 Some(verdict) => found.push((key.to_owned(), verdict)),
                 None => removed.push(key.to_owned()),

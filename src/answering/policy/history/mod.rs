@@ -12,7 +12,7 @@
 
 pub mod compact;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -113,14 +113,37 @@ struct HistoryTotals {
 }
 
 impl PolicyHistory {
-    /// The periods that the store has. A record that cannot be read is left out.
+    /// The periods that the store has.
     pub fn open(store: &dyn Store, clock: Clock, metrics: Metrics) -> Result<PolicyHistory, StoreError> {
-        let mut periods = Periods::new();
+        let history = PolicyHistory::new(clock, metrics);
+        history.load(store)?;
+        Ok(history)
+    }
+
+    /// No periods yet: [`PolicyHistory::load`] adds those that the store has.
+    pub fn new(clock: Clock, metrics: Metrics) -> PolicyHistory {
+        PolicyHistory {
+            periods: RwLock::default(),
+            totals: Mutex::default(),
+            write_queue: Mutex::default(),
+            removed_keys: Mutex::default(),
+            rendered: Mutex::default(),
+            wake: Notify::new(),
+            clock,
+            steady: SteadyClock::new(clock),
+            metrics,
+            throttle: Throttle::default(),
+        }
+    }
+
+    /// Adds the periods that the store has and that are not known yet. A record that cannot be read is left out.
+    pub fn load(&self, store: &dyn Store) -> Result<(), StoreError> {
+        let mut stored = Periods::new();
         let mut totals = HistoryTotals::default();
         let mut before: Option<(Arc<str>, Arc<Period>)> = None;
         store.visit(Table::Decision, b"", &mut |key, value| {
             let Some((domain, mut period)) = decode_record(key, value, before.as_ref().map(|(name, _)| name)) else {
-                metrics.add("decisions_unreadable", 1);
+                self.metrics.add("decisions_unreadable", 1);
                 return;
             };
             // Most periods of a domain are of one decision: keep its text once.
@@ -131,21 +154,45 @@ impl PolicyHistory {
             totals.bytes += period.policy.size();
             let period = Arc::new(period);
             before = Some((Arc::clone(&domain), Arc::clone(&period)));
-            periods.entry(domain).or_default().push(period);
+            stored.entry(domain).or_default().push(period);
         })?;
-        periods.shrink_to_fit();
-        Ok(PolicyHistory {
-            periods: RwLock::new(periods),
-            totals: Mutex::new(totals),
-            write_queue: Mutex::default(),
-            removed_keys: Mutex::default(),
-            rendered: Mutex::default(),
-            wake: Notify::new(),
-            clock,
-            steady: SteadyClock::new(clock),
-            metrics,
-            throttle: Throttle::default(),
-        })
+        let mut periods = self.periods.write();
+        if periods.is_empty() {
+            stored.shrink_to_fit();
+            (*periods, *self.totals.lock()) = (stored, totals);
+        } else {
+            self.add_stored(&mut periods, stored);
+        }
+        Ok(())
+    }
+
+    /// Adds periods of the store to those that have begun without it.
+    fn add_stored(&self, periods: &mut Periods, stored: Periods) {
+        let mut totals = self.totals.lock();
+        let removed: HashSet<Vec<u8>> = self.removed_keys.lock().iter().cloned().collect();
+        for (domain, list) in stored {
+            let known = periods.entry(domain).or_default();
+            for period in list {
+                let same = |other: &Arc<Period>| other.from == period.from && other.hop == period.hop;
+                if !known.iter().any(same) && !removed.contains(&period.stored_key()) {
+                    totals.periods += 1;
+                    totals.bytes += period.policy.size();
+                    known.push(period);
+                }
+            }
+            known.sort_by_key(|period| period.from);
+        }
+    }
+
+    /// Has every period written anew, because the store has lost some.
+    pub fn write_again(&self) {
+        for period in self.periods.read().values().flatten() {
+            period.stored_last_asked.set(0);
+            if !period.dirty.swap(true, Ordering::Relaxed) {
+                self.write_queue.lock().push(Arc::clone(period));
+            }
+        }
+        self.wake.notify_one();
     }
 
     /// The name as it is kept here if it is, so that it is kept once; makes a text that is kept here the same piece.

@@ -62,10 +62,8 @@ const SWEEP_INTERVAL: Duration = Duration::from_secs(30);
 
 /// The MTA-STS state of every policy domain that was asked for.
 pub struct StsCache {
-    domains: RwLock<Domains>,
+    known: Arc<KnownDomains>,
     limit: usize,
-    /// The size of all texts, in bytes.
-    text_bytes: AtomicUsize,
     resolver: Resolver,
     client: HttpsClient,
     store: Arc<dyn Store>,
@@ -77,6 +75,15 @@ pub struct StsCache {
     background: Arc<Semaphore>,
     fetches: Semaphore,
     refresh_fetches: Semaphore,
+}
+
+/// What outlives a reload of the configuration: a cache and its successor share it.
+#[derive(Default)]
+struct KnownDomains {
+    domains: RwLock<Domains>,
+    /// The size of all texts, in bytes.
+    text_bytes: AtomicUsize,
+    /// The domains that wait to be written.
     dirty: Mutex<HashSet<Arc<str>>>,
     /// One write at a time: of two at once the older values could land last.
     writing: tokio::sync::Mutex<()>,
@@ -109,34 +116,18 @@ impl PartialEq for ByName {
 impl Eq for ByName {}
 
 impl StsCache {
-    /// The policies that the store has, expired or not: the clock may be wrong at start. Those that cannot be read any
-    /// more are left out. Names and texts that `history` has are shared with it.
-    pub fn open(
+    /// A cache that knows nothing yet.
+    pub fn new(
         limit: usize,
         resolver: Resolver,
         client: HttpsClient,
         store: Arc<dyn Store>,
-        history: &PolicyHistory,
         clock: Clock,
         metrics: Metrics,
-    ) -> Result<StsCache, StoreError> {
-        let (mut domains, mut dirty, mut size) = (Domains::new(), HashSet::new(), 0);
-        store.visit(Table::Sts, b"", &mut |key, value| {
-            let Ok(name) = std::str::from_utf8(key) else { return };
-            match StsPolicy::decode(value) {
-                Some(mut restored) => {
-                    let name = history.share_text(name, &mut restored.policy.text);
-                    size += restored.policy.text_bytes();
-                    domains.insert(ByName(Arc::new(DomainState::restored(name, restored))));
-                }
-                None => drop(dirty.insert(name.into())),
-            }
-        })?;
-        domains.shrink_to_fit();
-        Ok(StsCache {
-            domains: RwLock::new(domains),
+    ) -> StsCache {
+        StsCache {
+            known: Arc::default(),
             limit: limit.max(1),
-            text_bytes: AtomicUsize::new(size),
             resolver,
             client,
             store,
@@ -148,10 +139,53 @@ impl StsCache {
             background: Arc::new(Semaphore::new(MAX_BACKGROUND_LOOKUPS)),
             fetches: Semaphore::new(MAX_FETCHES - MAX_REFRESH_FETCHES),
             refresh_fetches: Semaphore::new(MAX_REFRESH_FETCHES),
-            dirty: Mutex::new(dirty),
-            writing: tokio::sync::Mutex::default(),
-            wake: Notify::new(),
-        })
+        }
+    }
+
+    /// A successor with another configuration, which shares what is known.
+    pub fn reopen(&self, limit: usize, resolver: Resolver, client: HttpsClient) -> StsCache {
+        let (store, metrics) = (Arc::clone(&self.store), self.metrics.clone());
+        let known = Arc::clone(&self.known);
+        StsCache { known, ..StsCache::new(limit, resolver, client, store, self.clock, metrics) }
+    }
+
+    /// Adds the policies that the store has and that are not known yet, expired or not: the clock may be wrong at start.
+    /// Those that cannot be read any more are left out. Names and texts that `history` has are shared with it.
+    pub fn load(&self, history: &PolicyHistory) -> Result<(), StoreError> {
+        self.store.visit(Table::Sts, b"", &mut |key, value| {
+            let Ok(name) = std::str::from_utf8(key) else { return };
+            // What waits to be written is newer.
+            if self.known.dirty.lock().contains(name) {
+                return;
+            }
+            match StsPolicy::decode(value) {
+                Some(mut restored) => {
+                    let name = history.share_text(name, &mut restored.policy.text);
+                    let size = restored.policy.text_bytes();
+                    self.known.text_bytes.fetch_add(size, Ordering::Relaxed);
+                    let mut domains = self.known.domains.write();
+                    match domains.get(&*name) {
+                        Some(domain) => domain.0.adopt(restored),
+                        None => drop(domains.insert(ByName(Arc::new(DomainState::restored(name, restored))))),
+                    }
+                }
+                None => drop(self.known.dirty.lock().insert(name.into())),
+            }
+        })?;
+        self.known.domains.write().shrink_to_fit();
+        Ok(())
+    }
+
+    /// Has what waits to be written tried again at once.
+    pub fn write_pending(&self) {
+        self.known.wake.notify_one();
+    }
+
+    /// Has every policy written anew, because the store has lost some.
+    pub fn write_again(&self) {
+        for domain in self.domains().iter().filter(|domain| domain.has_policy()) {
+            self.mark_dirty(&domain.name);
+        }
     }
 
     /// The domain of that name (in canonical form), added if it is not yet known.
@@ -160,7 +194,7 @@ impl StsCache {
             return domain;
         }
         let now = self.clock.seconds();
-        let mut domains = self.domains.write();
+        let mut domains = self.known.domains.write();
         if let Some(domain) = domains.get(name) {
             return Arc::clone(&domain.0);
         }
@@ -172,12 +206,12 @@ impl StsCache {
 
     /// The domain of that name, if it has been asked about.
     pub fn get(&self, name: &str) -> Option<Arc<DomainState>> {
-        self.domains.read().get(name).map(|domain| Arc::clone(&domain.0))
+        self.known.domains.read().get(name).map(|domain| Arc::clone(&domain.0))
     }
 
     /// All domains that have been asked about.
     pub fn domains(&self) -> Vec<Arc<DomainState>> {
-        self.domains.read().iter().map(|domain| Arc::clone(&domain.0)).collect()
+        self.known.domains.read().iter().map(|domain| Arc::clone(&domain.0)).collect()
     }
 
     /// Forgets what is known of a domain; whether there was anything. The store forgets it with the next write.
@@ -191,13 +225,13 @@ impl StsCache {
     /// How many domains are known, and how many of them have an unexpired policy.
     pub fn counts(&self) -> (usize, usize) {
         let now = self.clock.seconds();
-        let domains = self.domains.read();
+        let domains = self.known.domains.read();
         (domains.len(), domains.iter().filter(|domain| domain.0.policy(now).is_some()).count())
     }
 
     /// The size of the texts of all policies and invalid documents, in bytes.
     pub fn text_bytes(&self) -> usize {
-        self.text_bytes.load(Ordering::Relaxed)
+        self.known.text_bytes.load(Ordering::Relaxed)
     }
 
     /// Starts the look-ups that are due for a domain at `at`, unless they are under way. `None` if nothing is due or
@@ -233,7 +267,7 @@ impl StsCache {
         sweep.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             tokio::select! {
-                () = self.wake.notified() => {
+                () = self.known.wake.notified() => {
                     tokio::time::sleep(WRITE_DELAY / 2).await;
                     let _ = self.write().await;
                 }
@@ -280,15 +314,15 @@ impl StsCache {
             }
         }
         let size = domain.text_bytes();
-        if self.text_bytes.fetch_add(size, Ordering::Relaxed) + size > self.limit * TEXT_BYTES_PER_DOMAIN {
-            self.evict(&mut self.domains.write(), domain, self.clock.seconds());
+        if self.known.text_bytes.fetch_add(size, Ordering::Relaxed) + size > self.limit * TEXT_BYTES_PER_DOMAIN {
+            self.evict(&mut self.known.domains.write(), domain, self.clock.seconds());
         }
     }
 
     /// Subtracts from the size of all texts. The next sweep corrects what two overlapping changes got wrong.
     fn subtract_text(&self, bytes: usize) {
         let less = |size: usize| Some(size.saturating_sub(bytes));
-        let _ = self.text_bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
+        let _ = self.known.text_bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
     }
 
     fn log_lost_record(&self, domain: &DomainState) {
@@ -337,8 +371,8 @@ impl StsCache {
     }
 
     fn mark_dirty(&self, name: &Arc<str>) {
-        self.dirty.lock().insert(Arc::clone(name));
-        self.wake.notify_one();
+        self.known.dirty.lock().insert(Arc::clone(name));
+        self.known.wake.notify_one();
     }
 
     /// Fetches policies in use anew, those first whose document has been due for longest, and lets go of what has expired
@@ -347,7 +381,7 @@ impl StsCache {
         let now = self.clock.seconds();
         let may_expire = self.steady.permits_expiry();
         let domains = self.domains();
-        self.text_bytes.store(domains.iter().map(|domain| domain.text_bytes()).sum(), Ordering::Relaxed);
+        self.known.text_bytes.store(domains.iter().map(|domain| domain.text_bytes()).sum(), Ordering::Relaxed);
         let mut due = Vec::new();
         for domain in domains {
             if may_expire && domain.settle(now) {
@@ -360,7 +394,7 @@ impl StsCache {
                 }
             } else if may_expire && now - domain.last_used() > REFRESH_INTERVAL {
                 self.subtract_text(domain.text_bytes());
-                self.domains.write().remove(&*domain.name);
+                self.known.domains.write().remove(&*domain.name);
                 self.mark_dirty(&domain.name);
             }
         }
@@ -416,9 +450,9 @@ impl StsCache {
     /// Writes what has changed; what could not be written is tried again with the next change or sweep. Fails with
     /// the cause.
     pub async fn write(&self) -> Result<(), String> {
-        let _turn = self.writing.lock().await;
+        let _turn = self.known.writing.lock().await;
         loop {
-            let names: Vec<Arc<str>> = self.dirty.lock().extract_if(|_| true).take(MAX_BATCH_RECORDS).collect();
+            let names: Vec<Arc<str>> = self.known.dirty.lock().extract_if(|_| true).take(MAX_BATCH_RECORDS).collect();
             if names.is_empty() {
                 return Ok(());
             }
@@ -433,7 +467,7 @@ impl StsCache {
                 Ok(Err(error)) => error.to_string(),
                 Err(error) => error.to_string(),
             };
-            self.dirty.lock().extend(names);
+            self.known.dirty.lock().extend(names);
             if self.throttle.permits("store", self.clock.seconds()) {
                 let line =
                     format!("store: cannot write MTA-STS policies: {error}; they serve from memory until it can");

@@ -156,6 +156,17 @@ impl DomainState {
         domain
     }
 
+    /// Takes over the policy that the store has, where none is known here.
+    pub fn adopt(&self, restored: RestoredPolicy) {
+        let mut state = self.data.lock();
+        if state.policy.is_none() {
+            state.policy = Some(Arc::new(restored.policy));
+            state.failure = state.failure.take().or(restored.failure.map(Arc::new));
+            drop(state);
+            self.bump_version();
+        }
+    }
+
     /// Changes with what is known.
     pub fn version(&self) -> u32 {
         self.version.load(Ordering::Acquire)
