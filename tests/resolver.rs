@@ -322,3 +322,63 @@ fn a_host_that_cannot_send_queries_defers_mail_at_once() {
         "{said}"
     );
 }
+
+/// The folder of a test that runs itself once more, in namespaces of its own.
+const OWN_NAMESPACES: &str = "TLSWARDEN_TEST_NAMESPACES";
+
+/// Two nameservers in resolv.conf, neither on loopback: the first is dead, the second refuses EDNS, as in the worst home
+/// router. The C library gets its answers.
+#[test]
+fn every_nameserver_of_resolv_conf_is_asked() {
+    if let Some(folder) = std::env::var_os(OWN_NAMESPACES) {
+        return ask_two_nameservers(PathBuf::from(folder));
+    }
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("resolv.conf"), "nameserver 192.0.2.1\nnameserver 192.0.2.2\n").unwrap();
+    let prepared = "ip link set lo up && ip addr add 192.0.2.1/32 dev lo && ip addr add 192.0.2.2/32 dev lo && \
+                    mount --bind \"$1/resolv.conf\" /etc/resolv.conf || exit 77; \
+                    exec \"$0\" --exact every_nameserver_of_resolv_conf_is_asked --nocapture";
+    let done = Command::new("unshare")
+        .args(["--map-root-user", "--mount", "--net", "sh", "-c", prepared])
+        .args([std::env::current_exe().unwrap().as_path(), folder.path()])
+        .env(OWN_NAMESPACES, folder.path())
+        .output()
+        .unwrap_or_else(|e| panic!("this test needs unshare(1) of util-linux: {e}"));
+    let said = String::from_utf8_lossy(&done.stdout).into_owned() + &String::from_utf8_lossy(&done.stderr);
+    let may = done.status.code() != Some(77) && !said.contains("unshare: ");
+    assert!(may, "this test must be allowed to make namespaces, and needs ip(8) of iproute2: {said}");
+    assert!(done.status.success() && said.contains("1 passed"), "{said}");
+}
+
+fn ask_two_nameservers(folder: PathBuf) {
+    let _dead = UdpSocket::bind("192.0.2.1:53").unwrap();
+    let _second =
+        NameServer::start_at("192.0.2.2:53".parse().unwrap(), |query| match (query.edns, query.name.as_str()) {
+            (true, _) => Query { edns: false, ..query.clone() }.answer(1, false, &[]),
+            (false, name @ "_mta-sts.sts.test") if query.kind == TXT => {
+                query.answer(0, false, &[(name, TXT, text("v=STSv1; id=20261128;"))])
+            }
+            (false, _) => query.answer(0, false, &[]),
+        });
+    let config = folder.join("config.toml");
+    let at = folder.display();
+    let text = format!(
+        "[store]\npath = \"{at}/store\"\n[control]\nsocket = \"{at}/control\"\n\
+                        [socketmap]\nlisten = [\"unix:{at}/socketmap\"]\n{}",
+        postfix(true)
+    );
+    fs::write(&config, text).unwrap();
+    let run = |arguments: &[&str]| Command::new(BINARY).args(arguments).arg("--config").arg(&config).output().unwrap();
+    let log = fs::File::create(folder.join("log")).unwrap();
+    let mut serve = Command::new(BINARY);
+    let _daemon = Running(serve.args(["serve", "--config"]).arg(&config).stderr(log).spawn().unwrap());
+    let limit = Instant::now() + PATIENCE;
+    while UnixStream::connect(folder.join("control")).is_err() {
+        assert!(Instant::now() < limit, "the daemon does not answer");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    let said = String::from_utf8(run(&["policy", "explain", "sts.test"]).stdout).unwrap();
+    assert!(said.contains("- TXT of _mta-sts.sts.test [not signed]: a policy with id 20261128\n"), "{said}");
+    let status = String::from_utf8(run(&["status"]).stdout).unwrap();
+    assert!(status.contains("resolver 192.0.2.1:53, 192.0.2.2:53: not on this host, "), "{status}");
+}

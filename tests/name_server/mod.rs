@@ -90,9 +90,17 @@ pub(crate) struct NameServer {
 impl NameServer {
     /// `answer` gives the bytes to send, or nothing.
     pub(crate) fn start(answer: impl Fn(&Query) -> Option<Vec<u8>> + Send + Sync + 'static) -> NameServer {
+        NameServer::start_at("127.0.0.1:0".parse().unwrap(), answer)
+    }
+
+    /// The same at an address; port 0 takes a free one.
+    pub(crate) fn start_at(
+        address: SocketAddr,
+        answer: impl Fn(&Query) -> Option<Vec<u8>> + Send + Sync + 'static,
+    ) -> NameServer {
         // A port that is free for both.
         let (tcp, udp) = loop {
-            let tcp = TcpListener::bind("127.0.0.1:0").unwrap();
+            let tcp = TcpListener::bind(address).unwrap();
             if let Ok(udp) = UdpSocket::bind(tcp.local_addr().unwrap()) {
                 break (tcp, udp);
             }
