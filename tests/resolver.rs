@@ -192,6 +192,10 @@ fn a_resolver_that_answers_nothing_defers_mail_and_is_named() {
     assert!(host.asks("other.test").contains(&format!("no answer from the resolver {dead}")));
     assert_eq!(host.asks("[localhost]:10025"), "NOTFOUND ");
     assert!(host.log().contains(&format!("resolver {dead}: no answer: ")), "{}", host.log());
+    let with_dane = Host::new(dead, &postfix(true));
+    let _other_daemon = with_dane.start();
+    assert_eq!(with_dane.asks("[localhost]:10025"), "NOTFOUND ");
+    assert!(with_dane.asks("[smarthost.test]").starts_with("TEMP "));
     let status = host.status();
     assert_eq!(status["resolver"]["answered-seconds-ago"], Value::Null);
     assert!(status["counters"]["dns_queries_failed"].as_u64().unwrap() >= 5);

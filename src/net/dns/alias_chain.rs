@@ -7,7 +7,7 @@
 //! When it fails: a chain without an end, an answer about another name, and records of which none can be decoded are
 //! failures, never "there is none".
 
-use crate::net::dns::message::{AnswerMessage, AnswerRecord, Question, RecordData, RecordKind};
+use crate::net::dns::message::{AnswerMessage, AnswerRecord, NXDOMAIN, Question, RecordData, RecordKind};
 use crate::net::dns::servers::ServerAnswer;
 
 /// How many CNAMEs are followed, as resolvers do.
@@ -18,9 +18,6 @@ pub const MAX_RECORDS: usize = 256;
 
 /// How many further queries are sent for the targets of aliases.
 pub(crate) const MAX_FURTHER_QUERIES: usize = 8;
-
-/// The response code of a name that does not exist.
-const NXDOMAIN: u16 = 3;
 
 /// The way from a name to its records.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -20,6 +20,12 @@ pub(crate) const UDP_PAYLOAD: u16 = 1232;
 /// The bytes of a record between its owner and its data.
 const RECORD_HEADER: usize = 10;
 
+/// The response code of an answer that has, or has not, what was asked for.
+pub(crate) const NOERROR: u16 = 0;
+
+/// The response code of a name that does not exist.
+pub(crate) const NXDOMAIN: u16 = 3;
+
 const CLASS_IN: u16 = 1;
 
 /// The pseudo-record of EDNS (RFC 6891 §6.1.2).
@@ -208,6 +214,10 @@ impl AnswerMessage {
             Some(()) => Ok(message),
             // What was left out for lack of room is asked again over TCP: only the header counts.
             None if message.truncated => Ok(message),
+            // Old servers that refuse a query send its header back and nothing else.
+            None if !matches!(message.rcode, NOERROR | NXDOMAIN) => {
+                Ok(AnswerMessage { question: None, records: Vec::new(), undecodable: Vec::new(), ..message })
+            }
             None => Err(UndecodableMessage),
         }
     }
@@ -235,7 +245,7 @@ impl AnswerMessage {
             };
             match reader.data(record.kind, record.data) {
                 Some(Ok(data)) if record.class == CLASS_IN => {
-                    self.records.push(AnswerRecord { owner, ttl: record.ttl, data })
+                    self.records.push(AnswerRecord { owner, ttl: valid_ttl(record.ttl), data })
                 }
                 Some(Ok(_)) | None => {}
                 Some(Err(UndecodableMessage)) => self.undecodable.push((owner, record.kind)),
@@ -244,7 +254,9 @@ impl AnswerMessage {
         for _ in 0..authorities {
             let record = reader.record()?;
             if let (TYPE_SOA, Ok(apex), None) = (record.kind, record.owner, &self.negative) {
-                self.negative = reader.soa_minimum(record.data).map(|minimum| (minimum.min(record.ttl), apex));
+                self.negative = reader
+                    .soa_minimum(record.data)
+                    .map(|minimum| (valid_ttl(minimum).min(valid_ttl(record.ttl)), apex));
             }
         }
         for _ in 0..additional {
@@ -386,6 +398,11 @@ impl<'a> Reader<'a> {
     }
 }
 
+/// A time to live with the upper bit is none (RFC 2181 §8).
+fn valid_ttl(ttl: u32) -> u32 {
+    if ttl > i32::MAX.unsigned_abs() { 0 } else { ttl }
+}
+
 /// The strings of a TXT record, joined (RFC 8461 §3.1); nothing where their lengths do not fit.
 fn join_strings(mut data: &[u8]) -> Option<Vec<u8>> {
     let mut text = Vec::with_capacity(data.len());
@@ -497,6 +514,16 @@ mod tests {
         // A query is not an answer, although it has the same form.
         let query = Question::new("host.test", RecordKind::A).unwrap().to_query(1, true).unwrap();
         assert!(AnswerMessage::decode(&query).is_err());
+    }
+
+    #[test]
+    fn a_refusal_that_is_a_header_alone_is_read() {
+        // The header of the query, which says that a question and an EDNS record follow.
+        for (rcode, read) in [(1, true), (4, true), (5, true), (0, false), (3, false)] {
+            let bytes = [7, 0x8100 | rcode, 1, 0, 0, 1].map(u16::to_be_bytes).concat();
+            let answer = AnswerMessage::decode(&bytes);
+            assert_eq!(answer.is_ok_and(|answer| answer.rcode == rcode && answer.question.is_none()), read, "{rcode}");
+        }
     }
 
     #[test]

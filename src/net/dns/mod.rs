@@ -19,6 +19,7 @@ mod resolver_status;
 mod servers;
 
 use std::fmt;
+use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
@@ -159,13 +160,18 @@ impl From<QueryFailure> for DnsFailure {
 impl Resolver {
     /// The resolver that the configuration names, else the first `nameserver` on loopback in `/etc/resolv.conf`.
     /// Where that has none, all its nameservers serve, and are not believed about DNSSEC.
-    /// Fails where `/etc/resolv.conf` cannot be read.
+    /// Fails where `/etc/resolv.conf` is there and cannot be read.
     pub fn new(address: Option<SocketAddr>) -> Result<Resolver, DnsError> {
         if let Some(address) = address {
             return Ok(Resolver::with_servers([address], true));
         }
         let path = "/etc/resolv.conf";
-        let text = std::fs::read_to_string(path).map_err(|e| DnsError::Failed(format!("{path}: {e}").into()))?;
+        let text = match std::fs::read_to_string(path) {
+            Ok(text) => text,
+            // Then 127.0.0.1 is asked (resolv.conf(5)).
+            Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
+            Err(error) => return Err(DnsError::Failed(format!("{path}: {error}").into())),
+        };
         let (servers, trusted) = choose_nameservers(&nameservers(&text));
         Ok(Resolver::with_servers(servers.into_iter().map(|ip| SocketAddr::new(ip, 53)), trusted))
     }

@@ -84,7 +84,7 @@ impl fmt::Display for ResolverStatus {
         let Some(probed) = self.probed_seconds_ago else { return f.write_str("not asked yet") };
         match (&self.failure, self.problem()) {
             (Some(failure), _) => {
-                write!(f, "no answer: {failure}; it last answered {}", ago(self.answered_seconds_ago))?;
+                write!(f, "no answer: {failure}")?;
             }
             (None, Some(problem)) => f.write_str(problem)?,
             (None, None) => {
@@ -94,7 +94,7 @@ impl fmt::Display for ResolverStatus {
                 }
             }
         }
-        write!(f, " (asked {probed} s ago)")
+        write!(f, " (last probe {probed} s ago, last answer {})", ago(self.answered_seconds_ago))
     }
 }
 
@@ -143,15 +143,15 @@ mod tests {
             let text = status.to_string();
             text.strip_prefix("resolver 127.0.0.1:53: ").unwrap().to_owned()
         };
-        assert_eq!(said(|_| {}), "validates, refuses broken signatures (asked 5 s ago)");
-        assert_eq!(said(|s| s.refuses_bogus = None), "validates (asked 5 s ago)");
+        assert_eq!(said(|_| {}), "validates, refuses broken signatures (last probe 5 s ago, last answer 3 s ago)");
+        assert_eq!(said(|s| s.refuses_bogus = None), "validates (last probe 5 s ago, last answer 3 s ago)");
         assert!(said(|s| s.refuses_bogus = Some(false)).starts_with("accepts a name whose signatures are broken"));
         assert!(said(|s| s.validates = false).starts_with("does not validate, "));
         assert!(said(|s| (s.validates, s.edns) = (false, false)).starts_with("answers queries without EDNS only"));
         assert!(said(|s| (s.trusted, s.validates) = (false, false)).starts_with("not on this host"));
         assert_eq!(
             said(|s| (s.failure, s.answered_seconds_ago) = (Some("silence".into()), None)),
-            "no answer: silence; it last answered never (asked 5 s ago)"
+            "no answer: silence (last probe 5 s ago, last answer never)"
         );
         assert_eq!(said(|s| s.probed_seconds_ago = None), "not asked yet");
     }

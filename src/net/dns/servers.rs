@@ -19,7 +19,7 @@ use parking_lot::Mutex;
 use tokio::time::{Instant, sleep_until};
 
 use crate::net::dns::exchange::{ExchangeError, exchange};
-use crate::net::dns::message::{AnswerMessage, Question};
+use crate::net::dns::message::{AnswerMessage, NOERROR, NXDOMAIN, Question};
 
 /// How many servers are asked: the C library uses three (resolv.conf(5), MAXNS).
 pub(crate) const MAX_SERVERS: usize = 8;
@@ -37,10 +37,8 @@ const EDNS_GRACE: Duration = Duration::from_millis(250);
 /// The shortest time after which the next query is sent.
 const MIN_STEP: Duration = Duration::from_millis(400);
 
-const NOERROR: u16 = 0;
 const FORMERR: u16 = 1;
 const SERVFAIL: u16 = 2;
-const NXDOMAIN: u16 = 3;
 const NOTIMP: u16 = 4;
 const BADVERS: u16 = 16;
 

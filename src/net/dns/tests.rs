@@ -158,6 +158,22 @@ async fn a_server_that_refuses_edns_is_asked_without_and_that_is_remembered() {
 }
 
 #[tokio::test]
+async fn a_refusal_of_edns_may_be_a_header_alone() {
+    let server = NameServer::start(|query| match query.edns {
+        true => {
+            let mut header = query.bytes[..12].to_vec();
+            header[2] |= 0x80;
+            header[3] = 1;
+            Some(header)
+        }
+        false => query.answer(0, false, &[(&query.name, TXT, text("v=STSv1; id=1"))]),
+    });
+    let resolver = resolver_of(&server, false);
+    assert_eq!(resolver.txt("_mta-sts.a.test").await.unwrap().records, ["v=STSv1; id=1"]);
+    assert_eq!(server.counts(), (1, 1));
+}
+
+#[tokio::test]
 async fn silence_to_edns_costs_one_time_out() {
     let server = without_edns(None, false);
     let resolver = resolver_of(&server, false);
