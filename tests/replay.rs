@@ -193,6 +193,21 @@ fn a_log_without_a_recognized_line_has_a_status_of_its_own() {
     assert!(counted["warnings"][0].as_str().unwrap().contains("permitSlashInProgramName"), "{counted}");
 }
 
+/// A word that a new version has changed, and lines that journald left out.
+#[test]
+fn lines_that_are_not_recognized_and_gaps_are_shown() {
+    let renamed = TRUSTED.replace("established to", "set up with");
+    let gap = "Nov 22 22:44:02 mta systemd-journald[9]: Suppressed 42 messages from postfix@-.service\n";
+    let (status, counted, said) = replay_lines(&format!("{renamed}{SENT}{gap}"), &[]);
+    assert_eq!((status, said.is_empty()), (Some(0), true), "{said}");
+    let left_out = &counted["left-out"];
+    assert_eq!(left_out["lines-not-recognized"], serde_json::json!({"unknown smtp text": 1}), "{counted}");
+    assert_eq!(left_out["lines-lost-by-syslog"], 42, "{counted}");
+    let warnings: Vec<_> = counted["warnings"].as_array().unwrap().iter().map(|w| w.as_str().unwrap()).collect();
+    assert!(warnings[0].starts_with("1 line may be about TLS sessions"), "{counted}");
+    assert!(warnings[1].starts_with("42 lines are missing"), "{counted}");
+}
+
 /// As in the daemon: nobody on a local network has a policy, and a content filter is no MX host.
 #[test]
 fn sessions_with_local_hosts_are_left_out_and_shown() {

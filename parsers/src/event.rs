@@ -124,6 +124,8 @@ pub enum EventKind<'a> {
         queue_id: &'a [u8],
         /// Why.
         reason: TlsReason<'a>,
+        /// Not where the reason may concern TLS and has unknown words.
+        recognized: bool,
     },
     /// `QID: to=<…>, relay=…, status=… (…)`: what became of one recipient.
     Delivery {
@@ -144,6 +146,8 @@ pub enum EventKind<'a> {
         sent: bool,
         /// The text in parentheses.
         reason: TlsReason<'a>,
+        /// Not where the reason may concern TLS and has unknown words, or a field or a level is unknown.
+        recognized: bool,
     },
     /// `QID: message-id=<…>` or `QID: resent-message-id=<…>` of cleanup(8).
     MessageId {
@@ -171,11 +175,33 @@ pub enum EventKind<'a> {
     Exim(exim::EximLine<'a>),
     /// `reload -- version …` of master(8): from here on another configuration may be in force.
     DaemonReloaded,
+    /// A syslog daemon has left lines out, because there were too many.
+    LinesLost {
+        /// How many, at least; those of other programs may be among them.
+        number: u32,
+    },
     /// `CONNECT to [IP]:PORT` of tlsproxy(8): smtp(8) will log the session whatever its log level is.
     TlsproxyConnect,
 }
 
 impl EventKind<'_> {
+    /// The family of unrecognized lines that it was read from, where the line has words that may concern TLS and that no
+    /// reader knows.
+    #[must_use]
+    pub const fn unrecognized_family(&self) -> Option<LineFamily> {
+        match self {
+            EventKind::HostGivenUp { recognized: false, .. } | EventKind::Delivery { recognized: false, .. } => {
+                Some(LineFamily::UnknownReason)
+            }
+            EventKind::Exim(exim::EximLine { kind: exim::LineKind::Recipient(recipient), .. })
+                if !recipient.recognized =>
+            {
+                Some(LineFamily::UnknownEximReason)
+            }
+            _ => None,
+        }
+    }
+
     /// The family of lines that it was read from.
     #[must_use]
     pub const fn family(&self) -> LineFamily {
@@ -200,6 +226,7 @@ impl EventKind<'_> {
                 exim::LineKind::Host { .. } | exim::LineKind::NoUsableTlsa => LineFamily::EximHost,
                 exim::LineKind::VerifyError { .. } => LineFamily::EximVerification,
             },
+            EventKind::LinesLost { .. } => LineFamily::LinesLost,
             EventKind::TlsproxyConnect => LineFamily::TlsproxyConnect,
         }
     }

@@ -17,6 +17,7 @@ use crate::{
         exim::{EximLine, LineKind},
     },
     family::{LineFamily, ParseResult},
+    gap,
     number::decimal,
     syslog::{self, MAX_HOST, MAX_IDENT, SyslogLine, may_be_a_line},
     timestamp::civil_and_zone,
@@ -81,8 +82,18 @@ pub(crate) fn parse_entry<'a>(entry: &Entry<'a>) -> ParseResult<Event<'a>> {
 
 fn parse_prefixed(prefix: Option<Prefix<'_>>) -> ParseResult<Event<'_>> {
     let Some(prefix) = prefix else { return Ok(None) };
-    let Some((id, text)) = message_id(prefix.text) else { return Ok(None) };
+    let Some((id, text)) = message_id(prefix.text) else { return Ok(lines_lost(&prefix)) };
     parse_message(&prefix, id, text)
+}
+
+/// A syslog daemon's line about lines that it left out.
+fn lines_lost<'a>(prefix: &Prefix<'a>) -> Option<Event<'a>> {
+    if !matches!(prefix.ident.first(), Some(b'r' | b's')) {
+        return None;
+    }
+    let kind = EventKind::LinesLost { number: gap::lines_lost(prefix.ident, prefix.text)? };
+    let process = Process { host: prefix.host, instance: b"", name: prefix.ident, pid: prefix.pid };
+    Some(Event { timestamp: prefix.timestamp?, process, kind })
 }
 
 fn parse_message<'a>(prefix: &Prefix<'a>, id: &'a [u8], text: &'a [u8]) -> ParseResult<Event<'a>> {
@@ -90,7 +101,7 @@ fn parse_message<'a>(prefix: &Prefix<'a>, id: &'a [u8], text: &'a [u8]) -> Parse
         Some(b'<' | b'=' | b'-' | b'>' | b'*') => delivery::parse(text, prefix.continues),
         Some(b'C') if text == b"Completed" || text.starts_with(b"Completed ") => Ok(Some(LineKind::Completed)),
         Some(b'H' | b'T' | b'D' | b'[' | b'(') => tls::parse(text, prefix.continues),
-        _ => Ok(None),
+        _ => tls::parse_other(text, prefix.continues),
     };
     let Some(kind) = found? else { return Ok(None) };
     if prefix.host.len() > MAX_HOST || prefix.ident.len() > MAX_IDENT {

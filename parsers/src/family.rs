@@ -66,6 +66,16 @@ pub enum LineFamily {
     TlsproxyConnect,
     /// Exim's `<=` and `Completed`.
     EximMessage,
+    /// A syslog daemon's line about lines that it left out.
+    LinesLost,
+    /// A line of smtp(8) that may concern TLS, in unknown words.
+    UnknownText,
+    /// A line of smtp(8) whose reason may concern TLS, in unknown words.
+    UnknownReason,
+    /// A line of Exim's that may concern TLS, in unknown words.
+    UnknownEximText,
+    /// A line of Exim's about a recipient whose reason may concern TLS, in unknown words.
+    UnknownEximReason,
 }
 
 impl LineFamily {
@@ -96,7 +106,25 @@ impl LineFamily {
             LineFamily::QueueRemoved => "queue removed",
             LineFamily::TlsproxyConnect => "tlsproxy connection",
             LineFamily::EximMessage => "Exim message",
+            LineFamily::LinesLost => "lines lost",
+            LineFamily::UnknownText => "unknown smtp text",
+            LineFamily::UnknownReason => "unknown delivery reason",
+            LineFamily::UnknownEximText => "unknown Exim text",
+            LineFamily::UnknownEximReason => "unknown Exim reason",
         }
+    }
+
+    /// Whether its lines match no known wording, though they look like the MTA's; those of all other families begin like
+    /// known ones.
+    #[must_use]
+    pub const fn is_unrecognized(self) -> bool {
+        matches!(
+            self,
+            LineFamily::UnknownText
+                | LineFamily::UnknownReason
+                | LineFamily::UnknownEximText
+                | LineFamily::UnknownEximReason
+        )
     }
 }
 

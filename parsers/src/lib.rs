@@ -13,11 +13,13 @@ mod envelope;
 pub mod event;
 mod exim;
 mod family;
+mod gap;
 mod ip_address;
 mod number;
 mod postfix;
 mod syslog;
 mod timestamp;
+mod unrecognized;
 
 pub use event::Event;
 pub use exim::parse_event_action;

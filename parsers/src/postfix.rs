@@ -11,7 +11,9 @@ use crate::{
     envelope::entry_line,
     event::{Event, EventKind, Process},
     family::{LineFamily, ParseResult},
+    gap,
     syslog::{self, MAX_HOST, MAX_IDENT, SyslogLine},
+    unrecognized,
 };
 
 mod delivery;
@@ -82,15 +84,25 @@ fn parse_line<'a>(line: &SyslogLine<'a>) -> ParseResult<Event<'a>> {
 #[inline]
 fn without_program<'a>(line: &SyslogLine<'a>) -> ParseResult<Event<'a>> {
     match line.ident.strip_prefix(b"postfix") {
+        None if matches!(line.ident.first(), Some(b'r' | b's')) => return Ok(lines_lost(line)),
         None | Some([b'/', ..]) => return Ok(None),
         Some(rest) if rest.contains(&b'/') => return Ok(None),
         Some(_) => {}
     }
     let Some((_, text)) = line.pid_and_text() else { return Ok(None) };
     match smtp(syslog::unwrap_repeated(text)) {
+        // Without the program's name it may be any daemon's.
+        Ok(None) | Err(LineFamily::UnknownText) => Ok(None),
         Ok(Some(_)) | Err(_) => Err(LineFamily::ProgramName),
-        Ok(None) => Ok(None),
     }
+}
+
+/// A syslog daemon's line about lines that it left out.
+fn lines_lost<'a>(line: &SyslogLine<'a>) -> Option<Event<'a>> {
+    let (pid, text) = line.pid_and_text()?;
+    let kind = EventKind::LinesLost { number: gap::lines_lost(line.ident, text)? };
+    let process = Process { host: line.host(), instance: b"", name: line.ident, pid };
+    Some(Event { timestamp: line.timestamp()?, process, kind })
 }
 
 /// The daemons whose lines we read.
@@ -158,7 +170,13 @@ fn smtp(text: &[u8]) -> ParseResult<EventKind<'_>> {
     if let Some((queue_id, text)) = queue::split_queue_id(text)? {
         return delivery::parse(queue_id, text);
     }
-    tls_line(text)
+    match tls_line(text)? {
+        Some(event) => Ok(Some(event)),
+        None => {
+            let behind_peer = peer::with_port(text).and_then(|(_, rest)| rest.strip_prefix(b": "));
+            if unrecognized::is_smtp_text(text, behind_peer) { Err(LineFamily::UnknownText) } else { Ok(None) }
+        }
+    }
 }
 
 /// A line without a queue id, of smtp(8) or tlsproxy(8).
@@ -267,6 +285,7 @@ mod tests {
             Some(EventKind::Exim(_)) => "Exim",
             Some(EventKind::DaemonReloaded) => "reloaded",
             Some(EventKind::TlsproxyConnect) => "proxied",
+            Some(EventKind::LinesLost { .. }) => "lost",
         };
         for (line, want) in [
             (

@@ -136,7 +136,7 @@ proptest! {
         prop_assert_eq!(peer.host, b"mx.a.test");
 
         let left = format!("Nov 22 01:40:56 mta postfix/smtp[2]: 8DD6EA26044: {front}{plant}");
-        prop_assert_eq!(event(&left), EventKind::HostGivenUp { queue_id: b"8DD6EA26044", reason: TlsReason::Other });
+        prop_assert_eq!(event(&left), EventKind::HostGivenUp { queue_id: b"8DD6EA26044", reason: TlsReason::Other, recognized: true });
     }
 
     #[test]

@@ -3,6 +3,7 @@
 //! Takes: log files (`.gz` too, `-` for standard input), in the order given, or what `journalctl -o json` prints. Gives: the rows of RFC 8460, as JSON or as a
 //! table. Sends and stores nothing, asks no network.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
@@ -129,6 +130,8 @@ fn render_json(replayed: &ReplayResult) -> String {
         results: replayed.rows.iter().map(ReplayRow::new).collect(),
         left_out: LeftOut {
             lines_without_program_name: replayed.without_program_name,
+            lines_not_recognized: replayed.unrecognized_families.iter().copied().collect(),
+            lines_lost_by_syslog: replayed.lost,
             sessions_to_local_networks: replayed.local,
             sessions_without_delivery: replayed.without_delivery,
             sessions_without_trust_anchors: replayed.without_anchors,
@@ -156,6 +159,9 @@ struct ReplayOutput<'a> {
 #[serde(rename_all = "kebab-case")]
 struct LeftOut {
     lines_without_program_name: u64,
+    /// By family.
+    lines_not_recognized: BTreeMap<&'static str, u64>,
+    lines_lost_by_syslog: u64,
     sessions_to_local_networks: u64,
     sessions_without_delivery: u64,
     sessions_without_trust_anchors: u64,
@@ -249,6 +255,12 @@ fn render_rows(replayed: &ReplayResult) -> String {
 fn warnings(replayed: &ReplayResult) -> Vec<String> {
     [
         (replayed.without_program_name, "lines", &*format!("could not be read: {PROGRAM_NAME_ADVICE}")),
+        (
+            replayed.unrecognized,
+            "lines",
+            "may be about TLS sessions and are in no known wording, perhaps that of a new version",
+        ),
+        (replayed.lost, "lines", "are missing: a syslog daemon left them out, because there were too many"),
         (
             replayed.local,
             "sessions",

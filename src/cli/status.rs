@@ -70,10 +70,11 @@ fn render_status(status: &DaemonStatus) -> String {
                 (None, None) => "not followed now".to_owned(),
             };
             let newest = p.newest.map_or_else(|| "-".to_owned(), format_time);
-            vec![name.clone(), lag, newest, p.lines.to_string(), p.used.to_string(), p.malformed.to_string()]
+            let numbers = [p.lines, p.used, p.malformed, p.unrecognized, p.lost].map(|n| n.to_string());
+            [vec![name.clone(), lag, newest], numbers.to_vec()].concat()
         })
         .collect();
-    add(table(&["input", "how far", "newest line", "lines", "used", "unreadable"], &inputs));
+    add(table(&["input", "how far", "newest line", "lines", "used", "unreadable", "unrecognized", "lost"], &inputs));
     add(render_reports(&status.due));
     if !status.errors.is_empty() {
         add("last errors:".to_owned());

@@ -29,6 +29,7 @@ use crate::counting::session::tracked_map::RecordChange;
 use crate::counting::session::{Sessions, Uncounted};
 use crate::counting::tally;
 use crate::counting::timestamps::TimestampResolver;
+use crate::counting::unrecognized::UnrecognizedLines;
 use crate::metrics::line_counts::LineCounts;
 use crate::store::StoredRecord;
 
@@ -83,6 +84,7 @@ pub struct Counter {
     newest_stored: Option<i64>,
     counted_before: CountedBefore,
     last_sampled: HashMap<&'static str, i64>,
+    unrecognized: UnrecognizedLines,
     rules: Arc<CountingRules>,
     plaintext_run: u32,
     shows_tls: bool,
@@ -98,7 +100,9 @@ pub struct Counter {
 pub struct CounterStats {
     /// Lines read.
     pub(crate) lines_read: u64,
-    /// By family: the lines that were used, and those that were malformed.
+    /// Lines that a syslog daemon left out, at least.
+    pub(crate) lines_lost: u64,
+    /// By family: the lines that were used, and those that were malformed or not recognized.
     pub lines: LineCounts,
     /// Sessions whose destination our responder was not asked about.
     pub(crate) not_asked: u64,
@@ -135,6 +139,7 @@ impl Counter {
             newest_stored: None,
             counted_before: CountedBefore::default(),
             last_sampled: HashMap::new(),
+            unrecognized: UnrecognizedLines::default(),
             rules: Arc::default(),
             plaintext_run: 0,
             shows_tls: false,
@@ -212,6 +217,9 @@ impl Counter {
         let event = match read {
             Ok(None) => return,
             Ok(Some(event)) => event,
+            Err(MalformedLine { family }) if family.is_unrecognized() => {
+                return self.count_unrecognized_line(family.name(), line, now);
+            }
             Err(malformed) => return self.sample_malformed_line(malformed.family.name(), line, now),
         };
         let Some(time) = self.timestamps.resolve(event.timestamp, now) else {
@@ -221,6 +229,16 @@ impl Counter {
             return;
         }
         self.stats.lines.entry(event.kind.family().name()).used += 1;
+        match &event.kind {
+            EventKind::LinesLost { number } => self.stats.lines_lost += u64::from(*number),
+            EventKind::Delivery { .. } | EventKind::Exim(EximLine { kind: LineKind::Recipient(_), .. }) => {
+                self.unrecognized.add_recipient(now);
+            }
+            _ => {}
+        }
+        if let Some(family) = event.kind.unrecognized_family() {
+            self.count_unrecognized_line(family.name(), line, now);
+        }
         self.sessions.handle_event(&event, time, &*self.is_own_report, &mut self.outcomes);
         self.check_delivery(&event);
         self.tally_outcomes(policies, now);
@@ -474,6 +492,17 @@ impl Counter {
                 *self.counts.entry(tally).or_default() += 1;
             }
         }
+    }
+
+    /// A line that looks like the MTA's and matches no known wording.
+    fn count_unrecognized_line(&mut self, family: &'static str, line: &[u8], now: i64) {
+        self.stats.lines.entry(family).unrecognized += 1;
+        self.unrecognized.add(family, line, now);
+    }
+
+    /// What to say where so many lines are not recognized that sessions must be missing.
+    pub(crate) fn unrecognized_advice(&self) -> Option<String> {
+        self.unrecognized.advice()
     }
 
     /// A line that looks ours and cannot be read may be a new version's wording: one sample a minute is shown.

@@ -15,3 +15,4 @@ pub mod rules;
 pub mod session;
 pub(crate) mod tally;
 pub(crate) mod timestamps;
+mod unrecognized;

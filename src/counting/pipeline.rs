@@ -299,6 +299,7 @@ impl CountingTask {
         self.metrics.update_input(&input.name, |p| {
             p.lines += stats.lines_read;
             p.add_lines(&stats.lines);
+            p.lost += stats.lines_lost;
             p.skipped += skipped;
             p.trouble = None;
         });
@@ -397,6 +398,9 @@ fn input_problems(input: &CountedInput, skipped: u64, now: i64) -> Vec<(&'static
     let mut problems = Vec::new();
     if let Some(advice) = counter.missing_tls_advice() {
         problems.push(("level", format!("input {name}: many deliveries and no TLS session: {advice}")));
+    }
+    if let Some(advice) = counter.unrecognized_advice() {
+        problems.push(("unrecognized", format!("input {name}: {advice}")));
     }
     if counter.is_not_a_log() {
         let line = format!("input {name}: no log: no line of it begins with a time; nothing is counted from it");

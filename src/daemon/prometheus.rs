@@ -138,6 +138,7 @@ fn add_inputs(services: &Services, page: &mut MetricsPage) {
     });
     each("tlswarden_input_trouble", &|p| f64::from(u8::from(p.trouble.is_some())));
     each("tlswarden_lines_total", &|p| p.lines as f64);
+    each("tlswarden_lines_lost_total", &|p| p.lost as f64);
     each("tlswarden_lines_skipped_total", &|p| p.skipped as f64);
     let mut by_family = |metric: &str, value: &dyn Fn(&FamilyCounts) -> u64| {
         let samples = inputs.iter().flat_map(|(name, p)| {
@@ -148,6 +149,7 @@ fn add_inputs(services: &Services, page: &mut MetricsPage) {
     };
     by_family("tlswarden_lines_used_total", &|lines| lines.used);
     by_family("tlswarden_lines_malformed_total", &|lines| lines.malformed);
+    by_family("tlswarden_lines_unrecognized_total", &|lines| lines.unrecognized);
 }
 
 fn add_sessions(services: &Services, page: &mut MetricsPage) {

@@ -59,6 +59,12 @@ pub(crate) struct ReplayResult {
     pub(crate) recognized: bool,
     /// Lines that should have been understood and were not.
     pub(crate) malformed: u64,
+    /// Lines that look like the MTA's and match no known wording.
+    pub(crate) unrecognized: u64,
+    /// The same by family.
+    pub(crate) unrecognized_families: Vec<(&'static str, u64)>,
+    /// Lines that a syslog daemon left out, at least.
+    pub(crate) lost: u64,
     /// Sessions whose delivery is not in these logs.
     pub(crate) without_delivery: u64,
     /// Lines of Postfix's among those without the name of their program.
@@ -130,13 +136,18 @@ pub(crate) fn replay(request: &ReplayRequest<'_>) -> Result<ReplayResult, Replay
     let mut counter = counters.swap_remove(0);
     counter.end_sessions(counter.newest_line_time().unwrap_or(now), &policies);
     let (mut seen, losses) = counter.take_stats();
-    let FamilyCounts { used, malformed } = seen.lines.total();
+    let FamilyCounts { used, malformed, unrecognized } = seen.lines.total();
+    let by_family = seen.lines.iter().map(|(family, lines)| (family, lines.unrecognized));
+    let unrecognized_families = by_family.filter(|(_, lines)| *lines > 0).collect();
     Ok(ReplayResult {
         rows: sum_tallies(counter.take_counts()),
         read: seen.lines_read + lines.skipped,
         used,
         recognized: recognized || used > 0,
         malformed: malformed + lines.skipped,
+        unrecognized,
+        unrecognized_families,
+        lost: seen.lines_lost,
         without_program_name: seen.lines.entry(LineFamily::ProgramName.name()).malformed,
         local: seen.local,
         without_delivery: losses.without_domain + losses.unmatched,

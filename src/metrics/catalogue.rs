@@ -64,6 +64,11 @@ pub const SNAPSHOT_METRICS: &[SnapshotMetric] = &[
         "tlswarden_lines_malformed_total",
         "Lines that looked like an MTA's and could not be read, by input and family: perhaps a new version's wording.",
     ),
+    counter(
+        "tlswarden_lines_unrecognized_total",
+        "Lines that look like an MTA's and match no known wording, by input and family: perhaps a new version's.",
+    ),
+    counter("tlswarden_lines_lost_total", "Lines that a syslog daemon left out (rate limit), at least, by input."),
     counter("tlswarden_lines_skipped_total", "Lines over the limit, left out, by input."),
     counter(
         "tlswarden_sessions_total",

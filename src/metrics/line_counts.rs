@@ -12,6 +12,9 @@ pub struct FamilyCounts {
     pub used: u64,
     /// Lines that looked ours and could not be read.
     pub malformed: u64,
+    /// Lines that look like the MTA's and match no known wording.
+    #[serde(default)]
+    pub unrecognized: u64,
 }
 
 /// Numbers of lines by family. A list, because it is short and searched for every line.
@@ -38,6 +41,7 @@ impl LineCounts {
         let add = |sum: FamilyCounts, (_, lines): (_, FamilyCounts)| FamilyCounts {
             used: sum.used + lines.used,
             malformed: sum.malformed + lines.malformed,
+            unrecognized: sum.unrecognized + lines.unrecognized,
         };
         self.iter().fold(FamilyCounts::default(), add)
     }

@@ -84,7 +84,13 @@ pub struct InputProgress {
     pub used: u64,
     /// Lines that looked ours and could not be read.
     pub malformed: u64,
-    /// The last two by family of lines.
+    /// Lines that look like the MTA's and match no known wording.
+    #[serde(default)]
+    pub unrecognized: u64,
+    /// Lines that a syslog daemon left out, at least.
+    #[serde(default)]
+    pub lost: u64,
+    /// The three before by family of lines.
     pub families: BTreeMap<String, FamilyCounts>,
     /// Lines over the limit, left out.
     pub skipped: u64,
@@ -102,8 +108,10 @@ impl InputProgress {
             };
             known.used += lines.used;
             known.malformed += lines.malformed;
+            known.unrecognized += lines.unrecognized;
             self.used += lines.used;
             self.malformed += lines.malformed;
+            self.unrecognized += lines.unrecognized;
         }
     }
 }

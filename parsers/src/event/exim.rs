@@ -66,6 +66,8 @@ pub struct RecipientLine<'a> {
     pub tls: Option<CertificateCheck>,
     /// Why it was not delivered.
     pub problem: HostProblem<'a>,
+    /// Not where the reason may concern TLS and has unknown words.
+    pub recognized: bool,
 }
 
 /// The status of a recipient: the meaning of the arrow.

@@ -8,7 +8,7 @@
 use memchr::{memchr, memmem};
 
 use super::fields;
-use super::tls::parse_problem;
+use super::tls::{is_unknown_problem, parse_problem};
 use crate::{
     event::{
         Peer,
@@ -42,7 +42,7 @@ pub(super) fn parse(text: &[u8], continues: bool) -> ParseResult<LineKind<'_>> {
         }
     };
     match found {
-        Some(Fields { peer, continued_connection, tls, problem, complete: read }) => {
+        Some(Fields { peer, continued_connection, tls, problem, recognized, complete: read }) => {
             // In the first part of a line that was cut, a field that is not there may be in the next.
             if continues && !read {
                 return Err(LineFamily::EximRecipient);
@@ -55,6 +55,7 @@ pub(super) fn parse(text: &[u8], continues: bool) -> ParseResult<LineKind<'_>> {
                 continued_connection,
                 tls,
                 problem,
+                recognized,
             })))
         }
         None => Err(LineFamily::EximRecipient),
@@ -136,6 +137,8 @@ struct Fields<'a> {
     continued_connection: bool,
     tls: Option<CertificateCheck>,
     problem: HostProblem<'a>,
+    /// Not where the message, or what stands in the place of `X=`, may concern TLS and is unknown.
+    recognized: bool,
     /// All of them were there, or something behind them.
     complete: bool,
 }
@@ -162,13 +165,31 @@ fn parse_delivered_or_failed(text: &[u8], status: RecipientStatus) -> Option<Fie
     let message = if status == RecipientStatus::Failed && tls.is_none() { message(rest) } else { None };
     let (peer, continued_connection) =
         host.map_or((None, false), |(peer, continued_connection)| (Some(peer), continued_connection));
+    let recognized = tls.is_some()
+        || peer.is_none()
+        || match message {
+            Some(message) => is_recognized(message),
+            None => !begins_with_tls_version(rest),
+        };
     Some(Fields {
         peer,
         continued_connection,
         tls,
         problem: message.map_or(HostProblem::Other, parse_problem),
+        recognized,
         complete: !rest.is_empty() && tls != Some(CertificateCheck::NotLogged),
     })
+}
+
+/// Whether a message is known, or does not concern TLS.
+fn is_recognized(message: &[u8]) -> bool {
+    !is_unknown_problem(message)
+}
+
+/// Whether the next field is one of TLS under another name than `X=`: its value begins with the version.
+fn begins_with_tls_version(rest: &[u8]) -> bool {
+    let value = memchr(b'=', rest).and_then(|at| rest.get(at + 1..));
+    value.is_some_and(|value| value.starts_with(b"TLS1") || value.starts_with(b"TLSv1"))
 }
 
 fn certificate_check(word: &[u8]) -> Option<CertificateCheck> {
@@ -182,8 +203,14 @@ fn certificate_check(word: &[u8]) -> Option<CertificateCheck> {
 
 /// `== … defer (N)[: text of errno] H=… DT=…: message`; from 4.100 on without the number, `defer[ (text of errno)] H=…`.
 fn parse_deferred(text: &[u8]) -> Option<Fields<'_>> {
-    let nothing =
-        Fields { peer: None, continued_connection: false, tls: None, problem: HostProblem::Other, complete: true };
+    let nothing = Fields {
+        peer: None,
+        continued_connection: false,
+        tls: None,
+        problem: HostProblem::Other,
+        recognized: true,
+        complete: true,
+    };
     let rest = fields::skip_word(text, b" Q=");
     let rest = fields::skip_word(rest, b" R=");
     let rest = fields::skip_word(rest, b" T=");
@@ -196,8 +223,9 @@ fn parse_deferred(text: &[u8]) -> Option<Fields<'_>> {
     let rest = fields::skip_word(rest, b" DT=");
     let (peer, continued_connection) =
         host.map_or((None, false), |(peer, continued_connection)| (Some(peer), continued_connection));
-    let problem = message(rest).map_or(HostProblem::Other, parse_problem);
-    Some(Fields { peer, continued_connection, problem, complete: !rest.is_empty(), ..nothing })
+    let (problem, recognized) =
+        message(rest).map_or((HostProblem::Other, true), |message| (parse_problem(message), is_recognized(message)));
+    Some(Fields { peer, continued_connection, problem, recognized, complete: !rest.is_empty(), ..nothing })
 }
 
 /// What follows ` (N)`, ` (N): text of errno`, ` (text of errno)` or nothing at all.

@@ -13,7 +13,7 @@ use crate::{
         exim::{HostProblem, LineKind},
     },
     family::{LineFamily, ParseResult},
-    ip_address,
+    ip_address, unrecognized,
 };
 
 /// A line without an arrow.
@@ -22,12 +22,73 @@ pub(super) fn parse(text: &[u8], continues: bool) -> ParseResult<LineKind<'_>> {
     if continues {
         return Ok(None);
     }
-    match text.first() {
+    let found = match text.first() {
         Some(b'H') => host(text),
         Some(b'T') => cleartext_fallback(text),
         Some(b'D') => dane(text),
         _ => verification(text),
+    };
+    match found {
+        Ok(None) if is_unknown_text(text) => Err(LineFamily::UnknownEximText),
+        found => found,
     }
+}
+
+/// A line that begins like no known one.
+pub(super) fn parse_other(text: &[u8], continues: bool) -> ParseResult<LineKind<'_>> {
+    if !continues && unrecognized::is_exim_text(text) { Err(LineFamily::UnknownEximText) } else { Ok(None) }
+}
+
+/// Whether a line that is none of the known ones may be about a session.
+fn is_unknown_text(text: &[u8]) -> bool {
+    match text.strip_prefix(b"H=").and_then(fields::peer) {
+        // Without the colon it is about a connection that did its work.
+        Some((_, rest)) => rest.strip_prefix(b": ").is_some_and(is_unknown_problem),
+        // `H=` of a client, in a line about a message that comes in.
+        None if text.starts_with(b"H=") => false,
+        None if text.starts_with(b"[") => unrecognized::is_exim_text(text) && !is_verification_remark(text),
+        None => match memmem::find(text, b": callout unencrypted to ") {
+            Some(_) => false,
+            None => unrecognized::is_exim_text(text),
+        },
+    }
+}
+
+/// `[IP] SSL verify error (during R-verify for [IP]): …`, `[IP] SSL verify error: internal error`.
+fn is_verification_remark(text: &[u8]) -> bool {
+    let rest = memchr(b']', text).and_then(|at| text.get(at..)).unwrap_or_default();
+    rest.starts_with(b"] SSL verify error (during ") || rest == b"] SSL verify error: internal error"
+}
+
+/// Whether a message is in unknown words, and may concern a session: also where it names a place in the TLS library that
+/// is neither the handshake nor the settings of this host.
+pub(super) fn is_unknown_problem(message: &[u8]) -> bool {
+    match parse_problem(message) {
+        HostProblem::Other => unrecognized::is_exim_message(message),
+        HostProblem::Local => !message.strip_prefix(b"TLS session: ").is_some_and(is_local_place),
+        _ => false,
+    }
+}
+
+/// Places that tell a fault of this host's settings (tls-gnu.c, tls-openssl.c).
+fn is_local_place(message: &[u8]) -> bool {
+    const PLACES: [&[u8]; 14] = [
+        b"expansion of ",
+        b"(cert/key setup",
+        b"(SSL_CTX",
+        b"(SSL_new",
+        b"(SSL_set",
+        b"(setup of",
+        b"(setup)",
+        b"(load ",
+        b"(error loading",
+        b"(gnutls_priority_",
+        b"(gnutls_certificate_",
+        b"(gnutls_init",
+        b"(gnutls_global_init",
+        b"(failed to ",
+    ];
+    PLACES.iter().any(|place| message.starts_with(place))
 }
 
 /// `H=HOST [IP][:PORT]: message` (smtp.c, `write_logs`); without the colon it is about the connection, or about the

@@ -13,13 +13,17 @@ use crate::{
     event::{EventKind, Peer, TlsFeature, TlsFeatureStatus, TlsReason},
     family::{LineFamily, ParseResult},
     number::decimal,
+    unrecognized,
 };
 
 pub(super) fn parse<'a>(queue_id: &'a [u8], text: &'a [u8]) -> ParseResult<EventKind<'a>> {
     match text.strip_prefix(b"to=<") {
         Some(text) => delivery(queue_id, text).map(Some).ok_or(LineFamily::Delivery),
         None if is_informational(text) => Ok(None),
-        None => Ok(Some(EventKind::HostGivenUp { queue_id, reason: tls_reason(text) })),
+        None => {
+            let reason = tls_reason(text);
+            Ok(Some(EventKind::HostGivenUp { queue_id, reason, recognized: is_recognized(reason, text) }))
+        }
     }
 }
 
@@ -52,6 +56,7 @@ fn delivery<'a>(queue_id: &'a [u8], text: &'a [u8]) -> Option<EventKind<'a>> {
     let mut cached_connection = false;
     let mut delays: &[u8] = b"";
     let mut tls = None;
+    let mut all_known = true;
     // Between relay and status every value is Postfix's own, and none has a comma.
     let status = loop {
         if let Some(status) = text.strip_prefix(b"status=") {
@@ -64,13 +69,49 @@ fn delivery<'a>(queue_id: &'a [u8], text: &'a [u8]) -> Option<EventKind<'a>> {
             delays = times.get(..memrchr(b'/', times)?)?;
         } else if let Some(features) = text.strip_prefix(b"tls=") {
             tls = tls_feature(features.get(..memchr(b',', features)?)?);
+            all_known &= tls.is_some_and(|tls| is_known_level(tls.requested) && is_known_level(tls.effective));
+        } else {
+            all_known &= text.starts_with(b"delay=") || text.starts_with(b"dsn=");
         }
         text = text.get(memchr(b',', text)?..)?.strip_prefix(b", ")?;
     };
     let (sent, reason_text) = status_and_reason(status)?;
     let recipient_domain = memrchr(b'@', recipient).and_then(|at| recipient.get(at + 1..)).unwrap_or_default();
     let reason = tls_reason(reason_text);
-    Some(EventKind::Delivery { queue_id, recipient_domain, relay, cached_connection, delays, tls, sent, reason })
+    let recognized = all_known && (sent || is_recognized(reason, reason_text));
+    Some(EventKind::Delivery {
+        queue_id,
+        recipient_domain,
+        relay,
+        cached_connection,
+        delays,
+        tls,
+        sent,
+        reason,
+        recognized,
+    })
+}
+
+/// Whether a reason is known, or does not concern TLS.
+fn is_recognized(reason: TlsReason<'_>, text: &[u8]) -> bool {
+    reason != TlsReason::Other || !unrecognized::is_smtp_reason(text)
+}
+
+/// The security levels of `tls=` (tls_level_lookup, and `halfdane` and `unknown`).
+fn is_known_level(level: &[u8]) -> bool {
+    const LEVELS: [&[u8]; 10] = [
+        b"none",
+        b"may",
+        b"encrypt",
+        b"fingerprint",
+        b"halfdane",
+        b"dane",
+        b"dane-only",
+        b"verify",
+        b"secure",
+        b"unknown",
+    ];
+    LEVELS.contains(&level)
 }
 
 /// An address behind its `<`, and what follows `>, `.
@@ -216,6 +257,7 @@ mod tests {
             tls: None,
             sent: true,
             reason: TlsReason::Other,
+            recognized: true,
         };
         assert_eq!(read(text), Ok(Some(want)));
     }
@@ -368,7 +410,7 @@ mod tests {
         ] {
             assert_eq!(
                 read(text),
-                Ok(Some(EventKind::HostGivenUp { queue_id: b"1818EA260B5", reason: want })),
+                Ok(Some(EventKind::HostGivenUp { queue_id: b"1818EA260B5", reason: want, recognized: true })),
                 "{text}"
             );
             let line = format!(

@@ -24,7 +24,7 @@ pub(crate) fn texts<'a>(event: &Event<'a>) -> Vec<&'a [u8]> {
                 texts.extend(failure.reason);
             }
         }
-        EventKind::HostGivenUp { queue_id, reason } => {
+        EventKind::HostGivenUp { queue_id, reason, recognized: _ } => {
             texts.push(queue_id);
             texts.extend(reason_host(reason));
         }
@@ -37,6 +37,7 @@ pub(crate) fn texts<'a>(event: &Event<'a>) -> Vec<&'a [u8]> {
             tls,
             sent: _,
             reason,
+            recognized: _,
         } => {
             texts.extend([queue_id, recipient_domain, delays]);
             texts.extend(tls.iter().flat_map(|tls| [tls.requested, tls.effective]));
@@ -48,7 +49,7 @@ pub(crate) fn texts<'a>(event: &Event<'a>) -> Vec<&'a [u8]> {
         EventKind::DaemonStarted { version } => texts.push(version),
         EventKind::TlsrptNotSent => {}
         EventKind::Exim(line) => exim(line, &mut texts),
-        EventKind::DaemonReloaded | EventKind::TlsproxyConnect => {}
+        EventKind::DaemonReloaded | EventKind::TlsproxyConnect | EventKind::LinesLost { number: _ } => {}
     }
     texts
 }
@@ -65,6 +66,7 @@ fn exim<'a>(line: &EximLine<'a>, texts: &mut Vec<&'a [u8]>) {
             continued_connection: _,
             tls: _,
             problem,
+            recognized: _,
         }) => {
             texts.extend([address, domain]);
             texts.extend(peer.map(|peer| peer.host));

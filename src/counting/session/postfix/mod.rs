@@ -66,6 +66,9 @@ const MAX_HOSTS_WITH_TLS: usize = 100_000;
 /// A host that stops offering STARTTLS is noticed after that.
 const HOST_WITH_TLS_TTL: i64 = 600;
 
+/// How long lines are missed after a syslog daemon has lost some, in seconds: deliveries that were under way then.
+const GAP_TTL: i64 = 600;
+
 /// How often the time of a host that makes TLS is written anew, in seconds: each is a record in the store.
 const HOST_WITH_TLS_RENEWAL: i64 = 60;
 
@@ -90,6 +93,9 @@ pub struct PostfixSessions {
 struct Instance {
     /// It has trust anchors: some certificate was found trusted.
     has_trust_anchors: bool,
+    /// When its log was last known to have lost lines: for a while nothing follows from a line that is missing.
+    #[serde(default)]
+    lost_lines_at: Option<i64>,
     /// It has sessions made by tlsproxy(8). Of those smtp(8) logs every one, whatever the log level is.
     uses_tlsproxy: bool,
     /// Its log level shows every session.
@@ -218,6 +224,7 @@ impl PostfixSessions {
                     self.update_instance(&name, time, |i| (i.uses_tlsproxy, i.logs_all_sessions) = (false, false));
                 }
             }
+            EventKind::LinesLost { .. } => self.note_gap(process.host, time),
             EventKind::TlsproxyConnect => {
                 self.update_instance(&instance_key(process), time, |i| i.uses_tlsproxy = true)
             }
@@ -267,8 +274,20 @@ impl PostfixSessions {
                     attempt.tlsrpt_not_sent = attempt.tlsrpt_result.is_some();
                 }
             }
-            EventKind::HostGivenUp { queue_id, reason } => self.handle_host_given_up(process, queue_id, *reason, time),
-            EventKind::Delivery { queue_id, recipient_domain, relay, cached_connection, delays, tls, sent, reason } => {
+            EventKind::HostGivenUp { queue_id, reason, .. } => {
+                self.handle_host_given_up(process, queue_id, *reason, time)
+            }
+            EventKind::Delivery {
+                queue_id,
+                recipient_domain,
+                relay,
+                cached_connection,
+                delays,
+                tls,
+                sent,
+                reason,
+                ..
+            } => {
                 let end = DeliveryLine {
                     relay: *relay,
                     new_connection: !cached_connection,
@@ -312,6 +331,15 @@ impl PostfixSessions {
         if let Some(name) = domain_name::normalize(&lossy(domain)) {
             let (_, evicted) = self.reported_destinations.upsert(name.as_bytes(), time, || ());
             self.uncounted.evicted += evicted;
+        }
+    }
+
+    /// Lines of a host are missing: what was concluded from the completeness of its log ends.
+    fn note_gap(&mut self, host: &[u8], time: i64) {
+        let of_host = |name: &&Box<[u8]>| host.is_empty() || name.starts_with(b"\0") || name.starts_with(host);
+        let names: Vec<_> = self.instances.keys().filter(of_host).cloned().collect();
+        for name in names {
+            self.update_instance(&name, time, |i| (i.logs_all_sessions, i.lost_lines_at) = (false, Some(time)));
         }
     }
 
@@ -432,7 +460,7 @@ impl PostfixSessions {
             return;
         }
         let mut open = delivery.attempts.pop_if(|a| a.given_up.is_none() && a.excluded.is_none());
-        let unlogged = if open.is_some() { None } else { self.unlogged_session(process, end, &delivery) };
+        let unlogged = if open.is_some() { None } else { self.unlogged_session(process, end, &delivery, time) };
         // The lines of the other recipients are alike, and without what was before them look like clear text.
         let told = open.is_some() || !delivery.attempts.is_empty();
         if !matches!(reason, TlsReason::Other) || unlogged.is_some() || told {
@@ -481,6 +509,7 @@ impl PostfixSessions {
         process: &Process<'_>,
         end: &DeliveryLine<'_>,
         delivery: &OpenDelivery,
+        time: i64,
     ) -> Option<UnloggedSession> {
         let peer = end.relay.filter(|_| end.new_connection && matches!(end.reason, TlsReason::Other))?;
         // The connection that has TLS, or clear text after it broke or its handshake failed: the session is counted already.
@@ -494,7 +523,9 @@ impl PostfixSessions {
         match end.tls {
             Some(tls) if tls.status != TlsFeatureStatus::Met || tls.requested == b"none" => None,
             Some(TlsFeature { effective: b"none", .. }) => to_mx.then_some(UnloggedSession::ClearText),
-            _ if self.logs_all_sessions(&instance_key(process)) => clear.filter(|_| end.sent && end.tls.is_none()),
+            _ if self.logs_all_sessions(&instance_key(process), time) => {
+                clear.filter(|_| end.sent && end.tls.is_none())
+            }
             Some(TlsFeature { effective: b"may" | b"encrypt", .. }) => Some(UnloggedSession::Encrypted(None)),
             Some(TlsFeature { effective: b"halfdane", .. }) => Some(UnloggedSession::Encrypted(Some(Trust::Trusted))),
             Some(TlsFeature { effective: b"fingerprint" | b"dane" | b"dane-only" | b"verify" | b"secure", .. }) => {
@@ -656,8 +687,9 @@ impl PostfixSessions {
         }
     }
 
-    fn logs_all_sessions(&self, instance: &[u8]) -> bool {
-        self.instances.peek(instance).is_some_and(|(_, i)| i.logs_all_sessions)
+    fn logs_all_sessions(&self, instance: &[u8], time: i64) -> bool {
+        let after_gap = |i: &Instance| i.lost_lines_at.is_none_or(|lost| time - lost > GAP_TTL);
+        self.instances.peek(instance).is_some_and(|(_, i)| i.logs_all_sessions && after_gap(i))
     }
 
     fn open_delivery(&mut self, process: &Process<'_>, time: i64) -> &mut OpenDelivery {
