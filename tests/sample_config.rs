@@ -61,7 +61,7 @@ fn every_option_is_in_it_and_nothing_else() {
 fn check_prints_what_reads_back() {
     let check = |path: &Path| {
         let program = env!("CARGO_BIN_EXE_tlswarden");
-        let output = Command::new(program).args(["check-config", "--config"]).arg(path).output().unwrap();
+        let output = Command::new(program).args(["check-config", "--print", "--config"]).arg(path).output().unwrap();
         assert!(output.status.success(), "{output:?}");
         String::from_utf8(output.stdout).unwrap()
     };
@@ -76,6 +76,15 @@ fn check_prints_what_reads_back() {
     (read.postfix, read.inputs) = (shipped.postfix.clone(), shipped.inputs.clone());
     (read.socketmap, read.readsocket) = (shipped.socketmap.clone(), shipped.readsocket.clone());
     assert_eq!(read, shipped);
+}
+
+#[test]
+fn without_print_it_says_ok() {
+    let output =
+        Command::new(env!("CARGO_BIN_EXE_tlswarden")).args(["check-config", "--config", SAMPLE]).output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success() && text.ends_with(&format!("{SAMPLE}: OK\n")), "{text}");
+    assert!(!text.contains(" = "), "{text}");
 }
 
 #[test]

@@ -114,8 +114,14 @@ enum CliCommand {
         #[arg(long)]
         json: bool,
     },
-    /// Checks the configuration and what it names, and prints it as it was understood, defaults included.
-    CheckConfig(ConfigFile),
+    /// Checks the configuration and what it names.
+    CheckConfig {
+        #[command(flatten)]
+        config: ConfigFile,
+        /// Prints the configuration in force as TOML, with defaults and what was detected on this host.
+        #[arg(long)]
+        print: bool,
+    },
     /// Says what is wrong on this host, why it matters, and the line that mends it; changes nothing.
     Doctor(doctor::DoctorOptions),
     /// Shows a domain's own MTA-STS, DANE and TLSRPT as a sender sees them, and what would make them right.
@@ -183,7 +189,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         CliCommand::Serve(options) => serve::serve(&options),
         CliCommand::Reload(config) => reload::reload(&config.config),
         CliCommand::Status { config, json } => status::status(&config, json),
-        CliCommand::CheckConfig(config) => check_config::check_config(&config.config),
+        CliCommand::CheckConfig { config, print } => check_config::check_config(&config.config, print),
         CliCommand::Policy(options) => policy::policy(&options),
         CliCommand::Results(options) => results::results(&options),
         CliCommand::Reports(options) => reports::reports(&options),
