@@ -17,6 +17,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use tlswarden::answering::connections::ClientConnections;
 use tlswarden::answering::listener::Listener;
 use tlswarden::answering::policy::history::PolicyHistory;
 use tlswarden::answering::policy::policies::Policies;
@@ -195,7 +196,8 @@ async fn daemon(folder: &Path, keys: &[String]) -> (Target, usize, u128) {
     let at = tcp.local_addr().expect("bound");
     for listener in [Listener::Tcp(tcp), Listener::Unix(UnixListener::bind(&unix).expect("bound"))] {
         let (policies, metrics) = (Arc::clone(&policies), metrics.clone());
-        tokio::spawn(server::serve(listener, policies, config.postfix.clone(), metrics, stopped.clone()));
+        let (clients, stopped) = (ClientConnections::new(metrics.clone()), stopped.clone());
+        tokio::spawn(server::serve(listener, policies, config.postfix.clone(), clients, metrics, stopped));
     }
     let mut probe = UnixStream::connect(&unix).await.expect("connected");
     probe.write_all(&request(&keys[0])).await.expect("asked");

@@ -2,28 +2,33 @@
 //!
 //! Takes: a [`Listener`], and what is done with a connection. Gives: a task for each client, and those that still run
 //! when the daemon ends.
-//! Limits: connections as descriptors last.
-//! When it fails: no more descriptors: it waits until connections end, and says so once a minute.
+//! Limits: as many connections as there is room for (`connections`), which those that wait longest for their client make.
+//! When it fails: no room, or no more descriptors: it waits until connections end, and logs so once a minute.
 //! Not here: binding (`daemon`), what is said on a connection (`socketmap`, `readsocket`).
 
 use std::io;
 use std::time::Duration;
 
+use rustix::net::sockopt::set_socket_send_buffer_size;
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
+use crate::answering::connections::{ClientConnection, ClientConnections};
 use crate::base::shutdown::wait_for_shutdown;
 use crate::metrics::Metrics;
 
 /// How long accepting waits when there are no descriptors left.
 const ACCEPT_RETRY: Duration = Duration::from_millis(50);
 
-/// How often it is said that there are none.
+/// The socket buffer for what a client has not read yet, in bytes. The kernel takes twice as much: some hundred answers.
+const SEND_BUFFER: usize = 8 * 1024;
+
+/// How often it is logged that there are none.
 const LOG_INTERVAL: Duration = Duration::from_secs(60);
 
-/// How often it is said that accepting goes on.
+/// How often a listener reports that it goes on.
 pub const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(5);
 
 /// A socket that is listened on.
@@ -65,36 +70,43 @@ impl Listener {
         &self,
         subject: &str,
         metrics: &Metrics,
+        clients: &ClientConnections,
         shutdown: &mut watch::Receiver<bool>,
-        begin: impl Fn(Stream) -> T,
+        begin: impl Fn(Stream, ClientConnection) -> T,
     ) -> JoinSet<()>
     where
         T: Future<Output = ()> + Send + 'static,
     {
         let mut connections = JoinSet::new();
-        let mut said: Option<Instant> = None;
+        let mut logged: Option<Instant> = None;
         let name = self.name(subject);
-        let mut alive = tokio::time::interval(HEARTBEAT_INTERVAL);
+        let mut heartbeat = tokio::time::interval(HEARTBEAT_INTERVAL);
         loop {
             let accepted = tokio::select! {
                 // Before the others, for there may be no end of connections.
                 biased;
-                _ = alive.tick() => {
+                _ = heartbeat.tick() => {
                     metrics.heartbeat(&name);
+                    clients.close_idle();
                     continue;
                 }
                 () = wait_for_shutdown(shutdown) => return connections,
-                accepted = self.accept() => accepted,
+                accepted = self.accept_in_room(clients) => accepted,
             };
             while connections.try_join_next().is_some() {}
             match accepted {
-                Ok(stream) => drop(connections.spawn(begin(stream))),
+                Ok(stream) => {
+                    let client = clients.open();
+                    let id = client.id();
+                    let task = connections.spawn(begin(stream, client));
+                    clients.served_by(id, task);
+                }
                 // The client went away before it was accepted.
                 Err(e) if e.kind() == io::ErrorKind::ConnectionAborted => {}
                 Err(e) => {
-                    if said.is_none_or(|at| at.elapsed() >= LOG_INTERVAL) {
+                    if logged.is_none_or(|at| at.elapsed() >= LOG_INTERVAL) {
                         tracing::warn!("{subject}: cannot accept a connection: {e}; it waits until others end");
-                        said = Some(Instant::now());
+                        logged = Some(Instant::now());
                     }
                     tokio::time::sleep(ACCEPT_RETRY).await;
                 }
@@ -102,13 +114,27 @@ impl Listener {
         }
     }
 
+    async fn accept_in_room(&self, clients: &ClientConnections) -> io::Result<Stream> {
+        if !clients.make_room() {
+            let limit = clients.limit();
+            return Err(io::Error::other(format!("{limit} are open, and each of them waits for its answer")));
+        }
+        self.accept().await
+    }
+
     async fn accept(&self) -> io::Result<Stream> {
         match self {
-            Listener::Unix(listener) => listener.accept().await.map(|(stream, _)| Stream::Unix(stream)),
+            Listener::Unix(listener) => {
+                let (stream, _) = listener.accept().await?;
+                // What a client does not read is the memory of this process; where it cannot be set that is more.
+                let _ = set_socket_send_buffer_size(&stream, SEND_BUFFER);
+                Ok(Stream::Unix(stream))
+            }
             Listener::Tcp(listener) => {
                 let (stream, _) = listener.accept().await?;
                 // Replies are small and waited for. Where it cannot be set they are only slower.
                 let _ = stream.set_nodelay(true);
+                let _ = set_socket_send_buffer_size(&stream, SEND_BUFFER);
                 Ok(Stream::Tcp(stream))
             }
         }

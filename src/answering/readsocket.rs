@@ -29,6 +29,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::timeout;
 
+use crate::answering::connections::{ClientConnection, ClientConnections};
 use crate::answering::listener::{Listener, Stream};
 use crate::answering::policy::decision::{Basis, Decision, EximAnswer, kind_for_exim};
 use crate::answering::policy::policies::Policies;
@@ -68,6 +69,7 @@ pub async fn serve(
     listener: Listener,
     policies: Arc<Policies>,
     events: mpsc::Sender<EximEvent>,
+    clients: ClientConnections,
     metrics: Metrics,
     mut shutdown: watch::Receiver<bool>,
 ) {
@@ -82,17 +84,17 @@ pub async fn serve(
         slow_clients: metrics.counter("readsocket_slow_clients"),
     });
     let connections_total = metrics.counter("readsocket_connections");
-    let begin = |stream| {
+    let begin = |stream, client| {
         connections_total.fetch_add(1, Ordering::Relaxed);
         let service = Arc::clone(&service);
         async move {
             match stream {
-                Stream::Unix(stream) => service.serve_connection(stream).await,
-                Stream::Tcp(stream) => service.serve_connection(stream).await,
+                Stream::Unix(stream) => service.serve_connection(stream, client).await,
+                Stream::Tcp(stream) => service.serve_connection(stream, client).await,
             }
         }
     };
-    let mut connections = listener.accept_all("readsocket", &metrics, &mut shutdown, begin).await;
+    let mut connections = listener.accept_all("readsocket", &metrics, &clients, &mut shutdown, begin).await;
     // Whoever is not answered by then reads an empty answer, and its mail waits.
     let _ = timeout(DRAIN_TIMEOUT, async { while connections.join_next().await.is_some() {} }).await;
     connections.shutdown().await;
@@ -183,7 +185,7 @@ struct ReadsocketServer {
 }
 
 impl ReadsocketServer {
-    async fn serve_connection<S: AsyncRead + AsyncWrite + Unpin>(&self, mut stream: S) {
+    async fn serve_connection<S: AsyncRead + AsyncWrite + Unpin>(&self, mut stream: S, client: ClientConnection) {
         let (bytes, ended) = match timeout(REQUEST_TIMEOUT, read_request(&mut stream)).await {
             Ok(Ok(read)) => read,
             Ok(Err(_)) => return,
@@ -193,8 +195,10 @@ impl ReadsocketServer {
             // It only looked whether somebody answers.
             return;
         }
+        client.go_on();
         let mut line = self.reply_line(parse_request(&bytes, ended)).await;
         line.push('\n');
+        client.wait_for_client(line.capacity());
         let taken = timeout(REPLY_TIMEOUT, async {
             stream.write_all(line.as_bytes()).await?;
             stream.shutdown().await?;
@@ -313,7 +317,8 @@ mod tests {
         let (stop, shutdown) = watch::channel(false);
         let mut tasks = JoinSet::new();
         let (sender, events) = mpsc::channel(1);
-        tasks.spawn(serve(Listener::Unix(listener), policies, sender, metrics.clone(), shutdown));
+        let clients = ClientConnections::new(metrics.clone());
+        tasks.spawn(serve(Listener::Unix(listener), policies, sender, clients, metrics.clone(), shutdown));
         // Nobody answers there for as long as the test runs.
         tasks.spawn(async move {
             let _silent = silent;

@@ -116,13 +116,15 @@ impl Answering {
         for part in socketmaps {
             let (policies, postfix) = (Arc::clone(&policies), config.postfix.clone());
             let (metrics, shutdown) = (metrics.clone(), shutdown.clone());
-            let serve = |listener| server::serve(listener, policies, postfix, metrics, shutdown);
+            let clients = state.clients.clone();
+            let serve = |listener| server::serve(listener, policies, postfix, clients, metrics, shutdown);
             tasks.spawn(part.name.clone(), sockets.clone().run(part, Some(watchdog::LISTENER_LIMIT), serve));
         }
         for part in readsockets {
             let (policies, events) = (Arc::clone(&policies), event_sender.clone());
             let (metrics, shutdown) = (metrics.clone(), shutdown.clone());
-            let serve = |listener| readsocket::serve(listener, policies, events, metrics, shutdown);
+            let clients = state.clients.clone();
+            let serve = |listener| readsocket::serve(listener, policies, events, clients, metrics, shutdown);
             tasks.spawn(part.name.clone(), sockets.clone().run(part, Some(watchdog::LISTENER_LIMIT), serve));
         }
         // Without a readsocket there are no events, and that is not the end of them.

@@ -42,6 +42,7 @@ use pipelines::StatusSockets;
 use store::{DaemonStore, StoreReturn};
 use tasks::TaskGroup;
 
+use crate::answering::connections::ClientConnections;
 use crate::base::clock::Clock;
 use crate::base::parts::{COUNTING, HTTPS, PartState, Parts, REPORTS, STORE};
 use crate::config::detect;
@@ -150,6 +151,8 @@ impl PreparedConfig {
 struct PersistentState {
     store: Arc<DaemonStore>,
     sockets: Arc<Mutex<Sockets>>,
+    /// Of all sockets, for descriptors are shared.
+    clients: ClientConnections,
     parts: Parts,
     /// Standard input, once it has been read.
     stdin: Option<inputs::SharedStdin>,
@@ -174,6 +177,7 @@ async fn serve(path: &Path, prepared: PreparedConfig) -> Result<(), DaemonError>
     let state = PersistentState {
         store: Arc::new(store),
         sockets: Arc::new(Mutex::new(Sockets::from_systemd())),
+        clients: ClientConnections::new(metrics.clone()),
         parts,
         stdin: None,
         clock,

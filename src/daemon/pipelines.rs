@@ -180,7 +180,8 @@ impl StatusSockets {
         let listening = Listening { sockets, opener, metrics, shutdown: shutdown.clone() };
         for part in self.metrics {
             let (services, shutdown) = (Arc::clone(&services), shutdown.clone());
-            let serve = |listener| prometheus::serve(listener, services, shutdown);
+            let clients = state.clients.clone();
+            let serve = |listener| prometheus::serve(listener, clients, services, shutdown);
             tasks.spawn(part.name.clone(), listening.clone().run(part, None, serve));
         }
         let serve = async |listener| match listener {

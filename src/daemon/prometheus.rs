@@ -22,6 +22,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{Semaphore, watch};
 
+use crate::answering::connections::{ClientConnection, ClientConnections};
 use crate::answering::listener::{Listener, Stream};
 use crate::base::parts::PartState;
 use crate::daemon::control::Services;
@@ -40,12 +41,19 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 const MAX_HEAD: usize = 8192;
 
 /// Serves whoever connects, until `shutdown` turns true.
-pub(crate) async fn serve(listener: Listener, services: Arc<Services>, mut shutdown: watch::Receiver<bool>) {
+pub(crate) async fn serve(
+    listener: Listener,
+    clients: ClientConnections,
+    services: Arc<Services>,
+    mut shutdown: watch::Receiver<bool>,
+) {
     let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let metrics = services.metrics.clone();
-    let begin = |stream| {
+    let begin = |stream, client| {
         let (services, permits) = (Arc::clone(&services), Arc::clone(&permits));
         async move {
+            // To be closed for others, with those that have waited for longest.
+            let _client: ClientConnection = client;
             let Ok(_permit) = permits.acquire().await else { return };
             match stream {
                 Stream::Unix(stream) => serve_connection(stream, services).await,
@@ -53,7 +61,7 @@ pub(crate) async fn serve(listener: Listener, services: Arc<Services>, mut shutd
             }
         }
     };
-    listener.accept_all("status", &metrics, &mut shutdown, begin).await.shutdown().await;
+    listener.accept_all("status", &metrics, &clients, &mut shutdown, begin).await.shutdown().await;
 }
 
 async fn serve_connection(stream: impl AsyncRead + AsyncWrite + Unpin, services: Arc<Services>) {

@@ -160,6 +160,16 @@ pub const CATALOGUE: &[CounterFamily] = &[
         ],
     },
     CounterFamily {
+        metric: "tlswarden_connections_closed_total",
+        help: "Connections of an MTA that were closed, by cause: idle for ten minutes, for the next one where descriptors are \
+               short, or for the memory of answers that are not read.",
+        samples: &[
+            ("connections_closed_idle", "cause=\"idle\""),
+            ("connections_closed_for_room", "cause=\"descriptors\""),
+            ("connections_closed_for_memory", "cause=\"memory\""),
+        ],
+    },
+    CounterFamily {
         metric: "tlswarden_requests_total",
         help: "Questions of an MTA, by protocol.",
         samples: &[
@@ -173,6 +183,7 @@ pub const CATALOGUE: &[CounterFamily] = &[
         samples: &[
             ("socketmap_malformed", "protocol=\"socketmap\",cause=\"malformed\""),
             ("socketmap_unknown_map", "protocol=\"socketmap\",cause=\"unknown-map\""),
+            ("socketmap_slow_clients", "protocol=\"socketmap\",cause=\"slow\""),
             ("readsocket_malformed", "protocol=\"readsocket\",cause=\"malformed\""),
             ("readsocket_slow_clients", "protocol=\"readsocket\",cause=\"slow\""),
         ],

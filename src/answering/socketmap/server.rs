@@ -2,10 +2,10 @@
 //!
 //! Takes: requests `MAP KEY` as netstrings, any number on a connection, pipelined or not. Gives: their replies in
 //! order; what can be answered at once goes out in one write.
-//! A client is never closed first while it keeps the protocol, however long it is idle: Postfix holds connections over
-//! the time that a dead MX host takes. A slow client, or one that does not read, holds up itself alone.
-//! Limits: `netstring::MAX_REQUEST` octets a request (longer ones get NOTFOUND); connections as
-//! descriptors last (`listener`).
+//! A client that keeps the protocol may be idle for ten minutes: Postfix holds connections over the time that a dead MX
+//! host takes. A slow client, or one that does not read, holds up itself alone.
+//! Limits: `netstring::MAX_REQUEST` octets a request (longer ones get NOTFOUND); [`WRITE_TIMEOUT`] for a client to take
+//! what was answered; connections, and what they hold, as `connections` allows.
 //! When it fails: an unknown map gets PERM; text that is no netstring gets PERM and the connection ends, for nothing
 //! behind it can be found.
 //! Not here: what is answered (`policy`), how it is put (`wording`).
@@ -22,8 +22,8 @@ use std::time::{Duration, Instant};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::sync::watch;
 
-use crate::answering::listener::Listener;
-use crate::answering::listener::Stream;
+use crate::answering::connections::{ClientConnection, ClientConnections};
+use crate::answering::listener::{Listener, Stream};
 use crate::answering::policy::admin::explain::Explanation;
 use crate::answering::policy::decision::{Decision, PostfixTraits, kind_for_postfix};
 use crate::answering::policy::policies::Policies;
@@ -39,7 +39,10 @@ use crate::metrics::{Metrics, MtaProtocol};
 const READ_CHUNK: usize = 4096;
 
 /// How much of a reply batch waits for a client to read it, in octets, before no more requests of it are taken.
-const MAX_UNSENT_BYTES: usize = 256 * 1024;
+const MAX_UNSENT_BYTES: usize = 32 * 1024;
+
+/// How long a client may take to read what was answered. Postfix reads at once.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// The capacity that an idle connection keeps, in octets.
 const IDLE_CAPACITY: usize = 1024;
@@ -54,6 +57,7 @@ pub async fn serve(
     listener: Listener,
     policies: Arc<Policies>,
     postfix: PostfixSection,
+    clients: ClientConnections,
     metrics: Metrics,
     mut shutdown: watch::Receiver<bool>,
 ) {
@@ -65,21 +69,22 @@ pub async fn serve(
         requests: metrics.counter("socketmap_requests"),
         malformed: metrics.counter("socketmap_malformed"),
         unknown_maps: metrics.counter("socketmap_unknown_map"),
+        slow_clients: metrics.counter("socketmap_slow_clients"),
         throttle: Throttle::default(),
         metrics: metrics.clone(),
     });
     let connections_total = metrics.counter("socketmap_connections");
-    let begin = |stream| {
+    let begin = |stream, client| {
         connections_total.fetch_add(1, Ordering::Relaxed);
         let service = Arc::clone(&service);
         async move {
             match stream {
-                Stream::Unix(stream) => service.serve_connection(stream).await,
-                Stream::Tcp(stream) => service.serve_connection(stream).await,
+                Stream::Unix(stream) => service.serve_connection(stream, client).await,
+                Stream::Tcp(stream) => service.serve_connection(stream, client).await,
             }
         }
     };
-    let mut connections = listener.accept_all("socketmap", &metrics, &mut shutdown, begin).await;
+    let mut connections = listener.accept_all("socketmap", &metrics, &clients, &mut shutdown, begin).await;
     // A warm answer is given without a pause between reading and writing: only those that wait for one are waited for.
     let until = tokio::time::Instant::now() + DRAIN_TIMEOUT;
     while service.pending_answers.load(Ordering::Relaxed) > 0 && tokio::time::Instant::now() < until {
@@ -119,6 +124,7 @@ struct SocketmapServer {
     requests: Arc<AtomicU64>,
     malformed: Arc<AtomicU64>,
     unknown_maps: Arc<AtomicU64>,
+    slow_clients: Arc<AtomicU64>,
     throttle: Throttle,
     metrics: Metrics,
 }
@@ -130,18 +136,23 @@ enum NextStep {
 }
 
 impl SocketmapServer {
-    async fn serve_connection<S: AsyncRead + AsyncWrite + Unpin>(&self, mut stream: S) {
+    async fn serve_connection<S: AsyncRead + AsyncWrite + Unpin>(&self, mut stream: S, client: ClientConnection) {
         // What was read and is no whole request yet; mostly empty.
         let mut input: Vec<u8> = Vec::new();
         let mut out: Vec<u8> = Vec::new();
         // Octets of an over-long request still to pass over.
         let mut skip = 0;
         loop {
+            client.wait_for_client(if input.is_empty() { 0 } else { input.capacity() });
             match poll_fn(|cx| poll_read(&mut stream, &mut input, &mut skip, cx)).await {
-                Ok(true) => {}
+                Ok(true) => client.go_on(),
                 Ok(false) | Err(_) => return,
             }
-            let next = self.answer_requests(&mut input, &mut out, &mut skip, &mut stream).await;
+            let mut writer = ReplyWriter { stream: &mut stream, client: &client, out: &mut out };
+            let next = self.answer_requests(&mut input, &mut skip, &mut writer).await;
+            if matches!(&next, Err(error) if error.kind() == io::ErrorKind::TimedOut) {
+                self.slow_clients.fetch_add(1, Ordering::Relaxed);
+            }
             if matches!(next, Err(_) | Ok(NextStep::Close)) {
                 return;
             }
@@ -154,9 +165,8 @@ impl SocketmapServer {
     async fn answer_requests<S: AsyncWrite + Unpin>(
         &self,
         input: &mut Vec<u8>,
-        out: &mut Vec<u8>,
         skip: &mut usize,
-        stream: &mut S,
+        writer: &mut ReplyWriter<'_, S>,
     ) -> io::Result<NextStep> {
         let mut done = 0;
         let mut answered = 0;
@@ -166,25 +176,25 @@ impl SocketmapServer {
                 Frame::Partial => break NextStep::Continue,
                 Frame::Whole { data, used } => {
                     answered += 1;
-                    if let Err((map, hop)) = self.answer_from_cache(data, out, &mut ready) {
+                    if let Err((map, hop)) = self.answer_from_cache(data, writer.out, &mut ready) {
                         let since = Instant::now();
                         let _pending = PendingGuard::new(&self.pending_answers);
                         // What is ready does not wait for what is not.
-                        flush(stream, out).await?;
+                        writer.flush(input.capacity()).await?;
                         let decision = self.policies.decide(hop).await;
                         let kind = kind_for_postfix(decision.facts(), self.own_level(map), self.postfix);
                         self.answers.add_waited(kind, since.elapsed());
-                        out.extend_from_slice(&self.render_frame(map, &decision));
-                        flush(stream, out).await?;
+                        writer.out.extend_from_slice(&self.render_frame(map, &decision));
+                        writer.flush(input.capacity()).await?;
                     }
                     done += used;
-                    if out.len() >= MAX_UNSENT_BYTES {
-                        flush(stream, out).await?;
+                    if writer.out.len() >= MAX_UNSENT_BYTES {
+                        writer.flush(input.capacity()).await?;
                     }
                 }
                 Frame::TooLong { header, data } => {
                     answered += 1;
-                    netstring::encode(b"NOTFOUND ", out);
+                    netstring::encode(b"NOTFOUND ", writer.out);
                     ready[AnswerKind::None as usize] += 1;
                     let here = (input.len() - done).min(header + data + 1);
                     done += here;
@@ -195,7 +205,7 @@ impl SocketmapServer {
                 }
                 Frame::Malformed => {
                     self.malformed.fetch_add(1, Ordering::Relaxed);
-                    netstring::encode(b"PERM the request is no netstring", out);
+                    netstring::encode(b"PERM the request is no netstring", writer.out);
                     break NextStep::Close;
                 }
             }
@@ -203,7 +213,7 @@ impl SocketmapServer {
         input.drain(..done);
         self.requests.fetch_add(answered, Ordering::Relaxed);
         self.answers.add_ready(&ready);
-        flush(stream, out).await?;
+        writer.flush(input.capacity()).await?;
         Ok(next)
     }
 
@@ -333,13 +343,37 @@ fn poll_read<S: AsyncRead + Unpin>(
     Poll::Ready(Ok(!read.is_empty()))
 }
 
-/// Writes all of it.
-async fn flush<S: AsyncWrite + Unpin>(stream: &mut S, out: &mut Vec<u8>) -> io::Result<()> {
-    if !out.is_empty() {
-        stream.write_all(out).await?;
-        out.clear();
+/// The replies to a client that are not written yet.
+struct ReplyWriter<'a, S> {
+    stream: &'a mut S,
+    client: &'a ClientConnection,
+    out: &'a mut Vec<u8>,
+}
+
+impl<S: AsyncWrite + Unpin> ReplyWriter<'_, S> {
+    /// Writes all of them. `input`: how many bytes the connection holds besides. A client that does not read them in time
+    /// is an error of the kind `TimedOut`.
+    async fn flush(&mut self, input: usize) -> io::Result<()> {
+        let mut written = 0;
+        while written < self.out.len() {
+            // Nearly always all of it is taken at once, and no timer is needed.
+            let part = &self.out[written..];
+            let attempt = |cx: &mut Context<'_>| Poll::Ready(Pin::new(&mut *self.stream).poll_write(cx, part));
+            match poll_fn(attempt).await {
+                Poll::Ready(Ok(0)) => return Err(io::ErrorKind::WriteZero.into()),
+                Poll::Ready(taken) => written += taken?,
+                Poll::Pending => {
+                    self.client.wait_for_client(self.out.capacity() + input);
+                    let rest = self.stream.write_all(&self.out[written..]);
+                    tokio::time::timeout(WRITE_TIMEOUT, rest).await.map_err(|_| io::ErrorKind::TimedOut)??;
+                    self.client.go_on();
+                    written = self.out.len();
+                }
+            }
+        }
+        self.out.clear();
+        Ok(())
     }
-    Ok(())
 }
 
 fn release_capacity(buffer: &mut Vec<u8>) {

@@ -9,6 +9,7 @@ use hickory_proto::rr::RecordType;
 use lab::ca::{self, Authority};
 use lab::dns::{self, Dns, Zone};
 use lab::https::{Answer, PolicyHosts, Site};
+use tlswarden::answering::connections::ClientConnections;
 use tlswarden::answering::listener::Listener;
 use tlswarden::answering::policy::decision::{Answer as PolicyAnswer, Decision};
 use tlswarden::answering::policy::history::PolicyHistory;
@@ -174,7 +175,8 @@ impl Daemon {
             }
         };
         let (policies, metrics, stopped) = (Arc::clone(&self.policies), self.metrics.clone(), self.stop.subscribe());
-        self.tasks.spawn(server::serve(listener, policies, postfix, metrics, stopped));
+        let clients = ClientConnections::new(metrics.clone());
+        self.tasks.spawn(server::serve(listener, policies, postfix, clients, metrics, stopped));
         at
     }
 
