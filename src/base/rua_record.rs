@@ -177,6 +177,10 @@ fn parse_uri(uri: &str) -> Result<Destination, &'static str> {
 
 /// The address of a `mailto:` (RFC 6068 §2). Header fields are ignored, as §7 there advises; one address only.
 fn parse_mailto(rest: &str) -> Result<Mailbox, &'static str> {
+    if rest.starts_with("//") {
+        // The slashes would become a part of the address.
+        return Err("`mailto:` is followed by an address, without `//`");
+    }
     let address = rest.split_once('?').map_or(rest, |(address, _)| address);
     let decoded = percent_decode(address).ok_or("bad percent-encoding")?;
     if decoded.bytes().any(|b| b.is_ascii_control()) {
@@ -415,6 +419,9 @@ mod tests {
         assert_eq!(why("mailto:%22a%40b%22@c.example"), "no plain mail address");
         assert_eq!(why("mailto:-f@[127.0.0.1]"), "no plain mail address");
         assert_eq!(why("mailto:?to=a@b.example"), "no plain mail address");
+        for uri in ["mailto://a@b.example", "MAILTO://a@b.example", "mailto:///a@b.example"] {
+            assert_eq!(why(uri), "`mailto:` is followed by an address, without `//`");
+        }
         assert_eq!(why("mailto:a%2@b.example"), "bad percent-encoding");
         assert_eq!(why("mailto:a%ff@b.example"), "bad percent-encoding");
         assert_eq!(why("mailto:a@b.example\r\nX: y"), "an octet that no URI may have");

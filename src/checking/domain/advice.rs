@@ -9,11 +9,13 @@ use std::collections::BTreeSet;
 use jiff::Timestamp;
 use serde::Serialize;
 
+use crate::answering::policy::sts::document::PolicyDocument;
+use crate::answering::policy::sts::record::NoRecord;
 use crate::base::rua_record::Recipients;
 use crate::base::tlsrpt::{Mode, mx_matches};
 use crate::checking::domain::probe::ProbeError;
 use crate::checking::domain::smtp::SmtpError;
-use crate::checking::domain::{CheckedHost, ConnectionOutcome, DomainFacts, PublishedSts};
+use crate::checking::domain::{CheckedHost, ConnectionOutcome, DomainFacts, MissingRecord, PublishedSts, near_miss};
 
 /// The `max_age` of a policy in mode enforce, in seconds: four weeks (RFC 8461 §3.2 speaks of weeks).
 const ENFORCE_MAX_AGE: u64 = 4 * 7 * 86_400;
@@ -97,48 +99,73 @@ impl DomainFacts<'_> {
             .filter(|host| DomainFacts::fails_under_sts(host))
             .map(|host| host.name.as_str())
             .collect();
-        let (mode, id) = match self.sts {
-            PublishedSts::Policy(id, document) => {
-                let named = |host: &CheckedHost| document.mx.iter().any(|pattern| mx_matches(pattern, &host.name));
-                let sound = document.mode != Mode::None
-                    && self.hosts.iter().all(named)
-                    && (document.mode == Mode::Testing || document.max_age >= TESTING_MAX_AGE);
-                if sound {
-                    // Strangers' text, and shown.
-                    advice.policy = document.lines.iter().map(|line| line.escape_debug().to_string()).collect();
-                    advice.zone.push(AdvisedRecord { record: sts_record(domain, id), state: PublicationState::Stays });
-                    self.add_policy_remarks(document.mode, &failing, advice);
-                    return;
-                }
-                advice.policy_state = PublicationState::Replaces;
-                (if document.mode == Mode::Enforce { Mode::Enforce } else { Mode::Testing }, Some(id))
-            }
-            PublishedSts::NoDocument(id, _) => {
-                advice.policy_state = PublicationState::Replaces;
-                (Mode::Testing, Some(id))
-            }
-            PublishedSts::NoRecord(_) | PublishedSts::Unknown(_) => {
-                advice.policy_state = PublicationState::New;
-                (Mode::Testing, None)
-            }
+        let (document, id) = match self.sts {
+            PublishedSts::Policy(id, document) => (Some(document), Some(id.as_str())),
+            PublishedSts::NoDocument(id, _) => (None, Some(id.as_str())),
+            PublishedSts::NoRecord(missing) => (missing.document.as_ref(), None),
+            PublishedSts::Unknown(_, document) => (document.as_ref(), None),
+        };
+        let sound = document.filter(|document| self.is_sound(document));
+        let record_state = self.sts_record_state(sound.is_some());
+        if let Some(state) = record_state {
+            let id = match (state, id) {
+                (PublicationState::Stays, Some(id)) => id.to_owned(),
+                _ => new_id(now, id),
+            };
+            advice.zone.push(AdvisedRecord { record: sts_record(domain, &id), state });
+        }
+        if let Some(document) = sound {
+            // Strangers' text, and shown.
+            advice.policy = document.lines.iter().map(|line| line.escape_debug().to_string()).collect();
+            self.add_policy_remarks(document.mode, &failing, advice);
+            return;
+        }
+        // What is enforced is never taken back to testing.
+        let enforced = document.is_some_and(|document| document.mode == Mode::Enforce);
+        let mode = if enforced { Mode::Enforce } else { Mode::Testing };
+        advice.policy_state = match (document, self.sts) {
+            (None, PublishedSts::NoRecord(_) | PublishedSts::Unknown(..)) => PublicationState::New,
+            _ => PublicationState::Replaces,
         };
         let names: BTreeSet<&str> = self.hosts.iter().map(|host| host.name.as_str()).collect();
         let max_age = if mode == Mode::Enforce { ENFORCE_MAX_AGE } else { TESTING_MAX_AGE };
         advice.policy = vec!["version: STSv1".into(), format!("mode: {mode}")];
         advice.policy.extend(names.iter().map(|name| format!("mx: {name}")));
         advice.policy.push(format!("max_age: {max_age}"));
-        let state = match self.sts {
-            PublishedSts::NoRecord(crate::answering::policy::sts::record::NoRecord::Absent) => PublicationState::New,
-            _ => PublicationState::Replaces,
-        };
-        advice.zone.push(AdvisedRecord { record: sts_record(domain, &new_id(now, id.map(String::as_str))), state });
-        if state == PublicationState::New {
+        if matches!(self.sts, PublishedSts::NoDocument(..)) {
+            let remark = "if the document that could not be fetched has `mode: enforce`, keep that mode";
+            advice.remarks.push(remark.to_owned());
+        }
+        if record_state == Some(PublicationState::New) && document.is_none() {
             let record = format!(
                 "mta-sts.{domain}. IN CNAME a host that serves the policy file over HTTPS, with a certificate for mta-sts.{domain}"
             );
             advice.remarks.push(record);
         }
         self.add_policy_remarks(mode, &failing, advice);
+    }
+
+    /// Whether a document that is served can stay as it is.
+    fn is_sound(&self, document: &PolicyDocument) -> bool {
+        let is_named = |host: &CheckedHost| document.mx.iter().any(|pattern| mx_matches(pattern, &host.name));
+        document.mode != Mode::None
+            && self.hosts.iter().all(is_named)
+            && (document.mode == Mode::Testing || document.max_age >= TESTING_MAX_AGE)
+    }
+
+    /// How the record to publish relates to the one that is there; nothing where that is not known and need not change.
+    /// `document_stays`: the policy file is served as it should be.
+    fn sts_record_state(&self, document_stays: bool) -> Option<PublicationState> {
+        match self.sts {
+            PublishedSts::Policy(..) if document_stays => Some(PublicationState::Stays),
+            PublishedSts::Unknown(..) if document_stays => None,
+            PublishedSts::NoRecord(MissingRecord { reason: NoRecord::Absent, records, .. })
+                if near_miss::find(records, near_miss::STS).is_empty() =>
+            {
+                Some(PublicationState::New)
+            }
+            _ => Some(PublicationState::Replaces),
+        }
     }
 
     fn add_policy_remarks(&self, mode: Mode, failing: &[&str], advice: &mut Advice) {
@@ -165,7 +192,7 @@ impl DomainFacts<'_> {
                 Err(crate::net::tlsrpt_record::TlsrptLookupError::None(
                     crate::base::rua_record::NoRecipients::NoRecord,
                 )),
-            ) => PublicationState::New,
+            ) if near_miss::find(self.report_records, near_miss::TLSRPT).is_empty() => PublicationState::New,
             (None, _) => PublicationState::Replaces,
         };
         advice.zone.push(AdvisedRecord { record: report_record(self.domain, own, self.domain), state });

@@ -6,11 +6,15 @@
 use crate::answering::policy::dane::coverage::Coverage;
 use crate::answering::policy::dane::lookup;
 use crate::answering::policy::sts::record::NoRecord;
+use crate::base::printable::escape_and_cut;
 use crate::base::rua_record::NoRecipients;
 use crate::base::tlsrpt::{Mode, mx_matches};
+use crate::checking::domain::near_miss::{self, NearMiss};
 use crate::checking::domain::probe::ProbeError;
 use crate::checking::domain::smtp::SmtpError;
-use crate::checking::domain::{AddressResult, CheckedHost, ConnectionOutcome, DomainFacts, PublishedSts};
+use crate::checking::domain::{
+    AddressResult, CheckedHost, ConnectionOutcome, DomainFacts, MissingRecord, PublishedSts,
+};
 use crate::checking::finding::{Finding, Findings, Severity};
 use crate::net::dns::DnsError;
 use crate::net::https::CertificateFault;
@@ -18,6 +22,14 @@ use crate::net::tlsrpt_record::TlsrptLookupError;
 
 /// The shortest `max_age` that protects over a weekend, in seconds; RFC 8461 §3.2 speaks of weeks.
 const SHORT_MAX_AGE: u64 = 86_400;
+
+/// Names the records that a sender ignores because of how they begin.
+fn report_near_misses(name: &str, subject: &str, impact: &str, misses: &[NearMiss], found: &mut Findings) {
+    for miss in misses {
+        let problem = format!("there is a TXT record that is almost one: \"{}\": {}", miss.record, miss.fault);
+        found.push(Finding::new(Severity::Error, name, subject, problem, impact));
+    }
+}
 
 impl DomainFacts<'_> {
     /// Adds everything that is wrong.
@@ -65,7 +77,7 @@ impl DomainFacts<'_> {
     pub(super) fn sts_mode(&self) -> Mode {
         match self.sts {
             PublishedSts::Policy(_, document) => document.mode,
-            PublishedSts::Unknown(_) | PublishedSts::NoRecord(_) | PublishedSts::NoDocument(..) => Mode::None,
+            PublishedSts::Unknown(..) | PublishedSts::NoRecord(_) | PublishedSts::NoDocument(..) => Mode::None,
         }
     }
 
@@ -78,8 +90,13 @@ impl DomainFacts<'_> {
         let record = format!("_mta-sts.{}", self.domain);
         let document = format!("https://mta-sts.{}/.well-known/mta-sts.txt", self.domain);
         match self.sts {
-            PublishedSts::Unknown(cause) => found.not_looked_at.push(format!("{record}: {cause}")),
-            PublishedSts::NoRecord(NoRecord::Absent) => {
+            PublishedSts::Unknown(cause, _) => found.not_looked_at.push(format!("{record}: {cause}")),
+            PublishedSts::NoRecord(missing @ MissingRecord { reason: NoRecord::Absent, .. }) => {
+                let misses = near_miss::find(&missing.records, near_miss::STS);
+                if !misses.is_empty() {
+                    let impact = "Senders take it for no policy at all.";
+                    return report_near_misses("sts-record", &record, impact, &misses, found);
+                }
                 let (severity, impact) = match self.is_fully_dane() {
                     true => {
                         (Severity::Note, "DANE protects it where the sender validates; others would go by MTA-STS.")
@@ -91,9 +108,17 @@ impl DomainFacts<'_> {
                 };
                 found.push(Finding::new(severity, "sts-absent", record, "there is no MTA-STS policy", impact));
             }
-            PublishedSts::NoRecord(none) => {
+            PublishedSts::NoRecord(missing) => {
                 let impact = "Senders take it for no policy at all.";
-                found.push(Finding::new(Severity::Error, "sts-record", record, none.to_string(), impact));
+                let mut problem = missing.reason.to_string();
+                for text in near_miss::of_version(&missing.records, near_miss::STS) {
+                    let fault = match missing.reason {
+                        NoRecord::Malformed => format!(": {}", near_miss::fault_of_sts_record(text)),
+                        NoRecord::Absent | NoRecord::Multiple => String::new(),
+                    };
+                    problem.push_str(&format!("; there is \"{}\"{fault}", escape_and_cut(text, 200)));
+                }
+                found.push(Finding::new(Severity::Error, "sts-record", record, problem, impact));
             }
             PublishedSts::NoDocument(_, fault) => {
                 let problem = format!("{}: {fault}", fault.result_type());
@@ -298,7 +323,11 @@ impl DomainFacts<'_> {
 
     fn check_tlsrpt(&self, found: &mut Findings) {
         let name = format!("_smtp._tls.{}", self.domain);
+        let report_misses = near_miss::find(self.report_records, near_miss::TLSRPT);
         match self.reports {
+            Err(TlsrptLookupError::None(NoRecipients::NoRecord)) if !report_misses.is_empty() => {
+                report_near_misses("tlsrpt-record", &name, "No sender can report.", &report_misses, found);
+            }
             Err(TlsrptLookupError::None(NoRecipients::NoRecord)) => {
                 let impact = "Nobody tells the domain how TLS to it fails.";
                 found.push(Finding::new(Severity::Warning, "tlsrpt-absent", name, "there is no TLSRPT record", impact));

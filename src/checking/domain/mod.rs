@@ -11,6 +11,7 @@
 mod advice;
 pub mod certificate;
 mod findings;
+mod near_miss;
 mod probe;
 pub mod smtp;
 
@@ -136,11 +137,22 @@ enum ConnectionOutcome {
 /// What is published about MTA-STS.
 #[derive(Clone, Debug)]
 enum PublishedSts {
-    /// The record could not be asked for.
-    Unknown(String),
-    NoRecord(NoRecord),
+    /// The record could not be asked for; the document that is served all the same.
+    Unknown(String, Option<PolicyDocument>),
+    /// There is no record that counts.
+    NoRecord(MissingRecord),
     NoDocument(String, FetchError),
     Policy(String, PolicyDocument),
+}
+
+/// What is there in place of a record.
+#[derive(Clone, Debug)]
+struct MissingRecord {
+    reason: NoRecord,
+    /// The TXT records of the name.
+    records: Vec<String>,
+    /// The document that is served all the same.
+    document: Option<PolicyDocument>,
 }
 
 /// Checks a domain. Fails with one line where this host lacks something that the check needs.
@@ -164,13 +176,21 @@ pub(crate) async fn check_domain(config: &Config, domain: &str) -> Result<Domain
         look_up_sts(&resolver, &client, &domain),
         look_up_recipients(&resolver, &domain),
     );
+    let report_records = other_report_records(&resolver, &domain, &reports).await;
     let hosts = prober.probe_hosts(&mx, &domain).await;
     let mut findings = Findings::default();
     if !resolver.is_trusted() {
         findings.not_looked_at.push(format!("DNSSEC: the resolver {} is not on this host", resolver.server_names()));
     }
-    let facts =
-        DomainFacts { domain: &domain, mx: &mx, verdict: &verdict, hosts: &hosts, sts: &sts, reports: &reports };
+    let facts = DomainFacts {
+        domain: &domain,
+        mx: &mx,
+        verdict: &verdict,
+        hosts: &hosts,
+        sts: &sts,
+        reports: &reports,
+        report_records: &report_records,
+    };
     facts.add_findings(&mut findings);
     let advice = facts.advise(prober.clock.seconds());
     Ok(DomainCheck {
@@ -193,20 +213,42 @@ struct DomainFacts<'a> {
     hosts: &'a [CheckedHost],
     sts: &'a PublishedSts,
     reports: &'a Result<Recipients, TlsrptLookupError>,
+    /// Where there is no TLSRPT record, the TXT records at its name.
+    report_records: &'a [String],
 }
 
 async fn look_up_sts(resolver: &Resolver, client: &HttpsClient, domain: &str) -> PublishedSts {
     let records = match resolver.txt(&format!("_mta-sts.{domain}")).await {
         Ok(answer) => answer.records,
-        Err(DnsError::Failed(cause)) => return PublishedSts::Unknown(cause.to_string()),
+        Err(DnsError::Failed(cause)) => {
+            return PublishedSts::Unknown(cause.to_string(), fetch(client, domain).await.ok());
+        }
         Err(_) => Vec::new(),
     };
     match record::parse_id(&records) {
-        Err(none) => PublishedSts::NoRecord(none),
+        Err(reason) => {
+            let document = fetch(client, domain).await.ok();
+            PublishedSts::NoRecord(MissingRecord { reason, records, document })
+        }
         Ok(id) => match fetch(client, domain).await {
             Ok(document) => PublishedSts::Policy(id.to_owned(), document),
             Err(fault) => PublishedSts::NoDocument(id.to_owned(), fault),
         },
+    }
+}
+
+/// The TXT records of `_smtp._tls` that are not TLSRPT records, where there is none.
+async fn other_report_records(
+    resolver: &Resolver,
+    name: &str,
+    found: &Result<Recipients, TlsrptLookupError>,
+) -> Vec<String> {
+    match found {
+        Err(TlsrptLookupError::None(NoRecipients::NoRecord)) => {
+            let answer = resolver.txt(&format!("_smtp._tls.{name}")).await;
+            answer.map_or_else(|_| Vec::new(), |answer| answer.records)
+        }
+        _ => Vec::new(),
     }
 }
 
@@ -356,8 +398,8 @@ impl DomainFacts<'_> {
 
     fn describe_sts(&self) -> String {
         match self.sts {
-            PublishedSts::Unknown(cause) => format!("not known: {cause}"),
-            PublishedSts::NoRecord(none) => format!("none: {none}"),
+            PublishedSts::Unknown(cause, _) => format!("not known: {cause}"),
+            PublishedSts::NoRecord(missing) => format!("none: {}", missing.reason),
             PublishedSts::NoDocument(id, fault) => format!("id {id}; the document cannot be had: {fault}"),
             PublishedSts::Policy(id, document) => {
                 format!("id {id}, mode {}, max_age {}, mx {}", document.mode, document.max_age, document.mx.join(" "))

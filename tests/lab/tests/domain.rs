@@ -97,6 +97,20 @@ fn cases() -> Vec<Case> {
             1,
             &["note sts-testing", "warning certificate-trust"],
         ),
+        case(
+            "a TLSRPT record without its semicolon",
+            enforce("near-miss.test", Server::Sound),
+            2,
+            &["error tlsrpt-record"],
+        ),
+        case("a TLSRPT record to mailto://", enforce("slashes.test", Server::Sound), 2, &["error tlsrpt-record"]),
+        case("a bad id, and an enforced document", enforce("bad-id.test", Server::Sound), 2, &["error sts-record"]),
+        case(
+            "a record in capitals, and an enforced document",
+            enforce("capitals.test", Server::Sound),
+            2,
+            &["error sts-record"],
+        ),
         case("two _mta-sts records", enforce("twice.test", Server::Sound), 2, &["error sts-record"]),
         case(
             "no policy, no TLSRPT",
@@ -170,6 +184,10 @@ fn more(world: &World) {
     let anchor = tlsa_of_root(world);
     let mut zone = world.dns.change();
     zone.more_txt("_mta-sts.twice.test", "v=STSv1; id=2;");
+    for (name, text) in NEAR_MISSES {
+        zone.remove(name, hickory_proto::rr::RecordType::TXT);
+        zone.txt(name, text);
+    }
     zone.tlsa("mx.unusable.example", 1, 1, 1, &[7; 32]);
     zone.tlsa("mx.anchor.example", 2, 1, 1, &anchor);
     zone.tlsa("mx.anchor-name.example", 2, 1, 1, &anchor);
@@ -178,6 +196,14 @@ fn more(world: &World) {
     zone.mx("null.test", 0, ".");
     zone.remove("_smtp._tls.nowhere.test", hickory_proto::rr::RecordType::TXT);
 }
+
+/// Records that no sender takes for what they are meant to be.
+const NEAR_MISSES: [(&str, &str); 4] = [
+    ("_smtp._tls.near-miss.test", "v=TLSRPTv1 rua=mailto:a@reports.test"),
+    ("_smtp._tls.slashes.test", "v=TLSRPTv1; rua=mailto://a@reports.test"),
+    ("_mta-sts.bad-id.test", "v=STSv1; id=2026-01-01;"),
+    ("_mta-sts.capitals.test", "V=STSV1; id=1;"),
+];
 
 /// SHA-256 of the public key of the world's authority.
 fn tlsa_of_root(world: &World) -> Vec<u8> {
@@ -216,6 +242,25 @@ async fn look_at_all() {
     println!("{table}\n{}", String::from_utf8_lossy(&output.stdout));
     assert!(faults.is_empty(), "{}", faults.join("\n"));
 
+    for ((record, text), what) in NEAR_MISSES.iter().zip([
+        "there is no semicolon after `v=TLSRPTv1`",
+        "`mailto:` is followed by an address, without `//`",
+        "its id `2026-01-01` has `-` in it: only letters and digits are allowed",
+        "it must begin with exactly `v=STSv1;`, in this case of letters and without blanks",
+    ]) {
+        let name = record.split_once('.').unwrap().1.trim_start_matches("_tls.");
+        let (_, seen) = look(&program, &world, name).await;
+        let problem = seen["findings"][0]["what"].as_str().unwrap();
+        let shown = text.contains("mailto://") || problem.contains(text);
+        assert!(problem.contains(what) && shown, "{record}: {problem}");
+    }
+    for name in ["bad-id.test", "capitals.test", "twice.test"] {
+        let (_, seen) = look(&program, &world, name).await;
+        assert_eq!(seen["advice"]["policy-state"], "stays", "{name}: {seen:#}");
+        assert_eq!(seen["advice"]["policy"][1], "mode: enforce", "{name}: {seen:#}");
+        assert_eq!(seen["advice"]["zone"][0]["state"], "replaces", "{name}: {seen:#}");
+    }
+
     // What it proposes is what it asks for.
     let mut mended = String::new();
     for (name, left) in [
@@ -224,7 +269,12 @@ async fn look_at_all() {
         ("webpki.test", &["note sts-testing"]),
         ("outside.test", &[]),
         ("short.test", &[]),
-        ("twice.test", &["note sts-testing"]),
+        ("near-miss.test", &[]),
+        ("slashes.test", &[]),
+        // The document that is enforced stays.
+        ("bad-id.test", &[]),
+        ("capitals.test", &[]),
+        ("twice.test", &[]),
         ("open.test", &["note sts-testing"]),
         ("rua.test", &[]),
         ("mismatch.example", &["note sts-testing", "warning certificate-trust"]),
