@@ -43,8 +43,11 @@ pub enum HttpsError {
     /// The body is larger than the caller takes.
     #[error("larger than {0} octets")]
     TooLarge(usize),
-    /// The header fields of the response are.
-    #[error("a header larger than {} KiB or of more than {MAX_HEADER_FIELDS} fields", MAX_HEADER / 1024)]
+    /// The header fields of the response are, or they name a length beyond all bounds.
+    #[error(
+        "a header larger than {} KiB or of more than {MAX_HEADER_FIELDS} fields, or an impossible Content-Length",
+        MAX_HEADER / 1024
+    )]
     HeaderTooLarge,
 }
 

@@ -23,7 +23,7 @@ use crate::answering::policy::sts::domain_state::{DomainSnapshot, RecordState};
 use crate::answering::policy::sts::record::{self, NoRecord};
 use crate::base::domain_name;
 use crate::base::next_hop::{NextHop, Port};
-use crate::base::tlsrpt::{Mode, mx_matches};
+use crate::base::tlsrpt::{Day, Mode, mx_matches};
 use crate::net::dns::{DnsError, Resolver};
 
 /// The longest text from DNS or HTTPS that is shown, in characters.
@@ -217,12 +217,18 @@ impl Policies {
             None => ExplainStep::new(subject, "none"),
             Some(policy) => ExplainStep {
                 subject: subject.into(),
-                found: format!(
-                    "id {}, fetched {} s ago, serves for {} s more",
-                    policy.id,
-                    now - policy.fetched(),
-                    policy.expires() - now
-                ),
+                found: {
+                    let (age, left) = (now - policy.fetched(), policy.expires() - now);
+                    let fetched = match age < 0 {
+                        true => "fetched by a clock that was ahead".to_owned(),
+                        false => format!("fetched {age} s ago"),
+                    };
+                    format!(
+                        "id {}, {fetched}, serves for {left} s more, until {} (UTC)",
+                        policy.id,
+                        Day::of(policy.expires())
+                    )
+                },
                 signed: None,
                 details: policy.document(&hop.domain).lines.iter().take(64).map(|line| escape(line)).collect(),
             },
