@@ -9,26 +9,6 @@
 
 use memchr::memmem;
 
-/// Words that the MTAs use of TLS, as parts of words, for they are written in either case.
-const WORDS: [&[u8]; 16] = [
-    b"TLS",
-    b"SSL",
-    b"DANE",
-    b"DNSSEC",
-    b"dnssec",
-    b"STS",
-    b"ertificate",
-    b"andshake",
-    b"cipher",
-    b"rusted",
-    b"erified",
-    b"erification",
-    b"nencrypted",
-    b"tlsa ",
-    b"gnutls",
-    b" is required, but",
-];
-
 /// What smtp(8) logs of TLS beside (3.4 to 3.12, at any log level), from the front of the text.
 const POSTFIX_REMARKS: [&[u8]; 21] = [
     b"CONNECT to [",
@@ -143,10 +123,28 @@ const EXIM_MESSAGES: [&[u8]; 7] = [
     b"host lookup did not complete",
 ];
 
-/// Whether a text uses a word of TLS's.
+/// Whether a text uses a word of TLS's, whole or as a part of one, for they are written in either case.
 #[cold]
 fn concerns_tls(text: &[u8]) -> bool {
-    WORDS.iter().any(|word| memmem::find(text, word).is_some())
+    let begins_with_word = |at: usize, first: u8| {
+        let words: &[&[u8]] = match first {
+            b'T' => &[b"TLS"],
+            b'S' => &[b"SSL", b"STS"],
+            b'D' => &[b"DANE", b"DNSSEC"],
+            b'd' => &[b"dnssec"],
+            b'e' => &[b"ertificate", b"erified", b"erification"],
+            b'a' => &[b"andshake"],
+            b'c' => &[b"cipher"],
+            b'r' => &[b"rusted"],
+            b'n' => &[b"nencrypted"],
+            b't' => &[b"tlsa "],
+            b'g' => &[b"gnutls"],
+            b' ' => &[b" is required, but"],
+            _ => return false,
+        };
+        text.get(at..).is_some_and(|rest| begins_with_any(rest, words))
+    };
+    text.iter().enumerate().any(|(at, first)| begins_with_word(at, *first))
 }
 
 fn begins_with_any(text: &[u8], known: &[&[u8]]) -> bool {
@@ -154,13 +152,11 @@ fn begins_with_any(text: &[u8], known: &[&[u8]]) -> bool {
 }
 
 /// A line of smtp(8) without a queue id; `after_peer`: what follows `HOST[IP]:PORT: ` where it begins so.
-#[cold]
 pub(crate) fn is_smtp_text(text: &[u8], after_peer: Option<&[u8]>) -> bool {
     if let Some(warning) = text.strip_prefix(b"warning: ") {
-        let concerns_tls = concerns_tls(warning) || warning.starts_with(b"MX name '");
-        let is_known = begins_with_any(warning, &POSTFIX_WARNINGS)
-            || POSTFIX_WARNING_PARTS.iter().any(|part| memmem::find(warning, part).is_some());
-        return concerns_tls && !is_known;
+        return !begins_with_any(warning, &POSTFIX_WARNINGS)
+            && (concerns_tls(warning) || warning.starts_with(b"MX name '"))
+            && !POSTFIX_WARNING_PARTS.iter().any(|part| memmem::find(warning, part).is_some());
     }
     match after_peer {
         Some(rest) => !begins_with_any(rest, &POSTFIX_PEER_REMARKS),
@@ -168,26 +164,24 @@ pub(crate) fn is_smtp_text(text: &[u8], after_peer: Option<&[u8]>) -> bool {
             let names_peer =
                 || memmem::find(text, b"]:").and_then(|at| text.get(at + 2)).is_some_and(u8::is_ascii_digit);
             // `HOST[IP]:PORT CommonName …` of Postfix 3.5.
-            let is_known = || begins_with_any(text, &POSTFIX_REMARKS) || memmem::find(text, b" CommonName ").is_some();
-            (concerns_tls(text) || names_peer()) && !is_known()
+            !begins_with_any(text, &POSTFIX_REMARKS)
+                && (concerns_tls(text) || names_peer())
+                && memmem::find(text, b" CommonName ").is_none()
         }
     }
 }
 
 /// The reason in a line of smtp(8) with a queue id.
-#[cold]
 pub(crate) fn is_smtp_reason(text: &[u8]) -> bool {
-    concerns_tls(text) && !begins_with_any(text, &POSTFIX_REASONS)
+    !begins_with_any(text, &POSTFIX_REASONS) && concerns_tls(text)
 }
 
 /// A line of Exim's that has no arrow and names no host.
-#[cold]
 pub(crate) fn is_exim_text(text: &[u8]) -> bool {
-    concerns_tls(text) && !begins_with_any(text, &EXIM_REMARKS)
+    !begins_with_any(text, &EXIM_REMARKS) && concerns_tls(text)
 }
 
 /// What Exim says of a host.
-#[cold]
 pub(crate) fn is_exim_message(text: &[u8]) -> bool {
-    concerns_tls(text) && !begins_with_any(text, &EXIM_MESSAGES)
+    !begins_with_any(text, &EXIM_MESSAGES) && concerns_tls(text)
 }

@@ -165,25 +165,21 @@ fn parse_delivered_or_failed(text: &[u8], status: RecipientStatus) -> Option<Fie
     let message = if status == RecipientStatus::Failed && tls.is_none() { message(rest) } else { None };
     let (peer, continued_connection) =
         host.map_or((None, false), |(peer, continued_connection)| (Some(peer), continued_connection));
+    let problem = message.map_or(HostProblem::Other, parse_problem);
     let recognized = tls.is_some()
         || peer.is_none()
         || match message {
-            Some(message) => is_recognized(message),
+            Some(message) => !is_unknown_problem(problem, message),
             None => !begins_with_tls_version(rest),
         };
     Some(Fields {
         peer,
         continued_connection,
         tls,
-        problem: message.map_or(HostProblem::Other, parse_problem),
+        problem,
         recognized,
         complete: !rest.is_empty() && tls != Some(CertificateCheck::NotLogged),
     })
-}
-
-/// Whether a message is known, or does not concern TLS.
-fn is_recognized(message: &[u8]) -> bool {
-    !is_unknown_problem(message)
 }
 
 /// Whether the next field is one of TLS under another name than `X=`: its value begins with the version.
@@ -223,8 +219,9 @@ fn parse_deferred(text: &[u8]) -> Option<Fields<'_>> {
     let rest = fields::skip_word(rest, b" DT=");
     let (peer, continued_connection) =
         host.map_or((None, false), |(peer, continued_connection)| (Some(peer), continued_connection));
-    let (problem, recognized) =
-        message(rest).map_or((HostProblem::Other, true), |message| (parse_problem(message), is_recognized(message)));
+    let message = message(rest);
+    let problem = message.map_or(HostProblem::Other, parse_problem);
+    let recognized = message.is_none_or(|message| !is_unknown_problem(problem, message));
     Some(Fields { peer, continued_connection, problem, recognized, complete: !rest.is_empty(), ..nothing })
 }
 

@@ -43,7 +43,9 @@ pub(super) fn parse_other(text: &[u8], continues: bool) -> ParseResult<LineKind<
 fn is_unknown_text(text: &[u8]) -> bool {
     match text.strip_prefix(b"H=").and_then(fields::peer) {
         // Without the colon it is about a connection that did its work.
-        Some((_, rest)) => rest.strip_prefix(b": ").is_some_and(is_unknown_problem),
+        Some((_, rest)) => {
+            rest.strip_prefix(b": ").is_some_and(|message| is_unknown_problem(parse_problem(message), message))
+        }
         // `H=` of a client, in a line about a message that comes in.
         None if text.starts_with(b"H=") => false,
         None if text.starts_with(b"[") => unrecognized::is_exim_text(text) && !is_verification_remark(text),
@@ -62,8 +64,8 @@ fn is_verification_remark(text: &[u8]) -> bool {
 
 /// Whether a message is in unknown words, and may concern a session: also where it names a place in the TLS library that
 /// is neither the handshake nor the settings of this host.
-pub(super) fn is_unknown_problem(message: &[u8]) -> bool {
-    match parse_problem(message) {
+pub(super) fn is_unknown_problem(problem: HostProblem<'_>, message: &[u8]) -> bool {
+    match problem {
         HostProblem::Other => unrecognized::is_exim_message(message),
         HostProblem::Local => !message.strip_prefix(b"TLS session: ").is_some_and(is_local_place),
         _ => false,
