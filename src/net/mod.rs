@@ -3,4 +3,5 @@
 pub mod dns;
 pub(crate) mod host_name;
 pub mod https;
+mod local_fault;
 pub mod tlsrpt_record;

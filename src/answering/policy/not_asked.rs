@@ -14,8 +14,8 @@ use std::path::Path;
 
 use crate::answering::policy::sts::domain_state::{DomainSnapshot, RecordState};
 
-/// The cause of TEMP where a policy cannot be fetched through our own fault.
-const NO_ROOT_CERTIFICATES: &str = "the MTA-STS policy cannot be fetched: this host has no root certificates";
+/// The cause of TEMP where a policy cannot be fetched through our own fault; the log says which.
+const CANNOT_FETCH: &str = "the MTA-STS policy cannot be fetched: this host has no root certificates or no descriptors";
 
 /// The hosts file (hosts(5)).
 pub(super) const HOSTS_FILE: &str = "/etc/hosts";
@@ -30,7 +30,7 @@ pub(super) fn cause(known: &DomainSnapshot, outage: Option<String>, now: i64) ->
         return None;
     }
     if known.not_asked {
-        return Some(NO_ROOT_CERTIFICATES.to_owned());
+        return Some(CANNOT_FETCH.to_owned());
     }
     match &known.record {
         Some((RecordState::Failed { cause, local: true }, _)) => Some(format!("the MTA-STS record: {cause}")),
@@ -78,7 +78,7 @@ mod tests {
             assert_eq!(cause(&known, outage, 10).as_deref(), want, "{known:?}");
         }
         let not_asked = DomainSnapshot { not_asked: true, ..DomainSnapshot::default() };
-        assert_eq!(cause(&not_asked, None, 10).as_deref(), Some(NO_ROOT_CERTIFICATES));
+        assert_eq!(cause(&not_asked, None, 10).as_deref(), Some(CANNOT_FETCH));
     }
 
     #[test]

@@ -15,6 +15,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UdpSocket};
 
 use crate::net::dns::message::{AnswerMessage, Question, UndecodableMessage};
+use crate::net::local_fault::is_exhausted;
 
 /// The longest datagram that is read: more than a query with EDNS allows.
 const MAX_DATAGRAM: usize = 4096;
@@ -118,12 +119,13 @@ fn sending_error(error: io::Error) -> ExchangeError {
             | Kind::HostUnreachable
             | Kind::NetworkDown
             | Kind::AddrNotAvailable
-            | Kind::OutOfMemory
             | Kind::PermissionDenied
     );
-    let exhausted = [rustix::io::Errno::MFILE, rustix::io::Errno::NFILE, rustix::io::Errno::NOBUFS];
-    let exhausted = exhausted.iter().any(|errno| error.raw_os_error() == Some(errno.raw_os_error()));
-    if local || exhausted { ExchangeError::Local(error.to_string()) } else { ExchangeError::Server(error.to_string()) }
+    if local || is_exhausted(&error) {
+        ExchangeError::Local(error.to_string())
+    } else {
+        ExchangeError::Server(error.to_string())
+    }
 }
 
 #[cfg(test)]

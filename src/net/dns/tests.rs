@@ -240,6 +240,20 @@ async fn a_failure_names_the_servers() {
 }
 
 #[tokio::test]
+async fn a_query_that_this_host_cannot_send_is_its_own_fault() {
+    // A socket must be allowed to send to the broadcast address.
+    let forbidden: SocketAddr = "255.255.255.255:53".parse().unwrap();
+    let resolver = Resolver::with_servers([forbidden], false);
+    let Err(DnsError::Failed(failure)) = resolver.txt("_mta-sts.a.test").await else { panic!("it could be sent") };
+    assert!(failure.is_local() && failure.to_string().contains("this host cannot send queries"), "{failure}");
+    // Not where another server could be asked.
+    let server = NameServer::start(|query| query.answer(2, false, &[]));
+    let both = Resolver::with_servers([forbidden, server.address], false);
+    let Err(DnsError::Failed(failure)) = both.txt("_mta-sts.a.test").await else { panic!("SERVFAIL") };
+    assert!(!failure.is_local(), "{failure}");
+}
+
+#[tokio::test]
 async fn an_answer_that_is_truncated_comes_over_tcp() {
     let server = NameServer::start(|query| {
         let mut answer = query.answer(0, true, &[(&query.name, TXT, text("v=STSv1; id=1"))])?;

@@ -8,7 +8,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use crate::net::dns::Resolver;
+use crate::net::dns::{DnsError, Resolver};
 use crate::net::https::error::HttpsError;
 
 /// Looks up addresses with our resolver.
@@ -26,7 +26,11 @@ impl AddressLookup {
             return Ok(vec![address]);
         }
         let found = self.resolver.addresses_to_connect(host).await;
-        let found = found.map_err(|e| HttpsError::NoAddress(e.to_string()))?.records;
+        let found = found.map_err(|error| match error {
+            DnsError::Failed(failure) if failure.is_local() => HttpsError::CannotConnect(failure.to_string()),
+            error => HttpsError::NoAddress(error.to_string()),
+        });
+        let found = found?.records;
         let (public, other): (Vec<IpAddr>, _) = found.into_iter().partition(|ip| self.allow_private || is_public(*ip));
         match other.first() {
             Some(ip) if public.is_empty() => Err(HttpsError::PrivateAddress(*ip)),
@@ -67,6 +71,15 @@ fn is_public_v4(ip: Ipv4Addr) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn a_query_that_this_host_cannot_send_says_nothing_of_the_server() {
+        // A socket must be allowed to send to the broadcast address.
+        let resolver = Resolver::with_servers(["255.255.255.255:53".parse().unwrap()], false);
+        let lookup = AddressLookup { resolver, fixed_address: None, allow_private: false };
+        let error = lookup.look_up("mta-sts.a.test", 443).await.unwrap_err();
+        assert!(matches!(error, HttpsError::CannotConnect(_)) && error.is_own_fault(), "{error:?}");
+    }
 
     #[test]
     fn only_public_addresses() {

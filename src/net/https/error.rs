@@ -38,8 +38,11 @@ pub enum HttpsError {
     #[error("not done within {} s", .0.as_secs())]
     Timeout(Duration),
     /// This host's own fault: no root certificate was loaded, so that no server can be authenticated.
-    #[error("no root certificates on this host")]
+    #[error("this host has no root certificates")]
     NoRootCertificates,
+    /// This host's own fault: it could not open a connection, or ask for an address.
+    #[error("this host cannot connect: {0}")]
+    CannotConnect(String),
     /// The body is larger than the caller takes.
     #[error("larger than {0} octets")]
     TooLarge(usize),
@@ -84,6 +87,13 @@ pub enum CertificateFault {
     /// It leads to no trusted root, or is broken.
     #[error("not trusted")]
     Trust,
+}
+
+impl HttpsError {
+    /// Whether it is this host that failed, and says nothing of the server.
+    pub fn is_own_fault(&self) -> bool {
+        matches!(self, HttpsError::NoRootCertificates | HttpsError::CannotConnect(_))
+    }
 }
 
 /// Finds the fault in the chain of causes.

@@ -19,6 +19,7 @@ use tokio_rustls::client::TlsStream;
 
 use crate::net::https::CONNECT_TIMEOUT;
 use crate::net::https::error::{HttpsError, classify};
+use crate::net::local_fault::is_exhausted;
 
 /// How long after one attempt the next begins (RFC 8305 §5: 250 ms).
 const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
@@ -91,8 +92,10 @@ async fn attempt(
     name: ServerName<'static>,
     accepted: Arc<AtomicUsize>,
 ) -> Result<TlsStream<TcpStream>, HttpsError> {
-    let stream =
-        TcpStream::connect(address).await.map_err(|e| HttpsError::Connection(format!("{}: {e}", address.ip())))?;
+    let stream = TcpStream::connect(address).await.map_err(|e| match is_exhausted(&e) {
+        true => HttpsError::CannotConnect(e.to_string()),
+        false => HttpsError::Connection(format!("{}: {e}", address.ip())),
+    })?;
     // The request goes out in one piece.
     let _ = stream.set_nodelay(true);
     accepted.fetch_add(1, Ordering::Relaxed);

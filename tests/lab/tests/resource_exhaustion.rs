@@ -271,7 +271,8 @@ async fn hostile_policy_hosts_cost_a_bounded_time_and_stop_no_mail() {
                 | HttpsError::PrivateAddress(_)
                 | HttpsError::Certificate(_)
                 | HttpsError::TlsLimit(_)
-                | HttpsError::NoRootCertificates,
+                | HttpsError::NoRootCertificates
+                | HttpsError::CannotConnect(_),
             ) => "something else",
         };
         assert_eq!(outcome, want, "{name}: {found:?}");

@@ -304,7 +304,10 @@ impl StsCache {
                 self.mark_dirty(name);
             }
             // Our own fault: the next look-up tries again.
-            Err(FetchError::Https(HttpsError::NoRootCertificates)) => domain.apply_own_fault(),
+            Err(FetchError::Https(fault)) if fault.is_own_fault() => {
+                domain.apply_own_fault();
+                self.log_own_fault(name, &fault);
+            }
             Err(fault) => {
                 self.metrics.add("sts_fetches_failed", 1);
                 self.log_failure(name, &domain.apply_failure(&id, fault, self.clock.seconds()));
@@ -333,6 +336,15 @@ impl StsCache {
                 domain.name,
                 Day::of(policy.expires())
             );
+            self.metrics.log_error(self.clock, line);
+        }
+    }
+
+    /// Missing root certificates are in the list of parts; other faults of this host are logged here.
+    fn log_own_fault(&self, name: &str, fault: &HttpsError) {
+        if *fault != HttpsError::NoRootCertificates && self.throttle.permits("own-fault", self.clock.seconds()) {
+            let line =
+                format!("MTA-STS of {name}: the policy cannot be fetched: {fault}; the next look-up tries again");
             self.metrics.log_error(self.clock, line);
         }
     }

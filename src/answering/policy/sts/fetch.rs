@@ -64,6 +64,7 @@ impl FetchError {
                 | HttpsError::Connection(_)
                 | HttpsError::Timeout(_)
                 | HttpsError::NoRootCertificates
+                | HttpsError::CannotConnect(_)
                 | HttpsError::TlsLimit(_)
                 | HttpsError::HeaderTooLarge
                 | HttpsError::TooLarge(_),
@@ -82,6 +83,7 @@ impl FetchError {
             FetchError::Https(HttpsError::Connection(_)) => "connection-failed".into(),
             FetchError::Https(HttpsError::Timeout(_)) => "timeout".into(),
             FetchError::Https(HttpsError::NoRootCertificates) => "no-root-certificates".into(),
+            FetchError::Https(HttpsError::CannotConnect(_)) => "cannot-connect".into(),
             FetchError::Https(HttpsError::TlsLimit(limit)) => match limit {
                 TlsLimit::Handshake => "tls-handshake-failure".into(),
                 TlsLimit::Version => "tls-version-not-supported".into(),
