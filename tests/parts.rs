@@ -8,7 +8,7 @@ mod running;
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
@@ -371,4 +371,34 @@ fn a_reload_exits_with_its_verdict_and_status_says_what_is_not_in_use() {
     assert!(said.contains("reports: off: ") && said.contains("@/key.pem"), "{said}");
     assert!(run(&host, "status").1.starts_with("OFF reports: "));
     assert_eq!(run(&host, "reload").0, Some(0));
+}
+
+#[test]
+fn lines_in_the_journal_have_priorities_and_a_look_up_can_be_traced() {
+    let mut host = Host::new(
+        "[report]\norganization = \"O\"\ncontact = \"a@b.example\"\nfrom = \"a@b.example\"\n\
+                              [[report.dkim]]\nselector = \"s\"\nkey = \"/etc/tlswarden/dkim.d/none.pem\"\n",
+    );
+    let log = fs::File::create(host.path("log")).unwrap().metadata().unwrap();
+    host.start_with(&[
+        ("JOURNAL_STREAM", format!("{}:{}", log.dev(), log.ino())),
+        ("TLSWARDEN_LOG", "info,answering=debug,net=debug".to_owned()),
+        ("CREDENTIALS_DIRECTORY", host.path("credentials").display().to_string()),
+    ]);
+    host.until("the first line", |host| host.log().contains("<6>INFO tlswarden "));
+    let text = host.log();
+    assert!(text.lines().all(|line| line.starts_with('<')), "{text}");
+    let off = text.lines().find(|line| line.starts_with("<3>ERROR reports: off: ")).expect("an error");
+    assert!(off.contains("run `systemctl restart tlswarden`"), "{off}");
+    let first = text.lines().find(|line| line.starts_with("<6>INFO tlswarden ")).expect("what is on");
+    let shown = ["answering at ", "socketmap unix:@/socketmap", "; no reports", "; off: ", "reports"];
+    assert!(shown.iter().all(|text| first.contains(text)), "{first}");
+
+    let mut stream = UnixStream::connect(host.path("socketmap")).unwrap();
+    stream.write_all(b"20:policy trace.example,").unwrap();
+    host.until("the look-up is traced", |host| {
+        let text = host.log();
+        let traced = |what: &str| text.lines().any(|line| line.starts_with("<7>DEBUG ") && line.contains(what));
+        traced("policy decided next_hop=trace.example") && traced("DNS answered name=\"_mta-sts.trace.example\"")
+    });
 }

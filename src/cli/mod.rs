@@ -11,6 +11,7 @@ mod control;
 mod dkim_key;
 mod doctor;
 mod foreign_folder;
+mod log;
 mod policy;
 mod reload;
 mod render;
@@ -205,7 +206,7 @@ fn exit_code(result: Result<u8, CliError>) -> ExitCode {
     match result {
         Ok(status) => ExitCode::from(status),
         Err(fault) => {
-            eprintln!("tlswarden: {}", fault.message);
+            eprintln!("{}tlswarden: {}", log::error_prefix(), fault.message);
             ExitCode::from(fault.status)
         }
     }

@@ -1,10 +1,8 @@
 //! `tlswarden serve`: logging to standard error, then the daemon until it is told to end.
 
-use std::io::IsTerminal;
+use clap::Args;
 
-use clap::{Args, ValueEnum};
-use tracing_subscriber::EnvFilter;
-
+use super::log::{self, LogFormat};
 use super::{CliError, ConfigFile, EX_CONFIG, EX_IOERR, EX_NOINPUT, EX_SOFTWARE, EX_UNAVAILABLE};
 use crate::daemon::services::StoreError;
 use crate::daemon::{self, DaemonError};
@@ -18,28 +16,8 @@ pub(crate) struct ServeOptions {
     log_format: LogFormat,
 }
 
-#[derive(Clone, Copy, ValueEnum)]
-enum LogFormat {
-    /// Lines for people.
-    Text,
-    /// One JSON object a line: timestamp, level, message.
-    Json,
-}
-
 pub(crate) fn serve(options: &ServeOptions) -> Result<(), CliError> {
-    // systemd's journal has the time of each line already.
-    let in_journal = std::env::var_os("JOURNAL_STREAM").is_some();
-    let filter = EnvFilter::try_from_env("TLSWARDEN_LOG").unwrap_or_else(|_| EnvFilter::new("info,sled=warn"));
-    let lines = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal())
-        .with_target(false);
-    match options.log_format {
-        LogFormat::Json => lines.json().flatten_event(true).init(),
-        LogFormat::Text if in_journal => lines.without_time().init(),
-        LogFormat::Text => lines.init(),
-    }
+    log::start(options.log_format);
     Ok(daemon::run(&options.config.config)?)
 }
 

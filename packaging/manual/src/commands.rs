@@ -54,7 +54,11 @@ pub(crate) fn page(mut command: Command) -> String {
     page.section("SIGNALS");
     SIGNALS.iter().for_each(|(signal, meaning)| page.term(signal, meaning));
     page.section("ENVIRONMENT");
-    page.term("TLSWARDEN_LOG", "How much `serve` logs, as tracing-subscriber's filters; `info,sled=warn` without it.");
+    page.term(
+        "TLSWARDEN_LOG",
+        "How much `serve` logs: a level, and levels of parts of the program, such as `info,answering=debug`, which \
+         traces each look-up; `info,sled=warn` without it.",
+    );
     page.section("METRICS");
     page.paragraph("At `/metrics` of the addresses in `[status] listen`, in Prometheus' text format.");
     for metric in SNAPSHOT_METRICS {

@@ -172,6 +172,8 @@ impl Policies {
             packed_reply: OnceLock::new(),
         };
         let decision = entry.decision();
+        tracing::debug!(next_hop = %entry.hop, ?trigger, basis = ?decision.basis, sts = ?decision.sts.as_ref().map(|sts| sts.mode),
+            failure = decision.failure.as_ref().map(|failure| failure.text.as_str()), "policy decided");
         self.insert(entry, incomplete);
         decision
     }

@@ -381,6 +381,12 @@ impl Resolver {
             }
             Ok((chain, end))
         });
+        let failure = found.as_ref().err().map(ToString::to_string);
+        let records = match &found {
+            Ok((_, ChainEnd::Records(records))) => records.len(),
+            Ok((_, ChainEnd::NoRecords { .. })) | Err(_) => 0,
+        };
+        tracing::debug!(name, ?kind, records, failure, "DNS answered");
         let (chain, end) = found.map_err(|failure| {
             self.note_failed_query(&question, &failure);
             DnsError::Failed(failure)

@@ -82,6 +82,9 @@ pub(crate) enum DkimKeyFault {
     /// The file is missing, a folder, or not readable.
     #[error("cannot be read: {0}")]
     Unreadable(io::Error),
+    /// systemd has made copies of the keys, and this one is not among them.
+    #[error("cannot be read: {0}; systemd hands over keys at a start alone: run `systemctl restart tlswarden`")]
+    NotHandedOver(io::Error),
     /// The file holds no private key in PEM.
     #[error("no private key in the file: expected an RSA or Ed25519 key in PEM form")]
     NoKey,
@@ -139,7 +142,12 @@ impl Signer {
         let domain = domain_name::normalize(wanted).ok_or_else(bad_name)?;
         domain_name::normalize(&name).ok_or_else(bad_name)?;
 
-        let file = File::open(credential_path(&key.key)).map_err(DkimKeyFault::Unreadable)?;
+        let path = credential_path(&key.key);
+        let awaits_restart = path == key.key && path.starts_with(KEY_FOLDER) && handed_over_by_systemd().is_some();
+        let file = File::open(path).map_err(|error| match awaits_restart {
+            true => DkimKeyFault::NotHandedOver(error),
+            false => DkimKeyFault::Unreadable(error),
+        })?;
         let mode = file.metadata().map_err(DkimKeyFault::Unreadable)?.permissions().mode();
         let mut pem = Vec::new();
         file.take(MAX_KEY_FILE).read_to_end(&mut pem).map_err(DkimKeyFault::Unreadable)?;
@@ -199,11 +207,16 @@ impl LoadedKey {
     }
 }
 
+/// The folder of the copies that systemd makes when it starts the daemon.
+fn handed_over_by_systemd() -> Option<PathBuf> {
+    std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from)
+}
+
 /// The daemon's own copy of a key, if systemd made one (`LoadCredential=dkim:…`, systemd.exec(5)); else the file itself.
 fn credential_path(key: &Path) -> PathBuf {
     let copy = || {
         let name = key.strip_prefix(KEY_FOLDER).ok()?.file_name()?.to_str()?;
-        let copy = Path::new(&std::env::var_os("CREDENTIALS_DIRECTORY")?).join(format!("dkim_{name}"));
+        let copy = handed_over_by_systemd()?.join(format!("dkim_{name}"));
         copy.exists().then_some(copy)
     };
     copy().unwrap_or_else(|| key.to_owned())

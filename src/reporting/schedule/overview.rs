@@ -133,7 +133,7 @@ impl Scheduler {
     pub(crate) fn list_reports(&self) -> Result<Vec<ReportStatus>, StoreError> {
         let mut due = Vec::new();
         self.visit_records(|key, value| {
-            due.extend(record_status(key, value));
+            due.extend(record_status(key, value).map(|status| self.with_reason(status)));
             due.len() < MAX_LISTED
         })?;
         Ok(due)
@@ -147,12 +147,22 @@ impl Scheduler {
                 *overview.counts.entry(due.state).or_default() += 1;
                 let over = matches!(due.state, ReportState::Sent | ReportState::Nothing | ReportState::Suppressed);
                 if !over && overview.open.len() < MAX_OPEN_LISTED {
-                    overview.open.push(due);
+                    overview.open.push(self.with_reason(due));
                 }
             }
             true
         })?;
         Ok(overview)
+    }
+
+    /// Adds why a report waits whose moment has come: for inputs that are not yet past its day.
+    fn with_reason(&self, mut status: ReportStatus) -> ReportStatus {
+        let now = self.context.clock.seconds();
+        if status.state == ReportState::Waiting && status.next.is_none_or(|next| next <= now) && status.last.is_none() {
+            let behind = self.lagging_inputs(status.day, now);
+            status.last = (!behind.is_empty()).then(|| format!("waiting for input {}", behind.join(", ")));
+        }
+        status
     }
 
     /// A report by its identifier, or by what stands before its `@`. Blocks for as long as the store does.

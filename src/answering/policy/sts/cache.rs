@@ -297,6 +297,8 @@ impl StsCache {
         let Ok(_permit) = permits.acquire().await else { return };
         self.metrics.add("sts_fetches", 1);
         let fetched = fetch::fetch(&self.client, name).await;
+        let failure = fetched.as_ref().err().map(ToString::to_string);
+        tracing::debug!(domain = %name, id = %id, failure, "MTA-STS policy fetched");
         self.subtract_text(domain.text_bytes());
         match fetched {
             Ok(document) => {
