@@ -424,7 +424,7 @@ fn sequence(seed: u64) -> Result<(u64, u64), String> {
     let task = runtime.spawn(follow(world.log(), Arc::clone(&counted), seed ^ 99));
     let began = Instant::now();
     let same = |counted: &Counted| (&counted.lines, counted.skipped) == (&world.wanted, world.wanted_skipped);
-    while !same(&counted.lock().unwrap()) && began.elapsed() < Duration::from_secs(5) && !task.is_finished() {
+    while !same(&counted.lock().unwrap()) && began.elapsed() < Duration::from_secs(60) && !task.is_finished() {
         std::thread::sleep(Duration::from_millis(2));
     }
     std::thread::sleep(Duration::from_millis(30));

@@ -14,6 +14,12 @@ pub(crate) const MAX_TAIL_LINES: usize = 1024;
 /// The most bytes that a checkpoint's digest covers: more than one line.
 pub(crate) const CHECKPOINT_BYTES: usize = 512;
 
+/// The fewest bytes that tell a file from others that are there at the same time: more than a time.
+const MIN_DISTINCT_BYTES: u64 = 24;
+
+/// The fewest bytes that a file that lost some is recognized by: a time, a host, a program, a process, and some of a text.
+const BEGINNING_BYTES: usize = 48;
+
 /// The oldest checkpoint, in seconds: a file system that loses more than two days of a log is restored from a backup.
 const MAX_CHECKPOINT_AGE: u64 = 2 * 86_400;
 
@@ -46,6 +52,8 @@ pub struct HeadDigest {
     pub digest: u64,
     /// How many bytes it covers.
     pub covers: u64,
+    /// The digest of fewer, for a file that has lost the others.
+    pub beginning: u64,
 }
 
 /// A place in a file that was the position at a time.
@@ -64,13 +72,22 @@ pub struct Checkpoint {
 impl HeadDigest {
     /// The digest of a file's first bytes.
     pub(crate) fn of(head: &[u8]) -> HeadDigest {
-        HeadDigest { digest: digest(head), covers: head.len() as u64 }
+        let beginning = head.get(..BEGINNING_BYTES).map_or(0, digest);
+        HeadDigest { digest: digest(head), covers: head.len() as u64, beginning }
     }
 
-    /// Whether these first bytes of a file begin as those of the digest.
+    /// Whether these are the first bytes of the file of the digest, which may have lost some of them.
     pub fn matches(&self, head: &[u8]) -> bool {
         let covered = usize::try_from(self.covers).ok().and_then(|covers| head.get(..covers));
-        covered.is_some_and(|head| digest(head) == self.digest)
+        match covered {
+            Some(head) => digest(head) == self.digest,
+            None => head.get(..BEGINNING_BYTES).is_some_and(|head| digest(head) == self.beginning),
+        }
+    }
+
+    /// Whether it tells a file from all others: a few bytes, as of a line that is being written, do not.
+    pub(crate) fn is_distinct(&self) -> bool {
+        self.covers >= MIN_DISTINCT_BYTES
     }
 
     /// Whether there was anything to recognize the file by.
@@ -83,7 +100,7 @@ impl FilePosition {
     /// Adds the file that this position is of to the files that were read before the next one.
     pub(crate) fn earlier_files_of_next(&self) -> Vec<HeadDigest> {
         let mut earlier = self.earlier_files.clone();
-        if !self.head.is_empty() && earlier.last() != Some(&self.head) {
+        if self.head.is_distinct() && earlier.last() != Some(&self.head) {
             earlier.push(self.head);
         }
         earlier.drain(..earlier.len().saturating_sub(MAX_EARLIER_FILES));
@@ -178,9 +195,9 @@ pub(crate) fn split_lines(text: &[u8]) -> impl Iterator<Item = &[u8]> {
     })
 }
 
-/// The digest of a line.
+/// The digest of a line, with or without its end: a file may have lost just that.
 pub(crate) fn line_digest(line: &[u8]) -> u32 {
-    (digest(line) >> 32) as u32
+    (digest(line.strip_suffix(b"\n").unwrap_or(line)) >> 32) as u32
 }
 
 /// A digest of bytes: the same in every build and on every host, as a stored position needs, and eight bytes a step. Whoever

@@ -196,7 +196,7 @@ impl LogReader {
         let Some(position) = self.log.as_ref().map(OpenLog::position) else { return self.switch_to(next) };
         let path = next.path.clone();
         let failed = |e: io::Error| unreadable_file(&path, &e);
-        let is_copy = !position.head.is_empty() && position.head.matches(&next.head);
+        let is_copy = position.head.is_distinct() && position.head.matches(&next.head);
         let fit = match is_copy {
             true => Some(locate::locate(&position, &mut next).map_err(failed)?),
             // Of a file that was rotated nothing stands in the next one.
@@ -260,7 +260,7 @@ impl LogReader {
         if !self.has_been_missing() {
             return Ok(false);
         }
-        let next = match self.unread_after(&position)? {
+        let next = match self.unread_after(&position)?.into_iter().next() {
             Some(next) => Some(next),
             None => self.open_if_there(&self.path.clone())?,
         };
@@ -292,8 +292,9 @@ impl LogReader {
         for file in self.rotated().unwrap_or_default().iter().rev().take(MAX_OLDER_FILES) {
             // What cannot be read is not taken for unread later: it is older by its name.
             let Ok(Some(other)) = self.open_if_there(&file.path) else { continue };
-            if !other.is_empty() && other.head != log.head {
-                older.insert(0, HeadDigest::of(&other.head));
+            let head = HeadDigest::of(&other.head);
+            if head.is_distinct() && other.head != log.head {
+                older.insert(0, head);
             }
         }
         // An empty file has nothing to be known by; the end of the one before it has.
@@ -314,8 +315,8 @@ impl LogReader {
         let (offset, lost) = match fit {
             Fit::Whole => (position.offset, None),
             Fit::After { lines, offset } => {
-                // Of an edited file the lines after that may be counted ones that were changed.
-                self.may_be_counted |= !same_inode && lines < position.tail.len();
+                // Of an edited file the lines after that may be counted ones that were changed; a rotated one is not edited.
+                self.may_be_counted |= !same_inode && log.path == self.path && lines < position.tail.len();
                 (offset, Some("the lines after it that were counted are gone"))
             }
             Fit::Before { offset } => {
@@ -367,14 +368,19 @@ impl LogReader {
                 best = Some(candidate);
             }
         }
-        if best.is_none()
-            && let Some(mut log) = other
-        {
-            let fit = locate::locate_in_edited(position, &mut log).map_err(|e| unreadable(&e))?;
-            let same_inode = log.inode == position.inode;
-            best = fit.map(|fit| Candidate { fit, same_inode, log });
+        if best.is_some() {
+            return Ok(best);
         }
-        Ok(best)
+        // It begins otherwise: edited, or its beginning was lost.
+        let unread = self.unread_after(position)?;
+        for mut log in other.into_iter().chain(unread.into_iter().rev()) {
+            let fit = locate::locate_in_edited(position, &mut log).map_err(|e| unreadable_file(&log.path, &e))?;
+            let same_inode = log.inode == position.inode;
+            if let Some(fit) = fit {
+                return Ok(Some(Candidate { fit, same_inode, log }));
+            }
+        }
+        Ok(None)
     }
 
     /// Holds a file against the position; `Err` gives it back where it is another.
@@ -427,18 +433,19 @@ impl LogReader {
         Ok(None)
     }
 
-    /// The oldest file that came after that of the position, which is gone.
-    fn unread_after(&mut self, position: &FilePosition) -> Result<Option<OpenLog>, InputError> {
+    /// The rotated files with content that came after that of the position, which is gone, oldest first.
+    fn unread_after(&mut self, position: &FilePosition) -> Result<Vec<OpenLog>, InputError> {
         let rotated = self.rotated()?;
         let earlier = position.earlier_files_of_next();
         let current = self.open_if_there(&self.path.clone())?;
+        let mut unread = Vec::new();
         for file in self.after_earlier_files(&rotated, &earlier)? {
             let Some(log) = self.open_if_there(&file.path)?.filter(|log| !log.is_empty()) else { continue };
             if !current.as_ref().is_some_and(|now| now.inode != log.inode && log.is_copy_of(now)) {
-                return Ok(Some(log));
+                unread.push(log);
             }
         }
-        Ok(None)
+        Ok(unread)
     }
 
     /// The rotated files after the newest one that was read.
@@ -462,10 +469,17 @@ impl LogReader {
             self.missing_since = None;
             return Ok(NextFile::None);
         }
-        let position = log.position();
+        let (position, identity) = (log.position(), (log.device, log.inode));
         let rotated = self.rotated()?;
         let later = match self.index_of_open_log()? {
-            Some(at) => &rotated[(at + 1).min(rotated.len())..],
+            Some(at) => {
+                let file = rotated.get(at).filter(|file| (file.device, file.inode) != identity);
+                if let Some(copy) = file {
+                    // Packed, or copied, and the file itself is gone: the copy may have more lines.
+                    return Ok(NextFile::Ready(copy.path.clone(), (copy.device, copy.inode)));
+                }
+                &rotated[(at + 1).min(rotated.len())..]
+            }
             // Removed, or renamed while we looked.
             None if !self.has_been_missing() => return Ok(NextFile::NotYet),
             None => self.after_earlier_files(&rotated, &position.earlier_files_of_next())?,
@@ -477,7 +491,7 @@ impl LogReader {
         for file in later.iter().filter(|file| file.length > 0) {
             let Some(other) = self.open_if_there(&file.path)? else { continue };
             let is_copy = current.as_ref().is_some_and(|now| now.inode != file.inode && other.is_copy_of(now));
-            if !is_copy && !is_among(&position.earlier_files, &other) {
+            if !is_copy && !other.is_empty() && !is_among(&position.earlier_files, &other) {
                 next = Some((file.path.clone(), (file.device, file.inode)));
                 break;
             }

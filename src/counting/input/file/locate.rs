@@ -15,7 +15,7 @@ use crate::counting::input::file::open_log::OpenLog;
 use crate::counting::input::file_position::{Checkpoint, FilePosition, digest, line_digest, split_lines};
 
 /// The least bytes of whole lines that must agree before a place is taken for the same: two lines of a log may be equal.
-const MIN_AGREEING_BYTES: usize = 64;
+const MIN_AGREEING_BYTES: usize = 48;
 
 /// Where reading continues in a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -39,7 +39,13 @@ pub(super) enum Fit {
 
 /// Where the lines that were counted up to `position` end in `log`, a file whose first bytes are those of the position.
 pub(super) fn locate(position: &FilePosition, log: &mut OpenLog) -> io::Result<Fit> {
-    if log.is_gzip() || position.offset == 0 || is_whole(position, log)? {
+    if position.offset == 0 {
+        return Ok(Fit::Whole);
+    }
+    if log.is_gzip() {
+        return locate_in_gzip(position, log);
+    }
+    if is_whole(position, log)? {
         return Ok(Fit::Whole);
     }
     // Before the lines that are known one by one.
@@ -54,10 +60,33 @@ pub(super) fn locate(position: &FilePosition, log: &mut OpenLog) -> io::Result<F
     })
 }
 
+/// The same for a gzip file, which is read from its start: it may have been packed after it lost its end.
+fn locate_in_gzip(position: &FilePosition, log: &OpenLog) -> io::Result<Fit> {
+    if position.tail.is_empty() {
+        return Ok(Fit::Whole);
+    }
+    let found = newest_line(position, &mut log.reopen()?, 0)?;
+    Ok(match found {
+        Some(Fit::After { lines, offset }) if lines == position.tail.len() && offset == position.offset => Fit::Whole,
+        Some(fit) => fit,
+        // Every counted line is known, and none is left.
+        None if position.tail_start == 0 => Fit::After { lines: 0, offset: 0 },
+        // Few short lines are known: it is taken for what its beginning says.
+        None => {
+            let mut again = log.reopen()?;
+            again.seek(position.offset)?;
+            if again.offset == position.offset { Fit::Whole } else { Fit::Before { offset: 0 } }
+        }
+    })
+}
+
 /// The same for a file that begins otherwise: one that was edited has the last lines somewhere.
 pub(super) fn locate_in_edited(position: &FilePosition, log: &mut OpenLog) -> io::Result<Option<Fit>> {
-    if log.is_gzip() || log.is_empty() {
+    if log.is_empty() {
         return Ok(None);
+    }
+    if log.is_gzip() {
+        return newest_line(position, &mut log.reopen()?, 0);
     }
     newest_line(position, log, 0)
 }

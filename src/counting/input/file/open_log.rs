@@ -128,6 +128,11 @@ impl OpenLog {
         })
     }
 
+    /// Opens the same path again.
+    pub(crate) fn reopen(&self) -> io::Result<OpenLog> {
+        OpenLog::open(&self.files, &self.path)
+    }
+
     /// Moves to `offset`, or to the end if that comes first.
     pub(crate) fn seek(&mut self, offset: u64) -> io::Result<()> {
         if let LogContent::Gzip { .. } = self.content {
