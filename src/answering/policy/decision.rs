@@ -219,7 +219,9 @@ impl PostfixTraits {
             attributes: section.version() >= ATTRIBUTES_SINCE,
             dane_under_unsigned_mx: section.dane_insecure_mx_policy() == InsecureMxPolicy::Dane,
             ends_at_dataless_tlsa: section.version().ends_at_dataless_tlsa(),
-            crashes_without_policy_details: section.version().crashes_without_policy_details(),
+            // postconf(1) tells the patch level; where only "3.10" is configured, reports keep their attributes.
+            crashes_without_policy_details: section.version().patch.is_some()
+                && section.version().crashes_without_policy_details(),
         }
     }
 }
