@@ -7,6 +7,7 @@
 //! [`machine`], whose log [`timeshift`] carries over into other days; [`socketmap`] asks the daemon as Postfix does,
 //! [`report`] reads what it sends, and programs of others do ([`external_validators`]); [`demo`] is `lab try`.
 
+pub mod both;
 pub mod ca;
 pub mod daemon;
 pub mod demo;

@@ -7,14 +7,12 @@
 
 use std::fmt::Write as _;
 use std::fs;
-use std::path::Path;
 
 use lab::daemon::{Daemon, Program};
-use lab::host;
 use lab::postfix::{Installation, Postfix};
 use lab::smtp::submit;
 use lab::world::{Domain, Options, Server, Tlsa, World};
-use lab::{dns, socketmap};
+use lab::{both, dns, socketmap};
 use serde_json::{Value, json};
 
 const TEST: &str = "no_answer_weakens_a_level";
@@ -26,32 +24,11 @@ const DATALESS: [&str; 2] = ["dataless.example", "dataless-beside.example"];
 
 #[test]
 fn no_answer_weakens_a_level() {
-    if let Some(play) = host::inside() {
-        let (root, out) = play.split_once('\n').unwrap();
-        let installation = Installation::at(Path::new(root)).unwrap();
-        let rows = tokio::runtime::Runtime::new().unwrap().block_on(play_all(&installation));
-        fs::write(out, serde_json::to_vec(&rows).unwrap()).unwrap();
-        return;
-    }
-    let postfixes = [Installation::of_this_host(), Installation::of_release("trixie")]
-        .map(|found| found.unwrap_or_else(|e| panic!("{e}")));
-    let folder = tempfile::tempdir().unwrap();
-    // Side by side: each has a network of its own.
-    let played: Vec<Result<Value, String>> = std::thread::scope(|scope| {
-        let threads = postfixes.each_ref().map(|postfix| {
-            let out = folder.path().join(postfix.version());
-            scope.spawn(move || {
-                host::run_inside(TEST, &format!("{}\n{}", postfix.root().display(), out.display()))?;
-                let text = fs::read(&out).map_err(|e| e.to_string())?;
-                serde_json::from_slice(&text).map_err(|e| e.to_string())
-            })
-        });
-        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
-    });
+    let Some(played) = both::play(TEST, |installation| async move { play_all(&installation).await }) else { return };
     let mut faults = Vec::new();
     println!("| Postfix | own level | domain | answer | delivered | without the daemon |\n|---|---|---|---|---|---|");
-    for (postfix, rows) in postfixes.iter().zip(played) {
-        for row in rows.unwrap_or_else(|e| panic!("{e}")).as_array().unwrap() {
+    for (postfix, rows) in &played {
+        for row in rows.as_array().unwrap() {
             let [level, domain, answer, did, alone] = [0, 1, 2, 3, 4].map(|n| row[n].as_str().unwrap());
             let shown = answer.split(" { ").next().unwrap();
             let mut line = format!("| {} | {level} | {domain} | `{}` |", postfix.version(), shown.trim());

@@ -6,17 +6,15 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs;
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 use lab::ca::Fault;
 use lab::daemon::{Daemon, Program, line, reports};
-use lab::host;
 use lab::https::Answer;
 use lab::postfix::{Installation, Postfix};
 use lab::smtp::{Kind, submit};
 use lab::world::{Domain, Options, Server, Tlsa, World};
-use lab::{dns, socketmap};
+use lab::{both, dns, host, socketmap};
 use serde_json::{Value, json};
 
 const TEST: &str = "each_postfix_does_what_each_policy_asks";
@@ -28,30 +26,9 @@ const PAST_TTL: Duration = Duration::from_secs(12);
 
 #[test]
 fn each_postfix_does_what_each_policy_asks() {
-    if let Some(argument) = host::inside() {
-        let (root, out) = argument.split_once('\n').unwrap();
-        let installation = Installation::at(Path::new(root)).unwrap();
-        let rows = tokio::runtime::Runtime::new().unwrap().block_on(play_all(&installation));
-        fs::write(out, serde_json::to_vec(&rows).unwrap()).unwrap();
-        return;
-    }
-    let postfixes = [Installation::of_this_host(), Installation::of_release("trixie")]
-        .map(|found| found.unwrap_or_else(|e| panic!("{e}")));
+    let Some(played) = both::play(TEST, |installation| async move { play_all(&installation).await }) else { return };
+    let (postfixes, played): (Vec<Installation>, Vec<Value>) = played.into_iter().unzip();
     assert!(!postfixes[0].knows_attributes() && postfixes[1].knows_attributes(), "{postfixes:?}");
-    let folder = tempfile::tempdir().unwrap();
-    // Side by side: each has a network of its own.
-    let played: Vec<Result<Value, String>> = std::thread::scope(|scope| {
-        let threads = postfixes.each_ref().map(|postfix| {
-            let out = folder.path().join(postfix.version());
-            scope.spawn(move || {
-                host::run_inside(TEST, &format!("{}\n{}", postfix.root().display(), out.display()))?;
-                let text = fs::read(&out).map_err(|e| e.to_string())?;
-                serde_json::from_slice(&text).map_err(|e| e.to_string())
-            })
-        });
-        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
-    });
-    let played: Vec<Value> = played.into_iter().map(|rows| rows.unwrap_or_else(|e| panic!("{e}"))).collect();
     print!("{}", table(&postfixes, &played));
     let faults: Vec<String> = postfixes.iter().zip(&played).flat_map(|(postfix, rows)| faults(postfix, rows)).collect();
     assert!(faults.is_empty(), "\n{}", faults.join("\n"));
