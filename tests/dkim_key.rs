@@ -19,7 +19,9 @@ fn a_key_is_private_described_and_never_overwritten() {
         let text = String::from_utf8(made.stdout).unwrap();
         assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
         assert!(text.contains("s2026._domainkey.sender.example. IN TXT ( \"") && text.contains(words), "{text}");
-        assert!(text.contains(&format!("key = \"{}\"", out.display())), "{text}");
+        assert!(text.contains("s2026-mail._domainkey.sender.example. IN TXT ( \"v=DKIM1; k="), "{text}");
+        assert_eq!(text.matches("s=tlsrpt; p=").count(), 1, "{text}");
+        assert_eq!(text.matches(&format!("key = \"{}\"", out.display())).count(), 2, "{text}");
         assert_eq!(out.metadata().unwrap().permissions().mode() & 0o7777, 0o600);
         let (key, inode) = (std::fs::read(&out).unwrap(), out.metadata().unwrap().ino());
         assert!(key.starts_with(b"-----BEGIN PRIVATE KEY-----\n"));
@@ -30,6 +32,18 @@ fn a_key_is_private_described_and_never_overwritten() {
         assert!(error.lines().count() == 1 && error.contains("File exists"), "{error}");
         assert_eq!((std::fs::read(&out).unwrap(), out.metadata().unwrap().ino()), (key, inode));
     }
+}
+
+#[test]
+fn the_key_is_named_by_its_whole_path() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_tlswarden"));
+    let args =
+        ["dkim-key", "--type", "ed25519", "--domain", "a.example", "--config", "/nowhere.toml", "--out", "k.pem"];
+    let made = command.current_dir(folder.path()).args(args).output().unwrap();
+    let whole = folder.path().canonicalize().unwrap().join("k.pem");
+    let text = String::from_utf8(made.stdout).unwrap();
+    assert!(text.contains(&format!("key = \"{}\"", whole.display())), "{text}");
 }
 
 #[test]

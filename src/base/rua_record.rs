@@ -88,7 +88,7 @@ pub enum NoRecipients {
 
 /// A destination as the administrator writes it: a URI, or a bare mail address.
 pub(crate) fn parse_destination(text: &str) -> Result<Destination, &'static str> {
-    match text.parse() {
+    match Mailbox::internationalized(text) {
         Ok(mailbox) if !text.contains(':') => Ok(Destination::Mail(mailbox)),
         _ => parse_uri(text),
     }
@@ -186,7 +186,7 @@ fn parse_mailto(rest: &str) -> Result<Mailbox, &'static str> {
     if decoded.bytes().any(|b| b.is_ascii_control()) {
         return Err("a control character in the address");
     }
-    let mailbox: Mailbox = decoded.parse().map_err(|InvalidMailbox| "no plain mail address")?;
+    let mailbox = Mailbox::internationalized(&decoded).map_err(|InvalidMailbox| "no plain mail address")?;
     if is_local_name(&mailbox.domain) { Err("a name of the local network") } else { Ok(mailbox) }
 }
 
@@ -254,9 +254,21 @@ impl FromStr for Mailbox {
 
     /// Takes `dot-string@domain` (RFC 5321 §4.1.2): what needs no quoting anywhere, and so cannot inject anything.
     fn from_str(text: &str) -> Result<Mailbox, InvalidMailbox> {
+        Mailbox::internationalized(text)
+            .and_then(|mailbox| if mailbox.local.is_ascii() { Ok(mailbox) } else { Err(InvalidMailbox) })
+    }
+}
+
+impl Mailbox {
+    /// Takes the same with letters and digits of any script in the local part (RFC 6531 §3.3), which needs an MTA with
+    /// SMTPUTF8. Signs that cannot be seen or change the direction of writing are not among them.
+    pub(crate) fn internationalized(text: &str) -> Result<Mailbox, InvalidMailbox> {
         let (local, domain) = text.rsplit_once('@').ok_or(InvalidMailbox)?;
-        let atext = |b: u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-/=?^_`{|}~".contains(&b);
-        let atom = |a: &str| !a.is_empty() && a.bytes().all(atext);
+        let atext = |c: char| match c.is_ascii() {
+            true => c.is_ascii_alphanumeric() || "!#$%&'*+-/=?^_`{|}~".contains(c),
+            false => c.is_alphanumeric(),
+        };
+        let atom = |a: &str| !a.is_empty() && a.chars().all(atext);
         if local.len() > 64 || !local.split('.').all(atom) {
             return Err(InvalidMailbox);
         }
@@ -299,10 +311,10 @@ impl fmt::Display for Destination {
             Destination::Mail(mailbox) => {
                 f.write_str("mailto:")?;
                 // RFC 6068 §2: `%`, `?` and `&` of a local part are encoded; RFC 8460 §3 adds `!`.
-                for octet in mailbox.local.chars() {
-                    match octet {
-                        '%' | '!' | '?' | '&' | '/' | '#' => write!(f, "%{:02X}", u32::from(octet))?,
-                        plain => write!(f, "{plain}")?,
+                for byte in mailbox.local.bytes() {
+                    match byte {
+                        b'%' | b'!' | b'?' | b'&' | b'/' | b'#' | 0x80.. => write!(f, "%{byte:02X}")?,
+                        plain => write!(f, "{}", char::from(plain))?,
                     }
                 }
                 write!(f, "@{}", mailbox.domain)
@@ -350,6 +362,22 @@ mod tests {
         match parse_recipients(&[format!("v=TLSRPTv1;rua={uri}")]) {
             Err(NoRecipients::NoneUsable(skipped)) => skipped[0].why.to_string(),
             other => panic!("{uri}: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_local_part_may_have_letters_of_any_script() {
+        let uri = "mailto:meldungen.f%C3%BCr.%E6%8A%A5%E5%91%8A@b%C3%BCcher.example";
+        let found = parse_recipients(&[format!("v=TLSRPTv1;rua={uri}")]).unwrap().destinations;
+        let mailbox = Mailbox { local: "meldungen.für.报告".into(), domain: "xn--bcher-kva.example".into() };
+        assert_eq!(found, [Destination::Mail(mailbox)]);
+        let text = found[0].to_string();
+        assert!(text.is_ascii(), "{text}");
+        assert_eq!(Destination::try_from(text).as_ref(), Ok(&found[0]));
+        assert!("für@example.com".parse::<Mailbox>().is_err(), "our own addresses are ASCII");
+        // A direction mark, a blank without width, a letter that is broken off.
+        for hidden in ["a%E2%80%AEb", "a%E2%80%8Bb", "a%C3"] {
+            assert!(parse_recipients(&[format!("v=TLSRPTv1;rua=mailto:{hidden}@b.example")]).is_err(), "{hidden}");
         }
     }
 

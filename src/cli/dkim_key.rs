@@ -75,7 +75,8 @@ pub(crate) fn dkim_key(options: &DkimKeyOptions) -> Result<(), CliError> {
             Ok(public)
         });
     match written {
-        Ok(public) => print_stdout(&render_instructions(&public, &path)),
+        // The daemon starts in another folder.
+        Ok(public) => print_stdout(&render_instructions(&public, &std::path::absolute(&path).unwrap_or(path))),
         Err(fault) => {
             // Half a key is of no use, and would be in the way of the next try.
             let _ = std::fs::remove_file(&path);
@@ -107,17 +108,25 @@ fn give_to_store_owner(file: &File, config: Option<&Config>) -> std::io::Result<
 }
 
 fn render_instructions(public: &DkimPublicKey, path: &Path) -> String {
+    let for_mail = public.for_all_mail(format!("{}-mail", public.selector));
+    let section = |key: &DkimPublicKey| {
+        format!(
+            "[[report.dkim]]\nselector = \"{}\"\ndomain = \"{}\"\nkey = {}\n",
+            key.selector,
+            key.domain,
+            toml::Value::from(path.display().to_string())
+        )
+    };
     format!(
         "The private key is in {path}; only its owner can read it.\n\n\
-         Publish this record:\n\n{record}\n\n\
-         s=tlsrpt: the key is for reports alone (RFC 8460, section 3). Receivers that check a report as any other mail, for\n\
-         DMARC, do not take such a key: where reports depend on that, leave `s=tlsrpt; ` out.\n\n\
-         Then put this into the configuration, and restart the daemon:\n\n\
-         [[report.dkim]]\nselector = \"{selector}\"\ndomain = \"{domain}\"\nkey = {quoted}\n",
+         Publish these two records of the key:\n\n{record}\n\n{record_for_mail}\n\n\
+         The first one, with s=tlsrpt, is for reports alone (RFC 8460, section 3). The second one is for receivers that check a\n\
+         report as any other mail, for DMARC: they do not take a key with s=tlsrpt. Each report is signed under both names.\n\n\
+         Then put this into the configuration, and restart the daemon:\n\n{section}\n{section_for_mail}",
         path = path.display(),
         record = public.zone_line(),
-        selector = public.selector,
-        domain = public.domain,
-        quoted = toml::Value::from(path.display().to_string()),
+        record_for_mail = for_mail.zone_line(),
+        section = section(public),
+        section_for_mail = section(&for_mail),
     )
 }

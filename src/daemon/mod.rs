@@ -105,7 +105,10 @@ fn raise_descriptor_limit() {
 /// The configuration, if the daemon would start with it: everything it names exists and this user can read it. With it,
 /// one line for each setting that was detected.
 pub(crate) fn check_config(path: &Path) -> Result<(Config, Vec<String>), DaemonError> {
-    PreparedConfig::load(path)?.check_named().map(|prepared| (prepared.config, prepared.detected))
+    let PreparedConfig { config, mut detected, .. } = PreparedConfig::load(path)?.check_named()?;
+    let reports = SchedulerSettings::load(&config.report).map_err(DaemonError::Named)?;
+    detected.extend(reports.warnings().iter().map(|line| format!("warning: {line}")));
+    Ok((config, detected))
 }
 
 /// Checks that the daemon would start with a configuration that is complete already.

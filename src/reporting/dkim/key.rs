@@ -9,17 +9,25 @@
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
-use ring::rand::SystemRandom;
 use ring::signature::{Ed25519KeyPair, KeyPair as _};
 use rsa::pkcs1::DecodeRsaPublicKey;
 use rsa::pkcs8::{EncodePrivateKey, EncodePublicKey, LineEnding, SecretDocument};
 use rsa::{RsaPrivateKey, RsaPublicKey};
 
+use crate::base::own_reports::random_bytes;
 use crate::base::printable::escape_and_cut;
 use crate::net::dns::{DnsError, Resolver};
 
 /// Bits of an RSA key that is made: what every verifier takes (RFC 8301 §3.2), and a record of two strings.
 pub(crate) const RSA_BITS: usize = 2048;
+
+/// The length of the private half of an Ed25519 key, in bytes.
+const ED25519_SEED_LENGTH: usize = 32;
+
+/// What stands before the private half in PKCS#8 version 1 (RFC 8410 §7). Version 2, which ring writes, cannot be read by
+/// OpenSSL 3.0, and so not by OpenDKIM or Rspamd.
+const ED25519_PKCS8_PREFIX: [u8; 16] =
+    [0x30, 0x2e, 0x02, 0x01, 0x00, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x04, 0x22, 0x04, 0x20];
 
 /// The type of a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -49,14 +57,16 @@ pub(crate) struct DkimPublicKey {
     pub(crate) domain: String,
     /// `k=` of the record.
     pub(crate) key_type: KeyType,
+    /// Whether the record has `s=tlsrpt`: the key is for reports alone (RFC 8460 §3). Verifiers that check a report as any other
+    /// mail do not take such a key, so that the same key under a second selector has a record without it.
+    pub(crate) for_reports_only: bool,
     /// The content of `p=`: SubjectPublicKeyInfo of an RSA key, the 32 octets of an Ed25519 key.
     public_key: Vec<u8>,
 }
 
 /// Generates a key. Returns the private half, PKCS#8 in PEM, and the public one. Takes up to a second.
 pub(crate) fn generate_key(key_type: KeyType, selector: &str, domain: &str) -> Result<(String, DkimPublicKey), String> {
-    let public =
-        |bytes| DkimPublicKey { selector: selector.to_owned(), domain: domain.to_owned(), key_type, public_key: bytes };
+    let public = |bytes| DkimPublicKey::new(selector, domain, key_type, bytes);
     match key_type {
         KeyType::Rsa => {
             let key = RsaPrivateKey::new(&mut rsa::rand_core::OsRng, RSA_BITS).map_err(|e| e.to_string())?;
@@ -64,9 +74,10 @@ pub(crate) fn generate_key(key_type: KeyType, selector: &str, domain: &str) -> R
             Ok((pem.to_string(), public(spki_der(&key.to_public_key())?)))
         }
         KeyType::Ed25519 => {
-            let der = Ed25519KeyPair::generate_pkcs8(&SystemRandom::new()).map_err(|e| e.to_string())?;
-            let key = Ed25519KeyPair::from_pkcs8(der.as_ref()).map_err(|e| e.to_string())?;
-            let der = SecretDocument::try_from(der.as_ref()).map_err(|e| e.to_string())?;
+            let seed = random_bytes::<ED25519_SEED_LENGTH>().map_err(|e| e.to_string())?;
+            let key = Ed25519KeyPair::from_seed_unchecked(&seed).map_err(|e| e.to_string())?;
+            let der = SecretDocument::try_from(&[&ED25519_PKCS8_PREFIX[..], &seed].concat()[..])
+                .map_err(|e| e.to_string())?;
             let pem = der.to_pem("PRIVATE KEY", LineEnding::LF).map_err(|e| e.to_string())?;
             Ok((pem.to_string(), public(key.public_key().as_ref().to_vec())))
         }
@@ -78,25 +89,30 @@ fn spki_der(key: &RsaPublicKey) -> Result<Vec<u8>, String> {
 }
 
 impl DkimPublicKey {
+    fn new(selector: &str, domain: &str, key_type: KeyType, public_key: Vec<u8>) -> DkimPublicKey {
+        let (selector, domain) = (selector.to_owned(), domain.to_owned());
+        DkimPublicKey { selector, domain, key_type, for_reports_only: true, public_key }
+    }
+
+    /// The same key under another selector, for verifiers that check a report as any other mail.
+    pub(crate) fn for_all_mail(&self, selector: String) -> DkimPublicKey {
+        DkimPublicKey { selector, for_reports_only: false, ..self.clone() }
+    }
+
+    /// Whether both have the same private half.
+    pub(crate) fn is_same_as(&self, other: &DkimPublicKey) -> bool {
+        (self.key_type, &self.public_key) == (other.key_type, &other.public_key)
+    }
+
     /// The public key of an RSA key whose public half is `RSAPublicKey` (RFC 8017 §A.1.1) in DER.
     pub(crate) fn from_rsa(selector: &str, domain: &str, pkcs1: &[u8]) -> Result<DkimPublicKey, String> {
         let bytes = spki_der(&RsaPublicKey::from_pkcs1_der(pkcs1).map_err(|e| e.to_string())?)?;
-        Ok(DkimPublicKey {
-            selector: selector.to_owned(),
-            domain: domain.to_owned(),
-            key_type: KeyType::Rsa,
-            public_key: bytes,
-        })
+        Ok(DkimPublicKey::new(selector, domain, KeyType::Rsa, bytes))
     }
 
     /// The public key of an Ed25519 key.
     pub(crate) fn from_ed25519(selector: &str, domain: &str, bytes: Vec<u8>) -> DkimPublicKey {
-        DkimPublicKey {
-            selector: selector.to_owned(),
-            domain: domain.to_owned(),
-            key_type: KeyType::Ed25519,
-            public_key: bytes,
-        }
+        DkimPublicKey::new(selector, domain, KeyType::Ed25519, bytes)
     }
 
     /// The name of the record: `SELECTOR._domainkey.DOMAIN`.
@@ -104,9 +120,10 @@ impl DkimPublicKey {
         format!("{}._domainkey.{}", self.selector, self.domain)
     }
 
-    /// The record, with the service type that RFC 8460 §3 wants.
+    /// The record; for reports alone with the service type that RFC 8460 §3 wants.
     pub(crate) fn record(&self) -> String {
-        format!("v=DKIM1; k={}; s=tlsrpt; p={}", self.key_type.name(), BASE64_STANDARD.encode(&self.public_key))
+        let service = if self.for_reports_only { "s=tlsrpt; " } else { "" };
+        format!("v=DKIM1; k={}; {service}p={}", self.key_type.name(), BASE64_STANDARD.encode(&self.public_key))
     }
 
     /// The record as a zone file has it: strings of 255 octets at most (RFC 1035 §3.3.14).
@@ -243,6 +260,24 @@ mod tests {
                 assert!(wrong.contains(said), "{said}: {wrong}");
             }
         }
+    }
+
+    #[test]
+    fn one_key_has_a_record_for_reports_and_one_for_all_mail() {
+        for (_, public) in generated_keys() {
+            let other = public.for_all_mail("s1-mail".into());
+            assert!(other.is_same_as(&public) && other.record_name() == "s1-mail._domainkey.sender.example");
+            assert_eq!(other.record(), public.record().replace("s=tlsrpt; ", ""));
+            assert_eq!(other.compare(&[other.record()]), Ok(()));
+        }
+    }
+
+    #[test]
+    fn an_ed25519_key_has_the_form_that_openssl_reads() {
+        let (pem, _) = generate_key(KeyType::Ed25519, "s1", "sender.example").unwrap();
+        let base64: String = pem.lines().filter(|line| !line.starts_with('-')).collect();
+        let der = BASE64_STANDARD.decode(base64).unwrap();
+        assert_eq!((&der[..16], der.len()), (&ED25519_PKCS8_PREFIX[..], 48));
     }
 
     #[test]

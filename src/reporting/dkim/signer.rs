@@ -20,7 +20,7 @@ use rustls::pki_types::pem::PemObject;
 use crate::base::domain_name;
 use crate::base::printable::escape_and_cut;
 use crate::config::DkimKeySection;
-use crate::reporting::dkim::key::DkimPublicKey;
+use crate::reporting::dkim::key::{DkimPublicKey, KeyType};
 
 /// The folder whose keys systemd hands over (`packaging/systemd/tlswarden.service`).
 const KEY_FOLDER: &str = "/etc/tlswarden/dkim.d";
@@ -132,6 +132,17 @@ impl Signer {
                 }
             }
         }
+        for i in 0..signer.public_keys.len() {
+            // A key that signs under two selectors has the second record for verifiers of all mail.
+            let (before, rest) = signer.public_keys.split_at_mut(i);
+            rest[0].for_reports_only = !before.iter().any(|key| key.is_same_as(&rest[0]));
+        }
+        if !signer.public_keys.is_empty() && signer.public_keys.iter().all(|key| key.key_type == KeyType::Ed25519) {
+            signer.warnings.push(
+                "[[report.dkim]]: no RSA key: receivers that do not verify Ed25519 (RFC 8463) ignore all reports; add an RSA key"
+                    .to_owned(),
+            );
+        }
         if errors.is_empty() { Ok(signer) } else { Err(errors) }
     }
 
@@ -215,11 +226,16 @@ fn handed_over_by_systemd() -> Option<PathBuf> {
 /// The daemon's own copy of a key, if systemd made one (`LoadCredential=dkim:…`, systemd.exec(5)); else the file itself.
 fn credential_path(key: &Path) -> PathBuf {
     let copy = || {
-        let name = key.strip_prefix(KEY_FOLDER).ok()?.file_name()?.to_str()?;
-        let copy = handed_over_by_systemd()?.join(format!("dkim_{name}"));
+        let copy = handed_over_by_systemd()?.join(credential_name(key)?);
         copy.exists().then_some(copy)
     };
     copy().unwrap_or_else(|| key.to_owned())
+}
+
+/// The name under which systemd hands over a file of [`KEY_FOLDER`]: subfolders are joined with `_`.
+fn credential_name(key: &Path) -> Option<String> {
+    let below = key.strip_prefix(KEY_FOLDER).ok()?.to_str()?;
+    Some(format!("dkim_{}", below.replace('/', "_")))
 }
 
 fn configure_signer<K: SigningKey>(key: K, domain: &str, selector: &str) -> DkimSigner<K, Done> {
@@ -311,6 +327,25 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn keys_in_subfolders_have_the_names_that_systemd_gives_them() {
+        let name = |path: &str| credential_name(Path::new(path));
+        assert_eq!(name("/etc/tlswarden/dkim.d/tlsrpt.pem").as_deref(), Some("dkim_tlsrpt.pem"));
+        assert_eq!(name("/etc/tlswarden/dkim.d/example.com/a.pem").as_deref(), Some("dkim_example.com_a.pem"));
+        assert_eq!(name("/etc/tlswarden/tlsrpt.pem"), None);
+    }
+
+    #[test]
+    fn ed25519_alone_is_warned_of() {
+        let warned = |keys: &[DkimKeySection]| {
+            let signer = Signer::load(keys, "sender.example").unwrap();
+            signer.warnings.iter().filter(|line| line.contains("no RSA key")).count()
+        };
+        assert_eq!(warned(&[key("ed25519.pem")]), 1);
+        assert_eq!(warned(&[key("ed25519.pem"), key("rsa2048-pkcs8.pem")]), 0);
+        assert_eq!(warned(&[]), 0);
+    }
+
+    #[test]
     fn a_key_that_others_can_read_is_warned_of() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("key.pem");
@@ -318,7 +353,9 @@ pub(crate) mod tests {
         let one = [DkimKeySection { selector: "s".into(), domain: None, key: path.clone() }];
         for (mode, warnings) in [(0o640, 0), (0o644, 1)] {
             std::fs::set_permissions(&path, PermissionsExt::from_mode(mode)).unwrap();
-            assert_eq!(Signer::load(&one, "sender.example").unwrap().warnings.len(), warnings, "{mode:o}");
+            let signer = Signer::load(&one, "sender.example").unwrap();
+            let said = signer.warnings.iter().filter(|line| line.contains("others may read")).count();
+            assert_eq!(said, warnings, "{mode:o}");
         }
     }
 }

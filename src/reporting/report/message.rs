@@ -81,7 +81,6 @@ fn compose(
     let to = to.to_string();
     for (name, value) in [
         ("From", from.as_str()),
-        ("To", &to),
         ("Subject", &report.subject),
         ("Message-ID", message_id),
         ("TLS-Report-Domain", &report.domain),
@@ -91,6 +90,10 @@ fn compose(
         if !value.bytes().all(|b| b.is_ascii_graphic() || b == b' ') {
             return Err(MessageError::InvalidHeaderValue(name));
         }
+    }
+    // In UTF-8 where the MTA takes it (RFC 6532 §3.2); a mailbox has letters and digits of other scripts, no more.
+    if to.contains(|c: char| c.is_ascii() && !c.is_ascii_graphic()) {
+        return Err(MessageError::InvalidHeaderValue("To"));
     }
     // `=_` stands in neither base64 nor quoted-printable, so the boundary cannot be in a part.
     let boundary = format!("=_{}", message_id.split('@').next().unwrap_or_default());

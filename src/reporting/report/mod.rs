@@ -47,6 +47,7 @@ impl ReportSender {
         let mut signer = Signer::load(section.dkim.keys(), &identity.from.domain)
             .map_err(|keys| keys.iter().map(ToString::to_string).collect::<Vec<_>>())?;
         signer.warnings.extend(transport::password_warning(section));
+        signer.warnings.extend(domain_warnings(&identity, &signer));
         let transport = Transport::load(section)?;
         Ok(Some(ReportSender { identity, signer, recipient_filter, transport, max_size: section.max_size }))
     }
@@ -88,6 +89,26 @@ impl ReportSender {
     }
 }
 
+/// What receivers make of a contact, a From address and keys of different domains, one line each.
+fn domain_warnings(identity: &Identity, signer: &Signer) -> Vec<String> {
+    let (from, contact) = (&identity.from.domain, identity.submitter());
+    let mut warnings = Vec::new();
+    if from != contact {
+        warnings.push(format!(
+            "[report] contact: its domain {contact} is not that of from, {from}: the submitter is contact's (RFC 8460 §5.3), and \
+             receivers that want the signature of the submitter ignore reports from {from}; use one domain for both"
+        ));
+    }
+    let signs = |domain: &str| signer.public_keys.iter().any(|key| key.domain == domain);
+    if !signer.public_keys.is_empty() && !signs(from) {
+        warnings.push(format!(
+            "[[report.dkim]] domain: no key signs as {from}, the domain of from: receivers want the signature of the From \
+             domain (RFC 8460 §3) and ignore the reports, and DMARC rests on SPF alone; add a key of {from}"
+        ));
+    }
+    warnings
+}
+
 /// The rows of a day that a report about an MX host has, out of those of recipient domains: the sessions under its own
 /// TLSA records. They name no recipient domain: another name of the host is left out of the details, for it may be one.
 pub(crate) fn rows_of_host<'a>(host: &str, rows: impl IntoIterator<Item = &'a TallyRow>) -> Vec<TallyRow> {
@@ -121,6 +142,32 @@ pub(crate) async fn look_up_served_recipients(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn domains_that_differ_are_warned_of() {
+        let load = |contact: &str, from: &str, domain: Option<&str>| {
+            let mut key = crate::reporting::dkim::signer::tests::key("rsa2048-pkcs8.pem");
+            key.domain = domain.map(str::to_owned);
+            let section = ReportSection {
+                organization: Some("Example".into()),
+                contact: Some(contact.into()),
+                from: Some(from.into()),
+                dkim: crate::config::DkimSigning::Keys(vec![key]),
+                ..ReportSection::default()
+            };
+            ReportSender::load(&section).unwrap().unwrap().signer.warnings
+        };
+        let warned = |contact: &str, from: &str, domain: Option<&str>| {
+            let warnings = load(contact, from, domain);
+            ["[report] contact: ", "[[report.dkim]] domain: "]
+                .map(|of| warnings.iter().any(|line| line.starts_with(of)))
+        };
+        assert_eq!(warned("p@a.example", "t@a.example", None), [false, false]);
+        assert_eq!(warned("p@a.example", "t@A.example", Some("a.example")), [false, false]);
+        assert_eq!(warned("p@other.example", "t@a.example", None), [true, false]);
+        assert_eq!(warned("p@a.example", "t@a.example", Some("other.example")), [false, true]);
+        assert_eq!(warned("p@b.example", "t@a.example", Some("c.example")), [true, true]);
+    }
 
     #[test]
     fn says_what_is_missing_and_what_is_wrong() {

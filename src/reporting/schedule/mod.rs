@@ -125,6 +125,11 @@ impl SchedulerSettings {
         Ok(SchedulerSettings { sender, ..SchedulerSettings::without_sender(section) })
     }
 
+    /// What is unwise about the section, one line each.
+    pub(crate) fn warnings(&self) -> &[String] {
+        self.sender.as_ref().map_or(&[], |sender| &sender.signer.warnings)
+    }
+
     /// The same while nothing can be sent: the days wait within `retention`.
     pub(crate) fn without_sender(section: &ReportSection) -> SchedulerSettings {
         let seconds = |span: Duration| i64::try_from(span.as_secs()).unwrap_or(i64::MAX / 4).min(i64::MAX / 4);
@@ -163,6 +168,8 @@ struct InFlight {
     jobs: HashSet<Job>,
     /// Days that were closed although inputs lagged; each is logged once.
     closed_late: BTreeSet<Day>,
+    /// The day on which it was last logged that the clock is ahead of all inputs.
+    clock_ahead_logged: Option<Day>,
     /// Days before this one are not reported.
     not_before: Option<Day>,
     /// No job starts before this time, because the store failed.

@@ -19,6 +19,10 @@ use crate::store::{Batch, Store, StoreError, Table};
 /// How many domains or records are looked at in one go: a few milliseconds, in which no count is written.
 const PAGE_SIZE: usize = 500;
 
+/// How far the clock may be ahead of the newest line of all inputs while days are dropped, in seconds: a mail host is seldom
+/// silent or off for so long.
+const MAX_CLOCK_LEAD: i64 = 7 * 24 * 3600;
+
 /// The counter of counts that are in no report.
 const DROPPED_COUNTER: &str = "late-counts-dropped";
 
@@ -46,8 +50,14 @@ impl Scheduler {
         self.in_flight.lock().closed_late.retain(|day| *day >= oldest);
         let mut past = self.run_blocking(|store| store.days()).await.map_err(error_text)?;
         past.retain(|day| *day < oldest);
+        if self.clock_is_ahead() {
+            if let Some(first) = past.first() {
+                self.log_clock_ahead(*first);
+            }
+            return Ok(());
+        }
         for day in &past {
-            self.count_unplanned(*day).await?;
+            self.drop_unplanned(*day).await?;
         }
         loop {
             let page = self
@@ -86,31 +96,57 @@ impl Scheduler {
         Ok(())
     }
 
-    /// Counts what is dropped of a day without ever having been planned.
-    async fn count_unplanned(&self, day: Day) -> Result<(), String> {
+    /// Whether the clock is far beyond the newest line of all inputs, or there is none yet: the clock may be wrong, and what is
+    /// dropped is gone.
+    fn clock_is_ahead(&self) -> bool {
+        let newest = self.context.metrics.inputs().values().filter_map(|input| input.newest).max();
+        newest.is_none_or(|newest| newest + MAX_CLOCK_LEAD < self.context.clock.seconds())
+    }
+
+    /// Logs it once a day.
+    fn log_clock_ahead(&self, first: Day) {
+        let today = Day::of(self.context.clock.seconds());
+        if self.in_flight.lock().clock_ahead_logged.replace(today) != Some(today) {
+            self.log_error(format!(
+                "report {first}: retention is over, not dropped: no input has a line of the last 7 days; check the clock"
+            ));
+        }
+    }
+
+    /// Counts and logs what is dropped of a day without ever having been planned.
+    async fn drop_unplanned(&self, day: Day) -> Result<(), String> {
+        let mut domains = 0_u64;
         let mut after: Option<String> = None;
         loop {
             let from = after.take();
             let unplanned = move |store: &dyn Store| -> Result<_, StoreError> {
                 let sums = store.domain_sums(day, from.as_deref(), PAGE_SIZE)?;
                 let last = sums.last().map(|(domain, _)| domain.clone());
-                let mut dropped = 0_u64;
+                let (mut dropped, mut unplanned) = (0_u64, 0_u64);
                 for (domain, sum) in sums {
                     let planned = match domain.parse() {
                         Ok(subject) => store.read(Table::Delivery, &ReportKey::first(day, subject).encode())?.is_some(),
                         Err(_) => false,
                     };
                     dropped = dropped.saturating_add(if planned { 0 } else { sum });
+                    unplanned += u64::from(!planned);
                 }
-                Ok((last, dropped))
+                Ok((last, dropped, unplanned))
             };
-            let (last, dropped) = self.run_blocking(unplanned).await.map_err(error_text)?;
+            let (last, dropped, of_page) = self.run_blocking(unplanned).await.map_err(error_text)?;
             self.context.metrics.add(DROPPED_COUNTER, dropped);
+            domains += of_page;
             match last {
-                None => return Ok(()),
+                None => break,
                 last => after = last,
             }
         }
+        if domains > 0 {
+            self.log_error(format!(
+                "report {day}: expired: retention is over; the results of {domains} domains were never planned nor reported"
+            ));
+        }
+        Ok(())
     }
 
     /// Plans each domain of the days from `oldest` to the day before `today`.

@@ -574,6 +574,29 @@ async fn without_an_identity_days_wait_within_retention() {
     assert_eq!(world.store().scan(Table::Delivery, b"").unwrap(), []);
 }
 
+/// The daemon was off for longer than retention; or the clock is wrong by weeks.
+#[tokio::test]
+async fn days_that_were_never_planned_expire_with_a_word_and_not_by_a_wrong_clock() {
+    let (world, mut taken) = World::new(vec![RECORD], ServerFault::Never).await;
+    {
+        let scheduler = world.open(day().end() + 28 * Day::SECONDS);
+        assert!(scheduler.plan_days(&going()).await && scheduler.plan_days(&going()).await);
+        assert_eq!(scheduler.context.store.days().unwrap(), [day()]);
+        let errors = world.metrics.recent_errors();
+        let said =
+            errors.iter().filter(|(_, line)| line.contains("not dropped: no input has a line of the last 7 days"));
+        assert_eq!(said.count(), 1, "{errors:?}");
+    }
+    world.run(day().end() + 60, |due| states(due) == [ReportState::Sent]).await;
+    assert!(taken.try_recv().is_ok(), "the clock is right again");
+
+    let (world, _taken) = World::new(vec![RECORD], ServerFault::Never).await;
+    let scheduler = world.open(day().end() + 4 * Day::SECONDS);
+    assert!(scheduler.plan_days(&going()).await);
+    assert_eq!(scheduler.context.store.days().unwrap(), []);
+    assert!(world.said("report 2026-11-22: expired: retention is over; the results of 1 domains were never planned"));
+}
+
 #[tokio::test]
 async fn after_a_lost_store_old_days_are_not_reported() {
     let (world, _taken) = World::new(vec![RECORD], ServerFault::Never).await;
