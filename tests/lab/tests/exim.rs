@@ -310,6 +310,7 @@ async fn deliveries() {
     defers_without_an_answer(&world, &exim);
     let _daemon = Daemon::start(&program, &world).await.unwrap();
     delivers_when_the_daemon_is_back(&world, &exim);
+    reports_reach_domains_with_broken_tls(&exim);
     // Where an expansion fails in a delivery, Exim goes on and says it there.
     assert_eq!(std::fs::read_to_string(exim.panic_log()).unwrap_or_default(), "");
     println!("{} cases in {:.1} s", cases.len() + 6, begin.elapsed().as_secs_f64());
@@ -431,6 +432,23 @@ fn delivers_when_the_daemon_is_back(world: &World, exim: &Exim) {
         let lines = exim.deliveries(&format!("one@{}", case.domain.name()), 0);
         assert!(!lines.iter().any(|line| line.contains(" ** ")), "{lines:?}");
     }
+}
+
+/// RFC 8460 §3: a report reaches a domain whose TLS is broken, where any other mail waits.
+fn reports_reach_domains_with_broken_tls(exim: &Exim) {
+    // The hosts failed a moment ago; Exim's retry rule here is a second.
+    std::thread::sleep(Duration::from_secs(2));
+    for case in cases().iter().filter(|case| !case.delivered) {
+        let recipient = format!("report@{}", case.domain.name());
+        let report = "Subject: Report\nTLS-Required: No\nTLS-Report-Domain: x\n\nhello\n";
+        let from = exim.log_length();
+        exim.submit("tlsrpt@sender.test", &[&recipient], report).unwrap();
+        let line = exim.deliveries(&recipient, from).last().cloned().unwrap_or_default();
+        assert!(line.contains(" => ") && line.contains("R=tlswarden_reports"), "{recipient}: {line}");
+        println!("report, {:20} {line}", case.domain.name());
+    }
+    let line = send(exim, "after@wrong-name.test");
+    assert!(line.contains(" == "), "other mail waits still: {line}");
 }
 
 /// Sends a message; the line of Exim's log that says what became of it.
