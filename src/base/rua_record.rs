@@ -136,15 +136,6 @@ impl Recipients {
         }
     }
 
-    /// Removes the destinations that are in each of `reported`: those that already got the reports of the recipient
-    /// domains of an MX host. An empty `reported` removes nothing.
-    pub fn excluding(mut self, reported: &[Vec<Destination>]) -> Result<Recipients, NoRecipients> {
-        let has_it =
-            |destination: &Destination| !reported.is_empty() && reported.iter().all(|t| t.contains(destination));
-        self.destinations.retain(|destination| !has_it(destination));
-        if self.destinations.is_empty() { Err(NoRecipients::AlreadyReported) } else { Ok(self) }
-    }
-
     /// Notes a URI that gets no report.
     pub(crate) fn skip(&mut self, uri: &str, why: impl Into<Cow<'static, str>>) {
         if self.skipped.len() < MAX_SKIPPED {
@@ -487,18 +478,6 @@ mod tests {
             assert_eq!(why(&format!("mailto:root@{host}")), "a name of the local network", "{host}");
             assert_eq!(why(&format!("https://{host}:8443/x")), "a name of the local network", "{host}");
         }
-    }
-
-    #[test]
-    fn a_host_is_told_what_no_report_about_a_domain_told_its_destinations() {
-        let host = parse_recipients(&["v=TLSRPTv1;rua=mailto:a@b.example,mailto:c@d.example"]).unwrap();
-        let (one, other) = (host.destinations[0].clone(), host.destinations[1].clone());
-        let (both, first) = (vec![one.clone(), other.clone()], vec![one]);
-        assert_eq!(host.clone().excluding(&[]).unwrap(), host);
-        assert_eq!(host.clone().excluding(&[both.clone(), first]).unwrap().destinations, [other]);
-        let one_without = [both.clone(), Vec::new()];
-        assert_eq!(host.clone().excluding(&one_without).unwrap(), host, "a domain without a record was told nothing");
-        assert_eq!(host.excluding(&[both]), Err(NoRecipients::AlreadyReported));
     }
 
     #[test]

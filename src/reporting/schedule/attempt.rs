@@ -22,7 +22,7 @@ use crate::reporting::report::build::{Report, ReportId};
 use crate::reporting::report::message::MessageError;
 use crate::reporting::report::recipients::ReportSubject;
 use crate::reporting::report::{ReportSender, has_failures, look_up_served_recipients};
-use crate::reporting::schedule::mx_hosts::HostCounts;
+use crate::reporting::schedule::mx_hosts::HostReport;
 use crate::reporting::schedule::planner;
 use crate::reporting::schedule::records::{
     DeliveryState, PlanState, ReportDelivery, ReportKey, ReportPlan, delivery_key,
@@ -81,65 +81,64 @@ impl Scheduler {
             Ok(Some(settled)) => self.plan_mx_hosts(report_key, &settled.1, settings.spread).await.map(|()| settled),
             Err(e) => Err(e.to_string()),
         };
-        let (before, mut rows, mut counted) = match planned {
+        let (before, rows, counted) = match planned {
             Ok(planned) => planned,
             Err(e) => {
                 postpone(e);
                 return None;
             }
         };
-        let (found, host_counts) = match self.find_recipients(report_key, &rows, sender).await {
+        let (found, host_report) = match self.find_recipients(report_key, &rows, sender).await {
             Ok(found) => found,
             Err(e) => {
                 postpone(e.to_string());
                 return None;
             }
         };
-        let open = host_counts.as_ref().is_some_and(|host_counts| host_counts.lookups_pending);
-        if let Some(host_counts) = host_counts {
-            (counted, rows) = (snapshot::total_count(&host_counts.rows), host_counts.rows);
-        }
+        let open = host_report.as_ref().is_some_and(|host_report| host_report.lookups_pending);
         let now = self.context.clock.seconds();
         let mut plan =
             ReportPlan { attempts: before.attempts + 1, first: before.first.or(Some(now)), ..before.clone() };
         let mut batch = Batch::default();
-        let identity = &sender.identity;
-        let key = &self.context.message_id_key;
-        let (day, about) = (report_key.day, report_key.subject_and_part());
-        let snapshot = ReportSnapshot {
-            report_id: ReportId::of_content(key, day, &about, &rows, identity.submitter()),
-            organization: identity.organization.clone(),
-            contact: identity.contact.to_string(),
-            rows,
-        };
         let mut at_once = None;
         match found {
             Ok(_) if open => {
                 let wait = if report_key.supplement { SUPPLEMENT_DELAY } else { WAIT_FOR_DOMAINS };
                 plan = ReportPlan { next: now + wait, ..before.clone() };
             }
-            Ok(_) if snapshot.rows.is_empty() => {
+            Ok(_) if host_report.is_none() && rows.is_empty() => {
                 (plan.state, plan.last) = (PlanState::Nothing, Some("nothing was counted".to_owned()));
             }
             Ok(found) => {
                 self.log_skipped(report_key, &found);
-                let deliveries =
-                    match self.new_deliveries(report_key, &snapshot.report_id, &found, sender, now, settings.spread) {
-                        Ok(deliveries) => deliveries,
+                let left = (report_key.day.end() + settings.spread - now).max(0);
+                let mut shared: Option<ReportSnapshot> = None;
+                for (i, to) in found.destinations.into_iter().enumerate() {
+                    let rows = host_report.as_ref().and_then(|report| report.rows.get(&to)).unwrap_or(&rows);
+                    let snapshot = self.snapshot(report_key, rows, sender);
+                    // Those of a domain are all equal; a host's may differ by destination.
+                    let key = match &shared {
+                        None => Some(report_key.encode()),
+                        Some(shared) if *shared == snapshot => None,
+                        Some(_) => Some(delivery_key(report_key, &to)),
+                    };
+                    batch.set.extend(key.map(|key| (Table::Snapshot, key, Some(snapshot.encode()))));
+                    shared.get_or_insert_with(|| snapshot.clone());
+                    let next = if i == 0 { now } else { now + random_delay(left) };
+                    let delivery = match self.new_delivery(report_key, &snapshot.report_id, sender, next) {
+                        Ok(delivery) => delivery,
                         Err(e) => {
                             postpone(e.to_string());
                             return None;
                         }
                     };
-                batch.set.push((Table::Snapshot, report_key.encode(), Some(snapshot.encode())));
-                (plan.state, plan.last, plan.counted) = (PlanState::Planned, None, counted);
-                for (to, delivery) in deliveries {
                     delivery.add_to_batch(&mut batch, report_key, &to, &[]);
                     let by_mail = matches!(to, Destination::Mail(_)) && self.mail_may_go();
                     if by_mail && delivery.next <= now && at_once.is_none() {
-                        at_once = Some((to, delivery));
+                        at_once = Some(ReadyDelivery { to, delivery, snapshot });
                     }
                 }
+                (plan.state, plan.last, plan.counted) = (PlanState::Planned, None, counted);
             }
             Err(TlsrptLookupError::None(why)) => {
                 match why {
@@ -162,16 +161,18 @@ impl Scheduler {
                 }
             }
         }
-        plan.add_to_batch(&mut batch, report_key, Some(&before));
-        if let Some((to, _)) = &at_once {
-            // Before it is in the store, where it would be picked.
-            self.in_flight.lock().jobs.insert(Job::Send(report_key.clone(), to.clone()));
+        if plan.state == PlanState::Nothing {
+            plan.seen = counted;
         }
+        plan.add_to_batch(&mut batch, report_key, Some(&before));
+        let job = at_once.as_ref().map(|ready| Job::Send(report_key.clone(), ready.to.clone()));
+        // Before it is in the store, where it would be picked.
+        self.in_flight.lock().jobs.extend(job.clone());
         match self.group_commit.write(batch).await {
-            Ok(()) => at_once.map(|(to, delivery)| ReadyDelivery { to, delivery, snapshot }),
+            Ok(()) => at_once,
             Err(e) => {
-                if let Some((to, _)) = at_once {
-                    self.in_flight.lock().jobs.remove(&Job::Send(report_key.clone(), to));
+                if let Some(job) = job {
+                    self.in_flight.lock().jobs.remove(&job);
                 }
                 postpone(e);
                 None
@@ -179,35 +180,46 @@ impl Scheduler {
         }
     }
 
-    /// Finds the recipients; for an MX host also its counts. `rows`: the counts of a domain.
+    /// Finds the recipients; for an MX host also what its report says to each. `rows`: the counts of a domain.
     async fn find_recipients(
         &self,
         report_key: &ReportKey,
         rows: &[TallyRow],
         sender: &ReportSender,
-    ) -> Result<(Result<Recipients, TlsrptLookupError>, Option<HostCounts>), StoreError> {
+    ) -> Result<(Result<Recipients, TlsrptLookupError>, Option<HostReport>), StoreError> {
         let (subject, recipient_filter) = (&report_key.subject, &sender.recipient_filter);
         let failures = match subject {
             _ if !recipient_filter.only_failures() => true,
             ReportSubject::Domain(_) => has_failures(rows),
-            ReportSubject::Host(_) => has_failures(&self.host_counts(report_key).await?.rows),
+            ReportSubject::Host(_) => self.host_has_failures(report_key).await?,
         };
         if let Err(unwanted) = recipient_filter.check_wanted(subject, report_key.day, failures) {
             return Ok((Err(unwanted.into()), None));
         }
         let found = look_up_served_recipients(&self.context.resolver, recipient_filter, subject, report_key.day).await;
         match (subject, found) {
-            // Only now: few hosts have a record, and it takes a look at all rows of the day.
-            (ReportSubject::Host(_), Ok(found)) => {
-                let host_counts = self.host_counts(report_key).await?;
-                let found = if host_counts.lookups_pending {
-                    Ok(found)
-                } else {
-                    host_counts.exclude_reported(found).map_err(TlsrptLookupError::None)
-                };
-                Ok((found, Some(host_counts)))
+            // Only now: few hosts have a record.
+            (ReportSubject::Host(_), Ok(mut found)) => {
+                let report = self.host_report(report_key, &found.destinations).await?;
+                if !report.lookups_pending {
+                    found.destinations.retain(|destination| report.rows.contains_key(destination));
+                }
+                let already = NoRecipients::AlreadyReported;
+                let found = if found.destinations.is_empty() { Err(already.into()) } else { Ok(found) };
+                Ok((found, Some(report)))
             }
             (_, found) => Ok((found, None)),
+        }
+    }
+
+    fn snapshot(&self, report_key: &ReportKey, rows: &[TallyRow], sender: &ReportSender) -> ReportSnapshot {
+        let (identity, key) = (&sender.identity, &self.context.message_id_key);
+        let (day, about) = (report_key.day, report_key.subject_and_part());
+        ReportSnapshot {
+            report_id: ReportId::of_content(key, day, &about, rows, identity.submitter()),
+            organization: identity.organization.clone(),
+            contact: identity.contact.to_string(),
+            rows: rows.to_vec(),
         }
     }
 
@@ -234,32 +246,24 @@ impl Scheduler {
         .await
     }
 
-    /// One delivery for each destination: the first at once, the others at random times in the rest of the spread.
-    fn new_deliveries(
+    /// A delivery: the first of a report goes at once, the others at random times in the rest of the spread.
+    fn new_delivery(
         &self,
         report_key: &ReportKey,
         report_id: &ReportId,
-        found: &Recipients,
         sender: &ReportSender,
-        now: i64,
-        spread: i64,
-    ) -> io::Result<Vec<(Destination, ReportDelivery)>> {
-        let left = (report_key.day.end() + spread - now).max(0);
-        let mut deliveries = Vec::new();
-        for (i, destination) in found.destinations.iter().enumerate() {
-            let delivery = ReportDelivery {
-                state: DeliveryState::Planned,
-                next: if i == 0 { now } else { now + random_delay(left) },
-                first: None,
-                tried: None,
-                attempts: 0,
-                report_id: report_id.clone(),
-                message_id: self.new_message_id(report_key.day, sender)?,
-                last: None,
-            };
-            deliveries.push((destination.clone(), delivery));
-        }
-        Ok(deliveries)
+        next: i64,
+    ) -> io::Result<ReportDelivery> {
+        Ok(ReportDelivery {
+            state: DeliveryState::Planned,
+            next,
+            first: None,
+            tried: None,
+            attempts: 0,
+            report_id: report_id.clone(),
+            message_id: self.new_message_id(report_key.day, sender)?,
+            last: None,
+        })
     }
 
     fn log_skipped(&self, report_key: &ReportKey, found: &Recipients) {
@@ -279,9 +283,9 @@ impl Scheduler {
         settings: &Arc<SchedulerSettings>,
         shutdown: watch::Receiver<bool>,
     ) {
-        let (delivery, snapshot) = (delivery_key(report_key, to), report_key.encode());
+        let (key, of, destination) = (delivery_key(report_key, to), report_key.clone(), to.clone());
         let read = self.run_blocking(move |store| {
-            Ok((store.read(Table::Delivery, &delivery)?, store.read(Table::Snapshot, &snapshot)?))
+            Ok((store.read(Table::Delivery, &key)?, snapshot::read_encoded(store, &of, &destination)?))
         });
         let (delivery, snapshot) = match read.await {
             Ok(read) => read,

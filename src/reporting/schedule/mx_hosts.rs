@@ -1,41 +1,37 @@
 //! Reports about MX hosts (RFC 8460 §1.1: under DANE the policy domain is the TLSA base domain).
 //!
-//! Takes: the rows of a recipient domain, when its record is looked up. Gives: a plan for each MX host that has sessions under
-//! its own TLSA records, due after those of the recipient domains; and what a report about the host says, out of all of them.
-//! Limits: one report and one supplement a day and host. Only of a host that publishes a TLSRPT record all rows of the day
-//! are read, a page of domains at a time.
+//! Takes: the rows of a recipient domain, when its record is looked up or they come late. Gives: a plan for each MX host that
+//! has sessions under its own TLSA records, due after those of the recipient domains; and what a report about the host says
+//! to each destination: the sessions of all those domains, without those that the destination gets in the domains' reports.
+//! An index in [`Table::Due`] has the domains of each host, so that a report costs what its own domains cost.
+//! Limits: one report and one supplement a day and host; [`PAGE_SIZE`] domains are read at once.
 //! When it fails: the look-up that called is hindered, and tried again.
 //! Not here: which rows those are, and without which names (`report::rows_of_host`).
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
-use crate::base::rua_record::{Destination, NoRecipients, Recipients};
+use crate::base::rua_record::Destination;
 use crate::base::tlsrpt::{Day, PolicyType, TallyRow};
 use crate::reporting::report::recipients::ReportSubject;
 use crate::reporting::report::rows_of_host;
 use crate::reporting::schedule::planner;
-use crate::reporting::schedule::records::{PlanState, RecordKey, ReportKey, ReportPlan, delivery_key};
-use crate::reporting::schedule::{Scheduler, random_delay, snapshot};
+use crate::reporting::schedule::records::{
+    DeliveryState, PlanState, Queue, RecordKey, ReportDelivery, ReportKey, ReportPlan, delivery_key, host_domain_key,
+    host_domains_prefix, queue_prefix,
+};
+use crate::reporting::schedule::snapshot::{self, RowSums};
+use crate::reporting::schedule::{Scheduler, random_delay};
 use crate::store::{Batch, Store, StoreError, Table};
 
 /// How many domains are read at once.
 const PAGE_SIZE: usize = 200;
 
-/// The counts of an MX host, from the reports about recipient domains.
-pub(super) struct HostCounts {
-    /// The rows of a report about it.
-    pub(crate) rows: Vec<TallyRow>,
-    /// For each of the domains, the destinations of its report.
-    pub(crate) domain_destinations: Vec<Vec<Destination>>,
-    /// Whether one of the domains has not been looked up yet.
-    pub(crate) lookups_pending: bool,
-}
-
-impl HostCounts {
-    /// Excludes the destinations that get all of it already.
-    pub(crate) fn exclude_reported(&self, found: Recipients) -> Result<Recipients, NoRecipients> {
-        found.excluding(&self.domain_destinations)
-    }
+/// What the reports about an MX host say.
+pub(super) struct HostReport {
+    /// For each destination the rows that it has not got in the reports about recipient domains.
+    pub(super) rows: BTreeMap<Destination, Vec<TallyRow>>,
+    /// Whether a domain has not been looked up yet, so that it is not known what it gets.
+    pub(super) lookups_pending: bool,
 }
 
 impl Scheduler {
@@ -47,96 +43,179 @@ impl Scheduler {
         rows: &[TallyRow],
         spread: i64,
     ) -> Result<(), String> {
-        let own = rows.iter().filter(|row| row.policy.policy_type == PolicyType::Tlsa);
-        let hosts: BTreeSet<String> = own.map(|row| row.policy.policy_domain.clone()).collect();
+        let hosts = hosts_of(rows);
+        let ReportSubject::Domain(domain) = report_key.subject.clone() else { return Ok(()) };
         if hosts.is_empty() {
             return Ok(());
         }
         // One at a time: what another look-up has planned meanwhile may be sent already, and must not begin anew.
         let _turn = self.planning_mx_hosts.lock().await;
         let (day, supplement) = (report_key.day, report_key.supplement);
-        let unplanned = self.run_blocking(move |store| unplanned_hosts(store, day, hosts, supplement)).await;
-        let begin = if supplement { self.context.clock.seconds() } else { day.end() };
-        let mut batch = Batch::default();
-        for host in unplanned.map_err(|e| e.to_string())? {
-            // After those of the recipient domains.
-            ReportPlan::waiting_until(begin + spread + random_delay(spread)).add_to_batch(&mut batch, &host, None);
-        }
+        // After those of the recipient domains.
+        let begin = spread + if supplement { self.context.clock.seconds() } else { day.end() };
+        let batch = self.run_blocking(move |store| {
+            let mut batch = Batch::default();
+            add_hosts(store, &mut batch, day, &domain, hosts, supplement, begin, spread).map(|()| batch)
+        });
+        let batch = batch.await.map_err(|e| e.to_string())?;
         if batch.set.is_empty() { Ok(()) } else { self.group_commit.write(batch).await }
     }
 
-    /// Reads the counts of a host, and the destinations that get them already.
-    pub(super) async fn host_counts(&self, report_key: &ReportKey) -> Result<HostCounts, StoreError> {
-        let report_key = report_key.clone();
-        self.run_blocking(move |store| read_host_counts(store, &report_key)).await
+    /// Reads what the report about a host says to each of these destinations.
+    pub(super) async fn host_report(
+        &self,
+        report_key: &ReportKey,
+        destinations: &[Destination],
+    ) -> Result<HostReport, StoreError> {
+        let (report_key, destinations, now) = (report_key.clone(), destinations.to_vec(), self.context.clock.seconds());
+        self.run_blocking(move |store| read_host_report(store, &report_key, &destinations, now)).await
+    }
+
+    /// Whether anything failed at a host.
+    pub(super) async fn host_has_failures(&self, report_key: &ReportKey) -> Result<bool, StoreError> {
+        let (day, host) = (report_key.day, report_key.subject.name().to_owned());
+        self.run_blocking(move |store| {
+            let mut failures = false;
+            visit_domains(store, day, &host, |_, rows| {
+                failures |= crate::reporting::report::has_failures(&rows);
+                Ok(())
+            })?;
+            Ok(failures)
+        })
+        .await
     }
 }
 
-/// The hosts that have no plan; for a supplement also those whose first report is planned.
-fn unplanned_hosts(
+/// The MX hosts that have sessions under their own TLSA records.
+pub(super) fn hosts_of(rows: &[TallyRow]) -> BTreeSet<String> {
+    let own = rows.iter().filter(|row| row.policy.policy_type == PolicyType::Tlsa);
+    own.map(|row| row.policy.policy_domain.clone()).collect()
+}
+
+/// Adds a domain to the index of its hosts, and plans the hosts that have no plan; for late rows also the supplement of
+/// those whose first report is settled.
+#[allow(clippy::too_many_arguments)]
+pub(super) fn add_hosts(
     store: &dyn Store,
+    batch: &mut Batch,
     day: Day,
+    domain: &str,
     hosts: BTreeSet<String>,
-    supplement: bool,
-) -> Result<Vec<ReportKey>, StoreError> {
-    let mut unplanned = Vec::new();
+    late: bool,
+    begin: i64,
+    spread: i64,
+) -> Result<(), StoreError> {
     for host in hosts {
+        batch.set.push((Table::Due, host_domain_key(day, &host, domain), Some(Vec::new())));
         let host = ReportKey::first(day, ReportSubject::Host(host));
-        match planner::read_plan(store, &host)?.map(|plan| plan.state) {
-            None => unplanned.push(host),
-            Some(PlanState::Planned) if supplement && planner::read_plan(store, &host.as_supplement())?.is_none() => {
-                unplanned.push(host.as_supplement());
+        let unplanned = match planner::read_plan(store, &host)?.map(|plan| plan.state) {
+            None => Some(host),
+            Some(PlanState::Planned) if late && planner::read_plan(store, &host.as_supplement())?.is_none() => {
+                Some(host.as_supplement())
             }
-            Some(_) => {}
+            Some(_) => None,
+        };
+        if let Some(unplanned) = unplanned {
+            ReportPlan::waiting_until(begin + random_delay(spread)).add_to_batch(batch, &unplanned, None);
         }
     }
-    Ok(unplanned)
+    Ok(())
 }
 
-fn read_host_counts(store: &dyn Store, report_key: &ReportKey) -> Result<HostCounts, StoreError> {
-    let (day, host) = (report_key.day, report_key.subject.name());
-    let mut host_counts = HostCounts { rows: Vec::new(), domain_destinations: Vec::new(), lookups_pending: false };
-    let mut after: Option<String> = None;
+/// Hands each domain of a host, with its rows, to `each`.
+fn visit_domains(
+    store: &dyn Store,
+    day: Day,
+    host: &str,
+    mut each: impl FnMut(&str, Vec<TallyRow>) -> Result<(), StoreError>,
+) -> Result<(), StoreError> {
+    let prefix = host_domains_prefix(day, host);
+    let mut from = prefix.clone();
     loop {
-        let domains = store.domain_sums(day, after.as_deref(), PAGE_SIZE)?;
-        let Some((last, _)) = domains.last() else { break };
-        after = Some(last.clone());
-        for (domain, _) in domains {
+        let page = store.scan_page(Table::Due, &prefix, &from, PAGE_SIZE)?;
+        let Some((last, _)) = page.last() else { return Ok(()) };
+        // The next key there can be.
+        from = [&last[..], &[0]].concat();
+        for (key, _) in &page {
+            let domain = String::from_utf8_lossy(&key[prefix.len()..]);
             let rows = rows_of_host(host, &store.rows(day, &domain)?);
-            if rows.is_empty() {
-                continue;
+            if !rows.is_empty() {
+                each(&domain, rows)?;
             }
-            host_counts.rows.extend(rows);
-            let Ok(subject) = domain.parse() else { continue };
-            let of_domain = ReportKey { subject, ..report_key.clone() };
-            match planner::read_plan(store, &of_domain)? {
-                // Nothing came late for this one.
-                None if report_key.supplement => {}
-                // A domain whose look-up fails for the time being is not waited for.
-                plan => {
-                    host_counts.lookups_pending |=
-                        plan.is_none_or(|p| p.state == PlanState::Waiting && p.attempts == 0);
-                    host_counts.domain_destinations.push(planned_destinations(store, &of_domain)?);
+        }
+    }
+}
+
+fn read_host_report(
+    store: &dyn Store,
+    report_key: &ReportKey,
+    destinations: &[Destination],
+    now: i64,
+) -> Result<HostReport, StoreError> {
+    let (day, host) = (report_key.day, report_key.subject.name());
+    if lookups_pending(store, report_key, now)? {
+        return Ok(HostReport { rows: BTreeMap::new(), lookups_pending: true });
+    }
+    let mut total = RowSums::default();
+    let mut known: BTreeMap<&Destination, RowSums> =
+        destinations.iter().map(|destination| (destination, RowSums::default())).collect();
+    visit_domains(store, day, host, |domain, rows| {
+        total.add(rows);
+        let Ok(subject) = domain.parse() else { return Ok(()) };
+        let first = ReportKey::first(day, subject);
+        for of_domain in [first.as_supplement(), first] {
+            for (destination, known) in &mut known {
+                if has_got(store, &of_domain, destination)? {
+                    known.add(rows_of_host(host, &snapshot::read_rows_for(store, &of_domain, destination)?));
                 }
             }
         }
-    }
+        Ok(())
+    })?;
     if report_key.supplement {
-        let first = snapshot::read_rows(store, &ReportKey { supplement: false, ..report_key.clone() })?;
-        host_counts.rows =
-            snapshot::counted_since(snapshot::merge_by_policy(host_counts.rows), &snapshot::merge_by_policy(first));
+        let first = ReportKey { supplement: false, ..report_key.clone() };
+        for (destination, known) in &mut known {
+            if store.read(Table::Delivery, &delivery_key(&first, destination))?.is_some() {
+                known.add(snapshot::read_rows_for(store, &first, destination)?);
+            }
+        }
     }
-    Ok(host_counts)
+    let total = total.into_rows();
+    let rest =
+        |(destination, known): (&Destination, RowSums)| (destination.clone(), known.subtract_from(total.clone()));
+    let rows = known.into_iter().map(rest).filter(|(_, rows)| !rows.is_empty()).collect();
+    Ok(HostReport { rows, lookups_pending: false })
 }
 
-fn planned_destinations(store: &dyn Store, report_key: &ReportKey) -> Result<Vec<Destination>, StoreError> {
-    let prefix = [&report_key.encode()[..], b"/"].concat();
-    let records = store.scan(Table::Delivery, &prefix)?;
-    Ok(records
-        .iter()
-        .filter_map(|(key, _)| match RecordKey::decode(key)? {
-            RecordKey::Delivery(of, to) if delivery_key(&of, &to) == *key => Some(to),
-            _ => None,
-        })
-        .collect())
+/// Whether a look-up of a recipient domain is due that has not been tried: a domain whose look-up fails for the time being is
+/// not waited for.
+fn lookups_pending(store: &dyn Store, report_key: &ReportKey, now: i64) -> Result<bool, StoreError> {
+    let queue = if report_key.supplement { Queue::Supplement } else { Queue::LookUp };
+    let prefix = queue_prefix(queue, Some(report_key.day));
+    let mut from = prefix.clone();
+    loop {
+        let page = store.scan_page(Table::Due, &prefix, &from, PAGE_SIZE)?;
+        for (key, _) in &page {
+            let Some((time, RecordKey::Plan(of))) = RecordKey::decode_due_key(key) else { continue };
+            if time > now {
+                return Ok(false);
+            }
+            let untried = |plan: Option<ReportPlan>| plan.is_some_and(|plan| plan.attempts == 0);
+            if matches!(of.subject, ReportSubject::Domain(_)) && untried(planner::read_plan(store, &of)?) {
+                return Ok(true);
+            }
+        }
+        let Some((last, _)) = page.last() else { return Ok(false) };
+        from = [&last[..], &[0]].concat();
+    }
+}
+
+/// Whether a destination gets a report, or may have got it.
+fn has_got(store: &dyn Store, report_key: &ReportKey, destination: &Destination) -> Result<bool, StoreError> {
+    let record = store.read(Table::Delivery, &delivery_key(report_key, destination))?;
+    let delivery = record.and_then(|bytes| serde_json::from_slice::<ReportDelivery>(&bytes).ok());
+    Ok(delivery.is_some_and(|delivery| match delivery.state {
+        DeliveryState::Planned | DeliveryState::Attempting | DeliveryState::Sent | DeliveryState::Unknown => true,
+        DeliveryState::Refused | DeliveryState::Expired | DeliveryState::Suppressed => false,
+    }))
 }

@@ -14,7 +14,7 @@ use crate::base::tlsrpt::Day;
 use crate::reporting::report::build::Report;
 use crate::reporting::schedule::Scheduler;
 use crate::reporting::schedule::records::{DeliveryState, PlanState, RecordKey, ReportDelivery, ReportKey, ReportPlan};
-use crate::reporting::schedule::snapshot::ReportSnapshot;
+use crate::reporting::schedule::snapshot::{self, ReportSnapshot};
 use crate::store::{StoreError, Table};
 
 /// The most lines in one answer: what a terminal can be asked to show, and some tens of MiB.
@@ -170,7 +170,12 @@ impl Scheduler {
         let (report_key, deliveries) = self.find_report(id)?;
         let settings = self.settings.read();
         let Some(sender) = &settings.sender else { return Err("[report] is incomplete; nothing is shown".to_owned()) };
-        let encoded = self.context.store.read(Table::Snapshot, &report_key.encode()).map_err(|e| e.to_string())?;
+        let encoded = match deliveries.first() {
+            Some((to, _)) => {
+                snapshot::read_encoded(&*self.context.store, &report_key, to).map_err(|e| e.to_string())?
+            }
+            None => None,
+        };
         let encoded =
             encoded.ok_or_else(|| format!("report {report_key}: what it says is not kept; nothing is shown"))?;
         let snapshot = ReportSnapshot::decode(&encoded)

@@ -12,7 +12,8 @@ use std::sync::Arc;
 use tokio::sync::watch;
 
 use crate::base::tlsrpt::Day;
-use crate::reporting::schedule::records::{PlanState, RecordKey, ReportKey, ReportPlan, remove_record};
+use crate::reporting::schedule::mx_hosts;
+use crate::reporting::schedule::records::{PlanState, RecordKey, ReportKey, ReportPlan, hosts_prefix, remove_record};
 use crate::reporting::schedule::{SUPPLEMENT_DELAY, Scheduler, random_delay};
 use crate::store::{Batch, Store, StoreError, Table};
 
@@ -90,6 +91,9 @@ impl Scheduler {
                 ));
             }
         }
+        for day in &past {
+            self.drop_host_index(*day).await?;
+        }
         if !past.is_empty() {
             self.run_blocking(move |store| store.drop_days_before(oldest)).await.map_err(error_text)?;
         }
@@ -149,6 +153,19 @@ impl Scheduler {
         Ok(())
     }
 
+    /// Removes the index of MX hosts of a day.
+    async fn drop_host_index(&self, day: Day) -> Result<(), String> {
+        loop {
+            let page = move |store: &dyn Store| store.scan_page(Table::Due, &hosts_prefix(day), b"", PAGE_SIZE);
+            let page = self.run_blocking(page).await.map_err(error_text)?;
+            if page.is_empty() {
+                return Ok(());
+            }
+            let set = page.into_iter().map(|(key, _)| (Table::Due, key, None)).collect();
+            self.group_commit.write(Batch { add: Vec::new(), set }).await?;
+        }
+    }
+
     /// Plans each domain of the days from `oldest` to the day before `today`.
     async fn plan_ended_days(
         &self,
@@ -164,12 +181,15 @@ impl Scheduler {
             while !*shutdown.borrow() {
                 let (from, now) = (after.take().map(Arc::<str>::from), self.context.clock.seconds());
                 let page = move |store: &dyn Store| plan_page(store, day, from.as_deref(), now, spread);
+                // Late rows may plan reports about MX hosts, as look-ups do.
+                let turn = self.planning_mx_hosts.lock().await;
                 let page = self.run_blocking(page).await.map_err(error_text)?;
                 if !page.batch.set.is_empty() {
                     self.group_commit.write(page.batch).await?;
                     self.context.metrics.add(DROPPED_COUNTER, page.dropped);
                     self.new_plans.notify_one();
                 }
+                drop(turn);
                 if page.dropped > 0 {
                     tracing::warn!(
                         "report {day}: late counts dropped: their supplement has gone; {} counts are in no report",
@@ -217,6 +237,12 @@ fn plan_page(
         };
         // Counts up to `plan.counted` are in the report. Before the look-up, all will be; if the domain wants no report, none
         // are.
+        if plan.state == PlanState::Nothing && plan.counted == 0 && sum > plan.seen {
+            let hosts = mx_hosts::hosts_of(&store.rows(day, &domain)?);
+            let begin = now + SUPPLEMENT_DELAY;
+            mx_hosts::add_hosts(store, &mut page.batch, day, &domain, hosts, true, begin, spread)?;
+            ReportPlan { seen: sum, ..plan.clone() }.add_to_batch(&mut page.batch, &report_key, Some(&plan));
+        }
         if plan.state == PlanState::Waiting || plan.counted == 0 || sum <= plan.counted {
             continue;
         }

@@ -10,14 +10,15 @@ use std::collections::{BTreeMap, HashMap};
 
 use serde::{Deserialize, Serialize};
 
-use crate::base::rua_record::{Destination, Recipients, SkippedUri};
-use crate::base::tlsrpt::{Day, PolicyType, TallyRow};
+use crate::base::rua_record::{Destination, NoRecipients, Recipients, SkippedUri};
+use crate::base::tlsrpt::{Day, TallyRow};
 use crate::config::ReportSection;
 use crate::config::identity::Identity;
 use crate::net::tlsrpt_record::TlsrptLookupError;
 use crate::reporting::report::build::{Report, ReportId};
 use crate::reporting::report::recipients::{RecipientFilter, ReportSubject};
 use crate::reporting::report::{has_failures, look_up_served_recipients, rows_of_host};
+use crate::reporting::schedule::mx_hosts::hosts_of;
 use crate::reporting::schedule::records::{PlanState, ReportKey, ReportPlan};
 use crate::reporting::schedule::snapshot::{self, ReportSnapshot};
 use crate::reporting::schedule::{Scheduler, planner};
@@ -76,49 +77,62 @@ impl PreviewBuilder<'_> {
     async fn build(mut self, name: Option<&str>) -> Result<Vec<ReportPreview>, StoreError> {
         let wanted = |subject: &str| name.is_none_or(|name| name == subject);
         let store = &*self.scheduler.context.store;
-        // Of each host its rows, and the domains that they are from.
-        let mut hosts: BTreeMap<String, (Vec<TallyRow>, Vec<String>)> = BTreeMap::new();
+        // Of each host the domains and their rows.
+        let mut hosts: BTreeMap<String, Vec<(String, Vec<TallyRow>)>> = BTreeMap::new();
         for domain in store.domains(self.day)? {
             let rows = store.rows(self.day, &domain)?;
-            for row in rows.iter().filter(|row| row.policy.policy_type == PolicyType::Tlsa) {
-                let host = &row.policy.policy_domain;
-                if wanted(host) {
-                    let (of_host, from) = hosts.entry(host.clone()).or_default();
-                    of_host.extend(rows_of_host(host, [row]));
-                    from.push(domain.clone());
-                }
+            for host in hosts_of(&rows).into_iter().filter(|host| wanted(host)) {
+                let of_host = rows_of_host(&host, &rows);
+                hosts.entry(host).or_default().push((domain.clone(), of_host));
             }
             if wanted(&domain) {
                 self.add_domain(domain, rows).await?;
             }
         }
         let mut known: HashMap<String, Vec<Destination>> = HashMap::new();
-        for (host, (rows, mut from)) in hosts {
-            from.dedup();
+        for (host, of_domains) in hosts {
             let subject = ReportSubject::Host(host);
-            let mut found = self.find_recipients(&subject, &rows).await;
-            if let Ok(recipients) = found {
-                for domain in &from {
-                    if !known.contains_key(domain) {
-                        let of = ReportSubject::Domain(domain.clone());
-                        let found = look_up_served_recipients(
-                            &self.scheduler.context.resolver,
-                            &self.recipient_filter,
-                            &of,
-                            self.day,
-                        )
-                        .await;
-                        known.insert(domain.clone(), found.map(|found| found.destinations).unwrap_or_default());
-                    }
-                }
-                let domain_destinations: Vec<Vec<Destination>> =
-                    from.iter().map(|domain| known[domain].clone()).collect();
-                found = recipients.excluding(&domain_destinations).map_err(TlsrptLookupError::None);
-            }
+            let all: Vec<TallyRow> = of_domains.iter().flat_map(|(_, rows)| rows.clone()).collect();
+            let found = self.find_recipients(&subject, &all).await;
             let reported = self
                 .read_reported(&ReportKey::first(self.day, subject.clone()))?
                 .map(|(_, snapshot)| snapshot.report_id);
-            self.add(&subject, false, reported, &rows, found);
+            let Ok(recipients) = found else {
+                self.add(&subject, false, reported, &all, found);
+                continue;
+            };
+            for (domain, _) in &of_domains {
+                if !known.contains_key(domain) {
+                    let of = ReportSubject::Domain(domain.clone());
+                    let found = look_up_served_recipients(
+                        &self.scheduler.context.resolver,
+                        &self.recipient_filter,
+                        &of,
+                        self.day,
+                    )
+                    .await;
+                    known.insert(domain.clone(), found.map(|found| found.destinations).unwrap_or_default());
+                }
+            }
+            // To each destination the rows of those domains whose report does not go there.
+            let mut contents: BTreeMap<Vec<&str>, Vec<Destination>> = BTreeMap::new();
+            for destination in &recipients.destinations {
+                let from = of_domains.iter().map(|(domain, _)| domain.as_str());
+                let from = from.filter(|domain| !known[*domain].contains(destination)).collect();
+                contents.entry(from).or_default().push(destination.clone());
+            }
+            let all_told = contents.len() == 1 && contents.contains_key(&Vec::new());
+            if all_told {
+                let already = Err(TlsrptLookupError::None(NoRecipients::AlreadyReported));
+                self.add(&subject, false, reported, &all, already);
+                continue;
+            }
+            for (from, destinations) in contents.into_iter().filter(|(from, _)| !from.is_empty()) {
+                let rows = of_domains.iter().filter(|(domain, _)| from.contains(&domain.as_str()));
+                let rows: Vec<TallyRow> = rows.flat_map(|(_, rows)| rows.clone()).collect();
+                let found = Ok(Recipients { destinations, ..recipients.clone() });
+                self.add(&subject, false, reported.clone(), &rows, found);
+            }
         }
         Ok(self.previews)
     }

@@ -45,6 +45,9 @@ pub(crate) struct ReportPlan {
     pub(crate) last: Option<String>,
     /// The sum of all counts of the day and domain that have a place in a report, or were dropped.
     pub(crate) counted: u64,
+    /// The sum of all counts when the record was looked up and gave no report: what came later may be for an MX host.
+    #[serde(default)]
+    pub(crate) seen: u64,
 }
 
 /// How far a plan is.
@@ -170,7 +173,16 @@ impl std::fmt::Display for ReportKey {
 impl ReportPlan {
     /// A plan whose look-up comes at `moment`.
     pub(crate) fn waiting_until(moment: i64) -> ReportPlan {
-        ReportPlan { state: PlanState::Waiting, moment, next: moment, first: None, attempts: 0, last: None, counted: 0 }
+        ReportPlan {
+            state: PlanState::Waiting,
+            moment,
+            next: moment,
+            first: None,
+            attempts: 0,
+            last: None,
+            counted: 0,
+            seen: 0,
+        }
     }
 
     /// Decodes a plan; one that cannot be decoded counts as done.
@@ -241,6 +253,7 @@ pub(crate) fn remove_record(batch: &mut Batch, key: &[u8], value: &[u8]) -> bool
             ReportPlan::decode(value).due_key(&report_key)
         }
         Some(RecordKey::Delivery(report_key, to)) => {
+            batch.set.push((Table::Snapshot, delivery_key(&report_key, &to), None));
             serde_json::from_slice::<ReportDelivery>(value).ok().and_then(|delivery| delivery.due_key(&report_key, &to))
         }
         None => None,
@@ -277,6 +290,21 @@ pub(crate) fn delivery_key(report_key: &ReportKey, destination: &Destination) ->
     format!("{}/{destination}", report_key.to_text()).into_bytes()
 }
 
+/// The key, in [`Table::Due`], of a domain that has sessions under the TLSA records of an MX host.
+pub(crate) fn host_domain_key(day: Day, host: &str, domain: &str) -> Vec<u8> {
+    [&host_domains_prefix(day, host)[..], domain.as_bytes()].concat()
+}
+
+/// The prefix of those keys for one host.
+pub(crate) fn host_domains_prefix(day: Day, host: &str) -> Vec<u8> {
+    [&hosts_prefix(day)[..], host.as_bytes(), b"/"].concat()
+}
+
+/// The prefix of those keys for a day.
+pub(crate) fn hosts_prefix(day: Day) -> Vec<u8> {
+    day_prefix(b'h', Some(day))
+}
+
 /// The prefix of all keys of a queue; with a day, of those of the day.
 pub(crate) fn queue_prefix(queue: Queue, day: Option<Day>) -> Vec<u8> {
     let letter = match queue {
@@ -286,6 +314,10 @@ pub(crate) fn queue_prefix(queue: Queue, day: Option<Day>) -> Vec<u8> {
         Queue::Post => b'p',
         Queue::InProgress => b'u',
     };
+    day_prefix(letter, day)
+}
+
+fn day_prefix(letter: u8, day: Option<Day>) -> Vec<u8> {
     let mut prefix = vec![letter];
     // The sign flipped, so that octets sort as the numbers do.
     prefix.extend(day.into_iter().flat_map(|day| (day.0 ^ i32::MIN).to_be_bytes()));

@@ -13,10 +13,11 @@ use std::io::Read;
 use flate2::read::GzDecoder;
 use serde::{Deserialize, Serialize};
 
-use crate::base::tlsrpt::{Policy, TallyRow};
+use crate::base::rua_record::Destination;
+use crate::base::tlsrpt::{Failure, Policy, TallyRow};
 use crate::config::identity::Identity;
 use crate::reporting::report::build::{ReportId, gzip};
-use crate::reporting::schedule::records::{ReportKey, to_json};
+use crate::reporting::schedule::records::{ReportKey, delivery_key, to_json};
 use crate::store::{Store, StoreError, Table};
 
 /// The largest snapshot that is unpacked, in octets: the rows of the largest receivers have a few MiB.
@@ -69,25 +70,76 @@ pub(super) fn read_rows(store: &dyn Store, report_key: &ReportKey) -> Result<Vec
     Ok(snapshot.map(|snapshot| snapshot.rows).unwrap_or_default())
 }
 
-/// Merges the rows of equal policies: those of a host come from many domains.
-pub(super) fn merge_by_policy(rows: Vec<TallyRow>) -> Vec<TallyRow> {
-    let mut merged: BTreeMap<Policy, TallyRow> = BTreeMap::new();
-    for row in rows {
-        match merged.get_mut(&row.policy) {
-            None => drop(merged.insert(row.policy.clone(), row)),
-            Some(sum) => {
-                sum.successful = sum.successful.saturating_add(row.successful);
-                sum.failed = sum.failed.saturating_add(row.failed);
-                for (failure, count) in row.details {
-                    match sum.details.iter_mut().find(|(known, _)| *known == failure) {
-                        Some((_, n)) => *n = n.saturating_add(count),
-                        None => sum.details.push((failure, count)),
-                    }
-                }
+/// Reads the counts that a report has for one destination: that of an MX host may have a snapshot for each.
+pub(super) fn read_rows_for(
+    store: &dyn Store,
+    report_key: &ReportKey,
+    to: &Destination,
+) -> Result<Vec<TallyRow>, StoreError> {
+    match read_encoded(store, report_key, to)? {
+        None => Ok(Vec::new()),
+        Some(encoded) => ReportSnapshot::decode(&encoded)
+            .map(|snapshot| snapshot.rows)
+            .map_err(|e| StoreError::Corrupt(format!("what was said cannot be read: {e}"))),
+    }
+}
+
+/// The stored snapshot of a report for one destination.
+pub(super) fn read_encoded(
+    store: &dyn Store,
+    report_key: &ReportKey,
+    to: &Destination,
+) -> Result<Option<Vec<u8>>, StoreError> {
+    match store.read(Table::Snapshot, &delivery_key(report_key, to))? {
+        None => store.read(Table::Snapshot, &report_key.encode()),
+        own => Ok(own),
+    }
+}
+
+/// Sums of rows by policy: those of a host come from many domains.
+#[derive(Clone, Debug, Default)]
+pub(super) struct RowSums(BTreeMap<Policy, (TallyRow, BTreeMap<Failure, u64>)>);
+
+impl RowSums {
+    pub(super) fn add(&mut self, rows: Vec<TallyRow>) {
+        for mut row in rows {
+            let added = std::mem::take(&mut row.details);
+            let (successful, failed) = (row.successful, row.failed);
+            let empty = || (TallyRow { successful: 0, failed: 0, ..row.clone() }, BTreeMap::new());
+            let (sum, details) = self.0.entry(row.policy.clone()).or_insert_with(empty);
+            sum.successful = sum.successful.saturating_add(successful);
+            sum.failed = sum.failed.saturating_add(failed);
+            for (failure, count) in added {
+                let of_kind = details.entry(failure).or_default();
+                *of_kind = of_kind.saturating_add(count);
             }
         }
     }
-    merged.into_values().collect()
+
+    pub(super) fn into_rows(self) -> Vec<TallyRow> {
+        let row = |(row, details): (TallyRow, BTreeMap<Failure, u64>)| TallyRow {
+            details: details.into_iter().collect(),
+            ..row
+        };
+        self.0.into_values().map(row).collect()
+    }
+
+    /// What `rows` have more than these sums; rows and details that have not more are left out.
+    pub(super) fn subtract_from(&self, rows: Vec<TallyRow>) -> Vec<TallyRow> {
+        let more = |mut row: TallyRow| {
+            if let Some((known, details)) = self.0.get(&row.policy) {
+                row.successful = row.successful.saturating_sub(known.successful);
+                row.failed = row.failed.saturating_sub(known.failed);
+                for (failure, count) in &mut row.details {
+                    *count = count.saturating_sub(details.get(failure).copied().unwrap_or_default());
+                }
+            }
+            row.details.retain(|(_, count)| *count > 0);
+            row
+        };
+        let says_something = |row: &TallyRow| row.successful > 0 || row.failed > 0 || !row.details.is_empty();
+        rows.into_iter().map(more).filter(says_something).collect()
+    }
 }
 
 /// The sum of all counts, as in [`crate::store::Store::domain_sums`].
@@ -100,20 +152,9 @@ pub(crate) fn total_count(rows: &[TallyRow]) -> u64 {
 
 /// The counts that `rows` have more than the snapshot; rows and details that have not grown are left out.
 pub(crate) fn counted_since(rows: Vec<TallyRow>, snapshot: &[TallyRow]) -> Vec<TallyRow> {
-    let more = |mut row: TallyRow| {
-        for before in snapshot.iter().filter(|before| before.policy == row.policy) {
-            row.successful = row.successful.saturating_sub(before.successful);
-            row.failed = row.failed.saturating_sub(before.failed);
-            for (failure, count) in &mut row.details {
-                let known = before.details.iter().filter(|(f, _)| f == failure).map(|(_, n)| *n);
-                *count = known.fold(*count, u64::saturating_sub);
-            }
-        }
-        row.details.retain(|(_, count)| *count > 0);
-        row
-    };
-    let says_something = |row: &TallyRow| row.successful > 0 || row.failed > 0 || !row.details.is_empty();
-    rows.into_iter().map(more).filter(says_something).collect()
+    let mut known = RowSums::default();
+    known.add(snapshot.to_vec());
+    known.subtract_from(rows)
 }
 
 #[cfg(test)]

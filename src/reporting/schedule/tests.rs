@@ -967,13 +967,86 @@ async fn an_mx_host_gets_a_report_of_its_own_that_names_no_recipient_domain() {
     let (host, message) = about("mx.provider.example");
     assert_eq!(host.policies.len(), 1);
     assert_eq!(host.policies[0].policy.policy_domain, "mx.provider.example");
-    assert_eq!((host.policies[0].summary.total_success, host.policies[0].summary.total_failure), (2, 2));
+    // The sessions of one.example went to the same address in its own report.
+    assert_eq!((host.policies[0].summary.total_success, host.policies[0].summary.total_failure), (1, 1));
     let text = format!("{host:?}{}", String::from_utf8_lossy(message));
     assert!(!text.contains("one.example") && !text.contains("two.example"), "{text}");
     assert!(text.contains("!mx.provider.example!"), "{text}");
     // A restart plans nothing anew.
     world.run(day().end() + 7200, done).await;
     assert!(taken.try_recv().is_err());
+}
+
+/// The same address behind a domain and its host gets each session once: the host's report has the other domains' alone.
+#[tokio::test]
+async fn a_host_s_report_leaves_out_what_the_same_address_got_in_a_domain_s() {
+    let records = vec![
+        ("_smtp._tls.d1.example", Some("v=TLSRPTv1; rua=mailto:r@h.example")),
+        ("_smtp._tls.d3.example", Some("v=TLSRPTv1; rua=mailto:other@x.example")),
+        ("_smtp._tls.mx.h.example", Some("v=TLSRPTv1; rua=mailto:r@h.example,mailto:all@y.example")),
+    ];
+    let (world, mut taken) = World::new(records, ServerFault::Never).await;
+    {
+        let store = world.store();
+        (0..10).for_each(|_| count_dane(&store, "d1.example", "mx.h.example", "mx.h.example"));
+        count_dane(&store, "d2.example", "mx.h.example", "mx.h.example");
+        (0..2).for_each(|_| count_dane(&store, "d3.example", "mx.h.example", "mx.h.example"));
+    }
+    let sent = |due: &[ReportStatus]| due.iter().filter(|d| d.state == ReportState::Sent).count();
+    let due = world.run(day().end() + 60, |due| sent(due) == 4).await;
+    let mut got = BTreeMap::new();
+    while let Ok((_, to, message)) = taken.try_recv() {
+        let about = String::from_utf8_lossy(&message).split("TLS-Report-Domain: ").nth(1).unwrap().to_owned();
+        let about = about.split("\r\n").next().unwrap().to_owned();
+        let (_, n, id) = received(&message);
+        assert!(got.insert((about, to), (n, id)).is_none());
+    }
+    let counts: Vec<(&str, &str, u64)> =
+        got.iter().map(|((about, to), (n, _))| (about.as_str(), &to[9..to.len() - 1], *n)).collect();
+    let wanted = [
+        ("d1.example", "r@h.example", 10),
+        ("d3.example", "other@x.example", 2),
+        ("mx.h.example", "all@y.example", 13),
+        ("mx.h.example", "r@h.example", 3),
+    ];
+    assert_eq!(counts, wanted);
+    // Other content, another report-id; each is shown as it went.
+    let scheduler = world.open(day().end() + 90);
+    for ((about, _), (n, id)) in got.iter().filter(|((about, _), _)| about == "mx.h.example") {
+        let shown = scheduler.archived_report(id).unwrap();
+        assert_eq!(shown.deliveries.len(), 1, "{about}");
+        assert!(shown.json.contains(&format!("\"total-successful-session-count\":{n},")), "{}", shown.json);
+    }
+    let shown = scheduler.preview(&world.section, day(), Some("mx.h.example")).await.unwrap();
+    let mut previews: Vec<usize> = shown.iter().map(|p| p.recipients.len()).collect();
+    previews.sort_unstable();
+    assert_eq!(previews, [1, 1], "{shown:#?}");
+    assert_eq!(due.len(), 6, "d2.example and example.net have no record");
+}
+
+/// Late rows of a domain without a record are nobody's but the host's.
+#[tokio::test]
+async fn late_rows_of_a_domain_without_a_record_reach_the_host_s_supplement() {
+    let records = vec![("_smtp._tls.mx.h.example", Some("v=TLSRPTv1; rua=mailto:r@h.example"))];
+    let (world, mut taken) = World::new(records, ServerFault::Never).await;
+    count_dane(&world.store(), "d1.example", "mx.h.example", "mx.h.example");
+    let now = day().end() + 60;
+    let sent = |supplement| {
+        move |due: &[ReportStatus]| due.iter().any(|d| d.supplement == supplement && d.state == ReportState::Sent)
+    };
+    world.run(now, sent(false)).await;
+    (0..4).for_each(|_| count_dane(&world.store(), "d1.example", "mx.h.example", "mx.h.example"));
+    count_dane(&world.store(), "new.example", "mx.h.example", "mx.h.example");
+    world.run(now + 600, |due| due.iter().any(|d| d.supplement)).await;
+    world.run(now + 600 + 2 * SUPPLEMENT_DELAY, sent(true)).await;
+    let (first, second) = (taken.try_recv().unwrap().2, taken.try_recv().unwrap().2);
+    assert_eq!((received(&first).1, received(&second).1), (1, 5));
+    assert!(taken.try_recv().is_err());
+    // With the day its index goes, too.
+    world.metrics.update_input("maillog", |input| input.newest = Some(day().end() + 5 * Day::SECONDS));
+    world.run(day().end() + 5 * Day::SECONDS, <[ReportStatus]>::is_empty).await;
+    assert_eq!(world.store().scan(Table::Due, b"").unwrap(), []);
+    assert_eq!(world.store().scan(Table::Snapshot, b"").unwrap(), []);
 }
 
 /// The report of a host goes, and what comes late for one of its domains is told to it as well, once.
