@@ -183,12 +183,15 @@ impl EximInstallation {
         }
     }
 
-    /// The SMTP transports that mail for other domains goes by: those of dnslookup routers.
+    /// The SMTP transports that mail for other domains goes by: those of dnslookup routers, but for those that take only
+    /// messages with `TLS-Required: No` (RFC 8689), which no policy holds.
     fn smtp_transports(&self) -> impl Iterator<Item = &EximDriver> {
         let routed: Vec<&str> = self
             .routers
             .iter()
-            .filter(|router| router.get("driver") == "dnslookup")
+            .filter(|router| {
+                router.get("driver") == "dnslookup" && !router.get("condition").contains("$h_TLS-Required:")
+            })
             .map(|router| router.get("transport"))
             .collect();
         self.transports.iter().filter(move |t| t.get("driver") == "smtp" && routed.contains(&t.name.as_str()))
