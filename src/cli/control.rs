@@ -4,6 +4,7 @@
 
 use std::os::unix::fs::{MetadataExt, lchown};
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use serde::de::DeserializeOwned;
 
@@ -11,6 +12,12 @@ use super::{CliError, EX_CONFIG, EX_IOERR, EX_SOFTWARE, EX_UNAVAILABLE};
 use crate::config::Config;
 use crate::daemon::control::{ControlRequest, RequestError, Services, send_request};
 use crate::daemon::services::{self, OpenError, StoreError};
+
+/// How long a daemon that has its store may take until its control socket answers.
+const START_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The time between two attempts to reach a daemon that starts.
+const START_RETRY: Duration = Duration::from_millis(100);
 
 impl From<OpenError> for CliError {
     fn from(error: OpenError) -> CliError {
@@ -42,17 +49,26 @@ pub(super) fn query<T: DeserializeOwned>(
         runtime.map_err(|e| CliError::new(EX_SOFTWARE, format!("runtime: cannot start: {e}; nothing is shown")))?;
     let mut opened_here = false;
     let result = runtime.block_on(async {
-        match send_request(&config.control.socket, request).await {
-            Ok(answer) => Ok(answer),
-            Err(RequestError::Failed(line)) => Err(CliError::new(EX_UNAVAILABLE, line)),
-            Err(RequestError::NotRunning) => {
-                opened_here = true;
-                let services = services::open_offline(config)?;
-                here(&services).await.map_err(|line| CliError::new(EX_CONFIG, line))
+        let begun = Instant::now();
+        loop {
+            match send_request(&config.control.socket, request).await {
+                Ok(answer) => return Ok(answer),
+                Err(RequestError::Failed(line)) => return Err(CliError::new(EX_UNAVAILABLE, line)),
+                Err(RequestError::NotRunning) => {}
+            }
+            match services::open_offline(config) {
+                // A daemon that starts has its store before its control socket.
+                Err(OpenError::Store(StoreError::Locked(_))) if begun.elapsed() < START_TIMEOUT => {
+                    tokio::time::sleep(START_RETRY).await;
+                }
+                opened => {
+                    opened_here = true;
+                    return here(&opened?).await.map_err(|line| CliError::new(EX_CONFIG, line));
+                }
             }
         }
     });
-    runtime.shutdown_timeout(std::time::Duration::from_millis(100));
+    runtime.shutdown_timeout(Duration::from_millis(100));
     if opened_here && let Err(error) = restore_owner(&config.store.path) {
         tracing::debug!("store: owner not set: {error}");
     }
