@@ -23,7 +23,7 @@ use crate::reporting::report::message::MessageError;
 use crate::reporting::report::recipients::ReportSubject;
 use crate::reporting::report::{ReportSender, has_failures, look_up_served_recipients};
 use crate::reporting::schedule::mx_hosts::HostReport;
-use crate::reporting::schedule::planner;
+use crate::reporting::schedule::records;
 use crate::reporting::schedule::records::{
     DeliveryState, PlanState, ReportDelivery, ReportKey, ReportPlan, delivery_key,
 };
@@ -232,7 +232,7 @@ impl Scheduler {
     ) -> Result<Option<(ReportPlan, Vec<TallyRow>, u64)>, StoreError> {
         let of = report_key.clone();
         self.run_blocking(move |store| {
-            let Some(plan) = planner::read_plan(store, &of)?.filter(|plan| plan.state == PlanState::Waiting) else {
+            let Some(plan) = records::read_plan(store, &of)?.filter(|plan| plan.state == PlanState::Waiting) else {
                 return Ok(None);
             };
             let mut rows = store.rows(of.day, &of.subject_text())?;

@@ -14,7 +14,7 @@ use crate::base::rua_record::Destination;
 use crate::base::tlsrpt::{Day, PolicyType, TallyRow};
 use crate::reporting::report::recipients::ReportSubject;
 use crate::reporting::report::rows_of_host;
-use crate::reporting::schedule::planner;
+use crate::reporting::schedule::records;
 use crate::reporting::schedule::records::{
     DeliveryState, PlanState, Queue, RecordKey, ReportDelivery, ReportKey, ReportPlan, delivery_key, host_domain_key,
     host_domains_prefix, queue_prefix,
@@ -108,9 +108,9 @@ pub(super) fn add_hosts(
     for host in hosts {
         batch.set.push((Table::Due, host_domain_key(day, &host, domain), Some(Vec::new())));
         let host = ReportKey::first(day, ReportSubject::Host(host));
-        let unplanned = match planner::read_plan(store, &host)?.map(|plan| plan.state) {
+        let unplanned = match records::read_plan(store, &host)?.map(|plan| plan.state) {
             None => Some(host),
-            Some(PlanState::Planned) if late && planner::read_plan(store, &host.as_supplement())?.is_none() => {
+            Some(PlanState::Planned) if late && records::read_plan(store, &host.as_supplement())?.is_none() => {
                 Some(host.as_supplement())
             }
             Some(_) => None,
@@ -201,7 +201,7 @@ fn lookups_pending(store: &dyn Store, report_key: &ReportKey, now: i64) -> Resul
                 return Ok(false);
             }
             let untried = |plan: Option<ReportPlan>| plan.is_some_and(|plan| plan.attempts == 0);
-            if matches!(of.subject, ReportSubject::Domain(_)) && untried(planner::read_plan(store, &of)?) {
+            if matches!(of.subject, ReportSubject::Domain(_)) && untried(records::read_plan(store, &of)?) {
                 return Ok(true);
             }
         }

@@ -13,7 +13,9 @@ use tokio::sync::watch;
 
 use crate::base::tlsrpt::Day;
 use crate::reporting::schedule::mx_hosts;
-use crate::reporting::schedule::records::{PlanState, RecordKey, ReportKey, ReportPlan, hosts_prefix, remove_record};
+use crate::reporting::schedule::records::{
+    PlanState, RecordKey, ReportKey, ReportPlan, hosts_prefix, read_plan, remove_record,
+};
 use crate::reporting::schedule::{SUPPLEMENT_DELAY, Scheduler, random_delay};
 use crate::store::{Batch, Store, StoreError, Table};
 
@@ -262,10 +264,6 @@ fn plan_page(
         }
     }
     Ok(page)
-}
-
-pub(super) fn read_plan(store: &dyn Store, report_key: &ReportKey) -> Result<Option<ReportPlan>, StoreError> {
-    Ok(store.read(Table::Delivery, &report_key.encode())?.map(|bytes| ReportPlan::decode(&bytes)))
 }
 
 fn error_text(error: StoreError) -> String {

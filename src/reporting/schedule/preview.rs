@@ -21,7 +21,7 @@ use crate::reporting::report::{has_failures, look_up_served_recipients, rows_of_
 use crate::reporting::schedule::mx_hosts::hosts_of;
 use crate::reporting::schedule::records::{PlanState, ReportKey, ReportPlan};
 use crate::reporting::schedule::snapshot::{self, ReportSnapshot};
-use crate::reporting::schedule::{Scheduler, planner};
+use crate::reporting::schedule::{Scheduler, records};
 use crate::store::{StoreError, Table};
 
 /// A report as it would be sent now.
@@ -147,7 +147,7 @@ impl PreviewBuilder<'_> {
             return Ok(());
         };
         self.add(&subject, false, Some(snapshot.report_id), &rows, found);
-        let supplement = planner::read_plan(&*self.scheduler.context.store, &report_key.as_supplement())?;
+        let supplement = records::read_plan(&*self.scheduler.context.store, &report_key.as_supplement())?;
         if snapshot::total_count(&rows) > plan.counted && supplement.is_none_or(|plan| plan.state == PlanState::Waiting)
         {
             let since = snapshot::counted_since(rows, &snapshot.rows);
@@ -160,7 +160,7 @@ impl PreviewBuilder<'_> {
     /// Reads the plan and the snapshot of a report that has recipients.
     fn read_reported(&self, report_key: &ReportKey) -> Result<Option<(ReportPlan, ReportSnapshot)>, StoreError> {
         let store = &*self.scheduler.context.store;
-        let Some(plan) = planner::read_plan(store, report_key)?.filter(|plan| plan.state == PlanState::Planned) else {
+        let Some(plan) = records::read_plan(store, report_key)?.filter(|plan| plan.state == PlanState::Planned) else {
             return Ok(None);
         };
         let encoded = store.read(Table::Snapshot, &report_key.encode())?;

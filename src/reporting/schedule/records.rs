@@ -11,7 +11,7 @@ use crate::base::rua_record::Destination;
 use crate::base::tlsrpt::Day;
 use crate::reporting::report::build::ReportId;
 use crate::reporting::report::recipients::ReportSubject;
-use crate::store::{Batch, Table};
+use crate::store::{Batch, Store, StoreError, Table};
 
 /// The key of a report: its day and subject, and whether it is the supplement, with the counts that came after the first
 /// report's snapshot.
@@ -243,6 +243,11 @@ impl ReportDelivery {
         }
         batch.set.push((Table::Delivery, delivery_key(report_key, to), Some(to_json(self))));
     }
+}
+
+/// Reads the plan of a report.
+pub(crate) fn read_plan(store: &dyn Store, report_key: &ReportKey) -> Result<Option<ReportPlan>, StoreError> {
+    Ok(store.read(Table::Delivery, &report_key.encode())?.map(|bytes| ReportPlan::decode(&bytes)))
 }
 
 /// Adds the removal of a record, as it was read, to a batch. Returns whether it was open.
