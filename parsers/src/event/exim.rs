@@ -123,8 +123,8 @@ pub enum HostProblem<'a> {
     TlsaLookup,
     /// `DANE error: tlsa lookup FAIL`, `DANE error: HOST lookup not DNSSEC`: DANE was required.
     DaneRequired,
-    /// The event action of `packaging/exim.example`: the host is none of the MTA-STS policy's.
-    StsMxMismatch,
+    /// The event action of `packaging/exim.example`: the MTA-STS policy of this domain does not name the host.
+    StsMxMismatch(&'a [u8]),
     /// A fault of this host's: no TLS was tried.
     Local,
     /// Anything else, or nothing.
@@ -135,7 +135,7 @@ impl HostProblem<'_> {
     /// Whether policy excluded the host before any TLS handshake.
     #[must_use]
     pub const fn excludes_host(&self) -> bool {
-        matches!(self, HostProblem::TlsaLookup | HostProblem::DaneRequired | HostProblem::StsMxMismatch)
+        matches!(self, HostProblem::TlsaLookup | HostProblem::DaneRequired | HostProblem::StsMxMismatch(_))
     }
 
     /// Whether a TLS session was attempted, or could not be attempted for lack of STARTTLS, and failed.

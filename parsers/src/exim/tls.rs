@@ -201,9 +201,12 @@ pub(super) fn parse_problem(message: &[u8]) -> HostProblem<'_> {
     match message.strip_prefix(b"deferred by smtp:connect event expansion: MX host ") {
         None => HostProblem::Other,
         Some(rest) => match memchr(b' ', rest).and_then(|space| rest.get(space..)) {
-            Some(rest) if rest.starts_with(b" is not in the MTA-STS policy of ") => HostProblem::StsMxMismatch,
-            Some(rest) if rest.starts_with(b" was found without DNSSEC, and ") => HostProblem::DaneRequired,
-            _ => HostProblem::Other,
+            Some(rest) => match rest.strip_prefix(b" is not in the MTA-STS policy of ") {
+                Some(domain) => HostProblem::StsMxMismatch(domain),
+                None if rest.starts_with(b" was found without DNSSEC, and ") => HostProblem::DaneRequired,
+                None => HostProblem::Other,
+            },
+            None => HostProblem::Other,
         },
     }
 }

@@ -83,7 +83,7 @@ fn exim<'a>(line: &EximLine<'a>, texts: &mut Vec<&'a [u8]>) {
 
 fn problem_text<'a>(problem: &HostProblem<'a>) -> Option<&'a [u8]> {
     match *problem {
-        HostProblem::Handshake(text) | HostProblem::DaneMismatch(text) => Some(text),
+        HostProblem::Handshake(text) | HostProblem::DaneMismatch(text) | HostProblem::StsMxMismatch(text) => Some(text),
         HostProblem::StarttlsNotOffered
         | HostProblem::StarttlsRefused
         | HostProblem::CertificateInvalid
@@ -94,7 +94,6 @@ fn problem_text<'a>(problem: &HostProblem<'a>) -> Option<&'a [u8]> {
         | HostProblem::TlsaUnusable
         | HostProblem::TlsaLookup
         | HostProblem::DaneRequired
-        | HostProblem::StsMxMismatch
         | HostProblem::Local
         | HostProblem::Other => None,
     }

@@ -244,7 +244,7 @@ const COUNTED: [(&str, &str); 28] = [
     ("testing-plain.test", "sts: 1 failed, 1 starttls-not-supported"),
     ("testing.test", "sts: 1 failed, 1 validation-failure/mtasts-policy-mx-mismatch"),
     ("unusable-sts.example", "sts: 1 failed, 1 certificate-not-trusted"),
-    ("unusable.example", "no-policy-found: 1 ok"),
+    ("unusable.example", "tlsa: 1 failed, 1 tlsa-invalid/all-TLSA-records-unusable"),
     ("wild.test", "sts: 1 ok"),
     ("wrong-name.test", "sts: 1 failed, 1 certificate-host-mismatch"),
 ];

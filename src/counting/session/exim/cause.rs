@@ -96,7 +96,7 @@ pub(super) fn failure_cause(
         HostProblem::TlsaUnusable => tlsa_invalid(),
         HostProblem::TlsaLookup => (DnssecInvalid, None),
         HostProblem::DaneRequired => (DaneRequired, None),
-        HostProblem::StsMxMismatch => with(ValidationFailure, MX_MISMATCH),
+        HostProblem::StsMxMismatch(_) => with(ValidationFailure, MX_MISMATCH),
     }
 }
 

@@ -95,7 +95,11 @@ impl OpenMessage {
             return 0;
         }
         let (ip, lines_before) = (peer.ip, self.lines);
-        self.push(HostFailure { began: time, host, ip, pid, cause, kind, domain: None, logged: true, lines_before })
+        let domain = match problem {
+            HostProblem::StsMxMismatch(domain) => Some(lower_case(domain)),
+            _ => None,
+        };
+        self.push(HostFailure { began: time, host, ip, pid, cause, kind, domain, logged: true, lines_before })
     }
 
     /// A failed session that the event action reports; gives how many failures were evicted for it.
@@ -190,12 +194,28 @@ impl OpenMessage {
             return Some(SessionEnd::Continued);
         }
         let Some(peer) = line.peer else {
-            if line.problem.excludes_host() {
-                let cause = self.take_cause(line.problem, None);
-                let kind = HostFailureKind::of(line.problem, false);
-                let new = ExcludedDomain { domain: domain.to_owned(), began: time, cause, kind };
-                push_bounded(&mut self.excluded_domains, MAX_BATCHES, new);
+            if !line.problem.excludes_host() {
+                return None;
             }
+            let is_ours = |known: &mut HostFailure| !known.kind.is_session() && known.domain.as_deref() == Some(domain);
+            let ours: Vec<HostFailure> = self.host_failures.extract_if(.., is_ours).collect();
+            if !ours.is_empty() {
+                out.extend(ours.into_iter().map(failed_session));
+                return Some(SessionEnd::Excluded);
+            }
+            let cause = self.take_cause(line.problem, None);
+            let kind = HostFailureKind::of(line.problem, false);
+            let new = ExcludedDomain { domain: domain.to_owned(), began: time, cause, kind };
+            // A process logs its hosts before the recipients: where none was excluded, this line is all there is.
+            if self.host_failures.iter().all(|known| known.kind.is_session()) && self.excluded_domains.is_empty() {
+                let told =
+                    |batch: &DeliveryBatch| batch.domain() == domain && batch.end() == Some(SessionEnd::Excluded);
+                if !self.batches.iter().any(told) {
+                    out.push(new.into_ended_session());
+                }
+                return Some(SessionEnd::Excluded);
+            }
+            push_bounded(&mut self.excluded_domains, MAX_BATCHES, new);
             return None;
         };
         let host = lower_case(peer.host);

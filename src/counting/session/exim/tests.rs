@@ -190,6 +190,35 @@ fn unusable_tlsa_records_are_of_the_host_that_follows() {
 }
 
 #[test]
+fn hosts_outside_the_policy_count_with_the_recipient_and_not_later() {
+    let text = |host: &str, domain: &str| {
+        format!("deferred by smtp:connect event expansion: MX host {host} is not in the MTA-STS policy of {domain}")
+    };
+    let host = |host: &str, domain: &str| format!("1 H={host} [192.0.2.1]:25: {}", text(host, domain));
+    let recipient =
+        |to: &str, host: &str, domain: &str| format!("1 == {to} R=r T=t defer (-27): {}", text(host, domain));
+    let lines = [
+        host("mx1.b.test", "b.test"),
+        host("mx2.b.test", "b.test"),
+        host("mx.provider.test", "A.test"),
+        recipient("u@a.test", "mx.provider.test", "a.test"),
+        recipient("u@b.test", "mx2.b.test", "b.test"),
+    ];
+    let wanted = ["a.test failed at mx.provider.test", "b.test failed at mx1.b.test", "b.test failed at mx2.b.test"];
+    let wanted = wanted.map(|start| format!("{start}: validation-failure"));
+    let lines: Vec<&str> = lines.iter().map(String::as_str).collect();
+    assert_eq!(outcomes(&lines), wanted);
+    // Each is out with its recipient's line, not once the message is done with.
+    let (mut sessions, mut out) = (EximSessions::new(), Vec::new());
+    for line in &lines[2..4] {
+        let line = format!("1970-01-01 00:00:01 {ID} {}", line.split_once(' ').unwrap().1);
+        let event = parse(Dialect::Exim, line.as_bytes()).unwrap().unwrap();
+        sessions.handle_event(&event, 1, |_| false, &mut out);
+    }
+    assert_eq!(out.len(), 1);
+}
+
+#[test]
 fn our_own_report_is_not_counted() {
     let arrived = "1 <= s@h.test U=u P=local S=9 id=ours.1@h.test";
     let dane = "1 DANE attempt failed; TLS connection to mx1.a.test [192.0.2.7]: (certificate verification failed)";
