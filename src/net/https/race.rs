@@ -159,13 +159,13 @@ mod tests {
             async move {
                 match server {
                     Server::BlackHole => pending().await,
-                    Server::Refuses => return Err(HttpsError::Connection(format!("{at} refuses"))),
-                    Server::Answers => return Ok(at),
+                    Server::Refuses => Err(HttpsError::Connection(format!("{at} refuses"))),
+                    Server::Answers => Ok(at),
                     Server::Silent => {
                         accepted.fetch_add(1, Ordering::Relaxed);
                         pending().await
                     }
-                    Server::WrongName => return Err(HttpsError::Certificate(CertificateFault::Name)),
+                    Server::WrongName => Err(HttpsError::Certificate(CertificateFault::Name)),
                 }
             }
         });

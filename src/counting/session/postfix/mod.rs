@@ -336,8 +336,13 @@ impl PostfixSessions {
 
     /// Lines of a host are missing: what was concluded from the completeness of its log ends.
     fn note_gap(&mut self, host: &[u8], time: i64) {
-        let of_host = |name: &&Box<[u8]>| host.is_empty() || name.starts_with(b"\0") || name.starts_with(host);
-        let names: Vec<_> = self.instances.keys().filter(of_host).cloned().collect();
+        // A key begins with the host and a zero byte (`instance_key`); a line without a host says nothing about which.
+        let of_host = |key: &[u8]| {
+            host.is_empty()
+                || key.strip_prefix(host).is_some_and(|rest| rest.starts_with(b"\0"))
+                || key.starts_with(b"\0")
+        };
+        let names: Vec<_> = self.instances.keys().filter(|key| of_host(key)).cloned().collect();
         for name in names {
             self.update_instance(&name, time, |i| (i.logs_all_sessions, i.lost_lines_at) = (false, Some(time)));
         }
