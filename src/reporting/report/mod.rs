@@ -47,6 +47,8 @@ impl ReportSender {
         let mut signer = Signer::load(section.dkim.keys(), &identity.from.domain)
             .map_err(|keys| keys.iter().map(ToString::to_string).collect::<Vec<_>>())?;
         signer.warnings.extend(transport::password_warning(section));
+        let key_type_warning = signer.key_type_warning();
+        signer.warnings.extend(key_type_warning);
         signer.warnings.extend(domain_warnings(&identity, &signer));
         let transport = Transport::load(section)?;
         Ok(Some(ReportSender { identity, signer, recipient_filter, transport, max_size: section.max_size }))
