@@ -131,25 +131,30 @@ fn newest_checkpoint(position: &FilePosition, log: &mut OpenLog, limit: u64) -> 
     Ok(None)
 }
 
-/// The newest of the last lines that stands in the file at or after `from`, with those before it.
+/// The newest of the last lines that stands in the file at or after `from`, with those before it. Equal lines may stand
+/// in several places: the one with the most lines before it that agree is taken, of several the one where the position
+/// ends, or else the first.
 fn newest_line(position: &FilePosition, log: &mut OpenLog, from: u64) -> io::Result<Option<Fit>> {
     let mut indexes: HashMap<u32, Vec<usize>> = HashMap::new();
     for (index, digest) in position.tail.iter().enumerate() {
         indexes.entry(*digest).or_default().push(index);
     }
-    let mut found: Option<(usize, u64)> = None;
+    let mut found: Option<((usize, usize, bool), u64)> = None;
     let mut read = ReadLines { from, lines: VecDeque::new(), complete: true };
     log.visit_lines(from, &mut |line, end| {
         let digest = line_digest(line);
         read.push(digest, line.len());
         let Some(candidates) = indexes.get(&digest) else { return };
-        let newer = |index: &&usize| found.is_none_or(|(newest, _)| **index >= newest);
-        let newest = candidates.iter().rev().take_while(newer).find(|index| read.agrees(position, **index));
-        if let Some(index) = newest {
-            found = Some((*index, end));
+        for index in candidates.iter().rev() {
+            let Some(agreeing) = read.agreeing(position, *index) else { continue };
+            let in_place = index + 1 == position.tail.len() && end == position.offset;
+            let rank = (*index, agreeing, in_place);
+            if found.is_none_or(|(best, _)| rank > best) {
+                found = Some((rank, end));
+            }
         }
     })?;
-    Ok(found.map(|(index, offset)| Fit::After { lines: index + 1, offset }))
+    Ok(found.map(|((index, ..), offset)| Fit::After { lines: index + 1, offset }))
 }
 
 /// The lines of a file that were read last.
@@ -171,21 +176,20 @@ impl ReadLines {
         self.lines.push_back((digest, length));
     }
 
-    /// Whether the lines of the position that end with the one at `index` are those that were read last.
-    fn agrees(&self, position: &FilePosition, index: usize) -> bool {
-        let mut agreeing = 0;
+    /// How many lines of the position, the last of them the one at `index`, are those that were read last; none if they
+    /// are too few to tell.
+    fn agreeing(&self, position: &FilePosition, index: usize) -> Option<usize> {
+        let mut bytes = 0;
         let mut known = position.tail[..=index].iter().rev();
-        for (digest, length) in self.lines.iter().rev() {
+        for (count, (digest, length)) in self.lines.iter().rev().enumerate() {
             match known.next() {
-                Some(line) if line == digest => agreeing += length,
-                _ => return false,
-            }
-            if agreeing >= MIN_AGREEING_BYTES {
-                return true;
+                Some(line) if line == digest => bytes += length,
+                _ => return (bytes >= MIN_AGREEING_BYTES).then_some(count),
             }
         }
         // Few short lines, which agree from the beginning of the file, or from a checkpoint.
-        self.complete && (self.from > 0 || (position.tail_start == 0 && known.next().is_none()))
+        let from_start = self.complete && (self.from > 0 || (position.tail_start == 0 && known.next().is_none()));
+        (bytes >= MIN_AGREEING_BYTES || from_start).then_some(self.lines.len())
     }
 }
 
@@ -282,6 +286,32 @@ mod tests {
         let longer = lines((0..100).chain(new())).replace("number 98", "another number");
         for now in [without_first, without_some, changed, longer] {
             assert_eq!(rest(100, 3, &now).1, lines(new()), "{now}");
+        }
+    }
+
+    #[test]
+    fn of_equal_lines_the_one_is_found_where_the_position_ends() {
+        // The last counted line stands once more behind the position, and the same twice in a row.
+        for (counted, now) in [
+            (lines([0, 1, 2, 3]), lines([0, 1, 2, 3, 4, 3, 5])),
+            (lines([0, 1, 3, 3]), lines([0, 1, 3, 3, 4, 3, 5])),
+            (lines([0, 1, 3]), lines([0, 1, 3, 3, 4])),
+        ] {
+            let home = tempfile::tempdir().unwrap();
+            let path = home.path().join("mail.log");
+            let position = read(&path, &counted, 1);
+            let packed = home.path().join("mail.log.1.gz");
+            let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+            io::Write::write_all(&mut gzip, now.as_bytes()).unwrap();
+            fs::write(&packed, gzip.finish().unwrap()).unwrap();
+            assert_eq!(locate(&position, &mut open(&packed)).unwrap(), Fit::Whole, "{now}");
+            // The same in a file that begins otherwise.
+            let edited = lines([9]) + &now;
+            fs::write(&path, &edited).unwrap();
+            let fit = locate_in_edited(&position, &mut open(&path)).unwrap();
+            let offset = (lines([9]) + &counted).len() as u64;
+            let tail = position.tail.len();
+            assert_eq!(fit, Some(Fit::After { lines: tail, offset }), "{now}");
         }
     }
 
