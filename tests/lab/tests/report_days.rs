@@ -312,6 +312,9 @@ async fn two_hosts(installation: Installation) {
             zone.mx(&domain, 10, &name);
             zone.address(&name, address.into());
             zone.txt(&format!("_smtp._tls.{domain}"), &format!("v=TLSRPTv1; rua=mailto:tlsrpt@{domain}"));
+            for key in &world.keys {
+                zone.txt(&format!("{}._domainkey.{domain}", key.selector), &key.record);
+            }
             let chain = world.folder().join("chain.pem");
             fs::write(&chain, world.authority.certify(&name, None).unwrap().pem()).unwrap();
             // The second passes all mail through a content filter: its reports leave under another queue id.
