@@ -512,15 +512,30 @@ fn an_older_or_newer_format_is_refused_with_what_to_do_and_what_is_lost() {
         assert_eq!(refused(home.path()), wanted);
         assert!(!embedded.exists(), "nothing is made in it");
 
-        let config = tempfile::NamedTempFile::new().unwrap();
-        let text = format!("[store]\npath = \"{path}\"\n[control]\nsocket = \"{path}/control\"\n");
-        fs::write(config.path(), text).unwrap();
-        for (command, status) in [("serve", 78), ("results", 74)] {
+        let folder = tempfile::tempdir().unwrap();
+        let (at, config) = (folder.path().display(), folder.path().join("config.toml"));
+        let text = format!(
+            "[store]\npath = \"{path}\"\n[control]\nsocket = \"{at}/control\"\n[socketmap]\nlisten = [\"unix:{at}/ask\"]\n\
+             [resolver]\naddress = \"127.0.0.1:9\"\n"
+        );
+        fs::write(&config, text).unwrap();
+        let program = |command: &str| {
             let mut program = Command::new(env!("CARGO_BIN_EXE_tlswarden"));
-            let output = program.arg(command).arg("--config").arg(config.path()).output().unwrap();
-            let said = String::from_utf8(output.stderr).unwrap();
-            assert_eq!((output.status.code(), said), (Some(status), format!("tlswarden: {wanted}\n")), "{command}");
-        }
+            program.arg(command).arg("--config").arg(&config);
+            program
+        };
+        let output = program("results").output().unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert_eq!((output.status.code(), said), (Some(74), format!("tlswarden: {wanted}\n")));
+        // The daemon answers without it, and logs why.
+        let reason = format!("store: off: {}", wanted.strip_prefix("store: ").unwrap());
+        let mut daemon = program("serve").stderr(Stdio::piped()).spawn().unwrap();
+        let mut lines = BufReader::new(daemon.stderr.take().unwrap()).lines().map_while(Result::ok);
+        let logged = lines.any(|line| line.contains("ERROR") && line.contains(&reason));
+        let answers = lines.any(|line| line.contains(": answering at socketmap "));
+        daemon.kill().unwrap();
+        daemon.wait().unwrap();
+        assert!(logged && answers, "{logged} {answers}");
     }
 }
 
