@@ -33,14 +33,21 @@ impl EmbeddedStore {
             return Err(StoreError::Corrupt(format!("damaged: {}", opened.notices.join("; "))));
         }
         drop(opened);
+        let former = free_name(store_folder, &format!("replaced-{}", clock.seconds()));
         exchange(copy, store_folder).map_err(|e| disk_error(store_folder, &e))?;
-        let former = store_folder.join(format!("replaced-{}", clock.seconds()));
         match copy.join(SLED_FOLDER).exists() {
             true => fs::rename(copy, &former).map(|()| Some(former)),
             false => fs::remove_dir_all(copy).map(|()| None),
         }
         .map_err(|e| disk_error(store_folder, &e))
     }
+}
+
+/// `name` in a folder, with a number behind it where that is there already.
+fn free_name(folder: &Path, name: &str) -> PathBuf {
+    let numbered = (1..).map(|number| folder.join(format!("{name}-{number}")));
+    let mut names = std::iter::once(folder.join(name)).chain(numbered);
+    names.find(|path| path.symlink_metadata().is_err()).expect("there are more numbers than entries in a folder")
 }
 
 /// Lets sled's folders change places. The number of the last acknowledged commit must never be higher than the store in
