@@ -79,10 +79,12 @@ impl NextHop {
             },
         };
         let port = port.map_or(Some(Port::SMTP), Port::parse)?;
-        if mx && TRANSPORT_PREFIXES.contains(&host) && port != Port::SMTP {
+        let domain = crate::base::domain_name::normalize(host)?;
+        // By the canonical name: what `key` gives must read back.
+        if mx && TRANSPORT_PREFIXES.contains(&domain.as_str()) && port != Port::SMTP {
             return None;
         }
-        Some(NextHop { domain: crate::base::domain_name::normalize(host)?, port, mx })
+        Some(NextHop { domain, port, mx })
     }
 
     /// Its canonical form: port 25 is left out.
@@ -122,6 +124,8 @@ mod tests {
         for (key, want) in [
             ("example.com", Some("example.com")),
             ("Example.COM.", Some("example.com")),
+            ("Unix.:mail.sock", None),
+            ("unix:mail.sock", None),
             ("bücher.example:25", Some("xn--bcher-kva.example")),
             ("example.com:2525", Some("example.com:2525")),
             ("example.com:submission", Some("example.com:587")),
