@@ -174,6 +174,18 @@ impl Host {
         (output.status.code(), String::from_utf8(said).unwrap())
     }
 
+    /// A host whose daemon has answered and counted `first.test`, before its disk filled up and the store was off.
+    async fn on_a_full_disk() -> Host {
+        let mut host = Host::new().await;
+        host.start().await;
+        host.secure("first.test").await;
+        host.deliver("first.test");
+        host.all_counted().await;
+        host.fill();
+        host.fails_to_count().await;
+        host
+    }
+
     /// More sessions are in the log than the store has room for.
     async fn fails_to_count(&mut self) {
         for n in 0..5000 {
@@ -188,13 +200,7 @@ async fn a_disk_that_fills_up_while_it_runs_and_at_a_reload() {
     if !may_mount("a_disk_that_fills_up_while_it_runs_and_at_a_reload") {
         return;
     }
-    let mut host = Host::new().await;
-    host.start().await;
-    host.secure("first.test").await;
-    host.deliver("first.test");
-    host.all_counted().await;
-    host.fill();
-    host.fails_to_count().await;
+    let mut host = Host::on_a_full_disk().await;
     // Learned while the store is off: in memory alone.
     host.secure("second.test").await;
     host.unpublish("first.test");
@@ -229,13 +235,7 @@ async fn a_start_on_a_full_disk() {
     if !may_mount("a_start_on_a_full_disk") {
         return;
     }
-    let mut host = Host::new().await;
-    host.start().await;
-    host.secure("first.test").await;
-    host.deliver("first.test");
-    host.all_counted().await;
-    host.fill();
-    host.fails_to_count().await;
+    let mut host = Host::on_a_full_disk().await;
     host.kill().await;
     // It cannot tell yet what it knew: what is published is answered.
     host.start().await;
