@@ -168,9 +168,9 @@ async fn daemon(folder: &Path, keys: &[String]) -> (Target, usize, u128) {
     let resolver = Resolver::new(config.resolver.address).expect("a resolver");
     let client = HttpsClient::new(resolver.clone(), &config.closed_network.exceptions()).expect("an HTTPS client");
     let history = Arc::new(PolicyHistory::open(&*store, clock, metrics.clone()).expect("a history"));
-    let open =
-        Policies::open(&config, resolver, client, Arc::clone(&store), Arc::clone(&history), clock, metrics.clone());
-    let policies = open.expect("policies");
+    let policies =
+        Policies::new(&config, resolver, client, Arc::clone(&store), Arc::clone(&history), clock, metrics.clone());
+    policies.load().expect("policies");
     // The sender is kept: nothing ends before the process does.
     let (stop, stopped) = watch::channel(false);
     Box::leak(Box::new(stop));

@@ -311,8 +311,8 @@ mod tests {
         let resolver = Resolver::new(config.resolver.address).unwrap();
         let client = HttpsClient::new(resolver.clone(), &config.closed_network.exceptions()).unwrap();
         let history = Arc::new(PolicyHistory::open(&*store, clock, metrics.clone()).unwrap());
-        let policies =
-            Policies::open(&config, resolver, client, store, Arc::clone(&history), clock, metrics.clone()).unwrap();
+        let policies = Policies::new(&config, resolver, client, store, Arc::clone(&history), clock, metrics.clone());
+        policies.load().unwrap();
         let listener = UnixListener::bind(folder.path().join("exim")).unwrap();
         let (stop, shutdown) = watch::channel(false);
         let mut tasks = JoinSet::new();

@@ -80,8 +80,8 @@ pub(crate) fn open_offline(config: &Config) -> Result<Services, OpenError> {
     )
     .map_err(|e| host("https", e))?;
     let history = Arc::new(PolicyHistory::open(&*store, clock, metrics.clone())?);
-    let policies =
-        Policies::open(config, resolver.clone(), client, Arc::clone(&store), history, clock, metrics.clone())?;
+    let policies = Policies::new(config, resolver.clone(), client, Arc::clone(&store), history, clock, metrics.clone());
+    policies.load()?;
     let mut newest = Vec::new();
     for input in &config.inputs {
         let Some(name) = input.kind().map(|source| source.to_string()) else { continue };

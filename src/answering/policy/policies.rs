@@ -97,21 +97,6 @@ pub struct PolicyCounts {
 }
 
 impl Policies {
-    /// Everything that the store has, and nothing asked yet. Call it within the tokio runtime.
-    pub fn open(
-        config: &Config,
-        resolver: Resolver,
-        client: HttpsClient,
-        store: Arc<dyn Store>,
-        history: Arc<PolicyHistory>,
-        clock: Clock,
-        metrics: Metrics,
-    ) -> Result<Arc<Policies>, StoreError> {
-        let policies = Policies::new(config, resolver, client, store, history, clock, metrics);
-        policies.load()?;
-        Ok(policies)
-    }
-
     /// Nothing known yet: [`Policies::load`] adds what the store has. Call it within the tokio runtime.
     pub fn new(
         config: &Config,

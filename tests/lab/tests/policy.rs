@@ -121,7 +121,7 @@ impl World {
         let resolver = Resolver::new(self.config.resolver.address).unwrap();
         let history = Arc::new(PolicyHistory::open(&*store, clock, metrics.clone()).unwrap());
         let (stop, stopped) = watch::channel(false);
-        let policies = Policies::open(
+        let policies = Policies::new(
             &self.config,
             resolver,
             client,
@@ -129,8 +129,8 @@ impl World {
             Arc::clone(&history),
             clock,
             metrics.clone(),
-        )
-        .unwrap();
+        );
+        policies.load().unwrap();
         let mut tasks = JoinSet::new();
         tasks.spawn(Arc::clone(&policies).run(stopped.clone()));
         tasks.spawn(Arc::clone(&history).run(store, stopped));
