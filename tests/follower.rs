@@ -5,11 +5,13 @@
 //! What copytruncate itself loses (lines written between its copy and its truncation) does not happen here.
 //! `TLSWARDEN_SEEDS=from..to` chooses the sequences; a failure names its seed.
 
+mod random;
+mod seeds;
+
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -17,21 +19,11 @@ use flate2::{Compression, write::GzEncoder};
 use tlswarden::counting::input::file::FileFollower;
 use tlswarden::counting::input::{MAX_BLOCK, MAX_LINE, Position};
 
+use random::SplitMix64;
+use seeds::run_seeds;
+
 /// How long a writer may keep on writing to a rotated file: here it does not at all once the new one has lines.
 const QUIET: Duration = Duration::from_millis(20);
-
-/// The SplitMix64 generator: the same numbers in each run.
-struct SplitMix64(u64);
-
-impl SplitMix64 {
-    fn below(&mut self, limit: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (z ^ (z >> 31)) % limit
-    }
-}
 
 /// What was counted, and what of it has been committed.
 #[derive(Default)]
@@ -453,41 +445,11 @@ fn sequence(seed: u64) -> Result<(u64, u64), String> {
 
 #[test]
 fn every_line_is_counted_once_and_in_order() {
-    let (from, to) = match std::env::var("TLSWARDEN_SEEDS") {
-        Ok(range) => {
-            let (from, to) = range.split_once("..").unwrap();
-            (from.parse().unwrap(), to.parse().unwrap())
-        }
-        Err(_) => (0, 200),
-    };
     let began = Instant::now();
-    let next = AtomicU64::new(from);
-    let totals = Mutex::new((0, 0));
-    let failures = Mutex::new(Vec::new());
     // They mostly wait.
-    std::thread::scope(|scope| {
-        for _ in 0..12 {
-            scope.spawn(|| {
-                loop {
-                    let seed = next.fetch_add(1, Ordering::Relaxed);
-                    if seed >= to || failures.lock().unwrap().len() >= 3 {
-                        break;
-                    }
-                    match sequence(seed) {
-                        Ok((lines, rotations)) => {
-                            let mut totals = totals.lock().unwrap();
-                            *totals = (totals.0 + lines, totals.1 + rotations);
-                        }
-                        Err(failure) => failures.lock().unwrap().push(failure),
-                    }
-                }
-            });
-        }
-    });
-    let failures = failures.into_inner().unwrap();
-    assert!(failures.is_empty(), "{}", failures.join("\n\n"));
-    let (lines, rotations) = totals.into_inner().unwrap();
-    println!("{} sequences, {lines} lines, {rotations} rotations, {:.1?}", to - from, began.elapsed());
+    let totals = run_seeds("TLSWARDEN_SEEDS", 200, 12, sequence);
+    let (lines, rotations) = totals.iter().fold((0, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1));
+    println!("{} sequences, {lines} lines, {rotations} rotations, {:.1?}", totals.len(), began.elapsed());
 }
 
 /// The lines up to the end, and the mark there.

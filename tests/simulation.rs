@@ -9,11 +9,13 @@
 //! anything is committed.
 //! Not here: what lines mean, and the thread and channels of the counting task.
 
+mod random;
+mod seeds;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ffi::OsString;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -23,6 +25,9 @@ use tlswarden::counting::input::Position;
 use tlswarden::counting::input::file::InputPaths;
 use tlswarden::counting::input::file::file_system::{LogFileHandle, LogFileKind, LogFileMetadata, LogFileSystem};
 use tlswarden::counting::input::file::follow::{FollowStep, LogReader};
+
+use random::SplitMix64;
+use seeds::run_seeds;
 
 /// The steps of a schedule, before the rest is read.
 const STEPS: u64 = 200;
@@ -35,19 +40,6 @@ const FIRST_BLOCK: usize = 512;
 
 /// How long a writer may keep on writing to a rotated file.
 const QUIET: Duration = Duration::from_secs(1);
-
-/// The SplitMix64 generator: the same numbers in each run.
-struct SplitMix64(u64);
-
-impl SplitMix64 {
-    fn below(&mut self, limit: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (z ^ (z >> 31)) % limit
-    }
-}
 
 /// A file: its content, and how much of it has been written back.
 #[derive(Clone, Default)]
@@ -681,35 +673,8 @@ fn schedule(seed: u64) -> Result<u32, String> {
 
 #[test]
 fn no_line_is_lost_and_none_is_counted_twice() {
-    let (from, to) = match std::env::var("TLSWARDEN_SCHEDULES") {
-        Ok(range) => {
-            let (from, to) = range.split_once("..").unwrap();
-            (from.parse().unwrap(), to.parse().unwrap())
-        }
-        Err(_) => (0, DEFAULT_SCHEDULES),
-    };
     let began = Instant::now();
-    let (next, lines) = (AtomicU64::new(from), AtomicU64::new(0));
-    let failures = Mutex::new(Vec::new());
-    std::thread::scope(|scope| {
-        for _ in 0..std::thread::available_parallelism().map_or(2, usize::from) {
-            scope.spawn(|| {
-                loop {
-                    let seed = next.fetch_add(1, Ordering::Relaxed);
-                    if seed >= to || failures.lock().unwrap().len() >= 3 {
-                        break;
-                    }
-                    let result = std::panic::catch_unwind(|| schedule(seed));
-                    match result {
-                        Ok(Ok(written)) => drop(lines.fetch_add(u64::from(written), Ordering::Relaxed)),
-                        Ok(Err(failure)) => failures.lock().unwrap().push(failure),
-                        Err(_) => failures.lock().unwrap().push(format!("seed {seed}: panicked")),
-                    }
-                }
-            });
-        }
-    });
-    let failures = failures.into_inner().unwrap();
-    assert!(failures.is_empty(), "{}", failures.join("\n\n"));
-    println!("{} schedules, {} lines, {:.1?}", to - from, lines.into_inner(), began.elapsed());
+    let threads = std::thread::available_parallelism().map_or(2, usize::from);
+    let lines = run_seeds("TLSWARDEN_SCHEDULES", DEFAULT_SCHEDULES, threads, schedule);
+    println!("{} schedules, {} lines, {:.1?}", lines.len(), lines.iter().sum::<u32>(), began.elapsed());
 }

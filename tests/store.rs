@@ -2,6 +2,8 @@
 //!
 //! `cargo test --release --test store -- --ignored --nocapture` measures it.
 
+mod random;
+
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::FileExt;
@@ -16,24 +18,13 @@ use tlswarden::store::embedded::{EmbeddedStore, OpenedStore};
 use tlswarden::store::format::{VERSION, VERSION_KEY};
 use tlswarden::store::{Batch, Store, StoreError, Table};
 
+use random::SplitMix64;
+
 const DAY: Day = Day(20_779);
 const DOMAINS: u64 = 20;
 const WRITER: &str = "TLSWARDEN_TEST_WRITER";
 const FULL_DISK: &str = "TLSWARDEN_TEST_FULL_DISK";
 const ROUNDS: u32 = 6;
-
-/// The SplitMix64 generator: the same numbers in each run.
-struct SplitMix64(u64);
-
-impl SplitMix64 {
-    fn below(&mut self, limit: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (z ^ (z >> 31)) % limit
-    }
-}
 
 /// Batch number `n`: one more everywhere, and records that say `n`.
 fn batch(n: u64) -> Batch {

@@ -32,13 +32,16 @@ use tokio::sync::oneshot;
 use tokio::task::{JoinSet, spawn_blocking};
 
 use log::{Order, Rotation, Time, Written};
+use random::SplitMix64;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::inotify;
 use rustix::process::{Signal, kill_process};
-use script::{Kind, Ledger, Place, Published, SplitMix64};
+use script::{Kind, Ledger, Place, Published};
 
 #[path = "kill/log.rs"]
 mod log;
+#[path = "../../random/mod.rs"]
+mod random;
 #[path = "kill/script.rs"]
 mod script;
 

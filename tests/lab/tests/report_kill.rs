@@ -6,6 +6,9 @@
 //! knows what arrived, the daemon's log what it called unknown, and `tlswarden reports list` what it holds to have sent.
 //! `KILL_SEED=n` repeats the moments as far as the host does; `KILL_TIMES` and `KILL_DOMAINS` make it longer.
 
+#[path = "../../random/mod.rs"]
+mod random;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
@@ -24,6 +27,8 @@ use tlswarden::base::tlsrpt::{Day, Policy, TallyKey, TallyResult};
 use tlswarden::store::embedded::EmbeddedStore;
 use tlswarden::store::{Batch, Store};
 use tokio::task::spawn_blocking;
+
+use random::SplitMix64;
 
 const KILLS: u64 = 100;
 const DOMAINS: u64 = 4000;
@@ -187,18 +192,4 @@ fn wait_for_write(store: &Path) {
     inotify::add_watch(&watch, store.join("embedded"), inotify::WatchFlags::MODIFY).unwrap();
     let mut ready = [PollFd::new(&watch, PollFlags::IN)];
     poll(&mut ready, Some(&Timespec { tv_sec: 1, tv_nsec: 0 })).unwrap();
-}
-
-/// The SplitMix64 generator: a seed gives the same numbers each time.
-struct SplitMix64(u64);
-
-impl SplitMix64 {
-    /// A number below `limit`.
-    fn below(&mut self, limit: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        (z ^ (z >> 31)) % limit
-    }
 }

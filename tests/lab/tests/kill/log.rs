@@ -17,7 +17,8 @@ use tlswarden::counting::input::Position;
 use tlswarden::counting::input::file_position::FilePosition;
 use tokio::sync::oneshot;
 
-use crate::script::{Ledger, Place, Script, SplitMix64};
+use crate::random::SplitMix64;
+use crate::script::{Ledger, Place, Script};
 
 /// How many octets a file is known by, at most.
 const HEAD: usize = 1024;

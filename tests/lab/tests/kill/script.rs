@@ -16,6 +16,8 @@ use tlswarden::base::tlsrpt::{
     Day, Failure, Mode, Policy, PolicyType, ResultType, TallyKey, TallyResult, Trust, mx_matches,
 };
 
+use crate::random::SplitMix64;
+
 #[path = "../../../../parsers/benches/mix.rs"]
 #[allow(dead_code, missing_docs)]
 mod mix;
@@ -27,19 +29,6 @@ const PROCESSES: u64 = 40;
 const INSTANCES: [&str; 2] = ["postfix/smtp", "postfix-out/smtp"];
 /// How long the model trusts the daemon to remember a verification failure, in seconds; it does for an hour.
 const REMEMBERED: i64 = 1900;
-
-/// The SplitMix64 generator: a seed gives the same numbers each time.
-pub(crate) struct SplitMix64(pub u64);
-
-impl SplitMix64 {
-    pub(crate) fn below(&mut self, limit: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        (z ^ (z >> 31)) % limit
-    }
-}
 
 /// What a domain does over the phases.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
