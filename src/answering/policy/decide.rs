@@ -270,8 +270,9 @@ impl Policies {
         let found = found.await;
         let found = CachedVerdict::new(&found, self.clock.seconds());
         self.metrics.add("dane_lookups_failed", u64::from(found.coverage.is_failure()));
-        self.keep_verdict(&hop, &found, published);
-        if published {
+        let kept = self.keep_verdict(&hop, &found, published);
+        // Without a kept verdict the decision would find the expired one, and look up again, and so on.
+        if published && kept {
             // The sessions of the MTA are counted by the hosts that have TLSA records, the less preferred ones too.
             drop(self.start_resolution(hop, Trigger::Lookup));
         }
@@ -309,7 +310,7 @@ impl Policies {
         let facts = published.facts(sts.as_ref().map(|policy| policy.mode));
         let answer = facts.for_postfix(self.postfix.own_level, self.postfix);
         if dane.stale && self.throttle.permits("stale", now) {
-            let line = format!("DANE of {}: the look-up fails; the verdict of before serves for up to 24 h", hop.key());
+            let line = format!("DANE of {}: the look-up failed; the previous verdict is used for up to 24 h", hop.key());
             self.metrics.log_error(self.clock, line);
         }
         let avoids_dataless = facts.dataless != DatalessTlsa::Absent && self.postfix.ends_at_dataless_tlsa;

@@ -430,8 +430,9 @@ impl Policies {
     }
 
     /// Keeps the verdict of a look-up for who asks next, whoever has waited for it: a look-up may take longer than any
-    /// answer. `published`: decisions have been made from a part of it.
-    pub(super) fn keep_verdict(&self, hop: &NextHop, found: &CachedVerdict, published: bool) {
+    /// answer. `published`: decisions have been made from a part of it. Returns whether it was kept: one that is poorer
+    /// than the known one is not.
+    pub(super) fn keep_verdict(&self, hop: &NextHop, found: &CachedVerdict, published: bool) -> bool {
         let (now, key) = (self.clock.seconds(), hop.key());
         let mut kept = false;
         let evicted = self.cache.update(&key, |before| {
@@ -459,6 +460,7 @@ impl Policies {
         if kept {
             self.verdict_store.insert(key, found.clone());
         }
+        kept
     }
 
     fn count_evicted(&self, evicted: Vec<Arc<CachedDecision>>) {

@@ -1096,6 +1096,32 @@ async fn a_look_up_that_fails_behind_the_answer_replaces_nothing() {
     daemon.end().await;
 }
 
+/// The answer comes from a part of the look-up, and the verdict of before outranks its end: it is not asked for again
+/// before its time.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_look_up_whose_verdict_is_not_kept_does_not_begin_anew_by_itself() {
+    let mut world = World::new().await;
+    world.config.postfix.version = Some(PostfixVersion::try_from("3.10.11".to_owned()).unwrap());
+    world.domain("held.example", true, &["mx1", "mx2", "mx3"]);
+    ["mx1", "mx2", "mx3"].iter().for_each(|host| tlsa(&mut world.dns.change(), &format!("{host}.held.example")));
+    let daemon = world.daemon(0);
+    daemon.becomes("held.example", &PolicyAnswer::DaneOnly).await;
+    daemon.end().await;
+    world.dns.change().fault("_25._tcp.mx2.held.example", Some(dns::Fault::ServFail));
+    world.dns.change().fault("_25._tcp.mx3.held.example", Some(dns::Fault::Late(Duration::from_millis(200))));
+    let daemon = world.daemon(3600);
+    assert_eq!(daemon.level("held.example").await, PolicyAnswer::DaneOnly);
+    let asked = |host: &str| world.dns.zone().asked(&format!("_25._tcp.{host}.held.example"), RecordType::TLSA);
+    let until = Instant::now() + Duration::from_secs(60);
+    while asked("mx3") < 2 {
+        assert!(Instant::now() < until, "the look-up does not go on");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert_eq!(world.dns.zone().asked("held.example", RecordType::MX), 2);
+    daemon.end().await;
+}
+
 /// The third host is not known within the budget, and cannot change the row. It is looked up all the same, for counting.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_answer_comes_when_it_cannot_change_and_the_rest_is_looked_up_for_counting() {
