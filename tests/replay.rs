@@ -161,7 +161,9 @@ fn the_mta_is_told_by_the_first_line_that_is_recognized() {
     let guessing = "Nov 22 00:00:00 mta postfix/smtps/smtpd[4]: connect from unknown[192.0.2.99]\n".repeat(1500);
     let exim =
         "2026-11-22 22:44:00 1qK9wn-000VjD-0A => u@a.test R=r T=t H=mx.a.test [203.0.113.1] X=TLS1.3:X:256 CV=yes\n";
-    for sessions in [format!("{TRUSTED}{SENT}"), exim.to_owned()] {
+    // A syslog daemon logs lost lines beside any MTA.
+    let lost = "Nov 22 00:00:01 mta rsyslogd: imuxsock lost 1042 messages from pid 456 due to rate-limiting\n";
+    for sessions in [format!("{TRUSTED}{SENT}"), exim.to_owned(), format!("{lost}{exim}")] {
         let (status, counted, said) = replay_lines(&format!("{guessing}{sessions}"), &[]);
         assert_eq!(status, Some(0), "{said}");
         assert_eq!(counted["results"][0]["summary"]["total-successful-session-count"], 1, "{counted}");
@@ -182,6 +184,18 @@ fn a_log_without_a_recognized_line_has_a_status_of_its_own() {
         // Read, and there was nothing to count.
         ("Nov 22 22:44:00 mta postfix/lmtp[1]: connect to x\n", &[], Some(0), ""),
         ("2026-11-22 22:44:00 1qK9wn-000VjD-0A Message is frozen\n", &[], Some(0), ""),
+        (
+            r#"{"log":"Nov 22 22:44:00 mta postfix/lmtp[1]: connect to x","time":"2026-11-22T22:44:00Z"}"#,
+            &[],
+            Some(0),
+            "",
+        ),
+        (
+            r#"{"__REALTIME_TIMESTAMP":"1795387440000000","SYSLOG_IDENTIFIER":"postfix/lmtp","MESSAGE":"connect to x"}"#,
+            &[],
+            Some(0),
+            "",
+        ),
     ] {
         let (got, counted, said) = replay_lines(lines, arguments);
         assert_eq!(got, status, "{said}");

@@ -409,9 +409,11 @@ impl Counter {
         (std::mem::take(&mut self.stats), self.sessions.take_uncounted())
     }
 
-    /// Whether a line was recognized since the last call of [`take_stats`](Self::take_stats).
-    pub(crate) fn has_used_lines(&self) -> bool {
-        self.stats.lines.total().used > 0
+    /// How many lines of the MTA's were used since the last call of [`take_stats`](Self::take_stats); what a syslog daemon
+    /// logs of lines that it lost is in the log of any MTA.
+    pub(crate) fn used_mta_lines(&self) -> u64 {
+        let of_mta = self.stats.lines.iter().filter(|(family, _)| *family != LineFamily::LinesLost.name());
+        of_mta.map(|(_, lines)| lines.used).sum()
     }
 
     /// Takes the counts since the last call.

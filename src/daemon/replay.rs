@@ -6,6 +6,7 @@
 //! When it fails: a [`ReplayError`]; nothing was counted then.
 //! Not here: how the result is printed (`cli::replay`).
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::io::{self, BufReader, Read};
@@ -25,6 +26,7 @@ use crate::base::tlsrpt::{Policy, PolicyInForce, PolicyType, TallyRow, sum_talli
 use crate::config::{self, ConfigError};
 use crate::counting::input::MAX_BLOCK;
 use crate::counting::input::journald::MAX_ENTRY as MAX_LINE;
+use crate::counting::input::json_entry;
 use crate::counting::pipeline::Counter;
 use crate::counting::rules::CountingRules;
 use crate::metrics::line_counts::FamilyCounts;
@@ -118,15 +120,14 @@ pub(crate) fn replay(request: &ReplayRequest<'_>) -> Result<ReplayResult, Replay
     let mut counters: Vec<Counter> = dialects.iter().map(|dialect| new(*dialect)).collect();
     let mut recognized = false;
     let mut count = |lines: &[u8]| {
-        let is_of_mta = |line: &[u8]| dialects.iter().any(|dialect| is_mta_line(*dialect, line));
-        recognized = recognized || lines.split(|b| *b == b'\n').any(is_of_mta);
         counters.iter_mut().for_each(|counter| counter.count_lines(lines, now, &policies));
-        if counters.len() > 1
-            && let Some(recognizing) = counters.iter().position(Counter::has_used_lines)
-        {
-            counters.swap(0, recognizing);
+        if counters.len() > 1 && counters.iter().any(|counter| counter.used_mta_lines() > 0) {
+            counters.sort_by_key(|counter| Reverse(counter.used_mta_lines()));
             counters.truncate(1);
         }
+        recognized = recognized
+            || counters.iter().any(|counter| counter.used_mta_lines() > 0)
+            || lines.split(|b| *b == b'\n').any(|line| is_of_mta(&dialects, line));
     };
     let mut lines = LineReader::default();
     for log in request.logs {
@@ -143,7 +144,7 @@ pub(crate) fn replay(request: &ReplayRequest<'_>) -> Result<ReplayResult, Replay
         rows: sum_tallies(counter.take_counts()),
         read: seen.lines_read + lines.skipped,
         used,
-        recognized: recognized || used > 0,
+        recognized,
         malformed: malformed + lines.skipped,
         unrecognized,
         unrecognized_families,
@@ -154,6 +155,19 @@ pub(crate) fn replay(request: &ReplayRequest<'_>) -> Result<ReplayResult, Replay
         without_anchors: seen.without_anchors,
         contradicted: seen.contradicted,
     })
+}
+
+/// Whether a line, or the text of an entry in JSON, is of one of the MTAs.
+fn is_of_mta(dialects: &[Dialect], line: &[u8]) -> bool {
+    let of_mta = |line: &[u8]| dialects.iter().any(|dialect| is_mta_line(*dialect, line));
+    if !line.starts_with(b"{") {
+        return of_mta(line);
+    }
+    match json_entry::decode_entry(line) {
+        Ok(Some(entry)) if entry.ident.is_empty() => of_mta(&entry.text),
+        Ok(Some(entry)) => of_mta(&[b"Jan  1 00:00:00 host ", &entry.ident[..], b"[1]: ", &entry.text[..]].concat()),
+        Ok(None) | Err(_) => false,
+    }
 }
 
 fn open(log: &Path) -> io::Result<Box<dyn Read>> {
