@@ -7,7 +7,7 @@
 //! When it fails: an `InputError`, once for as long as it stands the same; nothing that was read is lost.
 //! Not here: what one file holds (`open_log`), whether it is the one of the position (`locate`).
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -59,8 +59,8 @@ pub struct LogReader {
     reported_end: bool,
     /// Since when the file of the position is missing. A rotation renames one file after another, so one poll may miss it.
     missing_since: Option<Instant>,
-    /// Since when something beside the log cannot be read.
-    unreadable_since: Option<Instant>,
+    /// Since when each file or folder beside the log cannot be read.
+    unreadable_since: HashMap<PathBuf, Instant>,
     /// Messages that have been logged and still hold.
     logged: HashSet<String>,
 }
@@ -107,7 +107,7 @@ impl LogReader {
             bytes_in_later_files: 0,
             reported_end: false,
             missing_since: None,
-            unreadable_since: None,
+            unreadable_since: HashMap::new(),
             logged: HashSet::new(),
         }
     }
@@ -200,7 +200,7 @@ impl LogReader {
         let fit = match is_copy {
             true => Some(locate::locate(&position, &mut next).map_err(failed)?),
             // Of a file that was rotated nothing stands in the next one.
-            false if next.path == self.path && self.index_of_open_log()?.is_none() => {
+            false if next.path == self.path && !self.is_open_log_rotated()? => {
                 locate::locate_in_edited(&position, &mut next).map_err(failed)?
             }
             false => None,
@@ -244,7 +244,7 @@ impl LogReader {
         }
         self.bytes_in_later_files = later.iter().sum();
         self.missing_since = None;
-        self.unreadable_since = None;
+        self.unreadable_since.clear();
         self.log = Some(log);
         Ok(())
     }
@@ -268,7 +268,7 @@ impl LogReader {
             "the file that was read last is gone, and is not among the rotated ones: what was not read of it \
                         is lost"
                 .to_owned();
-        let unsupported = self.unsupported_names()?;
+        let unsupported = self.unsupported_names();
         if !unsupported.is_empty() {
             what = format!("{what}; not read, because only gzip is: {unsupported}");
         }
@@ -354,14 +354,7 @@ impl LogReader {
             }
         }
         for file in self.rotated()?.iter().rev() {
-            let log = match self.open(&file.path) {
-                Ok(log) => log,
-                Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
-                Err(e) => {
-                    self.wait_for_readable(&file.path, &e)?;
-                    continue;
-                }
-            };
+            let Some(log) = self.open_rotated(&file.path)? else { continue };
             let Ok(candidate) = self.candidate(position, log)? else { continue };
             let rank = |one: &Candidate| (one.fit, one.same_inode);
             if best.as_ref().is_none_or(|best| rank(best) < rank(&candidate)) {
@@ -413,7 +406,7 @@ impl LogReader {
         let current = self.open_if_there(&self.path.clone())?;
         let earlier = self.position.as_ref().map(|position| position.earlier_files.clone()).unwrap_or_default();
         for file in self.rotated()? {
-            let Some(mut log) = self.open_if_there(&file.path)?.filter(|log| !log.is_empty()) else { continue };
+            let Some(mut log) = self.open_rotated(&file.path)?.filter(|log| !log.is_empty()) else { continue };
             let is_copy = current.as_ref().is_some_and(|now| now.inode != log.inode && log.is_copy_of(now));
             if !is_copy && !is_among(&earlier, &log) {
                 log.earlier_files = earlier;
@@ -426,7 +419,7 @@ impl LogReader {
     /// The newest rotated file that has content.
     fn newest_rotated(&mut self) -> Result<Option<OpenLog>, InputError> {
         for file in self.rotated()?.iter().rev() {
-            if let Some(log) = self.open_if_there(&file.path)?.filter(|log| !log.is_empty()) {
+            if let Some(log) = self.open_rotated(&file.path)?.filter(|log| !log.is_empty()) {
                 return Ok(Some(log));
             }
         }
@@ -440,7 +433,7 @@ impl LogReader {
         let current = self.open_if_there(&self.path.clone())?;
         let mut unread = Vec::new();
         for file in self.after_earlier_files(&rotated, &earlier)? {
-            let Some(log) = self.open_if_there(&file.path)?.filter(|log| !log.is_empty()) else { continue };
+            let Some(log) = self.open_rotated(&file.path)?.filter(|log| !log.is_empty()) else { continue };
             if !current.as_ref().is_some_and(|now| now.inode != log.inode && log.is_copy_of(now)) {
                 unread.push(log);
             }
@@ -455,7 +448,7 @@ impl LogReader {
         earlier: &[HeadDigest],
     ) -> Result<&'a [RotatedFile], InputError> {
         for (index, file) in rotated.iter().enumerate().rev() {
-            if self.open_if_there(&file.path)?.is_some_and(|log| is_among(earlier, &log)) {
+            if self.open_rotated(&file.path)?.is_some_and(|log| is_among(earlier, &log)) {
                 return Ok(&rotated[index + 1..]);
             }
         }
@@ -471,14 +464,14 @@ impl LogReader {
         }
         let (position, identity) = (log.position(), (log.device, log.inode));
         let rotated = self.rotated()?;
-        let later = match self.index_of_open_log()? {
+        let later = match self.index_of_open_log(&rotated)? {
             Some(at) => {
                 let file = rotated.get(at).filter(|file| (file.device, file.inode) != identity);
                 if let Some(copy) = file {
                     // Packed, or copied, and the file itself is gone: the copy may have more lines.
                     return Ok(NextFile::Ready(copy.path.clone(), (copy.device, copy.inode)));
                 }
-                &rotated[(at + 1).min(rotated.len())..]
+                &rotated[at + 1..]
             }
             // Removed, or renamed while we looked.
             None if !self.has_been_missing() => return Ok(NextFile::NotYet),
@@ -489,7 +482,7 @@ impl LogReader {
         let current = if later.is_empty() { None } else { self.open_if_there(&self.path.clone())? };
         let mut next = None;
         for file in later.iter().filter(|file| file.length > 0) {
-            let Some(other) = self.open_if_there(&file.path)? else { continue };
+            let Some(other) = self.open_rotated(&file.path)? else { continue };
             let is_copy = current.as_ref().is_some_and(|now| now.inode != file.inode && other.is_copy_of(now));
             if !is_copy && !other.is_empty() && !is_among(&position.earlier_files, &other) {
                 next = Some((file.path.clone(), (file.device, file.inode)));
@@ -520,10 +513,14 @@ impl LogReader {
         }
     }
 
-    fn index_of_open_log(&mut self) -> Result<Option<usize>, InputError> {
+    fn is_open_log_rotated(&mut self) -> Result<bool, InputError> {
         let rotated = self.rotated()?;
+        Ok(self.index_of_open_log(&rotated)?.is_some())
+    }
+
+    fn index_of_open_log(&mut self, rotated: &[RotatedFile]) -> Result<Option<usize>, InputError> {
         let Some(log) = self.log.take() else { return Ok(None) };
-        let index = self.index_among_rotated(&rotated, &log);
+        let index = self.index_among_rotated(rotated, &log);
         self.log = Some(log);
         index
     }
@@ -537,7 +534,7 @@ impl LogReader {
         // Packed since it was opened.
         let head = HeadDigest::of(&log.head);
         for (index, file) in rotated.iter().enumerate() {
-            if self.open_if_there(&file.path)?.is_some_and(|other| head.matches(&other.head)) {
+            if self.open_rotated(&file.path)?.is_some_and(|other| head.matches(&other.head)) {
                 return Ok(Some(index));
             }
         }
@@ -548,32 +545,40 @@ impl LogReader {
     fn rotated(&mut self) -> Result<Vec<RotatedFile>, InputError> {
         match rotated::rotated_files(&*self.files, &self.path, &self.inputs) {
             Ok(found) => Ok(found.readable),
-            Err(RotatedError { path, error }) if error.kind() == io::ErrorKind::PermissionDenied => {
-                self.wait_for_readable(&path, &error)?;
-                Ok(Vec::new())
-            }
-            Err(RotatedError { path, error }) => Err(unreadable_file(&path, &error)),
+            Err(RotatedError { path, error }) => self.wait_for_readable(&path, &error).map(|()| Vec::new()),
         }
     }
 
     /// The names of the rotated files that are compressed otherwise than by gzip.
-    fn unsupported_names(&mut self) -> Result<String, InputError> {
+    fn unsupported_names(&self) -> String {
         let found = rotated::rotated_files(&*self.files, &self.path, &self.inputs);
         let paths = found.map(|found| found.unsupported).unwrap_or_default();
         let names: Vec<String> = paths.iter().take(5).map(|path| path.display().to_string()).collect();
-        Ok(names.join(", "))
+        names.join(", ")
     }
 
     /// An error about a file or folder beside the log, until it has lasted for so long that reading continues without.
     fn wait_for_readable(&mut self, path: &Path, error: &io::Error) -> Result<(), InputError> {
         let now = self.files.now();
-        let since = *self.unreadable_since.get_or_insert(now);
+        let since = *self.unreadable_since.entry(path.to_owned()).or_insert(now);
         let problem = unreadable_file(path, error);
         if now.saturating_duration_since(since) < PATIENCE {
             return Err(problem);
         }
         self.log_once(format!("{}: {error}; what it holds is not counted", path.display()), true);
         Ok(())
+    }
+
+    /// A rotated file; `None` if it is gone, or has been unreadable for [`PATIENCE`].
+    fn open_rotated(&mut self, path: &Path) -> Result<Option<OpenLog>, InputError> {
+        match self.open(path) {
+            Ok(log) => {
+                self.unreadable_since.remove(path);
+                Ok(Some(log))
+            }
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(e) => self.wait_for_readable(path, &e).map(|()| None),
+        }
     }
 
     fn open(&self, path: &Path) -> io::Result<OpenLog> {
@@ -610,7 +615,7 @@ fn is_among(files: &[HeadDigest], log: &OpenLog) -> bool {
 
 fn unreadable(error: &io::Error) -> InputError {
     match error.kind() {
-        io::ErrorKind::Unsupported => InputError::NotAFile(format!("no log file: it is {error}")),
+        io::ErrorKind::Unsupported => InputError::NotAFile(format!("not a log file: it is {error}")),
         _ => InputError::Unreadable(format!("cannot be read: {error}")),
     }
 }
