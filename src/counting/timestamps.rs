@@ -68,14 +68,11 @@ impl TimestampResolver {
                 }
             }
         };
-        let Some(newest) = self.newest else {
-            self.newest = Some(time);
-            return Some(time);
-        };
+        let newest = self.newest.unwrap_or(i64::MIN);
         // A clock that is wrong by days, as of a device that logs to this host: its line is of now, as the ones beside it, and
         // does not end what is open. A host whose own clock went back has newer lines before it.
         if self.first_year.is_none() && time > newest.max(now).saturating_add(MAX_DISORDER) {
-            return Some(newest);
+            return Some(self.newest.unwrap_or(now));
         }
         self.newest = Some(newest.max(time));
         Some(time)
@@ -250,6 +247,13 @@ mod tests {
         assert_eq!(resolve("2031-01-01T00:00:00Z"), at("2026-11-22T11:59:00Z"));
         assert_eq!(resolve("2026-11-22T11:59:30Z"), at("2026-11-22T11:59:30Z"));
         assert_eq!(resolver.newest(), Some(at("2026-11-22T11:59:30Z")));
+        // The first line of all is one.
+        let mut first = TimestampResolver::new(TimeZone::UTC, None);
+        assert_eq!(first.resolve(LogTimestamp::Utc(at("2031-01-01T00:00:00Z")), now), Some(now));
+        assert_eq!(first.newest(), None);
+        let right = at("2026-11-22T11:00:00Z");
+        assert_eq!(first.resolve(LogTimestamp::Utc(right), now), Some(right));
+        assert_eq!(first.newest(), Some(right));
         // This host's clock went back: the lines before are as far ahead of it.
         let then = at("1970-01-01T00:00:10Z");
         let next = resolver.resolve(LogTimestamp::Utc(at("2026-11-22T12:00:00Z")), then);
