@@ -65,7 +65,7 @@ fn locate_in_gzip(position: &FilePosition, log: &OpenLog) -> io::Result<Fit> {
     if position.tail.is_empty() {
         return Ok(Fit::Whole);
     }
-    let found = newest_line(position, &mut log.reopen()?, 0)?;
+    let found = newest_line(position, &mut log.again()?, 0)?;
     Ok(match found {
         Some(Fit::After { lines, offset }) if lines == position.tail.len() && offset == position.offset => Fit::Whole,
         Some(fit) => fit,
@@ -73,7 +73,7 @@ fn locate_in_gzip(position: &FilePosition, log: &OpenLog) -> io::Result<Fit> {
         None if position.tail_start == 0 => Fit::After { lines: 0, offset: 0 },
         // Few short lines are known: it is taken for what its beginning says.
         None => {
-            let mut again = log.reopen()?;
+            let mut again = log.again()?;
             again.seek(position.offset)?;
             if again.offset == position.offset { Fit::Whole } else { Fit::Before { offset: 0 } }
         }
@@ -86,7 +86,7 @@ pub(super) fn locate_in_edited(position: &FilePosition, log: &mut OpenLog) -> io
         return Ok(None);
     }
     if log.is_gzip() {
-        return newest_line(position, &mut log.reopen()?, 0);
+        return newest_line(position, &mut log.again()?, 0);
     }
     newest_line(position, log, 0)
 }

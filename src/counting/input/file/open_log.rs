@@ -96,7 +96,11 @@ impl OpenLog {
     pub(super) fn open(files: &Arc<dyn LogFileSystem>, path: &Path) -> io::Result<OpenLog> {
         // Looked at first: to open a FIFO would wait for its writer.
         require_regular_file(&files.metadata(path)?)?;
-        let file = files.open(path)?;
+        OpenLog::at_start(files, path, files.open(path)?)
+    }
+
+    /// Reads an open file from its start.
+    fn at_start(files: &Arc<dyn LogFileSystem>, path: &Path, file: Arc<dyn LogFileHandle>) -> io::Result<OpenLog> {
         let meta = file.metadata()?;
         require_regular_file(&meta)?;
         let packed = path.extension().is_some_and(|end| end == "gz");
@@ -128,9 +132,9 @@ impl OpenLog {
         })
     }
 
-    /// Opens the same path again.
-    pub(crate) fn reopen(&self) -> io::Result<OpenLog> {
-        OpenLog::open(&self.files, &self.path)
+    /// The same file at its start, whatever stands at its path now.
+    pub(crate) fn again(&self) -> io::Result<OpenLog> {
+        OpenLog::at_start(&self.files, &self.path, self.content.handle())
     }
 
     /// Moves to `offset`, or to the end if that comes first.
@@ -415,6 +419,13 @@ impl LogContent {
                 let decoder = Box::new(MultiGzDecoder::new(SequentialReader { file, offset: 0 }));
                 LogContent::Gzip { decoder, position: 0, unpacked: Vec::new(), damage: None }
             }
+        }
+    }
+
+    fn handle(&self) -> Arc<dyn LogFileHandle> {
+        match self {
+            LogContent::Plain(file) => Arc::clone(file),
+            LogContent::Gzip { decoder, .. } => Arc::clone(&decoder.get_ref().file),
         }
     }
 
