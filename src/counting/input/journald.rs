@@ -54,6 +54,24 @@ pub struct JournalFilter {
     pub units: Vec<String>,
 }
 
+impl JournalFilter {
+    /// The arguments of journalctl that choose the entries. Those of journald itself tell of entries that it suppressed.
+    fn selection(&self) -> Vec<String> {
+        const JOURNALD: &str = "systemd-journald";
+        if self.identifiers.is_empty() && self.units.is_empty() {
+            // syslog(3)'s LOG_MAIL.
+            return ["SYSLOG_FACILITY=2", "+", &format!("SYSLOG_IDENTIFIER={JOURNALD}")].map(str::to_owned).into();
+        }
+        // Of identifiers any matches, and of units; an entry must match both.
+        let with_journald = |option: &str, names: &[String], journald: String| match names {
+            [] => Vec::new(),
+            names => names.iter().cloned().chain([journald]).map(|name| format!("--{option}={name}")).collect(),
+        };
+        let identifiers = with_journald("identifier", &self.identifiers, JOURNALD.to_owned());
+        [identifiers, with_journald("unit", &self.units, format!("{JOURNALD}.service"))].concat()
+    }
+}
+
 /// Follows a journal.
 pub struct JournalFollower {
     journal: JournalFilter,
@@ -192,19 +210,10 @@ impl JournalFollower {
         if let Some(folder) = &self.journal.folder {
             command.arg("--directory").arg(folder);
         }
-        for name in &self.journal.identifiers {
-            command.arg(format!("--identifier={name}"));
-        }
-        for unit in &self.journal.units {
-            command.arg(format!("--unit={unit}"));
-        }
+        command.args(self.journal.selection());
         // From the entry itself on: where it is gone, `--after-cursor` would leave the next one out.
         if let Some(cursor) = &self.cursor {
             command.arg(format!("--cursor={cursor}"));
-        }
-        if self.journal.identifiers.is_empty() && self.journal.units.is_empty() {
-            // syslog(3)'s LOG_MAIL.
-            command.arg("SYSLOG_FACILITY=2");
         }
         let mut child = command.spawn()?;
         let piped = || std::io::Error::other("it has no pipes");
@@ -258,4 +267,23 @@ struct CursorField<'a> {
 
 fn parse_cursor(line: &[u8]) -> Option<Cow<'_, str>> {
     serde_json::from_slice(line).ok().map(|position: CursorField<'_>| position.cursor)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn entries_of_the_mta_and_those_of_journald_are_chosen() {
+        let names = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
+        let selection = |identifiers: &[&str], units: &[&str]| {
+            JournalFilter { folder: None, identifiers: names(identifiers), units: names(units) }.selection().join(" ")
+        };
+        assert_eq!(selection(&[], &[]), "SYSLOG_FACILITY=2 + SYSLOG_IDENTIFIER=systemd-journald");
+        assert_eq!(
+            selection(&["postfix/smtp"], &["postfix@*"]),
+            "--identifier=postfix/smtp --identifier=systemd-journald --unit=postfix@* --unit=systemd-journald.service"
+        );
+        assert_eq!(selection(&[], &["exim4"]), "--unit=exim4 --unit=systemd-journald.service");
+    }
 }
