@@ -64,54 +64,52 @@ pub(crate) fn prepare_inputs(
     for name in stored.keys().filter(|name| !configured.iter().any(|input| input.reads(name))) {
         gone.insert(name, load_newest_line_time(store, name)?);
     }
-    let newest = gone.iter().filter_map(|(name, newest)| Some(((*newest)?, *name))).max();
     let mut batch = Batch::default();
     let mut left_out = HashMap::new();
-    let mut renamed: Vec<&str> = Vec::new();
     let mut taken_over: Vec<(String, i64)> = Vec::new();
-    for input in configured.iter().filter(|input| input.has_position()) {
-        let was_active = match &known {
-            Some(known) => known.get(&input.kind.to_string()) == Some(&None),
-            None => stored.contains_key(&input.kind.to_string()),
+    let was_active = |input: &ConfiguredInput<'_>| match &known {
+        Some(known) => known.get(&input.kind.to_string()) == Some(&None),
+        None => stored.contains_key(&input.kind.to_string()),
+    };
+    let mut new: Vec<(Option<InputStart>, String)> = Vec::new();
+    for input in configured.iter().filter(|input| input.has_position() && !was_active(input)) {
+        for name in input.names() {
+            let same = same_log(Path::new(&name), &stored, &gone).filter(|_| !stored.contains_key(&name));
+            let (None, Some(old)) = (input.start, same) else {
+                new.push((input.start, name));
+                continue;
+            };
+            // One that has another name is not gone.
+            let newest = gone.remove(old).flatten();
+            move_records(store, old, &name, &stored[old], &mut batch)?;
+            tracing::info!("input {name}: it is the log that was read as {old}; reading continues where that ended");
+            taken_over.extend(newest.map(|newest| (name, newest)));
+        }
+    }
+    let newest = gone.iter().filter_map(|(name, newest)| Some(((*newest)?, *name))).max();
+    for (start, name) in new {
+        let (until, why) = match (start, newest) {
+            (Some(InputStart::Beginning), _) => continue,
+            (Some(InputStart::Now), _) => (now, "as `start` says".to_owned()),
+            (Some(InputStart::Time(time)), _) => (time.as_second() - 1, "as `start` says".to_owned()),
+            (None, None) => continue,
+            (None, Some((newest, of))) => {
+                (newest, format!("the newest line counted of {of}, which is not an input any more"))
+            }
         };
-        if was_active {
+        // One that comes back has its own position, which may be newer.
+        if load_newest_line_time(store, &name)?.is_some_and(|own| own >= until) {
             continue;
         }
-        for name in input.names() {
-            if let (None, false, Some(old)) =
-                (input.start, stored.contains_key(&name), same_log(Path::new(&name), &stored, &gone, &renamed))
-            {
-                move_records(store, old, &name, &stored[old], &mut batch)?;
-                tracing::info!(
-                    "input {name}: it is the log that was read as {old}; reading continues where that ended"
-                );
-                taken_over.extend(gone[old].map(|newest| (name, newest)));
-                renamed.push(old);
-                continue;
-            }
-            let (until, why) = match (input.start, newest) {
-                (Some(InputStart::Beginning), _) => continue,
-                (Some(InputStart::Now), _) => (now, "as `start` says".to_owned()),
-                (Some(InputStart::Time(time)), _) => (time.as_second() - 1, "as `start` says".to_owned()),
-                (None, None) => continue,
-                (None, Some((newest, of))) => {
-                    (newest, format!("the newest line counted of {of}, which is not an input any more"))
-                }
-            };
-            // One that comes back has its own position, which may be newer.
-            if load_newest_line_time(store, &name)?.is_some_and(|own| own >= until) {
-                continue;
-            }
-            let shown = Timestamp::from_second(until).map(|time| time.to_string()).unwrap_or_default();
-            tracing::warn!("input {name}: lines up to {shown} are not counted from it: {why}");
-            let value = Some(until.to_string().into_bytes());
-            batch.set.push((Table::OpenState, open_key(&name, CountedBefore::KEY), value));
-            left_out.insert(name, until);
-        }
+        let shown = Timestamp::from_second(until).map(|time| time.to_string()).unwrap_or_default();
+        tracing::warn!("input {name}: lines up to {shown} are not counted from it: {why}");
+        let value = Some(until.to_string().into_bytes());
+        batch.set.push((Table::OpenState, open_key(&name, CountedBefore::KEY), value));
+        left_out.insert(name, until);
     }
     let mut inputs: KnownInputs =
         configured.iter().filter(|input| input.has_position()).map(|input| (input.kind.to_string(), None)).collect();
-    for name in gone.keys().filter(|name| !renamed.contains(name)) {
+    for name in gone.keys() {
         let since = known.as_ref().and_then(|known| known.get(*name).copied().flatten()).unwrap_or(now);
         if now.saturating_sub(since) > REMOVED_INPUT_AGE {
             remove_records(store, name, &mut batch)?;
@@ -163,9 +161,8 @@ fn same_log<'a>(
     path: &Path,
     stored: &BTreeMap<String, Vec<u8>>,
     gone: &BTreeMap<&'a str, Option<i64>>,
-    renamed: &[&str],
 ) -> Option<&'a str> {
-    gone.keys().filter(|name| !renamed.contains(name)).find_map(|name| match Position::decode(stored.get(*name)?) {
+    gone.keys().find_map(|name| match Position::decode(stored.get(*name)?) {
         Ok(Position::File(position)) => file::is_log_of(path, &position).then_some(*name),
         _ => None,
     })
@@ -194,7 +191,7 @@ mod tests {
     use super::*;
     use crate::base::clock::Clock;
     use crate::counting::counter::NEWEST_LINE_KEY;
-    use crate::counting::input::file_position::FilePosition;
+    use crate::counting::input::file_position::{FilePosition, HeadDigest};
     use crate::store::embedded::EmbeddedStore;
 
     struct Host {
@@ -258,6 +255,23 @@ mod tests {
         assert_eq!(host.start(&[log("/a")], 1004), [("/a".to_owned(), 950)]);
         host.counted("/a", 1000);
         assert_eq!(host.start(&[JOURNAL, log("/a")], 1005), []);
+    }
+
+    #[test]
+    fn a_log_under_another_name_is_not_gone_for_an_input_that_is_added() {
+        let (host, folder) = (Host::new(), tempfile::tempdir().unwrap());
+        let (log_path, added) = (folder.path().join("moved.log"), folder.path().join("added.log"));
+        let text = b"Nov 22 01:02:03 mta postfix/smtp[1]: a line that was counted\n";
+        std::fs::write(&log_path, text).unwrap();
+        let position =
+            FilePosition { head: HeadDigest::of(text), offset: text.len() as u64, ..FilePosition::default() };
+        let position = Position::File(position);
+        host.counted("/a", 900);
+        let set = vec![(Table::Position, b"/a".to_vec(), Some(position.encode()))];
+        host.store.write(Batch { add: vec![], set }).unwrap();
+        assert_eq!(host.start(&[InputKind::File(&added), InputKind::File(&log_path)], 1000), []);
+        let name = log_path.to_str().unwrap();
+        assert_eq!(host.store.read(Table::Position, name.as_bytes()).unwrap(), Some(position.encode()));
     }
 
     #[test]
