@@ -82,6 +82,13 @@ impl<V: Serialize + DeserializeOwned> TrackedMap<V> {
         (&mut entry.value, evicted)
     }
 
+    /// Sets the time of an entry, if there is one; the store keeps its old time.
+    pub(crate) fn touch(&mut self, key: &[u8], time: i64) {
+        if let Some(entry) = self.entries.get_mut(key) {
+            entry.time = time;
+        }
+    }
+
     /// Takes an entry out.
     pub(crate) fn remove(&mut self, key: &[u8]) -> Option<V> {
         let (key, entry) = self.entries.remove_entry(key)?;

@@ -130,6 +130,6 @@ fn address_key(host: &[u8], ip: Option<IpAddr>, port: Option<u16>) -> TableKey {
 }
 
 /// A host and its address, of any port.
-pub(super) fn host_key(host: &str, ip: Option<IpAddr>) -> TableKey {
-    address_key(host.as_bytes(), ip, None)
+pub(super) fn host_key(host: &[u8], ip: Option<IpAddr>) -> TableKey {
+    address_key(host, ip, None)
 }

@@ -69,8 +69,9 @@ const HOST_WITH_TLS_TTL: i64 = 600;
 /// How long lines are missed after a syslog daemon has lost some, in seconds: deliveries that were under way then.
 const GAP_TTL: i64 = 600;
 
-/// How often the time of a host that makes TLS is written anew, in seconds: each is a record in the store.
-const HOST_WITH_TLS_RENEWAL: i64 = 60;
+/// How often the time of a host that makes TLS is stored anew, in seconds: each is a record. After a restart a host may be
+/// forgotten by so much earlier.
+const HOST_WITH_TLS_RENEWAL: i64 = 300;
 
 /// The sessions of one input.
 #[derive(Debug)]
@@ -83,7 +84,8 @@ pub struct PostfixSessions {
     proxied_sessions: TrackedMap<u32>,
     last_reported_peer: TrackedMap<Vec<u8>>,
     instances: TrackedMap<Instance>,
-    hosts_with_tls: TrackedMap<()>,
+    /// The value is the time that the store has.
+    hosts_with_tls: TrackedMap<i64>,
     swept_at: i64,
     uncounted: Uncounted,
 }
@@ -233,7 +235,7 @@ impl PostfixSessions {
             }
             EventKind::TlsrptResult { domain, peer, .. } if !delivers => {
                 self.note_reported_destination(domain, time);
-                let peer = host_key(&lossy(peer.host), peer.ip);
+                let peer = host_key(peer.host, peer.ip);
                 *self.proxied_sessions.upsert(&peer, time, || 0).0 += 1;
                 *self.last_reported_peer.upsert(&process_key(process), time, Vec::new).0 = peer.to_vec();
             }
@@ -372,9 +374,10 @@ impl PostfixSessions {
 
     /// Notes that a host has TLS: a later delivery to it without a line about TLS does not show that it has none.
     fn note_host_with_tls(&mut self, peer: Peer<'_>, time: i64) {
-        let host = host_key(&lossy(peer.host), peer.ip);
-        if self.hosts_with_tls.peek(&host).is_none_or(|(then, ())| time - then >= HOST_WITH_TLS_RENEWAL) {
-            self.hosts_with_tls.upsert(&host, time, || ());
+        let host = host_key(peer.host, peer.ip);
+        match self.hosts_with_tls.peek(&host) {
+            Some((_, stored)) if time - stored < HOST_WITH_TLS_RENEWAL => self.hosts_with_tls.touch(&host, time),
+            _ => *self.hosts_with_tls.upsert(&host, time, || time).0 = time,
         }
     }
 
@@ -523,7 +526,7 @@ impl PostfixSessions {
         }
         let to_mx = peer.port == Some(SMTP_PORT);
         // A missing line proves nothing where the host has just made TLS. `tls=may:none` needs no such proof.
-        let may_be_clear = to_mx && !self.hosts_with_tls.contains(&host_key(&lossy(peer.host), peer.ip));
+        let may_be_clear = to_mx && !self.hosts_with_tls.contains(&host_key(peer.host, peer.ip));
         let clear = may_be_clear.then_some(UnloggedSession::ClearText);
         match end.tls {
             Some(tls) if tls.status != TlsFeatureStatus::Met || tls.requested == b"none" => None,
@@ -620,7 +623,7 @@ impl PostfixSessions {
             self.uncounted.without_domain += 1;
             return;
         };
-        let peer = host_key(attempt.host.as_deref().unwrap_or(""), attempt.ip);
+        let peer = host_key(attempt.host.as_deref().unwrap_or("").as_bytes(), attempt.ip);
         let reported = if ruled_out {
             // Postfix reports nothing of a host that it does not connect to.
             Some(false)
