@@ -310,7 +310,8 @@ impl Policies {
         let facts = published.facts(sts.as_ref().map(|policy| policy.mode));
         let answer = facts.for_postfix(self.postfix.own_level, self.postfix);
         if dane.stale && self.throttle.permits("stale", now) {
-            let line = format!("DANE of {}: the look-up failed; the previous verdict is used for up to 24 h", hop.key());
+            let line =
+                format!("DANE of {}: the look-up failed; the previous verdict is used for up to 24 h", hop.key());
             self.metrics.log_error(self.clock, line);
         }
         let avoids_dataless = facts.dataless != DatalessTlsa::Absent && self.postfix.ends_at_dataless_tlsa;
