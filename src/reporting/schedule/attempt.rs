@@ -29,7 +29,8 @@ use crate::reporting::schedule::records::{
 };
 use crate::reporting::schedule::snapshot::{self, ReportSnapshot};
 use crate::reporting::schedule::{
-    FIRST_RETRY_DELAY, Job, MAX_RETRY_DELAY, RETRY_FOR, SUPPLEMENT_DELAY, Scheduler, SchedulerSettings, random_delay,
+    FIRST_RETRY_DELAY, Job, MAX_RETRY_AFTER, MAX_RETRY_DELAY, RETRY_FOR, SUPPLEMENT_DELAY, Scheduler,
+    SchedulerSettings, random_delay,
 };
 use crate::reporting::transport::DeliveryOutcome;
 use crate::store::{Batch, StoreError, Table};
@@ -391,7 +392,7 @@ impl Scheduler {
         let now = self.context.clock.seconds();
         let answered = matches!(outcome, DeliveryOutcome::Accepted(_) | DeliveryOutcome::Refused(_));
         let not_before = match outcome {
-            DeliveryOutcome::RetryAfter(_, seconds) => Some(now + seconds),
+            DeliveryOutcome::RetryAfter(_, seconds) => Some(now + (*seconds).min(MAX_RETRY_AFTER)),
             _ => None,
         };
         if let Some(failures) = self.https_hosts.lock().record(host, answered, not_before, now) {
@@ -443,7 +444,9 @@ impl Scheduler {
         let subject = format!("report {report_key} to {to}");
         let wait = match &outcome {
             // A server that always asks to come back at once is not asked hundreds of times.
-            DeliveryOutcome::RetryAfter(_, seconds) => (*seconds).max(retry_delay(delivery.attempts) / 10),
+            DeliveryOutcome::RetryAfter(_, seconds) => {
+                (*seconds).clamp(retry_delay(delivery.attempts) / 10, MAX_RETRY_AFTER)
+            }
             _ => retry_delay(delivery.attempts),
         };
         let (state, answer, counter) = match outcome {

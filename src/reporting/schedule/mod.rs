@@ -70,6 +70,10 @@ pub(crate) const FIRST_RETRY_DELAY: i64 = 300;
 /// The longest delay before a retry, in seconds.
 pub(crate) const MAX_RETRY_DELAY: i64 = 4 * 3600;
 
+/// The longest delay that a receiver may ask for (`Retry-After`), in seconds: half of the time for which a report is tried,
+/// so that one answer does not end it.
+pub(crate) const MAX_RETRY_AFTER: i64 = 12 * 3600;
+
 /// How long after its moment a report waits for inputs that lag, in seconds.
 pub(crate) const WAIT_FOR_INPUTS: i64 = 12 * 3600;
 
