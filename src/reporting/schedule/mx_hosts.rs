@@ -55,7 +55,8 @@ impl Scheduler {
         let begin = spread + if supplement { self.context.clock.seconds() } else { day.end() };
         let batch = self.run_blocking(move |store| {
             let mut batch = Batch::default();
-            add_hosts(store, &mut batch, day, &domain, hosts, supplement, begin, spread).map(|()| batch)
+            let hosts = hosts.into_iter().map(|host| (host, vec![domain.clone()])).collect();
+            add_hosts(store, &mut batch, day, hosts, supplement, begin, spread).map(|()| batch)
         });
         let batch = batch.await.map_err(|e| e.to_string())?;
         if batch.set.is_empty() { Ok(()) } else { self.group_commit.write(batch).await }
@@ -92,21 +93,24 @@ pub(super) fn hosts_of(rows: &[TallyRow]) -> BTreeSet<String> {
     own.map(|row| row.policy.policy_domain.clone()).collect()
 }
 
-/// Adds a domain to the index of its hosts, and plans the hosts that have no plan; for late rows also the supplement of
-/// those whose first report is settled.
-#[allow(clippy::too_many_arguments)]
+/// The domains that have sessions at each MX host.
+pub(super) type DomainsOfHosts = BTreeMap<String, Vec<String>>;
+
+/// Adds domains to the index of their hosts, and plans the hosts that have no plan; for late rows also the supplement of
+/// those whose first report is settled. Each host is planned once: of two plans in a batch the first would leave its
+/// entry in [`Table::Due`] behind.
 pub(super) fn add_hosts(
     store: &dyn Store,
     batch: &mut Batch,
     day: Day,
-    domain: &str,
-    hosts: BTreeSet<String>,
+    hosts: DomainsOfHosts,
     late: bool,
     begin: i64,
     spread: i64,
 ) -> Result<(), StoreError> {
-    for host in hosts {
-        batch.set.push((Table::Due, host_domain_key(day, &host, domain), Some(Vec::new())));
+    for (host, domains) in hosts {
+        let index = domains.iter().map(|domain| (Table::Due, host_domain_key(day, &host, domain), Some(Vec::new())));
+        batch.set.extend(index);
         let host = ReportKey::first(day, ReportSubject::Host(host));
         let unplanned = match records::read_plan(store, &host)?.map(|plan| plan.state) {
             None => Some(host),

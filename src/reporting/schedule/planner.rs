@@ -12,7 +12,7 @@ use std::sync::Arc;
 use tokio::sync::watch;
 
 use crate::base::tlsrpt::Day;
-use crate::reporting::schedule::mx_hosts;
+use crate::reporting::schedule::mx_hosts::{self, DomainsOfHosts};
 use crate::reporting::schedule::records::{
     PlanState, RecordKey, ReportKey, ReportPlan, hosts_prefix, read_plan, remove_record,
 };
@@ -210,13 +210,13 @@ impl Scheduler {
 
 /// The plans of a page of domains.
 #[derive(Default)]
-struct PlannedPage {
-    batch: Batch,
+pub(super) struct PlannedPage {
+    pub(super) batch: Batch,
     dropped: u64,
     last: Option<String>,
 }
 
-fn plan_page(
+pub(super) fn plan_page(
     store: &dyn Store,
     day: Day,
     after: Option<&str>,
@@ -224,6 +224,7 @@ fn plan_page(
     spread: i64,
 ) -> Result<PlannedPage, StoreError> {
     let mut page = PlannedPage::default();
+    let mut late_hosts = DomainsOfHosts::new();
     for (domain, sum) in store.domain_sums(day, after, PAGE_SIZE)? {
         page.last = Some(domain.clone());
         // What is no domain name gets no report, and is counted when it is dropped.
@@ -240,9 +241,9 @@ fn plan_page(
         // Counts up to `plan.counted` are in the report. Before the look-up, all will be; if the domain wants no report, none
         // are.
         if plan.state == PlanState::Nothing && plan.counted == 0 && sum > plan.seen {
-            let hosts = mx_hosts::hosts_of(&store.rows(day, &domain)?);
-            let begin = now + SUPPLEMENT_DELAY;
-            mx_hosts::add_hosts(store, &mut page.batch, day, &domain, hosts, true, begin, spread)?;
+            for host in mx_hosts::hosts_of(&store.rows(day, &domain)?) {
+                late_hosts.entry(host).or_default().push(domain.clone());
+            }
             ReportPlan { seen: sum, ..plan.clone() }.add_to_batch(&mut page.batch, &report_key, Some(&plan));
         }
         if plan.state == PlanState::Waiting || plan.counted == 0 || sum <= plan.counted {
@@ -263,6 +264,7 @@ fn plan_page(
             Some(_) => {}
         }
     }
+    mx_hosts::add_hosts(store, &mut page.batch, day, late_hosts, true, now + SUPPLEMENT_DELAY, spread)?;
     Ok(page)
 }
 

@@ -1,7 +1,7 @@
 //! The scheduler against a real store, a name server and an SMTP server on loopback.
 
 use super::attempt::retry_delay;
-use super::records::ReportDelivery;
+use super::records::{PlanState, ReportDelivery, ReportPlan};
 use super::*;
 use crate::base::network::{HttpsCertificates, NetworkExceptions};
 use crate::base::tlsrpt::{Failure, Policy, PolicyType, ResultType, TallyKey, TallyResult};
@@ -1047,6 +1047,26 @@ async fn late_rows_of_a_domain_without_a_record_reach_the_host_s_supplement() {
     world.run(day().end() + 5 * Day::SECONDS, <[ReportStatus]>::is_empty).await;
     assert_eq!(world.store().scan(Table::Due, b"").unwrap(), []);
     assert_eq!(world.store().scan(Table::Snapshot, b"").unwrap(), []);
+}
+
+/// Of two plans for one host the first would leave its due entry behind, which nothing removes.
+#[test]
+fn late_rows_of_two_domains_plan_their_common_host_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = EmbeddedStore::open(folder.path(), Clock::default()).unwrap().store;
+    for domain in ["one.example", "two.example"] {
+        count_dane(&store, domain, "mx.h.example", "mx.h.example");
+        let plan = ReportPlan { state: PlanState::Nothing, ..ReportPlan::waiting_until(day().end()) };
+        let mut batch = Batch::default();
+        plan.add_to_batch(&mut batch, &ReportKey::first(day(), domain.parse().unwrap()), None);
+        store.write(batch).unwrap();
+    }
+    let spread = 4 * 3600;
+    let page = planner::plan_page(&store, day(), None, day().end() + 7200, spread).unwrap();
+    store.write(page.batch).unwrap();
+    let entries = store.scan(Table::Due, b"").unwrap();
+    let plans = entries.iter().filter(|(key, _)| !key.starts_with(b"h")).count();
+    assert_eq!((plans, entries.len()), (1, 3), "{entries:?}");
 }
 
 /// The report of a host goes, and what comes late for one of its domains is told to it as well, once.
