@@ -163,7 +163,8 @@ impl DaemonStore {
         // It is made anew with the next probe, and removed then.
         let _ = fs::remove_file(&path);
         // Room that did not suffice is not tried at once again.
-        written && !self.has_room.swap(written, Ordering::Relaxed)
+        let had_room = self.has_room.swap(written, Ordering::Relaxed);
+        written && !had_room
     }
 
     /// Waits until damage is found that only [`DaemonStore::make_ready`] repairs.
