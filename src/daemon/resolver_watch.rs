@@ -59,7 +59,7 @@ pub(super) async fn watch_resolver(resolver: Resolver, config: Config, metrics: 
             (None, Some(problem)) => Reported::Problem(problem),
             (None, None) => Reported::Good,
         };
-        if state != reported && report(&status, state, reported, &throttle, &metrics, clock) {
+        if state != reported && report(&status, state, &throttle, &metrics, clock) {
             reported = state;
         }
         if resolver.is_failing() {
@@ -73,14 +73,7 @@ pub(super) async fn watch_resolver(resolver: Resolver, config: Config, metrics: 
 }
 
 /// Logs a change; whether it was logged.
-fn report(
-    status: &ResolverStatus,
-    state: Reported,
-    before: Reported,
-    throttle: &Throttle,
-    metrics: &Metrics,
-    clock: Clock,
-) -> bool {
+fn report(status: &ResolverStatus, state: Reported, throttle: &Throttle, metrics: &Metrics, clock: Clock) -> bool {
     let names: Vec<String> = status.servers.iter().map(ToString::to_string).collect();
     let names = names.join(", ");
     match state {
@@ -98,12 +91,11 @@ fn report(
             );
             true
         }
-        // It is still waited for a while before that is said again.
-        Reported::Silent => before == Reported::Silent,
         Reported::Problem(problem) if throttle.permits(problem, clock.seconds()) => {
             metrics.log_error(clock, format!("resolver {names}: {problem}"));
             true
         }
-        Reported::Problem(_) => before == state,
+        // The throttle still holds back this line; the next probe tries again.
+        Reported::Silent | Reported::Problem(_) => false,
     }
 }
