@@ -21,7 +21,7 @@ use crate::base::printable::escape_and_cut;
 use crate::base::rua_record::{MAX_PARSED_DESTINATIONS, parse_destination};
 use crate::config::{
     Config, ControlSection, DeliveryMethod, DkimKeySection, DkimSigning, InputKind, InputSection, NativeTlsrpt,
-    PostfixVersion, ReportSection,
+    OverrideSection, PostfixVersion, ReportSection,
 };
 use crate::config::{addresses, limits, override_answer, toml_errors};
 
@@ -329,7 +329,6 @@ impl Config {
                 // Where the version is not known yet nothing is too new.
                 let version = postfix.version.unwrap_or(PostfixVersion::new(u16::MAX, 0));
                 let checked = override_answer::check(answer, version, postfix.dnssec())
-                    .and_then(|()| override_answer::check_files(answer, Path::new("/")))
                     .and_then(|()| if exim_alone { override_answer::check_for_exim(answer) } else { Ok(()) });
                 checked.map_err(|problem| (nth, "answer", format!("{dot}{name}: {problem}")))?;
             }
@@ -507,6 +506,18 @@ fn is_mail_address(text: &str) -> bool {
     text.split_once('@').is_some_and(|(name, host)| {
         (1..=64).contains(&name.len()) && name.bytes().all(local) && domain_name::normalize(host).is_some()
     })
+}
+
+impl Config {
+    /// What the answers of the overrides name and is not on this host, a line each. Not checked when the file is read: that
+    /// one domain's mail would be deferred stops neither the daemon nor a command.
+    pub(crate) fn find_missing_override_files(&self) -> Vec<String> {
+        let missing = |section: &OverrideSection| {
+            let problem = override_answer::check_files(section.answer.as_deref()?, Path::new("/")).err()?;
+            Some(format!("[[policy.override]] answer: {}: {problem}", section.domain))
+        };
+        self.policy.overrides.iter().filter_map(missing).collect()
+    }
 }
 
 #[cfg(test)]

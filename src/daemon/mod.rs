@@ -142,6 +142,10 @@ impl PreparedConfig {
     fn check_named(self) -> Result<PreparedConfig, DaemonError> {
         SchedulerSettings::load(&self.config.report).map_err(DaemonError::Named)?;
         inputs::check_inputs(&self.config)?;
+        let missing = self.config.find_missing_override_files();
+        if !missing.is_empty() {
+            return Err(DaemonError::Named(missing));
+        }
         if let Some(root) = &self.config.closed_network.extra_root {
             let unread = |e| format!("{}: the extra root cannot be read: {e}", root.display());
             std::fs::read(root).map_err(|e| DaemonError::Named(vec![unread(e)]))?;

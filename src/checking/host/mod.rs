@@ -72,7 +72,7 @@ pub(crate) async fn check_host(options: &HostCheckOptions, program: &impl HostCh
     } else if running == DaemonPresence::NotRunning
         && let Err(error) = program.check_start(&config)
     {
-        let impact = "The daemon does not start before that is mended.";
+        let impact = "The daemon does not start with it, or runs without the part that needs it.";
         found.push(Finding::new(Severity::Error, "would-not-start", "tlswarden", error, impact));
     }
     if running == DaemonPresence::Unknown && !rustix::process::geteuid().is_root() {
