@@ -246,7 +246,8 @@ impl ServiceCheck<'_> {
             self.set_command(NAME, &self.get(NAME).replace(&format!(":{}", ours.map), &format!(":{name}{level}")))
         };
         let (real, told) = (self.version(), self.config.postfix.version());
-        match MapName::parse(ours.map.as_bytes()).map(|map| map.wording) {
+        let format = MapName::parse(ours.map.as_bytes()).map(|map| map.wording);
+        match format {
             None => found.push(
                 self.finding(
                     Severity::Error,
@@ -296,10 +297,8 @@ impl ServiceCheck<'_> {
             ),
             Some(ReplyFormat::Policy | ReplyFormat::PolicyTlsrpt) => {}
         }
-        let attributes_wrong = !ours.map.starts_with("policy@")
-            && ours.map != "policy"
-            && real < ATTRIBUTES_SINCE
-            && told >= ATTRIBUTES_SINCE;
+        let attributes_wrong =
+            format == Some(ReplyFormat::PolicyTlsrpt) && real < ATTRIBUTES_SINCE && told >= ATTRIBUTES_SINCE;
         let patch_differs = told.patch.is_some() && told.patch != real.patch;
         if ((real.major, real.minor) != (told.major, told.minor) || patch_differs) && !attributes_wrong {
             let version = String::from(real);
