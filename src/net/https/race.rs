@@ -27,7 +27,7 @@ const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
 /// The same while some address has accepted the connection: a handshake takes longer than that over half the world.
 const HANDSHAKE_DELAY: Duration = Duration::from_secs(2);
 
-/// How many addresses are tried: [`CONNECT_TIMEOUT`] leaves time for no more.
+/// How many addresses are tried: a name with more of them is not a policy host that serves anybody.
 const MAX_ADDRESSES: usize = 32;
 
 /// Connects; `addresses` are of the host that `name` names.
@@ -36,12 +36,12 @@ pub(super) async fn connect(
     tls: &TlsConnector,
     name: &ServerName<'static>,
 ) -> Result<TlsStream<TcpStream>, HttpsError> {
-    let race = race(addresses, |address, accepted| attempt(address, tls.clone(), name.clone(), accepted));
-    tokio::time::timeout(CONNECT_TIMEOUT, race).await.unwrap_or(Err(HttpsError::Timeout(CONNECT_TIMEOUT)))
+    race(addresses, CONNECT_TIMEOUT, |address, accepted| attempt(address, tls.clone(), name.clone(), accepted)).await
 }
 
 async fn race<T, F>(
     addresses: Vec<SocketAddr>,
+    timeout: Duration,
     attempt: impl Fn(SocketAddr, Arc<AtomicUsize>) -> F,
 ) -> Result<T, HttpsError>
 where
@@ -53,6 +53,7 @@ where
     let accepted = Arc::new(AtomicUsize::new(0));
     let mut attempts = JoinSet::new();
     let mut fault = HttpsError::NoAddress("the name has none".to_owned());
+    let deadline = Instant::now() + timeout;
     let mut last_start = Instant::now();
     let mut next_check = last_start;
     loop {
@@ -80,6 +81,9 @@ where
                     (last_start, next_check) = (last_start - HANDSHAKE_DELAY, Instant::now());
                 }
             },
+            () = tokio::time::sleep_until(deadline) => {
+                return Err(more_telling(fault, HttpsError::Timeout(timeout)));
+            }
             () = tokio::time::sleep_until(next_check) => {}
         }
     }
@@ -151,9 +155,16 @@ mod tests {
 
     /// The address that was used, or why none; and those that were tried, in order.
     async fn run(servers: &[(&str, Server)]) -> (Result<SocketAddr, HttpsError>, Vec<SocketAddr>) {
+        run_for(CONNECT_TIMEOUT, servers).await
+    }
+
+    async fn run_for(
+        timeout: Duration,
+        servers: &[(&str, Server)],
+    ) -> (Result<SocketAddr, HttpsError>, Vec<SocketAddr>) {
         let tried = Mutex::new(Vec::new());
         let server = |wanted| servers.iter().find(|(at, _)| address(at) == wanted).unwrap().1;
-        let result = race(servers.iter().map(|(at, _)| address(at)).collect(), |at, accepted| {
+        let result = race(servers.iter().map(|(at, _)| address(at)).collect(), timeout, |at, accepted| {
             tried.lock().push(at);
             let server = server(at);
             async move {
@@ -203,6 +214,9 @@ mod tests {
         assert_eq!(tried, ["192.0.2.1", "2001:db8::1", "192.0.2.2"].map(address));
         let (found, _) = run(&[("192.0.2.1", Refuses), ("192.0.2.2", Refuses)]).await;
         assert_eq!(found, Err(HttpsError::Connection("192.0.2.1:443 refuses".into())));
+        // Also when the time is over: the other address never answers.
+        let (found, _) = run_for(Duration::from_secs(1), &[("192.0.2.2", WrongName), ("2001:db8::1", BlackHole)]).await;
+        assert_eq!(found, Err(HttpsError::Certificate(CertificateFault::Name)));
         assert!(matches!(run(&[]).await.0, Err(HttpsError::NoAddress(_))));
     }
 }
