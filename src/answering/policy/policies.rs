@@ -107,8 +107,8 @@ impl Policies {
         clock: Clock,
         metrics: Metrics,
     ) -> Arc<Policies> {
-        let verdict_store = Arc::new(VerdictStore::new(Arc::clone(&store)));
         let limit = config.policy.max_domains;
+        let verdict_store = Arc::new(VerdictStore::new(Arc::clone(&store), limit));
         let sts = StsCache::new(limit, resolver.clone(), client, store, clock, metrics.clone());
         Arc::new(Policies::with_caches(config, resolver, sts, verdict_store, history, clock, metrics))
     }

@@ -22,7 +22,10 @@ pub const WRITE_DELAY: Duration = Duration::from_millis(250);
 /// The store of DANE verdicts, and the changes that wait to be written.
 pub struct VerdictStore {
     store: Arc<dyn Store>,
-    /// What to set, or to remove.
+    /// How many verdicts are kept in memory.
+    limit: usize,
+    /// What to set, or to remove. At most `limit` removals are added while the store does not write: a record that stays
+    /// is loaded at the next start, or removed then.
     dirty: Mutex<HashMap<String, Option<CachedVerdict>>>,
     /// One write at a time: of two at once the older values could land last.
     writing: tokio::sync::Mutex<()>,
@@ -31,9 +34,15 @@ pub struct VerdictStore {
 }
 
 impl VerdictStore {
-    /// An empty list of changes for a store.
-    pub fn new(store: Arc<dyn Store>) -> VerdictStore {
-        VerdictStore { store, dirty: Mutex::default(), writing: tokio::sync::Mutex::default(), wake: Notify::new() }
+    /// An empty list of changes for a store; `limit`: how many verdicts are kept in memory.
+    pub fn new(store: Arc<dyn Store>, limit: usize) -> VerdictStore {
+        VerdictStore {
+            store,
+            limit,
+            dirty: Mutex::default(),
+            writing: tokio::sync::Mutex::default(),
+            wake: Notify::new(),
+        }
     }
 
     /// The stored verdicts, at most `limit`; what is beyond, or cannot be read, is removed. Those that wait to be written are
@@ -62,7 +71,11 @@ impl VerdictStore {
 
     /// Removes a verdict with the next write.
     pub fn remove(&self, key: String) {
-        self.dirty.lock().insert(key, None);
+        let mut dirty = self.dirty.lock();
+        if dirty.len() < self.limit || dirty.contains_key(&key) {
+            dirty.insert(key, None);
+        }
+        drop(dirty);
         self.wake.notify_one();
     }
 

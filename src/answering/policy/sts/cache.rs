@@ -409,7 +409,6 @@ impl StsCache {
             } else if may_expire && now - domain.last_used() > REFRESH_INTERVAL {
                 self.subtract_text(domain.text_bytes());
                 self.known.domains.write().remove(&*domain.name);
-                self.mark_dirty(&domain.name);
             }
         }
         due.sort_unstable_by_key(|(record_alone, at, _)| (*record_alone, *at));
