@@ -115,6 +115,37 @@ fn what_is_not_a_whole_backup_is_refused_and_the_store_stays() {
     assert!(left.is_empty(), "{left:?}");
 }
 
+/// The backup is root's, as one from an archive is; the store is the daemon's.
+#[test]
+fn what_is_restored_is_the_store_s_owner_s() {
+    use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
+    if !rustix::process::geteuid().is_root() {
+        return;
+    }
+    const NOBODY: u32 = 65534;
+    let folder = tempfile::tempdir().unwrap();
+    fs::set_permissions(folder.path(), PermissionsExt::from_mode(0o755)).unwrap();
+    let at = |name: &str| folder.path().join(name);
+    configure(folder.path());
+    write(folder.path(), "kept");
+    assert!(run(folder.path(), &["backup", at("backup").to_str().unwrap()]).status.success());
+    fs::remove_dir_all(at("store")).unwrap();
+    fs::create_dir(at("store")).unwrap();
+    chown(at("store"), Some(NOBODY), Some(NOBODY)).unwrap();
+    let restored = run(folder.path(), &["restore", at("backup").to_str().unwrap()]);
+    assert!(restored.status.success(), "{}", text(&restored));
+    let mut folders = vec![at("store")];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).unwrap().map(Result::unwrap) {
+            assert_eq!(entry.metadata().unwrap().uid(), NOBODY, "{:?}", entry.path());
+            if entry.file_type().unwrap().is_dir() {
+                folders.push(entry.path());
+            }
+        }
+    }
+    assert_eq!(read(folder.path()).as_deref(), Some("kept"));
+}
+
 /// A control socket that answers one request with `answer`.
 fn answer_once(socket: &Path, answer: String) -> std::thread::JoinHandle<()> {
     let listener = UnixListener::bind(socket).unwrap();

@@ -7,15 +7,18 @@
 
 use std::fs;
 use std::io;
-use std::os::unix::fs::{MetadataExt, lchown};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Component, Path, PathBuf};
 
+use rustix::fs::{Gid, Uid};
+use rustix::thread::{set_thread_groups, set_thread_res_gid, set_thread_res_uid};
+
 use super::control::query;
-use super::foreign_folder::{copy_folder, open_in};
+use super::foreign_folder::{Owner, copy_folder, create_in, open, open_in};
 use super::{CliError, EX_IOERR, EX_UNAVAILABLE, EX_USAGE, print_stdout};
 use crate::config::Config;
 use crate::daemon::control::ControlRequest;
-use crate::daemon::services::{BACKUP_PREFIX, StoreError, restore_store};
+use crate::daemon::services::{BACKUP_PREFIX, RestoredStore, StoreError, restore_store};
 
 pub(crate) fn backup(config: &Config, to: &Path) -> Result<(), CliError> {
     let shown = to.display();
@@ -38,9 +41,10 @@ pub(crate) fn backup(config: &Config, to: &Path) -> Result<(), CliError> {
             ),
         ));
     };
-    let fetched = fs::create_dir_all(to.parent().unwrap_or(Path::new("/")))
-        .and_then(|()| copy_folder(&open_in(&config.store.path, &name)?, to))
-        .and_then(|()| sync_parent(to));
+    let fetched = fs::create_dir_all(to).and_then(|()| {
+        copy_folder(&open_in(open(&config.store.path)?, &*name)?, &open(to)?, None)?;
+        sync_parent(to)
+    });
     // Removes a link, never what a link points to.
     let _ = fs::remove_dir_all(config.store.path.join(&name));
     fetched.map_err(|e| {
@@ -77,51 +81,57 @@ pub(crate) fn restore(config: &Config, from: &Path) -> Result<(), CliError> {
     if !folder.is_dir() {
         return Err(failed(EX_USAGE, &"not a folder"));
     }
-    fs::create_dir_all(&config.store.path).map_err(|e| failed(EX_IOERR, &e))?;
-    let owner = fs::metadata(&config.store.path).map_err(|e| failed(EX_IOERR, &e))?;
     let name = PathBuf::from(format!("{BACKUP_PREFIX}{}-restore", std::process::id()));
+    let owner = copy_into_store(from, &config.store.path, &name).map_err(|e| failed(EX_IOERR, &e))?;
+    // From here on nothing needs root; what is in the store is its owner's.
+    become_user(owner).map_err(|e| failed(EX_IOERR, &e))?;
     let copy = config.store.path.join(&name);
-    let parent = from.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let copied = from
-        .file_name()
-        .ok_or_else(|| io::Error::other("not a folder with a name"))
-        .and_then(|last| open_in(parent, Path::new(last)))
-        .and_then(|opened| copy_folder(&opened, &copy));
-    let restored = copied.map_err(|e| failed(EX_IOERR, &e)).and_then(|()| {
-        let former = restore_store(config, &copy).map_err(|error| {
-            let in_use = matches!(error, StoreError::Locked(_));
-            let advice = if in_use { "; stop the daemon first: systemctl stop tlswarden" } else { "" };
-            failed(if in_use { EX_UNAVAILABLE } else { EX_IOERR }, &format_args!("{error}{advice}"))
-        })?;
-        give_to(&config.store.path, owner.uid(), owner.gid()).map_err(|e| {
-            let cause = format!("{store}: restored, but its owner cannot be set: {e}; the daemon may not read it");
-            CliError::new(EX_IOERR, cause)
-        })?;
-        Ok(former)
-    });
-    if copy.exists() {
+    let RestoredStore { former, not_synced } = restore_store(config, &copy).map_err(|error| {
         let _ = fs::remove_dir_all(&copy);
-    }
-    let former = restored?.map_or_else(String::new, |folder| {
+        let in_use = matches!(error, StoreError::Locked(_));
+        let advice = if in_use { "; stop the daemon first: systemctl stop tlswarden" } else { "" };
+        failed(if in_use { EX_UNAVAILABLE } else { EX_IOERR }, &format_args!("{error}{advice}"))
+    })?;
+    let former = former.map_or_else(String::new, |folder| {
         format!("; the former store is in {}: remove it when it is not needed any more", folder.display())
     });
     print_stdout(&format!(
         "{store}: the store is now the one of {shown}{former}\n\
          Lines of the log that were counted after the backup are counted again; reports that were sent after it may be \
          sent once more.\n"
-    ))
+    ))?;
+    not_synced.map_or(Ok(()), |error| {
+        Err(CliError::new(
+            EX_IOERR,
+            format!("{store}: restored, but not synced: {error}; run `sync` before the daemon starts"),
+        ))
+    })
 }
 
-/// Gives what lies in the store to the owner of its folder: the daemon must be able to open it.
-fn give_to(folder: &Path, user: u32, group: u32) -> io::Result<()> {
-    for entry in fs::read_dir(folder)? {
-        let entry = entry?;
-        lchown(entry.path(), Some(user), Some(group))?;
-        if entry.file_type()?.is_dir() {
-            give_to(&entry.path(), user, group)?;
-        }
+/// Copies a backup into the store's folder, which is made if need be, under a name that nothing has. Gives the owner of the
+/// store's folder, who has the copy as well.
+fn copy_into_store(from: &Path, store: &Path, name: &Path) -> io::Result<Owner> {
+    fs::create_dir_all(store)?;
+    let (from, folder) = (open(from)?, open(store)?);
+    let metadata = fs::File::from(folder.try_clone()?).metadata()?;
+    let owner = (metadata.uid(), metadata.gid());
+    let copied = copy_folder(&from, &create_in(&folder, name)?, Some(owner));
+    if copied.is_err() {
+        // Removes a link, never what a link points to.
+        let _ = fs::remove_dir_all(store.join(name));
     }
-    Ok(())
+    copied.map(|()| owner)
+}
+
+/// Makes root another user for the rest of this command, in this thread and in those that it starts.
+fn become_user((user, group): Owner) -> io::Result<()> {
+    if !rustix::process::geteuid().is_root() || user == 0 {
+        return Ok(());
+    }
+    let (user, group) = (Uid::from_raw(user), Gid::from_raw(group));
+    set_thread_groups(&[])?;
+    set_thread_res_gid(group, group, group)?;
+    Ok(set_thread_res_uid(user, user, user)?)
 }
 
 #[cfg(test)]

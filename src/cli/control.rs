@@ -2,12 +2,13 @@
 //!
 //! The embedded store has one owner, so the store is opened only where nobody listens on the control socket.
 
-use std::os::unix::fs::{MetadataExt, lchown};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use serde::de::DeserializeOwned;
 
+use super::foreign_folder;
 use super::{CliError, EX_CONFIG, EX_IOERR, EX_SOFTWARE, EX_UNAVAILABLE};
 use crate::config::Config;
 use crate::daemon::control::{ControlRequest, RequestError, Services, send_request};
@@ -78,19 +79,5 @@ pub(super) fn query<T: DeserializeOwned>(
 /// Gives the files that root has created in the store to the store's owner: the daemon must be able to open them.
 fn restore_owner(folder: &Path) -> std::io::Result<()> {
     let owner = std::fs::metadata(folder)?;
-    let mut folders = vec![folder.to_owned()];
-    while let Some(folder) = folders.pop() {
-        for entry in std::fs::read_dir(folder)? {
-            let entry = entry?;
-            let found = entry.metadata()?;
-            if found.uid() != owner.uid() {
-                // Never through a link: the folder is not root's.
-                lchown(entry.path(), Some(owner.uid()), Some(owner.gid()))?;
-            }
-            if found.is_dir() {
-                folders.push(entry.path());
-            }
-        }
-    }
-    Ok(())
+    foreign_folder::give_to(&foreign_folder::open(folder)?, (owner.uid(), owner.gid()))
 }

@@ -29,8 +29,8 @@ use crate::reporting::dkim::signer::{self as reporting, Signer};
 pub(crate) use crate::reporting::report::build::gzip;
 use crate::reporting::schedule::{Scheduler, SchedulerContext, SchedulerSettings};
 pub(crate) use crate::store::StoreError;
-pub(crate) use crate::store::embedded::BACKUP_PREFIX;
 use crate::store::embedded::EmbeddedStore;
+pub(crate) use crate::store::embedded::{BACKUP_PREFIX, RestoredStore};
 use crate::store::{Store, message_id_key};
 
 /// Why nothing could be opened.
@@ -114,10 +114,10 @@ pub(crate) fn open_offline(config: &Config) -> Result<Services, OpenError> {
     })
 }
 
-/// Puts a copy that lies in the store's folder in place of the store; returns the folder of the former store.
+/// Puts a copy that lies in the store's folder in place of the store.
 ///
 /// Fails where the copy is not whole, or a process, the daemon most likely, has the store open.
-pub(crate) fn restore_store(config: &Config, copy: &Path) -> Result<Option<PathBuf>, StoreError> {
+pub(crate) fn restore_store(config: &Config, copy: &Path) -> Result<RestoredStore, StoreError> {
     EmbeddedStore::restore(copy, &config.store.path, Clock::default())
 }
 

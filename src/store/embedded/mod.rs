@@ -29,6 +29,7 @@ use changes::{KeyChange, KeyChanges};
 pub(crate) use open::BACKUP_PREFIX;
 pub use open::OpenedStore;
 use reopen::{ClosedReason, FailedCommit};
+pub(crate) use restore::RestoredStore;
 
 use crate::base::clock::Clock;
 use crate::base::tlsrpt::{Day, Policy, TallyRow};
