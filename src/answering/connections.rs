@@ -91,7 +91,8 @@ impl ClientConnections {
         }))
     }
 
-    /// Whether there is room for one more, after those that wait longest for their clients have been closed for it.
+    /// Whether there is room for one more. At the limit, a 64th of the connections is closed in advance: those that have
+    /// waited longest for their clients.
     pub(crate) fn make_room(&self) -> bool {
         let mut open = self.0.open.lock();
         if open.len() < self.0.limit {
@@ -173,13 +174,19 @@ fn close_longest_waiting(
         waiting.select_nth_unstable(count);
         waiting.truncate(count);
     }
-    for (_, id) in &waiting {
-        if let Some(Open { state, task: Some(task) }) = open.remove(id) {
+    let mut closed = 0;
+    for (since, id) in waiting {
+        // A request may have come meanwhile: a connection whose answer is being made is never closed.
+        if open.get(&id).is_none_or(|open| open.state.waiting_since.load(Ordering::Relaxed) != since) {
+            continue;
+        }
+        if let Some(Open { state, task: Some(task) }) = open.remove(&id) {
             buffered.fetch_sub(state.held.swap(0, Ordering::Relaxed), Ordering::Relaxed);
             task.abort();
+            closed += 1;
         }
     }
-    waiting.len()
+    closed
 }
 
 impl ClientConnection {

@@ -251,7 +251,7 @@ fn render_policy(one: &PolicyStatus) -> String {
     if let Some(record) = &one.record {
         let found = match record {
             RecordState::Id { id } => format!("id {id}"),
-            RecordState::None { reason } => format!("none: {}", reason.escape_debug()),
+            RecordState::None { reason, .. } => format!("none: {}", reason.escape_debug()),
             RecordState::Failed { cause, .. } => format!("not known: {}", cause.escape_debug()),
         };
         add("record", found);

@@ -60,7 +60,7 @@ mod tests {
     #[test]
     fn only_a_fault_of_ours_or_an_outage_makes_a_record_unknown() {
         let failed = |local| Some((RecordState::Failed { cause: "SERVFAIL".into(), local }, 60));
-        let none = |until| Some((RecordState::None { reason: "no such records".into() }, until));
+        let none = |until| Some((RecordState::None { reason: "no such records".into(), invalid: false }, until));
         let id = Some((RecordState::Id { id: "1".into() }, 60));
         let outage = || Some("silence".to_owned());
         for (record, outage, want) in [

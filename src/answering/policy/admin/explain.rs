@@ -20,7 +20,7 @@ use crate::answering::policy::decision::{Answer, Basis, Decision, PostfixTraits}
 use crate::answering::policy::overrides::OverrideRule;
 use crate::answering::policy::policies::Policies;
 use crate::answering::policy::sts::domain_state::{DomainSnapshot, RecordState};
-use crate::answering::policy::sts::record::{self, NoRecord};
+use crate::answering::policy::sts::record;
 use crate::base::domain_name;
 use crate::base::next_hop::{NextHop, Port};
 use crate::base::tlsrpt::{Day, Mode, mx_matches};
@@ -193,7 +193,7 @@ impl Policies {
             Some((record, until)) => {
                 let what = match record {
                     RecordState::Id { id } => format!("id {id}"),
-                    RecordState::None { reason } => format!("none: {reason}"),
+                    RecordState::None { reason, .. } => format!("none: {reason}"),
                     RecordState::Failed { cause, .. } => format!("not known: {}", escape(cause)),
                 };
                 ExplainStep::new(subject, format!("{what}, for {} s more", (until - now).max(0)))
@@ -324,16 +324,11 @@ fn explain_absence(known: &DomainSnapshot) -> String {
         Some((RecordState::Failed { cause, .. }, _)) => {
             format!("no policy is known: the MTA-STS record could not be asked: {}", escape(cause))
         }
-        Some((RecordState::None { reason }, _)) if is_invalid_record(reason) => {
+        Some((RecordState::None { reason, invalid: true }, _)) => {
             format!("no policy: the MTA-STS record is invalid: {reason}")
         }
         _ => "no policy is published".into(),
     }
-}
-
-/// Whether there is a record that means MTA-STS, and says it wrongly.
-fn is_invalid_record(reason: &str) -> bool {
-    [NoRecord::Multiple, NoRecord::Malformed].iter().any(|invalid| invalid.description() == reason)
 }
 
 pub(super) fn describe_coverage(coverage: Coverage) -> &'static str {

@@ -46,13 +46,16 @@ const RECORD_RETRY: i64 = 60;
 pub enum RecordState {
     /// It has one.
     Id {
-        /// Its `parse_id`.
+        /// Its `id`.
         id: Box<str>,
     },
     /// It has none, or none that counts.
     None {
         /// Why.
         reason: Cow<'static, str>,
+        /// Whether there is a record that means MTA-STS, and is wrong.
+        #[serde(default)]
+        invalid: bool,
     },
     /// It could not be asked.
     Failed {
@@ -250,10 +253,10 @@ impl DomainState {
         self.data.lock().policy.as_ref().is_some_and(|policy| used > policy.fetched())
     }
 
-    /// The record of an enforced policy has vanished, and nobody was told: why, and the policy. Asked again, nothing.
+    /// Returns the reason and the policy if the record of an enforced policy has vanished and that has not been logged yet.
     pub fn take_lost_record(&self, now: i64) -> Option<(Cow<'static, str>, Arc<StsPolicy>)> {
         let mut state = self.data.lock();
-        let Some(RecordState::None { reason }) = &state.record else { return None };
+        let Some(RecordState::None { reason, .. }) = &state.record else { return None };
         let policy = state.unexpired_policy(now).filter(|policy| policy.mode == Mode::Enforce)?;
         let lost = (reason.clone(), Arc::clone(policy));
         (!std::mem::replace(&mut state.loss_logged, true)).then_some(lost)
@@ -309,7 +312,10 @@ impl DomainState {
         let (record, ttl) = match found {
             Ok(answer) => match record::parse_id(&answer.records) {
                 Ok(id) => (RecordState::Id { id: id.into() }, clamp(answer.ttl)),
-                Err(reason) => (RecordState::None { reason: reason.description().into() }, clamp(answer.ttl)),
+                Err(reason) => {
+                    let invalid = reason != record::NoRecord::Absent;
+                    (RecordState::None { reason: reason.description().into(), invalid }, clamp(answer.ttl))
+                }
             },
             Err(DnsError::Failed(cause)) => match state.record.take() {
                 // What was known stands while the resolver fails.
@@ -319,7 +325,7 @@ impl DomainState {
             Err(none @ DnsError::NoSuchDomain { ttl }) | Err(none @ DnsError::NoRecords { ttl }) => {
                 let reason =
                     if matches!(none, DnsError::NoRecords { .. }) { "no such records" } else { "no such domain" };
-                (RecordState::None { reason: reason.into() }, clamp(ttl))
+                (RecordState::None { reason: reason.into(), invalid: false }, clamp(ttl))
             }
         };
         state.loss_logged &= !matches!(record, RecordState::Id { .. });
