@@ -1,4 +1,4 @@
-//! Tells lines that no reader knows, but that may be about a TLS session: the wording of a newer MTA.
+//! Recognizes lines that no parser reads but that may concern a TLS session, such as the wording of a newer MTA.
 //!
 //! Takes: a text that is certainly the MTA's, and that matched nothing. Gives: whether it may be about a session.
 //! A word of TLS's speaks for it, and so does a peer with its port in a line of smtp(8). What the MTAs are known to log

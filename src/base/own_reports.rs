@@ -1,7 +1,7 @@
 //! Our own reports, known by their Message-ID and by nobody forged: the sessions that carried them are not counted.
 //!
 //! Takes: a unique word and a domain. Gives: a Message-ID that carries a tag made with a secret key, and the answer whether a Message-ID
-//! in a log is one of those. The counting river needs no word with the reporting one for that, and no list that grows.
+//! in a log is one of those. Counting needs no message from reporting for that, and no list that grows.
 //! Beside it go the queue ids that the MTA of this host gave our reports when it took them ([`OwnQueueIds`]): where the log does
 //! not show the Message-ID, they tell as well.
 //! Limits: [`MAX_MESSAGE_ID`] octets; anything longer is not ours. The tag has 128 bits. [`MAX_QUEUE_IDS`] queue ids on their way.

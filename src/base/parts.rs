@@ -1,6 +1,6 @@
 //! The parts of the daemon, and why each one that is off is off.
 //!
-//! Takes: word from whoever opens or runs a part. Gives: one list, which `status`, `doctor`, the log and `/metrics` read.
+//! Takes: state changes from the code that opens or runs a part. Gives: one list, which `status`, `doctor`, the log and `/metrics` read.
 //! Only answering is vital: a part that fails is turned off and tried again, and everything else runs.
 //! Limits: one entry for each part that the configuration names.
 //! When it fails: it cannot.

@@ -177,7 +177,7 @@ fn parse_mailto(rest: &str) -> Result<Mailbox, &'static str> {
     if decoded.bytes().any(|b| b.is_ascii_control()) {
         return Err("a control character in the address");
     }
-    let mailbox = Mailbox::internationalized(&decoded).map_err(|InvalidMailbox| "no plain mail address")?;
+    let mailbox = Mailbox::internationalized(&decoded).map_err(|InvalidMailbox| "not a plain mail address")?;
     if is_local_name(&mailbox.domain) { Err("a name of the local network") } else { Ok(mailbox) }
 }
 
@@ -237,7 +237,7 @@ fn hex_digit(digit: u8) -> Option<u8> {
 
 /// The text is no address of the plain form.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("no mail address of the form local@domain")]
+#[error("not a mail address of the form local@domain")]
 pub struct InvalidMailbox;
 
 impl FromStr for Mailbox {
@@ -433,11 +433,11 @@ mod tests {
     fn traps_are_refused_by_name() {
         assert_eq!(why("mailto:a@b.example%0D%0ABcc:%20victim@c.example"), "a control character in the address");
         assert_eq!(why("mailto:a%00@b.example"), "a control character in the address");
-        assert_eq!(why("mailto:a@b.example%2Cc@d.example"), "no plain mail address");
-        assert_eq!(why("mailto:a%20b@c.example"), "no plain mail address");
-        assert_eq!(why("mailto:%22a%40b%22@c.example"), "no plain mail address");
-        assert_eq!(why("mailto:-f@[127.0.0.1]"), "no plain mail address");
-        assert_eq!(why("mailto:?to=a@b.example"), "no plain mail address");
+        assert_eq!(why("mailto:a@b.example%2Cc@d.example"), "not a plain mail address");
+        assert_eq!(why("mailto:a%20b@c.example"), "not a plain mail address");
+        assert_eq!(why("mailto:%22a%40b%22@c.example"), "not a plain mail address");
+        assert_eq!(why("mailto:-f@[127.0.0.1]"), "not a plain mail address");
+        assert_eq!(why("mailto:?to=a@b.example"), "not a plain mail address");
         for uri in ["mailto://a@b.example", "MAILTO://a@b.example", "mailto:///a@b.example"] {
             assert_eq!(why(uri), "`mailto:` is followed by an address, without `//`");
         }
@@ -445,7 +445,7 @@ mod tests {
         assert_eq!(why("mailto:a%ff@b.example"), "bad percent-encoding");
         assert_eq!(why("mailto:a@b.example\r\nX: y"), "an octet that no URI may have");
         assert_eq!(why(&format!("mailto:{}@b.example", "a".repeat(10_000))), "too long");
-        assert_eq!(why(&format!("mailto:{}@b.example", "a".repeat(65))), "no plain mail address");
+        assert_eq!(why(&format!("mailto:{}@b.example", "a".repeat(65))), "not a plain mail address");
         assert_eq!(why("https:x.example"), "no host");
         assert_eq!(why("https://user:secret@x.example/"), "a user in the URI");
         assert_eq!(why("https://[::1]/"), "no host name");

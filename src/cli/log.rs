@@ -18,7 +18,7 @@ use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
 use tracing_subscriber::registry::LookupSpan;
 
-/// What is logged if nothing else is said.
+/// The default filter.
 const DEFAULT_FILTER: &str = "info,sled=warn";
 
 /// The parts of the program that may have a level of their own.

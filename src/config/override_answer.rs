@@ -122,7 +122,8 @@ pub(super) fn check_files(answer: &str, root: &Path) -> Result<(), String> {
     Ok(())
 }
 
-/// Checks that Exim can hold to an answer where Exim alone asks: it is told a mode of MTA-STS and of DANE, and no level.
+/// Checks that an answer can be given to Exim, if only Exim asks: the readsocket protocol has modes of MTA-STS and DANE, but
+/// no level.
 pub(super) fn check_for_exim(answer: &str) -> Result<(), String> {
     match split_tokens(answer).first() {
         Some(&"none" | &"may") | None => Ok(()),

@@ -36,13 +36,13 @@ use crate::store::StoredRecord;
 /// The least time between two samples of a family of lines that cannot be read, in seconds.
 const SAMPLE_INTERVAL: i64 = 60;
 
-/// The same where the name of the program is missing: whoever reads it once knows what to do.
+/// The same if the name of the program is missing. One warning a day is enough: the remedy does not change.
 const PROGRAM_NAME_SAMPLE_INTERVAL: i64 = 86_400;
 
 /// What to do where lines have `postfix` in the place of `postfix/smtp`.
 pub(crate) const PROGRAM_NAME_ADVICE: &str = "the program name is cut at the slash (`postfix` instead of `postfix/smtp`): \
      rsyslog needs `global(parser.permitSlashInProgramName=\"on\")` in rsyslog.conf, in old syntax \
-     `$PermitSlashInProgramname on`; journalctl another output than `with-unit`";
+     `$PermitSlashInProgramname on`; for journalctl, use an output format other than `with-unit`";
 
 /// The greatest age of a line whose failure is a hint, in seconds: a newer policy is not looked for because of an old log.
 const HINT_MAX_AGE: i64 = 3600;

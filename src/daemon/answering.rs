@@ -1,7 +1,7 @@
 //! Answering: the resolver, the policies, and the sockets that an MTA asks on.
 //!
 //! Takes: the configuration, and the [`Answering`] before it, whose policies and history it goes on with. Gives: sockets
-//! that are answered from now on; who came before answers on the same sockets until it is told to stop.
+//! that are answered from now on; the previous tasks keep serving the same sockets until they are shut down.
 //! When it fails: no resolver, or none of the sockets can be listened on; then nothing has changed. Everything else that
 //! cannot be opened is off and tried again.
 //! Not here: counting and reports (`pipelines`), which wait for the store.

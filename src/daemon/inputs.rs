@@ -61,7 +61,7 @@ pub(crate) fn check_inputs(config: &Config) -> Result<(), DaemonError> {
                 }
             }
             Named::Journal(Some(folder)) if !folder.is_dir() => {
-                return Err(DaemonError::Input(format!("{}: is no folder", folder.display())));
+                return Err(DaemonError::Input(format!("{}: not a directory", folder.display())));
             }
             Named::Journal(_) | Named::Files(_) | Named::Stdin | Named::Datagrams(_) => {}
         }

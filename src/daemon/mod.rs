@@ -302,8 +302,8 @@ impl Daemon {
         }
     }
 
-    /// Takes the configuration on disk. Whoever answers now is told to stop when
-    /// its successor answers; counting and reports are still to be drained.
+    /// Loads the configuration on disk and starts new answering tasks. The old ones stop once these accept connections;
+    /// counting and reports must still be drained.
     fn reload(&mut self) -> ReloadVerdict {
         let before = self.state.parts.states();
         let taken = PreparedConfig::load(&self.path).and_then(|next| {

@@ -1,6 +1,6 @@
 //! Opens parts of the daemon, and tries again those that failed, while everything else runs.
 //!
-//! Takes: the name of a part and how it is opened. Gives: what was opened, and word to the list of parts.
+//! Takes: the name of a part and how it is opened. Gives: what was opened, and an updated state in the list of parts.
 //! Limits: one try for each part in [`RETRY_INTERVAL`].
 //! When it fails: the part is off, with the reason, until a later try succeeds.
 //! Not here: the list (`base/parts.rs`), what each part does.

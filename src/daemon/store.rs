@@ -1,6 +1,6 @@
 //! The daemon's store, which may be off: its disk is full or read-only, or its folder cannot be used.
 //!
-//! Takes: the folder. Gives: a [`Store`] that fails while it is off, and word to the list of parts.
+//! Takes: the folder. Gives: a [`Store`] that fails while it is off, and an updated state in the list of parts.
 //! While it is off answers come from memory and DNS, and what they learn waits in memory; nothing is counted, for counts
 //! in memory could be lost: the logs are the queue.
 //! Limits: one try in each interval of [`DaemonStore::wait_for_retry`], and one as soon as the folder takes a file again.

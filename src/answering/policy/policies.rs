@@ -9,7 +9,7 @@
 //! look-ups at once (`decisions_refused`, `dane_lookups_refused`), [`MAX_BACKGROUND_LOOKUPS`] that nobody waits for
 //! (`refreshes_postponed`).
 //! When it fails: [`Level::Temp`], with the cause.
-//! Not here: how an answer is worded (`socketmap/wording.rs`), sockets.
+//! Not here: how an answer is worded (`socketmap/reply.rs`), sockets.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;

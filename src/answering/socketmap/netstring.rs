@@ -2,8 +2,8 @@
 //!
 //! Takes: octets as they arrive. Gives: the first whole frame, what is missing of it, or why it is none.
 //! Limits: [`MAX_REQUEST`] octets of data are handed on; up to [`MAX_SKIP`] are passed over, so that the next
-//! request is found; a longer length, or text that is no netstring, ends the connection.
-//! Not here: what a request says (`wording`, `socketmap`).
+//! request is found; a longer length, or text that is not a netstring, ends the connection.
+//! Not here: what a request says (`reply`, `server`).
 
 use std::io::Write;
 

@@ -6,9 +6,9 @@
 //! host takes. A slow client, or one that does not read, holds up itself alone.
 //! Limits: `netstring::MAX_REQUEST` octets a request (longer ones get NOTFOUND); [`WRITE_TIMEOUT`] for a client to take
 //! what was answered; connections, and what they hold, as `connections` allows.
-//! When it fails: an unknown map gets PERM; text that is no netstring gets PERM and the connection ends, for nothing
+//! When it fails: an unknown map gets PERM; text that is not a netstring gets PERM and the connection ends, for nothing
 //! behind it can be found.
-//! Not here: what is answered (`policy`), how it is put (`wording`).
+//! Not here: what is answered (`policy`), how it is worded (`reply`).
 
 use std::future::poll_fn;
 use std::io;
@@ -205,7 +205,7 @@ impl SocketmapServer {
                 }
                 Frame::Malformed => {
                     self.malformed.fetch_add(1, Ordering::Relaxed);
-                    netstring::encode(b"PERM the request is no netstring", writer.out);
+                    netstring::encode(b"PERM the request is not a valid netstring", writer.out);
                     break NextStep::Close;
                 }
             }

@@ -66,7 +66,7 @@ impl ReportSnapshot {
 pub(super) fn read_rows(store: &dyn Store, report_key: &ReportKey) -> Result<Vec<TallyRow>, StoreError> {
     let snapshot =
         store.read(Table::Snapshot, &report_key.encode())?.map(|encoded| ReportSnapshot::decode(&encoded)).transpose();
-    let snapshot = snapshot.map_err(|e| StoreError::Corrupt(format!("what was said cannot be read: {e}")))?;
+    let snapshot = snapshot.map_err(|e| StoreError::Corrupt(format!("report snapshot: cannot be decoded: {e}")))?;
     Ok(snapshot.map(|snapshot| snapshot.rows).unwrap_or_default())
 }
 
@@ -80,7 +80,7 @@ pub(super) fn read_rows_for(
         None => Ok(Vec::new()),
         Some(encoded) => ReportSnapshot::decode(&encoded)
             .map(|snapshot| snapshot.rows)
-            .map_err(|e| StoreError::Corrupt(format!("what was said cannot be read: {e}"))),
+            .map_err(|e| StoreError::Corrupt(format!("report snapshot: cannot be decoded: {e}"))),
     }
 }
 

@@ -95,7 +95,7 @@ async fn who_gets_a_report_and_what_is_said_of_the_others() {
         "shared.test: mailto:r@unwanted.example left out: [[report.suppress]] destination = \"unwanted.example\"",
         "floods.test: mailto:3@floods.test left out: more destinations than are served",
         "traps.test: mailto:a@traps.test%0D%0ABcc:x@evil.example left out: a control character in the address",
-        "traps.test: mailto:a@traps.test%2Cb@evil.example left out: no plain mail address",
+        "traps.test: mailto:a@traps.test%2Cb@evil.example left out: not a plain mail address",
         "traps.test: mailto:root@localhost left out: a name of the local network",
         "traps.test: https://user@traps.test/ left out: a user in the URI",
         "traps.test: gopher://traps.test/ left out: unknown scheme",

@@ -50,7 +50,7 @@ pub struct PolicyStatus {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct DaneStatus {
-    /// What it comes to, in words.
+    /// The verdict in words.
     pub found: String,
     /// Until when it holds.
     pub until: i64,

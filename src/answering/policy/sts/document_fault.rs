@@ -46,7 +46,7 @@ pub enum BodyFault {
 /// What a line must not have.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum TextFault {
-    /// This octet, the so-manieth of the line, is not UTF-8; the charset that the media type names, if another.
+    /// The byte, and its position in the line, counted from 1, is not UTF-8; the charset that the media type names, if another.
     NotUtf8(u8, usize, Option<ShownText>),
     /// A carriage return that no line feed follows.
     CarriageReturn,

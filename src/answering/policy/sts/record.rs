@@ -1,6 +1,6 @@
 //! The `_mta-sts` TXT record (RFC 8461 §3.1).
 //!
-//! Takes: the TXT records of the name, the strings of each joined. Gives: the `parse_id`, or why there is none.
+//! Takes: the TXT records of the name, the strings of each joined. Gives: the `id`, or why there is none.
 //! Limits: those of the grammar: an id of 1 to 32 letters and digits.
 //! Not here: the query (`dns`), what an id leads to (`cache`).
 

@@ -113,7 +113,7 @@ impl ServiceCheck<'_> {
     /// `[postfix] default_level` against main.cf.
     fn check_default_level(&self, found: &mut Vec<Finding>) {
         let (level, told) = (self.own_level(), self.config.postfix.default_level().name());
-        // A service of its own kind is not what the daemon is told of.
+        // `default_level` does not describe a service that overrides the level.
         let of_its_own = self.service.overrides.contains_key(LEVEL) && told == self.instance.get(LEVEL);
         if told == level || of_its_own || PostfixLevel::from_name(level).is_none() {
             return;
