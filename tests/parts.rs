@@ -285,7 +285,7 @@ fn a_log_that_is_a_folder() {
     at_start_and_reload(
         "[[input]]\nfile = \"DIR/mail.log\"\n",
         "input DIR/mail.log",
-        "no log file",
+        "not a log file",
         Some(66),
         |host| {
             fs::remove_dir(host.path("mail.log")).unwrap();

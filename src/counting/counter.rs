@@ -387,6 +387,11 @@ impl Counter {
         self.sessions.is_idle()
     }
 
+    /// The time of the last line of the far future, and when it was read.
+    pub(crate) fn future_line(&self) -> Option<(i64, i64)> {
+        self.timestamps.future_line()
+    }
+
     /// The time of the newest line.
     pub(crate) fn newest_line_time(&self) -> Option<i64> {
         self.timestamps.newest()

@@ -44,6 +44,9 @@ const RETRY_LOG_INTERVAL: Duration = Duration::from_secs(60);
 /// How often a problem with an input as a whole is logged, in seconds.
 const PROBLEM_LOG_INTERVAL: i64 = 3600;
 
+/// How long a line of the far future is reported after it was read, in seconds.
+const FUTURE_LINE_TTL: i64 = 60;
+
 /// How far a line may be ahead of the clock before that is logged, in seconds: clocks of two hosts differ by less.
 const MAX_CLOCK_SKEW: i64 = 600;
 
@@ -415,6 +418,14 @@ fn input_problems(input: &CountedInput, skipped: u64, now: i64) -> Vec<(&'static
         let line = format!(
             "input {name}: its newest line is of the future, by {ahead} minutes: this host's clock went back, or \
              `timezone` is wrong; its lines count for the days that they name"
+        );
+        problems.push(("future", line));
+    }
+    if let Some((time, _)) = counter.future_line().filter(|(_, read)| (read - now).abs() <= FUTURE_LINE_TTL) {
+        let ahead = (time - now) / 60;
+        let line = format!(
+            "input {name}: it has lines of the future, by {ahead} minutes: the clock of the host that writes them is \
+             wrong, or this host's; they count as of now"
         );
         problems.push(("future", line));
     }

@@ -23,6 +23,8 @@ pub(crate) struct TimestampResolver {
     /// The year of the first line, if it was given.
     first_year: Option<i16>,
     newest: Option<i64>,
+    /// The time of the last line of the far future, and when it was read.
+    future: Option<(i64, i64)>,
     civil_hour: Option<CachedHour>,
     /// The same for stamps with a year: the hour, counted as if the zone were UTC, and its start in UTC.
     local_hour: Option<(i64, i64)>,
@@ -40,13 +42,18 @@ struct CachedHour {
 impl TimestampResolver {
     /// A resolver for timestamps of a zone that continues after `newest`, the newest line that was read before.
     pub(crate) fn new(zone: TimeZone, newest: Option<i64>) -> TimestampResolver {
-        TimestampResolver { zone, first_year: None, newest, civil_hour: None, local_hour: None }
+        TimestampResolver { zone, first_year: None, newest, future: None, civil_hour: None, local_hour: None }
     }
 
     /// Sets the year of the first line.
     pub(crate) fn with_first_year(mut self, year: Option<i16>) -> TimestampResolver {
         self.first_year = year;
         self
+    }
+
+    /// The time of the last line that is further in the future than any clock may be, and when it was read.
+    pub(crate) fn future_line(&self) -> Option<(i64, i64)> {
+        self.future
     }
 
     /// The newest time so far, which must be stored over a restart.
@@ -72,6 +79,7 @@ impl TimestampResolver {
         // A clock that is wrong by days, as of a device that logs to this host: its line is of now, as the ones beside it, and
         // does not end what is open. A host whose own clock went back has newer lines before it.
         if self.first_year.is_none() && time > newest.max(now).saturating_add(MAX_DISORDER) {
+            self.future = Some((time, now));
             return Some(self.newest.unwrap_or(now));
         }
         self.newest = Some(newest.max(time));
@@ -250,7 +258,7 @@ mod tests {
         // The first line of all is one.
         let mut first = TimestampResolver::new(TimeZone::UTC, None);
         assert_eq!(first.resolve(LogTimestamp::Utc(at("2031-01-01T00:00:00Z")), now), Some(now));
-        assert_eq!(first.newest(), None);
+        assert_eq!((first.newest(), first.future_line()), (None, Some((at("2031-01-01T00:00:00Z"), now))));
         let right = at("2026-11-22T11:00:00Z");
         assert_eq!(first.resolve(LogTimestamp::Utc(right), now), Some(right));
         assert_eq!(first.newest(), Some(right));
