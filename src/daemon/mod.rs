@@ -22,6 +22,7 @@ mod tasks;
 pub(crate) mod watchdog;
 
 use std::collections::BTreeMap;
+use std::env::temp_dir;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -179,7 +180,10 @@ async fn serve(path: &Path, prepared: PreparedConfig) -> Result<(), DaemonError>
     let clock = config.closed_network.clock.map_or_else(Clock::default, |t| Clock::starting_at(t.as_second()));
     let (metrics, parts) = (Metrics::default(), Parts::default());
     let opener = PartOpener::new(parts.clone(), clock, config);
-    let store = DaemonStore::open(&config.store.path, clock, metrics.clone(), opener.clone())?;
+    // The daemon's own folder in memory, and one that is on a disk more often.
+    let copy_folders: Vec<_> =
+        config.control.socket.parent().map(Path::to_owned).into_iter().chain([temp_dir()]).collect();
+    let store = DaemonStore::open(&config.store.path, &copy_folders, clock, metrics.clone(), opener.clone())?;
     let (reloads, reload_requests) = Reloads::new();
     let state = PersistentState {
         store: Arc::new(store),

@@ -131,7 +131,7 @@ pub(crate) fn idle_scheduler(
 ) -> Result<Arc<Scheduler>, StoreError> {
     // Nothing is sent, so nothing is marked with it.
     let key = MessageIdKey::from_bytes(&own_reports::random_bytes::<{ own_reports::KEY_LENGTH }>()?);
-    let context = scheduler_context(state, answering, Arc::new(OffStore), key);
+    let context = scheduler_context(state, answering, Arc::new(OffStore::default()), key);
     Scheduler::open(context, SchedulerSettings::without_sender(&config.report))
 }
 

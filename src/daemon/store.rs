@@ -2,9 +2,11 @@
 //!
 //! Takes: the folder. Gives: a [`Store`] that fails while it is off, and an updated state in the list of parts.
 //! While it is off answers come from memory and DNS, and what they learn waits in memory; nothing is counted, for counts
-//! in memory could be lost: the logs are the queue.
+//! in memory could be lost: the logs are the queue. A store that cannot be written at the start is read from a copy, so
+//! that the policies that it holds stay in force.
 //! Limits: one try in each interval of [`DaemonStore::wait_for_retry`], and one as soon as the folder takes a file again.
-//! When it fails: the part `store` is off, with the reason. Only a store that another process has open ends the start.
+//! When it fails: the part `store` is off, with the reason; where there is no copy either, the log says so. Only a store
+//! that another process has open ends the start.
 //! Not here: who waits for the store (`daemon`), how it keeps what it is given (`store/embedded`).
 
 use std::fs;
@@ -23,7 +25,7 @@ use crate::base::parts::STORE;
 use crate::base::tlsrpt::{Day, TallyRow};
 use crate::metrics::Metrics;
 use crate::reporting::schedule::Scheduler;
-use crate::store::embedded::EmbeddedStore;
+use crate::store::embedded::{EmbeddedStore, ReadCopy};
 use crate::store::{Batch, Store, StoreError, StoredRecord, Table};
 
 /// The file that shows whether the folder takes one.
@@ -53,6 +55,8 @@ pub(crate) struct DaemonStore {
     metrics: Metrics,
     opener: PartOpener,
     disk: RwLock<Option<Arc<EmbeddedStore>>>,
+    /// What is read in its place during a start on which it could not be opened.
+    copy: RwLock<Option<Arc<ReadCopy>>>,
     /// Whether the part has been turned off.
     off: AtomicBool,
     /// Whether the folder took the last probe.
@@ -66,9 +70,11 @@ pub(crate) struct DaemonStore {
 }
 
 impl DaemonStore {
-    /// Opens the store, or turns it off. Fails where another process has it open.
+    /// Opens the store, or turns it off. Fails where another process has it open. `copy_folders`: where a store that
+    /// cannot be written may be copied to.
     pub(crate) fn open(
         folder: &Path,
+        copy_folders: &[PathBuf],
         clock: Clock,
         metrics: Metrics,
         opener: PartOpener,
@@ -79,6 +85,7 @@ impl DaemonStore {
             metrics,
             opener,
             disk: RwLock::default(),
+            copy: RwLock::default(),
             off: AtomicBool::new(false),
             has_room: AtomicBool::new(false),
             unrecorded_loss: AtomicBool::new(false),
@@ -86,9 +93,34 @@ impl DaemonStore {
             returned: Mutex::new(StoreReturn::Unchanged),
         };
         match store.make_ready() {
-            Err(locked @ StoreError::Locked(_)) => Err(locked),
-            Ok(_) | Err(_) => Ok(store),
+            Ok(_) => {}
+            Err(locked @ StoreError::Locked(_)) => return Err(locked),
+            // What could be opened can be read.
+            Err(_) if store.disk.read().is_some() => {}
+            Err(_) => store.open_copy(copy_folders)?,
         }
+        Ok(store)
+    }
+
+    /// Has the store read from a copy until [`DaemonStore::drop_preloaded`].
+    fn open_copy(&self, folders: &[PathBuf]) -> Result<(), StoreError> {
+        match ReadCopy::open(&self.folder, folders, self.clock) {
+            Ok(None) => {}
+            Ok(Some(copy)) => {
+                let (store, copy_folder) = (self.folder.display(), copy.folder().display());
+                tracing::warn!(%store, %copy_folder, "store: it cannot be written, and is read from a copy");
+                *self.copy.write() = Some(Arc::new(copy));
+            }
+            Err(locked @ StoreError::Locked(_)) => return Err(locked),
+            Err(error) => {
+                let line = format!(
+                    "{error}; the policies that it holds are not known until it can be opened: mail to their domains is \
+                     answered by what can be looked up now"
+                );
+                self.metrics.log_error(self.clock, line);
+            }
+        }
+        Ok(())
     }
 
     /// Its folder.
@@ -176,8 +208,9 @@ impl DaemonStore {
         }
     }
 
-    /// Frees the memory of what was read at once when the store was opened. Blocks.
+    /// Frees what was needed to read all of the store at the start: memory, and the copy. Blocks.
     pub(crate) fn drop_preloaded(&self) {
+        *self.copy.write() = None;
         if let Some(disk) = self.disk.read().clone() {
             disk.drop_preloaded();
         }
@@ -207,7 +240,10 @@ impl DaemonStore {
 
     /// Calls the store on disk, or what stands in for it, and notes how that went.
     fn call<T>(&self, call: impl FnOnce(&dyn Store) -> Result<T, StoreError>) -> Result<T, StoreError> {
-        let Some(disk) = self.disk.read().clone() else { return call(&OffStore) };
+        let Some(disk) = self.disk.read().clone() else {
+            let copy = self.copy.read().clone();
+            return call(&OffStore { copy });
+        };
         let done = call(&*disk);
         match &done {
             Ok(_) => {}
@@ -276,9 +312,12 @@ impl Store for DaemonStore {
     }
 }
 
-/// What stands in for a store that has not been opened: the policies and reports that are found in it are none, counts
-/// and what is written are errors.
-pub(crate) struct OffStore;
+/// What stands in for a store that has not been opened: it has the policies, verdicts and decisions of its copy, if there
+/// is one, and no reports; counts and what is written are errors.
+#[derive(Default)]
+pub(crate) struct OffStore {
+    copy: Option<Arc<ReadCopy>>,
+}
 
 fn off<T>() -> Result<T, StoreError> {
     Err(StoreError::Io(std::io::Error::other("store: off: it cannot be opened; `tlswarden status` shows why")))
@@ -301,8 +340,11 @@ impl Store for OffStore {
         Ok(Vec::new())
     }
 
-    fn visit(&self, _: Table, _: &[u8], _: &mut dyn FnMut(&[u8], &[u8])) -> Result<(), StoreError> {
-        Ok(())
+    fn visit(&self, table: Table, prefix: &[u8], each: &mut dyn FnMut(&[u8], &[u8])) -> Result<(), StoreError> {
+        match (table, &self.copy) {
+            (Table::Sts | Table::Dane | Table::Decision, Some(copy)) => copy.visit(table, prefix, each),
+            _ => Ok(()),
+        }
     }
 
     fn days(&self) -> Result<Vec<Day>, StoreError> {

@@ -10,6 +10,7 @@
 mod changes;
 mod copy;
 mod open;
+mod read_copy;
 mod reopen;
 mod restore;
 
@@ -28,6 +29,7 @@ use tokio::sync::Notify;
 use changes::{KeyChange, KeyChanges};
 pub(crate) use open::BACKUP_PREFIX;
 pub use open::OpenedStore;
+pub(crate) use read_copy::ReadCopy;
 use reopen::{ClosedReason, FailedCommit};
 pub(crate) use restore::RestoredStore;
 
@@ -449,24 +451,7 @@ impl Store for EmbeddedStore {
     }
 
     fn size(&self) -> Result<u64, StoreError> {
-        fn below(folder: &Path) -> std::io::Result<u64> {
-            let mut bytes = 0;
-            for entry in std::fs::read_dir(folder)? {
-                let entry = entry?;
-                let known = match entry.file_type()?.is_dir() {
-                    true => below(&entry.path()),
-                    false => entry.metadata().map(|m| m.len()),
-                };
-                bytes += match known {
-                    Ok(bytes) => bytes,
-                    // sled removes files as it goes.
-                    Err(e) if e.kind() == std::io::ErrorKind::NotFound => 0,
-                    Err(e) => return Err(e),
-                };
-            }
-            Ok(bytes)
-        }
-        below(&self.folder).map_err(|e| disk_error(&self.folder, &e))
+        file_sizes(&self.folder).map_err(|e| disk_error(&self.folder, &e))
     }
 }
 
@@ -483,6 +468,25 @@ impl SledFiles {
         }
         format::decode_policy(&text).map_err(|e| self.corrupt_error(&e))
     }
+}
+
+/// The size of all files below a folder, in bytes.
+fn file_sizes(folder: &Path) -> std::io::Result<u64> {
+    let mut bytes = 0;
+    for entry in std::fs::read_dir(folder)? {
+        let entry = entry?;
+        let known = match entry.file_type()?.is_dir() {
+            true => file_sizes(&entry.path()),
+            false => entry.metadata().map(|m| m.len()),
+        };
+        bytes += match known {
+            Ok(bytes) => bytes,
+            // sled removes files as it goes.
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => 0,
+            Err(e) => return Err(e),
+        };
+    }
+    Ok(bytes)
 }
 
 fn day_end(day: Day) -> Vec<u8> {

@@ -7,7 +7,7 @@
 use std::cmp::Ordering;
 use std::collections::{HashMap, HashSet};
 use std::fs::{self, File, OpenOptions, TryLockError};
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::ops::Bound;
 use std::os::unix::fs::{DirBuilderExt, FileExt};
 use std::path::{Path, PathBuf};
@@ -195,35 +195,45 @@ pub(super) fn lock_folder(store_folder: &Path) -> Result<File, StoreError> {
         .write(true)
         .open(&path)
         .map_err(|e| unusable(&format_args!("{}: {e}", path.display())))?;
+    lock_file(&lock, store_folder)?;
+    // For whoever finds it locked. The lock itself does not depend on it, and a full disk does not take it.
+    let _ = lock.set_len(0).and_then(|()| writeln!(lock, "{}", std::process::id()));
+    Ok(lock)
+}
+
+/// Locks a folder that cannot be written. Nothing where its file for the lock is missing: then nobody has the store open.
+pub(super) fn lock_unwritable_folder(store_folder: &Path) -> Result<Option<File>, StoreError> {
+    match File::open(store_folder.join(LOCK_FILE)) {
+        Ok(lock) => lock_file(&lock, store_folder).map(|()| Some(lock)),
+        Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(disk_error(store_folder, &e)),
+    }
+}
+
+/// Locks a file, or says who holds the lock.
+fn lock_file(lock: &File, store_folder: &Path) -> Result<(), StoreError> {
+    let shown = store_folder.display();
     let mut tries = 0;
-    let locked = loop {
+    loop {
         match lock.try_lock() {
+            Ok(()) => return Ok(()),
             Err(TryLockError::WouldBlock) if tries < LOCK_TRIES => {
                 tries += 1;
                 std::thread::sleep(LOCK_RETRY_DELAY);
             }
-            locked => break locked,
+            Err(TryLockError::WouldBlock) => {
+                let (mut file, mut holder) = (lock, String::new());
+                let holder = match (&mut file).take(20).read_to_string(&mut holder) {
+                    Ok(1..) => format!("process {}", holder.trim().escape_debug()),
+                    _ => "another process".to_owned(),
+                };
+                return Err(StoreError::Locked(format!(
+                    "store: {shown}: in use: {holder} has it open; it is not opened a second time"
+                )));
+            }
+            Err(TryLockError::Error(e)) => return Err(disk_error(store_folder, &e)),
         }
-    };
-    match locked {
-        Ok(()) => {}
-        Err(TryLockError::WouldBlock) => {
-            let mut holder = String::new();
-            let holder = match (&lock).take(20).read_to_string(&mut holder) {
-                Ok(1..) => format!("process {}", holder.trim().escape_debug()),
-                _ => "another process".to_owned(),
-            };
-            return Err(StoreError::Locked(format!(
-                "store: {shown}: in use: {holder} has it open; it is not opened a second time"
-            )));
-        }
-        Err(TryLockError::Error(e)) => return Err(unusable(&e)),
     }
-    // For whoever finds it locked; the lock itself does not depend on it.
-    if let Err(e) = lock.set_len(0).and_then(|()| writeln!(lock, "{}", std::process::id())) {
-        return Err(unusable(&format_args!("{}: {e}", path.display())));
-    }
-    Ok(lock)
 }
 
 /// Opens sled's files and reads every record once: damage shows now, while it can be dealt with. sled itself may put
@@ -344,20 +354,27 @@ fn check_format(
             let written = files.commit(acknowledged, checksum, [(key, KeyChange { old: None, new })].into());
             written.map_err(|failed| failed.error)?
         }
-        Some(value) => {
-            let Some(found) = decode_format(&value) else {
-                return Err(StoreError::Corrupt(format!(
-                    "store: {}: damaged: its format is not a number: `{}`; it is left unchanged",
-                    store_folder.display(),
-                    value.escape_ascii()
-                )));
-            };
-            refuse_other_format(store_folder, found)?;
-            checksum
-        }
+        Some(value) => check_format_value(store_folder, &value).map(|()| checksum)?,
     };
     write_format(store_folder)?;
     Ok(checksum)
+}
+
+/// Refuses a store whose record of the format names another one.
+pub(super) fn check_format_record(store_folder: &Path, files: &SledFiles) -> Result<(), StoreError> {
+    let value = files.get(&format::record_key(Table::NamedValue, VERSION_KEY))?;
+    value.map_or(Ok(()), |value| check_format_value(store_folder, &value))
+}
+
+fn check_format_value(store_folder: &Path, value: &[u8]) -> Result<(), StoreError> {
+    let found = decode_format(value).ok_or_else(|| {
+        StoreError::Corrupt(format!(
+            "store: {}: damaged: its format is not a number: `{}`; it is left unchanged",
+            store_folder.display(),
+            value.escape_ascii()
+        ))
+    })?;
+    refuse_other_format(store_folder, found)
 }
 
 /// Decodes the number of the format from its record.
@@ -367,7 +384,7 @@ fn decode_format(record: &[u8]) -> Option<u32> {
 }
 
 /// Refuses a folder whose file of the format names another one.
-fn check_format_file(store_folder: &Path) -> Result<(), StoreError> {
+pub(super) fn check_format_file(store_folder: &Path) -> Result<(), StoreError> {
     // One that is missing or makes no sense decides nothing: the record of the format does.
     let text = fs::read_to_string(store_folder.join(FORMAT_FILE)).unwrap_or_default();
     text.trim().parse().map_or(Ok(()), |found| refuse_other_format(store_folder, found))

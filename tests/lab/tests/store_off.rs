@@ -132,6 +132,17 @@ impl Host {
         }
     }
 
+    /// The store was read from a copy, of which nothing is left.
+    async fn reads_a_copy(&self) {
+        let log = self.daemon_log();
+        assert!(log.contains("store: it cannot be written, and is read from a copy "), "{log}");
+        let gone = async |host: &Host| {
+            let mut names = fs::read_dir(host.world.folder()).unwrap().map(|entry| entry.unwrap().file_name());
+            !names.any(|name| name.as_encoded_bytes().starts_with(b"tlswarden-store-"))
+        };
+        self.until("the copy is gone", gone).await;
+    }
+
     async fn store_is(&self, state: &str) {
         let is = async |host: &Host| host.json(&["status", "--json"]).await["parts"]["store"]["state"] == state;
         self.until(&format!("the store is {state}"), is).await;
@@ -237,9 +248,11 @@ async fn a_start_on_a_full_disk() {
     }
     let mut host = Host::on_a_full_disk().await;
     host.kill().await;
-    // It cannot tell yet what it knew: what is published is answered.
+    // Its policy is on that disk alone.
+    host.unpublish("first.test");
     host.start().await;
     host.secure("first.test").await;
+    host.reads_a_copy().await;
     host.secure("second.test").await;
     host.deliver("second.test");
     host.store_is("off").await;
@@ -259,7 +272,6 @@ async fn a_start_on_a_full_disk() {
     host.kill().await;
     host.start().await;
     // The first was on disk all the time, the last was written when there was room.
-    host.unpublish("first.test");
     host.secure("first.test").await;
     host.secure("third.test").await;
     host.all_counted().await;
@@ -274,13 +286,17 @@ async fn a_read_only_store_and_a_folder_that_is_none() {
     }
     let mut host = Host::new().await;
     host.start().await;
+    host.secure("first.test").await;
     host.deliver("first.test");
     host.all_counted().await;
+    host.is_written("first.test").await;
     host.kill().await;
     mount(&["-o", "remount,ro"], &host.store());
     host.deliver("second.test");
+    host.unpublish("first.test");
     host.start().await;
     host.secure("first.test").await;
+    host.reads_a_copy().await;
     host.store_is("off").await;
     mount(&["-o", "remount,rw"], &host.store());
     host.store_is("running").await;
