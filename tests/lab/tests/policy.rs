@@ -1289,6 +1289,29 @@ async fn the_history_outlives_a_restart() {
     daemon.end().await;
 }
 
+/// A store that could not be opened at the start is read twice: first its copy, later the store itself.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_loaded_twice_is_there_once() {
+    let world = World::new().await;
+    world.domain("kept.test", false, &["mx"]);
+    world.sts("kept.test", "1", &document("enforce", "mx.kept.test", DAY));
+    let daemon = world.daemon(0);
+    assert_eq!(daemon.level("kept.test").await, PolicyAnswer::Secure);
+    // A document that is refused is kept too, for reports.
+    world.sts("kept.test", "2", "version: STSv1\r\nmode: enforce\r\nmx: a b\r\nmax_age: 86400\r\n");
+    let hop = NextHop::parse(b"kept.test").unwrap();
+    assert!(daemon.policies.refresh(&hop).await.unwrap().unwrap().failure.is_some());
+    let counts = daemon.policies.counts();
+    daemon.end().await;
+    let daemon = world.daemon(0);
+    assert_eq!(daemon.policies.counts().sts_octets, counts.sts_octets);
+    daemon.policies.load().unwrap();
+    let again = daemon.policies.counts();
+    assert_eq!((again.domains, again.policies, again.sts_octets), (1, 1, counts.sts_octets));
+    assert_eq!(daemon.level("kept.test").await, PolicyAnswer::Secure);
+    daemon.end().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn clients_that_misbehave_hold_up_themselves_alone() {
     let world = World::new().await;

@@ -161,8 +161,6 @@ impl StsCache {
             match StsPolicy::decode(value) {
                 Some(mut restored) => {
                     let name = history.share_text(name, &mut restored.policy.text);
-                    let size = restored.policy.text_bytes();
-                    self.known.text_bytes.fetch_add(size, Ordering::Relaxed);
                     let mut domains = self.known.domains.write();
                     match domains.get(&*name) {
                         Some(domain) => domain.0.adopt(restored),
@@ -173,7 +171,14 @@ impl StsCache {
             }
         })?;
         self.known.domains.write().shrink_to_fit();
+        self.sum_text(&self.domains());
         Ok(())
+    }
+
+    /// Sums up the texts that are kept.
+    fn sum_text(&self, domains: &[Arc<DomainState>]) {
+        let bytes = domains.iter().map(|domain| domain.text_bytes()).sum();
+        self.known.text_bytes.store(bytes, Ordering::Relaxed);
     }
 
     /// Has what waits to be written tried again at once.
@@ -395,7 +400,7 @@ impl StsCache {
         let now = self.clock.seconds();
         let may_expire = self.steady.permits_expiry();
         let domains = self.domains();
-        self.known.text_bytes.store(domains.iter().map(|domain| domain.text_bytes()).sum(), Ordering::Relaxed);
+        self.sum_text(&domains);
         let mut due = Vec::new();
         for domain in domains {
             if may_expire && domain.settle(now) {
