@@ -160,6 +160,8 @@ pub enum EventKind<'a> {
     QueueActive {
         /// The message.
         queue_id: &'a [u8],
+        /// It has a null sender: it is a bounce or another notification (RFC 5321 §4.5.5).
+        null_sender: bool,
     },
     /// `QID: removed` of qmgr(8), or of cleanup(8) for a message that never was.
     QueueRemoved {

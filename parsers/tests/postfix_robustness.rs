@@ -165,7 +165,7 @@ proptest! {
 
         let front = "Nov 22 01:40:56 mta postfix/qmgr[1]: 8DD6EA26044: from=";
         let active = format!("{front}<{plant}@a.test>, size=1, nrcpt=1 (queue active)");
-        prop_assert_eq!(event(&active), EventKind::QueueActive { queue_id: b"8DD6EA26044" });
+        prop_assert_eq!(event(&active), EventKind::QueueActive { queue_id: b"8DD6EA26044", null_sender: false });
         let expired = format!("{front}<{plant}@a.test>, status=expired, returned to sender");
         prop_assert_eq!(read(expired.as_bytes()), Ok(None));
     }

@@ -198,6 +198,8 @@ pub enum TallyResult {
     Failure,
     /// How: one for a failed session, and one more where the policy itself had failed.
     Detail(Failure),
+    /// A session, counted as a success or failure too, whose message has a null sender: a bounce.
+    NullSender,
 }
 
 /// What one tally is kept for.
@@ -227,6 +229,8 @@ pub struct TallyRow {
     pub successful: u64,
     /// `total-failure-session-count`.
     pub failed: u64,
+    /// How many of these sessions were for messages with a null sender, as far as the log shows it. In no report.
+    pub null_sender: u64,
     /// `failure-details` and `failed-session-count`, sorted.
     pub details: Vec<(Failure, u64)>,
 }
@@ -237,6 +241,7 @@ pub fn sum_tallies(counts: impl IntoIterator<Item = (TallyKey, u64)>) -> Vec<Tal
     struct Sums {
         successful: u64,
         failed: u64,
+        null_sender: u64,
         details: BTreeMap<Failure, u64>,
     }
     let mut rows: BTreeMap<(Day, Arc<str>, Arc<Policy>), Sums> = BTreeMap::new();
@@ -246,6 +251,7 @@ pub fn sum_tallies(counts: impl IntoIterator<Item = (TallyKey, u64)>) -> Vec<Tal
             TallyResult::Success => sums.successful += n,
             TallyResult::Failure => sums.failed += n,
             TallyResult::Detail(failure) => *sums.details.entry(failure).or_default() += n,
+            TallyResult::NullSender => sums.null_sender += n,
         }
     }
     let row = |((day, domain, policy), sums): ((Day, Arc<str>, Arc<Policy>), Sums)| TallyRow {
@@ -254,6 +260,7 @@ pub fn sum_tallies(counts: impl IntoIterator<Item = (TallyKey, u64)>) -> Vec<Tal
         policy: Arc::unwrap_or_clone(policy),
         successful: sums.successful,
         failed: sums.failed,
+        null_sender: sums.null_sender,
         details: sums.details.into_iter().collect(),
     };
     rows.into_iter().map(row).collect()
@@ -388,6 +395,8 @@ pub struct SessionOutcome {
     pub anchors: bool,
     /// Whether the MTA has named `domain` as its next hop.
     pub next_hop_named: bool,
+    /// Whether its message is known to have a null sender: a bounce.
+    pub null_sender: bool,
     /// Whether the MTA has reported this session by itself, and the report was not lost on its way; `None` where nothing
     /// shows that it reports on this destination at all.
     pub reported: Option<bool>,

@@ -398,6 +398,8 @@ pub struct ReportSection {
     pub retention: ConfigDuration,
     /// Whether a report goes only where something failed.
     pub only_failures: bool,
+    /// Whether a report goes where all mail of the day had a null sender.
+    pub null_sender: bool,
     /// The domains and MX hosts that get reports, `.example.com` for all below it; where it is empty, all do.
     pub allow: Vec<String>,
     /// The most destinations that one report goes to.
@@ -712,6 +714,7 @@ impl Default for ReportSection {
             ca_file: None,
             https_certificates: HttpsCertificates::Ignore,
             only_failures: false,
+            null_sender: false,
             allow: Vec::new(),
             max_destinations: 5,
             max_size: 10_000_000,

@@ -96,6 +96,9 @@ pub(crate) fn tally_session(outcome: &SessionOutcome, in_force: Option<&PolicyIn
     {
         tallies.push(tally(TallyResult::Detail(Failure::clone(failure))));
     }
+    if outcome.null_sender && !tallies.is_empty() {
+        tallies.push(tally(TallyResult::NullSender));
+    }
     let enforced = matches!(in_force, Some(PolicyInForce::Sts { mode: Mode::Enforce, .. }));
     let anchored = enforced && !contradicted && outcome.trust == Some(Trust::Verified);
     SessionTallies { tallies, contradicted, without_trust_anchors: without_anchors, shows_trust_anchors: anchored }
@@ -294,6 +297,7 @@ mod tests {
             clear_text: false,
             anchors: true,
             next_hop_named: false,
+            null_sender: false,
             reported: None,
             anchors_shown_by: None,
         }

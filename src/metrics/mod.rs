@@ -147,6 +147,7 @@ impl Metrics {
                 TallyResult::Success => SessionSeries::Sessions(policy, true),
                 TallyResult::Failure => SessionSeries::Sessions(policy, false),
                 TallyResult::Detail(failure) => SessionSeries::Failures(policy, failure.result_type),
+                TallyResult::NullSender => continue,
             };
             *sessions.entry(under).or_default() += n;
         }

@@ -6,7 +6,7 @@
 //! Not here: how octets are kept (`store/embedded.rs`), what other modules put into their records.
 //!
 //! ```text
-//! 'c' DAY DOMAIN 00 POLICY               totals:  01 SUCCESSFUL FAILED
+//! 'c' DAY DOMAIN 00 POLICY               totals:  01 SUCCESSFUL FAILED NULL-SENDER
 //! 'c' DAY DOMAIN 00 POLICY 01 DIGEST     detail:  01 COUNT FAILURE-AS-JSON
 //! 'p' DAY DIGEST                         record:  policy as JSON, once a day however often it is counted
 //! 'm' 'o' 's' 't' 'd' 'r' 'q' 'w' '1'  KEY
@@ -22,7 +22,7 @@ use crate::base::tlsrpt::{Day, Failure, Policy};
 use crate::store::Table;
 
 /// The number of this layout, raised with each change to it. A store of another one is refused.
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 4;
 
 /// The key of the version in [`Table::NamedValue`].
 pub const VERSION_KEY: &[u8] = b"store-format";
@@ -289,19 +289,42 @@ pub(crate) fn encode_failure(failure: &Failure) -> Vec<u8> {
     to_json(failure)
 }
 
-/// Encodes totals: the sessions that succeeded, and those that failed.
-pub(crate) fn encode_totals(successful: u64, failed: u64) -> Vec<u8> {
-    [&[WHOLE_VALUE], &successful.to_be_bytes()[..], &failed.to_be_bytes()].concat()
+/// How many sessions there were under a policy.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct SessionTotals {
+    /// Those that succeeded.
+    pub(crate) successful: u64,
+    /// Those that failed.
+    pub(crate) failed: u64,
+    /// Those of them whose message has a null sender.
+    pub(crate) null_sender: u64,
 }
 
-/// Decodes totals.
-pub(crate) fn decode_totals(bytes: &[u8]) -> Result<(u64, u64), MalformedRecord> {
-    let numbers: [u8; 16] = match bytes {
-        [WHOLE_VALUE, numbers @ ..] => numbers.try_into().map_err(|_| malformed("totals", bytes))?,
-        _ => return Err(malformed("totals", bytes)),
-    };
-    let both = u128::from_be_bytes(numbers);
-    Ok(((both >> 64) as u64, both as u64))
+impl SessionTotals {
+    /// Their sum with others.
+    pub(crate) fn add(self, other: SessionTotals) -> SessionTotals {
+        SessionTotals {
+            successful: self.successful.saturating_add(other.successful),
+            failed: self.failed.saturating_add(other.failed),
+            null_sender: self.null_sender.saturating_add(other.null_sender),
+        }
+    }
+
+    /// Their octets.
+    pub(crate) fn encode(self) -> Vec<u8> {
+        let numbers = [self.successful, self.failed, self.null_sender];
+        [WHOLE_VALUE].into_iter().chain(numbers.into_iter().flat_map(u64::to_be_bytes)).collect()
+    }
+
+    /// Reads them back.
+    pub(crate) fn decode(bytes: &[u8]) -> Result<SessionTotals, MalformedRecord> {
+        let (numbers, []) = bytes.strip_prefix(&[WHOLE_VALUE]).unwrap_or_default().as_chunks::<8>() else {
+            return Err(malformed("totals", bytes));
+        };
+        let &[successful, failed, null_sender] = numbers else { return Err(malformed("totals", bytes)) };
+        let [successful, failed, null_sender] = [successful, failed, null_sender].map(u64::from_be_bytes);
+        Ok(SessionTotals { successful, failed, null_sender })
+    }
 }
 
 /// Encodes a detail: how many sessions failed that way, and the failure's text.
@@ -392,8 +415,8 @@ mod tests {
                 if let Ok(read) = StoredValue::decode(&value) {
                     prop_assert_eq!(read.encode(), value.clone());
                 }
-                if let Ok((s, f)) = decode_totals(&value) {
-                    prop_assert_eq!(encode_totals(s, f), value.clone());
+                if let Ok(totals) = SessionTotals::decode(&value) {
+                    prop_assert_eq!(totals.encode(), value.clone());
                 }
                 if let Ok((n, text)) = decode_detail(&value) {
                     prop_assert_eq!(encode_detail(n, text), value.clone());
@@ -404,8 +427,9 @@ mod tests {
         }
 
         #[test]
-        fn counts_read_back(a: u64, b: u64, text: Vec<u8>) {
-            prop_assert_eq!(decode_totals(&encode_totals(a, b)).unwrap(), (a, b));
+        fn counts_read_back(a: u64, b: u64, c: u64, text: Vec<u8>) {
+            let totals = SessionTotals { successful: a, failed: b, null_sender: c };
+            prop_assert_eq!(SessionTotals::decode(&totals.encode()).unwrap(), totals);
             let checksum = StoreChecksum { commits: a, sum: b };
             prop_assert_eq!(StoreChecksum::decode(&checksum.encode()).unwrap(), checksum);
             prop_assert!(StoreChecksum::decode(&checksum.encode()[1..]).is_err());

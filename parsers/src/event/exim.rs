@@ -19,10 +19,12 @@ pub struct EximLine<'a> {
 /// The kinds of lines about a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LineKind<'a> {
-    /// `<= … id=…`: it was taken in.
+    /// `<= … id=…` and `<= <> …`: it was taken in.
     Arrived {
-        /// Its Message-ID, without angle brackets.
+        /// Its Message-ID, without angle brackets; empty where the line has none.
         message_id: &'a [u8],
+        /// It has a null sender: it is a bounce or another notification (RFC 5321 §4.5.5).
+        null_sender: bool,
     },
     /// `=>`, `->`, `>>`, `==`, `**`: what became of one recipient in one delivery attempt.
     Recipient(RecipientLine<'a>),

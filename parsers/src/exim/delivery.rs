@@ -23,7 +23,12 @@ pub(super) fn parse(text: &[u8], continues: bool) -> ParseResult<LineKind<'_>> {
         _ => return Ok(None),
     };
     let status = match &arrow {
-        b"<=" => return Ok(parse_arrival(rest)),
+        b"<=" => {
+            let null_sender = rest == b"<>" || rest.starts_with(b"<> ");
+            let message_id = parse_arrival(rest).unwrap_or_default();
+            let tells = null_sender || !message_id.is_empty();
+            return Ok(tells.then_some(LineKind::Arrived { message_id, null_sender }));
+        }
         b"=>" | b">>" => RecipientStatus::Delivered,
         b"->" => RecipientStatus::DeliveredInSameTransaction,
         b"==" => RecipientStatus::Deferred,
@@ -63,7 +68,7 @@ pub(super) fn parse(text: &[u8], continues: bool) -> ParseResult<LineKind<'_>> {
 }
 
 /// `sender … S=… id=…`: what stands before the identifier is counted off, as far as Exim writes it there (receive.c).
-fn parse_arrival(text: &[u8]) -> Option<LineKind<'_>> {
+fn parse_arrival(text: &[u8]) -> Option<&[u8]> {
     // The sender, or `<>`; it may be quoted.
     let rest = match text.strip_prefix(b"<>") {
         Some(rest) => rest,
@@ -79,7 +84,7 @@ fn parse_arrival(text: &[u8]) -> Option<LineKind<'_>> {
     // Each further field is a space and a word of the form NAME=…, quoted where it can have spaces.
     loop {
         if let Some((id, _)) = fields::word(rest, b" id=") {
-            return (!id.is_empty()).then_some(LineKind::Arrived { message_id: id });
+            return Some(id);
         }
         // What follows an identifier is the sender's own: the subject, the addresses.
         if rest.is_empty() || [&b" T="[..], b" from ", b" for "].iter().any(|end| rest.starts_with(end)) {

@@ -93,7 +93,9 @@ pub(super) fn qmgr(text: &[u8]) -> ParseResult<EventKind<'_>> {
     }
     // The sender's address is a stranger's text, what follows it is Postfix's own: read from the end.
     if text.ends_with(b" (queue active)") {
-        Ok(Some(EventKind::QueueActive { queue_id }))
+        // An address that begins so has its own end, `>`, behind it.
+        let null_sender = text.strip_prefix(b"from=<>, size=").is_some_and(|rest| memchr(b'>', rest).is_none());
+        Ok(Some(EventKind::QueueActive { queue_id, null_sender }))
     } else if text.ends_with(b", returned to sender") {
         Ok(None)
     } else {
@@ -171,9 +173,16 @@ mod tests {
         for (text, want) in [
             (
                 "from=<tester@mta.lab.test>, size=275, nrcpt=1 (queue active)",
-                Ok(Some(EventKind::QueueActive { queue_id })),
+                Ok(Some(EventKind::QueueActive { queue_id, null_sender: false })),
             ),
-            ("from=<>, size=2603, nrcpt=1 (queue active)", Ok(Some(EventKind::QueueActive { queue_id }))),
+            (
+                "from=<>, size=2603, nrcpt=1 (queue active)",
+                Ok(Some(EventKind::QueueActive { queue_id, null_sender: true })),
+            ),
+            (
+                "from=<>, size=1, nrcpt=1 (queue active)@b>, size=275, nrcpt=1 (queue active)",
+                Ok(Some(EventKind::QueueActive { queue_id, null_sender: false })),
+            ),
             ("removed", Ok(Some(EventKind::QueueRemoved { queue_id }))),
             ("from=<a@b>, status=expired, returned to sender", Ok(None)),
             ("from=<a@b>, status=force-expired, returned to sender", Ok(None)),

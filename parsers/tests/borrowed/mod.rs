@@ -45,7 +45,7 @@ pub(crate) fn texts<'a>(event: &Event<'a>) -> Vec<&'a [u8]> {
             texts.extend(reason_host(reason));
         }
         EventKind::MessageId { queue_id, message_id } => texts.extend([queue_id, message_id]),
-        EventKind::QueueActive { queue_id } | EventKind::QueueRemoved { queue_id } => texts.push(queue_id),
+        EventKind::QueueActive { queue_id, .. } | EventKind::QueueRemoved { queue_id } => texts.push(queue_id),
         EventKind::DaemonStarted { version } => texts.push(version),
         EventKind::TlsrptNotSent => {}
         EventKind::Exim(line) => exim(line, &mut texts),
@@ -57,7 +57,7 @@ pub(crate) fn texts<'a>(event: &Event<'a>) -> Vec<&'a [u8]> {
 fn exim<'a>(line: &EximLine<'a>, texts: &mut Vec<&'a [u8]>) {
     texts.push(line.id);
     match &line.kind {
-        LineKind::Arrived { message_id } => texts.push(message_id),
+        LineKind::Arrived { message_id, .. } => texts.push(message_id),
         LineKind::Recipient(RecipientLine {
             status: _,
             address,

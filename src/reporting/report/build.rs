@@ -357,6 +357,7 @@ pub(crate) mod tests {
             ..Failure::new(ResultType::CertificateExpired, Some("certificate has expired"))
         };
         let row = |policy, successful, failed, details| TallyRow {
+            null_sender: 0,
             day,
             domain: "example.net".into(),
             policy,
@@ -546,6 +547,7 @@ pub(crate) mod tests {
                 policy: Policy { policy_type, policy_string, policy_domain, mx_host },
                 successful,
                 failed,
+                null_sender: 0,
                 details,
             },
         )

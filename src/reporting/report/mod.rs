@@ -125,6 +125,13 @@ pub(crate) fn rows_of_host<'a>(host: &str, rows: impl IntoIterator<Item = &'a Ta
     rows.into_iter().filter(own).map(nameless).collect()
 }
 
+/// Whether all mail behind these rows had a null sender, as bounces have, as far as the log shows it.
+pub(crate) fn only_null_senders(rows: &[TallyRow]) -> bool {
+    let sum = |of: fn(&TallyRow) -> u64| rows.iter().fold(0_u64, |sum, row| sum.saturating_add(of(row)));
+    let sessions = sum(|row| row.successful.saturating_add(row.failed));
+    sessions > 0 && sum(|row| row.null_sender) >= sessions
+}
+
 /// Whether a report of these rows has anything that failed, a policy included.
 pub(crate) fn has_failures(rows: &[TallyRow]) -> bool {
     rows.iter().any(|row| row.failed > 0 || !row.details.is_empty())

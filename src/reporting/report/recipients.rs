@@ -75,6 +75,7 @@ impl TryFrom<String> for ReportSubject {
 #[derive(Clone, Debug)]
 pub(crate) struct RecipientFilter {
     only_failures: bool,
+    null_sender: bool,
     allow: Vec<String>,
     suppress: Vec<SuppressSection>,
     max_destinations: usize,
@@ -85,6 +86,7 @@ impl RecipientFilter {
     pub(crate) fn from_section(section: &ReportSection) -> RecipientFilter {
         RecipientFilter {
             only_failures: section.only_failures,
+            null_sender: section.null_sender,
             allow: section.allow.clone(),
             suppress: section.suppress.clone(),
             max_destinations: section.max_destinations,
@@ -110,6 +112,16 @@ impl RecipientFilter {
         }
         if self.only_failures && !failures {
             return unwanted("nothing failed, and [report] only_failures is set".to_owned());
+        }
+        Ok(())
+    }
+
+    /// Checks that a report is wanted by the senders of the day's mail to its subject; `only_null`: all were null. Spam with
+    /// a forged sender makes such mail, and a report about it tells a stranger of mail that he never sent.
+    pub(crate) fn check_senders(&self, only_null: bool) -> Result<(), NoRecipients> {
+        if only_null && !self.null_sender {
+            let why = "only mail with a null sender (bounces) went there, and [report] null_sender is not set";
+            return Err(NoRecipients::Unwanted(why.to_owned()));
         }
         Ok(())
     }
@@ -218,6 +230,14 @@ mod tests {
         let failures = recipient_filter(|s| s.only_failures = true);
         assert!(failures.check_wanted(&subject("a.example"), today, true).is_ok());
         assert!(failures.check_wanted(&subject("a.example"), today, false).is_err());
+    }
+
+    #[test]
+    fn bounces_alone_make_no_report_unless_that_is_set() {
+        let unset = recipient_filter(|_| {});
+        assert_eq!(unset.check_senders(false), Ok(()));
+        assert!(unset.check_senders(true).unwrap_err().to_string().contains("[report] null_sender"));
+        assert_eq!(recipient_filter(|s| s.null_sender = true).check_senders(true), Ok(()));
     }
 
     #[test]

@@ -21,7 +21,7 @@ use crate::net::tlsrpt_record::TlsrptLookupError;
 use crate::reporting::report::build::{Report, ReportId};
 use crate::reporting::report::message::MessageError;
 use crate::reporting::report::recipients::ReportSubject;
-use crate::reporting::report::{ReportSender, has_failures, look_up_served_recipients};
+use crate::reporting::report::{ReportSender, has_failures, look_up_served_recipients, only_null_senders};
 use crate::reporting::schedule::mx_hosts::HostReport;
 use crate::reporting::schedule::records;
 use crate::reporting::schedule::records::{
@@ -44,6 +44,18 @@ const WAIT_FOR_DOMAINS: i64 = 5;
 /// The first and the longest delay before the storing of an outcome is retried.
 const FIRST_STORE_RETRY_DELAY: Duration = Duration::from_secs(1);
 const MAX_STORE_RETRY_DELAY: Duration = Duration::from_secs(60);
+
+/// What a report is planned from.
+struct SettledCounts {
+    /// The plan as it is stored.
+    plan: ReportPlan,
+    /// What the report says.
+    rows: Vec<TallyRow>,
+    /// Whether all mail of the day to the domain had a null sender.
+    only_null_senders: bool,
+    /// The sum of all counts that are in a report then.
+    counted: u64,
+}
 
 impl Scheduler {
     pub(super) async fn run_job(self: Arc<Self>, job: Job, shutdown: watch::Receiver<bool>) {
@@ -79,17 +91,17 @@ impl Scheduler {
         };
         let planned = match self.settle_counts(report_key).await {
             Ok(None) => return None,
-            Ok(Some(settled)) => self.plan_mx_hosts(report_key, &settled.1, settings.spread).await.map(|()| settled),
+            Ok(Some(settled)) => self.plan_mx_hosts(report_key, &settled.rows, settings.spread).await.map(|()| settled),
             Err(e) => Err(e.to_string()),
         };
-        let (before, rows, counted) = match planned {
+        let SettledCounts { plan: before, rows, only_null_senders, counted } = match planned {
             Ok(planned) => planned,
             Err(e) => {
                 postpone(e);
                 return None;
             }
         };
-        let (found, host_report) = match self.find_recipients(report_key, &rows, sender).await {
+        let (found, host_report) = match self.find_recipients(report_key, &rows, only_null_senders, sender).await {
             Ok(found) => found,
             Err(e) => {
                 postpone(e.to_string());
@@ -181,11 +193,13 @@ impl Scheduler {
         }
     }
 
-    /// Finds the recipients; for an MX host also what its report says to each. `rows`: the counts of a domain.
+    /// Finds the recipients; for an MX host also what its report says to each. `rows`: the counts of a domain;
+    /// `only_null`: whether all its mail of the day had a null sender.
     async fn find_recipients(
         &self,
         report_key: &ReportKey,
         rows: &[TallyRow],
+        only_null: bool,
         sender: &ReportSender,
     ) -> Result<(Result<Recipients, TlsrptLookupError>, Option<HostReport>), StoreError> {
         let (subject, recipient_filter) = (&report_key.subject, &sender.recipient_filter);
@@ -194,7 +208,8 @@ impl Scheduler {
             ReportSubject::Domain(_) => has_failures(rows),
             ReportSubject::Host(_) => self.host_has_failures(report_key).await?,
         };
-        if let Err(unwanted) = recipient_filter.check_wanted(subject, report_key.day, failures) {
+        let wanted = recipient_filter.check_wanted(subject, report_key.day, failures);
+        if let Err(unwanted) = wanted.and_then(|()| recipient_filter.check_senders(only_null)) {
             return Ok((Err(unwanted.into()), None));
         }
         let found = look_up_served_recipients(&self.context.resolver, recipient_filter, subject, report_key.day).await;
@@ -205,8 +220,11 @@ impl Scheduler {
                 if !report.lookups_pending {
                     found.destinations.retain(|destination| report.rows.contains_key(destination));
                 }
-                let already = NoRecipients::AlreadyReported;
-                let found = if found.destinations.is_empty() { Err(already.into()) } else { Ok(found) };
+                let found = match recipient_filter.check_senders(report.only_null_senders) {
+                    Err(unwanted) => Err(unwanted.into()),
+                    Ok(()) if found.destinations.is_empty() => Err(NoRecipients::AlreadyReported.into()),
+                    Ok(()) => Ok(found),
+                };
                 Ok((found, Some(report)))
             }
             (_, found) => Ok((found, None)),
@@ -225,24 +243,20 @@ impl Scheduler {
     }
 
     /// Settles what the report says: all counts of the day and domain or, for a supplement, those that the first report does
-    /// not have. Returns the stored plan, the rows, and the sum of all counts that are in a report then. No rows for a host,
-    /// which has no counts of its own; `None` if the plan is done.
-    async fn settle_counts(
-        &self,
-        report_key: &ReportKey,
-    ) -> Result<Option<(ReportPlan, Vec<TallyRow>, u64)>, StoreError> {
+    /// not have. No rows for a host, which has no counts of its own; `None` if the plan is done.
+    async fn settle_counts(&self, report_key: &ReportKey) -> Result<Option<SettledCounts>, StoreError> {
         let of = report_key.clone();
         self.run_blocking(move |store| {
             let Some(plan) = records::read_plan(store, &of)?.filter(|plan| plan.state == PlanState::Waiting) else {
                 return Ok(None);
             };
             let mut rows = store.rows(of.day, &of.subject_text())?;
-            let counted = snapshot::total_count(&rows);
+            let (counted, only_null_senders) = (snapshot::total_count(&rows), only_null_senders(&rows));
             if of.supplement {
                 rows =
                     snapshot::counted_since(rows, &snapshot::read_rows(store, &ReportKey { supplement: false, ..of })?);
             }
-            Ok(Some((plan, rows, counted)))
+            Ok(Some(SettledCounts { plan, rows, only_null_senders, counted }))
         })
         .await
     }

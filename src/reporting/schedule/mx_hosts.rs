@@ -13,7 +13,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::base::rua_record::Destination;
 use crate::base::tlsrpt::{Day, PolicyType, TallyRow};
 use crate::reporting::report::recipients::ReportSubject;
-use crate::reporting::report::rows_of_host;
+use crate::reporting::report::{only_null_senders, rows_of_host};
 use crate::reporting::schedule::records;
 use crate::reporting::schedule::records::{
     DeliveryState, PlanState, Queue, RecordKey, ReportDelivery, ReportKey, ReportPlan, delivery_key, host_domain_key,
@@ -30,6 +30,8 @@ const PAGE_SIZE: usize = 200;
 pub(super) struct HostReport {
     /// For each destination the rows that it has not got in the reports about recipient domains.
     pub(super) rows: BTreeMap<Destination, Vec<TallyRow>>,
+    /// Whether all mail to the host on that day had a null sender.
+    pub(super) only_null_senders: bool,
     /// Whether a domain has not been looked up yet, so that it is not known what it gets.
     pub(super) lookups_pending: bool,
 }
@@ -158,7 +160,7 @@ fn read_host_report(
 ) -> Result<HostReport, StoreError> {
     let (day, host) = (report_key.day, report_key.subject.name());
     if lookups_pending(store, report_key, now)? {
-        return Ok(HostReport { rows: BTreeMap::new(), lookups_pending: true });
+        return Ok(HostReport { rows: BTreeMap::new(), only_null_senders: false, lookups_pending: true });
     }
     let mut total = RowSums::default();
     let mut known: BTreeMap<&Destination, RowSums> =
@@ -185,10 +187,11 @@ fn read_host_report(
         }
     }
     let total = total.into_rows();
+    let only_null_senders = only_null_senders(&total);
     let rest =
         |(destination, known): (&Destination, RowSums)| (destination.clone(), known.subtract_from(total.clone()));
     let rows = known.into_iter().map(rest).filter(|(_, rows)| !rows.is_empty()).collect();
-    Ok(HostReport { rows, lookups_pending: false })
+    Ok(HostReport { rows, only_null_senders, lookups_pending: false })
 }
 
 /// Whether a look-up of a recipient domain is due that has not been tried: a domain whose look-up fails for the time being is

@@ -17,7 +17,7 @@ use crate::config::identity::Identity;
 use crate::net::tlsrpt_record::TlsrptLookupError;
 use crate::reporting::report::build::{Report, ReportId};
 use crate::reporting::report::recipients::{RecipientFilter, ReportSubject};
-use crate::reporting::report::{has_failures, look_up_served_recipients, rows_of_host};
+use crate::reporting::report::{has_failures, look_up_served_recipients, only_null_senders, rows_of_host};
 use crate::reporting::schedule::mx_hosts::hosts_of;
 use crate::reporting::schedule::records::{PlanState, ReportKey, ReportPlan};
 use crate::reporting::schedule::snapshot::{self, ReportSnapshot};
@@ -93,7 +93,7 @@ impl PreviewBuilder<'_> {
         for (host, of_domains) in hosts {
             let subject = ReportSubject::Host(host);
             let all: Vec<TallyRow> = of_domains.iter().flat_map(|(_, rows)| rows.clone()).collect();
-            let found = self.find_recipients(&subject, &all).await;
+            let found = self.find_recipients(&subject, &all, &all).await;
             let reported = self
                 .read_reported(&ReportKey::first(self.day, subject.clone()))?
                 .map(|(_, snapshot)| snapshot.report_id);
@@ -140,7 +140,7 @@ impl PreviewBuilder<'_> {
     /// The report about a domain; where it is settled already, the supplement as well, if there is to be one.
     async fn add_domain(&mut self, domain: String, rows: Vec<TallyRow>) -> Result<(), StoreError> {
         let subject = ReportSubject::Domain(domain);
-        let found = self.find_recipients(&subject, &rows).await;
+        let found = self.find_recipients(&subject, &rows, &rows).await;
         let report_key = ReportKey::first(self.day, subject.clone());
         let Some((plan, snapshot)) = self.read_reported(&report_key)? else {
             self.add(&subject, false, None, &rows, found);
@@ -150,8 +150,8 @@ impl PreviewBuilder<'_> {
         let supplement = records::read_plan(&*self.scheduler.context.store, &report_key.as_supplement())?;
         if snapshot::total_count(&rows) > plan.counted && supplement.is_none_or(|plan| plan.state == PlanState::Waiting)
         {
-            let since = snapshot::counted_since(rows, &snapshot.rows);
-            let found = self.find_recipients(&subject, &since).await;
+            let since = snapshot::counted_since(rows.clone(), &snapshot.rows);
+            let found = self.find_recipients(&subject, &since, &rows).await;
             self.add(&subject, true, None, &since, found);
         }
         Ok(())
@@ -167,12 +167,15 @@ impl PreviewBuilder<'_> {
         Ok(encoded.and_then(|encoded| Some((plan, ReportSnapshot::decode(&encoded).ok()?))))
     }
 
+    /// Finds the recipients of a report of `rows`; `of_day`: all of the day.
     async fn find_recipients(
         &self,
         subject: &ReportSubject,
         rows: &[TallyRow],
+        of_day: &[TallyRow],
     ) -> Result<Recipients, TlsrptLookupError> {
         self.recipient_filter.check_wanted(subject, self.day, has_failures(rows))?;
+        self.recipient_filter.check_senders(only_null_senders(of_day))?;
         look_up_served_recipients(&self.scheduler.context.resolver, &self.recipient_filter, subject, self.day).await
     }
 

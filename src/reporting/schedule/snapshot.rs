@@ -104,11 +104,12 @@ impl RowSums {
     pub(super) fn add(&mut self, rows: Vec<TallyRow>) {
         for mut row in rows {
             let added = std::mem::take(&mut row.details);
-            let (successful, failed) = (row.successful, row.failed);
-            let empty = || (TallyRow { successful: 0, failed: 0, ..row.clone() }, BTreeMap::new());
+            let (successful, failed, null_sender) = (row.successful, row.failed, row.null_sender);
+            let empty = || (TallyRow { successful: 0, failed: 0, null_sender: 0, ..row.clone() }, BTreeMap::new());
             let (sum, details) = self.0.entry(row.policy.clone()).or_insert_with(empty);
             sum.successful = sum.successful.saturating_add(successful);
             sum.failed = sum.failed.saturating_add(failed);
+            sum.null_sender = sum.null_sender.saturating_add(null_sender);
             for (failure, count) in added {
                 let of_kind = details.entry(failure).or_default();
                 *of_kind = of_kind.saturating_add(count);
@@ -130,6 +131,7 @@ impl RowSums {
             if let Some((known, details)) = self.0.get(&row.policy) {
                 row.successful = row.successful.saturating_sub(known.successful);
                 row.failed = row.failed.saturating_sub(known.failed);
+                row.null_sender = row.null_sender.saturating_sub(known.null_sender);
                 for (failure, count) in &mut row.details {
                     *count = count.saturating_sub(details.get(failure).copied().unwrap_or_default());
                 }

@@ -519,6 +519,55 @@ async fn what_is_suppressed_after_it_was_planned_is_not_sent() {
     }
 }
 
+fn count_bounces(store: &dyn Store, domain: &str, n: u64) {
+    let tally = |result| TallyKey { day: day(), domain: domain.into(), policy: Policy::none(domain).into(), result };
+    let add = vec![(tally(TallyResult::Success), n), (tally(TallyResult::NullSender), n)];
+    store.write(Batch { add, set: Vec::new() }).unwrap();
+}
+
+#[tokio::test]
+async fn a_domain_that_only_bounces_went_to_gets_no_report_before_other_mail_does() {
+    let record = |name| (name, Some("v=TLSRPTv1; rua=mailto:tls@example.net"));
+    let records = vec![RECORD, record("_smtp._tls.bounced.example"), record("_smtp._tls.mixed.example")];
+    let (mut world, mut taken) = World::new(records, ServerFault::Never).await;
+    count_bounces(&world.store(), "bounced.example", 2);
+    count_bounces(&world.store(), "mixed.example", 2);
+    count_some(&world.store(), day(), "mixed.example", 1);
+    let section = world.section.clone();
+    let preview = world.open(day().end() + 60).preview(&section, day(), Some("bounced.example")).await.unwrap();
+    let why = preview[0].why_not.as_deref().unwrap();
+    assert!(why.contains("null sender") && preview[0].recipients.is_empty(), "{why}");
+
+    let settled = |due: &[ReportStatus]| {
+        due.len() == 3 && due.iter().all(|d| d.state >= ReportState::Sent || d.state == ReportState::Nothing)
+    };
+    let due = world.run(day().end() + 60, settled).await;
+    assert_eq!(states(&due), [ReportState::Nothing, ReportState::Sent, ReportState::Sent]);
+    assert!(
+        due[0].domain == "bounced.example" && due[0].last.as_ref().unwrap().contains("[report] null_sender"),
+        "{due:?}"
+    );
+    assert_eq!(sums(&mut taken).0, BTreeMap::from([("2026-11-22".into(), 6)]));
+
+    // Mail that comes late makes the report, with all that was counted; a bounce that comes late makes none.
+    count_bounces(&world.store(), "bounced.example", 1);
+    let supplement = |due: &[ReportStatus]| due.iter().any(|d| d.supplement && d.attempts > 0);
+    let due = world.run(day().end() + 5000, |due| due.iter().any(|d| d.supplement)).await;
+    assert!(!supplement(&due), "{due:?}");
+    count_some(&world.store(), day(), "bounced.example", 1);
+    let later = day().end() + 5000 + SUPPLEMENT_DELAY + 60;
+    let due = world.run(later, |due| due.iter().any(|d| d.supplement && d.state == ReportState::Sent)).await;
+    assert!(due.iter().any(|d| d.supplement && d.domain == "bounced.example"), "{due:?}");
+    assert_eq!(sums(&mut taken).0, BTreeMap::from([("2026-11-22".into(), 4)]));
+
+    // With the option, bounces alone are reported.
+    world.section.null_sender = true;
+    count_bounces(&world.store(), "other.example", 1);
+    let due = world.run(later, |due| due.iter().any(|d| d.domain == "other.example" && d.attempts > 0)).await;
+    let other = due.iter().find(|d| d.domain == "other.example").unwrap();
+    assert_eq!(other.last.as_deref(), Some("no TLSRPT record"));
+}
+
 #[tokio::test]
 async fn each_destination_has_its_own_delivery_and_https_is_not_lost_silently() {
     let record = "v=TLSRPTv1; rua=mailto:a@example.net,mailto:b@example.org,https://r.example.net/,ftp://x/";

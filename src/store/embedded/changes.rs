@@ -10,7 +10,7 @@ use std::sync::Arc;
 use super::SledFiles;
 use crate::base::tlsrpt::{Day, Policy, TallyKey, TallyResult};
 use crate::store::StoreError;
-use crate::store::format::{self, CountKey, Digest, MalformedRecord, PolicyRef, StoredValue};
+use crate::store::format::{self, CountKey, Digest, MalformedRecord, PolicyRef, SessionTotals, StoredValue};
 
 /// The changes of a batch, by key.
 pub(super) type KeyChanges = BTreeMap<Vec<u8>, KeyChange>;
@@ -26,7 +26,7 @@ pub(super) type NewPolicies = HashSet<(Day, Digest)>;
 
 /// What a batch adds to the count under one key.
 enum CountSum {
-    Totals(u64, u64),
+    Totals(SessionTotals),
     Detail(u64, Vec<u8>),
 }
 
@@ -34,9 +34,8 @@ impl CountSum {
     /// The new value: the sum added to the stored value.
     fn add_to(self, old: Option<&[u8]>) -> Result<Vec<u8>, MalformedRecord> {
         match self {
-            CountSum::Totals(successful, failed) => {
-                let (s, f) = old.map_or(Ok((0, 0)), format::decode_totals)?;
-                Ok(format::encode_totals(s.saturating_add(successful), f.saturating_add(failed)))
+            CountSum::Totals(totals) => {
+                Ok(old.map(SessionTotals::decode).transpose()?.unwrap_or_default().add(totals).encode())
             }
             CountSum::Detail(count, text) => match old.map(format::decode_detail).transpose()? {
                 Some((_, stored)) if stored != text => {
@@ -138,11 +137,16 @@ impl SledFiles {
                 if let CountSum::Detail(n, _) = sum {
                     *n = n.saturating_add(*count);
                 }
-            } else if let CountSum::Totals(successful, failed) =
-                sums.entry(key.encode()).or_insert(CountSum::Totals(0, 0))
+            } else if let CountSum::Totals(totals) =
+                sums.entry(key.encode()).or_insert(CountSum::Totals(SessionTotals::default()))
             {
-                let n = if tally.result == TallyResult::Success { successful } else { failed };
-                *n = n.saturating_add(*count);
+                *totals = totals.add(match tally.result {
+                    TallyResult::Success => SessionTotals { successful: *count, ..SessionTotals::default() },
+                    TallyResult::NullSender => SessionTotals { null_sender: *count, ..SessionTotals::default() },
+                    TallyResult::Failure | TallyResult::Detail(_) => {
+                        SessionTotals { failed: *count, ..SessionTotals::default() }
+                    }
+                });
             }
         }
         for (key, sum) in sums {

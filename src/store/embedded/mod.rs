@@ -35,7 +35,9 @@ pub(crate) use restore::RestoredStore;
 
 use crate::base::clock::Clock;
 use crate::base::tlsrpt::{Day, Policy, TallyRow};
-use crate::store::format::{self, CountKey, Digest, MalformedRecord, PolicyRef, StoreChecksum, StoredValue};
+use crate::store::format::{
+    self, CountKey, Digest, MalformedRecord, PolicyRef, SessionTotals, StoreChecksum, StoredValue,
+};
 use crate::store::{Batch, Store, StoreError, StoredRecord, Table};
 
 /// The size of sled's page cache, in octets as they are on disk; in memory they take three times as much. sled
@@ -395,7 +397,7 @@ impl Store for EmbeddedStore {
             let key = CountKey::decode(key).map_err(|e| files.corrupt_error(&e))?;
             let count = match key.failure {
                 Some(_) => format::decode_detail(value).map(|(count, _)| count),
-                None => format::decode_totals(value).map(|(successful, failed)| successful.saturating_add(failed)),
+                None => SessionTotals::decode(value).map(|totals| totals.successful.saturating_add(totals.failed)),
             };
             let count = count.map_err(|e| files.corrupt_error(&e))?;
             if let Some((domain, sum)) = sums.last_mut()
@@ -420,8 +422,8 @@ impl Store for EmbeddedStore {
             let key_of = CountKey::decode(key).map_err(|e| files.corrupt_error(&e))?;
             if rows.last().is_none_or(|(policy, _)| *policy != key_of.policy) {
                 let policy = files.read_policy(&key_of)?;
-                let row =
-                    TallyRow { day, domain: key_of.domain, policy, successful: 0, failed: 0, details: Vec::new() };
+                let (domain, details) = (key_of.domain, Vec::new());
+                let row = TallyRow { day, domain, policy, successful: 0, failed: 0, null_sender: 0, details };
                 rows.push((key_of.policy, row));
             }
             let Some((_, row)) = rows.last_mut() else { return Ok(false) };
@@ -429,7 +431,8 @@ impl Store for EmbeddedStore {
                 let (count, text) = format::decode_detail(value).map_err(|e| files.corrupt_error(&e))?;
                 row.details.push((format::decode_failure(text).map_err(|e| files.corrupt_error(&e))?, count));
             } else {
-                (row.successful, row.failed) = format::decode_totals(value).map_err(|e| files.corrupt_error(&e))?;
+                let totals = SessionTotals::decode(value).map_err(|e| files.corrupt_error(&e))?;
+                (row.successful, row.failed, row.null_sender) = (totals.successful, totals.failed, totals.null_sender);
             }
             Ok(true)
         })?;

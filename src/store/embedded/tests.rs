@@ -77,6 +77,7 @@ fn counts_add_up_under_their_policies() {
         (tally(DAY, "b.example", &policy, TallyResult::Failure), 1),
         (tally(DAY, "b.example", &policy, TallyResult::Detail(expired("x"))), 1),
         (tally(DAY, "b.example", &policy, TallyResult::Success), 5),
+        (tally(DAY, "b.example", &policy, TallyResult::NullSender), 3),
         (tally(DAY, "b.example", &none, TallyResult::Success), 1),
         (tally(DAY, "a.example", &Arc::new(Policy::none("a.example")), TallyResult::Failure), 4),
         (tally(Day(DAY.0 - 1), "c.example", &policy, TallyResult::Success), 9),
@@ -89,15 +90,16 @@ fn counts_add_up_under_their_policies() {
     assert_eq!(store.days().unwrap(), [Day(DAY.0 - 1), DAY]);
     assert_eq!(store.domains(DAY).unwrap(), ["a.example", "b.example"]);
     let rows = store.rows(DAY, "b.example").unwrap();
-    let want = |policy: &Policy, successful, failed, details| TallyRow {
+    let want = |policy: &Policy, successful, failed, null_sender, details| TallyRow {
         day: DAY,
         domain: "b.example".into(),
         policy: policy.clone(),
         successful,
         failed,
+        null_sender,
         details,
     };
-    assert_eq!(rows, [want(&policy, 14, 2, vec![(expired("x"), 2)]), want(&none, 2, 0, vec![])]);
+    assert_eq!(rows, [want(&policy, 14, 2, 6, vec![(expired("x"), 2)]), want(&none, 2, 0, 0, vec![])]);
     // A neighbour in the order of keys is not the domain itself.
     assert_eq!(store.rows(DAY, "b.exampl").unwrap(), []);
     assert_eq!(store.domains(Day(DAY.0 - 2)).unwrap(), [""; 0]);

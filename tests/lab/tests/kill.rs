@@ -475,6 +475,7 @@ fn flat(counts: impl Iterator<Item = (TallyKey, u64)>) -> Counts {
         let what = match &tally.result {
             TallyResult::Success => "successful".to_owned(),
             TallyResult::Failure => "failed".to_owned(),
+            TallyResult::NullSender => "null sender".to_owned(),
             TallyResult::Detail(failure) => format!("how: {}", serde_json::to_string(failure).unwrap()),
         };
         let policy = serde_json::to_string(&*tally.policy).unwrap();
@@ -490,12 +491,11 @@ fn stored(store: &EmbeddedStore) -> Counts {
         let domains = store.domains(day).unwrap();
         domains.into_iter().flat_map(move |domain| store.rows(day, &domain).unwrap())
     });
-    for TallyRow { day, domain, policy, successful, failed, details } in rows {
+    for TallyRow { day, domain, policy, successful, failed, null_sender, details } in rows {
         let policy = serde_json::to_string(&policy).unwrap();
         let details = details.into_iter().map(|(f, n)| (format!("how: {}", serde_json::to_string(&f).unwrap()), n));
-        for (what, n) in
-            [("successful".to_owned(), successful), ("failed".to_owned(), failed)].into_iter().chain(details)
-        {
+        let totals = [("successful", successful), ("failed", failed), ("null sender", null_sender)];
+        for (what, n) in totals.map(|(what, n)| (what.to_owned(), n)).into_iter().chain(details) {
             if n > 0 {
                 flat.insert((day.to_string(), domain.clone(), policy.clone(), what), n);
             }

@@ -20,8 +20,26 @@ const SUPPRESS: &str = "[[report.suppress]]\ndomain = \"quiet.test\"\nuntil = \"
                         [[report.suppress]]\ndomain = \"quiet-until-then.test\"\nuntil = \"2026-11-21\"\n\
                         [[report.suppress]]\ndestination = \"unwanted.example\"\n\n[count]\n";
 
-/// Domain, what it publishes, the addresses that its report goes to.
-const DOMAINS: [(&str, &str, &[&str]); 8] = [
+/// Mail to two domains: bounces alone, and one bounce beside other mail.
+const LOG: &str = "\
+    Nov 22 10:00:00 mta postfix/qmgr[1]: 0123456781A: from=<>, size=2278, nrcpt=1 (queue active)\n\
+    Nov 22 10:00:01 mta postfix/smtp[2]: SSL_connect error to mx.bounced.test[203.0.113.1]:25: lost connection\n\
+    Nov 22 10:00:01 mta postfix/smtp[2]: 0123456781A: to=<u@bounced.test>, relay=mx.bounced.test[203.0.113.1]:25, delay=1, \
+    delays=0/0/1/0, dsn=4.7.5, status=deferred (Cannot start TLS: handshake failure)\n\
+    Nov 22 10:00:02 mta postfix/qmgr[1]: 0123456782A: from=<>, size=2278, nrcpt=1 (queue active)\n\
+    Nov 22 10:00:03 mta postfix/smtp[2]: SSL_connect error to mx.mixed.test[203.0.113.2]:25: lost connection\n\
+    Nov 22 10:00:03 mta postfix/smtp[2]: 0123456782A: to=<u@mixed.test>, relay=mx.mixed.test[203.0.113.2]:25, delay=1, \
+    delays=0/0/1/0, dsn=4.7.5, status=deferred (Cannot start TLS: handshake failure)\n\
+    Nov 22 10:00:04 mta postfix/qmgr[1]: 0123456783A: from=<s@sender.test>, size=278, nrcpt=1 (queue active)\n\
+    Nov 22 10:00:05 mta postfix/smtp[2]: SSL_connect error to mx.mixed.test[203.0.113.2]:25: lost connection\n\
+    Nov 22 10:00:05 mta postfix/smtp[2]: 0123456783A: to=<u@mixed.test>, relay=mx.mixed.test[203.0.113.2]:25, delay=1, \
+    delays=0/0/1/0, dsn=4.7.5, status=deferred (Cannot start TLS: handshake failure)\n\
+    Nov 23 00:05:00 mta postfix/qmgr[1]: 0123456789A: from=<>, size=1, nrcpt=1 (queue active)\n";
+
+/// Domain, what it publishes, the addresses that its report goes to. What [`LOG`] has no mail to is in the store.
+const DOMAINS: [(&str, &str, &[&str]); 10] = [
+    ("bounced.test", "mailto:r@bounced.test", &[]),
+    ("mixed.test", "mailto:r@mixed.test", &["r@mixed.test"]),
     ("plain.test", "mailto:r@plain.test", &["r@plain.test"]),
     // All of its sessions succeeded.
     ("sound.test", "mailto:r@sound.test", &[]),
@@ -49,12 +67,14 @@ async fn who_gets_a_report_and_what_is_said_of_the_others() {
     let mut batch = Batch::default();
     for (domain, rua, _) in DOMAINS {
         world.dns.change().txt(&format!("_smtp._tls.{domain}"), &format!("v=TLSRPTv1; rua={rua}"));
+        if LOG.contains(domain) {
+            continue;
+        }
         let result = if domain == "sound.test" { TallyResult::Success } else { TallyResult::Failure };
         batch.add.push((TallyKey { day, policy: Policy::none(domain).into(), domain: domain.into(), result }, 3));
     }
     EmbeddedStore::open(&world.folder().join("store"), Clock::default()).unwrap().store.write(batch).unwrap();
-    let next_day = "Nov 23 00:05:00 mta postfix/qmgr[1]: 0123456789A: from=<>, size=1, nrcpt=1 (queue active)\n";
-    fs::write(world.log(), next_day).unwrap();
+    fs::write(world.log(), LOG).unwrap();
     // One key is not the published one, the other may be read by all.
     let [one, other] = &world.keys;
     world.dns.change().txt(&format!("{}._domainkey.sender.test", one.selector), "v=DKIM1; k=rsa; p=AAAA");
@@ -90,6 +110,7 @@ async fn who_gets_a_report_and_what_is_said_of_the_others() {
     let log = fs::read_to_string(world.folder().join("daemon.log")).unwrap();
     for said in [
         "sound.test: none: not wanted: nothing failed, and [report] only_failures is set",
+        "bounced.test: none: not wanted: only mail with a null sender (bounces) went there, and [report] null_sender is not set",
         "not-allowed.example: none: not wanted: it is not in [report] allow",
         "quiet.test: none: not wanted: [[report.suppress]] domain = \"quiet.test\", until 2026-11-22",
         "shared.test: mailto:r@unwanted.example left out: [[report.suppress]] destination = \"unwanted.example\"",

@@ -42,6 +42,8 @@ pub(super) struct OpenMessage {
     certificate_errors: CertificateErrors,
     /// `No usable TLSA records` was logged, and not yet the host that it is about.
     no_usable_tlsa: bool,
+    /// The message is known to have a null sender.
+    null_sender: bool,
     /// Recipients' lines of the delivery attempt.
     lines: u32,
     /// When the last of them was written.
@@ -73,6 +75,21 @@ pub(super) struct EndedSession {
 }
 
 impl OpenMessage {
+    /// A message of which nothing is open.
+    pub(super) fn new(null_sender: bool) -> OpenMessage {
+        OpenMessage { null_sender, ..OpenMessage::default() }
+    }
+
+    /// It turns out to have a null sender.
+    pub(super) fn set_null_sender(&mut self) {
+        self.null_sender = true;
+    }
+
+    /// Whether it is known to have a null sender.
+    pub(super) fn has_null_sender(&self) -> bool {
+        self.null_sender
+    }
+
     /// A line about a host that failed; gives how many failures were evicted for it.
     pub(super) fn add_host_failure(
         &mut self,

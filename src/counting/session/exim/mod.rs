@@ -29,9 +29,9 @@ use crate::counting::session::{SESSION_TIMEOUT, Uncounted};
 /// Messages of which something is open. Exim's deliver_queue_load_max and queue_run_max keep deliveries to far fewer.
 const MAX_MESSAGES: usize = 100_000;
 
-/// How long our own report's id is remembered after its last line, in seconds: Exim gives up after four days (its
-/// default retry rule), and a host that is down for a day more is no reason to forget.
-const OWN_REPORT_TTL: i64 = 5 * 86_400;
+/// How long the id of our own report, or of a message with a null sender, is remembered, in seconds: Exim gives up after
+/// four days (its default retry rule), and a host that is down for a day more is no reason to forget.
+const MESSAGE_TTL: i64 = 5 * 86_400;
 
 /// How long it is remembered after `Completed`, in seconds: lines can be out of order.
 const COMPLETED_TTL: i64 = 60;
@@ -47,6 +47,8 @@ const LOGS_CIPHER: &[u8] = b"cipher";
 pub struct EximSessions {
     messages: TrackedMap<OpenMessage>,
     own_reports: TrackedMap<()>,
+    /// Messages with a null sender.
+    null_senders: TrackedMap<()>,
     log_features: TrackedMap<()>,
     swept_at: i64,
     uncounted: Uncounted,
@@ -58,6 +60,7 @@ impl EximSessions {
         EximSessions {
             messages: TrackedMap::new(MAX_MESSAGES),
             own_reports: TrackedMap::new(MAX_MESSAGES),
+            null_senders: TrackedMap::new(MAX_MESSAGES),
             log_features: TrackedMap::new(2),
             swept_at: 0,
             uncounted: Uncounted::default(),
@@ -69,6 +72,7 @@ impl EximSessions {
         match key.split_first() {
             Some((b'm', key)) => self.messages.load(key, value),
             Some((b'o', key)) => self.own_reports.load(key, value),
+            Some((b'b', key)) => self.null_senders.load(key, value),
             Some((b't', key)) => self.log_features.load(key, value),
             _ => false,
         }
@@ -82,6 +86,7 @@ impl EximSessions {
         };
         add(b'm', self.messages.take_changes());
         add(b'o', self.own_reports.take_changes());
+        add(b'b', self.null_senders.take_changes());
         add(b't', self.log_features.take_changes());
         all
     }
@@ -105,9 +110,16 @@ impl EximSessions {
         }
         let EventKind::Exim(EximLine { id, kind: says }) = &event.kind else { return };
         match says {
-            LineKind::Arrived { message_id } => {
+            LineKind::Arrived { message_id, null_sender } => {
                 if is_own_report(message_id) {
-                    self.own_reports.upsert(id, time + OWN_REPORT_TTL, || ());
+                    self.own_reports.upsert(id, time + MESSAGE_TTL, || ());
+                }
+                if *null_sender {
+                    self.uncounted.evicted += self.null_senders.upsert(id, time + MESSAGE_TTL, || ()).1;
+                    // The event action may have told of it before.
+                    if self.messages.contains(id) {
+                        self.open_message(id, time).set_null_sender();
+                    }
                 }
             }
             LineKind::Host { peer, problem, clear_text_follows } => {
@@ -138,7 +150,7 @@ impl EximSessions {
 
     /// An id that Exim gave one of our reports at `time`.
     pub(crate) fn carries_own(&mut self, id: &[u8], time: i64) {
-        let (_, evicted) = self.own_reports.upsert(id, time + OWN_REPORT_TTL, || ());
+        let (_, evicted) = self.own_reports.upsert(id, time + MESSAGE_TTL, || ());
         self.uncounted.evicted += evicted;
     }
 
@@ -174,13 +186,18 @@ impl EximSessions {
         let logs_cipher = self.log_features.contains(LOGS_CIPHER);
         let mut ended = Vec::new();
         let domain = lower_case(line.domain);
-        self.open_message(id, time).handle_recipient(line, &domain, pid, time, logs_cipher, &mut ended);
-        self.emit(ended, time, out);
+        let message = self.open_message(id, time);
+        message.handle_recipient(line, &domain, pid, time, logs_cipher, &mut ended);
+        let null_sender = message.has_null_sender();
+        self.emit(ended, null_sender, time, out);
     }
 
     fn handle_completed(&mut self, id: &[u8], time: i64, out: &mut Vec<SessionOutcome>) {
         if self.own_reports.contains(id) {
             self.own_reports.upsert(id, time + COMPLETED_TTL, || ());
+        }
+        if self.null_senders.contains(id) {
+            self.null_senders.upsert(id, time + COMPLETED_TTL, || ());
         }
         if let Some(message) = self.messages.remove(id) {
             self.abandon(message, time, out);
@@ -189,13 +206,13 @@ impl EximSessions {
 
     /// Ends a message: nothing more is expected of it.
     fn abandon(&mut self, message: OpenMessage, time: i64, out: &mut Vec<SessionOutcome>) {
-        let mut ended = Vec::new();
+        let (null_sender, mut ended) = (message.has_null_sender(), Vec::new());
         message.end(&mut ended);
-        self.emit(ended, time, out);
+        self.emit(ended, null_sender, time, out);
     }
 
     /// Hands out sessions; each counts on the day on which its domain became known, so that no day that is closed grows.
-    fn emit(&mut self, sessions: Vec<EndedSession>, ended: i64, out: &mut Vec<SessionOutcome>) {
+    fn emit(&mut self, sessions: Vec<EndedSession>, null_sender: bool, ended: i64, out: &mut Vec<SessionOutcome>) {
         let anchors = self.log_features.contains(HAS_TRUST_ANCHORS);
         for session in sessions {
             let Some(name) = domain_name::normalize(&session.domain) else {
@@ -216,6 +233,7 @@ impl EximSessions {
                 clear_text: session.clear_text,
                 anchors,
                 next_hop_named: false,
+                null_sender,
                 reported: None,
                 anchors_shown_by: None,
             });
@@ -229,7 +247,8 @@ impl EximSessions {
     }
 
     fn open_message(&mut self, id: &[u8], time: i64) -> &mut OpenMessage {
-        let (message, evicted) = self.messages.upsert(id, time, OpenMessage::default);
+        let null_sender = self.null_senders.contains(id);
+        let (message, evicted) = self.messages.upsert(id, time, || OpenMessage::new(null_sender));
         self.uncounted.evicted += evicted;
         message
     }
@@ -238,8 +257,9 @@ impl EximSessions {
         for message in self.messages.remove_before(time - SESSION_TIMEOUT) {
             self.abandon(message, time, out);
         }
-        // The time of an own report's entry is when it may go.
+        // The time of these entries is when they may go.
         self.own_reports.remove_before(time);
+        self.null_senders.remove_before(time);
     }
 }
 

@@ -3,6 +3,8 @@
 //! Takes: lines, as Exim writes them. Gives: sessions, by recipient domain.
 //! Not here: the wording of a line (`parsers`).
 
+use std::collections::BTreeMap;
+
 use tlswarden_parsers::event::LogTimestamp;
 use tlswarden_parsers::{Dialect, parse, parse_event_action};
 
@@ -225,6 +227,38 @@ fn our_own_report_is_not_counted() {
     let sent = sent("2 =>", "u@a.test", "mx2.a.test", TLS);
     assert_eq!(outcomes(&[arrived, dane, &sent, "2 Completed"]), [""; 0]);
     assert_eq!(outcomes(&[&arrived.replace("ours", "theirs"), &sent]), ["a.test ok"]);
+}
+
+#[test]
+fn a_message_with_a_null_sender_is_known_by_its_arrival() {
+    let line = |text: &str| format!("1970-01-01 00:00:01 {text}");
+    let sent =
+        |id: &str, domain: &str| line(&format!("{id} {}", self::sent("=>", &format!("u@{domain}"), "mx.x.test", TLS)));
+    let failed = |id: &str, domain: &str| line(&format!("{id} {}", deferred(&format!("u@{domain}"), "mx.x.test")));
+    let lines = [
+        line("1xUwYd-0005p2-2C <= <> R=1xUwYb-0005p0-1A U=Debian-exim P=local S=1611"),
+        sent("1xUwYd-0005p2-2C", "a.test"),
+        failed("1xUwYd-0005p2-2C", "b.test"),
+        line("1xUwYe-0005p3-2D <= s@h.test H=c.test [192.0.2.9] P=esmtp S=9 id=x@c.test"),
+        sent("1xUwYe-0005p3-2D", "c.test"),
+        line("1xUwYf-0005p4-2E <= <> H=d.test [192.0.2.9] P=esmtp S=9 id=y@d.test"),
+        sent("1xUwYf-0005p4-2E", "d.test"),
+        // Its arrival is in no log that is read.
+        sent("1xUwYg-0005p5-2F", "e.test"),
+        line("1xUwYh-0005p6-2G <= \"<> \"@h.test U=u P=local S=9"),
+        sent("1xUwYh-0005p6-2G", "f.test"),
+    ];
+    let mut sessions = EximSessions::new();
+    let mut out = Vec::new();
+    for text in &lines {
+        let Some(event) = parse(Dialect::Exim, text.as_bytes()).unwrap() else { continue };
+        sessions.handle_event(&event, 1, |_| false, &mut out);
+    }
+    sessions.end_all(9, &mut out);
+    let found: BTreeMap<&str, bool> = out.iter().map(|o| (&*o.domain, o.null_sender)).collect();
+    let wanted =
+        [("a.test", true), ("b.test", true), ("c.test", false), ("d.test", true), ("e.test", false), ("f.test", false)];
+    assert_eq!(found, BTreeMap::from(wanted));
 }
 
 #[test]

@@ -113,6 +113,11 @@ pub(super) fn instance_key(process: &Process<'_>) -> TableKey {
     join_key(&[process.host, b"\0", process.instance])
 }
 
+/// A message in the queue of a host.
+pub(super) fn message_key(process: &Process<'_>, queue_id: &[u8]) -> TableKey {
+    join_key(&[process.host, b"\0", queue_id])
+}
+
 pub(super) fn peer_key(peer: Peer<'_>) -> TableKey {
     address_key(peer.host, peer.ip, peer.port)
 }

@@ -13,7 +13,7 @@ use tlswarden_parsers::event::{
     Event, EventKind, ExclusionReason, Peer, Process, TlsFeature, TlsFeatureStatus, TlsReason, VerificationError,
 };
 
-use self::attempt::{Attempt, SMTP_PORT, UnloggedSession, host_key, instance_key, peer_key, process_key};
+use self::attempt::{Attempt, SMTP_PORT, UnloggedSession, host_key, instance_key, message_key, peer_key, process_key};
 use crate::base::domain_name;
 use crate::base::tlsrpt::{ResultType, SessionOutcome, SessionResult, Trust};
 use crate::counting::session::reason::{
@@ -79,6 +79,8 @@ pub struct PostfixSessions {
     deliveries: TrackedMap<OpenDelivery>,
     verification_failures: TrackedMap<(ResultType, Option<String>)>,
     own_reports: TrackedMap<()>,
+    /// Messages with a null sender, by host and queue id.
+    null_senders: TrackedMap<()>,
     counted_recipients: TrackedMap<Vec<Vec<u8>>>,
     reported_destinations: TrackedMap<()>,
     proxied_sessions: TrackedMap<u32>,
@@ -123,6 +125,14 @@ struct DeliveryLine<'a> {
     reason: TlsReason<'a>,
 }
 
+/// The mail that a session was for.
+#[derive(Clone, Copy)]
+struct DeliveredMail<'a> {
+    recipient_domain: &'a str,
+    /// Its sender is known to be null.
+    null_sender: bool,
+}
+
 impl PostfixSessions {
     /// No sessions.
     pub fn new() -> PostfixSessions {
@@ -130,6 +140,7 @@ impl PostfixSessions {
             deliveries: TrackedMap::new(MAX_PROCESSES),
             verification_failures: TrackedMap::new(MAX_FAILED_PEERS),
             own_reports: TrackedMap::new(MAX_MESSAGES),
+            null_senders: TrackedMap::new(MAX_MESSAGES),
             counted_recipients: TrackedMap::new(MAX_MESSAGES),
             reported_destinations: TrackedMap::new(MAX_DESTINATIONS),
             proxied_sessions: TrackedMap::new(MAX_FAILED_PEERS),
@@ -147,6 +158,7 @@ impl PostfixSessions {
             Some((b'd', key)) => self.deliveries.load(key, value),
             Some((b'f', key)) => self.verification_failures.load(key, value),
             Some((b'o', key)) => self.own_reports.load(key, value),
+            Some((b'b', key)) => self.null_senders.load(key, value),
             Some((b'a', key)) => self.counted_recipients.load(key, value),
             Some((b'n', key)) => self.reported_destinations.load(key, value),
             Some((b'q', key)) => self.proxied_sessions.load(key, value),
@@ -166,6 +178,7 @@ impl PostfixSessions {
         add(b'd', self.deliveries.take_changes());
         add(b'f', self.verification_failures.take_changes());
         add(b'o', self.own_reports.take_changes());
+        add(b'b', self.null_senders.take_changes());
         add(b'a', self.counted_recipients.take_changes());
         add(b'n', self.reported_destinations.take_changes());
         add(b'q', self.proxied_sessions.take_changes());
@@ -206,13 +219,26 @@ impl PostfixSessions {
                     self.own_reports.remove(queue_id);
                 }
             }
-            EventKind::QueueActive { queue_id } => {
+            EventKind::QueueActive { queue_id, null_sender } => {
                 self.counted_recipients.remove(queue_id);
+                if *null_sender {
+                    let message = message_key(process, queue_id);
+                    self.uncounted.evicted += self.null_senders.upsert(&message, time + QUEUE_ID_TTL, || ()).1;
+                } else if !self.null_senders.is_empty() {
+                    // A queue id can come again.
+                    self.null_senders.remove(&message_key(process, queue_id));
+                }
             }
             EventKind::QueueRemoved { queue_id } => {
                 self.counted_recipients.remove(queue_id);
                 if self.own_reports.contains(queue_id) {
                     self.own_reports.upsert(queue_id, time + REMOVED_QUEUE_ID_TTL, || ());
+                }
+                if !self.null_senders.is_empty() {
+                    let message = message_key(process, queue_id);
+                    if self.null_senders.contains(&message) {
+                        self.null_senders.upsert(&message, time + REMOVED_QUEUE_ID_TTL, || ());
+                    }
                 }
             }
             EventKind::DaemonStarted { .. } => {
@@ -491,14 +517,18 @@ impl PostfixSessions {
                 });
             }
         }
-        let domain = lossy(recipient_domain);
+        let null_sender = !self.null_senders.is_empty() && self.null_senders.contains(&message_key(process, queue_id));
+        let mail = DeliveredMail { recipient_domain: &lossy(recipient_domain), null_sender };
         let queue_id = lossy(queue_id);
         for mut attempt in delivery.attempts {
             match attempt.given_up.take() {
                 Some((of, _)) if of != queue_id => self.uncounted.unmatched += 1,
                 // Neither given up nor the last: the line that ended it is missing.
                 None if attempt.excluded.is_none() => self.uncounted.unmatched += 1,
-                left => self.finish(attempt, left.and_then(|(_, verdict)| verdict), &domain, time, process, out),
+                left => {
+                    let verdict = left.and_then(|(_, verdict)| verdict);
+                    self.finish(attempt, verdict, mail, time, process, out);
+                }
             }
         }
         if let Some(attempt) = open {
@@ -506,7 +536,7 @@ impl PostfixSessions {
                 self.uncounted.unmatched += 1;
             } else {
                 let verdict = self.verdict(&attempt, reason, time);
-                self.finish(attempt, verdict, &domain, time, process, out);
+                self.finish(attempt, verdict, mail, time, process, out);
             }
         }
     }
@@ -591,14 +621,14 @@ impl PostfixSessions {
         &mut self,
         attempt: Attempt,
         verdict: Option<SessionResult>,
-        recipient_domain: &str,
+        mail: DeliveredMail<'_>,
         time: i64,
         process: &Process<'_>,
         out: &mut Vec<SessionOutcome>,
     ) {
         let instance = instance_key(process);
         let anchors = self.instances.peek(&instance).is_some_and(|(_, i)| i.has_trust_anchors);
-        self.emit(attempt, verdict, Some(recipient_domain), time, anchors, out);
+        self.emit(attempt, verdict, Some(mail), time, anchors, out);
         if let Some(verified) = out.last_mut().filter(|o| !anchors && o.trust == Some(Trust::Verified)) {
             verified.anchors_shown_by = Some(instance.to_vec().into());
         }
@@ -608,7 +638,7 @@ impl PostfixSessions {
         &mut self,
         attempt: Attempt,
         verdict: Option<SessionResult>,
-        recipient_domain: Option<&str>,
+        mail: Option<DeliveredMail<'_>>,
         ended: i64,
         anchors: bool,
         out: &mut Vec<SessionOutcome>,
@@ -619,6 +649,7 @@ impl PostfixSessions {
         if observed.is_none() && attempt.tlsrpt_result.is_none() && !clear_text {
             return;
         }
+        let recipient_domain = mail.map(|mail| mail.recipient_domain);
         let Some(name) = attempt.next_hop.as_deref().or(recipient_domain).and_then(domain_name::normalize) else {
             self.uncounted.without_domain += 1;
             return;
@@ -654,6 +685,7 @@ impl PostfixSessions {
             clear_text,
             anchors,
             next_hop_named: attempt.next_hop.is_some(),
+            null_sender: mail.is_some_and(|mail| mail.null_sender),
             reported,
             anchors_shown_by: None,
         });
@@ -681,8 +713,9 @@ impl PostfixSessions {
         self.hosts_with_tls.remove_before(time - HOST_WITH_TLS_TTL);
         self.proxied_sessions.remove_before(time - SESSION_TIMEOUT);
         self.last_reported_peer.remove_before(time - SESSION_TIMEOUT);
-        // The time of an own report's entry is when it may go.
+        // The time of these entries is when they may go.
         self.own_reports.remove_before(time);
+        self.null_senders.remove_before(time);
     }
 
     /// Updates what is known of an instance; writes nothing if that is not new.

@@ -274,3 +274,34 @@ fn lines_of_two_hosts_are_of_two_processes() {
             && !sessions.logs_all_sessions(b"mx2\0postfix", 1_795_309_200)
     );
 }
+
+#[test]
+fn a_message_with_a_null_sender_is_known_by_its_queue_id() {
+    let session = |queue_id: &str| [format!("smtp[2]: {TRUSTED}"), sent(queue_id, "")];
+    let active = |queue_id: &str, sender: &str| {
+        format!("qmgr[3]: {queue_id}: from=<{sender}>, size=2278, nrcpt=1 (queue active)")
+    };
+    let mut sessions = PostfixSessions::new();
+    let mut known = |lines: &[String]| -> Vec<bool> {
+        let lines: Vec<&str> = lines.iter().map(String::as_str).collect();
+        outcomes(&mut sessions, &lines).iter().map(|o| o.null_sender).collect()
+    };
+    let with = |first: String, queue_id: &str| [&[first], &session(queue_id)[..]].concat();
+    assert_eq!(known(&with(active("4AB0CDEF12", ""), "4AB0CDEF12")), [true]);
+    assert_eq!(known(&with(active("4AB0CDEF13", "s@h.test"), "4AB0CDEF13")), [false]);
+    // Tried again: qmgr(8) logs it each time.
+    assert_eq!(known(&with(active("4AB0CDEF12", ""), "4AB0CDEF12")), [true]);
+    // The line of qmgr(8) was not seen.
+    assert_eq!(known(&session("4AB0CDEF14")), [false]);
+    // A queue id comes again, for another message.
+    assert_eq!(known(&with("qmgr[3]: 4AB0CDEF12: removed".into(), "4AB0CDEF12")), [true], "a line out of order");
+    assert_eq!(known(&with(active("4AB0CDEF12", "s@h.test"), "4AB0CDEF12")), [false]);
+    // Of another host that logs here, with the same queue id.
+    let elsewhere = active("4AB0CDEF15", "");
+    let line = format!("2026-11-22T01:00:00Z other postfix/{elsewhere}");
+    let event = parse(Dialect::Postfix, line.as_bytes()).unwrap().unwrap();
+    sessions.handle_event(&event, 1_795_309_200, |_| false, &mut Vec::new());
+    let lines = session("4AB0CDEF15");
+    let lines: Vec<&str> = lines.iter().map(String::as_str).collect();
+    assert!(outcomes(&mut sessions, &lines).iter().all(|o| !o.null_sender));
+}
