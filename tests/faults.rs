@@ -160,7 +160,7 @@ fn nobody_to_ask_and_no_store() {
     let host = Host::new("");
     let output = host.command("status").output().unwrap();
     let error = String::from_utf8(output.stderr).unwrap();
-    assert_eq!(output.status.code(), Some(69), "{error}");
+    assert_eq!(output.status.code(), Some(2), "{error}");
     assert!(error.contains("no daemon answers at") && error.lines().count() == 1, "{error}");
     assert!(!Path::new(&host.path("store")).exists(), "asking must not make a store");
 }

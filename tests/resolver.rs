@@ -55,7 +55,9 @@ impl Host {
 
     fn run(&self, arguments: &[&str]) -> String {
         let output = self.command(arguments).output().unwrap();
-        assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+        // The exit status of `status` says how the daemon is.
+        let shown = output.status.success() || (arguments[0] == "status" && !output.stdout.is_empty());
+        assert!(shown, "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8(output.stdout).unwrap()
     }
 

@@ -10,8 +10,9 @@ use serde::de::DeserializeOwned;
 
 use super::foreign_folder;
 use super::{CliError, EX_CONFIG, EX_IOERR, EX_SOFTWARE, EX_UNAVAILABLE};
-use crate::config::Config;
-use crate::daemon::control::{ControlRequest, RequestError, Services, send_request};
+use crate::config::{Config, ControlSection};
+use crate::daemon::control::{ControlRequest, Services};
+use crate::daemon::control_client::{RequestError, send_request};
 use crate::daemon::services::{self, OpenError, StoreError};
 
 /// How long a daemon that has its store may take until its control socket answers.
@@ -32,11 +33,14 @@ impl From<OpenError> for CliError {
 }
 
 /// Asks the daemon; where none runs, nobody.
-pub(super) fn query_daemon<T: DeserializeOwned>(socket: &Path, request: &ControlRequest) -> Result<T, RequestError> {
+pub(super) fn query_daemon<T: DeserializeOwned>(
+    control: &ControlSection,
+    request: &ControlRequest,
+) -> Result<T, RequestError> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime =
         runtime.map_err(|e| RequestError::Failed(format!("runtime: cannot start: {e}; nothing was asked")))?;
-    runtime.block_on(send_request(socket, request))
+    runtime.block_on(send_request(control, request))
 }
 
 /// Asks the daemon; where none runs, opens the store and computes the answer here.
@@ -52,7 +56,7 @@ pub(super) fn query<T: DeserializeOwned>(
     let result = runtime.block_on(async {
         let begun = Instant::now();
         loop {
-            match send_request(&config.control.socket, request).await {
+            match send_request(&config.control, request).await {
                 Ok(answer) => return Ok(answer),
                 Err(RequestError::Failed(line)) => return Err(CliError::new(EX_UNAVAILABLE, line)),
                 Err(RequestError::NotRunning) => {}

@@ -11,6 +11,7 @@ mod control;
 mod dkim_key;
 mod doctor;
 mod foreign_folder;
+mod health;
 mod log;
 mod policy;
 mod reload;
@@ -33,9 +34,9 @@ use crate::config::{Config, ConfigError};
 
 /// Success.
 pub(crate) const EX_OK: u8 = 0;
-/// `doctor` and `check-domain`: something works less well than it could.
+/// `doctor`, `check-domain`, `status`: something is off, or works less well than it could.
 pub(crate) const EXIT_WARNINGS: u8 = 1;
-/// `doctor` and `check-domain`: something is wrong.
+/// `doctor`, `check-domain`: something is wrong. `status`: no daemon answers, or mail waits.
 pub(crate) const EXIT_ERRORS: u8 = 2;
 /// EX_USAGE: the arguments make no sense.
 pub(crate) const EX_USAGE: u8 = 64;
@@ -54,9 +55,12 @@ pub(crate) const EX_CONFIG: u8 = 78;
 
 const EXIT_STATUS: &str = "\
 Exit status:
-   0  done; doctor, check-domain: nothing is wrong
-   1  doctor, check-domain: warnings; reload: a part is off because of the new configuration
-   2  doctor, check-domain: errors
+   0  done; doctor, check-domain, status: nothing is wrong
+   1  doctor, check-domain: warnings; status: something is off, and no mail waits because of it; reload: a part is off
+      because of the new configuration
+   2  doctor, check-domain: errors; status: no daemon answers, or mail waits because an answering socket is off or no
+      resolver answers
+   3  status --check: it cannot be found out
   64  the arguments make no sense
   65  replay: no line of the logs was recognized
   66  a file that was named cannot be read
@@ -108,13 +112,10 @@ enum CliCommand {
     /// alone: after a new one in /etc/tlswarden/dkim.d run `systemctl restart tlswarden`.
     Reload(ConfigFile),
     /// Shows each input and how far it is behind its log, the policies, what is due when, and the last errors.
-    Status {
-        #[command(flatten)]
-        config: ConfigFile,
-        /// As JSON.
-        #[arg(long)]
-        json: bool,
-    },
+    ///
+    /// What is wrong comes first, a line each, and decides the exit status: 0, 1 or 2. Members of the group of
+    /// /run/tlswarden/status.sock need not be root.
+    Status(status::StatusOptions),
     /// Checks the configuration and what it names.
     CheckConfig {
         #[command(flatten)]
@@ -186,10 +187,10 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     };
     let result = match arguments.command {
         CliCommand::Doctor(options) => return exit_code(doctor::doctor(&options)),
+        CliCommand::Status(options) => return exit_code(status::status(&options)),
         CliCommand::CheckDomain(options) => return exit_code(check_domain::check_domain(&options)),
         CliCommand::Serve(options) => serve::serve(&options),
         CliCommand::Reload(config) => reload::reload(&config.config),
-        CliCommand::Status { config, json } => status::status(&config, json),
         CliCommand::CheckConfig { config, print } => check_config::check_config(&config.config, print),
         CliCommand::Policy(options) => policy::policy(&options),
         CliCommand::Results(options) => results::results(&options),

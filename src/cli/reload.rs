@@ -9,12 +9,13 @@ use std::path::Path;
 use super::control::query_daemon;
 use super::{CliError, EX_CONFIG, EX_UNAVAILABLE, EXIT_WARNINGS, print_stdout};
 use crate::config::Config;
-use crate::daemon::control::{ControlRequest, ReloadVerdict, RequestError};
+use crate::daemon::control::{ControlRequest, ReloadVerdict};
+use crate::daemon::control_client::RequestError;
 
 pub(crate) fn reload(file: &Path) -> Result<(), CliError> {
     // The daemon reads the file itself: what is wrong with it is the daemon's verdict.
-    let socket = Config::control_socket_of(file);
-    match query_daemon(&socket, &ControlRequest::Reload) {
+    let control = Config::control_section_of(file);
+    match query_daemon(&control, &ControlRequest::Reload) {
         Ok(ReloadVerdict::Taken(off)) if off.is_empty() => {
             print_stdout("reloaded: the configuration on disk is in use\n")
         }
@@ -27,7 +28,7 @@ pub(crate) fn reload(file: &Path) -> Result<(), CliError> {
             Err(CliError::new(EX_CONFIG, line))
         }
         Err(RequestError::NotRunning) => {
-            let line = format!("reload: no daemon answers at {}; nothing was reloaded", socket.display());
+            let line = format!("reload: no daemon answers at {}; nothing was reloaded", control.socket.display());
             Err(CliError::new(EX_UNAVAILABLE, line))
         }
         Err(RequestError::Failed(line)) => Err(CliError::new(EX_UNAVAILABLE, line)),

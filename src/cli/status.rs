@@ -1,27 +1,91 @@
 //! `tlswarden status`: each input and how far it is, the policies, what is due, the last errors.
 //!
-//! Takes: what the daemon knows; where none runs, what the store has. Gives: lines and tables for people, or JSON.
+//! Takes: what the daemon knows; where none runs, what the store has. Gives: lines and tables for people, JSON, or the one
+//! line that a monitoring server reads; an exit status.
+//! When it fails: where no daemon answers and there is no store, one line and exit status 2.
+//! Not here: what is wrong, and how bad that is (`health`).
+
+use clap::Args;
 
 use super::control::{query, query_daemon};
+use super::health::{self, Level};
 use super::render::{format_time, table, to_pretty_json};
-use super::{CliError, ConfigFile, print_stdout};
+use super::{CliError, ConfigFile, EX_UNAVAILABLE, print_stdout};
 use crate::config::Config;
-use crate::daemon::control::{ControlRequest, DaemonStatus, PartState, RefusedReload, ReportOverview, ReportStatus};
+use crate::daemon::control::{ControlRequest, DaemonStatus, RefusedReload, ReportOverview, ReportStatus};
+use crate::daemon::control_client::RequestError;
 
-pub(crate) fn status(file: &ConfigFile, json: bool) -> Result<(), CliError> {
-    let status: DaemonStatus = match file.load() {
-        Ok(config) => query(&config, &ControlRequest::Status, async |services| Ok(services.status().await))?,
-        // The daemon goes on with the configuration that it has.
-        Err(error) => {
-            let socket = Config::control_socket_of(&file.config);
-            let Ok(mut status) = query_daemon::<DaemonStatus>(&socket, &ControlRequest::Status) else {
-                return Err(error);
+#[derive(Args)]
+pub(crate) struct StatusOptions {
+    #[command(flatten)]
+    config: ConfigFile,
+    /// As JSON.
+    #[arg(long)]
+    json: bool,
+    /// Prints one line with performance data, for Icinga and Nagios: OK, WARNING, CRITICAL or UNKNOWN, with exit status
+    /// 0, 1, 2 or 3.
+    #[arg(long, conflicts_with = "json")]
+    check: bool,
+}
+
+/// Why there is no status.
+enum NoStatus {
+    /// No daemon answers, and there is nothing else to show.
+    NotRunning(CliError),
+    /// It cannot be found out whether one does.
+    Unknown(CliError),
+}
+
+/// Prints the status; the exit status says whether all is well.
+pub(crate) fn status(options: &StatusOptions) -> Result<u8, CliError> {
+    let status = match (load(&options.config, options.check), options.check) {
+        (Ok(status), _) => status,
+        (Err(NoStatus::NotRunning(error)), false) => {
+            return Err(CliError::new(Level::Critical.exit_status(), error.message));
+        }
+        (Err(NoStatus::Unknown(error)), false) => return Err(error),
+        (Err(none), true) => {
+            let (level, error) = match none {
+                NoStatus::NotRunning(error) => (Level::Critical, error),
+                NoStatus::Unknown(error) => (Level::Unknown, error),
             };
-            status.refused_reload.get_or_insert(RefusedReload { since: None, reason: error.message });
-            status
+            print_stdout(&(health::plain_line(level, &error.message) + "\n"))?;
+            return Ok(level.exit_status());
         }
     };
-    if json { print_stdout(&to_pretty_json(&status)) } else { print_stdout(&render_status(&status)) }
+    if options.check {
+        let (level, line) = health::check_line(&status);
+        print_stdout(&(line + "\n"))?;
+        return Ok(level.exit_status());
+    }
+    print_stdout(&if options.json { to_pretty_json(&status) } else { render_status(&status) })?;
+    Ok(health::highest_level(&health::problems(&status)).exit_status())
+}
+
+/// The status of the daemon; where none runs, that of the store, unless `daemon_only`.
+fn load(file: &ConfigFile, daemon_only: bool) -> Result<DaemonStatus, NoStatus> {
+    let (control, config) = match file.load() {
+        Ok(config) => (config.control.clone(), Ok(config)),
+        // The daemon goes on with the configuration that it has.
+        Err(error) => (Config::control_section_of(&file.config), Err(error)),
+    };
+    match (query_daemon::<DaemonStatus>(&control, &ControlRequest::Status), config) {
+        (Ok(status), Ok(_)) => Ok(status),
+        (Ok(mut status), Err(error)) => {
+            status.refused_reload.get_or_insert(RefusedReload { since: None, reason: error.message });
+            Ok(status)
+        }
+        (Err(RequestError::Failed(line)), _) => Err(NoStatus::Unknown(CliError::new(EX_UNAVAILABLE, line))),
+        (Err(RequestError::NotRunning), Err(error)) => Err(NoStatus::NotRunning(error)),
+        (Err(RequestError::NotRunning), Ok(_)) if daemon_only => {
+            let line = format!("no daemon answers at {}", control.socket.display());
+            Err(NoStatus::NotRunning(CliError::new(EX_UNAVAILABLE, line)))
+        }
+        (Err(RequestError::NotRunning), Ok(config)) => {
+            query(&config, &ControlRequest::Status, async |services| Ok(services.status().await))
+                .map_err(NoStatus::NotRunning)
+        }
+    }
 }
 
 fn render_status(status: &DaemonStatus) -> String {
@@ -30,22 +94,11 @@ fn render_status(status: &DaemonStatus) -> String {
         text.push_str(&line);
         text.push('\n');
     };
-    if let Some(RefusedReload { since, reason }) = &status.refused_reload {
-        let since = since.map_or_else(String::new, |at| format!("; since {}", format_time(at)));
-        add(format!("configuration on disk is not in use: {reason}{since}"));
-    }
-    for (part, state) in &status.parts {
-        if let PartState::Off { reason, since, next_try } = state {
-            let next = next_try.map_or_else(String::new, |at| format!(", next try at {}", format_time(at)));
-            add(format!("OFF {part}: {reason}; since {}{next}", format_time(*since)));
-        }
-    }
+    let problems = health::problems(status);
+    problems.iter().for_each(|problem| add(problem.line.clone()));
     add(format!("tlswarden {}, {}", status.version, if status.running { "running" } else { "not running" }));
-    if !status.missing_identity.is_empty() {
+    if status.missing_identity.len() == status.identity_options {
         add(format!("no report is sent: [report] lacks {}", status.missing_identity.join(", ")));
-    }
-    if let Some(why) = &status.due.mail_held {
-        add(format!("reports by mail wait: {why}"));
     }
     add(status.resolver.to_string());
     if let Some(warning) = &status.resolver.warning {

@@ -6,6 +6,7 @@
 //! When it fails: what cannot be followed on this host, because it does not exist yet, is compared as it is written.
 //! Not here: whether an address can be opened on this host (`daemon::listeners`).
 
+use std::borrow::Cow;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Component, Path, PathBuf};
 
@@ -24,7 +25,7 @@ struct Socket<'a> {
 }
 
 enum Address<'a> {
-    Path(&'a Path),
+    Path(Cow<'a, Path>),
     Inet(SocketAddr),
 }
 
@@ -34,7 +35,7 @@ pub(super) fn check(config: &Config) -> Result<(), (&'static str, usize, &'stati
     let store = resolve(&config.store.path);
     for (n, socket) in sockets.iter().enumerate() {
         let fault = |problem: String| Err((socket.section, socket.nth, socket.key, problem));
-        if let Address::Path(path) = socket.address
+        if let Address::Path(path) = &socket.address
             && let Err(problem) = check_path(path, &store)
         {
             return fault(problem);
@@ -54,8 +55,11 @@ pub(super) fn check(config: &Config) -> Result<(), (&'static str, usize, &'stati
 }
 
 fn sockets(config: &Config) -> Vec<Socket<'_>> {
-    let mut sockets =
-        vec![Socket { section: "control", nth: 0, key: "socket", address: Address::Path(&config.control.socket) }];
+    let control = |key, path| Socket { section: "control", nth: 0, key, address: Address::Path(path) };
+    let mut sockets = vec![
+        control("socket", Cow::Borrowed(config.control.socket.as_path())),
+        control("status_socket", Cow::Owned(config.control.status_socket())),
+    ];
     for (section, listen) in [
         ("socketmap", &config.socketmap.listen),
         ("readsocket", &config.readsocket.listen),
@@ -63,7 +67,7 @@ fn sockets(config: &Config) -> Vec<Socket<'_>> {
     ] {
         sockets.extend(listen.iter().map(|listen| {
             let address = match listen {
-                ListenAddress::Unix(path) => Address::Path(path),
+                ListenAddress::Unix(path) => Address::Path(Cow::Borrowed(path)),
                 ListenAddress::Inet(address) => Address::Inet(*address),
             };
             Socket { section, nth: 0, key: "listen", address }
@@ -71,7 +75,7 @@ fn sockets(config: &Config) -> Vec<Socket<'_>> {
     }
     sockets.extend(config.inputs.iter().enumerate().filter_map(|(nth, input)| match input.kind() {
         Some(InputKind::Datagrams(path)) => {
-            Some(Socket { section: "input", nth, key: "datagrams", address: Address::Path(path) })
+            Some(Socket { section: "input", nth, key: "datagrams", address: Address::Path(Cow::Borrowed(path)) })
         }
         _ => None,
     }));
@@ -88,7 +92,7 @@ impl Socket<'_> {
 
     /// The address as the option has it.
     fn shown(&self) -> String {
-        match self.address {
+        match &self.address {
             Address::Path(path) if self.key == "listen" => format!("unix:{}", path.display()),
             Address::Path(path) => path.display().to_string(),
             Address::Inet(address) => format!("inet:{address}"),

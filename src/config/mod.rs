@@ -76,6 +76,19 @@ pub struct StoreSection {
 pub struct ControlSection {
     /// The control socket, mode 0600.
     pub socket: PathBuf,
+    /// The socket that only reads, mode 0660; without it `status.sock` in the folder of `socket`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub status_socket: Option<PathBuf>,
+    /// The group that may use it, by name or number; without it the daemon's own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub status_group: Option<String>,
+}
+
+impl ControlSection {
+    /// The socket that only reads.
+    pub fn status_socket(&self) -> PathBuf {
+        self.status_socket.clone().unwrap_or_else(|| self.socket.with_file_name("status.sock"))
+    }
 }
 
 /// `[postfix]`; what is not said here is asked of Postfix when the daemon starts (`detect`).
@@ -656,7 +669,7 @@ impl Default for StoreSection {
 
 impl Default for ControlSection {
     fn default() -> Self {
-        ControlSection { socket: "/run/tlswarden/control".into() }
+        ControlSection { socket: "/run/tlswarden/control".into(), status_socket: None, status_group: None }
     }
 }
 

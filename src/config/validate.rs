@@ -93,16 +93,15 @@ impl Config {
         Ok(config)
     }
 
-    /// The control socket that a file names, whatever else is wrong with the file; the default one where that cannot be
-    /// read.
-    pub(crate) fn control_socket_of(path: &Path) -> PathBuf {
+    /// The `[control]` section of a file, whatever else is wrong with the file; the default one where that cannot be read.
+    pub(crate) fn control_section_of(path: &Path) -> ControlSection {
         #[derive(Default, Deserialize)]
         #[serde(default)]
         struct ControlAlone {
             control: ControlSection,
         }
         let text = std::fs::read_to_string(path).unwrap_or_default();
-        toml::from_str::<ControlAlone>(&text).unwrap_or_default().control.socket
+        toml::from_str::<ControlAlone>(&text).unwrap_or_default().control
     }
 
     /// The configuration as TOML, defaults included; it reads back equal.

@@ -147,7 +147,7 @@ pub(crate) fn load_known(store: &DaemonStore, history: &PolicyHistory, policies:
 /// Closes the sockets that a configuration does not name, and warns of those that systemd passes for nobody.
 fn close_unused(sockets: &mut Sockets, config: &Config) {
     let mut in_use = [config.socketmap.listen.as_slice(), &config.readsocket.listen, &config.status.listen].concat();
-    in_use.push(ListenAddress::Unix(config.control.socket.clone()));
+    in_use.extend([config.control.socket.clone(), config.control.status_socket()].map(ListenAddress::Unix));
     in_use.extend(inputs::datagram_sockets(config).into_iter().map(|(path, _)| ListenAddress::Unix(path)));
     sockets.close_except(&in_use);
     for address in sockets.unused_systemd_sockets(&in_use) {

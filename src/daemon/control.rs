@@ -2,19 +2,20 @@
 //!
 //! Takes: one connection for each request: a line of JSON ([`ControlRequest`]). Gives: one JSON value
 //! ([`ControlResponse`]), then the end.
-//! Limits: [`MAX_REQUEST`] octets within [`REQUEST_TIMEOUT`]; [`MAX_RESPONSE`] octets. Only the daemon's user and root
-//! may connect.
-//! Without a daemon the command line opens the same [`Services`] itself.
+//! Limits: [`MAX_REQUEST`] bytes within [`REQUEST_TIMEOUT`], [`MAX_CONNECTIONS`] at once. Only the daemon's user and root
+//! may connect. On a second socket, which a group may use, only requests that read are answered, each within
+//! [`READER_TIMEOUT`].
+//! When it fails: the response is one line that says why.
+//! Not here: how a request is sent (`control_client`). Without a daemon the command line opens the same [`Services`].
 
 use std::collections::BTreeMap;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
@@ -33,8 +34,8 @@ pub(crate) use crate::base::parts::PartState;
 use crate::base::parts::Parts;
 use crate::base::shutdown::wait_for_shutdown;
 use crate::base::tlsrpt::{Day, TallyRow};
-use crate::config::Config;
 use crate::config::identity::missing_identity;
+use crate::config::{Config, ReportSection, WithoutDnssec};
 use crate::metrics::{InputProgress, Metrics};
 use crate::net::dns::{Resolver, ResolverStatus};
 use crate::reporting::schedule::Scheduler;
@@ -47,14 +48,21 @@ use crate::store::embedded::BACKUP_PREFIX;
 /// The longest request, in octets: a next hop of any length that Postfix would ask for.
 const MAX_REQUEST: u64 = 16 * 1024;
 
-/// The longest response that is read, in octets: the reports of a day of a large host.
-const MAX_RESPONSE: u64 = 1 << 30;
-
 /// How long a request may take to arrive.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// Connections that are served at once on a socket; more wait. Each takes a descriptor, and those are for the MTA.
+const MAX_CONNECTIONS: usize = 32;
+
+/// How long a client of the socket that only reads may take, with its answer.
+const READER_TIMEOUT: Duration = Duration::from_secs(60);
+
 /// How long requests may go on when the daemon ends or is reloaded.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// What a client of the socket that only reads is told about any other request.
+const READ_ONLY_REFUSAL: &str = "control: permission denied: this socket answers only requests that read (status, results, \
+                                 reports list, policy list, policy show, policy export); nothing was done";
 
 /// A request to the daemon.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -118,10 +126,41 @@ pub(crate) enum ControlRequest {
     Backup,
 }
 
+impl ControlRequest {
+    /// Whether it changes nothing, and asks neither DNS nor other hosts.
+    pub(crate) fn only_reads(&self) -> bool {
+        match self {
+            ControlRequest::Status
+            | ControlRequest::Results { .. }
+            | ControlRequest::ReportsList
+            | ControlRequest::PolicyList
+            | ControlRequest::PolicyShow { .. }
+            | ControlRequest::PolicyExport => true,
+            ControlRequest::PolicyExplain { .. }
+            | ControlRequest::ReportsPreview { .. }
+            | ControlRequest::ReportsShow { .. }
+            | ControlRequest::ReportsResend { .. }
+            | ControlRequest::PolicyRefresh { .. }
+            | ControlRequest::PolicyPurge { .. }
+            | ControlRequest::Reload
+            | ControlRequest::Backup => false,
+        }
+    }
+}
+
+/// What a socket answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ControlAccess {
+    /// Every request.
+    Full,
+    /// Those that only read.
+    ReadOnly,
+}
+
 /// The response to a request.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-enum ControlResponse<T> {
+pub(super) enum ControlResponse<T> {
     /// The answer.
     Answer(T),
     /// One line that says why there is none.
@@ -148,10 +187,16 @@ pub(crate) struct DaemonStatus {
     pub(crate) inputs: BTreeMap<String, InputProgress>,
     /// The resolver that is asked, as its last probe showed: unless it validates, there is no DANE.
     pub(crate) resolver: ResolverStatus,
+    /// Whether DANE is used where the resolver validates: whether Postfix asks for DNSSEC.
+    pub(crate) wants_dane: bool,
+    /// Whether all mail waits while no resolver validates.
+    pub(crate) waits_without_dnssec: bool,
     /// How much is known.
     pub(crate) policies: crate::answering::policy::policies::PolicyCounts,
     /// What `[report]` lacks; until it is there no report is sent.
     pub(crate) missing_identity: Vec<String>,
+    /// How many options `[report]` needs.
+    pub(crate) identity_options: usize,
     /// What is due, in short.
     pub(crate) due: ReportOverview,
     /// What happened how often, since the daemon started.
@@ -282,8 +327,11 @@ impl Services {
             parts: self.parts.states(),
             inputs: self.metrics.inputs(),
             resolver: self.resolver_status().await,
+            wants_dane: self.config.postfix.dnssec(),
+            waits_without_dnssec: self.config.policy.without_dnssec == WithoutDnssec::Temp,
             policies: self.policies.counts(),
             missing_identity: missing_identity(&self.config.report).into_iter().map(str::to_owned).collect(),
+            identity_options: missing_identity(&ReportSection::default()).len(),
             due: self
                 .run_blocking(|_, scheduler| scheduler.overview().map_err(|e| e.to_string()))
                 .await
@@ -399,8 +447,12 @@ impl Services {
         Ok(to)
     }
 
-    async fn respond(&self, request: &[u8]) -> Vec<u8> {
-        match serde_json::from_slice(request) {
+    async fn respond(&self, access: ControlAccess, request: &[u8]) -> Vec<u8> {
+        let request: Result<ControlRequest, _> = serde_json::from_slice(request);
+        if access == ControlAccess::ReadOnly && request.as_ref().is_ok_and(|request| !request.only_reads()) {
+            return to_json(&ControlResponse::<()>::Fault(READ_ONLY_REFUSAL.to_owned()));
+        }
+        match request {
             Ok(ControlRequest::Status) => to_json(&ControlResponse::Answer(self.status().await)),
             Ok(ControlRequest::PolicyExplain { next_hop }) => {
                 to_json(&ControlResponse::Answer(self.explain_policy(&next_hop).await))
@@ -438,27 +490,38 @@ impl Services {
         }
     }
 
-    async fn serve_connection(&self, stream: UnixStream) -> io::Result<()> {
+    async fn serve_connection(&self, access: ControlAccess, stream: UnixStream) -> io::Result<()> {
         let mut stream = BufReader::new(stream);
         let mut request = Vec::new();
         tokio::time::timeout(REQUEST_TIMEOUT, (&mut stream).take(MAX_REQUEST).read_until(b'\n', &mut request))
             .await??;
-        let answer = self.respond(&request).await;
+        let answer = self.respond(access, &request).await;
         stream.get_mut().write_all(&answer).await?;
         stream.get_mut().shutdown().await
     }
 }
 
 /// Answers whoever connects, until `shutdown` turns true.
-pub(crate) async fn serve(listener: UnixListener, services: Arc<Services>, mut shutdown: watch::Receiver<bool>) {
+pub(crate) async fn serve(
+    listener: UnixListener,
+    access: ControlAccess,
+    services: Arc<Services>,
+    mut shutdown: watch::Receiver<bool>,
+) {
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
-            accepted = listener.accept() => match accepted {
+            accepted = listener.accept(), if connections.len() < MAX_CONNECTIONS => match accepted {
                 Ok((stream, _)) => {
                     let services = Arc::clone(&services);
                     // A client that disconnects early is not an error.
-                    connections.spawn(async move { drop(services.serve_connection(stream).await) });
+                    connections.spawn(async move {
+                        let served = services.serve_connection(access, stream);
+                        match access {
+                            ControlAccess::Full => drop(served.await),
+                            ControlAccess::ReadOnly => drop(tokio::time::timeout(READER_TIMEOUT, served).await),
+                        }
+                    });
                 }
                 Err(error) => {
                     tracing::warn!("control: cannot accept a connection: {error}; trying again");
@@ -471,43 +534,6 @@ pub(crate) async fn serve(listener: UnixListener, services: Arc<Services>, mut s
     }
     // Who is being answered, about a reload perhaps, still gets the answer.
     let _ = tokio::time::timeout(DRAIN_TIMEOUT, async { while connections.join_next().await.is_some() {} }).await;
-}
-
-/// Why a request got no response.
-#[derive(Debug)]
-pub(crate) enum RequestError {
-    /// Nothing listens on the control socket: no daemon is running.
-    NotRunning,
-    /// One line.
-    Failed(String),
-}
-
-/// Sends a request to the daemon behind a control socket.
-pub(crate) async fn send_request<T: DeserializeOwned>(
-    socket: &Path,
-    request: &ControlRequest,
-) -> Result<T, RequestError> {
-    let failed = |problem: &dyn std::fmt::Display| {
-        RequestError::Failed(format!("{}: the daemon did not answer: {problem}; nothing is shown", socket.display()))
-    };
-    let mut stream = UnixStream::connect(socket).await.map_err(|error| match error.kind() {
-        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => RequestError::NotRunning,
-        io::ErrorKind::PermissionDenied => RequestError::Failed(format!(
-            "{}: permission denied: the daemon answers its own user and root alone; run this command as root",
-            socket.display()
-        )),
-        _ => failed(&error),
-    })?;
-    let mut line = to_json(request);
-    line.push(b'\n');
-    stream.write_all(&line).await.map_err(|e| failed(&e))?;
-    let mut answer = Vec::new();
-    stream.take(MAX_RESPONSE).read_to_end(&mut answer).await.map_err(|e| failed(&e))?;
-    match serde_json::from_slice(&answer) {
-        Ok(ControlResponse::Answer(answer)) => Ok(answer),
-        Ok(ControlResponse::Fault(line)) => Err(RequestError::Failed(line)),
-        Err(error) => Err(failed(&error)),
-    }
 }
 
 fn to_response<T>(result: Result<T, String>) -> ControlResponse<T> {
@@ -523,6 +549,6 @@ fn describe_write_failure(cause: String) -> String {
     format!("store: cannot write policies: {cause}; changed in memory alone")
 }
 
-fn to_json(value: &impl Serialize) -> Vec<u8> {
+pub(super) fn to_json(value: &impl Serialize) -> Vec<u8> {
     serde_json::to_vec(value).expect("plain structures always serialise")
 }

@@ -7,7 +7,7 @@
 
 use std::io;
 use std::net::TcpListener;
-use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
@@ -16,11 +16,54 @@ use listenfd::ListenFd;
 use crate::config::ListenAddress;
 use crate::counting::input::datagram::RECEIVE_BUFFER;
 
-/// Any user may connect; the folder limits who can. smtp(8) runs as user postfix.
-pub(crate) const MODE_ALL: u32 = 0o666;
+/// Who may connect to a unix socket.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum SocketAccess {
+    /// Any user; the folder limits who can. smtp(8) runs as user postfix.
+    Everybody,
+    /// Only the daemon's user and root.
+    Owner,
+    /// The members of a group too: this one, or the daemon's own.
+    Group(Option<String>),
+}
 
-/// Only the daemon's user and root may control it.
-pub(crate) const MODE_OWNER: u32 = 0o600;
+impl SocketAccess {
+    fn mode(&self) -> u32 {
+        match self {
+            SocketAccess::Everybody => 0o666,
+            SocketAccess::Owner => 0o600,
+            SocketAccess::Group(_) => 0o660,
+        }
+    }
+
+    /// Sets the group and the mode of a socket.
+    fn apply(&self, path: &Path) -> Result<(), String> {
+        if let SocketAccess::Group(group) = self {
+            let own = rustix::process::getegid().as_raw();
+            let gid = group.as_deref().map_or(Ok(own), find_group)?;
+            let shown = group.as_deref().unwrap_or("the daemon's own");
+            let failed =
+                |e| format!("group {shown}: cannot be given the socket: {e}; the daemon's user must be a member");
+            if std::fs::metadata(path).map_err(|e| e.to_string())?.gid() != gid {
+                std::os::unix::fs::chown(path, None, Some(gid)).map_err(failed)?;
+            }
+        }
+        std::fs::set_permissions(path, PermissionsExt::from_mode(self.mode())).map_err(|e| e.to_string())
+    }
+}
+
+/// The number of a group of this host (group(5)).
+pub(crate) fn find_group(group: &str) -> Result<u32, String> {
+    if let Ok(number) = group.parse() {
+        return Ok(number);
+    }
+    let groups = std::fs::read_to_string("/etc/group").map_err(|e| format!("/etc/group: cannot be read: {e}"))?;
+    let number = |line: &str| {
+        let mut fields = line.split(':');
+        if fields.next()? == group { fields.nth(1)?.parse().ok() } else { None }
+    };
+    groups.lines().find_map(number).ok_or_else(|| format!("unknown group \"{group}\": not in /etc/group"))
+}
 
 /// A socket that cannot be listened on.
 #[derive(Debug, thiserror::Error)]
@@ -126,18 +169,13 @@ impl Sockets {
         }
     }
 
-    /// A handle of a socket that the MTA asks on; unix sockets get mode 0666.
-    pub(crate) fn mta_socket(&mut self, address: &ListenAddress) -> Result<BoundSocket, SocketError> {
-        self.bind_or_share(address, MODE_ALL)
-    }
-
     /// Checks that one of these sockets can be listened on, or that there are none; if not, nothing new stays bound.
     /// Fails with the first socket's error.
     pub(crate) fn check_any(&mut self, addresses: &[&ListenAddress]) -> Result<(), SocketError> {
         let before: Vec<ListenAddress> = self.bound.iter().map(|(address, _, _)| address.clone()).collect();
         let mut failed = None;
         for address in addresses {
-            match self.mta_socket(address) {
+            match self.bind_or_share(address, &SocketAccess::Everybody) {
                 Ok(_) => return Ok(()),
                 Err(error) => failed = failed.or(Some(error)),
             }
@@ -168,14 +206,23 @@ impl Sockets {
         });
     }
 
-    /// A handle of a socket, which is bound with this mode if it is not yet.
-    pub(crate) fn bind_or_share(&mut self, address: &ListenAddress, mode: u32) -> Result<BoundSocket, SocketError> {
+    /// A handle of a socket, which is bound if it is not yet.
+    pub(crate) fn bind_or_share(
+        &mut self,
+        address: &ListenAddress,
+        access: &SocketAccess,
+    ) -> Result<BoundSocket, SocketError> {
         let failed = |problem: String| SocketError { address: address.to_string(), problem };
         if !self.bound.iter().any(|(bound, _, _)| bound == address) {
-            let socket = bind_listener(address, mode).map_err(failed)?;
+            let socket = bind_listener(address, access).map_err(failed)?;
             self.bound.push((address.clone(), socket, SocketOrigin::Own));
         }
-        let (_, socket, _) = self.bound.iter().find(|(bound, _, _)| bound == address).expect("found or bound above");
+        let (_, socket, origin) =
+            self.bound.iter().find(|(bound, _, _)| bound == address).expect("found or bound above");
+        // A reload may name another group.
+        if let (ListenAddress::Unix(path), SocketAccess::Group(_), SocketOrigin::Own) = (address, access, origin) {
+            access.apply(path).map_err(failed)?;
+        }
         socket.try_clone().and_then(set_nonblocking).map_err(|e| failed(e.to_string()))
     }
 }
@@ -195,13 +242,13 @@ fn set_nonblocking(socket: BoundSocket) -> io::Result<BoundSocket> {
     Ok(socket)
 }
 
-fn bind_listener(address: &ListenAddress, mode: u32) -> Result<BoundSocket, String> {
+fn bind_listener(address: &ListenAddress, access: &SocketAccess) -> Result<BoundSocket, String> {
     match address {
         ListenAddress::Inet(address) => TcpListener::bind(address).map(BoundSocket::Inet).map_err(|e| e.to_string()),
         ListenAddress::Unix(path) => {
             remove_leftover(path, || UnixStream::connect(path).map(drop))?;
             let listener = UnixListener::bind(path).map_err(|e| describe_bind_error(&e, path))?;
-            std::fs::set_permissions(path, PermissionsExt::from_mode(mode)).map_err(|e| e.to_string())?;
+            access.apply(path)?;
             Ok(BoundSocket::Unix(listener))
         }
     }
@@ -251,10 +298,11 @@ mod tests {
         let path = folder.path().join("s");
         drop(UnixListener::bind(&path).unwrap());
         let mut sockets = Sockets { bound: Vec::new() };
-        let first = sockets.bind_or_share(&ListenAddress::Unix(path.clone()), MODE_OWNER).unwrap();
+        let first = sockets.bind_or_share(&ListenAddress::Unix(path.clone()), &SocketAccess::Owner).unwrap();
         assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         let mut others = Sockets { bound: Vec::new() };
-        let taken = others.bind_or_share(&ListenAddress::Unix(path.clone()), MODE_OWNER).unwrap_err().to_string();
+        let taken =
+            others.bind_or_share(&ListenAddress::Unix(path.clone()), &SocketAccess::Owner).unwrap_err().to_string();
         assert_eq!(taken, format!("unix:{}: cannot listen: another process answers there", path.display()));
         drop(first);
         sockets.close_except(&[]);
@@ -262,13 +310,15 @@ mod tests {
         std::fs::write(&path, "").unwrap();
         assert!(
             others
-                .bind_or_share(&ListenAddress::Unix(path.clone()), MODE_OWNER)
+                .bind_or_share(&ListenAddress::Unix(path.clone()), &SocketAccess::Owner)
                 .unwrap_err()
                 .to_string()
                 .contains("no socket")
         );
-        let nowhere =
-            others.bind_or_share(&ListenAddress::Unix(folder.path().join("no/s")), MODE_OWNER).unwrap_err().to_string();
+        let nowhere = others
+            .bind_or_share(&ListenAddress::Unix(folder.path().join("no/s")), &SocketAccess::Owner)
+            .unwrap_err()
+            .to_string();
         assert!(nowhere.contains("is missing"), "{nowhere}");
     }
 
@@ -286,7 +336,7 @@ mod tests {
         );
         assert!(
             sockets
-                .bind_or_share(&ListenAddress::Unix(path.clone()), MODE_OWNER)
+                .bind_or_share(&ListenAddress::Unix(path.clone()), &SocketAccess::Owner)
                 .unwrap_err()
                 .to_string()
                 .contains("takes datagrams")

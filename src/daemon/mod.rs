@@ -9,6 +9,7 @@
 
 mod answering;
 pub(crate) mod control;
+pub(crate) mod control_client;
 mod inputs;
 mod listeners;
 mod parts;
@@ -142,6 +143,10 @@ impl PreparedConfig {
     /// Checks what the configuration names: a daemon would start without it, with parts that are off.
     fn check_named(self) -> Result<PreparedConfig, DaemonError> {
         SchedulerSettings::load(&self.config.report).map_err(DaemonError::Named)?;
+        if let Some(group) = &self.config.control.status_group {
+            let unknown = |problem| DaemonError::Named(vec![format!("[control] status_group: {problem}")]);
+            listeners::find_group(group).map_err(unknown)?;
+        }
         inputs::check_inputs(&self.config)?;
         let missing = self.config.find_missing_override_files();
         if !missing.is_empty() {
@@ -507,6 +512,7 @@ fn part_names(config: &Config) -> Vec<String> {
         names.push(REPORTS.to_owned());
     }
     names.push(format!("control unix:{}", config.control.socket.display()));
+    names.push(format!("status unix:{}", config.control.status_socket().display()));
     let listen = [
         ("socketmap", &config.socketmap.listen),
         ("readsocket", &config.readsocket.listen),

@@ -6,14 +6,13 @@
 //! Not here: the list (`base/parts.rs`), what each part does.
 
 use std::io;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
-use super::listeners::{BoundSocket, MODE_ALL, MODE_OWNER, SocketError, Sockets};
+use super::listeners::{BoundSocket, SocketAccess, SocketError, Sockets};
 use crate::answering::listener::Listener;
 use crate::base::clock::Clock;
 use crate::base::parts::Parts;
@@ -96,7 +95,7 @@ pub(crate) struct ListeningPart {
     /// The name of the part: who listens, and where.
     pub(crate) name: String,
     pub(crate) address: ListenAddress,
-    mode: u32,
+    access: SocketAccess,
     listener: Option<Listener>,
 }
 
@@ -110,26 +109,21 @@ impl ListeningPart {
     ) -> Vec<ListeningPart> {
         let open = |address: &ListenAddress| {
             let name = format!("{subject} {address}");
-            ListeningPart::open(name, address.clone(), MODE_ALL, sockets, opener)
+            ListeningPart::open(name, address.clone(), SocketAccess::Everybody, sockets, opener)
         };
         addresses.iter().map(open).collect()
     }
 
-    /// Tries to listen on the control socket.
-    pub(crate) fn control(path: &Path, sockets: &Mutex<Sockets>, opener: &PartOpener) -> ListeningPart {
-        let address = ListenAddress::Unix(path.to_owned());
-        ListeningPart::open(format!("control {address}"), address, MODE_OWNER, sockets, opener)
-    }
-
-    fn open(
+    /// Tries to listen on an address. `name` is who listens, and where.
+    pub(crate) fn open(
         name: String,
         address: ListenAddress,
-        mode: u32,
+        access: SocketAccess,
         sockets: &Mutex<Sockets>,
         opener: &PartOpener,
     ) -> ListeningPart {
-        let listener = opener.try_open(&name, || listen(sockets, &address, mode).map_err(|e| e.problem()));
-        ListeningPart { name, address, mode, listener }
+        let listener = opener.try_open(&name, || listen(sockets, &address, &access).map_err(|e| e.problem()));
+        ListeningPart { name, address, access, listener }
     }
 
     /// Whether it is listened on already.
@@ -155,11 +149,11 @@ impl Listening {
         limit: Option<Duration>,
         serve: impl FnOnce(Listener) -> T,
     ) -> Result<(), String> {
-        let ListeningPart { name, address, mode, listener } = part;
+        let ListeningPart { name, address, access, listener } = part;
         let listener = match listener {
             Some(listener) => listener,
             None => {
-                let open = move || listen(&self.sockets, &address, mode).map_err(|e| e.problem());
+                let open = move || listen(&self.sockets, &address, &access).map_err(|e| e.problem());
                 let Some(listener) = self.opener.open_later(&name, open, &mut self.shutdown).await else {
                     return Ok(());
                 };
@@ -172,8 +166,8 @@ impl Listening {
     }
 }
 
-fn listen(sockets: &Mutex<Sockets>, address: &ListenAddress, mode: u32) -> Result<Listener, SocketError> {
-    let socket = sockets.lock().bind_or_share(address, mode)?;
+fn listen(sockets: &Mutex<Sockets>, address: &ListenAddress, access: &SocketAccess) -> Result<Listener, SocketError> {
+    let socket = sockets.lock().bind_or_share(address, access)?;
     into_listener(socket).map_err(|e| SocketError::new(address, &e))
 }
 

@@ -4,14 +4,16 @@
 //! When it fails: a [`StoreError`]; nothing has been started, the logs and the days wait.
 //! Not here: answering (`answering`), opening the store (`store`).
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use tokio::runtime::Handle;
 use tokio::sync::{Mutex, mpsc, watch};
 
 use super::answering::Answering;
-use super::control::{self, Services};
+use super::control::{self, ControlAccess, Services};
 use super::inputs::{self, CounterFactory};
+use super::listeners::SocketAccess;
 use super::parts::{Listening, ListeningPart, PartOpener};
 use super::store::OffStore;
 use super::tasks::{TaskGroup, run_task, run_until_shutdown};
@@ -22,7 +24,7 @@ use crate::base::exim_event::EximEvent;
 use crate::base::own_reports::{self, MessageIdKey};
 use crate::base::parts::{COUNTING, REPORTS};
 use crate::config::identity::missing_identity;
-use crate::config::{Config, ReportSection};
+use crate::config::{Config, ListenAddress, ReportSection};
 use crate::counting::pipeline::CountingTask;
 use crate::counting::rules::CountingRules;
 use crate::reporting::schedule::{Scheduler, SchedulerContext, SchedulerSettings};
@@ -161,13 +163,20 @@ pub(crate) fn check_reports(section: &ReportSection, opener: &PartOpener) {
 /// The sockets on which the daemon is asked about itself, open or yet to be opened.
 pub(crate) struct StatusSockets {
     control: ListeningPart,
+    status: ListeningPart,
     metrics: Vec<ListeningPart>,
 }
 
 impl StatusSockets {
     pub(crate) fn open(state: &PersistentState, config: &Config, opener: &PartOpener) -> StatusSockets {
+        let open = |subject: &str, path: PathBuf, access| {
+            let address = ListenAddress::Unix(path);
+            ListeningPart::open(format!("{subject} {address}"), address, access, &state.sockets, opener)
+        };
+        let (control, group) = (&config.control, config.control.status_group.clone());
         StatusSockets {
-            control: ListeningPart::control(&config.control.socket, &state.sockets, opener),
+            control: open("control", control.socket.clone(), SocketAccess::Owner),
+            status: open("status", control.status_socket(), SocketAccess::Group(group)),
             metrics: ListeningPart::open_each("metrics", &config.status.listen, &state.sockets, opener),
         }
     }
@@ -184,12 +193,15 @@ impl StatusSockets {
             let serve = |listener| prometheus::serve(listener, clients, services, shutdown);
             tasks.spawn(part.name.clone(), listening.clone().run(part, None, serve));
         }
-        let serve = async |listener| match listener {
-            Listener::Unix(listener) => control::serve(listener, services, shutdown).await,
-            // The control socket has a path.
-            Listener::Tcp(_) => {}
-        };
-        tasks.spawn(self.control.name.clone(), listening.run(self.control, None, serve));
+        for (part, access) in [(self.control, ControlAccess::Full), (self.status, ControlAccess::ReadOnly)] {
+            let (services, shutdown) = (Arc::clone(&services), shutdown.clone());
+            let serve = async move |listener| match listener {
+                Listener::Unix(listener) => control::serve(listener, access, services, shutdown).await,
+                // Both sockets have a path.
+                Listener::Tcp(_) => {}
+            };
+            tasks.spawn(part.name.clone(), listening.clone().run(part, None, serve));
+        }
         tasks
     }
 }

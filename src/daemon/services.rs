@@ -19,7 +19,8 @@ use crate::checking::host::identity::{DkimKeyCheck, DkimRecordCheck, KeyFileErro
 use crate::config::{Config, DkimKeySection};
 use crate::counting::pipeline;
 pub(crate) use crate::counting::pipeline::PROGRAM_NAME_ADVICE;
-use crate::daemon::control::{ControlRequest, DaemonStatus, RequestError, Services, send_request};
+use crate::daemon::control::{ControlRequest, DaemonStatus, Services};
+use crate::daemon::control_client::{RequestError, send_request};
 pub(crate) use crate::daemon::replay::{ReplayError, ReplayRequest, ReplayResult, replay};
 use crate::metrics::Metrics;
 use crate::net::dns::Resolver;
@@ -127,9 +128,9 @@ pub(crate) struct DoctorContext;
 
 impl HostCheckContext for DoctorContext {
     async fn daemon_state(&self, config: &Config) -> Result<DaemonState, DaemonStateError> {
-        let socket = &config.control.socket;
+        let control = &config.control;
         let status: DaemonStatus =
-            send_request(socket, &ControlRequest::Status).await.map_err(|error| match error {
+            send_request(control, &ControlRequest::Status).await.map_err(|error| match error {
                 RequestError::NotRunning => DaemonStateError::NotRunning,
                 RequestError::Failed(line) => DaemonStateError::Failed(line),
             })?;
@@ -142,7 +143,7 @@ impl HostCheckContext for DoctorContext {
             inputs: status.inputs,
             counters: status.counters,
             errors: status.errors,
-            policies: send_request(socket, &ControlRequest::PolicyList).await.unwrap_or_default(),
+            policies: send_request(control, &ControlRequest::PolicyList).await.unwrap_or_default(),
         })
     }
 

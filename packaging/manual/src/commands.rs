@@ -26,6 +26,10 @@ const FILES: &[(&str, &str)] = &[
     ("/etc/tlswarden/tlswarden.toml", "The configuration, tlswarden.toml(5)."),
     ("/var/lib/tlswarden", "Counts, marks, cached policies, and what was sent."),
     ("/run/tlswarden/control", "The control socket, mode 0600."),
+    (
+        "/run/tlswarden/status.sock",
+        "The socket that only reads, mode 0660: members of group `tlswarden` can run `tlswarden status` without root.",
+    ),
     ("/var/spool/postfix/tlswarden/socketmap", "Where Postfix asks, within its chroot."),
 ];
 

@@ -136,7 +136,7 @@ fn check_parts(state: &DaemonState, found: &mut Findings) {
                 "An MTA that asks at this address gets no answer, and defers its mail.",
                 format!("ss -lnp | grep -F '{}'   # which process has it", address(subject)),
             ),
-            "metrics" | "control" => (
+            "metrics" | "control" | "status" => (
                 "Nobody is answered at this address; mail is not affected.",
                 format!("ss -lnp | grep -F '{}'   # which process has it", address(subject)),
             ),

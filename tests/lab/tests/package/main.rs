@@ -210,7 +210,8 @@ fn starts_by_itself_and_says_what_it_found(site: &Site) {
     for fault in ["nobody is answered", "the limit stays as it is", "not told"] {
         assert!(!said.contains(fault), "{said}");
     }
-    let status = site.run("tlswarden status");
+    // A log that nobody wrote to yet, or a resolver that was not asked yet, is a warning.
+    let status = site.run("tlswarden status || [ $? = 1 ]");
     assert!(status.contains("no report is sent: [report] lacks organization"), "{status}");
     let id = site.run("id -nG tlswarden");
     assert!(id.contains("adm") && id.contains("systemd-journal"), "{id}");
