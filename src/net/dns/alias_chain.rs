@@ -167,6 +167,7 @@ mod tests {
             records: records.split_whitespace().map(record).collect(),
             undecodable: Vec::new(),
             negative: no.map(|apex| (30, apex.to_owned())),
+            extended_error: None,
         };
         ServerAnswer { message, edns: true }
     }

@@ -124,7 +124,7 @@ mod tests {
     use super::*;
 
     fn failure(queries: u32) -> QueryFailure {
-        QueryFailure { cause: "silent".into(), local: false, queries }
+        QueryFailure { cause: "silent".into(), local: false, queries, servfail: None }
     }
 
     #[test]

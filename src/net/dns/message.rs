@@ -33,6 +33,9 @@ const TYPE_OPT: u16 = 41;
 
 const TYPE_SOA: u16 = 6;
 
+/// The option of EDNS for an extended error (RFC 8914 §2).
+const OPTION_EXTENDED_ERROR: u16 = 15;
+
 /// A type of record that is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum RecordKind {
@@ -59,6 +62,8 @@ pub(crate) struct Question {
     pub(crate) name: String,
     /// The type.
     pub(crate) kind: RecordKind,
+    /// Whether the resolver is to answer without validating (the CD bit, RFC 4035 §3.2.2).
+    pub(crate) checking_disabled: bool,
 }
 
 /// An answer, as far as it can be read.
@@ -80,6 +85,8 @@ pub struct AnswerMessage {
     pub undecodable: Vec<(String, u16)>,
     /// How long a negative answer holds, in seconds, and the apex of the zone that it comes from (RFC 2308 §5).
     pub negative: Option<(u32, String)>,
+    /// The extended error of EDNS (RFC 8914): of several, the first that concerns DNSSEC.
+    pub extended_error: Option<u16>,
 }
 
 /// A record.
@@ -162,16 +169,22 @@ impl Question {
     pub(crate) fn new(name: &str, kind: RecordKind) -> Option<Question> {
         let mut name = Name::from_ascii(name).ok()?;
         name.set_fqdn(true);
-        Some(Question { name: canonical_text(&name), kind })
+        Some(Question { name: canonical_text(&name), kind, checking_disabled: false })
     }
 
-    /// The query as it is sent. It always asks for the AD bit (RFC 6840 §5.7); with `edns` also for larger answers and,
+    /// The same, to be answered without validating.
+    pub(crate) fn without_validation(&self) -> Question {
+        Question { checking_disabled: true, ..self.clone() }
+    }
+
+    /// The query as it is sent. It asks for the AD bit (RFC 6840 §5.7) unless nothing is to be validated; with `edns` also for larger answers and,
     /// by the DO bit, for the signatures that some resolvers validate only then. Nothing where DNS cannot hold the name.
     pub(crate) fn to_query(&self, id: u16, edns: bool) -> Option<Vec<u8>> {
         let mut name = Name::from_ascii(&self.name).ok()?;
         name.set_fqdn(true);
-        // RD and AD; one question; with EDNS one additional record.
-        let mut query = [id, 0x0120, 1, 0, 0, u16::from(edns)].map(u16::to_be_bytes).concat();
+        // RD, and AD or CD; one question; with EDNS one additional record.
+        let flags = if self.checking_disabled { 0x0110 } else { 0x0120 };
+        let mut query = [id, flags, 1, 0, 0, u16::from(edns)].map(u16::to_be_bytes).concat();
         query.extend(name.to_bytes().ok()?);
         query.extend([self.kind.number(), CLASS_IN].map(u16::to_be_bytes).concat());
         if edns {
@@ -209,6 +222,7 @@ impl AnswerMessage {
             records: Vec::new(),
             undecodable: Vec::new(),
             negative: None,
+            extended_error: None,
         };
         match message.decode_sections(&mut reader, questions, answers, authorities, additional) {
             Some(()) => Ok(message),
@@ -264,6 +278,7 @@ impl AnswerMessage {
             if record.kind == TYPE_OPT {
                 // The upper 8 bits of the TTL are the upper bits of the response code.
                 self.rcode |= u16::try_from(record.ttl >> 24).unwrap_or(0) << 4;
+                self.extended_error = reader.extended_error(record.data);
             }
         }
         Some(())
@@ -381,6 +396,25 @@ impl<'a> Reader<'a> {
         )
     }
 
+    /// The info code of an extended error among the options of EDNS (RFC 8914 §2). What a server says of it in words is
+    /// not read.
+    fn extended_error(&self, (begin, end): (usize, usize)) -> Option<u16> {
+        let mut reader = Reader { bytes: self.bytes.get(..end)?, at: begin };
+        let mut found = None;
+        while let Some([option, length]) = reader.numbers() {
+            let Some(value) = reader.take(usize::from(length)) else { break };
+            if let (OPTION_EXTENDED_ERROR, Some(code)) = (option, value.first_chunk()) {
+                let code = u16::from_be_bytes(*code);
+                match found {
+                    None => found = Some(code),
+                    Some(first) if !concerns_dnssec(first) && concerns_dnssec(code) => found = Some(code),
+                    Some(_) => {}
+                }
+            }
+        }
+        found
+    }
+
     /// A name that takes these bytes, no more and no less.
     fn whole_name(&self, begin: usize, end: usize) -> Option<String> {
         let mut reader = Reader { bytes: self.bytes, at: begin };
@@ -396,6 +430,11 @@ impl<'a> Reader<'a> {
         let [high, low] = reader.numbers()?;
         Some(u32::from(high) << 16 | u32::from(low))
     }
+}
+
+/// Whether an extended error says what is wrong with signatures, keys or proofs (RFC 8914 §4, RFC 9276 §6).
+fn concerns_dnssec(code: u16) -> bool {
+    matches!(code, 1 | 2 | 5..=12 | 25 | 27)
 }
 
 /// A time to live with the upper bit is none (RFC 2181 §8).
@@ -476,6 +515,8 @@ mod tests {
         let edns = question.to_query(0x1234, true).unwrap();
         assert_eq!(edns[..12], *b"\x12\x34\x01\x20\0\x01\0\0\0\0\0\x01");
         assert_eq!(edns[plain.len()..], *b"\0\0\x29\x04\xd0\0\0\x80\0\0\0");
+        // But one that is to be answered without validating, which has the CD bit.
+        assert_eq!(question.without_validation().to_query(0x1234, false).unwrap()[2..4], *b"\x01\x10");
     }
 
     #[test]
@@ -532,6 +573,25 @@ mod tests {
         bytes[11] = 1;
         bytes.extend(b"\0\0\x29\x04\xd0\x01\0\0\0\0\0");
         assert_eq!(AnswerMessage::decode(&bytes).unwrap().rcode, 17);
+    }
+
+    #[test]
+    fn an_extended_error_is_read_and_one_about_dnssec_is_preferred() {
+        let with_options = |options: &[u8]| {
+            let mut bytes = answer(2, &[]);
+            bytes[11] = 1;
+            bytes.extend(b"\0\0\x29\x04\xd0\0\0\0\0");
+            bytes.extend(u16::try_from(options.len()).unwrap().to_be_bytes());
+            bytes.extend(options);
+            AnswerMessage::decode(&bytes).unwrap().extended_error
+        };
+        assert_eq!(with_options(b""), None);
+        assert_eq!(with_options(b"\0\x0f\0\x0b\0\x07signature"), Some(7));
+        // A cookie, "no reachable authority", "DNSSEC bogus".
+        assert_eq!(with_options(b"\0\x0a\0\x02xx\0\x0f\0\x02\0\x16\0\x0f\0\x02\0\x06"), Some(6));
+        for broken in [&b"\0\x0f\0\x01\0"[..], b"\0\x0f\0\x09\0\x07", b"\0\x0f\0"] {
+            assert_eq!(with_options(broken), None, "{broken:?}");
+        }
     }
 
     #[test]

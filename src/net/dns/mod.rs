@@ -36,11 +36,14 @@ use message::{Question, RecordData, RecordKind};
 use query_slots::{LookupShare, QuerySlots};
 pub use resolver_status::ResolverStatus;
 use resolver_status::placement_warning;
-use servers::{QueryFailure, Servers};
+use servers::{ExtendedError, QueryFailure, Servers};
 
 /// The longest that one query takes, its retries, TCP and CNAMEs included: three in a row must fit beside an HTTPS fetch
 /// in nothing longer than Postfix's own patience of 100 s, one in `answer_budget`.
 pub const QUERY_TIMEOUT: Duration = Duration::from_secs(4);
+
+/// How long an answer without validation is waited for: a resolver that found DNSSEC broken has the records at hand.
+const UNVALIDATED_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// How long a negative answer without a SOA record holds (RFC 2308 §5 would not keep it at all).
 const NEGATIVE_WITHOUT_SOA: Duration = Duration::from_secs(60);
@@ -114,6 +117,25 @@ pub enum DnsError {
 pub struct DnsFailure {
     cause: String,
     local: bool,
+    servfail: Option<ExtendedError>,
+    dnssec: Option<DnssecFailure>,
+}
+
+/// DNSSEC failed at a name: the resolver answers, as soon as it is not to validate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DnssecFailure {
+    /// The extended error that the resolver gave (RFC 8914).
+    pub extended_error: Option<u16>,
+}
+
+impl DnssecFailure {
+    /// The reason code of a report (RFC 8460 §4.4): the extended error by number and name (RFC 8914 §4), as mox writes it.
+    pub fn reason_code(self) -> String {
+        match self.extended_error {
+            Some(code) => extended_error_code(code),
+            None => "dnssec-bogus".to_owned(),
+        }
+    }
 }
 
 impl DnsError {
@@ -131,6 +153,11 @@ impl DnsFailure {
     pub fn is_local(&self) -> bool {
         self.local
     }
+
+    /// What is wrong with the DNSSEC of the name, if that is why. Known of queries only whose verdict counts.
+    pub fn dnssec(&self) -> Option<DnssecFailure> {
+        self.dnssec
+    }
 }
 
 impl fmt::Display for DnsFailure {
@@ -141,7 +168,7 @@ impl fmt::Display for DnsFailure {
 
 impl From<String> for DnsFailure {
     fn from(cause: String) -> DnsFailure {
-        DnsFailure { cause, local: false }
+        DnsFailure { cause, local: false, servfail: None, dnssec: None }
     }
 }
 
@@ -153,7 +180,7 @@ impl From<&str> for DnsFailure {
 
 impl From<QueryFailure> for DnsFailure {
     fn from(failure: QueryFailure) -> DnsFailure {
-        DnsFailure { cause: failure.cause, local: failure.local }
+        DnsFailure { cause: failure.cause, local: failure.local, servfail: failure.servfail, dnssec: None }
     }
 }
 
@@ -340,7 +367,7 @@ impl Resolver {
     /// addresses of `bogus`, whose signatures are broken on purpose, unless that is empty; remembers what was said.
     pub async fn probe(&self, bogus: &str) -> ResolverProbe {
         let asked = Instant::now();
-        let root = Question { name: ".".into(), kind: RecordKind::Ns };
+        let root = Question { name: ".".into(), kind: RecordKind::Ns, checking_disabled: false };
         let found = self.resolve(root).await;
         let refuses_bogus = match &found {
             Ok((chain, _)) if chain.authentic && !bogus.is_empty() => match self.addresses_to_connect(bogus).await {
@@ -387,10 +414,16 @@ impl Resolver {
             Ok((_, ChainEnd::NoRecords { .. })) | Err(_) => 0,
         };
         tracing::debug!(name, ?kind, records, failure, "DNS answered");
-        let (chain, end) = found.map_err(|failure| {
-            self.note_failed_query(&question, &failure);
-            DnsError::Failed(failure)
-        })?;
+        let (chain, end) = match found {
+            Ok(found) => found,
+            Err(mut failure) => {
+                self.note_failed_query(&question, &failure);
+                if verdict == VerdictUse::Counts {
+                    failure.dnssec = self.find_dnssec_failure(&question, &failure).await;
+                }
+                return Err(DnsError::Failed(failure));
+            }
+        };
         let negative_ttl = |ttl: Option<u32>| ttl.map_or(NEGATIVE_WITHOUT_SOA, |s| Duration::from_secs(s.into()));
         let records = match end {
             ChainEnd::Records(records) => records.into_iter().filter_map(read).collect(),
@@ -428,6 +461,19 @@ impl Resolver {
         }
     }
 
+    /// Whether DNSSEC is why a query failed: then the resolver answers the same query with the CD bit. One that does not
+    /// validate even the root is at fault itself.
+    async fn find_dnssec_failure(&self, question: &Question, failure: &DnsFailure) -> Option<DnssecFailure> {
+        let extended_error = failure.servfail?;
+        let shared = &self.shared;
+        if !shared.trusted || shared.health.probe().is_some_and(|probe| !probe.validates) {
+            return None;
+        }
+        let deadline = Instant::now() + UNVALIDATED_TIMEOUT;
+        let found = shared.servers.ask(&question.without_validation(), deadline).await;
+        found.is_ok().then_some(DnssecFailure { extended_error })
+    }
+
     fn note_failed_query(&self, question: &Question, failure: &DnsFailure) {
         let Some(noted) = &self.noted else { return };
         let mut noted = noted.lock();
@@ -450,6 +496,47 @@ impl Resolver {
         });
         let name = question.name.trim_end_matches('.');
         format!("dig {at}+dnssec {name}. {}", question.kind)
+    }
+}
+
+/// `extended-dns-error-7-signature-expired`: the names that IANA has registered.
+fn extended_error_code(code: u16) -> String {
+    const NAMES: [&str; 31] = [
+        "other",
+        "unsupported-dnskey-algorithm",
+        "unsupported-ds-digest-type",
+        "stale-answer",
+        "forged-answer",
+        "dnssec-indeterminate",
+        "dnssec-bogus",
+        "signature-expired",
+        "signature-not-yet-valid",
+        "dnskey-missing",
+        "rrsigs-missing",
+        "no-zone-key-bit-set",
+        "nsec-missing",
+        "cached-error",
+        "not-ready",
+        "blocked",
+        "censored",
+        "filtered",
+        "prohibited",
+        "stale-nxdomain-answer",
+        "not-authoritative",
+        "not-supported",
+        "no-reachable-authority",
+        "network-error",
+        "invalid-data",
+        "signature-expired-before-valid",
+        "too-early",
+        "unsupported-nsec3-iterations-value",
+        "unable-to-conform-to-policy",
+        "synthesized",
+        "invalid-query-type",
+    ];
+    match NAMES.get(usize::from(code)) {
+        Some(name) => format!("extended-dns-error-{code}-{name}"),
+        None => format!("extended-dns-error-{code}"),
     }
 }
 

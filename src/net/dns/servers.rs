@@ -84,7 +84,12 @@ pub(crate) struct QueryFailure {
     pub(crate) local: bool,
     /// How many queries were sent.
     pub(crate) queries: u32,
+    /// The answer was SERVFAIL, with this extended error: what a resolver also says where DNSSEC fails.
+    pub(crate) servfail: Option<ExtendedError>,
 }
+
+/// The extended error of an answer (RFC 8914), if it had one.
+pub(crate) type ExtendedError = Option<u16>;
 
 /// One query to one server that has ended.
 struct Attempt {
@@ -152,7 +157,7 @@ impl Servers {
         }
         match plain {
             // What it says with EDNS counts.
-            Some((server, message)) if !round.codes.iter().any(|(other, _)| *other == server) => {
+            Some((server, message)) if !round.codes.iter().any(|(other, ..)| *other == server) => {
                 self.list[server].note_plain_only();
                 Ok(ServerAnswer { message, edns: false })
             }
@@ -184,8 +189,8 @@ struct Round<'a> {
     /// Of each server: the queries sent with EDNS and without, and whether one of them came back.
     asked: Vec<AskedServer>,
     failures: Vec<(usize, ExchangeError)>,
-    /// The response codes that are failures.
-    codes: Vec<(usize, u16)>,
+    /// The response codes that are failures, with the extended error.
+    codes: Vec<(usize, u16, ExtendedError)>,
 }
 
 #[derive(Clone, Copy, Default)]
@@ -277,7 +282,7 @@ impl<'a> Round<'a> {
         if matches!(message.rcode, NOERROR | NXDOMAIN) {
             return Some((index, ServerAnswer { message, edns }));
         }
-        self.codes.push((index, message.rcode));
+        self.codes.push((index, message.rcode, message.extended_error));
         None
     }
 
@@ -297,20 +302,21 @@ impl<'a> Round<'a> {
         self.note_silent_servers(elapsed);
         let queries = self.asked.iter().map(|asked| asked.with_edns + asked.without).sum();
         let local = |(_, error): &&(usize, ExchangeError)| matches!(error, ExchangeError::Local(_));
-        if let Some((index, code)) = self.codes.first() {
+        if let Some((index, code, extended)) = self.codes.first() {
             let cause = format!("the resolver {} answered {}", list[*index].address, ResponseCodeText(*code));
-            return QueryFailure { cause, local: false, queries };
+            let servfail = (*code == SERVFAIL).then_some(*extended);
+            return QueryFailure { cause, local: false, queries, servfail };
         }
         let silent = self.asked.iter().any(|asked| !asked.ended);
         match self.failures.iter().find(|failure| !local(failure)).or_else(|| self.failures.first()) {
             Some(failure @ (index, error)) if !silent || !local(&failure) => {
                 let cause = format!("the resolver {}: {error}", list[*index].address);
-                QueryFailure { cause, local: local(&failure), queries }
+                QueryFailure { cause, local: local(&failure), queries, servfail: None }
             }
             Some(_) | None => {
                 let names: Vec<String> = list.iter().map(|server| server.address.to_string()).collect();
                 let cause = format!("no answer from the resolver {} within {} s", names.join(", "), elapsed.as_secs());
-                QueryFailure { cause, local: false, queries }
+                QueryFailure { cause, local: false, queries, servfail: None }
             }
         }
     }
