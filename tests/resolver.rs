@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use name_server::{A, CNAME, MX, NameServer, Query, TLSA, TXT, exchange, text, wire};
+use name_server::{A, CNAME, MX, NameServer, Query, TLSA, TXT, exchange, text, wire, with_extended_error};
 use running::Running;
 use serde_json::Value;
 
@@ -267,6 +267,87 @@ fn temp_comes_with_the_query_that_failed_and_a_command_that_repeats_it() {
         format!("    to repeat it: dig @127.0.0.1 -p {port} +dnssec _25._tcp.mx.dane.test. TLSA\n"),
     ] {
         assert!(said.contains(&line), "{said}");
+    }
+}
+
+/// From the answer that Postfix gets to the report: mail that waits, because the signatures of the destination's TLSA
+/// records have expired.
+#[test]
+fn a_destination_with_broken_dnssec_gets_a_report_of_the_mail_that_waited() {
+    let server = world(|query| match (query.kind, query.name.as_str()) {
+        (TLSA, _) if !query.cd => Some(with_extended_error(query.answer(2, false, &[]), 7)),
+        (TXT, owner @ "_smtp._tls.dane.test") => {
+            Some(query.answer(0, true, &[(owner, TXT, text("v=TLSRPTv1; rua=mailto:reports@dane.test"))]))
+        }
+        _ => None,
+    });
+    let more = format!(
+        "{}[[input]]\nfile = \"DIR/mail.log\"\nmta = \"postfix\"\n[report]\norganization = \"o\"\n\
+         contact = \"c@mta.test\"\nfrom = \"c@mta.test\"\n",
+        postfix(true)
+    );
+    let host = Host::new(server.address, &more);
+    fs::write(host.path("mail.log"), "").unwrap();
+    let _daemon = host.start();
+    assert!(host.asks("dane.test").starts_with("TEMP "));
+    let time = jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ mta postfix/smtp[7]:").to_string();
+    let lines = format!(
+        "{time} warning: smtp_tls_policy_maps, next-hop destination \"dane.test\": policy table lookup error\n\
+         {time} warning: TLS policy lookup for dane.test/mx.dane.test: client TLS configuration problem\n\
+         {time} 4AB0CDEF12: to=<u@dane.test>, relay=none, delay=0.2, delays=0.1/0/0.1/0, dsn=4.7.5, status=deferred \
+         (client TLS configuration problem)\n"
+    );
+    fs::write(host.path("mail.log"), lines).unwrap();
+    let preview = || host.run(&["reports", "preview", "--domain", "dane.test"]);
+    host.until("the report has the failure", || preview().contains("dnssec-invalid"));
+    let report = preview();
+    for part in [
+        "\"policy-type\":\"tlsa\"",
+        "\"policy-domain\":\"mx.dane.test\"",
+        "\"total-failure-session-count\":1",
+        "\"receiving-mx-hostname\":\"mx.dane.test\"",
+        "\"failure-reason-code\":\"extended-dns-error-7-signature-expired\"",
+    ] {
+        assert!(report.contains(part), "{part}: {report}");
+    }
+}
+
+/// What Unbound answers where DNSSEC fails, if it is installed: a trust anchor whose key the zone does not have.
+#[test]
+fn unbound_answers_a_bogus_name_as_soon_as_it_is_not_to_validate() {
+    if !std::path::Path::new("/usr/sbin/unbound").exists() {
+        return eprintln!("unbound is not installed: not tested");
+    }
+    let zone = world(|_| None);
+    let folder = tempfile::tempdir().unwrap();
+    let port = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let digest = "7".repeat(64);
+    let config = format!(
+        "server:\n directory: \"{0}\"\n chroot: \"\"\n username: \"\"\n pidfile: \"{0}/pid\"\n use-syslog: no\n \
+         do-daemonize: no\n interface: 127.0.0.1@{port}\n do-not-query-localhost: no\n ede: yes\n \
+         module-config: \"validator iterator\"\n trust-anchor: \"dane.test. DS 12345 13 2 {digest}\"\n \
+         local-zone: \"test.\" transparent\nstub-zone:\n name: \"dane.test.\"\n stub-addr: 127.0.0.1@{1}\n",
+        folder.path().display(),
+        zone.address.port()
+    );
+    fs::write(folder.path().join("unbound.conf"), config).unwrap();
+    let log = fs::File::create(folder.path().join("log")).unwrap();
+    let mut unbound = Command::new("/usr/sbin/unbound");
+    let _unbound = Running(unbound.arg("-c").arg(folder.path().join("unbound.conf")).stderr(log).spawn().unwrap());
+    let address = SocketAddr::from(([127, 0, 0, 1], port));
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let resolver = tlswarden::net::dns::Resolver::new(Some(address)).unwrap();
+    let limit = Instant::now() + PATIENCE;
+    loop {
+        let failure = runtime.block_on(resolver.tlsa(25, "mx.dane.test")).unwrap_err();
+        let tlswarden::net::dns::DnsError::Failed(failure) = failure else { panic!("{failure}") };
+        if let Some(dnssec) = failure.dnssec() {
+            assert_eq!(dnssec.reason_code(), "extended-dns-error-9-dnskey-missing");
+            return;
+        }
+        let said = fs::read_to_string(folder.path().join("log")).unwrap();
+        assert!(Instant::now() < limit, "{failure}: {said}");
+        std::thread::sleep(Duration::from_millis(200));
     }
 }
 

@@ -269,6 +269,8 @@ pub enum ExclusionReason {
     NotDnssec,
     /// `MX name '…' does not match STS MX pattern for '…'`.
     StsMxMismatch,
+    /// `client TLS configuration problem`: the policy could not be looked up, or its text is wrong.
+    PolicyUnknown,
 }
 
 /// The failure in a `TLSRPT: status=failure` line.
@@ -293,6 +295,8 @@ pub enum TlsReason<'a> {
     NotVerified,
     /// `Server certificate not trusted` (3.4 and 3.5).
     NotTrusted,
+    /// `client TLS configuration problem`: the policy of the last host could not be looked up, or its text is wrong.
+    PolicyUnknown,
     /// Anything else: delivered, refused, or failed for a reason other than TLS.
     Other,
 }

@@ -83,7 +83,7 @@ const POSTFIX_WARNING_PARTS: [&[u8]; 9] = [
 ];
 
 /// Reasons of smtp(8) that say nothing of a session.
-const POSTFIX_REASONS: [&[u8]; 19] = [
+const POSTFIX_REASONS: [&[u8]; 18] = [
     b"Sender requested REQUIRETLS, but no server was found that supports REQUIRETLS",
     // A reply of the server's.
     b"host ",
@@ -95,7 +95,6 @@ const POSTFIX_REASONS: [&[u8]; 19] = [
     b"delivery temporarily suspended: ",
     b"server unavailable or unable to receive mail",
     // This host's settings.
-    b"client TLS configuration problem",
     b"TLS is required, but our TLS engine is unavailable",
     b"TLS is required, but unavailable",
     b"Sender requires verified TLS, ",

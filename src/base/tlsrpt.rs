@@ -310,6 +310,14 @@ pub enum PolicyInForce {
         /// As of [`PolicyInForce::Dane`].
         hosts: Vec<(String, Arc<Policy>)>,
     },
+    /// The mail had to wait, because DNSSEC or the TLSA records of the destination are broken: each attempt to deliver is a
+    /// failure of the destination, although no host was connected to.
+    Deferred {
+        /// The row that it is counted under: DANE.
+        policy: Arc<Policy>,
+        /// What is broken, and at which host.
+        failure: Arc<Failure>,
+    },
     /// DANE at some MX hosts, and an MTA-STS policy at the others.
     PerHost {
         /// The hosts with TLSA records, as of [`PolicyInForce::Dane`].
@@ -384,6 +392,9 @@ pub struct SessionOutcome {
     pub dane: Option<bool>,
     /// What follows from the lines.
     pub observed: Option<SessionResult>,
+    /// No host was connected to, because the MTA was told that the policy is not known: no session, but a failure where that
+    /// is the destination's own fault.
+    pub deferred: bool,
     /// Delivered in clear text without a try at TLS, and the log proves it: no session, but a failure where a policy in
     /// testing mode wanted one.
     pub clear_text: bool,

@@ -472,7 +472,7 @@ impl Counter {
             {
                 self.sessions.set_has_trust_anchors(instance, outcome.ended);
             }
-            if outcome.clear_text && counts.tallies.is_empty() {
+            if (outcome.clear_text || outcome.deferred) && counts.tallies.is_empty() {
                 continue;
             }
             self.stats.not_asked += u64::from(in_force.is_none());

@@ -36,6 +36,9 @@ pub(crate) fn tally_session(outcome: &SessionOutcome, in_force: Option<&PolicyIn
         Some(PolicyInForce::PerHost { others, .. }) if excluded.is_none() => Some(&**others),
         same => same,
     };
+    if outcome.deferred {
+        return tally_deferral(outcome, in_force);
+    }
     let (policy, verdict, contradicted) = match in_force {
         None | Some(PolicyInForce::None) => (none(), reported_or_observed(outcome), false),
         Some(PolicyInForce::Sts { mode: Mode::None, failure: None, .. }) => {
@@ -51,6 +54,13 @@ pub(crate) fn tally_session(outcome: &SessionOutcome, in_force: Option<&PolicyIn
         Some(PolicyInForce::Sts { mode: Mode::Testing, policy, .. }) => {
             (Arc::clone(policy), verdict_under_testing(outcome, policy), false)
         }
+        Some(PolicyInForce::Deferred { policy, failure }) => match reported_or_observed(outcome) {
+            // Exim asks for TLSA records by itself, and finds the same.
+            Some(SessionResult::Failure(result, None)) if result == failure.result_type => {
+                (Arc::clone(policy), Some(SessionResult::Failure(result, failure.failure_reason_code.clone())), false)
+            }
+            verdict => (none(), verdict, false),
+        },
         Some(PolicyInForce::PerHost { .. }) => {
             let failure = SessionResult::Failure(ResultType::DnssecInvalid, Some(HOST_EXCLUDED.to_owned()));
             (excluded.unwrap_or_else(none), Some(failure), false)
@@ -102,6 +112,25 @@ pub(crate) fn tally_session(outcome: &SessionOutcome, in_force: Option<&PolicyIn
     let enforced = matches!(in_force, Some(PolicyInForce::Sts { mode: Mode::Enforce, .. }));
     let anchored = enforced && !contradicted && outcome.trust == Some(Trust::Verified);
     SessionTallies { tallies, contradicted, without_trust_anchors: without_anchors, shows_trust_anchors: anchored }
+}
+
+/// Tallies an attempt to deliver that ended before any connection, because the policy was not known: a failure where that
+/// was through a fault of the destination.
+fn tally_deferral(outcome: &SessionOutcome, in_force: Option<&PolicyInForce>) -> SessionTallies {
+    let tallies = match in_force {
+        Some(PolicyInForce::Deferred { policy, failure }) => {
+            let detail = TallyResult::Detail(Failure::clone(failure));
+            let tally = |result| TallyKey {
+                day: Day::of(outcome.ended),
+                domain: Arc::clone(&outcome.domain),
+                policy: Arc::clone(policy),
+                result,
+            };
+            vec![tally(TallyResult::Failure), tally(detail)]
+        }
+        _ => Vec::new(),
+    };
+    SessionTallies { tallies, contradicted: false, without_trust_anchors: false, shows_trust_anchors: false }
 }
 
 /// Tallies one result of Postfix's libtlsrpt, received at `at`; nothing where its policy is in testing mode and
@@ -295,6 +324,7 @@ mod tests {
             native: None,
             cause: None,
             clear_text: false,
+            deferred: false,
             anchors: true,
             next_hop_named: false,
             null_sender: false,
@@ -494,6 +524,32 @@ mod tests {
         };
         let counts = tally_reported_session(&reported(false, Vec::new()), 1, Some(&in_force), true);
         assert_eq!(summarize_keys(&counts), invalid);
+    }
+
+    #[test]
+    fn what_waits_through_a_fault_of_the_destination_is_its_failure() {
+        let failure = Failure {
+            receiving_mx_hostname: Some("mx.a.example".into()),
+            ..Failure::new(ResultType::DnssecInvalid, Some("dnssec-bogus"))
+        };
+        let (_, policy) = tlsa_row("mx.a.example");
+        let in_force = PolicyInForce::Deferred { policy, failure: Arc::new(failure.clone()) };
+        let mut waits = session(None, SessionResult::Success);
+        (waits.mx, waits.ip, waits.observed, waits.deferred) = (None, None, None, true);
+        let counts = tally_session(&waits, Some(&in_force));
+        assert!(counts.tallies.iter().all(|tally| tally.policy.policy_type == PolicyType::Tlsa));
+        let results: Vec<_> = counts.tallies.into_iter().map(|tally| tally.result).collect();
+        assert_eq!(results, [TallyResult::Failure, TallyResult::Detail(failure)]);
+        for other in [None, Some(PolicyInForce::None), Some(sts(Mode::Enforce, "mx.a.example"))] {
+            assert_eq!(tally_session(&waits, other.as_ref()).tallies, []);
+        }
+        // Exim looks TLSA records up by itself.
+        let looked_up = session(None, SessionResult::Failure(ResultType::DnssecInvalid, None));
+        let want = (PolicyType::Tlsa, Some((ResultType::DnssecInvalid, Some("dnssec-bogus".to_owned()))));
+        assert_eq!(summarize_owned(&tally_session(&looked_up, Some(&in_force))), want);
+        // And an MTA that does not ask us connects.
+        let connected = session(Some(Trust::Trusted), SessionResult::Success);
+        assert_eq!(summarize(&tally_session(&connected, Some(&in_force))), (PolicyType::NoPolicyFound, None));
     }
 
     #[test]

@@ -18,6 +18,7 @@ pub(crate) struct Query {
     pub(crate) kind: u16,
     pub(crate) edns: bool,
     pub(crate) ad: bool,
+    pub(crate) cd: bool,
     pub(crate) tcp: bool,
 }
 
@@ -31,8 +32,8 @@ impl Query {
             at = end;
         }
         let kind = u16::from_be_bytes([bytes[at + 1], bytes[at + 2]]);
-        let (edns, ad) = (bytes[11] == 1, bytes[3] & 0x20 != 0);
-        Query { bytes: bytes.to_vec(), name: name.join("."), kind, edns, ad, tcp }
+        let (edns, ad, cd) = (bytes[11] == 1, bytes[3] & 0x20 != 0, bytes[3] & 0x10 != 0);
+        Query { bytes: bytes.to_vec(), name: name.join("."), kind, edns, ad, cd, tcp }
     }
 
     /// An answer with these records, each an owner, a type and its data; with EDNS if the query had it.
@@ -54,6 +55,15 @@ impl Query {
         }
         Some(bytes)
     }
+}
+
+/// An answer with EDNS, with an extended error (RFC 8914) in it.
+pub(crate) fn with_extended_error(answer: Option<Vec<u8>>, code: u16) -> Option<Vec<u8>> {
+    let mut bytes = answer?;
+    let length = bytes.len() - 2;
+    bytes[length..].copy_from_slice(&[0, 6]);
+    bytes.extend([15, 2, code].map(u16::to_be_bytes).concat());
+    Some(bytes)
 }
 
 /// A name as it is sent.

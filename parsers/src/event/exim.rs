@@ -127,6 +127,8 @@ pub enum HostProblem<'a> {
     DaneRequired,
     /// The event action of `packaging/exim.example`: the MTA-STS policy of this domain does not name the host.
     StsMxMismatch(&'a [u8]),
+    /// The router of `packaging/exim.example`: the TLS policy of the recipient domain is not known, so that the mail waits.
+    PolicyUnknown,
     /// A fault of this host's: no TLS was tried.
     Local,
     /// Anything else, or nothing.
@@ -143,7 +145,7 @@ impl HostProblem<'_> {
     /// Whether a TLS session was attempted, or could not be attempted for lack of STARTTLS, and failed.
     #[must_use]
     pub const fn is_session_failure(&self) -> bool {
-        !self.excludes_host() && !matches!(self, HostProblem::Local | HostProblem::Other)
+        !self.excludes_host() && !matches!(self, HostProblem::PolicyUnknown | HostProblem::Local | HostProblem::Other)
     }
 }
 

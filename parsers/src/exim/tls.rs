@@ -198,6 +198,13 @@ pub(super) fn parse_problem(message: &[u8]) -> HostProblem<'_> {
             },
         };
     }
+    if let Some(rest) = message.strip_prefix(b"TLS policy of ") {
+        let domain_ends = memchr(b' ', rest).and_then(|space| rest.get(space..));
+        return match domain_ends {
+            Some(rest) if rest.starts_with(b" is not known: ") => HostProblem::PolicyUnknown,
+            _ => HostProblem::Other,
+        };
+    }
     match message.strip_prefix(b"deferred by smtp:connect event expansion: MX host ") {
         None => HostProblem::Other,
         Some(rest) => match memchr(b' ', rest).and_then(|space| rest.get(space..)) {

@@ -189,6 +189,7 @@ fn tls_reason(text: &[u8]) -> TlsReason<'_> {
         b"Cannot start TLS: handshake failure" => TlsReason::HandshakeFailure,
         b"Server certificate not verified" => TlsReason::NotVerified,
         b"Server certificate not trusted" => TlsReason::NotTrusted,
+        b"client TLS configuration problem" => TlsReason::PolicyUnknown,
         _ => text
             .strip_prefix(b"TLS is required, but ")
             .or_else(|| text.strip_prefix(b"Sender requested REQUIRETLS, but "))

@@ -3,17 +3,18 @@
 //! Takes: the text behind `warning: `. Gives: next hop, host and why; `None` for all other warnings.
 //! The next hop is as in the transport table (`example.com:25`, `[mx.example.com]`); the host is an MX host's name that
 //! Postfix has checked, so that no slash or space is in it.
-//! Not here: faults of the local configuration, which say nothing about the destination.
+//! A policy that could not be looked up is read as well: the fault may be the destination's, and the answers that were given
+//! tell. Not here: other faults of the local configuration, which say nothing about the destination.
 
 use memchr::{memchr, memmem, memrchr};
 
 use crate::event::{EventKind, ExclusionReason};
 
-/// `TLS policy lookup for NEXTHOP/HOST: why`, or
+/// `TLS policy lookup for NEXTHOP/HOST: why`, `TLS policy lookup error for …` where a cached connection was looked for, or
 /// `MX name 'HOST' does not match STS MX pattern for 'NEXTHOP'` (3.10.6).
 pub(super) fn parse(text: &[u8]) -> Option<EventKind<'_>> {
-    if let Some(text) = text.strip_prefix(b"TLS policy lookup for ") {
-        parse_lookup_warning(text)
+    if let Some(text) = text.strip_prefix(b"TLS policy lookup ") {
+        parse_lookup_warning(text.strip_prefix(b"error ").unwrap_or(text).strip_prefix(b"for ")?)
     } else {
         parse_sts_mismatch(text.strip_prefix(b"MX name '")?)
     }
@@ -26,6 +27,7 @@ fn parse_lookup_warning(text: &[u8]) -> Option<EventKind<'_>> {
         b"TLSA records unusable" => ExclusionReason::TlsaUnusable,
         b"no TLSA records found" => ExclusionReason::NoTlsa,
         b"non DNSSEC destination" => ExclusionReason::NotDnssec,
+        b"client TLS configuration problem" => ExclusionReason::PolicyUnknown,
         reason if reason.starts_with(b"TLSA lookup error for ") => ExclusionReason::TlsaLookupError,
         _ => return None,
     };
@@ -70,6 +72,18 @@ mod tests {
                 ExclusionReason::NotDnssec,
             ),
             (
+                "TLS policy lookup for a.test/mx.a.test: client TLS configuration problem",
+                "a.test",
+                "mx.a.test",
+                ExclusionReason::PolicyUnknown,
+            ),
+            (
+                "TLS policy lookup error for a.test/mx.a.test: client TLS configuration problem",
+                "a.test",
+                "mx.a.test",
+                ExclusionReason::PolicyUnknown,
+            ),
+            (
                 "MX name 'rogue.sts-mxmismatch.test' does not match STS MX pattern for 'sts-mxmismatch.test'",
                 "sts-mxmismatch.test",
                 "rogue.sts-mxmismatch.test",
@@ -84,9 +98,9 @@ mod tests {
     #[test]
     fn leaves_local_faults_and_other_warnings_alone() {
         for text in [
-            "TLS policy lookup for a.test/mx.a.test: client TLS configuration problem",
+            "TLS policy lookup for a.test/mx.a.test: Temporary lookup error",
             "TLS policy lookup for a.test: no TLSA records found",
-            "TLS policy lookup error for a.test/mx.a.test: no TLSA records found",
+            "TLS policy lookup errors for a.test/mx.a.test: no TLSA records found",
             "MX name 'a.test' is fine",
             "no MX host for mxaddrbogus.example has a valid address record",
             "",

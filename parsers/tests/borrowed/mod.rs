@@ -94,6 +94,7 @@ fn problem_text<'a>(problem: &HostProblem<'a>) -> Option<&'a [u8]> {
         | HostProblem::TlsaUnusable
         | HostProblem::TlsaLookup
         | HostProblem::DaneRequired
+        | HostProblem::PolicyUnknown
         | HostProblem::Local
         | HostProblem::Other => None,
     }
@@ -115,7 +116,11 @@ fn cause_text<'a>(cause: &VerificationError<'a>) -> Option<&'a [u8]> {
 fn reason_host<'a>(reason: &TlsReason<'a>) -> Option<&'a [u8]> {
     match reason {
         TlsReason::StarttlsRefused(peer) | TlsReason::StarttlsNotOffered(peer) => Some(peer.host),
-        TlsReason::HandshakeFailure | TlsReason::NotVerified | TlsReason::NotTrusted | TlsReason::Other => None,
+        TlsReason::HandshakeFailure
+        | TlsReason::NotVerified
+        | TlsReason::NotTrusted
+        | TlsReason::PolicyUnknown
+        | TlsReason::Other => None,
     }
 }
 

@@ -17,7 +17,7 @@ use crate::answering::policy::dane::coverage::Coverage;
 use crate::answering::policy::dane::lookup::{self, DaneVerdict, NARROWED_TTL};
 use crate::answering::policy::decision::{Answer, Basis, DatalessTlsa, Decision, Facts, Published, facts};
 use crate::answering::policy::decision_cache::{CachedDecision, MAX_DECISION_TTL};
-use crate::answering::policy::history::compact::{PerHostPolicy, StoredPolicy};
+use crate::answering::policy::history::compact::{DestinationFault, PerHostPolicy, StoredPolicy};
 use crate::answering::policy::not_asked;
 use crate::answering::policy::overrides::OverrideRule;
 use crate::answering::policy::policies::{Policies, Trigger};
@@ -55,6 +55,8 @@ struct DaneResult {
     dataless: DatalessTlsa,
     /// The cause of what is not known.
     cause: String,
+    /// What is broken at the destination itself.
+    fault: Option<Arc<DestinationFault>>,
     verdict: Option<CachedVerdict>,
     /// Whether an earlier verdict serves past its end, because the look-up fails.
     stale: bool,
@@ -136,15 +138,16 @@ impl Policies {
             }
             Basis::Published(_) | Basis::Override(_) => None,
         };
-        let period = match unknown {
-            Some(cause) => {
-                self.metrics.add("answers_temp", u64::from(trigger.serves_mail()));
-                if trigger.serves_mail() && self.throttle.permits("temp", now) {
-                    let line = format!("policy of {key}: not known: {cause}; mail to it is deferred until it is");
-                    self.metrics.log_error(self.clock, line);
-                }
-                None
+        if let Some(cause) = unknown {
+            self.metrics.add("answers_temp", u64::from(trigger.serves_mail()));
+            if trigger.serves_mail() && self.throttle.permits("temp", now) {
+                let line = format!("policy of {key}: not known: {cause}; mail to it is deferred until it is");
+                self.metrics.log_error(self.clock, line);
             }
+        }
+        let period = match &resolved.policy {
+            // Nothing was in force, and no attempt to deliver is the destination's failure.
+            StoredPolicy::None if unknown.is_some() => None,
             // A refresh is no asking: the history notes what was answered.
             _ if trigger != Trigger::Lookup => old
                 .as_ref()
@@ -293,6 +296,8 @@ impl Policies {
         not_asked: Option<String>,
         now: i64,
     ) -> Resolved {
+        // What keeps us from asking is no fault of the destination's.
+        let fault = dane.fault.clone().filter(|_| not_asked.is_none());
         let record_failed = known.policy.is_none() && matches!(known.record, Some((RecordState::Failed { .. }, _)));
         let policy = known.policy.filter(|policy| policy.mode != Mode::None);
         let sts_expires = policy.as_ref().map_or(known.due.max(now + PROVISIONAL_TTL), |policy| policy.expires());
@@ -341,7 +346,7 @@ impl Policies {
         let per_host =
             |dane, others, narrowed| StoredPolicy::PerHost(Arc::new(PerHostPolicy { dane, others, narrowed }));
         let policy = match (answer, tlsa_hosts, sts_policy) {
-            (Answer::Temp, ..) => None,
+            (Answer::Temp, ..) => fault.map(StoredPolicy::Deferred),
             (Answer::Encrypt, ..) => all_tlsa_hosts.map(StoredPolicy::UnusableTlsa),
             (Answer::SecureNarrowed, _, Some(others)) => {
                 let narrowed = published.narrowed().iter().map(|host| host.as_str().into()).collect();
@@ -404,6 +409,7 @@ impl DaneResult {
             coverage: Coverage::NoTlsa,
             dataless: DatalessTlsa::Absent,
             cause: String::new(),
+            fault: None,
             verdict: None,
             stale: false,
             incomplete: false,
@@ -422,6 +428,7 @@ impl DaneResult {
             coverage: verdict.coverage,
             dataless: verdict.dataless,
             cause: verdict.cause().to_owned(),
+            fault: verdict.destination_fault(),
             expires: verdict.expires(),
             refresh_at: verdict.refresh_at(),
             verdict: Some(verdict),

@@ -13,6 +13,7 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Duration;
 
 use hickory_proto::op::{Edns, Message, Metadata, OpCode, ResponseCode};
+use hickory_proto::rr::rdata::opt::EdnsOption;
 use hickory_proto::rr::rdata::tlsa::{CertUsage, Matching, Selector};
 use hickory_proto::rr::rdata::{A, AAAA, CNAME, MX, NS, SOA, TLSA, TXT};
 use hickory_proto::rr::{Name, RData, Record, RecordType};
@@ -34,6 +35,9 @@ const UDP_WITHOUT_EDNS: usize = 512;
 pub enum Fault {
     /// The resolver says SERVFAIL: a dead server, or signatures that do not validate.
     ServFail,
+    /// Signatures that do not validate: SERVFAIL with this extended error, and the records to who does not want them
+    /// validated.
+    Bogus(u16),
     /// No answer at all.
     Silence,
     /// Over UDP nothing but the TC bit; the answer comes over TCP.
@@ -292,11 +296,18 @@ fn reply(zone: &RwLock<Zone>, query: &[u8], over_udp: bool) -> Option<Reply> {
             response.metadata.response_code = ResponseCode::ServFail;
             return Some(Reply::Now(response));
         }
+        Some(Fault::Bogus(code)) if !query.metadata.checking_disabled => {
+            response.metadata.response_code = ResponseCode::ServFail;
+            if let Some(edns) = &mut response.edns {
+                edns.options_mut().insert(EdnsOption::Unknown(15, code.to_be_bytes().to_vec()));
+            }
+            return Some(Reply::Now(response));
+        }
         Some(Fault::Truncate) if over_udp => return Some(Reply::Now(response.truncate())),
-        Some(Fault::Truncate | Fault::Late(_) | Fault::WrongOwner) | None => {}
+        Some(Fault::Bogus(_) | Fault::Truncate | Fault::Late(_) | Fault::WrongOwner) | None => {}
     }
     zone.answer(&owner, question.query_type(), &mut response);
-    response.metadata.authentic_data &= wants_verdict;
+    response.metadata.authentic_data &= wants_verdict && !query.metadata.checking_disabled;
     if fault == Some(Fault::WrongOwner) {
         response.answers.iter_mut().for_each(|record| record.name = name("somebody.else.test"));
     }

@@ -20,16 +20,18 @@ use tlswarden::answering::policy::sts::policy::StsPolicy;
 use tlswarden::answering::socketmap::server;
 use tlswarden::base::clock::Clock;
 use tlswarden::base::next_hop::NextHop;
-use tlswarden::base::tlsrpt::{Mode, PolicyInForce, ResultType};
+use tlswarden::base::tlsrpt::{Failure, Mode, PolicyInForce, PolicyType, ResultType, TallyRow, sum_tallies};
 use tlswarden::config::{
     Config, ConfigDuration, ListenAddress, OverrideSection, OverrideSkip, PostfixLevel as Default_, PostfixSection,
     PostfixVersion,
 };
+use tlswarden::counting::pipeline::Counter;
 use tlswarden::metrics::Metrics;
 use tlswarden::net::dns::Resolver;
 use tlswarden::net::https::HttpsClient;
 use tlswarden::store::embedded::EmbeddedStore;
 use tlswarden::store::{Batch, MAX_BATCH_RECORDS, Store, Table};
+use tlswarden_parsers::Dialect;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::watch;
@@ -363,6 +365,91 @@ async fn a_bogus_zone_defers_and_heals() {
     world.domain("bogusmx.test", true, &["mx1"]);
     world.dns.change().fault("bogusmx.test", Some(dns::Fault::ServFail));
     assert!(daemon.level("bogusmx.test").await == PolicyAnswer::Temp);
+    daemon.end().await;
+}
+
+/// What is counted of a log whose last line was written now, under the policies that a daemon has answered.
+fn counted(mta: Dialect, daemon: &Daemon, log: &str) -> Vec<TallyRow> {
+    let now = Clock::default().seconds();
+    let at = jiff::Timestamp::from_second(now).unwrap();
+    let own = |_: &[u8]| false;
+    let mut counter = Counter::new(mta, jiff::tz::TimeZone::UTC, Arc::new(own));
+    let time = match mta {
+        Dialect::Postfix => at.strftime("%Y-%m-%dT%H:%M:%SZ mta"),
+        Dialect::Exim => at.strftime("%Y-%m-%d %H:%M:%S +0000"),
+    };
+    let time = time.to_string();
+    let lines: String = log.lines().map(|line| format!("{time} {}\n", line.trim_start())).collect();
+    counter.count_lines(lines.as_bytes(), now, &daemon.history);
+    counter.end_sessions(now, &daemon.history);
+    sum_tallies(counter.take_counts())
+}
+
+/// What smtp(8) logs of one attempt to deliver to two recipients of a domain of two hosts while we answer TEMP.
+const POSTFIX_DEFERS: &str = "\
+    postfix/smtp[7]: warning: socketmap:unix:tlswarden/socketmap:policy-tlsrpt socketmap server temporary error: TLSA at mx1.DOMAIN: the resolver answered SERVFAIL
+    postfix/smtp[7]: warning: socketmap:unix:tlswarden/socketmap:policy-tlsrpt lookup error for \"DOMAIN\"
+    postfix/smtp[7]: warning: smtp_tls_policy_maps, next-hop destination \"DOMAIN\": policy table lookup error
+    postfix/smtp[7]: warning: TLS policy lookup for DOMAIN/mx1.DOMAIN: client TLS configuration problem
+    postfix/smtp[7]: warning: TLS policy lookup for DOMAIN/mx2.DOMAIN: client TLS configuration problem
+    postfix/smtp[7]: 4AB0CDEF12: to=<u@DOMAIN>, relay=none, delay=0.2, delays=0.1/0/0.1/0, tls=unknown?, dsn=4.7.5, status=deferred (client TLS configuration problem)
+    postfix/smtp[7]: 4AB0CDEF12: to=<v@DOMAIN>, relay=none, delay=0.2, delays=0.1/0/0.1/0, tls=unknown?, dsn=4.7.5, status=deferred (client TLS configuration problem)";
+
+/// RFC 8460 §4.3.2.1: mail that waits because the DNSSEC or the TLSA records of the destination are broken is its failure.
+#[tokio::test(flavor = "multi_thread")]
+async fn mail_that_waits_for_broken_dns_of_the_destination_is_its_failure() {
+    let mut world = World::new().await;
+    world.config.postfix.version = Some(PostfixVersion::new(3, 7));
+    for (name, broken, fault) in [
+        ("expired.test", "_25._tcp.mx1.expired.test", dns::Fault::Bogus(7)),
+        ("dead.test", "_25._tcp.mx1.dead.test", dns::Fault::ServFail),
+        ("bogusmx.test", "bogusmx.test", dns::Fault::Bogus(6)),
+        ("dataless.test", "unused.test", dns::Fault::ServFail),
+    ] {
+        world.domain(name, true, &["mx1"]);
+        tlsa(&mut world.dns.change(), &format!("mx1.{name}"));
+        world.dns.change().fault(broken, Some(fault));
+    }
+    world.dns.change().tlsa("mx1.dataless.test", 3, 1, 1, &[]);
+    let daemon = world.daemon(0);
+    let postfix = |domain: &str| POSTFIX_DEFERS.replace("DOMAIN", domain);
+    // Before any answer of ours the fault is this host's own.
+    assert_eq!(counted(Dialect::Postfix, &daemon, &postfix("expired.test")), []);
+    for (name, result_type, host, reason) in [
+        ("expired.test", ResultType::DnssecInvalid, Some("mx1.expired.test"), "extended-dns-error-7-signature-expired"),
+        ("bogusmx.test", ResultType::DnssecInvalid, None, "extended-dns-error-6-dnssec-bogus"),
+        ("dataless.test", ResultType::TlsaInvalid, Some("mx1.dataless.test"), "tlsa-record-without-data"),
+    ] {
+        assert!(daemon.level(name).await == PolicyAnswer::Temp, "{name}");
+        let exim = format!(
+            "1xUwZB-0006OQ-0w == u@{name} R=tlswarden defer (-1): TLS policy of {name} is not known: TLSA at mx1: SERVFAIL\n\
+             1xUwZB-0006OQ-0w == v@{name} R=tlswarden defer (-1): TLS policy of {name} is not known: TLSA at mx1: SERVFAIL"
+        );
+        let newer_exim = exim.replace("defer (-1):", "defer:");
+        // Without the warnings, as where another log has them.
+        let warnings_elsewhere: Vec<String> = postfix(name).lines().skip(5).map(str::to_owned).collect();
+        for (mta, log) in [
+            (Dialect::Postfix, postfix(name)),
+            (Dialect::Postfix, warnings_elsewhere.join("\n")),
+            (Dialect::Exim, exim),
+            (Dialect::Exim, newer_exim),
+        ] {
+            let rows = counted(mta, &daemon, &log);
+            let [row] = &rows[..] else { panic!("{rows:?}: {log}") };
+            assert_eq!((&*row.domain, row.successful, row.failed), (name, 0, 1), "{log}");
+            let domain = host.unwrap_or(name);
+            assert_eq!((row.policy.policy_type, &*row.policy.policy_domain), (PolicyType::Tlsa, domain));
+            let want =
+                Failure { receiving_mx_hostname: host.map(str::to_owned), ..Failure::new(result_type, Some(reason)) };
+            assert_eq!(row.details, [(want, 1)]);
+        }
+    }
+    // A server that does not answer at all may be out of our reach.
+    assert!(daemon.level("dead.test").await == PolicyAnswer::Temp);
+    assert_eq!(counted(Dialect::Postfix, &daemon, &postfix("dead.test")), []);
+    world.dns.change().fault("_25._tcp.mx1.expired.test", None);
+    daemon.becomes("expired.test", &PolicyAnswer::DaneOnly).await;
+    assert_eq!(counted(Dialect::Postfix, &daemon, &postfix("expired.test")), []);
     daemon.end().await;
 }
 

@@ -5,12 +5,14 @@
 //! ([`CachedVerdict::outranks`]).
 //! Not here: finding it (`lookup`), writing it (`store`), how long it serves past its end (`policies`).
 
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
 
 use crate::answering::policy::dane::coverage::Coverage;
 use crate::answering::policy::dane::lookup::{DaneVerdict, MxStatus};
 use crate::answering::policy::decision::DatalessTlsa;
-use crate::answering::policy::history::compact::TlsaHosts;
+use crate::answering::policy::history::compact::{DestinationFault, TlsaHosts};
 use crate::base::clock::{CompactTime, holds, is_future};
 
 /// How long a DANE verdict serves past its TTL while the resolver fails, in seconds.
@@ -40,6 +42,9 @@ struct VerdictDetails {
     tlsa_hosts: TlsaHosts,
     /// The hosts without usable TLSA records, where others have some or could not be asked.
     without_tlsa: Vec<Box<str>>,
+    /// What is broken at the destination itself. Not stored: after a restart it is looked up anew.
+    #[serde(skip)]
+    fault: Option<Arc<DestinationFault>>,
 }
 
 impl CachedVerdict {
@@ -53,6 +58,7 @@ impl CachedVerdict {
             Coverage::WorseHosts | Coverage::SomeFailed => verdict.hosts_without_tlsa().map(Box::from).collect(),
             _ => Vec::new(),
         };
+        let fault = verdict.destination_fault().map(Arc::new);
         let some = !tlsa_hosts.is_empty() || !cause.is_empty() || !without_tlsa.is_empty();
         CachedVerdict {
             found: CompactTime::from_seconds(found),
@@ -60,7 +66,7 @@ impl CachedVerdict {
             coverage,
             dataless: verdict.dataless(),
             unsigned: verdict.mx == MxStatus::Unsigned,
-            details: some.then(|| Box::new(VerdictDetails { cause, tlsa_hosts, without_tlsa })),
+            details: some.then(|| Box::new(VerdictDetails { cause, tlsa_hosts, without_tlsa, fault })),
         }
     }
 
@@ -92,6 +98,11 @@ impl CachedVerdict {
     /// The first cause of what is not known; empty where nothing failed.
     pub fn cause(&self) -> &str {
         self.details.as_ref().map_or("", |details| &details.cause)
+    }
+
+    /// What is broken at the destination itself, should the mail have to wait.
+    pub fn destination_fault(&self) -> Option<Arc<DestinationFault>> {
+        self.details.as_ref()?.fault.clone()
     }
 
     /// The hosts with TLSA records, if there are any.
@@ -141,7 +152,6 @@ impl CachedVerdict {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
     use std::time::Duration;
 
     use super::*;
@@ -161,7 +171,7 @@ mod tests {
     fn verdict(mx: MxStatus, hosts: Vec<HostTlsa>) -> DaneVerdict {
         let host = |(n, tlsa)| MxHost { name: format!("mx{n}.example"), preference: n, tlsa };
         let hosts = (0..).zip(hosts).map(host).collect();
-        DaneVerdict { mx, hosts, unreachable: Vec::new(), ttl: Duration::ZERO }
+        DaneVerdict { mx, hosts, unreachable: Vec::new(), dnssec_fault: None, ttl: Duration::ZERO }
     }
 
     fn none() -> HostTlsa {

@@ -22,10 +22,10 @@ use crate::answering::policy::dane::coverage::{Coverage, HostClass};
 use crate::answering::policy::dane::der;
 use crate::answering::policy::dane::service_port::port_number;
 use crate::answering::policy::decision::DatalessTlsa;
-use crate::answering::policy::history::compact::TlsaHost;
+use crate::answering::policy::history::compact::{DestinationFault, TlsaHost};
 use crate::base::next_hop::{NextHop, Port};
-use crate::base::tlsrpt::{Policy, PolicyType};
-use crate::net::dns::{DnsAnswer, DnsError, Resolver, TlsaRecord};
+use crate::base::tlsrpt::{Policy, PolicyType, ResultType};
+use crate::net::dns::{DnsAnswer, DnsError, DnsFailure, Resolver, TlsaRecord};
 
 /// How many MX hosts are asked about. Large providers have about ten.
 pub const MAX_HOSTS: usize = 32;
@@ -50,6 +50,9 @@ pub const NARROWED_TTL: Duration = Duration::from_secs(300);
 /// How long a verdict with a failed part holds before it is tried again.
 const FAILED_TTL: Duration = Duration::from_secs(30);
 
+/// The reason code of a TLSA record without data, which keeps mail waiting where it ends smtp(8).
+const TLSA_WITHOUT_DATA: &str = "tlsa-record-without-data";
+
 /// What is known of a next hop.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DaneVerdict {
@@ -59,6 +62,8 @@ pub struct DaneVerdict {
     pub hosts: Vec<MxHost>,
     /// Hosts whose address look-up failed, and why: they are left out too.
     pub unreachable: Vec<(String, String)>,
+    /// What of the failures is the destination's own, of the most preferred host.
+    pub dnssec_fault: Option<DestinationFault>,
     /// How long that holds.
     pub ttl: Duration,
 }
@@ -141,7 +146,9 @@ pub async fn look_up_in_parts(resolver: &Resolver, hop: &NextHop, settled: impl 
             Ok(answer) => look_up_mx_hosts(resolver, hop, answer, settled).await,
             Err(DnsError::NoRecords { ttl }) => look_up_single_host(resolver, hop, ttl).await,
             Err(DnsError::NoSuchDomain { ttl }) => DaneVerdict { mx: MxStatus::NoHost, ..DaneVerdict::empty(ttl) },
-            Err(DnsError::Failed(cause)) => DaneVerdict::failed(cause.to_string()),
+            Err(DnsError::Failed(cause)) => {
+                DaneVerdict { dnssec_fault: dnssec_fault(&cause, None), ..DaneVerdict::failed(cause.to_string()) }
+            }
         }
     } else {
         look_up_single_host(resolver, hop, MAX_TTL).await
@@ -202,9 +209,11 @@ impl MxHostLookups {
     fn verdict(&self) -> DaneVerdict {
         let not_asked = HostLookup::failed("no answer from the servers of so many MX hosts in time".into());
         let (mut hosts, mut unreachable, mut ttl) = (Vec::new(), Vec::new(), self.ttl);
+        let mut fault = None;
         for ((preference, name), lookup) in self.records.iter().zip(&self.lookups) {
             let lookup = lookup.as_ref().unwrap_or(&not_asked);
             ttl = ttl.min(lookup.ttl);
+            fault = fault.or_else(|| lookup.dnssec_fault.clone());
             match &lookup.host {
                 HostFound::Address(tlsa) => {
                     hosts.push(MxHost { name: name.clone(), preference: *preference, tlsa: tlsa.clone() });
@@ -220,7 +229,7 @@ impl MxHostLookups {
             preference: *preference,
             tlsa: tlsa.clone(),
         }));
-        DaneVerdict { mx: self.mx.clone(), hosts, unreachable, ttl }
+        DaneVerdict { mx: self.mx.clone(), hosts, unreachable, dnssec_fault: fault, ttl }
     }
 
     /// Whether some hosts are not known yet and the row of the table of decisions is.
@@ -244,15 +253,22 @@ async fn look_up_single_host(resolver: &Resolver, hop: &NextHop, ttl: Duration) 
     let ttl = ttl.min(found.ttl);
     let mx = if hop.mx && !found.signed { MxStatus::Unsigned } else { MxStatus::Signed };
     let name = hop.domain.clone();
+    let nothing = DaneVerdict { dnssec_fault: found.dnssec_fault, ..DaneVerdict::empty(ttl) };
     match found.host {
-        HostFound::Address(tlsa) => {
-            DaneVerdict { mx, hosts: vec![MxHost { name, preference: 0, tlsa }], ..DaneVerdict::empty(ttl) }
-        }
-        HostFound::AddressFailed(cause) => {
-            DaneVerdict { mx, unreachable: vec![(name, cause)], ..DaneVerdict::empty(ttl) }
-        }
-        HostFound::NoAddress => DaneVerdict::empty(ttl),
+        HostFound::Address(tlsa) => DaneVerdict { mx, hosts: vec![MxHost { name, preference: 0, tlsa }], ..nothing },
+        HostFound::AddressFailed(cause) => DaneVerdict { mx, unreachable: vec![(name, cause)], ..nothing },
+        HostFound::NoAddress => nothing,
     }
+}
+
+/// What is wrong at a destination whose look-up failed, if that is its DNSSEC; `host`: the MX host, and the TLSA base
+/// domain.
+fn dnssec_fault(failure: &DnsFailure, host: Option<(&str, &str)>) -> Option<DestinationFault> {
+    Some(DestinationFault {
+        result_type: ResultType::DnssecInvalid,
+        reason: failure.dnssec()?.reason_code().into(),
+        host: host.map(|(host, base)| TlsaHost::new(host, base, &[])),
+    })
 }
 
 /// What a look-up for one host found.
@@ -260,6 +276,7 @@ struct HostLookup {
     host: HostFound,
     /// Whether its addresses, or the alias that leads to them, are validated.
     signed: bool,
+    dnssec_fault: Option<DestinationFault>,
     ttl: Duration,
 }
 
@@ -274,11 +291,13 @@ enum HostFound {
 impl HostLookup {
     /// The address is known, and the TLSA records are not.
     fn failed(cause: String) -> HostLookup {
-        HostLookup { host: HostFound::Address(HostTlsa::Failed { cause }), signed: false, ttl: FAILED_TTL }
+        let host = HostFound::Address(HostTlsa::Failed { cause });
+        HostLookup { host, signed: false, dnssec_fault: None, ttl: FAILED_TTL }
     }
 
     fn without_tlsa(reason: &'static str, signed: bool, ttl: Duration) -> HostLookup {
-        HostLookup { host: HostFound::Address(HostTlsa::None { reason: reason.into() }), signed, ttl }
+        let host = HostFound::Address(HostTlsa::None { reason: reason.into() });
+        HostLookup { host, signed, dnssec_fault: None, ttl }
     }
 }
 
@@ -289,11 +308,12 @@ async fn look_up_host(resolver: &Resolver, name: &str, port: &Port) -> HostLooku
         Ok(answer) => answer,
         Err(DnsError::Failed(cause)) => {
             let host = HostFound::AddressFailed(format!("addresses of {name}: {cause}"));
-            return HostLookup { host, signed: false, ttl: FAILED_TTL };
+            let dnssec_fault = dnssec_fault(&cause, Some((name, name)));
+            return HostLookup { host, signed: false, dnssec_fault, ttl: FAILED_TTL };
         }
         Err(none) => {
             let ttl = none.negative_ttl().unwrap_or(FAILED_TTL);
-            return HostLookup { host: HostFound::NoAddress, signed: false, ttl };
+            return HostLookup { host: HostFound::NoAddress, signed: false, dnssec_fault: None, ttl };
         }
     };
     let mut bases = Vec::new();
@@ -307,7 +327,12 @@ async fn look_up_host(resolver: &Resolver, name: &str, port: &Port) -> HostLooku
             Ok(false) => {}
             // Whether it is signed is not known either.
             Err(error) => {
-                return HostLookup { signed: true, ..HostLookup::failed(format!("CNAME of {name}: {error}")) };
+                let dnssec_fault = match &error {
+                    DnsError::Failed(cause) => dnssec_fault(cause, Some((name, name))),
+                    DnsError::NoSuchDomain { .. } | DnsError::NoRecords { .. } => None,
+                };
+                let failed = HostLookup::failed(format!("CNAME of {name}: {error}"));
+                return HostLookup { signed: true, dnssec_fault, ..failed };
             }
         }
     }
@@ -327,14 +352,16 @@ async fn look_up_host(resolver: &Resolver, name: &str, port: &Port) -> HostLooku
                 let dataless = answer.records.iter().any(|record| record.data.is_empty());
                 let records = Arc::new(tlsa_policy(&base, &answer.records));
                 let host = HostFound::Address(HostTlsa::Records { base, records, usable, dataless });
-                return HostLookup { host, signed: true, ttl: ttl.min(answer.ttl) };
+                return HostLookup { host, signed: true, dnssec_fault: None, ttl: ttl.min(answer.ttl) };
             }
             Ok(answer) => {
                 reason = "it is not signed";
                 ttl = ttl.min(answer.ttl);
             }
             Err(DnsError::Failed(cause)) => {
-                return HostLookup { signed: true, ..HostLookup::failed(format!("TLSA at {base}: {cause}")) };
+                let dnssec_fault = dnssec_fault(&cause, Some((name, &base)));
+                let failed = HostLookup::failed(format!("TLSA at {base}: {cause}"));
+                return HostLookup { signed: true, dnssec_fault, ..failed };
             }
             Err(none) => ttl = ttl.min(none.negative_ttl().unwrap_or(ttl)),
         }
@@ -384,7 +411,7 @@ impl DaneVerdict {
 
     /// No MX host; nothing is there.
     fn empty(ttl: Duration) -> DaneVerdict {
-        DaneVerdict { mx: MxStatus::NoHost, hosts: Vec::new(), unreachable: Vec::new(), ttl }
+        DaneVerdict { mx: MxStatus::NoHost, hosts: Vec::new(), unreachable: Vec::new(), dnssec_fault: None, ttl }
     }
 
     /// Nothing is known, for this cause.
@@ -433,6 +460,23 @@ impl DaneVerdict {
                 failed.or_else(|| self.unreachable.first().map(|(_, cause)| cause.as_str()))
             }
         }
+    }
+
+    /// What is broken at the destination itself, should the mail have to wait: its DNSSEC where something could not be looked
+    /// up, else a TLSA record without data.
+    pub fn destination_fault(&self) -> Option<DestinationFault> {
+        if self.coverage().is_failure() {
+            return self.dnssec_fault.clone();
+        }
+        let (host, base, records) = self.hosts.iter().find_map(|host| match &host.tlsa {
+            HostTlsa::Records { base, records, dataless: true, .. } => Some((&host.name, base, records)),
+            HostTlsa::Records { .. } | HostTlsa::None { .. } | HostTlsa::Failed { .. } => None,
+        })?;
+        Some(DestinationFault {
+            result_type: ResultType::TlsaInvalid,
+            reason: TLSA_WITHOUT_DATA.into(),
+            host: Some(TlsaHost::new(host, base, &records.policy_string)),
+        })
     }
 
     /// Per host that has TLSA records, the row that its sessions are counted under.

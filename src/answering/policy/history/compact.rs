@@ -33,6 +33,19 @@ pub enum StoredPolicy {
     UnusableTlsa(TlsaHosts),
     /// DANE at some hosts, MTA-STS at the others. Seldom: apart, so that the common ones stay small.
     PerHost(Arc<PerHostPolicy>),
+    /// Nothing that could be answered, through a fault of the destination.
+    Deferred(Arc<DestinationFault>),
+}
+
+/// What is broken in the DNS of a destination, so that the mail has to wait.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DestinationFault {
+    /// `dnssec-invalid` or `tlsa-invalid`.
+    pub result_type: ResultType,
+    /// The reason code of the report.
+    pub reason: Box<str>,
+    /// The MX host, with the TLSA records that it has; none where the MX records themselves are broken.
+    pub host: Option<TlsaHost>,
 }
 
 /// DANE at some hosts, and another policy at the others.
@@ -67,6 +80,7 @@ enum EncodedPolicy<'a> {
     Dane(Vec<TlsaHost>),
     UnusableTlsa(Vec<TlsaHost>),
     PerHost { dane: Vec<TlsaHost>, others: Vec<u8>, narrowed: Option<Vec<&'a str>> },
+    Deferred { result_type: ResultType, reason: &'a str, host: Option<TlsaHost> },
 }
 
 /// As counting and reports have them.
@@ -84,6 +98,7 @@ impl TlsaHost {
         TlsaHost { host: host.into(), base: (base != host).then(|| base.into()), records: records.join("\n").into() }
     }
 
+    /// The row that sessions with it are counted under.
     fn policy(&self) -> Policy {
         Policy {
             policy_type: PolicyType::Tlsa,
@@ -118,6 +133,10 @@ impl StoredPolicy {
                 others: Box::new(policies.others.in_force(domain)),
                 narrowed: policies.narrowed.as_ref().map(|hosts| hosts.iter().map(|host| host.to_string()).collect()),
             },
+            StoredPolicy::Deferred(fault) => {
+                let (policy, failure) = fault.row(domain);
+                PolicyInForce::Deferred { policy: Arc::new(policy), failure: Arc::new(failure) }
+            }
         }
     }
 
@@ -137,6 +156,14 @@ impl StoredPolicy {
                 others: StoredPolicy::from_in_force(domain, others),
                 narrowed: narrowed.as_ref().map(|hosts| hosts.iter().map(|host| host.as_str().into()).collect()),
             })),
+            PolicyInForce::Deferred { policy, failure } => {
+                let host = failure.receiving_mx_hostname.as_deref();
+                StoredPolicy::Deferred(Arc::new(DestinationFault {
+                    result_type: failure.result_type,
+                    reason: failure.failure_reason_code.as_deref().unwrap_or_default().into(),
+                    host: host.map(|host| TlsaHost::new(host, &policy.policy_domain, &policy.policy_string)),
+                }))
+            }
         }
     }
 
@@ -160,7 +187,10 @@ impl StoredPolicy {
             StoredPolicy::Dane(Some(hosts)) | StoredPolicy::UnusableTlsa(hosts) => size_of_hosts(hosts),
             StoredPolicy::PerHost(policies) => {
                 let narrowed = policies.narrowed.iter().flatten().map(|host| host.len() + 16).sum::<usize>();
-                policies.dane.as_ref().map_or(0, size_of_hosts) + policies.others.size() + narrowed
+                policies.dane.as_ref().map_or(0, |hosts| size_of_hosts(hosts)) + policies.others.size() + narrowed
+            }
+            StoredPolicy::Deferred(fault) => {
+                fault.reason.len() + fault.host.as_ref().map_or(0, |host| size_of_hosts(std::slice::from_ref(host)))
             }
         }
     }
@@ -181,6 +211,10 @@ impl StoredPolicy {
                 others: policies.others.encode(Vec::new()),
                 narrowed: policies.narrowed.as_ref().map(|hosts| hosts.iter().map(|host| &**host).collect()),
             },
+            StoredPolicy::Deferred(fault) => {
+                let DestinationFault { result_type, reason, host } = &**fault;
+                EncodedPolicy::Deferred { result_type: *result_type, reason, host: host.clone() }
+            }
         };
         // Invariant: postcard writes numbers, texts, lists and variants into a vector without fail.
         postcard::to_extend(&stored, bytes).expect("a policy in force has a stored form")
@@ -204,11 +238,25 @@ impl StoredPolicy {
                 others: StoredPolicy::decode(&others).filter(|others| matches!(others, StoredPolicy::Sts { .. }))?,
                 narrowed: narrowed.map(|hosts| hosts.into_iter().map(Box::from).collect()),
             })),
+            EncodedPolicy::Deferred { result_type, reason, host } => {
+                StoredPolicy::Deferred(Arc::new(DestinationFault { result_type, reason: reason.into(), host }))
+            }
         })
     }
 }
 
-fn size_of_hosts(hosts: &TlsaHosts) -> usize {
+impl DestinationFault {
+    /// The row that attempts to deliver to a domain are counted under, and the failure.
+    fn row(&self, domain: &str) -> (Policy, Failure) {
+        let policy = self.host.as_ref().map(TlsaHost::policy);
+        let policy = policy.unwrap_or_else(|| Policy { policy_type: PolicyType::Tlsa, ..Policy::none(domain) });
+        let reason = (!self.reason.is_empty()).then_some(&*self.reason);
+        let receiving_mx_hostname = self.host.as_ref().map(|host| host.host.to_string());
+        (policy, Failure { receiving_mx_hostname, ..Failure::new(self.result_type, reason) })
+    }
+}
+
+fn size_of_hosts(hosts: &[TlsaHost]) -> usize {
     hosts.iter().map(|row| row.host.len() + row.records.len() + 64).sum()
 }
 
@@ -263,6 +311,17 @@ mod tests {
                 dane: Vec::new(),
                 others: Box::new(sts(Mode::Enforce, &["*.example.net"], None)),
                 narrowed: Some(vec!["mx1.example.net".into(), "mx2.example.net".into()]),
+            },
+            PolicyInForce::Deferred {
+                policy: tlsa("mx.example"),
+                failure: Arc::new(Failure {
+                    receiving_mx_hostname: Some("mx.example".into()),
+                    ..Failure::new(ResultType::TlsaInvalid, Some("tlsa-record-without-data"))
+                }),
+            },
+            PolicyInForce::Deferred {
+                policy: Arc::new(Policy { policy_type: PolicyType::Tlsa, ..Policy::none("example.com") }),
+                failure: Arc::new(Failure::new(ResultType::DnssecInvalid, Some("dnssec-bogus"))),
             },
         ] {
             let policy = StoredPolicy::from_in_force("example.com", &wanted);

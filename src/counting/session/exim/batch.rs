@@ -57,6 +57,8 @@ pub(super) enum SessionEnd {
     ClearText,
     /// Policy excluded the host.
     Excluded,
+    /// The policy was not known, so that no host was tried.
+    Deferred,
 }
 
 /// The recipient of a line, to know it again.
@@ -159,6 +161,6 @@ impl DeliveryBatch {
 
     /// Whether it is known how its own session went.
     pub(super) fn had_session(&self) -> bool {
-        !matches!(self.end, None | Some(SessionEnd::Continued | SessionEnd::Excluded))
+        !matches!(self.end, None | Some(SessionEnd::Continued | SessionEnd::Excluded | SessionEnd::Deferred))
     }
 }

@@ -83,7 +83,7 @@ pub(super) fn failure_cause(
     match problem {
         HostProblem::StarttlsNotOffered | HostProblem::StarttlsRefused => (StarttlsNotSupported, None),
         HostProblem::Handshake(_) | HostProblem::CertificateRejected if no_usable_tlsa => tlsa_invalid(),
-        HostProblem::Handshake(_) | HostProblem::Local | HostProblem::Other => {
+        HostProblem::Handshake(_) | HostProblem::PolicyUnknown | HostProblem::Local | HostProblem::Other => {
             with(ValidationFailure, HANDSHAKE_FAILURE)
         }
         HostProblem::CertificateRejected | HostProblem::CertificateInvalid => {

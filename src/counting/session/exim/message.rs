@@ -71,6 +71,7 @@ pub(super) struct EndedSession {
     pub(super) dane: Option<bool>,
     pub(super) observed: Option<SessionResult>,
     pub(super) cause: Option<FailureCause>,
+    pub(super) deferred: bool,
     pub(super) clear_text: bool,
 }
 
@@ -211,6 +212,11 @@ impl OpenMessage {
             return Some(SessionEnd::Continued);
         }
         let Some(peer) = line.peer else {
+            if line.problem == HostProblem::PolicyUnknown {
+                let domain = domain.to_owned();
+                out.push(EndedSession { domain, began: time, deferred: true, ..EndedSession::default() });
+                return Some(SessionEnd::Deferred);
+            }
             if !line.problem.excludes_host() {
                 return None;
             }

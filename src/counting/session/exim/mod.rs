@@ -230,6 +230,7 @@ impl EximSessions {
                 observed: session.observed,
                 native: None,
                 cause: session.cause,
+                deferred: session.deferred,
                 clear_text: session.clear_text,
                 anchors,
                 next_hop_named: false,

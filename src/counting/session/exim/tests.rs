@@ -37,6 +37,7 @@ fn outcomes(lines: &[&str]) -> Vec<String> {
     sessions.end_all(9999, &mut out);
     out.iter()
         .map(|o| match &o.observed {
+            None if o.deferred => format!("{} deferred", o.domain),
             None => format!("{} clear", o.domain),
             Some(SessionResult::Success) => format!("{} ok", o.domain),
             Some(SessionResult::Failure(result, _)) => {
@@ -70,6 +71,26 @@ fn several_recipients_are_one_session_and_another_transaction_without_an_asteris
     let put_off = "1 == y@a.test R=r T=t defer (-44) H=mx.a.test [192.0.2.1]: SMTP error: 450 no";
     assert_eq!(outcomes(&[refused, put_off, &first, &too]), ["a.test ok"]);
     assert_eq!(outcomes(&[put_off]), [""; 0]);
+}
+
+#[test]
+fn a_policy_that_is_not_known_is_one_attempt_for_each_domain() {
+    let defer = |second: u32, to: &str, domain: &str, number: &str| {
+        format!(
+            "{second} == {to}@{domain} R=tlswarden defer{number}: TLS policy of {domain} is not known: TLSA at mx: x"
+        )
+    };
+    for number in ["", " (-1)"] {
+        let lines = [
+            defer(1, "u", "a.test", number),
+            defer(1, "u", "b.test", number),
+            defer(1, "v", "a.test", number),
+            defer(900, "u", "a.test", number),
+        ];
+        let lines: Vec<&str> = lines.iter().map(String::as_str).collect();
+        assert_eq!(outcomes(&lines), ["a.test deferred", "b.test deferred", "a.test deferred"]);
+    }
+    assert_eq!(outcomes(&["1 == u@a.test R=other defer (-1): TLS policy of the house: not today"]), [""; 0]);
 }
 
 #[test]

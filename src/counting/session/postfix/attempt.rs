@@ -30,6 +30,9 @@ pub(super) struct Attempt {
     pub(crate) resumed_untrusted: bool,
     pub(crate) tlsa_unusable: bool,
     pub(crate) excluded: Option<FailureCause>,
+    /// No host was connected to, because the policy could not be looked up.
+    #[serde(default)]
+    pub(crate) policy_unknown: bool,
     pub(crate) tlsrpt_result: Option<SessionResult>,
     /// Postfix could not send its own report of this session.
     pub(crate) tlsrpt_not_sent: bool,
@@ -63,12 +66,23 @@ impl Attempt {
             resumed_untrusted: false,
             tlsa_unusable: false,
             excluded: None,
+            policy_unknown: false,
             tlsrpt_result: None,
             tlsrpt_not_sent: false,
             next_hop: None,
             unlogged: None,
             given_up: None,
         }
+    }
+
+    /// Whether it has not ended: a line may be about it.
+    pub(crate) fn is_open(&self) -> bool {
+        self.given_up.is_none() && !self.is_excluded()
+    }
+
+    /// Whether there was no connection at all, for policy kept Postfix from it.
+    pub(crate) fn is_excluded(&self) -> bool {
+        self.excluded.is_some() || self.policy_unknown
     }
 
     pub(crate) fn is_to(&self, peer: Peer<'_>) -> bool {

@@ -441,6 +441,7 @@ impl PostfixSessions {
             ExclusionReason::TlsaUnusable => (ResultType::TlsaInvalid, Some(TLSA_UNUSABLE.to_owned())),
             ExclusionReason::NoTlsa | ExclusionReason::NotDnssec => (ResultType::DaneRequired, None),
             ExclusionReason::StsMxMismatch => (ResultType::ValidationFailure, Some(MX_MISMATCH.to_owned())),
+            ExclusionReason::PolicyUnknown => return self.handle_policy_unknown(process, next_hop, time),
         };
         let delivery = self.open_delivery(process, time);
         // Each address of a host is looked up again, with the same warning.
@@ -454,16 +455,24 @@ impl PostfixSessions {
         push_attempt(delivery, attempt);
     }
 
+    /// The policy of a next hop could not be looked up: with as many warnings as it has hosts, it is one attempt to deliver.
+    fn handle_policy_unknown(&mut self, process: &Process<'_>, next_hop: &[u8], time: i64) {
+        let delivery = self.open_delivery(process, time);
+        if delivery.attempts.iter().all(|attempt| !attempt.policy_unknown) {
+            let next_hop = Some(next_hop_host(next_hop));
+            push_attempt(delivery, Attempt { next_hop, policy_unknown: true, ..Attempt::new(time, None) });
+        }
+    }
+
     fn handle_host_given_up(&mut self, process: &Process<'_>, queue_id: &[u8], reason: TlsReason<'_>, time: i64) {
-        let open = |a: &Attempt| a.given_up.is_none() && a.excluded.is_none();
         let needs_one = match reason {
-            TlsReason::Other => None,
+            TlsReason::Other | TlsReason::PolicyUnknown => None,
             // At log level 0 Postfix 3.4 and 3.5 say no more of a certificate than this.
             TlsReason::HandshakeFailure | TlsReason::NotVerified | TlsReason::NotTrusted => Some(None),
             TlsReason::StarttlsRefused(peer) | TlsReason::StarttlsNotOffered(peer) => Some(Some(peer)),
         };
         let delivery = self.open_delivery(process, time);
-        if !delivery.attempts.last().is_some_and(open) {
+        if !delivery.attempts.last().is_some_and(Attempt::is_open) {
             let Some(peer) = needs_one else {
                 self.drop_if_empty(process);
                 return;
@@ -493,7 +502,11 @@ impl PostfixSessions {
             self.uncounted.own_reports += delivery.attempts.len() as u64;
             return;
         }
-        let mut open = delivery.attempts.pop_if(|a| a.given_up.is_none() && a.excluded.is_none());
+        let mut open = delivery.attempts.pop_if(|attempt| attempt.is_open());
+        // Where no warning is there, the reason says it.
+        let policy_unknown = relay.is_none()
+            && matches!(reason, TlsReason::PolicyUnknown)
+            && delivery.attempts.iter().all(|attempt| !attempt.policy_unknown);
         let unlogged = if open.is_some() { None } else { self.unlogged_session(process, end, &delivery, time) };
         // The lines of the other recipients are alike, and without what was before them look like clear text.
         let told = open.is_some() || !delivery.attempts.is_empty();
@@ -513,6 +526,7 @@ impl PostfixSessions {
                 open = open.or_else(|| {
                     let mut attempt = Attempt::new(time, peer);
                     attempt.unlogged = unlogged;
+                    attempt.policy_unknown = policy_unknown;
                     Some(attempt)
                 });
             }
@@ -524,7 +538,7 @@ impl PostfixSessions {
             match attempt.given_up.take() {
                 Some((of, _)) if of != queue_id => self.uncounted.unmatched += 1,
                 // Neither given up nor the last: the line that ended it is missing.
-                None if attempt.excluded.is_none() => self.uncounted.unmatched += 1,
+                None if !attempt.is_excluded() => self.uncounted.unmatched += 1,
                 left => {
                     let verdict = left.and_then(|(_, verdict)| verdict);
                     self.finish(attempt, verdict, mail, time, process, out);
@@ -588,10 +602,12 @@ impl PostfixSessions {
                 let (result, code) = self.verification_cause(attempt, reason, time);
                 Some(SessionResult::Failure(result, code))
             }
-            TlsReason::Other if matches!(attempt.unlogged, Some(UnloggedSession::Encrypted(_))) => {
+            TlsReason::Other | TlsReason::PolicyUnknown
+                if matches!(attempt.unlogged, Some(UnloggedSession::Encrypted(_))) =>
+            {
                 Some(SessionResult::Success)
             }
-            TlsReason::Other => attempt.trust.map(|_| SessionResult::Success),
+            TlsReason::Other | TlsReason::PolicyUnknown => attempt.trust.map(|_| SessionResult::Success),
         }
     }
 
@@ -643,10 +659,10 @@ impl PostfixSessions {
         anchors: bool,
         out: &mut Vec<SessionOutcome>,
     ) {
-        let ruled_out = attempt.excluded.is_some();
+        let (ruled_out, deferred) = (attempt.is_excluded(), attempt.policy_unknown);
         let observed = attempt.excluded.map(|(result, code)| SessionResult::Failure(result, code)).or(verdict);
         let clear_text = attempt.unlogged == Some(UnloggedSession::ClearText);
-        if observed.is_none() && attempt.tlsrpt_result.is_none() && !clear_text {
+        if observed.is_none() && attempt.tlsrpt_result.is_none() && !clear_text && !deferred {
             return;
         }
         let recipient_domain = mail.map(|mail| mail.recipient_domain);
@@ -682,6 +698,7 @@ impl PostfixSessions {
             observed,
             native: attempt.tlsrpt_result,
             cause: None,
+            deferred,
             clear_text,
             anchors,
             next_hop_named: attempt.next_hop.is_some(),
@@ -756,8 +773,7 @@ impl PostfixSessions {
         done: impl Fn(&Attempt) -> bool,
     ) -> &mut Attempt {
         let delivery = self.open_delivery(process, time);
-        let same =
-            |a: &Attempt| a.given_up.is_none() && a.excluded.is_none() && peer.is_none_or(|p| a.is_to(p)) && !done(a);
+        let same = |a: &Attempt| a.is_open() && peer.is_none_or(|p| a.is_to(p)) && !done(a);
         if !delivery.attempts.last().is_some_and(same) {
             push_attempt(delivery, Attempt::new(time, peer));
         }

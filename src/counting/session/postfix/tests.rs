@@ -75,6 +75,34 @@ fn a_session_is_told_once_by_its_line_or_by_the_tls_feature() {
 }
 
 #[test]
+fn a_policy_that_is_not_known_is_one_attempt_for_each_delivery_request() {
+    let warning = |host: &str| {
+        format!("smtp[2]: warning: TLS policy lookup for a.test:25/{host}: client TLS configuration problem")
+    };
+    let (one, two) = (warning("mx1.a.test"), warning("mx2.a.test"));
+    let to = |who: &str, delays: &str| {
+        format!(
+            "smtp[2]: 4AB0CDEF12: to=<{who}@b.test>, relay=none, delay=1, delays={delays}, dsn=4.7.5, status=deferred \
+             (client TLS configuration problem)"
+        )
+    };
+    let (first, second) = (to("u", "0/0/0/0"), to("v", "0/0/0/0"));
+    let gist = |lines: &[&str]| {
+        let found = outcomes(&mut PostfixSessions::new(), lines);
+        let of = |o: &SessionOutcome| (o.domain.to_string(), o.deferred, o.observed.is_none());
+        found.iter().map(of).collect::<Vec<_>>()
+    };
+    // The warning names the next hop, the delivery only the recipient domain.
+    assert_eq!(gist(&[&one, &two, &first, &second]), [("a.test".to_owned(), true, true)]);
+    assert_eq!(gist(&[&first, &second]), [("b.test".to_owned(), true, true)]);
+    let later = to("u", "900/0/0/0");
+    assert_eq!(gist(&[&one, &first, &one, &later]).len(), 2);
+    // The server's greeting came first: a fault of this host's.
+    let greeted = first.replace("relay=none", "relay=mx.a.test[192.0.2.1]:25").replace("4.7.5", "4.7.0");
+    assert_eq!(gist(&[&greeted]), []);
+}
+
+#[test]
 fn a_second_delivery_request_of_a_message_is_another_session() {
     let later = |line: &str| line.replace("delays=0/0/0/1", "delays=0/1.1/0.5/0.6");
     let (one, two) = (
