@@ -152,6 +152,7 @@ fn flow(folder: &Path, count: usize, rate: u64) -> Flow {
         hints: mpsc::channel(1).0,
         datagrams: Arc::clone(&queue),
         own_queue_ids: tlswarden::base::own_reports::OwnQueueIds::default(),
+        own_report_statuses: tlswarden::base::own_reports::OwnReportStatuses::default(),
         metrics: metrics.clone(),
         clock: Clock::default(),
     };

@@ -184,6 +184,7 @@ fn through_the_river(mut next: impl FnMut() -> Option<(Vec<u8>, usize)> + Send) 
         hints: mpsc::channel(1).0,
         datagrams: Arc::default(),
         own_queue_ids: tlswarden::base::own_reports::OwnQueueIds::default(),
+        own_report_statuses: tlswarden::base::own_reports::OwnReportStatuses::default(),
         metrics: Metrics::default(),
         clock: Clock::default(),
     };

@@ -26,6 +26,7 @@ use crate::{
 mod delivery;
 mod event_action;
 mod fields;
+pub(crate) mod status;
 mod tls;
 
 pub use event_action::parse_event_action;
@@ -42,20 +43,29 @@ pub(crate) fn parse(line: &[u8]) -> ParseResult<Event<'_>> {
             return Ok(None);
         }
     }
-    let prefix = match syslog::split_plain(line) {
+    parse_prefixed(prefix_of(line))
+}
+
+/// What stands before the message id in a line that does not begin with Exim's own time and the id.
+fn prefix_of(line: &[u8]) -> Option<Prefix<'_>> {
+    match syslog::split_plain(line) {
         Some(plain) if !plain.may_hold_a_line() => behind_tag(&plain),
         _ => in_envelope(&envelope::open(line)),
-    };
-    parse_prefixed(prefix)
+    }
+}
+
+/// What follows Exim's own time and process id, where the line begins with them.
+fn strip_own_time(line: &[u8]) -> Option<&[u8]> {
+    let (_, text) = timestamp(line)?;
+    Some(pid(text).map_or(text, |(_, text)| text))
 }
 
 /// Whether a line is about a message of Exim.
 pub(crate) fn is_exim_line(line: &[u8]) -> bool {
-    let found = match timestamp(line) {
-        Some((_, text)) if message_id(pid(text).map_or(text, |(_, text)| text)).is_some() => return true,
-        _ => envelope::open(line),
-    };
-    in_envelope(&found).is_some_and(|prefix| message_id(prefix.text).is_some())
+    if strip_own_time(line).and_then(message_id).is_some() {
+        return true;
+    }
+    in_envelope(&envelope::open(line)).is_some_and(|prefix| message_id(prefix.text).is_some())
 }
 
 /// Whether a text may begin with a host and a tag, so that the time before it was not Exim's: most lines without a message
@@ -68,16 +78,19 @@ fn may_begin_with_a_tag(text: &[u8]) -> bool {
 
 /// Reads an entry whose parts are known.
 pub(crate) fn parse_entry<'a>(entry: &Entry<'a>) -> ParseResult<Event<'a>> {
+    parse_prefixed(prefix_of_entry(entry))
+}
+
+fn prefix_of_entry<'a>(entry: &Entry<'a>) -> Option<Prefix<'a>> {
     // A container's name says nothing of what runs in it: there Exim's own time does.
     let of_exim = entry.ident.starts_with(b"exim");
-    let prefix = if entry.ident.is_empty() || !of_exim && may_be_a_line(entry.ident, entry.text) {
+    if entry.ident.is_empty() || !of_exim && may_be_a_line(entry.ident, entry.text) {
         in_envelope(&envelope::open_within(entry.timestamp, entry.host, entry.text))
     } else if of_exim {
         envelope::entry_line(entry).as_ref().and_then(behind_tag)
     } else {
         None
-    };
-    parse_prefixed(prefix)
+    }
 }
 
 fn parse_prefixed(prefix: Option<Prefix<'_>>) -> ParseResult<Event<'_>> {

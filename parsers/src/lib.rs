@@ -9,6 +9,7 @@
 
 #![cfg_attr(not(test), no_std)]
 
+mod delivery_status;
 mod envelope;
 pub mod event;
 mod exim;
@@ -21,6 +22,7 @@ mod syslog;
 mod timestamp;
 mod unrecognized;
 
+pub use delivery_status::{DeliveryResult, DeliveryStatus};
 pub use event::Event;
 pub use exim::parse_event_action;
 pub use family::{LineFamily, MalformedLine};
@@ -91,6 +93,25 @@ pub fn parse_entry<'a>(dialect: Dialect, entry: &Entry<'a>) -> Result<Option<Eve
     match dialect {
         Dialect::Postfix => postfix::parse_entry(entry).map_err(|family| MalformedLine { family }),
         Dialect::Exim => exim::parse_entry(entry).map_err(|family| MalformedLine { family }),
+    }
+}
+
+/// Reads what became of a recipient from a line of any delivery agent; most lines say nothing of that.
+#[must_use]
+pub fn parse_delivery_status(dialect: Dialect, line: &[u8]) -> Option<DeliveryStatus<'_>> {
+    let line = line.strip_suffix(b"\r").unwrap_or(line);
+    match dialect {
+        Dialect::Postfix => postfix::parse_status(line),
+        Dialect::Exim => exim::status::parse(line),
+    }
+}
+
+/// The same from an entry.
+#[must_use]
+pub fn parse_entry_delivery_status<'a>(dialect: Dialect, entry: &Entry<'a>) -> Option<DeliveryStatus<'a>> {
+    match dialect {
+        Dialect::Postfix => postfix::parse_entry_status(entry),
+        Dialect::Exim => exim::status::parse_entry(entry),
     }
 }
 

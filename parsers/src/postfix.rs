@@ -7,7 +7,9 @@
 //! Not here: the prefix (`syslog`); lmtp(8), which speaks to mail stores and not to the Internet's MX hosts.
 
 use crate::{
-    Entry, envelope,
+    Entry,
+    delivery_status::DeliveryStatus,
+    envelope,
     envelope::entry_line,
     event::{Event, EventKind, Process},
     family::{LineFamily, ParseResult},
@@ -20,6 +22,7 @@ mod delivery;
 mod peer;
 mod policy;
 mod queue;
+mod status;
 mod tls;
 mod tlsrpt;
 
@@ -64,6 +67,16 @@ pub(crate) fn is_postfix_line(line: &[u8]) -> bool {
 /// Reads an entry whose parts are known.
 pub(crate) fn parse_entry<'a>(entry: &Entry<'a>) -> ParseResult<Event<'a>> {
     entry_line(entry).map_or(Ok(None), |line| parse_line(&line))
+}
+
+/// Reads what became of a recipient from a line of any daemon.
+pub(crate) fn parse_status(line: &[u8]) -> Option<DeliveryStatus<'_>> {
+    envelope::split(line).as_ref().and_then(status::parse)
+}
+
+/// The same from an entry whose parts are known.
+pub(crate) fn parse_entry_status<'a>(entry: &Entry<'a>) -> Option<DeliveryStatus<'a>> {
+    entry_line(entry).as_ref().and_then(status::parse)
 }
 
 #[inline]

@@ -3,8 +3,9 @@
 //! Takes: a unique word and a domain. Gives: a Message-ID that carries a tag made with a secret key, and the answer whether a Message-ID
 //! in a log is one of those. Counting needs no message from reporting for that, and no list that grows.
 //! Beside it go the queue ids that the MTA of this host gave our reports when it took them ([`OwnQueueIds`]): where the log does
-//! not show the Message-ID, they tell as well.
-//! Limits: [`MAX_MESSAGE_ID`] octets; anything longer is not ours. The tag has 128 bits. [`MAX_QUEUE_IDS`] queue ids on their way.
+//! not show the Message-ID, they tell as well. The other way go the lines that the log has about such a report
+//! ([`OwnReportStatuses`]): the MTA may defer or bounce what it had accepted.
+//! Limits: [`MAX_MESSAGE_ID`] octets; anything longer is not ours. The tag has 128 bits. [`MAX_QUEUE_IDS`] queue ids, and as many lines, on their way.
 //! Not here: which queue ids carry the message (`counting::session`), where the key is stored (`store::message_id_key`).
 
 use std::fmt;
@@ -98,6 +99,48 @@ impl OwnQueueIds {
 
     /// The queue ids added since the last call.
     pub fn take(&self) -> Vec<String> {
+        std::mem::take(&mut *self.0.lock())
+    }
+}
+
+/// What a line of the MTA's log says of one of our reports.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OwnReportStatus {
+    /// The queue id in the line: a content filter gives a message a second one.
+    pub(crate) queue_id: String,
+    /// The Message-ID, without angle brackets, where the log has shown it.
+    pub(crate) message_id: Option<String>,
+    /// What became of the report.
+    pub(crate) result: OwnReportResult,
+    /// Why, in the words of the line; escaped and cut.
+    pub(crate) reason: String,
+}
+
+/// What became of a report that the MTA had accepted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum OwnReportResult {
+    /// The next host or a mailbox has it.
+    Delivered,
+    /// The MTA tries again.
+    Deferred,
+    /// The MTA has given up.
+    Bounced,
+}
+
+/// What the log says of our reports, from the counting to the sender of reports; copies share one list.
+#[derive(Clone, Debug, Default)]
+pub struct OwnReportStatuses(Arc<Mutex<Vec<OwnReportStatus>>>);
+
+impl OwnReportStatuses {
+    /// Adds what was read, in the order of the lines. What is too much is left out.
+    pub(crate) fn add(&self, statuses: Vec<OwnReportStatus>) {
+        let mut waiting = self.0.lock();
+        let room = MAX_QUEUE_IDS.saturating_sub(waiting.len());
+        waiting.extend(statuses.into_iter().take(room));
+    }
+
+    /// What was added since the last call.
+    pub(crate) fn take(&self) -> Vec<OwnReportStatus> {
         std::mem::take(&mut *self.0.lock())
     }
 }

@@ -88,6 +88,8 @@ enum ResendState {
     Expired,
     /// Perhaps taken: the receiver may get it twice, under the same report-id.
     Unknown,
+    /// Taken by the MTA, which gave up later, as its log says.
+    Bounced,
     /// Taken by the MTA.
     Sent,
     /// Left out by [report] allow or suppress at the time.
@@ -100,6 +102,7 @@ impl From<ResendState> for ReportState {
             ResendState::Refused => ReportState::Refused,
             ResendState::Expired => ReportState::Expired,
             ResendState::Unknown => ReportState::Unknown,
+            ResendState::Bounced => ReportState::Bounced,
             ResendState::Sent => ReportState::Sent,
             ResendState::Suppressed => ReportState::Suppressed,
         }

@@ -16,8 +16,11 @@ use memchr::memchr;
 use tlswarden_parsers::event::exim::EventAction;
 use tlswarden_parsers::event::exim::{EximLine, LineKind, RecipientStatus};
 use tlswarden_parsers::event::{EventKind, LogTimestamp};
-use tlswarden_parsers::{Dialect, Event, LineFamily, MalformedLine, is_log_line, parse};
+use tlswarden_parsers::{
+    DeliveryStatus, Dialect, Event, LineFamily, MalformedLine, is_log_line, parse, parse_delivery_status,
+};
 
+use crate::base::own_reports::{MAX_QUEUE_IDS, OwnReportStatus};
 use crate::base::policy_at::PolicyAt;
 use crate::base::tlsrpt::{Day, Mode, PolicyInForce, PolicyType, SessionOutcome, TallyKey, TallyResult};
 use crate::config::NativeTlsrpt;
@@ -68,6 +71,9 @@ const MAX_HELO_DOMAINS: usize = 10_000;
 /// The most hints between two blocks; more are dropped, because nothing depends on a hint.
 const MAX_HINTS: usize = 256;
 
+/// The most lines about our own reports between two blocks; a report that is still under way has another line later.
+const MAX_OWN_REPORT_STATUSES: usize = MAX_QUEUE_IDS;
+
 /// Whether a Message-ID belongs to one of our own reports.
 pub(crate) type OwnReportCheck = Arc<dyn Fn(&[u8]) -> bool + Send + Sync>;
 
@@ -93,6 +99,7 @@ pub struct Counter {
     unrecognized_lines: Option<u64>,
     delivery_fingerprints: Vec<u64>,
     helos: HashMap<Arc<str>, Vec<String>>,
+    own_report_statuses: Vec<OwnReportStatus>,
 }
 
 /// Statistics of the lines that were counted.
@@ -147,6 +154,7 @@ impl Counter {
             unrecognized_lines: Some(0),
             delivery_fingerprints: Vec::new(),
             helos: HashMap::new(),
+            own_report_statuses: Vec::new(),
         }
     }
 
@@ -198,13 +206,24 @@ impl Counter {
                         self.unrecognized_lines = None;
                         let read = entry.parse_text(self.dialect);
                         self.count_line(&entry.text, read, now, policies);
+                        self.note_own_report(|dialect| entry.parse_delivery_status(dialect));
                     }
                     Err(family) => self.sample_malformed_line(family, line, now),
                 }
             } else {
                 self.count_line(line, parse(self.dialect, line), now, policies);
+                self.note_own_report(|dialect| parse_delivery_status(dialect, line));
             }
         }
+    }
+
+    /// Notes what a line says of one of our own reports. Looks at lines only while one is on its way.
+    fn note_own_report<'a>(&mut self, read: impl FnOnce(Dialect) -> Option<DeliveryStatus<'a>>) {
+        if !self.sessions.has_own_reports() || self.own_report_statuses.len() >= MAX_OWN_REPORT_STATUSES {
+            return;
+        }
+        let status = read(self.dialect).and_then(|status| self.sessions.own_report_status(&status));
+        self.own_report_statuses.extend(status);
     }
 
     fn count_line(
@@ -363,6 +382,11 @@ impl Counter {
     /// Adds a queue id that the MTA gave one of our reports at `time`.
     pub(crate) fn add_own_queue_id(&mut self, queue_id: &str, time: i64) {
         self.sessions.add_own_queue_id(queue_id, time);
+    }
+
+    /// Takes what the lines since the last call said of our own reports.
+    pub(crate) fn take_own_report_statuses(&mut self) -> Vec<OwnReportStatus> {
+        std::mem::take(&mut self.own_report_statuses)
     }
 
     /// Takes a failed session that Exim reports outside the log.
@@ -537,6 +561,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
+    use crate::base::own_reports::OwnReportResult;
     use crate::base::tlsrpt::{ResultType, sum_tallies};
 
     struct NotAsked;
@@ -661,6 +686,79 @@ mod tests {
         counter.count_lines(log.as_bytes(), NOW, &NotAsked);
         assert_eq!(counter.take_stats().1.unmatched, 1);
         assert_eq!(sum_tallies(counter.take_counts()).len(), 1);
+    }
+
+    /// Lines of Postfix 3.7.11, of one report that is deferred, suspended, delivered to a content filter and bounced behind it.
+    #[test]
+    fn the_log_says_what_became_of_our_own_reports() {
+        let log = "Nov 23 00:05:00 h postfix/cleanup[1]: 4AB0CDEF12: message-id=<ours.1@h>\n\
+            Nov 23 00:05:00 h postfix/cleanup[1]: 4AB0CDEF13: message-id=<theirs.1@h>\n\
+            Nov 23 00:05:30 h postfix/smtp[2]: 4AB0CDEF12: to=<r@a.test>, relay=none, delay=30, delays=0/0/30/0, dsn=4.4.1, \
+            status=deferred (connect to mx.a.test[192.0.2.1]:25: Connection timed out)\n\
+            Nov 23 00:05:30 h postfix/smtp[2]: 4AB0CDEF13: to=<r@a.test>, relay=none, delay=30, delays=0/0/30/0, dsn=4.4.1, \
+            status=deferred (connect to mx.a.test[192.0.2.1]:25: Connection timed out)\n\
+            Nov 23 00:10:30 h postfix/error[3]: 4AB0CDEF12: to=<r@a.test>, relay=none, delay=330, delays=330/0/0/0, dsn=4.4.1, \
+            status=deferred (delivery temporarily suspended: connect to mx.a.test[192.0.2.1]:25: Connection timed out)\n\
+            Nov 23 00:15:30 h postfix/smtp[2]: 4AB0CDEF12: to=<r@a.test>, relay=127.0.0.1[127.0.0.1]:10024, delay=1, \
+            delays=0/0/0/1, dsn=2.0.0, status=sent (250 2.0.0 from MTA(smtp:[127.0.0.1]:10025): 250 2.0.0 Ok: queued as 5AB0CDEF12)\n\
+            Nov 23 00:15:30 h postfix/cleanup[1]: 5AB0CDEF12: message-id=<ours.1@h>\n\
+            Nov 23 00:15:31 h postfix/smtp[2]: 5AB0CDEF12: to=<r@a.test>, relay=mx.a.test[192.0.2.1]:25, delay=1, delays=0/0/0/1, \
+            dsn=5.1.1, status=bounced (host mx.a.test[192.0.2.1] said: 550 5.1.1 no such user (in reply to RCPT TO command))\n";
+        let mut counter = fresh();
+        counter.count_lines(log.as_bytes(), NOW, &NotAsked);
+        let statuses: Vec<_> = counter.take_own_report_statuses();
+        let said: Vec<_> = statuses
+            .iter()
+            .map(|s| (s.queue_id.as_str(), s.message_id.as_deref(), s.result, s.reason.as_str()))
+            .collect();
+        let suspended = "delivery temporarily suspended: connect to mx.a.test[192.0.2.1]:25: Connection timed out";
+        let filtered = "250 2.0.0 from MTA(smtp:[127.0.0.1]:10025): 250 2.0.0 Ok: queued as 5AB0CDEF12";
+        let refused = "host mx.a.test[192.0.2.1] said: 550 5.1.1 no such user (in reply to RCPT TO command)";
+        let id = Some("ours.1@h");
+        assert_eq!(
+            said,
+            [
+                (
+                    "4AB0CDEF12",
+                    id,
+                    OwnReportResult::Deferred,
+                    "connect to mx.a.test[192.0.2.1]:25: Connection timed out"
+                ),
+                ("4AB0CDEF12", id, OwnReportResult::Deferred, suspended),
+                ("4AB0CDEF12", id, OwnReportResult::Delivered, filtered),
+                ("5AB0CDEF12", id, OwnReportResult::Bounced, refused),
+            ]
+        );
+
+        // Where the log has no Message-ID, the queue id of the reply tells; after a restart too.
+        let lines: Vec<&str> = log.lines().filter(|line| !line.contains("cleanup")).collect();
+        let mut before = fresh();
+        before.add_own_queue_id("4AB0CDEF12", NOW);
+        let stored: Vec<_> = before.take_changes().into_iter().filter_map(|(key, value)| Some((key, value?))).collect();
+        let (mut counter, unread) = fresh().with_open_state(TimeZone::UTC, &stored);
+        assert_eq!(unread, 0);
+        counter.count_lines(lines.join("\n").as_bytes(), NOW, &NotAsked);
+        let statuses = counter.take_own_report_statuses();
+        assert_eq!(statuses.len(), 3);
+        assert!(statuses.iter().all(|s| s.queue_id == "4AB0CDEF12" && s.message_id.is_none()), "{statuses:?}");
+    }
+
+    /// Lines of Exim 4.96.
+    #[test]
+    fn exims_log_says_what_became_of_our_own_reports() {
+        let log = "2026-11-23 00:05:00 1xUwZB-0006OQ-0w <= b@h U=u P=esmtp S=9 id=ours.1@h\n\
+            2026-11-23 00:05:01 1xUwZB-0006OQ-0w == r@a.test R=dnslookup T=remote_smtp defer (-44) H=mx.a.test [192.0.2.1]: SMTP \
+            error from remote mail server after RCPT TO:<r@a.test>: 450 4.2.0 busy\n\
+            2026-11-23 00:35:01 1xUwZB-0006OQ-0w ** r@a.test R=dnslookup T=remote_smtp H=mx.a.test [192.0.2.1]: SMTP error from \
+            remote mail server after RCPT TO:<r@a.test>: 550 no such user\n\
+            2026-11-23 00:35:01 1xUwZB-0006OQ-0w Completed\n";
+        let mut counter = of(Dialect::Exim);
+        counter.count_lines(log.as_bytes(), NOW, &NotAsked);
+        let statuses = counter.take_own_report_statuses();
+        let said: Vec<_> = statuses.iter().map(|s| (s.message_id.as_deref(), s.result)).collect();
+        let id = Some("ours.1@h");
+        assert_eq!(said, [(id, OwnReportResult::Deferred), (id, OwnReportResult::Bounced)]);
+        assert!(statuses[1].reason.ends_with("550 no such user"), "{statuses:?}");
     }
 
     /// The log does not show the Message-ID: the reply to the report's final dot has told the queue id.

@@ -16,7 +16,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::base::clock::Clock;
 use crate::base::exim_event::{EventReply, EximEvent};
-use crate::base::own_reports::OwnQueueIds;
+use crate::base::own_reports::{OwnQueueIds, OwnReportStatuses};
 use crate::base::policy_at::PolicyAt;
 use crate::base::shutdown::wait_for_shutdown;
 use crate::counting::counter::NEWEST_LINE_KEY;
@@ -81,6 +81,8 @@ pub struct CountingTask {
     pub datagrams: Arc<DatagramQueue>,
     /// Queue ids of our own reports that are on their way here.
     pub own_queue_ids: OwnQueueIds,
+    /// Where it goes what the log says of our own reports.
+    pub own_report_statuses: OwnReportStatuses,
     /// Where progress is shown.
     pub metrics: Metrics,
     /// The time of reading.
@@ -350,6 +352,7 @@ impl CountingTask {
             if let Some(position) = pending.positions.remove(number).filter(|position| *position != Position::Nowhere) {
                 batch.set.push((Table::Position, input.name.clone().into_bytes(), Some(position.encode())));
             }
+            self.own_report_statuses.add(input.counter.take_own_report_statuses());
         }
         pending.since = None;
         for line in pending.failure_notices.take_lines(&batch.add, self.clock.seconds()) {

@@ -90,6 +90,7 @@ pub(crate) fn start(
         hints,
         datagrams,
         own_queue_ids: scheduler.own_queue_ids(),
+        own_report_statuses: scheduler.own_report_statuses(),
         metrics: metrics.clone(),
         clock,
     };

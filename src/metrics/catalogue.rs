@@ -238,13 +238,14 @@ pub const CATALOGUE: &[CounterFamily] = &[
     ),
     CounterFamily {
         metric: "tlswarden_reports_total",
-        help: "Attempts to deliver a report, by what they came to.",
+        help: "Attempts to deliver a report, by what they came to; bounced are those that the MTA had accepted before.",
         samples: &[
             ("reports_sent", "state=\"sent\""),
             ("reports_retried", "state=\"retried\""),
             ("reports_refused", "state=\"refused\""),
             ("reports_unknown", "state=\"unknown\""),
             ("reports_expired", "state=\"expired\""),
+            ("reports_bounced", "state=\"bounced\""),
         ],
     },
     single_counter(

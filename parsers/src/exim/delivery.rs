@@ -114,7 +114,7 @@ fn field_end(text: &[u8]) -> Option<usize> {
 }
 
 /// The address, without its parents and its original: the address, its domain, and what follows all of them.
-fn recipient(text: &[u8]) -> Option<(&[u8], &[u8], &[u8])> {
+pub(super) fn recipient(text: &[u8]) -> Option<(&[u8], &[u8], &[u8])> {
     let (address, domain, mut rest) = fields::address(text).or_else(|| fields::dequoted_address(text))?;
     if let Some(parents) = rest.strip_prefix(b" (") {
         rest = parents;

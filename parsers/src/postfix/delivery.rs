@@ -75,7 +75,8 @@ fn delivery<'a>(queue_id: &'a [u8], text: &'a [u8]) -> Option<EventKind<'a>> {
         }
         text = text.get(memchr(b',', text)?..)?.strip_prefix(b", ")?;
     };
-    let (sent, reason_text) = status_and_reason(status)?;
+    let (status, reason_text) = status_and_reason(status)?;
+    let sent = status == b"sent";
     let recipient_domain = memrchr(b'@', recipient).and_then(|at| recipient.get(at + 1..)).unwrap_or_default();
     let reason = tls_reason(reason_text);
     let recognized = all_known && (sent || is_recognized(reason, reason_text));
@@ -90,6 +91,20 @@ fn delivery<'a>(queue_id: &'a [u8], text: &'a [u8]) -> Option<EventKind<'a>> {
         reason,
         recognized,
     })
+}
+
+/// What follows `status=` in a line behind its `to=<`.
+pub(super) fn status_of(text: &[u8]) -> Option<&[u8]> {
+    let (_, mut text) = address(text)?;
+    if let Some(original) = text.strip_prefix(b"orig_to=<") {
+        (_, text) = address(original)?;
+    }
+    text.starts_with(b"relay=").then_some(())?;
+    // From the relay to the status every value is Postfix's own, and none has a comma.
+    while !text.starts_with(b"status=") {
+        text = text.get(memchr(b',', text)?..)?.strip_prefix(b", ")?;
+    }
+    text.strip_prefix(b"status=")
 }
 
 /// Whether a reason is known, or does not concern TLS.
@@ -170,8 +185,8 @@ fn tls_feature(text: &[u8]) -> Option<TlsFeature<'_>> {
     (!requested.is_empty() && !effective.is_empty()).then_some(TlsFeature { requested, effective, status: state })
 }
 
-/// `sent (250 2.0.0 Ok)`: whether it was sent, and the reason without its parentheses.
-fn status_and_reason(text: &[u8]) -> Option<(bool, &[u8])> {
+/// `sent (250 2.0.0 Ok)`: the status, and the reason without its parentheses.
+pub(super) fn status_and_reason(text: &[u8]) -> Option<(&[u8], &[u8])> {
     let length = text.iter().position(|b| !b.is_ascii_alphabetic() && *b != b'-').unwrap_or(text.len());
     let (status, rest) = text.split_at_checked(length)?;
     let reason = match rest.strip_prefix(b" (") {
@@ -180,7 +195,7 @@ fn status_and_reason(text: &[u8]) -> Option<(bool, &[u8])> {
         None if status == b"sent" && matches!(rest, b"" | b" ") => b"",
         None => return None,
     };
-    (!status.is_empty()).then_some((status == b"sent", reason))
+    (!status.is_empty()).then_some((status, reason))
 }
 
 /// What TLS has to do with it, told from the front of the text.

@@ -12,7 +12,9 @@ use std::fmt;
 use serde::de::{Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, de};
 use tlswarden_parsers::event::LogTimestamp;
-use tlswarden_parsers::{Dialect, Entry, Event, MalformedLine, parse_entry, parse_timestamp};
+use tlswarden_parsers::{
+    DeliveryStatus, Dialect, Entry, Event, MalformedLine, parse_entry, parse_entry_delivery_status, parse_timestamp,
+};
 
 /// One entry.
 #[derive(Debug)]
@@ -32,9 +34,17 @@ pub struct JsonEntry<'a> {
 impl JsonEntry<'_> {
     /// Reads the text as a log line of an MTA's.
     pub fn parse_text(&self, dialect: Dialect) -> Result<Option<Event<'_>>, MalformedLine> {
+        parse_entry(dialect, &self.entry())
+    }
+
+    /// What the text says of a recipient of a message.
+    pub(crate) fn parse_delivery_status(&self, dialect: Dialect) -> Option<DeliveryStatus<'_>> {
+        parse_entry_delivery_status(dialect, &self.entry())
+    }
+
+    fn entry(&self) -> Entry<'_> {
         let timestamp = self.timestamp;
-        let entry = Entry { timestamp, host: &self.host, ident: &self.ident, pid: self.pid, text: &self.text };
-        parse_entry(dialect, &entry)
+        Entry { timestamp, host: &self.host, ident: &self.ident, pid: self.pid, text: &self.text }
     }
 }
 

@@ -12,16 +12,21 @@ mod text;
 pub(crate) mod tracked_map;
 
 use serde::{Deserialize, Serialize};
-use tlswarden_parsers::Dialect;
 use tlswarden_parsers::event::Event;
 use tlswarden_parsers::event::exim::EventAction;
+use tlswarden_parsers::{DeliveryResult, DeliveryStatus, Dialect};
 
-use self::tracked_map::RecordChange;
+use self::tracked_map::{RecordChange, TrackedMap};
+use crate::base::own_reports::{OwnReportResult, OwnReportStatus};
+use crate::base::printable::escape_and_cut;
 use crate::base::tlsrpt::{ResultType, SessionOutcome};
 
 /// How long a session may stay open by the time in the lines, or by the clock once its input is at the end, in seconds.
 /// A transfer may take smtp_data_xfer_timeout (180 s) a buffer; an hour has room for a large message on a slow line.
 pub(crate) const SESSION_TIMEOUT: i64 = 3600;
+
+/// How much is kept of what a line says about a report of ours, in characters.
+const MAX_STATUS_REASON: usize = 300;
 
 /// Sessions that were seen and not counted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -44,6 +49,16 @@ pub enum Sessions {
     Postfix(postfix::PostfixSessions),
     /// From Exim's.
     Exim(exim::EximSessions),
+}
+
+/// A report of ours that is on its way: its Message-ID, without angle brackets, where the log has shown it.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub(crate) struct OwnReport(Option<String>);
+
+impl OwnReport {
+    pub(crate) fn with_message_id(message_id: &[u8]) -> OwnReport {
+        OwnReport(Some(text::lossy(message_id)))
+    }
 }
 
 impl Sessions {
@@ -98,6 +113,34 @@ impl Sessions {
         match self {
             Sessions::Postfix(sessions) => sessions.carries_own(queue_id.as_bytes(), time),
             Sessions::Exim(sessions) => sessions.carries_own(queue_id.as_bytes(), time),
+        }
+    }
+
+    /// Whether any of our reports is on its way.
+    pub(crate) fn has_own_reports(&self) -> bool {
+        !self.own_reports().is_empty()
+    }
+
+    /// What a line says of one of our reports; nothing of another message.
+    pub(crate) fn own_report_status(&self, status: &DeliveryStatus<'_>) -> Option<OwnReportStatus> {
+        let (_, OwnReport(message_id)) = self.own_reports().peek(status.queue_id)?;
+        let result = match status.result {
+            DeliveryResult::Delivered => OwnReportResult::Delivered,
+            DeliveryResult::Deferred => OwnReportResult::Deferred,
+            DeliveryResult::Bounced => OwnReportResult::Bounced,
+        };
+        Some(OwnReportStatus {
+            queue_id: text::lossy(status.queue_id),
+            message_id: message_id.clone(),
+            result,
+            reason: escape_and_cut(&text::lossy(status.reason), MAX_STATUS_REASON),
+        })
+    }
+
+    fn own_reports(&self) -> &TrackedMap<OwnReport> {
+        match self {
+            Sessions::Postfix(sessions) => sessions.own_reports(),
+            Sessions::Exim(sessions) => sessions.own_reports(),
         }
     }
 

@@ -277,6 +277,7 @@ impl Scheduler {
             attempts: 0,
             report_id: report_id.clone(),
             message_id: self.new_message_id(report_key.day, sender)?,
+            queue_id: None,
             last: None,
         })
     }
@@ -394,6 +395,7 @@ impl Scheduler {
                     && let Some(id) = sender.transport.queue_id(answer)
                 {
                     self.own_queue_ids.add(id);
+                    delivery.queue_id = Some(id.to_owned());
                 }
             }
             Destination::Https(_) => self.record_https_host(&to.server(), &outcome),

@@ -14,6 +14,7 @@ mod attempt;
 mod dkim_gate;
 mod due_jobs;
 mod https_hosts;
+mod mail_log;
 mod mx_hosts;
 mod overview;
 mod planner;
@@ -32,7 +33,7 @@ use tokio::sync::{Notify, Semaphore, watch};
 use tokio::task::{JoinError, JoinSet};
 
 use crate::base::clock::Clock;
-use crate::base::own_reports::{self, MessageIdKey, OwnQueueIds};
+use crate::base::own_reports::{self, MessageIdKey, OwnQueueIds, OwnReportStatuses};
 use crate::base::rua_record::Destination;
 use crate::base::shutdown::wait_for_shutdown;
 use crate::base::tlsrpt::Day;
@@ -46,6 +47,7 @@ use crate::store::group_commit::GroupCommit;
 use crate::store::{Batch, Store, StoreError, Table};
 use dkim_gate::DkimGate;
 use https_hosts::HttpsHosts;
+use mail_log::UnmatchedStatuses;
 pub(crate) use overview::{ArchivedReport, ReportOverview, ReportState, ReportStatus};
 pub(crate) use preview::ReportPreview;
 use records::{DeliveryState, Queue, RecordKey, ReportDelivery, ReportKey, delivery_key, to_json};
@@ -150,6 +152,8 @@ impl SchedulerSettings {
 pub struct Scheduler {
     context: SchedulerContext,
     own_queue_ids: OwnQueueIds,
+    own_report_statuses: OwnReportStatuses,
+    unmatched_statuses: Mutex<UnmatchedStatuses>,
     settings: RwLock<Arc<SchedulerSettings>>,
     in_flight: Mutex<InFlight>,
     group_commit: GroupCommit,
@@ -226,6 +230,8 @@ impl Scheduler {
         Ok(Arc::new(Scheduler {
             context,
             own_queue_ids: OwnQueueIds::default(),
+            own_report_statuses: OwnReportStatuses::default(),
+            unmatched_statuses: Mutex::default(),
             settings: RwLock::new(Arc::new(settings)),
             in_flight: Mutex::new(InFlight { not_before, ..InFlight::default() }),
             group_commit,
@@ -242,6 +248,11 @@ impl Scheduler {
     /// The queue IDs under which the MTA accepted our reports.
     pub(crate) fn own_queue_ids(&self) -> OwnQueueIds {
         self.own_queue_ids.clone()
+    }
+
+    /// Where it goes what the log says of our reports.
+    pub(crate) fn own_report_statuses(&self) -> OwnReportStatuses {
+        self.own_report_statuses.clone()
     }
 
     /// Takes a new configuration; what is under way ends with the old one.
@@ -271,6 +282,8 @@ impl Scheduler {
         let mut posts = JoinSet::new();
         let mut dkim_checks = JoinSet::new();
         let mut next_dkim_check = Instant::now();
+        let mut log_statuses = JoinSet::new();
+        let mut next_log_statuses = Instant::now();
         let mut next_scan = Instant::now();
         let mut next_post_scan = Instant::now();
         loop {
@@ -291,6 +304,9 @@ impl Scheduler {
             if dkim_checks.is_empty() && (unchecked || Instant::now() >= next_dkim_check) {
                 let scheduler = Arc::clone(&self);
                 dkim_checks.spawn(async move { scheduler.check_dkim_gate().await });
+            }
+            if log_statuses.is_empty() && Instant::now() >= next_log_statuses {
+                log_statuses.spawn(Arc::clone(&self).apply_log_statuses());
             }
             if queue.is_empty() && under_way.len() < MAX_JOBS {
                 queue.extend(self.take_due_jobs(MAX_QUEUED).await);
@@ -320,6 +336,13 @@ impl Scheduler {
                         next_dkim_check = Instant::now() + MAX_SCAN_INTERVAL;
                     }
                 },
+                Some(ended) = log_statuses.join_next() => match ended {
+                    Ok(next) => next_log_statuses = next,
+                    Err(_) => {
+                        self.log_failed_task(ended.map(drop));
+                        next_log_statuses = Instant::now() + MAX_SCAN_INTERVAL;
+                    }
+                },
                 Some(ended) = posts.join_next() => self.log_failed_task(ended),
                 Some(ended) = keeping.join_next() => match ended {
                     Ok(next) => next_scan = next,
@@ -338,8 +361,10 @@ impl Scheduler {
             }
         }
         self.close_idle_connections().await;
-        while let Some(ended) = keeping.join_next().await {
-            self.log_failed_task(ended.map(drop));
+        for tasks in [&mut keeping, &mut log_statuses] {
+            while let Some(ended) = tasks.join_next().await {
+                self.log_failed_task(ended.map(drop));
+            }
         }
     }
 

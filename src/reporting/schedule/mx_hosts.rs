@@ -16,7 +16,7 @@ use crate::reporting::report::recipients::ReportSubject;
 use crate::reporting::report::{only_null_senders, rows_of_host};
 use crate::reporting::schedule::records;
 use crate::reporting::schedule::records::{
-    DeliveryState, PlanState, Queue, RecordKey, ReportDelivery, ReportKey, ReportPlan, delivery_key, host_domain_key,
+    DeliveryState, PlanState, Queue, RecordKey, ReportKey, ReportPlan, delivery_key, host_domain_key,
     host_domains_prefix, queue_prefix,
 };
 use crate::reporting::schedule::snapshot::{self, RowSums};
@@ -219,10 +219,13 @@ fn lookups_pending(store: &dyn Store, report_key: &ReportKey, now: i64) -> Resul
 
 /// Whether a destination gets a report, or may have got it.
 fn has_got(store: &dyn Store, report_key: &ReportKey, destination: &Destination) -> Result<bool, StoreError> {
-    let record = store.read(Table::Delivery, &delivery_key(report_key, destination))?;
-    let delivery = record.and_then(|bytes| serde_json::from_slice::<ReportDelivery>(&bytes).ok());
+    let delivery = records::read_delivery(store, &delivery_key(report_key, destination))?;
     Ok(delivery.is_some_and(|delivery| match delivery.state {
-        DeliveryState::Planned | DeliveryState::Attempting | DeliveryState::Sent | DeliveryState::Unknown => true,
-        DeliveryState::Refused | DeliveryState::Expired | DeliveryState::Suppressed => false,
+        DeliveryState::Planned
+        | DeliveryState::Attempting
+        | DeliveryState::Sent
+        | DeliveryState::Deferred
+        | DeliveryState::Unknown => true,
+        DeliveryState::Bounced | DeliveryState::Refused | DeliveryState::Expired | DeliveryState::Suppressed => false,
     }))
 }

@@ -72,6 +72,10 @@ pub(crate) enum ReportState {
     Attempting,
     /// Taken by the MTA.
     Sent,
+    /// Taken by the MTA, which could not deliver it yet and tries again.
+    Deferred,
+    /// Taken by the MTA, which has given up.
+    Bounced,
     /// Refused for good.
     Refused,
     /// It may have been taken; not tried again.
@@ -119,6 +123,8 @@ impl From<DeliveryState> for ReportState {
             DeliveryState::Planned => ReportState::Planned,
             DeliveryState::Attempting => ReportState::Attempting,
             DeliveryState::Sent => ReportState::Sent,
+            DeliveryState::Deferred => ReportState::Deferred,
+            DeliveryState::Bounced => ReportState::Bounced,
             DeliveryState::Refused => ReportState::Refused,
             DeliveryState::Unknown => ReportState::Unknown,
             DeliveryState::Expired => ReportState::Expired,

@@ -82,6 +82,9 @@ pub(crate) struct ReportDelivery {
     pub(crate) report_id: ReportId,
     /// The message's, without angle brackets, the same for all tries.
     pub(crate) message_id: String,
+    /// The queue id that the MTA gave it, as far as that is known: of the message that it deferred or bounced, if it did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) queue_id: Option<String>,
     /// What the last try came to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) last: Option<String>,
@@ -97,6 +100,10 @@ pub(crate) enum DeliveryState {
     Attempting,
     /// Taken by the MTA.
     Sent,
+    /// Taken by the MTA, which could not deliver it yet and tries again.
+    Deferred,
+    /// Taken by the MTA, which has given up.
+    Bounced,
     /// Refused for good.
     Refused,
     /// It may have been taken; not tried again.
@@ -213,6 +220,8 @@ impl ReportDelivery {
             (DeliveryState::Attempting, _) => Queue::InProgress,
             (
                 DeliveryState::Sent
+                | DeliveryState::Deferred
+                | DeliveryState::Bounced
                 | DeliveryState::Refused
                 | DeliveryState::Unknown
                 | DeliveryState::Expired
@@ -248,6 +257,11 @@ impl ReportDelivery {
 /// Reads the plan of a report.
 pub(crate) fn read_plan(store: &dyn Store, report_key: &ReportKey) -> Result<Option<ReportPlan>, StoreError> {
     Ok(store.read(Table::Delivery, &report_key.encode())?.map(|bytes| ReportPlan::decode(&bytes)))
+}
+
+/// Reads a delivery; one that cannot be decoded is none.
+pub(crate) fn read_delivery(store: &dyn Store, key: &[u8]) -> Result<Option<ReportDelivery>, StoreError> {
+    Ok(store.read(Table::Delivery, key)?.and_then(|bytes| serde_json::from_slice(&bytes).ok()))
 }
 
 /// Adds the removal of a record, as it was read, to a batch. Returns whether it was open.
@@ -356,8 +370,17 @@ mod tests {
 
     fn delivery(state: DeliveryState, next: i64) -> ReportDelivery {
         let report_id = ReportId::preview(day(), "sender.example");
-        let message_id = "a@b".into();
-        ReportDelivery { state, next, first: None, tried: None, attempts: 0, report_id, message_id, last: None }
+        ReportDelivery {
+            state,
+            next,
+            first: None,
+            tried: None,
+            attempts: 0,
+            report_id,
+            message_id: "a@b".into(),
+            queue_id: None,
+            last: None,
+        }
     }
 
     #[test]

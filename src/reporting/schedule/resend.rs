@@ -88,6 +88,7 @@ impl Scheduler {
                 first: None,
                 attempts: 0,
                 message_id,
+                queue_id: None,
                 ..before.clone()
             };
             planned.add_to_batch(&mut batch, report_key, to, &[before]);

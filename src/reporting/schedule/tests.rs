@@ -4,6 +4,7 @@ use super::attempt::retry_delay;
 use super::records::{PlanState, ReportDelivery, ReportPlan};
 use super::*;
 use crate::base::network::{HttpsCertificates, NetworkExceptions};
+use crate::base::own_reports::{OwnReportResult, OwnReportStatus};
 use crate::base::tlsrpt::{Failure, Policy, PolicyType, ResultType, TallyKey, TallyResult};
 use crate::config::{ConfigDuration, DeliveryMethod, DkimKeySection, DkimSigning};
 use crate::metrics::OUT_OF_ORDER_TIME;
@@ -361,6 +362,54 @@ async fn a_crash_while_the_mta_is_slow_to_greet_makes_no_report_unknown() {
         world.run(day().end() + 120, |due| states(due) == [ReportState::Sent]).await;
         assert!(taken.try_recv().is_ok() && taken.try_recv().is_err(), "{at}");
     }
+}
+
+/// hosts: `sent` was shown though Postfix deferred the report.
+#[tokio::test]
+async fn a_report_that_the_mta_defers_or_bounces_is_not_shown_as_sent() {
+    let (world, mut taken) = World::new(vec![RECORD], ServerFault::Never).await;
+    let scheduler = world.open(day().end() + 60);
+    let statuses = scheduler.own_report_statuses();
+    let (stop, task) = start(&scheduler);
+    until(&scheduler, |due| states(due) == [ReportState::Sent]).await;
+    let message = String::from_utf8(taken.try_recv().unwrap().2).unwrap();
+    let message_id = message.split("Message-ID: <").nth(1).unwrap().split('>').next().unwrap().to_owned();
+    let bounced = || world.metrics.counter("reports_bounced").load(Ordering::Relaxed);
+    let line = |queue_id: &str, message_id: Option<&str>, result, reason: &str| OwnReportStatus {
+        queue_id: queue_id.to_owned(),
+        message_id: message_id.map(str::to_owned),
+        result,
+        reason: reason.to_owned(),
+    };
+    let timed_out = "connect to mx.example.net[192.0.2.1]:25: Connection timed out";
+    // The queue id of the reply is enough.
+    statuses.add(vec![
+        line("another", Some("another@sender.example"), OwnReportResult::Bounced, "x"),
+        line("4Xyz12", None, OwnReportResult::Deferred, timed_out),
+    ]);
+    let due = until(&scheduler, |due| states(due) == [ReportState::Deferred]).await;
+    assert_eq!(due[0].last, Some(format!("4Xyz12: {timed_out}")));
+    assert_eq!(scheduler.overview().unwrap().open, due, "status shows it");
+    statuses.add(vec![line("4Xyz12", None, OwnReportResult::Delivered, "250 ok")]);
+    until(&scheduler, |due| states(due) == [ReportState::Sent]).await;
+    assert_eq!(bounced(), 0);
+    // A content filter has given the message another one.
+    let refused = "host mx.example.net[192.0.2.1] said: 550 5.1.1 no such user (in reply to RCPT TO command)";
+    statuses.add(vec![line("5Xyz12", Some(&message_id), OwnReportResult::Bounced, refused)]);
+    let due = until(&scheduler, |due| states(due) == [ReportState::Bounced]).await;
+    assert_eq!(due[0].last, Some(format!("5Xyz12: {refused}")));
+    assert_eq!(bounced(), 1);
+    assert!(world.said("bounced after the MTA had accepted it: 5Xyz12: host mx.example.net[192.0.2.1] said: 550"));
+
+    // Sent once more, it is another message: the lines of the first say nothing of it.
+    let selection = ResendSelection::Day(day(), vec![ReportState::Bounced]);
+    assert_eq!(scheduler.resend(&selection).unwrap().destinations, 1);
+    let due = until(&scheduler, |due| states(due) == [ReportState::Sent]).await;
+    statuses.add(vec![line("5Xyz12", Some(&message_id), OwnReportResult::Bounced, refused)]);
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    assert_eq!(scheduler.list_reports().unwrap(), due);
+    stop.send(true).unwrap();
+    task.await.unwrap();
 }
 
 /// A server on loopback that takes connections and says nothing.

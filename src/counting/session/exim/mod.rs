@@ -24,7 +24,7 @@ use crate::base::tlsrpt::SessionOutcome;
 use crate::counting::session::reason::verification_failure;
 use crate::counting::session::text::lower_case;
 use crate::counting::session::tracked_map::{RecordChange, TrackedMap};
-use crate::counting::session::{SESSION_TIMEOUT, Uncounted};
+use crate::counting::session::{OwnReport, SESSION_TIMEOUT, Uncounted};
 
 /// Messages of which something is open. Exim's deliver_queue_load_max and queue_run_max keep deliveries to far fewer.
 const MAX_MESSAGES: usize = 100_000;
@@ -46,7 +46,7 @@ const LOGS_CIPHER: &[u8] = b"cipher";
 #[derive(Debug)]
 pub struct EximSessions {
     messages: TrackedMap<OpenMessage>,
-    own_reports: TrackedMap<()>,
+    own_reports: TrackedMap<OwnReport>,
     /// Messages with a null sender.
     null_senders: TrackedMap<()>,
     log_features: TrackedMap<()>,
@@ -112,7 +112,8 @@ impl EximSessions {
         match says {
             LineKind::Arrived { message_id, null_sender } => {
                 if is_own_report(message_id) {
-                    self.own_reports.upsert(id, time + MESSAGE_TTL, || ());
+                    let (report, _) = self.own_reports.upsert(id, time + MESSAGE_TTL, OwnReport::default);
+                    *report = OwnReport::with_message_id(message_id);
                 }
                 if *null_sender {
                     self.uncounted.evicted += self.null_senders.upsert(id, time + MESSAGE_TTL, || ()).1;
@@ -150,8 +151,13 @@ impl EximSessions {
 
     /// An id that Exim gave one of our reports at `time`.
     pub(crate) fn carries_own(&mut self, id: &[u8], time: i64) {
-        let (_, evicted) = self.own_reports.upsert(id, time + MESSAGE_TTL, || ());
+        let (_, evicted) = self.own_reports.upsert(id, time + MESSAGE_TTL, OwnReport::default);
         self.uncounted.evicted += evicted;
+    }
+
+    /// Our reports that are on their way, by id.
+    pub(crate) fn own_reports(&self) -> &TrackedMap<OwnReport> {
+        &self.own_reports
     }
 
     /// Takes a failed session that Exim reports by its event action, outside the log.
@@ -194,7 +200,7 @@ impl EximSessions {
 
     fn handle_completed(&mut self, id: &[u8], time: i64, out: &mut Vec<SessionOutcome>) {
         if self.own_reports.contains(id) {
-            self.own_reports.upsert(id, time + COMPLETED_TTL, || ());
+            self.own_reports.upsert(id, time + COMPLETED_TTL, OwnReport::default);
         }
         if self.null_senders.contains(id) {
             self.null_senders.upsert(id, time + COMPLETED_TTL, || ());

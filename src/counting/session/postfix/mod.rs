@@ -21,7 +21,7 @@ use crate::counting::session::reason::{
 };
 use crate::counting::session::text::{lossy, lower_case};
 use crate::counting::session::tracked_map::{RecordChange, TrackedMap};
-use crate::counting::session::{SESSION_TIMEOUT, Uncounted};
+use crate::counting::session::{OwnReport, SESSION_TIMEOUT, Uncounted};
 
 /// smtp(8) processes that have a delivery under way. Postfix's default_process_limit is 100.
 const MAX_PROCESSES: usize = 100_000;
@@ -78,7 +78,7 @@ const HOST_WITH_TLS_RENEWAL: i64 = 300;
 pub struct PostfixSessions {
     deliveries: TrackedMap<OpenDelivery>,
     verification_failures: TrackedMap<(ResultType, Option<String>)>,
-    own_reports: TrackedMap<()>,
+    own_reports: TrackedMap<OwnReport>,
     /// Messages with a null sender, by host and queue id.
     null_senders: TrackedMap<()>,
     counted_recipients: TrackedMap<Vec<Vec<u8>>>,
@@ -213,7 +213,8 @@ impl PostfixSessions {
             }
             EventKind::MessageId { queue_id, message_id } => {
                 if is_own_report(message_id) {
-                    self.own_reports.upsert(queue_id, time + QUEUE_ID_TTL, || ());
+                    let (report, _) = self.own_reports.upsert(queue_id, time + QUEUE_ID_TTL, OwnReport::default);
+                    *report = OwnReport::with_message_id(message_id);
                 } else {
                     // A queue id can come again.
                     self.own_reports.remove(queue_id);
@@ -232,7 +233,7 @@ impl PostfixSessions {
             EventKind::QueueRemoved { queue_id } => {
                 self.counted_recipients.remove(queue_id);
                 if self.own_reports.contains(queue_id) {
-                    self.own_reports.upsert(queue_id, time + REMOVED_QUEUE_ID_TTL, || ());
+                    self.own_reports.upsert(queue_id, time + REMOVED_QUEUE_ID_TTL, OwnReport::default);
                 }
                 if !self.null_senders.is_empty() {
                     let message = message_key(process, queue_id);
@@ -340,8 +341,13 @@ impl PostfixSessions {
 
     /// A queue id that Postfix gave one of our reports at `time`. What the log says of its Message-ID goes before it.
     pub(crate) fn carries_own(&mut self, queue_id: &[u8], time: i64) {
-        let (_, evicted) = self.own_reports.upsert(queue_id, time + QUEUE_ID_TTL, || ());
+        let (_, evicted) = self.own_reports.upsert(queue_id, time + QUEUE_ID_TTL, OwnReport::default);
         self.uncounted.evicted += evicted;
+    }
+
+    /// Our reports that are on their way, by queue id.
+    pub(crate) fn own_reports(&self) -> &TrackedMap<OwnReport> {
+        &self.own_reports
     }
 
     /// An instance has found a certificate trusted, which a line alone could not tell.
