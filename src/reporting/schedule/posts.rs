@@ -4,10 +4,10 @@
 //! what is due for that host, one report after the other.
 //! Limits: those of `https_hosts`; [`MAX_POSTS_A_TURN`] reports a turn; [`PAGE_SIZE`] entries are read at once.
 //! When it fails: the reports for a host that is put off are due again when it may be asked again; after 24 hours of that they
-//! expire, as others do.
+//! expire, as others do. A panic ends a turn, and the host gets the next one.
 //! Not here: the attempt itself (`attempt`).
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
 use tokio::sync::watch;
@@ -16,6 +16,7 @@ use tokio::task::JoinSet;
 use crate::base::rua_record::Destination;
 use crate::base::tlsrpt::Day;
 use crate::reporting::schedule::https_hosts::Turn;
+use crate::reporting::schedule::records;
 use crate::reporting::schedule::records::{
     DeliveryState, Queue, RecordKey, ReportDelivery, ReportKey, delivery_key, queue_prefix,
 };
@@ -92,13 +93,13 @@ impl Scheduler {
         put_off
     }
 
-    async fn run_turn(self: Arc<Self>, host: String, posts: Vec<Post>, shutdown: watch::Receiver<bool>) {
-        let mut put_off = Vec::new();
-        for (report_key, to) in posts {
+    pub(super) async fn run_turn(self: Arc<Self>, host: String, posts: Vec<Post>, shutdown: watch::Receiver<bool>) {
+        let mut turn = HostTurn { scheduler: Arc::clone(&self), host, posts: posts.into(), put_off: Vec::new() };
+        while let Some((report_key, to)) = turn.posts.pop_front() {
             let now = self.context.clock.seconds();
-            let until = self.https_hosts.lock().put_off_until(&host, now);
+            let until = self.https_hosts.lock().put_off_until(&turn.host, now);
             match until {
-                Some(until) => put_off.push(((report_key, to), until)),
+                Some(until) => turn.put_off.push(((report_key, to), until)),
                 None => {
                     if !*shutdown.borrow() {
                         let settings = Arc::clone(&self.settings.read());
@@ -108,9 +109,7 @@ impl Scheduler {
                 }
             }
         }
-        self.put_off(put_off, self.context.clock.seconds()).await;
-        self.https_hosts.lock().finish(&host);
-        self.new_plans.notify_one();
+        self.put_off(std::mem::take(&mut turn.put_off), self.context.clock.seconds()).await;
     }
 
     /// Moves reports to the time at which their host may be asked again.
@@ -143,6 +142,26 @@ impl Scheduler {
     }
 }
 
+/// The turn of a host. However it ends, the host may have another one. After a panic the reports that were not reached are
+/// due again; the one that panicked waits for a restart, as one by mail does.
+struct HostTurn {
+    scheduler: Arc<Scheduler>,
+    host: String,
+    posts: VecDeque<Post>,
+    put_off: Vec<(Post, i64)>,
+}
+
+impl Drop for HostTurn {
+    fn drop(&mut self) {
+        let put_off = self.put_off.drain(..).map(|(post, _)| post);
+        for (report_key, to) in self.posts.drain(..).chain(put_off) {
+            self.scheduler.in_flight.lock().jobs.remove(&Job::Send(report_key, to));
+        }
+        self.scheduler.https_hosts.lock().finish(&self.host);
+        self.scheduler.new_plans.notify_one();
+    }
+}
+
 /// Due reports, and where to read on.
 struct DuePage {
     posts: Vec<Post>,
@@ -168,8 +187,7 @@ fn read_due_page(store: &dyn Store, day: Day, from: &[u8], now: i64) -> Result<D
 fn put_off_batch(store: &dyn Store, put_off: &[(Post, i64)], now: i64) -> Result<(Batch, Vec<Post>), StoreError> {
     let (mut batch, mut expired) = (Batch::default(), Vec::new());
     for ((report_key, to), until) in put_off {
-        let Some(value) = store.read(Table::Delivery, &delivery_key(report_key, to))? else { continue };
-        let Ok(before) = serde_json::from_slice::<ReportDelivery>(&value) else { continue };
+        let Some(before) = records::read_delivery(store, &delivery_key(report_key, to))? else { continue };
         if before.state != DeliveryState::Planned {
             continue;
         }

@@ -1,6 +1,7 @@
 //! The scheduler against a real store, a name server and an SMTP server on loopback.
 
 use super::attempt::retry_delay;
+use super::https_hosts::Turn;
 use super::records::{PlanState, ReportDelivery, ReportPlan};
 use super::*;
 use crate::base::network::{HttpsCertificates, NetworkExceptions};
@@ -472,6 +473,31 @@ async fn an_https_host_that_fails_in_a_row_is_put_off_as_a_whole_and_its_reports
     let errors = world.metrics.recent_errors();
     assert!(world.said("https host dead.https.example:"), "{errors:#?}");
     world.run(now + RETRY_FOR, |due| due.iter().filter(|d| d.state == ReportState::Expired).count() == 20).await;
+}
+
+#[tokio::test]
+async fn a_turn_of_a_host_that_panics_leaves_the_host_and_the_other_reports_free() {
+    let (world, _taken) = World::new(Vec::new(), ServerFault::Never).await;
+    let scheduler = world.open(day().end() + 60);
+    let post = |i| {
+        let to = Destination::try_from(format!("https://r.https.example/{i}")).unwrap();
+        (ReportKey::first(day(), format!("d{i}.example").parse().unwrap()), to)
+    };
+    let posts = vec![post(0), post(1), post(2)];
+    let jobs = |posts: &[(ReportKey, Destination)]| -> HashSet<Job> {
+        posts.iter().map(|(report_key, to)| Job::Send(report_key.clone(), to.clone())).collect()
+    };
+    scheduler.in_flight.lock().jobs = jobs(&posts);
+    assert_eq!(scheduler.https_hosts.lock().take_turn("r.https.example", 0), Turn::Now);
+    // Dropped where it is at work on the first report, as a panic drops it.
+    let blocked =
+        scheduler.blocking_slots.acquire_many(u32::try_from(scheduler.blocking_slots.available_permits()).unwrap());
+    let blocked = blocked.await.unwrap();
+    let turn = Arc::clone(&scheduler).run_turn("r.https.example".into(), posts.clone(), going());
+    assert!(tokio::time::timeout(Duration::from_millis(100), turn).await.is_err());
+    drop(blocked);
+    assert_eq!(scheduler.in_flight.lock().jobs, jobs(&posts[..1]), "it waits for a restart");
+    assert_eq!(scheduler.https_hosts.lock().take_turn("r.https.example", 0), Turn::Now);
 }
 
 #[tokio::test]
