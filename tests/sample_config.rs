@@ -11,7 +11,7 @@ const SAMPLE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/packaging/config.toml
 /// The sample with each `#key = …` and `#[section]` in force, but for options that exclude each other.
 fn uncommented() -> String {
     let sample = std::fs::read_to_string(SAMPLE).unwrap();
-    let sample = sample.replace("#deliver = \"smtp:127.0.0.1:25\"", "deliver = \"submission:mail.example.com:587\"");
+    let sample = sample.replace("#deliver = \"smtp:localhost:25\"", "deliver = \"submission:mail.example.com:587\"");
     let sample: String =
         sample.split_inclusive('\n').filter(|line| !line.contains("# example; not together")).collect();
     let option = |line: &str| {

@@ -391,7 +391,7 @@ pub struct ReportSection {
     /// The envelope sender, where bounces go; without it `from`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub envelope: Option<String>,
-    /// How mail is handed over: `smtp:127.0.0.1:25`, `sendmail:/usr/sbin/sendmail`, `submission:mail.example.com:587`
+    /// How mail is handed over: `smtp:localhost:25`, `sendmail:/usr/sbin/sendmail`, `submission:mail.example.com:587`
     /// (STARTTLS) or `submissions:mail.example.com:465` (TLS from the first octet).
     pub deliver: DeliveryMethod,
     /// Who logs in at the submission server; without it nobody does.
@@ -470,7 +470,9 @@ pub struct DkimKeySection {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub enum DeliveryMethod {
-    /// SMTP without TLS to an MTA on this host.
+    /// SMTP without TLS to the MTA on this host, at its loopback address of either family: an IPv6-only host has no other.
+    Localhost(u16),
+    /// SMTP without TLS to an MTA at this address.
     Smtp(SocketAddr),
     /// The sendmail command.
     Sendmail(PathBuf),
@@ -719,7 +721,7 @@ impl Default for ReportSection {
             contact: None,
             from: None,
             envelope: None,
-            deliver: DeliveryMethod::Smtp(SocketAddr::new(IpAddr::from([127, 0, 0, 1]), 25)),
+            deliver: DeliveryMethod::Localhost(25),
             spread: ConfigDuration(Duration::from_secs(4 * 3600)),
             retention: ConfigDuration(Duration::from_secs(3 * 86_400)),
             user: None,

@@ -561,7 +561,7 @@ mod tests {
         )
         .unwrap();
         assert_eq!(config.resolver.address, Some("127.0.0.1:53".parse().unwrap()));
-        assert_eq!(config.report.deliver, DeliveryMethod::Smtp("127.0.0.1:2525".parse().unwrap()));
+        assert_eq!(config.report.deliver, DeliveryMethod::Localhost(2525));
         let networks: Vec<String> = config.count.local_networks.iter().map(ToString::to_string).collect();
         assert_eq!(networks, ["192.168.1.5/32", "fd00::/8"]);
         assert_eq!(config.inputs[0].mta, Dialect::Exim);

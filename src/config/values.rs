@@ -87,7 +87,7 @@ impl TryFrom<String> for DeliveryMethod {
     fn try_from(text: String) -> Result<DeliveryMethod, String> {
         let bad = || {
             format!(
-                "invalid delivery method \"{text}\": expected \"smtp:127.0.0.1:25\", \"sendmail:/usr/sbin/sendmail\", \
+                "invalid delivery method \"{text}\": expected \"smtp:localhost:25\", \"sendmail:/usr/sbin/sendmail\", \
                  \"submission:mail.example.com:587\" or \"submissions:mail.example.com:465\""
             )
         };
@@ -96,10 +96,10 @@ impl TryFrom<String> for DeliveryMethod {
             Some((domain_name::normalize(host)?, port.parse().ok()?))
         };
         match text.split_once(':') {
-            Some(("smtp", at)) => {
-                let numeric = at.strip_prefix("localhost:").map(|port| format!("127.0.0.1:{port}"));
-                numeric.as_deref().unwrap_or(at).parse().map(DeliveryMethod::Smtp).map_err(|_| bad())
-            }
+            Some(("smtp", at)) => match at.strip_prefix("localhost:") {
+                Some(port) => port.parse().map(DeliveryMethod::Localhost).map_err(|_| bad()),
+                None => at.parse().map(DeliveryMethod::Smtp).map_err(|_| bad()),
+            },
             Some(("sendmail", path)) if path.starts_with('/') => Ok(DeliveryMethod::Sendmail(path.into())),
             Some(("submission", at)) => {
                 server(at).map(|(host, port)| DeliveryMethod::Submission(host, port)).ok_or_else(bad)
@@ -115,6 +115,7 @@ impl TryFrom<String> for DeliveryMethod {
 impl fmt::Display for DeliveryMethod {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            DeliveryMethod::Localhost(port) => write!(f, "smtp:localhost:{port}"),
             DeliveryMethod::Smtp(addr) => write!(f, "smtp:{addr}"),
             DeliveryMethod::Sendmail(path) => write!(f, "sendmail:{}", path.display()),
             DeliveryMethod::Submission(host, port) => write!(f, "submission:{host}:{port}"),

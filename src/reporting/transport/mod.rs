@@ -19,7 +19,6 @@ mod submission;
 
 use std::fmt;
 use std::future::Future;
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -31,7 +30,7 @@ use crate::base::rua_record::Mailbox;
 use crate::config::{DeliveryMethod, ReportSection};
 use crate::net::host_name;
 pub use https::post_report;
-use smtp::{IdleConnections, connect, reply_outcome, send_mail};
+use smtp::{IdleConnections, MtaAddress, connect, reply_outcome, send_mail};
 use smtp_client::EhloName;
 use submission::SubmissionServer;
 pub(crate) use submission::password_warning;
@@ -54,8 +53,8 @@ pub struct Transport {
 }
 
 enum TransportKind {
-    /// SMTP without TLS to an MTA on this host.
-    Smtp(SocketAddr),
+    /// SMTP without TLS to an MTA.
+    Smtp(MtaAddress),
     /// The sendmail command.
     Sendmail(PathBuf),
     /// A submission server.
@@ -91,7 +90,8 @@ impl Transport {
 impl TransportKind {
     fn load(section: &ReportSection) -> Result<TransportKind, Vec<String>> {
         let (host, port, implicit) = match &section.deliver {
-            DeliveryMethod::Smtp(address) => return Ok(TransportKind::Smtp(*address)),
+            DeliveryMethod::Localhost(port) => return Ok(TransportKind::Smtp(MtaAddress::Localhost(*port))),
+            DeliveryMethod::Smtp(address) => return Ok(TransportKind::Smtp(MtaAddress::At(*address))),
             DeliveryMethod::Sendmail(path) => return Ok(TransportKind::Sendmail(path.clone())),
             DeliveryMethod::Submission(host, port) => (host, *port, false),
             DeliveryMethod::Submissions(host, port) => (host, *port, true),

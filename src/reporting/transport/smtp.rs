@@ -11,7 +11,7 @@
 use std::fmt;
 use std::future::Future;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
@@ -148,8 +148,41 @@ pub(super) async fn send_mail(
     Ok(reply)
 }
 
-pub(super) async fn connect(address: SocketAddr, name: &EhloName) -> Result<SmtpConnection, SmtpFailure> {
-    SmtpConnection::open(connect_tcp(address).await?, name).await.map_err(about_us("greeting"))
+/// Where the MTA listens.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum MtaAddress {
+    At(SocketAddr),
+    /// At a loopback address, of either family.
+    Localhost(u16),
+}
+
+impl fmt::Display for MtaAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            MtaAddress::At(address) => address.fmt(f),
+            MtaAddress::Localhost(port) => write!(f, "localhost:{port}"),
+        }
+    }
+}
+
+pub(super) async fn connect(address: MtaAddress, name: &EhloName) -> Result<SmtpConnection, SmtpFailure> {
+    let stream = match address {
+        MtaAddress::At(address) => connect_tcp(address).await?,
+        MtaAddress::Localhost(port) => connect_to_localhost(port).await?,
+    };
+    SmtpConnection::open(stream, name).await.map_err(about_us("greeting"))
+}
+
+/// Fails with the reason of each address: the family that the host lacks must not hide that the MTA is down.
+async fn connect_to_localhost(port: u16) -> Result<TcpStream, SmtpFailure> {
+    let mut failures = Vec::new();
+    for ip in [IpAddr::from(Ipv4Addr::LOCALHOST), IpAddr::from(Ipv6Addr::LOCALHOST)] {
+        match connect_tcp((ip, port)).await {
+            Err(SmtpFailure::Io(e)) => failures.push(format!("{ip}: {e}")),
+            connected => return connected,
+        }
+    }
+    Err(SmtpFailure::Io(io::Error::other(failures.join("; "))))
 }
 
 pub(super) async fn connect_tcp(address: impl ToSocketAddrs) -> Result<TcpStream, SmtpFailure> {

@@ -3,6 +3,7 @@
 use super::smtp::{MAX_MESSAGES, QUIT_TIMEOUT};
 use super::*;
 use std::future::pending;
+use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::Arc;
@@ -140,7 +141,7 @@ impl Transport {
     }
 
     fn smtp(address: SocketAddr) -> Transport {
-        Transport::of_kind(TransportKind::Smtp(address))
+        Transport::of_kind(TransportKind::Smtp(MtaAddress::At(address)))
     }
 
     fn sendmail(path: &Path) -> Transport {
@@ -198,6 +199,28 @@ async fn a_5xx_about_the_report_is_final_and_one_about_this_host_is_not() {
         let later = smtp_outcome(ServerFault::Reply(at, "451 4.3.0 later")).await;
         assert!(matches!(&later, DeliveryOutcome::Retry(text) if text.contains("later")), "{at}: {later:?}");
     }
+}
+
+/// hosts: on IPv6-only hosts no report left.
+#[tokio::test]
+async fn the_mta_of_this_host_is_found_at_the_loopback_address_of_either_family() {
+    let localhost =
+        |port| Transport::load(&ReportSection { deliver: DeliveryMethod::Localhost(port), ..ReportSection::default() });
+    for ip in ["127.0.0.1", "[::1]"] {
+        let listener = TcpListener::bind(format!("{ip}:0")).await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let (send, mut taken) = mpsc::unbounded_channel();
+        tokio::spawn(async move { serve_smtp(listener.accept().await.unwrap().0, ServerFault::Never, send).await });
+        let outcome = hand_over(&localhost(port).unwrap(), DeliveryTimeouts::default()).await;
+        assert!(matches!(outcome, DeliveryOutcome::Accepted(_)), "{ip}: {outcome:?}");
+        assert!(taken.try_recv().is_ok(), "{ip}");
+    }
+    let closed = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port();
+    let outcome = hand_over(&localhost(closed).unwrap(), DeliveryTimeouts::default()).await;
+    let DeliveryOutcome::Retry(why) = &outcome else { panic!("{outcome:?}") };
+    let begin = format!("localhost:{closed}: 127.0.0.1: Connection refused");
+    assert!(why.starts_with(&begin) && why.contains("; ::1: "), "{why}");
+    assert_eq!(ReportSection::default().deliver.to_string(), "smtp:localhost:25");
 }
 
 /// RFC 6531 §3.2, §3.4.

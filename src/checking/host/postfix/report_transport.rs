@@ -32,8 +32,8 @@ impl ServiceCheck<'_> {
 pub(super) fn check(instance: &PostfixInstance, config: &Config, found: &mut Vec<Finding>) {
     let report = &config.report;
     let here = match &report.deliver {
+        DeliveryMethod::Localhost(_) | DeliveryMethod::Sendmail(_) => true,
         DeliveryMethod::Smtp(address) => address.ip().is_loopback(),
-        DeliveryMethod::Sendmail(_) => true,
         DeliveryMethod::Submission(..) | DeliveryMethod::Submissions(..) => false,
     };
     let knows_header = instance.version().unwrap_or(config.postfix.version()) >= ATTRIBUTES_SINCE;
