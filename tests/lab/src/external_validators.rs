@@ -11,18 +11,30 @@ use std::process::{Command, Stdio};
 
 use serde_json::Value;
 
-/// Prints one line a signature: its number, `pass` or why not.
+/// Prints one line a signature: its number, `pass` or why not. The first argument says how, see [`Verifier`]; the second one
+/// has the key records by name, as JSON, or is empty: then DNS is asked.
 const DKIMPY: &str = "\
-import sys, dkim
+import sys, json, dkim
 message = sys.stdin.buffer.read()
+how = {'reports': 'strict', 'mail': False}[sys.argv[1]]
+known = json.loads(sys.argv[2]) if sys.argv[2] else None
+look_up = {} if known is None else {'dnsfunc': lambda name, timeout=5: known.get(name.decode().rstrip('.'), '').encode()}
 for n in range(message[:message.index(b'\\r\\n\\r\\n')].lower().count(b'dkim-signature:')):
     try:
-        # strict: a report, signed with keys whose service type is tlsrpt (RFC 8460 section 3)
-        good = dkim.DKIM(message, minkey=2048, tlsrpt='strict').verify(n)
+        good = dkim.DKIM(message, minkey=2048, tlsrpt=how).verify(n, **look_up)
         print(n, 'pass' if good else 'fail')
     except dkim.DKIMException as problem:
         print(n, problem)
 ";
+
+/// How a receiver verifies a report.
+#[derive(Clone, Copy, Debug)]
+pub enum Verifier {
+    /// Strictly as a report: keys whose service type is tlsrpt alone (RFC 8460 §3).
+    OfReports,
+    /// As any other mail: no key whose service type is tlsrpt alone (RFC 6376 §3.6.1).
+    OfMail,
+}
 
 /// Prints the report as JSON.
 const PARSEDMARC: &str = "\
@@ -34,9 +46,23 @@ print(json.dumps(report, default=str))
 /// The python of the distribution, which has the distribution's modules.
 const PYTHON: &str = "/usr/bin/python3";
 
-/// What dkimpy says of each signature, in order: `pass`, or why not.
+/// What dkimpy says of each signature of a report, in order: `pass`, or why not.
 pub fn dkimpy(message: &[u8]) -> Result<Vec<String>, String> {
-    let said = ask(Path::new(PYTHON), DKIMPY, message, "apt-get install python3-dkim python3-nacl python3-dnspython")?;
+    dkimpy_as(Verifier::OfReports, message, "")
+}
+
+/// The same of one kind of verifier, with these key records in the place of DNS: a JSON object, by name.
+pub fn dkimpy_with(verifier: Verifier, message: &[u8], records: &Value) -> Result<Vec<String>, String> {
+    dkimpy_as(verifier, message, &records.to_string())
+}
+
+fn dkimpy_as(verifier: Verifier, message: &[u8], records: &str) -> Result<Vec<String>, String> {
+    let how = match verifier {
+        Verifier::OfReports => "reports",
+        Verifier::OfMail => "mail",
+    };
+    let install = "apt-get install python3-dkim python3-nacl python3-dnspython";
+    let said = ask(Path::new(PYTHON), &[DKIMPY, how, records], message, install)?;
     Ok(said.lines().map(|line| line.split_once(' ').map_or(line, |(_, verdict)| verdict).to_owned()).collect())
 }
 
@@ -44,14 +70,15 @@ pub fn dkimpy(message: &[u8]) -> Result<Vec<String>, String> {
 pub fn parsedmarc(message: &[u8]) -> Result<Value, String> {
     let folder = std::env::var_os("TLSWARDEN_PARSEDMARC")
         .map_or_else(|| PathBuf::from("/var/cache/tlswarden-tests/parsedmarc"), PathBuf::from);
-    let said = ask(&folder.join("bin/python3"), PARSEDMARC, message, "tests/parsedmarc")?;
+    let said = ask(&folder.join("bin/python3"), &[PARSEDMARC], message, "tests/parsedmarc")?;
     serde_json::from_str(&said).map_err(|e| format!("parsedmarc: {e}: {said}"))
 }
 
-fn ask(python: &Path, program: &str, message: &[u8], install: &str) -> Result<String, String> {
+fn ask(python: &Path, program: &[&str], message: &[u8], install: &str) -> Result<String, String> {
     let name = python.display();
     let mut child = Command::new(python)
-        .args(["-c", program])
+        .arg("-c")
+        .args(program)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())

@@ -1,6 +1,9 @@
 //! Reports meet receivers by https and submission servers, good and nasty: what certainly did not arrive is tried again, what
 //! may have arrived is not, and a yes or no is believed. Last, the daemon itself posts a day's reports.
 //!
+//! `SILENT=1000 cargo test -p lab --test receivers when_each_report_leaves -- --ignored --nocapture` prints when each report
+//! leaves that has so many silent receivers beside it.
+//!
 //! Real TLS on loopback with the world's authority, and the world's DNS.
 
 use std::collections::BTreeMap;
@@ -634,4 +637,109 @@ async fn the_daemon_posts_nothing_to_its_own_network_unless_told_so() {
     let last = host.run(AT_NIGHT, as_on_the_internet, &[("inside", "refused")]).await;
     assert_eq!(last["inside"], "no address: 127.0.0.1 is not a public address");
     assert!(host.got("inside").is_empty());
+}
+
+/// So many domains that want their reports by https, each at a host of its own that never answers, and as many by mail.
+struct Silent {
+    program: Program,
+    world: world::World,
+    connections: Arc<Mutex<usize>>,
+}
+
+impl Silent {
+    async fn new(count: usize) -> Silent {
+        let world = world::World::start(Options::default(), &[]).await.unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let connections = Arc::new(Mutex::new(0));
+        let had = Arc::clone(&connections);
+        tokio::spawn(async move {
+            let mut open = Vec::new();
+            while let Ok((stream, _)) = listener.accept().await {
+                *had.lock().unwrap() += 1;
+                open.push(stream);
+            }
+        });
+        let day: Day = "2026-11-22".parse().unwrap();
+        let mut batch = Batch::default();
+        {
+            let mut zone = world.dns.change();
+            for n in 0..count {
+                let host = format!("r{n}.silent.test");
+                zone.address(&host, [127, 0, 0, 1].into());
+                for (domain, rua) in [
+                    (format!("d{n}.silent.test"), format!("https://{host}:{port}/")),
+                    (format!("d{n}.mail.test"), format!("mailto:r@d{n}.mail.test")),
+                ] {
+                    zone.txt(&format!("_smtp._tls.{domain}"), &format!("v=TLSRPTv1; rua={rua}"));
+                    let policy = Policy::none(&domain).into();
+                    let domain = domain.as_str().into();
+                    batch.add.push((TallyKey { day, domain, policy, result: TallyResult::Success }, 7));
+                }
+            }
+        }
+        let store = EmbeddedStore::open(&world.folder().join("store"), Clock::default()).unwrap().store;
+        store.write(batch).unwrap();
+        let next_day = "Nov 23 00:05:00 mta postfix/qmgr[1]: 0123456789A: from=<>, size=1, nrcpt=1 (queue active)\n";
+        fs::write(world.log(), next_day).unwrap();
+        Silent { program: Program::lab(env!("CARGO_BIN_EXE_lab")), world, connections }
+    }
+
+    async fn start(&self, spread: &str) -> Daemon {
+        self.world.configure(Some("2026-11-23T00:00:00Z")).unwrap();
+        let config = fs::read_to_string(self.world.config()).unwrap();
+        let edited = config.replace("spread = \"0s\"", &format!("spread = \"{spread}\""));
+        fs::write(self.world.config(), edited).unwrap();
+        Daemon::start(&self.program, &self.world).await.unwrap()
+    }
+}
+
+/// Receivers that do not answer have turns of their own: no report by mail waits for one of them.
+#[tokio::test(flavor = "multi_thread")]
+async fn no_report_by_mail_waits_for_a_receiver_that_never_answers() {
+    const COUNT: usize = 200;
+    let silent = Silent::new(COUNT).await;
+    let daemon = silent.start("0s").await;
+    let begun = Instant::now();
+    while silent.world.submission().taken() < COUNT || *silent.connections.lock().unwrap() == 0 {
+        let taken = silent.world.submission().taken();
+        assert!(begun.elapsed() < Duration::from_secs(60), "{taken} of {COUNT} in a minute");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let output = silent.program.run(&silent.world, &["reports", "list", "--json"]).await.unwrap();
+    let reports: Vec<Value> = serde_json::from_slice(&output.stdout).unwrap();
+    let unanswered = |report: &&Value| {
+        let by_https = report["destination"].as_str().is_some_and(|to| to.starts_with("https:"));
+        by_https && !matches!(report["state"].as_str(), Some("sent" | "refused" | "unknown"))
+    };
+    assert_eq!(reports.iter().filter(unanswered).count(), COUNT);
+    daemon.stop().await.unwrap();
+}
+
+/// By hand: a thousand silent receivers beside a thousand ordinary ones, over a minute; prints when each report left.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes a minute and prints a list"]
+async fn when_each_report_leaves() {
+    let count = std::env::var("SILENT").map_or(1000, |count| count.parse().unwrap());
+    let silent = Silent::new(count).await;
+    let begun = Instant::now();
+    let daemon = silent.start("60s").await;
+    let mut left: Vec<f64> = Vec::new();
+    while left.len() < count {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        let taken = silent.world.submission().taken();
+        left.resize(taken, begun.elapsed().as_secs_f64());
+        assert!(begun.elapsed() < Duration::from_secs(600), "{taken} of {count}");
+    }
+    let mail = silent.world.submission().record().mail;
+    for (mail, second) in mail.iter().zip(&left) {
+        println!("{second:6.2} s {}", mail.to[0]);
+    }
+    let until = |second: f64| left.iter().filter(|left| **left < second).count();
+    for second in (10..).step_by(10).take_while(|second| f64::from(second - 10) < left[count - 1]) {
+        println!("{:5} of {count} reports by mail within {second} s", until(f64::from(second)));
+    }
+    let connections = *silent.connections.lock().unwrap();
+    println!("the last one after {:.1} s; {connections} connections to silent receivers by then", left[count - 1]);
+    daemon.stop().await.unwrap();
 }

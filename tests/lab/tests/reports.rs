@@ -7,16 +7,22 @@
 use std::fs;
 use std::io::Write as _;
 use std::path::Path;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
+use data_encoding::BASE64;
 use lab::ca::Fault;
 use lab::daemon::{Daemon, Program, counted};
+use lab::external_validators::Verifier;
 use lab::host::{self, DAY, seconds, stamp, today};
 use lab::postfix::{Installation, Postfix};
 use lab::report::{self, Report};
 use lab::smtp::submit;
 use lab::world::{Domain, Options, Server, World};
 use lab::{dkim, external_validators};
+use serde_json::Value;
+use tlswarden::config::DkimKeySection;
+use tlswarden::reporting::dkim::signer::Signer;
 
 const HOST: &str = "mx.broken.test";
 const REPORTS: &str = "tlsrpt@broken.test";
@@ -41,6 +47,51 @@ fn run_in_host(test: &str, installation: impl FnOnce() -> Result<Installation, S
             let root = installation().unwrap_or_else(|e| panic!("{e}")).root().to_owned();
             host::run_inside(test, &root).unwrap_or_else(|e| panic!("{e}"));
         }
+    }
+}
+
+/// Reports pass as reports and as any other mail (a receiver's DMARC), under two selectors for each key, whichever form the key
+/// was written in by OpenSSL.
+#[test]
+fn dkimpy_verifies_the_keys_of_openssl_both_ways() {
+    let folder = tempfile::tempdir().unwrap();
+    let openssl = |arguments: &[&str]| {
+        let output = Command::new("openssl").args(arguments).current_dir(folder.path()).output();
+        let output = output.unwrap_or_else(|e| panic!("openssl: {e}; try: apt-get install openssl"));
+        assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+        output.stdout
+    };
+    openssl(&["genrsa", "-traditional", "-out", "pkcs1", "2048"]);
+    openssl(&["genpkey", "-algorithm", "RSA", "-pkeyopt", "rsa_keygen_bits:2048", "-out", "pkcs8"]);
+    openssl(&["genpkey", "-algorithm", "ed25519", "-out", "ed25519"]);
+    let head = |name: &str| fs::read_to_string(folder.path().join(name)).unwrap().lines().next().unwrap().to_owned();
+    assert_eq!(head("pkcs1"), "-----BEGIN RSA PRIVATE KEY-----");
+    assert_eq!((head("pkcs8"), head("ed25519")), (head("ed25519"), "-----BEGIN PRIVATE KEY-----".to_owned()));
+
+    let (mut keys, mut records) = (Vec::new(), serde_json::Map::new());
+    for name in ["pkcs1", "pkcs8", "ed25519"] {
+        let public = openssl(&["pkey", "-in", name, "-pubout", "-outform", "DER"]);
+        let (kind, bytes) = match name {
+            // RFC 8463 §4: the 32 bytes of the key, which stand last.
+            "ed25519" => ("ed25519", &public[public.len() - 32..]),
+            _ => ("rsa", &public[..]),
+        };
+        for (selector, service) in [(name.to_owned(), "s=tlsrpt; "), (format!("{name}-mail"), "")] {
+            let record = format!("v=DKIM1; k={kind}; {service}p={}", BASE64.encode(bytes));
+            records.insert(format!("{selector}._domainkey.sender.test"), record.into());
+            keys.push(DkimKeySection { selector, domain: None, key: folder.path().join(name) });
+        }
+    }
+    let message = "From: tlsrpt@sender.test\r\nTo: r@broken.test\r\nSubject: Report Domain: broken.test\r\n\
+                   Message-ID: <1@sender.test>\r\nDate: Mon, 23 Nov 2026 00:10:00 +0000\r\nMIME-Version: 1.0\r\n\
+                   Content-Type: text/plain\r\nTLS-Report-Domain: broken.test\r\nTLS-Report-Submitter: sender.test\r\n\
+                   TLS-Required: No\r\nAuto-Submitted: auto-generated\r\n\r\nreport\r\n";
+    let signed = Signer::load(&keys, "sender.test").unwrap().sign(message.into()).unwrap();
+    for (verifier, passes) in [(Verifier::OfReports, [true, false]), (Verifier::OfMail, [false, true])] {
+        let verdicts = external_validators::dkimpy_with(verifier, &signed, &records.clone().into()).unwrap();
+        println!("{verifier:?}: {verdicts:?}");
+        let passed: Vec<bool> = verdicts.iter().map(|verdict| verdict == "pass").collect();
+        assert_eq!(passed, passes.repeat(3), "{verifier:?}: {verdicts:?}");
     }
 }
 
@@ -85,6 +136,8 @@ async fn day(installation: &Installation) {
     } else {
         // The report is held to the policy that it says is not met, as any mail is ...
         assert!(line.contains("status=deferred (Server certificate not "), "{line}");
+        let last = await_state(&program, &world, "deferred").await;
+        assert!(last.contains(": Server certificate not "), "{last}");
         // ... until it has a transport of its own.
         postfix.set_up_reports("tlsrpt-bounces@sender.test").unwrap();
         let before = postfix.log_length();
@@ -94,6 +147,7 @@ async fn day(installation: &Installation) {
         line
     };
     assert!(line.contains("status=sent "), "{line}");
+    await_state(&program, &world, "sent").await;
     let mails = world.receiver(HOST).record().mail;
     assert_eq!(mails.len(), 1);
     assert!(mails[0].tls, "over TLS, whatever its certificate");
@@ -104,6 +158,22 @@ async fn day(installation: &Installation) {
     let totals = &counted(&program, &world, &today).await.unwrap()["broken.test"];
     assert_eq!((totals.successful, totals.failed), (0, 1), "{totals:?}");
     daemon.stop().await.unwrap();
+}
+
+/// Waits until the one report is in this state; what was last said of it.
+async fn await_state(program: &Program, world: &World, state: &str) -> String {
+    let begin = Instant::now();
+    loop {
+        let output = program.run(world, &["reports", "list", "--json"]).await.unwrap();
+        let reports: Vec<Value> = serde_json::from_slice(&output.stdout).unwrap_or_default();
+        if let [report] = &reports[..]
+            && report["state"] == state
+        {
+            return report["last"].as_str().unwrap_or_default().to_owned();
+        }
+        assert!(begin.elapsed() < Duration::from_secs(60), "not {state}: {reports:#?}");
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
 }
 
 /// Our own reader, mail-auth, dkimpy and parsedmarc agree about the message as it was received.
