@@ -458,13 +458,7 @@ impl Scheduler {
     ) {
         let now = self.context.clock.seconds();
         let subject = format!("report {report_key} to {to}");
-        let wait = match &outcome {
-            // A server that always asks to come back at once is not asked hundreds of times.
-            DeliveryOutcome::RetryAfter(_, seconds) => {
-                (*seconds).clamp(retry_delay(delivery.attempts) / 10, MAX_RETRY_AFTER)
-            }
-            _ => retry_delay(delivery.attempts),
-        };
+        let wait = delay_after(&outcome, delivery.attempts);
         let (state, answer, counter) = match outcome {
             DeliveryOutcome::Accepted(answer) => {
                 tracing::info!("{subject}: sent: {answer}");
@@ -552,6 +546,15 @@ struct ReadyDelivery {
 async fn shutdown_deadline(mut shutdown: watch::Receiver<bool>) {
     wait_for_shutdown(&mut shutdown).await;
     tokio::time::sleep(SHUTDOWN_GRACE).await;
+}
+
+/// The delay after the last of so many attempts, in seconds: as long as the receiver asks for, where it does.
+pub(super) fn delay_after(outcome: &DeliveryOutcome, attempts: u32) -> i64 {
+    match outcome {
+        // A server that always asks to come back at once is not asked hundreds of times.
+        DeliveryOutcome::RetryAfter(_, seconds) => (*seconds).clamp(retry_delay(attempts) / 10, MAX_RETRY_AFTER),
+        _ => retry_delay(attempts),
+    }
 }
 
 /// The delay after so many attempts, in seconds.

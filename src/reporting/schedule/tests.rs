@@ -1,6 +1,6 @@
 //! The scheduler against a real store, a name server and an SMTP server on loopback.
 
-use super::attempt::retry_delay;
+use super::attempt::{delay_after, retry_delay};
 use super::https_hosts::Turn;
 use super::records::{PlanState, ReportDelivery, ReportPlan};
 use super::*;
@@ -9,6 +9,7 @@ use crate::base::own_reports::{OwnReportResult, OwnReportStatus};
 use crate::base::tlsrpt::{Failure, Policy, PolicyType, ResultType, TallyKey, TallyResult};
 use crate::config::{ConfigDuration, DeliveryMethod, DkimKeySection, DkimSigning};
 use crate::metrics::OUT_OF_ORDER_TIME;
+use crate::reporting::transport::DeliveryOutcome;
 use crate::reporting::transport::tests::{ServerFault, smtp_server};
 use crate::store::embedded::EmbeddedStore;
 use mail_auth::report::tlsrpt::TlsReport;
@@ -294,6 +295,22 @@ async fn a_no_for_now_is_tried_again_with_the_same_ids_and_not_for_ever() {
     world.section.deliver = busy;
     let due = world.run(now, |due| due.iter().any(|d| d.state == ReportState::Nothing)).await;
     assert_eq!(due.len(), 2, "{due:?}");
+}
+
+#[test]
+fn a_receiver_says_when_it_is_asked_again_within_limits() {
+    let after = |seconds| DeliveryOutcome::RetryAfter(String::new(), seconds);
+    for (outcome, attempts, wanted) in [
+        (DeliveryOutcome::Retry(String::new()), 1, FIRST_RETRY_DELAY),
+        (DeliveryOutcome::Retry(String::new()), 20, MAX_RETRY_DELAY),
+        (after(7200), 1, 7200),
+        (after(60), 1, 60),
+        (after(0), 1, FIRST_RETRY_DELAY / 10),
+        (after(0), 20, MAX_RETRY_DELAY / 10),
+        (after(100 * 86_400), 1, MAX_RETRY_AFTER),
+    ] {
+        assert_eq!(delay_after(&outcome, attempts), wanted, "{outcome:?} {attempts}");
+    }
 }
 
 #[tokio::test]

@@ -201,6 +201,22 @@ async fn a_5xx_about_the_report_is_final_and_one_about_this_host_is_not() {
     }
 }
 
+/// RFC 5321 §4.1.1.1: the host's name. Relays refuse an address literal.
+#[tokio::test]
+async fn ehlo_gives_the_name_of_the_host() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let transport = Transport::smtp(listener.local_addr().unwrap());
+    let server = async {
+        let mut stream = BufReader::new(listener.accept().await.unwrap().0);
+        stream.get_mut().write_all(b"220 relay.example ESMTP\r\n").await.unwrap();
+        let mut line = String::new();
+        stream.read_line(&mut line).await.unwrap();
+        line
+    };
+    let (_, line) = tokio::join!(hand_over(&transport, DeliveryTimeouts::default()), server);
+    assert_eq!(line, "EHLO mx.sender.example\r\n");
+}
+
 /// hosts: on IPv6-only hosts no report left.
 #[tokio::test]
 async fn the_mta_of_this_host_is_found_at_the_loopback_address_of_either_family() {

@@ -432,6 +432,8 @@ async fn submission_by_both_kinds_of_tls_with_a_login() {
         let taken = taken.lock().unwrap();
         let (said, body) = &taken[0];
         assert!(said.contains("MAIL FROM:<bounces@sender.test>"), "{said}");
+        let names: Vec<&str> = said.lines().filter_map(|line| line.strip_prefix("EHLO ")).collect();
+        assert!(!names.is_empty() && names.iter().all(|name| name.contains('.') && !name.contains('[')), "{said}");
         assert_eq!(body, b"Subject: x\r\n\r\nreport\r\n.\r\n");
     }
 }
@@ -575,6 +577,7 @@ async fn the_daemon_posts_a_days_reports_and_tries_again_where_it_may() {
         ("redirects", Turn::Answers("307 Temporary Redirect"), None),
         ("mends", Turn::Answers("503 Service Unavailable"), None),
         ("falls-silent", Turn::Closes, None),
+        ("later", Turn::Answers("429 Too Many Requests\r\nRetry-After: 7200"), None),
         ("expired", Turn::Answers("200 OK"), Some(Fault::Expired)),
         ("other-name", Turn::Answers("200 OK"), Some(Fault::WrongName)),
         ("self-signed", Turn::Answers("200 OK"), Some(Fault::SelfSigned)),
@@ -586,6 +589,8 @@ async fn the_daemon_posts_a_days_reports_and_tries_again_where_it_may() {
         ("redirects", "refused"),
         ("mends", "planned"),
         ("falls-silent", "planned"),
+        // Not asked again ten minutes later.
+        ("later", "planned"),
         // What is the default: who has broken certificates needs the report most.
         ("expired", "sent"),
         ("other-name", "sent"),
