@@ -27,6 +27,7 @@ use tlswarden::answering::socketmap::netstring::{self, Frame};
 use tlswarden::answering::socketmap::server;
 use tlswarden::base::allocator::Allocator;
 use tlswarden::base::clock::Clock;
+use tlswarden::base::requester::Requester;
 use tlswarden::config::Config;
 use tlswarden::metrics::Metrics;
 use tlswarden::net::dns::Resolver;
@@ -180,7 +181,7 @@ async fn daemon(folder: &Path, keys: &[String]) -> (Target, usize, u128) {
         let mut warming = JoinSet::new();
         for key in some {
             let (policies, key) = (Arc::clone(&policies), key.clone());
-            warming.spawn(async move { policies.decide(key.as_bytes()).await });
+            warming.spawn(async move { policies.decide(key.as_bytes(), Requester::User(0)).await });
         }
         while warming.join_next().await.is_some() {}
     }

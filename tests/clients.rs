@@ -1,6 +1,7 @@
-//! Clients of the sockets that ask for nothing, or read nothing: the real daemon answers others and reads its log meanwhile,
-//! with as few descriptors as there may be.
+//! Clients of the sockets that ask for nothing, read nothing, or ask for too much: the real daemon answers others and reads
+//! its log meanwhile, with as few descriptors as there may be.
 
+mod name_server;
 mod running;
 
 use std::fs;
@@ -9,10 +10,13 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use tlswarden::base::clock::Clock;
 
+use name_server::{MX, NameServer, exchange};
 use running::Running;
 
 const BINARY: &str = env!("CARGO_BIN_EXE_tlswarden");
@@ -30,7 +34,12 @@ struct Host {
 }
 
 impl Host {
+    /// A host whose resolver answers nothing.
     fn new() -> Host {
+        Host::with_resolver(SocketAddr::from((Ipv4Addr::LOCALHOST, 9)))
+    }
+
+    fn with_resolver(resolver: SocketAddr) -> Host {
         // Some test beside this one may take the port before the daemon does; then it does not start, and that shows.
         let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port();
         let socketmap = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
@@ -40,8 +49,9 @@ impl Host {
         let config = format!(
             "[store]\npath = \"{at}/store\"\n[control]\nsocket = \"{at}/control\"\n[socketmap]\n\
              listen = [\"unix:{at}/socketmap\", \"inet:{socketmap}\"]\n[readsocket]\nlisten = [\"unix:{at}/exim\"]\n\
-             [status]\nlisten = [\"unix:{at}/status\"]\n[resolver]\naddress = \"127.0.0.1:9\"\n\
-             [[policy.override]]\ndomain = \"long.example\"\nanswer = \"secure match=mx{long}\"\n\
+             [postfix]\nversion = \"3.7\"\ndefault_level = \"may\"\ndnssec = true\n\
+             [status]\nlisten = [\"unix:{at}/status\"]\n[resolver]\naddress = \"{resolver}\"\n\
+             [policy]\nanswer_budget = \"1s\"\n[[policy.override]]\ndomain = \"long.example\"\nanswer = \"secure match=mx{long}\"\n\
              [[input]]\nmta = \"postfix\"\nfile = \"{at}/mail.log\"\n"
         );
         fs::write(folder.path().join("config.toml"), config).unwrap();
@@ -188,4 +198,48 @@ fn clients_that_do_not_read_hold_a_bounded_memory() {
     host.assert_answered();
     let peak = memory().saturating_sub(before);
     assert!(peak < 150 * 1024, "{peak} KiB");
+}
+
+/// A client over TCP asks for thousands of names with many MX hosts whose servers do not answer; another, on the unix-domain
+/// socket, for a few that are answered at once.
+#[test]
+fn one_client_leaves_queries_to_the_others() {
+    let silent = Arc::new(AtomicUsize::new(0));
+    let seen = Arc::clone(&silent);
+    let server = NameServer::start(move |query| {
+        let name = query.name.as_str();
+        match (name.ends_with("hostile.test"), query.kind) {
+            (true, MX) => {
+                let hosts = (0..32).map(|n| (name, MX, exchange(&format!("h{n}.{name}"))));
+                query.answer(0, true, &hosts.collect::<Vec<_>>())
+            }
+            (true, _) => {
+                seen.fetch_add(1, Ordering::Relaxed);
+                None
+            }
+            (false, _) => query.answer(0, true, &[]),
+        }
+    });
+    let host = Host::with_resolver(server.address);
+    let _daemon = host.start(DESCRIPTORS);
+    let mut hostile = Vec::new();
+    for client in 0..90 {
+        let mut stream = TcpStream::connect(host.socketmap).unwrap();
+        let name = |n| format!("policy {client:02}{n:02}.hostile.test");
+        let requests: String = (0..60).map(name).map(|text| format!("{}:{text},", text.len())).collect();
+        stream.write_all(requests.as_bytes()).unwrap();
+        hostile.push(stream);
+    }
+    host.wait_for("the hostile names are not looked up", || silent.load(Ordering::Relaxed) >= 200);
+    // Ten in a row: now and then one is answered by chance.
+    let (mut asked, mut in_a_row) = (0, 0);
+    host.wait_for("the other client is not answered", || {
+        asked += 1;
+        let (request, mut answer) = (format!("policy {asked:03}.ordinary.test"), Vec::new());
+        let mut stream = host.connect();
+        stream.write_all(format!("{}:{request},", request.len()).as_bytes()).unwrap();
+        let answered = read_reply(&mut stream, &mut answer) && answer == b"9:NOTFOUND ,";
+        in_a_row = if answered { in_a_row + 1 } else { 0 };
+        in_a_row == 10
+    });
 }

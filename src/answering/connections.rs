@@ -2,13 +2,16 @@
 //!
 //! Takes: what each connection is at. Gives: room for the next connection, whatever the clients do.
 //! Limits: as many connections as descriptors allow beside [`RESERVED_DESCRIPTORS`] for everything else, and
-//! [`MAX_CONNECTIONS`]; then those close that wait longest for their client. [`MAX_BUFFERED`] of what clients have not
-//! read, or not sent to the end; then those close that hold some of it for longest. [`IDLE_LIMIT`] without a request.
+//! [`MAX_CONNECTIONS`]; then those close that wait longest for their client. Three quarters of them for one requester
+//! (`base::requester`); then its own connections close. [`MAX_BUFFERED`] of what clients have not read, or not sent to the
+//! end; then those close that hold some of it for longest. [`IDLE_LIMIT`] without a request.
 //! A connection whose answer is being made is never closed.
-//! When it fails: where each connection waits for its answer, a new one waits until others end.
+//! When it fails: where each connection waits for its answer, a new one waits until others end; where that is so of one
+//! requester's share, its new connection is closed at once.
 //! Not here: accepting (`listener`), what is said on a connection (`socketmap`, `readsocket`).
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -16,6 +19,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use tokio::task::AbortHandle;
 
+use crate::base::requester::{Requester, share_of};
 use crate::metrics::Metrics;
 
 /// How many connections are open at once. Each has 16 KiB of socket buffer and a task: some 400 MB for all of them, in a
@@ -43,13 +47,21 @@ struct Table {
     began: Instant,
     limit: usize,
     max_buffered: usize,
-    open: Mutex<HashMap<u64, Open>>,
+    open: Mutex<OpenConnections>,
     next_id: AtomicU64,
     buffered: AtomicUsize,
     metrics: Metrics,
 }
 
+#[derive(Default)]
+struct OpenConnections {
+    by_id: HashMap<u64, Open>,
+    /// How many of them each requester has.
+    counts: HashMap<Requester, usize>,
+}
+
 struct Open {
+    requester: Requester,
     state: Arc<State>,
     /// None until the task has begun.
     task: Option<AbortHandle>,
@@ -67,6 +79,7 @@ struct State {
 pub struct ClientConnection {
     table: Arc<Table>,
     id: u64,
+    requester: Requester,
     state: Arc<State>,
 }
 
@@ -95,13 +108,14 @@ impl ClientConnections {
     /// waited longest for their clients.
     pub(crate) fn make_room(&self) -> bool {
         let mut open = self.0.open.lock();
-        if open.len() < self.0.limit {
+        let limit = self.0.limit;
+        if open.by_id.len() < limit {
             return true;
         }
-        let count = (open.len() + 1 - self.0.limit).max(self.0.limit / CLOSED_AT_ONCE);
+        let count = (open.by_id.len() + 1 - limit).max(limit / CLOSED_AT_ONCE);
         let closed = close_longest_waiting(&mut open, count, &self.0.buffered, |_| true);
         self.0.metrics.add("connections_closed_for_room", closed as u64);
-        open.len() < self.0.limit
+        open.by_id.len() < limit
     }
 
     /// How many may be open.
@@ -113,26 +127,53 @@ impl ClientConnections {
     pub(crate) fn close_idle(&self) {
         let until = self.0.now().saturating_sub(IDLE_LIMIT.as_millis() as u64);
         let mut open = self.0.open.lock();
-        let closed = close_longest_waiting(&mut open, usize::MAX, &self.0.buffered, |state| {
-            state.waiting_since.load(Ordering::Relaxed) <= until
+        let closed = close_longest_waiting(&mut open, usize::MAX, &self.0.buffered, |open| {
+            open.state.waiting_since.load(Ordering::Relaxed) <= until
         });
         self.0.metrics.add("connections_closed_idle", closed as u64);
     }
 
-    /// A connection that was accepted now and waits for its first request.
-    pub(crate) fn open(&self) -> ClientConnection {
-        let id = self.0.next_id.fetch_add(1, Ordering::Relaxed);
+    /// A connection that was accepted now and waits for its first request. Nothing where the requester has its share of
+    /// connections, and each of them waits for its answer.
+    pub(crate) fn open(&self, requester: Requester) -> Option<ClientConnection> {
+        let table = &self.0;
+        let share = share_of(table.limit);
+        let mut open = table.open.lock();
+        let own = open.counts.get(&requester).copied().unwrap_or(0);
+        if own >= share {
+            let count = (own + 1 - share).max(share / CLOSED_AT_ONCE);
+            let closed = close_longest_waiting(&mut open, count, &table.buffered, |open| open.requester == requester);
+            table.metrics.add("connections_closed_for_room", closed.max(1) as u64);
+            if closed == 0 {
+                return None;
+            }
+        }
+        let id = table.next_id.fetch_add(1, Ordering::Relaxed);
         let state = Arc::<State>::default();
-        state.waiting_since.store(self.0.now(), Ordering::Relaxed);
-        self.0.open.lock().insert(id, Open { state: Arc::clone(&state), task: None });
-        ClientConnection { table: Arc::clone(&self.0), id, state }
+        state.waiting_since.store(table.now(), Ordering::Relaxed);
+        open.by_id.insert(id, Open { requester, state: Arc::clone(&state), task: None });
+        *open.counts.entry(requester).or_default() += 1;
+        Some(ClientConnection { table: Arc::clone(table), id, requester, state })
     }
 
     /// The task that serves a connection: it is what is ended to close it.
     pub(crate) fn served_by(&self, id: u64, task: AbortHandle) {
-        if let Some(open) = self.0.open.lock().get_mut(&id) {
+        if let Some(open) = self.0.open.lock().by_id.get_mut(&id) {
             open.task = Some(task);
         }
+    }
+}
+
+impl OpenConnections {
+    fn remove(&mut self, id: u64) -> Option<Open> {
+        let open = self.by_id.remove(&id)?;
+        if let Entry::Occupied(mut count) = self.counts.entry(open.requester) {
+            *count.get_mut() -= 1;
+            if *count.get() == 0 {
+                count.remove();
+            }
+        }
+        Some(open)
     }
 }
 
@@ -146,8 +187,8 @@ impl Table {
         let mut open = self.open.lock();
         let mut closed = 0;
         while self.buffered.load(Ordering::Relaxed) > self.max_buffered {
-            let count = close_longest_waiting(&mut open, CLOSED_AT_ONCE, &self.buffered, |state| {
-                state.held.load(Ordering::Relaxed) > 0
+            let count = close_longest_waiting(&mut open, CLOSED_AT_ONCE, &self.buffered, |open| {
+                open.state.held.load(Ordering::Relaxed) > 0
             });
             closed += count;
             if count == 0 {
@@ -160,12 +201,12 @@ impl Table {
 
 /// Closes up to `count` of those that wait for their client and are `eligible`, the longest waiting first.
 fn close_longest_waiting(
-    open: &mut HashMap<u64, Open>,
+    open: &mut OpenConnections,
     count: usize,
     buffered: &AtomicUsize,
-    eligible: impl Fn(&State) -> bool,
+    eligible: impl Fn(&Open) -> bool,
 ) -> usize {
-    let waiting = open.iter().filter(|(_, open)| open.task.is_some() && eligible(&open.state));
+    let waiting = open.by_id.iter().filter(|(_, open)| open.task.is_some() && eligible(open));
     let mut waiting: Vec<(u64, u64)> = waiting
         .map(|(id, open)| (open.state.waiting_since.load(Ordering::Relaxed), *id))
         .filter(|(since, _)| *since > 0)
@@ -177,10 +218,10 @@ fn close_longest_waiting(
     let mut closed = 0;
     for (since, id) in waiting {
         // A request may have come meanwhile: a connection whose answer is being made is never closed.
-        if open.get(&id).is_none_or(|open| open.state.waiting_since.load(Ordering::Relaxed) != since) {
+        if open.by_id.get(&id).is_none_or(|open| open.state.waiting_since.load(Ordering::Relaxed) != since) {
             continue;
         }
-        if let Some(Open { state, task: Some(task) }) = open.remove(&id) {
+        if let Some(Open { state, task: Some(task), .. }) = open.remove(id) {
             buffered.fetch_sub(state.held.swap(0, Ordering::Relaxed), Ordering::Relaxed);
             task.abort();
             closed += 1;
@@ -192,6 +233,11 @@ fn close_longest_waiting(
 impl ClientConnection {
     pub(crate) fn id(&self) -> u64 {
         self.id
+    }
+
+    /// Who asks on it.
+    pub(crate) fn requester(&self) -> Requester {
+        self.requester
     }
 
     /// From now on it waits for its client, and holds so many bytes meanwhile.
@@ -223,7 +269,7 @@ impl ClientConnection {
 
 impl Drop for ClientConnection {
     fn drop(&mut self) {
-        self.table.open.lock().remove(&self.id);
+        self.table.open.lock().remove(self.id);
         self.table.buffered.fetch_sub(self.state.held.swap(0, Ordering::Relaxed), Ordering::Relaxed);
     }
 }
@@ -234,9 +280,14 @@ mod tests {
 
     use super::*;
 
-    /// A connection whose task does nothing; its place in the order of waiting.
+    /// A connection of a requester of its own, whose task does nothing; its place in the order of waiting.
     fn client(connections: &ClientConnections, since: u64, held: usize) -> JoinHandle<()> {
-        let connection = connections.open();
+        let requester = Requester::User(connections.0.next_id.load(Ordering::Relaxed) as u32);
+        client_of(connections, requester, since, held)
+    }
+
+    fn client_of(connections: &ClientConnections, requester: Requester, since: u64, held: usize) -> JoinHandle<()> {
+        let connection = connections.open(requester).unwrap();
         let id = connection.id();
         connection.wait_for_client(held);
         connection.state.waiting_since.store(since, Ordering::Relaxed);
@@ -278,7 +329,7 @@ mod tests {
         assert_eq!(open(&clients).await.len(), 100);
         assert_eq!(connections.0.buffered.load(Ordering::Relaxed), 1000);
         let one_more = client(&connections, 101, 0);
-        let last = connections.open();
+        let last = connections.open(Requester::Daemon).unwrap();
         last.wait_for_client(1);
         let kept = open(&clients).await;
         assert!(!kept.contains(&9) && kept.contains(&0) && kept.contains(&98) && !one_more.is_finished());
@@ -299,5 +350,23 @@ mod tests {
         let clients = [1, 0, now].map(|since| client(&connections, since, 0));
         connections.close_idle();
         assert_eq!(open(&clients).await, [1, 2]);
+    }
+
+    #[tokio::test]
+    async fn one_requester_leaves_connections_to_the_others() {
+        let (one, other) = (Requester::User(1000), Requester::User(33));
+        let connections = ClientConnections::with_limits(8, 1000, Metrics::default());
+        let mut clients: Vec<_> = [0, 20, 10, 0, 0, 0].map(|since| client_of(&connections, one, since, 0)).into();
+        // At its share its own connection that waits longest for its client is closed.
+        clients.push(client_of(&connections, one, 0, 0));
+        assert_eq!(open(&clients).await, [0, 1, 3, 4, 5, 6]);
+        clients.push(client_of(&connections, one, 0, 0));
+        assert_eq!(open(&clients).await, [0, 3, 4, 5, 6, 7]);
+        assert!(connections.open(one).is_none(), "each of its connections waits for its answer");
+        assert_eq!(connections.0.metrics.counters()["connections_closed_for_room"], 3);
+        let others: Vec<_> = (0..2).map(|_| client_of(&connections, other, 30, 0)).collect();
+        assert_eq!((open(&others).await.len(), open(&clients).await.len()), (2, 6));
+        clients.iter().chain(&others).for_each(JoinHandle::abort);
+        assert!(open(&clients).await.is_empty() && connections.0.open.lock().counts.is_empty());
     }
 }

@@ -1,7 +1,7 @@
 //! The sockets that an MTA asks on: unix-domain or TCP, and accepting on them.
 //!
 //! Takes: a [`Listener`], and what is done with a connection. Gives: a task for each client, and those that still run
-//! when the daemon ends.
+//! when the daemon ends. Who a client is, is its user on a unix-domain socket and its address over TCP.
 //! Limits: as many connections as there is room for (`connections`), which those that wait longest for their client make.
 //! When it fails: no room, or no more descriptors: it waits until connections end, and logs so once a minute.
 //! Not here: binding (`daemon`), what is said on a connection (`socketmap`, `readsocket`).
@@ -16,6 +16,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use crate::answering::connections::{ClientConnection, ClientConnections};
+use crate::base::requester::Requester;
 use crate::base::shutdown::wait_for_shutdown;
 use crate::metrics::Metrics;
 
@@ -95,8 +96,8 @@ impl Listener {
             };
             while connections.try_join_next().is_some() {}
             match accepted {
-                Ok(stream) => {
-                    let client = clients.open();
+                Ok((stream, requester)) => {
+                    let Some(client) = clients.open(requester) else { continue };
                     let id = client.id();
                     let task = connections.spawn(begin(stream, client));
                     clients.served_by(id, task);
@@ -114,7 +115,7 @@ impl Listener {
         }
     }
 
-    async fn accept_in_room(&self, clients: &ClientConnections) -> io::Result<Stream> {
+    async fn accept_in_room(&self, clients: &ClientConnections) -> io::Result<(Stream, Requester)> {
         if !clients.make_room() {
             let limit = clients.limit();
             return Err(io::Error::other(format!("{limit} are open, and each of them waits for its answer")));
@@ -122,20 +123,22 @@ impl Listener {
         self.accept().await
     }
 
-    async fn accept(&self) -> io::Result<Stream> {
+    async fn accept(&self) -> io::Result<(Stream, Requester)> {
         match self {
             Listener::Unix(listener) => {
                 let (stream, _) = listener.accept().await?;
                 // What a client does not read is the memory of this process; where it cannot be set that is more.
                 let _ = set_socket_send_buffer_size(&stream, SEND_BUFFER);
-                Ok(Stream::Unix(stream))
+                // Those whose user is not known, if there are any, are one requester.
+                let user = stream.peer_cred().map_or(u32::MAX, |peer| peer.uid());
+                Ok((Stream::Unix(stream), Requester::User(user)))
             }
             Listener::Tcp(listener) => {
-                let (stream, _) = listener.accept().await?;
+                let (stream, peer) = listener.accept().await?;
                 // Replies are small and waited for. Where it cannot be set they are only slower.
                 let _ = stream.set_nodelay(true);
                 let _ = set_socket_send_buffer_size(&stream, SEND_BUFFER);
-                Ok(Stream::Tcp(stream))
+                Ok((Stream::Tcp(stream), Requester::at(peer.ip())))
             }
         }
     }

@@ -34,6 +34,7 @@ use crate::answering::listener::{Listener, Stream};
 use crate::answering::policy::decision::{Basis, Decision, EximAnswer, kind_for_exim};
 use crate::answering::policy::policies::Policies;
 use crate::base::exim_event::{EventReply, EximEvent};
+use crate::base::requester::Requester;
 use crate::metrics::answers::{AnswerKind, AnswerMetrics};
 use crate::metrics::{Metrics, MtaProtocol};
 
@@ -196,7 +197,7 @@ impl ReadsocketServer {
             return;
         }
         client.go_on();
-        let mut line = self.reply_line(parse_request(&bytes, ended)).await;
+        let mut line = self.reply_line(parse_request(&bytes, ended), client.requester()).await;
         line.push('\n');
         client.wait_for_client(line.capacity());
         let taken = timeout(REPLY_TIMEOUT, async {
@@ -210,12 +211,12 @@ impl ReadsocketServer {
         }
     }
 
-    async fn reply_line(&self, request: ReadsocketRequest<'_>) -> String {
+    async fn reply_line(&self, request: ReadsocketRequest<'_>, requester: Requester) -> String {
         self.requests.fetch_add(1, Ordering::Relaxed);
         match request {
             ReadsocketRequest::Policy(key) => {
                 let since = Instant::now();
-                let decision = self.policies.decide(key).await;
+                let decision = self.policies.decide(key, requester).await;
                 self.answers.add_waited(kind_for_exim(decision.facts()), since.elapsed());
                 format_answer(&decision)
             }

@@ -10,6 +10,7 @@ pub mod own_reports;
 pub mod parts;
 pub mod policy_at;
 pub mod printable;
+pub mod requester;
 pub mod rua_record;
 pub mod shutdown;
 pub mod tlsrpt;

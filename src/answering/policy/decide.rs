@@ -27,6 +27,7 @@ use crate::answering::policy::sts::fetch;
 use crate::answering::policy::sts::policy::StsPolicy;
 use crate::base::clock::{CompactTime, SharedCompactTime};
 use crate::base::next_hop::NextHop;
+use crate::base::requester::Requester;
 use crate::base::tlsrpt::{Mode, mx_matches};
 use crate::config::PostfixLevel;
 
@@ -45,7 +46,11 @@ const REFRESH_AHEAD: i64 = 15;
 impl Trigger {
     /// Whether it serves mail: the MTA asked, now or a little before.
     fn serves_mail(self) -> bool {
-        matches!(self, Trigger::Lookup | Trigger::Refresh)
+        matches!(self, Trigger::Lookup(_) | Trigger::Refresh)
+    }
+
+    fn is_lookup(self) -> bool {
+        matches!(self, Trigger::Lookup(_))
     }
 }
 
@@ -149,7 +154,7 @@ impl Policies {
             // Nothing was in force, and no attempt to deliver is the destination's failure.
             StoredPolicy::None if unknown.is_some() => None,
             // A refresh is no asking: the history notes what was answered.
-            _ if trigger != Trigger::Lookup => old
+            _ if !trigger.is_lookup() => old
                 .as_ref()
                 .and_then(|old| old.period.as_ref())
                 .filter(|period| period.policy() == &resolved.policy)
@@ -157,7 +162,7 @@ impl Policies {
             _ => Some(self.history.record_answer(&hop, &domain.name, now, resolved.policy)),
         };
         // A refresh that changed what is in force is noted when it is first answered: it must not answer from memory.
-        let until = if trigger != Trigger::Lookup && period.is_none() { now } else { resolved.expires };
+        let until = if !trigger.is_lookup() && period.is_none() { now } else { resolved.expires };
         let asked = if trigger.serves_mail() { now } else { old.map_or(0, |old| old.last_asked.seconds()) };
         let entry = CachedDecision {
             hop: if *key == *domain.name { Arc::clone(&domain.name) } else { key.into() },
@@ -185,13 +190,13 @@ impl Policies {
     async fn await_sts(&self, domain: &Arc<DomainState>, began: Instant, trigger: Trigger) {
         let now = self.clock.seconds();
         let at = if trigger == Trigger::Refresh { now + REFRESH_AHEAD } else { now };
-        let Some(flight) = self.sts.start_lookup(domain, at) else { return };
-        let behind = matches!(trigger, Trigger::Lookup | Trigger::Explain) && domain.policy(now).is_some();
+        let Some(flight) = self.sts.start_lookup(domain, at, trigger.requester()) else { return };
+        let behind = matches!(trigger, Trigger::Lookup(_) | Trigger::Explain) && domain.policy(now).is_some();
         if !behind {
             // Who comes when it has been tried for the whole budget does not wait for it again.
             let deadline = match trigger {
                 Trigger::AdminRefresh => began + self.budget + fetch::FETCH_TIMEOUT,
-                Trigger::Lookup | Trigger::Refresh | Trigger::Explain => began.min(flight.began) + self.budget,
+                Trigger::Lookup(_) | Trigger::Refresh | Trigger::Explain => began.min(flight.began) + self.budget,
             };
             let _ = flight.wait(deadline).await;
         }
@@ -209,7 +214,7 @@ impl Policies {
         }
         let now = self.clock.seconds();
         let is_fresh = |verdict: &&CachedVerdict| match trigger {
-            Trigger::Lookup | Trigger::Explain => verdict.holds(now),
+            Trigger::Lookup(_) | Trigger::Explain => verdict.holds(now),
             Trigger::Refresh => verdict.holds(now) && now < verdict.refresh_at(),
             Trigger::AdminRefresh => false,
         };
@@ -221,9 +226,9 @@ impl Policies {
                 format!("the resolver {} does not validate ([policy] without_dnssec)", self.resolver.server_names());
             return DaneResult::unknown(cause, now + DANE_RETRY);
         }
-        let flight = self.verdict_flights.join_publishing(&hop.key(), |publisher| {
+        let flight = self.verdict_flights.join_publishing(&hop.key(), trigger.requester(), |publisher| {
             let (policies, hop) = (Arc::clone(self), hop.clone());
-            async move { policies.run_dane_lookup(hop, publisher).await }
+            async move { policies.run_dane_lookup(hop, trigger.requester(), publisher).await }
         });
         let found = match flight {
             Some(flight) => {
@@ -260,10 +265,16 @@ impl Policies {
     }
 
     /// Looks up what is published, to its end, and keeps it whoever still waits.
-    async fn run_dane_lookup(self: Arc<Self>, hop: NextHop, publisher: Publisher<CachedVerdict>) -> CachedVerdict {
+    async fn run_dane_lookup(
+        self: Arc<Self>,
+        hop: NextHop,
+        requester: Requester,
+        publisher: Publisher<CachedVerdict>,
+    ) -> CachedVerdict {
         self.metrics.add("dane_lookups", 1);
         let mut published = false;
-        let found = lookup::look_up_in_parts(&self.resolver, &hop, |verdict| {
+        let resolver = self.resolver.for_requester(requester);
+        let found = lookup::look_up_in_parts(&resolver, &hop, |verdict| {
             // A record without data at a host that is not known yet would change the answer to a Postfix that it ends.
             if !self.postfix.ends_at_dataless_tlsa || verdict.coverage() == Coverage::UnsignedFailed {
                 published = true;
@@ -277,7 +288,7 @@ impl Policies {
         // Without a kept verdict the decision would find the expired one, and look up again, and so on.
         if published && kept {
             // The sessions of the MTA are counted by the hosts that have TLSA records, the less preferred ones too.
-            drop(self.start_resolution(hop, Trigger::Lookup));
+            drop(self.start_resolution(hop, Trigger::Lookup(requester)));
         }
         found
     }

@@ -6,8 +6,8 @@
 //! never overridden by it, and where nothing is known the answer is "ask again". A failing `_mta-sts` record or policy
 //! host never defers mail.
 //! Limits: `[policy] max_domains` decisions, the least recently asked out first (`decisions_evicted`); [`MAX_LOOKUPS`]
-//! look-ups at once (`decisions_refused`, `dane_lookups_refused`), [`MAX_BACKGROUND_LOOKUPS`] that nobody waits for
-//! (`refreshes_postponed`).
+//! look-ups at once, three quarters of them for one client (`decisions_refused`, `dane_lookups_refused`), and besides
+//! [`MAX_BACKGROUND_LOOKUPS`] that nobody waits for (`refreshes_postponed`).
 //! When it fails: [`Level::Temp`], with the cause.
 //! Not here: how an answer is worded (`socketmap/reply.rs`), sockets.
 
@@ -29,6 +29,7 @@ use crate::answering::policy::sts::cache::{MAX_BACKGROUND_LOOKUPS, MAX_LOOKUPS, 
 use crate::answering::policy::throttle::Throttle;
 use crate::base::clock::{Clock, SharedCompactTime, SteadyClock};
 use crate::base::next_hop::NextHop;
+use crate::base::requester::Requester;
 use crate::base::shutdown::wait_for_shutdown;
 use crate::config::{Config, WithoutDnssec};
 use crate::metrics::Metrics;
@@ -45,14 +46,25 @@ const SWEEP_INTERVAL: Duration = Duration::from_secs(600);
 /// Why a decision is made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Trigger {
-    /// The MTA asked, and no decision is current.
-    Lookup,
+    /// An MTA asked, and no decision is current.
+    Lookup(Requester),
     /// A decision ends soon and is refreshed in the background.
     Refresh,
     /// An administrator wants every look-up repeated.
     AdminRefresh,
     /// An administrator wants an explanation: no mail is held to it, so it is not recorded.
     Explain,
+}
+
+impl Trigger {
+    /// Who the look-ups are made for.
+    pub(super) fn requester(self) -> Requester {
+        match self {
+            Trigger::Lookup(requester) => requester,
+            Trigger::Refresh => Requester::Daemon,
+            Trigger::AdminRefresh | Trigger::Explain => Requester::Administrator,
+        }
+    }
 }
 
 /// All decisions, shared by everyone who asks.
@@ -172,8 +184,8 @@ impl Policies {
             steady: SteadyClock::new(clock),
             metrics,
             throttle: Throttle::default(),
-            decision_flights: SingleFlight::new(MAX_LOOKUPS),
-            verdict_flights: SingleFlight::new(MAX_LOOKUPS),
+            decision_flights: SingleFlight::new(MAX_LOOKUPS, MAX_BACKGROUND_LOOKUPS),
+            verdict_flights: SingleFlight::new(MAX_LOOKUPS, MAX_BACKGROUND_LOOKUPS),
             no_policy: CachedDecision::no_policy(),
             verdict_store,
         }
@@ -289,14 +301,14 @@ impl Policies {
         true
     }
 
-    /// The decision for a next hop, made now if none stands: within the budget, once however many ask.
-    pub async fn decide(self: &Arc<Self>, key: &[u8]) -> Decision {
+    /// The decision for a next hop, made now for `requester` if none stands: within the budget, once however many ask.
+    pub async fn decide(self: &Arc<Self>, key: &[u8], requester: Requester) -> Decision {
         if let Some(decision) = self.cached(key) {
             return decision;
         }
         // `cached` has answered for what is none.
         let Some(hop) = NextHop::parse(key) else { return self.no_policy.decision() };
-        self.resolve(hop, Trigger::Lookup).await
+        self.resolve(hop, Trigger::Lookup(requester)).await
     }
 
     /// What [`Policies::decide`] would give, noted nowhere: no session is held to it.
@@ -321,14 +333,15 @@ impl Policies {
     /// many decisions are being made.
     pub(super) fn start_resolution(self: &Arc<Self>, hop: NextHop, trigger: Trigger) -> Option<Flight<Decision>> {
         let key = match trigger {
-            Trigger::Lookup => hop.key(),
+            Trigger::Lookup(_) => hop.key(),
             Trigger::Refresh | Trigger::AdminRefresh | Trigger::Explain => format!("{trigger:?} {}", hop.key()),
         };
-        let flight = self.decision_flights.join(&key, || {
+        let flight = self.decision_flights.join(&key, trigger.requester(), || {
             let policies = Arc::clone(self);
             async move { policies.run_resolution(hop, trigger).await }
         });
-        self.metrics.add("decisions_refused", u64::from(flight.is_none()));
+        let counter = if trigger == Trigger::Refresh { "refreshes_postponed" } else { "decisions_refused" };
+        self.metrics.add(counter, u64::from(flight.is_none()));
         flight
     }
 
@@ -353,7 +366,7 @@ impl Policies {
         }
         self.metrics.add("sts_records_hinted", 1);
         domain.request_refresh(now, false);
-        drop(self.sts.start_lookup(&domain, now));
+        drop(self.sts.start_lookup(&domain, now, Requester::Daemon));
     }
 
     /// Writes new verdicts to the store, and removes those that have ended for good.
@@ -405,13 +418,11 @@ impl Policies {
         }
     }
 
-    /// Starts a new decision in the background; postpones it while many are under way.
+    /// Starts a new decision in the background; postpones it while many of that kind are under way.
     fn refresh_in_background(self: &Arc<Self>, key: &[u8], entry: &CachedDecision) {
-        if self.decision_flights.len() >= MAX_BACKGROUND_LOOKUPS {
-            self.metrics.add("refreshes_postponed", 1);
+        let Some(hop) = NextHop::parse(key) else { return };
+        if self.start_resolution(hop, Trigger::Refresh).is_none() {
             entry.refreshing.store(false, Ordering::Relaxed);
-        } else if let Some(hop) = NextHop::parse(key) {
-            drop(self.start_resolution(hop, Trigger::Refresh));
         }
     }
 

@@ -181,7 +181,7 @@ impl SocketmapServer {
                         let _pending = PendingGuard::new(&self.pending_answers);
                         // What is ready does not wait for what is not.
                         writer.flush(input.capacity()).await?;
-                        let decision = self.policies.decide(hop).await;
+                        let decision = self.policies.decide(hop, writer.client.requester()).await;
                         let kind = kind_for_postfix(decision.facts(), self.own_level(map), self.postfix);
                         self.answers.add_waited(kind, since.elapsed());
                         writer.out.extend_from_slice(&self.render_frame(map, &decision));

@@ -38,6 +38,8 @@ pub use resolver_status::ResolverStatus;
 use resolver_status::placement_warning;
 use servers::{ExtendedError, QueryFailure, Servers};
 
+use crate::base::requester::Requester;
+
 /// The longest that one query takes, its retries, TCP and CNAMEs included: three in a row must fit beside an HTTPS fetch
 /// in nothing longer than Postfix's own patience of 100 s, one in `answer_budget`.
 pub const QUERY_TIMEOUT: Duration = Duration::from_secs(4);
@@ -59,6 +61,8 @@ pub struct Resolver {
     noted: Option<Arc<Mutex<Vec<FailedQuery>>>>,
     /// Of the look-up that the queries of this copy are for; none: each query is one.
     share: Option<Arc<LookupShare>>,
+    /// Who they are made for.
+    requester: Requester,
 }
 
 struct SharedResolver {
@@ -207,7 +211,7 @@ impl Resolver {
     pub(crate) fn with_servers(servers: impl IntoIterator<Item = SocketAddr>, trusted: bool) -> Resolver {
         let (slots, health) = (QuerySlots::new(), ResolverHealth::default());
         let shared = SharedResolver { servers: Servers::new(servers), trusted, slots, health };
-        Resolver { shared: Arc::new(shared), noted: None, share: None }
+        Resolver { shared: Arc::new(shared), noted: None, share: None, requester: Requester::Daemon }
     }
 
     /// Whether its AD bit is trusted; if not, no answer is ever secure.
@@ -227,7 +231,12 @@ impl Resolver {
 
     /// The same resolver for the queries of one look-up, which share its part of the queries under way.
     pub fn for_one_lookup(&self) -> Resolver {
-        Resolver { share: Some(LookupShare::new()), ..self.clone() }
+        Resolver { share: Some(LookupShare::new(self.requester)), ..self.clone() }
+    }
+
+    /// The same resolver for the queries that are made for somebody, who may have a part of all queries under way.
+    pub fn for_requester(&self, requester: Requester) -> Resolver {
+        Resolver { requester, ..self.clone() }
     }
 
     /// The same resolver, which notes the queries of this copy that fail.
@@ -441,7 +450,7 @@ impl Resolver {
     async fn resolve(&self, question: Question) -> Result<(AliasChain, ChainEnd), DnsFailure> {
         let root = question.name == ".";
         let shared = &self.shared;
-        let share = self.share.clone().unwrap_or_else(LookupShare::new);
+        let share = self.share.clone().unwrap_or_else(|| LookupShare::new(self.requester));
         let _slot = shared.slots.acquire(&share).await;
         let deadline = Instant::now() + QUERY_TIMEOUT;
         let mut chain = AliasChain::new(question);

@@ -1,8 +1,9 @@
-//! Who may send the next query: all look-ups share the slots, and no look-up takes them from the others.
+//! Who may send the next query: all look-ups share the slots, and neither a look-up nor a client takes all of them.
 //!
-//! Takes: the [`LookupShare`] that a query belongs to. Gives: a [`QuerySlot`], held while the query is under way.
-//! Limits: [`MAX_QUERIES`] at once, [`MAX_PER_LOOKUP`] for one look-up. Half of all slots are for everybody, in the order
-//! of asking. The other half is for look-ups younger than [`FRESH_AGE`], [`MAX_RESERVED_PER_LOOKUP`] for each: names
+//! Takes: the [`LookupShare`] that a query belongs to, and who it is made for. Gives: a [`QuerySlot`], held while the query
+//! is under way.
+//! Limits: [`MAX_QUERIES`] at once, [`MAX_PER_LOOKUP`] for one look-up, three quarters of all for one requester
+//! (`base::requester`). Half of all slots are for everybody, in the order of asking. The other half is for look-ups younger than [`FRESH_AGE`], [`MAX_RESERVED_PER_LOOKUP`] for each: names
 //! whose servers do not answer hold the first half for as long as they like, and a new look-up is as fast as without them.
 //! When it fails: never; a query without a slot waits for one.
 //! Not here: sending queries (`servers`), which queries a look-up needs (`policy/dane/lookup`).
@@ -12,6 +13,8 @@ use std::time::Duration;
 
 use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::Instant;
+
+use crate::base::requester::{FairSlot, FairSlots, Requester};
 
 /// How many queries are under way at once: each has a socket of its own (a port that nobody can guess) and some 10 kB.
 /// At 20 ms a query that is 50,000 a second.
@@ -31,8 +34,8 @@ const FRESH_AGE: Duration = Duration::from_secs(5);
 
 /// The slots of all queries.
 pub(super) struct QuerySlots {
-    shared: Semaphore,
-    reserve: Semaphore,
+    shared: FairSlots,
+    reserve: FairSlots,
 }
 
 /// The part of one look-up.
@@ -40,13 +43,14 @@ pub(super) struct LookupShare {
     queries: Semaphore,
     reserved: Semaphore,
     began: Instant,
+    requester: Requester,
 }
 
 /// A query may be under way while this is held.
 pub(super) struct QuerySlot<'a> {
     _own: SemaphorePermit<'a>,
     _reserved: Option<SemaphorePermit<'a>>,
-    _slot: SemaphorePermit<'a>,
+    _slot: FairSlot<'a>,
 }
 
 impl QuerySlots {
@@ -58,7 +62,7 @@ impl QuerySlots {
     }
 
     fn with(slots: usize) -> QuerySlots {
-        QuerySlots { shared: Semaphore::new(slots / 2), reserve: Semaphore::new(slots - slots / 2) }
+        QuerySlots { shared: FairSlots::new(slots / 2), reserve: FairSlots::new(slots - slots / 2) }
     }
 
     /// Waits for a slot.
@@ -66,12 +70,12 @@ impl QuerySlots {
         let own = acquire(&share.queries).await;
         let reserved = async {
             let reserved = acquire(&share.reserved).await;
-            (acquire(&self.reserve).await, Some(reserved))
+            (self.reserve.acquire(share.requester).await, Some(reserved))
         };
         let (slot, reserved) = tokio::select! {
             // The reserve is for when nothing else is free.
             biased;
-            slot = acquire(&self.shared) => (slot, None),
+            slot = self.shared.acquire(share.requester) => (slot, None),
             slot = reserved, if share.began.elapsed() < FRESH_AGE => slot,
         };
         QuerySlot { _own: own, _reserved: reserved, _slot: slot }
@@ -80,21 +84,22 @@ impl QuerySlots {
 
 impl LookupShare {
     /// That of a look-up that begins now.
-    pub(super) fn new() -> Arc<LookupShare> {
-        LookupShare::begun(Instant::now())
+    pub(super) fn new(requester: Requester) -> Arc<LookupShare> {
+        LookupShare::begun(requester, Instant::now())
     }
 
-    fn begun(began: Instant) -> Arc<LookupShare> {
+    fn begun(requester: Requester, began: Instant) -> Arc<LookupShare> {
         Arc::new(LookupShare {
             queries: Semaphore::new(MAX_PER_LOOKUP),
             reserved: Semaphore::new(MAX_RESERVED_PER_LOOKUP),
             began,
+            requester,
         })
     }
 }
 
 async fn acquire(semaphore: &Semaphore) -> SemaphorePermit<'_> {
-    // Invariant: none of these semaphores is ever closed.
+    // Invariant: neither semaphore of a look-up is ever closed.
     semaphore.acquire().await.expect("a semaphore that is never closed")
 }
 
@@ -105,6 +110,9 @@ mod tests {
     use std::task::{Context, Poll, Waker};
 
     use super::*;
+
+    const ONE: Requester = Requester::User(1000);
+    const OTHER: Requester = Requester::User(33);
 
     /// The slot, if there is one now.
     fn now<'a>(slots: &'a QuerySlots, share: &'a LookupShare) -> Option<QuerySlot<'a>> {
@@ -117,7 +125,7 @@ mod tests {
 
     #[tokio::test]
     async fn one_look_up_has_eight_queries_under_way() {
-        let (slots, share) = (QuerySlots::with(100), LookupShare::new());
+        let (slots, share) = (QuerySlots::with(100), LookupShare::new(ONE));
         let mut held: Vec<_> = (0..MAX_PER_LOOKUP).map(|_| now(&slots, &share).unwrap()).collect();
         assert!(now(&slots, &share).is_none());
         held.pop();
@@ -127,10 +135,11 @@ mod tests {
     #[tokio::test]
     async fn a_new_look_up_has_slots_whoever_holds_the_others() {
         let slots = QuerySlots::with(40);
-        let hostile: Vec<_> = (0..30).map(|_| LookupShare::begun(Instant::now() - FRESH_AGE)).collect();
+        let old = |n: u32| LookupShare::begun(Requester::User(n), Instant::now() - FRESH_AGE);
+        let hostile: Vec<_> = (0..30).map(old).collect();
         let held: Vec<_> = hostile.iter().flat_map(|share| (0..8).map(|_| now(&slots, share))).flatten().collect();
         assert_eq!(held.len(), 20, "look-ups that are no longer new have half of all slots");
-        let new = LookupShare::new();
+        let new = LookupShare::new(ONE);
         let mut own: Vec<_> = (0..MAX_RESERVED_PER_LOOKUP).map(|_| now(&slots, &new).unwrap()).collect();
         assert!(now(&slots, &new).is_none());
         own.pop();
@@ -140,9 +149,24 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn one_client_leaves_slots_of_both_kinds_to_the_others() {
+        let slots = QuerySlots::with(40);
+        let hostile: Vec<_> = (0..30).map(|_| LookupShare::new(ONE)).collect();
+        let held: Vec<_> = hostile.iter().flat_map(|share| (0..8).map(|_| now(&slots, share))).flatten().collect();
+        assert_eq!(held.len(), 30, "three quarters of all, whatever is new");
+        let old = LookupShare::begun(OTHER, Instant::now() - FRESH_AGE);
+        assert!(now(&slots, &old).is_some(), "a slot for everybody is left");
+        let own: Vec<_> = (0..8).map(|_| LookupShare::new(OTHER)).collect();
+        let own: Vec<_> = own.iter().filter_map(|share| now(&slots, share)).collect();
+        assert_eq!(own.len(), 8);
+        drop(held);
+        assert!((0..8).all(|_| now(&slots, &hostile[0]).is_some()));
+    }
+
+    #[tokio::test]
     async fn who_waits_gets_the_slot_that_is_given_back() {
         let slots = Arc::new(QuerySlots::with(2));
-        let (one, two, new) = (LookupShare::new(), LookupShare::new(), LookupShare::new());
+        let (one, two, new) = (LookupShare::new(ONE), LookupShare::new(OTHER), LookupShare::new(OTHER));
         let (held, _reserved) = (now(&slots, &one).unwrap(), now(&slots, &two).unwrap());
         assert!(now(&slots, &new).is_none());
         let waiting = tokio::spawn({

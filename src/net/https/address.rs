@@ -8,6 +8,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
+use crate::base::requester::Requester;
 use crate::net::dns::{DnsError, Resolver};
 use crate::net::https::error::HttpsError;
 
@@ -21,11 +22,16 @@ pub(super) struct AddressLookup {
 
 impl AddressLookup {
     /// The addresses of a host, for this port unless one is fixed.
-    pub(super) async fn look_up(&self, host: &str, port: u16) -> Result<Vec<SocketAddr>, HttpsError> {
+    pub(super) async fn look_up(
+        &self,
+        host: &str,
+        port: u16,
+        requester: Requester,
+    ) -> Result<Vec<SocketAddr>, HttpsError> {
         if let Some(address) = self.fixed_address {
             return Ok(vec![address]);
         }
-        let found = self.resolver.addresses_to_connect(host).await;
+        let found = self.resolver.for_requester(requester).addresses_to_connect(host).await;
         let found = found.map_err(|error| match error {
             DnsError::Failed(failure) if failure.is_local() => HttpsError::CannotConnect(failure.to_string()),
             error => HttpsError::NoAddress(error.to_string()),
@@ -77,7 +83,7 @@ mod tests {
         // A socket must be allowed to send to the broadcast address.
         let resolver = Resolver::with_servers(["255.255.255.255:53".parse().unwrap()], false);
         let lookup = AddressLookup { resolver, fixed_address: None, allow_private: false };
-        let error = lookup.look_up("mta-sts.a.test", 443).await.unwrap_err();
+        let error = lookup.look_up("mta-sts.a.test", 443, Requester::Daemon).await.unwrap_err();
         assert!(matches!(error, HttpsError::CannotConnect(_)) && error.is_own_fault(), "{error:?}");
     }
 

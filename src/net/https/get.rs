@@ -19,6 +19,7 @@ use rustls::pki_types::ServerName;
 use tokio::task::JoinSet;
 use tokio_rustls::TlsConnector;
 
+use crate::base::requester::Requester;
 use crate::net::https::address::AddressLookup;
 use crate::net::https::error::{HttpsError, MAX_HEADER, MAX_HEADER_FIELDS, classify};
 use crate::net::https::race;
@@ -38,10 +39,16 @@ impl DocumentClient {
     }
 
     /// Asks for `https://HOST/PATH` (the path without its first slash).
-    pub(super) async fn get(&self, host: &str, path: &str, size: usize) -> Result<HttpsResponse, HttpsError> {
+    pub(super) async fn get(
+        &self,
+        host: &str,
+        path: &str,
+        size: usize,
+        requester: Requester,
+    ) -> Result<HttpsResponse, HttpsError> {
         // The name goes out as it is: an A-label that IDNA refuses is a label like any other.
         let name = ServerName::try_from(host.to_owned()).map_err(|e| HttpsError::NoAddress(e.to_string()))?;
-        let stream = race::connect(self.addresses.look_up(host, 443).await?, &self.tls, &name).await?;
+        let stream = race::connect(self.addresses.look_up(host, 443, requester).await?, &self.tls, &name).await?;
         let connected = http1::Builder::new()
             .max_header_size(MAX_HEADER)
             .max_headers(MAX_HEADER_FIELDS)

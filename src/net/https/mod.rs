@@ -33,6 +33,7 @@ pub use crate::net::https::error::{CertificateFault, HttpsError, TlsLimit, certi
 pub use crate::net::https::tls::certificate_verifier;
 
 use crate::base::network::{HttpsCertificates, NetworkExceptions};
+use crate::base::requester::Requester;
 use crate::net::dns::Resolver;
 use crate::net::https::address::AddressLookup;
 use crate::net::https::error::{classify, root_cause};
@@ -49,7 +50,11 @@ const BODY_CHUNK: usize = 16 * 1024;
 
 /// A client. Copies share it.
 #[derive(Clone)]
-pub struct HttpsClient(Arc<ClientInner>);
+pub struct HttpsClient {
+    shared: Arc<ClientInner>,
+    /// Who the documents of this copy are fetched for.
+    requester: Requester,
+}
 
 struct ClientInner {
     resolver: Resolver,
@@ -138,26 +143,32 @@ impl HttpsClient {
         certificates: HttpsCertificates,
     ) -> HttpsClient {
         let (closed, clients) = (closed.clone(), OnceLock::new());
-        HttpsClient(Arc::new(ClientInner { resolver, closed, fixed_address, certificates, clients }))
+        let shared = ClientInner { resolver, closed, fixed_address, certificates, clients };
+        HttpsClient { shared: Arc::new(shared), requester: Requester::Daemon }
+    }
+
+    /// The same client for documents that somebody asks for: the look-ups of addresses count as theirs.
+    pub fn for_requester(&self, requester: Requester) -> HttpsClient {
+        HttpsClient { requester, ..self.clone() }
     }
 
     /// Loads the root certificates, unless they have been loaded before. Blocks while it reads files.
     pub fn load(&self) -> Result<(), String> {
-        if self.0.clients.get().is_none() {
-            let clients = self.0.build()?;
+        if self.shared.clients.get().is_none() {
+            let clients = self.shared.build()?;
             // Another call may have loaded them meanwhile: either will do.
-            let _ = self.0.clients.set(clients);
+            let _ = self.shared.clients.set(clients);
         }
         Ok(())
     }
 
     fn clients(&self) -> Result<&LoadedClients, HttpsError> {
-        self.0.clients.get().ok_or(HttpsError::NoRootCertificates)
+        self.shared.clients.get().ok_or(HttpsError::NoRootCertificates)
     }
 
     /// Asks for `https://HOST/PATH` (the path without its first slash) and reads the body of any status.
     pub async fn get(&self, host: &str, path: &str, time: Duration, size: usize) -> Result<HttpsResponse, HttpsError> {
-        let response = self.clients()?.documents.get(host, path, size);
+        let response = self.clients()?.documents.get(host, path, size, self.requester);
         tokio::time::timeout(time, response).await.unwrap_or(Err(HttpsError::Timeout(time)))
     }
 
@@ -230,7 +241,7 @@ impl Resolve for AddressLookup {
         let lookup = self.clone();
         Box::pin(async move {
             // Port 0 stands for the port of the URL.
-            Ok(Box::new(lookup.look_up(name.as_str(), 0).await?.into_iter()) as Addrs)
+            Ok(Box::new(lookup.look_up(name.as_str(), 0, Requester::Daemon).await?.into_iter()) as Addrs)
         })
     }
 }

@@ -20,6 +20,7 @@ use tlswarden::answering::policy::sts::policy::StsPolicy;
 use tlswarden::answering::socketmap::server;
 use tlswarden::base::clock::Clock;
 use tlswarden::base::next_hop::NextHop;
+use tlswarden::base::requester::Requester;
 use tlswarden::base::tlsrpt::{Failure, Mode, PolicyInForce, PolicyType, ResultType, TallyRow, sum_tallies};
 use tlswarden::config::{
     Config, ConfigDuration, ListenAddress, OverrideSection, OverrideSkip, PostfixLevel as Default_, PostfixSection,
@@ -148,7 +149,7 @@ fn postfix_answer(policies: &Policies, decision: &Decision) -> PolicyAnswer {
 
 impl Daemon {
     async fn level(&self, key: &str) -> PolicyAnswer {
-        postfix_answer(&self.policies, &self.policies.decide(key.as_bytes()).await)
+        postfix_answer(&self.policies, &self.policies.decide(key.as_bytes(), Requester::User(0)).await)
     }
 
     /// Waits until the level is another, asking as Postfix would.
@@ -282,7 +283,8 @@ async fn one_fetch_however_many_ask() {
     let mut askers = JoinSet::new();
     for _ in 0..500 {
         let policies = Arc::clone(&daemon.policies);
-        askers.spawn(async move { postfix_answer(&policies, &policies.decide(b"busy.test").await) });
+        askers
+            .spawn(async move { postfix_answer(&policies, &policies.decide(b"busy.test", Requester::User(0)).await) });
     }
     while let Some(level) = askers.join_next().await {
         assert_eq!(level.unwrap(), PolicyAnswer::Secure);
@@ -652,7 +654,7 @@ async fn a_policy_host_at_a_private_address_is_not_asked() {
         world.domain(&name, false, &["mx"]);
         world.sts(&name, "1", &document("enforce", &format!("mx.{name}"), DAY));
         world.dns.change().address(&format!("mta-sts.{name}"), address.parse().unwrap());
-        let decision = daemon.policies.decide(name.as_bytes()).await;
+        let decision = daemon.policies.decide(name.as_bytes(), Requester::User(0)).await;
         assert_eq!(postfix_answer(&daemon.policies, &decision), PolicyAnswer::OwnLevel, "{address}");
         assert_eq!(decision.failure.as_ref().map(|f| f.reason.as_str()), Some("no-address"), "{address}");
         assert_eq!(world.hosts.handshakes(&name), 0);
@@ -768,7 +770,8 @@ async fn a_policy_is_fetched_anew_whatever_its_record_says() {
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
             // The document is read, not only served.
-            let fetched = async || daemon.policies.decide(name.as_bytes()).await.sts.unwrap().fetched();
+            let fetched =
+                async || daemon.policies.decide(name.as_bytes(), Requester::User(0)).await.sts.unwrap().fetched();
             let today = Clock::default().seconds() + day * DAY;
             while fetched().await < today - 120 {
                 assert!(Instant::now() < until, "{name} is not renewed on day {day}");
@@ -919,7 +922,7 @@ async fn the_text_of_all_policies_is_bounded() {
         let mode = if n == 0 { "enforce" } else { "testing" };
         world.domain(&name, false, &["mx"]);
         world.sts(&name, "1", &format!("version: STSv1\r\nmode: {mode}\r\n{mx}max_age: 604800\r\n"));
-        daemon.policies.decide(name.as_bytes()).await;
+        daemon.policies.decide(name.as_bytes(), Requester::User(0)).await;
     }
     let counts = daemon.policies.counts();
     assert!((2..=3).contains(&counts.policies), "{counts:?}");
@@ -1072,7 +1075,7 @@ async fn faults_of_the_policy_host_are_told_apart() {
         world.domain(&domain, false, &["mx"]);
         world.sts(&domain, "1", "");
         world.site(&domain, fault, answer);
-        let decision = daemon.policies.decide(domain.as_bytes()).await;
+        let decision = daemon.policies.decide(domain.as_bytes(), Requester::User(0)).await;
         assert_eq!(postfix_answer(&daemon.policies, &decision), PolicyAnswer::OwnLevel, "{domain}");
         let failure = decision.failure.clone().unwrap_or_else(|| panic!("{domain}: no failure"));
         assert_eq!((failure.result_type, failure.reason.as_str()), (result_type, reason), "{domain}: {}", failure.text);
@@ -1271,7 +1274,7 @@ async fn a_policy_serves_whatever_fails_until_it_expires() {
     assert_eq!(daemon.level("kept.test").await, PolicyAnswer::Secure);
     let until = Instant::now() + Duration::from_secs(60);
     let renewed = Clock::default().seconds() + DAY - 120;
-    while daemon.policies.decide(b"kept.test").await.sts.unwrap().fetched() < renewed {
+    while daemon.policies.decide(b"kept.test", Requester::User(0)).await.sts.unwrap().fetched() < renewed {
         assert!(Instant::now() < until, "it is not fetched anew");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
@@ -1281,7 +1284,7 @@ async fn a_policy_serves_whatever_fails_until_it_expires() {
     let daemon = world.daemon(2 * DAY);
     assert_eq!(daemon.level("kept.test").await, PolicyAnswer::Secure);
     let until = Instant::now() + Duration::from_secs(10);
-    while daemon.policies.decide(b"kept.test").await.failure.is_none() {
+    while daemon.policies.decide(b"kept.test", Requester::User(0)).await.failure.is_none() {
         assert!(Instant::now() < until, "the new id is not fetched");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
@@ -1307,7 +1310,10 @@ async fn a_changed_id_replaces_the_policy_behind_the_answer() {
     let daemon = world.daemon(100);
     assert_eq!(daemon.level("changes.test").await, PolicyAnswer::Secure, "the cached policy serves");
     daemon.becomes("changes.test", &PolicyAnswer::OwnLevel).await;
-    assert_eq!(daemon.policies.decide(b"changes.test").await.sts.as_ref().unwrap().mode, Mode::Testing);
+    assert_eq!(
+        daemon.policies.decide(b"changes.test", Requester::User(0)).await.sts.as_ref().unwrap().mode,
+        Mode::Testing
+    );
     let now = Clock::default().seconds() + 100;
     assert!(matches!(
         daemon.history.policy_at("changes.test", now).in_force,
@@ -1317,7 +1323,7 @@ async fn a_changed_id_replaces_the_policy_behind_the_answer() {
     world.sts("changes.test", "3", "version: STSv1\nmode: none\nmax_age: 86400\n");
     let daemon = world.daemon(200);
     let until = Instant::now() + Duration::from_secs(10);
-    while daemon.policies.decide(b"changes.test").await.sts.is_some() {
+    while daemon.policies.decide(b"changes.test", Requester::User(0)).await.sts.is_some() {
         assert!(Instant::now() < until, "mode none does not replace");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }

@@ -7,7 +7,7 @@
 //! [`TEXT_BYTES_PER_DOMAIN`] octets of text for each, beyond which those go that take more than that
 //! (`sts_domains_evicted`); [`MAX_FETCHES`] fetches at once, [`MAX_REFRESH_FETCHES`] of them for policies that serve;
 //! [`MAX_LOOKUPS`] domains looked at at once, and besides [`MAX_BACKGROUND_LOOKUPS`] whose policy serves
-//! (`sts_looks_postponed`).
+//! (`sts_looks_postponed`). Three quarters of fetches and look-ups for one client.
 //! When it fails: one line a cause and minute; one for each enforced policy that is not renewed; what could not be written
 //! is tried again with the next change or sweep.
 //! Not here: how long a policy serves and when it is tried again (`domain`), DANE and the answer (`policy`).
@@ -30,6 +30,7 @@ use crate::answering::policy::sts::fetch::{self, FetchError};
 use crate::answering::policy::sts::policy::{REFRESH_INTERVAL, StsPolicy};
 use crate::answering::policy::throttle::Throttle;
 use crate::base::clock::{Clock, SteadyClock};
+use crate::base::requester::{FairSlots, Requester};
 use crate::base::shutdown::wait_for_shutdown;
 use crate::base::tlsrpt::{Day, Mode, ResultType};
 use crate::metrics::Metrics;
@@ -72,8 +73,7 @@ pub struct StsCache {
     metrics: Metrics,
     throttle: Throttle,
     flights: SingleFlight<()>,
-    background: Arc<Semaphore>,
-    fetches: Semaphore,
+    fetches: FairSlots,
     refresh_fetches: Semaphore,
 }
 
@@ -135,9 +135,8 @@ impl StsCache {
             steady: SteadyClock::new(clock),
             metrics,
             throttle: Throttle::default(),
-            flights: SingleFlight::new(MAX_LOOKUPS + MAX_BACKGROUND_LOOKUPS),
-            background: Arc::new(Semaphore::new(MAX_BACKGROUND_LOOKUPS)),
-            fetches: Semaphore::new(MAX_FETCHES - MAX_REFRESH_FETCHES),
+            flights: SingleFlight::new(MAX_LOOKUPS, MAX_BACKGROUND_LOOKUPS),
+            fetches: FairSlots::new(MAX_FETCHES - MAX_REFRESH_FETCHES),
             refresh_fetches: Semaphore::new(MAX_REFRESH_FETCHES),
         }
     }
@@ -239,31 +238,26 @@ impl StsCache {
         self.known.text_bytes.load(Ordering::Relaxed)
     }
 
-    /// Starts the look-ups that are due for a domain at `at`, unless they are under way. `None` if nothing is due or
-    /// too many are under way; domains whose policy is in force have a limit of their own.
-    pub fn start_lookup(self: &Arc<Self>, domain: &Arc<DomainState>, at: i64) -> Option<Flight<()>> {
+    /// Starts the look-ups that are due for a domain at `at`, unless they are under way, for who asks. `None` if nothing is
+    /// due or too many are under way; domains whose policy is in force have a limit of their own, for nobody waits.
+    pub fn start_lookup(
+        self: &Arc<Self>,
+        domain: &Arc<DomainState>,
+        at: i64,
+        requester: Requester,
+    ) -> Option<Flight<()>> {
         if domain.next_due(at) > at {
             return None;
         }
-        let flight = self.join_lookup(domain, at);
-        self.metrics.add("sts_looks_postponed", u64::from(flight.is_none()));
-        flight
-    }
-
-    fn join_lookup(self: &Arc<Self>, domain: &Arc<DomainState>, at: i64) -> Option<Flight<()>> {
         let in_force = domain.policy(self.clock.seconds()).is_some();
-        let slot = match in_force {
-            true => Some(Arc::clone(&self.background).try_acquire_owned().ok()?),
-            false => None,
-        };
-        self.flights.join(&domain.name, || {
+        let requester = if in_force { Requester::Daemon } else { requester };
+        let flight = self.flights.join(&domain.name, requester, || {
             // It may have been evicted since it was taken from here; from now on it is not.
             let (cache, domain) = (Arc::clone(self), self.get_or_insert(&domain.name));
-            async move {
-                cache.update_domain(&domain, at).await;
-                drop(slot);
-            }
-        })
+            async move { cache.update_domain(&domain, at, requester).await }
+        });
+        self.metrics.add("sts_looks_postponed", u64::from(flight.is_none()));
+        flight
     }
 
     /// Writes behind, and keeps policies in use fresh, until `shutdown` turns true.
@@ -287,21 +281,22 @@ impl StsCache {
         let _ = self.write().await;
     }
 
-    async fn update_domain(&self, domain: &Arc<DomainState>, at: i64) {
+    async fn update_domain(&self, domain: &Arc<DomainState>, at: i64, requester: Requester) {
         let name = &domain.name;
         if domain.record_due(at) {
-            let found = self.resolver.txt(&format!("_mta-sts.{name}")).await;
+            let found = self.resolver.for_requester(requester).txt(&format!("_mta-sts.{name}")).await;
             self.metrics.add("sts_records_asked", 1);
             domain.apply_record(found, self.clock.seconds());
             self.log_lost_record(domain);
         }
         let now = self.clock.seconds();
         let Some(id) = domain.due_fetch(at.max(now)) else { return };
-        let permits = if domain.policy(now).is_some() { &self.refresh_fetches } else { &self.fetches };
-        // The semaphores are never closed.
-        let Ok(_permit) = permits.acquire().await else { return };
+        let (_refresh, _first) = match domain.policy(now) {
+            Some(_) => (Some(self.refresh_fetches.acquire().await), None),
+            None => (None, Some(self.fetches.acquire(requester).await)),
+        };
         self.metrics.add("sts_fetches", 1);
-        let fetched = fetch::fetch(&self.client, name).await;
+        let fetched = fetch::fetch(&self.client.for_requester(requester), name).await;
         let failure = fetched.as_ref().err().map(ToString::to_string);
         tracing::debug!(domain = %name, id = %id, failure, "MTA-STS policy fetched");
         self.subtract_text(domain.text_bytes());
@@ -417,7 +412,7 @@ impl StsCache {
             }
         }
         due.sort_unstable_by_key(|(record_alone, at, _)| (*record_alone, *at));
-        due.iter().for_each(|(_, _, domain)| drop(self.start_lookup(domain, now)));
+        due.iter().for_each(|(_, _, domain)| drop(self.start_lookup(domain, now, Requester::Daemon)));
     }
 
     /// Where there is too much, lets go of a twentieth. Of the domains: the least recently used first, unexpired enforced
