@@ -342,3 +342,41 @@ fn an_input_that_is_exchanged_counts_nothing_twice() {
     change("c.log", "b.log");
     run(79);
 }
+
+/// Descriptors of a process, and how many of them are inotify instances (proc(5)).
+fn descriptors(process: u32) -> (usize, usize) {
+    let (all, mut inotify) = (fs::read_dir(format!("/proc/{process}/fd")).unwrap(), 0);
+    let number = all
+        .filter_map(Result::ok)
+        .inspect(|one| {
+            let target = fs::read_link(one.path()).unwrap_or_default();
+            inotify += usize::from(target.to_string_lossy() == "anon_inode:inotify");
+        })
+        .count();
+    (number, inotify)
+}
+
+#[test]
+fn a_thousand_logs_need_few_descriptors_and_one_watch() {
+    const LOGS: u64 = 1000;
+    let host = Host::new("[[input]]\nfile = \"DIR/logs/*.log\"\ntimezone = \"UTC\"\n");
+    fs::create_dir(host.path("logs")).unwrap();
+    let log = |number: u64| host.path(&format!("logs/{number}.log"));
+    (0..LOGS).for_each(|number| append(&log(number), &lines(number)));
+    let daemon = host.start(host.serve());
+    let sessions = |wanted: u64| {
+        let shown: serde_json::Value = serde_json::from_str(&host.ask(&["results", "--json"])).unwrap_or_default();
+        shown.as_array().is_some_and(|rows| rows.len() as u64 == wanted)
+    };
+    host.wait_for("not all logs are counted", || sessions(LOGS));
+    let few = |(all, inotify)| all < 100 && inotify == 1;
+    let process = daemon.0.id();
+    host.wait_for("too many descriptors", || few(descriptors(process)));
+    // Those whose files are closed are still followed.
+    (0..LOGS).for_each(|number| append(&log(number), &lines(LOGS + number)));
+    host.wait_for("not all logs are counted again", || sessions(2 * LOGS));
+    host.wait_for("too many descriptors again", || few(descriptors(process)));
+    daemon.stop();
+    let counted = host.counted();
+    assert!(each_once(&counted) && counted.len() as u64 == 2 * LOGS);
+}

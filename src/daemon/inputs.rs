@@ -29,7 +29,7 @@ use crate::base::own_reports::MessageIdKey;
 use crate::config::{Config, InputKind as Named, InputSection};
 use crate::counting::changed_inputs::{self, ConfiguredInput};
 use crate::counting::input::datagram::{self, DatagramQueue};
-use crate::counting::input::file::{self, InputPaths};
+use crate::counting::input::file::{self, FileInputs};
 use crate::counting::input::stdin::StdinReader;
 use crate::counting::input::{InputError, journald};
 use crate::counting::pipeline::{self, CountedInput, Counter, InputEvent};
@@ -148,7 +148,7 @@ pub(crate) struct OpenInputs {
     counters: CounterFactory,
     inputs: Vec<OpenInput>,
     patterns: Vec<(PathBuf, Dialect, TimeZone)>,
-    paths: InputPaths,
+    files: FileInputs,
     queue: Arc<DatagramQueue>,
 }
 
@@ -192,7 +192,7 @@ pub(crate) fn open_inputs(
         counters,
         inputs: Vec::new(),
         patterns: Vec::new(),
-        paths: InputPaths::default(),
+        files: FileInputs::default(),
         queue: Arc::default(),
     };
     let mut files: Vec<PathBuf> = Vec::new();
@@ -209,8 +209,8 @@ pub(crate) fn open_inputs(
             }
             Named::File(path) => {
                 let mut restored = restored(zone)?;
-                inputs.paths.write().insert(path.to_owned());
-                let follower = file::FileFollower::beside(&inputs.paths, path, restored.position.take());
+                inputs.files.paths.write().insert(path.to_owned());
+                let follower = file::FileFollower::beside(&inputs.files, path, restored.position.take());
                 let others = files.clone();
                 files.push(path.to_owned());
                 (restored, InputReader::File(follower, others))
@@ -346,12 +346,12 @@ impl OpenInputs {
         for (pattern, mta, zone) in self.patterns {
             let title = format!("input {}", pattern.display());
             let task = InputTask { number: 0, events: feed.clone(), counters: self.counters.clone() };
-            let (paths, numbers) = (Arc::clone(&self.paths), Arc::clone(&numbers));
+            let (files, numbers) = (self.files.clone(), Arc::clone(&numbers));
             tasks.spawn(
                 title,
                 run_until_shutdown(
                     shutdown.clone(),
-                    task.follow_pattern(pattern, mta, zone, paths, numbers, shutdown.clone()),
+                    task.follow_pattern(pattern, mta, zone, files, numbers, shutdown.clone()),
                 ),
             );
         }
@@ -481,7 +481,7 @@ impl InputTask {
         pattern: PathBuf,
         mta: Dialect,
         zone: TimeZone,
-        paths: InputPaths,
+        files: FileInputs,
         numbers: Arc<AtomicUsize>,
         shutdown: watch::Receiver<bool>,
     ) {
@@ -526,8 +526,8 @@ impl InputTask {
                         let newest = source.counter.newest_line_time();
                         self.counters.metrics.update_input(&file, |p| p.newest = newest);
                         let task = InputTask { number, events: self.events.clone(), counters: self.counters.clone() };
-                        paths.write().insert(path.clone());
-                        let follower = file::FileFollower::beside(&paths, &path, mark);
+                        files.paths.write().insert(path.clone());
+                        let follower = file::FileFollower::beside(&files, &path, mark);
                         readers.spawn(task.read_file(source, follower, Vec::new(), shutdown.clone()));
                         logs.insert(path.clone());
                         known.insert(path);

@@ -11,9 +11,9 @@ use std::collections::{HashMap, HashSet};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
-use crate::counting::input::file::file_system::LogFileSystem;
+use crate::counting::input::file::file_system::{LogFileMetadata, LogFileSystem};
 use crate::counting::input::file::locate::{self, Fit};
 use crate::counting::input::file::open_log::{OpenLog, ReadResult};
 use crate::counting::input::file::rotated::{self, InputPaths, RotatedError, RotatedFile};
@@ -63,6 +63,28 @@ pub struct LogReader {
     unreadable_since: HashMap<PathBuf, Instant>,
     /// Messages that have been logged and still hold.
     logged: HashSet<String>,
+}
+
+/// A log that has been read to its end and whose file is closed.
+#[derive(Clone)]
+pub struct SleepingLog {
+    files: Arc<dyn LogFileSystem>,
+    path: PathBuf,
+    seen: FileState,
+}
+
+/// What a change of a file changes: device, inode, length, time of the last change.
+type FileState = (u64, u64, u64, SystemTime);
+
+impl SleepingLog {
+    /// Whether there is more to read, or another file.
+    pub(super) fn has_changed(&self) -> bool {
+        self.files.metadata(&self.path).map(file_state).ok() != Some(self.seen)
+    }
+}
+
+fn file_state(meta: LogFileMetadata) -> FileState {
+    (meta.device, meta.inode, meta.length, meta.modified)
 }
 
 /// What comes after the end of a file.
@@ -120,6 +142,24 @@ impl LogReader {
             Err(e) if self.logged.insert(e.to_string()) => Err(e),
             Err(_) => Ok(FollowStep::Wait(POLL_INTERVAL)),
         }
+    }
+
+    /// Whether a file is open between two polls.
+    pub(super) fn is_open(&self) -> bool {
+        self.log.is_some()
+    }
+
+    /// Closes the file if all of it has been read and no other follows; reading continues as after a restart. The result
+    /// tells when the next poll is worth it.
+    pub fn sleep(&mut self) -> Option<SleepingLog> {
+        let log = self.log.as_ref().filter(|log| self.reported_end && !log.is_gzip())?;
+        let meta = self.files.metadata(&self.path).ok()?;
+        // Another length was not read yet.
+        if (meta.device, meta.inode, meta.length) != (log.device, log.inode, log.length) {
+            return None;
+        }
+        self.log = None;
+        Some(SleepingLog { files: Arc::clone(&self.files), path: self.path.clone(), seen: file_state(meta) })
     }
 
     fn read(&mut self) -> Result<FollowStep, InputError> {

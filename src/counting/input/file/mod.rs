@@ -10,6 +10,7 @@
 //! again (power loss), a copy and an edited one continue after the newest counted line that is left. What is lost is logged.
 //! Not here: files compressed otherwise than by gzip, which are named; what a line means (`parsers`).
 
+mod changes;
 pub mod file_system;
 pub mod follow;
 mod locate;
@@ -19,13 +20,14 @@ mod rotated_name;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use linemux::MuxedEvents;
-use tokio::sync::Notify;
-use tokio::task::{JoinHandle, JoinSet};
+use tokio::sync::{AcquireError, Notify, OwnedSemaphorePermit, Semaphore};
+use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
+use self::changes::{ChangeWatcher, Sleeper};
 use self::file_system::{HostFileSystem, LogFileSystem};
 use self::follow::{FollowStep, LogReader, POLL_INTERVAL};
 use self::locate::Fit;
@@ -60,6 +62,38 @@ const MIN_POLL_INTERVAL: Duration = Duration::from_millis(20);
 /// told to, some time after the new file is there.
 const QUIET_PERIOD: Duration = Duration::from_secs(1);
 
+/// How long a log must have had no line before it is polled less often: its changes are noticed.
+const IDLE_AFTER: Duration = Duration::from_secs(10);
+
+/// How often an idle log is polled.
+const IDLE_POLL_INTERVAL: Duration = Duration::from_secs(1);
+
+/// The most logs that are read at the same time, each with a block in memory. Where there are more, the files of those
+/// that were read to their end are closed.
+const MAX_READERS: usize = 32;
+
+/// What all followers share.
+#[derive(Clone)]
+pub struct FileInputs {
+    /// The paths that are inputs of their own.
+    pub(crate) paths: InputPaths,
+    changes: Arc<ChangeWatcher>,
+    readers: Arc<Semaphore>,
+    /// How many wait until they may read.
+    waiting: Arc<AtomicUsize>,
+}
+
+impl Default for FileInputs {
+    fn default() -> FileInputs {
+        FileInputs {
+            paths: InputPaths::default(),
+            changes: Arc::default(),
+            readers: Arc::new(Semaphore::new(MAX_READERS)),
+            waiting: Arc::default(),
+        }
+    }
+}
+
 /// Follows one log file.
 pub struct FileFollower {
     /// `None` during a poll.
@@ -68,8 +102,14 @@ pub struct FileFollower {
     poll: Option<JoinHandle<PollResult>>,
     /// When a poll found nothing, and how long to wait after it.
     backoff: Option<(Instant, Duration)>,
+    /// When lines were read last.
+    active_at: Instant,
     path: PathBuf,
-    changes: Option<ChangeNotifier>,
+    shared: FileInputs,
+    changed: Option<Arc<Notify>>,
+    permit: Option<OwnedSemaphorePermit>,
+    /// While the file is closed.
+    sleeper: Option<Sleeper>,
 }
 
 /// The reader, which returns from its thread with the result.
@@ -78,29 +118,40 @@ type PollResult = (Box<LogReader>, Result<FollowStep, InputError>);
 impl FileFollower {
     /// Follows `path`, from `position` if there is one. Nothing is opened before [`FileFollower::next`].
     pub fn new(path: impl Into<PathBuf>, position: Option<Position>) -> FileFollower {
-        FileFollower::among(InputPaths::default(), path, position, QUIET_PERIOD)
+        FileFollower::beside(&FileInputs::default(), path, position)
     }
 
     /// The same beside other inputs, whose files are never taken for rotated ones of this.
-    pub(crate) fn beside(inputs: &InputPaths, path: impl Into<PathBuf>, position: Option<Position>) -> FileFollower {
-        FileFollower::among(Arc::clone(inputs), path, position, QUIET_PERIOD)
+    pub fn beside(shared: &FileInputs, path: impl Into<PathBuf>, position: Option<Position>) -> FileFollower {
+        FileFollower::among(shared.clone(), path, position, QUIET_PERIOD)
     }
 
     /// The same, for writers that are known to close a rotated file within `quiet`.
     pub fn with_quiet_period(path: impl Into<PathBuf>, position: Option<Position>, quiet: Duration) -> FileFollower {
-        FileFollower::among(InputPaths::default(), path, position, quiet)
+        FileFollower::among(FileInputs::default(), path, position, quiet)
     }
 
     fn among(
-        inputs: InputPaths,
+        shared: FileInputs,
         path: impl Into<PathBuf>,
         position: Option<Position>,
         quiet: Duration,
     ) -> FileFollower {
         let path = path.into();
         let files = Arc::new(HostFileSystem);
+        let inputs = Arc::clone(&shared.paths);
         let reader = Some(Box::new(LogReader::new(files, path.clone(), position, quiet, inputs)));
-        FileFollower { reader, poll: None, backoff: None, path, changes: None }
+        FileFollower {
+            reader,
+            poll: None,
+            backoff: None,
+            active_at: Instant::now(),
+            path,
+            shared,
+            changed: None,
+            permit: None,
+            sleeper: None,
+        }
     }
 
     /// The next lines. At the end of what is there, one block says so (`at_end`; with lines or without), and the call
@@ -110,21 +161,71 @@ impl FileFollower {
     /// next call waits until that changes. Needs a tokio runtime with its timer.
     pub async fn next(&mut self) -> Result<LineBlock, InputError> {
         loop {
+            if self.sleeper.is_some() {
+                self.changed().notified().await;
+                self.sleeper = None;
+            }
             if let Some((since, pause)) = self.backoff {
-                let changes = self.changes.get_or_insert_with(|| ChangeNotifier::watch(self.path.clone()));
+                let changed = self.changed();
                 tokio::time::sleep_until(since + MIN_POLL_INTERVAL).await;
-                let _ = tokio::time::timeout_at(
-                    since + pause.clamp(MIN_POLL_INTERVAL, POLL_INTERVAL),
-                    changes.changed.notified(),
-                )
-                .await;
+                let longest = match self.active_at.elapsed() < IDLE_AFTER {
+                    true => POLL_INTERVAL,
+                    false => IDLE_POLL_INTERVAL,
+                };
+                let pause = if pause >= POLL_INTERVAL { longest } else { pause.max(MIN_POLL_INTERVAL) };
+                let _ = tokio::time::timeout_at(since + pause, changed.notified()).await;
                 self.backoff = None;
             }
-            match self.poll_once().await? {
-                FollowStep::Read(block) => return Ok(block),
-                FollowStep::Wait(pause) => self.backoff = Some((Instant::now(), pause)),
+            if self.permit.is_none() {
+                self.permit = Some(self.wait_for_turn().await.map_err(|_| stopped(&self.path))?);
+            }
+            match self.poll_once().await {
+                Ok(FollowStep::Read(block)) => {
+                    self.active_at = Instant::now();
+                    return Ok(block);
+                }
+                Ok(FollowStep::Wait(pause)) => {
+                    self.backoff = Some((Instant::now(), pause));
+                    self.make_room();
+                }
+                Err(e) => {
+                    self.make_room();
+                    return Err(e);
+                }
             }
         }
+    }
+
+    /// The notice of changes of this log.
+    fn changed(&mut self) -> Arc<Notify> {
+        Arc::clone(self.changed.get_or_insert_with(|| self.shared.changes.watch(self.path.clone())))
+    }
+
+    async fn wait_for_turn(&self) -> Result<OwnedSemaphorePermit, AcquireError> {
+        struct Waiting<'a>(&'a AtomicUsize);
+        impl Drop for Waiting<'_> {
+            fn drop(&mut self) {
+                self.0.fetch_sub(1, Ordering::Relaxed);
+            }
+        }
+        self.shared.waiting.fetch_add(1, Ordering::Relaxed);
+        let _waiting = Waiting(&self.shared.waiting);
+        Arc::clone(&self.shared.readers).acquire_owned().await
+    }
+
+    /// Lets others read where nothing is to be read here: without a file at once, else if somebody waits.
+    fn make_room(&mut self) {
+        let changed = self.changed();
+        let Some(reader) = &mut self.reader else { return };
+        if reader.is_open() {
+            if self.shared.waiting.load(Ordering::Relaxed) == 0 {
+                return;
+            }
+            if let Some(log) = reader.sleep() {
+                self.sleeper = Some(self.shared.changes.look_at(log, &changed));
+            }
+        }
+        self.permit = None;
     }
 
     /// Polls the file once, on a blocking thread.
@@ -135,9 +236,7 @@ impl FileFollower {
                 (reader, step)
             }));
         }
-        let stopped =
-            || InputError::Stopped(format!("input: {}: not read any more: we are ending", self.path.display()));
-        let poll = self.poll.as_mut().ok_or_else(stopped)?;
+        let Some(poll) = &mut self.poll else { return Err(stopped(&self.path)) };
         let done = poll.await;
         self.poll = None;
         match done {
@@ -147,38 +246,12 @@ impl FileFollower {
             }
             Err(e) => match e.try_into_panic() {
                 Ok(panic) => std::panic::resume_unwind(panic),
-                Err(_) => Err(stopped()),
+                Err(_) => Err(stopped(&self.path)),
             },
         }
     }
 }
 
-/// Notifies of changes to a file: linemux's events, reduced to one bit so that nothing piles up while the store is slow.
-/// If they fail, the file is polled every [`POLL_INTERVAL`].
-struct ChangeNotifier {
-    changed: Arc<Notify>,
-    _task: JoinSet<()>,
-}
-
-impl ChangeNotifier {
-    fn watch(path: PathBuf) -> ChangeNotifier {
-        let changed = Arc::new(Notify::new());
-        let notify = Arc::clone(&changed);
-        let mut task = JoinSet::new();
-        task.spawn(async move {
-            let watched = async {
-                let mut events = MuxedEvents::new()?;
-                events.add_file(&path).await?;
-                while events.next_event().await?.is_some() {
-                    notify.notify_one();
-                }
-                Ok::<_, std::io::Error>(())
-            };
-            if let Err(e) = watched.await {
-                let (path, pause) = (path.display(), POLL_INTERVAL.as_millis());
-                tracing::warn!("input: {path}: no notice of changes: {e}; it is looked at every {pause} ms");
-            }
-        });
-        ChangeNotifier { changed, _task: task }
-    }
+fn stopped(path: &Path) -> InputError {
+    InputError::Stopped(format!("input: {}: not read any more: we are ending", path.display()))
 }
