@@ -380,3 +380,63 @@ fn a_thousand_logs_need_few_descriptors_and_one_watch() {
     let counted = host.counted();
     assert!(each_once(&counted) && counted.len() as u64 == 2 * LOGS);
 }
+
+/// The two lines of a session to `d0.test`, one before midnight and one after it; and what tells that both were read.
+fn over_midnight(mta: &str) -> (String, String, &'static str) {
+    if mta == "postfix" {
+        let lines = lines(0);
+        let (before, after) = lines.split_once('\n').unwrap();
+        return (format!("{before}\n"), after.to_owned(), "no-policy-found 1 0");
+    }
+    let message = jiff::Timestamp::now().strftime("%Y-%m-%d %H:%M:%S 1xUwZC-0006Ou-0S").to_string();
+    let failed = "H=mx.a.test [203.0.113.10]: TLS session: (SSL_connect): error:0A000086:SSL routines::certificate verify failed";
+    (
+        format!(
+            "{message} [203.0.113.10] SSL verify error: depth=0 error=certificate has expired cert=/CN=mx.a.test\n"
+        ),
+        format!("{message} == user@{} R=r T=t defer (-37) {failed}\n", domain(0)),
+        "certificate-expired",
+    )
+}
+
+#[test]
+fn a_session_over_midnight_in_files_named_by_their_date_is_counted_once() {
+    // The first two with a restart between the two files.
+    for (mta, pattern, files, restarts) in [
+        ("postfix", "maillog-*", ["maillog-20261127", "maillog-20261128"], true),
+        ("exim", "mainlog-*", ["mainlog-20261127", "mainlog-20261128"], true),
+        ("postfix", "*/*/*/mail.log", ["2026/11/30/mail.log", "2026/12/01/mail.log"], false),
+        ("exim", "*mainlog", ["202611mainlog", "202612mainlog"], false),
+    ] {
+        let input = format!("[[input]]\nfile = \"DIR/logs/{pattern}\"\nmta = \"{mta}\"\ntimezone = \"UTC\"\n");
+        let host = Host::new(&input);
+        let [old, new] = files.map(|name| host.path("logs").join(name));
+        fs::create_dir_all(old.parent().unwrap()).unwrap();
+        let (before, after, wanted) = over_midnight(mta);
+        let now = jiff::Timestamp::now().strftime("%Y-%m-%d %H:%M:%S").to_string();
+        let other = |number: u64| match mta {
+            "postfix" => lines(number),
+            _ => format!(
+                "{now} 1xUwZB-0006OQ-{number} => u@{} R=r T=t H=mx.a.test [203.0.113.9] X=TLS1.3:X:256 CV=yes C=\"250 ok\"\n",
+                domain(number)
+            ),
+        };
+        append(&old, &(other(50) + &before));
+        let mut daemon = host.start(host.serve());
+        host.wait_for_session(50);
+        if restarts {
+            daemon.stop();
+            daemon = host.start(host.serve());
+        }
+        fs::create_dir_all(new.parent().unwrap()).unwrap();
+        append(&new, &(after + &other(60)));
+        host.wait_for_session(60);
+        let shown = host.ask(&["status"]);
+        assert_eq!(shown.matches(&format!("/logs/{pattern} ")).count(), 1, "{shown}");
+        let shown = host.ask(&["results", "--domain", &domain(0)]);
+        let words = shown.split_whitespace().collect::<Vec<_>>().join(" ");
+        assert!(words.contains(wanted), "{mta} {pattern}: {shown}");
+        daemon.stop();
+        assert_eq!(host.counted(), BTreeMap::from([(0, 1), (50, 1), (60, 1)]), "{mta} {pattern}");
+    }
+}

@@ -123,6 +123,34 @@ fn several_logs_are_one_stream_and_gz_is_unpacked() {
 }
 
 #[test]
+fn a_session_over_midnight_in_files_named_by_their_date_is_one() {
+    let exim = [
+        "2026-11-22 23:59:59 1xUwZC-0006Ou-0S [203.0.113.9] SSL verify error: depth=0 error=certificate has expired \
+         cert=/CN=mx.a.test\n",
+        "2026-11-23 00:00:00 1xUwZC-0006Ou-0S == user@a.test R=r T=t defer (-37) H=mx.a.test [203.0.113.9]: TLS session: \
+         (SSL_connect): error:0A000086:SSL routines::certificate verify failed\n",
+    ]
+    .map(str::to_owned);
+    let at = |text: &str, time: &str| text.replace("Nov 22 22:44:00", time).replace("Nov 22 22:44:01", time);
+    let postfix = [at(TRUSTED, "Nov 22 23:59:59"), at(SENT, "Nov 23 00:00:00")];
+    for (lines, name, sessions) in [(postfix, "maillog-", (1, 0)), (exim, "mainlog-", (0, 1))] {
+        let folder = tempfile::tempdir().unwrap();
+        let [old, new] = ["20261122", "20261123"].map(|day| folder.path().join(format!("{name}{day}")));
+        std::fs::write(&old, &lines[0]).unwrap();
+        std::fs::write(&new, &lines[1]).unwrap();
+        let arguments = ["--timezone", "UTC", "--year", "2026", "--json", old.to_str().unwrap()];
+        let shown = json(&replay(&arguments, &new).stdout);
+        let summary = &shown["results"][0]["summary"];
+        let counts = ["successful", "failure"].map(|what| summary[format!("total-{what}-session-count")].as_u64());
+        assert_eq!(counts, [Some(sessions.0), Some(sessions.1)], "{shown}");
+        assert_eq!(shown["results"].as_array().unwrap().len(), 1, "{shown}");
+        // The cause is in the file of the day before.
+        let result_type = &shown["results"][0]["failure-details"][0]["result-type"];
+        assert!(sessions.1 == 0 || result_type == "certificate-expired", "{shown}");
+    }
+}
+
+#[test]
 fn faults_are_one_line_with_a_status() {
     let folder = tempfile::tempdir().unwrap();
     let other = folder.path().join("other.log");

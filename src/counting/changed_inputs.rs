@@ -141,7 +141,11 @@ impl ConfiguredInput<'_> {
             InputKind::Files(pattern) => {
                 let pattern = glob::Pattern::new(&pattern.to_string_lossy());
                 let options = glob::MatchOptions { require_literal_separator: true, ..glob::MatchOptions::new() };
-                pattern.is_ok_and(|pattern| pattern.matches_with(name, options))
+                // A file of a series is not an input of its own.
+                let series = file::DatedSeries::of_file(Path::new(name));
+                let of_series = series.is_some_and(|series| self.files.iter().any(|log| log == series.name()));
+                pattern.is_ok_and(|pattern| pattern.matches_with(name, options)) && !of_series
+                    || self.files.iter().any(|log| log == Path::new(name))
             }
             _ => self.kind.to_string() == name,
         }

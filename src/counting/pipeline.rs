@@ -324,10 +324,12 @@ impl CountingTask {
     /// Ends the sessions of inputs that have been at their end for long.
     fn end_idle_sessions(&self, inputs: &mut CountedInputs, pending: &mut PendingCommit) {
         let now = self.clock.seconds();
-        let progress = self.metrics.inputs();
-        for input in inputs.by_number.values_mut().filter(|s| !s.counter.is_idle()) {
-            let since = progress.get(&input.name).and_then(|p| p.at_end_since);
-            if since.is_some_and(|since| now - since >= SESSION_TIMEOUT) {
+        if inputs.by_number.values().all(|input| input.counter.is_idle()) {
+            return;
+        }
+        let at_end = self.metrics.inputs_at_end_since(now - SESSION_TIMEOUT);
+        for input in inputs.by_number.values_mut().filter(|input| !input.counter.is_idle()) {
+            if at_end.contains(&input.name) {
                 input.counter.end_sessions(now, &*self.policies);
                 let (stats, uncounted) = input.counter.take_stats();
                 self.record_uncounted(&stats, uncounted);

@@ -4,7 +4,7 @@
 //! When it fails: at start, a [`DaemonError`] that names the input; later, a trouble that `status` shows.
 //! Not here: reading (`input`), counting (`pipeline`).
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::ffi::OsString;
 use std::fs::File;
 use std::io;
@@ -494,7 +494,8 @@ impl InputTask {
         let mut warned = false;
         loop {
             let (text, others) = (name.clone(), logs.clone());
-            let found = tokio::task::spawn_blocking(move || matching_files(&text, &others)).await.unwrap_or_default();
+            let mut found =
+                tokio::task::spawn_blocking(move || matching_files(&text, &others)).await.unwrap_or_default();
             for path in found.without_log {
                 if left_out.insert(path.clone()) {
                     let path = path.display();
@@ -503,8 +504,11 @@ impl InputTask {
                     tracing::warn!("input {name}: {line}");
                 }
             }
+            found.logs.retain(|path| !known.contains(path));
+            let mut followed = if found.logs.is_empty() { FollowedFiles::default() } else { self.followed_files() };
             for path in found.logs {
-                if known.contains(&path) || self.is_followed(&path) {
+                // By itself or by another pattern, under this name or another.
+                if !followed.add(&path) {
                     continue;
                 }
                 if known.len() >= MAX_PATTERN_FILES {
@@ -542,12 +546,13 @@ impl InputTask {
         }
     }
 
-    /// Whether a file is an input already, by itself or by another pattern, under this name or another.
-    fn is_followed(&self, path: &Path) -> bool {
-        let identity = |path: &Path| std::fs::metadata(path).map(|found| (found.dev(), found.ino())).ok();
-        let this = identity(path);
-        let same = |other: &Path| other == path || other.is_absolute() && this.is_some() && identity(other) == this;
-        self.counters.metrics.inputs().keys().any(|name| same(Path::new(name)))
+    /// The files that are inputs already.
+    fn followed_files(&self) -> FollowedFiles {
+        let mut followed = FollowedFiles::default();
+        for name in self.counters.metrics.inputs().keys() {
+            followed.add(Path::new(name));
+        }
+        followed
     }
 
     /// The counting has ended, and logs the reason itself.
@@ -556,10 +561,26 @@ impl InputTask {
     }
 }
 
+/// Files, each under one of its names.
+#[derive(Default)]
+struct FollowedFiles {
+    paths: HashSet<PathBuf>,
+    identities: HashSet<(u64, u64)>,
+}
+
+impl FollowedFiles {
+    /// Adds a file; false where it is one of them.
+    fn add(&mut self, path: &Path) -> bool {
+        let identity = if path.is_absolute() { std::fs::metadata(path).ok() } else { None };
+        let is_new = identity.is_none_or(|found| self.identities.insert((found.dev(), found.ino())));
+        self.paths.insert(path.to_owned()) && is_new
+    }
+}
+
 /// The files of a pattern.
 #[derive(Debug, Default)]
 struct MatchingFiles {
-    /// The logs, without their rotated files.
+    /// The logs, without their rotated files; of those that are named by their date the names of the series.
     logs: Vec<PathBuf>,
     /// Files whose names say that they are rotated ones of a log that nobody knows.
     without_log: Vec<PathBuf>,
@@ -570,14 +591,16 @@ fn matching_files(pattern: &str, others: &BTreeSet<PathBuf>) -> MatchingFiles {
     let Ok(found) = glob::glob(pattern) else { return MatchingFiles::default() };
     let files: Vec<PathBuf> = found.filter_map(Result::ok).filter(|path| path.is_file()).collect();
     let mut matching = MatchingFiles::default();
+    let known: HashSet<&PathBuf> = files.iter().chain(others).collect();
     for path in &files {
-        let is_rotated = |log: &PathBuf| log != path && file::is_rotated(log, path);
-        if files.iter().chain(others).any(is_rotated) {
+        if file::possible_logs(path).iter().any(|log| known.contains(log)) {
             continue;
         }
-        match file::log_of_rotated(path) {
-            Some(_) => matching.without_log.push(path.clone()),
-            None => matching.logs.push(path.clone()),
+        match (file::log_of_rotated(path), file::DatedSeries::of_file(path)) {
+            (Some(_), _) => matching.without_log.push(path.clone()),
+            (None, Some(series)) if matching.logs.iter().any(|log| log == series.name()) => {}
+            (None, Some(series)) => matching.logs.push(series.name().to_owned()),
+            (None, None) => matching.logs.push(path.clone()),
         }
     }
     matching
@@ -608,7 +631,7 @@ mod tests {
         assert_eq!((names(&found.logs), found.without_log), (vec!["mail-1.log".into(), "mail-out.log".into()], vec![]));
         // Nobody has read it.
         let found = matching_files(&pattern, &BTreeSet::new());
-        assert_eq!(names(&found.logs), ["mail-1.log", "mail-out.log", "mail.log-20261122"]);
+        assert_eq!(names(&found.logs), ["mail-1.log", "mail-out.log", "mail.log-*"]);
         assert_eq!(names(&found.without_log), ["mail.log.1", "mail.log.2.gz"]);
     }
 }

@@ -7,7 +7,7 @@ pub mod answers;
 pub mod catalogue;
 pub(crate) mod line_counts;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -181,6 +181,13 @@ impl Metrics {
     /// All inputs, by name.
     pub fn inputs(&self) -> BTreeMap<String, InputProgress> {
         self.0.inputs.lock().clone()
+    }
+
+    /// The names of the inputs that have been at their end since `time` or longer.
+    pub(crate) fn inputs_at_end_since(&self, time: i64) -> BTreeSet<String> {
+        let inputs = self.0.inputs.lock();
+        let at_end = inputs.iter().filter(|(_, input)| input.at_end_since.is_some_and(|since| since <= time));
+        at_end.map(|(name, _)| name.clone()).collect()
     }
 
     /// The time up to which every input has been read, at most `now`; `None` while the progress of an input is not

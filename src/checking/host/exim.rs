@@ -134,7 +134,10 @@ impl EximInstallation {
         let followed: Vec<PathBuf> =
             config.inputs.iter().filter(|i| i.mta == Dialect::Exim).flat_map(InputSection::log_files).collect();
         let line = format!("tlswarden.toml: [[input]] file = \"{}\", mta = \"exim\"", log.display());
-        if !followed.iter().any(|file| is_same_file(file, log)) {
+        let dated = glob::Pattern::new(&log.to_string_lossy());
+        let is_log =
+            |file: &Path| is_same_file(file, log) || dated.as_ref().is_ok_and(|dated| dated.matches_path(file));
+        if !followed.iter().any(|file| is_log(file)) {
             let problem = match followed.is_empty() {
                 true => "no [[input]] follows its log".to_owned(),
                 false => format!("it writes its log to {}, which no [[input]] follows", log.display()),
@@ -362,12 +365,15 @@ fn is_selector_on(selectors: &str, name: &str) -> bool {
 }
 
 /// The main log of `log_file_path` (Exim specification, 52.1): `%s` is `main`; where no file is named, the spool has it.
+/// A pattern where its files are named by their date (52.3).
 fn main_log(paths: &str, spool: &str) -> Option<PathBuf> {
     let mut named = paths.split(':').map(str::trim).filter(|path| !path.is_empty()).peekable();
     if named.peek().is_none() {
         return Some(Path::new(spool).join("log/mainlog"));
     }
-    named.find(|path| path.starts_with('/')).map(|path| PathBuf::from(path.replace("%s", "main")))
+    named
+        .find(|path| path.starts_with('/'))
+        .map(|path| PathBuf::from(path.replace("%s", "main").replace("%D", "*").replace("%M", "*")))
 }
 
 fn parse_version(version: &str) -> Option<(u16, u16)> {
@@ -407,6 +413,7 @@ mod tests {
             assert_eq!(is_selector_on(selectors, "tls_cipher"), wanted, "{selectors}");
         }
         assert_eq!(main_log("/var/log/exim4/%slog", "/s"), Some("/var/log/exim4/mainlog".into()));
+        assert_eq!(main_log("/var/log/exim4/%slog-%D", "/s"), Some("/var/log/exim4/mainlog-*".into()));
         assert_eq!(main_log("", "/s"), Some("/s/log/mainlog".into()));
         assert_eq!((main_log("syslog", "/s"), main_log("syslog : /l/%s", "/s")), (None, Some("/l/main".into())));
         assert!(parse_version("4.96") < parse_version("4.98.2") && parse_version("4.98.2") > Some((4, 94)));

@@ -24,7 +24,7 @@ const BEGINNING_BYTES: usize = 48;
 const MAX_CHECKPOINT_AGE: u64 = 2 * 86_400;
 
 /// The most files read before this one that are remembered.
-const MAX_EARLIER_FILES: usize = 16;
+pub(crate) const MAX_EARLIER_FILES: usize = 16;
 
 /// How far a log file has been counted.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

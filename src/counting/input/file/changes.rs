@@ -54,8 +54,8 @@ pub(super) struct Sleeper {
 }
 
 impl ChangeWatcher {
-    /// Watches a path. Needs a tokio runtime with its timer.
-    pub(super) fn watch(&self, path: PathBuf) -> Arc<Notify> {
+    /// Watches a path, if it is one. Needs a tokio runtime with its timer.
+    pub(super) fn watch(&self, path: Option<PathBuf>) -> Arc<Notify> {
         let changed = Arc::new(Notify::new());
         let mut state = self.state.lock();
         if state.added.is_none() {
@@ -64,7 +64,7 @@ impl ChangeWatcher {
             state.tasks.spawn(look_at_sleepers(Arc::clone(&self.sleepers)));
             state.added = Some(added);
         }
-        if let Some(added) = &state.added {
+        if let Some((added, path)) = state.added.as_ref().zip(path) {
             // The task ends where events fail: the path is polled then.
             let _ = added.send((path, Arc::clone(&changed)));
         }

@@ -16,8 +16,9 @@ use std::time::{Duration, Instant, SystemTime};
 use crate::counting::input::file::file_system::{LogFileMetadata, LogFileSystem};
 use crate::counting::input::file::locate::{self, Fit};
 use crate::counting::input::file::open_log::{OpenLog, ReadResult};
-use crate::counting::input::file::rotated::{self, InputPaths, RotatedError, RotatedFile};
-use crate::counting::input::file_position::{FilePosition, HeadDigest};
+use crate::counting::input::file::rotated::{self, InputPaths, RotatedError, RotatedFile, RotatedFiles};
+use crate::counting::input::file::series::DatedSeries;
+use crate::counting::input::file_position::{FilePosition, HeadDigest, MAX_EARLIER_FILES};
 use crate::counting::input::{InputError, LineBlock, Position};
 
 /// How often the file is polled if no event reports a change.
@@ -31,8 +32,12 @@ const FOLDER_SETTLE_TIME: Duration = Duration::from_millis(30);
 /// without it.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// The most rotated files that are remembered as older when a log is first read.
-const MAX_OLDER_FILES: usize = 16;
+/// How often it is looked whether a file of a later date is there.
+const SERIES_INTERVAL: Duration = Duration::from_secs(1);
+
+/// How old the files of a series may be that are read first, in place of the newest alone: as old as the days whose counts
+/// may still be reported by default.
+const MAX_FIRST_AGE: Duration = Duration::from_secs(3 * 86_400);
 
 /// The result of one poll.
 pub enum FollowStep {
@@ -45,10 +50,17 @@ pub enum FollowStep {
 /// Reads one log over its rotations, without waiting.
 pub struct LogReader {
     files: Arc<dyn LogFileSystem>,
+    /// The log; of a series the newest file.
     path: PathBuf,
+    /// The series, if its files are named by their date.
+    series: Option<DatedSeries>,
+    /// When the newest file of the series was looked for.
+    series_checked: Option<Instant>,
     quiet_period: Duration,
     inputs: InputPaths,
     log: Option<OpenLog>,
+    /// The log while its file is closed.
+    closed: Option<OpenLog>,
     /// Where reading goes on after a restart.
     position: Option<FilePosition>,
     /// Whether lines from here on may have been counted, as [`LineBlock::may_be_counted`] says.
@@ -70,6 +82,8 @@ pub struct LogReader {
 pub struct SleepingLog {
     files: Arc<dyn LogFileSystem>,
     path: PathBuf,
+    series: Option<DatedSeries>,
+    inputs: InputPaths,
     seen: FileState,
 }
 
@@ -79,7 +93,9 @@ type FileState = (u64, u64, u64, SystemTime);
 impl SleepingLog {
     /// Whether there is more to read, or another file.
     pub(super) fn has_changed(&self) -> bool {
+        let newest = |series| newest_of(&*self.files, series, &self.inputs).ok().flatten();
         self.files.metadata(&self.path).map(file_state).ok() != Some(self.seen)
+            || self.series.as_ref().is_some_and(|series| newest(series).is_some_and(|path| path != self.path))
     }
 }
 
@@ -105,7 +121,7 @@ struct Candidate {
 }
 
 impl LogReader {
-    /// A reader of the log at `path`.
+    /// A reader of the log at `path`, or of the series of that name.
     pub fn new(
         files: Arc<dyn LogFileSystem>,
         path: PathBuf,
@@ -120,10 +136,13 @@ impl LogReader {
         };
         LogReader {
             files,
+            series: DatedSeries::from_name(&path),
             path,
+            series_checked: None,
             quiet_period,
             inputs,
             log: None,
+            closed: None,
             position,
             may_be_counted: false,
             bytes_in_later_files: 0,
@@ -149,20 +168,78 @@ impl LogReader {
         self.log.is_some()
     }
 
-    /// Closes the file if all of it has been read and no other follows; reading continues as after a restart. The result
-    /// tells when the next poll is worth it.
+    /// Closes the file if all of it has been read and no other follows. The result tells when the next poll is worth it.
     pub fn sleep(&mut self) -> Option<SleepingLog> {
-        let log = self.log.as_ref().filter(|log| self.reported_end && !log.is_gzip())?;
-        let meta = self.files.metadata(&self.path).ok()?;
+        let log = self.log.take_if(|log| self.reported_end && !log.is_gzip())?;
+        let meta = self.files.metadata(&self.path).ok();
         // Another length was not read yet.
-        if (meta.device, meta.inode, meta.length) != (log.device, log.inode, log.length) {
+        let is_read =
+            |meta: &LogFileMetadata| (meta.device, meta.inode, meta.length) == (log.device, log.inode, log.length);
+        let Some(meta) = meta.filter(is_read) else {
+            self.log = Some(log);
             return None;
+        };
+        self.closed = Some(log.close());
+        self.series_checked = None;
+        let (files, inputs) = (Arc::clone(&self.files), Arc::clone(&self.inputs));
+        Some(SleepingLog {
+            files,
+            path: self.path.clone(),
+            series: self.series.clone(),
+            inputs,
+            seen: file_state(meta),
+        })
+    }
+
+    /// Opens the file that was closed, under its name of now. One that is gone or packed is searched for as after a restart.
+    fn wake(&mut self) -> Result<(), InputError> {
+        let Some(mut log) = self.closed.take() else { return Ok(()) };
+        let woken = self.reopen(&mut log);
+        match woken {
+            Ok(true) => self.log = Some(log),
+            Ok(false) => {}
+            Err(_) => self.closed = Some(log),
         }
-        self.log = None;
-        Some(SleepingLog { files: Arc::clone(&self.files), path: self.path.clone(), seen: file_state(meta) })
+        woken.map(|_| ())
+    }
+
+    fn reopen(&mut self, log: &mut OpenLog) -> Result<bool, InputError> {
+        match log.reopen(&self.path) {
+            Ok(true) => return Ok(true),
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(unreadable(&e)),
+            Ok(false) | Err(_) => {}
+        }
+        let identity = (log.device, log.inode);
+        for file in self.rotated()?.iter().filter(|file| (file.device, file.inode) == identity) {
+            match log.reopen(&file.path) {
+                Ok(true) => return Ok(true),
+                Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(unreadable_file(&file.path, &e)),
+                Ok(false) | Err(_) => {}
+            }
+        }
+        Ok(false)
+    }
+
+    /// Goes on to the newest file of a series. Never back to an older one: those were read.
+    fn find_newest(&mut self) -> Result<(), InputError> {
+        let Some(series) = &self.series else { return Ok(()) };
+        let now = self.files.now();
+        if self.series_checked.is_some_and(|at| now.saturating_duration_since(at) < SERIES_INTERVAL) {
+            return Ok(());
+        }
+        let newest = newest_of(&*self.files, series, &self.inputs);
+        let newest = newest.map_err(|RotatedError { path, error }| unreadable_file(&path, &error))?;
+        self.series_checked = Some(now);
+        let is_there = |path: &Path| self.files.metadata(path).is_ok();
+        if let Some(newest) = newest.filter(|_| self.path == series.name() || is_there(&self.path)) {
+            self.path = newest;
+        }
+        Ok(())
     }
 
     fn read(&mut self) -> Result<FollowStep, InputError> {
+        self.find_newest()?;
+        self.wake()?;
         loop {
             if self.log.is_none() && !self.open_first()? {
                 return Ok(FollowStep::Wait(POLL_INTERVAL));
@@ -302,7 +379,12 @@ impl LogReader {
         }
         let next = match self.unread_after(&position)?.into_iter().next() {
             Some(next) => Some(next),
-            None => self.open_if_there(&self.path.clone())?,
+            None => {
+                let newest = self.open_if_there(&self.path.clone())?;
+                let earlier = position.earlier_files_of_next();
+                // Where the newest file of a series is gone, the one before it was read.
+                newest.filter(|log| self.series.is_none() || !is_among(&earlier, log))
+            }
         };
         let mut what =
             "the file that was read last is gone, and is not among the rotated ones: what was not read of it \
@@ -329,7 +411,19 @@ impl LogReader {
         };
         let mut older = Vec::new();
         // A folder that cannot be listed keeps nobody from reading the log.
-        for file in self.rotated().unwrap_or_default().iter().rev().take(MAX_OLDER_FILES) {
+        let mut rotated = self.rotated().unwrap_or_default();
+        if self.series.is_some() {
+            let now = self.files.time();
+            let is_recent = |file: &RotatedFile| now.duration_since(file.modified).unwrap_or_default() <= MAX_FIRST_AGE;
+            let first = rotated.iter().position(|file| file.length > 0 && is_recent(file));
+            if let Some(first) = first
+                && let Some(recent) = self.open_rotated(&rotated[first].path)?
+            {
+                log = recent;
+                rotated.truncate(first);
+            }
+        }
+        for file in rotated.iter().rev().take(MAX_EARLIER_FILES) {
             // What cannot be read is not taken for unread later: it is older by its name.
             let Ok(Some(other)) = self.open_if_there(&file.path) else { continue };
             let head = HeadDigest::of(&other.head);
@@ -583,15 +677,27 @@ impl LogReader {
 
     /// The rotated files, oldest first. A folder that cannot be listed has none, after a while.
     fn rotated(&mut self) -> Result<Vec<RotatedFile>, InputError> {
-        match rotated::rotated_files(&*self.files, &self.path, &self.inputs) {
+        match self.list_rotated() {
             Ok(found) => Ok(found.readable),
             Err(RotatedError { path, error }) => self.wait_for_readable(&path, &error).map(|()| Vec::new()),
         }
     }
 
+    /// The rotated files; of a series those of earlier dates.
+    fn list_rotated(&self) -> Result<RotatedFiles, RotatedError> {
+        let Some(series) = &self.series else {
+            return rotated::rotated_files(&*self.files, &self.path, &self.inputs);
+        };
+        let mut found = rotated::series_files(&*self.files, series, &self.inputs)?;
+        if let Some(at) = found.readable.iter().position(|file| file.path == self.path) {
+            found.readable.truncate(at);
+        }
+        Ok(found)
+    }
+
     /// The names of the rotated files that are compressed otherwise than by gzip.
     fn unsupported_names(&self) -> String {
-        let found = rotated::rotated_files(&*self.files, &self.path, &self.inputs);
+        let found = self.list_rotated();
         let paths = found.map(|found| found.unsupported).unwrap_or_default();
         let names: Vec<String> = paths.iter().take(5).map(|path| path.display().to_string()).collect();
         names.join(", ")
@@ -646,6 +752,16 @@ impl LogReader {
         }
         self.logged.insert(line);
     }
+}
+
+/// The newest file of a series that a writer may add to.
+fn newest_of(
+    files: &dyn LogFileSystem,
+    series: &DatedSeries,
+    inputs: &InputPaths,
+) -> Result<Option<PathBuf>, RotatedError> {
+    let found = rotated::series_files(files, series, inputs)?;
+    Ok(found.readable.into_iter().rfind(RotatedFile::is_plain).map(|file| file.path))
 }
 
 /// Whether the file is one of those.

@@ -2,7 +2,8 @@
 //!
 //! Takes: a path and a position. Gives: blocks of whole lines, in order, each line once, each block with the position after it.
 //! Without a position it begins at the start of the file that is there: days that are too old are dropped by the counting.
-//! Limits: `MAX_BLOCK` bytes a block, `MAX_LINE` bytes a line; longer lines are skipped and counted, NULs before a line
+//! Files that are named by their date are one log, which has the name of the series.
+//! Limits: `MAX_BLOCK` bytes a block, [`MAX_READERS`] logs at a time, `MAX_LINE` bytes a line; longer lines are skipped and counted, NULs before a line
 //! (the hole that truncation leaves under a writer that does not append) are skipped.
 //! When it fails: a missing file is waited for, and said once; one that cannot be read is an error that names it.
 //! What was rotated away while nobody looked is found by its bytes among the files beside it, beside the target of a
@@ -17,6 +18,7 @@ mod locate;
 mod open_log;
 mod rotated;
 mod rotated_name;
+mod series;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -33,12 +35,13 @@ use self::follow::{FollowStep, LogReader, POLL_INTERVAL};
 use self::locate::Fit;
 use self::open_log::OpenLog;
 pub use self::rotated::InputPaths;
+pub(crate) use self::series::DatedSeries;
 use crate::counting::input::file_position::FilePosition;
 use crate::counting::input::{InputError, LineBlock, Position};
 
-/// Whether `other` has the name of a rotated file of `log`, packed or not.
-pub(crate) fn is_rotated(log: &Path, other: &Path) -> bool {
-    rotated::is_rotated_name(log, other)
+/// The logs of which a file of this name, packed or not, can be a rotated one.
+pub(crate) fn possible_logs(path: &Path) -> Vec<PathBuf> {
+    rotated::possible_logs(path)
 }
 
 /// Whether the log at `path` is the one of a position that is stored under another name.
@@ -198,7 +201,9 @@ impl FileFollower {
 
     /// The notice of changes of this log.
     fn changed(&mut self) -> Arc<Notify> {
-        Arc::clone(self.changed.get_or_insert_with(|| self.shared.changes.watch(self.path.clone())))
+        // Of a series it is not known which file will be the next one: it is polled.
+        let watched = || Some(&self.path).filter(|path| DatedSeries::from_name(path).is_none());
+        Arc::clone(self.changed.get_or_insert_with(|| self.shared.changes.watch(watched().cloned())))
     }
 
     async fn wait_for_turn(&self) -> Result<OwnedSemaphorePermit, AcquireError> {

@@ -67,6 +67,19 @@ enum LogContent {
     },
 }
 
+/// In the place of a file that was closed.
+struct ClosedFile;
+
+impl LogFileHandle for ClosedFile {
+    fn metadata(&self) -> io::Result<LogFileMetadata> {
+        Err(io::Error::other("the file is closed"))
+    }
+
+    fn read_at(&self, _: &mut [u8], _: u64) -> io::Result<usize> {
+        Err(io::Error::other("the file is closed"))
+    }
+}
+
 /// Reads a file from its start to its end.
 struct SequentialReader {
     file: Arc<dyn LogFileHandle>,
@@ -130,6 +143,25 @@ impl OpenLog {
             content,
             files: Arc::clone(files),
         })
+    }
+
+    /// Closes the file; what is known of it stays.
+    pub(crate) fn close(mut self) -> OpenLog {
+        self.content = LogContent::Plain(Arc::new(ClosedFile));
+        self
+    }
+
+    /// Opens the file that was closed if it is the one at `path`.
+    pub(crate) fn reopen(&mut self, path: &Path) -> io::Result<bool> {
+        require_regular_file(&self.files.metadata(path)?)?;
+        let file = self.files.open(path)?;
+        let meta = file.metadata()?;
+        if (meta.device, meta.inode) != (self.device, self.inode) {
+            return Ok(false);
+        }
+        self.content = LogContent::Plain(file);
+        self.path = path.to_owned();
+        Ok(true)
     }
 
     /// The same file at its start, whatever stands at its path now.

@@ -19,6 +19,7 @@ use parking_lot::RwLock;
 
 use crate::counting::input::file::file_system::{LogFileKind, LogFileSystem};
 use crate::counting::input::file::rotated_name::{self, Compression, DateForm, RotationOrder};
+use crate::counting::input::file::series::{DatedFile, DatedSeries};
 
 /// The most rotated files that are looked at; the newest are kept.
 const MAX_ROTATED_FILES: usize = 1000;
@@ -38,8 +39,16 @@ pub(super) struct RotatedFile {
     /// Bytes on disk.
     pub(crate) length: u64,
     compression: Compression,
-    modified: SystemTime,
+    /// When it last changed.
+    pub(crate) modified: SystemTime,
     order: RotationOrder,
+}
+
+impl RotatedFile {
+    /// Whether a writer may still add to it.
+    pub(super) fn is_plain(&self) -> bool {
+        self.compression == Compression::None
+    }
 }
 
 /// What rotation has left of a log.
@@ -56,6 +65,25 @@ pub(super) struct RotatedFiles {
 pub(super) struct RotatedError {
     pub(crate) path: PathBuf,
     pub(crate) error: io::Error,
+}
+
+/// The files of a series, named by their date; `inputs` are left out.
+pub(super) fn series_files(
+    files: &dyn LogFileSystem,
+    series: &DatedSeries,
+    inputs: &InputPaths,
+) -> Result<RotatedFiles, RotatedError> {
+    let dated = series.files(files).map_err(|error| RotatedError { path: series.name().to_owned(), error })?;
+    let (mut found, mut unsupported) = (Vec::new(), Vec::new());
+    for DatedFile { path, digits } in dated {
+        let compression = rotated_name::split_compression(path.as_os_str().as_bytes()).1;
+        match look_at(files, &path, compression, RotationOrder::Date(digits), inputs)? {
+            Some(file) if file.compression == Compression::Unsupported => unsupported.push(file.path),
+            Some(file) => found.push(file),
+            None => {}
+        }
+    }
+    Ok(RotatedFiles { readable: in_order(found), unsupported })
 }
 
 /// The rotated files of `log`.
@@ -94,6 +122,11 @@ pub(super) fn rotated_files(
             }
         }
     }
+    Ok(RotatedFiles { readable: in_order(found), unsupported })
+}
+
+/// Each file once, oldest first, without those that are being packed.
+fn in_order(mut found: Vec<RotatedFile>) -> Vec<RotatedFile> {
     let mut known = HashSet::new();
     found.retain(|file| known.insert((file.device, file.inode)));
     sort_oldest_first(&mut found);
@@ -102,14 +135,13 @@ pub(super) fn rotated_files(
         found.iter().filter(|file| file.compression == Compression::None).map(|file| file.order.clone()).collect();
     found.retain(|file| file.compression == Compression::None || !plain.contains(&file.order));
     found.drain(..found.len().saturating_sub(MAX_ROTATED_FILES));
-    Ok(RotatedFiles { readable: found, unsupported })
+    found
 }
 
-/// Whether `other` has the name of a rotated file of `log`, in the same folder.
-pub(super) fn is_rotated_name(log: &Path, other: &Path) -> bool {
-    let (Some(name), Some(other_name)) = (log.file_name(), other.file_name()) else { return false };
-    let (plain, _) = rotated_name::split_compression(other_name.as_bytes());
-    folder(log) == folder(other) && rotated_name::parse_rotation_order(name.as_bytes(), plain).is_some()
+/// The logs in the same folder of which a file of this name can be a rotated one.
+pub(super) fn possible_logs(path: &Path) -> Vec<PathBuf> {
+    let names = path.file_name().map(|name| rotated_name::possible_logs(name.as_bytes())).unwrap_or_default();
+    names.iter().map(|name| path.with_file_name(OsStr::from_bytes(name))).collect()
 }
 
 /// The log whose rotated file has this name, where the name alone says so.
@@ -149,6 +181,17 @@ fn rotated_file(
     let Some(name) = path.file_name() else { return Ok(None) };
     let (plain, compression) = rotated_name::split_compression(name.as_bytes());
     let Some(order) = rotated_name::parse_rotation_order(log.as_bytes(), plain) else { return Ok(None) };
+    look_at(files, path, compression, order, inputs)
+}
+
+/// A file by its name, if it is there and no input of its own.
+fn look_at(
+    files: &dyn LogFileSystem,
+    path: &Path,
+    compression: Compression,
+    order: RotationOrder,
+    inputs: &InputPaths,
+) -> Result<Option<RotatedFile>, RotatedError> {
     if inputs.read().contains(path) {
         return Ok(None);
     }

@@ -56,6 +56,19 @@ pub(super) fn parse_rotation_order(log: &[u8], name: &[u8]) -> Option<RotationOr
     })
 }
 
+/// The names of the logs of which a file of this name can be a rotated one.
+pub(super) fn possible_logs(name: &[u8]) -> Vec<Vec<u8>> {
+    let (plain, _) = split_compression(name);
+    let mut logs = Vec::new();
+    let dot = plain.iter().rposition(|byte| *byte == b'.').unwrap_or(0);
+    for at in (1..plain.len()).filter(|at| matches!(plain[*at], b'.' | b'_' | b'-')) {
+        let at_end = plain[..at].to_vec();
+        let before_extension = [&plain[..at], &plain[dot.max(at)..]].concat();
+        logs.extend([at_end, before_extension].into_iter().filter(|log| parse_rotation_order(log, plain).is_some()));
+    }
+    logs
+}
+
 /// The name of the log whose rotated file has the name `name`, where the name alone says so: by a number at its end.
 pub(super) fn base_of_numbered(name: &[u8]) -> Option<&[u8]> {
     let (plain, _) = split_compression(name);
@@ -136,6 +149,7 @@ mod tests {
             ("mail.err.1", None),
         ] {
             assert_eq!(parse_rotation_order(b"mail.log", name.as_bytes()), want, "{name}");
+            assert_eq!(possible_logs(name.as_bytes()).contains(&b"mail.log".to_vec()), want.is_some(), "{name}");
         }
     }
 
