@@ -88,7 +88,7 @@ fn replace(path: &str, text: &str) -> Result<(), String> {
 }
 
 /// Runs a program to its end; an error says what it said.
-pub(crate) fn run(program: &str, arguments: &[&str]) -> Result<(), String> {
+pub fn run(program: &str, arguments: &[&str]) -> Result<(), String> {
     let output = Command::new(program).args(arguments).output().map_err(|e| format!("needs {program}: {e}"))?;
     if output.status.success() {
         Ok(())

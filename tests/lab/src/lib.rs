@@ -1,7 +1,8 @@
 //! A closed mail world on loopback: everything that a mail host meets, in one process, without root.
 //!
 //! In the order in which a host meets it: [`dns`] answers its questions, [`https`] serves MTA-STS documents with
-//! certificates of [`ca`], [`smtp`] takes its mail in; [`dkim`] makes keys and verifies what was signed with them.
+//! certificates of [`ca`], or [`openssl`] with such as Rust has not, [`smtp`] takes its mail in; [`dkim`] makes keys and
+//! verifies what was signed with them.
 //! [`world`] puts these together from a description of mail domains and writes the daemon's configuration;
 //! [`daemon`] runs the real one, [`postfix`] and [`exim`] the real MTAs beside it, on a [`host`] of their own or a booted
 //! [`machine`], whose log [`timeshift`] carries over into other days; [`socketmap`] asks the daemon as Postfix does,
@@ -18,6 +19,7 @@ pub mod external_validators;
 pub mod host;
 pub mod https;
 pub mod machine;
+pub mod openssl;
 pub mod postfix;
 pub mod report;
 pub mod smtp;
