@@ -41,21 +41,39 @@ impl Exim {
     /// Writes its configuration and has Exim check it. `timeout`: how long it waits for the daemon; `macros`: more
     /// settings of the example, such as `TLSWARDEN_OWN_VERIFY = mx.example`, one a line.
     pub fn new(world: &World, timeout: &str, macros: &str) -> Result<Exim, String> {
+        let macros = format!(
+            "TLSWARDEN_SOCKET = {}\nTLSWARDEN_TIMEOUT = {timeout}\nTLSWARDEN_ROOTS = {}\n{macros}\n",
+            world.readsocket().display(),
+            world.ca_file().display()
+        );
+        Exim::with(world, "exim", &macros, include_str!("../../../packaging/exim.example"))
+    }
+
+    /// The same host without the daemon; `options`: those of its transport for TLS, such as `hosts_require_tls = *`, one a
+    /// line.
+    pub fn alone(world: &World, options: &str) -> Result<Exim, String> {
+        let parts = format!(
+            "begin routers\ndnslookup:\n driver = dnslookup\n domains = ! +local_domains\n transport = remote_smtp\n\
+             \x20dnssec_request_domains = *\n no_more\n\
+             begin transports\nremote_smtp:\n driver = smtp\n tls_verify_certificates = {}\n{options}\n",
+            world.ca_file().display()
+        );
+        Exim::with(world, "exim-alone", "", &parts)
+    }
+
+    /// `parts`: the routers and the transports, which go into a file of their own.
+    fn with(world: &World, name: &str, macros: &str, parts: &str) -> Result<Exim, String> {
         let program = program()?;
         host::add_user(USER.0, USER.1)?;
-        let folder = world.folder().join("exim");
+        let folder = world.folder().join(name);
         let text = |e: std::io::Error| format!("{}: {e}", folder.display());
         for part in ["spool", "log"] {
             fs::create_dir_all(folder.join(part)).map_err(text)?;
         }
-        let example = include_str!("../../../packaging/exim.example");
-        fs::write(folder.join("exim.example"), example).map_err(text)?;
+        fs::write(folder.join("exim.example"), parts).map_err(text)?;
         let here = folder.display();
         let conf = format!(
-            "TLSWARDEN_SOCKET = {}\n\
-             TLSWARDEN_TIMEOUT = {timeout}\n\
-             TLSWARDEN_ROOTS = {}\n\
-             {macros}\n\
+            "{macros}\
              exim_path = {}\n\
              spool_directory = {here}/spool\n\
              log_file_path = {here}/log/%s\n\
@@ -69,8 +87,6 @@ impl Exim {
              .include {here}/exim.example\n\
              begin retry\n\
              * * F,1d,1s\n",
-            world.readsocket().display(),
-            world.ca_file().display(),
             program.display(),
         );
         fs::write(folder.join("exim.conf"), conf).map_err(text)?;

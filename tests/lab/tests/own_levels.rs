@@ -1,19 +1,23 @@
-//! What each Postfix does with each answer at each level of its own, where no server offers STARTTLS.
+//! What each MTA does with each answer at each level of its own, where no server offers STARTTLS.
 //!
 //! For this host's Postfix and a newer one, every level that `smtp_tls_security_level` can have, and a domain for every
 //! row of the table of decisions: what the daemon answers to the map `NAME@LEVEL`, whether the mail went out in clear
-//! text, and whether it would have without the daemon. No mail goes out in clear text that the host alone would have
-//! deferred. Needs what `postfix.rs` needs; where something is missing the test fails and says what.
+//! text, and whether it would have without the daemon. The same for Exim, with what its transport can demand by itself. No
+//! mail goes out in clear text that the host alone would have deferred. Needs what `postfix.rs` and `exim.rs` need; where
+//! something is missing the test fails and says what.
 
 use std::fmt::Write as _;
 use std::fs;
 
 use lab::daemon::{Daemon, Program};
+use lab::exim::{self, Exim};
 use lab::postfix::{Installation, Postfix};
 use lab::smtp::submit;
 use lab::world::{Domain, Options, Server, Tlsa, World};
-use lab::{both, dns, socketmap};
+use lab::{both, dns, host, socketmap};
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
 
 const TEST: &str = "no_answer_weakens_a_level";
 
@@ -69,6 +73,8 @@ fn domains() -> Vec<Domain> {
         Domain::new("row7-dead-backup.test").host("mx1", plain).host("mx2", plain),
         Domain::new("row8.test").dane_host("mx1", plain, Tlsa::Matching),
         Domain::new("row9.test").host("mx1", plain),
+        signed("row2-testing.example").dane_host("mx1", plain, Tlsa::Matching).host("mx2", plain).sts("testing", "*"),
+        Domain::new("row10.test").host("mx1", plain),
         Domain::new("testing.test").host("mx1", plain).sts("testing", "mx1"),
         Domain::new("enforce.test").host("mx1", plain).sts("enforce", "mx1"),
         signed(DATALESS[0]).host("mx1", plain),
@@ -88,6 +94,7 @@ fn prepare_dns(world: &World) {
         zone.fault(&format!("_25._tcp.{host}"), servfail);
     }
     zone.fault("mx2.row7-dead-backup.test", servfail);
+    zone.fault("row10.test", servfail);
     for host in ["mx1.row8.test", "mx1.row9.test"] {
         zone.cut(host, true);
     }
@@ -117,6 +124,13 @@ fn wanted(domain: &str, level: &str, newer: bool) -> String {
         "row5.example" => ["OK dane", "TEMP ", own, own, own],
         "row6.example" => ["TEMP ", "TEMP ", "TEMP ", "TEMP ", own],
         "row8.test" => [if newer { "OK dane" } else { own }, own, own, own, own],
+        "row2-testing.example" if !newer => return wanted("row2.example", level, newer),
+        "row2-testing.example" => match level {
+            "none" | "may" | "dane" => return "OK dane policy_type=sts ".into(),
+            "dane-only" => return "OK dane-only policy_type=sts ".into(),
+            _ => return "OK dane-only".into(),
+        },
+        "row10.test" => ["TEMP "; 5],
         "testing.test" => return testing(level),
         "enforce.test" if level == "dane-only" => return own.into(),
         "enforce.test" => return secure,
@@ -169,6 +183,90 @@ async fn play_all(installation: &Installation) -> Value {
     }
     daemon.stop().await.unwrap();
     Value::Array(rows)
+}
+
+/// What a transport of Exim can demand by itself: the options of the host alone, and the settings of the example that keep
+/// them.
+const EXIM_DEMANDS: [(&str, &str, &str); 3] = [
+    ("nothing", "", ""),
+    ("hosts_require_tls = *", " hosts_require_tls = *", "TLSWARDEN_OWN_REQUIRE_TLS = *"),
+    ("tls_verify_hosts = *", " tls_verify_hosts = *", "TLSWARDEN_OWN_VERIFY = *"),
+];
+
+#[test]
+fn no_answer_weakens_what_exim_demands() {
+    const TEST: &str = "no_answer_weakens_what_exim_demands";
+    exim::program().unwrap();
+    match host::inside() {
+        Some(_) => tokio::runtime::Runtime::new().unwrap().block_on(play_exim()),
+        None => host::run_inside(TEST, "exim").unwrap_or_else(|e| panic!("{e}")),
+    }
+}
+
+async fn play_exim() {
+    let domains = domains();
+    let options = Options {
+        dns: ([127, 0, 0, 1], 53).into(),
+        policy_hosts: ([127, 0, 0, 1], 443).into(),
+        receivers: Some(25),
+        exim: true,
+        ..Options::default()
+    };
+    let world = World::start(options, &domains).await.unwrap();
+    prepare_dns(&world);
+    let _daemon = Daemon::start(&Program::lab(env!("CARGO_BIN_EXE_lab")), &world).await.unwrap();
+    let mut faults = Vec::new();
+    println!("| Exim demands | domain | answer | delivered | without the daemon |\n|---|---|---|---|---|");
+    for (demand, options, macros) in EXIM_DEMANDS {
+        let with = Exim::new(&world, "7s", macros).unwrap();
+        let alone = Exim::alone(&world, options).unwrap();
+        for domain in &domains {
+            let name = domain.name();
+            let [did, alone] = [&with, &alone].map(|exim| deliver_by_exim(exim, name));
+            let answer = ask_for_exim(&world, name).await;
+            let line = format!("| {demand} | {name} | `{answer}` | {did} | {alone} |");
+            println!("{line}");
+            let want = wanted_by_exim(name);
+            let enforced = want.contains("enforce") || want.contains("require");
+            let weaker = did == "clear text" && (alone != "clear text" || enforced);
+            if !answer.starts_with(want) || weaker {
+                faults.push(format!("wanted `{want}`: {line}"));
+            }
+        }
+    }
+    assert!(faults.is_empty(), "\n{}", faults.join("\n"));
+}
+
+/// How the answer begins.
+fn wanted_by_exim(domain: &str) -> &'static str {
+    match domain {
+        "row1.example" | "dataless-beside.example" => "mode=none dane=require",
+        "row3-sts.example" | "row5-sts.example" | "enforce.test" => "mode=enforce dane=no mx=",
+        "row7.test" | "row7-dead-backup.test" => "mode=none dane=no",
+        "row10.test" => "mode=defer cause=",
+        "testing.test" => "mode=testing dane=no mx=",
+        _ => "mode=none dane=try",
+    }
+}
+
+async fn ask_for_exim(world: &World, domain: &str) -> String {
+    let mut stream = UnixStream::connect(world.readsocket()).await.unwrap();
+    stream.write_all(format!("policy {domain}\n").as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    answer.trim_end().to_owned()
+}
+
+/// What became of one message.
+fn deliver_by_exim(exim: &Exim, domain: &str) -> &'static str {
+    let (from, to) = (exim.log_length(), format!("someone@{domain}"));
+    exim.submit("someone@sender.test", &[&to], "Subject: hello\n\nhello\n").unwrap();
+    match exim.deliveries(&to, from).last() {
+        Some(line) if line.contains(" => ") && !line.contains(" X=TLS") => "clear text",
+        Some(line) if line.contains(" == ") => "deferred",
+        Some(line) if line.contains(" ** ") => "bounced",
+        _ => "no delivery",
+    }
 }
 
 /// What became of one message to each of these domains.
