@@ -9,6 +9,7 @@ pub(crate) mod detect;
 pub mod identity;
 mod limits;
 mod override_answer;
+mod overrides;
 mod toml_errors;
 mod validate;
 mod values;

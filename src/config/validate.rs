@@ -21,9 +21,9 @@ use crate::base::printable::escape_and_cut;
 use crate::base::rua_record::{MAX_PARSED_DESTINATIONS, parse_destination};
 use crate::config::{
     Config, ControlSection, DeliveryMethod, DkimKeySection, DkimSigning, InputKind, InputSection, NativeTlsrpt,
-    OverrideSection, PostfixVersion, ReportSection,
+    ReportSection,
 };
-use crate::config::{addresses, limits, override_answer, toml_errors};
+use crate::config::{addresses, limits, overrides, toml_errors};
 
 /// The time between two reports to a domain, and how long one is tried (RFC 8460 §5.5).
 const DAY: Duration = Duration::from_secs(86_400);
@@ -77,7 +77,7 @@ impl Config {
                 _ => format!("[{section}] {key}: {problem}"),
             },
         })?;
-        config.check_overrides().map_err(|(nth, key, problem)| ConfigError {
+        overrides::check(&config).map_err(|(nth, key, problem)| ConfigError {
             file: path.to_owned(),
             line: line_of(&text, "policy.override", nth, key),
             problem: format!("[[policy.override]] {key}: {problem}"),
@@ -301,42 +301,6 @@ impl<'de> Deserialize<'de> for DkimSigning {
 }
 
 impl Config {
-    /// Which override, counted from 0, is wrong; its key, and what is wrong and what is allowed.
-    fn check_overrides(&self) -> Result<(), (usize, &'static str, String)> {
-        let mut domains = HashSet::new();
-        let exim_alone = self.socketmap.listen.is_empty() && !self.readsocket.listen.is_empty();
-        for (nth, section) in self.policy.overrides.iter().enumerate() {
-            let text = &section.domain;
-            let (dot, name) = text.strip_prefix('.').map_or(("", text.as_str()), |parent| (".", parent));
-            let Some(name) = domain_name::normalize(name) else {
-                let problem = format!(
-                    "invalid domain name \"{}\": expected \"example.com\" or \".example.com\"",
-                    text.escape_debug()
-                );
-                return Err((nth, "domain", problem));
-            };
-            if !domains.insert(format!("{dot}{name}")) {
-                return Err((nth, "domain", format!("duplicate domain \"{dot}{name}\"")));
-            }
-            let said = [section.answer.is_some(), section.skip.is_some(), section.none];
-            if said.into_iter().filter(|said| *said).count() != 1 {
-                let problem = format!("{dot}{name}: expected one of `answer`, `skip` and `none = true`");
-                return Err((nth, "domain", problem));
-            }
-            if let Some(answer) = &section.answer {
-                let postfix = &self.postfix;
-                // Where the version is not known yet nothing is too new.
-                let version = postfix.version.unwrap_or(PostfixVersion::new(u16::MAX, 0));
-                let checked = override_answer::check(answer, version, postfix.dnssec())
-                    .and_then(|()| if exim_alone { override_answer::check_for_exim(answer) } else { Ok(()) });
-                checked.map_err(|problem| (nth, "answer", format!("{dot}{name}: {problem}")))?;
-            }
-        }
-        Ok(())
-    }
-}
-
-impl Config {
     /// Which input or next hop, counted from 0, is wrong: section, number, key, and what is wrong and what is allowed.
     fn check_inputs(&self) -> Result<(), (&'static str, usize, &'static str, String)> {
         let mut sources = HashSet::new();
@@ -505,18 +469,6 @@ fn is_mail_address(text: &str) -> bool {
     text.split_once('@').is_some_and(|(name, host)| {
         (1..=64).contains(&name.len()) && name.bytes().all(local) && domain_name::normalize(host).is_some()
     })
-}
-
-impl Config {
-    /// What the answers of the overrides name and is not on this host, a line each. Not checked when the file is read: that
-    /// one domain's mail would be deferred stops neither the daemon nor a command.
-    pub(crate) fn find_missing_override_files(&self) -> Vec<String> {
-        let missing = |section: &OverrideSection| {
-            let problem = override_answer::check_files(section.answer.as_deref()?, Path::new("/")).err()?;
-            Some(format!("[[policy.override]] answer: {}: {problem}", section.domain))
-        };
-        self.policy.overrides.iter().filter_map(missing).collect()
-    }
 }
 
 #[cfg(test)]

@@ -109,7 +109,8 @@ fn raise_descriptor_limit() {
 pub(crate) fn check_config(path: &Path) -> Result<(Config, Vec<String>), DaemonError> {
     let PreparedConfig { config, mut detected, .. } = PreparedConfig::load(path)?.check_named()?;
     let reports = SchedulerSettings::load(&config.report).map_err(DaemonError::Named)?;
-    detected.extend(reports.warnings().iter().map(|line| format!("warning: {line}")));
+    let unsuited = config.find_answers_for_postfix_alone();
+    detected.extend(reports.warnings().iter().chain(&unsuited).map(|line| format!("warning: {line}")));
     Ok((config, detected))
 }
 
@@ -350,6 +351,7 @@ impl Daemon {
     /// Starts the pipelines; where the store is off, shows that they wait for it.
     async fn start_pipelines(&mut self) -> Result<(), DaemonError> {
         self.prepared.detected.iter().for_each(|line| tracing::info!("{line}"));
+        self.prepared.config.find_answers_for_postfix_alone().iter().for_each(|line| tracing::warn!("{line}"));
         if !self.try_pipelines().await {
             pipelines::wait_for_store(&self.state, &self.prepared.config, &self.opener);
             let scheduler = pipelines::idle_scheduler(&self.state, &self.prepared.config, &self.answering)?;
