@@ -1,20 +1,20 @@
 //! The name that this host gives in EHLO (RFC 5321 §4.1.1.1: its fully qualified domain name).
 //!
-//! Takes: the kernel's host name, /etc/hosts, the address that reports come from. Gives: a name of at least two labels.
+//! Takes: the kernel's host name, the hosts file, the address that reports come from. Gives: a name of at least two labels.
 //! When it fails: without such a host name the domain of the reports' address is used, for servers refuse a bare label
 //! and many an address literal.
 //! Not here: the MTA's own name (`smtp_helo_name`, `primary_hostname`), which only the MTA uses.
 
 use crate::base::domain_name;
+use crate::net::hosts_file::HostsFile;
 
 /// The name for EHLO; `from`: the address that reports come from.
 pub(crate) fn ehlo_name(from: Option<&str>) -> String {
     let kernel = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-    let hosts = std::fs::read_to_string("/etc/hosts").unwrap_or_default();
-    choose_name(kernel.trim(), &hosts, from)
+    choose_name(kernel.trim(), &HostsFile::read(), from)
 }
 
-fn choose_name(kernel: &str, hosts: &str, from: Option<&str>) -> String {
+fn choose_name(kernel: &str, hosts: &HostsFile, from: Option<&str>) -> String {
     let qualified = |name: &str| domain_name::normalize(name).filter(|name| name.contains('.'));
     let from_domain = || qualified(from?.rsplit_once('@')?.1);
     qualified(kernel)
@@ -23,11 +23,10 @@ fn choose_name(kernel: &str, hosts: &str, from: Option<&str>) -> String {
         .unwrap_or_else(|| "localhost.localdomain".to_owned())
 }
 
-/// The full name of a host that /etc/hosts has beside its short one, as `hostname -f` finds it.
-fn name_in_hosts<'a>(short: &str, hosts: &'a str) -> Option<&'a str> {
+/// The full name of a host that the hosts file has beside its short one, as `hostname -f` finds it.
+fn name_in_hosts<'a>(short: &str, hosts: &'a HostsFile) -> Option<&'a str> {
     let full = |name: &&str| name.strip_prefix(short).is_some_and(|rest| rest.starts_with('.') && !short.is_empty());
-    let names = |line: &'a str| line.split('#').next().unwrap_or_default().split_whitespace().skip(1);
-    hosts.lines().flat_map(names).find(full)
+    hosts.names().find(full)
 }
 
 #[cfg(test)]
@@ -45,7 +44,7 @@ mod tests {
             ("", hosts, from, "sender.example"),
             ("vm", "", None, "localhost.localdomain"),
         ] {
-            assert_eq!(choose_name(kernel, hosts, from), wanted, "{kernel}");
+            assert_eq!(choose_name(kernel, &hosts.into(), from), wanted, "{kernel}");
         }
     }
 }

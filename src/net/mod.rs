@@ -2,6 +2,7 @@
 
 pub mod dns;
 pub(crate) mod host_name;
+pub(crate) mod hosts_file;
 pub mod https;
 mod local_fault;
 pub mod tlsrpt_record;

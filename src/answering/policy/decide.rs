@@ -5,7 +5,6 @@
 //! When it fails: TEMP with the cause, or what was known before.
 //! Not here: the order of the policies (`decision`), what stands already (`policy`).
 
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::OnceLock;
 use std::sync::atomic::AtomicBool;
@@ -19,7 +18,7 @@ use crate::answering::policy::decision::{Answer, Basis, DatalessTlsa, Decision, 
 use crate::answering::policy::decision_cache::{CachedDecision, MAX_DECISION_TTL};
 use crate::answering::policy::history::compact::{DestinationFault, PerHostPolicy, StoredPolicy};
 use crate::answering::policy::not_asked;
-use crate::answering::policy::overrides::OverrideRule;
+use crate::answering::policy::overrides::{AppliedSources, OverrideRule};
 use crate::answering::policy::policies::{Policies, Trigger};
 use crate::answering::policy::single_flight::Publisher;
 use crate::answering::policy::sts::domain_state::{DomainSnapshot, DomainState, RecordState};
@@ -30,6 +29,7 @@ use crate::base::next_hop::NextHop;
 use crate::base::requester::Requester;
 use crate::base::tlsrpt::{Mode, mx_matches};
 use crate::config::PostfixLevel;
+use crate::net::hosts_file::HostsFile;
 
 /// How long a decision is current that was made before every look-up had finished, in seconds.
 const PROVISIONAL_TTL: i64 = 1;
@@ -88,12 +88,11 @@ impl Policies {
         let old = self.cache.get(&key);
         let cached_verdict = old.as_ref().and_then(|entry| entry.verdict.clone());
         let rule = self.overrides.rule_for(&hop.domain);
-        let domain = match rule {
+        let applies = AppliedSources::under(rule);
+        let domain = match applies.sts {
+            true => self.sts.get_or_insert(&hop.domain),
             // It is not looked at.
-            Some(OverrideRule::FixedAnswer(_) | OverrideRule::NoPolicy | OverrideRule::SkipSts) => {
-                Arc::new(DomainState::new(self.intern_name(&hop.domain), 0))
-            }
-            Some(OverrideRule::SkipDane) | None => self.sts.get_or_insert(&hop.domain),
+            false => Arc::new(DomainState::new(self.intern_name(&hop.domain), 0)),
         };
         if trigger.serves_mail() {
             domain.touch(self.clock.seconds());
@@ -103,15 +102,13 @@ impl Policies {
             domain.forget_failed_record();
         }
         let dane = async {
-            match rule {
-                Some(OverrideRule::FixedAnswer(_) | OverrideRule::NoPolicy | OverrideRule::SkipDane) => {
-                    DaneResult::skipped()
-                }
-                Some(OverrideRule::SkipSts) | None => self.look_up_dane(&hop, cached_verdict, began, trigger).await,
+            match applies.dane {
+                true => self.look_up_dane(&hop, cached_verdict, began, trigger).await,
+                false => DaneResult::skipped(),
             }
         };
         let sts = async {
-            if matches!(rule, Some(OverrideRule::SkipDane) | None) {
+            if applies.sts {
                 self.await_sts(&domain, began, trigger).await;
                 // It may have been evicted before the look-up began, which is then about another.
                 return self.sts.get(&domain.name).unwrap_or_else(|| Arc::clone(&domain));
@@ -121,19 +118,15 @@ impl Policies {
         let (dane, domain) = tokio::join!(dane, sts);
         let now = self.clock.seconds();
         let version = domain.version();
-        let known = match rule {
-            Some(OverrideRule::FixedAnswer(_) | OverrideRule::NoPolicy | OverrideRule::SkipSts) => {
-                DomainSnapshot { due: i64::MAX, ..DomainSnapshot::default() }
-            }
-            Some(OverrideRule::SkipDane) | None => domain.snapshot(now),
+        let known = match applies.sts {
+            true => domain.snapshot(now),
+            false => DomainSnapshot { due: i64::MAX, ..DomainSnapshot::default() },
         };
         let (verdict, incomplete) = (dane.verdict.clone(), dane.incomplete);
         let failure = known.failure.clone();
-        let not_asked = match rule {
-            Some(OverrideRule::FixedAnswer(_) | OverrideRule::NoPolicy | OverrideRule::SkipSts) => None,
-            Some(OverrideRule::SkipDane) | None => not_asked::cause(&known, self.resolver.outage(), now),
-        };
-        let mut resolved = self.assemble(&hop, dane, known, not_asked, now);
+        let not_asked = if applies.sts { not_asked::cause(&known, self.resolver.outage(), now) } else { None };
+        let in_hosts_file = (not_asked.is_some() || dane.coverage.is_host_unknown()) && is_in_hosts_file(&hop).await;
+        let mut resolved = self.assemble(&hop, dane, known, not_asked, in_hosts_file, now);
         if let Some(OverrideRule::FixedAnswer(answer)) = rule {
             resolved.basis = Basis::Override(Arc::clone(answer));
         }
@@ -305,6 +298,7 @@ impl Policies {
         dane: DaneResult,
         known: DomainSnapshot,
         not_asked: Option<String>,
+        in_hosts_file: bool,
         now: i64,
     ) -> Resolved {
         // What keeps us from asking is no fault of the destination's.
@@ -322,7 +316,9 @@ impl Policies {
             (published, Some(cause)) if published.coverage != Coverage::AllHosts => Published::unknown(&cause),
             (published, _) => published,
         };
-        let published = if self.is_known_by_hosts_file(hop, &published) { Published::NOTHING } else { published };
+        // The MTA delivers to it without DNS.
+        let known_without_dns = in_hosts_file && published.coverage.is_host_unknown();
+        let published = if known_without_dns { Published::NOTHING } else { published };
         let facts = published.facts(sts.as_ref().map(|policy| policy.mode));
         let answer = facts.for_postfix(self.postfix.own_level, self.postfix);
         if dane.stale && self.throttle.permits("stale", now) {
@@ -388,12 +384,6 @@ impl Policies {
         }
     }
 
-    /// Whether a smart host is found by the hosts file where DNS says nothing of it: the MTA delivers to it without DNS.
-    fn is_known_by_hosts_file(&self, hop: &NextHop, published: &Published) -> bool {
-        let unknown = matches!(published.coverage, Coverage::MxFailed | Coverage::NoAddress);
-        unknown && !hop.mx && not_asked::is_in_hosts_file(Path::new(not_asked::HOSTS_FILE), &hop.domain)
-    }
-
     /// RFC 8461 §3.4: a smart host is its own policy domain, and must itself be one of the hosts that its policy allows.
     fn enforces_for(&self, hop: &NextHop, policy: &StsPolicy, now: i64) -> bool {
         let applies = policy_covers(hop, policy);
@@ -406,6 +396,13 @@ impl Policies {
         }
         applies
     }
+}
+
+/// Whether a smart host is found by the hosts file.
+async fn is_in_hosts_file(hop: &NextHop) -> bool {
+    let host = hop.domain.clone();
+    // A reader that panicked found nothing.
+    !hop.mx && tokio::task::spawn_blocking(move || HostsFile::read().has(&host)).await.unwrap_or(false)
 }
 
 /// Whether a policy says anything about a next hop: one in brackets must be one of the hosts that it allows.

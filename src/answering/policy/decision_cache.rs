@@ -1,9 +1,9 @@
 //! The decisions that stand, by next hop, with the answer in words beside each.
 //!
-//! Takes: an [`CachedDecision`]. Gives: it back by its next hop, in well under a microsecond, whoever else asks.
-//! Limits: so many entries, the least recently asked out first; [`MAX_REPLY_BYTES`] octets of answers in words, beyond
+//! Takes: a [`CachedDecision`]. Gives: it back by its next hop, in well under a microsecond, whoever else asks.
+//! Limits: so many entries, the least recently asked out first; [`MAX_REPLY_BYTES`] bytes of answers in words, beyond
 //! which an answer is put in words anew each time.
-//! Not here: making a decision (`make`), whether it still stands (`policy`).
+//! Not here: making a decision (`decide`), whether it still stands (`policies`).
 
 use std::borrow::Borrow;
 use std::collections::HashSet;
@@ -27,7 +27,7 @@ const SHARDS: usize = 64;
 /// How long a decision is current at most, in seconds: as long as a record or a verdict may hold.
 pub const MAX_DECISION_TTL: i64 = 86_400;
 
-/// How much of answers in words is kept, in octets: a common one takes 16 or, of the longer kind, 64.
+/// How much of answers in words is kept, in bytes: a common one takes 16 or, of the longer kind, 64.
 pub const MAX_REPLY_BYTES: usize = 16 * 1024 * 1024;
 
 /// What most answers are made of, besides the domain's name.
@@ -216,7 +216,7 @@ impl DecisionCache {
         self.shard(hop.as_bytes()).read().get(hop.as_bytes()).map(|entry| Arc::clone(&entry.0))
     }
 
-    /// Appends an entry's answer in a wording, which `word` makes of the decision.
+    /// Appends an entry's answer in a wording, which `render` makes of the decision.
     pub fn write_reply(
         &self,
         entry: &CachedDecision,

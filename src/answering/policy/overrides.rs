@@ -22,6 +22,27 @@ pub enum OverrideRule {
     SkipSts,
 }
 
+/// Which of the two sources of policies a rule leaves in force.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AppliedSources {
+    /// TLSA records are looked up and followed.
+    pub dane: bool,
+    /// MTA-STS policies are looked up and followed.
+    pub sts: bool,
+}
+
+impl AppliedSources {
+    /// Those under the rule of a domain; both where there is none.
+    pub fn under(rule: Option<&OverrideRule>) -> AppliedSources {
+        match rule {
+            None => AppliedSources { dane: true, sts: true },
+            Some(OverrideRule::SkipDane) => AppliedSources { dane: false, sts: true },
+            Some(OverrideRule::SkipSts) => AppliedSources { dane: true, sts: false },
+            Some(OverrideRule::FixedAnswer(_) | OverrideRule::NoPolicy) => AppliedSources { dane: false, sts: false },
+        }
+    }
+}
+
 /// All rules.
 #[derive(Debug, Default)]
 pub struct Overrides(HashMap<String, OverrideRule>);
@@ -91,6 +112,15 @@ mod tests {
             ("com", None),
         ] {
             assert_eq!(rules.rule_for(domain), want.as_ref(), "{domain}");
+        }
+        for (domain, dane, sts) in [
+            ("com", true, true),
+            ("a.deep.example.com", false, true),
+            ("xn--bcher-kva.example", true, false),
+            ("example.com", false, false),
+            ("a.example.com", false, false),
+        ] {
+            assert_eq!(AppliedSources::under(rules.rule_for(domain)), AppliedSources { dane, sts }, "{domain}");
         }
         assert_eq!(rules.fixed_answers().collect::<Vec<_>>(), [(".example.com", "encrypt")]);
     }

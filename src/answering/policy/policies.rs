@@ -248,9 +248,9 @@ impl Policies {
         self.with_entry(key, CachedDecision::decision)
     }
 
-    /// Appends the answer that stands for a next hop as the MTA writes it, in the words of `word`, which are kept:
-    /// `wording` tells them apart; gives what it follows from. None where an answer must be made ([`Policies::decide`]). What is no
-    /// domain name (address literals, paths, dot-keys) has the answer "no policy" at once. A microsecond or less.
+    /// Appends the answer that stands for a next hop as the MTA writes it, in the words of `render`, which are kept:
+    /// `wording` tells them apart; gives what it follows from. None where an answer must be made ([`Policies::decide`]).
+    /// What is no domain name (address literals, paths, dot-keys) has the answer "no policy" at once. A microsecond or less.
     pub fn write_reply(
         self: &Arc<Self>,
         key: &[u8],

@@ -15,7 +15,7 @@ use crate::answering::policy::dane::cached_verdict::MAX_STALE;
 use crate::answering::policy::decide::{policy_covers, published};
 use crate::answering::policy::decision::{Answer, Basis, Decision, Published};
 use crate::answering::policy::decision_cache::CachedDecision;
-use crate::answering::policy::overrides::OverrideRule;
+use crate::answering::policy::overrides::{AppliedSources, OverrideRule};
 use crate::answering::policy::policies::Policies;
 use crate::answering::policy::policies::Trigger;
 use crate::answering::policy::sts::domain_state::{DomainSnapshot, RecordState};
@@ -136,7 +136,7 @@ impl Policies {
     /// Asks DNS and the policy host again, whatever is cached and whatever failed before; takes up to a minute more
     /// than an answer. What cannot be had anew stays as it was. Fails where the store cannot be written.
     pub async fn refresh(self: &Arc<Self>, hop: &NextHop) -> Result<Option<PolicyStatus>, String> {
-        if matches!(self.overrides.rule_for(&hop.domain), Some(OverrideRule::SkipDane) | None) {
+        if AppliedSources::under(self.overrides.rule_for(&hop.domain)).sts {
             self.sts.get_or_insert(&hop.domain).request_refresh(self.clock.seconds(), true);
         }
         Arc::clone(self).run_resolution(hop.clone(), Trigger::AdminRefresh).await;
@@ -170,7 +170,7 @@ impl Policies {
         Ok(purged.len())
     }
 
-    /// Every next hop that has a policy, with what `word` makes of the decision. From memory: what was never asked about
+    /// Every next hop that has a policy, with what `render` makes of the decision. From memory: what was never asked about
     /// is not in it.
     pub fn export_table(&self, render: impl Fn(&Decision) -> Option<String>) -> Vec<(String, String)> {
         let now = self.clock.seconds();
@@ -214,13 +214,13 @@ impl Policies {
             Some(OverrideRule::NoPolicy) => return Decision::no_policy(),
             Some(OverrideRule::SkipDane | OverrideRule::SkipSts) | None => {}
         }
-        let policy =
-            known.policy.as_ref().filter(|policy| rule != Some(&OverrideRule::SkipSts) && policy.mode != Mode::None);
+        let applies = AppliedSources::under(rule);
+        let policy = known.policy.as_ref().filter(|policy| applies.sts && policy.mode != Mode::None);
         let sts = policy.filter(|policy| policy.mode != Mode::Enforce || policy_covers(hop, policy)).map(Arc::clone);
         // Past its TTL it is asked again with the next mail, and serves if that fails: it is what is known.
         let verdict = entry
             .and_then(|entry| entry.verdict.as_ref())
-            .filter(|verdict| now < verdict.expires() + MAX_STALE && rule != Some(&OverrideRule::SkipDane));
+            .filter(|verdict| applies.dane && now < verdict.expires() + MAX_STALE);
         let basis = match (verdict, entry.map(|entry| &entry.basis)) {
             (Some(verdict), _) => Basis::Published(published(verdict, hop, sts.as_deref())),
             (None, Some(Basis::Published(unknown))) if unknown.coverage.is_failure() => {

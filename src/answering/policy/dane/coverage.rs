@@ -90,6 +90,11 @@ impl Coverage {
         matches!(self, Coverage::SomeFailed | Coverage::AllFailed | Coverage::MxFailed | Coverage::NoAddress)
     }
 
+    /// Whether it is not even known which hosts there are.
+    pub fn is_host_unknown(self) -> bool {
+        matches!(self, Coverage::MxFailed | Coverage::NoAddress)
+    }
+
     /// Whether this, known before, protects better than `now`, in which something failed and which has the same kind of
     /// MX records.
     pub fn outranks(self, now: Coverage) -> bool {

@@ -2,7 +2,7 @@
 //!
 //! Takes: what was decided. Gives: [`StoredPolicy`], small enough for half a million periods, the [`PolicyInForce`]
 //! that counting and reports know, and a stored form.
-//! Not here: deciding (`decision`), when what stood (`history`).
+//! Not here: deciding (`decision`), what stood when (`history`).
 
 use std::sync::Arc;
 
@@ -195,7 +195,7 @@ impl StoredPolicy {
         }
     }
 
-    /// As it is stored, behind what is in `octets`.
+    /// As it is stored, behind what is in `bytes`.
     pub fn encode(&self, bytes: Vec<u8>) -> Vec<u8> {
         let stored = match self {
             StoredPolicy::None => EncodedPolicy::None,

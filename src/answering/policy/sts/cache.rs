@@ -4,13 +4,13 @@
 //! It is kept in the store, written behind within [`WRITE_DELAY`]; what has expired and is not asked about is let go,
 //! once the clock has run evenly for hours.
 //! Limits: `[policy] max_domains` domains, the least recently used out first and unexpired enforced policies last; and
-//! [`TEXT_BYTES_PER_DOMAIN`] octets of text for each, beyond which those go that take more than that
+//! [`TEXT_BYTES_PER_DOMAIN`] bytes of text for each, beyond which those go that take more than that
 //! (`sts_domains_evicted`); [`MAX_FETCHES`] fetches at once, [`MAX_REFRESH_FETCHES`] of them for policies that serve;
 //! [`MAX_LOOKUPS`] domains looked at at once, and besides [`MAX_BACKGROUND_LOOKUPS`] whose policy serves
 //! (`sts_looks_postponed`). Three quarters of fetches and look-ups for one client.
 //! When it fails: one line a cause and minute; one for each enforced policy that is not renewed; what could not be written
 //! is tried again with the next change or sweep.
-//! Not here: how long a policy serves and when it is tried again (`domain`), DANE and the answer (`policy`).
+//! Not here: how long a policy serves and when it is tried again (`domain_state`), DANE and the answer (`decide`).
 
 use std::borrow::Borrow;
 use std::cmp::Reverse;

@@ -1,9 +1,8 @@
 //! A policy as it is kept, in memory and in the store; and what is kept of a document that is none.
 //!
-//! Takes: a document, when it was fetched, for which id. Gives: a [`StsPolicy`] policy with its end and its next
-//! refresh.
-//! Limits: [`MAX_INVALID_BYTES`] octets of a document that is no policy.
-//! Not here: which policy a domain has now (`domain`), writing to the store (`cache`).
+//! Takes: a document, when it was fetched, for which id. Gives: a [`StsPolicy`] with its end and its next refresh.
+//! Limits: [`MAX_INVALID_BYTES`] bytes of a document that is no policy.
+//! Not here: which policy a domain has now (`domain_state`), writing to the store (`cache`).
 
 use std::borrow::Cow;
 use std::hash::{DefaultHasher, Hash, Hasher};
