@@ -386,6 +386,8 @@ pub struct SessionOutcome {
     pub mx: Option<String>,
     /// Its address.
     pub ip: Option<IpAddr>,
+    /// Its port, where the log names it.
+    pub port: Option<u16>,
     /// What the MTA made of the certificate, where there was a handshake and the log level shows it.
     pub trust: Option<Trust>,
     /// Whether a TLSA record is what verified the certificate, where the MTA says which it was.

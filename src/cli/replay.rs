@@ -133,6 +133,7 @@ fn render_json(replayed: &ReplayResult) -> String {
             lines_not_recognized: replayed.unrecognized_families.iter().copied().collect(),
             lines_lost_by_syslog: replayed.lost,
             sessions_to_local_networks: replayed.local,
+            sessions_relayed: replayed.relayed,
             sessions_without_delivery: replayed.without_delivery,
             sessions_without_trust_anchors: replayed.without_anchors,
         },
@@ -163,6 +164,7 @@ struct LeftOut {
     lines_not_recognized: BTreeMap<&'static str, u64>,
     lines_lost_by_syslog: u64,
     sessions_to_local_networks: u64,
+    sessions_relayed: u64,
     sessions_without_delivery: u64,
     sessions_without_trust_anchors: u64,
 }
@@ -266,6 +268,7 @@ fn warnings(replayed: &ReplayResult) -> Vec<String> {
             "sessions",
             "with hosts of local networks (loopback and private addresses, such as content filters) were left out",
         ),
+        (replayed.relayed, "sessions", "with relay hosts whose next hop is not known were left out"),
         (replayed.without_delivery, "sessions", "whose delivery is not in these logs were not counted"),
         (
             replayed.without_anchors,

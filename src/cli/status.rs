@@ -128,6 +128,12 @@ fn render_status(status: &DaemonStatus) -> String {
         })
         .collect();
     add(table(&["input", "how far", "newest line", "lines", "used", "unreadable", "unrecognized", "lost"], &inputs));
+    if let Some(relayed) = status.counters.get("sessions-relayed").filter(|number| **number > 0) {
+        add(format!(
+            "{relayed} sessions with relay hosts were not counted since the daemon started, for their next hop is not known: \
+             [[nexthop]] with `relay` and `nexthop` names it"
+        ));
+    }
     add(render_reports(&status.due));
     if !status.errors.is_empty() {
         add("last errors:".to_owned());

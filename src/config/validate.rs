@@ -346,17 +346,35 @@ impl Config {
         }
         let mut domains = HashSet::new();
         for (nth, rule) in self.next_hops.iter().enumerate() {
-            let text = &rule.domain;
+            let (key, text) = match (&rule.domain, &rule.relay) {
+                (Some(domain), None) => ("domain", domain),
+                (None, Some(relay)) => ("relay", relay),
+                (None, None) => {
+                    return Err(("nexthop", nth, "domain", "missing: expected one of `domain` and `relay`".into()));
+                }
+                (Some(_), Some(_)) => {
+                    return Err(("nexthop", nth, "relay", "expected one of `domain` and `relay`, not both".into()));
+                }
+            };
             let name = text.strip_prefix('.').unwrap_or(text);
-            if text != "*" && domain_name::normalize(name).is_none() {
+            let is_name = domain_name::normalize(name).is_some();
+            if key == "domain" && text != "*" && !is_name {
                 let problem = format!(
                     "invalid domain \"{}\": expected \"example.com\", \".example.com\" or \"*\"",
                     text.escape_debug()
                 );
                 return Err(("nexthop", nth, "domain", problem));
             }
-            if !domains.insert(text.to_ascii_lowercase()) {
-                return Err(("nexthop", nth, "domain", format!("duplicate domain \"{text}\"")));
+            if key == "relay" && !is_name && text.parse::<IpAddr>().is_err() {
+                let problem = format!(
+                    "invalid host \"{}\": expected a name or address as in relay= of the log, \"mail.example.com\", \
+                     or \".example.com\"",
+                    text.escape_debug()
+                );
+                return Err(("nexthop", nth, "relay", problem));
+            }
+            if !domains.insert((key, text.to_ascii_lowercase())) {
+                return Err(("nexthop", nth, key, format!("duplicate {key} \"{text}\"")));
             }
             if NextHop::parse(rule.nexthop.as_bytes()).is_none() {
                 let found = rule.nexthop.escape_debug();

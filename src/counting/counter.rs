@@ -24,6 +24,7 @@ use crate::base::own_reports::{MAX_QUEUE_IDS, OwnReportStatus};
 use crate::base::policy_at::PolicyAt;
 use crate::base::tlsrpt::{Day, Mode, PolicyInForce, PolicyType, SessionOutcome, TallyKey, TallyResult};
 use crate::config::NativeTlsrpt;
+use crate::counting::attribution;
 use crate::counting::counted_before::CountedBefore;
 use crate::counting::input::json_entry;
 use crate::counting::rules::CountingRules;
@@ -41,6 +42,9 @@ const SAMPLE_INTERVAL: i64 = 60;
 
 /// The same if the name of the program is missing. One warning a day is enough: the remedy does not change.
 const PROGRAM_NAME_SAMPLE_INTERVAL: i64 = 86_400;
+
+/// The least time between two warnings of sessions by a next hop that is not known, in seconds.
+const RELAY_SAMPLE_INTERVAL: i64 = 86_400;
 
 /// What to do where lines have `postfix` in the place of `postfix/smtp`.
 pub(crate) const PROGRAM_NAME_ADVICE: &str = "the program name is cut at the slash (`postfix` instead of `postfix/smtp`): \
@@ -119,6 +123,8 @@ pub struct CounterStats {
     pub(crate) without_anchors: u64,
     /// Sessions to hosts of local networks.
     pub local: u64,
+    /// Sessions with hosts that are not the recipient domain's, by a next hop that is not known.
+    pub relayed: u64,
     /// Sessions in the log that Postfix's own datagrams count.
     pub(crate) left_to_datagrams: u64,
     /// Datagrams that did not count, for their policy is in testing mode: the log counts those sessions.
@@ -473,11 +479,14 @@ impl Counter {
                 self.stats.local += 1;
                 continue;
             }
-            if !outcome.next_hop_named
-                && let Some(hop) = self.rules.next_hop(&outcome.domain)
-            {
-                outcome.domain = hop.into();
-            }
+            let Some(domain) = attribution::policy_domain(&outcome, &self.rules, policies) else {
+                if outcome.observed.is_some() {
+                    self.stats.relayed += 1;
+                    warn_of_relay(&mut self.last_sampled, &outcome, now);
+                }
+                continue;
+            };
+            outcome.domain = domain;
             let in_force = policies.at(&outcome.domain, outcome.began);
             let in_force = self.rules.policy_in_force(in_force, &outcome.domain, outcome.began);
             let in_force = in_force.map(|policy| policy.at_host(outcome.mx.as_deref()));
@@ -549,6 +558,19 @@ impl Counter {
             tracing::warn!("log line: cannot be read: {cause}: \"{line}\"; not counted");
         }
     }
+}
+
+/// Warns of a session that counts under no domain, once a day.
+fn warn_of_relay(last_sampled: &mut HashMap<&'static str, i64>, outcome: &SessionOutcome, now: i64) {
+    let last = last_sampled.entry("relayed").or_insert(i64::MIN);
+    // What ends by waiting has no time.
+    if now == i64::MAX || now.saturating_sub(*last) < RELAY_SAMPLE_INTERVAL {
+        return;
+    }
+    *last = now;
+    let host = outcome.mx.as_deref().unwrap_or("-");
+    tracing::warn!(domain = %outcome.domain, relay = %host, "session with a relay host: the next hop is not known; not \
+        counted, for it is not one of the domain's MX hosts: add [[nexthop]] with `relay` and `nexthop` to count it");
 }
 
 /// Whether a line is an entry of a journal as `journalctl -o json` prints it: no other log's line begins so.

@@ -3,6 +3,7 @@
 //! The inputs ([`input`]) feed one thread ([`pipeline`]), which parses each line, puts the lines of a session together
 //! ([`session`]), applies the counting rules ([`rules`], [`tally`]) and commits the result with the position of the input.
 
+mod attribution;
 pub(crate) mod changed_inputs;
 mod counted_before;
 mod counter;

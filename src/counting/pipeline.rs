@@ -391,6 +391,7 @@ impl CountingTask {
         self.metrics.add("sessions-contradicting", stats.contradicted);
         self.metrics.add("sessions-without-trust-anchors", stats.without_anchors);
         self.metrics.add("sessions-local", stats.local);
+        self.metrics.add("sessions-relayed", stats.relayed);
         self.metrics.add("sessions-left-to-datagrams", stats.left_to_datagrams);
         self.metrics.add("datagrams-left-to-log", stats.left_to_log);
         self.metrics.add("sessions-without-domain", uncounted.without_domain);

@@ -41,6 +41,8 @@ pub struct CountingRules {
     pub tlsrpt: NativeTlsrpt,
     /// Whether there is a log input beside the datagrams.
     pub(crate) has_log_input: bool,
+    /// Whether the log is of this host, so that its domains would get reports.
+    pub(crate) is_own_host: bool,
     local_networks: Vec<IpNet>,
     next_hops: NextHopRules,
     sending_addresses: Option<SendingAddresses>,
@@ -62,6 +64,7 @@ impl Default for CountingRules {
         CountingRules {
             tlsrpt: NativeTlsrpt::Log,
             has_log_input: true,
+            is_own_host: false,
             local_networks: Vec::new(),
             next_hops: NextHopRules::default(),
             sending_addresses: None,
@@ -84,6 +87,7 @@ impl CountingRules {
         CountingRules {
             tlsrpt: config.postfix.tlsrpt,
             has_log_input: config.inputs.iter().any(|i| !matches!(i.kind(), None | Some(InputKind::Datagrams(_)))),
+            is_own_host: true,
             local_networks: if world_is_private { Vec::new() } else { config.count.local_networks.clone() },
             next_hops: NextHopRules::from_sections(&config.next_hops),
             sending_addresses: Some(SendingAddresses {
@@ -148,6 +152,11 @@ impl CountingRules {
         self.next_hops.for_domain(recipient_domain)
     }
 
+    /// The policy domain that a rule about a relay host names, by the host's name or address.
+    pub(crate) fn next_hop_by_relay(&self, host: Option<&str>, ip: Option<IpAddr>) -> Option<&str> {
+        self.next_hops.for_relay(host, ip)
+    }
+
     /// The address that mail to a host is sent from, as far as it is known.
     pub(crate) fn sending_address(&self, host: IpAddr) -> Option<IpAddr> {
         self.sending_addresses.as_ref()?.address_for(host)
@@ -157,6 +166,14 @@ impl CountingRules {
 /// `[[nexthop]]`.
 #[derive(Debug, Default)]
 struct NextHopRules {
+    domains: NameRules,
+    relays: NameRules,
+    relay_addresses: HashMap<IpAddr, String>,
+}
+
+/// Policy domains by a name or the names below it.
+#[derive(Debug, Default)]
+struct NameRules {
     exact: HashMap<String, String>,
     /// Without the dot in front.
     below: HashMap<String, String>,
@@ -168,18 +185,38 @@ impl NextHopRules {
         let mut hops = NextHopRules::default();
         for rule in rules {
             let Some(hop) = NextHop::parse(rule.nexthop.as_bytes()) else { continue };
-            let policy_domain = hop.domain;
-            match rule.domain.strip_prefix('.') {
-                _ if rule.domain == "*" => hops.all = Some(policy_domain),
-                Some(parent) => drop(domain_name::normalize(parent).map(|name| hops.below.insert(name, policy_domain))),
-                None => drop(domain_name::normalize(&rule.domain).map(|name| hops.exact.insert(name, policy_domain))),
+            if let Some(address) = rule.relay.as_deref().and_then(|relay| relay.parse::<IpAddr>().ok()) {
+                hops.relay_addresses.insert(address.to_canonical(), hop.domain);
+            } else if let Some(relay) = &rule.relay {
+                hops.relays.insert(relay, hop.domain);
+            } else if let Some(domain) = &rule.domain {
+                hops.domains.insert(domain, hop.domain);
             }
         }
         hops
     }
 
-    /// The nearest rule: the domain itself, what it is below, all.
     fn for_domain(&self, domain: &str) -> Option<&str> {
+        self.domains.nearest(domain)
+    }
+
+    fn for_relay(&self, host: Option<&str>, ip: Option<IpAddr>) -> Option<&str> {
+        let by_address = || ip.and_then(|ip| self.relay_addresses.get(&ip.to_canonical())).map(String::as_str);
+        host.and_then(|host| self.relays.nearest(host)).or_else(by_address)
+    }
+}
+
+impl NameRules {
+    fn insert(&mut self, pattern: &str, policy_domain: String) {
+        match pattern.strip_prefix('.') {
+            _ if pattern == "*" => self.all = Some(policy_domain),
+            Some(parent) => drop(domain_name::normalize(parent).map(|name| self.below.insert(name, policy_domain))),
+            None => drop(domain_name::normalize(pattern).map(|name| self.exact.insert(name, policy_domain))),
+        }
+    }
+
+    /// The nearest rule: the name itself, what it is below, all.
+    fn nearest(&self, domain: &str) -> Option<&str> {
         if let Some(hop) = self.exact.get(domain) {
             return Some(hop);
         }
@@ -238,7 +275,11 @@ mod tests {
 
     #[test]
     fn the_nearest_next_hop_counts() {
-        let rule = |domain: &str, nexthop: &str| NextHopSection { domain: domain.into(), nexthop: nexthop.into() };
+        let rule = |domain: &str, nexthop: &str| NextHopSection {
+            domain: Some(domain.into()),
+            relay: None,
+            nexthop: nexthop.into(),
+        };
         let hops = NextHopRules::from_sections(&[
             rule("*", "[Smarthost.example]:587"),
             rule(".example.com", "inner.example:25"),
@@ -255,6 +296,26 @@ mod tests {
             assert_eq!(hops.for_domain(domain), Some(want), "{domain}");
         }
         assert_eq!(NextHopRules::default().for_domain("a.test"), None);
+        let relay = |relay: &str, nexthop: &str| NextHopSection {
+            domain: None,
+            relay: Some(relay.into()),
+            nexthop: nexthop.into(),
+        };
+        let hops = NextHopRules::from_sections(&[
+            relay("Out.relay.example", "[out.relay.example]:587"),
+            relay(".pool.example", "pool.example"),
+            relay("192.0.2.9", "[smarthost.example]"),
+        ]);
+        for (host, ip, want) in [
+            ("out.relay.example", "192.0.2.1", Some("out.relay.example")),
+            ("mx7.pool.example", "192.0.2.1", Some("pool.example")),
+            ("x.example", "::ffff:192.0.2.9", Some("smarthost.example")),
+            ("192.0.2.9", "192.0.2.9", Some("smarthost.example")),
+            ("mx.a.test", "192.0.2.1", None),
+        ] {
+            assert_eq!(hops.for_relay(Some(host), ip.parse().ok()), want, "{host}");
+        }
+        assert_eq!(hops.for_domain("a.test"), None);
     }
 
     #[test]

@@ -318,6 +318,7 @@ mod tests {
             domain: "a.example".into(),
             mx: Some("mx.a.example".into()),
             ip: "192.0.2.1".parse().ok(),
+            port: Some(25),
             trust,
             observed: Some(observed),
             dane: None,

@@ -73,6 +73,8 @@ pub(crate) struct ReplayResult {
     pub(crate) without_program_name: u64,
     /// Sessions to hosts of local networks, such as content filters.
     pub(crate) local: u64,
+    /// Sessions with hosts that are not the recipient domain's.
+    pub(crate) relayed: u64,
     /// Sessions under a policy in testing mode that were not counted, for the MTA has not shown that it has trust anchors.
     pub(crate) without_anchors: u64,
     /// Sessions that contradict the policy given.
@@ -151,6 +153,7 @@ pub(crate) fn replay(request: &ReplayRequest<'_>) -> Result<ReplayResult, Replay
         lost: seen.lines_lost,
         without_program_name: seen.lines.entry(LineFamily::ProgramName.name()).malformed,
         local: seen.local,
+        relayed: seen.relayed,
         without_delivery: losses.without_domain + losses.unmatched,
         without_anchors: seen.without_anchors,
         contradicted: seen.contradicted,

@@ -115,6 +115,7 @@ pub const CATALOGUE: &[CounterFamily] = &[
             ("sessions-without-trust-anchors", "cause=\"no-trust-anchors\""),
             ("sessions-of-own-reports", "cause=\"own-report\""),
             ("sessions-local", "cause=\"local-network\""),
+            ("sessions-relayed", "cause=\"relayed\""),
         ],
     },
     CounterFamily {

@@ -275,6 +275,12 @@ impl Policies {
             }
         });
         let found = found.await;
+        if hop.mx {
+            let hosts = found.mx_hosts();
+            if !hosts.is_empty() {
+                self.history.note_mx_hosts(&self.intern_name(&hop.domain), hosts.into_iter(), self.clock.seconds());
+            }
+        }
         let found = CachedVerdict::new(&found, self.clock.seconds());
         self.metrics.add("dane_lookups_failed", u64::from(found.coverage.is_failure()));
         let kept = self.keep_verdict(&hop, &found, published);

@@ -442,6 +442,12 @@ impl DaneVerdict {
         }
     }
 
+    /// All its MX hosts that may have an address.
+    pub fn mx_hosts(&self) -> Vec<&str> {
+        let unreachable = self.unreachable.iter().map(|(host, _)| host.as_str());
+        self.hosts.iter().map(|host| host.name.as_str()).chain(unreachable).collect()
+    }
+
     /// The hosts that are known to have no usable TLSA records.
     pub fn hosts_without_tlsa(&self) -> impl Iterator<Item = &str> {
         let without = |host: &&MxHost| matches!(host.tlsa.class(), HostClass::NoTlsa | HostClass::Unusable);

@@ -11,6 +11,7 @@
 //! Not here: deciding (`policy`), reading logs.
 
 pub mod compact;
+mod known_mx_hosts;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -22,11 +23,12 @@ use smallvec::SmallVec;
 use tokio::sync::{Notify, watch};
 
 use crate::answering::policy::history::compact::StoredPolicy;
+use crate::answering::policy::history::known_mx_hosts::KnownMxHosts;
 use crate::answering::policy::sts::text::PolicyText;
 use crate::answering::policy::throttle::Throttle;
 use crate::base::clock::{Clock, CompactTime, SharedCompactTime, SteadyClock};
 use crate::base::next_hop::NextHop;
-use crate::base::policy_at::PolicyAt;
+use crate::base::policy_at::{HostEvidence, OtherNextHops, PolicyAt};
 use crate::base::shutdown::wait_for_shutdown;
 use crate::base::tlsrpt::PolicyInForce;
 use crate::metrics::Metrics;
@@ -98,6 +100,7 @@ pub struct PolicyHistory {
     removed_keys: Mutex<Vec<Vec<u8>>>,
     /// By the address of their period, which is stored with them so that the address stays taken.
     rendered: Mutex<HashMap<usize, (Arc<Period>, PolicyInForce)>>,
+    mx_hosts: KnownMxHosts,
     wake: Notify,
     clock: Clock,
     steady: SteadyClock,
@@ -128,6 +131,7 @@ impl PolicyHistory {
             write_queue: Mutex::default(),
             removed_keys: Mutex::default(),
             rendered: Mutex::default(),
+            mx_hosts: KnownMxHosts::default(),
             wake: Notify::new(),
             clock,
             steady: SteadyClock::new(clock),
@@ -278,16 +282,45 @@ impl PolicyHistory {
     /// brackets.
     pub fn policy_at(&self, domain: &str, seconds: i64) -> PolicyLookup {
         let periods = self.periods.read();
-        let stands =
-            |p: &&Arc<Period>| p.from.seconds() <= seconds && seconds <= p.last_asked.seconds() + ANSWER_LIFETIME;
         let found = periods
             .get(domain)
-            .and_then(|list| list.iter().filter(stands).max_by_key(|p| (*p.hop == *domain, p.from)))
+            .and_then(|list| {
+                list.iter().filter(|period| period.stands_at(seconds)).max_by_key(|p| (*p.hop == *domain, p.from))
+            })
             .map(Arc::clone);
         drop(periods);
         match found {
             Some(period) => PolicyLookup { in_force: self.render(domain, period), asked: true },
             None => PolicyLookup { in_force: PolicyInForce::None, asked: false },
+        }
+    }
+
+    /// Notes the MX hosts of a domain as a look-up at `now` (seconds) has found them.
+    pub fn note_mx_hosts<'a>(&self, domain: &Arc<str>, hosts: impl Iterator<Item = &'a str>, now: i64) {
+        self.mx_hosts.note(domain, hosts, now);
+    }
+
+    /// What is known at a moment (seconds) of the next hop by which mail for a domain came to a host.
+    fn evidence_at(&self, domain: &str, host: &str, seconds: i64) -> HostEvidence {
+        let candidates = self.mx_hosts.next_hops(host);
+        let periods = self.periods.read();
+        let asked = |name: &str, is_wanted: &dyn Fn(&Period) -> bool| {
+            let stands = |p: &&Arc<Period>| p.stands_at(seconds) && is_wanted(p);
+            periods.get(name).is_some_and(|list| list.iter().any(|period| stands(&period)))
+        };
+        let mut others = OtherNextHops::None;
+        for candidate in candidates.into_iter().filter(|name| **name != *domain && asked(name, &|_| true)) {
+            others = match others {
+                OtherNextHops::None => OtherNextHops::One(candidate),
+                OtherNextHops::One(_) | OtherNextHops::Several => OtherNextHops::Several,
+            };
+        }
+        HostEvidence {
+            domain_asked: asked(domain, &|_| true),
+            is_mx_host: self.mx_hosts.contains(domain, host, seconds),
+            // The host as a domain of its own is no sign: its MX hosts are.
+            host_asked: host != domain && asked(host, &|period| *period.hop != *host),
+            others,
         }
     }
 
@@ -430,12 +463,21 @@ impl PolicyAt for Arc<PolicyHistory> {
         let found = PolicyHistory::policy_at(self, domain, seconds);
         found.asked.then_some(found.in_force)
     }
+
+    fn host_evidence(&self, domain: &str, host: &str, seconds: i64) -> HostEvidence {
+        self.evidence_at(domain, host, seconds)
+    }
 }
 
 impl Period {
     /// The policy in force during the period.
     pub fn policy(&self) -> &StoredPolicy {
         &self.policy
+    }
+
+    /// Whether its decision stands at a moment (seconds).
+    fn stands_at(&self, seconds: i64) -> bool {
+        self.from.seconds() <= seconds && seconds <= self.last_asked.seconds() + ANSWER_LIFETIME
     }
 
     /// `DOMAIN NUL FROM HOP`, the moment in four octets; the hop is left out where it is the domain.

@@ -9,8 +9,8 @@ use crate::checking::host::postconf::split_list;
 use crate::checking::host::postfix::ServiceCheck;
 
 /// What the finding about a relay says of its impact.
-const IMPACT: &str =
-    "Sessions with the relay host are counted under the recipient domains, which they do not belong to.";
+const IMPACT: &str = "Unless the daemon is asked about the relay host, its sessions are left out, or counted under the recipient \
+                      domains, which they do not belong to.";
 
 impl ServiceCheck<'_> {
     /// Whether all its mail goes to a program on this host, such as a content filter: no policy is needed then.
@@ -24,7 +24,7 @@ impl ServiceCheck<'_> {
     }
 
     pub(super) fn check_relays(&self, found: &mut Vec<Finding>) {
-        let all_known = self.config.next_hops.iter().any(|rule| rule.domain == "*");
+        let all_known = self.config.next_hops.iter().any(|rule| rule.domain.as_deref() == Some("*"));
         if all_known {
             return;
         }
@@ -40,13 +40,11 @@ impl ServiceCheck<'_> {
         let by_sender = self.get("sender_dependent_relayhost_maps");
         if !by_sender.is_empty() {
             let problem = format!("the relay host depends on the sender ({by_sender}), which the log does not say");
-            found.push(self.finding(
-                Severity::Warning,
-                "relay-by-sender",
-                "sender_dependent_relayhost_maps",
-                problem,
-                IMPACT,
-            ));
+            let parameter = "sender_dependent_relayhost_maps";
+            let finding = self.finding(Severity::Warning, "relay-by-sender", parameter, problem, IMPACT);
+            found.push(
+                finding.fix("tlswarden.toml: [[nexthop]] relay = \"HOST\", nexthop = \"NEXTHOP\" for each relay host"),
+            );
         }
         for (parameter, name) in [("transport_maps", "relay-by-domain"), ("smtp_fallback_relay", "fallback-relay")] {
             let value = self.get(parameter);

@@ -231,6 +231,7 @@ impl EximSessions {
                 domain: name.into(),
                 mx: session.host,
                 ip: session.ip,
+                port: None,
                 trust: session.trust,
                 dane: session.dane,
                 observed: session.observed,

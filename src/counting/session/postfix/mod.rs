@@ -696,6 +696,7 @@ impl PostfixSessions {
             domain: name.into(),
             mx: attempt.host,
             ip: attempt.ip,
+            port: attempt.port,
             trust: match attempt.unlogged {
                 Some(UnloggedSession::Encrypted(trust)) => trust,
                 _ => attempt.trust,

@@ -1,0 +1,123 @@
+//! The MX hosts of the next hops that were looked up: whether a session was with a host of its recipient domain.
+//!
+//! Takes: the hosts of each look-up. Gives: whether a host is one of them, and which next hops have it.
+//! A host counts for [`HOST_LIFETIME`] after it was last seen: the MTA may have looked the domain up earlier than we did.
+//! Limits: [`MAX_DOMAINS`]; beyond, all are forgotten, and known again with the next look-up. [`MAX_NEXT_HOPS`] of a host.
+//! Not stored: after a restart nothing is known before a domain is looked up again.
+//! Not here: what follows for a session (`counting::attribution`).
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use smallvec::SmallVec;
+
+use crate::base::clock::CompactTime;
+
+/// How long a host that a look-up has shown counts as one of the domain's, in seconds.
+const HOST_LIFETIME: i64 = 2 * 86_400;
+
+/// Domains whose hosts are known: about 200 octets each.
+const MAX_DOMAINS: usize = 100_000;
+
+/// How many next hops are known of one host: it matters only whether it is one.
+const MAX_NEXT_HOPS: usize = 8;
+
+/// The MX hosts of domains.
+#[derive(Debug, Default)]
+pub(super) struct KnownMxHosts(Mutex<HostTables>);
+
+#[derive(Debug, Default)]
+struct HostTables {
+    by_domain: HashMap<Arc<str>, DomainHosts>,
+    by_host: HashMap<Arc<str>, SmallVec<[Arc<str>; 1]>>,
+}
+
+#[derive(Debug)]
+struct DomainHosts {
+    /// Since when all of them are known.
+    since: CompactTime,
+    /// In lower case, and when each was last seen.
+    hosts: SmallVec<[(Arc<str>, CompactTime); 2]>,
+}
+
+impl KnownMxHosts {
+    /// Notes the hosts that a look-up at `now` has found.
+    pub(super) fn note<'a>(&self, domain: &Arc<str>, hosts: impl Iterator<Item = &'a str>, now: i64) {
+        let HostTables { by_domain, by_host } = &mut *self.0.lock();
+        if by_domain.len() >= MAX_DOMAINS && !by_domain.contains_key(domain) {
+            by_domain.clear();
+            by_host.clear();
+        }
+        let seen = CompactTime::from_seconds(now);
+        let known =
+            by_domain.entry(Arc::clone(domain)).or_insert_with(|| DomainHosts { since: seen, hosts: SmallVec::new() });
+        for host in hosts {
+            let host = host.to_ascii_lowercase();
+            if let Some((_, last)) = known.hosts.iter_mut().find(|(name, _)| **name == *host) {
+                *last = seen;
+                continue;
+            }
+            let name = by_host.get_key_value(&*host).map_or_else(|| host.into(), |(name, _)| Arc::clone(name));
+            let next_hops = by_host.entry(Arc::clone(&name)).or_default();
+            if next_hops.len() < MAX_NEXT_HOPS {
+                next_hops.push(Arc::clone(domain));
+            }
+            known.hosts.push((name, seen));
+        }
+        known.hosts.retain(|(name, last)| {
+            let stays = now - last.seconds() < HOST_LIFETIME;
+            if !stays && let Some(next_hops) = by_host.get_mut(name) {
+                next_hops.retain(|next_hop| next_hop != domain);
+                if next_hops.is_empty() {
+                    by_host.remove(name);
+                }
+            }
+            stays
+        });
+    }
+
+    /// Whether a host was one of a domain's at `seconds`; `None` where that is not known.
+    pub(super) fn contains(&self, domain: &str, host: &str, seconds: i64) -> Option<bool> {
+        let tables = self.0.lock();
+        let known = tables.by_domain.get(domain)?;
+        match known.hosts.iter().any(|(name, _)| name.eq_ignore_ascii_case(host)) {
+            true => Some(true),
+            // Of a time before the first look-up nothing is known.
+            false => (seconds >= known.since.seconds()).then_some(false),
+        }
+    }
+
+    /// The next hops that have a host, [`MAX_NEXT_HOPS`] at most.
+    pub(super) fn next_hops(&self, host: &str) -> SmallVec<[Arc<str>; 1]> {
+        self.0.lock().by_host.get(&*host.to_ascii_lowercase()).cloned().unwrap_or_default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hosts_are_known_since_the_first_look_up_and_a_while_after_the_last() {
+        let known = KnownMxHosts::default();
+        let (domain, other): (Arc<str>, Arc<str>) = ("a.example".into(), "b.example".into());
+        assert_eq!(known.contains("a.example", "mx.a.example", 1000), None);
+        known.note(&domain, ["MX.a.example", "mx.provider.example"].into_iter(), 1000);
+        known.note(&other, ["mx.provider.example"].into_iter(), 1000);
+        let at = |host: &str, seconds| known.contains("a.example", host, seconds);
+        assert_eq!(
+            [at("mx.a.example", 1000), at("mx.A.example", 10), at("x.example", 1000)],
+            [Some(true), Some(true), Some(false)]
+        );
+        assert_eq!(at("x.example", 999), None);
+        assert_eq!(known.next_hops("mx.provider.example").len(), 2);
+        // The MX records change: the host before counts on for a while.
+        known.note(&domain, ["new.a.example"].into_iter(), 2000);
+        assert_eq!([at("mx.a.example", 2000), at("new.a.example", 2000)], [Some(true), Some(true)]);
+        known.note(&domain, ["new.a.example"].into_iter(), 1000 + HOST_LIFETIME);
+        assert_eq!([at("mx.a.example", 3000), at("new.a.example", 3000)], [Some(false), Some(true)]);
+        assert_eq!(*known.next_hops("mx.provider.example"), [other]);
+        assert!(known.next_hops("mx.a.example").is_empty());
+    }
+}
