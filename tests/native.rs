@@ -2,7 +2,7 @@
 //!
 //! `fixtures/postfix-3.10.13/<case>.datagrams` are those of the same run as `<case>.log`, as received.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -101,6 +101,57 @@ fn datagrams_with_the_log_count_what_the_log_alone_does() {
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
     assert!(cases > 100 && seen.len() == EXCEPTIONS.len(), "{cases} cases, {seen:?}");
+}
+
+/// By recipient domain: the result type and the reason code of each failure.
+type Words = BTreeMap<String, BTreeSet<(String, String)>>;
+
+fn words(counter: &mut Counter) -> Words {
+    counter.end_sessions(NOW, &NotAsked);
+    let mut words = Words::new();
+    for row in sum_tallies(counter.take_counts()) {
+        for (failure, _) in row.details {
+            let code = failure.failure_reason_code.unwrap_or_default();
+            // Why a handshake failed is in the log alone.
+            let handshake = ["tls-remote-", "tls-local-", "tls-record-", "io-timeout-", "connection-closed-"];
+            let general = handshake.iter().any(|front| code.starts_with(front));
+            let code = if general { "tls-handshake-failure".to_owned() } else { code };
+            words.entry(row.domain.clone()).or_default().insert((failure.result_type.to_string(), code));
+        }
+    }
+    words
+}
+
+#[test]
+fn the_log_and_the_datagrams_have_the_same_words_for_a_session() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/postfix-3.10.13");
+    let (mut compared, mut wrong) = (0, Vec::new());
+    for entry in std::fs::read_dir(&folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_none_or(|e| e != "datagrams") {
+            continue;
+        }
+        if path.file_stem().is_some_and(|name| name == "secure-fpr-bad") {
+            // At level `fingerprint` Postfix makes TLSA records of the fingerprints; the log has no word of the level.
+            continue;
+        }
+        let mut native = counter(&rules("datagrams"));
+        for (at, raw) in datagrams(&path) {
+            native.count_datagram(Some(raw.as_bytes()), at, &NotAsked);
+        }
+        let mut log = counter(&rules("log"));
+        log.count_lines(&std::fs::read(path.with_extension("log")).unwrap(), NOW, &NotAsked);
+        let (log, native) = (words(&mut log), words(&mut native));
+        for (domain, want) in native {
+            compared += 1;
+            let got = log.get(&domain).cloned().unwrap_or_default();
+            if got != want {
+                wrong.push(format!("{}: {domain}: the log {got:?}, the datagram {want:?}", path.display()));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    assert!(compared > 20, "{compared}");
 }
 
 #[test]

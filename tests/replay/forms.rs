@@ -68,14 +68,6 @@ const DIFFERENT: &[Difference] = &[
         "at level 0 Postfix's own result counts under a policy in testing mode: no line shows the certificate",
     ),
     (
-        "postfix-3.10.13",
-        &["skipno"],
-        &["sts-retry-tls12"],
-        Has(0, 3),
-        "smtp_tlsrpt_skip_reused_handshakes = no: Postfix reports the resumed sessions too, and gives no reason code, where \
-         the log has that of the first",
-    ),
-    (
         "postfix-3.7.11",
         &["trad", "iso", "l2"],
         &["reuse-sts"],

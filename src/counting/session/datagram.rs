@@ -15,6 +15,7 @@ use serde::Deserialize;
 
 use crate::base::domain_name;
 use crate::base::tlsrpt::{Failure, Policy, PolicyType, ResultType};
+use crate::counting::session::reason::{DANE_NO_MATCH, in_words_of_rfc8460};
 
 /// The one version of the protocol.
 const VERSION: &str = "1";
@@ -165,21 +166,39 @@ fn decode_policy(domain: &Arc<str>, raw: RawPolicy<'_>) -> Result<ReportedSessio
         1 => true,
         _ => return Err(DatagramError::UnknownValue),
     };
-    let failures = raw.failure_details.into_iter().map(decode_failure).collect::<Result<_, _>>()?;
-    let policy = Policy { policy_type, policy_string: raw.policy_string, policy_domain, mx_host: raw.mx_host };
+    let mut failures = raw.failure_details.into_iter().map(decode_failure).collect::<Result<Vec<_>, _>>()?;
+    let mut policy_string = raw.policy_string;
+    if policy_type == PolicyType::Tlsa {
+        // As our own look-up writes them, so that a report has each policy once.
+        policy_string.iter_mut().for_each(|record| record.make_ascii_lowercase());
+        policy_string.sort();
+        policy_string.dedup();
+        failures.iter_mut().for_each(|failure| name_dane_mismatch(failure, &policy_string));
+    }
+    let policy = Policy { policy_type, policy_string, policy_domain, mx_host: raw.mx_host };
     Ok(ReportedSession { domain: Arc::clone(domain), policy: Arc::new(policy), testing, failed, failures })
+}
+
+/// Postfix does not say why a certificate was not trusted under DANE. Where only the key counts (usage 3, RFC 7672 §3.1.1),
+/// no record fits it.
+fn name_dane_mismatch(failure: &mut Failure, records: &[String]) {
+    let not_trusted = failure.result_type == ResultType::CertificateNotTrusted && failure.failure_reason_code.is_none();
+    if not_trusted && records.iter().all(|record| record.starts_with("3 ")) {
+        failure.failure_reason_code = Some(DANE_NO_MATCH.to_owned());
+    }
 }
 
 fn decode_failure(raw: RawFailure<'_>) -> Result<Failure, DatagramError> {
     let address = |text: Option<Cow<'_, str>>| text.and_then(|text| text.parse::<IpAddr>().ok());
+    let result = result_type(raw.c).ok_or(DatagramError::UnknownValue)?;
+    let (result, code) = in_words_of_rfc8460(result, raw.f.as_deref().map(|text| printable(text, MAX_CODE)));
     Ok(Failure {
         sending_mta_ip: address(raw.s),
         receiving_mx_hostname: raw.n.and_then(|name| domain_name::normalize(&name)),
         receiving_mx_helo: raw.h.as_deref().and_then(parse_helo),
         receiving_ip: address(raw.r),
         additional_information: raw.a.as_deref().map(|text| printable(text, MAX_INFORMATION)),
-        failure_reason_code: raw.f.as_deref().map(|text| printable(text, MAX_CODE)),
-        ..Failure::new(result_type(raw.c).ok_or(DatagramError::UnknownValue)?, None)
+        ..Failure::new(result, code.as_deref())
     })
 }
 
@@ -242,7 +261,7 @@ mod tests {
             receiving_mx_hostname: Some("mx1.example.net".into()),
             receiving_mx_helo: Some("mail.example.net".into()),
             receiving_ip: "2001:db8::7".parse().ok(),
-            ..Failure::new(ResultType::ValidationFailure, Some("self-signed_certificate"))
+            ..Failure::new(ResultType::CertificateNotTrusted, Some("self-signed_certificate"))
         };
         assert_eq!((&*one.domain, one.failed, one.testing), ("example.net", true, false));
         assert_eq!(one.failures, [want]);

@@ -24,7 +24,7 @@ pub(crate) const TLSA_UNUSABLE: &str = "all-TLSA-records-unusable";
 pub(crate) const HOST_EXCLUDED: &str = "mx-host-excluded-for-dane";
 
 /// The reason code of a handshake that failed.
-pub(super) const HANDSHAKE_FAILURE: &str = "tls-handshake-failure";
+pub(crate) const HANDSHAKE_FAILURE: &str = "tls-handshake-failure";
 
 /// RFC 8460 §4.3's words for a verification failure: the cause goes into the reason code, in OpenSSL's words.
 pub(super) fn verification_failure(cause: VerificationError<'_>) -> FailureCause {
@@ -48,14 +48,39 @@ pub(super) fn verification_failure(cause: VerificationError<'_>) -> FailureCause
     }
 }
 
-/// What Postfix itself reports, as it is: its names have underscores in the log, hyphens in the policy table.
+/// What Postfix itself reports: its names have underscores in the log, hyphens in the policy table.
 pub(super) fn tlsrpt_verdict(failure_type: &[u8], reason: Option<&[u8]>) -> SessionResult {
     let name = lossy(failure_type).replace('_', "-").to_ascii_lowercase();
     let result = serde_json::from_value(serde_json::Value::String(name.clone()));
     match result {
-        Ok(result) => SessionResult::Failure(result, reason.map(to_reason_code)),
+        Ok(result) => {
+            let (result, code) = in_words_of_rfc8460(result, reason.map(to_reason_code));
+            SessionResult::Failure(result, code)
+        }
         Err(_) => SessionResult::Failure(ResultType::ValidationFailure, Some(to_reason_code(name.as_bytes()))),
     }
+}
+
+/// A result of Postfix's own in RFC 8460 §4.3's words and ours. To Postfix a certificate that does not pass, for a cause that
+/// has no result type, is a `validation-failure` with OpenSSL's words, which alone have underscores; those of 1.1.1, 3.0 and
+/// 3.5 differ, and the log has one word for both self-signed roots and unknown issuers.
+pub(super) fn in_words_of_rfc8460(result: ResultType, code: Option<String>) -> FailureCause {
+    let result = match &code {
+        Some(words) if result == ResultType::ValidationFailure && words.contains('_') => {
+            ResultType::CertificateNotTrusted
+        }
+        _ => result,
+    };
+    let known = match code.as_deref() {
+        Some("self_signed_certificate") => "self-signed_certificate",
+        Some("self-signed_certificate_in_certificate_chain" | "self_signed_certificate_in_certificate_chain") => {
+            "unable_to_get_local_issuer_certificate"
+        }
+        Some("certificate_is_not_yet_valid_or_the_system_clock_is_incorrect") => "certificate_is_not_yet_valid",
+        Some("unsupported_certificate_purpose") => "unsuitable_certificate_purpose",
+        _ => return (result, code),
+    };
+    (result, Some(known.to_owned()))
 }
 
 /// Words as a reason code: spaces become underscores, at most 64 of them, printable.
@@ -66,4 +91,45 @@ pub(super) fn to_reason_code(words: &[u8]) -> String {
         _ => '?',
     };
     words.iter().take(64).map(fit).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn results_of_postfix_in_the_words_of_the_rfc() {
+        use ResultType::{CertificateExpired, CertificateNotTrusted, TlsaInvalid, ValidationFailure};
+        let issuer = Some("unable_to_get_local_issuer_certificate");
+        for (kind, reason, want) in [
+            ("validation_failure", Some("tls-handshake-failure"), (ValidationFailure, Some(HANDSHAKE_FAILURE))),
+            ("validation_failure", None, (ValidationFailure, None)),
+            (
+                "validation_failure",
+                Some("self-signed_certificate"),
+                (CertificateNotTrusted, Some("self-signed_certificate")),
+            ),
+            (
+                "validation_failure",
+                Some("self_signed_certificate"),
+                (CertificateNotTrusted, Some("self-signed_certificate")),
+            ),
+            (
+                "validation_failure",
+                Some("self-signed_certificate_in_certificate_chain"),
+                (CertificateNotTrusted, issuer),
+            ),
+            (
+                "validation_failure",
+                Some("certificate_is_not_yet_valid_or_the_system_clock_is_incorrect"),
+                (CertificateNotTrusted, Some("certificate_is_not_yet_valid")),
+            ),
+            ("certificate_expired", None, (CertificateExpired, None)),
+            ("tlsa_invalid", Some("all-TLSA-records-unusable"), (TlsaInvalid, Some(TLSA_UNUSABLE))),
+        ] {
+            let (result, code) = want;
+            let want = SessionResult::Failure(result, code.map(str::to_owned));
+            assert_eq!(tlsrpt_verdict(kind.as_bytes(), reason.map(str::as_bytes)), want, "{kind} {reason:?}");
+        }
+    }
 }
