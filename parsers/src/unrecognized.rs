@@ -108,7 +108,23 @@ const POSTFIX_REASONS: [&[u8]; 18] = [
 ];
 
 /// What Exim logs of TLS beside, behind the message id.
-const EXIM_REMARKS: [&[u8]; 7] = [b"TLS error ", b"DKIM: ", b"SPF", b"ARC: ", b"SMTP ", b"DANE: ", b"(during "];
+const EXIM_REMARKS: [&[u8]; 13] = [
+    b"TLS error ",
+    b"DKIM: ",
+    b"SPF",
+    b"ARC: ",
+    b"SMTP ",
+    b"DANE: ",
+    b"(during ",
+    // Unsigned TLSA records are none (host.c, `tlsa_lookup`).
+    b"DANE error: TLSA lookup for ",
+    // What OpenSSL's stapling callback found, before the handshake fails, and the end of a connection (tls-openssl.c).
+    b"Required TLS certificate status not received",
+    b"Received TLS cert status response, ",
+    b"Server certificate ",
+    b"SSL channel closed on write",
+    b"SSL_write",
+];
 
 /// Messages about a host that say nothing of a session: the replies of servers, and waiting.
 const EXIM_MESSAGES: [&[u8]; 7] = [

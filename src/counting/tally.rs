@@ -11,7 +11,7 @@ use crate::base::tlsrpt::{
     TallyResult, Trust, mx_matches, row_of,
 };
 use crate::counting::session::datagram::ReportedSession;
-use crate::counting::session::reason::{DANE_NO_MATCH, HOST_EXCLUDED, MX_MISMATCH, TLSA_UNUSABLE};
+use crate::counting::session::reason::{DANE_NO_MATCH, HANDSHAKE_FAILURE, HOST_EXCLUDED, MX_MISMATCH, TLSA_UNUSABLE};
 
 /// The tallies that a session is counted in.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -126,7 +126,8 @@ fn tally_deferral(outcome: &SessionOutcome, in_force: Option<&PolicyInForce>) ->
                 policy: Arc::clone(policy),
                 result,
             };
-            vec![tally(TallyResult::Failure), tally(detail)]
+            let null_sender = outcome.null_sender.then_some(TallyResult::NullSender);
+            [TallyResult::Failure, detail].into_iter().chain(null_sender).map(tally).collect()
         }
         _ => Vec::new(),
     };
@@ -239,9 +240,17 @@ fn as_tlsa_invalid(result: SessionResult) -> SessionResult {
     }
 }
 
-/// The result that the MTA itself reports, else the one observed in its lines.
+/// The result that the MTA itself reports, else the one observed in its lines. Of the same result, the lines may say more.
 fn reported_or_observed(outcome: &SessionOutcome) -> Option<SessionResult> {
-    outcome.native.clone().or_else(|| outcome.observed.clone())
+    match (&outcome.native, &outcome.observed) {
+        (Some(SessionResult::Failure(reported, code)), Some(SessionResult::Failure(observed, Some(_))))
+            if reported == observed && matches!(code.as_deref(), None | Some(HANDSHAKE_FAILURE)) =>
+        {
+            outcome.observed.clone()
+        }
+        (Some(reported), _) => Some(reported.clone()),
+        (None, observed) => observed.clone(),
+    }
 }
 
 /// The result under an enforced MTA-STS policy; `None` if the session shows that the policy was not applied.
@@ -614,6 +623,21 @@ mod tests {
         let dane = PolicyInForce::Dane { hosts: vec![tlsa_row("mx2.a.example")] };
         assert_eq!(in_force.clone().at_host(Some("MX2.a.example")), dane);
         assert_eq!(in_force.excluded("mx2.a.example"), None);
+    }
+
+    #[test]
+    fn lines_that_say_more_than_the_mta_reports_are_heard() {
+        let failure = |result, code: Option<&str>| SessionResult::Failure(result, code.map(str::to_owned));
+        let (handshake, untrusted) = (ResultType::ValidationFailure, ResultType::CertificateNotTrusted);
+        for (native, observed, want) in [
+            (failure(handshake, Some(HANDSHAKE_FAILURE)), failure(handshake, Some("x")), (handshake, Some("x"))),
+            (failure(untrusted, None), failure(untrusted, Some(DANE_NO_MATCH)), (untrusted, Some(DANE_NO_MATCH))),
+            (failure(untrusted, Some("y")), failure(untrusted, Some("x")), (untrusted, Some("y"))),
+            (failure(untrusted, None), failure(handshake, Some("x")), (untrusted, None)),
+        ] {
+            let both = SessionOutcome { native: Some(native), ..session(Some(Trust::Untrusted), observed) };
+            assert_eq!(summarize(&tally_session(&both, None)), (PolicyType::NoPolicyFound, Some(want)));
+        }
     }
 
     #[test]

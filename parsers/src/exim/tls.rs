@@ -59,7 +59,10 @@ fn is_unknown_text(text: &[u8]) -> bool {
 /// `[IP] SSL verify error (during R-verify for [IP]): …`, `[IP] SSL verify error: internal error`.
 fn is_verification_remark(text: &[u8]) -> bool {
     let rest = memchr(b']', text).and_then(|at| text.get(at..)).unwrap_or_default();
-    rest.starts_with(b"] SSL verify error (during ") || rest == b"] SSL verify error: internal error"
+    rest.starts_with(b"] SSL verify error (during ")
+        || rest == b"] SSL verify error: internal error"
+        // Stapling: the handshake fails after it.
+        || contains(rest, b" Received TLS cert (DN: '")
 }
 
 /// Whether a message is in unknown words, and may concern a session: also where it names a place in the TLS library that
@@ -67,7 +70,7 @@ fn is_verification_remark(text: &[u8]) -> bool {
 pub(super) fn is_unknown_problem(problem: HostProblem<'_>, message: &[u8]) -> bool {
     match problem {
         HostProblem::Other => unrecognized::is_exim_message(message),
-        HostProblem::Local => !message.strip_prefix(b"TLS session: ").is_some_and(is_local_place),
+        HostProblem::Local => message.strip_prefix(b"TLS session: ").is_some_and(|place| !is_local_place(place)),
         _ => false,
     }
 }
@@ -173,6 +176,12 @@ fn openssl_verification_error(error: &[u8]) -> VerificationError<'_> {
 pub(super) fn parse_problem(message: &[u8]) -> HostProblem<'_> {
     if let Some(message) = message.strip_prefix(b"TLS session: ") {
         return tls_session_problem(message);
+    }
+    match message {
+        // The first read over TLS 1.3 shows what the server thinks of the handshake (smtp.c, `check_response`).
+        b"bad first read from TLS conn" => return HostProblem::Handshake(message),
+        b"TLS support not available" => return HostProblem::Local,
+        _ => {}
     }
     if let Some(rest) = message.strip_prefix(b"a TLS session is required, but ") {
         if rest.starts_with(b"the server did not offer TLS support") {

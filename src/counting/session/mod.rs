@@ -6,6 +6,7 @@
 
 pub mod datagram;
 pub(crate) mod exim;
+mod handshake;
 pub mod postfix;
 pub(crate) mod reason;
 mod text;

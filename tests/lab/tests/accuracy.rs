@@ -315,9 +315,14 @@ fn judge(
     faults
 }
 
-/// Our words as native's: it has none for a TLSA record that does not match.
+/// Our words as native's: it has none for a TLSA record that does not match, and one for all handshakes that fail.
 fn as_native(told: &Told) -> Told {
-    let word = |reason: &Option<String>| reason.clone().filter(|r| r != "dane-no-match");
+    let handshake = ["tls-remote-", "tls-local-", "tls-record-", "io-timeout-", "connection-closed-"];
+    let word = |reason: &Option<String>| match reason.as_deref() {
+        Some("dane-no-match") => None,
+        Some(code) if handshake.iter().any(|front| code.starts_with(front)) => Some("tls-handshake-failure".to_owned()),
+        other => other.map(str::to_owned),
+    };
     let mut like = Told { counts: told.counts, ..Told::default() };
     for ((kind, reason), n) in &told.details {
         *like.details.entry((*kind, word(reason))).or_default() += n;

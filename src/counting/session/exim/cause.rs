@@ -12,7 +12,8 @@ use tlswarden_parsers::event::exim::HostProblem;
 
 use crate::base::tlsrpt::ResultType;
 use crate::counting::session::FailureCause;
-use crate::counting::session::reason::{HANDSHAKE_FAILURE, MX_MISMATCH, to_reason_code};
+use crate::counting::session::handshake::exim_code;
+use crate::counting::session::reason::{DANE_NO_MATCH, HANDSHAKE_FAILURE, MX_MISMATCH, TLSA_UNUSABLE, to_reason_code};
 
 /// Servers whose verification error is remembered for one message.
 const MAX_CERTIFICATE_ERRORS: usize = 64;
@@ -79,18 +80,22 @@ pub(super) fn failure_cause(
         ValidationFailure,
     };
     let with = |result: ResultType, code: &str| (result, Some(code.to_owned()));
-    let tlsa_invalid = || with(TlsaInvalid, "all-TLSA-records-unusable");
+    let tlsa_invalid = || with(TlsaInvalid, TLSA_UNUSABLE);
     match problem {
         HostProblem::StarttlsNotOffered | HostProblem::StarttlsRefused => (StarttlsNotSupported, None),
         HostProblem::Handshake(_) | HostProblem::CertificateRejected if no_usable_tlsa => tlsa_invalid(),
-        HostProblem::Handshake(_) | HostProblem::PolicyUnknown | HostProblem::Local | HostProblem::Other => {
+        HostProblem::Handshake(words) => {
+            (ValidationFailure, exim_code(words).or_else(|| Some(HANDSHAKE_FAILURE.to_owned())))
+        }
+        HostProblem::PolicyUnknown | HostProblem::Local | HostProblem::Other => {
             with(ValidationFailure, HANDSHAKE_FAILURE)
         }
         HostProblem::CertificateRejected | HostProblem::CertificateInvalid => {
             certificate.unwrap_or((CertificateNotTrusted, None))
         }
         HostProblem::CertificateName => (CertificateHostMismatch, None),
-        HostProblem::CertificateRevoked => with(ValidationFailure, "certificate-revoked"),
+        // As OpenSSL words it in a line of its own.
+        HostProblem::CertificateRevoked => with(CertificateNotTrusted, "certificate_revoked"),
         HostProblem::CertificateMissing => with(ValidationFailure, "certificate-not-supplied"),
         HostProblem::DaneMismatch(words) => (CertificateNotTrusted, Some(dane_mismatch_code(words))),
         HostProblem::TlsaUnusable => tlsa_invalid(),
@@ -104,7 +109,7 @@ pub(super) fn failure_cause(
 fn dane_mismatch_code(words: &[u8]) -> String {
     let words = words.strip_prefix(b"Verification failed. ").unwrap_or(words).trim_ascii();
     match words.strip_suffix(b".").unwrap_or(words) {
-        b"The certificate differs" => "dane-no-match".to_owned(),
+        b"The certificate differs" => DANE_NO_MATCH.to_owned(),
         words => to_reason_code(words),
     }
 }

@@ -26,6 +26,9 @@ pub(super) struct Attempt {
     pub port: Option<u16>,
     pub(crate) trust: Option<Trust>,
     pub(crate) handshake_failed: bool,
+    /// Why, where a line says so.
+    #[serde(default)]
+    pub(crate) handshake_code: Option<String>,
     pub(crate) verification: Option<FailureCause>,
     pub(crate) resumed_untrusted: bool,
     pub(crate) tlsa_unusable: bool,
@@ -62,6 +65,7 @@ impl Attempt {
             port: peer.and_then(|p| p.port),
             trust: None,
             handshake_failed: false,
+            handshake_code: None,
             verification: None,
             resumed_untrusted: false,
             tlsa_unusable: false,

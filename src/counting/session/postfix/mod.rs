@@ -16,6 +16,7 @@ use tlswarden_parsers::event::{
 use self::attempt::{Attempt, SMTP_PORT, UnloggedSession, host_key, instance_key, message_key, peer_key, process_key};
 use crate::base::domain_name;
 use crate::base::tlsrpt::{ResultType, SessionOutcome, SessionResult, Trust};
+use crate::counting::session::handshake::{connection_code, openssl_code};
 use crate::counting::session::reason::{
     HANDSHAKE_FAILURE, MX_MISMATCH, TLSA_UNUSABLE, tlsrpt_verdict, verification_failure,
 };
@@ -275,9 +276,12 @@ impl PostfixSessions {
             _ if !delivers => {}
             EventKind::Established { reused: true, .. } => {}
             EventKind::Established { peer, trust, .. } => self.handle_established(process, *peer, *trust, time),
-            EventKind::HandshakeFailed { peer, .. } => {
-                self.open_attempt(process, Some(*peer), time, |a| a.has_finished_handshake()).handshake_failed = true;
+            EventKind::HandshakeFailed { peer, cause } => {
+                let attempt = self.open_attempt(process, Some(*peer), time, |a| a.has_finished_handshake());
+                attempt.handshake_failed = true;
+                attempt.handshake_code = connection_code(cause);
             }
+            EventKind::LibraryProblem { text } => self.handle_library_problem(process, text, time),
             EventKind::ResumedUntrusted { peer } => {
                 self.open_attempt(process, Some(*peer), time, |a| a.has_finished_handshake()).resumed_untrusted = true;
             }
@@ -327,8 +331,8 @@ impl PostfixSessions {
                 };
                 self.handle_delivery(process, queue_id, recipient_domain, &end, time, out);
             }
-            // The detail of a handshake failure that has its own line; another MTA's line.
-            EventKind::LibraryProblem { .. } | EventKind::Exim(_) => {}
+            // Another MTA's line.
+            EventKind::Exim(_) => {}
         }
     }
 
@@ -430,6 +434,17 @@ impl PostfixSessions {
             if name_only {
                 attempt.verification = Some(found);
             }
+        }
+    }
+
+    /// An error of the TLS library: the detail of the handshake failure that was logged before it.
+    fn handle_library_problem(&mut self, process: &Process<'_>, text: &[u8], time: i64) {
+        let is_unexplained = |a: &Attempt| a.is_open() && a.handshake_failed && a.handshake_code.is_none();
+        let known = self.deliveries.peek(&process_key(process));
+        if known.is_some_and(|(_, delivery)| delivery.attempts.last().is_some_and(is_unexplained))
+            && let Some(attempt) = self.open_delivery(process, time).attempts.last_mut()
+        {
+            attempt.handshake_code = openssl_code(text);
         }
     }
 
@@ -601,7 +616,10 @@ impl PostfixSessions {
             TlsReason::StarttlsRefused(_) | TlsReason::StarttlsNotOffered(_) => {
                 failure(ResultType::StarttlsNotSupported, None)
             }
-            _ if attempt.handshake_failed => failure(ResultType::ValidationFailure, Some(HANDSHAKE_FAILURE)),
+            _ if attempt.handshake_failed => {
+                let code = attempt.handshake_code.as_deref().unwrap_or(HANDSHAKE_FAILURE);
+                failure(ResultType::ValidationFailure, Some(code))
+            }
             TlsReason::HandshakeFailure => failure(ResultType::ValidationFailure, Some(HANDSHAKE_FAILURE)),
             _ if attempt.tlsa_unusable => failure(ResultType::TlsaInvalid, Some(TLSA_UNUSABLE)),
             TlsReason::NotVerified | TlsReason::NotTrusted => {

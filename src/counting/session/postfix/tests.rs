@@ -75,6 +75,36 @@ fn a_session_is_told_once_by_its_line_or_by_the_tls_feature() {
 }
 
 #[test]
+fn a_failed_handshake_says_why_where_a_line_of_its_connection_does() {
+    let failed = |host: &str, cause: &str| format!("smtp[2]: SSL_connect error to {host}[192.0.2.1]:25: {cause}");
+    let library = "smtp[2]: warning: TLS library problem: error:0A000410:SSL routines::ssl/tls alert handshake \
+                   failure:../ssl/record/rec_layer_s3.c:918:SSL alert number 40:";
+    let given_up = "smtp[2]: 4AB0CDEF12: Cannot start TLS: handshake failure";
+    let end = delivery("4AB0CDEF12", "u", "", "status=deferred (Cannot start TLS: handshake failure)");
+    let codes = |lines: &[&str]| {
+        let found = outcomes(&mut PostfixSessions::new(), lines);
+        let code = |o: &SessionOutcome| match &o.observed {
+            Some(SessionResult::Failure(_, code)) => code.clone().unwrap_or_default(),
+            other => panic!("{other:?}"),
+        };
+        found.iter().map(code).collect::<Vec<_>>()
+    };
+    let (minus_one, lost) = (failed("mx.a.test", "-1"), failed("mx.a.test", "lost connection"));
+    assert_eq!(codes(&[&minus_one, library, &end]), ["tls-remote-alert-40-handshake-failure"]);
+    assert_eq!(codes(&[&lost, &end]), ["connection-closed-during-handshake"]);
+    assert_eq!(codes(&[&minus_one, &end]), ["tls-handshake-failure"]);
+    // Each line explains its own connection; one of another process explains nothing.
+    let first = failed("mx1.a.test", "-1");
+    let both = ["tls-remote-alert-40-handshake-failure", "connection-closed-during-handshake"];
+    assert_eq!(codes(&[&first, library, given_up, &lost, &end]), both);
+    assert_eq!(codes(&[&minus_one, &library.replace("smtp[2]", "smtp[3]"), &end]), ["tls-handshake-failure"]);
+    // Postfix's own word for it is more general.
+    let reported = "smtp[2]: TLSRPT: status=failure, domain=a.test, receiving_mx=mx.a.test[192.0.2.1], \
+                    failure_type=validation_failure, failure_reason=tls-handshake-failure";
+    assert_eq!(codes(&[&minus_one, library, reported, &end]), ["tls-remote-alert-40-handshake-failure"]);
+}
+
+#[test]
 fn a_policy_that_is_not_known_is_one_attempt_for_each_delivery_request() {
     let warning = |host: &str| {
         format!("smtp[2]: warning: TLS policy lookup for a.test:25/{host}: client TLS configuration problem")
