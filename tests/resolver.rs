@@ -371,6 +371,33 @@ fn a_resolver_that_never_sets_the_ad_bit_is_named() {
     assert!(alone.run(&["status"]).contains(&problem));
 }
 
+/// Whether they answer or not.
+#[test]
+fn a_resolver_whose_word_on_dnssec_is_worth_little_is_named_at_start() {
+    let stub = NameServer::start_at("127.0.0.53:0".parse().unwrap(), answer_of_world);
+    let remote: SocketAddr = "192.0.2.1:53".parse().unwrap();
+    let cases = [
+        (remote, "not on this host, and believed because [resolver] address names it: whoever changes packets"),
+        (
+            stub.address,
+            "the stub of systemd-resolved, which passes on the AD bit of another resolver unless DNSSEC=yes",
+        ),
+    ];
+    for (resolver, warning) in cases {
+        let host = Host::new(resolver, &postfix(true));
+        let _daemon = host.start();
+        let line = format!("resolver {resolver}: {warning}");
+        host.until("the log says so", || host.log().contains(&line));
+        assert!(host.log().lines().any(|logged| logged.contains("WARN") && logged.contains(&line)), "{}", host.log());
+        assert!(host.run(&["status"]).contains(warning), "{}", host.run(&["status"]));
+        // Without DANE it does not matter.
+        let host = Host::new(resolver, &postfix(false));
+        let _daemon = host.start();
+        host.until("the resolver is probed", || host.status()["resolver"]["probed-seconds-ago"].is_u64());
+        assert!(!host.log().contains(warning), "{}", host.log());
+    }
+}
+
 #[test]
 fn without_dnssec_mail_waits_if_the_administrator_wants_it() {
     let server = NameServer::start(|query| {
@@ -414,7 +441,7 @@ fn a_host_that_cannot_send_queries_defers_mail_at_once() {
 const OWN_NAMESPACES: &str = "TLSWARDEN_TEST_NAMESPACES";
 
 /// Two nameservers in resolv.conf, neither on loopback: the first is dead, the second refuses EDNS, as in the worst home
-/// router. The C library gets its answers.
+/// router. The C library gets its answers. Later the file names another.
 #[test]
 fn every_nameserver_of_resolv_conf_is_asked() {
     if let Some(folder) = std::env::var_os(OWN_NAMESPACES) {
@@ -466,6 +493,22 @@ fn ask_two_nameservers(folder: PathBuf) {
     }
     let said = String::from_utf8(run(&["policy", "explain", "sts.test"]).stdout).unwrap();
     assert!(said.contains("- TXT of _mta-sts.sts.test [not signed]: a policy with id 20261128\n"), "{said}");
-    let status = String::from_utf8(run(&["status"]).stdout).unwrap();
-    assert!(status.contains("resolver 192.0.2.1:53, 192.0.2.2:53: not on this host, "), "{status}");
+    let status = || String::from_utf8(run(&["status"]).stdout).unwrap();
+    assert!(status().contains("resolver 192.0.2.1:53, 192.0.2.2:53: not on this host, "), "{}", status());
+    // At start too, before anything was asked.
+    let log = || fs::read_to_string(folder.join("log")).unwrap();
+    let line = "resolver 192.0.2.1:53, 192.0.2.2:53: not on this host, so that its AD bit is not believed: no DANE; MTA-STS \
+                alone is answered";
+    assert!(log().lines().any(|logged| logged.contains("WARN") && logged.contains(line)), "{}", log());
+
+    // What is written there later is read without a reload.
+    let _validating = NameServer::start_at("127.0.0.1:53".parse().unwrap(), answer_of_world);
+    fs::write(folder.join("resolv.conf"), "nameserver 127.0.0.1\n").unwrap();
+    while !status().contains("resolver 127.0.0.1:53: ") {
+        assert!(Instant::now() < limit, "{}", status());
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    let said = String::from_utf8(run(&["policy", "explain", "dane.test"]).stdout).unwrap();
+    assert!(said.contains("OK dane-only"), "{said}");
+    assert!(log().contains("the nameservers in /etc/resolv.conf have changed"), "{}", log());
 }

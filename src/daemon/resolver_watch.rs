@@ -3,7 +3,8 @@
 //! Takes: the resolver. Gives: its probes, which `status` and `/metrics` show and answers rest on; a line in the log that
 //! names the resolver for each change.
 //! The root is asked at start, every [`PROBE_INTERVAL`], soon after a query has failed, and every [`FAILING_INTERVAL`]
-//! while queries fail.
+//! while queries fail. A resolver whose word on DNSSEC is not believed, or is worth little, is named at start and where
+//! resolv.conf names another, whether it answers or not.
 //! Limits: one probe at a time; at most one line a minute for each problem.
 //! When it fails: it is about failure.
 //! Not here: asking (`net::dns`), what is answered meanwhile (`policy`).
@@ -12,9 +13,9 @@ use std::time::Duration;
 
 use crate::answering::policy::throttle::Throttle;
 use crate::base::clock::Clock;
-use crate::config::{ClosedNetworkSection, Config};
+use crate::config::{ClosedNetworkSection, Config, WithoutDnssec};
 use crate::metrics::Metrics;
-use crate::net::dns::{Resolver, ResolverStatus};
+use crate::net::dns::{NOT_BELIEVED, Resolver, ResolverStatus};
 
 /// Time between two probes of a resolver that answers.
 const PROBE_INTERVAL: Duration = Duration::from_secs(300);
@@ -41,15 +42,17 @@ enum Reported {
 pub(super) async fn watch_resolver(resolver: Resolver, config: Config, metrics: Metrics, clock: Clock) {
     // In a closed network that name means nothing.
     let bogus = if config.closed_network == ClosedNetworkSection::default() { BOGUS_NAME } else { "" };
-    if config.postfix.dnssec()
-        && let Some(warning) = resolver.status().warning
-    {
-        let names = resolver.server_names();
-        metrics.log_error(clock, format!("resolver {names}: {warning}"));
-    }
     let throttle = Throttle::default();
     let mut reported = Reported::Nothing;
+    let mut placed = Vec::new();
     loop {
+        let status = resolver.status();
+        if placed != status.servers {
+            if let Some(warning) = placement_problem(&status, &config) {
+                metrics.log_error(clock, format!("resolver {}: {warning}", resolver.server_names()));
+            }
+            placed = status.servers;
+        }
         resolver.probe(bogus).await;
         let status = resolver.status();
         // Without DANE it does not matter whether anything validates.
@@ -70,6 +73,21 @@ pub(super) async fn watch_resolver(resolver: Resolver, config: Config, metrics: 
             let _ = tokio::time::timeout(rest, resolver.query_failure()).await;
         }
     }
+}
+
+/// What is wrong with a resolver by its address alone; nothing where nobody wants DNSSEC.
+fn placement_problem(status: &ResolverStatus, config: &Config) -> Option<String> {
+    if !config.postfix.dnssec() {
+        return None;
+    }
+    if status.trusted {
+        return status.warning.clone();
+    }
+    let consequence = match config.policy.without_dnssec {
+        WithoutDnssec::StsOnly => "MTA-STS alone is answered",
+        WithoutDnssec::Temp => "mail is deferred",
+    };
+    Some(format!("{NOT_BELIEVED}; {consequence}"))
 }
 
 /// Logs a change; whether it was logged.

@@ -40,6 +40,10 @@ const TEMP_TTL: i64 = 5;
 /// How soon a failed DANE look-up is tried again while an earlier verdict serves, in seconds.
 const DANE_RETRY: i64 = 30;
 
+/// How long a decision is current that knows nothing of DANE because the resolver is not believed, in seconds: resolv.conf
+/// may name one that is.
+const UNTRUSTED_TTL: i64 = 300;
+
 /// How long before its end a "no policy" is looked up again for domains in use, in seconds.
 const REFRESH_AHEAD: i64 = 15;
 
@@ -202,10 +206,11 @@ impl Policies {
         began: Instant,
         trigger: Trigger,
     ) -> DaneResult {
-        if !self.dane_enabled && !self.wants_dnssec {
-            return DaneResult::skipped();
-        }
         let now = self.clock.seconds();
+        if !self.dane_enabled() && !self.wants_dnssec {
+            let expires = if self.uses_dnssec { now + UNTRUSTED_TTL } else { i64::MAX };
+            return DaneResult { expires, refresh_at: expires.saturating_sub(REFRESH_AHEAD), ..DaneResult::skipped() };
+        }
         let is_fresh = |verdict: &&CachedVerdict| match trigger {
             Trigger::Lookup(_) | Trigger::Explain => verdict.holds(now),
             Trigger::Refresh => verdict.holds(now) && now < verdict.refresh_at(),

@@ -72,8 +72,8 @@ pub struct Policies {
     pub(super) cache: DecisionCache,
     pub(super) budget: Duration,
     pub(super) resolver: Resolver,
-    /// Whether DANE is looked at: the resolver validates and the MTA uses DNSSEC.
-    pub(super) dane_enabled: bool,
+    /// Whether the MTA uses DNSSEC.
+    pub(super) uses_dnssec: bool,
     /// Whether mail waits where no resolver validates (`[policy] without_dnssec`).
     pub(super) wants_dnssec: bool,
     /// What is known of the Postfix that asks.
@@ -139,8 +139,8 @@ impl Policies {
                 policies.restore(hop, verdict);
             }
         }
-        if policies.dane_enabled
-            && !self.dane_enabled
+        if policies.dane_enabled()
+            && !self.dane_enabled()
             && let Err(error) = policies.load_verdicts()
         {
             let line = format!("store: cannot read DANE verdicts: {error}; they are looked up anew");
@@ -159,21 +159,17 @@ impl Policies {
         metrics: Metrics,
     ) -> Policies {
         let wants_dnssec = config.postfix.dnssec() && config.policy.without_dnssec == WithoutDnssec::Temp;
-        let dane_off_reason = match (config.postfix.dnssec(), resolver.is_trusted()) {
-            (false, _) => Some("Postfix asks for no DNSSEC (smtp_dns_support_level, or [postfix] dnssec)"),
-            (true, false) => Some(
-                "no validating resolver on this host (resolv.conf names none on loopback, [resolver] address is not set)",
-            ),
-            (true, true) => None,
-        };
-        if let Some(cause) = dane_off_reason {
-            let consequence = if wants_dnssec { "mail is deferred" } else { "MTA-STS alone is answered" };
-            tracing::info!("policy: no DANE: {cause}; {consequence}");
+        let uses_dnssec = config.postfix.dnssec();
+        if !uses_dnssec {
+            tracing::info!(
+                "policy: no DANE: Postfix asks for no DNSSEC (smtp_dns_support_level, or [postfix] dnssec); MTA-STS alone \
+                 is answered"
+            );
         }
         Policies {
             cache: DecisionCache::new(config.policy.max_domains),
             budget: config.policy.answer_budget.0,
-            dane_enabled: dane_off_reason.is_none(),
+            uses_dnssec,
             wants_dnssec,
             postfix: PostfixTraits::of(&config.postfix),
             overrides: Overrides::new(&config.policy.overrides),
@@ -191,10 +187,15 @@ impl Policies {
         }
     }
 
+    /// Whether DANE is looked at: the MTA uses DNSSEC, and the resolver is believed about it. The nameservers may change.
+    pub(super) fn dane_enabled(&self) -> bool {
+        self.uses_dnssec && self.resolver.is_trusted()
+    }
+
     /// Adds what the store has and what is not known yet.
     pub fn load(&self) -> Result<(), StoreError> {
         self.sts.load(&self.history)?;
-        if self.dane_enabled { self.load_verdicts() } else { Ok(()) }
+        if self.dane_enabled() { self.load_verdicts() } else { Ok(()) }
     }
 
     fn load_verdicts(&self) -> Result<(), StoreError> {

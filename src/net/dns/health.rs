@@ -1,6 +1,7 @@
 //! Whether the resolver answers at all, and what it said when it was last asked for the root.
 //!
-//! Takes: how each query ended. Gives: an [`Outage`] cause once nothing can be asked; counts; the last [`ResolverProbe`].
+//! Takes: how each query ended. Gives: the cause of an outage once nothing can be asked; counts; the last
+//! [`ResolverProbe`].
 //! One broken domain is no outage: every query must have failed for [`OUTAGE_AFTER`], [`OUTAGE_QUERIES`] or more of them,
 //! and the one for the root's NS records among them, which no domain can make fail.
 //! Limits: a few numbers, whatever happens.
@@ -96,6 +97,12 @@ impl ResolverHealth {
     /// The last probe.
     pub(crate) fn probe(&self) -> Option<ResolverProbe> {
         self.probe.lock().clone()
+    }
+
+    /// Other servers are asked from now on.
+    pub(crate) fn forget(&self) {
+        *self.failing.lock() = FailingSince::default();
+        *self.probe.lock() = None;
     }
 
     pub(crate) fn set_probe(&self, probe: ResolverProbe) {

@@ -1,6 +1,6 @@
 //! The host's resolver, with its DNSSEC verdict.
 //!
-//! Takes: a name in its one form (`domain`), asked absolutely: no search list, no hosts file.
+//! Takes: a name in its canonical form (`base::domain_name`), asked absolutely: no search list, no hosts file.
 //! Gives: the records at the end of the CNAME chain, whether the resolver validated them (the AD bit, RFC 4035 §3.2.3),
 //! and how long they hold. The AD bit is believed of a resolver that the administrator named or that is on loopback.
 //! An answer that such a resolver gave only to a query without EDNS, and did not validate, is not known where the verdict
@@ -15,16 +15,17 @@ mod exchange;
 mod health;
 pub mod message;
 mod query_slots;
+mod resolv_conf;
 mod resolver_status;
 mod servers;
 
 use std::fmt;
-use std::io;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 use tokio::time::Instant;
 
 use alias_chain::{AliasChain, ChainEnd, ChainStep};
@@ -34,8 +35,10 @@ pub use health::ResolverProbe;
 pub use message::TlsaRecord;
 use message::{Question, RecordData, RecordKind};
 use query_slots::{LookupShare, QuerySlots};
-pub use resolver_status::ResolverStatus;
+pub use resolv_conf::nameservers;
+use resolv_conf::{Nameservers, ResolvConf};
 use resolver_status::placement_warning;
+pub use resolver_status::{NOT_BELIEVED, ResolverStatus};
 use servers::{ExtendedError, QueryFailure, Servers};
 
 use crate::base::requester::Requester;
@@ -49,6 +52,8 @@ const UNVALIDATED_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// How long a negative answer without a SOA record holds (RFC 2308 §5 would not keep it at all).
 const NEGATIVE_WITHOUT_SOA: Duration = Duration::from_secs(60);
+
+const RESOLV_CONF: &str = "/etc/resolv.conf";
 
 /// How many failed queries of one explanation are noted.
 const MAX_NOTED_FAILURES: usize = 16;
@@ -66,10 +71,17 @@ pub struct Resolver {
 }
 
 struct SharedResolver {
-    servers: Servers,
-    trusted: bool,
+    current: RwLock<Arc<ServerSet>>,
+    /// Where the servers are from, unless the configuration names one.
+    resolv_conf: Option<ResolvConf>,
     slots: QuerySlots,
     health: ResolverHealth,
+}
+
+/// The servers that are asked, until resolv.conf names others.
+struct ServerSet {
+    servers: Servers,
+    named: Nameservers,
 }
 
 /// A query that failed.
@@ -190,43 +202,63 @@ impl From<QueryFailure> for DnsFailure {
 
 impl Resolver {
     /// The resolver that the configuration names, else the first `nameserver` on loopback in `/etc/resolv.conf`.
-    /// Where that has none, all its nameservers serve, and are not believed about DNSSEC.
+    /// Where that has none, all its nameservers serve, and are not believed about DNSSEC. The file is read again when it
+    /// changes.
     /// Fails where `/etc/resolv.conf` is there and cannot be read.
     pub fn new(address: Option<SocketAddr>) -> Result<Resolver, DnsError> {
         if let Some(address) = address {
             return Ok(Resolver::with_servers([address], true));
         }
-        let path = "/etc/resolv.conf";
-        let text = match std::fs::read_to_string(path) {
-            Ok(text) => text,
-            // Then 127.0.0.1 is asked (resolv.conf(5)).
-            Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
-            Err(error) => return Err(DnsError::Failed(format!("{path}: {error}").into())),
-        };
-        let (servers, trusted) = choose_nameservers(&nameservers(&text));
-        Ok(Resolver::with_servers(servers.into_iter().map(|ip| SocketAddr::new(ip, 53)), trusted))
+        let path = Path::new(RESOLV_CONF);
+        let failed = |error| DnsError::Failed(format!("{}: {error}", path.display()).into());
+        let (file, named) = ResolvConf::open(path).map_err(failed)?;
+        Ok(Resolver::asking(named, Some(file)))
     }
 
     /// These servers, in the order in which they are asked. `trusted`: their AD bit is believed.
     pub(crate) fn with_servers(servers: impl IntoIterator<Item = SocketAddr>, trusted: bool) -> Resolver {
-        let (slots, health) = (QuerySlots::new(), ResolverHealth::default());
-        let shared = SharedResolver { servers: Servers::new(servers), trusted, slots, health };
+        Resolver::asking(Nameservers { addresses: servers.into_iter().collect(), trusted }, None)
+    }
+
+    fn asking(named: Nameservers, resolv_conf: Option<ResolvConf>) -> Resolver {
+        let current = RwLock::new(Arc::new(ServerSet::new(named)));
+        let shared =
+            SharedResolver { current, resolv_conf, slots: QuerySlots::new(), health: ResolverHealth::default() };
         Resolver { shared: Arc::new(shared), noted: None, share: None, requester: Requester::Daemon }
+    }
+
+    /// The servers to ask now.
+    fn server_set(&self) -> Arc<ServerSet> {
+        let shared = &self.shared;
+        let named = shared.resolv_conf.as_ref().and_then(|file| file.read_again(Instant::now()));
+        let current = Arc::clone(&shared.current.read());
+        match named {
+            Some(named) if named != current.named => {
+                let changed = Arc::new(ServerSet::new(named));
+                *shared.current.write() = Arc::clone(&changed);
+                // What the others did says nothing of these.
+                shared.health.forget();
+                let resolver = join_addresses(changed.servers.addresses());
+                tracing::info!(resolver, "resolver: the nameservers in {RESOLV_CONF} have changed");
+                changed
+            }
+            Some(_) | None => current,
+        }
     }
 
     /// Whether its AD bit is trusted; if not, no answer is ever secure.
     pub fn is_trusted(&self) -> bool {
-        self.shared.trusted
+        self.server_set().named.trusted
     }
 
     /// The addresses of its servers, in the order in which they are asked.
-    pub fn servers(&self) -> impl Iterator<Item = SocketAddr> {
-        self.shared.servers.addresses()
+    pub fn servers(&self) -> Vec<SocketAddr> {
+        self.server_set().servers.addresses().collect()
     }
 
     /// The addresses of its servers, for people.
     pub fn server_names(&self) -> String {
-        self.servers().map(|server| server.to_string()).collect::<Vec<_>>().join(", ")
+        join_addresses(self.servers().into_iter())
     }
 
     /// The same resolver for the queries of one look-up, which share its part of the queries under way.
@@ -271,12 +303,13 @@ impl Resolver {
 
     /// How it stands, as the last probe showed.
     pub fn status(&self) -> ResolverStatus {
-        let (health, trusted) = (&self.shared.health, self.shared.trusted);
+        let current = self.server_set();
+        let (health, trusted) = (&self.shared.health, current.named.trusted);
         let probe = health.probe();
         let ago = |at: Instant| at.elapsed().as_secs();
-        let warnings = self.servers().filter(|_| trusted).filter_map(placement_warning);
+        let mut warnings = current.servers.addresses().filter(|_| trusted).filter_map(placement_warning);
         ResolverStatus {
-            servers: self.servers().collect(),
+            servers: current.servers.addresses().collect(),
             trusted,
             probed_seconds_ago: probe.as_ref().map(|probe| ago(probe.asked)),
             answered_seconds_ago: health.last_answer().map(ago),
@@ -284,7 +317,7 @@ impl Resolver {
             edns: probe.as_ref().is_some_and(|probe| probe.edns),
             refuses_bogus: probe.as_ref().and_then(|probe| probe.refuses_bogus),
             failure: probe.and_then(|probe| probe.failure),
-            warning: warnings.into_iter().next().map(str::to_owned),
+            warning: warnings.next().map(str::to_owned),
         }
     }
 
@@ -377,7 +410,7 @@ impl Resolver {
     pub async fn probe(&self, bogus: &str) -> ResolverProbe {
         let asked = Instant::now();
         let root = Question { name: ".".into(), kind: RecordKind::Ns, checking_disabled: false };
-        let found = self.resolve(root).await;
+        let found = self.resolve(&self.server_set(), root).await;
         let refuses_bogus = match &found {
             Ok((chain, _)) if chain.authentic && !bogus.is_empty() => match self.addresses_to_connect(bogus).await {
                 Ok(_) => Some(false),
@@ -407,11 +440,12 @@ impl Resolver {
         let Some(question) = Question::new(name, kind) else {
             return Err(DnsError::NoSuchDomain { ttl: NEGATIVE_WITHOUT_SOA });
         };
-        let found = self.resolve(question.clone()).await.and_then(|(chain, end)| {
-            if verdict == VerdictUse::Counts && self.shared.trusted && !chain.with_edns {
+        let asked = self.server_set();
+        let found = self.resolve(&asked, question.clone()).await.and_then(|(chain, end)| {
+            if verdict == VerdictUse::Counts && asked.named.trusted && !chain.with_edns {
                 let cause = format!(
                     "the resolver {} answers queries without EDNS only, so that DNSSEC is not known",
-                    self.server_names()
+                    join_addresses(asked.servers.addresses())
                 );
                 return Err(cause.into());
             }
@@ -428,7 +462,7 @@ impl Resolver {
             Err(mut failure) => {
                 self.note_failed_query(&question, &failure);
                 if verdict == VerdictUse::Counts {
-                    failure.dnssec = self.find_dnssec_failure(&question, &failure).await;
+                    failure.dnssec = self.find_dnssec_failure(&asked, &question, &failure).await;
                 }
                 return Err(DnsError::Failed(failure));
             }
@@ -441,13 +475,13 @@ impl Resolver {
             }
             ChainEnd::NoRecords { ttl, .. } => return Err(DnsError::NoRecords { ttl: negative_ttl(ttl) }),
         };
-        let secure = self.shared.trusted && chain.authentic;
+        let secure = asked.named.trusted && chain.authentic;
         let ttl = Duration::from_secs(chain.ttl.into());
         Ok(DnsAnswer { name: chain.question.name, records, secure, ttl })
     }
 
     /// Asks, and asks on for the targets of aliases that came alone.
-    async fn resolve(&self, question: Question) -> Result<(AliasChain, ChainEnd), DnsFailure> {
+    async fn resolve(&self, asked: &ServerSet, question: Question) -> Result<(AliasChain, ChainEnd), DnsFailure> {
         let root = question.name == ".";
         let shared = &self.shared;
         let share = self.share.clone().unwrap_or_else(|| LookupShare::new(self.requester));
@@ -455,7 +489,7 @@ impl Resolver {
         let deadline = Instant::now() + QUERY_TIMEOUT;
         let mut chain = AliasChain::new(question);
         loop {
-            let answer = match shared.servers.ask(&chain.question, deadline).await {
+            let answer = match asked.servers.ask(&chain.question, deadline).await {
                 Ok(answer) => answer,
                 Err(failure) => {
                     shared.health.note_failure(&failure, root);
@@ -472,14 +506,18 @@ impl Resolver {
 
     /// Whether DNSSEC is why a query failed: then the resolver answers the same query with the CD bit. One that does not
     /// validate even the root is at fault itself.
-    async fn find_dnssec_failure(&self, question: &Question, failure: &DnsFailure) -> Option<DnssecFailure> {
+    async fn find_dnssec_failure(
+        &self,
+        asked: &ServerSet,
+        question: &Question,
+        failure: &DnsFailure,
+    ) -> Option<DnssecFailure> {
         let extended_error = failure.servfail?;
-        let shared = &self.shared;
-        if !shared.trusted || shared.health.probe().is_some_and(|probe| !probe.validates) {
+        if !asked.named.trusted || self.shared.health.probe().is_some_and(|probe| !probe.validates) {
             return None;
         }
         let deadline = Instant::now() + UNVALIDATED_TIMEOUT;
-        let found = shared.servers.ask(&question.without_validation(), deadline).await;
+        let found = asked.servers.ask(&question.without_validation(), deadline).await;
         found.is_ok().then_some(DnssecFailure { extended_error })
     }
 
@@ -498,7 +536,7 @@ impl Resolver {
 
     /// A command of BIND's dig(1) that asks the first server the same.
     fn dig_command(&self, question: &Question) -> String {
-        let server = self.servers().next();
+        let server = self.servers().into_iter().next();
         let at = server.map_or_else(String::new, |server| match server.port() {
             53 => format!("@{} ", server.ip()),
             port => format!("@{} -p {port} ", server.ip()),
@@ -556,21 +594,14 @@ enum VerdictUse {
     Ignored,
 }
 
-/// The first `nameserver` on loopback, whose AD bit is believed; else all of them, or 127.0.0.1 where there is none, as
-/// resolv.conf(5) has it.
-fn choose_nameservers(servers: &[IpAddr]) -> (Vec<IpAddr>, bool) {
-    match servers.iter().find(|ip| ip.is_loopback()) {
-        Some(loopback) => (vec![*loopback], true),
-        None if servers.is_empty() => (vec![Ipv4Addr::LOCALHOST.into()], true),
-        None => (servers.to_vec(), false),
+impl ServerSet {
+    fn new(named: Nameservers) -> ServerSet {
+        ServerSet { servers: Servers::new(named.addresses.iter().copied()), named }
     }
 }
 
-/// The `nameserver` lines of a resolv.conf(5).
-pub fn nameservers(resolv_conf: &str) -> Vec<IpAddr> {
-    let lines = resolv_conf.lines().filter_map(|line| line.trim_start().strip_prefix("nameserver"));
-    let values = lines.filter(|rest| rest.starts_with([' ', '\t']));
-    values.filter_map(|rest| rest.split_whitespace().next()?.parse().ok()).collect()
+fn join_addresses(servers: impl Iterator<Item = SocketAddr>) -> String {
+    servers.map(|server| server.to_string()).collect::<Vec<_>>().join(", ")
 }
 
 #[cfg(test)]

@@ -16,6 +16,9 @@ const SYSTEMD_STUBS: [IpAddr; 2] = [IpAddr::V4(Ipv4Addr::new(127, 0, 0, 53)), Ip
 /// The resolver that Docker puts into its containers.
 const DOCKER: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 11));
 
+/// What is said of nameservers that resolv.conf names, none of them on loopback.
+pub const NOT_BELIEVED: &str = "not on this host, so that its AD bit is not believed: no DANE";
+
 /// How the resolver stands, as its last probe showed: a query for the NS records of the root, which are signed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -46,9 +49,7 @@ impl ResolverStatus {
     pub fn problem(&self) -> Option<&'static str> {
         match self {
             ResolverStatus { failure: Some(_), .. } | ResolverStatus { probed_seconds_ago: None, .. } => None,
-            ResolverStatus { trusted: false, .. } => {
-                Some("not on this host, so that its AD bit is not believed: no DANE")
-            }
+            ResolverStatus { trusted: false, .. } => Some(NOT_BELIEVED),
             ResolverStatus { edns: false, validates: false, .. } => Some(
                 "answers queries without EDNS only, so that nothing is validated: DANE is not known, mail is deferred",
             ),

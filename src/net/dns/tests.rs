@@ -318,16 +318,3 @@ async fn a_probe_says_what_the_resolver_says_now() {
     assert!(status.failure.is_some() && status.answered_seconds_ago.is_none() && !status.validates);
     assert!(resolver.is_failing() && resolver.outage().is_none(), "not for ten seconds");
 }
-
-#[test]
-fn nameservers_on_loopback_come_alone_and_are_believed() {
-    let chosen = |text| {
-        let (servers, trusted) = choose_nameservers(&nameservers(text));
-        (servers.iter().map(ToString::to_string).collect::<Vec<_>>().join(" "), trusted)
-    };
-    assert_eq!(chosen("nameserver 192.0.2.1\nnameserver 127.0.0.1\n"), ("127.0.0.1".into(), true));
-    assert_eq!(chosen("nameserver 192.0.2.1\nnameserver ::1"), ("::1".into(), true));
-    assert_eq!(chosen("# nameserver 127.0.0.1\nnameserver\t192.0.2.1 # x\n"), ("192.0.2.1".into(), false));
-    assert_eq!(chosen("nameserver 192.0.2.1\nnameserver 192.0.2.2\n"), ("192.0.2.1 192.0.2.2".into(), false));
-    assert_eq!(chosen("search example.com\nnameservers 192.0.2.1\n"), ("127.0.0.1".into(), true));
-}

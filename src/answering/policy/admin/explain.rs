@@ -88,7 +88,7 @@ impl Policies {
                 };
                 steps.push(ExplainStep::new("[[policy.override]]", effect));
             }
-            if self.dane_enabled {
+            if self.dane_enabled() {
                 verdict = Some(self.explain_dane(&resolver, hop, &mut steps).await);
             } else {
                 let why = "no validating resolver, or Postfix asks for no DNSSEC ([postfix] dnssec)";
