@@ -7,6 +7,7 @@ mod attribution;
 pub(crate) mod changed_inputs;
 mod counted_before;
 mod counter;
+mod digest;
 mod duplicate_inputs;
 mod failure_notices;
 pub mod input;

@@ -8,6 +8,8 @@
 use memchr::{memchr_iter, memrchr};
 use serde::{Deserialize, Serialize};
 
+use crate::counting::digest::digest;
+
 /// The most digests of lines before the position: what a file that lost its tail is held against, line by line.
 pub(crate) const MAX_TAIL_LINES: usize = 1024;
 
@@ -200,30 +202,9 @@ pub(crate) fn line_digest(line: &[u8]) -> u32 {
     (digest(line.strip_suffix(b"\n").unwrap_or(line)) >> 32) as u32
 }
 
-/// A digest of bytes: the same in every build and on every host, as a stored position needs, and eight bytes a step. Whoever
-/// can write to the log can forge counts anyway, so it need not resist anybody.
-pub(crate) fn digest(bytes: &[u8]) -> u64 {
-    const FACTOR: u64 = 0x9e37_79b9_7f4a_7c15;
-    let step = |hash: u64, word: u64| (hash.rotate_left(29) ^ word).wrapping_mul(FACTOR);
-    let (words, rest) = bytes.as_chunks::<8>();
-    let hash = words.iter().fold(bytes.len() as u64, |hash, word| step(hash, u64::from_le_bytes(*word)));
-    let hash = rest.iter().fold(hash, |hash, byte| step(hash, u64::from(*byte)));
-    let hash = (hash ^ (hash >> 32)).wrapping_mul(0xd6e8_feb8_6659_fd93);
-    hash ^ (hash >> 32)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn digests_tell_texts_apart_and_stay_the_same() {
-        // Stored: another value means another format of the store.
-        assert_eq!(digest(b""), 0);
-        let texts: Vec<Vec<u8>> = (0..20_000).map(|n| format!("line {n} of a log\n").into_bytes()).collect();
-        let lines: std::collections::BTreeSet<u64> = texts.iter().map(|text| digest(text)).collect();
-        assert_eq!(lines.len(), texts.len());
-    }
 
     #[test]
     fn the_tail_knows_where_its_first_line_begins() {

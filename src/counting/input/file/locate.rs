@@ -11,8 +11,9 @@
 use std::collections::{HashMap, VecDeque};
 use std::io;
 
+use crate::counting::digest::digest;
 use crate::counting::input::file::open_log::OpenLog;
-use crate::counting::input::file_position::{Checkpoint, FilePosition, digest, line_digest, split_lines};
+use crate::counting::input::file_position::{Checkpoint, FilePosition, line_digest, split_lines};
 
 /// The least bytes of whole lines that must agree before a place is taken for the same: two lines of a log may be equal.
 const MIN_AGREEING_BYTES: usize = 48;
