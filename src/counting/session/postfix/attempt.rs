@@ -115,7 +115,7 @@ impl Attempt {
 /// A key of a table: on the stack where it is as short as usual.
 pub(super) type TableKey = SmallVec<[u8; 96]>;
 
-fn join_key(parts: &[&[u8]]) -> TableKey {
+pub(super) fn join_key(parts: &[&[u8]]) -> TableKey {
     let mut key = TableKey::new();
     parts.iter().for_each(|part| key.extend_from_slice(part));
     key

@@ -13,9 +13,12 @@ use tlswarden_parsers::event::{
     Event, EventKind, ExclusionReason, Peer, Process, TlsFeature, TlsFeatureStatus, TlsReason, VerificationError,
 };
 
-use self::attempt::{Attempt, SMTP_PORT, UnloggedSession, host_key, instance_key, message_key, peer_key, process_key};
+use self::attempt::{
+    Attempt, SMTP_PORT, UnloggedSession, host_key, instance_key, join_key, message_key, peer_key, process_key,
+};
 use crate::base::domain_name;
 use crate::base::tlsrpt::{ResultType, SessionOutcome, SessionResult, Trust};
+use crate::counting::digest::digest;
 use crate::counting::session::handshake::{connection_code, openssl_code};
 use crate::counting::session::reason::{
     HANDSHAKE_FAILURE, MX_MISMATCH, TLSA_UNUSABLE, tlsrpt_verdict, verification_failure,
@@ -82,7 +85,8 @@ pub struct PostfixSessions {
     own_reports: TrackedMap<OwnReport>,
     /// Messages with a null sender, by host and queue id.
     null_senders: TrackedMap<()>,
-    counted_recipients: TrackedMap<Vec<Vec<u8>>>,
+    /// Delivery requests that are counted, by host and queue id: a digest of each.
+    counted_requests: TrackedMap<Vec<u64>>,
     reported_destinations: TrackedMap<()>,
     proxied_sessions: TrackedMap<u32>,
     last_reported_peer: TrackedMap<Vec<u8>>,
@@ -142,7 +146,7 @@ impl PostfixSessions {
             verification_failures: TrackedMap::new(MAX_FAILED_PEERS),
             own_reports: TrackedMap::new(MAX_MESSAGES),
             null_senders: TrackedMap::new(MAX_MESSAGES),
-            counted_recipients: TrackedMap::new(MAX_MESSAGES),
+            counted_requests: TrackedMap::new(MAX_MESSAGES),
             reported_destinations: TrackedMap::new(MAX_DESTINATIONS),
             proxied_sessions: TrackedMap::new(MAX_FAILED_PEERS),
             last_reported_peer: TrackedMap::new(MAX_PROCESSES),
@@ -160,7 +164,7 @@ impl PostfixSessions {
             Some((b'f', key)) => self.verification_failures.load(key, value),
             Some((b'o', key)) => self.own_reports.load(key, value),
             Some((b'b', key)) => self.null_senders.load(key, value),
-            Some((b'a', key)) => self.counted_recipients.load(key, value),
+            Some((b'a', key)) => self.counted_requests.load(key, value),
             Some((b'n', key)) => self.reported_destinations.load(key, value),
             Some((b'q', key)) => self.proxied_sessions.load(key, value),
             Some((b'p', key)) => self.last_reported_peer.load(key, value),
@@ -180,7 +184,7 @@ impl PostfixSessions {
         add(b'f', self.verification_failures.take_changes());
         add(b'o', self.own_reports.take_changes());
         add(b'b', self.null_senders.take_changes());
-        add(b'a', self.counted_recipients.take_changes());
+        add(b'a', self.counted_requests.take_changes());
         add(b'n', self.reported_destinations.take_changes());
         add(b'q', self.proxied_sessions.take_changes());
         add(b'p', self.last_reported_peer.take_changes());
@@ -222,25 +226,23 @@ impl PostfixSessions {
                 }
             }
             EventKind::QueueActive { queue_id, null_sender } => {
-                self.counted_recipients.remove(queue_id);
+                let message = message_key(process, queue_id);
+                self.counted_requests.remove(&message);
                 if *null_sender {
-                    let message = message_key(process, queue_id);
                     self.uncounted.evicted += self.null_senders.upsert(&message, time + QUEUE_ID_TTL, || ()).1;
-                } else if !self.null_senders.is_empty() {
+                } else {
                     // A queue id can come again.
-                    self.null_senders.remove(&message_key(process, queue_id));
+                    self.null_senders.remove(&message);
                 }
             }
             EventKind::QueueRemoved { queue_id } => {
-                self.counted_recipients.remove(queue_id);
+                let message = message_key(process, queue_id);
+                self.counted_requests.remove(&message);
                 if self.own_reports.contains(queue_id) {
                     self.own_reports.upsert(queue_id, time + REMOVED_QUEUE_ID_TTL, OwnReport::default);
                 }
-                if !self.null_senders.is_empty() {
-                    let message = message_key(process, queue_id);
-                    if self.null_senders.contains(&message) {
-                        self.null_senders.upsert(&message, time + REMOVED_QUEUE_ID_TTL, || ());
-                    }
+                if self.null_senders.contains(&message) {
+                    self.null_senders.upsert(&message, time + REMOVED_QUEUE_ID_TTL, || ());
                 }
             }
             EventKind::DaemonStarted { .. } => {
@@ -516,7 +518,7 @@ impl PostfixSessions {
         out: &mut Vec<SessionOutcome>,
     ) {
         let &DeliveryLine { relay, reason, .. } = end;
-        let key = process_key(process);
+        let (key, message) = (process_key(process), message_key(process, queue_id));
         let mut delivery = self.deliveries.remove(&key).unwrap_or_default();
         self.uncounted.evicted += delivery.evicted;
         if self.own_reports.contains(queue_id) {
@@ -539,11 +541,11 @@ impl PostfixSessions {
             let peer = relay.or(named);
             // The other recipients of this delivery have the same line. Another delivery of the message by the same process
             // is to another host, or has waited longer: a message with many recipients is delivered in several requests.
-            let answer = [&key[..], b"\0", &peer.map(peer_key).unwrap_or_default()[..], b"\0", end.delays].concat();
-            let (seen, evicted) = self.counted_recipients.upsert(queue_id, time, Vec::new);
+            let request = digest(&join_key(&[&key, b"\0", &peer.map(peer_key).unwrap_or_default(), b"\0", end.delays]));
+            let (counted, evicted) = self.counted_requests.upsert(&message, time, Vec::new);
             self.uncounted.evicted += evicted;
-            if !seen.contains(&answer) && seen.len() < MAX_COUNTED_REQUESTS {
-                seen.push(answer);
+            if !counted.contains(&request) && counted.len() < MAX_COUNTED_REQUESTS {
+                counted.push(request);
                 open = open.or_else(|| {
                     let mut attempt = Attempt::new(time, peer);
                     attempt.unlogged = unlogged;
@@ -552,7 +554,7 @@ impl PostfixSessions {
                 });
             }
         }
-        let null_sender = !self.null_senders.is_empty() && self.null_senders.contains(&message_key(process, queue_id));
+        let null_sender = self.null_senders.contains(&message);
         let mail = DeliveredMail { recipient_domain: &lossy(recipient_domain), null_sender };
         let queue_id = lossy(queue_id);
         for mut attempt in delivery.attempts {
@@ -750,7 +752,7 @@ impl PostfixSessions {
         }
         self.verification_failures.remove_before(time - QUEUE_ID_TTL);
         // The recipients of one delivery are answered together; one that comes later is of another.
-        self.counted_recipients.remove_before(time - SESSION_TIMEOUT);
+        self.counted_requests.remove_before(time - SESSION_TIMEOUT);
         self.reported_destinations.remove_before(time - REPORTED_DESTINATION_TTL);
         self.hosts_with_tls.remove_before(time - HOST_WITH_TLS_TTL);
         self.proxied_sessions.remove_before(time - SESSION_TIMEOUT);

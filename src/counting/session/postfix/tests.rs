@@ -363,3 +363,14 @@ fn a_message_with_a_null_sender_is_known_by_its_queue_id() {
     let lines: Vec<&str> = lines.iter().map(String::as_str).collect();
     assert!(outcomes(&mut sessions, &lines).iter().all(|o| !o.null_sender));
 }
+
+#[test]
+fn another_host_with_the_same_queue_id_does_not_end_what_is_counted() {
+    let (one, two) =
+        (delivery("4AB0CDEF12", "one", "tls=may, ", "status=sent (250 ok)"), sent("4AB0CDEF12", "tls=may, "));
+    let removed = parse(Dialect::Postfix, b"2026-11-22T01:00:00Z other postfix/qmgr[3]: 4AB0CDEF12: removed");
+    let mut sessions = PostfixSessions::new();
+    assert_eq!(outcomes(&mut sessions, &[&one]).len(), 1);
+    sessions.handle_event(&removed.unwrap().unwrap(), 1_795_309_200, |_| false, &mut Vec::new());
+    assert_eq!(outcomes(&mut sessions, &[&two]).len(), 0, "the same request");
+}
