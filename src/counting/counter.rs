@@ -7,10 +7,12 @@
 //! Not here: when a commit is made (`pipeline`), how lines become a session (`session`).
 
 use std::collections::HashMap;
-use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+use std::hash::BuildHasher as _;
 use std::sync::Arc;
 
+use foldhash::fast::FixedState;
 use foldhash::quality::RandomState;
+use indexmap::IndexMap;
 use jiff::tz::TimeZone;
 use memchr::memchr;
 use tlswarden_parsers::event::exim::EventAction;
@@ -63,6 +65,9 @@ const MAX_PLAINTEXT_RUN_AFTER_TLS: u32 = 500;
 /// Lines without a timestamp, before any line with one, after which the input is reported not to be a log.
 const MAX_UNRECOGNIZED_LINES: u64 = 100;
 
+/// Of deliveries: the same for each input, which it makes comparable.
+const FINGERPRINT_HASHER: FixedState = FixedState::with_seed(0);
+
 /// The most deliveries of a block that are compared with other inputs.
 const MAX_DELIVERY_FINGERPRINTS: usize = 1024;
 
@@ -87,7 +92,7 @@ pub struct Counter {
     timestamps: TimestampResolver,
     sessions: Sessions,
     is_own_report: OwnReportCheck,
-    counts: HashMap<TallyKey, u64, RandomState>,
+    counts: IndexMap<TallyKey, u64, RandomState>,
     outcomes: Vec<SessionOutcome>,
     failed_domains: Vec<Arc<str>>,
     stats: CounterStats,
@@ -145,7 +150,7 @@ impl Counter {
             timestamps: TimestampResolver::new(zone, None),
             sessions: Sessions::new(mta),
             is_own_report: own,
-            counts: HashMap::default(),
+            counts: IndexMap::default(),
             outcomes: Vec::new(),
             failed_domains: Vec::new(),
             stats: CounterStats::default(),
@@ -334,22 +339,26 @@ impl Counter {
 
     /// Checks a delivery for problems with the log as a whole; its sessions are in `outcomes`.
     fn check_delivery(&mut self, event: &Event<'_>) {
-        let mut hasher = DefaultHasher::new();
-        let (shows_tls, new, peer) = match &event.kind {
+        let (fingerprint, shows_tls, new, peer) = match &event.kind {
             EventKind::Delivery { queue_id, recipient_domain, relay, cached_connection, sent, .. } => {
-                (event.process.pid, queue_id, recipient_domain).hash(&mut hasher);
+                let fingerprint = FINGERPRINT_HASHER.hash_one((event.process.pid, queue_id, recipient_domain));
                 let shows = self.outcomes.iter().any(|outcome| outcome.trust.is_some() || outcome.observed.is_some());
-                (shows, event.process.name == b"smtp" && *sent && !cached_connection, *relay)
+                (fingerprint, shows, event.process.name == b"smtp" && *sent && !cached_connection, *relay)
             }
             // The process is not in every form of the line.
             EventKind::Exim(EximLine { id, kind: LineKind::Recipient(to) }) => {
-                (id, to.address).hash(&mut hasher);
-                (to.tls.is_some(), to.status == RecipientStatus::Delivered && !to.continued_connection, to.peer)
+                let fingerprint = FINGERPRINT_HASHER.hash_one((id, to.address));
+                (
+                    fingerprint,
+                    to.tls.is_some(),
+                    to.status == RecipientStatus::Delivered && !to.continued_connection,
+                    to.peer,
+                )
             }
             _ => return,
         };
         if self.delivery_fingerprints.len() < MAX_DELIVERY_FINGERPRINTS {
-            self.delivery_fingerprints.push(hasher.finish());
+            self.delivery_fingerprints.push(fingerprint);
         }
         if shows_tls {
             (self.plaintext_run, self.shows_tls, self.hides_tls) = (0, true, false);

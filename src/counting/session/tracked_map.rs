@@ -3,9 +3,8 @@
 //! Takes: entries by key, with the time of their last line. Gives: them back, and the changes for a commit.
 //! Limits: `limit` entries; when it is full, the sixteenth part that was touched longest ago is evicted.
 
-use std::collections::HashMap;
-
 use foldhash::quality::RandomState;
+use hashbrown::HashMap;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -16,11 +15,11 @@ const EVICTED_FRACTION: usize = 16;
 #[derive(Debug)]
 pub(crate) struct TrackedMap<V> {
     limit: usize,
-    entries: HashMap<Box<[u8]>, TrackedEntry<V>, RandomState>,
+    entries: HashMap<Vec<u8>, TrackedEntry<V>, RandomState>,
     /// Keys of entries that are new or changed; one that has gone since is passed over.
-    changed: Vec<Box<[u8]>>,
+    changed: Vec<Vec<u8>>,
     /// Keys of removed entries that the store still has.
-    removed: Vec<Box<[u8]>>,
+    removed: Vec<Vec<u8>>,
 }
 
 #[derive(Debug)]
@@ -45,7 +44,7 @@ impl<V: Serialize + DeserializeOwned> TrackedMap<V> {
     /// Takes back an entry that was stored; one that does not read is left out, and `false` says so.
     pub(crate) fn load(&mut self, key: &[u8], stored: &[u8]) -> bool {
         let Ok((time, value)) = serde_json::from_slice(stored) else { return false };
-        self.entries.insert(key.into(), TrackedEntry { time, value, dirty: false, stored: true });
+        self.entries.insert(key.to_vec(), TrackedEntry { time, value, dirty: false, stored: true });
         true
     }
 
@@ -66,27 +65,23 @@ impl<V: Serialize + DeserializeOwned> TrackedMap<V> {
 
     /// The entry to change, made by `new` if there is none, and how many entries were evicted for it.
     pub(crate) fn upsert(&mut self, key: &[u8], time: i64, new: impl FnOnce() -> V) -> (&mut V, u64) {
-        let mut evicted = 0;
-        if !self.entries.contains_key(key) {
-            if self.entries.len() >= self.limit {
-                evicted = self.evict_oldest();
-            }
-            self.entries.insert(key.into(), TrackedEntry { time, value: new(), dirty: false, stored: false });
-        }
-        let entry = self.entries.get_mut(key).expect("it was there, or was put there above");
+        let full = self.entries.len() >= self.limit && !self.entries.contains_key(key);
+        let evicted = if full { self.evict_oldest() } else { 0 };
+        let new = || TrackedEntry { time, value: new(), dirty: false, stored: false };
+        let entry = self.entries.entry_ref(key).or_insert_with(new);
         entry.time = time;
         if !entry.dirty {
             entry.dirty = true;
-            self.changed.push(key.into());
+            self.changed.push(key.to_vec());
         }
         (&mut entry.value, evicted)
     }
 
-    /// Sets the time of an entry, if there is one; the store keeps its old time.
-    pub(crate) fn touch(&mut self, key: &[u8], time: i64) {
-        if let Some(entry) = self.entries.get_mut(key) {
-            entry.time = time;
-        }
+    /// Sets the time of an entry, if there is one, and returns its value; the store keeps its old time.
+    pub(crate) fn touch(&mut self, key: &[u8], time: i64) -> Option<&V> {
+        let entry = self.entries.get_mut(key)?;
+        entry.time = time;
+        Some(&entry.value)
     }
 
     /// Takes an entry out.
@@ -99,7 +94,7 @@ impl<V: Serialize + DeserializeOwned> TrackedMap<V> {
     }
 
     /// All keys, in no order.
-    pub(crate) fn keys(&self) -> impl Iterator<Item = &Box<[u8]>> {
+    pub(crate) fn keys(&self) -> impl Iterator<Item = &Vec<u8>> {
         self.entries.keys()
     }
 
@@ -129,7 +124,7 @@ impl<V: Serialize + DeserializeOwned> TrackedMap<V> {
         let mut changes = Vec::new();
         for key in self.removed.drain(..) {
             if !self.entries.contains_key(&key) {
-                changes.push((key.into_vec(), None));
+                changes.push((key, None));
             }
         }
         for key in self.changed.drain(..) {
@@ -137,7 +132,7 @@ impl<V: Serialize + DeserializeOwned> TrackedMap<V> {
             entry.dirty = false;
             entry.stored = true;
             let value = serde_json::to_vec(&(entry.time, &entry.value)).expect("plain structures always serialise");
-            changes.push((key.into_vec(), Some(value)));
+            changes.push((key, Some(value)));
         }
         changes
     }
@@ -149,7 +144,7 @@ impl<V: Serialize + DeserializeOwned> TrackedMap<V> {
         let last = *last;
         let older = self.remove_before(last).len();
         // Of those touched in the same second as the last one, as many as are still to go.
-        let same: Vec<Box<[u8]>> = self
+        let same: Vec<Vec<u8>> = self
             .entries
             .iter()
             .filter(|(_, e)| e.time == last)

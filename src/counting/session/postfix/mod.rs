@@ -413,9 +413,9 @@ impl PostfixSessions {
     /// Notes that a host has TLS: a later delivery to it without a line about TLS does not show that it has none.
     fn note_host_with_tls(&mut self, peer: Peer<'_>, time: i64) {
         let host = host_key(peer.host, peer.ip);
-        match self.hosts_with_tls.peek(&host) {
-            Some((_, stored)) if time - stored < HOST_WITH_TLS_RENEWAL => self.hosts_with_tls.touch(&host, time),
-            _ => *self.hosts_with_tls.upsert(&host, time, || time).0 = time,
+        let stored_at = self.hosts_with_tls.touch(&host, time);
+        if stored_at.is_none_or(|stored| time - stored >= HOST_WITH_TLS_RENEWAL) {
+            *self.hosts_with_tls.upsert(&host, time, || time).0 = time;
         }
     }
 
@@ -696,7 +696,6 @@ impl PostfixSessions {
             self.uncounted.without_domain += 1;
             return;
         };
-        let peer = host_key(attempt.host.as_deref().unwrap_or("").as_bytes(), attempt.ip);
         let reported = if ruled_out {
             // Postfix reports nothing of a host that it does not connect to.
             Some(false)
@@ -705,7 +704,10 @@ impl PostfixSessions {
             Some(
                 told || attempt.tlsrpt_result.is_none()
                     && observed != Some(SessionResult::Success)
-                    && self.take_proxied_session(&peer),
+                    && self.take_proxied_session(&host_key(
+                        attempt.host.as_deref().unwrap_or_default().as_bytes(),
+                        attempt.ip,
+                    )),
             )
         } else {
             None
