@@ -86,10 +86,20 @@ impl Host {
 fn check_config_refuses_a_log_that_is_no_file() {
     let host = Host::new("[[input]]\nfile = \"DIR/dir\"\n");
     fs::create_dir(host.path("dir")).unwrap();
-    assert_eq!(host.checked(), (Some(66), "tlswarden: @/dir: cannot be read: it is no file".into()));
+    assert_eq!(
+        host.checked(),
+        (Some(66), "tlswarden: @/config.toml:10: [[input]] file: @/dir: not a log file: it is a folder".into())
+    );
     let fifo = Host::new("[[input]]\nfile = \"DIR/fifo\"\n");
     assert!(Command::new("mkfifo").arg(fifo.path("fifo")).status().unwrap().success());
-    assert_eq!(fifo.checked(), (Some(66), "tlswarden: @/fifo: cannot be read: it is no file".into()));
+    assert_eq!(
+        fifo.checked(),
+        (
+            Some(66),
+            "tlswarden: @/config.toml:10: [[input]] file: @/fifo: not a log file: it is a device, a pipe or a socket"
+                .into()
+        )
+    );
 }
 
 #[test]

@@ -83,7 +83,7 @@ fn without_print_it_says_ok() {
     let output =
         Command::new(env!("CARGO_BIN_EXE_tlswarden")).args(["check-config", "--config", SAMPLE]).output().unwrap();
     let text = String::from_utf8(output.stdout).unwrap();
-    assert!(output.status.success() && text.ends_with(&format!("{SAMPLE}: OK\n")), "{text}");
+    assert!(output.status.success() && text.contains(&format!("{SAMPLE}: OK")), "{text}");
     assert!(!text.contains(" = "), "{text}");
 }
 

@@ -8,11 +8,14 @@ mod addresses;
 pub(crate) mod detect;
 pub mod identity;
 mod limits;
+mod locate;
 mod override_answer;
 mod overrides;
+mod similar;
 mod toml_errors;
 mod validate;
 mod values;
+pub(crate) mod warnings;
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};

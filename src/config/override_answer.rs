@@ -9,7 +9,7 @@ use std::io::ErrorKind;
 use std::path::Path;
 
 use crate::base::domain_name;
-use crate::config::PostfixVersion;
+use crate::config::{PostfixVersion, similar};
 
 /// The longest fixed answer, in octets: far below what Postfix takes, far above what anybody writes.
 const MAX_ANSWER: usize = 10_000;
@@ -49,7 +49,8 @@ pub(super) fn check(answer: &str, version: PostfixVersion, dnssec: bool) -> Resu
         return Err("the answer is empty: expected a level and attributes, such as \"encrypt\"".into());
     };
     if !LEVELS.contains(level) {
-        return Err(format!("invalid level \"{level}\": expected one of {}", LEVELS.join(", ")));
+        let meant = similar::meant(similar::nearest(level, &LEVELS));
+        return Err(format!("invalid level \"{level}\": expected one of {}{meant}", LEVELS.join(", ")));
     }
     if level.starts_with("dane") && !dnssec {
         return Err(format!("`{level}` needs [postfix] dnssec; without it Postfix defers the mail"));
@@ -166,7 +167,11 @@ fn describe_unknown(name: &str, known: Option<&AttributeRule>, version: PostfixV
             format!("`{name}` is known from Postfix {a}.{b} on, and [postfix] version is {major}.{minor}")
         }
         None if name == "policy_failure" => "`policy_failure` makes an enforced delivery fail; leave it out".into(),
-        None => format!("unknown attribute \"{name}\": Postfix has none of that name"),
+        None => {
+            let known: Vec<&str> = ATTRIBUTES.iter().map(|attribute| attribute.name).collect();
+            let meant = similar::meant(similar::nearest(name, &known));
+            format!("unknown attribute \"{name}\": Postfix has none of that name{meant}")
+        }
     }
 }
 
@@ -263,7 +268,8 @@ mod tests {
             ("", "the answer is empty: expected a level and attributes, such as \"encrypt\""),
             (
                 "Secure",
-                "invalid level \"Secure\": expected one of none, may, encrypt, fingerprint, dane, dane-only, verify, secure",
+                "invalid level \"Secure\": expected one of none, may, encrypt, fingerprint, dane, dane-only, verify, secure; did \
+                 you mean \"secure\"?",
             ),
             (
                 "half dane",

@@ -9,7 +9,7 @@ use std::collections::HashSet;
 use std::path::Path;
 
 use crate::base::domain_name;
-use crate::config::{Config, OverrideSection, PostfixVersion, override_answer};
+use crate::config::{Config, OverrideSection, PostfixVersion, override_answer, similar};
 
 /// Which override, counted from 0, is wrong; its key, and what is wrong and what is allowed.
 pub(super) fn check(config: &Config) -> Result<(), (usize, &'static str, String)> {
@@ -20,8 +20,9 @@ pub(super) fn check(config: &Config) -> Result<(), (usize, &'static str, String)
         let (dot, name) = text.strip_prefix('.').map_or(("", text.as_str()), |parent| (".", parent));
         let Some(name) = domain_name::normalize(name) else {
             let problem = format!(
-                "invalid domain name \"{}\": expected \"example.com\" or \".example.com\"",
-                text.escape_debug()
+                "invalid domain name \"{}\": expected \"example.com\" or \".example.com\"{}",
+                text.escape_debug(),
+                similar::meant(similar::domain(text))
             );
             return Err((nth, "domain", problem));
         };

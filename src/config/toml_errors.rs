@@ -11,11 +11,19 @@ use std::str::Utf8Error;
 use serde::de::DeserializeOwned;
 use toml::de::Error;
 
+use crate::config::similar::{meant, nearest};
+
 /// The most characters of a value that a message shows.
 const MAX_SHOWN: usize = 80;
 
-/// The least similarity (0 to 1) of two names for one to be proposed in place of the other.
-const SIMILAR: f64 = 0.75;
+/// The sections that can be given several times.
+const LISTS: [&str; 5] = ["input", "nexthop", "policy.override", "report.dkim", "report.suppress"];
+
+/// The options that are durations.
+const DURATIONS: [&str; 4] = ["answer_budget", "spread", "retention", "retry"];
+
+/// A value that is printed by `check-config --print` and that nobody should write.
+const NOT_OFFERED: &str = "unknown";
 
 /// The line, counted from 1, and the problem: `[section] option: problem: expectation`. `sections` are the sections that
 /// have a given option.
@@ -41,6 +49,8 @@ struct Place<'a> {
     key: Option<&'a str>,
     /// Right of it, without a comment.
     value: &'a str,
+    /// The whole line.
+    line: &'a str,
 }
 
 impl<'a> Place<'a> {
@@ -54,7 +64,7 @@ impl<'a> Place<'a> {
             Some((key, value)) => (Some(key.trim()).filter(|key| !key.is_empty()), without_comment(value).trim()),
             None => (None, ""),
         };
-        Place { number, section, is_head, key, value }
+        Place { number, section, is_head, key, value, line }
     }
 
     fn subject(&self) -> String {
@@ -66,6 +76,10 @@ impl<'a> Place<'a> {
     fn problem(&self, message: &str, error: &Error, text: &str, sections: &dyn Fn(&str) -> Vec<String>) -> String {
         let key = self.key.unwrap_or("option");
         let value = self.value;
+        if let Some(option) = message.strip_prefix("missing field ") {
+            let head = self.section.map_or("", |head| head.split('#').next().unwrap_or_default().trim());
+            return format!("{head} {}: the option is missing", option.trim_matches('`'));
+        }
         if let Some(rest) = message.strip_prefix("unknown field ") {
             return self.unknown_name(rest, sections);
         }
@@ -73,13 +87,9 @@ impl<'a> Place<'a> {
             message.strip_prefix("unknown variant ").and_then(|m| m.split_once(", expected "))
         {
             let found = found.trim_matches('`');
-            let allowed = quoted_names(allowed);
-            return format!(
-                "invalid value \"{}\": expected {}{}",
-                shown(found),
-                list(&allowed),
-                meant(found, &allowed)
-            );
+            let allowed: Vec<&str> = quoted_names(allowed).into_iter().filter(|name| *name != NOT_OFFERED).collect();
+            let question = meant(nearest(found, &allowed));
+            return format!("invalid value \"{}\": expected {}{question}", shown(found), list(&allowed));
         }
         if let Some((found, expected)) =
             message.strip_prefix("invalid type: ").and_then(|m| m.split_once(", expected "))
@@ -92,6 +102,9 @@ impl<'a> Place<'a> {
         if message.contains("duplicate key") {
             return self.duplicate(text);
         }
+        if let Some(problem) = self.unquoted(message) {
+            return problem;
+        }
         if self.key.is_some() && value.is_empty() {
             return format!("the value is missing: expected such as {key} = \"...\"");
         }
@@ -102,12 +115,19 @@ impl<'a> Place<'a> {
                 shown(value)
             );
         }
-        if message.contains("invalid basic string") && !value.is_empty() {
+        if ["invalid basic string", "invalid literal string"].iter().any(|form| message.contains(form))
+            && !value.is_empty()
+        {
             return format!("missing closing quote: {}", shown(value));
         }
-        if message.contains("must be quoted") || (message.contains("literal string") && !value.starts_with(['"', '\'']))
-        {
-            return format!("missing quotes: write {key} = \"{}\"", shown(value));
+        if message.contains("unicode") || message.contains("escape") {
+            return format!(
+                "invalid escape in {}: a text with a backslash needs single quotes: {key} = '...'",
+                shown(value)
+            );
+        }
+        if let Some((key, value)) = self.line.split_once(':').filter(|_| message.contains("expected `=`")) {
+            return format!("missing \"=\": write {} = {}", shown(key.trim()), shown(value.trim()));
         }
         if message == "invalid IP address syntax" {
             let raw = error.span().and_then(|span| text.get(span)).unwrap_or(value).trim();
@@ -116,22 +136,61 @@ impl<'a> Place<'a> {
         message.to_owned()
     }
 
+    /// A value without quotes, or with quotes that are none to TOML.
+    fn unquoted(&self, message: &str) -> Option<String> {
+        let (key, value) = (self.key?, self.value);
+        let syntax = [
+            "invalid boolean",
+            "invalid float",
+            "invalid integer",
+            "must be quoted",
+            "literal string",
+            "wanted string",
+        ];
+        let is_plain = !value.is_empty() && !value.starts_with(['"', '\'', '[', '{']);
+        if !is_plain || !syntax.iter().any(|form| message.contains(form)) {
+            return None;
+        }
+        let truth = ["yes", "no", "on", "off", "true", "false"];
+        if truth.contains(&value.to_ascii_lowercase().as_str()) && !message.contains("wanted string") {
+            return Some(format!(
+                "invalid value {}: expected true or false, in lower case and without quotes",
+                shown(value)
+            ));
+        }
+        if let Some(number) = bytes(value) {
+            return Some(format!("invalid number {}: expected a number of bytes: {key} = {number}", shown(value)));
+        }
+        let bare = value.trim_matches(['“', '”', '„', '‘', '’', '«', '»', '`']);
+        let what = if bare == value { "missing quotes" } else { "wrong kind of quotes" };
+        Some(format!("{what}: write {key} = \"{}\"", shown(bare)))
+    }
+
     /// An option or a section that does not exist.
     fn unknown_name(&self, rest: &str, sections: &dyn Fn(&str) -> Vec<String>) -> String {
         let (name, allowed) = rest.split_once(", expected ").unwrap_or((rest, ""));
         let name = name.trim_matches('`');
         let allowed = quoted_names(allowed);
         if self.is_head {
-            let brackets = |name: &str| format!("[{name}]");
-            let nearest = nearest(name, &allowed).map(|n| format!("; did you mean {}?", brackets(n)));
-            let names: Vec<String> = allowed.iter().map(|name| brackets(name)).collect();
+            let head = self.section.map_or("", name_of_head);
+            let parent = head.rsplit_once('.').map(|(parent, _)| parent);
+            let full = |name: &str| parent.map_or_else(|| name.to_owned(), |parent| format!("{parent}.{name}"));
+            // Below a section, options are allowed as well.
+            let allowed: Vec<String> = allowed.iter().map(|name| full(name)).collect();
+            let allowed: Vec<&str> = allowed.iter().map(String::as_str).collect();
+            let sections: Vec<&str> =
+                allowed.into_iter().filter(|name| parent.is_none() || LISTS.contains(name)).collect();
+            let nearest =
+                nearest(&full(name), &sections).map(|name| format!("; did you mean {}?", with_brackets(name)));
+            let names: Vec<String> = sections.iter().map(|name| with_brackets(name)).collect();
             let rest = nearest.unwrap_or_else(|| format!(": expected one of {}", names.join(", ")));
-            return format!("unknown section [{}]{rest}", shown(name));
+            return format!("unknown section [{}]{rest}", shown(&full(name)));
         }
-        let homes = sections(name).join("] or [");
+        let homes: Vec<String> = sections(name).iter().map(|head| with_brackets(head)).collect();
+        let homes = homes.join(" or ");
         match (homes.is_empty(), self.section, nearest(name, &allowed)) {
-            (false, None, _) => format!("the option stands before the first section: it belongs below [{homes}]"),
-            (false, Some(_), _) => format!("unknown option here: it belongs below [{homes}]"),
+            (false, None, _) => format!("the option stands before the first section: it belongs below {homes}"),
+            (false, Some(_), _) => format!("unknown option here: it belongs below {homes}"),
             (true, _, Some(nearest)) => format!("unknown option; did you mean \"{nearest}\"?"),
             (true, _, None) => format!("unknown option: expected {}", list(&allowed)),
         }
@@ -142,14 +201,31 @@ impl<'a> Place<'a> {
         let value = shown(self.value);
         let inner = found.split_once('"').and_then(|(_, rest)| rest.rsplit_once('"')).map_or("", |(inner, _)| inner);
         match expected {
-            "a sequence" if found == "map" => {
-                let head = self.section.unwrap_or_default().trim_matches(['[', ']']);
-                format!("write [[{head}]], with two brackets: the section can be given several times")
+            _ if self.is_head => self.other_brackets(),
+            _ if expected.starts_with("struct ") => {
+                let parent = self.section.map_or("", name_of_head);
+                let full = if parent.is_empty() { key.to_owned() } else { format!("{parent}.{key}") };
+                format!("expected a section: write {} on a line of its own", with_brackets(&full))
             }
             "a sequence" => format!("expected a list: {key} = [{value}]"),
             "a boolean" => format!("invalid value {value}: expected true or false, without quotes"),
-            "a string" if found.starts_with("map") => "expected a text in quotes, not a section".to_owned(),
-            "a string" => format!("missing quotes: write {key} = \"{value}\""),
+            "a string" | "path string" if found.starts_with("map") && self.value.starts_with('{') => {
+                "expected a text in quotes, not a section".to_owned()
+            }
+            "a string" if DURATIONS.contains(&key) && found.starts_with(['i', 'f']) => {
+                format!("missing quotes and unit (s, min, h, days): expected such as {key} = \"{value}h\"")
+            }
+            "a string" | "path string" if found == "sequence" => match value.contains(',') {
+                true => "expected one value in quotes, not a list".to_owned(),
+                false => format!(
+                    "expected one value in quotes, not a list: {key} = {}",
+                    value.trim_matches(['[', ']']).trim()
+                ),
+            },
+            "a string" if self.value.starts_with('[') => {
+                format!("missing quotes: write {key} = [\"{}\"]", value.trim_matches(['[', ']']).trim())
+            }
+            "a string" | "path string" => format!("missing quotes: write {key} = \"{value}\""),
             _ if is_number(expected) && found.starts_with("string") => match inner.parse::<u64>() {
                 Ok(number) => format!("expected a number without quotes: {key} = {number}"),
                 Err(_) => match bytes(inner) {
@@ -163,7 +239,22 @@ impl<'a> Place<'a> {
         }
     }
 
+    /// A head with the wrong number of brackets.
+    fn other_brackets(&self) -> String {
+        let section = self.section.unwrap_or_default();
+        let head = name_of_head(section);
+        match section.starts_with("[[") {
+            true => format!("write [{head}], with one bracket: the section is given once"),
+            false => format!("write [[{head}]], with two brackets: the section can be given several times"),
+        }
+    }
+
     fn duplicate(&self, text: &str) -> String {
+        if let Some(section) = self.section.filter(|_| self.is_head)
+            && LISTS.contains(&name_of_head(section)) != section.starts_with("[[")
+        {
+            return self.other_brackets();
+        }
         let mut head = None;
         for (number, line) in text.lines().enumerate().take(self.number - 1) {
             let line = line.trim();
@@ -219,6 +310,16 @@ pub(super) fn sections_with<T: DeserializeOwned>(option: &str) -> Vec<String> {
     heads
 }
 
+/// `report.dkim` of `[[report.dkim]]`.
+fn name_of_head(head: &str) -> &str {
+    head.split('#').next().unwrap_or_default().trim().trim_matches(['[', ']']).trim()
+}
+
+/// The head of a section as it must be written.
+fn with_brackets(name: &str) -> String {
+    if LISTS.contains(&name) { format!("[[{name}]]") } else { format!("[{name}]") }
+}
+
 fn is_number(expected: &str) -> bool {
     ["usize", "u64", "u32", "u16", "u8", "i64", "i32"].contains(&expected)
 }
@@ -251,16 +352,6 @@ fn list(names: &[&str]) -> String {
         [one] => one.clone(),
         [first @ .., last] => format!("{} or {last}", first.join(", ")),
     }
-}
-
-fn meant(found: &str, allowed: &[&str]) -> String {
-    nearest(found, allowed).map_or_else(String::new, |nearest| format!("; did you mean \"{nearest}\"?"))
-}
-
-fn nearest<'a>(name: &str, allowed: &[&'a str]) -> Option<&'a str> {
-    let name = name.to_ascii_lowercase();
-    let scored = allowed.iter().map(|other| (strsim::jaro_winkler(&name, other), *other));
-    scored.filter(|(score, _)| *score >= SIMILAR).max_by(|a, b| a.0.total_cmp(&b.0)).map(|(_, other)| other)
 }
 
 /// The text up to a `#` that is not within quotes.

@@ -16,14 +16,15 @@ use serde::{Deserialize, Deserializer, Serializer};
 use tlswarden_parsers::Dialect;
 
 use crate::base::domain_name;
-use crate::base::next_hop::NextHop;
+use crate::base::next_hop::{NextHop, Port};
 use crate::base::printable::escape_and_cut;
 use crate::base::rua_record::{MAX_PARSED_DESTINATIONS, parse_destination};
+use crate::config::locate::{line_of, line_of_problem};
 use crate::config::{
-    Config, ControlSection, DeliveryMethod, DkimKeySection, DkimSigning, InputKind, InputSection, NativeTlsrpt,
-    ReportSection,
+    Config, ControlSection, DeliveryMethod, DkimKeySection, DkimSigning, InputKind, InputSection, JournalLocation,
+    NativeTlsrpt, ReportSection,
 };
-use crate::config::{addresses, limits, overrides, toml_errors};
+use crate::config::{addresses, limits, overrides, similar, toml_errors};
 
 /// The time between two reports to a domain, and how long one is tried (RFC 8460 §5.5).
 const DAY: Duration = Duration::from_secs(86_400);
@@ -48,6 +49,14 @@ impl fmt::Display for ConfigError {
 
 impl std::error::Error for ConfigError {}
 
+impl ConfigError {
+    /// A problem that was found once the file was read, and begins with its section: `[section] key: …`.
+    pub(crate) fn locate(path: &Path, problem: &str) -> ConfigError {
+        let line = std::fs::read_to_string(path).ok().and_then(|text| line_of_problem(&text, problem));
+        ConfigError { file: path.to_owned(), line, problem: problem.to_owned() }
+    }
+}
+
 impl Config {
     /// Reads and checks a file. What it does not say of Postfix is not known then.
     pub fn load(path: &Path) -> Result<Config, ConfigError> {
@@ -64,6 +73,14 @@ impl Config {
         })?;
         let mut config: Config = parse_toml(&text, path)?;
         complete(&mut config);
+        config.check_paths().map_err(|(section, nth, key, problem)| ConfigError {
+            file: path.to_owned(),
+            line: line_of(&text, section, nth, key),
+            problem: match section {
+                "input" | "report.dkim" => format!("[[{section}]] {key}: {problem}"),
+                _ => format!("[{section}] {key}: {problem}"),
+            },
+        })?;
         config.check().map_err(|(section, key, problem)| ConfigError {
             file: path.to_owned(),
             line: line_of(&text, section, 0, key),
@@ -86,7 +103,7 @@ impl Config {
             file: path.to_owned(),
             line: line_of(&text, section, nth, key),
             problem: match section {
-                "report" => format!("[{section}] {key}: {problem}"),
+                "report" | "postfix" => format!("[{section}] {key}: {problem}"),
                 _ => format!("[[{section}]] {key}: {problem}"),
             },
         })?;
@@ -109,6 +126,33 @@ impl Config {
         toml::to_string(self).expect("every value of the configuration has a TOML form")
     }
 
+    /// The paths of files: a daemon has no folder that a relative path could begin at. (Section, which of several, key,
+    /// what is wrong and what is allowed.)
+    fn check_paths(&self) -> Result<(), (&'static str, usize, &'static str, String)> {
+        let report = &self.report;
+        let is_credential = |path: &&PathBuf| path.to_str().is_some_and(|text| text.starts_with("credential:"));
+        let mut paths = vec![("store", 0, "path", Some(&self.store.path))];
+        paths.push(("report", 0, "password", report.password.as_ref().filter(|path| !is_credential(path))));
+        paths.push(("report", 0, "ca_file", report.ca_file.as_ref()));
+        paths.push(("closed_network", 0, "extra_root", self.closed_network.extra_root.as_ref()));
+        paths.extend(
+            report.dkim.keys().iter().enumerate().map(|(nth, key)| ("report.dkim", nth, "key", Some(&key.key))),
+        );
+        for (nth, input) in self.inputs.iter().enumerate() {
+            paths.push(("input", nth, "file", input.file.as_ref()));
+            if let Some(JournalLocation::Folder(folder)) = &input.journal {
+                paths.push(("input", nth, "journal", Some(folder)));
+            }
+        }
+        let is_relative = |path: &PathBuf| !path.is_absolute();
+        let relative = paths.into_iter().find_map(|(section, nth, key, path)| {
+            let shown = escape_and_cut(&path.filter(|path| is_relative(path))?.to_string_lossy(), 80);
+            let hint = if key == "journal" { ", or true without quotes for the journal of this host" } else { "" };
+            Some((section, nth, key, format!("invalid path \"{shown}\": expected an absolute path{hint}")))
+        });
+        relative.map_or(Ok(()), Err)
+    }
+
     /// What no single value can show; (section, key, what is wrong and what is allowed).
     fn check(&self) -> Result<(), (&'static str, &'static str, String)> {
         let report = &self.report;
@@ -121,7 +165,13 @@ impl Config {
                         format!("expected the address without \"mailto:\": {key} = \"{bare}\""),
                     ));
                 }
-                return Err(("report", key, format!("invalid address \"{address}\": expected \"name@example.com\"")));
+                let inner = address.split_once('<').and_then(|(_, rest)| rest.split_once('>')).map(|(inner, _)| inner);
+                let meant = similar::meant(inner.filter(|inner| is_mail_address(inner)));
+                return Err((
+                    "report",
+                    key,
+                    format!("invalid address \"{address}\": expected \"name@example.com\"{meant}"),
+                ));
             }
         }
         if report.organization.as_deref().is_some_and(|name| name.is_empty() || name.chars().any(char::is_control)) {
@@ -132,7 +182,9 @@ impl Config {
                 return Err(("report.dkim", "selector", format!("invalid DNS name \"{}\"", key.selector)));
             }
             if let Some(name) = key.domain.as_deref().filter(|name| domain_name::normalize(name).is_none()) {
-                return Err(("report.dkim", "domain", format!("invalid domain name \"{name}\"")));
+                let meant = similar::meant(similar::domain(name));
+                let problem = format!("invalid domain name \"{name}\": expected \"example.com\"{meant}");
+                return Err(("report.dkim", "domain", problem));
             }
         }
         check_delivery(report)?;
@@ -209,7 +261,11 @@ fn check_recipients(report: &ReportSection) -> Result<(), (&'static str, usize, 
             "report",
             0,
             "allow",
-            format!("invalid domain \"{}\": expected {DOMAIN}", escape_and_cut(bad, 80)),
+            format!(
+                "invalid domain \"{}\": expected {DOMAIN}{}",
+                escape_and_cut(bad, 80),
+                similar::meant(similar::domain(bad))
+            ),
         ));
     }
     if !(1..=MAX_PARSED_DESTINATIONS).contains(&report.max_destinations) {
@@ -221,11 +277,16 @@ fn check_recipients(report: &ReportSection) -> Result<(), (&'static str, usize, 
         match (&suppress.domain, &suppress.destination) {
             (Some(domain), None) if !is_domain_pattern(domain) => {
                 let found = escape_and_cut(domain, 80);
-                return fault("domain", format!("invalid domain \"{found}\": expected {DOMAIN}"));
+                let meant = similar::meant(similar::domain(domain));
+                return fault("domain", format!("invalid domain \"{found}\": expected {DOMAIN}{meant}"));
             }
             (None, Some(to)) if !is_domain_pattern(to) && parse_destination(to).is_err() => {
                 let (found, forms) = (escape_and_cut(to, 80), "\"name@example.com\", \"mailto:...\", \"https://...\"");
-                return fault("destination", format!("invalid destination \"{found}\": expected {forms}, {DOMAIN}"));
+                let meant = similar::meant(similar::domain(to));
+                return fault(
+                    "destination",
+                    format!("invalid destination \"{found}\": expected {forms}, {DOMAIN}{meant}"),
+                );
             }
             (Some(_), None) | (None, Some(_)) => {}
             (None, None) => return fault("domain", "missing: expected one of `domain` and `destination`".into()),
@@ -286,6 +347,9 @@ impl<'de> Deserialize<'de> for DkimSigning {
             fn visit_str<E: Error>(self, text: &str) -> Result<DkimSigning, E> {
                 match text {
                     "mta" => Ok(DkimSigning::Mta),
+                    path if path.starts_with('/') => Err(E::custom(format!(
+                        "invalid value \"{path}\": write a section [[report.dkim]] with selector and key = \"{path}\""
+                    ))),
                     other => Err(E::custom(format!(
                         "invalid value \"{other}\": expected \"mta\", or keys in [[report.dkim]]"
                     ))),
@@ -341,8 +405,9 @@ impl Config {
         check_recipients(&self.report)?;
         let native = self.inputs.iter().any(|input| matches!(input.kind(), Some(InputKind::Datagrams(_))));
         if self.postfix.tlsrpt == NativeTlsrpt::Datagrams && !native {
-            let problem = "`tlsrpt = \"datagrams\"` in [postfix] needs an [[input]] with `datagrams`".to_owned();
-            return Err(("input", 0, "datagrams", problem));
+            let problem =
+                "\"datagrams\" needs an [[input]] with `datagrams`, the socket to which Postfix sends them".to_owned();
+            return Err(("postfix", 0, "tlsrpt", problem));
         }
         let mut domains = HashSet::new();
         for (nth, rule) in self.next_hops.iter().enumerate() {
@@ -360,8 +425,9 @@ impl Config {
             let is_name = domain_name::normalize(name).is_some();
             if key == "domain" && text != "*" && !is_name {
                 let problem = format!(
-                    "invalid domain \"{}\": expected \"example.com\", \".example.com\" or \"*\"",
-                    text.escape_debug()
+                    "invalid domain \"{}\": expected \"example.com\", \".example.com\" or \"*\"{}",
+                    text.escape_debug(),
+                    similar::meant(similar::domain(text))
                 );
                 return Err(("nexthop", nth, "domain", problem));
             }
@@ -376,10 +442,23 @@ impl Config {
             if !domains.insert((key, text.to_ascii_lowercase())) {
                 return Err(("nexthop", nth, key, format!("duplicate {key} \"{text}\"")));
             }
-            if NextHop::parse(rule.nexthop.as_bytes()).is_none() {
-                let found = rule.nexthop.escape_debug();
+            let next_hop = NextHop::parse(rule.nexthop.as_bytes());
+            if let Some(NextHop { port: Port::Service(service), .. }) = &next_hop
+                && !is_service(service)
+            {
                 let problem = format!(
-                    "invalid next hop \"{found}\": expected such as \"[smarthost.example]:587\" or \"example.com\""
+                    "invalid next hop \"{}\": \"{service}\" is not a service in /etc/services; expected a port number, \
+                     such as \"[smarthost.example]:587\"",
+                    rule.nexthop.escape_debug()
+                );
+                return Err(("nexthop", nth, "nexthop", problem));
+            }
+            if next_hop.is_none() {
+                let found = rule.nexthop.escape_debug();
+                let bare = rule.nexthop.split_once(':').map(|(_, rest)| rest);
+                let meant = similar::meant(bare.filter(|bare| NextHop::parse(bare.as_bytes()).is_some()));
+                let problem = format!(
+                    "invalid next hop \"{found}\": expected such as \"[smarthost.example]:587\" or \"example.com\"{meant}"
                 );
                 return Err(("nexthop", nth, "nexthop", problem));
             }
@@ -425,12 +504,18 @@ pub fn time_zone(name: &str) -> Result<TimeZone, String> {
 /// Reads an address with its port; fails with what was found and what is allowed.
 pub(super) fn deserialize_address<'de, D: Deserializer<'de>>(from: D) -> Result<Option<SocketAddr>, D::Error> {
     let text = String::deserialize(from)?;
-    let address = text.parse::<SocketAddr>().or_else(|e| text.parse().map(|ip| SocketAddr::new(ip, 53)).map_err(|_| e));
-    address.map(Some).map_err(|_| {
-        Error::custom(format!(
-            "invalid address \"{text}\": expected an IP address, with or without a port, such as \"127.0.0.1:53\""
-        ))
-    })
+    if let Ok(address) = text.parse::<SocketAddr>() {
+        return Ok(Some(address));
+    }
+    // `::1:53` is an address as well, and one that nobody means.
+    let meant = similar::socket_address(&text);
+    match (text.parse::<IpAddr>(), meant) {
+        (Ok(ip), None) => Ok(Some(SocketAddr::new(ip, 53))),
+        _ => Err(Error::custom(format!(
+            "invalid address \"{text}\": expected an IP address, with or without a port, such as \"127.0.0.1:53\"{}",
+            similar::meant(meant.map(|address| address.to_string()))
+        ))),
+    }
 }
 
 /// Networks, or single addresses, which are networks of one.
@@ -456,29 +541,11 @@ pub(super) fn deserialize_mta<'de, D: Deserializer<'de>>(from: D) -> Result<Dial
     }
 }
 
-/// The line of a key within a section, counted from 1; the section's own where the key is missing. `nth`, from 0, is
-/// which of several sections of that name.
-fn line_of(text: &str, section: &str, nth: usize, key: &str) -> Option<usize> {
-    let mut within = false;
-    let mut head = None;
-    let mut heads = 0;
-    for (number, line) in text.lines().enumerate() {
-        let line = line.trim();
-        if line.starts_with('[') {
-            let here = line.trim_matches(['[', ']']) == section;
-            within = here && heads >= nth;
-            heads += usize::from(here);
-            if within && head.is_some() && nth > 0 {
-                return head;
-            }
-            if within {
-                head = Some(number + 1);
-            }
-        } else if within && line.split_once('=').is_some_and(|(k, _)| k.trim() == key) {
-            return Some(number + 1);
-        }
-    }
-    head
+/// Whether a name may be that of a service (services(5)): not if the host has a list, and the name is not in it.
+fn is_service(name: &str) -> bool {
+    let Ok(services) = std::fs::read_to_string("/etc/services") else { return true };
+    let names = services.lines().map(|line| line.split('#').next().unwrap_or_default());
+    names.flat_map(str::split_whitespace).any(|word| word == name)
 }
 
 /// An address as mail headers and SMTP take it, without quoting: one `@`, a domain name, nothing that ends a header.
@@ -580,7 +647,7 @@ mod tests {
             (
                 "[resolver]\naddress = \"localhost:53\"\n",
                 "F:2: [resolver] address: invalid address \"localhost:53\": expected an IP address, with or without a port, \
-                 such as \"127.0.0.1:53\"",
+                 such as \"127.0.0.1:53\"; did you mean \"127.0.0.1:53\"?",
             ),
             (
                 "[closed_network]\nprivate_addresses = true\n[resolver]\naddress = \"9.9.9.9:53\"\n",
@@ -643,12 +710,12 @@ mod tests {
             (
                 "[[report.suppress]]\ndestination = \"ftp://x.example\"\n",
                 "F:2: [[report.suppress]] destination: invalid destination \"ftp://x.example\": expected \"name@example.com\", \
-                 \"mailto:...\", \"https://...\", \"example.com\", or \".example.com\" for all below it",
+                 \"mailto:...\", \"https://...\", \"example.com\", or \".example.com\" for all below it; did you mean \"x.example\"?",
             ),
             (
                 "[report]\nallow = [\"*.a.example\"]\n",
                 "F:2: [report] allow: invalid domain \"*.a.example\": expected \"example.com\", or \".example.com\" for all \
-                 below it",
+                 below it; did you mean \".a.example\"?",
             ),
             (
                 "[socketmap]\nlisten = []\n[readsocket]\nlisten = [\"unix:/a\"]\n[[policy.override]]\ndomain = \"a.test\"\n\
@@ -659,7 +726,8 @@ mod tests {
             ("[report]\nmax_destinations = 0\n", "F:2: [report] max_destinations: invalid number 0: expected 1 to 64"),
             (
                 "[[policy.override]]\ndomain = \"*.a.example\"\nnone = true\n",
-                "F:2: [[policy.override]] domain: invalid domain name \"*.a.example\": expected \"example.com\" or \".example.com\"",
+                "F:2: [[policy.override]] domain: invalid domain name \"*.a.example\": expected \"example.com\" or \".example.com\"; \
+                 did you mean \".a.example\"?",
             ),
         ] {
             assert_eq!(load(text).unwrap_err(), want);

@@ -4,9 +4,10 @@
 //! When it fails: what was found and what is allowed; where it stands is added by `load`.
 
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::IpAddr;
 
 use crate::base::domain_name;
+use crate::config::similar;
 use crate::config::{ConfigDuration, DeliveryMethod, ListenAddress, PostfixVersion};
 
 impl TryFrom<String> for ConfigDuration {
@@ -14,7 +15,10 @@ impl TryFrom<String> for ConfigDuration {
 
     fn try_from(text: String) -> Result<ConfigDuration, String> {
         humantime::parse_duration(&text).map(ConfigDuration).map_err(|_| {
-            format!("invalid duration \"{text}\": expected a number with a unit (s, min, h, days), such as \"5s\"")
+            let is_number = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+            let number = if is_number { text.as_str() } else { "5" };
+            let meant = similar::meant(similar::duration(&text));
+            format!("invalid duration \"{text}\": expected a number with a unit (s, min, h, days), such as \"{number}s\"{meant}")
         })
     }
 }
@@ -50,13 +54,25 @@ impl TryFrom<String> for ListenAddress {
 
     fn try_from(text: String) -> Result<ListenAddress, String> {
         let bad = || {
-            let expected = "expected \"unix:/path\" or \"inet:127.0.0.1:8461\"";
-            let meant = match text.parse::<SocketAddr>() {
-                Ok(address) => format!("; did you mean \"inet:{address}\"?"),
-                Err(_) if text.starts_with('/') => format!("; did you mean \"unix:{text}\"?"),
-                Err(_) => String::new(),
+            let expected = match text.strip_prefix("unix:") {
+                Some(_) => "expected an absolute path, such as \"unix:/var/spool/postfix/tlswarden/socketmap\"",
+                None => "expected \"unix:/path\" or \"inet:127.0.0.1:8461\"",
             };
-            format!("invalid address \"{text}\": {expected}{meant}")
+            let bare = ["socketmap:", "inet:", "tcp:"]
+                .iter()
+                .fold(text.as_str(), |rest, prefix| rest.strip_prefix(prefix).unwrap_or(rest));
+            let path = bare.strip_prefix("unix:").unwrap_or(bare);
+            // As Postfix writes it, with the name of the map.
+            let path = if text.starts_with("socketmap:") {
+                path.rsplit_once(':').map_or(path, |(path, _)| path)
+            } else {
+                path
+            };
+            let meant = match similar::socket_address(bare) {
+                Some(address) => Some(format!("inet:{address}")),
+                None => path.starts_with('/').then(|| format!("unix:{path}")),
+            };
+            format!("invalid address \"{text}\": {expected}{}", similar::meant(meant))
         };
         match text.split_once(':') {
             Some(("unix", path)) if path.starts_with('/') => Ok(ListenAddress::Unix(path.into())),
@@ -88,7 +104,8 @@ impl TryFrom<String> for DeliveryMethod {
         let bad = || {
             format!(
                 "invalid delivery method \"{text}\": expected \"smtp:localhost:25\", \"sendmail:/usr/sbin/sendmail\", \
-                 \"submission:mail.example.com:587\" or \"submissions:mail.example.com:465\""
+                 \"submission:mail.example.com:587\" or \"submissions:mail.example.com:465\"{}",
+                similar::meant(meant_delivery(&text))
             )
         };
         let server = |at: &str| {
@@ -109,6 +126,35 @@ impl TryFrom<String> for DeliveryMethod {
             }
             _ => Err(bad()),
         }
+    }
+}
+
+/// The delivery method that was probably meant.
+fn meant_delivery(text: &str) -> Option<String> {
+    let prefixes = ["smtp:", "submission:", "submissions:", "smtps:", "sendmail:"];
+    let prefix = prefixes.into_iter().find(|prefix| text.starts_with(prefix));
+    let rest = prefix.map_or(text, |prefix| &text[prefix.len()..]);
+    let rest = rest.trim_start_matches('/');
+    if prefix.is_none_or(|prefix| prefix == "sendmail:") && text.contains('/') {
+        return Some(format!("sendmail:/{rest}"));
+    }
+    let (host, port) = match rest.rsplit_once(':') {
+        Some((host, port)) if port.parse::<u16>().is_ok() => (host, port.parse().ok()?),
+        _ => match prefix? {
+            "smtp:" => (rest, 25),
+            "submission:" => (rest, 587),
+            _ => (rest, 465),
+        },
+    };
+    if host == "localhost" {
+        return Some(format!("smtp:localhost:{port}"));
+    }
+    let is_here = host.trim_matches(['[', ']']).parse::<IpAddr>().is_ok();
+    match (is_here, domain_name::normalize(host)) {
+        (true, _) => Some(format!("smtp:{}", similar::socket_address(&format!("{host}:{port}"))?)),
+        (false, Some(name)) if port == 465 => Some(format!("submissions:{name}:465")),
+        (false, Some(name)) => Some(format!("submission:{name}:{}", if port == 25 { 587 } else { port })),
+        (false, None) => None,
     }
 }
 

@@ -56,12 +56,15 @@ pub(crate) fn check_inputs(config: &Config) -> Result<(), DaemonError> {
                     && let Some(other) = known.insert(found, path)
                 {
                     let (path, other) = (path.display(), other.display());
-                    let problem = format!("{path}: is the same file as {other}; every session would be counted twice");
+                    let problem = format!(
+                        "[[input]] file: {path}: is the same file as {other}; every session would be counted twice"
+                    );
                     return Err(DaemonError::Input(problem));
                 }
             }
             Named::Journal(Some(folder)) if !folder.is_dir() => {
-                return Err(DaemonError::Input(format!("{}: not a directory", folder.display())));
+                let problem = format!("[[input]] journal: {}: not a folder", folder.display());
+                return Err(DaemonError::Input(problem));
             }
             Named::Journal(_) | Named::Files(_) | Named::Stdin | Named::Datagrams(_) => {}
         }
@@ -73,14 +76,15 @@ pub(crate) fn check_inputs(config: &Config) -> Result<(), DaemonError> {
 fn file_identity(path: &Path) -> Result<Option<(u64, u64)>, DaemonError> {
     // Opening a fifo would wait for its writer.
     let problem = match std::fs::metadata(path) {
-        Ok(found) if !found.is_file() => "it is no file".to_owned(),
+        Ok(found) if found.is_dir() => "not a log file: it is a folder".to_owned(),
+        Ok(found) if !found.is_file() => "not a log file: it is a device, a pipe or a socket".to_owned(),
         found => match found.and_then(|found| File::open(path).map(|_| (found.dev(), found.ino()))) {
             Ok(identity) => return Ok(Some(identity)),
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => error.to_string(),
+            Err(error) => format!("cannot be read: {error}"),
         },
     };
-    Err(DaemonError::Input(format!("{}: cannot be read: {problem}", path.display())))
+    Err(DaemonError::Input(format!("[[input]] file: {}: {problem}", path.display())))
 }
 
 /// The datagram sockets to bind, each with its mode.

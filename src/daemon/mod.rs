@@ -49,7 +49,7 @@ use crate::base::clock::Clock;
 use crate::base::parts::{COUNTING, HTTPS, PartState, Parts, REPORTS, STORE};
 use crate::config::detect;
 use crate::config::identity::missing_identity;
-use crate::config::{Config, ConfigError, DkimSigning, time_zone};
+use crate::config::{Config, ConfigError, DkimSigning, time_zone, warnings};
 use crate::metrics::Metrics;
 use crate::reporting::schedule::{Scheduler, SchedulerSettings};
 use crate::store::{Store, StoreError};
@@ -104,14 +104,28 @@ fn raise_descriptor_limit() {
     }
 }
 
-/// The configuration, if the daemon would start with it: everything it names exists and this user can read it. With it,
-/// one line for each setting that was detected.
-pub(crate) fn check_config(path: &Path) -> Result<(Config, Vec<String>), DaemonError> {
-    let PreparedConfig { config, mut detected, .. } = PreparedConfig::load(path)?.check_named()?;
-    let reports = SchedulerSettings::load(&config.report).map_err(DaemonError::Named)?;
-    let unsuited = config.find_answers_for_postfix_alone();
-    detected.extend(reports.warnings().iter().chain(&unsuited).map(|line| format!("warning: {line}")));
-    Ok((config, detected))
+/// A configuration that the daemon would start with.
+pub(crate) struct CheckedConfig {
+    pub(crate) config: Config,
+    /// The settings that were detected, one line each.
+    pub(crate) detected: Vec<String>,
+    /// What is accepted and probably not meant, or will not work on this host, one line each.
+    pub(crate) warnings: Vec<String>,
+}
+
+/// The configuration, if the daemon would start with it: everything it names exists and this user can read it.
+pub(crate) fn check_config(path: &Path) -> Result<CheckedConfig, DaemonError> {
+    let located = |problem: &String| ConfigError::locate(path, problem).to_string();
+    let prepared = PreparedConfig::load(path)?;
+    let reports = prepared.check_named().map_err(|error| match error {
+        DaemonError::Named(problems) => DaemonError::Named(problems.iter().map(located).collect()),
+        DaemonError::Input(problem) => DaemonError::Input(located(&problem)),
+        other => other,
+    })?;
+    let unsuited = prepared.config.find_answers_for_postfix_alone();
+    let doubts = warnings::warnings(&prepared.config);
+    let warnings = reports.warnings().iter().chain(&unsuited).chain(&doubts).map(located).collect();
+    Ok(CheckedConfig { config: prepared.config, detected: prepared.detected, warnings })
 }
 
 /// Checks that the daemon would start with a configuration that is complete already.
@@ -141,9 +155,11 @@ impl PreparedConfig {
         Ok(PreparedConfig { config, zones, detected })
     }
 
-    /// Checks what the configuration names: a daemon would start without it, with parts that are off.
-    fn check_named(self) -> Result<PreparedConfig, DaemonError> {
-        SchedulerSettings::load(&self.config.report).map_err(DaemonError::Named)?;
+    /// Checks what the configuration names: a daemon would start without it, with parts that are off. Returns how reports
+    /// would be made.
+    fn check_named(&self) -> Result<SchedulerSettings, DaemonError> {
+        let reports = SchedulerSettings::load(&warnings::without_credentials(&self.config.report));
+        let reports = reports.map_err(DaemonError::Named)?;
         if let Some(group) = &self.config.control.status_group {
             let unknown = |problem| DaemonError::Named(vec![format!("[control] status_group: {problem}")]);
             listeners::find_group(group).map_err(unknown)?;
@@ -154,10 +170,10 @@ impl PreparedConfig {
             return Err(DaemonError::Named(missing));
         }
         if let Some(root) = &self.config.closed_network.extra_root {
-            let unread = |e| format!("{}: the extra root cannot be read: {e}", root.display());
+            let unread = |e| format!("[closed_network] extra_root: {}: cannot be read: {e}", root.display());
             std::fs::read(root).map_err(|e| DaemonError::Named(vec![unread(e)]))?;
         }
-        Ok(self)
+        Ok(reports)
     }
 }
 

@@ -49,6 +49,13 @@ pub(crate) trait HostCheckContext {
     async fn check_key(&self, key: &DkimKeySection, from: &str, resolver: &Resolver) -> DkimKeyCheck;
 }
 
+/// Checks only whether the daemon's user can read its logs.
+pub(crate) fn check_logs(config: &Config) -> Findings {
+    let mut found = Findings::default();
+    environment::check_logs(config, &mut found);
+    found
+}
+
 /// Checks everything.
 pub(crate) async fn check_host(options: &HostCheckOptions, program: &impl HostCheckContext) -> Findings {
     let mut found = Findings::default();
