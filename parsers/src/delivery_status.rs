@@ -18,7 +18,7 @@ pub struct DeliveryStatus<'a> {
 }
 
 /// What became of one recipient.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum DeliveryResult {
     /// The next host or a mailbox has it.
     Delivered,

@@ -30,6 +30,10 @@ pub(crate) struct ReportsOptions {
 #[derive(Subcommand)]
 enum ReportsCommand {
     /// Lists the reports of the days that are kept, and what came of them.
+    ///
+    /// The states: `sent` is a report that the MTA or the receiver accepted. If the MTA's log says later that a report could not
+    /// be delivered, it is `deferred` while the MTA tries again, and `bounced` once it has given up; the last answer begins with
+    /// the queue id. `refused` and `expired` were not accepted, `unknown` may have been, `suppressed` is left out by [report].
     List {
         /// The UTC day, YYYY-MM-DD.
         #[arg(long)]

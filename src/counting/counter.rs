@@ -592,6 +592,8 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
+    use tlswarden_parsers::DeliveryResult;
+
     use crate::base::own_reports::OwnReportResult;
     use crate::base::tlsrpt::{ResultType, sum_tallies};
 
@@ -717,6 +719,42 @@ mod tests {
         counter.count_lines(log.as_bytes(), NOW, &NotAsked);
         assert_eq!(counter.take_stats().1.unmatched, 1);
         assert_eq!(sum_tallies(counter.take_counts()).len(), 1);
+    }
+
+    /// Of any delivery in any real log the status is read too, and says the same.
+    #[test]
+    fn the_status_of_each_delivery_in_real_logs_is_read() {
+        for folder in
+            ["postfix-3.5.25", "postfix-3.7.11", "postfix-3.10.13", "postfix-3.11.7", "exim-4.96", "exim-4.98.2"]
+        {
+            let mta = if folder.starts_with("exim") { Dialect::Exim } else { Dialect::Postfix };
+            let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures").join(folder);
+            let mut read = HashMap::<_, u64>::new();
+            for entry in std::fs::read_dir(path).unwrap() {
+                let path = entry.unwrap().path();
+                if path.extension().is_none_or(|e| e != "log") {
+                    continue;
+                }
+                for line in std::fs::read(&path).unwrap().split(|b| *b == b'\n') {
+                    let event = parse(mta, line).ok().flatten().map(|event| event.kind);
+                    let status = parse_delivery_status(mta, line);
+                    let (of_event, delivered) = match &event {
+                        Some(EventKind::Delivery { queue_id, sent, .. }) => (*queue_id, *sent),
+                        Some(EventKind::Exim(EximLine { id, kind: LineKind::Recipient(to) })) => {
+                            let failed = matches!(to.status, RecipientStatus::Deferred | RecipientStatus::Failed);
+                            (*id, !failed)
+                        }
+                        _ => continue,
+                    };
+                    let shown = line.escape_ascii();
+                    let Some(status) = status else { panic!("{}: {shown}", path.display()) };
+                    assert_eq!(status.queue_id, of_event, "{shown}");
+                    assert_eq!(status.result == DeliveryResult::Delivered, delivered, "{shown}");
+                    *read.entry(status.result).or_default() += 1;
+                }
+            }
+            assert!(read.contains_key(&DeliveryResult::Delivered) && read.contains_key(&DeliveryResult::Deferred));
+        }
     }
 
     /// Lines of Postfix 3.7.11, of one report that is deferred, suspended, delivered to a content filter and bounced behind it.
