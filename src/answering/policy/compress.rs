@@ -45,11 +45,45 @@ pub fn unpack(words: &[&str], name: &str, packed: &[u8], text: &mut Vec<u8>) {
     if let Some(plain) = packed.strip_prefix(&[PLAIN]) {
         return text.extend_from_slice(plain);
     }
-    for octet in packed {
-        match octet {
-            &NAME => text.extend_from_slice(name.as_bytes()),
-            1..NAME => text.extend_from_slice(words.get(usize::from(*octet) - 1).unwrap_or(&"?").as_bytes()),
-            octet => text.push(*octet),
+    let mut rest = packed;
+    loop {
+        // What stands for itself is copied in one piece: an answer may be long.
+        let (plain, coded) = rest.split_at(rest.iter().position(|octet| *octet <= NAME).unwrap_or(rest.len()));
+        text.extend_from_slice(plain);
+        let Some((octet, after)) = coded.split_first() else { return };
+        let word = match octet {
+            &NAME => name,
+            octet => words.get(usize::from(*octet).wrapping_sub(1)).unwrap_or(&"?"),
+        };
+        text.extend_from_slice(word.as_bytes());
+        rest = after;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_packed_is_unpacked() {
+        let words = ["secure ", "match="];
+        let unpacked = |packed: &[u8]| {
+            let mut text = b"before ".to_vec();
+            unpack(&words, "a.example", packed, &mut text);
+            String::from_utf8(text).unwrap()
+        };
+        for (text, length) in [
+            ("", 0),
+            ("x", 1),
+            ("secure match=a.example", 3),
+            ("secure match=a.example:b.example", 13),
+            ("matches a.example", 9),
+            ("\u{1} as it is", 11),
+        ] {
+            let mut packed = Vec::new();
+            pack(&words, "a.example", text.as_bytes(), &mut packed);
+            assert_eq!((unpacked(&packed), packed.len()), (format!("before {text}"), length));
         }
+        assert_eq!(unpacked(b"a\x03b\x00c"), "before a?b?c", "from another version");
     }
 }

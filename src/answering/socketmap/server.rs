@@ -38,8 +38,9 @@ use crate::metrics::{Metrics, MtaProtocol};
 /// How much is read at once, in octets: some eighty requests.
 const READ_CHUNK: usize = 4096;
 
-/// How much of a reply batch waits for a client to read it, in octets, before no more requests of it are taken.
-const MAX_UNSENT_BYTES: usize = 32 * 1024;
+/// How much of a reply batch waits for a client to read it, in octets, before no more requests of it are taken: what was
+/// read at once is mostly answered at once, and a client that does not read costs little.
+const MAX_UNSENT_BYTES: usize = 8 * 1024;
 
 /// How long a client may take to read what was answered. Postfix reads at once.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
