@@ -8,7 +8,7 @@
 //! Limits: `[policy] max_domains` decisions, the least recently asked out first (`decisions_evicted`); [`MAX_LOOKUPS`]
 //! look-ups at once, three quarters of them for one client (`decisions_refused`, `dane_lookups_refused`), and besides
 //! [`MAX_BACKGROUND_LOOKUPS`] that nobody waits for (`refreshes_postponed`).
-//! When it fails: [`Level::Temp`], with the cause.
+//! When it fails: the answer TEMP, with the cause.
 //! Not here: how an answer is worded (`socketmap/reply.rs`), sockets.
 
 use std::sync::Arc;

@@ -5,7 +5,7 @@
 //! read twice, and each record takes 11 bytes or more of the message.
 //! When it fails: a record that cannot be decoded is skipped and counted ([`AnswerMessage::undecodable`]), the others
 //! stand. A message whose lengths do not fit is refused as a whole.
-//! Not here: sending and waiting (`transport`), CNAME chains and what an answer means (`Resolver`).
+//! Not here: sending and waiting (`exchange`), CNAME chains and what an answer means (`Resolver`).
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};

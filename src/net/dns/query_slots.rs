@@ -3,8 +3,9 @@
 //! Takes: the [`LookupShare`] that a query belongs to, and who it is made for. Gives: a [`QuerySlot`], held while the query
 //! is under way.
 //! Limits: [`MAX_QUERIES`] at once, [`MAX_PER_LOOKUP`] for one look-up, three quarters of all for one requester
-//! (`base::requester`). Half of all slots are for everybody, in the order of asking. The other half is for look-ups younger than [`FRESH_AGE`], [`MAX_RESERVED_PER_LOOKUP`] for each: names
-//! whose servers do not answer hold the first half for as long as they like, and a new look-up is as fast as without them.
+//! (`base::requester`). Half of all slots are for everybody, in the order of asking. The other half is for look-ups younger
+//! than [`FRESH_AGE`], [`MAX_RESERVED_PER_LOOKUP`] for each: names whose servers do not answer hold the first half for as
+//! long as they like, and a new look-up is as fast as without them.
 //! When it fails: never; a query without a slot waits for one.
 //! Not here: sending queries (`servers`), which queries a look-up needs (`policy/dane/lookup`).
 

@@ -642,6 +642,39 @@ async fn verdicts_hold_for_their_ttl_and_are_asked_again_before_it_ends() {
     }
 }
 
+/// More names at once than refreshes may be under way, none of them answered.
+#[tokio::test(flavor = "multi_thread")]
+async fn refreshes_are_not_postponed_because_a_client_asks_for_many_names() {
+    let world = World::new().await;
+    world.domain("used.test", true, &["mx"]);
+    tlsa(&mut world.dns.change(), "mx.used.test");
+    let asked = |name: &str| world.dns.zone().asked(name, RecordType::MX);
+    world.dns.change().ttl(60);
+    let daemon = world.daemon(0);
+    assert_eq!(daemon.level("used.test").await, PolicyAnswer::DaneOnly);
+    daemon.end().await;
+    // Of its 60 s the verdict has ten left.
+    let daemon = world.daemon(50);
+    let names: Vec<String> = (0..400).map(|n| format!("silent{n}.test")).collect();
+    for name in &names {
+        world.dns.change().fault(name, Some(dns::Fault::Silence));
+    }
+    let mut askers = JoinSet::new();
+    for name in names.clone() {
+        let policies = Arc::clone(&daemon.policies);
+        askers.spawn(async move { policies.decide(name.as_bytes(), Requester::User(1000)).await });
+    }
+    let until = Instant::now() + Duration::from_secs(60);
+    while names.iter().any(|name| asked(name) == 0) || asked("used.test") < 2 {
+        assert_eq!(daemon.level("used.test").await, PolicyAnswer::DaneOnly);
+        assert!(Instant::now() < until, "it is not asked again");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert_eq!(daemon.metrics.counters()["refreshes_postponed"], 0);
+    askers.shutdown().await;
+    daemon.end().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_policy_host_at_a_private_address_is_not_asked() {
     let mut world = World::new().await;
