@@ -16,7 +16,8 @@ use crate::answering::policy::dane::coverage::Coverage;
 use crate::answering::policy::dane::lookup::{self, DaneVerdict, NARROWED_TTL};
 use crate::answering::policy::decision::{Answer, Basis, DatalessTlsa, Decision, Facts, Published, facts};
 use crate::answering::policy::decision_cache::{CachedDecision, MAX_DECISION_TTL};
-use crate::answering::policy::history::compact::{DestinationFault, PerHostPolicy, StoredPolicy};
+use crate::answering::policy::held_to::HeldTo;
+use crate::answering::policy::history::compact::{DestinationFault, StoredPolicy};
 use crate::answering::policy::not_asked;
 use crate::answering::policy::overrides::{AppliedSources, OverrideRule};
 use crate::answering::policy::policies::{Policies, Trigger};
@@ -28,7 +29,6 @@ use crate::base::clock::{CompactTime, SharedCompactTime};
 use crate::base::next_hop::NextHop;
 use crate::base::requester::Requester;
 use crate::base::tlsrpt::{Mode, mx_matches};
-use crate::config::PostfixLevel;
 use crate::net::hosts_file::HostsFile;
 
 /// How long a decision is current that was made before every look-up had finished, in seconds.
@@ -347,36 +347,14 @@ impl Policies {
             );
             self.metrics.log_error(self.clock, line);
         }
-        // Postfix follows TLSA records by itself at the levels dane and dane-only.
-        let follows_tlsa = facts.follows_tlsa(answer, self.postfix.own_level, self.postfix);
-        let all_tlsa_hosts = dane.verdict.as_ref().and_then(CachedVerdict::tlsa_hosts);
-        let tlsa_hosts = all_tlsa_hosts.clone().filter(|_| follows_tlsa);
-        let enforced = matches!(answer, Answer::Secure | Answer::SecureNarrowed);
-        let sts_policy = match (&sts, failed) {
-            (Some(policy), _) if enforced || policy.mode == Mode::Testing => Some(policy.stored_policy(failure)),
-            (None, Some(failure)) => Some(failure.stored_policy(&hop.domain)),
-            (Some(_) | None, _) => None,
+        let held_to = HeldTo {
+            verdict: dane.verdict.as_ref(),
+            sts: sts.as_ref(),
+            failure,
+            failed: failed.map(|failure| failure.stored_policy(&hop.domain)),
+            fault,
         };
-        let is_dane = match answer {
-            Answer::Dane => true,
-            answer => answer == Answer::OwnLevel && self.postfix.own_level == PostfixLevel::Dane,
-        };
-        let per_host =
-            |dane, others, narrowed| StoredPolicy::PerHost(Arc::new(PerHostPolicy { dane, others, narrowed }));
-        let policy = match (answer, tlsa_hosts, sts_policy) {
-            (Answer::Temp, ..) => fault.map(StoredPolicy::Deferred),
-            (Answer::Encrypt, ..) => all_tlsa_hosts.map(StoredPolicy::UnusableTlsa),
-            (Answer::SecureNarrowed, _, Some(others)) => {
-                let narrowed = published.narrowed().iter().map(|host| host.as_str().into()).collect();
-                Some(per_host(all_tlsa_hosts, others, Some(narrowed)))
-            }
-            // The other hosts get what they get without DANE.
-            (_, Some(hosts), Some(others)) if is_dane && published.coverage != Coverage::AllHosts => {
-                Some(per_host(Some(hosts), others, None))
-            }
-            (_, Some(hosts), _) => Some(StoredPolicy::Dane(Some(hosts))),
-            (_, None, others) => others,
-        };
+        let policy = held_to.stored_policy(&published, self.postfix.own_level, self.postfix);
         let mut expires = sts_expires.min(dane.expires).min(now + MAX_DECISION_TTL);
         if facts.sts == Some(Mode::Enforce) && facts.allows_host_without_tlsa {
             // A new MX host is not refused for longer.
@@ -389,7 +367,7 @@ impl Policies {
         Resolved {
             basis: Basis::Published(published),
             sts,
-            policy: policy.unwrap_or_default(),
+            policy,
             expires,
             refresh_at: sts_refresh.min(dane.refresh_at),
         }

@@ -7,6 +7,7 @@ pub mod dane;
 mod decide;
 pub mod decision;
 pub mod decision_cache;
+mod held_to;
 pub mod history;
 mod not_asked;
 pub mod overrides;

@@ -12,7 +12,7 @@
 //! Not here: how an answer is worded (`socketmap/reply.rs`), sockets.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -20,9 +20,11 @@ use tokio::time::Instant;
 
 use crate::answering::policy::dane::cached_verdict::{CachedVerdict, MAX_STALE};
 use crate::answering::policy::dane::store::{self, VerdictStore};
-use crate::answering::policy::decision::{Decision, Facts, PostfixTraits};
+use crate::answering::policy::decision::{Answer, Basis, Decision, Facts, PostfixTraits};
 use crate::answering::policy::decision_cache::{CachedDecision, DecisionCache};
+use crate::answering::policy::held_to::HeldTo;
 use crate::answering::policy::history::PolicyHistory;
+use crate::answering::policy::history::compact::StoredPolicy;
 use crate::answering::policy::overrides::Overrides;
 use crate::answering::policy::single_flight::{Flight, SingleFlight};
 use crate::answering::policy::sts::cache::{MAX_BACKGROUND_LOOKUPS, MAX_LOOKUPS, StsCache};
@@ -31,7 +33,7 @@ use crate::base::clock::{Clock, SharedCompactTime, SteadyClock};
 use crate::base::next_hop::NextHop;
 use crate::base::requester::Requester;
 use crate::base::shutdown::wait_for_shutdown;
-use crate::config::{Config, WithoutDnssec};
+use crate::config::{Config, PostfixLevel, WithoutDnssec};
 use crate::metrics::Metrics;
 use crate::net::dns::Resolver;
 use crate::net::https::HttpsClient;
@@ -90,6 +92,27 @@ pub struct Policies {
     pub(super) verdict_flights: SingleFlight<CachedVerdict>,
     /// For what is no domain name.
     pub(super) no_policy: CachedDecision,
+    levels: LevelSet,
+}
+
+/// A set of levels.
+#[derive(Debug, Default)]
+struct LevelSet(AtomicU16);
+
+impl LevelSet {
+    fn insert(&self, level: PostfixLevel) {
+        let bit = 1 << level as u16;
+        // Most of the time it is there.
+        if self.0.load(Ordering::Relaxed) & bit == 0 {
+            self.0.fetch_or(bit, Ordering::Relaxed);
+        }
+    }
+
+    fn to_vec(&self) -> Vec<PostfixLevel> {
+        let bits = self.0.load(Ordering::Relaxed);
+        let levels = PostfixLevel::ALL.map(|(level, _)| level).into_iter();
+        levels.filter(|level| bits & 1 << *level as u16 != 0).collect()
+    }
 }
 
 /// How many policies and decisions there are, for `status`.
@@ -183,6 +206,7 @@ impl Policies {
             decision_flights: SingleFlight::new(MAX_LOOKUPS, MAX_BACKGROUND_LOOKUPS),
             verdict_flights: SingleFlight::new(MAX_LOOKUPS, MAX_BACKGROUND_LOOKUPS),
             no_policy: CachedDecision::no_policy(),
+            levels: LevelSet::default(),
             verdict_store,
         }
     }
@@ -246,29 +270,36 @@ impl Policies {
 
     /// The decision that stands for a next hop as the MTA writes it; none where one must be made ([`Policies::decide`]).
     pub fn cached(self: &Arc<Self>, key: &[u8]) -> Option<Decision> {
-        self.with_entry(key, CachedDecision::decision)
+        self.with_entry(key, None, CachedDecision::decision)
     }
 
     /// Appends the answer that stands for a next hop as the MTA writes it, in the words of `render`, which are kept:
     /// `wording` tells them apart; gives what it follows from. None where an answer must be made ([`Policies::decide`]).
     /// What is no domain name (address literals, paths, dot-keys) has the answer "no policy" at once. A microsecond or less.
+    /// `level`: the own level of the service that asks, where it is not that of main.cf.
     pub fn write_reply(
         self: &Arc<Self>,
         key: &[u8],
+        level: Option<PostfixLevel>,
         wording: u8,
         render: impl FnOnce(&Decision) -> Box<[u8]>,
         out: &mut Vec<u8>,
     ) -> Option<Option<Facts>> {
-        self.with_entry(key, |entry| {
+        self.with_entry(key, level, |entry| {
             self.cache.write_reply(entry, wording, render, out);
             entry.facts()
         })
     }
 
     /// Does something with the entry of a next hop, if its decision stands. `then` must not wait.
-    fn with_entry<R>(self: &Arc<Self>, key: &[u8], then: impl FnOnce(&CachedDecision) -> R) -> Option<R> {
+    fn with_entry<R>(
+        self: &Arc<Self>,
+        key: &[u8],
+        level: Option<PostfixLevel>,
+        then: impl FnOnce(&CachedDecision) -> R,
+    ) -> Option<R> {
         let mut then = Some(then);
-        let mut is_current = |key: &[u8], entry: &CachedDecision| match self.is_current(key, entry) {
+        let mut is_current = |key: &[u8], entry: &CachedDecision| match self.is_current(key, level, entry) {
             // It is taken once: the second look is for another key.
             true => then.take().map(|then| then(entry)),
             false => None,
@@ -282,13 +313,15 @@ impl Policies {
     }
 
     /// Whether an entry's decision still stands; notes that it was asked about.
-    fn is_current(self: &Arc<Self>, key: &[u8], entry: &CachedDecision) -> bool {
+    fn is_current(self: &Arc<Self>, key: &[u8], level: Option<PostfixLevel>, entry: &CachedDecision) -> bool {
         let now = self.clock.seconds();
         if !entry.holds(now) {
             return false;
         }
+        let counts_as_main = level.is_none_or(|level| self.note_level(key, level, entry, now));
         if entry.last_asked.seconds() != now {
             if let Some(period) = &entry.period
+                && counts_as_main
                 && !self.history.touch(period, now)
             {
                 return false;
@@ -300,6 +333,46 @@ impl Policies {
             }
         }
         true
+    }
+
+    /// Notes that a service with this own level was answered from an entry. Returns whether its sessions are held to what
+    /// those at the level of main.cf are held to, and noted with them.
+    fn note_level(&self, key: &[u8], level: PostfixLevel, entry: &CachedDecision, now: i64) -> bool {
+        self.levels.insert(level);
+        let Basis::Published(published) = &entry.basis else { return true };
+        let policy = HeldTo::of_entry(entry, now).stored_policy(published, level, self.postfix);
+        if entry.period.as_ref().is_some_and(|period| *period.policy() == policy) {
+            return true;
+        }
+        let waits = entry.facts().is_some_and(|facts| facts.for_postfix(level, self.postfix) == Answer::Temp);
+        // Nothing is in force where the mail waits, unless that is the destination's fault.
+        if !(waits && policy == StoredPolicy::None)
+            && let Some(hop) = NextHop::parse(key)
+        {
+            self.history.record_answer_at(level, &hop, &entry.domain.name, now, policy);
+        }
+        false
+    }
+
+    /// The decision for a service with this own level, where it is not that of main.cf.
+    pub async fn decide_at(
+        self: &Arc<Self>,
+        key: &[u8],
+        level: Option<PostfixLevel>,
+        requester: Requester,
+    ) -> Decision {
+        let decision = self.decide(key, requester).await;
+        if let (Some(level), Some(hop)) = (level, NextHop::parse(key))
+            && let Some(entry) = self.cache.get(&hop.key())
+        {
+            self.note_level(key, level, &entry, self.clock.seconds());
+        }
+        decision
+    }
+
+    /// The own levels of services that have asked, besides that of main.cf.
+    pub fn levels(&self) -> Vec<PostfixLevel> {
+        self.levels.to_vec()
     }
 
     /// The decision for a next hop, made now for `requester` if none stands: within the budget, once however many ask.

@@ -10,6 +10,7 @@
 //! behind it can be found.
 //! Not here: what is answered (`policy`), how it is worded (`reply`).
 
+use std::collections::BTreeMap;
 use std::future::poll_fn;
 use std::io;
 use std::mem::MaybeUninit;
@@ -94,14 +95,21 @@ pub async fn serve(
     connections.shutdown().await;
 }
 
-/// What would be answered to a next hop, in Postfix's two wordings and in Exim's, and why; Postfix at this own level.
+/// What would be answered to a next hop, in Postfix's two wordings and in Exim's, and why; Postfix at this own level, and
+/// at those of services that have asked with another one.
 pub async fn explain(policies: &Arc<Policies>, key: &str, own_level: PostfixLevel) -> Explanation {
     let traits = policies.postfix();
     policies
         .explain(key, |decision| {
-            let render = |wording| reply::format_reply(wording, decision, own_level, traits);
-            let postfix = ReplyFormat::ALL.iter().map(|(wording, map)| ((*map).to_owned(), render(*wording)));
-            postfix.chain([("exim".to_owned(), readsocket::format_answer(decision))]).collect()
+            let mut answers = BTreeMap::from([("exim".to_owned(), readsocket::format_answer(decision))]);
+            for (wording, map) in ReplyFormat::ALL {
+                answers.insert(map.to_owned(), reply::format_reply(wording, decision, own_level, traits));
+                for level in policies.levels() {
+                    let name = format!("{map}@{}", level.name());
+                    answers.insert(name, reply::format_reply(wording, decision, level, traits));
+                }
+            }
+            answers
         })
         .await
 }
@@ -182,7 +190,8 @@ impl SocketmapServer {
                         let _pending = PendingGuard::new(&self.pending_answers);
                         // What is ready does not wait for what is not.
                         writer.flush(input.capacity()).await?;
-                        let decision = self.policies.decide(hop, writer.client.requester()).await;
+                        let (level, requester) = (self.service_level(map), writer.client.requester());
+                        let decision = self.policies.decide_at(hop, level, requester).await;
                         let kind = kind_for_postfix(decision.facts(), self.own_level(map), self.postfix);
                         self.answers.add_waited(kind, since.elapsed());
                         writer.out.extend_from_slice(&self.render_frame(map, &decision));
@@ -243,8 +252,11 @@ impl SocketmapServer {
         }
         let own_level = self.own_level(map);
         let slot = own_level as u8 * 2 + u8::from(map.wording == ReplyFormat::PolicyTlsrpt);
-        let facts =
-            self.policies.write_reply(key, slot, |decision| self.render_frame(map, decision), out).ok_or((map, key))?;
+        let level = self.service_level(map);
+        let facts = self
+            .policies
+            .write_reply(key, level, slot, |decision| self.render_frame(map, decision), out)
+            .ok_or((map, key))?;
         ready[kind_for_postfix(facts, own_level, self.postfix) as usize] += 1;
         Ok(())
     }
@@ -252,6 +264,11 @@ impl SocketmapServer {
     /// That of the service that asks.
     fn own_level(&self, map: MapName) -> PostfixLevel {
         map.own_level.unwrap_or(self.postfix.own_level)
+    }
+
+    /// The same, where it is not that of main.cf.
+    fn service_level(&self, map: MapName) -> Option<PostfixLevel> {
+        map.own_level.filter(|level| *level != self.postfix.own_level)
     }
 
     /// A whole frame.

@@ -254,6 +254,51 @@ async fn an_enforced_policy_in_both_wordings_over_both_sockets() {
     daemon.end().await;
 }
 
+/// A service with a level of its own gets another answer, and its sessions are counted under what that answer asked for.
+#[tokio::test(flavor = "multi_thread")]
+async fn sessions_of_a_service_are_held_to_the_answer_at_its_own_level() {
+    let mut world = World::new().await;
+    world.config.postfix.default_level = Some(Default_::May);
+    // The host that has TLSA records is the less preferred one.
+    world.domain("worse.test", true, &["mx1", "mx2"]);
+    tlsa(&mut world.dns.change(), "mx2.worse.test");
+    world.domain("same.test", true, &["mx1"]);
+    tlsa(&mut world.dns.change(), "mx1.same.test");
+    let (mut daemon, set) = world.daemon_by_hand(0);
+    let path = world.folder.path().join("socket");
+    daemon.listen(ListenAddress::Unix(path.clone()), world.config.postfix.clone()).await;
+    let mut stream = UnixStream::connect(&path).await.unwrap();
+    let begin = daemon.policies.clock().seconds();
+    let counted_at = |seconds: i64| daemon.history.policy_at("worse.test", begin + seconds);
+    // The first answer is made for the service, the others stand already.
+    for (seconds, map, answer, dane) in [
+        (0, "policy@encrypt", "NOTFOUND ", false),
+        (10, "policy", "OK dane", true),
+        (20, "policy@encrypt", "NOTFOUND ", false),
+        (30, "policy@may", "OK dane", true),
+        (40, "policy@secure", "NOTFOUND ", false),
+        (50, "policy@dane", "NOTFOUND ", true),
+    ] {
+        set(seconds);
+        assert_eq!(ask(&mut stream, &format!("{map} worse.test")).await, answer, "{map}");
+        let found = counted_at(seconds);
+        assert!(found.asked, "{map} {seconds}");
+        assert_eq!(matches!(found.in_force, PolicyInForce::Dane { .. }), dane, "{map}: {:?}", found.in_force);
+    }
+    // Where the level makes no difference, all are counted as one.
+    let periods = daemon.history.len();
+    for map in ["policy", "policy@encrypt", "policy@secure"] {
+        assert_eq!(ask(&mut stream, &format!("{map} same.test")).await, "OK dane-only", "{map}");
+    }
+    assert_eq!(daemon.history.len(), periods + 1);
+    let told = server::explain(&daemon.policies, "worse.test", Default_::May).await;
+    for (map, answer) in [("policy", "OK dane"), ("policy@encrypt", "NOTFOUND "), ("policy@dane", "NOTFOUND ")] {
+        assert_eq!(told.answers[map], answer, "{map}: {:?}", told.answers);
+    }
+    drop(stream);
+    daemon.end().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn without_root_certificates_mail_waits_where_a_policy_may_be_enforced() {
     let world = World::new().await;

@@ -31,6 +31,7 @@ use crate::base::next_hop::NextHop;
 use crate::base::policy_at::{HostEvidence, OtherNextHops, PolicyAt};
 use crate::base::shutdown::wait_for_shutdown;
 use crate::base::tlsrpt::PolicyInForce;
+use crate::config::PostfixLevel;
 use crate::metrics::Metrics;
 use crate::store::{Batch, MAX_BATCH_RECORDS, Store, StoreError, Table};
 
@@ -69,6 +70,8 @@ const RETENTION: i64 = 2 * 86_400;
 pub struct Period {
     /// The next hop in its one form.
     hop: Arc<str>,
+    /// The own level of the services that asked, where it is not that of main.cf and makes a difference.
+    level: Option<PostfixLevel>,
     policy: StoredPolicy,
     from: CompactTime,
     last_asked: SharedCompactTime,
@@ -177,7 +180,9 @@ impl PolicyHistory {
         for (domain, list) in stored {
             let known = periods.entry(domain).or_default();
             for period in list {
-                let same = |other: &Arc<Period>| other.from == period.from && other.hop == period.hop;
+                let same = |other: &Arc<Period>| {
+                    other.from == period.from && other.hop == period.hop && other.level == period.level
+                };
                 if !known.iter().any(same) && !removed.contains(&period.stored_key()) {
                     totals.periods += 1;
                     totals.bytes += period.policy.size();
@@ -221,10 +226,36 @@ impl PolicyHistory {
     /// Notes that a decision was answered for a next hop at `now` (seconds); `name` is that of its domain. The period
     /// is for [`PolicyHistory::touch`].
     pub fn record_answer(&self, hop: &NextHop, name: &Arc<str>, now: i64, policy: StoredPolicy) -> Arc<Period> {
+        self.record_at(None, hop, name, now, policy)
+    }
+
+    /// The same for services whose own level is not that of main.cf, and whose sessions are held to another policy for it.
+    /// Costs little when called again within the second.
+    pub fn record_answer_at(
+        &self,
+        level: PostfixLevel,
+        hop: &NextHop,
+        name: &Arc<str>,
+        now: i64,
+        policy: StoredPolicy,
+    ) {
+        let latest = latest_period(&self.periods.read(), Some(level), &hop.key(), name);
+        if !latest.is_some_and(|latest| latest.policy == policy && self.touch(&latest, now)) {
+            self.record_at(Some(level), hop, name, now, policy);
+        }
+    }
+
+    fn record_at(
+        &self,
+        level: Option<PostfixLevel>,
+        hop: &NextHop,
+        name: &Arc<str>,
+        now: i64,
+        policy: StoredPolicy,
+    ) -> Arc<Period> {
         let key = hop.key();
         let mut periods = self.periods.write();
-        let known = periods.get(&**name);
-        let latest = known.and_then(|list| list.iter().rev().find(|p| *p.hop == *key)).map(Arc::clone);
+        let latest = latest_period(&periods, level, &key, name);
         let mut policy = policy;
         if let Some(latest) = latest.filter(|latest| latest.policy == policy) {
             if self.touch(&latest, now) {
@@ -235,6 +266,7 @@ impl PolicyHistory {
         let hop = if *key == **name { Arc::clone(name) } else { key.into() };
         let period = Arc::new(Period {
             hop,
+            level,
             from: CompactTime::from_seconds(now),
             last_asked: SharedCompactTime::from_seconds(now),
             dirty: AtomicBool::new(true),
@@ -279,13 +311,15 @@ impl PolicyHistory {
 
     /// The policy in force for a destination at a moment (seconds): the latest decision that had been asked about at
     /// most [`ANSWER_LIFETIME`] before. Decisions for the domain itself go before those for it with a port or in
-    /// brackets.
+    /// brackets. Of services with different levels it is the one that asked last: the MTA asks just before a session.
     pub fn policy_at(&self, domain: &str, seconds: i64) -> PolicyLookup {
         let periods = self.periods.read();
         let found = periods
             .get(domain)
             .and_then(|list| {
-                list.iter().filter(|period| period.stands_at(seconds)).max_by_key(|p| (*p.hop == *domain, p.from))
+                let asked = |p: &Arc<Period>| p.last_asked.seconds().min(seconds);
+                let stands = list.iter().filter(|period| period.stands_at(seconds));
+                stands.max_by_key(|p| (*p.hop == *domain, asked(p), p.from, p.level.is_some()))
             })
             .map(Arc::clone);
         drop(periods);
@@ -480,12 +514,14 @@ impl Period {
         self.from.seconds() <= seconds && seconds <= self.last_asked.seconds() + ANSWER_LIFETIME
     }
 
-    /// `DOMAIN NUL FROM HOP`, the moment in four octets; the hop is left out where it is the domain.
+    /// `DOMAIN NUL FROM HOP`, the moment in four octets; the hop is left out where it is the domain. Behind it is `@LEVEL` of
+    /// services with a level of their own.
     fn stored_key(&self) -> Vec<u8> {
         let domain = NextHop::parse(self.hop.as_bytes()).map_or_else(|| self.hop.to_string(), |hop| hop.domain);
         let from = u32::try_from(self.from.seconds()).unwrap_or(u32::MAX).to_be_bytes();
         let hop = if *self.hop == *domain { "" } else { &self.hop };
-        [domain.as_bytes(), &[0], &from, hop.as_bytes()].concat()
+        let level = self.level.map_or_else(String::new, |level| format!("@{}", level.name()));
+        [domain.as_bytes(), &[0], &from, hop.as_bytes(), level.as_bytes()].concat()
     }
 
     /// The last asking, in four octets, and what stood.
@@ -493,6 +529,12 @@ impl Period {
         let last = u32::try_from(last.max(0)).unwrap_or(u32::MAX).to_be_bytes();
         self.policy.encode(last.to_vec())
     }
+}
+
+/// The period that began last, for a next hop of a domain and services of this level.
+fn latest_period(periods: &Periods, level: Option<PostfixLevel>, hop: &str, domain: &str) -> Option<Arc<Period>> {
+    let list = periods.get(domain)?;
+    list.iter().rev().find(|period| period.level == level && *period.hop == *hop).map(Arc::clone)
 }
 
 /// The domain and a period. `before` is the name of the record before, which is mostly the same.
@@ -504,7 +546,9 @@ fn decode_record(key: &[u8], value: &[u8], before: Option<&Arc<str>>) -> Option<
     let (last, policy) = value.split_first_chunk()?;
     let seconds = |bytes: &[u8; 4]| i64::from(u32::from_be_bytes(*bytes));
     let hop = std::str::from_utf8(hop).ok()?;
+    let (hop, level) = hop.split_once('@').map_or((hop, None), |(hop, level)| (hop, Some(level)));
     let period = Period {
+        level: level.map(|level| PostfixLevel::from_name(level).unwrap_or(PostfixLevel::Unknown)),
         hop: if hop.is_empty() { Arc::clone(&domain) } else { hop.into() },
         policy: StoredPolicy::decode(policy)?,
         from: CompactTime::from_seconds(seconds(from)),
@@ -581,6 +625,51 @@ mod tests {
         let history = empty();
         record(&history, "[example.com]:587", 1001, &sts(Mode::Testing));
         assert_eq!(history.policy_at("example.com", 1002).in_force, sts(Mode::Testing).in_force("example.com"));
+    }
+
+    #[test]
+    fn of_services_with_different_levels_the_one_that_asked_last_counts() {
+        let history = empty();
+        let hop = NextHop::parse(b"example.com").unwrap();
+        let name = hop.domain.as_str().into();
+        let at_encrypt = |now| {
+            history.record_answer_at(PostfixLevel::Encrypt, &hop, &name, now, StoredPolicy::None);
+        };
+        let main = record(&history, "example.com", 1000, &sts(Mode::Testing));
+        at_encrypt(1000);
+        at_encrypt(1100);
+        assert!(history.touch(&main, 1200));
+        at_encrypt(1300);
+        let at = |t| history.policy_at("example.com", t).in_force;
+        assert_eq!(history.len(), 2);
+        assert_eq!(at(1299), at(1200));
+        assert_eq!((at(1300), at(1400)), (PolicyInForce::None, PolicyInForce::None));
+        assert!(history.touch(&main, 1500));
+        assert_eq!(at(1500), sts(Mode::Testing).in_force("example.com"));
+        // A service with another level of its own.
+        history.record_answer_at(PostfixLevel::Secure, &hop, &name, 1600, sts(Mode::Enforce));
+        assert_eq!(at(1600), sts(Mode::Enforce).in_force("example.com"));
+        assert_eq!(history.len(), 3);
+    }
+
+    #[tokio::test]
+    async fn the_level_of_a_service_is_kept_in_the_store() {
+        let (_folder, store) = store();
+        let clock = Clock::starting_at(2000);
+        let history = PolicyHistory::open(&*store, clock, Metrics::default()).unwrap();
+        let main = record(&history, "[example.com]:587", 1000, &sts(Mode::Testing));
+        let hop = NextHop::parse(b"[example.com]:587").unwrap();
+        let name = hop.domain.as_str().into();
+        history.record_answer_at(PostfixLevel::DaneOnly, &hop, &name, 1000, StoredPolicy::None);
+        assert!(history.touch(&main, 1001));
+        history.write(&store, 1).await;
+        let again = PolicyHistory::open(&*store, clock, Metrics::default()).unwrap();
+        assert_eq!(again.len(), 2);
+        for t in [1000, 1001, 1100] {
+            assert_eq!(again.policy_at("example.com", t), history.policy_at("example.com", t), "{t}");
+        }
+        let latest = latest_period(&again.periods.read(), Some(PostfixLevel::DaneOnly), "[example.com]:587", &name);
+        assert_eq!(latest.unwrap().policy, StoredPolicy::None);
     }
 
     #[test]
