@@ -102,6 +102,8 @@ fn domains() -> Vec<Domain> {
         Domain::new("dataless-beside.example").signed().host("mx", plain),
         enforced("any.test"),
         enforced("broken-record.test"),
+        // No A-label that IDNA takes.
+        enforced("xn--a.test"),
         enforced("p521.test"),
         enforced("two-addresses.test"),
         enforced("bad-id.test"),
@@ -200,6 +202,8 @@ impl Setting {
                 "two-addresses.test",
                 secure("mx.two-addresses.test"),
             ),
+            ("a label that begins `xn--` and that IDNA refuses", "xn--a.test", secure("mx.xn--a.test")),
+            ("a next hop with the name of its service", "any.test:mail", secure("mx.any.test")),
         ] {
             rows.push(Row { input, wanted: vec![wanted], came: program.ask("policy", domain).await });
         }
