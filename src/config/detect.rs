@@ -16,7 +16,7 @@ use tlswarden_parsers::Dialect;
 
 use crate::config::{
     Config, InputSection, InsecureMxPolicy, JournalLocation, ListenAddress, PostfixLevel, PostfixSection,
-    SocketmapSection,
+    SocketmapSection, sending_address,
 };
 
 /// How long `postconf` may take.
@@ -40,7 +40,7 @@ const SOCKET_FOLDER: &str = "/var/spool/postfix/tlswarden";
 const EXIM_SOCKET: &str = "/run/tlswarden/exim";
 
 /// What is asked of `postconf`.
-const PARAMETERS: [&str; 8] = [
+const PARAMETERS: [&str; 11] = [
     "mail_version",
     "smtp_tls_security_level",
     "smtp_use_tls",
@@ -49,6 +49,9 @@ const PARAMETERS: [&str; 8] = [
     "smtp_dns_support_level",
     "smtp_tls_dane_insecure_mx_policy",
     "maillog_file",
+    sending_address::PARAMETERS[0],
+    sending_address::PARAMETERS[1],
+    sending_address::PARAMETERS[2],
 ];
 
 /// Completes a configuration with what this host shows, and says what that is: `subject: found: what`. A log that this
@@ -67,7 +70,16 @@ fn complete_with(config: &mut Config, reads: bool) -> Vec<String> {
     let asks = config.inputs.is_empty() || section.version.is_none() || section.default_level.is_none();
     let asks = asks || section.dnssec.is_none() || section.dane_insecure_mx_policy.is_none();
     let asks = asks || config.socketmap == SocketmapSection::default();
-    if asks { DetectedHost::detect(reads).complete(config) } else { Vec::new() }
+    let wants_addresses = config.count.sending_addresses.is_empty();
+    if !asks && !wants_addresses {
+        return Vec::new();
+    }
+    let host = DetectedHost::detect(reads);
+    let mut lines = if asks { host.complete(config) } else { Vec::new() };
+    if wants_addresses && config.inputs.iter().any(|input| input.mta == Dialect::Postfix) {
+        host.complete_sending_addresses(config, &mut lines);
+    }
+    lines
 }
 
 /// What is installed on the host.
@@ -75,6 +87,8 @@ fn complete_with(config: &mut Config, reads: bool) -> Vec<String> {
 struct DetectedHost {
     /// What `postconf` said, or why it said nothing.
     postconf: Option<Result<String, String>>,
+    /// What it said of the services of master.cf; empty where it said nothing.
+    services: String,
     /// Whether Exim is installed.
     exim: bool,
     /// Whether a syslog daemon is installed.
@@ -96,8 +110,10 @@ enum MtaLog {
 impl DetectedHost {
     fn detect(reads: bool) -> DetectedHost {
         let any = |paths: &[&str]| paths.iter().any(|path| Path::new(path).exists());
+        let program = Path::new(POSTCONF);
         DetectedHost {
-            postconf: Path::new(POSTCONF).exists().then(|| run_postconf(Path::new(POSTCONF))),
+            postconf: (program.exists()).then(|| run_postconf(program, &[&["-x"], &PARAMETERS[..]].concat())),
+            services: if program.exists() { run_postconf(program, &["-P"]).unwrap_or_default() } else { String::new() },
             exim: any(&EXIM),
             syslog: any(&SYSLOG),
             no_socket_folder: !Path::new(SOCKET_FOLDER).exists(),
@@ -137,6 +153,29 @@ impl DetectedHost {
         section.dane_insecure_mx_policy = Some(section.dane_insecure_mx_policy());
         let (version, level, dnssec) = (section.version(), section.default_level(), section.dnssec());
         (section.version, section.default_level, section.dnssec) = (Some(version), Some(level), Some(dnssec));
+    }
+
+    /// The addresses that Postfix is bound to; without one, the kernel chooses for each destination.
+    fn complete_sending_addresses(&self, config: &mut Config, lines: &mut Vec<String>) {
+        let Some(Ok(text)) = &self.postconf else { return };
+        let found = sending_address::bound_addresses(text, &self.services);
+        if !found.addresses.is_empty() {
+            let shown: Vec<String> = found.addresses.iter().map(ToString::to_string).collect();
+            lines.push(format!(
+                "postfix: found: it sends from {} (smtp_bind_address, inet_interfaces)",
+                shown.join(", ")
+            ));
+        }
+        for (_, name) in [(found.vary.v4, "smtp_bind_address"), (found.vary.v6, "smtp_bind_address6")]
+            .into_iter()
+            .filter(|(varies, _)| *varies)
+        {
+            lines.push(format!(
+                "postfix: {name}: not one address for all services; reports name no address of that family: set [count] \
+                 sending_addresses"
+            ));
+        }
+        (config.count.sending_addresses, config.count.sending_addresses_vary) = (found.addresses, found.vary);
     }
 
     fn complete_inputs(&self, config: &mut Config, lines: &mut Vec<String>) {
@@ -246,17 +285,16 @@ fn effective_level(text: &str) -> Option<&str> {
 }
 
 /// The value of a parameter in the output of `postconf`.
-fn parameter<'a>(text: &'a str, name: &str) -> Option<&'a str> {
+pub(super) fn parameter<'a>(text: &'a str, name: &str) -> Option<&'a str> {
     text.lines().find_map(|line| line.split_once('=').filter(|(n, _)| n.trim() == name)).map(|(_, value)| value.trim())
 }
 
-/// The output of `postconf` for the default instance, macros expanded.
-fn run_postconf(program: &Path) -> Result<String, String> {
+/// The output of `postconf` for the default instance.
+fn run_postconf(program: &Path, arguments: &[&str]) -> Result<String, String> {
     let shown = program.display();
     let failed = |e: std::io::Error| format!("{shown}: {e}");
     let mut child = Command::new(program)
-        .arg("-x")
-        .args(PARAMETERS)
+        .args(arguments)
         .env_clear()
         .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
         .stdin(Stdio::null())
@@ -344,6 +382,23 @@ mod tests {
     }
 
     #[test]
+    fn the_addresses_that_postfix_is_bound_to_are_found() {
+        let bound =
+            POSTFIX.to_owned() + "smtp_bind_address = 192.0.2.11\nsmtp_bind_address6 =\ninet_interfaces = all\n";
+        let mut config = Config::default();
+        let mut lines = Vec::new();
+        host(&bound).complete_sending_addresses(&mut config, &mut lines);
+        assert_eq!(config.count.sending_addresses, ["192.0.2.11".parse::<std::net::IpAddr>().unwrap()]);
+        assert_eq!(lines, ["postfix: found: it sends from 192.0.2.11 (smtp_bind_address, inet_interfaces)"]);
+        let services = "out/unix/smtp_bind_address = 192.0.2.12\n".to_owned();
+        let several = DetectedHost { services, ..host(&bound) };
+        let (mut config, mut lines) = (Config::default(), Vec::new());
+        several.complete_sending_addresses(&mut config, &mut lines);
+        assert!(config.count.sending_addresses.is_empty() && config.count.sending_addresses_vary.v4);
+        assert!(lines[0].starts_with("postfix: smtp_bind_address: not one address for all services"), "{lines:?}");
+    }
+
+    #[test]
     fn an_empty_level_obeys_the_older_parameters() {
         for (from, to, want) in [
             ("dane\n", "\n", Some("none")),
@@ -404,13 +459,16 @@ mod tests {
         let write = format!("printf '#!/bin/sh\\nexec sleep 600\\n' >{0} && chmod 755 {0}", program.display());
         assert!(Command::new("sh").args(["-c", &write]).status().unwrap().success());
         let begin = Instant::now();
-        assert_eq!(run_postconf(&program).unwrap_err(), format!("{}: no answer within 5 s", program.display()));
+        assert_eq!(
+            run_postconf(&program, &PARAMETERS).unwrap_err(),
+            format!("{}: no answer within 5 s", program.display())
+        );
         assert!(begin.elapsed() < 3 * POSTCONF_TIMEOUT);
     }
 
     #[test]
     fn a_postconf_that_fails_is_said() {
-        let problem = run_postconf(Path::new("/bin/false")).unwrap_err();
+        let problem = run_postconf(Path::new("/bin/false"), &PARAMETERS).unwrap_err();
         assert!(problem.starts_with("/bin/false: exit status: 1"), "{problem}");
         let host = DetectedHost { postconf: Some(Err(problem)), ..DetectedHost::default() };
         let lines = host.complete(&mut Config::default());

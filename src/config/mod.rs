@@ -11,6 +11,7 @@ mod limits;
 mod locate;
 mod override_answer;
 mod overrides;
+mod sending_address;
 mod similar;
 mod toml_errors;
 mod validate;
@@ -197,6 +198,18 @@ pub struct CountSection {
     /// The addresses that mail is sent from, for `sending-mta-ip`; without one of a family, the host's own for that
     /// destination.
     pub sending_addresses: Vec<IpAddr>,
+    /// The families of which Postfix has several, so that the address of a session is not known.
+    #[serde(skip)]
+    pub sending_addresses_vary: VaryingFamilies,
+}
+
+/// Families of addresses of which there are several.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct VaryingFamilies {
+    /// IPv4.
+    pub v4: bool,
+    /// IPv6.
+    pub v6: bool,
 }
 
 /// `[[nexthop]]`
@@ -685,7 +698,11 @@ impl Default for ControlSection {
 
 impl Default for CountSection {
     fn default() -> Self {
-        CountSection { local_networks: default_local_networks(), sending_addresses: Vec::new() }
+        CountSection {
+            local_networks: default_local_networks(),
+            sending_addresses: Vec::new(),
+            sending_addresses_vary: VaryingFamilies::default(),
+        }
     }
 }
 

@@ -16,7 +16,7 @@ use parking_lot::Mutex;
 use crate::base::domain_name;
 use crate::base::next_hop::NextHop;
 use crate::base::tlsrpt::{Mode, Policy, PolicyInForce, SessionOutcome};
-use crate::config::{Config, InputKind, NativeTlsrpt, NextHopSection, default_local_networks};
+use crate::config::{Config, InputKind, NativeTlsrpt, NextHopSection, VaryingFamilies, default_local_networks};
 use crate::counting::session::datagram::ReportedSession;
 
 /// Destinations whose source address is cached; when full, all are dropped: to ask again costs microseconds.
@@ -92,6 +92,7 @@ impl CountingRules {
             next_hops: NextHopRules::from_sections(&config.next_hops),
             sending_addresses: Some(SendingAddresses {
                 configured: config.count.sending_addresses.clone(),
+                vary: config.count.sending_addresses_vary,
                 cache: Mutex::new(HashMap::new()),
             }),
             reported_destinations: Mutex::default(),
@@ -234,6 +235,8 @@ impl NameRules {
 #[derive(Debug)]
 struct SendingAddresses {
     configured: Vec<IpAddr>,
+    /// Of these families the MTA has several, and no line tells which.
+    vary: VaryingFamilies,
     cache: Mutex<HashMap<IpAddr, (Instant, Option<IpAddr>)>>,
 }
 
@@ -241,6 +244,9 @@ impl SendingAddresses {
     fn address_for(&self, host: IpAddr) -> Option<IpAddr> {
         if let Some(configured) = self.configured.iter().find(|address| address.is_ipv4() == host.is_ipv4()) {
             return Some(*configured);
+        }
+        if if host.is_ipv4() { self.vary.v4 } else { self.vary.v6 } {
+            return None;
         }
         let mut cache = self.cache.lock();
         if let Some((when, address)) = cache.get(&host)
@@ -333,6 +339,7 @@ mod tests {
     fn the_sending_address_is_configured_or_the_kernels() {
         let sending = |configured: &[&str]| SendingAddresses {
             configured: configured.iter().map(|a| a.parse().unwrap()).collect(),
+            vary: VaryingFamilies::default(),
             cache: Mutex::new(HashMap::new()),
         };
         let to =
@@ -343,5 +350,9 @@ mod tests {
         let none = sending(&[]);
         assert_eq!(to(&none, "127.0.0.1").as_deref(), Some("127.0.0.1"));
         assert_eq!(none.cache.lock().len(), 1);
+        // Of several addresses none is named.
+        let several = SendingAddresses { vary: VaryingFamilies { v4: true, v6: false }, ..sending(&["2001:db8::1"]) };
+        assert_eq!(to(&several, "127.0.0.1"), None);
+        assert_eq!(to(&several, "2001:db8::7").as_deref(), Some("2001:db8::1"));
     }
 }
