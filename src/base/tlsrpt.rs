@@ -343,9 +343,22 @@ impl PolicyInForce {
     pub(crate) fn at_host(self, mx: Option<&str>) -> PolicyInForce {
         match self {
             PolicyInForce::PerHost { dane, others, narrowed: None } => match mx.and_then(|mx| row_of(&dane, mx)) {
-                Some(_) => PolicyInForce::Dane { hosts: dane },
+                Some(_) => PolicyInForce::Dane { hosts: dane }.at_host(mx),
                 None => *others,
             },
+            PolicyInForce::Dane { hosts } if mx.and_then(|mx| row_of(&hosts, mx)).is_some_and(is_unusable) => {
+                PolicyInForce::UnusableTlsa { hosts }
+            }
+            same => same,
+        }
+    }
+
+    /// The policy in force at any of the MX hosts, where no line names the one.
+    pub(crate) fn at_some_host(self) -> PolicyInForce {
+        match self {
+            PolicyInForce::Dane { hosts } if !hosts.is_empty() && hosts.iter().all(|(_, row)| is_unusable(row)) => {
+                PolicyInForce::UnusableTlsa { hosts }
+            }
             same => same,
         }
     }
@@ -364,6 +377,17 @@ impl PolicyInForce {
         };
         (allowed && !was_told).then(|| row_of(dane, mx).map_or_else(|| Arc::new(without_records()), Arc::clone))
     }
+}
+
+/// Whether no TLSA record of a host can match any certificate, so that the MTA uses TLS with any (RFC 7672 §2.2, §3.1): by
+/// its usage, selector and matching type, or because it has no data.
+fn is_unusable(policy: &Arc<Policy>) -> bool {
+    let is_usable = |record: &String| {
+        let mut fields = record.split_ascii_whitespace();
+        let numbers = (fields.next(), fields.next(), fields.next());
+        matches!(numbers, (Some("2" | "3"), Some("0" | "1"), Some("0" | "1" | "2"))) && fields.next().is_some()
+    };
+    !policy.policy_string.iter().any(is_usable)
 }
 
 /// The policy of a host among those with TLSA records.
@@ -448,6 +472,30 @@ mod tests {
         for host in ["a.b.example.com", "example.com", ".example.com", "mxexample.com"] {
             assert!(!mx_matches("*.example.com", host), "{host}");
         }
+    }
+
+    #[test]
+    fn records_that_match_no_certificate_are_no_dane() {
+        let host = |record: &str| {
+            let policy = Policy { policy_string: vec![record.into()], ..Policy::none("mx.test") };
+            vec![("mx.test".to_owned(), Arc::new(Policy { policy_type: PolicyType::Tlsa, ..policy }))]
+        };
+        for (record, usable) in [
+            ("3 1 1 ab", true),
+            ("2 0 2 ab", true),
+            ("1 1 1 ab", false),
+            ("3 2 1 ab", false),
+            ("3 1 9 ab", false),
+            ("3 1 1 ", false),
+        ] {
+            let dane = PolicyInForce::Dane { hosts: host(record) };
+            let want = if usable { dane.clone() } else { PolicyInForce::UnusableTlsa { hosts: host(record) } };
+            assert_eq!(dane.clone().at_host(Some("MX.test")), want, "{record}");
+            assert_eq!(dane.clone().at_host(Some("other.test")), dane, "{record}");
+            assert_eq!(dane.clone().at_some_host(), want, "{record}");
+        }
+        let both = PolicyInForce::Dane { hosts: [host("1 1 1 ab"), host("3 1 1 ab")].concat() };
+        assert_eq!(both.clone().at_some_host(), both);
     }
 
     #[test]

@@ -293,6 +293,7 @@ impl Counter {
             self.rules.record_reported(&session, at);
             let in_force = policies.at(&session.domain, at);
             let in_force = self.rules.policy_in_force(in_force, &session.domain, at);
+            let in_force = in_force.map(PolicyInForce::at_some_host);
             let tallies = tally::tally_reported_session(&session, at, in_force.as_ref(), self.rules.has_log_input);
             self.stats.left_to_log += u64::from(tallies.is_empty());
             let under_sts = session.policy.policy_type == PolicyType::Sts;
