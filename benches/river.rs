@@ -199,7 +199,9 @@ fn through_the_river(mut next: impl FnMut() -> Option<(Vec<u8>, usize)> + Send) 
                 offset += lines.len() as u64;
                 let position = Position::File(FilePosition { inode: 1, offset, ..FilePosition::default() });
                 let (bytes_behind, at_end) = (behind as u64, behind == 0);
-                let block = LineBlock { lines, position, skipped: 0, bytes_behind, at_end, may_be_counted: false };
+                let (may_be_counted, lines_missing) = (false, false);
+                let block =
+                    LineBlock { lines, position, skipped: 0, bytes_behind, at_end, may_be_counted, lines_missing };
                 sender.blocking_send(InputEvent::Block(0, block)).unwrap();
             }
         });

@@ -437,6 +437,11 @@ impl Counter {
         self.timestamps.newest()
     }
 
+    /// Lines before the next one are missing: they were lost with their file, or left the journal.
+    pub(crate) fn note_missing_lines(&mut self) {
+        self.sessions.note_missing_lines();
+    }
+
     /// Leaves lines out that are not newer than the newest one so far: they may have been counted.
     pub(crate) fn leave_out_counted_lines(&mut self) {
         if let Some(newest) = self.timestamps.newest() {

@@ -239,6 +239,9 @@ impl CountingTask {
         if block.may_be_counted {
             input.counter.leave_out_counted_lines();
         }
+        if block.lines_missing {
+            input.counter.note_missing_lines();
+        }
         input.counter.count_lines(&block.lines, now, &*self.policies);
         self.publish_lines(input, block.skipped);
         pending.progress.add_block(&self.metrics, &input.name, &block, input.counter.newest_line_time());

@@ -76,6 +76,7 @@ mod tests {
             bytes_behind: 7,
             at_end,
             may_be_counted: false,
+            lines_missing: false,
         };
         let shown = || metrics.inputs().remove("log").map(|p| (p.newest, p.at_end_since, p.behind)).unwrap();
         progress.add_block(&metrics, "log", &block("one\n", true), Some(100));

@@ -78,6 +78,8 @@ pub struct JournalFollower {
     cursor: Option<String>,
     /// Whether the next entry should be that of `cursor`, which has been counted and is left out.
     expects_cursor_entry: bool,
+    /// Entries before the next ones are missing.
+    lines_missing: bool,
     process: Option<JournalctlProcess>,
     splitter: LineSplitter,
     restart_delay: Duration,
@@ -116,6 +118,7 @@ impl JournalFollower {
             journal,
             cursor,
             expects_cursor_entry: false,
+            lines_missing: false,
             process: None,
             splitter,
             restart_delay: MIN_RESTART_DELAY,
@@ -181,6 +184,7 @@ impl JournalFollower {
             } else {
                 let what = "the entry that was counted last is not there any more (vacuumed, or not of these identifiers \
                             and units); going on at the nearest later one: what was between is not counted";
+                self.lines_missing = true;
                 return Some(JournalEvent::Gap(what.to_owned()));
             }
         }
@@ -190,12 +194,14 @@ impl JournalFollower {
         if let Some(found) = parse_cursor(last) {
             self.cursor = Some(found.into_owned());
         }
-        Some(JournalEvent::Entries(self.block(lines, skipped, false)))
+        let mut block = self.block(lines, skipped, false);
+        block.lines_missing = std::mem::take(&mut self.lines_missing);
+        Some(JournalEvent::Entries(block))
     }
 
     fn block(&self, lines: Vec<u8>, skipped: u64, at_end: bool) -> LineBlock {
         let position = self.cursor.clone().map_or(Position::Nowhere, |cursor| Position::Journal { cursor });
-        LineBlock { lines, position, skipped, bytes_behind: 0, at_end, may_be_counted: false }
+        LineBlock { lines, position, skipped, bytes_behind: 0, at_end, may_be_counted: false, lines_missing: false }
     }
 
     fn start(&mut self) -> std::io::Result<JournalctlProcess> {

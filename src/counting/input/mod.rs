@@ -38,6 +38,8 @@ pub struct LineBlock {
     /// Whether lines from here on may have been counted: those that are not newer than the newest one counted so far are
     /// then left out.
     pub may_be_counted: bool,
+    /// Whether lines before these are known to be missing: nothing follows from a line that is not there.
+    pub lines_missing: bool,
 }
 
 /// How far an input has been read and counted: reading continues there after a restart.

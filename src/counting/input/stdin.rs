@@ -67,6 +67,7 @@ fn read_blocks(mut from: impl Read, to: &mpsc::Sender<Result<LineBlock, String>>
             bytes_behind: 0,
             at_end: true,
             may_be_counted: false,
+            lines_missing: false,
         };
         let sent = block.lines.is_empty() && !ended || to.blocking_send(Ok(block)).is_ok();
         if ended || !sent {

@@ -161,6 +161,14 @@ impl Sessions {
         }
     }
 
+    /// Lines before the next one are missing. Exim's lines each tell all of a session.
+    pub(crate) fn note_missing_lines(&mut self) {
+        match self {
+            Sessions::Postfix(sessions) => sessions.note_missing_lines(),
+            Sessions::Exim(_) => {}
+        }
+    }
+
     /// Ends what is open at `now`: the input has been at its end for [`SESSION_TIMEOUT`].
     pub fn end_all(&mut self, now: i64, out: &mut Vec<SessionOutcome>) {
         match self {

@@ -65,6 +65,8 @@ pub struct LogReader {
     position: Option<FilePosition>,
     /// Whether lines from here on may have been counted, as [`LineBlock::may_be_counted`] says.
     may_be_counted: bool,
+    /// Whether lines before the next ones are missing, as [`LineBlock::lines_missing`] says.
+    lines_missing: bool,
     /// Bytes in the files after this one.
     bytes_in_later_files: u64,
     /// Whether the end has been reported since lines were read.
@@ -145,6 +147,7 @@ impl LogReader {
             closed: None,
             position,
             may_be_counted: false,
+            lines_missing: false,
             bytes_in_later_files: 0,
             reported_end: false,
             missing_since: None,
@@ -343,11 +346,13 @@ impl LogReader {
         self.reported_end = at_end;
         self.logged.clear();
         let position = Position::File(self.position.clone().unwrap_or(own));
-        let may_be_counted = self.may_be_counted;
+        let (may_be_counted, lines_missing) = (self.may_be_counted, self.lines_missing);
         if moved {
-            self.may_be_counted = false;
+            (self.may_be_counted, self.lines_missing) = (false, false);
         }
-        Ok(FollowStep::Read(LineBlock { lines, position, skipped, bytes_behind: behind, at_end, may_be_counted }))
+        let bytes_behind = behind;
+        let block = LineBlock { lines, position, skipped, bytes_behind, at_end, may_be_counted, lines_missing };
+        Ok(FollowStep::Read(block))
     }
 
     /// Switches to another file.
@@ -397,6 +402,7 @@ impl LogReader {
         if let Some(next) = &next {
             what = format!("{what}; reading continues at the beginning of {}", next.path.display());
         }
+        self.lines_missing = true;
         self.log_once(what, true);
         let Some(mut next) = next else { return Ok(false) };
         next.earlier_files = position.earlier_files_of_next();
@@ -460,6 +466,7 @@ impl LogReader {
         };
         log.resume(position, offset).map_err(|e| unreadable(&e))?;
         if let Some(then) = lost.filter(|_| offset != position.offset) {
+            self.lines_missing = true;
             let bytes = position.offset.saturating_sub(offset);
             let since = position.checkpoints.iter().rev().find(|one| one.offset <= offset).map(|one| one.at);
             let until = position.checkpoints.last().map(|one| one.at);

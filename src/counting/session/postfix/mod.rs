@@ -73,6 +73,10 @@ const HOST_WITH_TLS_TTL: i64 = 600;
 /// How long lines are missed after a syslog daemon has lost some, in seconds: deliveries that were under way then.
 const GAP_TTL: i64 = 600;
 
+/// Deliveries in a row without a line about TLS after which the log level may hide TLS: more than nine of ten hosts have it. A
+/// level that is changed without a reload is that of new processes alone.
+const MAX_SILENT_DELIVERIES: u32 = 10;
+
 /// How often the time of a host that makes TLS is stored anew, in seconds: each is a record. After a restart a host may be
 /// forgotten by so much earlier.
 const HOST_WITH_TLS_RENEWAL: i64 = 300;
@@ -93,6 +97,8 @@ pub struct PostfixSessions {
     instances: TrackedMap<Instance>,
     /// The value is the time that the store has.
     hosts_with_tls: TrackedMap<i64>,
+    /// Lines before the next one are missing.
+    lines_missing: bool,
     swept_at: i64,
     uncounted: Uncounted,
 }
@@ -109,6 +115,9 @@ struct Instance {
     uses_tlsproxy: bool,
     /// Its log level shows every session.
     logs_all_sessions: bool,
+    /// Deliveries since the last line about TLS that must have been in clear text, if it does.
+    #[serde(default)]
+    silent_deliveries: u32,
 }
 
 /// The delivery that one smtp(8) process has under way.
@@ -152,6 +161,7 @@ impl PostfixSessions {
             last_reported_peer: TrackedMap::new(MAX_PROCESSES),
             instances: TrackedMap::new(MAX_INSTANCES),
             hosts_with_tls: TrackedMap::new(MAX_HOSTS_WITH_TLS),
+            lines_missing: false,
             swept_at: 0,
             uncounted: Uncounted::default(),
         }
@@ -209,6 +219,9 @@ impl PostfixSessions {
         if time >= self.swept_at + 60 {
             self.swept_at = time;
             self.sweep(time, out);
+        }
+        if std::mem::take(&mut self.lines_missing) {
+            self.note_gap(b"", time);
         }
         let process = &event.process;
         let delivers = process.name == b"smtp";
@@ -374,6 +387,11 @@ impl PostfixSessions {
         }
     }
 
+    /// Lines before the next one are missing.
+    pub(crate) fn note_missing_lines(&mut self) {
+        self.lines_missing = true;
+    }
+
     /// Lines of a host are missing: what was concluded from the completeness of its log ends.
     fn note_gap(&mut self, host: &[u8], time: i64) {
         // A key begins with the host and a zero byte (`instance_key`); a line without a host says nothing about which.
@@ -405,6 +423,7 @@ impl PostfixSessions {
         self.update_instance(&instance_key(process), time, |i| {
             i.has_trust_anchors |= trust == Trust::Trusted;
             i.logs_all_sessions |= !i.uses_tlsproxy;
+            i.silent_deliveries = 0;
         });
         self.note_host_with_tls(peer, time);
         self.open_attempt(process, Some(peer), time, |a| a.has_finished_handshake()).trust = Some(trust);
@@ -531,6 +550,9 @@ impl PostfixSessions {
             && matches!(reason, TlsReason::PolicyUnknown)
             && delivery.attempts.iter().all(|attempt| !attempt.policy_unknown);
         let unlogged = if open.is_some() { None } else { self.unlogged_session(process, end, &delivery, time) };
+        if open.is_none() && delivery.attempts.is_empty() {
+            self.check_for_missing_line(process, &message, end, time);
+        }
         // The lines of the other recipients are alike, and without what was before them look like clear text.
         let told = open.is_some() || !delivery.attempts.is_empty();
         if !matches!(reason, TlsReason::Other) || unlogged.is_some() || told {
@@ -541,11 +563,14 @@ impl PostfixSessions {
             let peer = relay.or(named);
             // The other recipients of this delivery have the same line. Another delivery of the message by the same process
             // is to another host, or has waited longer: a message with many recipients is delivered in several requests.
-            let request = digest(&join_key(&[&key, b"\0", &peer.map(peer_key).unwrap_or_default(), b"\0", end.delays]));
+            let request = request_digest(&key, peer, end);
             let (counted, evicted) = self.counted_requests.upsert(&message, time, Vec::new);
             self.uncounted.evicted += evicted;
             if !counted.contains(&request) && counted.len() < MAX_COUNTED_REQUESTS {
                 counted.push(request);
+                if unlogged == Some(UnloggedSession::ClearText) && end.tls.is_none() {
+                    self.update_instance(&instance_key(process), time, |i| i.silent_deliveries += 1);
+                }
                 open = open.or_else(|| {
                     let mut attempt = Attempt::new(time, peer);
                     attempt.unlogged = unlogged;
@@ -575,6 +600,22 @@ impl PostfixSessions {
                 let verdict = self.verdict(&attempt, reason, time);
                 self.finish(attempt, verdict, mail, time, process, out);
             }
+        }
+    }
+
+    /// A new connection to a host that has just made TLS, without a line about TLS, although the log shows every session: lines
+    /// are missing, or the process has another log level.
+    fn check_for_missing_line(&mut self, process: &Process<'_>, message: &[u8], end: &DeliveryLine<'_>, time: i64) {
+        let is_new = end.new_connection && end.sent && end.tls.is_none() && matches!(end.reason, TlsReason::Other);
+        let Some(peer) = end.relay.filter(|peer| is_new && peer.port == Some(SMTP_PORT)) else { return };
+        let instance = instance_key(process);
+        if !self.hosts_with_tls.contains(&host_key(peer.host, peer.ip)) || !self.logs_all_sessions(&instance, time) {
+            return;
+        }
+        // Unless it is another recipient of a session that had its line.
+        let request = request_digest(&process_key(process), Some(peer), end);
+        if !self.counted_requests.peek(message).is_some_and(|(_, counted)| counted.contains(&request)) {
+            self.update_instance(&instance, time, |i| (i.logs_all_sessions, i.lost_lines_at) = (false, Some(time)));
         }
     }
 
@@ -776,7 +817,8 @@ impl PostfixSessions {
 
     fn logs_all_sessions(&self, instance: &[u8], time: i64) -> bool {
         let after_gap = |i: &Instance| i.lost_lines_at.is_none_or(|lost| time - lost > GAP_TTL);
-        self.instances.peek(instance).is_some_and(|(_, i)| i.logs_all_sessions && after_gap(i))
+        let shows = |i: &Instance| i.logs_all_sessions && i.silent_deliveries < MAX_SILENT_DELIVERIES && after_gap(i);
+        self.instances.peek(instance).is_some_and(|(_, i)| shows(i))
     }
 
     fn open_delivery(&mut self, process: &Process<'_>, time: i64) -> &mut OpenDelivery {
@@ -818,6 +860,11 @@ impl Default for PostfixSessions {
     fn default() -> Self {
         Self::new()
     }
+}
+
+/// What the recipients of one delivery request have in common: the process, the peer, the times up to the connection.
+fn request_digest(process: &[u8], peer: Option<Peer<'_>>, end: &DeliveryLine<'_>) -> u64 {
+    digest(&join_key(&[process, b"\0", &peer.map(peer_key).unwrap_or_default(), b"\0", end.delays]))
 }
 
 fn push_attempt(delivery: &mut OpenDelivery, attempt: Attempt) {

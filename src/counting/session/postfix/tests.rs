@@ -242,6 +242,40 @@ fn a_host_that_has_just_made_tls_is_not_without_it() {
     assert_eq!(count(&[&elsewhere, &other, &plain]), (1, 1));
 }
 
+/// Nothing follows from a line that is not there: the log level may hide it, or it was lost with its file.
+#[test]
+fn missing_lines_are_no_clear_text() {
+    let at = |line: &str, process: u32, host: &str| {
+        line.replace("smtp[2]", &format!("smtp[{process}]")).replace("mx.a.test[192.0.2.1]", host)
+    };
+    let (known, plain) = ("mx.known.test[192.0.2.9]", "mx.plain.test[192.0.2.8]");
+    let (established, sent) = (at(&format!("smtp[2]: {TRUSTED}"), 2, known), |queue_id: &str, process, host: &str| {
+        at(&sent(queue_id, "").replace("mx.a.test[192.0.2.1]", host), process, host)
+    });
+    let clear = |sessions: &mut PostfixSessions, lines: &[&str]| {
+        outcomes(sessions, lines).iter().filter(|o| o.clear_text).count()
+    };
+    let first = sent("4AB0CDEF11", 2, known);
+    let other_recipient = first.replace("to=<u@", "to=<v@");
+    let of_plain = sent("4AB0CDEF12", 3, plain);
+    assert_eq!(clear(&mut PostfixSessions::new(), &[&established, &first, &other_recipient, &of_plain]), 1);
+    // `smtp_tls_loglevel = 0` without a reload: new processes show no TLS to a host that has it.
+    let hidden = sent("4AB0CDEF13", 3, known);
+    assert_eq!(clear(&mut PostfixSessions::new(), &[&established, &first, &hidden, &of_plain]), 0);
+    // Nor to many hosts in a row.
+    let mut sessions = PostfixSessions::new();
+    assert_eq!(clear(&mut sessions, &[&established, &first]), 0);
+    let many: Vec<String> =
+        (0..100).map(|n| sent(&format!("4AB0CDE{n:03}"), 100 + n, &format!("mx{n}.test[198.51.100.{n}]"))).collect();
+    let many: Vec<&str> = many.iter().map(String::as_str).collect();
+    assert_eq!(clear(&mut sessions, &many), MAX_SILENT_DELIVERIES as usize);
+    // A file that is gone, or a journal that was vacuumed, took lines with it.
+    let mut sessions = PostfixSessions::new();
+    assert_eq!(clear(&mut sessions, &[&established, &first]), 0);
+    sessions.note_missing_lines();
+    assert_eq!(clear(&mut sessions, &[&of_plain]), 0);
+}
+
 /// One of several servers behind a name may have lost STARTTLS; Postfix 3.11 says so of each delivery.
 #[test]
 fn the_tls_feature_proves_clear_text_also_where_the_host_has_just_made_tls() {
