@@ -136,19 +136,19 @@ fn in_year(timestamp: LogTimestamp, year: &[u8]) -> Option<LogTimestamp> {
 }
 
 /// The month that an abbreviation names: in English, and as glibc's locales print it in German, French, Spanish,
-/// Italian, Portuguese, Dutch, Scandinavian languages, Polish, Russian and Ukrainian, with or without a point; or by its
+/// Italian, Portuguese, Dutch, Hungarian, Scandinavian languages, Polish, Russian and Ukrainian, with or without a point; or by its
 /// number, as in Chinese, Japanese and Korean. In UTF-8, and in ISO 8859-1 where a name needs it.
 fn month(name: &[u8]) -> Option<u8> {
     const NAMES: [&[&str]; 12] = [
         &["jan", "jän", "janv", "ene", "gen", "янв", "sty", "січ"],
-        &["feb", "févr", "fév", "fev", "фев", "lut", "лют"],
-        &["mar", "mär", "märz", "mars", "mrt", "мар", "бер"],
-        &["apr", "avr", "avril", "abr", "апр", "kwi", "кві"],
-        &["may", "mai", "mei", "maj", "mag", "май", "мая", "тра"],
-        &["jun", "juin", "juni", "giu", "июн", "cze", "чер"],
-        &["jul", "juil", "juli", "lug", "июл", "lip", "лип"],
+        &["feb", "févr", "fév", "fev", "febr", "фев", "февр", "lut", "лют"],
+        &["mar", "mär", "märz", "mars", "mrt", "márc", "мар", "марта", "бер"],
+        &["apr", "avr", "avril", "abr", "ápr", "апр", "kwi", "кві"],
+        &["may", "mai", "mei", "maj", "máj", "mag", "май", "мая", "тра"],
+        &["jun", "juin", "juni", "giu", "jún", "июн", "июня", "cze", "чер"],
+        &["jul", "juil", "juli", "lug", "júl", "июл", "июля", "lip", "лип"],
         &["aug", "août", "aoû", "ago", "авг", "sie", "сер"],
-        &["sep", "sept", "set", "сен", "сент", "wrz", "вер"],
+        &["sep", "sept", "szept", "set", "сен", "сент", "wrz", "вер"],
         &["oct", "okt", "ott", "out", "окт", "paź", "жов"],
         &["nov", "ноя", "нояб", "lis", "лис"],
         &["dec", "déc", "dez", "dic", "des", "дек", "gru", "гру"],
