@@ -122,6 +122,43 @@ fn several_logs_are_one_stream_and_gz_is_unpacked() {
     assert_eq!(two, json(&whole));
 }
 
+/// The forms that the parsers do not know are in their own tests.
+#[test]
+fn what_container_runtimes_split_and_terminals_color_is_read() {
+    let text = [TRUSTED, SENT].map(str::trim_end);
+    let each = |change: &dyn Fn(&str) -> String| text.map(change).concat();
+    let parts = |line: &str| -> Vec<String> {
+        let (front, end) = line.split_at(60);
+        vec![front.to_owned(), end.to_owned()]
+    };
+    let docker = |text: &str| {
+        let log = serde_json::Value::from(text);
+        format!("{{\"log\":{log},\"stream\":\"stdout\",\"time\":\"2026-11-22T22:44:00.1Z\"}}\n")
+    };
+    let time = "2026-11-22T22:44:00.1Z stdout";
+    for (form, log) in [
+        ("CRI", each(&|line| format!("{time} P {}\n{time} F {}\n", parts(line)[0], parts(line)[1]))),
+        ("json-file", each(&|line| docker(&parts(line)[0]) + &docker(&format!("{}\n", parts(line)[1])))),
+        ("lines without an end", each(&|line| docker(line))),
+        ("compose", each(&|line| format!("\x1b[36mmail-1  |\x1b[0m {line}\n"))),
+        (
+            "colors",
+            each(&|line| format!("{}\n", line.replace(" mta ", "\x1b[0m mta \x1b[1;36m").replace("]: ", "]\x1b[0m: "))),
+        ),
+        ("a hole", each(&|line| format!("\0\0{line}\n"))),
+        ("repeated", format!("{TRUSTED}Nov 22 22:44:00 mta last message repeated 2 times\n{SENT}")),
+    ] {
+        let (_, shown, _) = replay_lines(&log, &[]);
+        assert_eq!(shown["results"][0]["summary"]["total-successful-session-count"], 1, "{form}: {shown}");
+        let lost = if form == "repeated" { 2 } else { 0 };
+        assert_eq!(shown["left-out"]["lines-lost-by-syslog"], lost, "{form}: {shown}");
+    }
+    // Whose lines are repeated is not the MTA's.
+    let other =
+        format!("Nov 22 22:44:00 mta dovecot: x\nNov 22 22:44:00 mta last message repeated 2 times\n{TRUSTED}{SENT}");
+    assert_eq!(replay_lines(&other, &[]).1["left-out"]["lines-lost-by-syslog"], 0);
+}
+
 #[test]
 fn a_session_over_midnight_in_files_named_by_their_date_is_one() {
     let exim = [

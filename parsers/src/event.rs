@@ -182,6 +182,11 @@ pub enum EventKind<'a> {
         /// How many, at least; those of other programs may be among them.
         number: u32,
     },
+    /// `last message repeated N times` of a syslog daemon, which stands for lines like the one before it.
+    LastLineRepeated {
+        /// How many more of them there were.
+        times: u32,
+    },
     /// `CONNECT to [IP]:PORT` of tlsproxy(8): smtp(8) will log the session whatever its log level is.
     TlsproxyConnect,
 }
@@ -228,7 +233,7 @@ impl EventKind<'_> {
                 exim::LineKind::Host { .. } | exim::LineKind::NoUsableTlsa => LineFamily::EximHost,
                 exim::LineKind::VerifyError { .. } => LineFamily::EximVerification,
             },
-            EventKind::LinesLost { .. } => LineFamily::LinesLost,
+            EventKind::LinesLost { .. } | EventKind::LastLineRepeated { .. } => LineFamily::LinesLost,
             EventKind::TlsproxyConnect => LineFamily::TlsproxyConnect,
         }
     }

@@ -43,7 +43,10 @@ pub(crate) fn parse(line: &[u8]) -> ParseResult<Event<'_>> {
             return Ok(None);
         }
     }
-    parse_prefixed(prefix_of(line))
+    match prefix_of(line) {
+        Some(prefix) if !prefix.ident.is_empty() || message_id(prefix.text).is_some() => parse_prefixed(Some(prefix)),
+        _ => Ok(gap::last_line_repeated(line)),
+    }
 }
 
 /// What stands before the message id in a line that does not begin with Exim's own time and the id.
@@ -142,7 +145,7 @@ struct Prefix<'a> {
 #[inline]
 fn behind_tag<'a>(line: &SyslogLine<'a>) -> Option<Prefix<'a>> {
     let (pid, text) = line.pid_and_text()?;
-    let (continues, text) = strip_part_number(text)?;
+    let (continues, text) = strip_part_number(syslog::unwrap_repeated(text))?;
     Some(with_own_time(line.timestamp(), line.host(), line.ident, pid, continues, text))
 }
 

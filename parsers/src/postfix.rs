@@ -28,7 +28,7 @@ mod tlsrpt;
 
 /// Reads one line.
 pub(crate) fn parse(line: &[u8]) -> ParseResult<Event<'_>> {
-    envelope::split(line).map_or(Ok(None), |line| parse_line(&line))
+    envelope::split(line).map_or_else(|| Ok(gap::last_line_repeated(line)), |line| parse_line(&line))
 }
 
 /// Whether a line is of a daemon of Postfix.
@@ -298,7 +298,7 @@ mod tests {
             Some(EventKind::Exim(_)) => "Exim",
             Some(EventKind::DaemonReloaded) => "reloaded",
             Some(EventKind::TlsproxyConnect) => "proxied",
-            Some(EventKind::LinesLost { .. }) => "lost",
+            Some(EventKind::LinesLost { .. } | EventKind::LastLineRepeated { .. }) => "lost",
         };
         for (line, want) in [
             (
@@ -351,6 +351,12 @@ mod tests {
                  receiving_mx=mx.a.test[203.0.113.156]]",
                 "native",
             ),
+            (
+                "Nov 22 01:41:44 mta postfix/smtp[1]: Last message 'TLSRPT: status=success, domain=a.test, \
+                 receiving_mx=mx.a.test[203.0.113.156]' repeated 5 times, suppressed by syslog-ng on mta",
+                "native",
+            ),
+            ("Nov 22 01:41:44 mta last message repeated 2 times", "lost"),
             ("Nov 22 01:41:44 mta postfix/oqmgr[19250]: 1818EA260B5: removed", "removed"),
             ("<22>1 2026-11-22T01:46:13.565141+00:00 mta postfix/qmgr 19250 - - 1818EA260B5: removed", "removed"),
             (

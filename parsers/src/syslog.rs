@@ -8,7 +8,7 @@
 //! When it fails: a line of another shape is `None`.
 //! Not here: the other forms, and lines within lines (`envelope`); the reading of a time (`timestamp`).
 
-use memchr::{memchr, memchr2};
+use memchr::{memchr, memchr2, memmem};
 
 use crate::event::LogTimestamp;
 use crate::number::decimal;
@@ -67,12 +67,21 @@ pub(crate) fn split_plain(line: &[u8]) -> Option<SyslogLine<'_>> {
     Some(SyslogLine { timestamp, host, ident: ident.strip_suffix(b":")?, pid: PidForm::Missing, tail })
 }
 
-/// Unwraps rsyslog's `message repeated 3 times: [ text]`. A repeated text about one session adds nothing, so it is read
-/// once.
+/// Unwraps rsyslog's `message repeated 3 times: [ text]` and syslog-ng's `Last message 'text' repeated 3 times, suppressed
+/// by syslog-ng on host`. A repeated text about one session adds nothing, so it is read once.
 #[inline]
 pub(crate) fn unwrap_repeated(text: &[u8]) -> &[u8] {
-    let Some(rest) = text.strip_prefix(b"message repeated ") else { return text };
-    let inner = decimal(rest).and_then(|(_, rest)| rest.strip_prefix(b" times: [ ")?.strip_suffix(b"]"));
+    let inner = match text.first() {
+        Some(b'm') => text
+            .strip_prefix(b"message repeated ")
+            .and_then(|rest| decimal(rest).and_then(|(_, rest)| rest.strip_prefix(b" times: [ ")?.strip_suffix(b"]"))),
+        Some(b'L') => text.strip_prefix(b"Last message '").and_then(|rest| {
+            let (inner, behind) = rest.split_at_checked(memmem::rfind(rest, b"' repeated ")?)?;
+            let (_, behind) = decimal(behind.strip_prefix(b"' repeated ")?)?;
+            behind.starts_with(b" times, suppressed by syslog-ng").then_some(inner)
+        }),
+        _ => None,
+    };
     inner.unwrap_or(text)
 }
 

@@ -36,6 +36,7 @@ use crate::counting::session::{Sessions, Uncounted};
 use crate::counting::tally;
 use crate::counting::timestamps::TimestampResolver;
 use crate::counting::unrecognized::UnrecognizedLines;
+use crate::counting::whole_lines::{LineJoiner, WholeLine};
 use crate::metrics::line_counts::LineCounts;
 use crate::store::StoredRecord;
 
@@ -108,6 +109,9 @@ pub struct Counter {
     unrecognized_lines: Option<u64>,
     delivery_fingerprints: Vec<u64>,
     helos: HashMap<Arc<str>, Vec<String>>,
+    joiner: LineJoiner,
+    /// Whether the last line was the MTA's, and read or malformed.
+    last_line_is_mta: bool,
     own_report_statuses: Vec<OwnReportStatus>,
 }
 
@@ -118,6 +122,8 @@ pub struct CounterStats {
     pub(crate) lines_read: u64,
     /// Lines that a syslog daemon left out, at least.
     pub(crate) lines_lost: u64,
+    /// Lines that were too long once their parts were joined.
+    pub(crate) lines_too_long: u64,
     /// By family: the lines that were used, and those that were malformed or not recognized.
     pub lines: LineCounts,
     /// Sessions whose destination our responder was not asked about.
@@ -165,6 +171,8 @@ impl Counter {
             unrecognized_lines: Some(0),
             delivery_fingerprints: Vec::new(),
             helos: HashMap::new(),
+            joiner: LineJoiner::default(),
+            last_line_is_mta: false,
             own_report_statuses: Vec::new(),
         }
     }
@@ -207,24 +215,31 @@ impl Counter {
             let end = memchr(b'\n', rest).unwrap_or(rest.len());
             let line = &rest[..end];
             rest = rest.get(end + 1..).unwrap_or_default();
-            if let Some(unrecognized) = &mut self.unrecognized_lines {
-                self.unrecognized_lines = (!is_log_line(line)).then_some(*unrecognized + 1);
+            match self.joiner.take(line) {
+                WholeLine::Same(line) => self.count_whole_line(line, now, policies),
+                WholeLine::Changed(lines) => lines.iter().for_each(|line| self.count_whole_line(line, now, policies)),
             }
-            if is_journal_entry(line) {
-                match json_entry::decode_entry(line) {
-                    Ok(None) => {}
-                    Ok(Some(entry)) => {
-                        self.unrecognized_lines = None;
-                        let read = entry.parse_text(self.dialect);
-                        self.count_line(&entry.text, read, now, policies);
-                        self.note_own_report(|dialect| entry.parse_delivery_status(dialect));
-                    }
-                    Err(family) => self.sample_malformed_line(family, line, now),
-                }
-            } else {
-                self.count_line(line, parse(self.dialect, line), now, policies);
-                self.note_own_report(|dialect| parse_delivery_status(dialect, line));
+        }
+        self.stats.lines_too_long += self.joiner.take_too_long();
+    }
+
+    fn count_whole_line(&mut self, line: &[u8], now: i64, policies: &dyn PolicyAt) {
+        if let Some(unrecognized) = &mut self.unrecognized_lines {
+            self.unrecognized_lines = (!is_log_line(line)).then_some(*unrecognized + 1);
+        }
+        if !is_journal_entry(line) {
+            self.count_line(line, parse(self.dialect, line), now, policies);
+            return self.note_own_report(|dialect| parse_delivery_status(dialect, line));
+        }
+        match json_entry::decode_entry(line) {
+            Ok(None) => {}
+            Ok(Some(entry)) => {
+                self.unrecognized_lines = None;
+                let read = entry.parse_text(self.dialect);
+                self.count_line(&entry.text, read, now, policies);
+                self.note_own_report(|dialect| entry.parse_delivery_status(dialect));
             }
+            Err(family) => self.sample_malformed_line(family, line, now),
         }
     }
 
@@ -244,7 +259,8 @@ impl Counter {
         now: i64,
         policies: &dyn PolicyAt,
     ) {
-        let event = match read {
+        let follows_mta_line = std::mem::replace(&mut self.last_line_is_mta, !matches!(read, Ok(None)));
+        let mut event = match read {
             Ok(None) => return,
             Ok(Some(event)) => event,
             Err(MalformedLine { family }) if family.is_unrecognized() => {
@@ -252,6 +268,14 @@ impl Counter {
             }
             Err(malformed) => return self.sample_malformed_line(malformed.family.name(), line, now),
         };
+        if let EventKind::LastLineRepeated { times } = event.kind {
+            self.last_line_is_mta = follows_mta_line;
+            if !follows_mta_line {
+                return;
+            }
+            // Which session they were of can no longer be told.
+            event.kind = EventKind::LinesLost { number: times };
+        }
         let Some(time) = self.timestamps.resolve(event.timestamp, now) else {
             return self.sample_malformed_line("time stamp", line, now);
         };
@@ -417,6 +441,7 @@ impl Counter {
 
     /// Ends the sessions that are open at `now`: there will be no more lines.
     pub fn end_sessions(&mut self, now: i64, policies: &dyn PolicyAt) {
+        self.joiner.finish().iter().for_each(|line| self.count_whole_line(line, now, policies));
         self.sessions.end_all(now, &mut self.outcomes);
         // What ends by waiting is no news.
         self.tally_outcomes(policies, i64::MAX);

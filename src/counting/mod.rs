@@ -18,3 +18,4 @@ pub mod session;
 pub(crate) mod tally;
 pub(crate) mod timestamps;
 mod unrecognized;
+mod whole_lines;

@@ -308,7 +308,7 @@ impl CountingTask {
             p.lines += stats.lines_read;
             p.add_lines(&stats.lines);
             p.lost += stats.lines_lost;
-            p.skipped += skipped;
+            p.skipped += skipped + stats.lines_too_long;
             p.trouble = None;
         });
         self.record_uncounted(&stats, uncounted);

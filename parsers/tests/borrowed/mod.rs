@@ -49,7 +49,10 @@ pub(crate) fn texts<'a>(event: &Event<'a>) -> Vec<&'a [u8]> {
         EventKind::DaemonStarted { version } => texts.push(version),
         EventKind::TlsrptNotSent => {}
         EventKind::Exim(line) => exim(line, &mut texts),
-        EventKind::DaemonReloaded | EventKind::TlsproxyConnect | EventKind::LinesLost { number: _ } => {}
+        EventKind::DaemonReloaded
+        | EventKind::TlsproxyConnect
+        | EventKind::LinesLost { number: _ }
+        | EventKind::LastLineRepeated { times: _ } => {}
     }
     texts
 }

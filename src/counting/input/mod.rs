@@ -16,8 +16,9 @@ use serde::{Deserialize, Serialize};
 
 use self::file_position::FilePosition;
 
-/// The longest line that is read, in bytes. Postfix cuts its text at 2,000; rsyslog's default is 8,192.
-pub const MAX_LINE: usize = 16 * 1024;
+/// The longest line that is read, in bytes. Postfix cuts its text at 2,000; rsyslog's default is 8,192; a container runtime
+/// splits at 16 KiB, and adds its envelope.
+pub const MAX_LINE: usize = 32 * 1024;
 
 /// The size of a block, in bytes: large enough that a commit for each block costs little.
 pub const MAX_BLOCK: usize = 1024 * 1024;

@@ -559,7 +559,7 @@ fn remove_unreadable_lines(lines: &mut Vec<u8>) -> u64 {
     skipped
 }
 
-/// Whether a line is longer than `MAX_LINE`, by looking at a few bytes of each 16 KiB.
+/// Whether a line is longer than `MAX_LINE`, by looking at a few bytes of each 32 KiB.
 fn has_long_line(lines: &[u8]) -> bool {
     let mut begin = 0;
     while lines.len() - begin > MAX_LINE {

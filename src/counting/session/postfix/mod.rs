@@ -269,7 +269,7 @@ impl PostfixSessions {
                     self.update_instance(&name, time, |i| (i.uses_tlsproxy, i.logs_all_sessions) = (false, false));
                 }
             }
-            EventKind::LinesLost { .. } => self.note_gap(process.host, time),
+            EventKind::LinesLost { .. } | EventKind::LastLineRepeated { .. } => self.note_gap(process.host, time),
             EventKind::TlsproxyConnect => {
                 self.update_instance(&instance_key(process), time, |i| i.uses_tlsproxy = true)
             }
