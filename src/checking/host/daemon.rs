@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use crate::answering::policy::admin::list::PolicyStatus;
 use crate::base::parts::PartState;
 use crate::checking::finding::{Finding, Findings, Severity};
+use crate::checking::host::log_lines;
 use crate::config::Config;
 use crate::metrics::InputProgress;
 
@@ -94,6 +95,7 @@ pub(crate) fn check_daemon(
     check_tlsa_without_data(&state, &mut all);
     check_host_changes(&state, host, &mut all);
     check_inputs(&state, config, found, &mut all);
+    log_lines::check_lines(&state.inputs, &mut all);
     check_errors(&state, &mut all);
     found.extend(all);
     match counter(&state, "socketmap_requests") + counter(&state, "readsocket_requests") {
@@ -256,8 +258,9 @@ fn check_inputs(status: &DaemonState, config: &Config, known: &Findings, found: 
             let problem = format!("the daemon is {} octets behind", progress.behind);
             add(Severity::Warning, "input-behind", problem, "Reports wait until it has caught up, at most 12 h.");
         }
-        if progress.malformed > 0 && progress.malformed * 100 > progress.used {
-            let problem = format!("{} lines about sessions could not be read", progress.malformed);
+        let unreadable = progress.malformed.saturating_sub(log_lines::lines_without_program_name(progress));
+        if unreadable > 0 && unreadable * 100 > progress.used {
+            let problem = format!("{unreadable} lines about sessions could not be read");
             add(Severity::Warning, "lines-unreadable", problem, "Those are not counted. Please report such a line.");
         }
         if progress.lines >= MIN_LINES_TO_JUDGE && progress.used == 0 {

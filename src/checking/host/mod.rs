@@ -10,6 +10,7 @@ pub(crate) mod daemon;
 mod environment;
 pub(crate) mod exim;
 pub(crate) mod identity;
+mod log_lines;
 pub(crate) mod postconf;
 pub(crate) mod postfix;
 
