@@ -242,7 +242,7 @@ fn a_log_without_a_recognized_line_has_a_status_of_its_own() {
         relay=mx.a.test[203.0.113.1]:25, delay=1, delays=0/0/1/0, dsn=2.0.0, status=sent (250 2.0.0 OK)\n";
     for (lines, arguments, status, text) in [
         ("not a mail log\n", &[][..], Some(65), "no line of 1 was recognized: none is of Postfix or Exim"),
-        ("not a mail log\n", &["--mta", "exim"], Some(65), "no line of 1 was recognized"),
+        ("not a mail log\n", &["--mta", "exim"], Some(65), ", such as \"not a mail log\"; nothing was counted"),
         (TRUSTED, &["--mta", "exim"], Some(65), "no line of 1 was recognized"),
         (nameless, &[], Some(65), "permitSlashInProgramName"),
         ("", &[], Some(0), ""),
@@ -285,6 +285,9 @@ fn lines_that_are_not_recognized_and_gaps_are_shown() {
     let warnings: Vec<_> = counted["warnings"].as_array().unwrap().iter().map(|w| w.as_str().unwrap()).collect();
     assert!(warnings[0].starts_with("1 line may be about TLS sessions"), "{counted}");
     assert!(warnings[1].starts_with("42 lines are missing"), "{counted}");
+    let sample = &left_out["samples"][0];
+    assert_eq!(sample["family"], "unknown smtp text", "{counted}");
+    assert_eq!(sample["line"].as_str().unwrap(), renamed.trim_end(), "{counted}");
 }
 
 /// As in the daemon: nobody on a local network has a policy, and a content filter is no MX host.

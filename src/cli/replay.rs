@@ -15,7 +15,7 @@ use super::render::table;
 use super::{CliError, EX_CONFIG, EX_DATAERR, EX_NOINPUT, EX_USAGE, print_stdout};
 use crate::base::tlsrpt::{Failure, Policy, TallyRow};
 use crate::config;
-use crate::daemon::services::{self, PROGRAM_NAME_ADVICE, ReplayError, ReplayRequest, ReplayResult};
+use crate::daemon::services::{self, LineSample, PROGRAM_NAME_ADVICE, ReplayError, ReplayRequest, ReplayResult};
 
 pub(crate) const HELP: &str = "\
 A policies file gives the policies in force, as the daemon's own decisions would:
@@ -33,7 +33,7 @@ A policies file gives the policies in force, as the daemon's own decisions would
   domain = \"example.net\"
   tlsa = { \"mx.example.net\" = [\"3 1 1 0C72AC70…\"] }
 
-Sessions that carried the daemon's own reports are counted here, for only the daemon can tell them. Those to hosts of local
+Sessions that carried the daemon's own reports are counted here, because only the daemon knows them. Those to hosts of local
 networks are left out, as the daemon leaves them out without another `[count] local_networks`, unless
 `--private-addresses` is given; how many is shown.
 
@@ -105,11 +105,12 @@ pub(crate) fn replay(options: &ReplayOptions) -> Result<(), CliError> {
     } else {
         "none is of Postfix or Exim in a known form"
     };
+    let sample = replayed.first_line.as_deref().map(|line| format!(", such as \"{line}\"")).unwrap_or_default();
     let logs: Vec<String> = options.logs.iter().map(|log| log.display().to_string()).collect();
     let read = replayed.read;
     Err(CliError::new(
         EX_DATAERR,
-        format!("{}: no line of {read} was recognized: {cause}; nothing was counted", logs.join(", ")),
+        format!("{}: no line of {read} was recognized: {cause}{sample}; nothing was counted", logs.join(", ")),
     ))
 }
 
@@ -136,6 +137,7 @@ fn render_json(replayed: &ReplayResult) -> String {
             sessions_relayed: replayed.relayed,
             sessions_without_delivery: replayed.without_delivery,
             sessions_without_trust_anchors: replayed.without_anchors,
+            samples: &replayed.samples,
         },
         sessions_contradicting_policy: replayed.contradicted,
         warnings: warnings(replayed),
@@ -149,7 +151,7 @@ fn render_json(replayed: &ReplayResult) -> String {
 struct ReplayOutput<'a> {
     lines: ReplayLineCounts,
     results: Vec<ReplayRow<'a>>,
-    left_out: LeftOut,
+    left_out: LeftOut<'a>,
     /// They count as no-policy-found.
     sessions_contradicting_policy: u64,
     /// The same for people.
@@ -158,7 +160,7 @@ struct ReplayOutput<'a> {
 
 #[derive(Serialize)]
 #[serde(rename_all = "kebab-case")]
-struct LeftOut {
+struct LeftOut<'a> {
     lines_without_program_name: u64,
     /// By family.
     lines_not_recognized: BTreeMap<&'static str, u64>,
@@ -167,6 +169,8 @@ struct LeftOut {
     sessions_relayed: u64,
     sessions_without_delivery: u64,
     sessions_without_trust_anchors: u64,
+    /// The first line of each family.
+    samples: &'a [LineSample],
 }
 
 #[derive(Serialize)]
@@ -249,6 +253,9 @@ fn render_rows(replayed: &ReplayResult) -> String {
     for warning in warnings(replayed) {
         text.push_str(&warning);
         text.push('\n');
+    }
+    for LineSample { family, line } in &replayed.samples {
+        text.push_str(&format!("not read ({family}): {line}\n"));
     }
     text
 }

@@ -15,6 +15,7 @@ use foldhash::quality::RandomState;
 use indexmap::IndexMap;
 use jiff::tz::TimeZone;
 use memchr::memchr;
+use serde::Serialize;
 use tlswarden_parsers::event::exim::EventAction;
 use tlswarden_parsers::event::exim::{EximLine, LineKind, RecipientStatus};
 use tlswarden_parsers::event::{EventKind, LogTimestamp};
@@ -84,6 +85,18 @@ const MAX_HINTS: usize = 256;
 /// The most lines about our own reports between two blocks; a report that is still under way has another line later.
 const MAX_OWN_REPORT_STATUSES: usize = MAX_QUEUE_IDS;
 
+/// The longest sample of a line, in bytes.
+const MAX_SAMPLE: usize = 300;
+
+/// A line that was left out.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub(crate) struct LineSample {
+    /// The family that it begins like.
+    pub(crate) family: &'static str,
+    /// Its first bytes, printable.
+    pub(crate) line: String,
+}
+
 /// Whether a Message-ID belongs to one of our own reports.
 pub(crate) type OwnReportCheck = Arc<dyn Fn(&[u8]) -> bool + Send + Sync>;
 
@@ -110,6 +123,8 @@ pub struct Counter {
     delivery_fingerprints: Vec<u64>,
     helos: HashMap<Arc<str>, Vec<String>>,
     joiner: LineJoiner,
+    /// The first line of each family that was left out, if they are wanted.
+    samples: Option<Vec<LineSample>>,
     /// Whether the last line was the MTA's, and read or malformed.
     last_line_is_mta: bool,
     own_report_statuses: Vec<OwnReportStatus>,
@@ -172,6 +187,7 @@ impl Counter {
             delivery_fingerprints: Vec::new(),
             helos: HashMap::new(),
             joiner: LineJoiner::default(),
+            samples: None,
             last_line_is_mta: false,
             own_report_statuses: Vec::new(),
         }
@@ -181,6 +197,26 @@ impl Counter {
     pub fn with_rules(mut self, rules: Arc<CountingRules>) -> Counter {
         self.rules = rules;
         self
+    }
+
+    /// Keeps the first line of each family that is left out.
+    pub(crate) fn with_samples(mut self) -> Counter {
+        self.samples = Some(Vec::new());
+        self
+    }
+
+    /// Takes the lines that were kept.
+    pub(crate) fn take_samples(&mut self) -> Vec<LineSample> {
+        self.samples.take().unwrap_or_default()
+    }
+
+    fn keep_sample(&mut self, family: &'static str, line: &[u8]) {
+        if let Some(samples) = &mut self.samples
+            && samples.iter().all(|sample| sample.family != family)
+        {
+            let line = line.get(..MAX_SAMPLE).unwrap_or(line).escape_ascii().to_string();
+            samples.push(LineSample { family, line });
+        }
     }
 
     /// Sets the year of the first line.
@@ -577,6 +613,7 @@ impl Counter {
     /// A line that looks like the MTA's and matches no known wording.
     fn count_unrecognized_line(&mut self, family: &'static str, line: &[u8], now: i64) {
         self.stats.lines.entry(family).unrecognized += 1;
+        self.keep_sample(family, line);
         self.unrecognized.add(family, line, now);
     }
 
@@ -588,12 +625,13 @@ impl Counter {
     /// A line that looks ours and cannot be read may be a new version's wording: one sample a minute is shown.
     fn sample_malformed_line(&mut self, family: &'static str, line: &[u8], now: i64) {
         self.stats.lines.entry(family).malformed += 1;
+        self.keep_sample(family, line);
         let nameless = family == LineFamily::ProgramName.name();
         let interval = if nameless { PROGRAM_NAME_SAMPLE_INTERVAL } else { SAMPLE_INTERVAL };
         let last = self.last_sampled.entry(family).or_insert(i64::MIN);
         if now.saturating_sub(*last) >= interval {
             *last = now;
-            let line = line.get(..300).unwrap_or(line).escape_ascii();
+            let line = line.get(..MAX_SAMPLE).unwrap_or(line).escape_ascii();
             let cause = if nameless { PROGRAM_NAME_ADVICE } else { family };
             tracing::warn!("log line: cannot be read: {cause}: \"{line}\"; not counted");
         }

@@ -19,6 +19,7 @@ use crate::base::exim_event::{EventReply, EximEvent};
 use crate::base::own_reports::{OwnQueueIds, OwnReportStatuses};
 use crate::base::policy_at::PolicyAt;
 use crate::base::shutdown::wait_for_shutdown;
+pub(crate) use crate::counting::counter::LineSample;
 use crate::counting::counter::NEWEST_LINE_KEY;
 pub(crate) use crate::counting::counter::PROGRAM_NAME_ADVICE;
 pub use crate::counting::counter::{Counter, CounterStats};

@@ -27,9 +27,12 @@ use crate::config::{self, ConfigError};
 use crate::counting::input::MAX_BLOCK;
 use crate::counting::input::journald::MAX_ENTRY as MAX_LINE;
 use crate::counting::input::json_entry;
-use crate::counting::pipeline::Counter;
+use crate::counting::pipeline::{Counter, LineSample};
 use crate::counting::rules::CountingRules;
 use crate::metrics::line_counts::FamilyCounts;
+
+/// The longest line that is shown, in bytes.
+const MAX_SHOWN_LINE: usize = 300;
 
 /// What to read, and how.
 #[derive(Debug)]
@@ -67,6 +70,10 @@ pub(crate) struct ReplayResult {
     pub(crate) unrecognized_families: Vec<(&'static str, u64)>,
     /// Lines that a syslog daemon left out, at least.
     pub(crate) lost: u64,
+    /// The first of the lines that were left out, of each family.
+    pub(crate) samples: Vec<LineSample>,
+    /// The first line of all.
+    pub(crate) first_line: Option<String>,
     /// Sessions whose delivery is not in these logs.
     pub(crate) without_delivery: u64,
     /// Lines of Postfix's among those without the name of their program.
@@ -115,13 +122,18 @@ pub(crate) fn replay(request: &ReplayRequest<'_>) -> Result<ReplayResult, Replay
     let rules = Arc::new(CountingRules::of_another_host(request.private_addresses));
     let new = |mta| {
         let counter = Counter::new(mta, request.zone.clone(), Arc::new(|_| false));
-        counter.with_rules(Arc::clone(&rules)).with_first_year(request.year)
+        counter.with_rules(Arc::clone(&rules)).with_first_year(request.year).with_samples()
     };
     // Until a line tells whose log it is, each MTA's counter reads it.
     let dialects = request.dialect.map_or(vec![Dialect::Postfix, Dialect::Exim], |dialect| vec![dialect]);
     let mut counters: Vec<Counter> = dialects.iter().map(|dialect| new(*dialect)).collect();
     let mut recognized = false;
+    let mut first_line = None;
     let mut count = |lines: &[u8]| {
+        if first_line.is_none() {
+            let first = lines.split(|b| *b == b'\n').find(|line| !line.trim_ascii().is_empty());
+            first_line = first.map(|line| line.get(..MAX_SHOWN_LINE).unwrap_or(line).escape_ascii().to_string());
+        }
         counters.iter_mut().for_each(|counter| counter.count_lines(lines, now, &policies));
         if counters.len() > 1 && counters.iter().any(|counter| counter.used_mta_lines() > 0) {
             counters.sort_by_key(|counter| Reverse(counter.used_mta_lines()));
@@ -151,6 +163,8 @@ pub(crate) fn replay(request: &ReplayRequest<'_>) -> Result<ReplayResult, Replay
         unrecognized,
         unrecognized_families,
         lost: seen.lines_lost,
+        samples: counter.take_samples(),
+        first_line,
         without_program_name: seen.lines.entry(LineFamily::ProgramName.name()).malformed,
         local: seen.local,
         relayed: seen.relayed,

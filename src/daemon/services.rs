@@ -18,7 +18,7 @@ use crate::checking::host::daemon::{DaemonState, DaemonStateError};
 use crate::checking::host::identity::{DkimKeyCheck, DkimRecordCheck, KeyFileError};
 use crate::config::{Config, DkimKeySection};
 use crate::counting::pipeline;
-pub(crate) use crate::counting::pipeline::PROGRAM_NAME_ADVICE;
+pub(crate) use crate::counting::pipeline::{LineSample, PROGRAM_NAME_ADVICE};
 use crate::daemon::control::{ControlRequest, DaemonStatus, Services};
 use crate::daemon::control_client::{RequestError, send_request};
 pub(crate) use crate::daemon::replay::{ReplayError, ReplayRequest, ReplayResult, replay};
