@@ -1,4 +1,4 @@
-//! Lines that were counted before, and come again: told by their time where nothing else tells them.
+//! Lines that were counted before, and come again: recognized by their time where nothing else identifies them.
 //!
 //! Takes: the time of the newest line that was counted. Gives: whether a line may be one of those.
 //! Limits: seconds, as syslog has them: of the lines of that very second that are new, none is counted; none is counted twice.

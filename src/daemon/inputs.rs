@@ -243,7 +243,7 @@ pub(crate) fn open_inputs(
                 };
                 state.stdin = Some(Arc::clone(&stdin));
                 tracing::warn!(
-                    "input stdin: it has no mark: what is read and not yet counted when the daemon is killed is lost"
+                    "input stdin: it has no position: lines that were read and not yet counted when the daemon is killed are lost"
                 );
                 (restored(zone)?, InputReader::Stdin(stdin))
             }

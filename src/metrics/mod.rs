@@ -88,7 +88,6 @@ pub struct InputProgress {
     #[serde(default)]
     pub unrecognized: u64,
     /// Lines that a syslog daemon left out, at least.
-    #[serde(default)]
     pub lost: u64,
     /// The three before by family of lines.
     pub families: BTreeMap<String, FamilyCounts>,

@@ -4,7 +4,7 @@
 //! counted line is counted again. A log that lost its end, and may have grown again since (power loss, truncation), is
 //! the same log; so is a copy of it, and one that was edited.
 //! Limits: the last `MAX_TAIL_LINES` lines are compared one by one; before them checkpoints serve, and whether a line
-//! between two of them was counted is told by its time (`counter`).
+//! between two of them was counted is decided by its time (`counter`).
 //! When it fails: an I/O error; nothing was changed.
 //! Not here: which files are looked at (`follow`).
 
