@@ -150,6 +150,25 @@ fn without_a_look_up_the_log_alone_tells() {
     // Another port than that of MX hosts; a next hop that is an address.
     assert_eq!(to("smtp.relay.test[203.0.113.1]:587"), (wanted(&[]), 1));
     assert_eq!(to("203.0.113.1[203.0.113.1]:25"), (wanted(&[]), 1));
+    // What postconf tells: a relayhost, and the other next hops.
+    let rules = "[postfix]\nrelayhost = \"[smart.test]\"\nrelays = [\"backup.test\"]\n";
+    let configured = Host { rules, ..Host::new() };
+    for (relay, want) in [
+        ("smart.test[203.0.113.1]:25", (wanted(&[("smart.test", (1, 0))]), 0)),
+        ("mx.backup.test[203.0.113.1]:25", (wanted(&[("backup.test", (1, 0))]), 0)),
+        ("mx.a.test[203.0.113.1]:25", (wanted(&[]), 1)),
+        ("a.test[203.0.113.1]:25", (wanted(&[("a.test", (1, 0))]), 0)),
+    ] {
+        assert_eq!(configured.counts(&[sent(1, "a.test", relay)]), want, "{relay}");
+    }
+    let rules = "[postfix]\nrelays = [\"[backup.test]\"]\n";
+    let fallback = Host { rules, ..Host::new() };
+    let both = [sent(1, "a.test", "mx.a.test[203.0.113.1]:25"), sent(2, "a.test", "backup.test[203.0.113.2]:25")];
+    assert_eq!(fallback.counts(&both), (wanted(&[("a.test", (1, 0)), ("backup.test", (1, 0))]), 0));
+    // A transport map for one domain only: the others are asked about.
+    let rules = "[postfix]\nrelayhost = \"[smart.test]\"\nrelays = []\n";
+    let direct = Host { rules, ..Host::new() }.asked(&["a.test"]);
+    assert_eq!(direct.counts(&both[..1]), (wanted(&[("a.test", (1, 0))]), 0));
     // The domain's transport has that port.
     let own = Host::new().asked(&["a.test:2525"]);
     assert_eq!(own.counts(&[sent(1, "a.test", "mx.a.test[203.0.113.1]:2525")]), (wanted(&[("a.test", (1, 0))]), 0));

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use tlswarden_parsers::Dialect;
 
+use crate::config::postfix_relays::{self, PostfixRelays};
 use crate::config::{
     Config, InputSection, InsecureMxPolicy, JournalLocation, ListenAddress, PostfixLevel, PostfixSection,
     SocketmapSection, sending_address,
@@ -38,6 +39,9 @@ const SOCKET_FOLDER: &str = "/var/spool/postfix/tlswarden";
 
 /// Where Exim asks, where it is here and `[readsocket]` names nothing.
 const EXIM_SOCKET: &str = "/run/tlswarden/exim";
+
+/// How many relay hosts a line names.
+const MAX_SHOWN_RELAYS: usize = 5;
 
 /// What is asked of `postconf`.
 const PARAMETERS: [&str; 11] = [
@@ -71,11 +75,12 @@ fn complete_with(config: &mut Config, reads: bool) -> Vec<String> {
     let asks = asks || section.dnssec.is_none() || section.dane_insecure_mx_policy.is_none();
     let asks = asks || config.socketmap == SocketmapSection::default();
     let wants_addresses = config.count.sending_addresses.is_empty();
-    if !asks && !wants_addresses {
+    if !asks && !wants_addresses && config.postfix.relays.is_some() {
         return Vec::new();
     }
     let host = DetectedHost::detect(reads);
     let mut lines = if asks { host.complete(config) } else { Vec::new() };
+    host.complete_relays(&mut config.postfix, &mut lines);
     if wants_addresses && config.inputs.iter().any(|input| input.mta == Dialect::Postfix) {
         host.complete_sending_addresses(config, &mut lines);
     }
@@ -112,7 +117,8 @@ impl DetectedHost {
         let any = |paths: &[&str]| paths.iter().any(|path| Path::new(path).exists());
         let program = Path::new(POSTCONF);
         DetectedHost {
-            postconf: (program.exists()).then(|| run_postconf(program, &[&["-x"], &PARAMETERS[..]].concat())),
+            postconf: (program.exists())
+                .then(|| run_postconf(program, &[&["-x"], &PARAMETERS[..], &postfix_relays::PARAMETERS[..]].concat())),
             services: if program.exists() { run_postconf(program, &["-P"]).unwrap_or_default() } else { String::new() },
             exim: any(&EXIM),
             syslog: any(&SYSLOG),
@@ -139,6 +145,7 @@ impl DetectedHost {
     }
 
     fn complete_postfix(&self, section: &mut PostfixSection, lines: &mut Vec<String>) {
+        self.complete_relays(section, lines);
         let complete = section.version.is_some() && section.default_level.is_some();
         if !complete || section.dnssec.is_none() || section.dane_insecure_mx_policy.is_none() {
             match &self.postconf {
@@ -176,6 +183,24 @@ impl DetectedHost {
             ));
         }
         (config.count.sending_addresses, config.count.sending_addresses_vary) = (found.addresses, found.vary);
+    }
+
+    /// Fills in the next hops that Postfix uses beside the recipient domains' own hosts.
+    fn complete_relays(&self, section: &mut PostfixSection, lines: &mut Vec<String>) {
+        let None = section.relays else { return };
+        let text = self.postconf.as_ref().and_then(|said| said.as_ref().ok()).map_or("", String::as_str);
+        let PostfixRelays { relayhost, others } = PostfixRelays::read(text);
+        section.relayhost = section.relayhost.take().or(relayhost);
+        if let Some(relayhost) = &section.relayhost {
+            lines.push(format!("postfix: found: mail is relayed by {relayhost}"));
+        }
+        if !others.is_empty() {
+            let shown = others.iter().take(MAX_SHOWN_RELAYS).map(String::as_str).collect::<Vec<_>>().join(", ");
+            let more = others.len().saturating_sub(MAX_SHOWN_RELAYS);
+            let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+            lines.push(format!("postfix: found: some mail is relayed by {shown}{more}"));
+        }
+        section.relays = Some(others);
     }
 
     fn complete_inputs(&self, config: &mut Config, lines: &mut Vec<String>) {
@@ -449,6 +474,21 @@ mod tests {
         assert_eq!(config.postfix.version, Some(PostfixVersion::new(3, 7)));
         assert!(config.socketmap.listen.is_empty(), "{lines}");
         assert_eq!(config.readsocket.listen, [ListenAddress::Unix(EXIM_SOCKET.into())]);
+    }
+
+    #[test]
+    fn relays_of_postfix_are_found() {
+        let mut config = Config::default();
+        let relayed = "relayhost = [smart.example]:587\nsmtp_fallback_relay = backup.example\n";
+        let lines = host(&format!("{POSTFIX}{relayed}")).complete(&mut config);
+        assert_eq!(config.postfix.relayhost.as_deref(), Some("[smart.example]:587"));
+        assert_eq!(config.postfix.relays, Some(vec!["backup.example".to_owned()]));
+        assert!(lines.contains(&"postfix: found: mail is relayed by [smart.example]:587".to_owned()), "{lines:?}");
+        // What is configured stays, and is checked.
+        let mut config = Config::default();
+        config.postfix.relays = Some(Vec::new());
+        host(&format!("{POSTFIX}{relayed}")).complete(&mut config);
+        assert_eq!((config.postfix.relayhost, config.postfix.relays), (None, Some(Vec::new())));
     }
 
     #[test]

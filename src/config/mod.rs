@@ -11,6 +11,7 @@ mod limits;
 mod locate;
 mod override_answer;
 mod overrides;
+mod postfix_relays;
 mod sending_address;
 mod similar;
 mod toml_errors;
@@ -112,6 +113,12 @@ pub struct PostfixSection {
     /// Its `smtp_tls_dane_insecure_mx_policy`: what `dane` means under unsigned MX records.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub dane_insecure_mx_policy: Option<InsecureMxPolicy>,
+    /// Its `relayhost`: the next hop of all mail that has no other.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub relayhost: Option<String>,
+    /// The other next hops that mail may take: those of its transport maps, fallback relays, relay hosts by sender.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub relays: Option<Vec<String>>,
     /// Which of Postfix's own results count (`smtp_tlsrpt_enable`, from 3.10 on).
     pub tlsrpt: NativeTlsrpt,
 }

@@ -22,7 +22,7 @@ use crate::base::rua_record::{MAX_PARSED_DESTINATIONS, parse_destination};
 use crate::config::locate::{line_of, line_of_problem};
 use crate::config::{
     Config, ControlSection, DeliveryMethod, DkimKeySection, DkimSigning, InputKind, InputSection, JournalLocation,
-    NativeTlsrpt, ReportSection,
+    NativeTlsrpt, PostfixSection, ReportSection,
 };
 use crate::config::{addresses, limits, overrides, similar, toml_errors};
 
@@ -155,6 +155,7 @@ impl Config {
 
     /// What no single value can show; (section, key, what is wrong and what is allowed).
     fn check(&self) -> Result<(), (&'static str, &'static str, String)> {
+        check_relays(&self.postfix)?;
         let report = &self.report;
         for (key, value) in [("contact", &report.contact), ("from", &report.from), ("envelope", &report.envelope)] {
             if let Some(address) = value.as_deref().filter(|address| !is_mail_address(address)) {
@@ -226,6 +227,22 @@ impl Config {
             return Err(("resolver", "address", problem));
         }
         Ok(())
+    }
+}
+
+/// The next hops of mail that is relayed.
+fn check_relays(postfix: &PostfixSection) -> Result<(), (&'static str, &'static str, String)> {
+    let relayhost = postfix.relayhost.iter().map(|relay| ("relayhost", relay));
+    let relays = postfix.relays.iter().flatten().map(|relay| ("relays", relay));
+    match relayhost.chain(relays).find(|(_, relay)| NextHop::parse(relay.as_bytes()).is_none()) {
+        None => Ok(()),
+        Some((key, relay)) => {
+            let found = relay.escape_debug();
+            let problem = format!(
+                "invalid next hop \"{found}\": expected such as \"[smarthost.example]:587\" or \"example.com\""
+            );
+            Err(("postfix", key, problem))
+        }
     }
 }
 
@@ -693,6 +710,20 @@ mod tests {
             (
                 "[policy]\nmax_domains = 18014398509481984\n",
                 "F:2: [policy] max_domains: invalid number 18014398509481984: expected at most 100000000",
+            ),
+            (
+                "[postfix]\nrelays = [\"[192.0.2.1]\"]\n",
+                "F:2: [postfix] relays: invalid next hop \"[192.0.2.1]\": expected such as \"[smarthost.example]:587\" or \
+                 \"example.com\"",
+            ),
+            (
+                "[[nexthop]]\nnexthop = \"example.com\"\n",
+                "F:1: [[nexthop]] domain: missing: expected one of `domain` and `relay`",
+            ),
+            (
+                "[[nexthop]]\nrelay = \"a b\"\nnexthop = \"example.com\"\n",
+                "F:2: [[nexthop]] relay: invalid host \"a b\": expected a name or address as in relay= of the log, \
+                 \"mail.example.com\", or \".example.com\"",
             ),
             (
                 "[[nexthop]]\ndomain = \"*\"\nnexthop = \"[192.0.2.1]:587\"\n",

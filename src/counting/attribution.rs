@@ -1,6 +1,6 @@
 //! The policy domain that a session counts under: that of its next hop, where this is known.
 //!
-//! Takes: a session, the `[[nexthop]]` rules, and what the MTA has asked about. Gives: the domain, or nothing where the
+//! Takes: a session, the `[[nexthop]]` rules, the relays of Postfix's configuration, and what the MTA has asked about. Gives: the domain, or nothing where the
 //! session was with a host that is not known to be the recipient domain's: it was relayed, and nobody is told of it.
 //! RFC 8460 §1.1: the policy domain is that of the next hop where mail does not go to the domain's own MX hosts.
 //! Pure. Not here: the look-ups and the MX hosts that are known (`answering::policy::history`).
@@ -34,9 +34,13 @@ pub(crate) fn policy_domain(
     if let Some(found) = by_evidence(domain, host, &evidence) {
         return found;
     }
+    // The MTA did not ask about the domain: what Postfix is configured to do tells.
+    if let Some(relay) = rules.relay_of(host) {
+        return Some(relay.into());
+    }
     // An address in the place of a name: the next hop is `[192.0.2.1]`, which has no policy domain. MX hosts have port 25.
     let is_relay = host.parse::<IpAddr>().is_ok() || outcome.port.is_some_and(|port| port != SMTP_PORT);
-    (!(rules.is_own_host && is_relay && !evidence.domain_asked)).then(|| Arc::clone(domain))
+    (!(rules.is_own_host && (is_relay || rules.relays_all))).then(|| Arc::clone(domain))
 }
 
 /// What follows from the look-ups of the MTA; `None` where nothing does.

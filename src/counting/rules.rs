@@ -45,6 +45,10 @@ pub struct CountingRules {
     pub(crate) is_own_host: bool,
     local_networks: Vec<IpNet>,
     next_hops: NextHopRules,
+    /// The next hops that Postfix is configured to use beside the recipient domains' own hosts.
+    relays: Vec<NextHop>,
+    /// Whether all mail with no other next hop goes to one of these.
+    pub(crate) relays_all: bool,
     sending_addresses: Option<SendingAddresses>,
     /// The destinations that datagrams report on.
     reported_destinations: Mutex<HashMap<Arc<str>, ReportedDestination>>,
@@ -67,6 +71,8 @@ impl Default for CountingRules {
             is_own_host: false,
             local_networks: Vec::new(),
             next_hops: NextHopRules::default(),
+            relays: Vec::new(),
+            relays_all: false,
             sending_addresses: None,
             reported_destinations: Mutex::default(),
         }
@@ -84,12 +90,16 @@ impl CountingRules {
     pub fn from_config(config: &Config) -> CountingRules {
         // In a closed network the world has such addresses.
         let world_is_private = config.closed_network.private_addresses;
+        let postfix = &config.postfix;
+        let relays = postfix.relayhost.iter().chain(postfix.relays.iter().flatten());
         CountingRules {
             tlsrpt: config.postfix.tlsrpt,
             has_log_input: config.inputs.iter().any(|i| !matches!(i.kind(), None | Some(InputKind::Datagrams(_)))),
             is_own_host: true,
             local_networks: if world_is_private { Vec::new() } else { config.count.local_networks.clone() },
             next_hops: NextHopRules::from_sections(&config.next_hops),
+            relays: relays.filter_map(|relay| NextHop::parse(relay.as_bytes())).collect(),
+            relays_all: postfix.relayhost.is_some(),
             sending_addresses: Some(SendingAddresses {
                 configured: config.count.sending_addresses.clone(),
                 vary: config.count.sending_addresses_vary,
@@ -151,6 +161,16 @@ impl CountingRules {
     /// The policy domain of the next hop of a recipient domain, where that is another.
     pub fn next_hop(&self, recipient_domain: &str) -> Option<&str> {
         self.next_hops.for_domain(recipient_domain)
+    }
+
+    /// The policy domain of the configured relay that a host belongs to: it is the host, or the host is below it.
+    pub(crate) fn relay_of(&self, host: &str) -> Option<&str> {
+        let is_at = |relay: &&NextHop| {
+            let front = host.len().checked_sub(relay.domain.len()).filter(|at| host.is_char_boundary(*at));
+            let same = front.is_some_and(|at| host[at..].eq_ignore_ascii_case(&relay.domain));
+            same && (front == Some(0) || relay.mx && front.is_some_and(|at| host[..at].ends_with('.')))
+        };
+        self.relays.iter().find(is_at).map(|relay| relay.domain.as_str())
     }
 
     /// The policy domain that a rule about a relay host names, by the host's name or address.
