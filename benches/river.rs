@@ -27,7 +27,7 @@ use tlswarden::base::clock::Clock;
 use tlswarden::base::policy_at::PolicyAt;
 use tlswarden::base::tlsrpt::{PolicyInForce, sum_tallies};
 use tlswarden::counting::input::file_position::FilePosition;
-use tlswarden::counting::input::{LineBlock, MAX_BLOCK, Position};
+use tlswarden::counting::input::{LineBlock, MAX_BLOCK, Position, RepeatedLines};
 use tlswarden::counting::pipeline::{CountedInput, Counter, CountingTask, InputEvent};
 use tlswarden::metrics::Metrics;
 use tlswarden::store::Store;
@@ -199,9 +199,8 @@ fn through_the_river(mut next: impl FnMut() -> Option<(Vec<u8>, usize)> + Send) 
                 offset += lines.len() as u64;
                 let position = Position::File(FilePosition { inode: 1, offset, ..FilePosition::default() });
                 let (bytes_behind, at_end) = (behind as u64, behind == 0);
-                let (may_be_counted, lines_missing) = (false, false);
-                let block =
-                    LineBlock { lines, position, skipped: 0, bytes_behind, at_end, may_be_counted, lines_missing };
+                let (repeated, lines_missing) = (RepeatedLines::AsBefore, false);
+                let block = LineBlock { lines, position, skipped: 0, bytes_behind, at_end, repeated, lines_missing };
                 sender.blocking_send(InputEvent::Block(0, block)).unwrap();
             }
         });

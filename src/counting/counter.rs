@@ -506,13 +506,18 @@ impl Counter {
     /// Leaves lines out that are not newer than the newest one so far: they may have been counted.
     pub(crate) fn leave_out_counted_lines(&mut self) {
         if let Some(newest) = self.timestamps.newest() {
-            self.leave_out_until(newest);
+            self.counted_before.extend_in_file(newest);
         }
+    }
+
+    /// Ends what [`leave_out_counted_lines`](Self::leave_out_counted_lines) began.
+    pub(crate) fn expect_new_lines(&mut self) {
+        self.counted_before.end_file();
     }
 
     /// Leaves lines out up to a time: another input had them, or they are not wanted.
     pub(crate) fn leave_out_until(&mut self, time: i64) {
-        self.counted_before.extend(time);
+        self.counted_before.extend_of_other_input(time);
     }
 
     /// Takes the statistics since the last call.

@@ -26,7 +26,7 @@ pub use crate::counting::counter::{Counter, CounterStats};
 use crate::counting::duplicate_inputs::DuplicateInputs;
 use crate::counting::failure_notices::FailureNotices;
 use crate::counting::input::datagram::{DatagramBatch, DatagramQueue};
-use crate::counting::input::{LineBlock, MAX_LINE, Position};
+use crate::counting::input::{LineBlock, MAX_LINE, Position, RepeatedLines};
 use crate::counting::progress::UncommittedProgress;
 use crate::counting::session::{SESSION_TIMEOUT, Uncounted};
 use crate::metrics::Metrics;
@@ -237,8 +237,10 @@ impl CountingTask {
         let now = self.clock.seconds();
         // Invariant: an input feeds its source before its first block.
         let input = inputs.by_number.get_mut(&number).expect("an input is known before its blocks");
-        if block.may_be_counted {
-            input.counter.leave_out_counted_lines();
+        match block.repeated {
+            RepeatedLines::AsBefore => {}
+            RepeatedLines::Possible => input.counter.leave_out_counted_lines(),
+            RepeatedLines::Excluded => input.counter.expect_new_lines(),
         }
         if block.lines_missing {
             input.counter.note_missing_lines();

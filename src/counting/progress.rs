@@ -64,7 +64,7 @@ impl UncommittedProgress {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::counting::input::Position;
+    use crate::counting::input::{Position, RepeatedLines};
 
     #[test]
     fn lines_that_wait_for_their_commit_are_behind() {
@@ -75,7 +75,7 @@ mod tests {
             skipped: 0,
             bytes_behind: 7,
             at_end,
-            may_be_counted: false,
+            repeated: RepeatedLines::AsBefore,
             lines_missing: false,
         };
         let shown = || metrics.inputs().remove("log").map(|p| (p.newest, p.at_end_since, p.behind)).unwrap();

@@ -78,13 +78,15 @@ impl HeadDigest {
         HeadDigest { digest: digest(head), covers: head.len() as u64, beginning }
     }
 
-    /// Whether these are the first bytes of the file of the digest, which may have lost some of them.
+    /// Whether these are the first bytes of the file of the digest, which may have lost some of them, and grown again.
     pub fn matches(&self, head: &[u8]) -> bool {
         let covered = usize::try_from(self.covers).ok().and_then(|covers| head.get(..covers));
-        match covered {
-            Some(head) => digest(head) == self.digest,
-            None => head.get(..BEGINNING_BYTES).is_some_and(|head| digest(head) == self.beginning),
-        }
+        covered.is_some_and(|head| digest(head) == self.digest)
+            || head.get(..BEGINNING_BYTES).is_some_and(|head| self.has_beginning() && digest(head) == self.beginning)
+    }
+
+    fn has_beginning(&self) -> bool {
+        self.covers >= BEGINNING_BYTES as u64
     }
 
     /// Whether it tells a file from all others: a few bytes, as of a line that is being written, do not.
@@ -197,9 +199,12 @@ pub(crate) fn split_lines(text: &[u8]) -> impl Iterator<Item = &[u8]> {
     })
 }
 
-/// The digest of a line, with or without its end: a file may have lost just that.
+/// The digest of a line, with or without its end, which a file may have lost, and without NULs before it, which may stand
+/// where another line was.
 pub(crate) fn line_digest(line: &[u8]) -> u32 {
-    (digest(line.strip_suffix(b"\n").unwrap_or(line)) >> 32) as u32
+    let line = line.strip_suffix(b"\n").unwrap_or(line);
+    let start = line.iter().position(|byte| *byte != 0).unwrap_or(line.len());
+    (digest(&line[start..]) >> 32) as u32
 }
 
 #[cfg(test)]

@@ -19,7 +19,7 @@ use tokio::process::{Child, ChildStderr, ChildStdout, Command};
 use tokio::time::{Instant, timeout};
 
 use crate::counting::input::line_splitter::LineSplitter;
-use crate::counting::input::{LineBlock, MAX_BLOCK, MAX_LINE, Position};
+use crate::counting::input::{LineBlock, MAX_BLOCK, MAX_LINE, Position, RepeatedLines};
 
 /// The longest entry that is read, in bytes: a text of `MAX_LINE` as an array of numbers, and the other fields.
 pub(crate) const MAX_ENTRY: usize = 4 * MAX_LINE + 64 * 1024;
@@ -201,7 +201,15 @@ impl JournalFollower {
 
     fn block(&self, lines: Vec<u8>, skipped: u64, at_end: bool) -> LineBlock {
         let position = self.cursor.clone().map_or(Position::Nowhere, |cursor| Position::Journal { cursor });
-        LineBlock { lines, position, skipped, bytes_behind: 0, at_end, may_be_counted: false, lines_missing: false }
+        LineBlock {
+            lines,
+            position,
+            skipped,
+            bytes_behind: 0,
+            at_end,
+            repeated: RepeatedLines::AsBefore,
+            lines_missing: false,
+        }
     }
 
     fn start(&mut self) -> std::io::Result<JournalctlProcess> {

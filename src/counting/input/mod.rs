@@ -36,11 +36,22 @@ pub struct LineBlock {
     pub bytes_behind: u64,
     /// Whether this block reaches the end of what is there now.
     pub at_end: bool,
-    /// Whether lines from here on may have been counted: those that are not newer than the newest one counted so far are
-    /// then left out.
-    pub may_be_counted: bool,
+    /// Whether lines from here on may have been counted.
+    pub repeated: RepeatedLines,
     /// Whether lines before these are known to be missing: nothing follows from a line that is not there.
     pub lines_missing: bool,
+}
+
+/// Whether lines of a log may have been counted before.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum RepeatedLines {
+    /// As it was for the lines before.
+    #[default]
+    AsBefore,
+    /// Those that are not newer than the newest one counted so far: they are left out.
+    Possible,
+    /// None: a new file begins.
+    Excluded,
 }
 
 /// How far an input has been read and counted: reading continues there after a restart.

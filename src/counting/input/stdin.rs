@@ -10,7 +10,7 @@ use std::io::{self, Read};
 use tokio::sync::mpsc;
 
 use crate::counting::input::line_splitter::LineSplitter;
-use crate::counting::input::{LineBlock, MAX_BLOCK, MAX_LINE, Position};
+use crate::counting::input::{LineBlock, MAX_BLOCK, MAX_LINE, Position, RepeatedLines};
 
 /// Blocks that are read ahead of the counting.
 const MAX_BLOCKS_AHEAD: usize = 4;
@@ -66,7 +66,7 @@ fn read_blocks(mut from: impl Read, to: &mpsc::Sender<Result<LineBlock, String>>
             skipped,
             bytes_behind: 0,
             at_end: true,
-            may_be_counted: false,
+            repeated: RepeatedLines::AsBefore,
             lines_missing: false,
         };
         let sent = block.lines.is_empty() && !ended || to.blocking_send(Ok(block)).is_ok();

@@ -19,7 +19,7 @@ use crate::counting::input::file::open_log::{OpenLog, ReadResult};
 use crate::counting::input::file::rotated::{self, InputPaths, RotatedError, RotatedFile, RotatedFiles};
 use crate::counting::input::file::series::DatedSeries;
 use crate::counting::input::file_position::{FilePosition, HeadDigest, MAX_EARLIER_FILES};
-use crate::counting::input::{InputError, LineBlock, Position};
+use crate::counting::input::{InputError, LineBlock, Position, RepeatedLines};
 
 /// How often the file is polled if no event reports a change.
 pub(super) const POLL_INTERVAL: Duration = Duration::from_millis(250);
@@ -63,8 +63,8 @@ pub struct LogReader {
     closed: Option<OpenLog>,
     /// Where reading goes on after a restart.
     position: Option<FilePosition>,
-    /// Whether lines from here on may have been counted, as [`LineBlock::may_be_counted`] says.
-    may_be_counted: bool,
+    /// Whether lines from here on may have been counted, as [`LineBlock::repeated`] says.
+    repeated: RepeatedLines,
     /// Whether lines before the next ones are missing, as [`LineBlock::lines_missing`] says.
     lines_missing: bool,
     /// Bytes in the files after this one.
@@ -146,7 +146,7 @@ impl LogReader {
             log: None,
             closed: None,
             position,
-            may_be_counted: false,
+            repeated: RepeatedLines::AsBefore,
             lines_missing: false,
             bytes_in_later_files: 0,
             reported_end: false,
@@ -250,7 +250,7 @@ impl LogReader {
             if self.position.as_ref().is_some_and(|position| position.head.is_empty())
                 && let Some(first) = self.oldest_unread()?
             {
-                self.switch_to(first)?;
+                self.begin_unread(first)?;
                 self.position = self.log.as_ref().map(OpenLog::position);
             }
             let Some(log) = &mut self.log else { return Ok(FollowStep::Wait(POLL_INTERVAL)) };
@@ -329,7 +329,7 @@ impl LogReader {
             Some(fit) => self.resume(&position, Candidate { fit, same_inode: false, log: next }),
             None => {
                 next.earlier_files = position.earlier_files_of_next();
-                self.switch_to(next)
+                self.begin_unread(next)
             }
         }
     }
@@ -346,13 +346,20 @@ impl LogReader {
         self.reported_end = at_end;
         self.logged.clear();
         let position = Position::File(self.position.clone().unwrap_or(own));
-        let (may_be_counted, lines_missing) = (self.may_be_counted, self.lines_missing);
+        let (repeated, lines_missing) = (self.repeated, self.lines_missing);
         if moved {
-            (self.may_be_counted, self.lines_missing) = (false, false);
+            (self.repeated, self.lines_missing) = (RepeatedLines::AsBefore, false);
         }
         let bytes_behind = behind;
-        let block = LineBlock { lines, position, skipped, bytes_behind, at_end, may_be_counted, lines_missing };
+        let block = LineBlock { lines, position, skipped, bytes_behind, at_end, repeated, lines_missing };
         Ok(FollowStep::Read(block))
+    }
+
+    /// Switches to a file of which no line has been counted.
+    fn begin_unread(&mut self, log: OpenLog) -> Result<(), InputError> {
+        self.switch_to(log)?;
+        self.repeated = RepeatedLines::Excluded;
+        Ok(())
     }
 
     /// Switches to another file.
@@ -385,7 +392,7 @@ impl LogReader {
         let next = match self.unread_after(&position)?.into_iter().next() {
             Some(next) => Some(next),
             None => {
-                let newest = self.open_if_there(&self.path.clone())?;
+                let newest = self.recognizable_at_path()?;
                 let earlier = position.earlier_files_of_next();
                 // Where the newest file of a series is gone, the one before it was read.
                 newest.filter(|log| self.series.is_none() || !is_among(&earlier, log))
@@ -406,7 +413,7 @@ impl LogReader {
         self.log_once(what, true);
         let Some(mut next) = next else { return Ok(false) };
         next.earlier_files = position.earlier_files_of_next();
-        self.switch_to(next).map(|()| true)
+        self.begin_unread(next).map(|()| true)
     }
 
     /// Opens the log for the first time.
@@ -456,11 +463,13 @@ impl LogReader {
             Fit::Whole => (position.offset, None),
             Fit::After { lines, offset } => {
                 // Of an edited file the lines after that may be counted ones that were changed; a rotated one is not edited.
-                self.may_be_counted |= !same_inode && log.path == self.path && lines < position.tail.len();
+                if !same_inode && log.path == self.path && lines < position.tail.len() {
+                    self.repeated = RepeatedLines::Possible;
+                }
                 (offset, Some("the lines after it that were counted are gone"))
             }
             Fit::Before { offset } => {
-                self.may_be_counted = true;
+                self.repeated = RepeatedLines::Possible;
                 (offset, Some("lines after it that are not newer than the newest one counted are not counted again"))
             }
         };
@@ -524,9 +533,9 @@ impl LogReader {
         mut log: OpenLog,
     ) -> Result<Result<Candidate, OpenLog>, InputError> {
         let same_inode = log.inode == position.inode;
-        let same = match position.head.is_empty() {
-            true => same_inode,
-            false => position.head.matches(&log.head),
+        let same = match &position.head {
+            head if head.is_empty() => same_inode,
+            head => head.matches(&log.head) && (same_inode || head.is_distinct()),
         };
         if !same {
             return Ok(Err(log));
@@ -616,6 +625,10 @@ impl LogReader {
             }
             // Removed, or renamed while we looked.
             None if !self.has_been_missing() => return Ok(NextFile::NotYet),
+            // Replaced by a copy, which may have more lines.
+            None if let Some(copy) = self.copy_at_path(&position)? => {
+                return Ok(NextFile::Ready(copy.path.clone(), (copy.device, copy.inode)));
+            }
             None => self.after_earlier_files(&rotated, &position.earlier_files_of_next())?,
         };
         // A copy of the file at the path is not finished (copytruncate), or nobody needs it: the path is read, and what
@@ -632,11 +645,7 @@ impl LogReader {
         }
         let next = match next {
             Some(next) => Some(next),
-            None => match self.files.metadata(&self.path) {
-                Ok(meta) => (meta.length > 0).then(|| (self.path.clone(), (meta.device, meta.inode))),
-                Err(e) if e.kind() == io::ErrorKind::NotFound => None,
-                Err(e) => return Err(unreadable(&e)),
-            },
+            None => self.recognizable_at_path()?.map(|log| (log.path.clone(), (log.device, log.inode))),
         };
         let is_quiet = self.log.as_ref().is_some_and(|log| log.is_quiet(self.quiet_period));
         Ok(match next {
@@ -644,6 +653,18 @@ impl LogReader {
             Some((path, identity)) if is_quiet => NextFile::Ready(path, identity),
             Some(_) => NextFile::NotYet,
         })
+    }
+
+    /// The file at the path, where it begins as that of the position did.
+    fn copy_at_path(&self, position: &FilePosition) -> Result<Option<OpenLog>, InputError> {
+        let current = self.open_if_there(&self.path)?;
+        Ok(current.filter(|log| position.head.is_distinct() && position.head.matches(&log.head)))
+    }
+
+    /// The file at the path, once it can be told from another: one with a piece of a line may be gone before the rest of
+    /// that line comes.
+    fn recognizable_at_path(&self) -> Result<Option<OpenLog>, InputError> {
+        Ok(self.open_if_there(&self.path)?.filter(OpenLog::is_recognizable))
     }
 
     fn is_at_path(&self, log: &OpenLog) -> Result<bool, InputError> {

@@ -28,6 +28,9 @@ const MAX_LAST_BYTES: usize = 256;
 /// The most bytes before the place where reading continues that are read again, for the digests of their lines.
 const MAX_TAIL_BYTES: u64 = 256 * 1024;
 
+/// The least room for one read of a file that may have grown: a page.
+const MIN_READ: usize = 4096;
+
 /// An open log file, and how far it has been read.
 pub(super) struct OpenLog {
     pub path: PathBuf,
@@ -301,7 +304,9 @@ impl OpenLog {
         let mut offset = from;
         loop {
             let before = text.len();
-            self.content.read_at(offset + before as u64, MAX_BLOCK, &mut text)?;
+            let at = offset + before as u64;
+            let limit = usize::try_from(self.length.saturating_sub(at)).unwrap_or(MAX_BLOCK).clamp(MIN_READ, MAX_BLOCK);
+            self.content.read_at(at, limit, &mut text)?;
             let ended = text.len() == before;
             let whole = match ended {
                 true => text.len(),
@@ -378,6 +383,11 @@ impl OpenLog {
     /// Whether nothing stands in it yet that it could be known by.
     pub(super) fn is_empty(&self) -> bool {
         self.head.is_empty()
+    }
+
+    /// Whether its first bytes tell it from another file that takes its place: a whole line, or a good part of one.
+    pub(super) fn is_recognizable(&self) -> bool {
+        memchr(b'\n', &self.head).is_some() || HeadDigest::of(&self.head).is_distinct()
     }
 
     /// Whether it is a copy of `log`, perhaps an unfinished one: never longer, and as far as it is known the same.

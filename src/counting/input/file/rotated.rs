@@ -3,7 +3,7 @@
 //! Takes: the log file's path. Gives: `mail.log.2.gz`, `mail.log.1`, `mail.log-20261122`, `mail-20261122.log`, …: beside the
 //! path, beside the file that a symlink there points to, and in the folders below (logrotate's `olddir`).
 //! Limits: [`MAX_ROTATED_FILES`] files, [`MAX_FOLDERS`] folders.
-//! When it fails: an I/O error that names the folder or file. Folders below that cannot be read are passed over.
+//! When it fails: an I/O error that names the folder or file. Folders below that refuse us are passed over.
 //! Not here: what a name means (`rotated_name`).
 
 use std::cmp::Ordering;
@@ -108,16 +108,21 @@ pub(super) fn rotated_files(
             }
         }
         for below in folders {
-            let Ok(names) = files.names(&below) else { continue };
+            let names = match files.names(&below) {
+                Ok(names) => names,
+                // A file, or a folder of others.
+                Err(e) if is_not_ours(&e) => continue,
+                Err(error) => return Err(RotatedError { path: below, error }),
+            };
             // Then what is rotated there is that log's.
             if names.iter().any(|other| other == name) {
                 continue;
             }
             for other in names {
-                match rotated_file(files, name, &below.join(other), inputs) {
-                    Ok(Some(file)) if file.compression == Compression::Unsupported => unsupported.push(file.path),
-                    Ok(Some(file)) => found.push(file),
-                    Ok(None) | Err(_) => {}
+                match rotated_file(files, name, &below.join(other), inputs)? {
+                    Some(file) if file.compression == Compression::Unsupported => unsupported.push(file.path),
+                    Some(file) => found.push(file),
+                    None => {}
                 }
             }
         }
@@ -203,6 +208,11 @@ fn look_at(
     };
     let (inode, device, length, modified) = (meta.inode, meta.device, meta.length, meta.modified);
     Ok(Some(RotatedFile { path: path.to_owned(), inode, device, length, compression, modified, order }))
+}
+
+/// Whether a name below the log's folder cannot be listed because it is not a folder, or not one for us.
+fn is_not_ours(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::NotADirectory | io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied)
 }
 
 fn names(files: &dyn LogFileSystem, folder: &Path) -> Result<Vec<std::ffi::OsString>, RotatedError> {
