@@ -34,6 +34,6 @@ fn exit_status(error: &DaemonError) -> u8 {
         DaemonError::Store(StoreError::Locked(_)) => EX_UNAVAILABLE,
         DaemonError::Store(StoreError::Unusable(_)) => EX_CONFIG,
         DaemonError::Store(StoreError::Io(_) | StoreError::Corrupt(_)) | DaemonError::Socket(_) => EX_IOERR,
-        DaemonError::System(_) | DaemonError::Task(_) => EX_SOFTWARE,
+        DaemonError::Store(StoreError::Refused { .. }) | DaemonError::System(_) | DaemonError::Task(_) => EX_SOFTWARE,
     }
 }

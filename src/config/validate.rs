@@ -321,6 +321,9 @@ fn is_domain_pattern(text: &str) -> bool {
     domain_name::normalize(name).is_some_and(|normal| normal == name)
 }
 
+/// The longest name of an input, in bytes: with the longest key of a session behind it, it fits into a key of the store.
+const MAX_INPUT_NAME: usize = 400;
+
 /// The smallest `max_size`, in octets: headers, the text part and every summary fit.
 const MIN_REPORT_SIZE: usize = 1_000_000;
 
@@ -390,6 +393,10 @@ impl Config {
             let Some(source) = input.kind() else {
                 return fault("file", "expected exactly one of `file`, `journal`, `stdin` and `datagrams`".into());
             };
+            let length = source.to_string().len();
+            if length > MAX_INPUT_NAME {
+                return fault("file", format!("too long: {length} bytes; expected at most {MAX_INPUT_NAME}"));
+            }
             if !sources.insert(source.clone()) {
                 return fault("file", format!("duplicate input \"{source}\"; every session would be counted twice"));
             }
@@ -765,5 +772,12 @@ mod tests {
         }
         let unknown = load("[postfix]\n\nversoin = \"3.7\"\n").unwrap_err();
         assert_eq!(unknown, "F:3: [postfix] versoin: unknown option; did you mean \"version\"?");
+    }
+
+    #[test]
+    fn a_path_that_no_key_of_the_store_could_begin_with_is_refused() {
+        let input = |length: usize| format!("[[input]]\nfile = \"/{}\"\n", "a".repeat(length - 1));
+        assert!(load(&input(MAX_INPUT_NAME)).is_ok());
+        assert_eq!(load(&input(401)).unwrap_err(), "F:2: [[input]] file: too long: 401 bytes; expected at most 400");
     }
 }

@@ -18,6 +18,7 @@ use crate::base::clock::Clock;
 use crate::base::exim_event::{EventReply, EximEvent};
 use crate::base::own_reports::{OwnQueueIds, OwnReportStatuses};
 use crate::base::policy_at::PolicyAt;
+use crate::base::printable::escape_and_cut;
 use crate::base::shutdown::wait_for_shutdown;
 pub(crate) use crate::counting::counter::LineSample;
 use crate::counting::counter::NEWEST_LINE_KEY;
@@ -30,7 +31,7 @@ use crate::counting::input::{LineBlock, MAX_LINE, Position, RepeatedLines};
 use crate::counting::progress::UncommittedProgress;
 use crate::counting::session::{SESSION_TIMEOUT, Uncounted};
 use crate::metrics::Metrics;
-use crate::store::{Batch, Store, StoreError, StoredRecord, Table};
+use crate::store::{Batch, BatchItem, Store, StoreError, StoredRecord, Table};
 
 /// How long a line may wait for its commit: few enough commits for a disk, soon enough for a report.
 const COMMIT_INTERVAL: Duration = Duration::from_millis(250);
@@ -41,6 +42,9 @@ const MAX_RETRY_DELAY: Duration = Duration::from_secs(5);
 
 /// How often a commit that fails is logged.
 const RETRY_LOG_INTERVAL: Duration = Duration::from_secs(60);
+
+/// How much is logged of a name that the store refuses, in characters.
+const MAX_SAMPLE: usize = 120;
 
 /// How often a problem with an input as a whole is logged, in seconds.
 const PROBLEM_LOG_INTERVAL: i64 = 3600;
@@ -369,7 +373,14 @@ impl CountingTask {
         let (mut wait, mut logged) = (MIN_RETRY_DELAY, None::<Instant>);
         loop {
             self.metrics.heartbeat("counting");
-            let Err(error) = self.store.write(batch.clone()) else {
+            let written = self.store.write(batch.clone());
+            // What the disk refuses is written again as it is; what the store refuses is left out, and the rest written.
+            if let Err(StoreError::Refused { item, problem }) = &written
+                && self.leave_out(&mut batch, *item, problem)
+            {
+                continue;
+            }
+            let Err(error) = written else {
                 self.metrics.add("commits", 1);
                 pending.progress.publish(&self.metrics, self.clock.seconds());
                 self.metrics.add_sessions(&batch.add);
@@ -390,6 +401,26 @@ impl CountingTask {
             let _ = runtime.block_on(async { tokio::time::timeout(wait, wait_for_shutdown(shutdown)).await });
             wait = (wait * 2).min(MAX_RETRY_DELAY);
         }
+    }
+
+    /// Takes an item that the store refuses out of the batch. False for a position: without it, lines would be counted again.
+    fn leave_out(&self, batch: &mut Batch, item: BatchItem, problem: &str) -> bool {
+        let left_out = match item {
+            BatchItem::Count(index) if index < batch.add.len() => {
+                let (tally, count) = batch.add.remove(index);
+                self.metrics.add("sessions-refused", count);
+                format!("{count} sessions of `{}` are not counted", escape_and_cut(&tally.domain, MAX_SAMPLE))
+            }
+            BatchItem::Record(index) if batch.set.get(index).is_some_and(|(table, ..)| *table != Table::Position) => {
+                let (_, key, _) = batch.set.remove(index);
+                self.metrics.add("records-refused", 1);
+                let sample = escape_and_cut(&String::from_utf8_lossy(&key), MAX_SAMPLE);
+                format!("what is open under `{sample}` is forgotten at the next start")
+            }
+            BatchItem::Count(_) | BatchItem::Record(_) => return false,
+        };
+        self.metrics.log_error(self.clock, format!("{problem}; {left_out}; everything else is written"));
+        true
     }
 
     fn record_uncounted(&self, stats: &CounterStats, uncounted: Uncounted) {
@@ -470,4 +501,123 @@ pub(crate) fn load_newest_line_time(store: &dyn Store, name: &str) -> Result<Opt
 /// The key of a record of an input's open state.
 pub(super) fn open_key(name: &str, key: &[u8]) -> Vec<u8> {
     [name.as_bytes(), b"\0", key].concat()
+}
+
+#[cfg(test)]
+mod tests {
+    use jiff::tz::TimeZone;
+
+    use super::*;
+    use crate::base::tlsrpt::{Day, Policy, PolicyInForce, PolicyType, TallyKey, TallyResult};
+    use crate::counting::input::file_position::FilePosition;
+    use crate::store::embedded::EmbeddedStore;
+
+    const DAY: Day = Day(20_779);
+
+    struct NoPolicy;
+
+    impl PolicyAt for NoPolicy {
+        fn at(&self, _: &str, _: i64) -> Option<PolicyInForce> {
+            Some(PolicyInForce::None)
+        }
+    }
+
+    fn task(store: Arc<dyn Store>) -> CountingTask {
+        CountingTask {
+            store,
+            policies: Box::new(NoPolicy),
+            hints: mpsc::channel(1).0,
+            datagrams: Arc::default(),
+            own_queue_ids: OwnQueueIds::default(),
+            own_report_statuses: Default::default(),
+            metrics: Metrics::default(),
+            clock: Clock::default(),
+        }
+    }
+
+    /// A session of one host with its delivery, or its first line alone.
+    fn lines(clock: Clock, domain: &str, whole: bool) -> Vec<u8> {
+        let time = jiff::Timestamp::from_second(clock.seconds()).unwrap();
+        let peer = format!("mx.{domain}[192.0.2.7]:25");
+        let mut text = format!(
+            "{time} mta postfix/smtp[7]: Trusted TLS connection established to {peer}: TLSv1.3 with cipher X\n"
+        );
+        if whole {
+            text += &format!(
+                "{time} mta postfix/smtp[7]: F35CEA26071: to=<u@{domain}>, relay={peer}, delay=1, delays=0/0/0/1, dsn=2.0.0, \
+                 status=sent (250 ok)\n"
+            );
+        }
+        text.into_bytes()
+    }
+
+    #[test]
+    fn a_record_that_the_store_refuses_is_left_out_and_shown_and_the_rest_is_written() {
+        let folder = tempfile::tempdir().unwrap();
+        let store: Arc<dyn Store> = Arc::new(EmbeddedStore::open(folder.path(), Clock::default()).unwrap().store);
+        let task = task(Arc::clone(&store));
+        let (metrics, clock) = (task.metrics.clone(), task.clock);
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        // The position of this input fits into a key, its open state does not.
+        let names = ["x".repeat(1010), "log".to_owned()];
+        let (feed, blocks) = mpsc::channel(8);
+        for (number, name) in names.iter().enumerate() {
+            let counter = Counter::new(Dialect::Postfix, TimeZone::UTC, Arc::new(|_| false));
+            let input = CountedInput { name: name.clone(), counter };
+            feed.try_send(InputEvent::LogInput(number, Box::new(input))).ok().unwrap();
+            let lines = match number {
+                0 => [lines(clock, "long.test", true), lines(clock, "long.test", false)].concat(),
+                _ => lines(clock, "a.test", true),
+            };
+            let position = Position::File(FilePosition { inode: 1, offset: 100, ..FilePosition::default() });
+            let repeated = RepeatedLines::AsBefore;
+            let lines_missing = false;
+            let block =
+                LineBlock { lines, position, skipped: 0, bytes_behind: 0, at_end: true, repeated, lines_missing };
+            feed.try_send(InputEvent::Block(number, block)).ok().unwrap();
+        }
+        drop(feed);
+        let (_stop, shutdown) = watch::channel(false);
+        task.run(runtime.handle(), blocks, mpsc::channel(1).1, shutdown).unwrap();
+        let day = store.days().unwrap()[0];
+        assert_eq!(store.domains(day).unwrap(), ["a.test", "long.test"]);
+        for name in &names {
+            assert!(store.read(Table::Position, name.as_bytes()).unwrap().is_some());
+        }
+        assert!(metrics.counters()["records-refused"] > 0);
+        let errors = metrics.recent_errors();
+        let shown = errors.iter().any(|(_, line)| {
+            line.contains("over the limit of 1024; what is open under `xxx")
+                && line.ends_with("is forgotten at the next start; everything else is written")
+        });
+        assert!(shown, "{errors:?}");
+    }
+
+    #[test]
+    fn counts_that_the_store_refuses_are_left_out_and_counted_and_a_position_never_is() {
+        let folder = tempfile::tempdir().unwrap();
+        let store: Arc<dyn Store> = Arc::new(EmbeddedStore::open(folder.path(), Clock::default()).unwrap().store);
+        let task = task(Arc::clone(&store));
+        let mut batch = Batch::default();
+        let policy = Arc::new(Policy {
+            policy_type: PolicyType::Sts,
+            policy_string: Vec::new(),
+            policy_domain: "a.test".to_owned(),
+            mx_host: Vec::new(),
+        });
+        for (domain, count) in [("a.test", 1), (&*"d".repeat(1100), 2), ("b.test", 3)] {
+            let key =
+                TallyKey { day: DAY, domain: domain.into(), policy: Arc::clone(&policy), result: TallyResult::Success };
+            batch.add.push((key, count));
+        }
+        let Err(StoreError::Refused { item, problem }) = store.write(batch.clone()) else { panic!() };
+        assert_eq!(item, BatchItem::Count(1));
+        assert!(task.leave_out(&mut batch, item, &problem));
+        store.write(batch).unwrap();
+        assert_eq!(store.domains(DAY).unwrap(), ["a.test", "b.test"]);
+        assert_eq!(task.metrics.counters()["sessions-refused"], 2);
+        let mut batch = Batch { add: Vec::new(), set: vec![(Table::Position, vec![b'x'; 1100], Some(vec![1]))] };
+        let Err(StoreError::Refused { item, problem }) = store.write(batch.clone()) else { panic!() };
+        assert!(!task.leave_out(&mut batch, item, &problem));
+    }
 }

@@ -249,7 +249,7 @@ impl DaemonStore {
             Ok(_) => {}
             Err(error @ (StoreError::Io(_) | StoreError::Corrupt(_))) => self.turn_off(error),
             // The caller's fault.
-            Err(StoreError::Unusable(_) | StoreError::Locked(_)) => {}
+            Err(StoreError::Unusable(_) | StoreError::Locked(_) | StoreError::Refused { .. }) => {}
         }
         done
     }

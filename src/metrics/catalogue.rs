@@ -116,8 +116,14 @@ pub const CATALOGUE: &[CounterFamily] = &[
             ("sessions-of-own-reports", "cause=\"own-report\""),
             ("sessions-local", "cause=\"local-network\""),
             ("sessions-relayed", "cause=\"relayed\""),
+            ("sessions-refused", "cause=\"store-refused\""),
         ],
     },
+    single_counter(
+        "tlswarden_records_refused_total",
+        &[("records-refused", "")],
+        "Records of sessions under way that the store refused for their content; what was counted is stored all the same.",
+    ),
     CounterFamily {
         metric: "tlswarden_sessions_under_no_decision_total",
         help: "Sessions counted as no-policy-found though a policy may be published, by cause.",

@@ -47,6 +47,15 @@ pub struct Batch {
     pub set: Vec<(Table, Vec<u8>, Option<Vec<u8>>)>,
 }
 
+/// An item of a [`Batch`], by its index.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BatchItem {
+    /// In [`Batch::add`].
+    Count(usize),
+    /// In [`Batch::set`].
+    Record(usize),
+}
+
 /// The most records in a batch whose records need not be written together: the embedded store holds a batch in memory.
 pub const MAX_BATCH_RECORDS: usize = 500;
 
@@ -105,4 +114,13 @@ pub enum StoreError {
     /// What was read is not what was written.
     #[error("{0}")]
     Corrupt(String),
+    /// The writer's: one item of the batch cannot be stored, whatever the disk does. Nothing of the batch was written;
+    /// without that item it can be.
+    #[error("{problem}; its batch is not written")]
+    Refused {
+        /// The item.
+        item: BatchItem,
+        /// What is wrong with it.
+        problem: String,
+    },
 }

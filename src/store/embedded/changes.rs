@@ -9,8 +9,8 @@ use std::sync::Arc;
 
 use super::SledFiles;
 use crate::base::tlsrpt::{Day, Policy, TallyKey, TallyResult};
-use crate::store::StoreError;
 use crate::store::format::{self, CountKey, Digest, MalformedRecord, PolicyRef, SessionTotals, StoredValue};
+use crate::store::{BatchItem, StoreError};
 
 /// The changes of a batch, by key.
 pub(super) type KeyChanges = BTreeMap<Vec<u8>, KeyChange>;
@@ -67,13 +67,6 @@ impl SledFiles {
         key: Vec<u8>,
         value: Option<&[u8]>,
     ) -> Result<(), StoreError> {
-        if key.len() > format::MAX_KEY {
-            let (length, limit) = (key.len(), format::MAX_KEY);
-            let folder = self.folder.display();
-            return Err(StoreError::Unusable(format!(
-                "store: {folder}: a key of {length} octets: over the limit of {limit}; its batch is not written"
-            )));
-        }
         let parts_of = |value: &[u8]| match StoredValue::decode(value) {
             Ok(StoredValue::Parts { parts, .. }) => parts,
             _ => 0,
@@ -102,6 +95,16 @@ impl SledFiles {
         Ok(())
     }
 
+    /// Refuses an item of a batch whose key is too long.
+    pub(super) fn check_key(&self, key: &[u8], item: BatchItem) -> Result<(), StoreError> {
+        let (length, limit, folder) = (key.len(), format::MAX_KEY, self.folder.display());
+        if length <= limit {
+            return Ok(());
+        }
+        let problem = format!("store: {folder}: a key of {length} octets: over the limit of {limit}");
+        Err(StoreError::Refused { item, problem })
+    }
+
     /// Adds the tallies to the stored counts, as `changes`.
     pub(super) fn add_count_changes(
         &self,
@@ -112,7 +115,8 @@ impl SledFiles {
         let mut policies: HashMap<(*const Policy, *const str), (Day, PolicyRef)> = HashMap::new();
         let mut sums: BTreeMap<Vec<u8>, CountSum> = BTreeMap::new();
         let mut new = NewPolicies::new();
-        for (tally, count) in add {
+        for (index, (tally, count)) in add.iter().enumerate() {
+            let item = BatchItem::Count(index);
             // Pointers are only compared: the batch keeps what they point to where it is.
             let known = (Arc::as_ptr(&tally.policy), Arc::as_ptr(&tally.domain));
             let policy = match policies.get(&known) {
@@ -133,13 +137,17 @@ impl SledFiles {
             if let TallyResult::Detail(failure) = &tally.result {
                 let text = format::encode_failure(failure);
                 key.failure = Some(format::digest(&text));
-                let sum = sums.entry(key.encode()).or_insert(CountSum::Detail(0, text));
+                let key = key.encode();
+                self.check_key(&key, item)?;
+                let sum = sums.entry(key).or_insert(CountSum::Detail(0, text));
                 if let CountSum::Detail(n, _) = sum {
                     *n = n.saturating_add(*count);
                 }
-            } else if let CountSum::Totals(totals) =
-                sums.entry(key.encode()).or_insert(CountSum::Totals(SessionTotals::default()))
-            {
+                continue;
+            }
+            let key = key.encode();
+            self.check_key(&key, item)?;
+            if let CountSum::Totals(totals) = sums.entry(key).or_insert(CountSum::Totals(SessionTotals::default())) {
                 *totals = totals.add(match tally.result {
                     TallyResult::Success => SessionTotals { successful: *count, ..SessionTotals::default() },
                     TallyResult::NullSender => SessionTotals { null_sender: *count, ..SessionTotals::default() },

@@ -38,7 +38,7 @@ use crate::base::tlsrpt::{Day, Policy, TallyRow};
 use crate::store::format::{
     self, CountKey, Digest, MalformedRecord, PolicyRef, SessionTotals, StoreChecksum, StoredValue,
 };
-use crate::store::{Batch, Store, StoreError, StoredRecord, Table};
+use crate::store::{Batch, BatchItem, Store, StoreError, StoredRecord, Table};
 
 /// The size of sled's page cache, in octets as they are on disk; in memory they take three times as much. sled
 /// evicts a page only at every 64th look at one of the same 256th part of all, so that it has all that was read of a
@@ -284,10 +284,11 @@ impl Store for EmbeddedStore {
         let mut changes = KeyChanges::new();
         let new = files.add_count_changes(&state.known_policies, &mut changes, &batch.add)?;
         let mut last = BTreeMap::new();
-        for (table, key, value) in &batch.set {
-            last.insert(format::record_key(*table, key), value.as_deref());
+        for (index, (table, key, value)) in batch.set.iter().enumerate() {
+            last.insert(format::record_key(*table, key), (BatchItem::Record(index), value.as_deref()));
         }
-        for (key, value) in last {
+        for (key, (item, value)) in last {
+            files.check_key(&key, item)?;
             files.add_record_change(&mut changes, key, value)?;
         }
         if changes.is_empty() {
