@@ -33,7 +33,8 @@ impl EmbeddedStore {
     }
 }
 
-fn write_copy(files: &SledFiles, to: &Path) -> Result<(), StoreError> {
+/// Writes the store into a folder that is there.
+pub(super) fn write_copy(files: &SledFiles, to: &Path) -> Result<(), StoreError> {
     let failed = |e: std::io::Error| disk_error(to, &e);
     let folder = to.join(SLED_FOLDER);
     let (mut checksum, mut sum) = (StoreChecksum::default(), 0_u64);

@@ -13,6 +13,7 @@ mod open;
 mod read_copy;
 mod reopen;
 mod restore;
+mod rewrite;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::File;
@@ -86,6 +87,8 @@ struct State {
     last_reopen: Option<Instant>,
     /// A batch that turned out to be on disk after its writer was told that this is not known.
     already_stored: Option<Batch>,
+    /// The size of sled's log, in bytes, over which it is looked whether to rewrite the store.
+    rewrite_above: u64,
 }
 
 /// Keys and values as sled has them.
@@ -149,6 +152,7 @@ impl EmbeddedStore {
             Err(_) => return Err(self.closed_error(state)),
         };
         state.checksum = checksum;
+        self.rewrite_if_large(state);
         Ok(())
     }
 
@@ -451,6 +455,10 @@ impl Store for EmbeddedStore {
         let (from, to) = format::policies_range_before(day);
         let policies = self.remove_range(&mut state, &from, &to)?;
         state.known_policies.retain(|(kept, _)| *kept >= day);
+        if counts > 0 {
+            state.rewrite_above = state.rewrite_above.min(rewrite::SPARE_BYTES);
+            self.rewrite_if_large(&mut state);
+        }
         Ok(counts + policies)
     }
 

@@ -16,6 +16,7 @@ use std::time::Duration;
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::Notify;
 
+use super::rewrite::SPARE_BYTES;
 use super::{
     CACHE_SIZE, EmbeddedStore, KeyChange, KeyValues, PRELOADED, SledFiles, State, catch_panic, disk_error,
     write_acknowledged,
@@ -80,6 +81,7 @@ pub(super) fn open(store_folder: &Path, clock: Clock) -> Result<OpenedStore, Sto
         checksum,
         last_reopen: None,
         already_stored: None,
+        rewrite_above: SPARE_BYTES,
     };
     let store = EmbeddedStore {
         state: RwLock::new(state),
@@ -90,6 +92,7 @@ pub(super) fn open(store_folder: &Path, clock: Clock) -> Result<OpenedStore, Sto
         damage_found: Notify::new(),
         _lock: lock,
     };
+    store.rewrite_if_large(&mut store.state.write());
     Ok(OpenedStore { store, notices, moved_aside, missing_commits })
 }
 

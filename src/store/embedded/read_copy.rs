@@ -58,6 +58,8 @@ impl ReadCopy {
             checksum,
             last_reopen: None,
             already_stored: None,
+            // Nobody writes to it.
+            rewrite_above: u64::MAX,
         };
         let store = EmbeddedStore {
             state: RwLock::new(state),

@@ -14,6 +14,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use super::open::{VerifiedFiles, open_acknowledged, open_files, open_from_log, open_or_set_aside};
+use super::rewrite::SPARE_BYTES;
 use super::{EmbeddedStore, NOT_KEPT, SledFiles, State, catch_panic, disk_error, write_acknowledged};
 use parking_lot::Mutex;
 
@@ -74,6 +75,7 @@ impl EmbeddedStore {
             known_policies: Default::default(),
             last_reopen: None,
             already_stored: None,
+            rewrite_above: SPARE_BYTES,
         };
         Ok(went_back)
     }
@@ -117,11 +119,16 @@ impl EmbeddedStore {
         }
     }
 
-    /// Closes the files and opens them again, so that sled has no page in memory. If they cannot be opened, they stay
-    /// closed as after a write that failed.
+    /// Closes the files and opens them again, so that sled has no page in memory.
     pub(super) fn reopen_to_free_memory(&self, state: &mut State) {
+        self.close_while(state, "it was closed to free memory", || ());
+    }
+
+    /// Closes the files, calls `work`, and opens them again. If they cannot be opened, they stay closed as after a write that
+    /// failed.
+    pub(super) fn close_while<T>(&self, state: &mut State, cause: &str, work: impl FnOnce() -> T) -> T {
         let closed = ClosedReason {
-            cause: "it was closed to free memory".to_owned(),
+            cause: cause.to_owned(),
             checksum: state.checksum,
             batch: None,
             rewrite_needed: false,
@@ -132,13 +139,15 @@ impl EmbeddedStore {
             Ok(files) => close_files(files),
             reason => {
                 state.files = reason;
-                return;
+                return work();
             }
         }
+        let done = work();
         match open_files(&self.folder) {
             Ok(files) => state.files = Ok(files),
             Err(error) => tracing::warn!("{error}; it is tried again with the next read or write"),
         }
+        done
     }
 
     /// Opens the files again if they are closed and the last attempt was at least [`REOPEN_INTERVAL`] ago.

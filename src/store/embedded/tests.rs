@@ -293,3 +293,77 @@ fn damage_found_when_opening_again_waits_until_nobody_is_at_work() {
         assert_eq!(EmbeddedStore::open(store_folder.path(), Clock::default()).unwrap().notices, [""; 0]);
     }
 }
+
+/// Sixty days of counts, positions and open state, of which three stay: the room is bounded by that of a fresh copy.
+#[test]
+fn the_room_of_sixty_days_is_bounded_by_that_of_a_copy() {
+    const DAYS: i32 = 60;
+    const COMMITS: u32 = 6;
+    const DOMAINS: u32 = 600;
+    let (store_folder, mut store) = opened();
+    let mut largest = 0;
+    for day in 0..DAYS {
+        let today = Day(DAY.0 + day);
+        for commit in 0..COMMITS {
+            let mut batch = Batch::default();
+            for domain in (commit % 3..DOMAINS).step_by(3) {
+                let name = format!("domain-{domain}.example");
+                let policy = sts(&name, 2);
+                batch.add.push((tally(today, &name, &policy, TallyResult::Success), 3));
+                if domain % 10 == 0 {
+                    batch.add.push((tally(today, &name, &policy, TallyResult::Failure), 1));
+                }
+            }
+            batch.set.push((Table::Position, b"log".to_vec(), Some(vec![commit as u8; 5_000])));
+            for session in 0..200_u32 {
+                let key = format!("log\0d{}", (session + commit * 50) % 1_000).into_bytes();
+                batch.set.push((Table::OpenState, key, (session % 4 > 0).then(|| vec![day as u8; 300])));
+            }
+            store.write(batch).unwrap();
+        }
+        store.drop_days_before(Day(today.0 - 2)).unwrap();
+        largest = largest.max(store.size().unwrap());
+        if day % 10 == 9 {
+            let copy = store_folder.path().join("copy");
+            store.copy(&copy).unwrap();
+            let (size, fresh) = (store.size().unwrap(), file_sizes(&copy).unwrap());
+            std::fs::remove_dir_all(&copy).unwrap();
+            println!("day {}: {size} bytes, at most {largest}; a fresh backup has {fresh}", day + 1);
+            assert!(largest <= 3 * fresh + 8_000_000);
+            // A restart in between.
+            let sums = store.domain_sums(today, None, 10_000).unwrap();
+            assert_eq!(sums.len(), DOMAINS as usize);
+            drop(store);
+            store = EmbeddedStore::open(store_folder.path(), Clock::default()).unwrap().store;
+            assert_eq!(store.domain_sums(today, None, 10_000).unwrap(), sums);
+            assert_eq!(store.days().unwrap().len(), 3);
+        }
+    }
+}
+
+/// What is rewritten is the same store, and is written on.
+#[test]
+fn a_store_that_is_rewritten_holds_what_it_held() {
+    let (store_folder, store) = opened();
+    let policy = sts("a.test", 3);
+    let mut rewritten = false;
+    for round in 0..40_u8 {
+        let mut batch = Batch { add: vec![(tally(DAY, "a.test", &policy, TallyResult::Success), 1)], set: Vec::new() };
+        for n in 0..100_u8 {
+            batch.set.push((Table::OpenState, vec![n, round], Some(vec![n; 8_000])));
+            batch.set.push((Table::OpenState, vec![n, round.wrapping_sub(1)], None));
+        }
+        let before = std::fs::metadata(store_folder.path().join("embedded/db")).unwrap();
+        store.write(batch).unwrap();
+        let after = std::fs::metadata(store_folder.path().join("embedded/db")).unwrap();
+        rewritten |= std::os::unix::fs::MetadataExt::ino(&before) != std::os::unix::fs::MetadataExt::ino(&after);
+        assert_eq!(store.scan(Table::OpenState, b"").unwrap().len(), 100);
+        assert_eq!(store.rows(DAY, "a.test").unwrap()[0].successful, u64::from(round) + 1);
+    }
+    assert!(rewritten);
+    assert_eq!(std::fs::read_dir(store_folder.path()).unwrap().count(), 4, "what was replaced is gone");
+    drop(store);
+    let opened = EmbeddedStore::open(store_folder.path(), Clock::default()).unwrap();
+    assert_eq!((opened.notices, opened.missing_commits), (vec![], 0));
+    assert_eq!(opened.store.rows(DAY, "a.test").unwrap()[0].successful, 40);
+}
