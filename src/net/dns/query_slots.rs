@@ -3,9 +3,9 @@
 //! Takes: the [`LookupShare`] that a query belongs to, and who it is made for. Gives: a [`QuerySlot`], held while the query
 //! is under way.
 //! Limits: [`MAX_QUERIES`] at once, [`MAX_PER_LOOKUP`] for one look-up, three quarters of all for one requester
-//! (`base::requester`). Half of all slots are for everybody, in the order of asking. The other half is for look-ups younger
-//! than [`FRESH_AGE`], [`MAX_RESERVED_PER_LOOKUP`] for each: names whose servers do not answer hold the first half for as
-//! long as they like, and a new look-up is as fast as without them.
+//! (`base::requester`). A third of all slots is for everybody, in the order of asking. The others are for look-ups younger
+//! than [`FRESH_AGE`], [`MAX_RESERVED_PER_LOOKUP`] for each: names whose servers do not answer hold the first third for as
+//! long as they like, and a new look-up is as fast as without them, also where one client asks for all of these names.
 //! When it fails: never; a query without a slot waits for one.
 //! Not here: sending queries (`servers`), which queries a look-up needs (`policy/dane/lookup`).
 
@@ -63,7 +63,7 @@ impl QuerySlots {
     }
 
     fn with(slots: usize) -> QuerySlots {
-        QuerySlots { shared: FairSlots::new(slots / 2), reserve: FairSlots::new(slots - slots / 2) }
+        QuerySlots { shared: FairSlots::new(slots / 3), reserve: FairSlots::new(slots - slots / 3) }
     }
 
     /// Waits for a slot.
@@ -135,11 +135,11 @@ mod tests {
 
     #[tokio::test]
     async fn a_new_look_up_has_slots_whoever_holds_the_others() {
-        let slots = QuerySlots::with(40);
+        let slots = QuerySlots::with(60);
         let old = |n: u32| LookupShare::begun(Requester::User(n), Instant::now() - FRESH_AGE);
         let hostile: Vec<_> = (0..30).map(old).collect();
         let held: Vec<_> = hostile.iter().flat_map(|share| (0..8).map(|_| now(&slots, share))).flatten().collect();
-        assert_eq!(held.len(), 20, "look-ups that are no longer new have half of all slots");
+        assert_eq!(held.len(), 20, "look-ups that are no longer new have a third of all slots");
         let new = LookupShare::new(ONE);
         let mut own: Vec<_> = (0..MAX_RESERVED_PER_LOOKUP).map(|_| now(&slots, &new).unwrap()).collect();
         assert!(now(&slots, &new).is_none());
@@ -151,10 +151,10 @@ mod tests {
 
     #[tokio::test]
     async fn one_client_leaves_slots_of_both_kinds_to_the_others() {
-        let slots = QuerySlots::with(40);
+        let slots = QuerySlots::with(60);
         let hostile: Vec<_> = (0..30).map(|_| LookupShare::new(ONE)).collect();
         let held: Vec<_> = hostile.iter().flat_map(|share| (0..8).map(|_| now(&slots, share))).flatten().collect();
-        assert_eq!(held.len(), 30, "three quarters of all, whatever is new");
+        assert_eq!(held.len(), 45, "three quarters of all, whatever is new");
         let old = LookupShare::begun(OTHER, Instant::now() - FRESH_AGE);
         assert!(now(&slots, &old).is_some(), "a slot for everybody is left");
         let own: Vec<_> = (0..8).map(|_| LookupShare::new(OTHER)).collect();
@@ -166,9 +166,10 @@ mod tests {
 
     #[tokio::test]
     async fn who_waits_gets_the_slot_that_is_given_back() {
-        let slots = Arc::new(QuerySlots::with(2));
+        let slots = Arc::new(QuerySlots::with(3));
         let (one, two, new) = (LookupShare::new(ONE), LookupShare::new(OTHER), LookupShare::new(OTHER));
-        let (held, _reserved) = (now(&slots, &one).unwrap(), now(&slots, &two).unwrap());
+        let held = now(&slots, &one).unwrap();
+        let _reserved = [now(&slots, &two).unwrap(), now(&slots, &two).unwrap()];
         assert!(now(&slots, &new).is_none());
         let waiting = tokio::spawn({
             let (slots, new) = (Arc::clone(&slots), Arc::clone(&new));
