@@ -44,7 +44,7 @@ const EXIM_SOCKET: &str = "/run/tlswarden/exim";
 const MAX_SHOWN_RELAYS: usize = 5;
 
 /// What is asked of `postconf`.
-const PARAMETERS: [&str; 11] = [
+const PARAMETERS: [&str; 13] = [
     "mail_version",
     "smtp_tls_security_level",
     "smtp_use_tls",
@@ -56,7 +56,28 @@ const PARAMETERS: [&str; 11] = [
     sending_address::PARAMETERS[0],
     sending_address::PARAMETERS[1],
     sending_address::PARAMETERS[2],
+    "smtp_tls_policy_maps",
+    "multi_instance_directories",
 ];
+
+/// The parameters whose values are taken from Postfix: after a change the daemon must be reloaded.
+const DETECTED: [&str; 6] = [
+    "smtp_tls_security_level",
+    "smtp_use_tls",
+    "smtp_enforce_tls",
+    "smtp_dns_support_level",
+    "smtp_tls_dane_insecure_mx_policy",
+    "maillog_file",
+];
+
+/// The most further instances of Postfix that are looked at.
+const MAX_INSTANCES: usize = 16;
+
+/// Whether the daemon takes the value of a parameter from the default instance of Postfix, where the configuration does not
+/// set it.
+pub(crate) fn is_detected(parameter: &str) -> bool {
+    DETECTED.contains(&parameter)
+}
 
 /// Completes a configuration with what this host shows, and says what that is: `subject: found: what`. A log that this
 /// process cannot read is left out: the daemon runs without it.
@@ -117,8 +138,21 @@ impl DetectedHost {
         let any = |paths: &[&str]| paths.iter().any(|path| Path::new(path).exists());
         let program = Path::new(POSTCONF);
         DetectedHost {
-            postconf: (program.exists())
-                .then(|| run_postconf(program, &[&["-x"], &PARAMETERS[..], &postfix_relays::PARAMETERS[..]].concat())),
+            postconf: program.exists().then(|| {
+                let text =
+                    run_postconf(program, &[&["-x"], &PARAMETERS[..], &postfix_relays::PARAMETERS[..]].concat())?;
+                let others = parameter(&text, "multi_instance_directories").unwrap_or_default();
+                let others = others.split([' ', ',', '\t']).filter(|folder| !folder.is_empty()).take(MAX_INSTANCES);
+                let ask = |folder: &str| {
+                    run_postconf(
+                        program,
+                        &[&["-c", folder, "-x"], &PARAMETERS[..], &postfix_relays::PARAMETERS[..]].concat(),
+                    )
+                };
+                // An instance that cannot be asked is one whose mail nothing is known of.
+                let others: Vec<String> = others.filter_map(|folder| ask(folder).ok()).collect();
+                Ok(instances_that_ask(text, &others))
+            }),
             services: if program.exists() { run_postconf(program, &["-P"]).unwrap_or_default() } else { String::new() },
             exim: any(&EXIM),
             syslog: any(&SYSLOG),
@@ -243,6 +277,20 @@ impl DetectedHost {
     }
 }
 
+/// The settings of the instance that asks a socketmap server for policies: the default one, unless only others do, as
+/// beside a null client. DNSSEC is on where all that ask have it: an answer `dane` would have the others defer the mail.
+fn instances_that_ask(default: String, others: &[String]) -> String {
+    let asks = |text: &&String| parameter(text, "smtp_tls_policy_maps").is_some_and(|maps| maps.contains("socketmap:"));
+    let asking: Vec<&String> = std::iter::once(&default).chain(others).filter(asks).collect();
+    let Some(first) = asking.first() else { return default };
+    let without = |text: &&&String| parameter(text, "smtp_dns_support_level") != Some("dnssec");
+    let support = asking.iter().find(without).and_then(|text| parameter(text, "smtp_dns_support_level"));
+    // The first value of a parameter is the one that counts; the log is the one of the default instance.
+    let log = parameter(&default, "maillog_file").unwrap_or_default();
+    let support = support.map_or_else(String::new, |level| format!("smtp_dns_support_level = {level}\n"));
+    format!("maillog_file = {log}\n{support}{first}")
+}
+
 /// The input that follows a log.
 fn input_section(log: &MtaLog) -> InputSection {
     match log {
@@ -314,7 +362,7 @@ pub(super) fn parameter<'a>(text: &'a str, name: &str) -> Option<&'a str> {
     text.lines().find_map(|line| line.split_once('=').filter(|(n, _)| n.trim() == name)).map(|(_, value)| value.trim())
 }
 
-/// The output of `postconf` for the default instance.
+/// The output of `postconf`.
 fn run_postconf(program: &Path, arguments: &[&str]) -> Result<String, String> {
     let shown = program.display();
     let failed = |e: std::io::Error| format!("{shown}: {e}");
@@ -392,6 +440,26 @@ mod tests {
         let complete = config.clone();
         assert!(host(&POSTFIX.replace("dane", "none")).complete(&mut config).is_empty());
         assert_eq!(config, complete);
+    }
+
+    #[test]
+    fn the_instances_that_ask_decide() {
+        let maps = "smtp_tls_policy_maps = socketmap:unix:tlswarden/socketmap:policy\n";
+        let asking = |level: &str, dns: &str| {
+            format!("{maps}smtp_tls_security_level = {level}\nsmtp_dns_support_level = {dns}\nmaillog_file = /b\n")
+        };
+        let null_client =
+            "smtp_tls_policy_maps =\nsmtp_tls_security_level =\nsmtp_dns_support_level =\nmaillog_file = /a\n";
+        let found = |default: &str, others: &[String]| {
+            let text = instances_that_ask(default.to_owned(), others);
+            ["smtp_tls_security_level", "smtp_dns_support_level", "maillog_file"]
+                .map(|name| parameter(&text, name).unwrap_or_default().to_owned())
+        };
+        assert_eq!(found(null_client, &[]), ["", "", "/a"]);
+        assert_eq!(found(null_client, &[asking("may", "dnssec"), asking("dane", "dnssec")]), ["may", "dnssec", "/a"]);
+        assert_eq!(found(null_client, &[asking("may", "dnssec"), asking("may", "enabled")]), ["may", "enabled", "/a"]);
+        assert_eq!(found(&asking("encrypt", "dnssec"), &[asking("may", "dnssec")]), ["encrypt", "dnssec", "/b"]);
+        assert_eq!(found(&asking("encrypt", "dnssec"), &[null_client.to_owned()]), ["encrypt", "dnssec", "/b"]);
     }
 
     #[test]

@@ -111,16 +111,22 @@ const QUEUE_DIRECTORY: &str = "var/spool/postfix";
 /// tests.
 pub(super) fn check_files(answer: &str, root: &Path) -> Result<(), String> {
     let is_missing = |path: &Path| path.metadata().is_err_and(|error| error.kind() == ErrorKind::NotFound);
-    for token in split_tokens(answer) {
-        let Ok((name, value)) = split_attribute(token, PostfixVersion::new(u16::MAX, 0)) else { continue };
-        let below = value.trim_start_matches('/');
-        if name == "tafile" && is_missing(&root.join(below)) && is_missing(&root.join(QUEUE_DIRECTORY).join(below)) {
+    for file in files(answer) {
+        let below = file.trim_start_matches('/');
+        if is_missing(&root.join(below)) && is_missing(&root.join(QUEUE_DIRECTORY).join(below)) {
             return Err(format!(
-                "tafile \"{value}\": no such file, nor one below /{QUEUE_DIRECTORY}; Postfix would defer the mail"
+                "tafile \"{file}\": no such file, nor one below /{QUEUE_DIRECTORY}; Postfix would defer the mail"
             ));
         }
     }
     Ok(())
+}
+
+/// The files that an answer names.
+pub(super) fn files(answer: &str) -> Vec<&str> {
+    let attributes = split_tokens(answer).into_iter();
+    let attributes = attributes.filter_map(|token| split_attribute(token, PostfixVersion::new(u16::MAX, 0)).ok());
+    attributes.filter(|(name, _)| name == "tafile").map(|(_, file)| file).collect()
 }
 
 /// Checks that an answer can be given to Exim, if only Exim asks: the readsocket protocol has modes of MTA-STS and DANE, but

@@ -63,6 +63,18 @@ impl Config {
     }
 }
 
+impl Config {
+    /// The files that answers of the overrides name, with the domain of each.
+    pub(crate) fn override_files(&self) -> Vec<(&str, &str)> {
+        let mut files = Vec::new();
+        for section in &self.policy.overrides {
+            let named = section.answer.as_deref().map(override_answer::files).unwrap_or_default();
+            files.extend(named.into_iter().map(|file| (section.domain.as_str(), file)));
+        }
+        files
+    }
+}
+
 fn find_problems(config: &Config, check: impl Fn(&str) -> Result<(), String>) -> Vec<String> {
     let problem = |section: &OverrideSection| {
         let problem = check(section.answer.as_deref()?).err()?;

@@ -16,7 +16,7 @@ use crate::base::parts::Parts;
 use crate::checking::host::HostCheckContext;
 use crate::checking::host::daemon::{DaemonState, DaemonStateError};
 use crate::checking::host::identity::{DkimKeyCheck, DkimRecordCheck, KeyFileError};
-use crate::config::{Config, DkimKeySection};
+use crate::config::{Config, DkimKeySection, ReportSection, warnings};
 use crate::counting::pipeline;
 pub(crate) use crate::counting::pipeline::{LineSample, PROGRAM_NAME_ADVICE};
 use crate::daemon::control::{ControlRequest, DaemonStatus, Services};
@@ -33,6 +33,9 @@ pub(crate) use crate::store::StoreError;
 use crate::store::embedded::EmbeddedStore;
 pub(crate) use crate::store::embedded::{BACKUP_PREFIX, RestoredStore};
 use crate::store::{Store, message_id_key};
+
+/// Where systemd has the copies of the keys that it made for the daemon (systemd.exec(5)).
+const CREDENTIALS: &str = "/run/credentials/tlswarden.service";
 
 /// Why nothing could be opened.
 #[derive(Debug, thiserror::Error)]
@@ -151,8 +154,18 @@ impl HostCheckContext for DoctorContext {
         super::check_start(config).map_err(|error| error.to_string())
     }
 
+    fn report_warnings(&self, section: &ReportSection) -> Vec<String> {
+        // What is wrong with a file is a finding of its own.
+        let is_of_section =
+            |line: &&String| line.starts_with("[report] ") || line.starts_with("[[report.dkim]] domain: ");
+        let settings = SchedulerSettings::load(&warnings::without_credentials(section));
+        settings.iter().flat_map(|settings| settings.warnings()).filter(is_of_section).cloned().collect()
+    }
+
     async fn check_key(&self, key: &DkimKeySection, from: &str, resolver: &Resolver) -> DkimKeyCheck {
-        let mut check = DkimKeyCheck { file: key.key.display().to_string(), ..DkimKeyCheck::default() };
+        let awaits_restart = reporting::differs_from_copy(&key.key, Path::new(CREDENTIALS));
+        let file = key.key.display().to_string();
+        let mut check = DkimKeyCheck { file, awaits_restart, ..DkimKeyCheck::default() };
         let signer = match Signer::load(std::slice::from_ref(key), from) {
             Ok(signer) => signer,
             Err(faults) => {

@@ -36,6 +36,10 @@ pub(crate) async fn check_identity(
             return;
         }
     };
+    for doubt in program.report_warnings(section) {
+        let impact = "Receivers may ignore the reports, or none can be delivered.";
+        found.push(Finding::new(Severity::Warning, "report-section", "tlswarden.toml", doubt, impact));
+    }
     for key in section.dkim.keys() {
         check_dkim(program.check_key(key, &identity.from.domain, resolver).await, found);
     }
@@ -52,6 +56,8 @@ pub(crate) async fn check_identity(
 pub(crate) struct DkimKeyCheck {
     /// The file.
     pub(crate) file: String,
+    /// Whether the daemon signs with a copy of another key, which systemd made when it started it.
+    pub(crate) awaits_restart: bool,
     /// Why it cannot be used.
     pub(crate) fault: Option<KeyFileError>,
     /// What is unwise about it, one line each.
@@ -94,9 +100,18 @@ fn check_dkim(key: DkimKeyCheck, found: &mut Findings) {
         }
         None => {}
     }
+    if key.awaits_restart {
+        let problem = "the file was changed: the daemon signs with the copy that systemd made at its last start";
+        let impact =
+            "A reload does not take the new key: reports are signed with the old one, whose record may be gone.";
+        let finding = Finding::new(Severity::Error, "dkim-key-not-in-use", file.clone(), problem, impact);
+        found.push(finding.fix("systemctl restart tlswarden"));
+    }
     for warning in key.warnings {
         let finding = Finding::new(Severity::Warning, "dkim-key-open", file.clone(), warning, "It is a secret.");
-        found.push(finding.fix(format!("chmod 600 {file}   # or 640 and a group that the daemon is in")));
+        found.push(finding.fix(format!(
+            "chown root:root {file} && chmod 600 {file}   # in /etc/tlswarden/dkim.d systemd hands the daemon a copy"
+        )));
     }
     for record in key.records {
         match record.fault {
@@ -151,5 +166,24 @@ async fn check_own_tlsrpt(domain: &str, resolver: &Resolver, found: &mut Finding
             found.push(Finding::new(Severity::Warning, "tlsrpt-record", name, fault.to_string(), impact).fix(line));
         }
         Err(TlsrptLookupError::Temporary(error)) => found.not_looked_at.push(format!("{name}: {error}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_wrong_with_a_key_file_is_named_with_a_command_for_the_whole_job() {
+        let mut found = Findings::default();
+        let warnings = vec!["others may read it".to_owned()];
+        check_dkim(
+            DkimKeyCheck { file: "/k.pem".into(), awaits_restart: true, warnings, ..DkimKeyCheck::default() },
+            &mut found,
+        );
+        let found: Vec<(&str, &str)> = found.findings.iter().map(|f| (f.name.as_str(), f.fix[0].as_str())).collect();
+        assert_eq!(found[0], ("dkim-key-not-in-use", "systemctl restart tlswarden"));
+        assert_eq!(found[1].0, "dkim-key-open");
+        assert!(found[1].1.starts_with("chown root:root /k.pem && chmod 600 /k.pem "), "{}", found[1].1);
     }
 }

@@ -18,7 +18,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use crate::checking::finding::{Finding, Findings, Severity};
-use crate::config::{Config, DkimKeySection};
+use crate::config::{Config, DkimKeySection, ReportSection};
 use crate::net::dns::Resolver;
 use daemon::{DaemonPresence, DaemonState, DaemonStateError};
 use exim::EximInstallation;
@@ -46,6 +46,8 @@ pub(crate) trait HostCheckContext {
     async fn daemon_state(&self, config: &Config) -> Result<DaemonState, DaemonStateError>;
     /// Whether a daemon would start with this configuration; one line if not.
     fn check_start(&self, config: &Config) -> Result<(), String>;
+    /// What is unwise about `[report]` as a whole, one line each: names of different domains, above all.
+    fn report_warnings(&self, section: &ReportSection) -> Vec<String>;
     /// One key file of `[[report.dkim]]`, and its record in DNS; `from` is the domain of the From address.
     async fn check_key(&self, key: &DkimKeySection, from: &str, resolver: &Resolver) -> DkimKeyCheck;
 }
@@ -144,6 +146,9 @@ fn check_postfix(
         }
     };
     found.not_looked_at.extend(skipped);
+    // The daemon takes its settings from the first instance that asks it (`config::detect`).
+    let asks = |instance: &PostfixInstance| instance.get("smtp_tls_policy_maps").contains("socketmap:");
+    let primary = instances.iter().position(asks).unwrap_or(0);
     let asked = instances.iter().any(|instance| postfix::asks_daemon(instance, config));
     for (nth, instance) in instances.iter().enumerate() {
         let services: Vec<&str> = instance.smtp_clients.iter().map(|service| service.name.as_str()).collect();
@@ -153,7 +158,7 @@ fn check_postfix(
             true => format!("Postfix {version} in {folder}: it delivers nothing by SMTP"),
             false => format!("Postfix {version} in {folder}: services {}", services.join(", ")),
         });
-        found.extend(postfix::check_instance(instance, config, asked, nth == 0));
+        found.extend(postfix::check_instance(instance, config, asked, nth == primary));
         if running {
             let denied = postfix::check_sockets(instance, config, &mut found.not_looked_at);
             found.extend(denied);

@@ -151,7 +151,10 @@ impl DkimPublicKey {
     /// What a verifier would find wrong in the record in DNS. An error says why DNS does not answer.
     pub(crate) async fn find_fault(&self, resolver: &Resolver) -> Result<Option<String>, String> {
         match resolver.txt(&self.record_name()).await {
-            Ok(answer) => Ok(self.compare(&answer.records).err()),
+            Ok(answer) => Ok(self.compare(&answer.records).err().map(|wrong| match under_systemd() {
+                true if wrong == OTHER_KEY => format!("{wrong}; {TAKEN_AT_START}"),
+                _ => wrong,
+            })),
             Err(DnsError::NoSuchDomain { .. } | DnsError::NoRecords { .. }) => {
                 Ok(Some("there is no such record".into()))
             }
@@ -187,7 +190,7 @@ impl DkimPublicKey {
             revoked if revoked.is_empty() => Err("it is revoked (empty p=)".to_owned()),
             published => match BASE64_STANDARD.decode(published) {
                 Ok(bytes) if self.is_same_key(&bytes) => Ok(()),
-                Ok(_) => Err("it has another key".to_owned()),
+                Ok(_) => Err(OTHER_KEY.to_owned()),
                 Err(_) => Err("its p= is no base64".to_owned()),
             },
         }
@@ -200,6 +203,18 @@ impl DkimPublicKey {
                 && RsaPublicKey::from_pkcs1_der(bytes)
                     .is_ok_and(|key| spki_der(&key).is_ok_and(|der| der == self.public_key)))
     }
+}
+
+/// What is wrong with the record of another key.
+const OTHER_KEY: &str = "it has another key";
+
+/// Why the daemon may have another key than its file.
+const TAKEN_AT_START: &str =
+    "a key file that was changed is taken at a start alone: run `systemctl restart tlswarden` if it was";
+
+/// Whether systemd handed copies of files to this process.
+fn under_systemd() -> bool {
+    std::env::var_os("CREDENTIALS_DIRECTORY").is_some()
 }
 
 /// The value of a tag of a DKIM tag list (RFC 6376 §3.2), white space taken out.

@@ -226,6 +226,16 @@ fn handed_over_by_systemd() -> Option<PathBuf> {
     std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from)
 }
 
+/// Whether the copy of a key that systemd made when it started the daemon is not what the file has now. Nothing is known
+/// of it where one of them cannot be read.
+pub(crate) fn differs_from_copy(key: &Path, copies: &Path) -> bool {
+    credential_name(key).is_some_and(|name| are_different(key, &copies.join(name)))
+}
+
+fn are_different(file: &Path, copy: &Path) -> bool {
+    matches!((std::fs::read(file), std::fs::read(copy)), (Ok(file), Ok(copy)) if file != copy)
+}
+
 /// The daemon's own copy of a key, if systemd made one (`LoadCredential=dkim:…`, systemd.exec(5)); else the file itself.
 fn credential_path(key: &Path) -> PathBuf {
     let copy = || {
@@ -292,6 +302,19 @@ pub(crate) mod tests {
     pub(crate) fn key(file: &str) -> DkimKeySection {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/dkim").join(file);
         DkimKeySection { selector: file.split('.').next().unwrap().into(), domain: None, key: path }
+    }
+
+    #[test]
+    fn a_key_that_was_changed_is_not_its_copy() {
+        let folder = tempfile::tempdir().unwrap();
+        let (file, copy) = (folder.path().join("file"), folder.path().join("copy"));
+        std::fs::write(&file, "new").unwrap();
+        assert!(!are_different(&file, &copy), "no copy: not started by systemd");
+        std::fs::write(&copy, "old").unwrap();
+        assert!(are_different(&file, &copy));
+        std::fs::write(&copy, "new").unwrap();
+        assert!(!are_different(&file, &copy));
+        assert!(!differs_from_copy(&file, folder.path()), "systemd hands over one folder alone");
     }
 
     #[test]

@@ -9,6 +9,7 @@ mod levels;
 mod relays;
 mod report_transport;
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
@@ -20,6 +21,7 @@ use crate::answering::socketmap::reply::{MAX_REPLY, MapName, ReplyFormat};
 use crate::checking::finding::{Finding, Severity};
 use crate::checking::host::access::{AccessKind, AccessObstacle, SystemUser};
 use crate::checking::host::postconf::{MasterService, PostfixInstance, split_list};
+use crate::config::detect::is_detected;
 use crate::config::{Config, ListenAddress, PostfixVersion};
 
 /// The check of one service: the service, and where its parameters come from.
@@ -58,8 +60,33 @@ pub(crate) fn check_instance(instance: &PostfixInstance, config: &Config, asked:
         view.check_reply_size(&mut found);
     }
     report_transport::check(instance, config, &mut found);
+    if asks_daemon(instance, config) {
+        check_override_files(instance, config, &mut found);
+    }
     counting::check_log_file(instance, config, &mut found);
     found
+}
+
+/// Checks that smtp(8) can open the files that fixed answers name: below the queue directory, where it is chrooted there.
+fn check_override_files(instance: &PostfixInstance, config: &Config, found: &mut Vec<Finding>) {
+    let queue = Path::new(instance.get("queue_directory"));
+    let chroots: BTreeSet<bool> = instance.smtp_clients.iter().map(|service| service.chroot).collect();
+    for (domain, file) in config.override_files() {
+        for chroot in &chroots {
+            let root = if *chroot { queue } else { Path::new("/") };
+            let path = root.join(file.trim_start_matches('/'));
+            if path.metadata().is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound) {
+                let problem = format!("the answer for {domain} names a file that is missing: {}", path.display());
+                let subject = format!("{}: tlswarden.toml [[policy.override]]", instance.folder.display());
+                let impact = "Postfix cannot open it, and defers mail to the domain.";
+                let finding = Finding::new(Severity::Error, "override-file", subject, problem, impact);
+                found.push(match Path::new(file).exists() && *chroot {
+                    true => finding.fix(format!("install -D -m 644 {file} {}", path.display())),
+                    false => finding,
+                });
+            }
+        }
+    }
 }
 
 /// Whether one of its services asks the daemon.
@@ -136,6 +163,8 @@ impl ServiceCheck<'_> {
     fn set_command(&self, name: &str, value: &str) -> String {
         let (postconf, reload) = (self.instance.postconf_command(), self.instance.reload_command());
         match self.service.overrides.contains_key(name) {
+            // What the daemon takes from Postfix it must look at again.
+            false if is_detected(name) => format!("{postconf} -e '{name} = {value}' && {reload} && tlswarden reload"),
             false => format!("{postconf} -e '{name} = {value}' && {reload}"),
             true => self.override_command(name, value),
         }
@@ -541,6 +570,7 @@ fn has_hashed_certificate(folder: &Path) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::OverrideSection;
 
     const SOCKET: &str = "/var/spool/postfix/tlswarden/socketmap";
 
@@ -599,6 +629,41 @@ mod tests {
         let tables: Vec<Option<ListenAddress>> =
             view.policy_tables().into_iter().map(|(_, t)| t.map(|t| t.address)).collect();
         assert_eq!(tables, [None, Some(ListenAddress::Inet(([127, 0, 0, 1], 8461).into())), None]);
+    }
+
+    #[test]
+    fn files_of_answers_are_looked_for_where_each_service_opens_them() {
+        let queue = tempfile::tempdir().unwrap();
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let mut parameters = main_cf("socketmap:unix:tlswarden/socketmap:policy");
+        parameters[1] = ("queue_directory", queue.path().to_str().unwrap());
+        let mut config = Config::default();
+        config.socketmap.listen = vec![ListenAddress::Unix(queue.path().join("tlswarden/socketmap"))];
+        let answer = format!("secure tafile={}", file.path().display());
+        config.policy.overrides =
+            vec![OverrideSection { domain: "a.test".into(), answer: Some(answer), skip: None, none: false }];
+        let fixes = |chroot| {
+            let instance = PostfixInstance::for_tests(&parameters, &[smtp(chroot)]);
+            let found = check_instance(&instance, &config, true, true);
+            let found = found.into_iter().filter(|finding| finding.name == "override-file");
+            found.flat_map(|finding| finding.fix).collect::<Vec<_>>()
+        };
+        assert_eq!(fixes(false), Vec::<String>::new());
+        let copy = queue.path().join(file.path().strip_prefix("/").unwrap());
+        assert_eq!(fixes(true), [format!("install -D -m 644 {} {}", file.path().display(), copy.display())]);
+        std::fs::create_dir_all(copy.parent().unwrap()).unwrap();
+        std::fs::write(&copy, "").unwrap();
+        assert_eq!(fixes(true), Vec::<String>::new());
+    }
+
+    #[test]
+    fn what_the_daemon_took_from_postfix_it_is_told_to_look_at_again() {
+        let mut parameters = main_cf("socketmap:unix:tlswarden/socketmap:policy");
+        parameters[5] = ("smtp_dns_support_level", "");
+        let instance = PostfixInstance::for_tests(&parameters, &[smtp(true)]);
+        let found = check_instance(&instance, &Config::default(), false, true);
+        let wanted = "postconf -e 'smtp_dns_support_level = dnssec' && postfix reload && tlswarden reload";
+        assert!(found.iter().any(|finding| finding.fix == [wanted]), "{found:?}");
     }
 
     #[test]
