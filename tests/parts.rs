@@ -403,3 +403,34 @@ fn lines_in_the_journal_have_priorities_and_a_look_up_can_be_traced() {
         traced("policy decided next_hop=trace.example") && traced("DNS answered name=\"_mta-sts.trace.example\"")
     });
 }
+
+#[test]
+fn systemd_is_told_what_is_on_and_an_unknown_map_is_a_warning_that_names_those_there_are() {
+    let mut host = Host::new("");
+    let systemd = std::os::unix::net::UnixDatagram::bind(host.path("notify")).unwrap();
+    systemd.set_read_timeout(Some(PATIENCE)).unwrap();
+    host.start_with(&[("NOTIFY_SOCKET", host.path("notify").display().to_string())]);
+    let mut buffer = [0; 4096];
+    let status = loop {
+        let length = systemd.recv(&mut buffer).expect("a status");
+        let text = String::from_utf8_lossy(&buffer[..length]).into_owned();
+        if let Some(status) = text.strip_prefix("STATUS=") {
+            break status.to_owned();
+        }
+    };
+    assert!(status.starts_with("answering at socketmap unix:") && status.contains("; no reports"), "{status}");
+    let line = format!("INFO tlswarden {}: answering at socketmap unix:@/socketmap", env!("CARGO_PKG_VERSION"));
+    assert!(host.log().contains(&line), "{}", host.log());
+
+    let mut stream = UnixStream::connect(host.path("socketmap")).unwrap();
+    stream.write_all(b"19:polcy fixed.example,").unwrap();
+    stream.shutdown(Shutdown::Write).unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    assert!(answer.contains("PERM"), "{answer}");
+    host.until("the map is logged", |host| {
+        let log = host.log();
+        let line = log.lines().find(|line| line.contains("no such map: polcy"));
+        line.is_some_and(|line| line.contains(" WARN ") && line.contains("there are policy and policy-tlsrpt"))
+    });
+}
