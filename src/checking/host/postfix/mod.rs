@@ -49,6 +49,11 @@ pub(crate) fn check_instance(instance: &PostfixInstance, config: &Config, asked:
             continue;
         }
         view.check_map(asked, &mut found);
+        if asked && view.our_table().is_none() {
+            // Such as the null client beside the instances that ask: what an answer needs it does not need.
+            view.check_relays(&mut found);
+            continue;
+        }
         view.check_level(primary, &mut found);
         view.check_log_level(&mut found);
         view.check_dnssec(&mut found);
@@ -654,6 +659,22 @@ mod tests {
         std::fs::create_dir_all(copy.parent().unwrap()).unwrap();
         std::fs::write(&copy, "").unwrap();
         assert_eq!(fixes(true), Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_null_client_beside_instances_that_ask_is_only_told_to_ask() {
+        let parameters = [("mail_version", "3.7.11"), ("queue_directory", "/var/spool/postfix")];
+        let instance = PostfixInstance::for_tests(&parameters, &[smtp(true)]);
+        let names = |asked| {
+            let found = check_instance(&instance, &Config::default(), asked, !asked);
+            found.iter().map(|finding| format!("{} {}", finding.severity, finding.name)).collect::<Vec<_>>().join(", ")
+        };
+        assert_eq!(names(true), "warning not-asked");
+        assert!(
+            names(false).contains("ERROR no-dnssec") && names(false).contains("ERROR no-roots"),
+            "{}",
+            names(false)
+        );
     }
 
     #[test]
