@@ -5,6 +5,7 @@
 
 mod attribution;
 pub(crate) mod changed_inputs;
+mod commit;
 mod counted_before;
 mod counter;
 mod digest;

@@ -3,8 +3,9 @@
 //! Takes: blocks of lines from the inputs. Gives: commits to the store: the counts, the positions of the lines that they came
 //! from, and the open state, in one batch. What is committed is counted, what is not is read again: nothing twice.
 //! Limits: a commit at most `COMMIT_INTERVAL` after its first line, or as soon as an input is at its end.
-//! When it fails: a store that does not write is tried again, and reading waits; the log file is the queue.
-//! Not here: reading (`input`), what lines come to (`counter`), what the store does with a batch (`store`).
+//! While a commit is written the next lines are counted, at most [`MAX_PENDING_BLOCKS`] blocks: then reading waits, and the
+//! log file is the queue.
+//! Not here: reading (`input`), what lines come to (`counter`), the writing and what fails in it (`commit`).
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -13,13 +14,13 @@ use std::time::{Duration, Instant};
 use tlswarden_parsers::Dialect;
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinHandle;
 
 use crate::base::clock::Clock;
 use crate::base::exim_event::{EventReply, EximEvent};
 use crate::base::own_reports::{OwnQueueIds, OwnReportStatuses};
 use crate::base::policy_at::PolicyAt;
-use crate::base::printable::escape_and_cut;
-use crate::base::shutdown::wait_for_shutdown;
+use crate::counting::commit::CommitWriter;
 pub(crate) use crate::counting::counter::LineSample;
 use crate::counting::counter::NEWEST_LINE_KEY;
 pub(crate) use crate::counting::counter::PROGRAM_NAME_ADVICE;
@@ -31,20 +32,13 @@ use crate::counting::input::{LineBlock, MAX_LINE, Position, RepeatedLines};
 use crate::counting::progress::UncommittedProgress;
 use crate::counting::session::{SESSION_TIMEOUT, Uncounted};
 use crate::metrics::Metrics;
-use crate::store::{Batch, BatchItem, Store, StoreError, StoredRecord, Table};
+use crate::store::{Batch, Store, StoreError, StoredRecord, Table};
 
 /// How long a line may wait for its commit: few enough commits for a disk, soon enough for a report.
 const COMMIT_INTERVAL: Duration = Duration::from_millis(250);
 
-/// How long to wait before a commit that failed is tried again; twice as long each time, up to the second figure.
-const MIN_RETRY_DELAY: Duration = Duration::from_secs(1);
-const MAX_RETRY_DELAY: Duration = Duration::from_secs(5);
-
-/// How often a commit that fails is logged.
-const RETRY_LOG_INTERVAL: Duration = Duration::from_secs(60);
-
-/// How much is logged of a name that the store refuses, in characters.
-const MAX_SAMPLE: usize = 120;
+/// The most blocks that are counted while a commit is written: some three seconds of lines, and their counts in memory.
+const MAX_PENDING_BLOCKS: usize = 64;
 
 /// How often a problem with an input as a whole is logged, in seconds.
 const PROBLEM_LOG_INTERVAL: i64 = 3600;
@@ -98,9 +92,19 @@ pub struct CountingTask {
 #[derive(Default)]
 struct PendingCommit {
     since: Option<Instant>,
+    /// It is to be written as soon as no other is being written.
+    due: bool,
+    /// Blocks and batches of datagrams.
+    blocks: usize,
     positions: HashMap<usize, Position>,
     progress: UncommittedProgress,
     failure_notices: FailureNotices,
+    event_replies: Vec<oneshot::Sender<EventReply>>,
+}
+
+/// A commit that is being written.
+struct CommitUnderWay {
+    written: JoinHandle<Result<Batch, StoreError>>,
     event_replies: Vec<oneshot::Sender<EventReply>>,
 }
 
@@ -129,41 +133,52 @@ impl CountingTask {
         runtime: &Handle,
         mut feed: mpsc::Receiver<InputEvent>,
         mut exim_events: mpsc::Receiver<EximEvent>,
-        mut shutdown: watch::Receiver<bool>,
+        shutdown: watch::Receiver<bool>,
     ) -> Result<(), StoreError> {
         enum Wakeup {
             Input(Option<InputEvent>),
             EximEvent(EximEvent),
             Datagrams,
+            Written(Result<Batch, StoreError>),
             Timeout,
         }
         // However this ends, the receivers end as well.
         let _closing = QueueCloser(&self.datagrams);
+        let writer = CommitWriter::new(Arc::clone(&self.store), self.metrics.clone(), self.clock, shutdown.clone());
         let mut pending = PendingCommit::default();
+        let mut under_way: Option<CommitUnderWay> = None;
         let mut inputs = CountedInputs::default();
         let mut batch = DatagramBatch::default();
         loop {
-            self.metrics.heartbeat("counting");
-            let wait = pending.since.map_or(COMMIT_INTERVAL, |since| COMMIT_INTERVAL.saturating_sub(since.elapsed()));
+            if under_way.is_none() {
+                self.metrics.heartbeat("counting");
+            }
+            let since = pending.since.filter(|_| under_way.is_none());
+            let wait = since.map_or(COMMIT_INTERVAL, |since| COMMIT_INTERVAL.saturating_sub(since.elapsed()));
+            let may_count = under_way.is_none() || pending.blocks < MAX_PENDING_BLOCKS;
             let next = runtime.block_on(async {
                 tokio::select! {
-                    () = self.datagrams.ready() => Wakeup::Datagrams,
-                    event = feed.recv() => Wakeup::Input(event),
+                    written = wait_until_written(&mut under_way) => Wakeup::Written(written),
+                    () = self.datagrams.ready(), if may_count => Wakeup::Datagrams,
+                    event = feed.recv(), if may_count => Wakeup::Input(event),
                     Some(event) = exim_events.recv() => Wakeup::EximEvent(event),
                     () = tokio::time::sleep(wait) => Wakeup::Timeout,
                 }
             });
             let ended = matches!(next, Wakeup::Input(None));
             let ending = ended || *shutdown.borrow();
-            let mut due = ending;
+            pending.due |= ending;
             // Before the next lines, for they may be of such a report.
             self.take_own_queue_ids(&mut inputs, &mut pending);
-            // First, for a datagram is sent before the log has the delivery.
-            batch = self.datagrams.take(batch);
-            self.count_datagrams(&mut inputs, &batch, &mut pending);
+            if may_count {
+                // First, for a datagram is sent before the log has the delivery.
+                batch = self.datagrams.take(batch);
+                self.count_datagrams(&mut inputs, &batch, &mut pending);
+            }
             match next {
-                Wakeup::Input(Some(event)) => due |= self.take_input_event(&mut inputs, event, &mut pending),
+                Wakeup::Input(Some(event)) => pending.due |= self.take_input_event(&mut inputs, event, &mut pending),
                 Wakeup::EximEvent(event) => self.handle_event_action(&mut inputs, event, &mut pending),
+                Wakeup::Written(written) => self.end_commit(&mut under_way, written?, &mut pending),
                 Wakeup::Input(None) | Wakeup::Datagrams => {}
                 Wakeup::Timeout => self.end_idle_sessions(&mut inputs, &mut pending),
             }
@@ -176,13 +191,14 @@ impl CountingTask {
                 while let Some(event) = runtime.block_on(feed.recv()) {
                     self.take_input_event(&mut inputs, event, &mut pending);
                 }
+                self.wait_for_commit(runtime, &mut under_way, &mut pending)?;
             }
-            due |= pending.since.is_some_and(|since| since.elapsed() >= COMMIT_INTERVAL);
-            if due && pending.since.is_some() {
-                self.commit(runtime, &mut inputs.by_number, &mut pending, &mut shutdown)?;
+            pending.due |= pending.since.is_some_and(|since| since.elapsed() >= COMMIT_INTERVAL);
+            if pending.due && pending.since.is_some() && under_way.is_none() {
+                under_way = Some(self.begin_commit(runtime, &writer, &mut inputs.by_number, &mut pending));
             }
             if ending {
-                return Ok(());
+                return self.wait_for_commit(runtime, &mut under_way, &mut pending);
             }
         }
     }
@@ -256,6 +272,7 @@ impl CountingTask {
         let problems = input_problems(input, block.skipped, now);
         let name = input.name.clone();
         pending.positions.insert(number, block.position);
+        pending.blocks += 1;
         pending.since.get_or_insert_with(Instant::now);
         for (what, line) in problems {
             self.log_input_problem(inputs, &name, what, line, now);
@@ -295,6 +312,7 @@ impl CountingTask {
                 self.log_input_problem(inputs, &name, "lost", line, now);
             }
         }
+        pending.blocks += 1;
         for number in touched {
             let Some(input) = inputs.by_number.get_mut(&number) else { continue };
             self.publish_lines(input, 0);
@@ -348,13 +366,14 @@ impl CountingTask {
         }
     }
 
-    fn commit(
+    /// Hands what was counted since the last commit to the writer.
+    fn begin_commit(
         &self,
         runtime: &Handle,
+        writer: &CommitWriter,
         inputs: &mut HashMap<usize, CountedInput>,
         pending: &mut PendingCommit,
-        shutdown: &mut watch::Receiver<bool>,
-    ) -> Result<(), StoreError> {
+    ) -> CommitUnderWay {
         let mut batch = Batch::default();
         for (number, input) in inputs {
             batch.add.extend(input.counter.take_counts());
@@ -366,61 +385,38 @@ impl CountingTask {
             }
             self.own_report_statuses.add(input.counter.take_own_report_statuses());
         }
-        pending.since = None;
+        (pending.since, pending.due, pending.blocks) = (None, false, 0);
+        pending.progress.begin_commit();
         for line in pending.failure_notices.take_lines(&batch.add, self.clock.seconds()) {
             tracing::warn!("{line}");
         }
-        let (mut wait, mut logged) = (MIN_RETRY_DELAY, None::<Instant>);
-        loop {
-            self.metrics.heartbeat("counting");
-            let written = self.store.write(batch.clone());
-            // What the disk refuses is written again as it is; what the store refuses is left out, and the rest written.
-            if let Err(StoreError::Refused { item, problem }) = &written
-                && self.leave_out(&mut batch, *item, problem)
-            {
-                continue;
-            }
-            let Err(error) = written else {
-                self.metrics.add("commits", 1);
-                pending.progress.publish(&self.metrics, self.clock.seconds());
-                self.metrics.add_sessions(&batch.add);
-                for reply in pending.event_replies.drain(..) {
-                    // Who asked may have gone.
-                    let _ = reply.send(EventReply::Committed);
-                }
-                return Ok(());
-            };
-            if *shutdown.borrow() {
-                return Err(error);
-            }
-            if logged.is_none_or(|at| at.elapsed() >= RETRY_LOG_INTERVAL) {
-                logged = Some(Instant::now());
-                self.metrics
-                    .log_error(self.clock, format!("store: cannot write counts: {error}; reading waits, trying again"));
-            }
-            let _ = runtime.block_on(async { tokio::time::timeout(wait, wait_for_shutdown(shutdown)).await });
-            wait = (wait * 2).min(MAX_RETRY_DELAY);
+        let event_replies = std::mem::take(&mut pending.event_replies);
+        CommitUnderWay { written: writer.start(runtime, batch), event_replies }
+    }
+
+    /// Publishes what was written.
+    fn end_commit(&self, under_way: &mut Option<CommitUnderWay>, written: Batch, pending: &mut PendingCommit) {
+        self.metrics.add("commits", 1);
+        pending.progress.publish(&self.metrics, self.clock.seconds());
+        self.metrics.add_sessions(&written.add);
+        for reply in under_way.take().into_iter().flat_map(|commit| commit.event_replies) {
+            // Who asked may have gone.
+            let _ = reply.send(EventReply::Committed);
         }
     }
 
-    /// Takes an item that the store refuses out of the batch. False for a position: without it, lines would be counted again.
-    fn leave_out(&self, batch: &mut Batch, item: BatchItem, problem: &str) -> bool {
-        let left_out = match item {
-            BatchItem::Count(index) if index < batch.add.len() => {
-                let (tally, count) = batch.add.remove(index);
-                self.metrics.add("sessions-refused", count);
-                format!("{count} sessions of `{}` are not counted", escape_and_cut(&tally.domain, MAX_SAMPLE))
-            }
-            BatchItem::Record(index) if batch.set.get(index).is_some_and(|(table, ..)| *table != Table::Position) => {
-                let (_, key, _) = batch.set.remove(index);
-                self.metrics.add("records-refused", 1);
-                let sample = escape_and_cut(&String::from_utf8_lossy(&key), MAX_SAMPLE);
-                format!("what is open under `{sample}` is forgotten at the next start")
-            }
-            BatchItem::Count(_) | BatchItem::Record(_) => return false,
-        };
-        self.metrics.log_error(self.clock, format!("{problem}; {left_out}; everything else is written"));
-        true
+    /// Waits until the commit that is being written, if there is one, is on disk.
+    fn wait_for_commit(
+        &self,
+        runtime: &Handle,
+        under_way: &mut Option<CommitUnderWay>,
+        pending: &mut PendingCommit,
+    ) -> Result<(), StoreError> {
+        if under_way.is_some() {
+            let written = runtime.block_on(wait_until_written(under_way))?;
+            self.end_commit(under_way, written, pending);
+        }
+        Ok(())
     }
 
     fn record_uncounted(&self, stats: &CounterStats, uncounted: Uncounted) {
@@ -435,6 +431,17 @@ impl CountingTask {
         self.metrics.add("sessions-unmatched", uncounted.unmatched);
         self.metrics.add("sessions-crowded-out", uncounted.evicted);
         self.metrics.add("sessions-of-own-reports", uncounted.own_reports);
+    }
+}
+
+/// Waits until the commit that is being written is on disk, or was given up; for ever where there is none.
+async fn wait_until_written(under_way: &mut Option<CommitUnderWay>) -> Result<Batch, StoreError> {
+    match under_way {
+        Some(commit) => (&mut commit.written).await.unwrap_or_else(|ended| match ended.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            Err(cancelled) => Err(StoreError::Io(std::io::Error::other(cancelled))),
+        }),
+        None => std::future::pending().await,
     }
 }
 
@@ -508,11 +515,9 @@ mod tests {
     use jiff::tz::TimeZone;
 
     use super::*;
-    use crate::base::tlsrpt::{Day, Policy, PolicyInForce, PolicyType, TallyKey, TallyResult};
+    use crate::base::tlsrpt::PolicyInForce;
     use crate::counting::input::file_position::FilePosition;
     use crate::store::embedded::EmbeddedStore;
-
-    const DAY: Day = Day(20_779);
 
     struct NoPolicy;
 
@@ -591,33 +596,5 @@ mod tests {
                 && line.ends_with("is forgotten at the next start; everything else is written")
         });
         assert!(shown, "{errors:?}");
-    }
-
-    #[test]
-    fn counts_that_the_store_refuses_are_left_out_and_counted_and_a_position_never_is() {
-        let folder = tempfile::tempdir().unwrap();
-        let store: Arc<dyn Store> = Arc::new(EmbeddedStore::open(folder.path(), Clock::default()).unwrap().store);
-        let task = task(Arc::clone(&store));
-        let mut batch = Batch::default();
-        let policy = Arc::new(Policy {
-            policy_type: PolicyType::Sts,
-            policy_string: Vec::new(),
-            policy_domain: "a.test".to_owned(),
-            mx_host: Vec::new(),
-        });
-        for (domain, count) in [("a.test", 1), (&*"d".repeat(1100), 2), ("b.test", 3)] {
-            let key =
-                TallyKey { day: DAY, domain: domain.into(), policy: Arc::clone(&policy), result: TallyResult::Success };
-            batch.add.push((key, count));
-        }
-        let Err(StoreError::Refused { item, problem }) = store.write(batch.clone()) else { panic!() };
-        assert_eq!(item, BatchItem::Count(1));
-        assert!(task.leave_out(&mut batch, item, &problem));
-        store.write(batch).unwrap();
-        assert_eq!(store.domains(DAY).unwrap(), ["a.test", "b.test"]);
-        assert_eq!(task.metrics.counters()["sessions-refused"], 2);
-        let mut batch = Batch { add: Vec::new(), set: vec![(Table::Position, vec![b'x'; 1100], Some(vec![1]))] };
-        let Err(StoreError::Refused { item, problem }) = store.write(batch.clone()) else { panic!() };
-        assert!(!task.leave_out(&mut batch, item, &problem));
     }
 }

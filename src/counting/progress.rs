@@ -12,7 +12,10 @@ use crate::metrics::Metrics;
 /// What will be published of the inputs once their lines are committed.
 #[derive(Debug, Default)]
 pub(super) struct UncommittedProgress {
+    /// What was counted since the last commit began.
     by_name: BTreeMap<String, InputReading>,
+    /// What is being written.
+    under_way: BTreeMap<String, InputReading>,
 }
 
 #[derive(Debug, Default)]
@@ -27,12 +30,13 @@ struct InputReading {
 impl UncommittedProgress {
     /// Adds a block that was counted, up to a line of the time `newest`.
     pub(super) fn add_block(&mut self, metrics: &Metrics, name: &str, block: &LineBlock, newest: Option<i64>) {
+        let written = self.under_way.get(name).map_or(0, |reading| reading.waiting);
         let reading = self.by_name.entry(name.to_owned()).or_default();
         reading.newest = newest;
         reading.at_end = block.at_end;
         reading.behind = block.bytes_behind;
         reading.waiting += block.lines.len() as u64;
-        let behind = reading.behind + reading.waiting;
+        let behind = reading.behind + reading.waiting + written;
         metrics.update_input(name, |p| {
             // Without lines nothing waits.
             if reading.waiting > 0 || !block.at_end {
@@ -49,13 +53,20 @@ impl UncommittedProgress {
         metrics.update_input(name, |p| p.at_end_since = None);
     }
 
-    /// Publishes what was committed at `now`.
+    /// A commit begins, with all that was counted so far. The one before has ended.
+    pub(super) fn begin_commit(&mut self) {
+        self.under_way = std::mem::take(&mut self.by_name);
+    }
+
+    /// Publishes the commit that was under way, at `now`.
     pub(super) fn publish(&mut self, metrics: &Metrics, now: i64) {
-        for (name, reading) in std::mem::take(&mut self.by_name) {
+        for (name, reading) in std::mem::take(&mut self.under_way) {
+            let since = self.by_name.get(&name);
             metrics.update_input(&name, |p| {
                 p.newest = reading.newest;
-                p.at_end_since = reading.at_end.then_some(now);
-                p.behind = reading.behind;
+                p.behind = since.map_or(reading.behind, |since| since.behind + since.waiting);
+                // With newer lines, the end is reached when they are written.
+                p.at_end_since = (since.is_none() && reading.at_end).then_some(now);
             });
         }
     }
@@ -81,12 +92,21 @@ mod tests {
         let shown = || metrics.inputs().remove("log").map(|p| (p.newest, p.at_end_since, p.behind)).unwrap();
         progress.add_block(&metrics, "log", &block("one\n", true), Some(100));
         assert_eq!(shown(), (None, None, 11));
+        progress.begin_commit();
+        assert_eq!(shown(), (None, None, 11));
         progress.publish(&metrics, 200);
         assert_eq!(shown(), (Some(100), Some(200), 7));
         progress.add_block(&metrics, "log", &block("two\n", false), Some(201));
         progress.add_block(&metrics, "log", &block("three\n", true), Some(202));
         assert_eq!(shown(), (Some(100), None, 17));
+        progress.begin_commit();
+        // Counted while the commit is written.
+        progress.add_block(&metrics, "log", &block("four\n", true), Some(203));
+        assert_eq!(shown(), (Some(100), None, 22));
         progress.publish(&metrics, 300);
-        assert_eq!(shown(), (Some(202), Some(300), 7));
+        assert_eq!(shown(), (Some(202), None, 12));
+        progress.begin_commit();
+        progress.publish(&metrics, 400);
+        assert_eq!(shown(), (Some(203), Some(400), 7));
     }
 }
