@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use tlswarden_parsers::Dialect;
 
+use crate::config::postconf_output::parameter;
 use crate::config::postfix_relays::{self, PostfixRelays};
 use crate::config::{
     Config, InputSection, InsecureMxPolicy, JournalLocation, ListenAddress, PostfixLevel, PostfixSection,
@@ -357,12 +358,7 @@ fn effective_level(text: &str) -> Option<&str> {
     })
 }
 
-/// The value of a parameter in the output of `postconf`.
-pub(super) fn parameter<'a>(text: &'a str, name: &str) -> Option<&'a str> {
-    text.lines().find_map(|line| line.split_once('=').filter(|(n, _)| n.trim() == name)).map(|(_, value)| value.trim())
-}
-
-/// The output of `postconf`.
+/// The output of `postconf` for the default instance.
 fn run_postconf(program: &Path, arguments: &[&str]) -> Result<String, String> {
     let shown = program.display();
     let failed = |e: std::io::Error| format!("{shown}: {e}");

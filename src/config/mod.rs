@@ -11,6 +11,7 @@ mod limits;
 mod locate;
 mod override_answer;
 mod overrides;
+mod postconf_output;
 mod postfix_relays;
 mod sending_address;
 mod similar;

@@ -12,7 +12,7 @@ use std::io::Read;
 use std::path::Path;
 
 use crate::base::next_hop::NextHop;
-use crate::config::detect::parameter;
+use crate::config::postconf_output::parameter;
 
 /// What is asked of `postconf`.
 pub(super) const PARAMETERS: [&str; 6] = [

@@ -11,7 +11,7 @@
 use std::net::IpAddr;
 
 use crate::config::VaryingFamilies;
-use crate::config::detect::parameter;
+use crate::config::postconf_output::parameter;
 
 /// What is asked of `postconf`, by family.
 pub(super) const PARAMETERS: [&str; 3] = ["smtp_bind_address", "smtp_bind_address6", "inet_interfaces"];
