@@ -46,6 +46,9 @@ use crate::store::{Batch, BatchItem, Store, StoreError, StoredRecord, Table};
 /// store of less than some 16,000 pages, whatever is allowed here: see [`EmbeddedStore::drop_preloaded`].
 pub(crate) const CACHE_SIZE: u64 = 256 * 1024;
 
+/// The room that a store may take beyond twice what it holds, in bytes.
+const SPARE_BYTES: u64 = 6 * 1024 * 1024;
+
 /// The tables that are read whole when the daemon starts.
 const PRELOADED: [Table; 3] = [Table::Sts, Table::Dane, Table::Decision];
 
@@ -456,7 +459,7 @@ impl Store for EmbeddedStore {
         let policies = self.remove_range(&mut state, &from, &to)?;
         state.known_policies.retain(|(kept, _)| *kept >= day);
         if counts > 0 {
-            state.rewrite_above = state.rewrite_above.min(rewrite::SPARE_BYTES);
+            state.rewrite_above = state.rewrite_above.min(SPARE_BYTES);
             self.rewrite_if_large(&mut state);
         }
         Ok(counts + policies)

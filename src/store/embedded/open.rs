@@ -16,9 +16,8 @@ use std::time::Duration;
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::Notify;
 
-use super::rewrite::SPARE_BYTES;
 use super::{
-    CACHE_SIZE, EmbeddedStore, KeyChange, KeyValues, PRELOADED, SledFiles, State, catch_panic, disk_error,
+    CACHE_SIZE, EmbeddedStore, KeyChange, KeyValues, PRELOADED, SPARE_BYTES, SledFiles, State, catch_panic, disk_error,
     write_acknowledged,
 };
 use crate::base::clock::Clock;

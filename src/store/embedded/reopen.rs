@@ -14,8 +14,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use super::open::{VerifiedFiles, open_acknowledged, open_files, open_from_log, open_or_set_aside};
-use super::rewrite::SPARE_BYTES;
-use super::{EmbeddedStore, NOT_KEPT, SledFiles, State, catch_panic, disk_error, write_acknowledged};
+use super::{EmbeddedStore, NOT_KEPT, SPARE_BYTES, SledFiles, State, catch_panic, disk_error, write_acknowledged};
 use parking_lot::Mutex;
 
 use crate::store::format::StoreChecksum;

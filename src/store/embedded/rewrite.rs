@@ -15,11 +15,8 @@ use rustix::fs::{CWD, RenameFlags, renameat_with};
 
 use super::copy::write_copy;
 use super::open::{BACKUP_PREFIX, SLED_FOLDER};
-use super::{EmbeddedStore, State, disk_error, file_sizes};
+use super::{EmbeddedStore, SPARE_BYTES, State, disk_error, file_sizes};
 use crate::store::StoreError;
-
-/// The room that a store may take beyond twice what it holds, in bytes.
-pub(super) const SPARE_BYTES: u64 = 6 * 1024 * 1024;
 
 impl EmbeddedStore {
     /// Writes the store anew if it is much larger than what it holds.
