@@ -6,6 +6,8 @@
 //! Limits: [`MAX_CHECK_LINE`] characters of problems in the line.
 //! Not here: what may be wrong with the host (`checking::host`), which takes longer to find out.
 
+use std::collections::BTreeMap;
+
 use super::render::format_time;
 use super::{EX_OK, EXIT_ERRORS, EXIT_WARNINGS};
 use crate::daemon::control::{DaemonStatus, PartState, RefusedReload, ReportState};
@@ -168,10 +170,7 @@ fn summary(status: &DaemonStatus) -> String {
 
 fn performance_data(status: &DaemonStatus) -> String {
     let counter = |name: &str| status.counters.get(name).copied().unwrap_or(0);
-    let reports =
-        |states: &[ReportState]| -> u64 { states.iter().filter_map(|state| status.due.counts.get(state)).sum() };
-    let waiting = reports(&[ReportState::Waiting, ReportState::Planned, ReportState::Attempting]);
-    let failed = reports(&[ReportState::Refused, ReportState::Unknown, ReportState::Expired]);
+    let (waiting, failed) = waiting_and_failed(&status.due.counts);
     let behind: u64 = status.inputs.values().map(|progress| progress.behind).sum();
     [
         format!("requests={}c", counter("socketmap_requests") + counter("readsocket_requests")),
@@ -183,4 +182,47 @@ fn performance_data(status: &DaemonStatus) -> String {
         format!("store={}B;;;0", status.store_size),
     ]
     .join(" ")
+}
+
+/// How many reports are still to arrive, and how many did not.
+fn waiting_and_failed(counts: &BTreeMap<ReportState, u64>) -> (u64, u64) {
+    let (mut waiting, mut failed) = (0, 0);
+    for (state, number) in counts {
+        match state {
+            ReportState::Waiting | ReportState::Planned | ReportState::Attempting | ReportState::Deferred => {
+                waiting += number;
+            }
+            ReportState::Refused | ReportState::Unknown | ReportState::Expired | ReportState::Bounced => {
+                failed += number;
+            }
+            ReportState::Nothing | ReportState::Sent | ReportState::Suppressed => {}
+        }
+    }
+    (waiting, failed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_report_is_waiting_or_failed_also_when_the_mta_had_accepted_it() {
+        for (state, want) in [
+            (ReportState::Waiting, (3, 0)),
+            (ReportState::Planned, (3, 0)),
+            (ReportState::Attempting, (3, 0)),
+            (ReportState::Deferred, (3, 0)),
+            (ReportState::Refused, (0, 3)),
+            (ReportState::Unknown, (0, 3)),
+            (ReportState::Expired, (0, 3)),
+            (ReportState::Bounced, (0, 3)),
+            (ReportState::Nothing, (0, 0)),
+            (ReportState::Sent, (0, 0)),
+            (ReportState::Suppressed, (0, 0)),
+        ] {
+            assert_eq!(waiting_and_failed(&BTreeMap::from([(state, 3)])), want, "{state}");
+        }
+        let both = BTreeMap::from([(ReportState::Bounced, 1), (ReportState::Refused, 2), (ReportState::Deferred, 4)]);
+        assert_eq!(waiting_and_failed(&both), (4, 3));
+    }
 }
