@@ -6,6 +6,7 @@ mod running;
 
 use std::fs;
 use std::io::{Read, Write};
+use std::net::TcpListener;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::CommandExt;
@@ -277,4 +278,26 @@ fn the_group_changes_with_a_reload_and_an_unknown_one_is_refused_by_check_config
     assert!(text.contains("[control] status_group: unknown group \"no-such-group\""), "{text}");
     assert_eq!(host.run(&["reload"]).0, Some(1));
     host.is(1, "WARNING", "OFF status unix:@/status.sock: ");
+}
+
+/// Any user may check the configuration, and may not connect to the control socket.
+#[test]
+fn an_address_of_the_running_daemon_is_not_in_use_by_another_process() {
+    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let mut host = Host::new(&format!("[status]\nlisten = [\"inet:127.0.0.1:{port}\"]\n"));
+    host.start();
+    host.until("it has the address", |_| TcpListener::bind(("127.0.0.1", port)).is_err());
+    for user in [0, NOBODY] {
+        let (status, text) = host.run_as(user, user, &["check-config"]);
+        assert_eq!(status, Some(0), "{text}");
+        assert!(!text.contains("already in use"), "{text}");
+    }
+    host.daemon = None;
+    let _taken = TcpListener::bind(("127.0.0.1", port)).unwrap();
+    fs::remove_file(host.path("control")).unwrap();
+    for user in [0, NOBODY] {
+        let (status, text) = host.run_as(user, user, &["check-config"]);
+        assert_eq!(status, Some(0), "{text}");
+        assert!(text.contains(&format!("\"inet:127.0.0.1:{port}\" is already in use by another process")), "{text}");
+    }
 }

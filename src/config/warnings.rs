@@ -4,6 +4,7 @@
 //! When it fails: what cannot be looked at gives no line.
 //! Not here: what is refused (`validate`, `addresses`), what only the daemon's own user can tell (`checking::host`).
 
+use std::io::ErrorKind;
 use std::net::{IpAddr, TcpListener};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -65,11 +66,19 @@ fn address_warnings(address: &ListenAddress, control: &Path) -> Vec<String> {
         ));
     }
     // A daemon that runs has it.
-    let is_taken = || TcpListener::bind(inet).is_err_and(|error| error.kind() == std::io::ErrorKind::AddrInUse);
-    if UnixStream::connect(control).is_err() && is_taken() {
-        problems.push(format!("\"{address}\" is already in use by another process"));
+    let is_taken = || TcpListener::bind(inet).is_err_and(|error| error.kind() == ErrorKind::AddrInUse);
+    if !has_daemon(control) && is_taken() {
+        problems.push(format!(
+            "\"{address}\" is already in use by another process; if a socket unit of systemd holds it for the daemon \
+             (`systemctl list-sockets`), ignore this line"
+        ));
     }
     problems
+}
+
+/// Whether a daemon has the control socket. A user who may not connect cannot tell whether it still runs: then it does.
+fn has_daemon(control: &Path) -> bool {
+    UnixStream::connect(control).map_or_else(|error| error.kind() == ErrorKind::PermissionDenied, |_| true)
 }
 
 fn report_warnings(config: &Config) -> Vec<String> {
