@@ -311,6 +311,9 @@ pub enum PolicyInForce {
     Dane {
         /// (MX host, its policy), the host in lower case without a trailing dot.
         hosts: Vec<(String, Arc<Policy>)>,
+        /// The MX records are not signed, or that is not known: a certificate that passed the check may be logged as
+        /// `Trusted` instead of `Verified` (half-dane).
+        unsigned_mx: bool,
     },
     /// DANE without a usable TLSA record: the MTA had to use TLS, with any certificate (RFC 7672 §2.2). Each of its
     /// sessions is a failure of the records.
@@ -343,10 +346,11 @@ impl PolicyInForce {
     pub(crate) fn at_host(self, mx: Option<&str>) -> PolicyInForce {
         match self {
             PolicyInForce::PerHost { dane, others, narrowed: None } => match mx.and_then(|mx| row_of(&dane, mx)) {
-                Some(_) => PolicyInForce::Dane { hosts: dane }.at_host(mx),
+                // Whether the MX records are signed is not stored beside an MTA-STS policy.
+                Some(_) => PolicyInForce::Dane { hosts: dane, unsigned_mx: true }.at_host(mx),
                 None => *others,
             },
-            PolicyInForce::Dane { hosts } if mx.and_then(|mx| row_of(&hosts, mx)).is_some_and(is_unusable) => {
+            PolicyInForce::Dane { hosts, .. } if mx.and_then(|mx| row_of(&hosts, mx)).is_some_and(is_unusable) => {
                 PolicyInForce::UnusableTlsa { hosts }
             }
             same => same,
@@ -356,7 +360,7 @@ impl PolicyInForce {
     /// The policy in force at any of the MX hosts, where no line names the one.
     pub(crate) fn at_some_host(self) -> PolicyInForce {
         match self {
-            PolicyInForce::Dane { hosts } if !hosts.is_empty() && hosts.iter().all(|(_, row)| is_unusable(row)) => {
+            PolicyInForce::Dane { hosts, .. } if !hosts.is_empty() && hosts.iter().all(|(_, row)| is_unusable(row)) => {
                 PolicyInForce::UnusableTlsa { hosts }
             }
             same => same,
@@ -488,13 +492,13 @@ mod tests {
             ("3 1 9 ab", false),
             ("3 1 1 ", false),
         ] {
-            let dane = PolicyInForce::Dane { hosts: host(record) };
+            let dane = PolicyInForce::Dane { hosts: host(record), unsigned_mx: false };
             let want = if usable { dane.clone() } else { PolicyInForce::UnusableTlsa { hosts: host(record) } };
             assert_eq!(dane.clone().at_host(Some("MX.test")), want, "{record}");
             assert_eq!(dane.clone().at_host(Some("other.test")), dane, "{record}");
             assert_eq!(dane.clone().at_some_host(), want, "{record}");
         }
-        let both = PolicyInForce::Dane { hosts: [host("1 1 1 ab"), host("3 1 1 ab")].concat() };
+        let both = PolicyInForce::Dane { hosts: [host("1 1 1 ab"), host("3 1 1 ab")].concat(), unsigned_mx: false };
         assert_eq!(both.clone().at_some_host(), both);
     }
 

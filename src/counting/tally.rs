@@ -69,15 +69,17 @@ pub(crate) fn tally_session(outcome: &SessionOutcome, in_force: Option<&PolicyIn
             Some(policy) => (Arc::clone(policy), reported_or_observed(outcome).map(as_tlsa_invalid), false),
             None => (none(), reported_or_observed(outcome), false),
         },
-        Some(PolicyInForce::Dane { hosts }) => match outcome.mx.as_deref().and_then(|mx| row_of(hosts, mx)) {
-            Some(_) if skipped_dane_check(outcome) => (none(), reported_or_observed(outcome), true),
-            Some(policy) => (
-                Arc::clone(policy),
-                reported_or_observed(outcome).map(|verdict| as_dane_ee_mismatch(verdict, policy)),
-                false,
-            ),
-            None => (none(), reported_or_observed(outcome), false),
-        },
+        Some(PolicyInForce::Dane { hosts, unsigned_mx }) => {
+            match outcome.mx.as_deref().and_then(|mx| row_of(hosts, mx)) {
+                Some(_) if skipped_dane_check(outcome, *unsigned_mx) => (none(), reported_or_observed(outcome), true),
+                Some(policy) => (
+                    Arc::clone(policy),
+                    reported_or_observed(outcome).map(|verdict| as_dane_ee_mismatch(verdict, policy)),
+                    false,
+                ),
+                None => (none(), reported_or_observed(outcome), false),
+            }
+        }
     };
     let tally = |counted| TallyKey {
         day: Day::of(outcome.ended),
@@ -291,11 +293,15 @@ fn mx_is_allowed(outcome: &SessionOutcome, policy: &Policy) -> bool {
     outcome.mx.as_deref().is_none_or(|mx| policy.mx_host.iter().any(|pattern| mx_matches(pattern, mx)))
 }
 
-/// Whether a session succeeded without the check that a DANE answer requires. `Trusted` can be half-dane.
-fn skipped_dane_check(outcome: &SessionOutcome) -> bool {
-    let unchecked = match outcome.dane {
-        Some(dane) => !dane,
-        None => matches!(outcome.trust, None | Some(Trust::Untrusted | Trust::Anonymous)),
+/// Whether a session succeeded without the check that a DANE answer requires: the MTA was told another level, or the mail
+/// asks for none (`TLS-Required: no`, RFC 8689 §4.2).
+fn skipped_dane_check(outcome: &SessionOutcome, unsigned_mx: bool) -> bool {
+    let unchecked = match (outcome.dane, outcome.trust) {
+        (Some(dane), _) => !dane,
+        (None, Some(Trust::Verified)) => false,
+        // Half-dane has this word too.
+        (None, Some(Trust::Trusted)) => !unsigned_mx,
+        (None, None | Some(Trust::Untrusted | Trust::Anonymous)) => true,
     };
     outcome.observed == Some(SessionResult::Success) && unchecked
 }
@@ -483,7 +489,10 @@ mod tests {
             policy_domain: "mx.a.example".into(),
             mx_host: vec![],
         };
-        let dane = |host: &str| PolicyInForce::Dane { hosts: vec![(host.into(), Arc::new(policy.clone()))] };
+        let dane = |host: &str| PolicyInForce::Dane {
+            hosts: vec![(host.into(), Arc::new(policy.clone()))],
+            unsigned_mx: false,
+        };
         let verified = session(Some(Trust::Verified), SessionResult::Success);
         assert_eq!(summarize(&tally_session(&verified, Some(&dane("MX.a.example")))), (PolicyType::Tlsa, None));
         assert_eq!(
@@ -496,6 +505,13 @@ mod tests {
         let untrusted =
             tally_session(&session(Some(Trust::Untrusted), SessionResult::Success), Some(&dane("mx.a.example")));
         assert_eq!((summarize(&untrusted), untrusted.contradicted), ((PolicyType::NoPolicyFound, None), true));
+        // At another level than DANE a certificate is trusted by its chain; so is that of half-dane.
+        let trusted = session(Some(Trust::Trusted), SessionResult::Success);
+        let counts = tally_session(&trusted, Some(&dane("mx.a.example")));
+        assert_eq!((summarize(&counts), counts.contradicted), ((PolicyType::NoPolicyFound, None), true));
+        let half =
+            PolicyInForce::Dane { hosts: vec![("mx.a.example".into(), Arc::new(policy.clone()))], unsigned_mx: true };
+        assert_eq!(summarize(&tally_session(&trusted, Some(&half))), (PolicyType::Tlsa, None));
         // Verified by its chain, where the MTA says that no TLSA record did.
         let by_chain = SessionOutcome { dane: Some(false), ..verified };
         let counts = tally_session(&by_chain, Some(&dane("mx.a.example")));
@@ -620,7 +636,7 @@ mod tests {
         };
         assert_eq!(in_force.clone().at_host(Some("mx.a.example")), sts(Mode::Testing, "mx.a.example"));
         assert_eq!(in_force.clone().at_host(None), sts(Mode::Testing, "mx.a.example"));
-        let dane = PolicyInForce::Dane { hosts: vec![tlsa_row("mx2.a.example")] };
+        let dane = PolicyInForce::Dane { hosts: vec![tlsa_row("mx2.a.example")], unsigned_mx: true };
         assert_eq!(in_force.clone().at_host(Some("MX2.a.example")), dane);
         assert_eq!(in_force.excluded("mx2.a.example"), None);
     }

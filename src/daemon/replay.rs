@@ -280,7 +280,9 @@ impl FixedPolicies {
                     let document = document::parse(text.as_bytes()).map_err(|e| bad(e.to_string()))?;
                     sts_policy(&domain, document)
                 }
-                (None, Some(hosts)) => PolicyInForce::Dane { hosts: hosts.iter().map(tlsa_host).collect() },
+                (None, Some(hosts)) => {
+                    PolicyInForce::Dane { hosts: hosts.iter().map(tlsa_host).collect(), unsigned_mx: true }
+                }
                 _ => return Err(bad("one of `sts` and `tlsa` is needed".into())),
             };
             policies.insert(domain, in_force);

@@ -78,6 +78,9 @@ impl HeldTo<'_> {
             (_, Some(hosts), Some(others)) if is_dane && published.coverage != Coverage::AllHosts => {
                 Some(per_host(Some(hosts), others, None))
             }
+            (_, Some(hosts), _) if matches!(published.coverage, Coverage::UnsignedMx | Coverage::UnsignedFailed) => {
+                Some(StoredPolicy::DaneUnsignedMx(hosts))
+            }
             (_, Some(hosts), _) => Some(StoredPolicy::Dane(Some(hosts))),
             (_, None, others) => others,
         };

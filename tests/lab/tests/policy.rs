@@ -382,7 +382,7 @@ async fn dane_before_mta_sts_and_never_weaker() {
                 match (kind, found) {
                     // Postfix 3.7 at default `may` does not follow TLSA records under unsigned MX records.
                     ("unsigned", found) => assert_eq!(found, PolicyInForce::None),
-                    (_, PolicyInForce::Dane { hosts }) => {
+                    (_, PolicyInForce::Dane { hosts, .. }) => {
                         assert_eq!(hosts[0].0, one);
                         let want = if kind == "unusable" { "1 1 1 0707" } else { "3 1 1 0707" };
                         assert!(hosts[0].1.policy_string[0].starts_with(want));
@@ -601,7 +601,7 @@ async fn aliases_implicit_mx_and_smart_hosts() {
     }
     assert_eq!(world.dns.zone().asked("_25._tcp.mx.broken-tlsa.test", RecordType::TLSA), 0);
     let found = daemon.history.policy_at("alias.test", Clock::default().seconds()).in_force;
-    let PolicyInForce::Dane { hosts } = found else { panic!("{found:?}") };
+    let PolicyInForce::Dane { hosts, .. } = found else { panic!("{found:?}") };
     assert_eq!((hosts[0].0.as_str(), hosts[0].1.policy_domain.as_str()), ("mx.alias.test", "mx.target.test"));
     daemon.end().await;
 }
@@ -1305,7 +1305,7 @@ async fn the_answer_comes_when_it_cannot_change_and_the_rest_is_looked_up_for_co
     let until = Instant::now() + Duration::from_secs(60);
     loop {
         let found = daemon.history.policy_at("three.example", Clock::default().seconds()).in_force;
-        let PolicyInForce::Dane { hosts } = found else { panic!("{found:?}") };
+        let PolicyInForce::Dane { hosts, .. } = found else { panic!("{found:?}") };
         if hosts.iter().map(|(host, _)| host.as_str()).eq(["mx1.three.example", "mx3.three.example"]) {
             break;
         }

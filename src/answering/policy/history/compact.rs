@@ -29,6 +29,8 @@ pub enum StoredPolicy {
     },
     /// DANE.
     Dane(Option<TlsaHosts>),
+    /// DANE behind MX records that are not signed.
+    DaneUnsignedMx(TlsaHosts),
     /// DANE without a usable record.
     UnusableTlsa(TlsaHosts),
     /// DANE at some hosts, MTA-STS at the others. Seldom: apart, so that the common ones stay small.
@@ -78,6 +80,7 @@ enum EncodedPolicy<'a> {
     None,
     Sts { mode: Mode, text: &'a [u8], failure: Option<(ResultType, &'a str)> },
     Dane(Vec<TlsaHost>),
+    DaneUnsignedMx(Vec<TlsaHost>),
     UnusableTlsa(Vec<TlsaHost>),
     PerHost { dane: Vec<TlsaHost>, others: Vec<u8>, narrowed: Option<Vec<&'a str>> },
     Deferred { result_type: ResultType, reason: &'a str, host: Option<TlsaHost> },
@@ -126,7 +129,8 @@ impl StoredPolicy {
                 };
                 PolicyInForce::Sts { mode: *mode, policy: Arc::new(policy), failure: failure.clone() }
             }
-            StoredPolicy::Dane(hosts) => PolicyInForce::Dane { hosts: rows(hosts.as_ref()) },
+            StoredPolicy::Dane(hosts) => PolicyInForce::Dane { hosts: rows(hosts.as_ref()), unsigned_mx: false },
+            StoredPolicy::DaneUnsignedMx(hosts) => PolicyInForce::Dane { hosts: rows(Some(hosts)), unsigned_mx: true },
             StoredPolicy::UnusableTlsa(hosts) => PolicyInForce::UnusableTlsa { hosts: rows(Some(hosts)) },
             StoredPolicy::PerHost(policies) => PolicyInForce::PerHost {
                 dane: rows(policies.dane.as_ref()),
@@ -149,7 +153,8 @@ impl StoredPolicy {
                 text: PolicyText::new(domain, &policy.policy_string),
                 failure: failure.clone(),
             },
-            PolicyInForce::Dane { hosts } => StoredPolicy::Dane((!hosts.is_empty()).then(|| tlsa_hosts(hosts))),
+            PolicyInForce::Dane { hosts, unsigned_mx: true } => StoredPolicy::DaneUnsignedMx(tlsa_hosts(hosts)),
+            PolicyInForce::Dane { hosts, .. } => StoredPolicy::Dane((!hosts.is_empty()).then(|| tlsa_hosts(hosts))),
             PolicyInForce::UnusableTlsa { hosts } => StoredPolicy::UnusableTlsa(tlsa_hosts(hosts)),
             PolicyInForce::PerHost { dane, others, narrowed } => StoredPolicy::PerHost(Arc::new(PerHostPolicy {
                 dane: (!dane.is_empty()).then(|| tlsa_hosts(dane)),
@@ -172,6 +177,9 @@ impl StoredPolicy {
         match (self, other) {
             (StoredPolicy::Sts { text, .. }, StoredPolicy::Sts { text: theirs, .. }) => drop(text.share_with(theirs)),
             (StoredPolicy::Dane(rows), StoredPolicy::Dane(theirs)) if rows == theirs => rows.clone_from(theirs),
+            (StoredPolicy::DaneUnsignedMx(rows), StoredPolicy::DaneUnsignedMx(theirs)) if rows == theirs => {
+                rows.clone_from(theirs);
+            }
             (StoredPolicy::PerHost(policies), StoredPolicy::PerHost(theirs)) if policies == theirs => {
                 policies.clone_from(theirs);
             }
@@ -184,7 +192,9 @@ impl StoredPolicy {
         match self {
             StoredPolicy::None | StoredPolicy::Dane(None) => 0,
             StoredPolicy::Sts { text, .. } => text.packed_bytes().len(),
-            StoredPolicy::Dane(Some(hosts)) | StoredPolicy::UnusableTlsa(hosts) => size_of_hosts(hosts),
+            StoredPolicy::Dane(Some(hosts))
+            | StoredPolicy::DaneUnsignedMx(hosts)
+            | StoredPolicy::UnusableTlsa(hosts) => size_of_hosts(hosts),
             StoredPolicy::PerHost(policies) => {
                 let narrowed = policies.narrowed.iter().flatten().map(|host| host.len() + 16).sum::<usize>();
                 policies.dane.as_ref().map_or(0, |hosts| size_of_hosts(hosts)) + policies.others.size() + narrowed
@@ -205,6 +215,7 @@ impl StoredPolicy {
                 EncodedPolicy::Sts { mode: *mode, text: text.packed_bytes(), failure }
             }
             StoredPolicy::Dane(hosts) => EncodedPolicy::Dane(hosts.iter().flat_map(|hosts| hosts.to_vec()).collect()),
+            StoredPolicy::DaneUnsignedMx(hosts) => EncodedPolicy::DaneUnsignedMx(hosts.to_vec()),
             StoredPolicy::UnusableTlsa(hosts) => EncodedPolicy::UnusableTlsa(hosts.to_vec()),
             StoredPolicy::PerHost(policies) => EncodedPolicy::PerHost {
                 dane: policies.dane.iter().flat_map(|hosts| hosts.to_vec()).collect(),
@@ -231,6 +242,7 @@ impl StoredPolicy {
                 StoredPolicy::Sts { mode, text: PolicyText::from_packed(text), failure: failure.map(restored) }
             }
             EncodedPolicy::Dane(hosts) => StoredPolicy::Dane((!hosts.is_empty()).then(|| hosts.into())),
+            EncodedPolicy::DaneUnsignedMx(hosts) => StoredPolicy::DaneUnsignedMx(hosts.into()),
             EncodedPolicy::UnusableTlsa(hosts) => StoredPolicy::UnusableTlsa(hosts.into()),
             EncodedPolicy::PerHost { dane, others, narrowed } => StoredPolicy::PerHost(Arc::new(PerHostPolicy {
                 dane: (!dane.is_empty()).then(|| dane.into()),
@@ -297,10 +309,12 @@ mod tests {
             sts(Mode::Enforce, &["*.example.net"], None),
             sts(Mode::Testing, &["*.example.net"], Some("timeout+fallback-to-cached-policy")),
             sts(Mode::None, &[], Some("malformed-line")),
-            PolicyInForce::Dane { hosts: Vec::new() },
+            PolicyInForce::Dane { hosts: Vec::new(), unsigned_mx: false },
             PolicyInForce::Dane {
                 hosts: vec![("mx.example".into(), tlsa("mx.example")), ("b.example".into(), tlsa("c"))],
+                unsigned_mx: false,
             },
+            PolicyInForce::Dane { hosts: vec![("mx.example".into(), tlsa("mx.example"))], unsigned_mx: true },
             PolicyInForce::UnusableTlsa { hosts: vec![("mx.example".into(), tlsa("mx.example"))] },
             PolicyInForce::PerHost {
                 dane: vec![("mx.example".into(), tlsa("mx.example"))],

@@ -166,7 +166,7 @@ impl Scenario {
                 mx_host: vec![],
             };
             let hosts = self.domain.dane_hosts().map(|host| (host.to_owned(), Arc::new(tlsa(host)))).collect();
-            return PolicyInForce::Dane { hosts };
+            return PolicyInForce::Dane { hosts, unsigned_mx: false };
         };
         let policy = Policy {
             policy_type: PolicyType::Sts,
