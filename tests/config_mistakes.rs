@@ -156,7 +156,7 @@ fn wrong_names_and_sections() {
             "[policy]\nmax_domains = 1\n[report]\n[policy]\n",
             "F:4: duplicate section [policy]: it is there already, in line 1",
         ),
-        ("[[nexthop]]\nnexthop = \"[x.example]\"\n", "F:1: [[nexthop]] domain: the option is missing"),
+        ("[[report.dkim]]\nkey = \"/k\"\n", "F:1: [[report.dkim]] selector: the option is missing"),
         (
             "[postfix]\ndefault_level = \"opportunistic\"\n",
             "F:2: [postfix] default_level: invalid value \"opportunistic\": expected \"none\", \"may\", \"encrypt\", \"dane\", \"dane-only\", \"verify\", \"secure\" or \"fingerprint\"; did you mean \"may\"?",
