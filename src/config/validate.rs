@@ -531,10 +531,12 @@ pub(super) fn deserialize_address<'de, D: Deserializer<'de>>(from: D) -> Result<
     if let Ok(address) = text.parse::<SocketAddr>() {
         return Ok(Some(address));
     }
-    // `::1:53` is an address as well, and one that nobody means.
     let meant = similar::socket_address(&text);
-    match (text.parse::<IpAddr>(), meant) {
-        (Ok(ip), None) => Ok(Some(SocketAddr::new(ip, 53))),
+    // `::1:53` is a valid address too, but means the loopback address with a port. In any other address the last group
+    // may look like a port.
+    let lacks_brackets = meant.is_some_and(|address| address.ip().is_loopback());
+    match text.parse::<IpAddr>() {
+        Ok(ip) if !lacks_brackets => Ok(Some(SocketAddr::new(ip, 53))),
         _ => Err(Error::custom(format!(
             "invalid address \"{text}\": expected an IP address, with or without a port, such as \"127.0.0.1:53\"{}",
             similar::meant(meant.map(|address| address.to_string()))
@@ -626,6 +628,12 @@ mod tests {
         let networks: Vec<String> = config.count.local_networks.iter().map(ToString::to_string).collect();
         assert_eq!(networks, ["192.168.1.5/32", "fd00::/8"]);
         assert_eq!(config.inputs[0].mta, Dialect::Exim);
+        for address in ["2620:fe::fe:9", "fd00::53:1", "2001:4860:4860::8888", "2620:fe::9"] {
+            let six = load(&format!("[resolver]\naddress = \"{address}\"\n")).unwrap();
+            assert_eq!(six.resolver.address.unwrap().to_string(), format!("[{address}]:53"));
+        }
+        let bare = load("[resolver]\naddress = \"::1:53\"\n").unwrap_err().to_string();
+        assert!(bare.ends_with("did you mean \"[::1]:53\"?"), "{bare}");
         let six = load("[resolver]\naddress = \"::1\"\n").unwrap();
         assert_eq!(six.resolver.address, Some("[::1]:53".parse().unwrap()));
     }
