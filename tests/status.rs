@@ -278,6 +278,14 @@ fn the_group_changes_with_a_reload_and_an_unknown_one_is_refused_by_check_config
     assert!(text.contains("[control] status_group: unknown group \"no-such-group\""), "{text}");
     assert_eq!(host.run(&["reload"]).0, Some(1));
     host.is(1, "WARNING", "OFF status unix:@/status.sock: ");
+    if own == 0 {
+        let (status, line) = host.run_as(NOBODY, own, &["status", "--check"]);
+        assert_eq!(
+            (status, line.starts_with("TLSWARDEN UNKNOWN: @/status.sock: no such socket: ")),
+            (Some(3), true),
+            "{line}"
+        );
+    }
 }
 
 /// Any user may check the configuration, and may not connect to the control socket.

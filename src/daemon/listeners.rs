@@ -9,7 +9,7 @@ use std::io;
 use std::net::TcpListener;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use listenfd::ListenFd;
 
@@ -219,9 +219,13 @@ impl Sockets {
         }
         let (_, socket, origin) =
             self.bound.iter().find(|(bound, _, _)| bound == address).expect("found or bound above");
-        // A reload may name another group.
-        if let (ListenAddress::Unix(path), SocketAccess::Group(_), SocketOrigin::Own) = (address, access, origin) {
-            access.apply(path).map_err(failed)?;
+        // A reload may name another group. A socket that is not served must not take connections either.
+        if let (ListenAddress::Unix(path), SocketAccess::Group(_), SocketOrigin::Own) = (address, access, origin)
+            && let Err(problem) = access.apply(path)
+        {
+            remove_socket_file(path);
+            self.bound.retain(|(bound, _, _)| bound != address);
+            return Err(failed(problem));
         }
         socket.try_clone().and_then(set_nonblocking).map_err(|e| failed(e.to_string()))
     }
@@ -248,7 +252,7 @@ fn bind_listener(address: &ListenAddress, access: &SocketAccess) -> Result<Bound
         ListenAddress::Unix(path) => {
             remove_leftover(path, || UnixStream::connect(path).map(drop))?;
             let listener = UnixListener::bind(path).map_err(|e| describe_bind_error(&e, path))?;
-            access.apply(path)?;
+            access.apply(path).inspect_err(|_| remove_socket_file(path))?;
             Ok(BoundSocket::Unix(listener))
         }
     }
@@ -257,7 +261,8 @@ fn bind_listener(address: &ListenAddress, access: &SocketAccess) -> Result<Bound
 fn bind_datagrams(path: &Path, mode: u32) -> Result<UnixDatagram, String> {
     remove_leftover(path, || UnixDatagram::unbound()?.connect(path))?;
     let socket = UnixDatagram::bind(path).map_err(|e| describe_bind_error(&e, path))?;
-    std::fs::set_permissions(path, PermissionsExt::from_mode(mode)).map_err(|e| e.to_string())?;
+    let permitted = std::fs::set_permissions(path, PermissionsExt::from_mode(mode));
+    permitted.inspect_err(|_| remove_socket_file(path)).map_err(|e| e.to_string())?;
     Ok(socket)
 }
 
@@ -283,7 +288,7 @@ fn remove_leftover(path: &Path, connect: impl FnOnce() -> io::Result<()>) -> Res
     }
 }
 
-fn remove_socket_file(path: &PathBuf) {
+fn remove_socket_file(path: &Path) {
     // A socket file that stays is replaced at the next start.
     let _ = std::fs::remove_file(path);
 }
@@ -320,6 +325,24 @@ mod tests {
             .unwrap_err()
             .to_string();
         assert!(nowhere.contains("is missing"), "{nowhere}");
+    }
+
+    #[test]
+    fn a_socket_whose_group_cannot_be_set_is_closed_and_removed() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("s");
+        let address = ListenAddress::Unix(path.clone());
+        let unknown = SocketAccess::Group(Some("no-such-group".into()));
+        let mut sockets = Sockets { bound: Vec::new() };
+        // At a start, and at a reload of what is bound already.
+        assert!(sockets.bind_or_share(&address, &unknown).unwrap_err().to_string().contains("unknown group"));
+        assert!(!path.exists());
+        drop(sockets.bind_or_share(&address, &SocketAccess::Group(None)).unwrap());
+        UnixStream::connect(&path).unwrap();
+        assert!(sockets.bind_or_share(&address, &unknown).unwrap_err().to_string().contains("unknown group"));
+        assert!(!path.exists() && sockets.bound.is_empty());
+        sockets.bind_or_share(&address, &SocketAccess::Group(None)).unwrap();
+        UnixStream::connect(&path).unwrap();
     }
 
     #[test]
