@@ -224,8 +224,10 @@ impl DetectedHost {
     fn complete_relays(&self, section: &mut PostfixSection, lines: &mut Vec<String>) {
         let None = section.relays else { return };
         let text = self.postconf.as_ref().and_then(|said| said.as_ref().ok()).map_or("", String::as_str);
-        let PostfixRelays { relayhost, others } = PostfixRelays::read(text);
+        let PostfixRelays { relayhost, others, relays_all, problems } = PostfixRelays::read(text);
         section.relayhost = section.relayhost.take().or(relayhost);
+        section.relays_all = relays_all;
+        lines.extend(problems);
         if let Some(relayhost) = &section.relayhost {
             lines.push(format!("postfix: found: mail is relayed by {relayhost}"));
         }
@@ -548,6 +550,12 @@ mod tests {
         assert_eq!(config.postfix.relayhost.as_deref(), Some("[smart.example]:587"));
         assert_eq!(config.postfix.relays, Some(vec!["backup.example".to_owned()]));
         assert!(lines.contains(&"postfix: found: mail is relayed by [smart.example]:587".to_owned()), "{lines:?}");
+        assert!(config.postfix.relays_all);
+        let mut config = Config::default();
+        let lines = host(&format!("{POSTFIX}relayhost = [192.0.2.1]\ntransport_maps = ldap:x\n")).complete(&mut config);
+        assert_eq!((&config.postfix.relayhost, config.postfix.relays_all), (&None, true));
+        assert!(lines.iter().any(|line| line.starts_with("postfix: relayhost: [192.0.2.1]: ")), "{lines:?}");
+        assert!(lines.iter().any(|line| line.starts_with("postfix: ldap:x: cannot be read: ")), "{lines:?}");
         // What is configured stays, and is checked.
         let mut config = Config::default();
         config.postfix.relays = Some(Vec::new());

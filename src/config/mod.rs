@@ -120,6 +120,9 @@ pub struct PostfixSection {
     /// The other next hops that mail may take: those of its transport maps, fallback relays, relay hosts by sender.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub relays: Option<Vec<String>>,
+    /// Whether Postfix was found to relay all mail that has no other next hop, also where `relayhost` can have no policy.
+    #[serde(skip)]
+    pub relays_all: bool,
     /// Which of Postfix's own results count (`smtp_tlsrpt_enable`, from 3.10 on).
     pub tlsrpt: NativeTlsrpt,
 }

@@ -99,7 +99,7 @@ impl CountingRules {
             local_networks: if world_is_private { Vec::new() } else { config.count.local_networks.clone() },
             next_hops: NextHopRules::from_sections(&config.next_hops),
             relays: relays.filter_map(|relay| NextHop::parse(relay.as_bytes())).collect(),
-            relays_all: postfix.relayhost.is_some(),
+            relays_all: postfix.relayhost.is_some() || postfix.relays_all,
             sending_addresses: Some(SendingAddresses {
                 configured: config.count.sending_addresses.clone(),
                 vary: config.count.sending_addresses_vary,
@@ -298,6 +298,14 @@ fn source_address(host: IpAddr) -> Option<IpAddr> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_relayhost_that_can_have_no_policy_relays_all_the_same() {
+        let mut config = Config::default();
+        assert!(!CountingRules::from_config(&config).relays_all);
+        config.postfix.relays_all = true;
+        assert!(CountingRules::from_config(&config).relays_all);
+    }
 
     #[test]
     fn the_nearest_next_hop_counts() {
