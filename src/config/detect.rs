@@ -16,6 +16,7 @@ use tlswarden_parsers::Dialect;
 
 use crate::config::postconf_output::parameter;
 use crate::config::postfix_relays::{self, PostfixRelays};
+use crate::config::sending_address::{BoundAddresses, bound_addresses};
 use crate::config::{
     Config, InputSection, InsecureMxPolicy, JournalLocation, ListenAddress, PostfixLevel, PostfixSection,
     SocketmapSection, sending_address,
@@ -101,7 +102,10 @@ fn complete_with(config: &mut Config, reads: bool) -> Vec<String> {
         return Vec::new();
     }
     let host = DetectedHost::detect(reads);
-    let mut lines = if asks { host.complete(config) } else { Vec::new() };
+    let mut lines = host.problems.clone();
+    if asks {
+        lines.extend(host.complete(config));
+    }
     host.complete_relays(&mut config.postfix, &mut lines);
     if wants_addresses && config.inputs.iter().any(|input| input.mta == Dialect::Postfix) {
         host.complete_sending_addresses(config, &mut lines);
@@ -114,8 +118,10 @@ fn complete_with(config: &mut Config, reads: bool) -> Vec<String> {
 struct DetectedHost {
     /// What `postconf` said, or why it said nothing.
     postconf: Option<Result<String, String>>,
-    /// What it said of the services of master.cf; empty where it said nothing.
-    services: String,
+    /// The instances that send the mail for which the daemon is asked.
+    senders: Vec<Instance>,
+    /// The instances that could not be asked, one line each.
+    problems: Vec<String>,
     /// Whether Exim is installed.
     exim: bool,
     /// Whether a syslog daemon is installed.
@@ -124,6 +130,24 @@ struct DetectedHost {
     no_socket_folder: bool,
     /// Whether this process is the one that reads the log.
     reads_log: bool,
+}
+
+/// An instance of Postfix.
+#[derive(Clone, Debug, Default)]
+struct Instance {
+    /// The output of `postconf` for main.cf.
+    main: String,
+    /// That of `postconf -P` for the services of master.cf; empty where it fails.
+    services: String,
+}
+
+/// What the instances of Postfix on this host show.
+#[derive(Debug)]
+struct Instances {
+    /// The settings that the daemon takes.
+    settings: String,
+    senders: Vec<Instance>,
+    problems: Vec<String>,
 }
 
 /// The log of an MTA.
@@ -138,23 +162,16 @@ impl DetectedHost {
     fn detect(reads: bool) -> DetectedHost {
         let any = |paths: &[&str]| paths.iter().any(|path| Path::new(path).exists());
         let program = Path::new(POSTCONF);
+        let found = program.exists().then(|| find_instances(program));
+        let (postconf, senders, problems) = match found {
+            Some(Ok(found)) => (Some(Ok(found.settings)), found.senders, found.problems),
+            Some(Err(problem)) => (Some(Err(problem)), Vec::new(), Vec::new()),
+            None => (None, Vec::new(), Vec::new()),
+        };
         DetectedHost {
-            postconf: program.exists().then(|| {
-                let text =
-                    run_postconf(program, &[&["-x"], &PARAMETERS[..], &postfix_relays::PARAMETERS[..]].concat())?;
-                let others = parameter(&text, "multi_instance_directories").unwrap_or_default();
-                let others = others.split([' ', ',', '\t']).filter(|folder| !folder.is_empty()).take(MAX_INSTANCES);
-                let ask = |folder: &str| {
-                    run_postconf(
-                        program,
-                        &[&["-c", folder, "-x"], &PARAMETERS[..], &postfix_relays::PARAMETERS[..]].concat(),
-                    )
-                };
-                // An instance that cannot be asked is one whose mail nothing is known of.
-                let others: Vec<String> = others.filter_map(|folder| ask(folder).ok()).collect();
-                Ok(instances_that_ask(text, &others))
-            }),
-            services: if program.exists() { run_postconf(program, &["-P"]).unwrap_or_default() } else { String::new() },
+            postconf,
+            senders,
+            problems,
             exim: any(&EXIM),
             syslog: any(&SYSLOG),
             no_socket_folder: !Path::new(SOCKET_FOLDER).exists(),
@@ -199,8 +216,8 @@ impl DetectedHost {
 
     /// The addresses that Postfix is bound to; without one, the kernel chooses for each destination.
     fn complete_sending_addresses(&self, config: &mut Config, lines: &mut Vec<String>) {
-        let Some(Ok(text)) = &self.postconf else { return };
-        let found = sending_address::bound_addresses(text, &self.services);
+        let of_instances = self.senders.iter().map(|instance| bound_addresses(&instance.main, &instance.services));
+        let Some(found) = of_instances.reduce(BoundAddresses::common) else { return };
         if !found.addresses.is_empty() {
             let shown: Vec<String> = found.addresses.iter().map(ToString::to_string).collect();
             lines.push(format!(
@@ -213,8 +230,8 @@ impl DetectedHost {
             .filter(|(varies, _)| *varies)
         {
             lines.push(format!(
-                "postfix: {name}: not one address for all services; reports name no address of that family: set [count] \
-                 sending_addresses"
+                "postfix: {name}: not one address for all services and instances; reports name no address of that family: \
+                 set [count] sending_addresses"
             ));
         }
         (config.count.sending_addresses, config.count.sending_addresses_vary) = (found.addresses, found.vary);
@@ -280,18 +297,52 @@ impl DetectedHost {
     }
 }
 
-/// The settings of the instance that asks a socketmap server for policies: the default one, unless only others do, as
-/// beside a null client. DNSSEC is on where all that ask have it: an answer `dane` would have the others defer the mail.
-fn instances_that_ask(default: String, others: &[String]) -> String {
-    let asks = |text: &&String| parameter(text, "smtp_tls_policy_maps").is_some_and(|maps| maps.contains("socketmap:"));
-    let asking: Vec<&String> = std::iter::once(&default).chain(others).filter(asks).collect();
-    let Some(first) = asking.first() else { return default };
-    let without = |text: &&&String| parameter(text, "smtp_dns_support_level") != Some("dnssec");
-    let support = asking.iter().find(without).and_then(|text| parameter(text, "smtp_dns_support_level"));
+/// Asks the default instance of Postfix, and those that it names.
+fn find_instances(program: &Path) -> Result<Instances, String> {
+    let ask = |folder: Option<&str>, arguments: &[&str]| {
+        let folder: Vec<&str> = folder.into_iter().flat_map(|folder| ["-c", folder]).collect();
+        run_postconf(program, &[&folder[..], arguments].concat())
+    };
+    let settings = [&["-x"], &PARAMETERS[..], &postfix_relays::PARAMETERS[..]].concat();
+    let mut asked = vec![(None, ask(None, &settings)?)];
+    let folders = parameter(&asked[0].1, "multi_instance_directories").unwrap_or_default().to_owned();
+    let mut problems = Vec::new();
+    for folder in folders.split([' ', ',', '\t']).filter(|folder| !folder.is_empty()).take(MAX_INSTANCES) {
+        match ask(Some(folder), &settings) {
+            Ok(text) => asked.push((Some(folder), text)),
+            Err(problem) => problems.push(format!(
+                "postfix: {folder}: not asked: {problem}; nothing is known of the mail of this instance"
+            )),
+        }
+    }
+    let texts: Vec<&str> = asked.iter().map(|(_, text)| text.as_str()).collect();
+    let asking = instances_that_ask(&texts);
+    let settings = common_settings(&texts, &asking);
+    let senders = if asking.is_empty() { vec![0] } else { asking };
+    let senders = senders.into_iter().map(|number| {
+        let (folder, main) = &asked[number];
+        let services = ask(*folder, &["-P", "-x"]).unwrap_or_default();
+        Instance { main: main.clone(), services }
+    });
+    Ok(Instances { senders: senders.collect(), settings, problems })
+}
+
+/// The numbers of the instances that ask a socketmap server for policies; the default instance is the first.
+fn instances_that_ask(settings: &[&str]) -> Vec<usize> {
+    let asks = |text: &str| parameter(text, "smtp_tls_policy_maps").is_some_and(|maps| maps.contains("socketmap:"));
+    (0..settings.len()).filter(|number| asks(settings[*number])).collect()
+}
+
+/// The settings of the first instance that asks, which is not the default one beside a null client; of the default one if
+/// none asks. DNSSEC is on where all that ask have it: an answer `dane` would have the others defer the mail.
+fn common_settings(settings: &[&str], asking: &[usize]) -> String {
+    let Some(first) = asking.first() else { return settings.first().copied().unwrap_or_default().to_owned() };
+    let supports = asking.iter().filter_map(|number| parameter(settings[*number], "smtp_dns_support_level"));
+    let support = supports.into_iter().find(|level| *level != "dnssec");
     // The first value of a parameter is the one that counts; the log is the one of the default instance.
-    let log = parameter(&default, "maillog_file").unwrap_or_default();
+    let log = parameter(settings[0], "maillog_file").unwrap_or_default();
     let support = support.map_or_else(String::new, |level| format!("smtp_dns_support_level = {level}\n"));
-    format!("maillog_file = {log}\n{support}{first}")
+    format!("maillog_file = {log}\n{support}{}", settings[*first])
 }
 
 /// The input that follows a log.
@@ -414,7 +465,9 @@ mod tests {
         smtp_enforce_tls = no\nsmtp_dns_support_level = dnssec\nsmtp_tls_dane_insecure_mx_policy = may\nmaillog_file =\n";
 
     fn host(postconf: &str) -> DetectedHost {
-        DetectedHost { postconf: Some(Ok(postconf.to_owned())), syslog: true, ..DetectedHost::default() }
+        let sender = Instance { main: postconf.to_owned(), services: String::new() };
+        let postconf = Some(Ok(postconf.to_owned()));
+        DetectedHost { postconf, senders: vec![sender], syslog: true, ..DetectedHost::default() }
     }
 
     #[test]
@@ -449,7 +502,8 @@ mod tests {
         let null_client =
             "smtp_tls_policy_maps =\nsmtp_tls_security_level =\nsmtp_dns_support_level =\nmaillog_file = /a\n";
         let found = |default: &str, others: &[String]| {
-            let text = instances_that_ask(default.to_owned(), others);
+            let texts: Vec<&str> = std::iter::once(default).chain(others.iter().map(String::as_str)).collect();
+            let text = common_settings(&texts, &instances_that_ask(&texts));
             ["smtp_tls_security_level", "smtp_dns_support_level", "maillog_file"]
                 .map(|name| parameter(&text, name).unwrap_or_default().to_owned())
         };
@@ -482,11 +536,14 @@ mod tests {
         assert_eq!(config.count.sending_addresses, ["192.0.2.11".parse::<std::net::IpAddr>().unwrap()]);
         assert_eq!(lines, ["postfix: found: it sends from 192.0.2.11 (smtp_bind_address, inet_interfaces)"]);
         let services = "out/unix/smtp_bind_address = 192.0.2.12\n".to_owned();
-        let several = DetectedHost { services, ..host(&bound) };
+        let several = DetectedHost { senders: vec![Instance { main: bound.clone(), services }], ..host(&bound) };
         let (mut config, mut lines) = (Config::default(), Vec::new());
         several.complete_sending_addresses(&mut config, &mut lines);
         assert!(config.count.sending_addresses.is_empty() && config.count.sending_addresses_vary.v4);
-        assert!(lines[0].starts_with("postfix: smtp_bind_address: not one address for all services"), "{lines:?}");
+        assert!(
+            lines[0].starts_with("postfix: smtp_bind_address: not one address for all services and instances"),
+            "{lines:?}"
+        );
     }
 
     #[test]
@@ -563,13 +620,60 @@ mod tests {
         assert_eq!((config.postfix.relayhost, config.postfix.relays), (None, Some(Vec::new())));
     }
 
+    /// A program in the place of `postconf`. Written by another process: a file that this one has open for writing may not
+    /// be run.
+    fn write_postconf(folder: &Path, script: &str) -> PathBuf {
+        let (program, source) = (folder.join("postconf"), folder.join("source"));
+        std::fs::write(&source, format!("#!/bin/sh\n{script}\n")).unwrap();
+        let copy = format!("cp {} {1} && chmod 755 {1}", source.display(), program.display());
+        assert!(Command::new("sh").args(["-c", &copy]).status().unwrap().success());
+        program
+    }
+
+    #[test]
+    fn each_instance_is_asked_and_those_that_cannot_be_are_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let asks = "smtp_tls_policy_maps = socketmap:unix:tlswarden/socketmap:policy";
+        let program = write_postconf(
+            folder.path(),
+            &format!(
+                "case \"$*\" in\n\
+                 *'-c /etc/postfix-a -P'*) echo 'smtp/unix/smtp_bind_address = 192.0.2.1' ;;\n\
+                 *'-c /etc/postfix-b -P'*) echo 'smtp/unix/smtp_bind_address = 192.0.2.2' ;;\n\
+                 *'-c /etc/postfix-a '*) echo '{asks}' ; echo 'inet_interfaces = 198.51.100.1' ;;\n\
+                 *'-c /etc/postfix-b '*) test -e {}/one && exit 1 ; echo '{asks}' ;;\n\
+                 *-c*) echo 'fatal: open main.cf: Permission denied' >&2 ; exit 1 ;;\n\
+                 *-P*) echo 'smtp/unix/smtp_bind_address = 192.0.2.9' ;;\n\
+                 *) echo 'multi_instance_directories = /etc/postfix-a /etc/postfix-b, /etc/postfix-c' ;;\n\
+                 esac",
+                folder.path().display()
+            ),
+        );
+        let addresses = || {
+            let found = find_instances(&program).unwrap();
+            let host = DetectedHost { senders: found.senders, ..DetectedHost::default() };
+            let mut config = Config::default();
+            host.complete_sending_addresses(&mut config, &mut Vec::new());
+            (config.count.sending_addresses, config.count.sending_addresses_vary.v4, found.problems)
+        };
+        let unasked = |folder: &str, cause: &str| {
+            format!(
+                "postfix: {folder}: not asked: {}: {cause}; nothing is known of the mail of this instance",
+                program.display()
+            )
+        };
+        let denied = unasked("/etc/postfix-c", "fatal: open main.cf: Permission denied");
+        assert_eq!(addresses(), (Vec::new(), true, vec![denied.clone()]), "two instances ask");
+        std::fs::write(folder.path().join("one"), "").unwrap();
+        let own = "192.0.2.1".parse::<std::net::IpAddr>().unwrap();
+        let gone = unasked("/etc/postfix-b", "exit status: 1");
+        assert_eq!(addresses(), (vec![own], false, vec![gone, denied]), "one instance asks, and not the default one");
+    }
+
     #[test]
     fn a_postconf_that_hangs_is_given_up() {
         let folder = tempfile::tempdir().unwrap();
-        let program = folder.path().join("postconf");
-        // Written by another process: a file that this one has open for writing may not be run.
-        let write = format!("printf '#!/bin/sh\\nexec sleep 600\\n' >{0} && chmod 755 {0}", program.display());
-        assert!(Command::new("sh").args(["-c", &write]).status().unwrap().success());
+        let program = write_postconf(folder.path(), "exec sleep 600");
         let begin = Instant::now();
         assert_eq!(
             run_postconf(&program, &PARAMETERS).unwrap_err(),

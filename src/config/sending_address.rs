@@ -25,6 +25,22 @@ pub(super) struct BoundAddresses {
     pub(super) vary: VaryingFamilies,
 }
 
+impl BoundAddresses {
+    /// What two instances have in common: of each family, the address that both send from.
+    pub(super) fn common(self, other: BoundAddresses) -> BoundAddresses {
+        let of = |found: &BoundAddresses, is_ours: fn(&IpAddr) -> bool| found.addresses.iter().copied().find(is_ours);
+        let v4 = (of(&self, IpAddr::is_ipv4), of(&other, IpAddr::is_ipv4));
+        let v6 = (of(&self, IpAddr::is_ipv6), of(&other, IpAddr::is_ipv6));
+        let vary = VaryingFamilies {
+            v4: self.vary.v4 || other.vary.v4 || v4.0 != v4.1,
+            v6: self.vary.v6 || other.vary.v6 || v6.0 != v6.1,
+        };
+        let same = [(v4.0, vary.v4), (v6.0, vary.v6)];
+        let addresses = same.into_iter().filter(|(_, varies)| !varies).filter_map(|(address, _)| address).collect();
+        BoundAddresses { addresses, vary }
+    }
+}
+
 /// What the settings of main.cf (`main`) and of its services (`services`) come to.
 pub(super) fn bound_addresses(main: &str, services: &str) -> BoundAddresses {
     let v4 = of_family(main, services, PARAMETERS[0], IpAddr::is_ipv4);
@@ -116,6 +132,21 @@ mod tests {
             ("smtp_bind_address = 192.0.2.11\n", "smtp/unix/smtp_bind_address = $own\n", vec![], varies(true, false)),
         ] {
             assert_eq!(bound_addresses(main, services), BoundAddresses { addresses, vary }, "{main}{services}");
+        }
+    }
+
+    #[test]
+    fn instances_that_send_from_several_addresses_have_none_in_common() {
+        let (a, b) = ("smtp_bind_address = 192.0.2.1\n", "smtp_bind_address = 192.0.2.2\n");
+        for (one, other, addresses, varies) in [
+            (a, a, vec!["192.0.2.1".parse::<IpAddr>().unwrap()], false),
+            (a, b, vec![], true),
+            (a, "", vec![], true),
+            ("", "", vec![], false),
+        ] {
+            let found = bound_addresses(one, "").common(bound_addresses(other, ""));
+            let vary = VaryingFamilies { v4: varies, v6: false };
+            assert_eq!(found, BoundAddresses { addresses, vary }, "{one}{other}");
         }
     }
 }
