@@ -68,13 +68,25 @@ impl LineJoiner {
     /// Takes the next line.
     #[inline]
     pub(super) fn take<'a>(&mut self, line: &'a [u8]) -> WholeLine<'a> {
+        if let Some(whole) = self.take_entry(line) {
+            return whole;
+        }
         let prefix = line.get(..MAX_PREFIX).unwrap_or(line);
+        match line.first() == Some(&0) || memchr(0x1b, prefix).is_some() {
+            true => self.take_plain(line),
+            false => WholeLine::Same(line),
+        }
+    }
+
+    /// A line in one of the forms of a container runtime.
+    #[inline]
+    fn take_entry<'a>(&mut self, line: &'a [u8]) -> Option<WholeLine<'a>> {
         match line {
-            [b'{', b'"', b'l', b'o', b'g', b'"', ..] => self.take_docker_entry(line),
-            [b'2', _, _, _, b'-', _, _, b'-', _, _, b'T', ..] if cri_parts(line).is_some() => self.take_cri_line(line),
-            [0, ..] => self.take_plain(line),
-            _ if memchr(0x1b, prefix).is_some() => self.take_plain(line),
-            _ => WholeLine::Same(line),
+            [b'{', b'"', b'l', b'o', b'g', b'"', ..] => Some(self.take_docker_entry(line)),
+            [b'2', _, _, _, b'-', _, _, b'-', _, _, b'T', ..] if cri_parts(line).is_some() => {
+                Some(self.take_cri_line(line))
+            }
+            _ => None,
         }
     }
 
@@ -89,7 +101,8 @@ impl LineJoiner {
         whole.map(|part| part.text).collect()
     }
 
-    /// A line with colors, or with NULs before it.
+    /// A line with colors, or with NULs before it. Colors are removed once: what is left may look like one again, as often
+    /// as a hostile writer likes.
     #[cold]
     fn take_plain<'a>(&mut self, line: &'a [u8]) -> WholeLine<'a> {
         let without_nuls = &line[line.iter().position(|byte| *byte != 0).unwrap_or(line.len())..];
@@ -97,9 +110,9 @@ impl LineJoiner {
         if plain == line {
             return WholeLine::Same(line);
         }
-        match self.take(&plain) {
-            WholeLine::Same(plain) => WholeLine::Changed(vec![plain.to_vec()]),
-            WholeLine::Changed(lines) => WholeLine::Changed(lines),
+        match self.take_entry(&plain) {
+            Some(WholeLine::Changed(lines)) => WholeLine::Changed(lines),
+            Some(WholeLine::Same(_)) | None => WholeLine::Changed(vec![plain]),
         }
     }
 
@@ -302,12 +315,22 @@ mod tests {
             ("\0\0Nov 22 22:44:00 mta postfix/smtp[1]: a text", LINE),
             ("\x1b[36mmail-1  |\x1b[0m Nov 22", "mail-1  | Nov 22"),
             ("\x1b[2Jx", "\x1b[2Jx"),
+            ("\x1b\x1b[m[mNov 22", "\x1b[mNov 22"),
             (LINE, LINE),
             ("{\"log\":1}", "{\"log\":1}"),
             ("2026-11-22T22:44:00Z stdout X y", "2026-11-22T22:44:00Z stdout X y"),
             ("", ""),
         ] {
             assert_eq!(joined(&[line]), [want], "{line:?}");
+        }
+    }
+    /// Each color that is removed makes a new one of the bytes beside it.
+    #[test]
+    fn nested_colors_are_removed_once() {
+        let colors = |count: usize| "\x1b".repeat(count) + &"[m".repeat(count);
+        for before in ["", "Nov 22 22:44:00 mta x: "] {
+            let want = format!("{before}{}", colors(9_999));
+            assert_eq!(joined(&[&format!("{before}{}", colors(10_000))]), [want]);
         }
     }
 }
