@@ -78,11 +78,19 @@ impl HeadDigest {
         HeadDigest { digest: digest(head), covers: head.len() as u64, beginning }
     }
 
-    /// Whether these are the first bytes of the file of the digest, which may have lost some of them, and grown again.
+    /// Whether these are the first bytes of the file of the digest, which may have lost some of them.
     pub fn matches(&self, head: &[u8]) -> bool {
         let covered = usize::try_from(self.covers).ok().and_then(|covers| head.get(..covers));
-        covered.is_some_and(|head| digest(head) == self.digest)
-            || head.get(..BEGINNING_BYTES).is_some_and(|head| self.has_beginning() && digest(head) == self.beginning)
+        match covered {
+            Some(head) => digest(head) == self.digest,
+            None => self.may_be_truncated(head),
+        }
+    }
+
+    /// Whether these may be the first bytes of the file of the digest after it lost some of them, and grew again. Logs of
+    /// one program begin alike, so that this alone does not tell a file from others.
+    pub(crate) fn may_be_truncated(&self, head: &[u8]) -> bool {
+        head.get(..BEGINNING_BYTES).is_some_and(|head| self.has_beginning() && digest(head) == self.beginning)
     }
 
     fn has_beginning(&self) -> bool {
@@ -241,5 +249,22 @@ mod tests {
         for lost in [1, 5, 30, 300, 3_600, 40_000] {
             assert!(kept.iter().any(|one| (lost..=4 * lost + 4).contains(&(199_999 - one.at))), "{lost}: {kept:?}");
         }
+    }
+
+    /// Two JSON logs of one program share more than the shortest beginning that is compared.
+    #[test]
+    fn an_equal_beginning_does_not_make_a_file_the_same() {
+        let log = |id: u32| -> Vec<u8> {
+            format!("{{\"PROGRAM\":\"postfix/smtp\",\"PRIORITY\":\"info\",\"PID\":\"{id}\",\"MESSAGE\":\"a text\"}}\n")
+                .repeat(20)
+                .into_bytes()
+        };
+        let (first, second) = (log(101), log(102));
+        assert_eq!(first[..BEGINNING_BYTES], second[..BEGINNING_BYTES]);
+        let head = HeadDigest::of(&first[..1024]);
+        assert!(head.matches(&first));
+        assert!(!head.matches(&second));
+        assert!(head.may_be_truncated(&second), "the same file may have lost its end and grown again");
+        assert!(head.matches(&first[..100]), "the rest was lost");
     }
 }

@@ -535,7 +535,8 @@ impl LogReader {
         let same_inode = log.inode == position.inode;
         let same = match &position.head {
             head if head.is_empty() => same_inode,
-            head => head.matches(&log.head) && (same_inode || head.is_distinct()),
+            head if same_inode => head.matches(&log.head) || head.may_be_truncated(&log.head),
+            head => head.is_distinct() && head.matches(&log.head),
         };
         if !same {
             return Ok(Err(log));
