@@ -118,9 +118,9 @@ fn what_is_no_mail_log_is_said_in_one_line() {
         text.lines().filter_map(|line| Some(line.split_once(&subject)?.1.to_owned())).collect()
     };
     for (name, wanted) in [
-        ("binary", "no log: no line of it begins with a time"),
-        ("long", "a line of more than 16384 octets"),
-        ("future", "it has lines of the future, by "),
+        ("binary", "not a log file: no line begins with a timestamp; nothing is counted"),
+        ("long", "a line is longer than 32768 bytes; not counted"),
+        ("future", "lines are "),
     ] {
         let limit = Instant::now() + Duration::from_secs(20);
         while lines_of(name).is_empty() {

@@ -456,26 +456,26 @@ fn input_problems(input: &CountedInput, skipped: u64, now: i64) -> Vec<(&'static
         problems.push(("unrecognized", format!("input {name}: {advice}")));
     }
     if counter.is_not_a_log() {
-        let line = format!("input {name}: no log: no line of it begins with a time; nothing is counted from it");
+        let line = format!("input {name}: not a log file: no line begins with a timestamp; nothing is counted");
         problems.push(("no log", line));
     }
     if skipped > 0 {
-        let line = format!("input {name}: a line of more than {MAX_LINE} octets: no log has any; it is not counted");
+        let line = format!("input {name}: a line is longer than {MAX_LINE} bytes; not counted");
         problems.push(("long", line));
     }
     if let Some(newest) = counter.newest_line_time().filter(|newest| *newest > now + MAX_CLOCK_SKEW) {
         let ahead = (newest - now) / 60;
         let line = format!(
-            "input {name}: its newest line is of the future, by {ahead} minutes: this host's clock went back, or \
-             `timezone` is wrong; its lines count for the days that they name"
+            "input {name}: the newest line is {ahead} minutes in the future: this host's clock went back, or \
+             `timezone` is wrong; lines count for the days that they name"
         );
         problems.push(("future", line));
     }
     if let Some((time, _)) = counter.future_line().filter(|(_, read)| (read - now).abs() <= FUTURE_LINE_TTL) {
         let ahead = (time - now) / 60;
         let line = format!(
-            "input {name}: it has lines of the future, by {ahead} minutes: the clock of the host that writes them is \
-             wrong, or this host's; they count as of now"
+            "input {name}: lines are {ahead} minutes in the future: the clock of the host that writes them is wrong, or \
+             this host's; they count as of now"
         );
         problems.push(("future", line));
     }
