@@ -40,6 +40,10 @@ const COMMIT_INTERVAL: Duration = Duration::from_millis(250);
 /// The most blocks that are counted while a commit is written: some three seconds of lines, and their counts in memory.
 const MAX_PENDING_BLOCKS: usize = 64;
 
+/// The most reports of Exim's event action that wait for a commit: further ones wait in their queue, which refuses more
+/// once it is full.
+const MAX_PENDING_EVENTS: usize = 64;
+
 /// How often a problem with an input as a whole is logged, in seconds.
 const PROBLEM_LOG_INTERVAL: i64 = 3600;
 
@@ -156,12 +160,13 @@ impl CountingTask {
             let since = pending.since.filter(|_| under_way.is_none());
             let wait = since.map_or(COMMIT_INTERVAL, |since| COMMIT_INTERVAL.saturating_sub(since.elapsed()));
             let may_count = under_way.is_none() || pending.blocks < MAX_PENDING_BLOCKS;
+            let may_take_event = pending.event_replies.len() < MAX_PENDING_EVENTS;
             let next = runtime.block_on(async {
                 tokio::select! {
                     written = wait_until_written(&mut under_way) => Wakeup::Written(written),
                     () = self.datagrams.ready(), if may_count => Wakeup::Datagrams,
                     event = feed.recv(), if may_count => Wakeup::Input(event),
-                    Some(event) = exim_events.recv() => Wakeup::EximEvent(event),
+                    Some(event) = exim_events.recv(), if may_take_event => Wakeup::EximEvent(event),
                     () = tokio::time::sleep(wait) => Wakeup::Timeout,
                 }
             });
