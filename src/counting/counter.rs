@@ -483,9 +483,9 @@ impl Counter {
         self.tally_outcomes(policies, i64::MAX);
     }
 
-    /// Whether no session is open.
+    /// Whether no session is open, and no line waits for its end.
     pub fn is_idle(&self) -> bool {
-        self.sessions.is_idle()
+        self.sessions.is_idle() && self.joiner.is_empty()
     }
 
     /// The time of the last line of the far future, and when it was read.
@@ -1036,6 +1036,19 @@ mod tests {
         );
         counter.count_lines(line(61, world, " X=TLS1.3:X:256 CV=no").as_bytes(), NOW, &NotAsked);
         assert_eq!(counter.missing_tls_advice(), None);
+    }
+
+    /// Only the next entry tells whether the last one of Docker's log is a whole line; there may be none.
+    #[test]
+    fn the_last_entry_without_a_line_feed_is_counted_at_the_end() {
+        let mut counter = fresh();
+        let entry = serde_json::json!({ "log": format!("Nov 22 01:00:00 h postfix/smtp[2]: {TLS}") }).to_string();
+        let entry = entry.replace('}', "") + ",\"stream\":\"stdout\",\"time\":\"2026-11-22T01:00:00.1Z\"}\n";
+        counter.count_lines(entry.as_bytes(), NOW, &NotAsked);
+        assert!(!counter.is_idle());
+        counter.end_sessions(NOW, &NotAsked);
+        assert!(counter.is_idle());
+        assert_eq!(counter.take_stats().1.without_domain, 1);
     }
 
     #[test]

@@ -95,6 +95,11 @@ impl LineJoiner {
         std::mem::take(&mut self.too_long)
     }
 
+    /// Whether no line waits for its end.
+    pub(super) fn is_empty(&self) -> bool {
+        self.parts.is_empty()
+    }
+
     /// The line that is not complete and may be whole, at the end of a log.
     pub(super) fn finish(&mut self) -> Vec<Vec<u8>> {
         let whole = std::mem::take(&mut self.parts).into_values().filter(|part| part.may_be_whole && !part.is_too_long);
