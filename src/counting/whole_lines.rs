@@ -149,6 +149,10 @@ impl LineJoiner {
     fn take_docker_part<'a>(&mut self, line: &'a [u8]) -> WholeLine<'a> {
         let Ok(entry) = serde_json::from_slice::<DockerEntry<'_>>(line) else { return WholeLine::Same(line) };
         let (stream, text) = (entry.stream.as_bytes(), entry.log.as_bytes());
+        // Docker has no others; each would wait for its end in memory.
+        if !matches!(stream, b"stdout" | b"stderr") {
+            return WholeLine::Same(line);
+        }
         let mut whole = Vec::new();
         let waiting = self.parts.get(stream);
         if waiting.is_some_and(|part| part.may_be_whole && is_log_line(text)) {
@@ -329,6 +333,16 @@ mod tests {
             assert_eq!(joined(&[line]), [want], "{line:?}");
         }
     }
+    #[test]
+    fn entries_of_unknown_streams_are_not_joined() {
+        let mut joiner = LineJoiner::default();
+        for stream in 0..1000 {
+            let entry = docker(&format!("stream {stream}"), "a part");
+            assert_eq!(joiner.take(entry.as_bytes()), WholeLine::Same(entry.as_bytes()));
+        }
+        assert!(joiner.is_empty());
+    }
+
     /// Each color that is removed makes a new one of the bytes beside it.
     #[test]
     fn nested_colors_are_removed_once() {
