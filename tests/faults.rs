@@ -104,10 +104,14 @@ fn check_config_refuses_a_log_that_is_no_file() {
 
 #[test]
 fn what_is_no_mail_log_is_said_in_one_line() {
-    let inputs: String = ["binary", "long", "future"].map(|n| format!("[[input]]\nfile = \"DIR/{n}\"\n")).concat();
+    let inputs: String =
+        ["binary", "long", "parts", "future"].map(|n| format!("[[input]]\nfile = \"DIR/{n}\"\n")).concat();
     let host = Host::new(&inputs);
     fs::write(host.path("binary"), b"\x7fELF\x00\xff\n".repeat(5000)).unwrap();
     fs::write(host.path("long"), [&vec![b'x'; 100_000][..], b"\nNov 22 01:00:00 mta dovecot: x\n"].concat()).unwrap();
+    let part = format!("2026-11-22T01:00:00Z stdout P {}\n", "x".repeat(16_384));
+    let end = "2026-11-22T01:00:00Z stdout F end\n2026-11-22T01:00:01Z stdout F Nov 22 01:00:00 mta dovecot: x\n";
+    fs::write(host.path("parts"), part.repeat(3) + end).unwrap();
     let line = "2099-01-01T00:00:00Z mta postfix/qmgr[7]: 4AB0CDEF12: removed\n";
     fs::write(host.path("future"), line.repeat(3)).unwrap();
     let said = host.path("said");
@@ -120,6 +124,7 @@ fn what_is_no_mail_log_is_said_in_one_line() {
     for (name, wanted) in [
         ("binary", "not a log file: no line begins with a timestamp; nothing is counted"),
         ("long", "a line is longer than 32768 bytes; not counted"),
+        ("parts", "a line is longer than 32768 bytes; not counted"),
         ("future", "lines are "),
     ] {
         let limit = Instant::now() + Duration::from_secs(20);

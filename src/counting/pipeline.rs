@@ -271,10 +271,10 @@ impl CountingTask {
             input.counter.note_missing_lines();
         }
         input.counter.count_lines(&block.lines, now, &*self.policies);
-        self.publish_lines(input, block.skipped);
+        let skipped = self.publish_lines(input, block.skipped);
         pending.progress.add_block(&self.metrics, &input.name, &block, input.counter.newest_line_time());
         let delivered = input.counter.take_delivery_fingerprints();
-        let problems = input_problems(input, block.skipped, now);
+        let problems = input_problems(input, skipped, now);
         let name = input.name.clone();
         pending.positions.insert(number, block.position);
         pending.blocks += 1;
@@ -326,22 +326,25 @@ impl CountingTask {
         }
     }
 
-    /// Publishes what was read of an input, and passes its hints on.
-    fn publish_lines(&self, input: &mut CountedInput, skipped: u64) {
+    /// Publishes what was read of an input, and passes its hints on. Returns how many lines were too long: `skipped` by
+    /// the reader, or once their parts were joined.
+    fn publish_lines(&self, input: &mut CountedInput, skipped: u64) -> u64 {
         for domain in input.counter.take_failed_domains() {
             if self.hints.try_send(domain).is_err() {
                 self.metrics.add("hints-dropped", 1);
             }
         }
         let (stats, uncounted) = input.counter.take_stats();
+        let skipped = skipped + stats.lines_too_long;
         self.metrics.update_input(&input.name, |p| {
             p.lines += stats.lines_read;
             p.add_lines(&stats.lines);
             p.lost += stats.lines_lost;
-            p.skipped += skipped + stats.lines_too_long;
+            p.skipped += skipped;
             p.trouble = None;
         });
         self.record_uncounted(&stats, uncounted);
+        skipped
     }
 
     /// Logs a problem with an input as a whole, once an hour for as long as it lasts.
