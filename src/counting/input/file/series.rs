@@ -4,7 +4,7 @@
 //! `%M`, `2026/11/28/mail.log` of rsyslog and syslog-ng. Gives: the name of the series, which is the path with `*` in the
 //! place of each date, and the files that belong to it.
 //! Limits: dates with the year first, or with the day or month first and all of them in one name; [`MAX_FOLDERS`] folders.
-//! When it fails: the I/O error of a folder.
+//! When it fails: the I/O error of a folder. A folder with a date's name that refuses us is passed over, but not the first.
 //! Not here: which file is the newest (`rotated`).
 
 use std::io;
@@ -92,11 +92,14 @@ impl DatedSeries {
             found.extend(self.file(&folder));
             return Ok(());
         };
+        let is_first = *folders == 0;
         *folders += 1;
         let names = files.names(if folder == Path::new("") { Path::new(".") } else { &folder });
         let mut names = match names {
             Ok(names) => names,
             Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => return Ok(()),
+            // A folder below that is named by a number may be another program's.
+            Err(e) if e.kind() == io::ErrorKind::PermissionDenied && !is_first => return Ok(()),
             Err(e) => return Err(e),
         };
         let pattern = part.as_os_str().as_bytes();
@@ -107,7 +110,7 @@ impl DatedSeries {
         names.retain(|name| {
             let (plain, _) = rotated_name::split_compression(name.as_bytes());
             let plain = if is_last { plain } else { name.as_bytes() };
-            plain.strip_prefix(before).is_some_and(|middle| middle.ends_with(after))
+            plain.strip_prefix(before).and_then(|rest| rest.strip_suffix(after)).is_some_and(may_be_date)
         });
         if is_last {
             found.extend(names.into_iter().filter_map(|name| self.file(&folder.join(name))));
@@ -176,6 +179,11 @@ fn find_date(name: &[u8]) -> Option<Range<usize>> {
     last
 }
 
+/// Whether a part of a name has only what [`DATE`] and the folders of a date are made of. Other names are not searched.
+fn may_be_date(part: &[u8]) -> bool {
+    !part.is_empty() && part.iter().all(|byte| byte.is_ascii_digit() || b"-_.T".contains(byte))
+}
+
 /// How many folders from here on are a year, a month, and a day: none, 2 or 3.
 fn date_folders(folders: &[Component<'_>]) -> usize {
     let number = |at: usize, digits: usize| -> Option<u16> {
@@ -194,8 +202,12 @@ fn date_folders(folders: &[Component<'_>]) -> usize {
 
 #[cfg(test)]
 mod tests {
+    use std::ffi::OsString;
+    use std::sync::Arc;
+    use std::time::{Instant, SystemTime};
+
     use super::*;
-    use crate::counting::input::file::file_system::HostFileSystem;
+    use crate::counting::input::file::file_system::{HostFileSystem, LogFileHandle, LogFileMetadata};
 
     #[test]
     fn a_date_in_a_path_names_its_series() {
@@ -223,6 +235,58 @@ mod tests {
             let found = found.as_ref().map(|(name, digits)| (name.to_str().unwrap(), digits.as_str()));
             assert_eq!(found, want, "{path}");
         }
+    }
+
+    /// Of a host's folders, of which one cannot be listed.
+    struct PrivateFolder(PathBuf);
+
+    impl LogFileSystem for PrivateFolder {
+        fn metadata(&self, path: &Path) -> io::Result<LogFileMetadata> {
+            HostFileSystem.metadata(path)
+        }
+
+        fn open(&self, path: &Path) -> io::Result<Arc<dyn LogFileHandle>> {
+            HostFileSystem.open(path)
+        }
+
+        fn names(&self, folder: &Path) -> io::Result<Vec<OsString>> {
+            match folder == self.0 {
+                true => Err(io::ErrorKind::PermissionDenied.into()),
+                false => HostFileSystem.names(folder),
+            }
+        }
+
+        fn resolve(&self, path: &Path) -> io::Result<PathBuf> {
+            HostFileSystem.resolve(path)
+        }
+
+        fn now(&self) -> Instant {
+            HostFileSystem.now()
+        }
+
+        fn time(&self) -> SystemTime {
+            HostFileSystem.time()
+        }
+    }
+
+    /// `/var/log` has many folders beside those of a year.
+    #[test]
+    fn other_folders_do_not_hide_those_of_a_date() {
+        let home = tempfile::tempdir().unwrap();
+        let log = home.path().join("2026/11/28/mail.log");
+        std::fs::create_dir_all(log.parent().unwrap()).unwrap();
+        std::fs::write(&log, "x").unwrap();
+        for number in 0..50 {
+            std::fs::create_dir_all(home.path().join(format!("program{number}/11/28"))).unwrap();
+        }
+        std::fs::create_dir(home.path().join("2027")).unwrap();
+        let series = DatedSeries::of_file(&log).unwrap();
+        for private in ["program7", "2027"] {
+            let found = series.files(&PrivateFolder(home.path().join(private))).unwrap();
+            assert_eq!(found.iter().map(|file| &file.path).collect::<Vec<_>>(), [&log], "{private}");
+        }
+        let refused = series.files(&PrivateFolder(home.path().to_owned())).unwrap_err();
+        assert_eq!(refused.kind(), io::ErrorKind::PermissionDenied);
     }
 
     #[test]
