@@ -18,6 +18,9 @@ use crate::base::shutdown::wait_for_shutdown;
 use crate::metrics::Metrics;
 use crate::store::{Batch, BatchItem, Store, StoreError, Table};
 
+/// The most blocks that are counted while a commit is written: some three seconds of lines, and their counts in memory.
+pub(super) const MAX_PENDING_BLOCKS: usize = 64;
+
 /// How long to wait before a commit that failed is tried again; twice as long each time, up to the second figure.
 const MIN_RETRY_DELAY: Duration = Duration::from_secs(1);
 const MAX_RETRY_DELAY: Duration = Duration::from_secs(5);
@@ -71,8 +74,11 @@ impl CommitWriter {
             }
             if logged.is_none_or(|at| at.elapsed() >= RETRY_LOG_INTERVAL) {
                 logged = Some(Instant::now());
-                self.metrics
-                    .log_error(self.clock, format!("store: cannot write counts: {error}; reading waits, trying again"));
+                let line = format!(
+                    "store: cannot write counts: {error}; trying again; reading waits once {MAX_PENDING_BLOCKS} blocks are \
+                     pending"
+                );
+                self.metrics.log_error(self.clock, line);
             }
             let _ = runtime.block_on(async { tokio::time::timeout(wait, wait_for_shutdown(&mut self.shutdown)).await });
             wait = (wait * 2).min(MAX_RETRY_DELAY);

@@ -2,7 +2,8 @@
 //!
 //! Takes: blocks of lines from the inputs. Gives: commits to the store: the counts, the positions of the lines that they came
 //! from, and the open state, in one batch. What is committed is counted, what is not is read again: nothing twice.
-//! Limits: a commit at most `COMMIT_INTERVAL` after its first line, or as soon as an input is at its end.
+//! Limits: a commit begins at most `COMMIT_INTERVAL` after its first line, or as soon as an input is at its end, or when
+//! the commit before it has ended.
 //! While a commit is written the next lines are counted, at most [`MAX_PENDING_BLOCKS`] blocks: then reading waits, and the
 //! log file is the queue.
 //! Not here: reading (`input`), what lines come to (`counter`), the writing and what fails in it (`commit`).
@@ -20,7 +21,7 @@ use crate::base::clock::Clock;
 use crate::base::exim_event::{EventReply, EximEvent};
 use crate::base::own_reports::{OwnQueueIds, OwnReportStatuses};
 use crate::base::policy_at::PolicyAt;
-use crate::counting::commit::CommitWriter;
+use crate::counting::commit::{CommitWriter, MAX_PENDING_BLOCKS};
 pub(crate) use crate::counting::counter::LineSample;
 use crate::counting::counter::NEWEST_LINE_KEY;
 pub(crate) use crate::counting::counter::PROGRAM_NAME_ADVICE;
@@ -36,9 +37,6 @@ use crate::store::{Batch, Store, StoreError, StoredRecord, Table};
 
 /// How long a line may wait for its commit: few enough commits for a disk, soon enough for a report.
 const COMMIT_INTERVAL: Duration = Duration::from_millis(250);
-
-/// The most blocks that are counted while a commit is written: some three seconds of lines, and their counts in memory.
-const MAX_PENDING_BLOCKS: usize = 64;
 
 /// The most reports of Exim's event action that wait for a commit: further ones wait in their queue, which refuses more
 /// once it is full.
