@@ -97,11 +97,11 @@ impl CommitWriter {
                 let (_, key, _) = batch.set.remove(index);
                 self.metrics.add("records-refused", 1);
                 let sample = escape_and_cut(&String::from_utf8_lossy(&key), MAX_SAMPLE);
-                format!("what is open under `{sample}` is forgotten at the next start")
+                format!("open state \"{sample}\" is not stored and will be lost at the next restart")
             }
             BatchItem::Count(_) | BatchItem::Record(_) => return false,
         };
-        self.metrics.log_error(self.clock, format!("{problem}; {left_out}; everything else is written"));
+        self.metrics.log_error(self.clock, format!("{problem}; {left_out}; the rest of the commit continues"));
         true
     }
 }

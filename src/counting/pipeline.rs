@@ -598,8 +598,9 @@ mod tests {
         assert!(metrics.counters()["records-refused"] > 0);
         let errors = metrics.recent_errors();
         let shown = errors.iter().any(|(_, line)| {
-            line.contains("over the limit of 1024; what is open under `xxx")
-                && line.ends_with("is forgotten at the next start; everything else is written")
+            line.contains("over the limit of 1024; open state \"xxx")
+                && line
+                    .ends_with("is not stored and will be lost at the next restart; the rest of the commit continues")
         });
         assert!(shown, "{errors:?}");
     }

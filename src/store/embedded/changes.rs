@@ -2,7 +2,7 @@
 //!
 //! Takes: records to set or remove, counts to add, and what stands. Gives: the changes by key, each with what stood before.
 //! When it fails: a key over the limit, or what stands cannot be read; nothing is written here.
-//! Not here: committing (`embedded`), the octets of keys and values (`format`).
+//! Not here: committing (`embedded`), the bytes of keys and values (`format`).
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
@@ -101,7 +101,7 @@ impl SledFiles {
         if length <= limit {
             return Ok(());
         }
-        let problem = format!("store: {folder}: a key of {length} octets: over the limit of {limit}");
+        let problem = format!("store: {folder}: a key of {length} bytes: over the limit of {limit}");
         Err(StoreError::Refused { item, problem })
     }
 
