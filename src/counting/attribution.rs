@@ -1,7 +1,8 @@
 //! The policy domain that a session counts under: that of its next hop, where this is known.
 //!
-//! Takes: a session, the `[[nexthop]]` rules, the relays of Postfix's configuration, and what the MTA has asked about. Gives: the domain, or nothing where the
-//! session was with a host that is not known to be the recipient domain's: it was relayed, and nobody is told of it.
+//! Takes: a session, the `[[nexthop]]` rules, the relays of Postfix's configuration, and what the MTA has asked about.
+//! Gives: the domain, or nothing if the host is not known to be one of the recipient domain's: the session was relayed,
+//! and is not reported.
 //! RFC 8460 §1.1: the policy domain is that of the next hop where mail does not go to the domain's own MX hosts.
 //! Pure. Not here: the look-ups and the MX hosts that are known (`answering::policy::history`).
 

@@ -6,7 +6,7 @@
 //! the commit before it has ended.
 //! While a commit is written the next lines are counted, at most [`MAX_PENDING_BLOCKS`] blocks: then reading waits, and the
 //! log file is the queue.
-//! Not here: reading (`input`), what lines come to (`counter`), the writing and what fails in it (`commit`).
+//! Not here: reading (`input`), how lines are counted (`counter`), how a commit is written (`commit`).
 
 use std::collections::HashMap;
 use std::sync::Arc;

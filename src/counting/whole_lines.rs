@@ -27,12 +27,12 @@ const DOCKER_PART: usize = 16 * 1024;
 /// After so many whole lines without a line feed it is known that this writer never ends them with one.
 const MAX_LINES_WITHOUT_END: u32 = 3;
 
-/// What becomes of a line.
+/// A line after it was joined, or cleaned of colors and NULs.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum WholeLine<'a> {
-    /// It is one as it is: nearly all.
+    /// The line is whole as it was logged, as nearly all are.
     Same(&'a [u8]),
-    /// In its place stand these: none where it is a part of one.
+    /// The lines that take its place: none while the end of a line is missing.
     Changed(Vec<Vec<u8>>),
 }
 

@@ -58,8 +58,8 @@ const ALERTS: [(u16, &str, &str); 34] = [
     (120, "no-application-protocol", "No supported application protocol could be negotiated"),
 ];
 
-/// What stands behind `SSL_connect error to HOST[IP]:PORT: ` of Postfix: the words of an errno, `lost connection`, or a
-/// number that says nothing; then the lines of the library follow.
+/// The code of what follows `SSL_connect error to HOST[IP]:PORT: ` in Postfix's log: the text of an errno, or `lost
+/// connection`. A bare number has no code: the lines of the TLS library follow it.
 pub(super) fn connection_code(cause: &[u8]) -> Option<String> {
     let code = match cause {
         b"lost connection" | b"Connection reset by peer" | b"Broken pipe" => CLOSED,
