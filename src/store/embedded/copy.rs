@@ -37,28 +37,16 @@ impl EmbeddedStore {
 pub(super) fn write_copy(files: &SledFiles, to: &Path) -> Result<(), StoreError> {
     let failed = |e: std::io::Error| disk_error(to, &e);
     let folder = to.join(SLED_FOLDER);
-    let (mut checksum, mut sum) = (StoreChecksum::default(), 0_u64);
-    {
-        let config = sled::Config::new().path(&folder).cache_capacity(CACHE_SIZE).flush_every_ms(None);
-        let copy = catch_panic(&folder, || config.open())?;
-        let (mut batch, mut waiting) = (sled::Batch::default(), 0);
-        files.scan_range(Vec::new(), None, |key, value| {
-            if *key == *format::store_checksum_key() {
-                checksum = StoreChecksum::decode(value).map_err(|e| files.corrupt_error(&e))?;
-            } else {
-                sum = sum.wrapping_add(format::record_checksum(key, value));
-            }
-            batch.insert(key, value);
-            waiting += 1;
-            if waiting == RECORDS_PER_BATCH {
-                waiting = 0;
-                let full = std::mem::take(&mut batch);
-                catch_panic(&folder, || copy.apply_batch(full))?;
-            }
-            Ok(true)
-        })?;
-        catch_panic(&folder, || copy.apply_batch(batch).and_then(|()| copy.flush()))?;
-    }
+    let config = sled::Config::new().path(&folder).cache_capacity(CACHE_SIZE).flush_every_ms(None);
+    let copy = catch_panic(&folder, || config.open())?;
+    let copied = copy_records(files, &copy, &folder);
+    // sled 0.34 syncs as it closes, and panics if the disk refuses that.
+    let closed = catch_panic(&folder, || {
+        drop(copy);
+        Ok(())
+    });
+    let (checksum, sum) = copied?;
+    closed?;
     if sum != checksum.sum {
         let shown = files.folder.display();
         return Err(StoreError::Corrupt(format!("store: {shown}: damaged: it does not add up; it is not copied")));
@@ -74,4 +62,27 @@ pub(super) fn write_copy(files: &SledFiles, to: &Path) -> Result<(), StoreError>
         File::open(folder).and_then(|dir| dir.sync_all()).map_err(failed)?;
     }
     Ok(())
+}
+
+/// Copies every record into `copy`. Returns the checksum that is stored and the sum of the records.
+fn copy_records(files: &SledFiles, copy: &sled::Db, folder: &Path) -> Result<(StoreChecksum, u64), StoreError> {
+    let (mut checksum, mut sum) = (StoreChecksum::default(), 0_u64);
+    let (mut batch, mut waiting) = (sled::Batch::default(), 0);
+    files.scan_range(Vec::new(), None, |key, value| {
+        if *key == *format::store_checksum_key() {
+            checksum = StoreChecksum::decode(value).map_err(|e| files.corrupt_error(&e))?;
+        } else {
+            sum = sum.wrapping_add(format::record_checksum(key, value));
+        }
+        batch.insert(key, value);
+        waiting += 1;
+        if waiting == RECORDS_PER_BATCH {
+            waiting = 0;
+            let full = std::mem::take(&mut batch);
+            catch_panic(folder, || copy.apply_batch(full))?;
+        }
+        Ok(true)
+    })?;
+    catch_panic(folder, || copy.apply_batch(batch).and_then(|()| copy.flush()))?;
+    Ok((checksum, sum))
 }
