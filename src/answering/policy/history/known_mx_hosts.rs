@@ -2,10 +2,12 @@
 //!
 //! Takes: the hosts of each look-up. Gives: whether a host is one of them, and which next hops have it.
 //! A host counts for [`HOST_LIFETIME`] after it was last seen: the MTA may have looked the domain up earlier than we did.
-//! Limits: [`MAX_DOMAINS`]; beyond, all are forgotten, and known again with the next look-up. [`MAX_NEXT_HOPS`] of a host.
+//! Limits: [`MAX_DOMAINS`]; beyond, all are forgotten, and known again with the next look-up. [`MAX_HOSTS_OF_DOMAIN`]: the
+//! ones seen last; a host that is not among so many may still be the domain's. [`MAX_NEXT_HOPS`] of a host.
 //! Not stored: after a restart nothing is known before a domain is looked up again.
 //! Not here: what follows for a session (`counting::attribution`).
 
+use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -17,8 +19,11 @@ use crate::base::clock::CompactTime;
 /// How long a host that a look-up has shown counts as one of the domain's, in seconds.
 const HOST_LIFETIME: i64 = 2 * 86_400;
 
-/// Domains whose hosts are known: about 200 octets each.
+/// Domains whose hosts are known: about 200 bytes each.
 const MAX_DOMAINS: usize = 100_000;
+
+/// How many hosts of a domain are known: a domain may name new ones in every look-up.
+const MAX_HOSTS_OF_DOMAIN: usize = 64;
 
 /// How many next hops are known of one host: it matters only whether it is one.
 const MAX_NEXT_HOPS: usize = 8;
@@ -65,8 +70,13 @@ impl KnownMxHosts {
             }
             known.hosts.push((name, seen));
         }
+        if known.hosts.len() > MAX_HOSTS_OF_DOMAIN {
+            known.hosts.sort_by_key(|(_, last)| Reverse(last.seconds()));
+        }
+        let mut room = MAX_HOSTS_OF_DOMAIN;
         known.hosts.retain(|(name, last)| {
-            let stays = now - last.seconds() < HOST_LIFETIME;
+            let stays = room > 0 && now - last.seconds() < HOST_LIFETIME;
+            room -= usize::from(stays);
             if !stays && let Some(next_hops) = by_host.get_mut(name) {
                 next_hops.retain(|next_hop| next_hop != domain);
                 if next_hops.is_empty() {
@@ -83,8 +93,8 @@ impl KnownMxHosts {
         let known = tables.by_domain.get(domain)?;
         match known.hosts.iter().any(|(name, _)| name.eq_ignore_ascii_case(host)) {
             true => Some(true),
-            // Of a time before the first look-up nothing is known.
-            false => (seconds >= known.since.seconds()).then_some(false),
+            // Of a time before the first look-up nothing is known, nor of the hosts beyond the limit.
+            false => (known.hosts.len() < MAX_HOSTS_OF_DOMAIN && seconds >= known.since.seconds()).then_some(false),
         }
     }
 
@@ -119,5 +129,28 @@ mod tests {
         assert_eq!([at("mx.a.example", 3000), at("new.a.example", 3000)], [Some(false), Some(true)]);
         assert_eq!(*known.next_hops("mx.provider.example"), [other]);
         assert!(known.next_hops("mx.a.example").is_empty());
+    }
+
+    #[test]
+    fn of_a_domain_with_ever_new_hosts_the_newest_are_known() {
+        let known = KnownMxHosts::default();
+        let domain: Arc<str> = "a.example".into();
+        let name = |round: i64, n: usize| format!("mx{n}.at{round}.example");
+        for round in 0..50 {
+            let hosts: Vec<String> = (0..40).map(|n| name(round, n)).collect();
+            known.note(&domain, hosts.iter().map(String::as_str), 1000 + round);
+        }
+        let HostTables { by_domain, by_host } = &*known.0.lock();
+        assert_eq!((by_domain[&domain].hosts.len(), by_host.len()), (MAX_HOSTS_OF_DOMAIN, MAX_HOSTS_OF_DOMAIN));
+        assert!((0..40).all(|n| by_host.contains_key(&*name(49, n))));
+    }
+
+    #[test]
+    fn a_host_beyond_the_limit_is_not_known_to_be_another_domains() {
+        let known = KnownMxHosts::default();
+        let hosts: Vec<String> = (0..=MAX_HOSTS_OF_DOMAIN).map(|n| format!("mx{n}.example")).collect();
+        known.note(&"a.example".into(), hosts.iter().map(String::as_str), 1000);
+        assert_eq!(known.contains("a.example", "mx0.example", 1000), Some(true));
+        assert_eq!(known.contains("a.example", &hosts[MAX_HOSTS_OF_DOMAIN], 1000), None);
     }
 }
