@@ -25,7 +25,7 @@ const MAX_DOMAINS: usize = 100_000;
 /// How many hosts of a domain are known: a domain may name new ones in every look-up.
 const MAX_HOSTS_OF_DOMAIN: usize = 64;
 
-/// How many next hops are known of one host: it matters only whether it is one.
+/// How many next hops are known by name of one host: it matters only whether it is one.
 const MAX_NEXT_HOPS: usize = 8;
 
 /// The MX hosts of domains.
@@ -35,7 +35,16 @@ pub(super) struct KnownMxHosts(Mutex<HostTables>);
 #[derive(Debug, Default)]
 struct HostTables {
     by_domain: HashMap<Arc<str>, DomainHosts>,
-    by_host: HashMap<Arc<str>, SmallVec<[Arc<str>; 1]>>,
+    by_host: HashMap<Arc<str>, NextHopsOfHost>,
+}
+
+/// The next hops that have a host.
+#[derive(Clone, Debug, Default)]
+pub(super) struct NextHopsOfHost {
+    /// The first [`MAX_NEXT_HOPS`].
+    pub(super) known: SmallVec<[Arc<str>; 1]>,
+    /// How many others there are.
+    pub(super) more: usize,
 }
 
 #[derive(Debug)]
@@ -65,8 +74,10 @@ impl KnownMxHosts {
             }
             let name = by_host.get_key_value(&*host).map_or_else(|| host.into(), |(name, _)| Arc::clone(name));
             let next_hops = by_host.entry(Arc::clone(&name)).or_default();
-            if next_hops.len() < MAX_NEXT_HOPS {
-                next_hops.push(Arc::clone(domain));
+            if next_hops.known.len() < MAX_NEXT_HOPS {
+                next_hops.known.push(Arc::clone(domain));
+            } else {
+                next_hops.more += 1;
             }
             known.hosts.push((name, seen));
         }
@@ -78,8 +89,11 @@ impl KnownMxHosts {
             let stays = room > 0 && now - last.seconds() < HOST_LIFETIME;
             room -= usize::from(stays);
             if !stays && let Some(next_hops) = by_host.get_mut(name) {
-                next_hops.retain(|next_hop| next_hop != domain);
-                if next_hops.is_empty() {
+                match next_hops.known.iter().position(|next_hop| next_hop == domain) {
+                    Some(place) => drop(next_hops.known.remove(place)),
+                    None => next_hops.more = next_hops.more.saturating_sub(1),
+                }
+                if next_hops.known.is_empty() && next_hops.more == 0 {
                     by_host.remove(name);
                 }
             }
@@ -98,8 +112,8 @@ impl KnownMxHosts {
         }
     }
 
-    /// The next hops that have a host, [`MAX_NEXT_HOPS`] at most.
-    pub(super) fn next_hops(&self, host: &str) -> SmallVec<[Arc<str>; 1]> {
+    /// The next hops that have a host.
+    pub(super) fn next_hops(&self, host: &str) -> NextHopsOfHost {
         self.0.lock().by_host.get(&*host.to_ascii_lowercase()).cloned().unwrap_or_default()
     }
 }
@@ -121,14 +135,14 @@ mod tests {
             [Some(true), Some(true), Some(false)]
         );
         assert_eq!(at("x.example", 999), None);
-        assert_eq!(known.next_hops("mx.provider.example").len(), 2);
+        assert_eq!(known.next_hops("mx.provider.example").known.len(), 2);
         // The MX records change: the host before counts on for a while.
         known.note(&domain, ["new.a.example"].into_iter(), 2000);
         assert_eq!([at("mx.a.example", 2000), at("new.a.example", 2000)], [Some(true), Some(true)]);
         known.note(&domain, ["new.a.example"].into_iter(), 1000 + HOST_LIFETIME);
         assert_eq!([at("mx.a.example", 3000), at("new.a.example", 3000)], [Some(false), Some(true)]);
-        assert_eq!(*known.next_hops("mx.provider.example"), [other]);
-        assert!(known.next_hops("mx.a.example").is_empty());
+        assert_eq!(*known.next_hops("mx.provider.example").known, [other]);
+        assert!(known.next_hops("mx.a.example").known.is_empty());
     }
 
     #[test]
@@ -152,5 +166,22 @@ mod tests {
         known.note(&"a.example".into(), hosts.iter().map(String::as_str), 1000);
         assert_eq!(known.contains("a.example", "mx0.example", 1000), Some(true));
         assert_eq!(known.contains("a.example", &hosts[MAX_HOSTS_OF_DOMAIN], 1000), None);
+    }
+
+    #[test]
+    fn next_hops_beyond_the_limit_are_counted_until_they_are_gone() {
+        let known = KnownMxHosts::default();
+        let domains: Vec<Arc<str>> = (0..MAX_NEXT_HOPS + 2).map(|n| format!("d{n}.example").into()).collect();
+        domains.iter().for_each(|domain| known.note(domain, ["mx.example"].into_iter(), 1000));
+        let numbers = || {
+            let next_hops = known.next_hops("mx.example");
+            (next_hops.known.len(), next_hops.more)
+        };
+        assert_eq!(numbers(), (MAX_NEXT_HOPS, 2));
+        known.note(&domains[0], ["other.example"].into_iter(), 1000 + HOST_LIFETIME);
+        assert_eq!(numbers(), (MAX_NEXT_HOPS - 1, 2));
+        domains[1..].iter().for_each(|domain| known.note(domain, ["other.example"].into_iter(), 1000 + HOST_LIFETIME));
+        assert_eq!(numbers(), (0, 0));
+        assert!(!known.0.lock().by_host.contains_key("mx.example"));
     }
 }

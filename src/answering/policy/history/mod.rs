@@ -342,8 +342,9 @@ impl PolicyHistory {
             let stands = |p: &&Arc<Period>| p.stands_at(seconds) && is_wanted(p);
             periods.get(name).is_some_and(|list| list.iter().any(|period| stands(&period)))
         };
-        let mut others = OtherNextHops::None;
-        for candidate in candidates.into_iter().filter(|name| **name != *domain && asked(name, &|_| true)) {
+        // Any of those that are not known by name may have been asked.
+        let mut others = if candidates.more > 0 { OtherNextHops::Several } else { OtherNextHops::None };
+        for candidate in candidates.known.into_iter().filter(|name| **name != *domain && asked(name, &|_| true)) {
             others = match others {
                 OtherNextHops::None => OtherNextHops::One(candidate),
                 OtherNextHops::One(_) | OtherNextHops::Several => OtherNextHops::Several,
@@ -625,6 +626,20 @@ mod tests {
         let history = empty();
         record(&history, "[example.com]:587", 1001, &sts(Mode::Testing));
         assert_eq!(history.policy_at("example.com", 1002).in_force, sts(Mode::Testing).in_force("example.com"));
+    }
+
+    #[test]
+    fn a_host_of_more_next_hops_than_are_known_points_to_none_of_them() {
+        let others = |domains: usize| {
+            let history = empty();
+            for n in 0..domains {
+                history.note_mx_hosts(&format!("d{n}.example").into(), ["mx.provider.example"].into_iter(), 1000);
+            }
+            record(&history, "d1.example", 1000, &StoredPolicy::None);
+            history.evidence_at("example.com", "mx.provider.example", 1000).others
+        };
+        assert_eq!(others(8), OtherNextHops::One("d1.example".into()));
+        assert_eq!(others(9), OtherNextHops::Several);
     }
 
     #[test]
