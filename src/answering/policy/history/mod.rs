@@ -319,7 +319,7 @@ impl PolicyHistory {
             .and_then(|list| {
                 let asked = |p: &Arc<Period>| p.last_asked.seconds().min(seconds);
                 let stands = list.iter().filter(|period| period.stands_at(seconds));
-                stands.max_by_key(|p| (*p.hop == *domain, asked(p), p.from, p.level.is_some()))
+                stands.max_by_key(|p| (*p.hop == *domain, asked(p), p.level.is_some(), p.from))
             })
             .map(Arc::clone);
         drop(periods);
@@ -661,10 +661,14 @@ mod tests {
         assert_eq!((at(1300), at(1400)), (PolicyInForce::None, PolicyInForce::None));
         assert!(history.touch(&main, 1500));
         assert_eq!(at(1500), sts(Mode::Testing).in_force("example.com"));
+        // Both asked within a second: the order in which their decisions began says nothing.
+        record(&history, "example.com", 1550, &sts(Mode::Enforce));
+        at_encrypt(1550);
+        assert_eq!(at(1550), PolicyInForce::None);
         // A service with another level of its own.
         history.record_answer_at(PostfixLevel::Secure, &hop, &name, 1600, sts(Mode::Enforce));
         assert_eq!(at(1600), sts(Mode::Enforce).in_force("example.com"));
-        assert_eq!(history.len(), 3);
+        assert_eq!(history.len(), 4);
     }
 
     #[tokio::test]
