@@ -5,7 +5,8 @@
 //! library does.
 //! Limits: the file is looked at once in [`LOOK_INTERVAL`], and only when something is asked. A change counts once the file
 //! has been left alone for [`SETTLED_AFTER`], so that a half-written file is not read.
-//! When it fails: at start an error; later the nameservers of before stay, as they do while the file is gone.
+//! When it fails: at start an error; later the previous nameservers are still used, as they are while the file is gone, and
+//! it is read again after [`RETRY_INTERVAL`].
 //! Not here: asking (`servers`).
 
 use std::fs;
@@ -20,6 +21,9 @@ use tokio::time::Instant;
 
 /// Time between two looks at the file.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Time to the next look after a file could not be read.
+const RETRY_INTERVAL: Duration = Duration::from_secs(60);
 
 /// How long a file must have been left alone before it is read again.
 const SETTLED_AFTER: Duration = Duration::from_secs(1);
@@ -78,12 +82,15 @@ impl ResolvConf {
         if watched.read.as_ref() == Some(&stamp) || !stamp.is_settled() {
             return None;
         }
-        watched.read = Some(stamp);
         match fs::read_to_string(&self.path) {
-            Ok(text) => Some(Nameservers::choose(&nameservers(&text))),
+            Ok(text) => {
+                watched.read = Some(stamp);
+                Some(Nameservers::choose(&nameservers(&text)))
+            }
             Err(error) => {
+                watched.next_look = now + RETRY_INTERVAL;
                 let path = self.path.display();
-                tracing::warn!(%path, %error, "resolver: cannot read the changed file; the nameservers of before are asked");
+                tracing::warn!(%path, %error, "resolver: cannot read the changed file; the previous nameservers are still used");
                 None
             }
         }
@@ -173,6 +180,25 @@ mod tests {
         // Another file in its place, of the same time.
         write("nameserver 192.0.2.2\n", hour_ago);
         assert_eq!(look(), Some(("192.0.2.2".into(), false)));
+    }
+
+    #[test]
+    fn a_file_that_could_not_be_read_is_read_later() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("resolv.conf");
+        let hour_ago = SystemTime::now() - Duration::from_secs(3600);
+        let write = |text: &[u8]| {
+            fs::write(&path, text).unwrap();
+            File::options().write(true).open(&path).unwrap().set_modified(hour_ago).unwrap();
+        };
+        let (file, _) = ResolvConf::open(&path).unwrap();
+        // Not UTF-8, in place of a disk that cannot be read; then the same file without another time or size.
+        write(b"nameserver 192.0.2.\xff\n");
+        let now = Instant::now() + LOOK_INTERVAL;
+        assert_eq!(file.read_again(now), None);
+        write(b"nameserver 192.0.2.1\n");
+        assert_eq!(file.read_again(now + RETRY_INTERVAL - LOOK_INTERVAL), None, "not at every question");
+        assert_eq!(named(file.read_again(now + RETRY_INTERVAL)), Some(("192.0.2.1".into(), false)));
     }
 
     #[test]
