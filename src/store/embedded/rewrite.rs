@@ -4,12 +4,14 @@
 //! Takes: an open store after a commit, or when it was just opened. Gives: the same store in files that hold nothing else.
 //! Limits: [`SPARE_BYTES`] and twice what it holds; then readers and writers wait for as long as a backup takes. Needs room
 //! for a copy.
-//! When it fails: the store stays as it was, and that is logged; it is tried again when it has grown by half. A host that
-//! goes down in the middle has the old files or the new ones, whole: they change places in one step.
+//! When it fails: the store stays as it was, and that is logged; it is tried again when it has grown by half. The old files
+//! are removed only once the new ones are open. A host that goes down in the middle has the old files or the new ones,
+//! whole: they change places in one step.
 //! Not here: how a copy is made (`copy.rs`).
 
 use std::fs;
 use std::io;
+use std::path::Path;
 
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 
@@ -56,15 +58,36 @@ impl EmbeddedStore {
         let Ok(files) = &state.files else { return Err(self.closed_error(state)) };
         let _ = fs::remove_dir_all(&rewritten);
         fs::create_dir(&rewritten).map_err(failed)?;
-        let exchanged = write_copy(files, &rewritten).and_then(|()| {
-            self.close_while(state, "it is being rewritten", || {
-                renameat_with(CWD, rewritten.join(SLED_FOLDER), CWD, &self.folder, RenameFlags::EXCHANGE)?;
-                fs::File::open(&self.store_folder)?.sync_all()
-            })
-            .map_err(failed)
-        });
-        // The old files, or a copy that is of no use: what cannot be removed takes room, and no more.
+        if let Err(error) = write_copy(files, &rewritten) {
+            // What cannot be removed takes room, and no more.
+            let _ = fs::remove_dir_all(&rewritten);
+            return Err(error);
+        }
+        self.put_in_place(state, &rewritten)?;
         let _ = fs::remove_dir_all(&rewritten);
-        exchanged
+        Ok(())
+    }
+
+    /// Exchanges the store's files for those in `rewritten`, and opens them. If that fails, it exchanges them back: both
+    /// are kept then.
+    pub(super) fn put_in_place(&self, state: &mut State, rewritten: &Path) -> Result<(), StoreError> {
+        let exchange = || -> io::Result<()> {
+            renameat_with(CWD, rewritten.join(SLED_FOLDER), CWD, &self.folder, RenameFlags::EXCHANGE)?;
+            Ok(())
+        };
+        let failed = |e: io::Error| disk_error(rewritten, &e);
+        let synced = || fs::File::open(&self.store_folder)?.sync_all();
+        self.close_while(state, "it is being rewritten", || {
+            exchange()?;
+            synced().or_else(|error| exchange().and(Err(error)))
+        })
+        .map_err(failed)?;
+        if state.files.is_err() {
+            exchange().and_then(|()| synced()).map_err(failed)?;
+            state.last_reopen = None;
+            self.reopen_if_closed(state)?;
+            return Err(failed(io::Error::other("what was rewritten cannot be opened")));
+        }
+        Ok(())
     }
 }

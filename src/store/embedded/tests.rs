@@ -341,6 +341,25 @@ fn the_room_of_sixty_days_is_bounded_by_that_of_a_copy() {
     }
 }
 
+/// Files that cannot be opened do not take the place of those that can.
+#[test]
+fn a_store_whose_new_files_cannot_be_opened_keeps_the_old_ones() {
+    let (store_folder, store) = opened();
+    let set = |n: u8| Batch { add: Vec::new(), set: vec![(Table::OpenState, vec![n], Some(vec![n]))] };
+    store.write(set(1)).unwrap();
+    let rewritten = store_folder.path().join("rewritten");
+    std::fs::create_dir(&rewritten).unwrap();
+    std::fs::write(rewritten.join("embedded"), "not a folder").unwrap();
+    store.put_in_place(&mut store.state.write(), &rewritten).unwrap_err();
+    store.write(set(2)).unwrap();
+    assert_eq!(store.scan(Table::OpenState, b"").unwrap().len(), 2);
+    assert!(rewritten.join("embedded").is_file());
+    drop(store);
+    let opened = EmbeddedStore::open(store_folder.path(), Clock::default()).unwrap();
+    assert_eq!((opened.notices, opened.missing_commits), (vec![], 0));
+    assert_eq!(opened.store.scan(Table::OpenState, b"").unwrap().len(), 2);
+}
+
 /// What is rewritten is the same store, and is written on.
 #[test]
 fn a_store_that_is_rewritten_holds_what_it_held() {
