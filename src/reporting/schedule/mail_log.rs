@@ -11,14 +11,14 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::base::own_reports::{MAX_QUEUE_IDS, OwnReportResult, OwnReportStatus};
 use crate::base::rua_record::Destination;
 use crate::reporting::schedule::records::{
     DeliveryState, RecordKey, ReportDelivery, ReportKey, delivery_key, read_delivery,
 };
-use crate::reporting::schedule::{Job, MIN_SCAN_INTERVAL, Scheduler};
+use crate::reporting::schedule::{Job, MAX_SCAN_INTERVAL, MIN_SCAN_INTERVAL, Scheduler};
 use crate::store::{Batch, StoreError};
 
 /// The most lines that wait for their report.
@@ -29,6 +29,9 @@ const UNMATCHED_TTL: i64 = 600;
 
 /// Reading the records takes one part in so many of the time.
 const PASS_TIME_FACTOR: u32 = 100;
+
+/// The longest pause between two passes: half of [`UNMATCHED_TTL`], so that a line is looked at more than once.
+const MAX_PASS_INTERVAL: Duration = Duration::from_secs(300);
 
 /// The lines that wait for their report.
 #[derive(Debug, Default)]
@@ -59,10 +62,11 @@ impl Scheduler {
         let applied = self.run_blocking(move |_| scheduler.apply_to_records()).await;
         if let Err(e) = applied {
             self.log_error(format!(
-                "report: what the log says of reports is not stored: {e}; it is stored again later"
+                "report: what the log says of reports cannot be stored: {e}; trying again in a minute"
             ));
+            return Instant::now() + MAX_SCAN_INTERVAL;
         }
-        Instant::now() + (started.elapsed() * PASS_TIME_FACTOR).max(MIN_SCAN_INTERVAL)
+        Instant::now() + (started.elapsed() * PASS_TIME_FACTOR).clamp(MIN_SCAN_INTERVAL, MAX_PASS_INTERVAL)
     }
 
     fn apply_to_records(&self) -> Result<(), StoreError> {
