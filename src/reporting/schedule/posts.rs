@@ -109,7 +109,9 @@ impl Scheduler {
                 }
             }
         }
-        self.put_off(std::mem::take(&mut turn.put_off), self.context.clock.seconds()).await;
+        // They stay in the turn meanwhile, so that it frees them if this panics.
+        self.put_off(turn.put_off.clone(), self.context.clock.seconds()).await;
+        turn.put_off.clear();
     }
 
     /// Moves reports to the time at which their host may be asked again.
