@@ -132,16 +132,20 @@ pub(crate) enum OwnReportResult {
 pub struct OwnReportStatuses(Arc<Mutex<Vec<OwnReportStatus>>>);
 
 impl OwnReportStatuses {
-    /// Adds what was read, in the order of the lines. What is too much is left out.
-    pub(crate) fn add(&self, statuses: Vec<OwnReportStatus>) {
+    /// Adds what was read, in the order of the lines. Returns how many were too much and are left out.
+    pub(crate) fn add(&self, statuses: Vec<OwnReportStatus>) -> usize {
         let mut waiting = self.0.lock();
         let room = MAX_QUEUE_IDS.saturating_sub(waiting.len());
+        let dropped = statuses.len().saturating_sub(room);
         waiting.extend(statuses.into_iter().take(room));
+        dropped
     }
 
-    /// What was added since the last call.
-    pub(crate) fn take(&self) -> Vec<OwnReportStatus> {
-        std::mem::take(&mut *self.0.lock())
+    /// The first `most` of what waits.
+    pub(crate) fn take(&self, most: usize) -> Vec<OwnReportStatus> {
+        let mut waiting = self.0.lock();
+        let most = most.min(waiting.len());
+        waiting.drain(..most).collect()
     }
 }
 
@@ -219,6 +223,22 @@ mod tests {
         assert!(!secret.is_ours(&vec![b'@'; 100_000]));
         assert!(!secret.is_ours(format!("{}.{tag}@b", "a".repeat(MAX_MESSAGE_ID)).as_bytes()));
         assert!(!secret.is_ours(&[0xff; 64]));
+    }
+
+    #[test]
+    fn statuses_that_are_not_taken_wait_and_those_beyond_the_limit_are_counted() {
+        let status = |n: usize| OwnReportStatus {
+            queue_id: n.to_string(),
+            message_id: None,
+            result: OwnReportResult::Bounced,
+            reason: String::new(),
+        };
+        let statuses = OwnReportStatuses::default();
+        assert_eq!(statuses.add((0..MAX_QUEUE_IDS - 1).map(status).collect()), 0);
+        assert_eq!(statuses.add(vec![status(1), status(2), status(3)]), 2);
+        assert_eq!(statuses.take(2), [status(0), status(1)]);
+        assert_eq!(statuses.take(usize::MAX).len(), MAX_QUEUE_IDS - 2);
+        assert!(statuses.take(usize::MAX).is_empty());
     }
 
     #[test]

@@ -389,7 +389,8 @@ impl CountingTask {
             if let Some(position) = pending.positions.remove(number).filter(|position| *position != Position::Nowhere) {
                 batch.set.push((Table::Position, input.name.clone().into_bytes(), Some(position.encode())));
             }
-            self.own_report_statuses.add(input.counter.take_own_report_statuses());
+            let dropped = self.own_report_statuses.add(input.counter.take_own_report_statuses());
+            self.metrics.add("own_report_lines_dropped", dropped as u64);
         }
         (pending.since, pending.due, pending.blocks) = (None, false, 0);
         pending.progress.begin_commit();

@@ -228,6 +228,11 @@ pub const CATALOGUE: &[CounterFamily] = &[
             ("decisions_dropped", "table=\"history\""),
         ],
     },
+    single_counter(
+        "tlswarden_own_report_lines_dropped_total",
+        &[("own_report_lines_dropped", "")],
+        "Lines of the MTA's log about our own reports that were not used, because too many waited.",
+    ),
     CounterFamily {
         metric: "tlswarden_look_ups_put_off_total",
         help: "What was not looked up because much was being looked up already, by kind.",

@@ -47,12 +47,11 @@ impl Scheduler {
     /// Applies what the log has said since the last call. Returns when to look again.
     pub(super) async fn apply_log_statuses(self: Arc<Self>) -> Instant {
         let now = self.context.clock.seconds();
-        let new = self.own_report_statuses.take();
         {
             let mut unmatched = self.unmatched_statuses.lock();
             unmatched.0.retain(|(at, _)| (0..=UNMATCHED_TTL).contains(&(now - at)));
             let room = MAX_UNMATCHED.saturating_sub(unmatched.0.len());
-            unmatched.0.extend(new.into_iter().take(room).map(|status| (now, status)));
+            unmatched.0.extend(self.own_report_statuses.take(room).into_iter().map(|status| (now, status)));
             if unmatched.is_empty() {
                 return Instant::now() + MIN_SCAN_INTERVAL;
             }
