@@ -117,9 +117,11 @@ impl Scheduler {
         to: &Destination,
         statuses: &[&OwnReportStatus],
     ) -> Result<bool, StoreError> {
-        // Held until it is written, as in `resend`: what is planned again meanwhile must stay planned.
-        let in_flight = self.in_flight.lock();
-        if in_flight.jobs.contains(&Job::Send(report_key.clone(), to.clone())) {
+        // Held until it is written, as in `resend`: what is planned again meanwhile must stay planned. `in_flight` is not:
+        // the scheduler would wait for the disk. A delivery that a job takes from now on is one that is planned, and
+        // no line changes such a one.
+        let changing = self.changing_final.lock();
+        if self.in_flight.lock().jobs.contains(&Job::Send(report_key.clone(), to.clone())) {
             return Ok(false);
         }
         let Some(before) = read_delivery(&*self.context.store, &delivery_key(report_key, to))? else { return Ok(true) };
@@ -133,7 +135,7 @@ impl Scheduler {
         let mut batch = Batch::default();
         delivery.add_to_batch(&mut batch, report_key, to, &[&before]);
         self.context.store.write(batch)?;
-        drop(in_flight);
+        drop(changing);
         if delivery.state != before.state {
             self.log_new_state(report_key, to, &delivery);
         }

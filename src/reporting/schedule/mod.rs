@@ -156,6 +156,9 @@ pub struct Scheduler {
     unmatched_statuses: Mutex<UnmatchedStatuses>,
     settings: RwLock<Arc<SchedulerSettings>>,
     in_flight: Mutex<InFlight>,
+    /// Held while what is final for a delivery is replaced: by what the log says, or by another attempt. Locked before
+    /// `in_flight`.
+    changing_final: Mutex<()>,
     group_commit: GroupCommit,
     /// Notified when new plans are stored.
     new_plans: Notify,
@@ -234,6 +237,7 @@ impl Scheduler {
             unmatched_statuses: Mutex::default(),
             settings: RwLock::new(Arc::new(settings)),
             in_flight: Mutex::new(InFlight { not_before, ..InFlight::default() }),
+            changing_final: Mutex::default(),
             group_commit,
             new_plans: Notify::new(),
             planning_mx_hosts: tokio::sync::Mutex::new(()),

@@ -68,6 +68,7 @@ impl Scheduler {
     ) -> Result<(), String> {
         let (mut batch, mut again) = (Batch::default(), 0);
         // Held until it is written: what is picked meanwhile would be tried beside it.
+        let _changing = self.changing_final.lock();
         let in_flight = self.in_flight.lock();
         for (report_key, to, before) in deliveries {
             let on_its_way = matches!(before.state, DeliveryState::Planned | DeliveryState::Attempting)
