@@ -81,6 +81,8 @@ struct Resolved {
     sts: Option<Arc<StsPolicy>>,
     /// What the sessions are counted under.
     policy: StoredPolicy,
+    /// Why the mail waits, where that is the destination's fault.
+    fault: Option<Arc<DestinationFault>>,
     expires: i64,
     refresh_at: i64,
 }
@@ -168,6 +170,7 @@ impl Policies {
             failure,
             domain,
             verdict,
+            fault: resolved.fault,
             period,
             expires: CompactTime::from_seconds(until),
             refresh_at: CompactTime::from_seconds(resolved.refresh_at.max(now + 1)),
@@ -352,7 +355,7 @@ impl Policies {
             sts: sts.as_ref(),
             failure,
             failed: failed.map(|failure| failure.stored_policy(&hop.domain)),
-            fault,
+            fault: fault.clone(),
         };
         let policy = held_to.stored_policy(&published, self.postfix.own_level, self.postfix);
         let mut expires = sts_expires.min(dane.expires).min(now + MAX_DECISION_TTL);
@@ -368,6 +371,7 @@ impl Policies {
             basis: Basis::Published(published),
             sts,
             policy,
+            fault,
             expires,
             refresh_at: sts_refresh.min(dane.refresh_at),
         }

@@ -17,6 +17,7 @@ use crate::answering::policy::compress;
 use crate::answering::policy::dane::cached_verdict::CachedVerdict;
 use crate::answering::policy::decision::{Basis, Decision, Facts, Published, facts};
 use crate::answering::policy::history::Period;
+use crate::answering::policy::history::compact::DestinationFault;
 use crate::answering::policy::sts::domain_state::DomainState;
 use crate::answering::policy::sts::policy::{PolicyFailure, StsPolicy};
 use crate::base::clock::{CompactTime, SharedCompactTime, holds, is_future};
@@ -55,6 +56,8 @@ pub struct CachedDecision {
     pub domain: Arc<DomainState>,
     /// The last DANE verdict that was no failure.
     pub verdict: Option<CachedVerdict>,
+    /// Why the mail waits, where that is the destination's fault.
+    pub fault: Option<Arc<DestinationFault>>,
     /// None for "ask again", under which there are no sessions.
     pub period: Option<Arc<Period>>,
     /// It stands before this moment.
@@ -111,6 +114,7 @@ impl CachedDecision {
             failure: None,
             domain: Arc::new(DomainState::new("".into(), 0)),
             verdict: None,
+            fault: None,
             period: None,
             expires: CompactTime::NEVER,
             refresh_at: CompactTime::NEVER,
@@ -161,6 +165,7 @@ impl CachedDecision {
             failure: self.failure.clone(),
             domain: Arc::clone(&self.domain),
             verdict: Some(verdict),
+            fault: self.fault.clone(),
             period: self.period.clone(),
             expires: if stands { self.expires } else { CompactTime::from_seconds(0) },
             refresh_at: self.refresh_at,

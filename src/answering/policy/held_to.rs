@@ -38,7 +38,7 @@ impl HeldTo<'_> {
             sts: entry.sts.as_ref(),
             failure,
             failed: failed.map(|failure| failure.stored_policy(&entry.domain.name)),
-            fault: entry.verdict.as_ref().and_then(CachedVerdict::destination_fault),
+            fault: entry.fault.clone(),
         }
     }
 
@@ -85,5 +85,31 @@ impl HeldTo<'_> {
             (_, None, others) => others,
         };
         policy.unwrap_or_default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::answering::policy::decision::Basis;
+    use crate::base::tlsrpt::ResultType;
+
+    #[test]
+    fn a_service_with_its_own_level_waits_for_the_same_fault() {
+        let fault = Arc::new(DestinationFault {
+            result_type: ResultType::DnssecInvalid,
+            reason: "extended-dns-error-7-signature-expired".into(),
+            host: None,
+        });
+        let published = Published::unknown("SERVFAIL");
+        let postfix = PostfixTraits::of(&Default::default());
+        let stored = |fault| {
+            // The last verdict that was no failure has no fault; the decision has.
+            let basis = Basis::Published(published.clone());
+            let entry = CachedDecision { basis, fault, ..CachedDecision::no_policy() };
+            HeldTo::of_entry(&entry, 1000).stored_policy(&published, PostfixLevel::Dane, postfix)
+        };
+        assert_eq!(stored(Some(Arc::clone(&fault))), StoredPolicy::Deferred(fault));
+        assert_eq!(stored(None), StoredPolicy::None);
     }
 }
