@@ -410,7 +410,7 @@ impl Resolver {
     pub async fn probe(&self, bogus: &str) -> ResolverProbe {
         let asked = Instant::now();
         let root = Question { name: ".".into(), kind: RecordKind::Ns, checking_disabled: false };
-        let found = self.resolve(&self.server_set(), root).await;
+        let found = self.resolve(&self.server_set(), root, VerdictUse::Ignored).await;
         let refuses_bogus = match &found {
             Ok((chain, _)) if chain.authentic && !bogus.is_empty() => match self.addresses_to_connect(bogus).await {
                 Ok(_) => Some(false),
@@ -441,7 +441,7 @@ impl Resolver {
             return Err(DnsError::NoSuchDomain { ttl: NEGATIVE_WITHOUT_SOA });
         };
         let asked = self.server_set();
-        let found = self.resolve(&asked, question.clone()).await.and_then(|(chain, end)| {
+        let found = self.resolve(&asked, question.clone(), verdict).await.and_then(|(chain, end)| {
             if verdict == VerdictUse::Counts && asked.named.trusted && !chain.with_edns {
                 let cause = format!(
                     "the resolver {} answers queries without EDNS only, so that DNSSEC is not known",
@@ -459,11 +459,8 @@ impl Resolver {
         tracing::debug!(name, ?kind, records, failure, "DNS answered");
         let (chain, end) = match found {
             Ok(found) => found,
-            Err(mut failure) => {
+            Err(failure) => {
                 self.note_failed_query(&question, &failure);
-                if verdict == VerdictUse::Counts {
-                    failure.dnssec = self.find_dnssec_failure(&asked, &question, &failure).await;
-                }
                 return Err(DnsError::Failed(failure));
             }
         };
@@ -480,8 +477,14 @@ impl Resolver {
         Ok(DnsAnswer { name: chain.question.name, records, secure, ttl })
     }
 
-    /// Asks, and asks on for the targets of aliases that came alone.
-    async fn resolve(&self, asked: &ServerSet, question: Question) -> Result<(AliasChain, ChainEnd), DnsFailure> {
+    /// Asks, and asks on for the targets of aliases that came alone. If that fails and the verdict counts, finds out whether
+    /// DNSSEC is why, within the same limits.
+    async fn resolve(
+        &self,
+        asked: &ServerSet,
+        question: Question,
+        verdict: VerdictUse,
+    ) -> Result<(AliasChain, ChainEnd), DnsFailure> {
         let root = question.name == ".";
         let shared = &self.shared;
         let share = self.share.clone().unwrap_or_else(|| LookupShare::new(self.requester));
@@ -493,7 +496,11 @@ impl Resolver {
                 Ok(answer) => answer,
                 Err(failure) => {
                     shared.health.note_failure(&failure, root);
-                    return Err(failure.into());
+                    let mut failure = DnsFailure::from(failure);
+                    if verdict == VerdictUse::Counts {
+                        failure.dnssec = self.find_dnssec_failure(asked, &chain.question, &failure, deadline).await;
+                    }
+                    return Err(failure);
                 }
             };
             shared.health.note_answer();
@@ -511,12 +518,13 @@ impl Resolver {
         asked: &ServerSet,
         question: &Question,
         failure: &DnsFailure,
+        deadline: Instant,
     ) -> Option<DnssecFailure> {
         let extended_error = failure.servfail?;
         if !asked.named.trusted || self.shared.health.probe().is_some_and(|probe| !probe.validates) {
             return None;
         }
-        let deadline = Instant::now() + UNVALIDATED_TIMEOUT;
+        let deadline = deadline.min(Instant::now() + UNVALIDATED_TIMEOUT);
         let found = asked.servers.ask(&question.without_validation(), deadline).await;
         found.is_ok().then_some(DnssecFailure { extended_error })
     }

@@ -122,6 +122,18 @@ async fn an_alias_that_comes_without_its_target_is_followed() {
 }
 
 #[tokio::test]
+async fn where_the_target_of_an_alias_fails_it_is_asked_without_validation() {
+    let server = NameServer::start(|query| match (query.name.as_str(), query.cd) {
+        ("target.test", false) => query.answer(2, false, &[]),
+        ("target.test", true) => query.answer(0, false, &[("target.test", MX, exchange("mx.a.test"))]),
+        (name, false) => query.answer(0, true, &[(name, CNAME, wire("target.test"))]),
+        (_, true) => query.answer(2, false, &[]),
+    });
+    let Err(DnsError::Failed(failure)) = resolver_of(&server, true).mx("a.test").await else { panic!("SERVFAIL") };
+    assert!(failure.dnssec().is_some(), "{:?}", server.queries());
+}
+
+#[tokio::test]
 async fn aliases_without_an_end_are_a_failure_after_a_few_queries() {
     let next = AtomicUsize::new(0);
     let server = NameServer::start(move |query| {
