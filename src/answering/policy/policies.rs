@@ -275,7 +275,7 @@ impl Policies {
 
     /// Appends the answer that stands for a next hop as the MTA writes it, in the words of `render`, which are kept:
     /// `wording` tells them apart; gives what it follows from. None where an answer must be made ([`Policies::decide`]).
-    /// What is no domain name (address literals, paths, dot-keys) has the answer "no policy" at once. A microsecond or less.
+    /// What is not a domain name (address literals, paths, dot-keys) has the answer "no policy" at once. A microsecond or less.
     /// `level`: the own level of the service that asks, where it is not that of main.cf.
     pub fn write_reply(
         self: &Arc<Self>,

@@ -4,7 +4,7 @@
 //! order; what can be answered at once goes out in one write.
 //! A client that keeps the protocol may be idle for ten minutes: Postfix holds connections over the time that a dead MX
 //! host takes. A slow client, or one that does not read, holds up itself alone.
-//! Limits: `netstring::MAX_REQUEST` octets a request (longer ones get NOTFOUND); [`WRITE_TIMEOUT`] for a client to take
+//! Limits: `netstring::MAX_REQUEST` bytes a request (longer ones get NOTFOUND); [`WRITE_TIMEOUT`] for a client to take
 //! what was answered; connections, and what they hold, as `connections` allows.
 //! When it fails: an unknown map gets PERM; text that is not a netstring gets PERM and the connection ends, for nothing
 //! behind it can be found.
@@ -36,17 +36,17 @@ use crate::config::{PostfixLevel, PostfixSection};
 use crate::metrics::answers::{AnswerKind, AnswerMetrics, CountsByKind};
 use crate::metrics::{Metrics, MtaProtocol};
 
-/// How much is read at once, in octets: some eighty requests.
+/// How much is read at once, in bytes: some eighty requests.
 const READ_CHUNK: usize = 4096;
 
-/// How much of a reply batch waits for a client to read it, in octets, before no more requests of it are taken: what was
+/// How much of a reply batch waits for a client to read it, in bytes, before no more requests of it are taken: what was
 /// read at once is mostly answered at once, and a client that does not read costs little.
 const MAX_UNSENT_BYTES: usize = 8 * 1024;
 
 /// How long a client may take to read what was answered. Postfix reads at once.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// The capacity that an idle connection keeps, in octets.
+/// The capacity that an idle connection keeps, in bytes.
 const IDLE_CAPACITY: usize = 1024;
 
 /// How long connections may go on with what they are at when the daemon ends.

@@ -191,7 +191,7 @@ impl DkimPublicKey {
             published => match BASE64_STANDARD.decode(published) {
                 Ok(bytes) if self.is_same_key(&bytes) => Ok(()),
                 Ok(_) => Err(OTHER_KEY.to_owned()),
-                Err(_) => Err("its p= is no base64".to_owned()),
+                Err(_) => Err("its p= is not valid base64".to_owned()),
             },
         }
     }
@@ -210,7 +210,7 @@ const OTHER_KEY: &str = "it has another key";
 
 /// Why the daemon may have another key than its file.
 const TAKEN_AT_START: &str =
-    "a key file that was changed is taken at a start alone: run `systemctl restart tlswarden` if it was";
+    "the daemon reads the key file only when it starts; if the file has changed, run `systemctl restart tlswarden`";
 
 /// Whether systemd handed copies of files to this process.
 fn under_systemd() -> bool {
@@ -268,7 +268,7 @@ mod tests {
                 (vec![right.replace("s=tlsrpt", "s=email")], "does not allow tlsrpt"),
                 (vec![right.replace("s=tlsrpt", "h=sha1")], "does not allow sha256"),
                 (vec!["v=DKIM1; k=rsa; p=".replace("rsa", public.key_type.name())], "revoked"),
-                (vec![right.replace("p=", "p=?")], "no base64"),
+                (vec![right.replace("p=", "p=?")], "not valid base64"),
                 (vec![right.replace("k=", "k=x")], "the key is of kind"),
             ] {
                 let wrong = public.compare(&records).unwrap_err();

@@ -216,7 +216,7 @@ impl EmbeddedStore {
             Err(reason) => {
                 let (cause, every) = (&reason.cause, REOPEN_INTERVAL.as_secs());
                 StoreError::Io(std::io::Error::other(format!(
-                    "store: {shown}: closed after a write that failed: {cause}; nothing is read or written until it \
+                    "store: {shown}: closed: {cause}; nothing is read or written until it \
                      can be opened again, which is tried every {every} s"
                 )))
             }

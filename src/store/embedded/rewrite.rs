@@ -42,11 +42,11 @@ impl EmbeddedStore {
             Ok(()) => {
                 let now = file_sizes(&self.folder).unwrap_or(held);
                 state.rewrite_above = 2 * now + SPARE_BYTES;
-                tracing::info!("store: {shown}: rewritten: it had {length} bytes, and has {now}");
+                tracing::info!(store = %shown, before = length, after = now, "store: rewritten in fewer bytes");
             }
             Err(error) => {
                 state.rewrite_above = length + (length / 2).max(SPARE_BYTES);
-                tracing::warn!("{error}; the store is not rewritten, and keeps its {length} bytes");
+                tracing::warn!(store = %shown, bytes = length, %error, "store: cannot be rewritten; it stays as it is");
             }
         }
     }

@@ -1,7 +1,7 @@
-//! A policy as it is kept, in memory and in the store; and what is kept of a document that is none.
+//! A policy as it is kept, in memory and in the store; and what is kept of a document that is not a valid policy.
 //!
 //! Takes: a document, when it was fetched, for which id. Gives: a [`StsPolicy`] with its end and its next refresh.
-//! Limits: [`MAX_INVALID_BYTES`] bytes of a document that is no policy.
+//! Limits: [`MAX_INVALID_BYTES`] bytes of a document that is not a valid policy.
 //! Not here: which policy a domain has now (`domain_state`), writing to the store (`cache`).
 
 use std::borrow::Cow;
