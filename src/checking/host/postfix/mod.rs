@@ -700,6 +700,19 @@ mod tests {
     }
 
     #[test]
+    fn the_rule_for_a_list_of_relay_hosts_names_the_first() {
+        let found = |relayhost| {
+            let mut parameters = main_cf("socketmap:unix:tlswarden/socketmap:policy");
+            parameters.push(("relayhost", relayhost));
+            let instance = PostfixInstance::for_tests(&parameters, &[smtp(false)]);
+            check_instance(&instance, &Config::default(), false, true)
+        };
+        let wanted = "tlswarden.toml: [[nexthop]] domain = \"*\", nexthop = \"[a.example]:587\"";
+        let of_list = found("[a.example]:587, [b.example]:587");
+        assert!(of_list.iter().any(|finding| finding.fix == [wanted]), "{of_list:?}");
+    }
+
+    #[test]
     fn a_filter_s_feeder_needs_no_policies() {
         let mut feeder = smtp(false);
         feeder.overrides.insert("disable_dns_lookups".into(), "yes".into());

@@ -18,7 +18,9 @@ impl ServiceCheck<'_> {
         let default_transport = self.get("default_transport").split_once(':').map_or("", |(_, next_hop)| next_hop);
         let relayhost = self.get("relayhost");
         // default_transport with a next hop overrides relayhost (postconf(5)).
-        is_this_host(if default_transport.is_empty() { relayhost } else { default_transport })
+        let next_hop = split_list(if default_transport.is_empty() { relayhost } else { default_transport });
+        !next_hop.is_empty()
+            && next_hop.iter().all(|destination| is_this_host(destination))
             && self.get("transport_maps").is_empty()
             && self.get("sender_dependent_relayhost_maps").is_empty()
     }
@@ -35,7 +37,9 @@ impl ServiceCheck<'_> {
             }
             let problem = format!("all mail goes to {relay}, which the log does not say");
             let finding = self.finding(Severity::Warning, "relayhost", parameter, problem, IMPACT);
-            found.push(finding.fix(format!("tlswarden.toml: [[nexthop]] domain = \"*\", nexthop = \"{relay}\"")));
+            // Of a list of destinations, a rule names one.
+            let first = split_list(relay).into_iter().next().unwrap_or_default();
+            found.push(finding.fix(format!("tlswarden.toml: [[nexthop]] domain = \"*\", nexthop = \"{first}\"")));
         }
         let by_sender = self.get("sender_dependent_relayhost_maps");
         if !by_sender.is_empty() {
