@@ -165,7 +165,7 @@ fn split_message_id(id: &[u8]) -> Option<(&[u8], &[u8], &[u8])> {
 /// Random bytes from the operating system.
 pub(crate) fn random_bytes<const N: usize>() -> io::Result<[u8; N]> {
     let mut bytes = [0; N];
-    SystemRandom::new().fill(&mut bytes).map_err(|_| io::Error::other("the system gave no random octets"))?;
+    SystemRandom::new().fill(&mut bytes).map_err(|_| io::Error::other("the system gave no random bytes"))?;
     Ok(bytes)
 }
 

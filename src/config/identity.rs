@@ -62,7 +62,7 @@ impl Identity {
         {
             let found = escape_and_cut(&organization, 80);
             faults.push(format!(
-                "[report] organization: invalid name \"{found}\": expected 1 to {MAX_ORGANIZATION} octets without control characters"
+                "[report] organization: invalid name \"{found}\": expected 1 to {MAX_ORGANIZATION} bytes without control characters"
             ));
         }
         if faults.is_empty() { Ok(Identity { organization, contact, from, envelope }) } else { Err(faults) }

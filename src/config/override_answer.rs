@@ -42,7 +42,7 @@ const LEVELS: [&str; 8] = ["none", "may", "encrypt", "fingerprint", "dane", "dan
 /// Checks an answer; fails with the problem and what is allowed.
 pub(super) fn check(answer: &str, version: PostfixVersion, dnssec: bool) -> Result<(), String> {
     if answer.len() > MAX_ANSWER || !answer.bytes().all(|b| (b' '..=b'~').contains(&b)) {
-        return Err(format!("longer than {MAX_ANSWER} octets, or not printable ASCII on one line"));
+        return Err(format!("longer than {MAX_ANSWER} bytes, or not printable ASCII on one line"));
     }
     let tokens = split_tokens(answer);
     let Some((level, attributes)) = tokens.split_first() else {
@@ -308,7 +308,7 @@ mod tests {
             ),
             ("may connection_reuse=maybe", "invalid attribute \"connection_reuse=maybe\": expected yes, no"),
             ("may ciphers=strong", "invalid attribute \"ciphers=strong\": expected export, low, medium, high, null"),
-            ("secure match=b\u{fc}cher.example", "longer than 10000 octets, or not printable ASCII on one line"),
+            ("secure match=b\u{fc}cher.example", "longer than 10000 bytes, or not printable ASCII on one line"),
         ] {
             assert_eq!(check_for(answer, 7), Err(want.to_owned()), "{answer}");
         }

@@ -371,7 +371,7 @@ fn decode_day(bytes: [u8; 4]) -> Day {
 
 fn malformed(what: &str, bytes: &[u8]) -> MalformedRecord {
     let shown = &bytes[..bytes.len().min(48)];
-    MalformedRecord(format!("a {what} of {} octets is not in this layout (`{}`)", bytes.len(), shown.escape_ascii()))
+    MalformedRecord(format!("a {what} of {} bytes is not in this layout (`{}`)", bytes.len(), shown.escape_ascii()))
 }
 
 #[cfg(test)]

@@ -17,7 +17,7 @@ const KEY: &[u8] = b"own-message-id-secret";
 pub(crate) fn load_or_create(store: &dyn Store) -> Result<MessageIdKey, StoreError> {
     match store.read(Table::NamedValue, KEY)? {
         Some(bytes) if bytes.len() == KEY_LENGTH => Ok(MessageIdKey::from_bytes(&bytes)),
-        Some(bytes) => Err(StoreError::Corrupt(format!("the Message-ID secret has {} octets", bytes.len()))),
+        Some(bytes) => Err(StoreError::Corrupt(format!("the Message-ID secret has {} bytes", bytes.len()))),
         None => {
             let bytes = random_bytes::<KEY_LENGTH>()?;
             store

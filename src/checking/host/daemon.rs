@@ -255,7 +255,7 @@ fn check_inputs(status: &DaemonState, config: &Config, known: &Findings, found: 
             add(Severity::Error, "input-trouble", trouble.clone(), "Sessions are not counted, and days stay open.");
         }
         if progress.at_end_since.is_none() && progress.behind > MAX_BEHIND {
-            let problem = format!("the daemon is {} octets behind", progress.behind);
+            let problem = format!("the daemon is {} bytes behind", progress.behind);
             add(Severity::Warning, "input-behind", problem, "Reports wait until it has caught up, at most 12 h.");
         }
         let unreadable = progress.malformed.saturating_sub(log_lines::lines_without_program_name(progress));

@@ -275,7 +275,7 @@ impl<'de: 'a, 'a> Deserialize<'de> for BytesField<'a> {
             type Value = BytesField<'de>;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a text, an array of octets, or null")
+                f.write_str("a text, an array of bytes, or null")
             }
 
             fn visit_borrowed_str<E: de::Error>(self, text: &'de str) -> Result<BytesField<'de>, E> {

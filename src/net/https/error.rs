@@ -44,7 +44,7 @@ pub enum HttpsError {
     #[error("this host cannot connect: {0}")]
     CannotConnect(String),
     /// The body is larger than the caller takes.
-    #[error("larger than {0} octets")]
+    #[error("larger than {0} bytes")]
     TooLarge(usize),
     /// The header fields of the response are, or they name a length beyond all bounds.
     #[error(

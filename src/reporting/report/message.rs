@@ -41,7 +41,7 @@ pub(crate) enum MessageError {
     #[error("the value of {0} has an octet that no header may have")]
     InvalidHeaderValue(&'static str),
     /// A line is longer than mail allows; how long.
-    #[error("a line of {0} octets")]
+    #[error("a line of {0} bytes")]
     LineTooLong(usize),
     /// Writing failed.
     #[error("{0}")]

@@ -236,7 +236,7 @@ impl SledFiles {
         if u64::try_from(whole.len()).ok() == Some(length) {
             Ok(whole)
         } else {
-            Err(self.corrupt_error(&MalformedRecord(format!("a record of {length} octets has only {}", whole.len()))))
+            Err(self.corrupt_error(&MalformedRecord(format!("a record of {length} bytes has only {}", whole.len()))))
         }
     }
 

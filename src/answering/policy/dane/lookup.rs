@@ -384,8 +384,8 @@ pub fn check_usability(record: &TlsaRecord) -> Result<(), &'static str> {
         TlsaRecord { usage: 4.., .. } => Err("unknown usage"),
         TlsaRecord { selector: 2.., .. } => Err("unknown selector"),
         TlsaRecord { matching: 3.., .. } => Err("unknown matching type"),
-        TlsaRecord { matching: 1, data, .. } if data.len() != 32 => Err("a SHA-256 digest has 32 octets"),
-        TlsaRecord { matching: 2, data, .. } if data.len() != 64 => Err("a SHA-512 digest has 64 octets"),
+        TlsaRecord { matching: 1, data, .. } if data.len() != 32 => Err("a SHA-256 digest has 32 bytes"),
+        TlsaRecord { matching: 2, data, .. } if data.len() != 64 => Err("a SHA-512 digest has 64 bytes"),
         TlsaRecord { matching: 0, selector: 0, data, .. } if !der::is_certificate(data) => {
             Err("not a certificate in DER")
         }
