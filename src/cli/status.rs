@@ -109,7 +109,7 @@ fn render_status(status: &DaemonStatus) -> String {
         "policies: {} MTA-STS policies in force, {} domains known, {} decisions in memory, {} periods of history",
         policies.policies, policies.domains, policies.decisions, policies.periods
     ));
-    add(format!("store: {} octets", status.store_size));
+    add(format!("store: {} bytes", status.store_size));
     status.found.iter().for_each(|line| add(line.clone()));
     add(String::new());
     let inputs: Vec<Vec<String>> = status
@@ -119,7 +119,7 @@ fn render_status(status: &DaemonStatus) -> String {
             let lag = match (&p.trouble, p.at_end_since) {
                 (Some(trouble), _) => trouble.clone(),
                 (None, Some(_)) => "at its end".to_owned(),
-                (None, None) if status.running => format!("{} octets behind", p.behind),
+                (None, None) if status.running => format!("{} bytes behind", p.behind),
                 (None, None) => "not followed now".to_owned(),
             };
             let newest = p.newest.map_or_else(|| "-".to_owned(), format_time);
@@ -130,7 +130,7 @@ fn render_status(status: &DaemonStatus) -> String {
     add(table(&["input", "how far", "newest line", "lines", "used", "unreadable", "unrecognized", "lost"], &inputs));
     if let Some(relayed) = status.counters.get("sessions-relayed").filter(|number| **number > 0) {
         add(format!(
-            "{relayed} sessions with relay hosts were not counted since the daemon started, for their next hop is not known: \
+            "{relayed} sessions with relay hosts were not counted since the daemon started, because their next hop is not known: \
              [[nexthop]] with `relay` and `nexthop` names it"
         ));
     }

@@ -230,7 +230,8 @@ pub struct NextHopSection {
     /// A recipient domain, `.example.com` for all that is below it, or `*`; the nearest counts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub domain: Option<String>,
-    /// The name of a host as in `relay=` of the log, `.example.com` for all below it, or its address; goes before `domain`.
+    /// The name of a host as in `relay=` of the log, `.example.com` for all below it, or its address; takes precedence
+    /// over `domain`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub relay: Option<String>,
     /// The next hop as in `relayhost` or `transport_maps`: its policy domain is what sessions count under.

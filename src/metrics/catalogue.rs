@@ -49,7 +49,7 @@ pub const SNAPSHOT_METRICS: &[SnapshotMetric] = &[
         "tlswarden_part_running",
         "1 while a part of the daemon runs, 0 while it is off; `tlswarden status` shows why.",
     ),
-    gauge("tlswarden_input_behind_bytes", "Octets of an input that are not read yet."),
+    gauge("tlswarden_input_behind_bytes", "Bytes of an input that are not read yet."),
     gauge(
         "tlswarden_input_lag_seconds",
         "How old the last line that was counted is; 0 at the end of an input, NaN before its first line.",
@@ -99,7 +99,7 @@ pub const SNAPSHOT_METRICS: &[SnapshotMetric] = &[
         "tlswarden_dns_queries_total",
         "Queries to the resolver, by whether it answered: anything but an error counts.",
     ),
-    gauge("tlswarden_store_bytes", "Octets of the store on disk."),
+    gauge("tlswarden_store_bytes", "Bytes of the store on disk."),
 ];
 
 /// The counters, in the order in which they are shown.
@@ -250,7 +250,7 @@ pub const CATALOGUE: &[CounterFamily] = &[
     ),
     CounterFamily {
         metric: "tlswarden_reports_total",
-        help: "Attempts to deliver a report, by what they came to; bounced are those that the MTA had accepted before.",
+        help: "Attempts to deliver a report, by result; bounced are those that the MTA had accepted before.",
         samples: &[
             ("reports_sent", "state=\"sent\""),
             ("reports_retried", "state=\"retried\""),

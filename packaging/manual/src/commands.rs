@@ -24,7 +24,7 @@ const SIGNALS: &[(&str, &str)] = &[
 
 const FILES: &[(&str, &str)] = &[
     ("/etc/tlswarden/tlswarden.toml", "The configuration, tlswarden.toml(5)."),
-    ("/var/lib/tlswarden", "Counts, marks, cached policies, and what was sent."),
+    ("/var/lib/tlswarden", "Counts, positions, cached policies, and what was sent."),
     ("/run/tlswarden/control", "The control socket, mode 0600."),
     (
         "/run/tlswarden/status.sock",

@@ -269,7 +269,7 @@ impl ServiceCheck<'_> {
             } else {
                 (
                     Severity::Note,
-                    "What it says about a destination goes before what that published; put it behind if it must not.",
+                    "Its entry for a destination takes precedence over what that published; put it behind if it must not.",
                 )
             };
             let finding = self.finding(severity, "map-before", NAME, problem, impact);
@@ -533,7 +533,7 @@ impl ServiceCheck<'_> {
     fn check_reply_size(&self, found: &mut Vec<Finding>) {
         const SIZE: &str = "socketmap_max_reply_size";
         if self.instance.get(SIZE).parse::<usize>().is_ok_and(|size| size < MAX_REPLY) {
-            let problem = format!("it is {}; answers have up to {MAX_REPLY} octets", self.instance.get(SIZE));
+            let problem = format!("it is {}; answers have up to {MAX_REPLY} bytes", self.instance.get(SIZE));
             let impact = "Postfix defers mail to domains with a longer policy.";
             found.push(
                 self.finding(Severity::Warning, "reply-size", SIZE, problem, impact)
