@@ -22,6 +22,9 @@ const MIN_DISTINCT_BYTES: u64 = 24;
 /// The fewest bytes that a file that lost some is recognized by: a time, a host, a program, a process, and some of a text.
 const BEGINNING_BYTES: usize = 48;
 
+/// The bytes that tell a file that has as many from others that begin alike: more than one line.
+const FIRST_LINES_BYTES: usize = 256;
+
 /// The oldest checkpoint, in seconds: a file system that loses more than two days of a log is restored from a backup.
 const MAX_CHECKPOINT_AGE: u64 = 2 * 86_400;
 
@@ -56,6 +59,8 @@ pub struct HeadDigest {
     pub covers: u64,
     /// The digest of fewer, for a file that has lost the others.
     pub beginning: u64,
+    /// The digest of the first lines, as far as it had them.
+    pub first_lines: u64,
 }
 
 /// A place in a file that was the position at a time.
@@ -75,16 +80,18 @@ impl HeadDigest {
     /// The digest of a file's first bytes.
     pub(crate) fn of(head: &[u8]) -> HeadDigest {
         let beginning = head.get(..BEGINNING_BYTES).map_or(0, digest);
-        HeadDigest { digest: digest(head), covers: head.len() as u64, beginning }
+        let first_lines = head.get(..FIRST_LINES_BYTES).map_or(0, digest);
+        HeadDigest { digest: digest(head), covers: head.len() as u64, beginning, first_lines }
     }
 
     /// Whether these are the first bytes of the file of the digest, which may have lost some of them.
     pub fn matches(&self, head: &[u8]) -> bool {
         let covered = usize::try_from(self.covers).ok().and_then(|covers| head.get(..covers));
-        match covered {
-            Some(head) => digest(head) == self.digest,
-            None => self.may_be_truncated(head),
-        }
+        let is_same = match head.get(..FIRST_LINES_BYTES) {
+            Some(lines) if self.covers >= FIRST_LINES_BYTES as u64 => digest(lines) == self.first_lines,
+            _ => self.may_be_truncated(head),
+        };
+        is_same || covered.is_some_and(|head| digest(head) == self.digest)
     }
 
     /// Whether these may be the first bytes of the file of the digest after it lost some of them, and grew again. Logs of
