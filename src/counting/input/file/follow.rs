@@ -536,7 +536,7 @@ impl LogReader {
         let same = match &position.head {
             head if head.is_empty() => same_inode,
             head if same_inode => head.matches(&log.head) || head.may_be_truncated(&log.head),
-            head => head.is_distinct() && head.matches(&log.head),
+            head => head.matches(&log.head) && (head.is_distinct() || is_line_end(&log, position.offset)),
         };
         if !same {
             return Ok(Err(log));
@@ -791,6 +791,12 @@ fn newest_of(
 ) -> Result<Option<PathBuf>, RotatedError> {
     let found = rotated::series_files(files, series, inputs)?;
     Ok(found.readable.into_iter().rfind(RotatedFile::is_plain).map(|file| file.path))
+}
+
+/// Whether a line ends `offset` bytes into a file, or the file does: what few bytes begin a line of another one do not tell.
+fn is_line_end(log: &OpenLog, offset: u64) -> bool {
+    let before = usize::try_from(offset).ok().and_then(|offset| log.head.get(..offset));
+    before.is_some_and(|before| before.len() == log.head.len() || before.last() == Some(&b'\n'))
 }
 
 /// Whether the file is one of those.
