@@ -515,7 +515,8 @@ fn counted(place: &Place, session: &Session, day: Day) -> Vec<TallyKey> {
         }
         Published::Tlsa { digest } => {
             let has_records = ["mx", "mx2"].iter().any(|label| place.host(label) == session.host);
-            if has_records && !delivered_as(&[Trust::Untrusted]) {
+            // Behind signed MX records, what was checked against TLSA records is `Verified`.
+            if has_records && !delivered_as(&[Trust::Trusted, Trust::Untrusted]) {
                 policy.policy_type = PolicyType::Tlsa;
                 policy.policy_domain.clone_from(&session.host);
                 let digest: String = digest.iter().map(|octet| format!("{octet:02x}")).collect();
