@@ -67,8 +67,6 @@ fn infected(line: &str, plant: &str) -> Option<String> {
         format!("{front}{plant}{rest}")
     } else if let Some((front, _)) = behind(": untrusted issuer ") {
         format!("{front}{plant}")
-    } else if let Some((front, rest)) = behind("TLS library problem: ") {
-        format!("{front}{plant}{rest}")
     } else if let Some((front, _)) = behind(": message-id=") {
         format!("{front}<{plant}>")
     } else if let Some((front, rest)) = behind(": from=<") {
@@ -131,9 +129,7 @@ fn between(plant: &str, program: usize) -> String {
 #[test]
 fn there_are_such_places_in_the_logs() {
     let lines: Vec<&str> = LOGS.iter().flat_map(|(log, _)| log.lines()).collect();
-    for place in
-        ["start TLS: 454 x", " said: x", "(250 x", "untrusted issuer x", "problem: x", "message-id=<x", "from=<\"x"]
-    {
+    for place in ["start TLS: 454 x", " said: x", "(250 x", "untrusted issuer x", "message-id=<x", "from=<\"x"] {
         let found = lines.iter().filter_map(|line| infected(line, "x")).filter(|line| line.contains(place)).count();
         assert!(found > 3, "{place}: {found}");
     }
