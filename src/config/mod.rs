@@ -29,6 +29,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use tlswarden_parsers::Dialect;
 
+pub(crate) use postconf_output::split_list;
 pub use validate::{ConfigError, parse_toml, time_zone};
 
 use crate::base::network::{HttpsCertificates, NetworkExceptions};

@@ -12,7 +12,7 @@ use std::io::Read;
 use std::path::Path;
 
 use crate::base::next_hop::NextHop;
-use crate::config::postconf_output::parameter;
+use crate::config::postconf_output::{parameter, split_list};
 
 /// What is asked of `postconf`.
 pub(super) const PARAMETERS: [&str; 6] = [
@@ -195,26 +195,6 @@ fn behind_pattern(line: &str) -> Option<&str> {
     let behind = line[end + delimiter.len_utf8()..].trim_start_matches(char::is_alphanumeric);
     // `/pattern/!/pattern/` matches the first and not the second.
     if behind.starts_with('!') { behind_pattern(behind) } else { Some(behind) }
-}
-
-/// The elements of a list, separated by white space and commas, except within braces.
-fn split_list(text: &str) -> Vec<String> {
-    let mut words = vec![String::new()];
-    let mut depth = 0_usize;
-    for c in text.chars() {
-        match c {
-            '{' => depth += 1,
-            '}' => depth = depth.saturating_sub(1),
-            _ => {}
-        }
-        match words.last_mut() {
-            Some(_) if depth == 0 && (c == ',' || c.is_whitespace()) => words.push(String::new()),
-            Some(word) => word.push(c),
-            None => {}
-        }
-    }
-    words.retain(|word| !word.is_empty());
-    words
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use crate::config::PostfixVersion;
+use crate::config::{PostfixVersion, split_list};
 
 /// The most that is read of what a postconf prints, in octets: a thousand parameters have 60 KiB.
 const MAX_OUTPUT: u64 = 4 * 1024 * 1024;
@@ -201,26 +201,6 @@ fn parse_services(text: &str, chroot_is_default: bool) -> Vec<MasterService> {
     text.lines().filter(|line| !line.starts_with([' ', '\t', '#'])).filter_map(service).collect()
 }
 
-/// The elements of a list: separated by white space and commas, except within braces.
-pub(crate) fn split_list(text: &str) -> Vec<String> {
-    let mut words = vec![String::new()];
-    let mut depth = 0usize;
-    for c in text.chars() {
-        match c {
-            '{' => depth += 1,
-            '}' => depth = depth.saturating_sub(1),
-            _ => {}
-        }
-        match words.last_mut() {
-            Some(_) if depth == 0 && (c == ',' || c.is_whitespace()) => words.push(String::new()),
-            Some(word) => word.push(c),
-            None => {}
-        }
-    }
-    words.retain(|word| !word.is_empty());
-    words
-}
-
 #[cfg(test)]
 impl PostfixInstance {
     /// One that was never read.
@@ -251,13 +231,5 @@ mod tests {
         let found = parse_overrides("relay/unix/smtp_tls_loglevel = 0\nrelay/unix/x =\nslow/unix/y = a = b\n");
         assert_eq!(found["relay/unix"]["smtp_tls_loglevel"], "0");
         assert_eq!((found["relay/unix"]["x"].as_str(), found["slow/unix"]["y"].as_str()), ("", "a = b"));
-    }
-
-    #[test]
-    fn braces_hold_a_word_together() {
-        assert_eq!(split_list("hash:/a, socketmap:unix:s:policy"), ["hash:/a", "socketmap:unix:s:policy"]);
-        assert_eq!(split_list("inline:{ {a = b}, c=d },x"), ["inline:{ {a = b}, c=d }", "x"]);
-        assert_eq!(split_list(" ,\t"), Vec::<String>::new());
-        assert_eq!(split_list("}a b{"), ["}a", "b{"]);
     }
 }

@@ -20,8 +20,9 @@ use crate::answering::policy::decision::ATTRIBUTES_SINCE;
 use crate::answering::socketmap::reply::{MAX_REPLY, MapName, ReplyFormat};
 use crate::checking::finding::{Finding, Severity};
 use crate::checking::host::access::{AccessKind, AccessObstacle, SystemUser};
-use crate::checking::host::postconf::{MasterService, PostfixInstance, split_list};
+use crate::checking::host::postconf::{MasterService, PostfixInstance};
 use crate::config::detect::is_detected;
+use crate::config::split_list;
 use crate::config::{Config, ListenAddress, PostfixVersion};
 
 /// The check of one service: the service, and where its parameters come from.

@@ -5,8 +5,8 @@
 //! Not here: how the sessions of a relay are counted (`counting::rules`).
 
 use crate::checking::finding::{Finding, Severity};
-use crate::checking::host::postconf::split_list;
 use crate::checking::host::postfix::ServiceCheck;
+use crate::config::split_list;
 
 /// What the finding about a relay says of its impact.
 const IMPACT: &str = "Unless the daemon is asked about the relay host, its sessions are left out, or counted under the recipient \
