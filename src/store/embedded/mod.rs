@@ -94,6 +94,26 @@ struct State {
     rewrite_above: u64,
 }
 
+impl State {
+    /// That of files which have just been opened, to be rewritten above a size in bytes.
+    fn opened(
+        files: SledFiles,
+        preloaded: HashMap<u8, KeyValues>,
+        checksum: StoreChecksum,
+        rewrite_above: u64,
+    ) -> State {
+        State {
+            files: Ok(files),
+            preloaded: Mutex::new(preloaded),
+            known_policies: HashSet::new(),
+            checksum,
+            last_reopen: None,
+            already_stored: None,
+            rewrite_above,
+        }
+    }
+}
+
 /// Keys and values as sled has them.
 type KeyValues = Vec<(sled::IVec, sled::IVec)>;
 

@@ -5,7 +5,7 @@
 //! When it fails: `Locked` for a second opener, `Unusable` for a folder that cannot be used or a store of another format.
 
 use std::cmp::Ordering;
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{ErrorKind, Read, Write};
 use std::ops::Bound;
@@ -13,7 +13,7 @@ use std::os::unix::fs::{DirBuilderExt, FileExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use parking_lot::{Mutex, RwLock};
+use parking_lot::RwLock;
 use tokio::sync::Notify;
 
 use super::{
@@ -73,15 +73,7 @@ pub(super) fn open(store_folder: &Path, clock: Clock) -> Result<OpenedStore, Sto
     let (acknowledged, number) = open_acknowledged(store_folder)?;
     let RecoveredFiles { files, preloaded, checksum, notices, moved_aside, missing_commits } =
         open_or_set_aside(store_folder, clock, &acknowledged, number)?;
-    let state = State {
-        files: Ok(files),
-        preloaded: Mutex::new(preloaded),
-        known_policies: HashSet::new(),
-        checksum,
-        last_reopen: None,
-        already_stored: None,
-        rewrite_above: SPARE_BYTES,
-    };
+    let state = State::opened(files, preloaded, checksum, SPARE_BYTES);
     let store = EmbeddedStore {
         state: RwLock::new(state),
         acknowledged,

@@ -7,13 +7,12 @@
 //! When it fails: an error, and nothing stays in those folders. A damaged store is not read, and left as it is.
 //! Not here: what is read from it (`daemon/store.rs`).
 
-use std::collections::HashSet;
 use std::fs::{self, File};
 use std::io::{Error, ErrorKind};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
-use parking_lot::{Mutex, RwLock};
+use parking_lot::RwLock;
 use rustix::fs::statvfs;
 use tokio::sync::Notify;
 
@@ -51,16 +50,8 @@ impl ReadCopy {
         let VerifiedFiles { files, preloaded, checksum } =
             open_from_log(copy, clock, |line| tracing::debug!("{line}"))?;
         check_format_record(store_folder, &files)?;
-        let state = State {
-            files: Ok(files),
-            preloaded: Mutex::new(preloaded),
-            known_policies: HashSet::new(),
-            checksum,
-            last_reopen: None,
-            already_stored: None,
-            // Nobody writes to it.
-            rewrite_above: u64::MAX,
-        };
+        // Nobody writes to it.
+        let state = State::opened(files, preloaded, checksum, u64::MAX);
         let store = EmbeddedStore {
             state: RwLock::new(state),
             acknowledged: open_acknowledged(copy)?.0,
