@@ -66,6 +66,14 @@ impl Default for Options {
     }
 }
 
+impl Options {
+    /// With everything on the port that real mail servers use: in a network namespace of its own.
+    pub fn on_standard_ports() -> Options {
+        let at = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+        Options { dns: at(53), policy_hosts: at(443), receivers: Some(25), ..Options::default() }
+    }
+}
+
 /// A mail domain.
 #[derive(Clone, Debug)]
 pub struct Domain {

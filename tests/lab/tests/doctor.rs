@@ -184,13 +184,10 @@ fn cool_down(folder: &Path) {
 
 fn options(installation: Option<&Installation>) -> Options {
     Options {
-        dns: ([127, 0, 0, 1], 53).into(),
-        policy_hosts: ([127, 0, 0, 1], 443).into(),
-        receivers: Some(25),
         submission: installation.map(|_| Postfix::SMTPD),
         exim: installation.is_none(),
         postfix: installation.map_or_else(|| "3.7".into(), Installation::short_version),
-        ..Options::default()
+        ..Options::on_standard_ports()
     }
 }
 

@@ -270,13 +270,7 @@ async fn deliveries() {
     let mut domains: Vec<Domain> =
         cases.iter().map(|case| case.domain.clone().reports_to("tlsrpt@reports.test")).collect();
     domains.push(Domain::new(BOGUS).signed().host("mx", Server::Sound));
-    let options = Options {
-        dns: ([127, 0, 0, 1], 53).into(),
-        policy_hosts: ([127, 0, 0, 1], 443).into(),
-        receivers: Some(25),
-        exim: true,
-        ..Options::default()
-    };
+    let options = Options { exim: true, ..Options::on_standard_ports() };
     let world = World::start(options, &domains).await.unwrap();
     {
         let mut zone = world.dns.change();

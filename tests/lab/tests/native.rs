@@ -55,14 +55,7 @@ fn domains() -> Vec<Domain> {
 
 async fn run_day(installation: &Installation) {
     host::wait_for_room_before_midnight(Duration::from_secs(120));
-    let options = Options {
-        dns: ([127, 0, 0, 1], 53).into(),
-        policy_hosts: ([127, 0, 0, 1], 443).into(),
-        receivers: Some(25),
-        postfix: installation.short_version(),
-        native: true,
-        ..Options::default()
-    };
+    let options = Options { postfix: installation.short_version(), native: true, ..Options::on_standard_ports() };
     let world = World::start(options, &domains()).await.unwrap();
     let program = Program::lab(env!("CARGO_BIN_EXE_lab"));
     let daemon = Daemon::start(&program, &world).await.unwrap();

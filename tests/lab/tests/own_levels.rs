@@ -154,12 +154,9 @@ fn wanted(domain: &str, level: &str, newer: bool) -> String {
 async fn play_all(installation: &Installation) -> Value {
     let domains = domains();
     let options = Options {
-        dns: ([127, 0, 0, 1], 53).into(),
-        policy_hosts: ([127, 0, 0, 1], 443).into(),
-        receivers: Some(25),
         submission: Some(Postfix::SMTPD),
         postfix: installation.version().to_owned(),
-        ..Options::default()
+        ..Options::on_standard_ports()
     };
     let world = World::start(options, &domains).await.unwrap();
     prepare_dns(&world);
@@ -205,13 +202,7 @@ fn no_answer_weakens_what_exim_demands() {
 
 async fn play_exim() {
     let domains = domains();
-    let options = Options {
-        dns: ([127, 0, 0, 1], 53).into(),
-        policy_hosts: ([127, 0, 0, 1], 443).into(),
-        receivers: Some(25),
-        exim: true,
-        ..Options::default()
-    };
+    let options = Options { exim: true, ..Options::on_standard_ports() };
     let world = World::start(options, &domains).await.unwrap();
     prepare_dns(&world);
     let _daemon = Daemon::start(&Program::lab(env!("CARGO_BIN_EXE_lab")), &world).await.unwrap();

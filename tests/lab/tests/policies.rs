@@ -308,12 +308,9 @@ async fn play_all(installation: &Installation) -> Value {
     domains.push(at("dark.example").signed().dane_host("mx", Server::Sound, Tlsa::Matching));
     domains.push(at("dark-new.test").host("mx", Server::Sound).sts("enforce", "mx"));
     let options = Options {
-        dns: ([127, 0, 0, 1], 53).into(),
-        policy_hosts: ([127, 0, 0, 1], 443).into(),
-        receivers: Some(25),
         submission: Some(Postfix::SMTPD),
         postfix: installation.short_version(),
-        ..Options::default()
+        ..Options::on_standard_ports()
     };
     let world = World::start(options, &domains).await.unwrap();
     prepare_dns(&world);

@@ -141,13 +141,10 @@ async fn day(installation: &Installation) {
         Domain::new("reports.test").host("mx", Server::Sound).sts("enforce", "mx").reports_to("tlsrpt@reports.test"),
     );
     let options = Options {
-        dns: ([127, 0, 0, 1], 53).into(),
-        policy_hosts: ([127, 0, 0, 1], 443).into(),
-        receivers: Some(25),
         submission: Some(Postfix::SMTPD),
         socketmap: Some(SOCKETMAP.parse::<SocketAddr>().unwrap()),
         postfix: installation.short_version(),
-        ..Options::default()
+        ..Options::on_standard_ports()
     };
     let world = World::start(options, &domains).await.unwrap();
     let program = Program::lab(env!("CARGO_BIN_EXE_lab"));

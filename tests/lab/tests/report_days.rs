@@ -186,12 +186,9 @@ async fn three_days(installation: Installation) {
         at("reports.test").host("mx", Server::Sound).sts("enforce", "mx"),
     ];
     let options = Options {
-        dns: ([127, 0, 0, 1], 53).into(),
-        policy_hosts: ([127, 0, 0, 1], 443).into(),
-        receivers: Some(25),
         submission: Some(Postfix::SMTPD),
         postfix: installation.short_version(),
-        ..Options::default()
+        ..Options::on_standard_ports()
     };
     let world = World::start(options, &domains).await.unwrap();
     let mut host = Host::start(world, Role::default(), &installation, Vec::new(), None);

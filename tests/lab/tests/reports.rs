@@ -99,12 +99,9 @@ async fn day(installation: &Installation) {
     host::wait_for_room_before_midnight(Duration::from_secs(120));
     let domain = Domain::new("broken.test").host("mx", Server::Faulty(Fault::SelfSigned)).sts("enforce", "mx");
     let options = Options {
-        dns: ([127, 0, 0, 1], 53).into(),
-        policy_hosts: ([127, 0, 0, 1], 443).into(),
-        receivers: Some(25),
         submission: Some(Postfix::SMTPD),
         postfix: installation.short_version(),
-        ..Options::default()
+        ..Options::on_standard_ports()
     };
     let world = World::start(options, &[domain.reports_to(REPORTS)]).await.unwrap();
     let program = Program::lab(env!("CARGO_BIN_EXE_lab"));

@@ -86,12 +86,9 @@ async fn play(installation: &Installation) {
     let cases = cases();
     let domains: Vec<Domain> = cases.iter().map(|case| case.domain.clone()).collect();
     let options = Options {
-        dns: ([127, 0, 0, 1], 53).into(),
-        policy_hosts: ([127, 0, 0, 1], 443).into(),
-        receivers: Some(25),
         submission: Some(Postfix::SMTPD),
         postfix: installation.short_version(),
-        ..Options::default()
+        ..Options::on_standard_ports()
     };
     let world = World::start(options, &domains).await.unwrap();
     let program = Program::lab(env!("CARGO_BIN_EXE_lab"));

@@ -48,13 +48,7 @@ impl Site {
             at("dane.example").signed().dane_host("mx", Server::Faulty(Fault::SelfSigned), Tlsa::Matching),
             Domain::new("reports.test").host("mx", Server::Sound),
         ];
-        let options = Options {
-            dns: ([127, 0, 0, 1], 53).into(),
-            policy_hosts: ([127, 0, 0, 1], 443).into(),
-            receivers: Some(25),
-            submission: Some(Postfix::SMTPD),
-            ..Options::default()
-        };
+        let options = Options { submission: Some(Postfix::SMTPD), ..Options::on_standard_ports() };
         let world = World::start(options, &domains).await.unwrap();
         {
             let mut zone = world.dns.change();
