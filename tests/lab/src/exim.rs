@@ -130,6 +130,18 @@ impl Exim {
         if output.status.success() { Ok(()) } else { Err(self.fault(&format!("exim -qff: {}", said(&output)))) }
     }
 
+    /// Forgets the mail that waits and the hosts that failed: what it does next depends on nothing before.
+    pub fn forget(&self) -> Result<(), String> {
+        for part in ["db", "input", "msglog"] {
+            let folder = self.folder.join("spool").join(part);
+            match fs::remove_dir_all(&folder) {
+                Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(format!("{}: {e}", folder.display())),
+                Ok(()) | Err(_) => {}
+            }
+        }
+        Ok(())
+    }
+
     /// The lines of its log that name a recipient, behind the first `from` octets: `=>` or `->` delivered, `==`
     /// deferred, `**` bounced.
     pub fn deliveries(&self, recipient: &str, from: usize) -> Vec<String> {
